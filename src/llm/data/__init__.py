@@ -1,0 +1,1 @@
+"""From text to batches: sources, token files, windows, data modules."""

@@ -1,0 +1,1 @@
+"""How well it is learned: metrics over a whole validation part."""

@@ -1,0 +1,1 @@
+"""Where metrics go: a CSV file always, Weights & Biases and TensorBoard by choice."""

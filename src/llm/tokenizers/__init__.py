@@ -1,0 +1,1 @@
+"""Between text and token ids: bytes, characters, words and byte-pair encoding."""

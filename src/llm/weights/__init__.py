@@ -1,0 +1,1 @@
+"""Where parameters come from: key maps to and from published formats."""

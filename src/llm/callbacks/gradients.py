@@ -1,0 +1,76 @@
+"""Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
+
+from collections import deque
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from llm.tasks.task import Task
+
+
+class DivergedError(RuntimeError):
+    """The loss, a gradient or a weight became NaN or infinite."""
+
+
+def require_finite(task: L.LightningModule, step: int) -> None:
+    """Raise DivergedError, naming the first parameter of `task` that holds a NaN or an infinity."""
+    for name, parameter in task.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(_advice(f"{name.removeprefix('model.')} is not finite", step))
+
+
+def _advice(what: str, step: int) -> str:
+    return (
+        f"training diverged: {what} after step {step}. The checkpoints from before are untouched. "
+        "Try a lower optimizer.lr, a longer schedule.warmup_steps or trainer.gradient_clip=1."
+    )
+
+
+class Gradients(Callback):
+    """Stop at a non-finite loss; warn of gradient spikes.
+
+    The loss is looked at in every step on the CPU, where that is free, and at logged steps elsewhere,
+    where a look waits for the device. (Lightning trains on through a NaN.)
+
+    Args:
+        spike: warn when the gradient norm is this many times its recent median.
+        window: logged norms the median is taken over.
+    """
+
+    def __init__(self, spike: float = 10.0, window: int = 50) -> None:
+        if spike <= 1:
+            raise ValueError(f"spike={spike}: give a factor above 1")
+        self.spike = spike
+        self.norms: deque[float] = deque(maxlen=window)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check the loss where the check is free or due."""
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if pl_module.device.type != "cpu" and not is_logged:
+            return
+        if not torch.isfinite(outputs["loss"]):
+            raise DivergedError(
+                _advice(f"the loss is {outputs['loss'].item()}", trainer.global_step)
+            )
+        assert isinstance(pl_module, Task)
+        if is_logged and pl_module.gradient_norm is not None:
+            self._watch(pl_module.gradient_norm.item(), trainer.global_step)
+
+    def _watch(self, norm: float, step: int) -> None:
+        usual = median(self.norms) if len(self.norms) >= 5 else float("inf")
+        if norm > self.spike * usual:
+            rank_zero_warn(
+                f"step {step}: gradient norm {norm:.3g}, {norm / usual:.0f} × its median"
+            )
+        self.norms.append(norm)

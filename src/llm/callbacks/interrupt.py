@@ -1,0 +1,72 @@
+"""Ctrl-C and termination signals: finish the step, save, and stop."""
+
+import signal
+import threading
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+
+from llm.callbacks.checkpoints import Checkpoints, validates_now
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptedRunError(Exception):
+    """A signal stopped the run after a whole step; its last checkpoint is on disk."""
+
+
+class Interrupt(Callback):
+    """Turn the first signal into a checkpoint at the end of the step; a second one stops at once.
+
+    A run stopped between steps resumes exactly; one stopped inside a step would not.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals, where Python lets us: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        Console(stderr=True).print(
+            f"\n{self.received.name}: finishing this step and saving; once more stops at once."
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and stop after a whole optimizer step, unless its validation is still to come."""
+        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.received is not None and is_whole and not validates_now(trainer):
+            self._stop(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop after the validation that the step owed."""
+        if self.received is not None and trainer.global_step < trainer.max_steps:
+            self._stop(trainer, pl_module)
+
+    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self.received is not None
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Checkpoints):
+                callback.save_last(trainer, pl_module)
+        raise InterruptedRunError(self.received.name)

@@ -1,0 +1,113 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+SHOWN = {
+    "train/loss": "loss {:.3f}",
+    "val/loss": "val {:.3f}",
+    "val/perplexity": "ppl {:.1f}",
+    "val/bits_per_byte": "{:.3f} bits/byte",
+    "speed/tokens_per_second": "{:,.0f} tok/s",
+}
+
+
+class ProgressBar(Callback):
+    """Shows steps, loss, validation perplexity, speed and the time left.
+
+    Reads only what was logged anyway: a bar must not make the training wait for the device.
+
+    Args:
+        seconds: time between two plain lines where the output is no terminal.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self.console = Console()
+        self.progress: Progress | None = None
+        self._task_id: Any = None
+        self._last_refresh = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the bar."""
+        if not trainer.is_global_zero or not self.console.is_terminal:
+            return
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self.console,
+        )
+        self.progress.start()
+        self._task_id = self.progress.add_task(
+            "training", total=trainer.max_steps, completed=trainer.global_step, metrics=""
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar, at most ten times a second; off a terminal print a line now and then."""
+        now = time.monotonic()
+        if now - self._last_refresh < (self.seconds if self.progress is None else 0.1):
+            return
+        self._last_refresh = now
+        self._show(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the validation's figures as a line that stays."""
+        if trainer.is_global_zero:
+            self.console.print(
+                f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"
+            )
+
+    def _show(self, trainer: L.Trainer) -> None:
+        if self.progress is not None:
+            text = figures(trainer)
+            self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
+        elif trainer.is_global_zero and trainer.global_step:
+            self.console.print(
+                f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the full bar standing."""
+        if self.progress is not None:
+            self._show(trainer)
+            self.progress.stop()
+            self.progress = None
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def figures(trainer: L.Trainer) -> str:
+    """The logged figures that matter most, in one line."""
+    logged = trainer.callback_metrics
+    return ", ".join(
+        form.format(logged[name].item()) for name, form in SHOWN.items() if name in logged
+    )

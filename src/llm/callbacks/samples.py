@@ -1,0 +1,93 @@
+"""What the model writes as it learns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+from torch import nn
+
+from llm.generation.decoding import generate
+from llm.generation.sampling import Sampler
+from llm.runs import Run
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+class Samples(Callback):
+    """After each validation, continue a few prompts; show them, keep them in `samples.txt` and in W&B.
+
+    The same seed every time, so that texts of different steps compare. Sampling has random generators of
+    its own: a run with samples trains exactly as one without.
+
+    Args:
+        tokenizer: the run's tokenizer.
+        prompts: texts to continue; an empty one begins a new document.
+        max_tokens: how many tokens to write for each.
+        sampler: how to choose among the logits.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str] = ("",),
+        max_tokens: int = 60,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+    ) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens}: give a number from 1 on")
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.max_tokens = max_tokens
+        self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
+        self.seed = seed
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write, show and keep."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module.model, nn.Module)
+        texts = self.write(pl_module.model)
+        run = Run(Path(trainer.default_root_dir))
+        with run.samples.open("a", encoding="utf-8") as file:
+            file.writelines(f"=== step {trainer.global_step}\n{text}\n" for text in texts)
+        for text in texts:
+            Console().print(
+                Panel(Text(text), title=f"step {trainer.global_step}", title_align="left")
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                rows = [[trainer.global_step, text] for text in texts]
+                logger.log_text("samples", columns=["step", "text"], data=rows)
+
+    def write(self, model: nn.Module) -> list[str]:
+        """Prompts with their continuations."""
+        prompts = [first_tokens(self.tokenizer, prompt) for prompt in self.prompts]
+        outputs = generate(
+            model,
+            prompts,
+            max_tokens=self.max_tokens,
+            sampler=self.sampler,
+            seed=self.seed,
+            end_token=self.tokenizer.end_of_text,
+        )
+        return [
+            prompt + self.tokenizer.decode(tokens)
+            for prompt, tokens in zip(self.prompts, outputs, strict=True)
+        ]
+
+
+def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens; for an empty prompt the token that begins a document."""
+    if prompt:
+        return tokenizer.encode(prompt)
+    if tokenizer.end_of_text is not None:
+        return [tokenizer.end_of_text]
+    raise ValueError(
+        f"an empty prompt needs an end-of-text token to begin with, and {tokenizer!r} has none: give a prompt"
+    )

@@ -1,0 +1,122 @@
+"""Speed and memory: tokens per second, model FLOPs utilisation, peak memory."""
+
+import time
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import psutil
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from llm.tasks.task import Task
+
+
+@runtime_checkable
+class CountsFlops(Protocol):
+    """A model that knows its training cost."""
+
+    def flops_per_token(self, context: int) -> int:
+        """Training FLOPs a token costs, forward and backward, in a context of so many tokens."""
+        ...
+
+
+class Throughput(Callback):
+    """Log `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
+
+    Time spent validating and sampling does not count. MFU is the share of the hardware's matrix rate that
+    the model's own FLOPs use (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and token, plus attention).
+
+    Args:
+        peak_flops: FLOP/s of the hardware; null leaves MFU out.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.peak_flops = peak_flops
+        self.tokens = 0
+        self.tokens_per_second = 0.0
+        self.seconds = 0.0
+        self.total_tokens = 0
+        self._since: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._pause(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock again."""
+        self._since = time.perf_counter()
+
+    def _pause(self, pl_module: L.LightningModule) -> None:
+        if self._since is not None:
+            _wait_for(pl_module.device)
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count the batch's tokens; at logged steps report, together with what the task measured."""
+        self.tokens += batch["tokens"].numel()
+        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if is_whole and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._pause(pl_module)
+            assert isinstance(pl_module, Task)
+            speed = self._report(trainer, pl_module, batch["tokens"].shape[1])
+            pl_module.record(pl_module.take_training_metrics() | speed)
+            self._since = time.perf_counter()
+
+    def _report(self, trainer: L.Trainer, task: Task, context: int) -> dict[str, float]:
+        tokens = self.tokens * trainer.world_size
+        self.total_tokens += tokens
+        self.tokens_per_second = tokens / max(self.seconds, 1e-9)
+        self.tokens, self.seconds = 0, 0.0
+        metrics = {
+            "speed/tokens_per_second": self.tokens_per_second,
+            "memory/peak_gib": peak_memory(task.device) / 2**30,
+            "tokens": float(self.total_tokens),
+        }
+        if self.peak_flops and isinstance(task.model, CountsFlops):
+            flops = self.tokens_per_second * task.model.flops_per_token(context)
+            metrics["speed/mfu"] = flops / self.peak_flops
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tokens seen so far, in whole and since the last report."""
+        return {"total_tokens": self.total_tokens, "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.total_tokens, self.tokens = state_dict["total_tokens"], state_dict["tokens"]
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: of the GPU by tensors, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", None) or _peak_rss() or memory.rss
+
+
+def _peak_rss() -> int:
+    import sys
+
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,52 @@
+"""Cross-entropy over a whole validation part, and what is derived from it."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from llm.losses import cross_entropy_sum
+
+
+class Perplexity(Metric):
+    """Mean cross-entropy in nats a token, perplexity, and bits per byte.
+
+    Sums in float64 and exponentiates once at the end. (torchmetrics' own Perplexity exponentiates
+    float32 probabilities: one confident miss in a thousand tokens makes it infinite.)
+
+    Args:
+        bytes_per_token: UTF-8 bytes of text a target token stands for on average; with it, results of
+            different tokenizers compare. None leaves bits per byte out.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+
+    def __init__(self, bytes_per_token: float | None = None) -> None:
+        super().__init__()
+        self.bytes_per_token = bytes_per_token
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> None:
+        """Add a batch; targets of -100 count for nothing."""
+        nats, tokens = cross_entropy_sum(logits, targets)
+        self.nats += nats
+        self.tokens += tokens
+
+    def compute(self) -> dict[str, float]:
+        """`loss`, `perplexity` and, where bytes are known, `bits_per_byte`; NaN before any token."""
+        loss = (self.nats / self.tokens).item()
+        return summary(loss, self.bytes_per_token)
+
+
+def summary(loss: float, bytes_per_token: float | None) -> dict[str, float]:
+    """What a mean loss in nats a token amounts to."""
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    results = {"loss": loss, "perplexity": perplexity}
+    if bytes_per_token:
+        results["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+    return results

@@ -1,0 +1,142 @@
+"""Where a run computes and in which precision: resolved once, printed, and saved with the run."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "bf16", "fp16", 32]
+
+# Dense bfloat16 matrix rate in FLOP/s from NVIDIA's datasheets, without sparsity. nanoGPT divides
+# by an A100's whatever the card; Lightning 2.6 takes the sparse figure of an H200: hence our own table.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine a run uses.
+
+    Args:
+        accelerator: `auto` takes a GPU (CUDA, then Apple's MPS) when there is one, else the CPU.
+        devices: how many devices, or `auto` for all of the accelerator's (one on a CPU).
+        precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 where it is measured faster.
+        compile: compile the model and its loss with `torch.compile`.
+        activation_checkpointing: recompute each block's activations in the backward pass to save memory.
+        workers: data-loading processes; 0 loads in the training process.
+        threads: CPU threads, or null for torch's own choice.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    precision: Precision = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    workers: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.devices != "auto" and self.devices < 1:
+            raise ValueError(f"devices={self.devices}: give a number from 1 on, or auto for all")
+        if self.workers < 0:
+            raise ValueError(
+                f"workers={self.workers}: give 0 (load in the training process) or more"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(
+                f"threads={self.threads}: give a number from 1 on, or null for torch's choice"
+            )
+
+    def resolve(self) -> "Hardware":
+        """Replace every `auto` by what this machine has; raises ValueError when what is asked is not there."""
+        accelerator = _available(self.accelerator)
+        devices = _count(accelerator) if self.devices == "auto" else self.devices
+        precision = faster_precision(accelerator) if self.precision == "auto" else self.precision
+        if precision == "fp16" and accelerator == "cpu":
+            raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
+        return replace(self, accelerator=accelerator, devices=devices, precision=precision)
+
+    @property
+    def lightning_precision(self) -> str:
+        """The resolved precision in Lightning's words."""
+        return {32: "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
+
+
+def _available(accelerator: str) -> str:
+    has_mps = torch.backends.mps.is_available()
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if accelerator == "gpu":
+        accelerator = "mps" if has_mps and not torch.cuda.is_available() else "cuda"
+    if (accelerator == "cuda" and not torch.cuda.is_available()) or (
+        accelerator == "mps" and not has_mps
+    ):
+        raise ValueError(
+            f"hardware.accelerator={accelerator}: this machine has none; use hardware=cpu or auto"
+        )
+    return accelerator
+
+
+def _count(accelerator: str) -> int:
+    return torch.cuda.device_count() if accelerator == "cuda" else 1
+
+
+def faster_precision(accelerator: str) -> Precision:
+    """bf16 where matrix products in it run at least 1.5 times as fast as in float32, else 32.
+
+    GPUs answer by capability (compute capability 8.0 and later); a CPU is measured, for some have
+    instructions for bfloat16 (AVX512-BF16, AMX) and others emulate it.
+    """
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if accelerator == "mps":
+        return 32
+    ratio = matmul_rate(torch.bfloat16) / matmul_rate(torch.float32)
+    return "bf16" if ratio >= 1.5 else 32
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 768, repeats: int = 8) -> float:
+    """The best of several timed `size` × `size` CPU matrix products, in FLOP/s."""
+    left, right = torch.ones(2, size, size, dtype=dtype).unbind()
+    best = float("inf")
+    left @ right  # the first product pays for allocation and kernel choice
+    for _ in range(repeats):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_flops(hardware: Hardware) -> tuple[float, str] | None:
+    """The matrix rate that MFU is measured against in FLOP/s, and where it is from; None where nobody knows.
+
+    A GPU's is the published dense figure: float32 runs are held against bf16 as well,
+    so that precisions compare. A CPU publishes none, so its own measured product rate stands in for it.
+    """
+    if hardware.accelerator == "cuda":
+        name = torch.cuda.get_device_name()
+        found = next((rate for key, rate in PEAK_FLOPS.items() if key in name), None)
+        return None if found is None else (found * int(hardware.devices), f"datasheet, {name}")
+    if hardware.accelerator == "cpu":
+        dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+        return matmul_rate(dtype), f"measured {str(dtype).removeprefix('torch.')} matrix product"
+    return None
+
+
+def describe(hardware: Hardware) -> str:
+    """One line for the start of a run: device, count, precision."""
+    name = torch.cuda.get_device_name() if hardware.accelerator == "cuda" else hardware.accelerator
+    extras = [word for word in ("compile", "activation_checkpointing") if getattr(hardware, word)]
+    return ", ".join([f"{hardware.devices} × {name}", f"precision {hardware.precision}", *extras])

@@ -1,0 +1,98 @@
+"""`metrics.csv`: every metric by step, in a file that survives crashes and resumes."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """One row a step, one column a metric; always on.
+
+    Lightning's own deletes the file when a run resumes and rewrites it whole as it grows. This one appends,
+    and a resumed run takes away just the rows after its checkpoint: those steps are trained again.
+
+    Args:
+        path: the file.
+        resume_step: keep rows up to this step; -1 begins a new file.
+    """
+
+    def __init__(self, path: Path, resume_step: int = -1) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.columns = ["step"]
+        self._row: dict[str, Any] = {}
+        self._begin(resume_step)
+
+    @property
+    def name(self) -> str:
+        """The kind of logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """No versions: a run has one file."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Path:
+        """The file."""
+        return self.path
+
+    @rank_zero_only
+    def _begin(self, resume_step: int) -> None:
+        rows = read(self.path) if self.path.is_file() and resume_step >= 0 else []
+        kept = [row for row in rows if int(row["step"]) <= resume_step]
+        if kept:
+            self.columns = list(kept[0])
+        self._rewrite(kept)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Gather a step's metrics; the row is written when the next step's arrive, or on `save`."""
+        if self._row and self._row["step"] != step:
+            self.save()
+        self._row |= {"step": step, **metrics}
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the row under way."""
+        if not self._row:
+            return
+        new = [name for name in self._row if name not in self.columns]
+        if new:
+            rows = read(self.path)
+            self.columns += new
+            self._rewrite(rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(self._row)
+        self._row = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration stands in config.yaml."""
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file; a last line that a crash cut short is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row.values()]

@@ -1,0 +1,19 @@
+"""TensorBoard, as an optional extra."""
+
+from importlib.util import find_spec
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+def tensorboard_logger(directory: str) -> TensorBoardLogger:
+    """A TensorBoard logger that writes into the run directory.
+
+    Args:
+        directory: the run directory; events go to its folder `tensorboard`.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard needs tensorboard: pip install 'llm[tensorboard]'")
+    return TensorBoardLogger(save_dir=directory, name="tensorboard", version="")

@@ -1,0 +1,188 @@
+"""A run directory: what was asked, what came of it, and how it goes on.
+
+    outputs/pretraining/NAME/
+      config.yaml      the composed configuration with every number resolved
+      run.json         status, fingerprint, versions, seed, figures
+      tokenizer.json   the tokenizer, whole
+      checkpoints/     best.ckpt (weights), last.ckpt (everything that exact resume needs), each with its SHA-256
+      metrics.csv      every metric by step
+      samples.txt      what the model wrote as it learned
+      loss.png         the loss picture
+
+The directory is found again by its name, which the overrides give it: no time stamps.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["new", "running", "interrupted", "failed", "done"]
+
+# What a longer, moved or differently watched run may change without becoming another run.
+NAMELESS = ("hardware", "logger", "callbacks", "output_dir", "name", "rerun", "experiment", "trust")
+NAMELESS_KEYS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
+VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
+LONGEST_NAME = 120
+
+
+def name_of(experiment: str, overrides: Iterable[str]) -> str:
+    """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
+
+    Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
+    """
+    named = [override for override in overrides if not _is_nameless(override)]
+    name = ",".join([experiment, *(_plain(override) for override in named)])
+    if len(name) <= LONGEST_NAME:
+        return name
+    import hashlib
+
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - 9]}-{digest}"
+
+
+def _is_nameless(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    return key in NAMELESS_KEYS or key.replace("/", ".").split(".")[0] in NAMELESS
+
+
+def _plain(override: str) -> str:
+    return re.sub(r"[^\w.=+~,-]+", "-", override).strip("-")
+
+
+@dataclass
+class Run:
+    """One run directory on disk.
+
+    Args:
+        path: the directory; it need not exist yet.
+    """
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        if self._json.is_file():
+            self.record = json.loads(self._json.read_text("utf-8"))
+
+    @property
+    def _json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """The composed configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's file."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> Path:
+        """Every metric by step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote as it learned."""
+        return self.path / "samples.txt"
+
+    @property
+    def picture(self) -> Path:
+        """The loss picture."""
+        return self.path / "loss.png"
+
+    @property
+    def status(self) -> Status:
+        """Where the run stands; `new` when nothing was recorded."""
+        return self.record.get("status", "new")
+
+    def update(self, **entries: Any) -> None:
+        """Add entries to run.json, atomically: a reader sees the old record or the new one."""
+        self.record |= entries
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.record, indent=2, sort_keys=False, default=str) + "\n"
+        partial = self._json.with_name(f".{self._json.name}.{os.getpid()}")
+        partial.write_text(text, "utf-8")
+        partial.replace(self._json)
+
+    def start(self, fingerprint: str, seed: int, command: str) -> None:
+        """Record that training begins (or goes on) now, and under what."""
+        self.update(
+            status="running",
+            fingerprint=fingerprint,
+            seed=seed,
+            command=command,
+            started=self.record.get("started", _now()),
+            commit=_git_commit(),
+            versions=_versions(),
+            machine=_machine(),
+            process=os.getpid(),
+        )
+
+    def finish(self, status: Status, **figures: Any) -> None:
+        """Record how training ended."""
+        self.update(status=status, ended=_now(), **figures)
+
+    def set_aside(self) -> Path | None:
+        """Rename an existing directory to make room for a fresh run; returns its new place."""
+        if not self._json.is_file():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}~{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self.record = {}
+        return aside
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """All run directories under `folder`, the newest first."""
+    found = sorted(Path(folder).glob("*/*/run.json"), key=lambda file: -file.stat().st_mtime)
+    return [Run(file.parent) for file in found if "~" not in file.parent.name]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None

@@ -1,0 +1,48 @@
+"""Next-token prediction: the objective a language model is pretrained with (Bengio et al. 2003)."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llm.evaluation.perplexity import Perplexity
+from llm.losses import cross_entropy
+from llm.tasks.task import Batch, Groups, Task
+
+
+class Pretraining(Task):
+    """Learn to predict each token from those before it.
+
+    Args:
+        model: tokens (B, T) to logits (B, T, V).
+        optimizer: makes the optimizer from parameter groups.
+        schedule: `(step, max_steps)` to a multiplier of the learning rate.
+        parameter_groups: sorts a model's trainable parameters into groups.
+        bytes_per_token: bytes a validation token stands for on average, for bits per byte.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Groups], Optimizer],
+        schedule: Callable[[int, int], float],
+        parameter_groups: Callable[[nn.Module], Groups],
+        bytes_per_token: float | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, schedule, parameter_groups)
+        self.perplexity = Perplexity(bytes_per_token)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
+        return cross_entropy(self.model(batch["tokens"]), batch["targets"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        self.perplexity.update(self.model(batch["tokens"]), batch["targets"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the validation part's loss, perplexity and bits per byte."""
+        results = self.perplexity.compute()
+        self.perplexity.reset()
+        if not self.trainer.sanity_checking:
+            self.record({f"val/{name}": value for name, value in results.items()})

@@ -1,0 +1,126 @@
+"""What every training objective shares: optimizer, schedule, clipping, and what is logged."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Batch = dict[str, Tensor]
+Groups = list[dict[str, Any]]
+
+
+class Task(L.LightningModule):
+    """A model, an objective, and how the one learns from the other.
+
+    A subclass says what a batch costs in `step`. Metrics stay on the device and leave it every
+    `trainer.log_every_n_steps` steps only: a value read is a wait for the GPU.
+
+    Args:
+        model: the network; it knows nothing of training.
+        optimizer: makes the optimizer from parameter groups.
+        schedule: `(step, max_steps)` to a multiplier of every group's learning rate.
+        parameter_groups: sorts a model's trainable parameters into groups, with and without decay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Groups], Optimizer],
+        schedule: Callable[[int, int], float],
+        parameter_groups: Callable[[nn.Module], Groups],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.parameter_groups = parameter_groups
+        self.gradient_norm: Tensor | None = None
+        self._loss_sum: Tensor | None = None
+        self._loss_count = 0
+
+    @abstractmethod
+    def step(self, batch: Batch) -> Tensor:
+        """The training loss of one batch, a scalar with gradient."""
+
+    def compile_step(self) -> None:
+        """Compile the model together with its loss: one graph, and Lightning stays outside of it."""
+        self.step = torch.compile(self.step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch; its running mean is what gets logged."""
+        loss = self.step(batch)
+        detached = loss.detach()
+        self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
+        self._loss_count += 1
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the groups, and the schedule as a multiplier from step 0 on."""
+        optimizer = self.make_optimizer(self.parameter_groups(self.model))
+        # A fused optimizer would unscale fp16 gradients inside its step, after clipping saw them scaled.
+        if hasattr(optimizer, "_step_supports_amp_scaling"):
+            optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+        max_steps = self.trainer.max_steps
+        scheduler = LambdaLR(
+            optimizer, lambda step: self.schedule(min(step, max_steps - 1), max_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a global norm and keep the norm from before (Pascanu et al. 2013)."""
+        if gradient_clip_val is not None or self.is_log_step:
+            limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the optimizer step now under way is one whose metrics are logged."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def take_training_metrics(self) -> dict[str, float]:
+        """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""
+        metrics: dict[str, float] = {}
+        if self._loss_sum is not None:
+            metrics["train/loss"] = self._loss_sum.item() / self._loss_count
+            self._loss_sum, self._loss_count = None, 0
+        if self.gradient_norm is not None:
+            metrics["train/gradient_norm"] = self.gradient_norm.item()
+        metrics["train/learning_rate"] = self._last_learning_rate()
+        return metrics
+
+    def _last_learning_rate(self) -> float:
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        group = scheduler.optimizer.param_groups[0]
+        step = max(self.global_step - 1, 0)
+        return group["initial_lr"] * self.schedule(step, self.trainer.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the loss mean under way, so that a resumed run logs what an uninterrupted one does."""
+        checkpoint["loss_mean"] = {"sum": self._loss_sum, "count": self._loss_count}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the mean under way."""
+        mean = checkpoint["loss_mean"]
+        self._loss_sum, self._loss_count = mean["sum"], mean["count"]
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Hand metrics of the present step to every logger, and to whoever watches `callback_metrics`."""
+        for name, value in metrics.items():
+            self.trainer.callback_metrics[name] = torch.tensor(value)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)

@@ -1,0 +1,117 @@
+"""How long and how a run trains: the budget, what is derived from it, and Lightning's trainer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from llm.callbacks.checkpoints import VerifiedCheckpointIO
+from llm.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The budget of a run and its rhythm. Exactly one of the three `max_` words sets the budget.
+
+    Args:
+        max_steps: optimizer steps.
+        max_epochs: passes over the training part, rounded up to whole steps.
+        max_tokens: training tokens, rounded up to whole steps.
+        accumulate: micro-batches an optimizer step gathers.
+        gradient_clip: the global norm gradients are clipped to; null does not clip.
+        val_every: steps between validations; null takes a tenth of the run.
+        val_batches: at most this many validation batches; null takes the whole part.
+        log_every: steps between logged training metrics.
+    """
+
+    max_steps: int | None = None
+    max_epochs: float | None = None
+    max_tokens: float | None = None
+    accumulate: int = 1
+    gradient_clip: float | None = 1.0
+    val_every: int | None = None
+    val_batches: int | None = None
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        budgets = {key: getattr(self, key) for key in ("max_steps", "max_epochs", "max_tokens")}
+        given = [key for key, value in budgets.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given) or 'none of ' + ', '.join(budgets)} given: "
+                "set exactly one of them and the others to null"
+            )
+        for key in (*given, "accumulate", "val_every", "val_batches", "log_every", "gradient_clip"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"{key}={value}: give a number above 0")
+
+    def steps(self, batches_per_epoch: float, tokens_per_batch: int) -> int:
+        """The budget in optimizer steps.
+
+        Args:
+            batches_per_epoch: micro-batches in one pass over the training part; need not be whole.
+            tokens_per_batch: tokens in a micro-batch, over all devices.
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        if self.max_epochs is not None:
+            return max(1, math.ceil(self.max_epochs * batches_per_epoch / self.accumulate - 1e-9))
+        assert self.max_tokens is not None
+        return max(1, math.ceil(self.max_tokens / (tokens_per_batch * self.accumulate)))
+
+    def validation_interval(self, steps: int) -> int:
+        """Optimizer steps between validations in a run of `steps`."""
+        return min(self.val_every or math.ceil(steps / 10), steps)
+
+
+def make_trainer(
+    settings: Settings,
+    hardware: Hardware,
+    steps: int,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> L.Trainer:
+    """Lightning's trainer, lean: no extra bars, summaries or sanity runs, and an endless epoch.
+
+    Data order is a function of (seed, batch number), so an epoch is a word for the budget only: one
+    endless epoch resumes from any step.
+    """
+    return L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        precision=hardware.lightning_precision,  # pyright: ignore[reportArgumentType]
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip,
+        val_check_interval=settings.validation_interval(steps) * settings.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=settings.val_batches,
+        log_every_n_steps=settings.log_every,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[VerifiedCheckpointIO()],
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block in the backward pass instead of keeping its activations (Chen et al. 2016)."""
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise ValueError(
+            f"activation checkpointing needs blocks, and {type(model).__name__} has none"
+        )
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,0 +1,68 @@
+"""Parameter groups: which weights decay, and which are the matrices that Muon turns.
+
+A group is what a torch optimizer takes, `{"params": [...], ...}`, with two marks of our own:
+`name`, for logs, and `hidden`, true for the matrices inside the blocks. Where a group says nothing
+of weight decay, the optimizer's own setting holds.
+"""
+
+from typing import Any
+
+from torch import nn
+
+
+def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
+    """Decay weights of two dimensions and more; spare vectors: biases and the gains of norms.
+
+    Decay pulls a matrix towards computing less; a norm's gain it would only pull away from 1, and
+    a bias towards nothing in particular (GPT-2, GPT-3 and Llama were trained so).
+
+    Args:
+        model: any module; its frozen parameters are left out and tied ones counted once.
+
+    Returns:
+        Up to three groups, `hidden`, `embedding` (with the head) and `vector`; empty ones are
+        left out.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
+    groups = decay_everything(model)
+    for group in groups:
+        if group["name"] == "vector":
+            group["weight_decay"] = 0.0
+    return groups
+
+
+def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
+    """Decay every parameter alike, as plain `optimizer(model.parameters())` does.
+
+    Args:
+        model: any module; its frozen parameters are left out and tied ones counted once.
+
+    Returns:
+        The groups of `decay_matrices`, none of which sets a weight decay of its own.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
+    members: dict[str, list[nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
+    # named_parameters gives a tied parameter once, under its first name.
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[_kind(name, parameter)].append(parameter)
+    groups = [
+        {"params": parameters, "name": kind, "hidden": kind == "hidden"}
+        for kind, parameters in members.items()
+        if parameters
+    ]
+    if not groups:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameter: unfreeze some before training"
+        )
+    return groups
+
+
+def _kind(name: str, parameter: nn.Parameter) -> str:
+    if parameter.ndim < 2:
+        return "vector"
+    return "hidden" if "blocks" in name.split(".") else "embedding"

@@ -1,0 +1,193 @@
+"""Muon: momentum, orthogonalised by Newton-Schulz, for the matrices inside the blocks.
+
+A gradient step on a matrix is dominated by a few directions; the rare ones that matter as much
+are lost in them. Muon replaces the momentum by the nearest matrix whose singular values are all
+about 1, so that every direction moves alike (Jordan et al. 2024, "Muon: an optimizer for hidden
+layers in neural networks"). Embeddings, the head and vectors are no such maps: AdamW turns those.
+Both live in one optimizer here, so that schedules, gradient scalers and checkpoints see just one.
+"""
+
+# pyright: reportPrivateImportUsage=false
+# The _foreach operations, one launch for a whole list, are private in name only.
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+# The quintic p(x) = a x + b x³ + c x⁵: its slope at 0 is as steep as it gets, and it keeps singular
+# values within about 0.7 and 1.2 of 1 instead of converging, which trains just as well.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(
+    matrices: Float[Tensor, "N R C"], steps: int = 5, dtype: torch.dtype = torch.bfloat16
+) -> Float[Tensor, "N R C"]:
+    """Push all singular values of each matrix towards 1 and keep its singular vectors.
+
+    Each step applies the quintic to the singular values by products alone:
+    X ← aX + (bA + cA²)X with A = XXᵀ. The whole stack goes through at once, for few large products
+    are faster than many small ones.
+
+    Args:
+        matrices: matrices of one shape, stacked.
+        steps: five suffice for singular values down to a thousandth of the largest.
+        dtype: the precision of the products. bfloat16 is enough, and the fast one on most machines.
+
+    Returns:
+        The orthogonalised matrices, in `dtype`. A matrix of zeros stays one.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(dtype)
+    x = x.mT if tall else x  # so that A is the smaller of the two Gram matrices
+    # The Frobenius norm bounds the largest singular value, and the quintic needs that within 1.
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(Optimizer):
+    """Muon for the groups marked `hidden`, AdamW for all others.
+
+    The step on a matrix of R rows and C columns is lr · sqrt(max(1, R/C)) · O, with O the
+    orthogonalised Nesterov momentum: Jordan's convention, torch.optim.Muon's "original". Decay is
+    decoupled: a weight first shrinks by lr · weight_decay. A fused projection of queries, keys and
+    values counts as the one matrix that it is; a parameter of three dimensions (experts) as a
+    stack of matrices.
+
+    Args:
+        params: groups as `llm.optim.groups` makes them, at least one of them `hidden`.
+        lr: the rate of the hidden matrices.
+        momentum: the share of the past in the running mean of the gradients.
+        weight_decay: for matrices and the rest alike, but for groups that set their own.
+        adamw_lr: the rate of everything else.
+        betas: AdamW's two shares of the past.
+        eps: AdamW's floor under the root of the second moment.
+
+    Raises:
+        ValueError: a setting out of its range, no hidden group, or a vector in one.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        adamw_lr: float = 2e-3,
+        betas: list[float] | tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ):
+        for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"{name}={value} is negative: choose 0 or more")
+        if len(betas) != 2:
+            raise ValueError(f"betas={betas} must be two numbers, such as [0.9, 0.95]")
+        for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: {value} is outside of [0, 1)")
+        groups = [
+            group if group.get("hidden") else {"lr": adamw_lr, "hidden": False, **group}
+            for group in params
+        ]
+        hidden = [parameter for g in groups if g.get("hidden") for parameter in g["params"]]
+        if not hidden:
+            raise ValueError(
+                "Muon needs a group marked hidden, as llm.optim.groups marks the matrices in "
+                "`blocks`; for a model without any, choose another optimizer, such as adamw"
+            )
+        if any(parameter.ndim < 2 for parameter in hidden):
+            raise ValueError("Muon's hidden groups take matrices only, and one holds a vector")
+        super().__init__(
+            groups,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "betas": tuple(betas),
+                "eps": eps,
+                # AdamW in one kernel; torch also reads this when it loads the state.
+                "fused": True,
+            },
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss and the gradients, as Lightning passes it.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            gradients: list[Tensor] = [p.grad for p in group["params"] if p.grad is not None]
+            if parameters:
+                update = self._muon if group["hidden"] else self._adamw
+                update(parameters, gradients, group)
+        return loss
+
+    def _muon(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        averages = self._state("momentum_buffer", parameters)
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        # Nesterov: look one step ahead along the average.
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+
+        alike = defaultdict(list)
+        for parameter, direction in zip(parameters, directions, strict=True):
+            alike[parameter.shape, parameter.dtype, parameter.device].append((parameter, direction))
+        for (shape, dtype, _), pairs in alike.items():
+            stacked = torch.stack([direction for _, direction in pairs])
+            turned = newton_schulz(stacked.view(-1, *shape[-2:])).to(dtype).view_as(stacked)
+            rate = group["lr"] * math.sqrt(max(1, shape[-2] / shape[-1]))
+            torch._foreach_add_([p for p, _ in pairs], list(turned.unbind()), alpha=-rate)
+
+    def _adamw(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        adamw(
+            parameters,
+            gradients,
+            self._state("exp_avg", parameters),
+            self._state("exp_avg_sq", parameters),
+            [],
+            self._state("step", parameters),
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _state(self, name: str, parameters: list[Tensor]) -> list[Tensor]:
+        """One running tensor a parameter, zeros at first; steps are counted in float32 scalars."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = (
+                    torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    if name == "step"
+                    else torch.zeros_like(parameter)
+                )
+        return [self.state[parameter][name] for parameter in parameters]

@@ -1,0 +1,124 @@
+"""Learning rate schedules: pure functions of a step and the length of the run.
+
+Each gives the factor on an optimizer's own rate, from 0 to 1. Steps count from 0, so the last one
+is `max_steps - 1`. Warm-up step k has the factor (k + 1) / warmup_steps: the first is not wasted on
+a rate of 0, and the last is at the peak; without warm-up the first step is the peak. From the peak
+a decay runs to `final_ratio`, which the last step has exactly, and which later ones keep. A run no
+longer than its warm-up only ever rises.
+"""
+
+import math
+
+
+def constant(step: int, max_steps: int, warmup_steps: int = 0) -> float:
+    """Hold the peak after the warm-up.
+
+    Args:
+        step: the step about to be taken, from 0.
+        max_steps: the length of the run.
+        warmup_steps: steps of linear warm-up.
+
+    Returns:
+        The factor on the learning rate.
+
+    Raises:
+        ValueError: a negative step or warm-up, or a run of no steps.
+    """
+    return _warmup(step, max_steps, warmup_steps)
+
+
+def linear(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
+    """Fall in a straight line from the peak to the last step.
+
+    Args:
+        step: the step about to be taken, from 0.
+        max_steps: the length of the run.
+        warmup_steps: steps of linear warm-up.
+        final_ratio: the factor of the last step, from 0 to 1.
+
+    Returns:
+        The factor on the learning rate.
+
+    Raises:
+        ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
+    """
+    remaining = 1 - _progress(step, max_steps, _peak(warmup_steps))
+    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+
+
+def cosine(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float = 0.1) -> float:
+    """Fall along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5).
+
+    Args:
+        step: the step about to be taken, from 0.
+        max_steps: the length of the run.
+        warmup_steps: steps of linear warm-up.
+        final_ratio: the factor of the last step, from 0 to 1.
+
+    Returns:
+        The factor on the learning rate.
+
+    Raises:
+        ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
+    """
+    remaining = (1 + math.cos(math.pi * _progress(step, max_steps, _peak(warmup_steps)))) / 2
+    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+
+
+def wsd(
+    step: int,
+    max_steps: int,
+    warmup_steps: int = 0,
+    final_ratio: float = 0.0,
+    decay_fraction: float = 0.2,
+) -> float:
+    """Warm up, stay at the peak, and fall in a straight line at the end (Hu et al. 2024, MiniCPM).
+
+    A run can be prolonged from any point of its stable part, which a cosine does not allow.
+
+    Args:
+        step: the step about to be taken, from 0.
+        max_steps: the length of the run.
+        warmup_steps: steps of linear warm-up.
+        final_ratio: the factor of the last step, from 0 to 1.
+        decay_fraction: the share of the run that decays, from 0 to 1; a warm-up that reaches into
+            it is finished first.
+
+    Returns:
+        The factor on the learning rate.
+
+    Raises:
+        ValueError: a negative step or warm-up, a run of no steps, a share outside of [0, 1].
+    """
+    if not 0 <= decay_fraction <= 1:
+        raise ValueError(f"decay_fraction={decay_fraction} is outside of [0, 1]")
+    stable_until = max_steps - 1 - round(decay_fraction * max_steps)
+    remaining = 1 - _progress(step, max_steps, max(stable_until, _peak(warmup_steps)))
+    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+
+
+def _warmup(step: int, max_steps: int, warmup_steps: int) -> float:
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps}: a schedule needs a run of at least one step")
+    if step < 0 or warmup_steps < 0:
+        raise ValueError(f"step={step} and warmup_steps={warmup_steps} must not be negative")
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def _peak(warmup_steps: int) -> int:
+    """The first step at the full rate."""
+    return max(0, warmup_steps - 1)
+
+
+def _progress(step: int, max_steps: int, start: int) -> float:
+    """How far the decay has come that begins after step `start`: 0 there, 1 at the last step."""
+    if step <= start:
+        return 0.0
+    return min(1.0, (step - start) / max(1, max_steps - 1 - start))
+
+
+def _above(final_ratio: float, remaining: float) -> float:
+    """What is left of the factor when it falls to `final_ratio` and not to 0."""
+    if not 0 <= final_ratio <= 1:
+        raise ValueError(f"final_ratio={final_ratio} is outside of [0, 1]")
+    return final_ratio + (1 - final_ratio) * remaining

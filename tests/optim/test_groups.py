@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from llm.optim.groups import decay_everything, decay_matrices
+
+
+class Tiny(nn.Module):
+    """The shape of a language model: an embedding tied to the head, blocks, a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.LayerNorm(4), "output": nn.Linear(4, 4)}) for _ in range(2)
+        )
+        self.final_norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def names(model, group):
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {by_id[id(parameter)] for parameter in group["params"]}
+
+
+@pytest.mark.parametrize("groups", [decay_matrices, decay_everything])
+def test_every_trainable_parameter_stands_in_exactly_one_group(groups):
+    model = Tiny()
+    seen = [id(parameter) for group in groups(model) for parameter in group["params"]]
+    assert sorted(seen) == sorted(id(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("groups", [decay_matrices, decay_everything])
+def test_frozen_parameters_are_left_out(groups):
+    model = Tiny()
+    model.blocks[0].requires_grad_(False)
+    seen = {id(parameter) for group in groups(model) for parameter in group["params"]}
+    assert seen == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(seen) == len(list(model.parameters())) - 4
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = Tiny()
+    for group in decay_matrices(model):
+        dimensions = {parameter.ndim for parameter in group["params"]}
+        if group.get("weight_decay") == 0.0:
+            assert dimensions == {1}
+        else:
+            assert "weight_decay" not in group
+            assert dimensions == {2}
+
+
+def test_decaying_everything_sets_no_decay_of_its_own():
+    assert all("weight_decay" not in group for group in decay_everything(Tiny()))
+
+
+def test_hidden_matrices_are_those_in_blocks():
+    model = Tiny()
+    hidden = [group for group in decay_matrices(model) if group["hidden"]]
+    assert [group["name"] for group in hidden] == ["hidden"]
+    assert names(model, hidden[0]) == {"blocks.0.output.weight", "blocks.1.output.weight"}
+
+
+def test_a_wrapped_model_has_the_same_groups():
+    model = Tiny()
+    wrapped = nn.ModuleDict({"model": model})
+    assert [g["name"] for g in decay_matrices(wrapped)] == ["hidden", "embedding", "vector"]
+    assert names(model, decay_matrices(wrapped)[0]) == names(model, decay_matrices(model)[0])
+
+
+def test_kinds_without_parameters_make_no_group():
+    assert [group["name"] for group in decay_matrices(nn.LayerNorm(3))] == ["vector"]
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ValueError, match="Tiny has no trainable parameter"):
+        decay_matrices(Tiny().requires_grad_(False))
+
+
+def test_the_optimizer_decays_by_its_own_setting_where_a_group_is_silent():
+    model = Tiny()
+    optimizer = torch.optim.AdamW(decay_matrices(model), lr=0.1, weight_decay=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)

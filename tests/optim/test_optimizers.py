@@ -1,0 +1,64 @@
+"""Every leaf of conf/optimizer lowers a loss, by groups and schedule, through a checkpoint."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from hydra.utils import get_method
+from torch import nn
+
+from llm.optim.groups import decay_matrices
+from llm.optim.schedules import cosine
+
+LEAVES = sorted((Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
+
+
+def factory(leaf):
+    settings = yaml.safe_load(leaf.read_text())
+    assert settings.pop("_partial_") is True
+    return partial(get_method(settings.pop("_target_")), **settings)
+
+
+def problem():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(11, 16),
+            "blocks": nn.ModuleList([nn.Linear(16, 32), nn.Linear(32, 16)]),
+            "norm": nn.LayerNorm(16),
+            "head": nn.Linear(16, 11, bias=False),
+        }
+    )
+
+    def loss():
+        x = model["embedding"](torch.arange(11))
+        x = x + model["blocks"][1](F.gelu(model["blocks"][0](x)))
+        return F.cross_entropy(model["head"](model["norm"](x)), (torch.arange(11) * 3 + 1) % 11)
+
+    return model, loss
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.stem)
+def test_leaf_learns_a_table_by_heart(leaf, tmp_path):
+    model, loss = problem()
+    optimizer = factory(leaf)(decay_matrices(model))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, 150, 5))
+    start = loss().item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        scheduler.step()
+    assert loss().item() < start / 2
+
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer")
+    state = torch.load(tmp_path / "optimizer", weights_only=True)
+    factory(leaf)(decay_matrices(problem()[0])).load_state_dict(state)
+
+
+def test_the_six_optimizers_are_there():
+    expected = ["adagrad", "adam", "adamw", "muon", "rmsprop", "sgd"]
+    assert [leaf.stem for leaf in LEAVES] == expected

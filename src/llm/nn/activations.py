@@ -1,0 +1,30 @@
+"""The bend between two projections: pure functions, element by element."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def gelu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """x · Φ(x), with the normal distribution's Φ itself (Hendrycks and Gimpel 2016)."""
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """GELU by the tanh formula of the same paper, which GPT-2 was trained with."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """max(x, 0)."""
+    return F.relu(x)
+
+
+def silu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
+    return F.silu(x)
+
+
+def relu_squared(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """max(x, 0)² (So et al. 2021, Primer)."""
+    return F.relu(x).square()

@@ -1,0 +1,77 @@
+"""The feed-forward sublayer: each position by itself, through a wider layer and back."""
+
+import math
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.nn.activations import gelu_tanh, silu
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class FeedForward(nn.Module):
+    """output(activation(input(x))) (Vaswani et al. 2017, equation 2).
+
+    Args:
+        dim: width C of the model.
+        hidden_dim: width in between; None means 4 · dim.
+        activation: the bend in between.
+        bias: whether the projections have biases.
+        dropout: probability for the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int | None = None,
+        activation: Activation = gelu_tanh,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden_dim = hidden_dim or 4 * dim
+        self.input = nn.Linear(dim, hidden_dim, bias=bias)
+        self.activation = activation
+        self.output = nn.Linear(hidden_dim, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        """Transforms each position of `x`."""
+        return self.dropout(self.output(self.activation(self.input(x))))
+
+
+class GatedFeedForward(nn.Module):
+    """output(activation(gate(x)) · input(x)): SwiGLU with SiLU, GEGLU with GELU (Shazeer 2020).
+
+    Args:
+        dim: width C of the model.
+        hidden_dim: width in between; None means 8/3 · dim, at which three projections have the
+            parameters of an ungated layer's two, rounded up to a multiple of `multiple_of`.
+        multiple_of: widths that hardware likes; used only where `hidden_dim` is None.
+        activation: the bend of the gate.
+        bias: whether the projections have biases.
+        dropout: probability for the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int | None = None,
+        multiple_of: int = 32,
+        activation: Activation = silu,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden_dim = hidden_dim or math.ceil(8 * dim / 3 / multiple_of) * multiple_of
+        self.gate = nn.Linear(dim, hidden_dim, bias=bias)
+        self.input = nn.Linear(dim, hidden_dim, bias=bias)
+        self.activation = activation
+        self.output = nn.Linear(hidden_dim, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        """Transforms each position of `x`."""
+        return self.dropout(self.output(self.activation(self.gate(x)) * self.input(x)))

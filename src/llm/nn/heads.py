@@ -1,0 +1,41 @@
+"""How a width is divided among attention heads."""
+
+
+def head_width(dim: int, num_heads: int, head_dim: int | None = None) -> int:
+    """The width of one head: `head_dim` where it is given, an equal share of `dim` otherwise.
+
+    Args:
+        dim: width of the model.
+        num_heads: number of query heads.
+        head_dim: width of one head, when it is not to be `dim / num_heads`.
+
+    Raises:
+        ValueError: a count is not positive, or the heads do not divide the width.
+    """
+    for name, value in {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    if head_dim is not None:
+        return head_dim
+    if dim % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide dim={dim}: {_choices(dim)}")
+    return dim // num_heads
+
+
+def group_size(num_heads: int, num_kv_heads: int) -> int:
+    """How many query heads share one head of keys and values.
+
+    Raises:
+        ValueError: the query heads do not fall into equal groups.
+    """
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: "
+            f"{_choices(num_heads)}"
+        )
+    return num_heads // num_kv_heads
+
+
+def _choices(number: int) -> str:
+    divisors = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return f"choose a divisor of {number}, such as {', '.join(divisors[:4])}"

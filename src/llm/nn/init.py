@@ -1,0 +1,88 @@
+"""How a network's parameters begin: one table, each entry a function of the network.
+
+| name             | matrices and embeddings                                | biases |
+| ---------------- | ------------------------------------------------------ | ------ |
+| gpt2             | N(0, 0.02), `output` projections by 1/√(2·layers)      | 0      |
+| truncated_normal | as gpt2, nothing beyond three standard deviations      | 0      |
+| torch_default    | as torch makes them: uniform, embeddings N(0, 1)       | torch  |
+| xavier_uniform   | uniform, variance 2 / (inputs + outputs)               | 0      |
+| xavier_normal    | normal, variance 2 / (inputs + outputs)                | 0      |
+| kaiming_uniform  | uniform, variance 2 / inputs                           | 0      |
+| kaiming_normal   | normal, variance 2 / inputs                            | 0      |
+| orthogonal       | orthogonal rows or columns                             | 0      |
+
+Norms begin as they were made, scale 1 and shift 0.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def gpt2(model: nn.Module, std: float = 0.02) -> None:
+    """GPT-2's: normal; what writes to the residual stream is smaller (Radford et al. 2019, 2.3).
+
+    A stream that N sublayers write to has N times the variance of one, so each of them, known by
+    the name `output`, is scaled by 1/√N, where N is 2 · layers in a Transformer.
+    """
+    _draw(model, lambda weight: nn.init.normal_(weight, std=std))
+    _scale_residual_writes(model)
+
+
+def truncated_normal(model: nn.Module, std: float = 0.02) -> None:
+    """As `gpt2`, from a normal distribution cut at three standard deviations."""
+    _draw(model, lambda w: nn.init.trunc_normal_(w, std=std, a=-3 * std, b=3 * std))
+    _scale_residual_writes(model)
+
+
+def torch_default(model: nn.Module) -> None:
+    """torch's own: U(±1/√inputs) for projections and their biases, N(0, 1) for embeddings."""
+    for module in model.modules():
+        _reset(module)
+
+
+def xavier_uniform(model: nn.Module) -> None:
+    """Glorot and Bengio 2010, equation 16."""
+    _draw(model, nn.init.xavier_uniform_)
+
+
+def xavier_normal(model: nn.Module) -> None:
+    """Glorot and Bengio 2010, equation 12, from a normal distribution."""
+    _draw(model, nn.init.xavier_normal_)
+
+
+def kaiming_uniform(model: nn.Module) -> None:
+    """He et al. 2015, equation 10, from a uniform distribution."""
+    _draw(model, lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"))
+
+
+def kaiming_normal(model: nn.Module) -> None:
+    """He et al. 2015, equation 10."""
+    _draw(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+
+
+def orthogonal(model: nn.Module) -> None:
+    """Saxe et al. 2014."""
+    _draw(model, nn.init.orthogonal_)
+
+
+def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
+    """Draws every matrix and embedding, zeroes biases, resets everything else."""
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            _reset(module)
+            continue
+        draw(module.weight)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _scale_residual_writes(model: nn.Module) -> None:
+    writes = [p for name, p in model.named_parameters() if name.endswith("output.weight")]
+    for weight in writes:
+        weight.data.mul_(len(writes) ** -0.5)
+
+
+def _reset(module: nn.Module) -> None:
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()

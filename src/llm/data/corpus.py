@@ -1,0 +1,105 @@
+"""From a source and a tokenizer to a folder of token files, made once and found again."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+from llm.data import fingerprint
+from llm.data.preprocessing import Preprocessing
+from llm.data.source import Source
+from llm.data.split import Documents, Split, published_split, split
+from llm.data.token_cache import cached, write_metadata
+from llm.data.token_file import token_dtype
+from llm.data.tokenization import progress_bar, tokenize
+from llm.tokenizers.tokenizer import Tokenizer, fit
+
+VERSION = 1  # of the files written here: a new one leaves all older ones unused
+TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that decides which tokens there are, and in which part.
+
+    Attributes:
+        source: Where the documents come from.
+        tokenizer: A tokenizer, or a function that fits one to the training part.
+        preprocessing: Applied in order to each document.
+        validation_fraction: Share of the characters held out.
+        seed: Decides which documents are held out.
+        validation: A source of its own for the held-out part, where one is published.
+    """
+
+    source: Source
+    tokenizer: TokenizerSpec
+    preprocessing: Sequence[Preprocessing] = ()
+    validation_fraction: float = 0.1
+    seed: int = 0
+    validation: Source | None = None
+
+    def settings(self) -> dict[str, object]:
+        """What the token files depend on, as plain data."""
+        settings: dict[str, object] = {
+            "version": VERSION,
+            "source": self.source.fingerprint(),
+            "tokenizer": fingerprint.of_tokenizer(self.tokenizer),
+            "preprocessing": [step.fingerprint() for step in self.preprocessing],
+        }
+        if self.validation:
+            return {**settings, "validation": self.validation.fingerprint()}
+        return {**settings, "validation_fraction": self.validation_fraction, "seed": self.seed}
+
+    def folder(self, root: Path) -> Path:
+        """The folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.
+
+        It is written under `root` if it is not there under this very fingerprint.
+        """
+        return cached(root / fingerprint.of_settings(self.settings()), self.write)
+
+    def write(self, folder: Path) -> None:
+        """Fit the tokenizer, tokenize both parts and write everything to an empty folder."""
+        parts = self._split()
+        tokenizer = fit(self.tokenizer, self._texts_to_fit(parts))
+        tokenizer.save(folder / "tokenizer.json")
+        separator = tokenizer.end_of_text if parts.separated else None
+        written = {}
+        with progress_bar() as bar:
+            task = bar.add_task(f"tokenizing {self.source.name}", total=parts.characters)
+            for name, documents in [("train", parts.train), ("validation", parts.validation)]:
+                path = folder / f"{name}.bin"
+                part = tokenize(
+                    self._preprocessed(documents),
+                    tokenizer,
+                    path,
+                    separator,
+                    lambda characters: bar.advance(task, characters),
+                )
+                written[name] = asdict(part)
+        metadata = {
+            "source": self.source.name,
+            "settings": self.settings(),
+            "dtype": token_dtype(tokenizer.vocab_size).name,
+            "invalid_bytes": self.source.invalid_bytes,
+            "tokenizer_sha256": fingerprint.digest((folder / "tokenizer.json").read_bytes()),
+        }
+        write_metadata(folder, metadata | written)
+
+    def _split(self) -> Split:
+        if self.validation:
+            return published_split(self.source, self.validation)
+        return split(self.source, self.validation_fraction, self.seed)
+
+    def _texts_to_fit(self, parts: Split) -> Iterator[str]:
+        """The training part; both for a tokenizer that cannot write what it has not seen."""
+        train = self._preprocessed(parts.train)
+        if getattr(self.tokenizer, "needs_all_text", False):
+            return chain(train, self._preprocessed(parts.validation))
+        return train
+
+    def _preprocessed(self, documents: Documents) -> Iterator[str]:
+        for document in documents():
+            for step in self.preprocessing:
+                document = step(document)
+            if document:
+                yield document

@@ -1,0 +1,85 @@
+"""Prose found in technical documentation: the paragraphs in which a person talks to a person."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+MARKUP = [
+    (re.compile(r":[a-zA-Z:+-]+:`[~!]?([^`<]+?)(?: *<[^`>]*>)?`"), r'"\1"'),  # :class:`name`
+    (re.compile(r"`([^`<]+?) *<[^`>]*>`_+"), r"\1"),  # `words <address>`_
+    (re.compile(r"``([^`]+)``|`([^`']+)[`']_*"), r'"\1\2"'),  # ``code`` and `name'
+    (re.compile(r"(?<![\w*])\*{1,2}(\w[^*]*?)\*{1,2}(?![\w*])"), r"\1"),  # *stress* and **more**
+    (re.compile(r" ?\[(?:\d+|#\w*)\]_?"), ""),  # a footnote's number
+    (re.compile(r"::(?= |$)"), ":"),
+    (re.compile(r"\s+"), " "),
+]
+BULLET = re.compile(r"^\s*(?:[*+-]|\(?\d{1,2}[.)]|[•–])\s+(?=\S)")
+SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<! cf)(?<!E\.g)[.!?][\")'”’]*(?=\s|$)")
+SENTENCE_START = re.compile(r"[\"'(“‘]?[A-Z\"]")
+# Signs of code, grammar, tables, signatures and lists of fields.
+NOT_PROSE = re.compile(
+    r">>>|::|==|->|\.\.\. |:=|[{}|<>\\$@~^]|[#=_+*/-]{3,}|\w=|=\w|\w\(\w[^)]*[,=]|https?:"
+    r"|^(?:Args|Arguments|Returns?|Raises|Example|Examples|Usage|Note|Todo|TODO|XXX|Changed|New in)\b:?$"
+    r"|^(?:Copyright|Licensed|Permission)\b|^:?\w+( \w+)?: |\S {3,}\S"
+)
+WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
+# What English sentences are held together by; a list of names has none of them.
+GLUE = frozenset(
+    "a an and are as at be been but by can for from has have if in into is it its may must not of on"
+    " or so than that the then there these this those to was when which will with you".split()
+)
+LEAST_WORDS = 8
+LEAST_PLAIN = 0.8  # share of tokens that are plain words
+LEAST_GLUE = 0.2  # share of words that hold a sentence together
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Yield the paragraphs of prose, each on one line and without markup.
+
+    Code, grammar, tables, signatures, headings, lists of names and sentence fragments are left
+    out; so is the last sentence of a paragraph where it only announces code.
+    """
+    for block in _blocks(text.expandtabs().splitlines()):
+        paragraph = cleaned(" ".join(line.strip() for line in block))
+        ends = list(SENTENCE_END.finditer(paragraph))
+        paragraph = paragraph[: ends[-1].end()] if ends else ""
+        if is_prose(paragraph):
+            yield paragraph
+
+
+def cleaned(text: str) -> str:
+    """Take away reStructuredText's markup; names and code are set between double quotes."""
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def is_prose(paragraph: str) -> bool:
+    """Whether a paragraph on one line is made of English sentences."""
+    if not SENTENCE_START.match(paragraph) or NOT_PROSE.search(paragraph):
+        return False
+    tokens = paragraph.split()
+    words = [match.lower() for match in WORD.findall(paragraph)]
+    plain = sum(WORD.fullmatch(token.strip("\"'().,;:!?“”‘’")) is not None for token in tokens)
+    glue = sum(word in GLUE for word in words)
+    return (
+        len(words) >= LEAST_WORDS
+        and plain >= LEAST_PLAIN * len(tokens)
+        and glue >= LEAST_GLUE * len(words)
+    )
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Group lines into paragraphs and list items; those of ragged indentation are no prose."""
+    block: list[str] = []
+    for line in [*lines, ""]:
+        bullet = BULLET.match(line)
+        if block and (bullet or not line.strip()):
+            if len({_indentation(each) for each in block[1:]}) <= 1:
+                yield block
+            block = []
+        if line.strip():
+            block.append(" " * bullet.end() + line[bullet.end() :] if bullet else line)
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())

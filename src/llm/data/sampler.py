@@ -1,0 +1,106 @@
+"""The order of training: batch k is a function of the seed and k, and of nothing else."""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from torch.utils.data import Sampler
+
+ROUNDS = 10  # fewer leave the shuffles of two or three windows lopsided
+BATCHES_AT_ONCE = (
+    64  # numpy's cost is a call, not a number: draw the order of many batches together
+)
+
+
+def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Where a keyed shuffle of range(size) sends each place, without the memory for the shuffle.
+
+    A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four; a result
+    outside the range is sent through again until it falls inside (cycle walking: Black and
+    Rogaway, 2002), which leaves a bijection of range(size).
+
+    Args:
+        places: (N) places in the shuffled order, each below size.
+        size: How many there are to shuffle.
+        keys: (N) uint64: places with one key are of one shuffle.
+
+    Returns:
+        (N) what stands at these places.
+    """
+    half = np.uint64(max(3, (int(size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    result = places.astype(np.uint64)
+    walking = np.ones(len(result), dtype=bool)
+    while walking.any():
+        left, right = result[walking] >> half, result[walking] & mask
+        for turn in range(ROUNDS):
+            left, right = right, left ^ (mixed(keys[walking] + np.uint64(turn), right) & mask)
+        result[walking] = left << half | right
+        walking = result >= size
+    return result.astype(np.int64)
+
+
+def mixed(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Hash pairs of numbers by the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    x = key * np.uint64(0x9E3779B97F4A7C15) + value * np.uint64(0xD1B54A32D192ED03)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class TrainingSampler(Sampler[np.ndarray]):
+    """An endless stream of batches: every epoch a new shuffle, and epochs joined without a seam.
+
+    So no window is dropped, a batch may be larger than the data, and any place of the stream is
+    reached at once. In a parallel run each device takes its rows of one global batch.
+
+    Args:
+        num_windows: How many windows there are.
+        batch_size: Rows of a global batch.
+        seed: Decides every shuffle.
+        start: The batch to begin at.
+        rank: Which device this is.
+        world_size: How many devices share a global batch.
+    """
+
+    def __init__(
+        self,
+        num_windows: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_windows, self.batch_size, self.seed = num_windows, batch_size, seed
+        self.start, self.rank, self.world_size = start, rank, world_size
+
+    def batches(self, first: int, number: int) -> np.ndarray:
+        """The windows of some batches, in rows: (number, batch_size / world_size)."""
+        places = np.arange(first * self.batch_size, (first + number) * self.batch_size)
+        epochs = (places // self.num_windows).astype(np.uint64)
+        keys = mixed(np.array([self.seed % 2**64], dtype=np.uint64), epochs)
+        windows = permuted(places % self.num_windows, self.num_windows, keys)
+        return windows.reshape(number, self.batch_size)[:, self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for first in count(self.start, BATCHES_AT_ONCE):
+            yield from self.batches(first, BATCHES_AT_ONCE)
+
+
+class ValidationSampler(Sampler[np.ndarray]):
+    """All windows in order, in batches of one size but the last, shared among devices evenly."""
+
+    def __init__(self, num_windows: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.num_windows, self.batch_size = num_windows, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.num_windows // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        # Every device is given as many rows as any other: the numbers beyond the end are windows
+        # in which nothing is asked.
+        end = -(-self.num_windows // self.world_size) * self.world_size
+        for first in range(0, end, self.batch_size):
+            yield np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)

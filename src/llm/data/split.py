@@ -1,0 +1,95 @@
+"""Which text is trained on and which is held out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+
+from llm.data.source import Source
+
+Documents = Callable[[], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a corpus, each a function that starts reading it anew.
+
+    Attributes:
+        train: Documents to learn from.
+        validation: Documents held out.
+        characters: How many characters both parts have together.
+        separated: Whether there are several documents, with something to set between them.
+    """
+
+    train: Documents
+    validation: Documents
+    characters: int
+    separated: bool
+
+
+def split(source: Source, validation_fraction: float, seed: int) -> Split:
+    """Split by document where there are several, by position where there is one.
+
+    By position is the split of nanoGPT and of the book: the last part of the text is held out.
+
+    Raises:
+        ValueError: The source has no text.
+    """
+    lengths = _lengths(source)
+    if len(lengths) == 1:
+        cut = int(lengths[0] * (1 - validation_fraction))
+        return Split(
+            train=lambda: (document[:cut] for document in source.documents()),
+            validation=lambda: (document[cut:] for document in source.documents()),
+            characters=int(lengths.sum()),
+            separated=False,
+        )
+    held_out = choose(lengths, validation_fraction, seed)
+    return Split(
+        train=lambda: compress(source.documents(), ~held_out),
+        validation=lambda: compress(source.documents(), held_out),
+        characters=int(lengths.sum()),
+        separated=True,
+    )
+
+
+def published_split(train: Source, validation: Source) -> Split:
+    """Keep the split that a corpus was published with, so that figures compare with others'."""
+    lengths = [_lengths(train), _lengths(validation)]
+    return Split(
+        train=train.documents,
+        validation=validation.documents,
+        characters=int(sum(each.sum() for each in lengths)),
+        separated=max(len(each) for each in lengths) > 1,
+    )
+
+
+def choose(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw documents to hold out, close to but not above a fraction of all characters.
+
+    Where every single document is larger than that, the smallest is held out.
+
+    Args:
+        lengths: Characters of each document, (N).
+        fraction: How much of all characters to hold out.
+        seed: Decides the draw.
+
+    Returns:
+        (N) booleans, at least one of them true.
+    """
+    target = fraction * lengths.sum()
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = order[lengths[order] <= target]
+    chosen = order[np.cumsum(lengths[order]) <= target]
+    held_out = np.zeros(len(lengths), dtype=bool)
+    held_out[chosen if len(chosen) else lengths.argmin()] = True
+    return held_out
+
+
+def _lengths(source: Source) -> np.ndarray:
+    """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
+    lengths = np.fromiter((len(document) for document in source.documents()), dtype=np.int64)
+    if not lengths.sum():
+        raise ValueError(f"{source.name} has no text")
+    return lengths

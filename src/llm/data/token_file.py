@@ -1,0 +1,31 @@
+"""Tokens on disk: a flat array of little integers, read through a memory map."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every id: two bytes up to 65,536 ids, four beyond."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class TokenFile:
+    """A read-only file of tokens.
+
+    It travels to worker processes as its path: pickling a memory map would copy the corpus.
+
+    Attributes:
+        tokens: (N) array over the file; nothing is read until it is indexed.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
+        # A plain array over the map: indexing the memmap class itself costs microseconds a call.
+        self.tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path, np.dtype]]:
+        return TokenFile, (self.path, self.dtype)

@@ -1,0 +1,1 @@
+"""What stands between Hydra and the constructors: composition, checks, building, fingerprints."""

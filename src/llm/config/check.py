@@ -1,0 +1,273 @@
+"""The check of a composed configuration before anything heavy starts: the constructor is the schema.
+
+The tree is walked, and every node is compared with the signature of its `_target_`: keys are
+parameters, values have the annotated types, what is required is there. Then the constructors
+themselves are asked where that is cheap: frozen dataclasses are built, and the model on torch's
+`meta` device, where it takes neither memory nor time. Everything wrong is reported at once.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm.config import slots
+from llm.config.build import build
+from llm.config.errors import ConfigError, suggestion
+from llm.config.sections import DEFERRED, RULES, SECTIONS
+from llm.config.whitelist import locate, trusted
+
+MISSING = "???"
+PROVISIONAL = 256  # stands in for a deferred number while the model is tried on the meta device
+
+
+def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
+    """Compare a composed configuration with the constructors that it names.
+
+    Args:
+        config: the whole tree, as Hydra hands it to an app.
+        deferred: full keys that may be missing, for the caller gives them to `build`.
+
+    Raises:
+        ConfigError: with all problems at once, one line each: `full.key: what is wrong; the fix`.
+    """
+    problems: list[str] = []
+    plain = _resolved(config, "", problems)
+    try:
+        trust = trusted(plain.get("trust") or ())
+    except ConfigError as error:
+        trust = ()
+        problems.append(str(error))
+    walk = Walk(trust=tuple(trust), deferred=frozenset(deferred))
+    problems += walk.sections(plain)
+    problems += [line for rule in RULES for line in rule(plain)]
+    problems += _refused(config, plain, walk, problems)
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+
+
+class Unresolved:
+    """Stands where an interpolation led nowhere; that is reported once, and fits everywhere."""
+
+
+UNRESOLVED = Unresolved()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A part that stands elsewhere in the tree and is judged there; here it must only fit its slot."""
+
+    plain: Any
+
+
+def _resolved(node: Any, key: str, problems: list[str]) -> Any:
+    """A tree as plain data; interpolations that lead nowhere become problems."""
+    if isinstance(node, ListConfig):
+        names: Any = range(len(node))
+    elif isinstance(node, DictConfig):
+        names = node.keys()
+    else:
+        return node
+    plain = {
+        name: _value(node, name, f"{key}.{name}" if key else str(name), problems) for name in names
+    }
+    return plain if isinstance(node, DictConfig) else list(plain.values())
+
+
+def _value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
+    if OmegaConf.is_missing(node, name):
+        return MISSING
+    try:
+        value = node[name]
+    except OmegaConfBaseException as error:
+        written = node._get_node(name)._value()
+        reason = str(error).splitlines()[0]
+        problems.append(f"{key}: {written} cannot be resolved ({reason}); name a key that exists")
+        return UNRESOLVED
+    if OmegaConf.is_interpolation(node, name) and OmegaConf.is_config(value):
+        return Reference(_resolved(value, key, []))
+    return None if value is None else _resolved(value, key, problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A walk through a plain tree that yields one line for each problem.
+
+    Attributes:
+        trust: packages on the whitelist by the user's word.
+        deferred: full keys that may be missing.
+    """
+
+    trust: tuple[str, ...] = ()
+    deferred: frozenset[str] = frozenset()
+
+    def sections(self, plain: dict[str, Any]) -> Iterator[str]:
+        """The whole tree, from its top."""
+        for name, value in plain.items():
+            if name not in SECTIONS:
+                yield f"{name}: no such key; {suggestion(name, SECTIONS)}"
+            elif value is not None:
+                yield from self.value(value, SECTIONS[name](), name)
+
+    def value(
+        self, value: Any, hint: Any, key: str, beneath_factory: bool = False
+    ) -> Iterator[str]:
+        """Any value in its slot."""
+        if isinstance(value, Unresolved):
+            return
+        if isinstance(value, Reference):
+            yield from self.reference(value.plain, hint, key)
+        elif isinstance(value, str) and value == MISSING:
+            if key not in self.deferred:
+                yield f"{key}: has no value; set it with {key}=…"
+        elif isinstance(value, dict) and "_target_" in value:
+            yield from self.node(value, hint, key, beneath_factory)
+        elif not slots.accepts(hint, value):
+            yield f"{key}: {_shown(value)} is no {slots.describe(hint)}; {_remedy(hint)}"
+        elif isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for at, item in items:
+                child = f"{key}.{at}" if isinstance(value, dict) else f"{key}[{at}]"
+                yield from self.value(item, slots.element_hint(hint, at), child, beneath_factory)
+
+    def reference(self, plain: Any, hint: Any, key: str) -> Iterator[str]:
+        """A part that stands elsewhere in the tree, in its slot."""
+        if isinstance(plain, dict) and "_target_" in plain:
+            with suppress(ConfigError):  # told where the part stands
+                target = locate(str(plain["_target_"]), self.trust)
+                yield from _misfit(target, plain.get("_partial_", False) is True, hint, key)
+
+    def node(
+        self, node: dict[str, Any], hint: Any, key: str, beneath_factory: bool
+    ) -> Iterator[str]:
+        """A node that names a target, against its slot and against the target's signature."""
+        try:
+            target = locate(str(node["_target_"]), self.trust)
+        except ConfigError as error:
+            yield f"{key}: {error}"
+            return
+        is_factory = node.get("_partial_", False) is True
+        yield from _misfit(target, is_factory, hint, key)
+        if beneath_factory and not is_factory and _is_module(target):
+            yield (
+                f"{key}: one module would be shared by everything that the factory around it makes; "
+                "add `_partial_: true`, so that each gets its own"
+            )
+        parameters = slots.parameters(target)
+        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()):
+            yield (
+                f"{key}: {target.__name__} takes * or ** arguments, which cannot be checked; "
+                "wrap it in a function with an explicit signature"
+            )
+            return
+        given = _given_by_code(parameters, hint, is_factory)
+        yield from self.arguments(node, parameters, given, key, beneath_factory or is_factory)
+        if not is_factory or slots.positional(hint) is not None:
+            yield from self.absent(node, parameters, given, key)
+
+    def arguments(
+        self,
+        node: dict[str, Any],
+        parameters: dict[str, inspect.Parameter],
+        given: Collection[str],
+        key: str,
+        beneath_factory: bool,
+    ) -> Iterator[str]:
+        """Each key of a node is a parameter, and its value has the annotated type."""
+        for name, value in node.items():
+            child = f"{key}.{name}"
+            if name in ("_target_", "_partial_"):
+                if name == "_partial_" and not isinstance(value, bool):
+                    yield f"{child}: {_shown(value)} is no bool; write true or leave it out"
+            elif name in given:
+                yield f"{child}: is given by the code; remove it"
+            elif name in parameters:
+                yield from self.value(value, parameters[name].annotation, child, beneath_factory)
+            else:
+                free = [n for n in parameters if n not in given]
+                yield f"{child}: no such key; {suggestion(str(name), free, f'{key}.')}"
+
+    def absent(
+        self,
+        node: dict[str, Any],
+        parameters: dict[str, inspect.Parameter],
+        given: Collection[str],
+        key: str,
+    ) -> Iterator[str]:
+        """What a target requires and nobody gives."""
+        for name, parameter in parameters.items():
+            child = f"{key}.{name}"
+            required = parameter.default is inspect.Parameter.empty and name not in given
+            if required and name not in node and child not in self.deferred:
+                hint = slots.describe(parameter.annotation)
+                yield f"{child}: is required and not there; add it ({hint})"
+
+
+def _given_by_code(
+    parameters: dict[str, inspect.Parameter], hint: Any, is_factory: bool
+) -> Collection[str]:
+    """The names of the parameters that a factory's caller gives by position."""
+    count = len(slots.positional(hint) or ()) if is_factory else 0
+    return list(parameters)[:count]
+
+
+def _misfit(target: Any, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
+    """Why a target does not belong into a slot."""
+    made = slots.product(target)
+    name, wanted = target.__name__, slots.describe(hint)
+    factory_fits = slots.takes_factory(hint, made)
+    if is_factory:
+        if not factory_fits and slots.takes(hint, made):
+            yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
+        elif not factory_fits:
+            yield f"{key}: {name} makes no {wanted}; choose another _target_"
+    elif factory_fits and slots.wants_factory(hint, made):
+        yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
+    elif not slots.takes(hint, made):
+        yield f"{key}: {name} is no {wanted}; choose another _target_"
+
+
+def _is_module(target: Any) -> bool:
+    from torch import nn
+
+    made = slots.product(target)
+    return inspect.isclass(made) and issubclass(made, nn.Module)
+
+
+def _refused(
+    config: DictConfig, plain: dict[str, Any], walk: Walk, problems: list[str]
+) -> Iterator[str]:
+    """What the constructors themselves have to say, of the sections without problems so far."""
+    for name, node in plain.items():
+        sound = not any(line.startswith((f"{name}.", f"{name}:", f"{name}[")) for line in problems)
+        if sound and isinstance(node, dict) and "_target_" in node:
+            target = locate(str(node["_target_"]), walk.trust)
+            try:
+                _try(config[name], name, target, walk.deferred)
+            except ConfigError as error:
+                yield from error.problems
+
+
+def _try(node: Any, name: str, target: Any, deferred: Collection[str]) -> None:
+    if dataclasses.is_dataclass(target):
+        build(node)
+    elif name == "model" and _is_module(target):
+        import torch
+
+        missing = [key.rpartition(".")[2] for key in deferred if key.rpartition(".")[0] == name]
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            build(node, **{key: PROVISIONAL for key in missing if node.get(key) in (None, MISSING)})
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def _remedy(hint: Any) -> str:
+    if len(slots.alternatives(hint)) == 1 and hint in (int, float, bool, str):
+        return f"give one such as {({int: 8, float: 0.1, bool: 'true', str: 'word'})[hint]}"
+    return "give one of that type"

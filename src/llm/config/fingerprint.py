@@ -1,0 +1,70 @@
+"""The meaning of a configuration, in sixteen characters: two runs with the same one learn the same."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+# What may change without making it another run: where and how fast it runs, who watches, how long.
+IGNORE = (
+    "hardware",
+    "logger",
+    "callbacks",
+    "name",
+    "output_dir",
+    "rerun",
+    "trust",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_tokens",
+    "trainer.val_every",
+    "trainer.val_batches",
+    "trainer.log_every",
+    "data.cache_dir",
+    "data.workers",
+)
+
+
+def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
+    """A short SHA-256 of a configuration's resolved values.
+
+    Args:
+        config: a composed tree or a plain dictionary; the order of its keys does not matter.
+        ignore: dotted keys whose values, and all beneath them, do not count.
+    """
+    meaning = json.dumps(_meaning(config, ignore), sort_keys=True, default=str)
+    return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
+def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
+    """What would change the fingerprint: `full.key: old → new`, one line each."""
+    before, after = _meaning(old, ignore), _meaning(new, ignore)
+    return [
+        f"{key}: {_shown(before, key)} → {_shown(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _shown(before, key) != _shown(after, key)
+    ]
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key], default=str, ensure_ascii=False) if key in values else "absent"
+
+
+def _meaning(config: Any, ignore: Collection[str]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    return {
+        key: value
+        for key, value in _leaves(plain, "")
+        if not any(key == k or key.startswith((f"{k}.", f"{k}[")) for k in ignore)
+    }
+
+
+def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Each value that is no dictionary, with its dotted key; an empty dictionary is a value."""
+    if isinstance(plain, dict) and plain:
+        for name, value in plain.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, plain

@@ -1,0 +1,73 @@
+"""The top of the tree: which sections a configuration has, and the rules that span several of them.
+
+Below this level the constructors say what is right; up here there is no constructor, so this table is
+the signature. The types stand in functions, called for the sections that are there: a verb without a
+trainer does not pay for the import of Lightning, and this layer imports nothing above it.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+def _class(path: str) -> Callable[[], Any]:
+    module, _, name = path.rpartition(".")
+    return lambda: getattr(importlib.import_module(module), name)
+
+
+def _factory(given: list[Any], path: str) -> Callable[[], Any]:
+    return lambda: Callable[given, _class(path)()]
+
+
+def _by_name(kind: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: Mapping[str, kind() | None]
+
+
+def _plain(hint: Any) -> Callable[[], Any]:
+    return lambda: hint
+
+
+SECTIONS: dict[str, Callable[[], Any]] = {
+    # parts
+    "model": _class("torch.nn.Module"),
+    "size": _class("llm.models.size.Size"),
+    "tokenizer": _plain(Any),
+    "data": _class("lightning.pytorch.LightningDataModule"),
+    "task": _class("lightning.pytorch.LightningModule"),
+    "optimizer": _factory([Any], "torch.optim.Optimizer"),
+    "schedule": _plain(Callable[[int, int], float]),
+    "hardware": _class("llm.hardware.Hardware"),
+    "trainer": _class("llm.trainer.Settings"),
+    "weights": _plain(Any),
+    "sampler": _class("llm.generation.sampling.Sampler"),
+    "callbacks": _by_name(_class("lightning.pytorch.Callback")),
+    "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
+    # words of every verb, then of `train`, then of `generate`
+    "seed": _plain(int),
+    "trust": _plain(Sequence[str]),
+    "name": _plain(str | None),
+    "output_dir": _plain(str),
+    "rerun": _plain(bool),
+    "prompt": _plain(str | Sequence[str]),
+    "prompts_file": _plain(str | None),
+    "max_tokens": _plain(int),
+    "stop": _plain(str | Sequence[str]),
+}
+
+# Full keys that may be missing: the app fills them in when it builds.
+DEFERRED: tuple[str, ...] = ("model.vocab_size",)
+
+
+def same_context(config: Mapping[str, Any]) -> Iterator[str]:
+    """Training windows are as long as the model's context."""
+    parts = [config.get(name) for name in ("data", "model")]
+    lengths = [part.get("context_length") for part in parts if isinstance(part, Mapping)]
+    if len(lengths) == 2 and all(isinstance(n, int) for n in lengths) and lengths[0] != lengths[1]:
+        yield (
+            f"data.context_length: {lengths[0]} is not the model's {lengths[1]}; "
+            "set size.context_length, which both follow"
+        )
+
+
+# Rules over the whole configuration: each takes the plain tree and yields lines like those of the check.
+RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (same_context,)

@@ -119,20 +119,17 @@ def matmul_rate(dtype: torch.dtype, size: int = 768, repeats: int = 8) -> float:
     return 2 * size**3 / best
 
 
-def peak_flops(hardware: Hardware) -> tuple[float, str] | None:
-    """The matrix rate that MFU is measured against in FLOP/s, and where it is from; None where nobody knows.
+def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float | None:
+    """The matrix rate that MFU is measured against, in FLOP/s over all devices; None where nobody knows.
 
-    A GPU's is the published dense figure: float32 runs are held against bf16 as well,
-    so that precisions compare. A CPU publishes none, so its own measured product rate stands in for it.
+    A GPU's is the published dense bfloat16 figure, for float32 runs as well, so that precisions compare.
+    A CPU publishes none, so its own measured product rate in `dtype` stands in for it.
     """
-    if hardware.accelerator == "cuda":
-        name = torch.cuda.get_device_name()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
         found = next((rate for key, rate in PEAK_FLOPS.items() if key in name), None)
-        return None if found is None else (found * int(hardware.devices), f"datasheet, {name}")
-    if hardware.accelerator == "cpu":
-        dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
-        return matmul_rate(dtype), f"measured {str(dtype).removeprefix('torch.')} matrix product"
-    return None
+        return found and found * devices
+    return matmul_rate(dtype) * devices if device.type == "cpu" else None
 
 
 def describe(hardware: Hardware) -> str:

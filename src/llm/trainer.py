@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -11,8 +12,8 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.callbacks.checkpoints import VerifiedCheckpointIO
 from llm.hardware import Hardware
+from llm.weights.checkpoint import VerifiedCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Settings:
 
         Args:
             batches_per_epoch: micro-batches in one pass over the training part; need not be whole.
-            tokens_per_batch: tokens in a micro-batch, over all devices.
+            tokens_per_batch: tokens in a micro-batch, shared by all devices.
         """
         if self.max_steps is not None:
             return self.max_steps
@@ -77,6 +78,7 @@ def make_trainer(
     steps: int,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
+    directory: Path,
 ) -> L.Trainer:
     """Lightning's trainer, lean: no extra bars, summaries or sanity runs, and an endless epoch.
 
@@ -96,6 +98,7 @@ def make_trainer(
         limit_val_batches=settings.val_batches,
         log_every_n_steps=settings.log_every,
         num_sanity_val_steps=0,
+        default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=[VerifiedCheckpointIO()],

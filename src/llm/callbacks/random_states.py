@@ -21,7 +21,7 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """All generators' states as tensors and plain data."""
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
         return {
             "python": random.getstate(),
             "numpy": (str(name), keys.tolist(), int(position), int(has_gauss), float(gauss)),

@@ -14,6 +14,7 @@ from torch import nn
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.runs import Run
+from llm.tasks.task import Task
 from llm.tokenizers.tokenizer import Tokenizer
 
 
@@ -24,7 +25,6 @@ class Samples(Callback):
     its own: a run with samples trains exactly as one without.
 
     Args:
-        tokenizer: the run's tokenizer.
         prompts: texts to continue; an empty one begins a new document.
         max_tokens: how many tokens to write for each.
         sampler: how to choose among the logits.
@@ -33,7 +33,6 @@ class Samples(Callback):
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
         prompts: Sequence[str] = ("",),
         max_tokens: int = 60,
         sampler: Sampler | None = None,
@@ -41,7 +40,6 @@ class Samples(Callback):
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}: give a number from 1 on")
-        self.tokenizer = tokenizer
         self.prompts = list(prompts)
         self.max_tokens = max_tokens
         self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
@@ -51,8 +49,8 @@ class Samples(Callback):
         """Write, show and keep."""
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module.model, nn.Module)
-        texts = self.write(pl_module.model)
+        assert isinstance(pl_module, Task)
+        texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
         run = Run(Path(trainer.default_root_dir))
         with run.samples.open("a", encoding="utf-8") as file:
             file.writelines(f"=== step {trainer.global_step}\n{text}\n" for text in texts)
@@ -65,19 +63,19 @@ class Samples(Callback):
                 rows = [[trainer.global_step, text] for text in texts]
                 logger.log_text("samples", columns=["step", "text"], data=rows)
 
-    def write(self, model: nn.Module) -> list[str]:
+    def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
         """Prompts with their continuations."""
-        prompts = [first_tokens(self.tokenizer, prompt) for prompt in self.prompts]
+        prompts = [first_tokens(tokenizer, prompt) for prompt in self.prompts]
         outputs = generate(
             model,
             prompts,
             max_tokens=self.max_tokens,
             sampler=self.sampler,
             seed=self.seed,
-            end_token=self.tokenizer.end_of_text,
+            end_token=tokenizer.end_of_text,
         )
         return [
-            prompt + self.tokenizer.decode(tokens)
+            prompt + tokenizer.decode(tokens)
             for prompt, tokens in zip(self.prompts, outputs, strict=True)
         ]
 

@@ -8,6 +8,7 @@ import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from llm.hardware import peak_flops
 from llm.tasks.task import Task
 
 
@@ -25,13 +26,10 @@ class Throughput(Callback):
 
     Time spent validating and sampling does not count. MFU is the share of the hardware's matrix rate that
     the model's own FLOPs use (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and token, plus attention).
-
-    Args:
-        peak_flops: FLOP/s of the hardware; null leaves MFU out.
     """
 
-    def __init__(self, peak_flops: float | None = None) -> None:
-        self.peak_flops = peak_flops
+    def __init__(self) -> None:
+        self.peak_flops: float | None = None
         self.tokens = 0
         self.tokens_per_second = 0.0
         self.seconds = 0.0
@@ -39,7 +37,9 @@ class Throughput(Callback):
         self._since: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Learn the hardware's matrix rate; start the clock."""
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,15 +5,16 @@ from importlib.util import find_spec
 from lightning.pytorch.loggers import TensorBoardLogger
 
 
-def tensorboard_logger(directory: str) -> TensorBoardLogger:
+def tensorboard_logger(directory: str, name: str) -> TensorBoardLogger:
     """A TensorBoard logger that writes into the run directory.
 
     Args:
-        directory: the run directory; events go to its folder `tensorboard`.
+        directory: the run directory.
+        name: of the folder within it that takes the events.
 
     Raises:
         ValueError: the package is not installed.
     """
     if find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard needs tensorboard: pip install 'llm[tensorboard]'")
-    return TensorBoardLogger(save_dir=directory, name="tensorboard", version="")
+    return TensorBoardLogger(save_dir=directory, name=name, version="tensorboard")

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -15,7 +14,6 @@ def wandb_logger(
     group: str | None = None,
     tags: list[str] | None = None,
     mode: str = "auto",
-    config: dict[str, Any] | None = None,
 ) -> WandbLogger:
     """A W&B logger with an explicit signature, whose run's id follows from its directory.
 
@@ -27,7 +25,6 @@ def wandb_logger(
         group: runs that belong together.
         tags: words to filter by.
         mode: `online`, `offline`, `disabled`, or `auto`: online where an API key is set, else offline.
-        config: the resolved configuration.
 
     Raises:
         ValueError: `mode` is none of these.
@@ -46,5 +43,4 @@ def wandb_logger(
         group=group,
         tags=tags,
         mode=mode,
-        config=config,
     )

@@ -13,12 +13,7 @@ from llm.tasks.task import Batch, Groups, Task
 class Pretraining(Task):
     """Learn to predict each token from those before it.
 
-    Args:
-        model: tokens (B, T) to logits (B, T, V).
-        optimizer: makes the optimizer from parameter groups.
-        schedule: `(step, max_steps)` to a multiplier of the learning rate.
-        parameter_groups: sorts a model's trainable parameters into groups.
-        bytes_per_token: bytes a validation token stands for on average, for bits per byte.
+    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V).
     """
 
     def __init__(
@@ -27,10 +22,14 @@ class Pretraining(Task):
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
-        bytes_per_token: float | None = None,
     ) -> None:
         super().__init__(model, optimizer, schedule, parameter_groups)
-        self.perplexity = Perplexity(bytes_per_token)
+        self.perplexity = Perplexity()
+
+    def setup(self, stage: str) -> None:
+        """Learn how many bytes a token stands for, so that tokenizers compare."""
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self.perplexity.bytes_per_token = getattr(data, "val_bytes_per_token", None)
 
     def step(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""

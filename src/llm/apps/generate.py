@@ -1,0 +1,12 @@
+"""`llm generate`: continue prompts with what a run has learned."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="generate")
+def main(config: DictConfig) -> None:
+    """Compose, then write. What is slow to import waits until there is something to write."""
+    from llm.apps.writing import write
+
+    write(config)

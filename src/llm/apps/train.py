@@ -1,0 +1,24 @@
+"""`llm train`: from a configuration to a trained run. Pretraining and every finetune come through here."""
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from llm import runs
+
+
+def _run_name(name: str | None, experiment: str) -> str:
+    """The run directory's name: the one given, or the experiment with the overrides of this command."""
+    return name or runs.name_of(experiment, HydraConfig.get().overrides.task)
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Compose, then train. What is slow to import waits until there is something to train."""
+    from llm.apps.training import train
+
+    chosen = HydraConfig.get()
+    train(config, chosen.runtime.output_dir, list(chosen.overrides.task))

@@ -1,0 +1,274 @@
+"""How a run is trained, resumed and closed."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from llm.callbacks.gradients import DivergedError
+from llm.callbacks.interrupt import InterruptedRunError
+from llm.callbacks.throughput import peak_memory
+from llm.config.build import build
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.config.fingerprint import difference, fingerprint
+from llm.hardware import Hardware
+from llm.hardware import describe as describe_hardware
+from llm.loggers.csv import CSVLogger
+from llm.runs import Run
+from llm.tasks.task import Task
+from llm.trainer import Settings, checkpoint_activations, make_trainer
+from llm.weights.checkpoint import load_checkpoint
+from llm.weights.run import RunWeights
+
+DEFERRED = ("model.vocab_size",)
+
+
+def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Train what a composed configuration says, in its run directory.
+
+    A run that is done is left alone; one that was interrupted goes on where it stopped.
+
+    Args:
+        config: the composed tree of `llm train`.
+        directory: the run directory.
+        overrides: the words of the command line, to repeat them in what is printed.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: the configuration is wrong, or differs from the one the directory was trained under.
+    """
+    console = Console()
+    weights = build(config.weights)
+    if weights is not None:
+        adopt(config, weights, overrides)
+    check(config, deferred=DEFERRED)
+    hardware: Hardware = build(config.hardware).resolve()
+    run = Run(Path(directory))
+    print_of_config = fingerprint(config)
+    if config.rerun and (aside := run.set_aside()):
+        console.print(f"the run that stood here is kept as {aside}")
+    require_same(run, config, print_of_config)
+
+    # The seed draws the weights first, so that they do not depend on how the data was prepared.
+    data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
+    data.prepare_data()
+    data.setup("fit")
+    settings: Settings = build(config.trainer)
+    steps = settings.steps(data.batches_per_epoch, data.batch_size * data.context_length)
+    if run.status == "done" and run.record.get("steps", 0) >= steps:
+        _say_done(console, run, overrides)
+        return run
+
+    resolve_vocabulary(config, data.tokenizer.vocab_size)
+    L.seed_everything(config.seed, verbose=False)
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    task: Task = build(config.task)
+    if weights is not None:
+        task.model.load_state_dict(weights.state_dict())
+    apply_hardware(task, hardware)
+
+    resume = run.last if run.last.is_file() and not config.rerun else None
+    run.path.mkdir(parents=True, exist_ok=True)
+    save(run, config, hardware, data)
+    run.start(print_of_config, config.seed, _command(overrides))
+    console.print(summary(run, task, data, hardware, steps, settings, resume), highlight=False)
+    trainer = make_trainer(
+        settings, hardware, steps, _callbacks(config), _loggers(config, run, resume), run.path
+    )
+    fit(trainer, task, data, run, resume, _command(overrides))
+    close(run, trainer, task, console)
+    return run
+
+
+def adopt(config: DictConfig, weights: RunWeights, overrides: Sequence[str]) -> None:
+    """Take the architecture of the base run into `config`.
+
+    Raises:
+        ConfigError: an override asks for another model, size or tokenizer than the base run's.
+    """
+    groups = ("model", "size", "tokenizer")
+    asked = [
+        word
+        for word in overrides
+        if word.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in groups
+    ]
+    if asked:
+        raise ConfigError(
+            f"{' '.join(asked)}: weights=run takes model, size and tokenizer from {weights.path}; "
+            "leave these overrides out, or train from weights=scratch"
+        )
+    for group in groups:
+        OmegaConf.update(config, group, weights.config[group], merge=False, force_add=True)
+
+
+def require_same(run: Run, config: DictConfig, new: str) -> None:
+    """Refuse to go on in a directory that another configuration was trained in.
+
+    Raises:
+        ConfigError: with one line for each value that differs.
+    """
+    if run.status == "new" or run.record.get("fingerprint") == new:
+        return
+    lines = difference(OmegaConf.load(run.config), config)
+    raise ConfigError(
+        f"{run.path} was trained under another configuration; choose another name=, or rerun=true to replace it",
+        *lines,
+    )
+
+
+def resolve_vocabulary(config: DictConfig, size: int) -> None:
+    """Write the tokenizer's vocabulary size into the model's node, where it is left open.
+
+    Raises:
+        ConfigError: the model's is given and too small.
+    """
+    if OmegaConf.is_missing(config.model, "vocab_size"):
+        config.model.vocab_size = size
+    if config.model.vocab_size < size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's {size}; "
+            f"leave it out, or give {size} or more"
+        )
+
+
+def apply_hardware(task: Task, hardware: Hardware) -> None:
+    """Apply to the task from outside what the network need not know of."""
+    if hardware.activation_checkpointing:
+        checkpoint_activations(task.model)
+    if hardware.compile:
+        task.compile_step()
+
+
+def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
+    """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
+    saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    for key in ("accelerator", "devices", "precision"):
+        saved.hardware[key] = getattr(hardware, key)
+    OmegaConf.save(saved, run.config)
+    data.tokenizer.save(run.tokenizer)
+
+
+def summary(
+    run: Run,
+    task: Task,
+    data: Any,
+    hardware: Hardware,
+    steps: int,
+    settings: Settings,
+    resume: Path | None,
+) -> str:
+    """What is about to happen, in a few lines, with the numbers that were derived."""
+    parameters = sum(p.numel() for p in task.model.parameters())
+    tokens = data.batch_size * data.context_length * settings.accumulate
+    epochs = steps * settings.accumulate / data.batches_per_epoch
+    lines = [
+        f"run       {run.path}" + (f" (resumes {resume.name})" if resume else ""),
+        f"data      {data.describe()}",
+        f"model     {type(task.model).__name__}, {parameters:,} parameters",
+        f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
+        f"hardware  {describe_hardware(hardware)}",
+    ]
+    return "\n".join(lines)
+
+
+def _callbacks(config: DictConfig) -> list[L.Callback]:
+    return [callback for callback in build(config.callbacks).values() if callback is not None]
+
+
+def _loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:
+    resume_step = load_checkpoint(resume)["global_step"] if resume else -1
+    loggers: list[Logger] = [CSVLogger(run.metrics, resume_step)]
+    plain = OmegaConf.to_container(config, resolve=True)
+    for make in build(config.logger).values():
+        if make is not None:
+            logger = make(str(run.path), run.path.name)
+            logger.log_hyperparams(plain)
+            loggers.append(logger)
+    return loggers
+
+
+def fit(
+    trainer: L.Trainer, task: Task, data: Any, run: Run, resume: Path | None, command: str
+) -> None:
+    """Train, and record how it ended if it did not end well.
+
+    Raises:
+        SystemExit: after an interruption (130) or a divergence (1), both told in a line or two.
+    """
+    console = Console(stderr=True)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume)
+    except InterruptedRunError as error:
+        run.finish("interrupted", steps=trainer.global_step)
+        console.print(
+            f"stopped by {error} after step {trainer.global_step}; it is saved.\nTo go on: {command}"
+        )
+        raise SystemExit(130) from None
+    except DivergedError as error:
+        run.finish("failed", steps=trainer.global_step, error=str(error))
+        console.print(f"{error}", style="red")
+        raise SystemExit(1) from None
+    except BaseException as error:
+        run.finish("failed", steps=trainer.global_step, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        finish_wandb()
+
+
+def finish_wandb() -> None:
+    """End a W&B run, if one is open: the next job of this process would land in it."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def close(run: Run, trainer: L.Trainer, task: Task, console: Console) -> None:
+    """Record the figures of a whole run and say what to do with it."""
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    run.finish(
+        "done",
+        steps=trainer.max_steps,
+        stopped_at=trainer.global_step,
+        parameters=sum(p.numel() for p in task.model.parameters()),
+        peak_memory=peak_memory(task.device),
+        metrics=figures,
+    )
+    console.print(
+        f"\ndone: {run.path}\n"
+        f"  picture   {run.picture}\n"
+        f"  samples   {run.samples}\n"
+        f"  write     llm generate weights.path={shlex.quote(str(_short(run.path)))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say_done(console: Console, run: Run, overrides: Sequence[str]) -> None:
+    console.print(
+        f"{run.path} is done already ({run.record['steps']:,} steps). Train it longer with a larger "
+        f"trainer.max_steps, again from the start with rerun=true, or write with it:\n"
+        f"  llm generate weights.path={shlex.quote(str(_short(run.path)))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _short(path: Path) -> Path:
+    """A path relative to here where it lies below here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def _command(overrides: Sequence[str]) -> str:
+    return shlex.join(["llm", "train", *overrides])

@@ -1,0 +1,47 @@
+"""Hardware: resolved once, and refused when it is not there."""
+
+import pytest
+import torch
+
+from llm.hardware import Hardware, describe, faster_precision, matmul_rate, peak_flops
+
+
+def test_auto_becomes_words_that_a_trainer_takes():
+    resolved = Hardware().resolve()
+    assert resolved.accelerator in ("cpu", "cuda", "mps")
+    assert isinstance(resolved.devices, int)
+    assert resolved.precision in (32, "bf16", "fp16")
+    assert resolved.lightning_precision in ("32-true", "bf16-mixed", "16-mixed")
+    assert str(resolved.devices) in describe(resolved)
+
+
+def test_the_cpu_takes_bfloat16_just_where_its_products_are_faster():
+    gain = matmul_rate(torch.bfloat16) / matmul_rate(torch.float32)
+    if not 1.2 < gain < 1.9:  # near the threshold of 1.5 a measurement may fall on either side
+        assert faster_precision("cpu") == ("bf16" if gain > 1.5 else 32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named_with_the_way_out():
+    with pytest.raises(ValueError, match="accelerator=cuda: this machine has none; use hardware=cpu"):
+        Hardware(accelerator="cuda").resolve()
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match="fp16 needs a GPU: use bf16 or 32"):
+        Hardware(accelerator="cpu", precision="fp16").resolve()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"devices": 0}, "devices=0"), ({"workers": -1}, "workers=-1"), ({"threads": 0}, "threads=0")],
+)
+def test_numbers_out_of_range_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Hardware(**setting)
+
+
+def test_the_rate_mfu_is_held_against_grows_with_devices():
+    rate = peak_flops(torch.device("cpu"), torch.float32, devices=1)
+    assert rate is not None
+    assert rate > 1e8, "even a slow core does a hundred million products a second"

@@ -1,0 +1,72 @@
+"""A run directory: names, records, and what is set aside."""
+
+import json
+
+import pytest
+
+from llm.runs import LONGEST_NAME, Run, list_runs, name_of
+
+
+def test_a_name_is_the_experiment_and_the_overrides_in_order():
+    assert name_of("verdict", ["model=llama", "seed=2"]) == "verdict,model=llama,seed=2"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hardware=cpu",
+        "hardware.precision=32",
+        "logger=wandb",
+        "~callbacks.samples",
+        "callbacks.samples.max_tokens=3",
+        "trainer.max_steps=5000",
+        "rerun=true",
+        "output_dir=elsewhere",
+        "experiment=verdict",
+    ],
+)
+def test_what_leaves_a_run_what_it_is_stays_out_of_its_name(override):
+    assert name_of("verdict", [override, "seed=2"]) == "verdict,seed=2"
+
+
+def test_a_name_is_one_folder_whatever_the_overrides_hold():
+    name = name_of("text", ["model/norm=rms", "data.path=/home/me/my notes/*.txt"])
+    assert "/" not in name
+    assert " " not in name
+    assert name.startswith("text,model-norm=rms")
+
+
+def test_long_names_are_cut_and_stay_different():
+    words = [f"model.part{i}={i}" for i in range(40)]
+    first, second = name_of("x", [*words, "seed=1"]), name_of("x", [*words, "seed=2"])
+    assert len(first) == len(second) == LONGEST_NAME
+    assert first != second
+
+
+def test_a_record_survives_and_grows(tmp_path):
+    run = Run(tmp_path / "run")
+    assert run.status == "new"
+    run.start("abc", seed=1, command="llm train")
+    run.finish("done", steps=10)
+    again = Run(tmp_path / "run")
+    assert again.status == "done"
+    assert (again.record["fingerprint"], again.record["steps"], again.record["seed"]) == ("abc", 10, 1)
+    assert "torch" in again.record["versions"]
+    assert [file.name for file in again.path.iterdir()] == ["run.json"], "no partial file stays"
+    json.loads((again.path / "run.json").read_text())
+
+
+def test_setting_aside_keeps_every_earlier_run(tmp_path):
+    run = Run(tmp_path / "run")
+    assert run.set_aside() is None, "nothing stood there"
+    for number in (1, 2):
+        run.update(status="done")
+        assert run.set_aside() == tmp_path / f"run~{number}"
+        assert run.status == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"run~1", "run~2"}
+
+
+def test_runs_are_listed_without_those_set_aside(tmp_path):
+    Run(tmp_path / "pretraining" / "one").update(status="done")
+    Run(tmp_path / "pretraining" / "one~1").update(status="done")
+    assert [run.path.name for run in list_runs(tmp_path)] == ["one"]

@@ -1,0 +1,150 @@
+"""What every tokenizer promises, and how one is saved, loaded and fitted to text."""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+END_OF_TEXT = "<|endoftext|>"
+
+# A file names its kind and may choose from these only: reading a stranger's file imports nothing of theirs.
+KINDS = {
+    "byte": "ByteTokenizer",
+    "char": "CharTokenizer",
+    "word": "WordTokenizer",
+    "bpe": "BPETokenizer",
+}
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids `0 … vocab_size - 1` and back.
+
+    A lone surrogate, half of a character that no UTF-8 can hold, becomes U+FFFD when it is encoded.
+
+    Attributes:
+        kind: The name of the kind in a saved file, which is also the name of its module.
+        lossless: Whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
+    """
+
+    kind: ClassVar[str]
+    lossless: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The number of ids, special tokens included."""
+
+    @property
+    @abstractmethod
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that stand for no text of a document, with their ids."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the token that separates documents, if there is one."""
+        return self.special_tokens.get(END_OF_TEXT)
+
+    @abstractmethod
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a well-formed text; the text of a special token is text like any other."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token decodes to; those of a special token spell its name.
+
+        Raises:
+            ValueError: The id is not in the vocabulary.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data: all that a saved file holds beside the kind."""
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: Any text.
+            special: Read the text of special tokens, such as `<|endoftext|>`, as those tokens. Off for
+                text that others wrote: it must not be able to end a document.
+        """
+        text = well_formed(text)
+        if not special or not self.special_tokens:
+            return self.encode_ordinary(text)
+        # Longest first, for one special token may begin with another.
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
+            token = self.special_tokens.get(part)
+            ids.extend(self.encode_ordinary(part) if token is None else [token])
+        return ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of several texts, each as `encode` gives them."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer to one JSON file, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
+        partial.replace(path)
+
+    def check_token(self, token: int) -> None:
+        """Raise a ValueError unless `token` is in the vocabulary."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(
+                f"token id {token} is outside the vocabulary: "
+                f"{self!r} has ids 0 to {self.vocab_size - 1}"
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size})"
+
+
+def well_formed(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Read a tokenizer that `Tokenizer.save` wrote. The file is data: nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or of an unknown kind; the message names it.
+    """
+    try:
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+    kind = state.pop("kind", None) if isinstance(state, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(
+            f"{path} holds a tokenizer of unknown kind {kind!r}: not {', '.join(KINDS)}"
+        )
+    tokenizer = getattr(import_module(f"llm.tokenizers.{kind}"), KINDS[kind])
+    try:
+        return tokenizer(**state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds a damaged {kind} tokenizer: {error}") from error
+
+
+def fit(spec: Tokenizer | Callable[[Iterable[str]], Tokenizer], texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer itself where it is finished already, or one trained on the texts."""
+    return spec if isinstance(spec, Tokenizer) else spec(texts)

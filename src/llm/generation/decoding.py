@@ -1,0 +1,219 @@
+"""Decoding: one token after another, each drawn from what the model says of all before it.
+
+A model sees at most `context_length` tokens, so a longer text is seen through a window. Where it
+begins depends on the text's own length and nothing else (`window_start`), and positions count from
+its beginning. So a text continues alike with and without a cache, alone and in a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llm.generation.sampling import Sampler
+from llm.nn.cache import Cache
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    seed: int = 0,
+    end_token: int | None = None,
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """The tokens that follow each prompt, all at once; `Decoding` gives them one by one.
+
+    The arguments and errors are those of `Decoding`. The prompts are not repeated.
+    """
+    texts: list[list[int]] = [[] for _ in prompts]
+    for tokens in Decoding(model, prompts, max_tokens, sampler, seed, end_token, use_cache):
+        for row, token in tokens.items():
+            texts[row].append(token)
+    return texts
+
+
+def window_start(length: int, context_length: int) -> int:
+    """Where the part begins that a model sees of a text of `length` tokens.
+
+    At 0 while the text fits. Then it jumps by half a context whenever the window would grow too
+    long, so that a cache is filled anew at a jump only, not at every token.
+
+    Args:
+        length: tokens in the text.
+        context_length: most tokens in a window, L; a jump leaves more than L - L // 2.
+    """
+    jump = max(1, context_length // 2)
+    jumps = -(-max(0, length - context_length) // jump)
+    return jumps * jump
+
+
+class Decoding(Iterator[dict[int, int]]):
+    """Continues a batch of prompts: each step gives the next token of each row that goes on.
+
+        decoding = Decoding(model, prompts, max_tokens=100, sampler=Sampler())
+        for tokens in decoding:
+            for row, token in tokens.items():
+                if token == full_stop:
+                    decoding.end(row)
+
+    Row i is drawn with the seed `seed + i` and does not depend on the others: alone, under that
+    seed, it would be the same. The model is put in evaluation mode for each step, and back.
+
+    Args:
+        model: a language model: `hidden`, `head`, `new_cache` and `context_length`.
+        prompts: the tokens to continue, a row each, of any lengths.
+        max_tokens: most tokens to add to a row; 0 is none.
+        sampler: chooses a token from the logits.
+        seed: of the first row.
+        end_token: ends the row that draws it, and is not given out.
+        use_cache: whether to keep the keys and values of earlier tokens. Without, every window is
+            computed anew: slow, and the specification of the other.
+
+    Raises:
+        ValueError: an empty prompt, a negative `max_tokens`, or a model that gives NaN.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        sampler: Sampler,
+        seed: int = 0,
+        end_token: int | None = None,
+        use_cache: bool = True,
+    ) -> None:
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens={max_tokens} is negative: choose 0 or more")
+        for row, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(
+                    f"prompt {row} is empty: give at least one token to start from, such as the "
+                    "end-of-text token, after which documents begin"
+                )
+        self.sampler = sampler
+        self.end_token = end_token
+        self.use_cache = use_cache
+        self._model: Any = model
+        self._remaining = max_tokens
+        self._texts = [list(prompt) for prompt in prompts]
+        self._running = set(range(len(prompts)))
+        self._generators = [torch.Generator().manual_seed(seed + row) for row in self._running]
+        # The rows that are computed together, which may have ended since they were put so.
+        self._rows: list[int] = []
+        self._starts: list[int] = []
+        self._cache: Cache | None = None
+        self._newest: Int[Tensor, "B"] | None = None
+        self._seen: Bool[Tensor, "B V"] | None = None
+
+    def end(self, row: int) -> None:
+        """Give this row no more tokens."""
+        self._running.discard(row)
+
+    def __next__(self) -> dict[int, int]:
+        """One more token for each row that has not ended.
+
+        Raises:
+            StopIteration: every row has ended, or has `max_tokens`.
+        """
+        if self._remaining == 0 or not self._running:
+            raise StopIteration
+        drawn = self._draw()
+        self._remaining -= 1
+        tokens = {}
+        for row, token in zip(self._rows, drawn, strict=True):
+            if token == self.end_token:
+                self.end(row)
+            if row in self._running:
+                self._texts[row].append(token)
+                tokens[row] = token
+        if not tokens:
+            raise StopIteration
+        return tokens
+
+    @torch.inference_mode()
+    def _draw(self) -> list[int]:
+        """The next token of each row of the batch."""
+        with evaluating(self._model):
+            logits = self._go_on() if self._can_go_on() else self._start_over()
+        uniform = torch.cat([torch.rand(1, generator=self._generators[row]) for row in self._rows])
+        newest = self.sampler(logits, uniform.to(logits.device), self._seen)
+        if self._seen is not None:
+            self._seen.scatter_(1, newest[:, None], True)
+        self._newest = newest
+        return newest.tolist()
+
+    def _can_go_on(self) -> bool:
+        """Whether the cache serves for one more token."""
+        cache, running = self._cache, self._running
+        if cache is None or cache.length == cache.capacity or 2 * len(running) <= len(self._rows):
+            # The last: half of the rows have ended, and cost as much as the rest.
+            return False
+        limit = self._model.context_length
+        return all(
+            start == window_start(len(self._texts[row]), limit)
+            for row, start in zip(self._rows, self._starts, strict=True)
+            if row in running
+        )
+
+    def _go_on(self) -> Float[Tensor, "B V"]:
+        assert self._newest is not None
+        output = self._model.hidden(self._newest[:, None], cache=self._cache)
+        return self._model.head(output.hidden[:, -1])
+
+    def _start_over(self) -> Float[Tensor, "B V"]:
+        """Compute the whole windows of the rows that go on, padded on the left to one length."""
+        model = self._model
+        limit = model.context_length
+        self._rows = sorted(self._running)
+        texts = [self._texts[row] for row in self._rows]
+        self._starts = [window_start(len(text), limit) for text in texts]
+        windows = [text[start:] for text, start in zip(texts, self._starts, strict=True)]
+        longest = max(len(window) for window in windows)
+        padded = [[0] * (longest - len(window)) + window for window in windows]
+        tokens = torch.tensor(padded, device=model.head.weight.device)
+        attention = None
+        if any(len(window) < longest for window in windows):
+            lengths = torch.tensor([len(window) for window in windows], device=tokens.device)
+            columns = torch.arange(longest, device=tokens.device)
+            attention = columns >= longest - lengths[:, None]
+
+        self._cache = None  # lets go of the old one before the new one is made
+        if self.use_cache:
+            capacity = min(limit, longest + self._remaining)
+            self._cache = model.new_cache(len(windows), capacity)
+        output = model.hidden(tokens, cache=self._cache, attention=attention)
+        logits = model.head(output.hidden[:, -1])
+        if logits.isnan().any():
+            raise ValueError("the model's logits are NaN: its weights are broken, or its input is")
+        self._seen = self._seen_in(texts, logits)
+        return logits
+
+    def _seen_in(
+        self, texts: list[list[int]], logits: Float[Tensor, "B V"]
+    ) -> Bool[Tensor, "B V"] | None:
+        """Which tokens stand in each text; None where the sampler does not ask."""
+        if self.sampler.repetition_penalty == 1:
+            return None
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for row, text in zip(seen, texts, strict=True):
+            row[torch.tensor(text, device=seen.device)] = True
+        return seen
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without dropout, and afterwards each module's own mode again."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,123 @@
+"""From scores to a token: pure functions on logits, and the sampler that puts them in order."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def repetition_penalty(
+    logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"], penalty: float
+) -> Float[Tensor, "B V"]:
+    """Make the tokens that stand in the text already less likely (Keskar et al. 2019, CTRL).
+
+    A positive score is divided by the penalty and a negative one multiplied, so that both fall.
+
+    Args:
+        logits: scores.
+        seen: true for the tokens of each row's text so far.
+        penalty: above 1 discourages, 1 changes nothing, below 1 encourages.
+    """
+    punished = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, punished, logits)
+
+
+def top_k(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
+    """Set all but the k highest scores to -inf (Fan et al. 2018); equals of the k-th stay too.
+
+    Args:
+        logits: scores.
+        k: how many to keep; all, where there are no more.
+    """
+    threshold = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -math.inf)
+
+
+def top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
+    """Keep the smallest set of tokens that has probability p, the nucleus (Holtzman et al. 2020).
+
+    Args:
+        logits: scores.
+        p: the probability to keep, from 0 exclusive to 1; the likeliest token always stays.
+    """
+    ordered, tokens = logits.sort()
+    # Summed from the least likely up: there the rounding is smallest.
+    outside = ordered.softmax(-1).cumsum(-1) <= 1 - p
+    outside[:, -1] = False
+    return logits.masked_fill(outside.scatter(1, tokens, outside), -math.inf)
+
+
+def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """Draw a token from softmax(logits) by inverting its cumulative distribution.
+
+    One number from [0, 1) decides a row, so a row's token never depends on its neighbours.
+
+    Args:
+        logits: scores; -inf is never drawn.
+        uniform: one number a row from [0, 1).
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # Rounding may leave the total a little off 1; scaled, the number always falls below it.
+    threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen: penalty, temperature, top-k, top-p, then a draw.
+
+    Args:
+        temperature: divides the scores: below 1 sharpens, above 1 flattens; 0 is greedy decoding,
+            the likeliest token always.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens with this much probability only.
+        repetition_penalty: above 1 makes tokens of the text so far less likely.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature}: choose 0 for greedy decoding, or more"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: keep at least 1 token, or null for all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is outside of (0, 1]: 1 or null keeps all tokens")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must be above 0: 1 changes nothing"
+            )
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "B V"],
+        uniform: Float[Tensor, "B"],
+        seen: Bool[Tensor, "B V"] | None = None,
+    ) -> Int[Tensor, "B"]:
+        """Choose a token a row.
+
+        Args:
+            logits: scores, of any precision.
+            uniform: one random number a row from [0, 1).
+            seen: the tokens of each row's text so far; needed for a repetition penalty only.
+        """
+        if self.repetition_penalty != 1 and seen is not None:
+            logits = repetition_penalty(logits, seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = logits.float() / self.temperature
+        if self.top_k is not None:
+            logits = top_k(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            logits = top_p(logits, self.top_p)
+        return draw(logits, uniform)

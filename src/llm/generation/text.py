@@ -1,0 +1,85 @@
+"""From text to text: prompts in, pieces of their continuations out."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from llm.generation.decoding import Decoding
+from llm.generation.sampling import Sampler
+from llm.generation.stopping import StopStrings
+from llm.generation.streaming import IncrementalDecoder
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_tokens: int,
+    sampler: Sampler,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """The continuation of each prompt; the arguments and errors are those of `stream`."""
+    texts = [""] * len(prompts)
+    for row, piece in stream(model, tokenizer, prompts, max_tokens, sampler, seed, stop):
+        texts[row] += piece
+    return texts
+
+
+def stream(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_tokens: int,
+    sampler: Sampler,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> Iterator[tuple[int, str]]:
+    """Pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
+
+    A row ends at the tokenizer's end-of-text token, at a stop string, neither of which is part of
+    the text, or after `max_tokens`.
+
+    Args:
+        model: a language model, see `Decoding`.
+        tokenizer: the one that the model was trained with.
+        prompts: texts to continue; an empty one begins a new document.
+        max_tokens: most tokens to add to a prompt.
+        sampler: chooses a token from the logits.
+        seed: of the first row; the others follow.
+        stop: texts at which to end.
+
+    Raises:
+        ValueError: a setting out of its range, or an empty prompt with a tokenizer that has no
+            token to begin a document.
+    """
+    starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
+    decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in starts]
+    stops = [StopStrings(stop) for _ in prompts]
+    decoding = Decoding(model, starts, max_tokens, sampler, seed, tokenizer.end_of_text)
+    for tokens in decoding:
+        for row, token in tokens.items():
+            if piece := stops[row].add(decoders[row].add(token)):
+                yield row, piece
+            if stops[row].stopped:
+                decoding.end(row)
+    for row, (decoder, stopping) in enumerate(zip(decoders, stops, strict=True)):
+        if piece := stopping.add(decoder.close()) + stopping.close():
+            yield row, piece
+
+
+def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens; for an empty prompt the token that documents begin after.
+
+    Raises:
+        ValueError: an empty prompt, and no such token.
+    """
+    if prompt:
+        return tokenizer.encode(prompt)
+    if tokenizer.end_of_text is None:
+        raise ValueError(
+            f"an empty prompt begins a new document, and the {tokenizer.kind} tokenizer has no "
+            "end-of-text token to begin one with: give a prompt of at least one character"
+        )
+    return [tokenizer.end_of_text]

@@ -1,0 +1,65 @@
+import random
+
+import pytest
+
+from llm.generation.stopping import StopStrings
+
+
+def pieces_of(text, rng):
+    """The text cut at random places."""
+    cuts = sorted(rng.sample(range(len(text) + 1), k=rng.randint(0, len(text))))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def run(text_pieces, stops):
+    stopping = StopStrings(stops)
+    shown = "".join(stopping.add(piece) for piece in text_pieces)
+    return shown + stopping.close(), stopping.stopped
+
+
+def expected_of(text, stops):
+    """The specification: read one character more until some stop string is complete."""
+    for end in range(len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            return text[: end - max(map(len, complete))], True
+    return text, False
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_cuts_at_the_first_stop_however_the_text_arrives(seed):
+    rng = random.Random(seed)
+    text = "".join(rng.choices("ab", k=rng.randint(0, 12)))
+    stops = ["".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
+    assert run(pieces_of(text, rng), stops) == expected_of(text, stops)
+
+
+def test_a_stop_string_never_flashes_up():
+    stopping = StopStrings(["\n\nUser:"])
+    shown = [stopping.add(piece) for piece in ["Fine.", "\n", "\nUs", "er", ": hi"]]
+    assert shown == ["Fine.", "", "", "", ""]
+    assert stopping.stopped
+    assert stopping.close() == ""
+
+
+def test_what_only_looked_like_a_stop_string_comes_late_but_whole():
+    stopping = StopStrings(["END"])
+    assert [stopping.add(piece) for piece in ["an EN", "D"[:0], "TRY, the E"]] == [
+        "an ",
+        "",
+        "ENTRY, the ",
+    ]
+    assert not stopping.stopped
+    assert stopping.close() == "E"
+
+
+def test_text_without_stop_strings_passes_at_once():
+    stopping = StopStrings([])
+    assert stopping.add("anything") == "anything"
+    assert stopping.close() == ""
+
+
+@pytest.mark.parametrize("stops", [[""], ["a", ""], "text"])
+def test_refuses_what_stands_everywhere_or_is_no_list(stops):
+    with pytest.raises(ValueError, match="list of strings"):
+        StopStrings(stops)

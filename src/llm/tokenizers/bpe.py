@@ -30,8 +30,8 @@ LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # Ids 0 to 255 are the bytes in GPT-2's order: those with a printable Latin-1 character, then the others.
-_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-BYTES = bytes(_PRINTABLE + sorted(set(range(256)) - set(_PRINTABLE)))
+PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+BYTES = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 BYTE_ID = {byte: token for token, byte in enumerate(BYTES)}
 
 # No written language comes near this many characters on one side of the line between blank and not blank.

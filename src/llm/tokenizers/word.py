@@ -1,0 +1,117 @@
+"""A token for each word of the training text, and one for all words that it does not have."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import regex
+
+from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
+
+UNKNOWN = "<|unk|>"
+
+# A long dash, a word with the hyphens inside it, or a single sign. White space only separates.
+PATTERN = regex.compile(r"--|[\p{L}\p{M}\p{N}]++(?:-[\p{L}\p{M}\p{N}]++)*+|\S")
+
+# Where the space between two tokens goes, in this order, when words are joined again.
+_SPACING = [
+    (regex.compile(r" (?=[,.:;?!%)\]}])"), ""),
+    (regex.compile(r"(?<=[(\[{]) "), ""),
+    (regex.compile(r"(?<=\w) (['’]) (?=(?:s|t|d|m|re|ve|ll)\b)"), r"\1"),
+    (regex.compile(r'" ([^"]*) "'), r'"\1"'),
+]
+
+
+class WordTokenizer(Tokenizer):
+    """The id of a word is its place in `words`; then come `<|endoftext|>` and `<|unk|>`.
+
+    Words are split at white space and punctuation, and a punctuation mark is a word. This is lossy: an unknown
+    word becomes `<|unk|>`, and decoding sets one space between words and none where English prose has none.
+
+    Args:
+        words: The words known, each once.
+
+    Raises:
+        ValueError: `words` is empty, repeats a word, or holds what splitting a text never gives.
+    """
+
+    kind = "word"
+    lossless = False
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: token for token, word in enumerate(self.words)}
+        self._texts = [*self.words, END_OF_TEXT, UNKNOWN]
+        if not self.words or len(self._ids) < len(self.words):
+            raise ValueError("words must be one or more and differ")
+        for word in self.words:
+            if split(word) != [word]:
+                raise ValueError(f"words holds {word!r}, which is not one word")
+
+    @property
+    def vocab_size(self) -> int:
+        """The words, the end of a text and the unknown word."""
+        return len(self._texts)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The end of a text and the unknown word, after the words."""
+        return {END_OF_TEXT: len(self.words), UNKNOWN: len(self.words) + 1}
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of the words of a text, that of `<|unk|>` for each word it does not know."""
+        unknown = self.special_tokens[UNKNOWN]
+        return [self._ids.get(word, unknown) for word in split(text)]
+
+    def unknown(self, text: str) -> Counter[str]:
+        """How often each word that the tokenizer does not know occurs in a text."""
+        return Counter(word for word in split(text) if word not in self._ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of a word, without the space around it, or the name of a special token."""
+        self.check_token(token)
+        return self._texts[token].encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words with spaces between them, as English prose sets them.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        text = " ".join(self.token_bytes(token).decode() for token in ids)
+        for gap, spacing in _SPACING:
+            text = gap.sub(spacing, text)
+        return text
+
+    def state(self) -> dict[str, Any]:
+        """The words."""
+        return {"words": self.words}
+
+
+def split(text: str) -> list[str]:
+    """The words and punctuation marks of a text."""
+    return PATTERN.findall(well_formed(text))
+
+
+def train(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:
+    """The tokenizer of the words in the texts, in alphabetical order.
+
+    Args:
+        texts: The training texts, read once.
+        vocab_size: Keep the most frequent words, so that they and the two special tokens are no more
+            than this; all words by default.
+
+    Raises:
+        ValueError: There is no word in the texts, or `vocab_size` leaves room for none.
+    """
+    if vocab_size is not None and vocab_size < 3:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: a word, {END_OF_TEXT} and {UNKNOWN} make 3 at least"
+        )
+    frequency = Counter(word for text in texts for word in split(text))
+    if not frequency:
+        raise ValueError(
+            "the tokenizer's training text has no words: give it at least one document"
+        )
+    words = sorted(frequency, key=lambda word: (-frequency[word], word))
+    return WordTokenizer(sorted(words if vocab_size is None else words[: vocab_size - 2]))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pooch
 
+from llm.data.errors import DataError
+
 
 def folder() -> Path:
     """The cache: `$LLM_CACHE` where that is set, the platform's user cache directory otherwise."""
@@ -20,14 +22,14 @@ def writable_folder(name: str) -> Path:
     be written then goes to the platform's user cache directory.
 
     Raises:
-        ValueError: Neither can be written to.
+        DataError: Neither can be written to.
     """
     candidates = [folder() / name, Path(pooch.os_cache("llm")) / name]
     for candidate in candidates:
         if _is_writable(candidate):
             return candidate
     tried = " and ".join(str(candidate) for candidate in dict.fromkeys(candidates))
-    raise ValueError(f"cannot write to {tried}: set LLM_CACHE to a folder that can be written to")
+    raise DataError(f"cannot write to {tried}: set LLM_CACHE to a folder that can be written to")
 
 
 def _is_writable(path: Path) -> bool:

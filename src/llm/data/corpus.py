@@ -93,7 +93,8 @@ class Corpus:
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
         """The training part; both for a tokenizer that cannot write what it has not seen."""
         train = self._preprocessed(parts.train)
-        if getattr(self.tokenizer, "needs_all_text", False):
+        function = getattr(self.tokenizer, "func", self.tokenizer)  # what a partial calls
+        if getattr(function, "needs_all_text", False):
             return chain(train, self._preprocessed(parts.validation))
         return train
 

@@ -25,24 +25,27 @@ def of_settings(settings: dict[str, object]) -> str:
 def of_tokenizer(tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer]) -> str:
     """A tokenizer is its saved file; one still to be fitted is its function and arguments.
 
-    A function's own code counts too, as the file that it stands in. Where no lasting name can be
-    given (a lambda, an argument that prints as an address), nothing is ever reused.
+    Where a function has no lasting name (a lambda, an argument that prints as an address), nothing
+    is ever reused.
     """
     if isinstance(tokenizer, Tokenizer):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             tokenizer.save(path)
             return digest(path.read_bytes())
-    function, arguments = tokenizer, ""
-    if isinstance(tokenizer, partial):
-        function, arguments = (
-            tokenizer.func,
-            f"{tokenizer.args} {sorted(tokenizer.keywords.items())}",
-        )
-    name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))} {arguments}"
-    if "<" in name:
-        return uuid.uuid4().hex
-    return f"{name} {digest(of_code(function))}"
+    name = of_value(tokenizer)
+    return uuid.uuid4().hex if "<" in name else name
+
+
+def of_value(value: object) -> str:
+    """Name a function by its module and the code that stands there, anything else as it prints."""
+    if isinstance(value, partial):
+        arguments = [of_value(each) for each in value.args]
+        keywords = [f"{name}={of_value(each)}" for name, each in sorted(value.keywords.items())]
+        return f"{of_value(value.func)}({', '.join(arguments + keywords)})"
+    if inspect.isfunction(value) or inspect.isclass(value):
+        return f"{value.__module__}.{value.__qualname__} {digest(of_code(value))}"
+    return repr(value)
 
 
 def of_code(thing: object) -> bytes:

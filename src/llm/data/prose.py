@@ -24,8 +24,11 @@ NOT_PROSE = re.compile(
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 # What English sentences are held together by; a list of names has none of them.
 GLUE = frozenset(
-    "a an and are as at be been but by can for from has have if in into is it its may must not of on"
-    " or so than that the then there these this those to was when which will with you".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at be been but by can for from has have if in into is it its may must not of "
+        "on or so than that the then there these this those to was when which will with you",
+    )
 )
 LEAST_WORDS = 8
 LEAST_PLAIN = 0.8  # share of tokens that are plain words

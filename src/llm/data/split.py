@@ -6,6 +6,7 @@ from itertools import compress
 
 import numpy as np
 
+from llm.data.errors import DataError
 from llm.data.source import Source
 
 Documents = Callable[[], Iterator[str]]
@@ -34,11 +35,16 @@ def split(source: Source, validation_fraction: float, seed: int) -> Split:
     By position is the split of nanoGPT and of the book: the last part of the text is held out.
 
     Raises:
-        ValueError: The source has no text.
+        DataError: The source has no text, or too little to split.
     """
     lengths = _lengths(source)
     if len(lengths) == 1:
         cut = int(lengths[0] * (1 - validation_fraction))
+        if not 0 < cut < lengths[0]:
+            raise DataError(
+                f"{source.name}: {lengths[0]} characters cannot be split by "
+                f"validation_fraction={validation_fraction}: give more text"
+            )
         return Split(
             train=lambda: (document[:cut] for document in source.documents()),
             validation=lambda: (document[cut:] for document in source.documents()),
@@ -91,5 +97,5 @@ def _lengths(source: Source) -> np.ndarray:
     """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
     lengths = np.fromiter((len(document) for document in source.documents()), dtype=np.int64)
     if not lengths.sum():
-        raise ValueError(f"{source.name} has no text")
+        raise DataError(f"{source.name}: has no text")
     return lengths

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm.data import cache
 from llm.data.corpus import Corpus
-from llm.data.preprocessing import Preprocessing
+from llm.data.errors import DataError
+from llm.data.preprocessing import Preprocessing, steps_of
 from llm.data.sampler import TrainingSampler, ValidationSampler
 from llm.data.source import Source
 from llm.data.token_cache import read_metadata
@@ -36,7 +37,7 @@ class TextDataModule(LightningDataModule):
         validation_fraction: Share of the text held out: whole documents where there are several,
             the end of the text where there is one.
         seed: Decides the split and the order.
-        preprocessing: Steps applied to each document, in order.
+        preprocessing: Steps applied to each document, in order; in a configuration by name.
         workers: Processes that gather batches; the batches are the same for any number.
         cache_dir: Where token files are kept, instead of the cache folder.
         validation: A source of its own for the held-out part; then nothing is split.
@@ -51,7 +52,8 @@ class TextDataModule(LightningDataModule):
         batches_per_epoch: Batches, rounded up, in which every training window is seen once.
 
     Raises:
-        ValueError: A parameter is out of range, or the text is shorter than a window.
+        ValueError: A parameter is out of range.
+        DataError: The text is shorter than a window (from `setup`).
     """
 
     tokenizer: Tokenizer
@@ -65,14 +67,14 @@ class TextDataModule(LightningDataModule):
         stride: int | None = None,
         validation_fraction: float = 0.1,
         seed: int = 0,
-        preprocessing: Sequence[Preprocessing] = (),
+        preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
         workers: int = 0,
         cache_dir: str | Path | None = None,
         validation: Source | None = None,
     ) -> None:
         super().__init__()
         self.corpus = Corpus(
-            source, tokenizer, tuple(preprocessing), validation_fraction, seed, validation
+            source, tokenizer, steps_of(preprocessing), validation_fraction, seed, validation
         )
         self.context_length = at_least("context_length", context_length, 1)
         self.batch_size = at_least("batch_size", batch_size, 1)
@@ -117,7 +119,7 @@ class TextDataModule(LightningDataModule):
         found = self.metadata[part]["tokens"]
         if found >= needed:
             return
-        raise ValueError(
+        raise DataError(
             f"{self.metadata['source']}: the {part} part has {found} tokens, and a window of "
             f"context_length={self.context_length} needs {needed}: give more text, or choose a "
             f"smaller context_length or another validation_fraction "
@@ -215,7 +217,7 @@ class TextDataModule(LightningDataModule):
         """Batches the trainer has worked through: a loader's own count runs ahead of it."""
         if self.trainer is None:
             return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
 
     def state_dict(self) -> dict[str, int | str]:
         """The position, and of what."""

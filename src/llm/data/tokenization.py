@@ -62,7 +62,7 @@ def tokenize(
                 row = np.asarray(ids, dtype=dtype)
                 row.tofile(file)
                 tokens += len(row)
-                size += len(text.encode())
+                size += len(text.encode("utf-8", "surrogatepass"))
                 if ends:
                     end.tofile(file)
                     tokens += len(end)

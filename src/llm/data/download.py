@@ -1,0 +1,59 @@
+"""Published files: fetched once, checked by their SHA-256, kept in the cache."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pooch
+
+from llm.data import cache
+from llm.data.errors import DataError
+from llm.data.files import decoded
+from llm.data.source import Source
+
+
+class Download(Source):
+    """One published text file, which is one document.
+
+    Args:
+        url: Where it is published.
+        sha256: Of the file, in hexadecimal.
+        file_name: What it is called in the cache folder; put it there by hand to work offline.
+    """
+
+    def __init__(self, url: str, sha256: str, file_name: str) -> None:
+        self.url, self.sha256, self.file_name = url, sha256, file_name
+        self.name = file_name
+
+    def documents(self) -> Iterator[str]:
+        """Yield the text, fetched if need be."""
+        yield decoded(fetch(self.url, self.sha256, self.file_name).read_bytes())
+
+    def fingerprint(self) -> str:
+        """The hash says it all, without the file."""
+        return self.sha256
+
+
+def fetch(url: str, sha256: str, file_name: str) -> Path:
+    """Return the path of a published file, downloaded into the cache if it is not there.
+
+    Raises:
+        DataError: It cannot be fetched, or is not the file that was published.
+    """
+    there = cache.folder() / file_name
+    if there.is_file() and pooch.file_hash(str(there)) == sha256:
+        return there
+    folder = cache.writable_folder("")
+    pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
+    try:
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=file_name, path=folder))
+    except ValueError:
+        raise DataError(
+            f"{url} is not the file that was published (its SHA-256 is not {sha256}): it was not "
+            f"kept; put the right file at {folder / file_name}"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"cannot download {url} ({type(error).__name__}): fetch it by other means and put it "
+            f"at {folder / file_name}, or set LLM_CACHE to a folder that holds {file_name}"
+        ) from None

@@ -1,0 +1,92 @@
+"""Published corpora, through the `datasets` library (an optional extra)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from llm.data.errors import DataError
+from llm.data.source import Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = 1000  # read together: one at a time is many times slower
+
+
+class HuggingFaceDataset(Source):
+    """One split of a dataset, which `datasets` downloads, caches and reads through a memory map.
+
+    Args:
+        path: The dataset's name on the hub, a local folder, or a format such as `json` or `text`.
+        name: Which configuration of it.
+        split: Which split of it.
+        data_files: The files, where path is a format.
+        text_field: The column that holds the text.
+        document_start: Where a document is spread over several rows: a regular expression that
+            the first row of each matches. By default, each row is a document.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        data_files: str | Sequence[str] | None = None,
+        text_field: str = "text",
+        document_start: str | None = None,
+    ) -> None:
+        self.path, self.configuration, self.split = path, name, split
+        self.data_files, self.text_field = data_files, text_field
+        self.document_start = document_start
+        self.name = " ".join(part for part in (path, name, split) if part)
+
+    @cached_property
+    def dataset(self) -> "Dataset":
+        """The rows.
+
+        Raises:
+            DataError: The library is missing, or finds no such dataset, split or column.
+        """
+        try:
+            from datasets import load_dataset
+        except ImportError:
+            raise DataError(
+                f"{self.name}: needs the datasets library: pip install 'llm[datasets]'"
+            ) from None
+        try:
+            dataset = load_dataset(
+                self.path, self.configuration, split=self.split, data_files=self.data_files
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name}: cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+        if self.text_field not in dataset.column_names:
+            raise DataError(
+                f"{self.name}: has no column {self.text_field!r}: choose text_field among "
+                f"{', '.join(dataset.column_names)}"
+            )
+        return dataset.select_columns(self.text_field)
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents that are not empty."""
+        documents = self._joined(self.document_start) if self.document_start else self._rows()
+        return (document for document in documents if document.strip())
+
+    def fingerprint(self) -> str:
+        """The one that `datasets` gives to the rows, and how they are joined."""
+        return f"{self.name} {self.text_field} {self.document_start} {self.dataset._fingerprint}"
+
+    def _rows(self) -> Iterator[str]:
+        for batch in self.dataset.iter(batch_size=ROWS):
+            yield from batch[self.text_field]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def _joined(self, start: str) -> Iterator[str]:
+        document: list[str] = []
+        for row in self._rows():
+            if re.match(start, row) and document:
+                yield "".join(document)
+                document = []
+            document.append(row)
+        yield "".join(document)

@@ -26,12 +26,13 @@ def expected_of(text, stops):
     return text, False
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_cuts_at_the_first_stop_however_the_text_arrives(seed):
-    rng = random.Random(seed)
-    text = "".join(rng.choices("ab", k=rng.randint(0, 12)))
-    stops = ["".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
-    assert run(pieces_of(text, rng), stops) == expected_of(text, stops)
+def test_cuts_at_the_first_stop_however_the_text_arrives():
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = "".join(rng.choices("ab", k=rng.randint(0, 12)))
+        stops = ["".join(rng.choices("ab", k=rng.randint(1, 5))) for _ in range(rng.randint(0, 3))]
+        pieces = pieces_of(text, rng)
+        assert run(pieces, stops) == expected_of(text, stops), (pieces, stops)
 
 
 def test_a_stop_string_never_flashes_up():

@@ -1,0 +1,271 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from llm.generation.decoding import Decoding, evaluating, generate, window_start
+from llm.generation.sampling import Sampler
+from llm.models.gpt import GPT
+from llm.nn.attention import Attention
+from llm.nn.feed_forward import FeedForward
+from llm.nn.masks import causal, sliding_window
+from llm.nn.norms import LayerNorm
+from llm.nn.positions import ALiBi, Learned, NoPosition, Rotary, Sinusoidal
+
+V, L, C, H = 31, 8, 16, 4
+GREEDY = Sampler(temperature=0.0)
+WARM = Sampler(temperature=2.0)
+POSITIONS = {
+    "learned": partial(Learned, L, C),
+    "sinusoidal": partial(Sinusoidal, C),
+    "rotary": partial(Rotary, C, H),
+    "alibi": partial(ALiBi, H),
+    "none": NoPosition,
+}
+PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [4] * 20]
+# Far enough for the shortest prompt to leave the context behind three times.
+LONG = 3 * L
+
+
+def wide(model):
+    """Weights so wide that logits differ much from context to context."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.7)
+
+
+def gpt(position="rotary", mask=causal, num_kv_heads=2, dropout=0.0, context_length=L):
+    torch.manual_seed(0)
+    model = GPT(
+        vocab_size=V,
+        context_length=context_length,
+        dim=C,
+        num_layers=2,
+        position=POSITIONS[position](),
+        attention=partial(
+            Attention, num_heads=H, num_kv_heads=num_kv_heads, bias=True, dropout=dropout
+        ),
+        feed_forward=FeedForward,
+        norm=LayerNorm,
+        final_norm=LayerNorm,
+        mask=mask,
+        init=wide,
+        dropout=dropout,
+        tie_weights=False,
+    )
+    return model.double().eval()
+
+
+class Recorder(Sampler):
+    """A sampler that keeps the logits it was given."""
+
+    def __call__(self, logits, uniform, seen=None):
+        self.__dict__.setdefault("logits", []).append(logits)
+        return super().__call__(logits, uniform, seen)
+
+
+@torch.no_grad()
+def by_hand(model, prompt, max_tokens, seed=0, process=lambda text, logits: logits):
+    """The specification: one row, its window computed whole for each token, drawn warm."""
+    text, rows, generator = list(prompt), [], torch.Generator().manual_seed(seed)
+    for _ in range(max_tokens):
+        start = 0
+        while len(text) - start > model.context_length:
+            start += max(1, model.context_length // 2)
+        rows.append(model(torch.tensor([text[start:]]))[:, -1])
+        text += WARM(process(text, rows[-1]), torch.rand(1, generator=generator)).tolist()
+    return text[len(prompt) :], torch.cat(rows)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_equals_the_loop_by_hand_far_past_the_context(position):
+    """Cached and not, alone and in a ragged batch: one text, one distribution at every step."""
+    model = gpt(position)
+    expected, logits = zip(
+        *(by_hand(model, prompt, LONG, seed) for seed, prompt in enumerate(PROMPTS)), strict=True
+    )
+    assert len({token for tokens in expected for token in tokens}) > V / 2
+    for use_cache in (True, False):
+        recorder = Recorder(temperature=2.0)
+        assert generate(model, PROMPTS, LONG, recorder, use_cache=use_cache) == list(expected)
+        given = torch.stack(recorder.logits, dim=1)
+        torch.testing.assert_close(given, torch.stack(logits), rtol=0, atol=1e-9)
+    recorder = Recorder(temperature=2.0)
+    assert generate(model, PROMPTS[:1], LONG, recorder) == [expected[0]]
+    torch.testing.assert_close(torch.cat(recorder.logits), logits[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"mask": sliding_window(5)},
+        {"num_kv_heads": 1},
+        {"context_length": 1},
+        {"context_length": 7},
+    ],
+    ids=["sliding_window", "multi_query", "context_of_one", "odd_context"],
+)
+def test_other_masks_heads_and_contexts_decode_alike(parts):
+    model = gpt(**parts)
+    expected = [by_hand(model, prompt, 2 * L, seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    assert generate(model, PROMPTS, 2 * L, WARM) == expected
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_sampling_is_the_same_for_the_same_seed_alone_and_in_a_batch(use_cache):
+    model = gpt()
+    sampler = Sampler(temperature=1.5, top_k=20, top_p=0.95, repetition_penalty=1.1)
+    together = generate(model, PROMPTS, 2 * L, sampler, seed=7, use_cache=use_cache)
+    assert together == generate(model, PROMPTS, 2 * L, sampler, seed=7)
+    for row, prompt in enumerate(PROMPTS):
+        assert generate(model, [prompt], 2 * L, sampler, seed=7 + row) == [together[row]]
+    assert together != generate(model, PROMPTS, 2 * L, sampler, seed=8)
+
+
+def test_equal_prompts_in_a_batch_are_drawn_apart():
+    drawn = generate(gpt(), [[1, 2]] * 4, L, Sampler(temperature=2.0))
+    assert len({tuple(tokens) for tokens in drawn}) == 4
+
+
+def test_sampling_leaves_the_global_random_state_alone():
+    state = torch.random.get_rng_state()
+    generate(gpt(), [[1]], 5, Sampler())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_first_tokens_are_drawn_with_the_models_probabilities():
+    model, n = gpt(), 4000
+    counts = torch.zeros(V)
+    for tokens in generate(model, [[3, 1]] * n, 1, Sampler()):
+        counts[tokens[0]] += 1
+    expected = model(torch.tensor([[3, 1]]))[0, -1].softmax(-1).float()
+    # Five standard deviations of a binomial share.
+    assert ((counts / n - expected).abs() <= 5 * (expected / n).sqrt() + 1e-3).all()
+
+
+def test_repetition_penalty_counts_the_whole_text_prompt_included():
+    model = gpt()
+    penalize = RepetitionPenaltyLogitsProcessor(3.0)
+    expected = [
+        by_hand(
+            model, prompt, 2 * L, seed, lambda text, logits: penalize(torch.tensor([text]), logits)
+        )[0]
+        for seed, prompt in enumerate(PROMPTS)
+    ]
+    sampler = Sampler(temperature=2.0, repetition_penalty=3.0)
+    assert generate(model, PROMPTS, 2 * L, sampler) == expected
+    assert generate(model, PROMPTS, 2 * L, WARM) != expected
+
+
+def test_an_end_token_ends_its_row_only_and_is_left_out():
+    model = gpt()
+    free = generate(model, PROMPTS, 2 * L, WARM)
+    end = free[0][3]
+    expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in free]
+    assert generate(model, PROMPTS, 2 * L, WARM, end_token=end) == expected
+    assert expected != free
+
+
+def test_rows_that_were_ended_leave_the_others_as_they_are():
+    model = gpt()
+    free = generate(model, PROMPTS, LONG, WARM)
+    lengths = [3, 15, 1, LONG]
+    texts = [[] for _ in PROMPTS]
+    decoding = Decoding(model, PROMPTS, LONG, WARM)
+    for tokens in decoding:
+        for row, token in tokens.items():
+            texts[row].append(token)
+            if len(texts[row]) == lengths[row]:
+                decoding.end(row)
+    assert texts == [tokens[:length] for tokens, length in zip(free, lengths, strict=True)]
+
+
+def test_once_half_of_the_rows_have_ended_they_are_not_computed_any_more():
+    model, recorder = gpt(), Recorder(temperature=0.0)
+    decoding = Decoding(model, [[1], [2], [3], [4]], 6, recorder)
+    for row in (1, 2, 3):
+        next(decoding)
+        decoding.end(row)
+    list(decoding)
+    assert [len(logits) for logits in recorder.logits] == [4, 4, 2, 1, 1, 1]
+
+
+def test_each_step_costs_one_token_but_at_a_jump_of_the_window():
+    model = gpt()
+    widths = []
+    model.embedding.register_forward_hook(
+        lambda module, args, output: widths.append(args[0].shape[1])
+    )
+    generate(model, [[1, 2, 3]], 2 * L, GREEDY)
+    assert [width for width in widths if width > 1] == [3, L // 2 + 1, L // 2 + 1, L // 2 + 1]
+    assert len(widths) == 2 * L
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_window_holds_half_a_context_at_least_and_a_whole_one_at_most(limit):
+    starts = [window_start(length, limit) for length in range(1, 100)]
+    assert starts[:limit] == [0] * limit
+    assert starts == sorted(starts)
+    for length, start in enumerate(starts, start=1):
+        assert length - start <= limit
+        assert start == 0 or length - start > limit - max(1, limit // 2)
+    # It jumps as seldom as it can.
+    assert len(set(starts)) == 1 + math.ceil((99 - limit) / max(1, limit // 2))
+
+
+def test_no_tokens_and_no_prompts_are_legal():
+    assert generate(gpt(), [[1], [2, 3]], 0, GREEDY) == [[], []]
+    assert generate(gpt(), [], 5, GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_tokens", "message"),
+    [
+        ([[1], []], 3, "prompt 1 is empty: give at least one token"),
+        ([[1]], -1, "max_tokens=-1 is negative"),
+        ([[V]], 3, f"vocab_size={V}"),
+    ],
+)
+def test_a_wrong_argument_is_named(prompts, max_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        generate(gpt(), prompts, max_tokens, GREEDY)
+
+
+def test_a_model_of_nan_is_an_error_and_no_text():
+    model = gpt()
+    nn.init.constant_(model.embedding.weight, math.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        generate(model, [[1]], 3, Sampler())
+
+
+def test_dropout_is_off_while_decoding_and_on_again_after():
+    model = gpt(dropout=0.5)
+    expected = generate(model, PROMPTS, L, WARM)
+    model.train()
+    model.blocks[0].eval()
+    before = [module.training for module in model.modules()]
+    assert generate(model, PROMPTS, L, WARM) == expected
+    assert [module.training for module in model.modules()] == before
+
+
+def test_modes_are_restored_after_an_error():
+    model = gpt().train()
+    with pytest.raises(IndexError), evaluating(model):
+        model.blocks[1000]
+    assert all(module.training for module in model.modules())
+
+
+def test_a_model_trains_on_after_it_has_spoken():
+    model = gpt("rotary").train()
+    generate(model, [[1, 2], [3]], 2 * L, Sampler())
+    model(torch.randint(V, (2, L))).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decodes_in_the_models_own_precision(dtype):
+    model = gpt().to(dtype)
+    (tokens,) = generate(model, [[1, 2, 3]], 2 * L, GREEDY)
+    assert len(tokens) == 2 * L

@@ -113,10 +113,7 @@ class GPT(nn.Module):
             ValueError: a token id is out of range, the cache or the positions are full, or
                 `documents` come with a cache.
         """
-        if positions is None:
-            places = _next_places(tokens, cache, attention)
-        else:
-            places = positions
+        places = _next_places(tokens, cache, attention) if positions is None else positions
         if cache is not None:
             given = None if isinstance(places, slice) else places
             cache.describe(tokens.shape[1], given, attention)

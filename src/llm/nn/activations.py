@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def gelu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """x · Φ(x), with the normal distribution's Φ itself (Hendrycks and Gimpel 2016)."""
+    """GELU, x · Φ(x), with the normal distribution's Φ itself (Hendrycks and Gimpel 2016)."""
     return F.gelu(x)
 
 
@@ -21,10 +21,11 @@ def relu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def silu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
+    """SiLU, x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
     return F.silu(x)
 
 
 def relu_squared(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """max(x, 0)² (So et al. 2021, Primer)."""
-    return F.relu(x).square()
+    positive = F.relu(x)
+    return positive * positive  # square() would leave bfloat16 under autocast

@@ -36,7 +36,7 @@ def truncated_normal(model: nn.Module, std: float = 0.02) -> None:
 
 
 def torch_default(model: nn.Module) -> None:
-    """torch's own: U(±1/√inputs) for projections and their biases, N(0, 1) for embeddings."""
+    """PyTorch's own: U(±1/√inputs) for projections and their biases, N(0, 1) for embeddings."""
     for module in model.modules():
         _reset(module)
 

@@ -99,8 +99,8 @@ def both(*predicates: Predicate) -> Predicate:
 
 
 def as_bias(
-    allowed: Bool[Tensor, "*B #H T S"], bias: Float[Tensor, "*C H T S"]
-) -> Float[Tensor, "*D H T S"]:
+    allowed: Bool[Tensor, "*rows #H T S"], bias: Float[Tensor, "*other H T S"]
+) -> Float[Tensor, "*both H T S"]:
     """One floating mask that says both: `bias` where a query may see, -inf where not."""
     return bias.masked_fill(~allowed, -torch.inf)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm.nn.heads import head_width
 
-Positions = slice | Int[Tensor, "*B T"]
+Positions = slice | Int[Tensor, "*rows T"]
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1, T, D/2)
 
 
@@ -34,8 +34,8 @@ class Position(nn.Module):
         self,
         x: Float[Tensor, "B T C"],
         query_positions: Positions,
-        key_positions: Positions,
-    ) -> Float[Tensor, "*B H T S"] | None:
+        key_positions: slice | Int[Tensor, "*rows S"],
+    ) -> Float[Tensor, "*rows H T S"] | None:
         """What is added to the attention scores of each head, as precise as `x`."""
         return None
 
@@ -133,8 +133,8 @@ class ALiBi(Position):
         self,
         x: Float[Tensor, "B T C"],
         query_positions: Positions,
-        key_positions: Positions,
-    ) -> Float[Tensor, "*B H T S"]:
+        key_positions: slice | Int[Tensor, "*rows S"],
+    ) -> Float[Tensor, "*rows H T S"]:
         """Minus a slope for each head times the distance back to the key."""
         queries, keys = (as_index(p, x.device) for p in (query_positions, key_positions))
         distance = queries[..., :, None] - keys[..., None, :]
@@ -153,7 +153,7 @@ class ALiBi(Position):
         return 2.0 ** (-8 * torch.cat((steps, between)))
 
 
-def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*B T"]:
+def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*rows T"]:
     """The positions as numbers, whichever way they were given."""
     if isinstance(positions, slice):
         return torch.arange(positions.start, positions.stop, device=device)
@@ -162,8 +162,8 @@ def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*B T"]:
 
 def angles(
     x: Tensor, positions: Positions, dim: int, theta: float
-) -> Float[Tensor, "*B T half_dim"]:
-    """position · theta^(-2j/dim) for j = 0 … dim/2 - 1, on the device of `x`, at least float32."""
+) -> Float[Tensor, "*rows T half_dim"]:
+    """The angle position · theta^(-2j/dim), j = 0 … dim/2 - 1; where `x` is, at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     exponents = torch.arange(0, dim, 2, dtype=dtype, device=x.device) / dim
     return as_index(positions, x.device).to(dtype)[..., None] * theta**-exponents

@@ -12,12 +12,12 @@ Residual = Callable[[Tensor, Function, Function], Tensor]
 def pre_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
-    """x + sublayer(norm(x)): the stream itself is never normalised (GPT-2; Xiong et al. 2020)."""
+    """Norm first, x + sublayer(norm(x)): the stream itself stays as it is (Xiong et al. 2020)."""
     return x + sublayer(norm(x))
 
 
 def post_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
-    """norm(x + sublayer(x)): the first Transformer's, which needs warm-up (Vaswani et al. 2017)."""
+    """Norm last, norm(x + sublayer(x)): the first Transformer's; needs warm-up (Vaswani et al. 2017)."""
     return norm(x + sublayer(x))

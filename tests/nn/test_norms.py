@@ -1,0 +1,86 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from llm.nn.norms import (
+    LayerNorm,
+    RMSNorm,
+    fused_layer_norm,
+    fused_rms_norm,
+    naive_layer_norm,
+    naive_rms_norm,
+)
+
+
+def draw(dtype=torch.float64):
+    torch.manual_seed(0)
+    x = (3 * torch.randn(4, 5, 16, dtype=dtype) + 1).requires_grad_()
+    return x, *(torch.randn(16, dtype=dtype).requires_grad_() for _ in range(2))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_layer_norms_are_equal(biased):
+    x, weight, bias = draw()
+    bias = bias if biased else None
+    inputs = [each for each in (x, weight, bias) if each is not None]
+    results = [
+        (y := norm(x, weight, bias, 1e-5), torch.autograd.grad(y.sin().sum(), inputs))
+        for norm in (naive_layer_norm, fused_layer_norm)
+    ]
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+
+
+def test_rms_norms_are_equal():
+    x, weight, _ = draw()
+    results = [
+        (y := norm(x, weight, 1e-5), torch.autograd.grad(y.sin().sum(), (x, weight)))
+        for norm in (naive_rms_norm, fused_rms_norm)
+    ]
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+
+
+def test_rms_gradient_is_that_of_finite_differences():
+    x, weight, _ = draw()
+    assert torch.autograd.gradcheck(partial(fused_rms_norm, eps=1e-2), (x[:2, :2], weight))
+
+
+def test_rms_norm_takes_strided_input_and_less_precise_input():
+    x, weight, _ = draw(torch.float32)
+    strided = x.transpose(0, 1)
+    torch.testing.assert_close(
+        fused_rms_norm(strided, weight, 1e-5), naive_rms_norm(strided, weight, 1e-5)
+    )
+    half = x.detach().bfloat16().requires_grad_()
+    y = fused_rms_norm(half, weight, 1e-5)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    torch.testing.assert_close(y, naive_rms_norm(half, weight, 1e-5).bfloat16())
+    assert half.grad.dtype == torch.bfloat16
+
+
+def test_modules_are_those_of_torch():
+    x, *_ = draw()
+    for ours, theirs in [
+        (LayerNorm(16), nn.LayerNorm(16)),
+        (LayerNorm(16, bias=False), nn.LayerNorm(16, bias=False)),
+        (RMSNorm(16), nn.RMSNorm(16, eps=1e-5)),
+    ]:
+        assert ours.double().state_dict().keys() == theirs.double().state_dict().keys()
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_the_kernel_is_a_part():
+    x, *_ = draw()
+    for module in (LayerNorm(16, kernel=naive_layer_norm), RMSNorm(16, kernel=naive_rms_norm)):
+        torch.testing.assert_close(module.double()(x), type(module)(16).double()(x))
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
+def test_constant_rows_stay_finite(kind):
+    x = torch.zeros(2, 16, requires_grad=True)
+    y = kind(16)(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()

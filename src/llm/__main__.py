@@ -1,114 +1,223 @@
 """`llm VERB …`: picks the app and lets Hydra compose its configuration.
 
-Nothing heavy is imported before a verb is known: help and completion answer at once.
+Nothing heavy is imported before there is something to run: help and completion answer at once.
 """
 
+import contextlib
+import functools
 import importlib
+import inspect
+import io
 import os
+import re
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from llm import __version__
 
+CONF = "pkg://llm.conf"
+
 
 class Verb(NamedTuple):
-    """What a verb is: the module that does it, a line of help and an example."""
+    """What a verb is.
+
+    Attributes:
+        module: the app, whose `main(config)` does it.
+        help: what it does, in a line.
+        example: a command to start from.
+        texts: keys whose values are a person's own words, taken as they stand.
+    """
 
     module: str
     help: str
     example: str
+    texts: Sequence[str] = ()
 
 
 VERBS = {
     "train": Verb(
         "llm.apps.train",
         "pretrain a model and watch it speak",
-        "llm train model=llama size=micro data=python_docs trainer.max_steps=500",
+        "llm train model=llama size=micro trainer.max_steps=500",
     ),
     "generate": Verb(
         "llm.apps.generate",
         "let a trained model go on with a text",
-        'llm generate run=outputs/pretraining/first prompt="The class statement"',
+        'llm generate weights.path=outputs/pretraining/python_docs prompt="The class statement"',
+        texts=("prompt", "stop"),
     ),
 }
 
-# Values of these keys are a person's text: taken as they stand, not by Hydra's grammar.
-LITERAL = {"generate": ("prompt", "stop")}
+USAGE = """\
+llm VERB [key=value …]
+
+{verbs}
+
+  llm VERB --help                   the groups, options and values of a verb
+  llm VERB … --cfg job              the composed configuration; nothing is run
+  llm VERB … -m key=a,b             a run for each value
+  llm VERB … --config-dir FOLDER    with configs of your own
+  eval "$(llm -sc install=bash)"    tab completion; zsh=… and fish=… likewise
+  llm --version"""
 
 
 def main() -> None:
-    """Run the verb on the command line; a wrong command or configuration exits with status 2."""
-    command, *rest = sys.argv[1:] or ["--help"]
+    """Run the command line; a wrong command or configuration ends with status 2."""
+    command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
     elif command == "--version":
         print(f"llm {__version__}")
     elif command in ("-sc", "--shell-completion"):
-        complete(rest)
+        complete(words)
     elif command in VERBS:
-        run(command, rest)
+        run(command, words)
     else:
-        fail(f"llm {command}: no such verb; {_suggestion(command)}")
+        from llm.config.errors import suggestion
+
+        fail(f"llm {command}: no such verb; {suggestion(command, VERBS)}")
 
 
 def usage() -> str:
     """What `llm --help` prints: each verb with an example."""
-    lines = ["llm VERB [key=value …]", ""]
-    for name, verb in VERBS.items():
-        lines += [f"  {name:10s} {verb.help}", f"{'':13s}{verb.example}", ""]
-    return "\n".join(
-        [
-            *lines,
-            "llm VERB --help           the groups, options and values of a verb",
-            "llm VERB … --cfg job      the composed configuration, nothing is run",
-            "llm VERB … -m key=a,b     one run for each value",
-            'eval "$(llm -sc install=bash)"    tab completion; also zsh, fish',
-            "llm --version",
-        ]
-    )
+    verbs = (f"  {name:10s}{verb.help}\n{'':12s}{verb.example}" for name, verb in VERBS.items())
+    return USAGE.format(verbs="\n".join(verbs))
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Hand a verb's arguments to Hydra, and say what is wrong with them in lines of our own."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+def run(name: str, words: Sequence[str]) -> None:
+    """Compose and check what is asked for, all of it, and only then let Hydra start it."""
+    from hydra._internal.utils import get_args_parser
+
+    from llm.config.composition import check_points, compose, open_loader
+    from llm.config.errors import ConfigError
+
+    verb = VERBS[name]
+    words = [as_text(word, verb.texts) for word in words]
+    sys.argv = ["llm", *words]
+    args = get_args_parser().parse_args(words)
+    if args.help:
+        sys.argv += ["hydra/help=verb", f"hydra.help.header={quoted(header(name))}"]
+    try:
+        loader = open_loader(verb.module, args.config_path or CONF, config_dir(args.config_dir))
+        module = importlib.import_module(verb.module)
+        if args.cfg or args.help or args.info:
+            compose(loader, args.config_name or name, args.overrides)
+        elif not (args.shell_completion or args.hydra_help):
+            check_points(loader, args.config_name or name, args.overrides, args.multirun)
+        start(module.main, name, args.multirun)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
+    """Let Hydra compose again and call the app.
+
+    Hydra reports an exception of a single job in a line of its own before it raises it again; that of a
+    mistake is ours to report, so it passes Hydra by.
+    """
+    import hydra
 
     from llm.config.errors import ConfigError
 
-    sys.argv = ["llm", *(literal(argument, LITERAL.get(name, ())) for argument in arguments)]
-    # Hydra then raises instead of printing: the traceback of a crash is whole, and mistakes are ours to say.
+    task = inspect.unwrap(main)
+
+    @functools.wraps(task)
+    def job(config: Any) -> Any:
+        try:
+            return task(config)
+        except ConfigError as error:
+            if multirun:  # the other jobs still want to run
+                raise
+            return fail(str(error))
+
+    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
+
+
+def header(name: str) -> str:
+    """The head of a verb's `--help`."""
+    verb = VERBS[name]
+    return f"llm {name}: {verb.help}\n\n    {verb.example}"
+
+
+def config_dir(folder: str | None) -> str | None:
+    """The user's folder of configs as an absolute path.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    from llm.config.errors import ConfigError
+
+    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
+        raise ConfigError(
+            f"--config-dir {folder}: no such folder; name one that holds your configs"
+        )
+    return folder and os.path.abspath(folder)  # noqa: PTH100
+
+
+def as_text(word: str, keys: Sequence[str]) -> str:
+    """A command-line word whose value, if its key is among `keys`, is quoted for Hydra's grammar.
+
+    What is quoted already stays, and so does a list of values.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or key.lstrip("+") not in keys or _is_quoted(value) or _is_list(value):
+        return word
+    return f"{key}={quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
+
+
+def _is_quoted(value: str) -> bool:
+    return re.fullmatch(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", value, re.DOTALL) is not None
+
+
+def _is_list(value: str) -> bool:
+    if not (value.startswith("[") and value.endswith("]")):
+        return False
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
-        importlib.import_module(VERBS[name].module).main()
-    except ConfigError as error:
-        fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(str(error))
+        return isinstance(OverridesParser.create().parse_override(f"x={value}").value(), list)
+    except HydraException:
+        return False
 
 
-def literal(argument: str, keys: tuple[str, ...]) -> str:
-    """An argument quoted for Hydra, if its key is among those whose value is a person's text."""
-    key, equals, value = argument.partition("=")
-    if not equals or key.lstrip("+") not in keys:
-        return argument
-    return argument
+def complete(words: Sequence[str]) -> None:
+    """Serve a shell's completion: Hydra's own, which knows of no verbs, behind the verb.
 
-
-def complete(arguments: list[str]) -> None:
-    """Answer a shell that asks for completions."""
-    raise NotImplementedError
+    The shell calls `llm -sc query=bash` with the line typed so far in COMP_LINE.
+    """
+    verb = next(iter(VERBS))
+    if words and words[0].startswith("query="):
+        line = os.environ.get("COMP_LINE", "")
+        program, *typed = line.split(maxsplit=2)
+        if len(typed) + line.endswith(" ") < 2:
+            print(" ".join(name for name in VERBS if name.startswith("".join(typed))))
+            return
+        verb, *rest = typed
+        os.environ["COMP_LINE"] = " ".join([program, *rest]) + ("" if rest else " ")
+        if verb not in VERBS:
+            return
+        # Half a line is often no line yet: then there is nothing to offer, and nothing to say.
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception, SystemExit):
+            run(verb, ["-sc", *words])
+        return
+    run(verb, ["-sc", *words])
 
 
 def fail(message: str) -> None:
     """Print what is wrong and leave with status 2."""
     print(message, file=sys.stderr)
     sys.exit(2)
-
-
-def _suggestion(word: str) -> str:
-    from llm.config.errors import suggestion
-
-    return suggestion(word, VERBS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ themselves are asked where that is cheap: frozen dataclasses are built, and the 
 
 import dataclasses
 import inspect
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -128,11 +129,16 @@ class Walk:
             yield from self.node(value, hint, key, beneath_factory)
         elif not slots.accepts(hint, value):
             yield f"{key}: {_shown(value)} is no {slots.describe(hint)}; {_remedy(hint)}"
-        elif isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for at, item in items:
-                child = f"{key}.{at}" if isinstance(value, dict) else f"{key}[{at}]"
-                yield from self.value(item, slots.element_hint(hint, at), child, beneath_factory)
+        else:
+            yield from self.items(value, hint, key, beneath_factory)
+
+    def items(self, value: Any, hint: Any, key: str, beneath_factory: bool) -> Iterator[str]:
+        """What lies in a dictionary or a list, each in the slot that the hint has for it."""
+        named = isinstance(value, dict)
+        items = value.items() if named else enumerate(value if isinstance(value, list) else ())
+        for at, item in items:
+            child = f"{key}.{at}" if named else f"{key}[{at}]"
+            yield from self.value(item, slots.element_hint(hint, at), child, beneath_factory)
 
     def reference(self, plain: Any, hint: Any, key: str) -> Iterator[str]:
         """A part that stands elsewhere in the tree, in its slot."""
@@ -242,25 +248,37 @@ def _refused(
     config: DictConfig, plain: dict[str, Any], walk: Walk, problems: list[str]
 ) -> Iterator[str]:
     """What the constructors themselves have to say, of the sections without problems so far."""
-    for name, node in plain.items():
-        sound = not any(line.startswith((f"{name}.", f"{name}:", f"{name}[")) for line in problems)
-        if sound and isinstance(node, dict) and "_target_" in node:
+    faulty = {re.split(r"[.:\[]", line)[0] for line in problems}
+    settings = {}
+    for name in plain.keys() - faulty:
+        node = plain[name]
+        if isinstance(node, dict) and "_target_" in node:
             target = locate(str(node["_target_"]), walk.trust)
-            try:
-                _try(config[name], name, target, walk.deferred)
-            except ConfigError as error:
-                yield from error.problems
-
-
-def _try(node: Any, name: str, target: Any, deferred: Collection[str]) -> None:
-    if dataclasses.is_dataclass(target):
-        build(node)
-    elif name == "model" and _is_module(target):
+            if dataclasses.is_dataclass(target):
+                settings[name] = {}
+            elif name == "model" and _is_module(target):
+                settings[name] = _provisional(node, walk.deferred)
+    refused = [line for name in settings if name != "model" for line in _try(config[name], {})]
+    yield from refused
+    if "model" in settings and not refused:  # what is wrong with a size is told once
         import torch
 
-        missing = [key.rpartition(".")[2] for key in deferred if key.rpartition(".")[0] == name]
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            build(node, **{key: PROVISIONAL for key in missing if node.get(key) in (None, MISSING)})
+            yield from _try(config["model"], settings["model"])
+
+
+def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:
+    try:
+        build(node, **extra)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _provisional(node: dict[str, Any], deferred: Collection[str]) -> dict[str, Any]:
+    """Stand-ins for what the caller will give to the model."""
+    names = [key.removeprefix("model.") for key in deferred if key.startswith("model.")]
+    return {name: PROVISIONAL for name in names if node.get(name, MISSING) in (None, MISSING)}
 
 
 def _shown(value: Any) -> str:

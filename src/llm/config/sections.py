@@ -16,7 +16,7 @@ def _class(path: str) -> Callable[[], Any]:
 
 
 def _factory(given: list[Any], path: str) -> Callable[[], Any]:
-    return lambda: Callable[given, _class(path)()]
+    return lambda: Callable[given, _class(path)()]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _by_name(kind: Callable[[], Any]) -> Callable[[], Any]:

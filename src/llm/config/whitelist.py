@@ -15,9 +15,9 @@ from llm.config.errors import ConfigError, suggestion
 
 # Our own packages that hold parts to build from.
 PARTS = (
-    "nn models data tasks optim tokenizers callbacks loggers generation "
-    "weights evaluation losses trainer hardware"
-).split()
+    *("nn", "tokenizers", "models", "losses", "optim", "data", "generation", "weights"),
+    *("evaluation", "tasks", "callbacks", "loggers", "trainer", "hardware"),
+)
 
 # Packages that are importable from a configuration, each with the base classes that its targets must
 # have; where there are none named, the package's own functions and classes are all welcome.
@@ -46,7 +46,7 @@ def locate(path: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
     Raises:
         ConfigError: the name leads nowhere, or to something that is not on the whitelist.
     """
-    allowed = ALLOWED | {package: () for package in trusted(trust)}
+    allowed = ALLOWED | dict.fromkeys(trusted(trust), ())
     module_name, _, name = path.rpartition(".")
     if _package(module_name, allowed) is None or any(p.startswith("_") for p in path.split(".")):
         raise ConfigError(

@@ -1,0 +1,226 @@
+"""Composing with Hydra, and saying in one line what Hydra could not compose.
+
+Hydra's own messages advise to prefix a key with `+`, which turns every misspelt key into a new one.
+So when it refuses, the overrides are looked at one by one against the groups and keys that there are.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from llm.config import slots
+from llm.config.check import check
+from llm.config.errors import ConfigError, nearest, suggestion
+from llm.config.whitelist import locate
+
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
+
+
+def open_loader(module: str, config_path: str, config_dir: str | None = None) -> ConfigLoader:
+    """Hydra's loader over our configs.
+
+    Args:
+        module: the app's module, against which a relative `config_path` is read.
+        config_path: where the primary configs lie, such as `pkg://llm.conf`.
+        config_dir: a user's own folder of configs beside them.
+    """
+    version.setbase("1.3")
+    search_path = create_automatic_config_search_path(None, module, config_path)
+    if config_dir is not None:
+        search_path.prepend(
+            provider="command-line",
+            path=f"file://{config_dir}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    return ConfigLoaderImpl(config_search_path=search_path)
+
+
+def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed tree, without Hydra's own section.
+
+    Raises:
+        ConfigError: Hydra cannot compose it; one line for each override at fault.
+    """
+    try:
+        config = loader.load_configuration(name, list(overrides), run_mode=RunMode.RUN)
+    except HYDRA_ERRORS as error:
+        lines = list(dict.fromkeys(_explain(loader, name, overrides)))
+        raise ConfigError(*(lines or [_told_by_hydra(error)])) from error
+    HydraConfig.instance().set_config(config)  # for values that ask for `${hydra:…}`
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def check_points(loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool) -> None:
+    """Compose and check what is going to run, every point of it before the first one starts.
+
+    Raises:
+        ConfigError: with all problems of all points; a line that does not concern all of them begins
+            with the overrides of its point.
+    """
+    jobs = points(loader, name, overrides) if multirun else [list(overrides)]
+    common = set.intersection(*map(set, jobs)) if jobs else set()
+    labels = [" ".join(word for word in job if word not in common) for job in jobs]
+    found: dict[str, list[str]] = {}
+    for label, job in zip(labels, jobs, strict=True):
+        for problem in _problems(loader, name, job):
+            found.setdefault(problem, []).append(label)
+    lines = []
+    for problem, at in found.items():
+        everywhere = len(at) == len(jobs)
+        lines += [problem] if everywhere else [f"{label} | {problem}" for label in at]
+    if lines:
+        raise ConfigError(*lines)
+
+
+def points(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep; none where the sweeper chooses them as it goes.
+
+    Raises:
+        ConfigError: the sweep itself cannot be composed.
+    """
+    try:
+        config = loader.load_configuration(name, list(overrides), run_mode=RunMode.MULTIRUN)
+        sweeper = config.hydra.sweeper
+        if not sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+            return []
+        fixed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        parser = OverridesParser.create(config_loader=loader)
+        parsed = parser.parse_overrides([*fixed, *overrides])
+        ours = [override for override in parsed if not override.is_hydra_override()]
+        hydras = [str(override.input_line) for override in parsed if override.is_hydra_override()]
+        return [[*job, *hydras] for job in BasicSweeper.split_arguments(ours, None)[0]]
+    except HYDRA_ERRORS as error:
+        lines = list(dict.fromkeys(_explain(loader, name, overrides, multirun=True)))
+        raise ConfigError(*(lines or [_told_by_hydra(error)])) from error
+
+
+def _problems(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Sequence[str]:
+    try:
+        check(compose(loader, name, overrides))
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _explain(
+    loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool = False
+) -> Iterator[str]:
+    """One line for each override that is wrong by itself."""
+    groups = _groups(loader, "")
+    choices, keys = [], []
+    for word in overrides:
+        try:
+            override = OverridesParser.create(loader).parse_overrides([word])[0]
+        except HYDRA_ERRORS:
+            yield f"{word}: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"
+            continue
+        if override.is_sweep_override() and not multirun:
+            key = override.get_key_element()
+            yield f"{word}: several values; add -m to run each, or write one list: {key}=[…]"
+        elif override.key_or_group in groups:
+            lines = list(_wrong_option(loader, override))
+            yield from lines
+            choices += [] if lines else [word]
+        elif "/" in override.key_or_group:
+            yield f"{override.key_or_group}: no such group; {suggestion(override.key_or_group, groups)}"
+        elif not override.is_hydra_override():
+            keys.append(override)
+    yield from _wrong_keys(loader, name, choices, keys, groups)
+
+
+def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
+    """Options that their group does not have."""
+    group = override.key_or_group
+    options = loader.get_group_options(group, ObjectType.CONFIG)
+    chosen = override.value()
+    if override.is_sweep_override():
+        chosen = list(override.sweep_string_iterator())
+    for option in chosen if isinstance(chosen, list) else [chosen]:
+        if isinstance(option, str | int | float) and str(option) not in options:
+            guess = nearest(str(option), options)
+            there = f"(there are {', '.join(options)})"
+            hint = f"did you mean {guess}? {there}" if guess else there.strip("()")
+            yield f"{group}={option}: no such option; {hint}"
+
+
+def _wrong_keys(
+    loader: ConfigLoader,
+    name: str,
+    choices: list[str],
+    keys: Sequence[Override],
+    groups: Sequence[str],
+) -> Iterator[str]:
+    """Keys that are not in what the rest of the command line composes."""
+    try:
+        mode = RunMode.MULTIRUN if any("," in choice for choice in choices) else RunMode.RUN
+        config = loader.load_configuration(name, choices, run_mode=mode)
+    except HYDRA_ERRORS:
+        return
+    for override in keys:
+        if not (override.is_add() or override.is_force_add()):
+            yield from _wrong_key(config, override.key_or_group, groups)
+
+
+def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
+    """The first word of a dotted key that leads nowhere."""
+    node, path = config, ""
+    for word in key.split("."):
+        names = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
+        if node is None:
+            yield f"{key}: {path} is null here; choose one first with {path}=…"
+            return
+        if isinstance(node, DictConfig) and word not in names:
+            kind = "key" if path else "group or key"
+            prefix = f"{path}." if path else ""
+            if word in _more_parameters(node):
+                yield f"{key}: is not written out there; add it with +{key}=…"
+            else:
+                names = names if path else sorted({*names, *groups})
+                yield f"{key}: no such {kind}; {suggestion(word, names, prefix)}"
+            return
+        path = f"{path}.{word}" if path else word
+        node = OmegaConf.select(config, path, throw_on_missing=False)
+
+
+def _more_parameters(node: DictConfig) -> Sequence[str]:
+    """Parameters of a node's target, which may be added though the config leaves them at their defaults."""
+    if "_target_" not in node:
+        return ()
+    try:
+        return list(slots.parameters(locate(str(node["_target_"]))))
+    except ConfigError:
+        return ()
+
+
+def _groups(loader: ConfigLoader, parent: str) -> list[str]:
+    """All groups below one, `model` and `model/norm` alike, without Hydra's."""
+    found = []
+    for child in loader.get_group_options(parent, ObjectType.GROUP):
+        group = f"{parent}/{child}" if parent else child
+        if group != "hydra":
+            found += [group, *_groups(loader, group)]
+    return found
+
+
+def _told_by_hydra(error: Exception) -> str:
+    """Hydra's message in one line, without its advice."""
+    told = f"{error}\n{error.__cause__ or ''}".splitlines()
+    kept = [line.strip() for line in told if not ADVICE.match(line)]
+    return "; ".join(dict.fromkeys(line for line in kept if not line.startswith("provider=")))

@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from llm.data import fingerprint
+from llm.data.errors import DataError
 from llm.data.preprocessing import Preprocessing
 from llm.data.source import Source
 from llm.data.split import Documents, Split, published_split, split
 from llm.data.token_cache import cached, write_metadata
 from llm.data.token_file import token_dtype
 from llm.data.tokenization import progress_bar, tokenize
+from llm.tokenizers import char
 from llm.tokenizers.tokenizer import Tokenizer, fit
 
 VERSION = 1  # of the files written here: a new one leaves all older ones unused
+# An alphabet has no token for what it lacks, so it is that of the whole text, as nanoGPT has it. It
+# tells a model which characters there are and nothing of where they stand.
+FITTED_TO_ALL_TEXT = (char.train,)
 TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
 
 
@@ -38,8 +44,9 @@ class Corpus:
     seed: int = 0
     validation: Source | None = None
 
+    @cached_property
     def settings(self) -> dict[str, object]:
-        """What the token files depend on, as plain data."""
+        """What the token files depend on, as plain data, looked up once."""
         settings: dict[str, object] = {
             "version": VERSION,
             "source": self.source.fingerprint(),
@@ -54,8 +61,16 @@ class Corpus:
         """The folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.
 
         It is written under `root` if it is not there under this very fingerprint.
+
+        Raises:
+            DataError: The text cannot be read, or the tokenizer cannot be fitted or write it.
         """
-        return cached(root / fingerprint.of_settings(self.settings()), self.write)
+        try:
+            return cached(root / fingerprint.of_settings(self.settings), self.write)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{self.source.name}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Fit the tokenizer, tokenize both parts and write everything to an empty folder."""
@@ -78,7 +93,7 @@ class Corpus:
                 written[name] = asdict(part)
         metadata = {
             "source": self.source.name,
-            "settings": self.settings(),
+            "settings": self.settings,
             "dtype": token_dtype(tokenizer.vocab_size).name,
             "invalid_bytes": self.source.invalid_bytes,
             "tokenizer_sha256": fingerprint.digest((folder / "tokenizer.json").read_bytes()),
@@ -91,10 +106,9 @@ class Corpus:
         return split(self.source, self.validation_fraction, self.seed)
 
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
-        """The training part; both for a tokenizer that cannot write what it has not seen."""
+        """The training part; both parts where a character not seen could not be written."""
         train = self._preprocessed(parts.train)
-        function = getattr(self.tokenizer, "func", self.tokenizer)  # what a partial calls
-        if getattr(function, "needs_all_text", False):
+        if getattr(self.tokenizer, "func", self.tokenizer) in FITTED_TO_ALL_TEXT:
             return chain(train, self._preprocessed(parts.validation))
         return train
 

@@ -46,15 +46,15 @@ def split(source: Source, validation_fraction: float, seed: int) -> Split:
                 f"validation_fraction={validation_fraction}: give more text"
             )
         return Split(
-            train=lambda: (document[:cut] for document in source.documents()),
-            validation=lambda: (document[cut:] for document in source.documents()),
+            train=lambda: (document[:cut] for document in documents_of(source)),
+            validation=lambda: (document[cut:] for document in documents_of(source)),
             characters=int(lengths.sum()),
             separated=False,
         )
     held_out = choose(lengths, validation_fraction, seed)
     return Split(
-        train=lambda: compress(source.documents(), ~held_out),
-        validation=lambda: compress(source.documents(), held_out),
+        train=lambda: compress(documents_of(source), ~held_out),
+        validation=lambda: compress(documents_of(source), held_out),
         characters=int(lengths.sum()),
         separated=True,
     )
@@ -64,8 +64,8 @@ def published_split(train: Source, validation: Source) -> Split:
     """Keep the split that a corpus was published with, so that figures compare with others'."""
     lengths = [_lengths(train), _lengths(validation)]
     return Split(
-        train=train.documents,
-        validation=validation.documents,
+        train=lambda: documents_of(train),
+        validation=lambda: documents_of(validation),
         characters=int(sum(each.sum() for each in lengths)),
         separated=max(len(each) for each in lengths) > 1,
     )
@@ -93,9 +93,14 @@ def choose(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return held_out
 
 
+def documents_of(source: Source) -> Iterator[str]:
+    """The documents that have text: an empty one can stand for neither part."""
+    return filter(None, source.documents())
+
+
 def _lengths(source: Source) -> np.ndarray:
     """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
-    lengths = np.fromiter((len(document) for document in source.documents()), dtype=np.int64)
-    if not lengths.sum():
+    lengths = np.fromiter((len(document) for document in documents_of(source)), dtype=np.int64)
+    if not len(lengths):
         raise DataError(f"{source.name}: has no text")
     return lengths

@@ -15,8 +15,9 @@ from llm.tokenizers.tokenizer import Tokenizer
 
 PIECE = 1 << 15  # characters handed to one thread at a time
 BATCH = 1 << 22  # characters in flight
-# No pre-tokenizer joins a line's end to a word that follows: cutting here changes no token.
-LINE_START = re.compile(r"(?<=\n)(?=\S)")
+# Byte-pair tokenizers first cut a text into words, and all of them cut before a single space and
+# after a line's only newline: cutting there changes no token.
+BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ def batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
 
 
 def pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long document where lines start, each piece with whether it is the last one."""
+    """Cut a long document between words, each piece with whether it is the last one."""
     start = 0
     while len(document) - start > PIECE:
-        cut = LINE_START.search(document, start + PIECE)
+        cut = BETWEEN_WORDS.search(document, start + PIECE)
         if cut is None:
             break
         yield document[start : cut.start()], False

@@ -62,6 +62,6 @@ class ValidationWindows(Dataset[Batch]):
         return batch
 
 
-def shifted(windows: Int64[Tensor, "B T+1"]) -> Batch:
+def shifted(windows: Int64[Tensor, "B _"]) -> Batch:
     """Part windows into what is read and what is to be predicted."""
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}

@@ -1,0 +1,110 @@
+import http.server
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from llm.data.download import Download, fetch
+from llm.data.errors import DataError
+
+TEXT = "I had always thought Jack Gisburn rather a cheap genius.\r\n"
+SHA256 = sha256(TEXT.encode()).hexdigest()
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(200 if self.path == "/story.txt" else 404)
+        self.end_headers()
+        self.wfile.write(TEXT.encode())
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A web server on this machine."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    Server.asked = 0
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/story.txt"
+    server.shutdown()
+    server.server_close()
+
+
+NOWHERE = "http://127.0.0.1:9/story.txt"  # the port of the discard protocol: nobody answers
+
+
+def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
+    for _ in range(2):
+        assert list(Download(address, SHA256, "story.txt").documents()) == [
+            TEXT.replace("\r\n", "\n")
+        ]
+    assert Server.asked == 1
+    assert (cache_folder / "story.txt").read_bytes() == TEXT.encode()
+
+
+def test_a_file_put_into_the_cache_serves_without_a_network(cache_folder: Path):
+    cache_folder.mkdir()
+    (cache_folder / "story.txt").write_bytes(TEXT.encode())
+    assert fetch(NOWHERE, SHA256, "story.txt") == cache_folder / "story.txt"
+
+
+def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    cache_folder.mkdir()
+    (cache_folder / "story.txt").write_bytes(TEXT.encode())
+
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Read-only file system")
+
+    for name in ("touch", "mkdir", "write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert fetch(NOWHERE, SHA256, "story.txt").read_bytes() == TEXT.encode()
+
+
+def test_another_file_than_the_published_one_is_refused_and_not_kept(
+    address: str, cache_folder: Path
+):
+    with pytest.raises(DataError, match=r"is not the file that was published .*SHA-256") as error:
+        fetch(address, "0" * 64, "story.txt")
+    assert "\n" not in str(error.value)
+    assert not (cache_folder / "story.txt").exists()
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(address: str, cache_folder: Path):
+    cache_folder.mkdir()
+    (cache_folder / "story.txt").write_text("damaged")
+    assert fetch(address, SHA256, "story.txt").read_bytes() == TEXT.encode()
+
+
+@pytest.mark.parametrize("broken", ["nobody answers", "no such page"])
+def test_without_a_network_one_line_says_which_file_to_put_where(
+    broken: str, address: str, cache_folder: Path
+):
+    url = NOWHERE if broken == "nobody answers" else address.replace("story", "other")
+    with pytest.raises(DataError) as error:
+        fetch(url, SHA256, "story.txt")
+    message = str(error.value)
+    assert url in message
+    assert str(cache_folder / "story.txt") in message
+    assert "LLM_CACHE" in message
+    assert "\n" not in message
+
+
+def test_the_fingerprint_needs_no_file():
+    assert Download(NOWHERE, SHA256, "story.txt").fingerprint() == SHA256
+
+
+def test_published_files_are_found_by_name(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM_CACHE", str(shared_data))
+    verdict = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
+    (text,) = Download(NOWHERE, verdict, "the-verdict.txt").documents()
+    assert len(text) == 20_479

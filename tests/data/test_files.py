@@ -1,0 +1,185 @@
+import gzip
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from llm.data.errors import DataError
+from llm.data.files import SMALL, Files, FilesDataModule
+from llm.tokenizers.byte import ByteTokenizer
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    (folder / "b.md").write_text("b")
+    (folder / "a.txt").write_text("a")
+    (folder / "deeper" / "c.txt.gz").write_bytes(gzip.compress(b"c"))
+    (folder / "deeper" / "d.jsonl").write_text('{"text": "d1"}\n\n{"text": "d2", "id": 3}\n')
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    (folder / "script.py").write_text("print()")
+    (folder / ".hidden.txt").write_text("hidden")
+    (folder / ".git" / "log.txt").write_text("hidden")
+    return folder
+
+
+def documents(*arguments, **settings) -> list[str]:
+    return list(Files(*arguments, **settings).documents())
+
+
+def test_a_folder_is_read_in_order_with_its_sub_folders(notes: Path):
+    assert documents(notes) == ["a", "b", "c", "d1", "d2"]
+
+
+def test_other_suffixes(notes: Path):
+    assert documents(notes, suffixes=[".py"]) == ["print()"]
+
+
+def test_a_file_of_any_name(notes: Path):
+    assert documents(str(notes / "script.py")) == ["print()"]
+
+
+def test_patterns_and_lists_name_each_file_once(notes: Path):
+    assert documents(f"{notes}/*.txt") == ["a"]
+    assert documents(f"{notes}/**/*.txt*") == ["a", "c"]
+    assert documents([f"{notes}/b.md", str(notes / "a.txt"), f"{notes}/*.md"]) == ["b", "a"]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path):
+    (tmp_path / "draft[1].txt").write_text("draft")
+    assert documents(tmp_path / "draft[1].txt") == ["draft"]
+
+
+def test_the_home_folder(notes: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(notes))
+    assert documents("~/a.txt") == ["a"]
+
+
+def test_a_field_of_json_rows(tmp_path: Path):
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b'{"body": "one"}\n{"body": "two"}'))
+    assert documents(tmp_path, text_field="body") == ["one", "two"]
+
+
+def test_line_ends_and_byte_order_marks(tmp_path: Path):
+    (tmp_path / "dos.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert documents(tmp_path) == ["one\ntwo\nthree\n"]
+
+
+def test_undecodable_bytes_are_replaced_and_counted_aloud_once(tmp_path: Path):
+    (tmp_path / "latin.txt").write_bytes("Größe, Maß, ñ".encode("latin-1"))
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    source = Files(tmp_path)
+    with pytest.warns(UserWarning, match="bytes are not UTF-8") as said:
+        texts = list(source.documents())
+    assert texts == ["Gr��e, Ma�, �", "caf�"]
+    assert source.invalid_bytes == 5
+    assert [str(warning.message) for warning in said] == [
+        f"{tmp_path / 'latin.txt'}: 4 bytes are not UTF-8 and were replaced by U+FFFD",
+        f"{tmp_path / 'rows.jsonl'}: 1 bytes are not UTF-8 and were replaced by U+FFFD",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(source.documents()) == texts
+    assert source.invalid_bytes == 5
+
+
+def test_a_replacement_character_in_the_text_is_not_an_invalid_byte(tmp_path: Path):
+    (tmp_path / "x.txt").write_text("a�b", encoding="utf-8")
+    source = Files(tmp_path)
+    assert list(source.documents()) == ["a�b"]
+    assert source.invalid_bytes == 0
+
+
+def test_files_without_text_are_named_and_left_out(notes: Path):
+    (notes / "empty.txt").touch()
+    (notes / "blank.md").write_text(" \n")
+    with pytest.warns(UserWarning, match=r"(empty.txt|blank.md) is empty and was left out") as said:
+        assert documents(notes) == ["a", "b", "c", "d1", "d2"]
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", r"x.jsonl, line 2: not JSON"),
+        ("[1]", r"x.jsonl, line 2: a JSON object is needed, not list"),
+        ('{"body": "b", "n": 1}', r"line 2: no text in the field 'text': .*\(text fields: body\)"),
+        ('{"text": null}', r"line 2: no text in the field 'text'.*\(text fields: none\)"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, message: str):
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "fine"}}\n{row}\n')
+    with pytest.raises(DataError, match=message):
+        documents(tmp_path)
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path: Path):
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:-9])
+    (tmp_path / "plain.md.gz").write_bytes(b"not gzip at all")
+    for name in ("cut.txt.gz", "plain.md.gz"):
+        with pytest.raises(DataError, match=rf"{name}: damaged gzip file"):
+            documents(tmp_path / name)
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path: Path):
+    for path in (tmp_path / "missing.txt", tmp_path / "*.txt"):
+        with pytest.raises(DataError, match=r"\.txt: no such file, folder or pattern"):
+            documents(path)
+    (tmp_path / "a.doc").touch()
+    with pytest.raises(DataError, match=r"no file that ends in \.txt, .*data.suffixes"):
+        documents(tmp_path)
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_time(notes: Path):
+    first = Files(notes).fingerprint()
+    os.utime(notes / "a.txt", (1, 1))
+    assert Files(notes).fingerprint() == first
+    changed = set()
+    (notes / "a.txt").write_text("A")
+    changed.add(Files(notes).fingerprint())
+    (notes / "e.txt").write_text("e")
+    changed.add(Files(notes).fingerprint())
+    changed.add(Files(notes, text_field="body").fingerprint())
+    assert len(changed | {first}) == 4
+
+
+def test_a_large_file_is_known_by_size_and_time(tmp_path: Path):
+    with (tmp_path / "large.txt").open("wb") as file:
+        file.truncate(SMALL + 1)
+    first = Files(tmp_path).fingerprint()
+    assert Files(tmp_path).fingerprint() == first
+    os.utime(tmp_path / "large.txt", (1, 1))
+    assert Files(tmp_path).fingerprint() != first
+
+
+def test_a_data_module_over_ones_own_files(tmp_path: Path):
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        file.writelines(json.dumps({"body": f"Row number {i}."}) + "\n" for i in range(50))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 10)
+    data = FilesDataModule(tmp_path, ByteTokenizer(), 8, 2, text_field="body")
+    with pytest.warns(UserWarning, match="10 bytes are not UTF-8"):
+        data.prepare_data()
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))["tokens"].shape == (2, 8)
+    assert data.metadata["train"]["documents"] + data.metadata["validation"]["documents"] == 51
+    assert "10 invalid bytes replaced" in data.describe()
+
+
+@pytest.mark.filterwarnings("ignore:.*is empty")
+def test_files_without_any_text_are_an_error_that_names_them(tmp_path: Path):
+    (tmp_path / "empty.txt").touch()
+    data = FilesDataModule(tmp_path / "empty.txt", ByteTokenizer(), 8, 2)
+    with pytest.raises(DataError, match=r"empty.txt: has no text"):
+        data.prepare_data()
+
+
+def test_a_file_shorter_than_a_window_is_named(tmp_path: Path):
+    (tmp_path / "short.txt").write_text("a few words")
+    data = FilesDataModule(tmp_path / "short.txt", ByteTokenizer(), 64, 2)
+    data.prepare_data()
+    with pytest.raises(DataError, match=r"short.txt: the train part has 9 tokens"):
+        data.setup("fit")

@@ -1,0 +1,100 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from llm.data.sampler import TrainingSampler, ValidationSampler, mixed, permuted
+
+
+def shuffles(size: int, number: int) -> np.ndarray:
+    places = np.tile(np.arange(size), number)
+    keys = mixed(np.array([7], dtype=np.uint64), np.arange(number, dtype=np.uint64))
+    return permuted(places, size, np.repeat(keys, size)).reshape(number, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 1024, 1025])
+def test_a_shuffle_is_a_bijection(size: int):
+    shuffled = shuffles(size, 20)
+    assert (np.sort(shuffled, axis=1) == np.arange(size)).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 17, 64])
+def test_every_window_comes_equally_often_at_every_place(size: int):
+    number = 4000
+    shuffled = shuffles(size, number)
+    counts = np.stack([np.bincount(column, minlength=size) for column in shuffled.T])
+    chi_squared = ((counts - number / size) ** 2 / (number / size)).sum()
+    freedom = (size - 1) ** 2
+    # Five standard deviations: a uniform shuffle fails once in millions of seeds.
+    assert chi_squared < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_neighbours_are_parted_and_epochs_differ():
+    first, second = shuffles(10_000, 2)
+    assert np.abs(np.corrcoef(first, np.arange(10_000))[0, 1]) < 0.05
+    assert np.abs(np.corrcoef(first, second)[0, 1]) < 0.05
+    steps = np.abs(np.diff(first))
+    assert np.mean(steps) == pytest.approx(10_000 / 3, rel=0.05)  # of two uniform draws
+
+
+def test_a_shuffle_of_any_size_needs_no_memory_for_it():
+    places = np.arange(10**12, 10**12 + 1000)
+    windows = permuted(places, 10**13, np.full(1000, 3, dtype=np.uint64))
+    assert len(set(windows)) == 1000
+    assert windows.min() >= 0
+    assert windows.max() < 10**13
+
+
+def test_every_epoch_holds_every_window_once_and_epochs_join_without_a_seam():
+    sampler = TrainingSampler(num_windows=10, batch_size=4, seed=0)
+    stream = np.concatenate(list(islice(sampler, 25)))
+    epochs = stream.reshape(10, 10)
+    assert (np.sort(epochs, axis=1) == np.arange(10)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 10
+
+
+def test_fewer_windows_than_a_batch():
+    batch = next(iter(TrainingSampler(num_windows=3, batch_size=8, seed=0)))
+    assert len(batch) == 8
+    assert set(batch) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 200])
+def test_batch_k_is_a_function_of_seed_and_k(start: int):
+    whole = list(islice(TrainingSampler(37, 4, seed=5), start + 70))
+    later = list(islice(TrainingSampler(37, 4, seed=5, start=start), 70))
+    assert np.array_equal(whole[start:], later)
+    other = list(islice(TrainingSampler(37, 4, seed=6, start=start), 70))
+    assert not np.array_equal(other, later)
+
+
+def test_a_negative_and_a_huge_seed_are_seeds():
+    batches = [next(iter(TrainingSampler(1000, 64, seed))) for seed in (-1, 0, 2**63, 2**70)]
+    assert len({tuple(batch) for batch in batches[:3]}) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_devices_part_the_global_batch(world_size: int):
+    whole = list(islice(TrainingSampler(37, 8, seed=1), 5))
+    shares = [
+        list(islice(TrainingSampler(37, 8, seed=1, rank=rank, world_size=world_size), 5))
+        for rank in range(world_size)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert {len(part) for part in parts} == {8 // world_size}
+        assert sorted(np.concatenate(parts)) == sorted(batch)
+
+
+@pytest.mark.parametrize(("num_windows", "world_size"), [(1, 1), (8, 1), (21, 1), (21, 2), (17, 4)])
+def test_validation_covers_every_window_once_in_equal_shares(num_windows: int, world_size: int):
+    shares = [
+        list(ValidationSampler(num_windows, 8, rank, world_size)) for rank in range(world_size)
+    ]
+    lengths = {tuple(map(len, share)) for share in shares}
+    assert len(lengths) == 1, "devices must go through equal batches, or sharded models hang"
+    assert len(shares[0]) == len(ValidationSampler(num_windows, 8))
+    windows = np.sort(np.concatenate([np.concatenate(share) for share in shares]))
+    assert np.array_equal(windows, np.arange(len(windows)))
+    assert num_windows <= len(windows) < num_windows + world_size
+    if world_size == 1:
+        assert all(len(batch) == 8 for batch in shares[0][:-1])

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from llm.data.errors import DataError
+from llm.data.split import choose, published_split, split
+
+
+def test_one_document_is_split_by_position_as_nanogpt_does(texts):
+    text = "".join(chr(65 + i % 26) for i in range(1003))
+    parts = split(texts(text), 0.1, seed=3)
+    assert list(parts.train()) == [text[: int(0.9 * 1003)]]
+    assert list(parts.validation()) == [text[int(0.9 * 1003) :]]
+    assert not parts.separated
+    assert parts.characters == 1003
+
+
+def test_every_document_is_in_exactly_one_part_and_in_order(texts):
+    documents = [f"document {i} " * (1 + i % 7) for i in range(200)]
+    parts = split(texts(*documents), 0.1, seed=0)
+    train, held_out = list(parts.train()), list(parts.validation())
+    assert sorted(train + held_out) == sorted(documents)
+    assert not set(train) & set(held_out)
+    assert train == [document for document in documents if document in set(train)]
+    assert sum(map(len, held_out)) == pytest.approx(0.1 * sum(map(len, documents)), rel=0.1)
+    assert list(parts.train()) == train, "it can be read again"
+    assert parts.separated
+
+
+def test_the_seed_draws(texts):
+    documents = [f"document {i}" for i in range(100)]
+    draws = [tuple(split(texts(*documents), 0.1, seed).validation()) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("lengths", [[5, 5], [1, 1000], [1000, 1], [3, 1000, 1000]])
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.9])
+def test_neither_part_is_without_a_document(lengths: list[int], fraction: float):
+    held_out = choose(np.array(lengths), fraction, seed=0)
+    assert 0 < held_out.sum() < len(lengths)
+    assert np.array(lengths)[~held_out].sum() > 0
+
+
+def test_documents_without_text_count_for_nothing(texts):
+    parts = split(texts("", "some text", ""), 0.5, seed=0)
+    assert list(parts.train()) + list(parts.validation()) == ["some", " text"]
+
+
+def test_a_large_document_does_not_swell_the_held_out_part():
+    lengths = np.array([1_000_000] + [1000] * 200)
+    for seed in range(20):
+        held_out = choose(lengths, 0.1, seed)
+        assert lengths[held_out].sum() <= 0.1 * lengths.sum()
+        assert not held_out[0]
+
+
+def test_a_published_split_is_kept(texts):
+    parts = published_split(texts("a", "b"), texts("c"))
+    assert list(parts.train()) == ["a", "b"]
+    assert list(parts.validation()) == ["c"]
+    assert parts.separated
+    assert not published_split(texts("a"), texts("c")).separated
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["", ""]])
+def test_no_text_is_an_error_that_names_the_source(texts, documents: list[str]):
+    with pytest.raises(DataError, match=r"my notes: has no text"):
+        split(texts(*documents, name="my notes"), 0.1, seed=0)
+
+
+def test_too_little_text_to_split_is_an_error_with_numbers(texts):
+    with pytest.raises(DataError, match=r"x: 1 characters cannot be split .*fraction=0.1"):
+        split(texts("a", name="x"), 0.1, seed=0)

@@ -185,28 +185,14 @@ class BPETokenizer(Tokenizer):
         self, merges: Sequence[Sequence[int]], special_tokens: Sequence[str] = (END_OF_TEXT,)
     ) -> None:
         self.merges: list[Pair] = [(left, right) for left, right in merges]
-        self._tokens = _spell(self.merges)
-        self._special_tokens = {
-            name: len(self._tokens) + index for index, name in enumerate(special_tokens)
-        }
-        if "" in special_tokens or len(self._special_tokens) < len(special_tokens):
-            raise ValueError(f"special_tokens must differ and not be empty: {list(special_tokens)}")
+        tokens = _tokens(self.merges)
+        super().__init__(tokens, special_tokens)
         self._encoding = tiktoken.Encoding(
             "bpe",
             pat_str=PATTERN,
-            mergeable_ranks={token: rank for rank, token in enumerate(self._tokens)},
-            special_tokens=self._special_tokens,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={},
         )
-
-    @property
-    def vocab_size(self) -> int:
-        """256 bytes, the merges and the special tokens."""
-        return len(self._tokens) + len(self._special_tokens)
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        """The special tokens and their ids, which follow the merges."""
-        return dict(self._special_tokens)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text, by tiktoken."""
@@ -218,17 +204,12 @@ class BPETokenizer(Tokenizer):
         with ThreadPoolExecutor() as threads:
             return list(threads.map(self.encode, texts))
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that the merges of a token put together."""
-        self.check_token(token)
-        return self._encoding.decode_single_token_bytes(token)
-
     def state(self) -> dict[str, Any]:
         """The merges and the names of the special tokens."""
-        return {"merges": self.merges, "special_tokens": list(self._special_tokens)}
+        return {"merges": self.merges, "special_tokens": list(self.special_tokens)}
 
 
-def _spell(merges: Sequence[Pair]) -> list[bytes]:
+def _tokens(merges: Sequence[Pair]) -> list[bytes]:
     """The bytes of every token that the merges make, checked."""
     tokens = [bytes([byte]) for byte in BYTES]
     known = set(tokens)

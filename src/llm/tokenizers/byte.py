@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from llm.tokenizers.tokenizer import Tokenizer
 
 
 class ByteTokenizer(Tokenizer):
@@ -13,24 +13,12 @@ class ByteTokenizer(Tokenizer):
 
     kind = "byte"
 
-    @property
-    def vocab_size(self) -> int:
-        """256 bytes and the end of a text."""
-        return 257
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        """The end of a text, after the bytes."""
-        return {END_OF_TEXT: 256}
+    def __init__(self) -> None:
+        super().__init__([bytes([byte]) for byte in range(256)])
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The UTF-8 bytes of a text."""
         return list(text.encode("utf-8"))
-
-    def token_bytes(self, token: int) -> bytes:
-        """The byte itself, or the name of the end of a text."""
-        self.check_token(token)
-        return bytes([token]) if token < 256 else END_OF_TEXT.encode()
 
     def state(self) -> dict[str, Any]:
         """Nothing: all byte tokenizers are alike."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.tokenizer import Tokenizer, well_formed
 
 
 class CharTokenizer(Tokenizer):
@@ -22,23 +22,13 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str) -> None:
         self.characters = characters
         self._ids = {character: token for token, character in enumerate(characters)}
-        self._texts = [*characters, END_OF_TEXT]
         if (
             not characters
             or len(self._ids) < len(characters)
             or well_formed(characters) != characters
         ):
             raise ValueError("characters must be one or more, differ, and be no lone surrogates")
-
-    @property
-    def vocab_size(self) -> int:
-        """The characters and the end of a text."""
-        return len(self._texts)
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        """The end of a text, after the characters."""
-        return {END_OF_TEXT: len(self.characters)}
+        super().__init__([character.encode() for character in characters])
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the characters of a text.
@@ -62,11 +52,6 @@ class CharTokenizer(Tokenizer):
     def unknown(self, text: str) -> Counter[str]:
         """How often each character that the tokenizer does not know occurs in a text."""
         return Counter(character for character in well_formed(text) if character not in self._ids)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of a character, or the name of the end of a text."""
-        self.check_token(token)
-        return self._texts[token].encode()
 
     def state(self) -> dict[str, Any]:
         """The characters."""

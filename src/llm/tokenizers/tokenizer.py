@@ -24,23 +24,36 @@ class Tokenizer(ABC):
 
     A lone surrogate, half of a character that no UTF-8 can hold, becomes U+FFFD when it is encoded.
 
+    Args:
+        tokens: The UTF-8 bytes of each ordinary token, in the order of their ids.
+        special_tokens: The names of the special tokens, whose ids follow.
+
     Attributes:
         kind: The name of the kind in a saved file, which is also the name of its module.
         lossless: Whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
+        special_tokens: The tokens that stand for no text of a document, with their ids.
+
+    Raises:
+        ValueError: A special token is empty or named twice.
     """
 
     kind: ClassVar[str]
     lossless: ClassVar[bool] = True
 
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """The number of ids, special tokens included."""
+    def __init__(
+        self, tokens: Sequence[bytes], special_tokens: Sequence[str] = (END_OF_TEXT,)
+    ) -> None:
+        names = [name.encode() for name in special_tokens]
+        if b"" in names or len(set(names)) < len(names):
+            raise ValueError(f"special_tokens must differ and not be empty: {list(special_tokens)}")
+        self.special_tokens = {name: len(tokens) + n for n, name in enumerate(special_tokens)}
+        # A dictionary, for -1 must not be the last token.
+        self._bytes: dict[int, bytes] = dict(enumerate([*tokens, *names]))
 
     @property
-    @abstractmethod
-    def special_tokens(self) -> dict[str, int]:
-        """The tokens that stand for no text of a document, with their ids."""
+    def vocab_size(self) -> int:
+        """The number of ids, special tokens included."""
+        return len(self._bytes)
 
     @property
     def end_of_text(self) -> int | None:
@@ -50,14 +63,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a well-formed text; the text of a special token is text like any other."""
-
-    @abstractmethod
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token decodes to; those of a special token spell its name.
-
-        Raises:
-            ValueError: The id is not in the vocabulary.
-        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -86,13 +91,30 @@ class Tokenizer(ABC):
         """The ids of several texts, each as `encode` gives them."""
         return [self.encode(text) for text in texts]
 
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token decodes to; those of a special token spell its name.
+
+        Raises:
+            ValueError: The id is not in the vocabulary.
+        """
+        return self._spell([token])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD.
 
         Raises:
             ValueError: An id is not in the vocabulary.
         """
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return self._spell(ids).decode("utf-8", errors="replace")
+
+    def _spell(self, ids: Sequence[int]) -> bytes:
+        try:
+            return b"".join([self._bytes[token] for token in ids])
+        except KeyError as error:
+            raise ValueError(
+                f"token id {error} is outside the vocabulary: "
+                f"{self!r} has ids 0 to {self.vocab_size - 1}"
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to one JSON file, whole or not at all."""
@@ -100,14 +122,6 @@ class Tokenizer(ABC):
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
         partial.replace(path)
-
-    def check_token(self, token: int) -> None:
-        """Raise a ValueError unless `token` is in the vocabulary."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(
-                f"token id {token} is outside the vocabulary: "
-                f"{self!r} has ids 0 to {self.vocab_size - 1}"
-            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"

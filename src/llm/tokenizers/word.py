@@ -41,22 +41,12 @@ class WordTokenizer(Tokenizer):
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
         self._ids = {word: token for token, word in enumerate(self.words)}
-        self._texts = [*self.words, END_OF_TEXT, UNKNOWN]
         if not self.words or len(self._ids) < len(self.words):
             raise ValueError("words must be one or more and differ")
         for word in self.words:
             if split(word) != [word]:
                 raise ValueError(f"words holds {word!r}, which is not one word")
-
-    @property
-    def vocab_size(self) -> int:
-        """The words, the end of a text and the unknown word."""
-        return len(self._texts)
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        """The end of a text and the unknown word, after the words."""
-        return {END_OF_TEXT: len(self.words), UNKNOWN: len(self.words) + 1}
+        super().__init__([word.encode() for word in self.words], (END_OF_TEXT, UNKNOWN))
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the words of a text, that of `<|unk|>` for each word it does not know."""
@@ -66,11 +56,6 @@ class WordTokenizer(Tokenizer):
     def unknown(self, text: str) -> Counter[str]:
         """How often each word that the tokenizer does not know occurs in a text."""
         return Counter(word for word in split(text) if word not in self._ids)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of a word, without the space around it, or the name of a special token."""
-        self.check_token(token)
-        return self._texts[token].encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words with spaces between them, as English prose sets them.

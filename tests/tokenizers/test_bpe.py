@@ -1,0 +1,184 @@
+"""Byte-pair encoding: written out against the fast libraries, and what users meet."""
+
+import random
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+import tokenizers
+from llm.tokenizers.bpe import (
+    BYTES,
+    LONG_RUN,
+    BPETokenizer,
+    Pair,
+    encode_from_scratch,
+    learn_merges,
+    learn_merges_fast,
+    split_long_runs,
+    train,
+)
+
+TRAINING_TEXTS = {
+    "words": ["low low low low low lower lower newest newest newest widest widest widest"],
+    "ties": ["ab cd ef ab cd ef", "fe dc ba fe dc ba"],
+    "overlaps": ["aaaaaaa aaaaa aaa aa abababab bababa", "xxxxxxxxxx"],
+    "one character": ["a"],
+    "one pair": ["ab"],
+    "unicode": ["漢字漢字 かなかな naïve café café 👍🏽👍🏽 \x00\x00 \r\n\r\n\u00a0\u00a0", "漢字"],
+    "surrogates": ["a\ud800b a\ud800b \ud83d\ude00 \U0001f600"],
+    "long runs": [" " * 20_000 + "x", "a" * 20_000, "\n" * 9_000],
+}
+
+
+def rust_tokenizer(merges: list[Pair]) -> tokenizers.Tokenizer:
+    """The Rust library's own byte-level BPE over the same merges, in the file format of GPT-2."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    names = list(alphabet)
+    pairs = []
+    for left, right in merges:
+        pairs.append((names[left], names[right]))
+        names.append(names[left] + names[right])
+    spelt = {name: token for token, name in enumerate(names)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=spelt, merges=pairs))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+@pytest.mark.parametrize("min_frequency", [0, 2, 5])
+@pytest.mark.parametrize("name", TRAINING_TEXTS)
+def test_learns_the_merges_of_the_rust_trainer(name: str, min_frequency: int):
+    texts = TRAINING_TEXTS[name]
+    assert learn_merges(iter(texts), 200, min_frequency) == learn_merges_fast(
+        iter(texts), 200, min_frequency
+    )
+
+
+def test_learns_the_merges_of_the_rust_trainer_on_random_ties():
+    draw = random.Random(0)
+    for _ in range(30):
+        texts = ["".join(draw.choices("abc ", k=draw.randrange(1, 200))) for _ in range(3)]
+        assert learn_merges(texts, 60, 2) == learn_merges_fast(texts, 60, 2)
+
+
+def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
+    text = (shared_data / "the-verdict.txt").read_text()
+    merges = learn_merges([text], 1000, 2)
+    assert len(merges) == 1000
+    assert merges == learn_merges_fast([text], 1000, 2)
+
+
+def test_a_pair_worked_by_hand():
+    # Sennrich's example: "es", "est" and "low" are the first things to find, by bytes in GPT-2's order.
+    tokenizer = train([" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2)
+    assert [tokenizer.token_bytes(token) for token in (256, 257)] == [b"es", b"est"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(hard_texts: list[str]) -> BPETokenizer:
+    return train(["the cat sat on the mat. " * 5, *hard_texts], vocab_size=600)
+
+
+def test_tiktoken_encodes_as_the_specification_and_as_rust(
+    tokenizer: BPETokenizer, hard_texts: list[str]
+):
+    rust = rust_tokenizer(tokenizer.merges)
+    for text in hard_texts:
+        ids = tokenizer.encode(text)
+        assert ids == encode_from_scratch(text, tokenizer.merges)
+        assert ids == rust.encode(text).ids
+
+
+def test_a_prose_tokenizer_encodes_as_the_specification_and_as_rust(shared_data: Path):
+    text = (shared_data / "tinyshakespeare.txt").read_text()[:300_000]
+    tokenizer = train([text], 4096)
+    assert tokenizer.vocab_size == 4096
+    ids = tokenizer.encode(text)
+    assert ids == rust_tokenizer(tokenizer.merges).encode(text).ids
+    assert ids[:5_000] == encode_from_scratch(text[:50_000], tokenizer.merges)[:5_000]
+    assert len(text) / len(ids) > 3
+    assert tokenizer.decode(ids) == text
+
+
+def test_ids_are_bytes_in_gpt2_order_then_merges_then_specials():
+    tokenizer = BPETokenizer([(0, 1)], special_tokens=["<|endoftext|>", "<|end|>"])
+    assert [tokenizer.token_bytes(token) for token in range(256)] == [bytes([b]) for b in BYTES]
+    assert BYTES[:3] == b'!"#'
+    assert tokenizer.encode('!"!') == [256, 0]
+    assert tokenizer.special_tokens == {"<|endoftext|>": 257, "<|end|>": 258}
+    assert tokenizer.vocab_size == 259
+
+
+def test_no_merges_make_a_byte_tokenizer():
+    tokenizer = train(["anything at all"], vocab_size=257)
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
+    assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"
+    assert len(tokenizer.encode("naïve")) == 6
+
+
+@pytest.mark.parametrize("vocab_size", [256, 0, -1])
+def test_less_than_the_bytes_is_an_error(vocab_size: int):
+    with pytest.raises(ValueError, match=f"vocab_size={vocab_size} is too small.*257"):
+        train(["text"], vocab_size=vocab_size)
+
+
+def test_too_little_text_gives_fewer_and_says_so():
+    with pytest.warns(UserWarning, match=r"vocabulary of 258, not of the 50,000 asked"):
+        tokenizer = train(["abab"], vocab_size=50_000)
+    assert tokenizer.vocab_size == 258
+    assert tokenizer.end_of_text == 257
+
+
+def test_no_warning_where_all_is_found():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(["the cat sat on the mat " * 5], vocab_size=260)
+
+
+def test_fifty_thousand_tokens():
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(20_000)]
+    tokenizer = train([" ".join(words)], vocab_size=50_257, min_frequency=1)
+    assert tokenizer.vocab_size == 50_257
+    text = " ".join(words[:1000])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_training_texts_are_read_once_and_one_by_one():
+    alive = 0
+
+    class Text(str):
+        def __new__(cls, text: str):
+            nonlocal alive
+            alive += 1
+            assert alive < 100, "the texts pile up"
+            return super().__new__(cls, text)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    train((Text(f"document number {n}") for n in range(1000)), vocab_size=270)
+
+
+@pytest.mark.parametrize("unit", [" ", "a", "\n", "漢", "a1", "\t \n"])
+@pytest.mark.parametrize("tail", ["", "x", " "])
+def test_a_million_of_a_kind(tokenizer: BPETokenizer, unit: str, tail: str):
+    text = "start" + unit * (1_000_000 // len(unit)) + tail
+    start = time.process_time()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert time.process_time() - start < 10
+
+
+def test_only_long_runs_are_cut():
+    words = "seven words of ordinary prose, no more. " * 1000
+    assert list(split_long_runs(words)) == [words]
+    assert list(split_long_runs("")) == []
+    for text in (words + " " * 3 * LONG_RUN + words, "x" * 5 * LONG_RUN + words, " " * LONG_RUN):
+        parts = list(split_long_runs(text))
+        assert "".join(parts) == text
+        assert "" not in parts
+        for part in parts:
+            assert max(map(len, part.split()), default=0) < 2 * LONG_RUN
+            assert " " * 2 * LONG_RUN not in part

@@ -1,0 +1,34 @@
+"""The character tokenizer knows its characters and names the others."""
+
+from pathlib import Path
+
+import pytest
+
+from llm.tokenizers.char import train
+
+
+def test_ids_follow_code_points():
+    tokenizer = train(["hello", "wörld"])
+    assert tokenizer.characters == "dehlorwö"
+    assert tokenizer.encode("od") == [4, 0]
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (9, 8)
+
+
+def test_unknown_characters_are_named_with_the_way_out():
+    tokenizer = train(["abc"])
+    with pytest.raises(ValueError, match=r"'é' \(U\+00E9, 2 times\).*train it.*byte or bpe"):
+        tokenizer.encode("aébé")
+    assert tokenizer.unknown("aébé") == {"é": 2}
+
+
+def test_only_the_first_of_many_unknown_characters_are_named():
+    with pytest.raises(ValueError, match="and 992 more") as raised:
+        train(["a"]).encode("".join(map(chr, range(0x4E00, 0x4E00 + 1000))))
+    assert len(str(raised.value)) < 500
+
+
+def test_shakespeare_has_65_characters(shared_data: Path):
+    text = (shared_data / "tinyshakespeare.txt").read_text()
+    tokenizer = train([text])
+    assert tokenizer.vocab_size == 65 + 1
+    assert tokenizer.decode(tokenizer.encode(text)) == text

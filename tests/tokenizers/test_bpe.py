@@ -12,6 +12,7 @@ from llm.tokenizers.bpe import (
     BYTES,
     LONG_RUN,
     BPETokenizer,
+    LearnMerges,
     Pair,
     encode_from_scratch,
     learn_merges,
@@ -69,9 +70,12 @@ def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
     assert merges == learn_merges_fast([text], 1000, 2)
 
 
-def test_a_pair_worked_by_hand():
+@pytest.mark.parametrize("learn", [learn_merges, learn_merges_fast])
+def test_a_pair_worked_by_hand(learn: LearnMerges):
     # Sennrich's example: "es", "est" and "low" are the first things to find, by bytes in GPT-2's order.
-    tokenizer = train([" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2)
+    tokenizer = train(
+        [" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2, learn=learn
+    )
     assert [tokenizer.token_bytes(token) for token in (256, 257)] == [b"es", b"est"]
 
 

@@ -92,9 +92,8 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
     )
     words = [([BYTE_ID[byte] for byte in piece.encode()], count) for piece, count in pieces.items()]
     frequency: Counter[Pair] = Counter()
-    places: defaultdict[Pair, set[int]] = defaultdict(
-        set
-    )  # the words that hold, or once held, a pair
+    # For each pair, the words that hold it or once held it.
+    places: defaultdict[Pair, set[int]] = defaultdict(set)
     for place, (word, count) in enumerate(words):
         for pair in pairwise(word):
             frequency[pair] += count

@@ -1,5 +1,6 @@
 """How a run is trained, resumed and closed."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from llm.weights.checkpoint import load_checkpoint
 from llm.weights.run import RunWeights
 
 DEFERRED = ("model.vocab_size",)
+
+# Lightning's advertisements and repetitions; its warnings stay.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -83,7 +87,12 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
     run.start(print_of_config, config.seed, _command(overrides))
     console.print(summary(run, task, data, hardware, steps, settings, resume), highlight=False)
     trainer = make_trainer(
-        settings, hardware, steps, _callbacks(config), _loggers(config, run, resume), run.path
+        settings,
+        hardware,
+        steps,
+        make_callbacks(config),
+        make_loggers(config, run, resume),
+        run.path,
     )
     fit(trainer, task, data, run, resume, _command(overrides))
     close(run, trainer, task, console)
@@ -181,11 +190,11 @@ def summary(
     return "\n".join(lines)
 
 
-def _callbacks(config: DictConfig) -> list[L.Callback]:
+def make_callbacks(config: DictConfig) -> list[L.Callback]:
     return [callback for callback in build(config.callbacks).values() if callback is not None]
 
 
-def _loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:
+def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:
     resume_step = load_checkpoint(resume)["global_step"] if resume else -1
     loggers: list[Logger] = [CSVLogger(run.metrics, resume_step)]
     plain = OmegaConf.to_container(config, resolve=True)
@@ -207,7 +216,7 @@ def fit(
     """
     console = Console(stderr=True)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume)
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     except InterruptedRunError as error:
         run.finish("interrupted", steps=trainer.global_step)
         console.print(

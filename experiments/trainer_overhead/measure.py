@@ -1,0 +1,135 @@
+"""What Lightning, our callbacks and the loggers cost a step, over a raw loop on the same model and data.
+
+    python experiments/trainer_overhead/measure.py [--rounds 5] [--steps 300] [--json]
+
+Thread time of the training thread, a nano model in float32 on the CPU, default callbacks and loggers. Raw loop and
+trainer are measured in turn; the figure is the median over rounds of the difference in milliseconds a step.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_module
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from llm.apps import training
+from llm.config.build import build
+from llm.hardware import Hardware
+from llm.runs import Run
+from llm.trainer import make_trainer
+
+WARM_UP = 20  # steps that are not counted: allocations, first kernels, the first log
+
+
+def composed(folder: Path, steps: int) -> DictConfig:
+    """A nano GPT on generated text, with everything else at its default."""
+    text = folder / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 4000)
+    overrides = [
+        "size=nano",
+        "tokenizer=byte",
+        "data=text",
+        f"data.path={text}",
+        f"data.cache_dir={folder / 'cache'}",
+        "data.batch_size=4",
+        "hardware=cpu",
+        "hardware.precision=32",
+        "hardware.threads=1",
+        f"trainer.max_steps={steps}",
+        f"trainer.val_every={steps}",
+    ]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        return compose("train", overrides)
+
+
+def raw_loop(task, data, steps: int) -> float:
+    """Milliseconds of thread time a step of the loop anyone would write by hand."""
+    model = task.model
+    optimizer = task.make_optimizer(task.parameter_groups(model))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: task.schedule(k, steps))
+    batches = iter(data.train_dataloader())
+    model.train()
+    for step in range(steps):
+        if step == WARM_UP:
+            start = time.thread_time()
+        batch = next(batches)
+        optimizer.zero_grad()
+        loss = task.step(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    return 1e3 * (time.thread_time() - start) / (steps - WARM_UP)
+
+
+class Clock(Callback):
+    """Reads the thread's time after the warm-up and after the last step but its validation."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == WARM_UP:
+            self.start = time.thread_time()
+        if trainer.global_step == trainer.max_steps:
+            steps = trainer.max_steps - WARM_UP
+            self.milliseconds = 1e3 * (time.thread_time() - self.start) / steps
+
+
+def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> float:
+    """Milliseconds of thread time a step under the trainer with its default callbacks and loggers."""
+    run = Run(folder / "run")
+    run.path.mkdir(exist_ok=True)
+    clock = Clock()
+    trainer = make_trainer(
+        build(config.trainer),
+        Hardware("cpu", 1, 32),
+        steps,
+        [*training.make_callbacks(config), clock],
+        training.make_loggers(config, run, None),
+        run.path,
+    )
+    trainer.fit(task, datamodule=data)
+    return clock.milliseconds
+
+
+def measure(rounds: int, steps: int) -> dict[str, float]:
+    """Both in turn, `rounds` times; medians in milliseconds a step."""
+    torch.set_num_threads(1)
+    pairs = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = composed(folder, steps)
+        for _ in range(rounds):
+            data = build(config.data)
+            data.prepare_data()
+            data.setup("fit")
+            training.resolve_vocabulary(config, data.tokenizer.vocab_size)
+            L.seed_everything(0, verbose=False)
+            task = build(config.task)
+            raw = raw_loop(task, data, steps)
+            pairs.append((raw, with_trainer(config, build(config.task), data, folder, steps)))
+    return {
+        "raw_ms": statistics.median(raw for raw, _ in pairs),
+        "trainer_ms": statistics.median(trained for _, trained in pairs),
+        "overhead_ms": statistics.median(trained - raw for raw, trained in pairs),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    arguments = parser.parse_args()
+    result = measure(arguments.rounds, arguments.steps)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print(f"torch {torch.__version__}, lightning {L.__version__}, {arguments.rounds} rounds")
+        for key, value in result.items():
+            print(f"{key:12} {value:.3f}")

@@ -1,0 +1,53 @@
+"""A small run: nano GPT, bytes, a few kilobytes of text, no bars, no samples."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A text file of nonsense sentences, regular enough to learn something from."""
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(250)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfig]:
+    """Composes `llm train` for a small run, with more overrides as asked."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+
+    def make(*overrides: str) -> DictConfig:
+        small = [
+            "size=nano",
+            "size.dim=32",
+            "size.context_length=16",
+            "tokenizer=byte",
+            "data=text",
+            f"data.path={text}",
+            "data.batch_size=4",
+            "hardware=cpu",
+            "hardware.precision=32",
+            "hardware.threads=1",
+            "optimizer=adamw",
+            "schedule=cosine",
+            "schedule.warmup_steps=2",
+            "model.dropout=0.1",
+            "trainer.max_steps=12",
+            "trainer.val_every=4",
+            "trainer.log_every=3",
+            "callbacks.samples=null",
+        ]
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            return compose("train", [*small, *overrides])
+
+    return make

@@ -1,0 +1,252 @@
+"""The life of a run: trained, stopped, resumed to the bit, done, extended, refused."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from llm.apps import training
+from llm.config.errors import ConfigError
+from llm.runs import Run
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    """metrics.csv without what depends on the clock and the machine."""
+    with run.metrics.open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))}
+            for row in csv.DictReader(file)
+        ]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    expected, found = weights(left), weights(right)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+class SignalAt(Callback):
+    """Sends a signal to this process while a step is under way."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number, self.sent = step, number, False
+
+    def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+        if trainer.global_step + 1 == self.step and not self.sent:
+            self.sent = True
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes the next `train` receive Ctrl-C during a step."""
+    original = training.make_callbacks
+
+    def patch(step: int | None, number: int = signal.SIGINT) -> None:
+        extra = [] if step is None else [SignalAt(step, number)]
+        monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), *extra])
+
+    return patch
+
+
+def test_a_run_directory_holds_everything(composed, tmp_path):
+    run = training.train(composed(), tmp_path / "run")
+    assert run.status == "done"
+    for path in (run.config, run.tokenizer, run.best, run.last, run.metrics, run.picture):
+        assert path.is_file(), path
+    last = rows(run)[-1]
+    assert last["step"] == "12"
+    assert float(last["val/loss"]) < float(rows(run)[1]["val/loss"]), "it learned"
+    for name in ("train/loss", "train/gradient_norm", "train/learning_rate", "val/bits_per_byte"):
+        assert float(last[name]) > 0, name
+    assert run.record["metrics"]["speed/tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("step", range(1, 12))
+def test_resume_from_any_step_equals_the_uninterrupted_run(
+    composed, tmp_path, stop_at, step, accumulate
+):
+    """Same weights, same optimizer, same logged losses, bit for bit; with dropout and a schedule."""
+    if accumulate == 2 and step not in (1, 4, 7):
+        pytest.skip("three steps show it")
+    config = composed(f"trainer.accumulate={accumulate}")
+    whole = training.train(config.copy(), tmp_path / "whole")
+    stop_at(step)
+    with pytest.raises(SystemExit) as stopped:
+        training.train(config.copy(), tmp_path / "parts")
+    assert stopped.value.code == 130
+    assert Run(tmp_path / "parts").status == "interrupted"
+    stopped_at = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
+    assert stopped_at["global_step"] == step
+    stop_at(None)
+    resumed = training.train(config.copy(), tmp_path / "parts")
+    assert resumed.status == "done"
+    assert_same_weights(whole.last, resumed.last)
+    assert_same_weights(whole.best, resumed.best)
+    assert rows(whole) == rows(resumed)
+
+
+def test_a_termination_signal_saves_too(composed, tmp_path, stop_at, capsys):
+    stop_at(5, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        training.train(composed(), tmp_path / "run", ["seed=0"])
+    message = capsys.readouterr().err
+    assert "stopped by SIGTERM after step 5; it is saved." in message
+    assert "To go on: llm train seed=0" in message
+
+
+def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, capsys):
+    run = training.train(composed(), tmp_path / "run")
+    before = run.last.stat().st_mtime_ns
+    training.train(composed(), tmp_path / "run")
+    assert run.last.stat().st_mtime_ns == before
+    assert "is done already (12 steps)" in capsys.readouterr().out
+    longer = training.train(composed("trainer.max_steps=16"), tmp_path / "run")
+    assert longer.record["steps"] == 16
+    assert [row["step"] for row in rows(longer)][-1] == "16"
+
+
+def test_another_configuration_in_the_same_directory_is_refused_with_the_difference(
+    composed, tmp_path
+):
+    run = training.train(composed(), tmp_path / "run")
+    before = run.last.read_bytes()
+    with pytest.raises(ConfigError, match="was trained under another configuration") as refused:
+        training.train(composed("model.dropout=0.2"), tmp_path / "run")
+    assert any("model.dropout" in line and "0.2" in line for line in refused.value.problems)
+    assert run.last.read_bytes() == before, "nothing is lost"
+
+
+def test_hardware_loggers_and_callbacks_may_change(composed, tmp_path):
+    training.train(composed(), tmp_path / "run")
+    moved = composed("hardware.workers=1", "~callbacks.picture", "trainer.max_steps=14")
+    assert training.train(moved, tmp_path / "run").record["steps"] == 14
+
+
+def test_rerun_starts_afresh_and_keeps_the_old_run(composed, tmp_path):
+    training.train(composed(), tmp_path / "run")
+    again = training.train(composed("rerun=true", "trainer.max_steps=8"), tmp_path / "run")
+    assert again.record["steps"] == 8
+    assert Run(tmp_path / "run~1").record["steps"] == 12
+
+
+def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkeypatch, capsys):
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if trainer.global_step == 9:
+                with torch.no_grad():
+                    pl_module.model.embedding.weight[0, 0] = float("nan")
+
+    original = training.make_callbacks
+    monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), Poison()])
+    with pytest.raises(SystemExit) as stopped:
+        training.train(composed(), tmp_path / "run")
+    assert stopped.value.code == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "training diverged" in message
+    assert "optimizer.lr" in message
+    run = Run(tmp_path / "run")
+    assert run.status == "failed"
+    for path in (run.best, run.last):
+        assert all(value.isfinite().all() for value in weights(path).values())
+    assert torch.load(run.last, weights_only=True)["global_step"] == 8
+
+
+def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):
+    quiet = ("model.dropout=0", "optimizer=sgd", "trainer.val_every=6")
+    whole = training.train(composed(*quiet, "data.batch_size=8"), tmp_path / "whole")
+    parts = training.train(
+        composed(*quiet, "data.batch_size=4", "trainer.accumulate=2"), tmp_path / "parts"
+    )
+    for name, value in weights(whole.last).items():
+        torch.testing.assert_close(weights(parts.last)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_activation_checkpointing_changes_nothing_but_the_memory(composed, tmp_path):
+    plain = training.train(composed(), tmp_path / "plain")
+    lean = training.train(composed("hardware.activation_checkpointing=true"), tmp_path / "lean")
+    assert_same_weights(plain.last, lean.last)
+
+
+def test_bfloat16_trains_with_weights_in_float32(composed, tmp_path):
+    run = training.train(composed("hardware.precision=bf16"), tmp_path / "run")
+    assert {value.dtype for value in weights(run.last).values()} == {torch.float32}
+    assert run.record["metrics"]["val/loss"] < float(rows(run)[1]["val/loss"])
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(text, tmp_path):
+    """As commands of their own: the compiler cannot look through the run-time check of shapes."""
+    found = {}
+    for compiled in ("false", "true"):
+        words = [
+            *("size=nano", "size.dim=32", "tokenizer=byte", "data=text", f"data.path={text}"),
+            *("hardware=cpu", "hardware.precision=32", f"hardware.compile={compiled}"),
+            *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
+            *("callbacks.samples=null", f"name={compiled}", f"output_dir={tmp_path}"),
+        ]
+        environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "llm", "train", *words]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+        run = Run(tmp_path / "pretraining" / compiled)
+        found[compiled] = [float(row["train/loss"]) for row in rows(run)]
+    assert len(found["true"]) == 6
+    assert found["true"] == pytest.approx(found["false"], rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop", "adagrad", "muon"])
+def test_every_optimizer_trains(composed, tmp_path, optimizer):
+    run = training.train(composed(f"optimizer={optimizer}"), tmp_path / "run")
+    assert run.record["metrics"]["val/loss"] < float(rows(run)[1]["val/loss"])
+
+
+def test_early_stopping_waits_for_its_patience(composed, tmp_path):
+    stuck = ("optimizer.lr=0", "callbacks.early_stopping.patience=1", "model.dropout=0")
+    run = training.train(composed(*stuck, "trainer.max_steps=40"), tmp_path / "run")
+    assert run.status == "done"
+    assert run.record["stopped_at"] == 8, (
+        "the first validation is the best, the second is no better"
+    )
+
+
+def test_weights_of_a_run_begin_another(composed, tmp_path):
+    base = training.train(composed(), tmp_path / "base")
+    further = composed("weights=run", f"weights.path={base.path}", "trainer.max_steps=1")
+    further.optimizer.lr = 0.0
+    run = training.train(further, tmp_path / "further")
+    assert_same_weights(base.best, run.last)
+
+
+def test_an_override_that_conflicts_with_the_base_run_is_refused(composed, tmp_path):
+    base = training.train(composed(), tmp_path / "base")
+    overrides = ["weights=run", f"weights.path={base.path}", "model=gpt2"]
+    with pytest.raises(
+        ConfigError, match="model=gpt2: weights=run takes model, size and tokenizer"
+    ):
+        training.train(composed(*overrides), tmp_path / "further", overrides)
+
+
+def test_a_directory_that_is_no_run_is_named(composed, tmp_path):
+    config = composed("weights=run", f"weights.path={tmp_path / 'nothing'}")
+    with pytest.raises(ConfigError, match="nothing is no run directory"):
+        training.train(config, tmp_path / "run")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_named(composed, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"model\.vocab_size: 100 is smaller than the tokenizer's 257"
+    ):
+        training.train(composed("model.vocab_size=100"), tmp_path / "run")

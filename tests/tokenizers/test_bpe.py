@@ -72,7 +72,7 @@ def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
 
 @pytest.mark.parametrize("learn", [learn_merges, learn_merges_fast])
 def test_a_pair_worked_by_hand(learn: LearnMerges):
-    # Sennrich's example: "es", "est" and "low" are the first things to find, by bytes in GPT-2's order.
+    # The example of Sennrich et al.: "es" occurs nine times, and so does "est" once "es" is merged.
     tokenizer = train(
         [" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2, learn=learn
     )

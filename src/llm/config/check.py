@@ -252,6 +252,8 @@ def _refused(
     settings = {}
     for name in plain.keys() - faulty:
         node = plain[name]
+        if faulty and _refers(node):  # perhaps to what is faulty, which is told there
+            continue
         if isinstance(node, dict) and "_target_" in node:
             target = locate(str(node["_target_"]), walk.trust)
             if dataclasses.is_dataclass(target):
@@ -265,6 +267,14 @@ def _refused(
 
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             yield from _try(config["model"], settings["model"])
+
+
+def _refers(plain: Any) -> bool:
+    """Whether a tree holds parts that stand elsewhere."""
+    children = (
+        plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
+    )
+    return isinstance(plain, Reference) or any(map(_refers, children))
 
 
 def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:

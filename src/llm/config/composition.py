@@ -21,13 +21,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from llm.config import slots
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.whitelist import locate
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
 
 

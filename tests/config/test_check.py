@@ -1,0 +1,196 @@
+"""The check: each kind of mistake has a line that names the key and the fix, and all come at once."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from llm.config.check import check
+from llm.config.errors import ConfigError
+
+
+@pytest.fixture
+def problems(kit):
+    """The lines that a configuration's check ends in."""
+
+    def run(config, **options):
+        try:
+            check(OmegaConf.create({"trust": [kit], **config}), **options)
+        except ConfigError as error:
+            return str(error).splitlines()
+        return []
+
+    return run
+
+
+def model(**changes):
+    norm = {"_target_": "kit.Norm", "_partial_": True}
+    return {"_target_": "kit.Model", "vocab_size": "???", "dim": 4, "norm": norm} | changes
+
+
+def factory(name, **values):
+    return {"_target_": f"kit.{name}", "_partial_": True, **values}
+
+
+def test_a_sound_configuration_passes(problems):
+    assert problems({"model": model(attention=factory("Attention", num_heads=2))}) == []
+
+
+VALUES = [
+    ({"cuont": 3}, "weights.cuont: no such key; did you mean weights.count?"),
+    ({"zzz": 3}, "weights.zzz: no such key; there are apply, count, flag, maybe"),
+    ({"count": "three"}, "weights.count: 'three' (str) is no int; give one such as 8"),
+    ({"count": 1.5}, "weights.count: 1.5 (float) is no int"),
+    ({"count": True}, "weights.count: True (bool) is no int"),
+    ({"count": None}, "weights.count: null is no int"),
+    ({"rate": True}, "weights.rate: True (bool) is no float"),
+    ({"flag": 1}, "weights.flag: 1 (int) is no bool; give one such as true"),
+    ({"maybe": "x"}, "weights.maybe: 'x' (str) is no int or null"),
+    ({"mode": "fast"}, "weights.mode: 'fast' (str) is no Literal['auto', 32]"),
+    ({"pair": [1.0]}, "weights.pair: [1.0] (list) is no tuple[float, float]"),
+    ({"pair": [1.0, "b"]}, "weights.pair: [1.0, 'b'] (list) is no tuple"),
+    ({"words": "abc", "steps": 3}, "weights.steps: 3 (int) is no Sequence"),
+    ({"words": ["a", 3]}, "weights.words: ['a', 3] (list) is no Sequence[str]"),
+    ({"table": {"a": "b"}}, "weights.table: {'a': 'b'} (dict) is no Mapping[str, float] or null"),
+    ({"apply": "lower"}, "weights.apply: 'lower' (str) is no (str) -> str or null"),
+    ({"count": "???"}, "weights.count: has no value; set it with weights.count=…"),
+    ({"count": "${nowhere}"}, "weights.count: ${nowhere} cannot be resolved"),
+    ({"count": -1}, "weights: count=-1: must not be negative"),
+    ({"_args_": [1]}, "weights._args_: no such key"),
+    ({"_recursive_": False}, "weights._recursive_: no such key"),
+    ({"_partial_": "yes"}, "weights._partial_: 'yes' (str) is no bool; write true or leave it out"),
+    ({"apply": factory("number")}, "weights.apply: number makes no (str) -> str or null"),
+    (
+        {"apply": factory("cut")},
+        "weights.apply.length: is required and not there; add it (int)",
+    ),
+    ({"apply": factory("lower", text="x")}, "weights.apply.text: is given by the code; remove it"),
+    (
+        {"apply": {"_target_": "kit.cut", "text": "a", "length": 1}},
+        "weights.apply: is built at once where a factory (str) -> str or null is wanted; "
+        "add `_partial_: true`",
+    ),
+    (
+        {"count": factory("number")},
+        "weights.count: is a factory where int itself is wanted; remove",
+    ),
+    (
+        {"count": {"_target_": "kit.anything"}},
+        "weights.count: anything takes * or ** arguments, which cannot be checked; "
+        "wrap it in a function with an explicit signature",
+    ),
+    ({"count": {"_target_": "os.getpid"}}, "weights.count: os.getpid is not on the whitelist"),
+    ({"steps": [factory("lower"), factory("cuts")]}, "weights.steps[1]: kit.cuts does not exist"),
+]
+
+
+@pytest.mark.parametrize(("values", "line"), VALUES, ids=[line for _, line in VALUES])
+def test_a_wrong_value_is_named_with_its_fix(problems, values, line):
+    found = problems({"weights": {"_target_": "kit.Values", **values}})
+    assert any(problem.startswith(line) for problem in found), found
+    assert len(found) == 1, found
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rate": 1, "maybe": None, "mode": 32, "pair": [1, 2.0], "words": ["a"], "table": {"a": 1}},
+        {"apply": factory("lower"), "steps": [factory("lower"), factory("cut", length=3)]},
+        {"count": {"_target_": "kit.number"}, "maybe": "${.count}"},
+        {"count": "${seed}"},
+    ],
+)
+def test_values_of_the_annotated_type_pass(problems, values):
+    assert problems({"seed": 3, "weights": {"_target_": "kit.Values", **values}}) == []
+
+
+def test_top_level_keys_are_known(problems):
+    assert problems({"modle": 1}) == ["modle: no such key; did you mean model?"]
+    assert problems({"foo": 1})[0].startswith(
+        "foo: no such key; there are callbacks, data, hardware"
+    )
+    assert problems({"seed": "x"}) == ["seed: 'x' (str) is no int; give one such as 8"]
+
+
+def test_what_is_required_must_be_there_unless_deferred(problems):
+    incomplete = model()
+    del incomplete["dim"]
+    assert problems({"model": incomplete}) == ["model.dim: is required and not there; add it (int)"]
+    assert problems({"model": model()}, deferred=()) == [
+        "model.vocab_size: has no value; set it with model.vocab_size=…"
+    ]
+
+
+def test_a_module_beneath_a_factory_would_be_shared(problems):
+    shared = {"_target_": "kit.Norm", "dim": 4}
+    found = problems({"model": model(attention=factory("Attention", num_heads=2, kernel=shared))})
+    assert found == [
+        "model.attention.kernel: one module would be shared by everything that the factory around it "
+        "makes; add `_partial_: true`, so that each gets its own"
+    ]
+    assert problems({"model": model(final=shared)}) == []
+
+
+def test_a_part_in_a_slot_for_a_factory(problems):
+    found = problems({"model": model(norm={"_target_": "kit.Norm", "dim": 4})})
+    assert found == [
+        "model.norm: is built at once where a factory (int) -> Module is wanted; add `_partial_: true`"
+    ]
+
+
+def test_a_section_takes_its_own_kind_of_part(problems):
+    assert problems({"model": {"_target_": "kit.Values"}}) == [
+        "model: Values is no Module; choose another _target_"
+    ]
+    assert problems({"callbacks": {"a": {"_target_": "kit.Values"}, "b": None}}) == [
+        "callbacks.a: Values is no Callback or null; choose another _target_"
+    ]
+
+
+def test_constructors_of_the_model_speak_without_its_memory(problems):
+    found = problems({"model": model(dim=2**40, attention=factory("Attention", num_heads=3))})
+    assert found == [
+        "model.attention: num_heads=3 does not divide dim=1099511627776: choose a divisor"
+    ]
+
+
+def test_the_check_draws_no_random_numbers(problems):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert problems({"model": model()}) == []
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_reference_is_judged_where_it_stands(problems):
+    weights = {"_target_": "kit.Values", "apply": "${optimizer}"}
+    found = problems({"weights": weights, "optimizer": factory("nothing")})
+    assert [line.partition(":")[0] for line in found] == ["optimizer"]
+
+
+def test_rules_over_the_whole(problems):
+    config = {
+        "model": model(context_length=64),
+        "data": {"_target_": "kit.x", "context_length": 32},
+    }
+    assert (
+        "data.context_length: 32 is not the model's 64; set size.context_length, which both follow"
+    ) in problems(config)
+
+
+def test_trust_itself_is_checked(problems):
+    assert (
+        "trust: os cannot be trusted as a whole; wrap what you need"
+        in problems({"trust": ["os"]})[0]
+    )
+
+
+def test_all_problems_come_at_once(problems):
+    found = problems(
+        {
+            "foo": 1,
+            "seed": None,
+            "model": model(dmi=3, dim="4"),
+            "weights": {"_target_": "kit.Values", "count": "x", "rate": "${a.b}"},
+        }
+    )
+    keys = [line.partition(":")[0] for line in found]
+    assert sorted(keys) == ["foo", "model.dim", "model.dmi", "weights.count", "weights.rate"]

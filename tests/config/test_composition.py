@@ -1,0 +1,148 @@
+"""What Hydra cannot compose is said in one line with the nearest right name."""
+
+import pytest
+
+from llm.config.composition import check_points, compose, open_loader, points
+from llm.config.errors import ConfigError
+
+FILES = {
+    "main.yaml": """
+defaults: [_self_, model: gpt2, weights: none]
+seed: 0
+trust: [kit]
+hardware: {_target_: llm.hardware.Hardware, workers: 0}
+task: null
+""",
+    "weights/none.yaml": "# @package _global_\nweights: null\n",
+    "weights/values.yaml": "_target_: kit.Values\ncount: 1\n",
+    "model/gpt.yaml": '{_target_: kit.Model, vocab_size: "???", dim: 4, norm: {_target_: kit.Norm, _partial_: true}}\n',
+    "model/gpt2.yaml": "defaults: [gpt, norm: plain]\n",
+    "model/llama.yaml": "defaults: [gpt]\n",
+    "model/norm/plain.yaml": "{_target_: kit.Norm, _partial_: true, eps: 0.1}\n",
+    "extra/thing.yaml": "a: 1\n",
+}
+
+
+@pytest.fixture
+def loader(tmp_path, kit):
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return open_loader("llm.apps.train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            ["model=gpt3"],
+            ["model=gpt3: no such option; did you mean gpt2? (there are gpt, gpt2, llama)"],
+        ),
+        (["model=zzz"], ["model=zzz: no such option; there are gpt, gpt2, llama"]),
+        (["modle=gpt2"], ["modle: no such group or key; did you mean model?"]),
+        (["model/nrom=plain"], ["model/nrom: no such group; did you mean model/norm?"]),
+        (["model.norm.esp=1"], ["model.norm.esp: no such key; did you mean model.norm.eps?"]),
+        (["hardware.wrokers=1"], ["hardware.wrokers: no such key; did you mean hardware.workers?"]),
+        (["~modle"], ["modle: no such group or key; did you mean model?"]),
+        (
+            ["hardware.threads=1"],
+            ["hardware.threads: is not written out there; add it with +hardware.threads=…"],
+        ),
+        (
+            ["weights.count=1"],
+            ["weights.count: weights is null here; choose one first with weights=…"],
+        ),
+        (
+            ["seed=("],
+            ["seed=(: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"],
+        ),
+        (
+            ["seed=1,2"],
+            ["seed=1,2: several values; add -m to run each, or write one list: seed=[…]"],
+        ),
+        (
+            ["model=gpt3", "sede=1", "hardware.x=1"],
+            [
+                "model=gpt3: no such option; did you mean gpt2? (there are gpt, gpt2, llama)",
+                "sede: no such group or key; did you mean seed?",
+                "hardware.x: no such key; there are _target_, workers",
+            ],
+        ),
+        (["extra=thing"], ["Could not override 'extra'. No match in the defaults list."]),
+    ],
+)
+def test_an_override_that_does_not_compose(loader, overrides, lines):
+    with pytest.raises(ConfigError) as caught:
+        compose(loader, "main", overrides)
+    assert list(caught.value.problems) == lines
+
+
+def test_hydras_own_section_stays_out(loader):
+    assert "hydra" not in compose(loader, "main", ["seed=3"])
+    assert compose(loader, "main", ["weights=values", "weights.count=3"]).weights.count == 3
+
+
+@pytest.mark.parametrize("word", ["+model.n_dim=3", "++model.n_dim=3"])
+def test_a_plus_is_no_way_around_the_check(loader, word):
+    with pytest.raises(
+        ConfigError, match=r"^model\.n_dim: no such key; did you mean model\.dim\?$"
+    ):
+        check_points(loader, "main", [word], multirun=False)
+
+
+def test_a_new_top_level_key_is_caught(loader):
+    with pytest.raises(ConfigError, match=r"^foo: no such key; there are"):
+        check_points(loader, "main", ["+foo=1"], multirun=False)
+
+
+def test_a_sweep_is_the_product_of_its_values(loader):
+    found = points(loader, "main", ["model=gpt,gpt2", "seed=range(2)", "hardware.workers=1"])
+    assert len(found) == 4
+    assert ["model=gpt", "seed=1", "hardware.workers=1"] in found
+
+
+def test_every_point_is_checked_and_named(loader):
+    with pytest.raises(ConfigError) as caught:
+        check_points(
+            loader,
+            "main",
+            ["model=gpt,llama", "model.dim=4,3,5", "hardware.workers=-1"],
+            multirun=True,
+        )
+    dim = "model.norm: dim={0} is odd: choose an even one"
+    first, *rest = caught.value.problems
+    assert first.startswith("hardware: workers=-1:")  # told once, for it is wrong everywhere
+    assert rest == [] or all(" | " in line for line in rest)
+    with pytest.raises(ConfigError) as caught:
+        check_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], multirun=True)
+    assert list(caught.value.problems) == [
+        f"model=gpt model.dim=3 | {dim.format(3)}",
+        f"model=llama model.dim=3 | {dim.format(3)}",
+    ]
+
+
+def test_options_of_a_sweep_that_do_not_exist_are_all_told(loader):
+    with pytest.raises(ConfigError) as caught:
+        check_points(loader, "main", ["model=gpt,gtp,lama"], multirun=True)
+    told = "\n".join(caught.value.problems)
+    assert "model=gtp: no such option; did you mean gpt?" in told
+    assert "model=lama: no such option; did you mean llama?" in told
+
+
+def test_sound_points_pass(loader):
+    check_points(loader, "main", ["model=gpt,llama", "seed=1,2"], multirun=True)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, loader):
+    (tmp_path / "model" / "torn.yaml").write_text("dim: {a: 1\n")
+    with pytest.raises(ConfigError, match=r"torn\.yaml\", line 2"):
+        compose(loader, "main", ["model=torn"])
+
+
+def test_a_folder_of_ones_own_configs(tmp_path, loader):
+    own = tmp_path / "own"
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "mine.yaml").write_text("defaults: [gpt]\ndim: 8\n")
+    loader = open_loader("llm.apps.train", str(tmp_path), str(own))
+    assert compose(loader, "main", ["model=mine"]).model.dim == 8

@@ -1,0 +1,268 @@
+"""The command line: what answers at once, what is taken literally, what a shell is offered."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+import llm.__main__ as command
+from llm import __version__
+
+HEAVY = ("torch", "lightning", "hydra", "omegaconf", "numpy")
+HYDRA_ONLY = ("torch", "lightning", "numpy")
+
+
+@pytest.fixture
+def llm(monkeypatch, capsys):
+    """Runs a command line in this process: (status, output, errors)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["llm", *words])
+        status = 0
+        try:
+            command.main()
+        except SystemExit as error:
+            status = error.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def imported(words, environment=None, names=HEAVY):
+    """Which of `names` a process has imported when it is done with a command line."""
+    code = (
+        "import sys, contextlib, io\n"
+        "from llm.__main__ import main\n"
+        f"sys.argv = ['llm', *{words!r}]\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main()\n"
+        f"print([name for name in {names!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(done.stdout.replace("'", '"'))
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words):
+    assert imported(words) == []
+
+
+def test_help_answers_in_under_half_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "llm", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--cfg", "job"], ["train", "--help"], ["generate", "--help"]]
+)
+def test_looking_at_a_configuration_does_not_import_torch(words):
+    assert imported(words, names=HYDRA_ONLY) == []
+
+
+def test_completion_does_not_import_torch(monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "llm train model=")
+    assert imported(["-sc", "query=bash"], names=HYDRA_ONLY) == []
+
+
+def test_help_lists_every_verb_with_an_example(llm):
+    status, out, _ = llm("--help")
+    assert status == 0
+    assert llm()[1] == out
+    for name, verb in command.VERBS.items():
+        assert name in out
+        assert verb.example in out
+        assert verb.example.startswith(f"llm {name} ")
+
+
+def test_version(llm):
+    assert llm("--version") == (0, f"llm {__version__}\n", "")
+
+
+def test_an_unknown_verb_gets_the_nearest(llm):
+    assert llm("trian") == (2, "", "llm trian: no such verb; did you mean train?\n")
+
+
+def test_a_wrong_override_is_one_line(llm):
+    status, out, err = llm("train", "model=gpt3")
+    assert (status, out) == (2, "")
+    assert err.startswith("model=gpt3: no such option; did you mean gpt2?")
+    assert err.count("\n") == 1
+
+
+def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = llm("train", "+model.n_layers=3", "seed=x")
+    assert status == 2
+    assert "model.n_layers: no such key; did you mean model.num_layers?" in err.splitlines()
+    assert "seed: 'x' (str) is no int; give one such as 8" in err.splitlines()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_verbs_help_lists_groups_and_an_example(llm):
+    status, out, _ = llm("train", "--help")
+    assert status == 0
+    assert command.VERBS["train"].example in out
+    assert "\nmodel: gpt, gpt2, llama" in out
+    assert "\nmodel/position: " in out
+
+
+def test_a_missing_folder_of_configs(llm):
+    assert llm("train", "--config-dir", "/nowhere")[2] == (
+        "--config-dir /nowhere: no such folder; name one that holds your configs\n"
+    )
+
+
+TEXTS = [
+    "Hello, world (yes) = {ok}",
+    "",
+    "plain",
+    "null",
+    "a=b,c",
+    'She said "no", twice',
+    "it's",
+    "'half",
+    '"One" and "two"',
+    "[not a list",
+    "[also] not [one]",
+    "back\\slash \\",
+    "costs ${price} or $5",
+    "two\nlines\tand a tab",
+    "ünï — 日本語",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_prompt_is_taken_literally(text):
+    override = OverridesParser.create().parse_override(
+        command.as_text(f"prompt={text}", ("prompt",))
+    )
+    assert OmegaConf.create({"prompt": override.value()}).prompt == text
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["prompt='quoted already'", 'prompt="a, b"', "prompt=[a,b]", "seed=(", "--cfg", "prompt"],
+)
+def test_what_is_quoted_or_a_list_or_no_text_stays(word):
+    assert command.as_text(word, ("prompt",)) == word
+
+
+APP = """
+import json, pathlib
+import hydra
+from llm.config.errors import ConfigError
+
+@hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="toy")
+def main(config):
+    if config.seed == 13:
+        raise ConfigError("seed: is unlucky; choose another")
+    if config.seed == 14:
+        raise RuntimeError("crashed")
+    with pathlib.Path("out").open("a") as file:
+        file.write(json.dumps([config.seed, config.prompt]) + "\\n")
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch, llm):
+    """A verb of its own with its config in a user's folder; what it was called with."""
+    (tmp_path / "toy_app.py").write_text(APP)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "toy.yaml").write_text(
+        "defaults: [_self_, override hydra/job_logging: none, override hydra/hydra_logging: none]\n"
+        "seed: 0\nprompt: ''\nhydra: {run: {dir: .}, sweep: {dir: .}, output_subdir: null}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    verb = command.Verb("toy_app", "plays", "llm toy", texts=("prompt",))
+    monkeypatch.setitem(command.VERBS, "toy", verb)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+
+    def call(*words):
+        result = llm("toy", "--config-dir", str(tmp_path / "conf"), *words)
+        out = tmp_path / "out"
+        calls = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        return *result, calls
+
+    return call
+
+
+def test_an_app_gets_its_configuration(toy):
+    assert toy("seed=3", "prompt=Hello, world (yes) = {ok}") == (
+        0,
+        "",
+        "",
+        [[3, "Hello, world (yes) = {ok}"]],
+    )
+
+
+def test_an_apps_refusal_is_one_line(toy):
+    assert toy("seed=13") == (2, "", "seed: is unlucky; choose another\n", [])
+
+
+def test_a_crash_keeps_its_traceback(toy):
+    with pytest.raises(RuntimeError, match="crashed"):
+        toy("seed=14")
+
+
+def test_a_sweep_runs_each_point(toy):
+    assert toy("-m", "seed=1,2", "prompt=a,b")[3] == [[1, "a,b"], [2, "a,b"]]
+
+
+def test_no_point_runs_when_one_is_wrong(toy):
+    status, _, err, calls = toy("-m", "seed=1,x,y")
+    assert (status, calls) == (2, [])
+    assert err.splitlines() == [
+        f"seed={bad} | seed: {bad!r} (str) is no int; give one such as 8" for bad in "xy"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("llm ", "train generate"),
+        ("llm tr", "train"),
+        ("llm train mode", "model model."),
+        ("llm train model=ll", "model=llama"),
+        ("llm train model=gpt2 trainer.max_s", "trainer.max_steps="),
+        ("llm train --cfg job model=ll", "model=llama"),
+        ("/usr/bin/llm train model=ll", "model=llama"),
+        ("llm generate sampler.temp", "sampler.temperature="),
+        ("llm nothing mo", ""),
+        ("llm train --cf", ""),
+    ],
+)
+def test_completion_goes_on_behind_the_verb(llm, monkeypatch, line, offered):
+    monkeypatch.setenv("COMP_LINE", line)
+    status, out, err = llm("-sc", "query=bash")
+    assert (status, err) == (0, "")
+    assert out.split() == offered.split()
+
+
+def test_a_real_shell_completes(tmp_path):
+    """Installs the completion in bash, calls its function as the tab key does, prints the replies."""
+    shim = tmp_path / "llm"
+    shim.write_text(f'#!/bin/bash\nexec {sys.executable} -m llm "$@"\n')
+    shim.chmod(0o755)
+    script = (
+        f"export PATH={tmp_path}:$PATH\n"
+        'eval "$(llm -sc install=bash)"\n'
+        'COMP_LINE="llm train model=ll"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=2\n'
+        "hydra_bash_completion\n"
+        'echo "${COMPREPLY[@]}"\n'
+        "complete -p llm\n"
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[0] == "model=llama", done.stderr
+    assert "hydra_bash_completion llm" in done.stdout

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
@@ -48,7 +49,7 @@ def of_value(value: object) -> str:
     return repr(value)
 
 
-def of_code(thing: object) -> bytes:
-    """The source file in which a function or a class stands."""
-    file = inspect.getsourcefile(thing)  # pyright: ignore[reportArgumentType]
+def of_code(thing: type | Callable[..., object]) -> bytes:
+    """The file of the module in which a function or a class is defined."""
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
     return Path(file).read_bytes() if file else b""

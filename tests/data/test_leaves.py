@@ -1,0 +1,68 @@
+"""The data group of the configuration: every corpus composes, is judged right and is built."""
+
+from pathlib import Path
+
+import llm.conf
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+import llm.apps.train  # registers the resolvers that train.yaml uses
+from llm.config.build import build
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.data.files import FilesDataModule
+from llm.data.text import TextDataModule
+
+LEAVES = Path(next(iter(llm.conf.__path__))) / "data"
+STEPS = sorted(path.stem for path in (LEAVES / "preprocessing").glob("*.yaml"))
+PRETRAINING = [
+    "python_docs",
+    "verdict",
+    "shakespeare",
+    "wikitext2",
+    "wikitext103",
+    "tinystories",
+    "openwebtext",
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "tokenizer=byte"])
+    check(config, deferred=("model.vocab_size",))
+    return config
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_every_corpus_is_built(name: str, cache_folder: Path):
+    config = composed(f"data={name}")
+    data = build(config.data)
+    assert type(data) is TextDataModule
+    assert data.context_length == config.model.context_length
+    assert not cache_folder.exists(), "nothing is fetched before it is needed"
+
+
+def test_ones_own_text_is_one_word(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("My own notes. " * 200)
+    data = build(composed("data=text", f"data.path={tmp_path}", "model.context_length=8").data)
+    assert type(data) is FilesDataModule
+    data.prepare_data()
+    data.setup("fit")
+    assert data.train_windows > 100
+
+
+def test_ones_own_text_without_a_path_is_told():
+    with pytest.raises(ConfigError, match=r"data.path: has no value; set it with data.path=…"):
+        composed("data=text")
+
+
+def test_preprocessing_is_picked_by_name_in_order():
+    steps = ["lowercase", *(step for step in STEPS if step != "lowercase")]
+    assert len(steps) == 6
+    data = build(composed(f"data/preprocessing=[{','.join(steps)}]").data)
+    names = [type(step).__name__ for step in data.corpus.preprocessing]
+    assert names == [step.title().replace("_", "") for step in steps]
+    data = build(composed(f"data/preprocessing=[{','.join(steps[::-1])}]", "data=verdict").data)
+    assert [type(step).__name__ for step in data.corpus.preprocessing] == names[::-1]
+    assert not build(composed().data).corpus.preprocessing, "off by default"

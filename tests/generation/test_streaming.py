@@ -1,17 +1,8 @@
 import random
-import re
 
 from llm.generation.streaming import REPLACEMENT, IncrementalDecoder
 from llm.tokenizers.byte import ByteTokenizer
-
-
-class Words(ByteTokenizer):
-    """Decodes with a space between words but none before a comma: a token alone says too little."""
-
-    words = ("to", "be", "or", "not", ",")
-
-    def decode(self, ids):
-        return re.sub(r" ,", ",", " ".join(self.words[i] for i in ids))
+from llm.tokenizers.word import WordTokenizer
 
 
 def decode(tokenizer, tokens, prompt=()):
@@ -62,6 +53,23 @@ def test_wrong_bytes_do_not_hold_up_what_follows():
 
 
 def test_words_are_spaced_as_in_the_whole_text_prompt_included():
-    pieces, rest = decode(Words(), [3, 0, 1, 4, 2], prompt=[0, 1, 2])
+    words = WordTokenizer(["to", "be", "or", "not", ","])
+    pieces, rest = decode(words, [3, 0, 1, 4, 2], prompt=[0, 1, 2])
     assert pieces == [" not", " to", " be", ",", " or"]
     assert rest == ""
+
+
+def test_a_document_begins_without_a_space():
+    words = WordTokenizer(["to", "be"])
+    pieces, _ = decode(words, [0, 1], prompt=[words.end_of_text])
+    assert pieces == ["to", " be"]
+
+
+def test_no_word_is_lost_where_the_tokenizer_sets_the_past_anew():
+    words = WordTokenizer(["he", "don", "t", "'", '"', ",", "(", ")", "--"])
+    rng = random.Random(0)
+    for _ in range(300):
+        tokens = rng.choices(range(9), k=15)
+        pieces, rest = decode(words, tokens)
+        shown = "".join(pieces) + rest
+        assert shown.replace(" ", "") == words.decode(tokens).replace(" ", ""), tokens

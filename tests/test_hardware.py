@@ -23,7 +23,9 @@ def test_the_cpu_takes_bfloat16_just_where_its_products_are_faster():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_named_with_the_way_out():
-    with pytest.raises(ValueError, match="accelerator=cuda: this machine has none; use hardware=cpu"):
+    with pytest.raises(
+        ValueError, match="accelerator=cuda: this machine has none; use hardware=cpu"
+    ):
         Hardware(accelerator="cuda").resolve()
 
 

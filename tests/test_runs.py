@@ -50,7 +50,11 @@ def test_a_record_survives_and_grows(tmp_path):
     run.finish("done", steps=10)
     again = Run(tmp_path / "run")
     assert again.status == "done"
-    assert (again.record["fingerprint"], again.record["steps"], again.record["seed"]) == ("abc", 10, 1)
+    assert (again.record["fingerprint"], again.record["steps"], again.record["seed"]) == (
+        "abc",
+        10,
+        1,
+    )
     assert "torch" in again.record["versions"]
     assert [file.name for file in again.path.iterdir()] == ["run.json"], "no partial file stays"
     json.loads((again.path / "run.json").read_text())

@@ -111,10 +111,10 @@ def matmul_rate(dtype: torch.dtype, size: int = 768, repeats: int = 8) -> float:
     """The best of several timed `size` × `size` CPU matrix products, in FLOP/s."""
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")
-    left @ right  # the first product pays for allocation and kernel choice
+    torch.mm(left, right)  # the first product pays for allocation and kernel choice
     for _ in range(repeats):
         start = time.perf_counter()
-        left @ right
+        torch.mm(left, right)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

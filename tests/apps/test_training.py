@@ -196,12 +196,12 @@ def test_compiled_training_gives_the_same_losses(text, tmp_path):
             *("size=nano", "size.dim=32", "tokenizer=byte", "data=text", f"data.path={text}"),
             *("hardware=cpu", "hardware.precision=32", f"hardware.compile={compiled}"),
             *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
-            *("callbacks.samples=null", f"name={compiled}", f"output_dir={tmp_path}"),
+            *("callbacks.samples=null", f"name=compiled-{compiled}", f"output_dir={tmp_path}"),
         ]
         environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache")}
         command = [sys.executable, "-m", "llm", "train", *words]
         subprocess.run(command, check=True, env=environment, capture_output=True)
-        run = Run(tmp_path / "pretraining" / compiled)
+        run = Run(tmp_path / "pretraining" / f"compiled-{compiled}")
         found[compiled] = [float(row["train/loss"]) for row in rows(run)]
     assert len(found["true"]) == 6
     assert found["true"] == pytest.approx(found["false"], rel=1e-4)

@@ -79,6 +79,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
     task: Task = build(config.task)
     if weights is not None:
         task.model.load_state_dict(weights.state_dict())
+    task.log_every = settings.log_every
     apply_hardware(task, hardware)
 
     resume = run.last if run.last.is_file() and not config.rerun else None
@@ -191,10 +192,12 @@ def summary(
 
 
 def make_callbacks(config: DictConfig) -> list[L.Callback]:
+    """The callbacks of a configuration; those set to null are left out."""
     return [callback for callback in build(config.callbacks).values() if callback is not None]
 
 
 def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:
+    """The CSV logger, which is always on, and those of the configuration."""
     resume_step = load_checkpoint(resume)["global_step"] if resume else -1
     loggers: list[Logger] = [CSVLogger(run.metrics, resume_step)]
     plain = OmegaConf.to_container(config, resolve=True)

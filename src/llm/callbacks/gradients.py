@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llm.tasks.task import Task
 
@@ -56,14 +56,14 @@ class Gradients(Callback):
         batch_idx: int,
     ) -> None:
         """Check the loss where the check is free or due."""
-        is_logged = trainer.global_step % trainer.log_every_n_steps == 0
+        assert isinstance(pl_module, Task)
+        is_logged = trainer.global_step % pl_module.log_every == 0
         if pl_module.device.type != "cpu" and not is_logged:
             return
         if not torch.isfinite(outputs["loss"]):
             raise DivergedError(
                 _advice(f"the loss is {outputs['loss'].item()}", trainer.global_step)
             )
-        assert isinstance(pl_module, Task)
         if is_logged and pl_module.gradient_norm is not None:
             self._watch(pl_module.gradient_norm.item(), trainer.global_step)
 

@@ -21,10 +21,13 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """All generators' states as tensors and plain data."""
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+        numpy_state = np.random.get_state(legacy=False)
+        assert isinstance(numpy_state, dict)
+        internal = numpy_state.pop("state")
         return {
             "python": random.getstate(),
-            "numpy": (str(name), keys.tolist(), int(position), int(has_gauss), float(gauss)),
+            "numpy": numpy_state
+            | {"state": {"key": internal["key"].tolist(), "pos": internal["pos"]}},
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -42,8 +45,8 @@ class RandomStates(Callback):
         states, self._states = self._states, None
         version, internal, gauss = states["python"]
         random.setstate((version, tuple(internal), gauss))
-        name, keys, *rest = states["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
+        np.random.set_state(states["numpy"] | {"state": states["numpy"]["state"] | {"key": key}})
         torch.set_rng_state(states["torch"])
         if len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])

@@ -66,10 +66,10 @@ class Throughput(Callback):
     ) -> None:
         """Count the batch's tokens; at logged steps report, together with what the task measured."""
         self.tokens += batch["tokens"].numel()
+        assert isinstance(pl_module, Task)
         is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_whole and trainer.global_step % trainer.log_every_n_steps == 0:
+        if is_whole and trainer.global_step % pl_module.log_every == 0:
             self._pause(pl_module)
-            assert isinstance(pl_module, Task)
             speed = self._report(trainer, pl_module, batch["tokens"].shape[1])
             pl_module.record(pl_module.take_training_metrics() | speed)
             self._since = time.perf_counter()

@@ -18,7 +18,7 @@ class Task(L.LightningModule):
     """A model, an objective, and how the one learns from the other.
 
     A subclass says what a batch costs in `step`. Metrics stay on the device and leave it every
-    `trainer.log_every_n_steps` steps only: a value read is a wait for the GPU.
+    `log_every` steps only: a value read is a wait for the GPU.
 
     Args:
         model: the network; it knows nothing of training.
@@ -39,6 +39,7 @@ class Task(L.LightningModule):
         self.make_optimizer = optimizer
         self.schedule = schedule
         self.parameter_groups = parameter_groups
+        self.log_every = 10
         self.gradient_norm: Tensor | None = None
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
@@ -89,7 +90,7 @@ class Task(L.LightningModule):
     @property
     def is_log_step(self) -> bool:
         """Whether the optimizer step now under way is one whose metrics are logged."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return (self.global_step + 1) % self.log_every == 0
 
     def take_training_metrics(self) -> dict[str, float]:
         """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""

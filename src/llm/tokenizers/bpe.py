@@ -19,8 +19,8 @@ from typing import Any
 
 import regex
 import tiktoken
-
 import tokenizers
+
 from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
 
 Pair = tuple[int, int]

@@ -1,12 +1,14 @@
 """The decoder-only Transformer: GPT-2, Llama and their relatives are this class with other parts."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.output import Output
+from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.cache import Cache
 from llm.nn.init import gpt2
@@ -45,7 +47,7 @@ class GPT(nn.Module):
         dim: int,
         num_layers: int,
         position: Position,
-        attention: Callable[[int], nn.Module],
+        attention: Callable[[int], Attention],
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual = pre_norm,
@@ -84,7 +86,7 @@ class GPT(nn.Module):
         self,
         tokens: Int[Tensor, "B T"],
         cache: Cache | None = None,
-        positions: Int[Tensor, "*#B T"] | None = None,
+        positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
         documents: Int[Tensor, "B T"] | None = None,
         attention: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
@@ -95,7 +97,7 @@ class GPT(nn.Module):
         self,
         tokens: Int[Tensor, "B T"],
         cache: Cache | None = None,
-        positions: Int[Tensor, "*#B T"] | None = None,
+        positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
         documents: Int[Tensor, "B T"] | None = None,
         attention: Bool[Tensor, "B T"] | None = None,
     ) -> Output:
@@ -131,8 +133,8 @@ class GPT(nn.Module):
     ) -> Cache:
         """An empty cache for `capacity` tokens a row, `context_length` unless given."""
         capacity = capacity or self.context_length
-        layers = [block.attention.new_cache(batch_size, capacity, dtype) for block in self.blocks]
-        return Cache(layers)
+        layers = self._attentions()
+        return Cache([layer.new_cache(batch_size, capacity, dtype) for layer in layers])
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, shared ones once.
@@ -152,8 +154,11 @@ class GPT(nn.Module):
         """
         context = context or self.context_length
         multiplying = self.num_parameters(embeddings=False) + self.head.weight.numel()
-        width = sum(b.attention.num_heads * b.attention.head_dim for b in self.blocks)
+        width = sum(layer.num_heads * layer.head_dim for layer in self._attentions())
         return 6 * multiplying + 12 * width * context
+
+    def _attentions(self) -> list[Attention]:
+        return [cast(Attention, block.attention) for block in self.blocks]
 
     def _embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         try:
@@ -211,7 +216,7 @@ def _next_places(
 
 def _query_and_key_places(
     places: Positions, start: int, end: int, cache: Cache | None
-) -> tuple[Positions, Positions]:
+) -> tuple[slice | Tensor, slice | Tensor]:
     """Positions of the new tokens, and of all that they may see."""
     if cache is None:
         return places, places

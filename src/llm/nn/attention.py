@@ -17,7 +17,6 @@ from llm.nn.heads import group_size, head_width
 from llm.nn.positions import Rotation, rotate
 
 Kernel = Callable[..., Tensor]
-Mask = Bool[Tensor, "*B #H T S"] | Bool[Tensor, "T S"] | Float[Tensor, "*B #H T S"]
 
 
 def naive_attention(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from llm.nn.attention import Attention
 from llm.nn.cache import LayerCache
 from llm.nn.positions import Rotation
 from llm.nn.residual import Residual
@@ -24,7 +25,7 @@ class Block(nn.Module):
     def __init__(
         self,
         dim: int,
-        attention: Callable[[int], nn.Module],
+        attention: Callable[[int], Attention],
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual,

@@ -82,7 +82,7 @@ class Cache:
     def describe(
         self,
         length: int,
-        positions: Int[Tensor, "*#B T"] | None = None,
+        positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
         attention: Bool[Tensor, "B T"] | None = None,
     ) -> None:
         """Records the next `length` columns' positions, and which are padding, before they fill.

@@ -48,7 +48,7 @@ def fused_rms_norm(
 ) -> Float[Tensor, "*B C"]:
     """The same as `naive_rms_norm`, by torch's kernel; on a CPU, where it has none, by ours."""
     if x.device.type == "cpu":
-        return _RMSNormOnCPU.apply(x, weight, eps)  # type: ignore[no-any-return]
+        return _RMSNormOnCPU.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
@@ -69,7 +69,9 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         wide, grad = x.to(weight.dtype), grad.to(weight.dtype)
         product = (grad * wide).reshape(-1, x.shape[-1])

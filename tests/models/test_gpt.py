@@ -1,0 +1,298 @@
+"""What must hold of any decoder, whatever parts it is made of."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm.models.gpt import GPT
+
+PRESETS = ["gpt2", "llama", "gpt"]
+POSITIONS = ["learned", "sinusoidal", "rotary", "alibi", "none"]
+# Every kind of position, in models with grouped heads, windows and either residual among them.
+VARIANTS = {
+    **{f"gpt2-{kind}": ["model=gpt2", f"model/position={kind}"] for kind in POSITIONS},
+    "llama-grouped": ["model=llama", "size.num_heads=4", "size.num_kv_heads=2"],
+    "llama-alibi-multi-query": ["model=llama", "model/position=alibi", "size.num_kv_heads=1"],
+    "gpt": ["model=gpt"],
+    "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
+    "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
+    "gpt-naive": ["model=gpt", "model/kernel=naive"],
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys(), scope="module")
+def model(request, build) -> GPT:
+    return wide(build(*request.param))
+
+
+def wide(model: GPT) -> GPT:
+    """The model in float64 with large random parameters, so that every part shows in the logits."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3)
+    return model.double().eval()
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randint(97, shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def test_the_future_changes_nothing(model):
+    tokens = draw(2, 12)
+    before = model(tokens)
+    tokens[:, 7] = (tokens[:, 7] + 1) % 97
+    after = model(tokens)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.isclose(before[:, 7], after[:, 7]).any(dim=-1).all()
+
+
+def test_rows_of_a_batch_do_not_meet(model):
+    tokens = draw(3, 12)
+    assert_same(model(tokens)[1:2], model(tokens[1:2]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model, side):
+    tokens = draw(2, 12)
+    real = torch.ones(2, 12, dtype=torch.bool)
+    real[0, : 5 if side == "left" else -5] = False
+    if side == "right":
+        real[0, :] = torch.arange(12) < 7
+    padded = model(tokens, attention=real)
+    assert padded.isfinite().all()
+    assert_same(padded[0, real[0]], model(tokens[:1, real[0]])[0])
+    assert_same(padded[1], model(tokens[1:])[0])
+
+
+def test_gradients_of_a_padded_batch_are_finite_and_padding_has_none(model):
+    tokens, real = draw(2, 8), torch.ones(2, 8, dtype=torch.bool)
+    real[0, :5] = False
+    model(tokens, attention=real)[real].square().sum().backward()
+    gradients = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    assert all(g.isfinite().all() for g in gradients)
+    other = tokens.clone()
+    other[0, :5] = 3
+    model(other, attention=real)[real].square().sum().backward()
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 1, 4, 1], [12], [11, 1]])
+def test_cached_equals_uncached(model, chunks):
+    tokens = draw(2, 12)
+    cache = model.new_cache(2)
+    parts = [model(part, cache) for part in tokens.split(chunks, dim=1)]
+    assert cache.length == 12
+    assert_same(torch.cat(parts, dim=1), model(tokens))
+
+
+@pytest.mark.parametrize("chunks", [[6, 1, 1, 4], [12], [2, 2, 2, 6]])
+def test_cached_equals_uncached_in_a_padded_batch(model, chunks):
+    tokens, real = draw(3, 12), torch.ones(3, 12, dtype=torch.bool)
+    real[0, :5] = False
+    real[1, :1] = False
+    cache = model.new_cache(3)
+    starts = itertools.accumulate(chunks, initial=0)
+    parts = []
+    for part, start in zip(tokens.split(chunks, dim=1), starts, strict=False):
+        seen = real[:, start : start + part.shape[1]]
+        parts.append(model(part, cache, attention=None if seen.all() else seen))
+    cached = torch.cat(parts, dim=1)
+    for row in range(3):
+        assert_same(cached[row, real[row]], model(tokens[row : row + 1, real[row]])[0])
+
+
+def test_documents_are_texts_apart(model):
+    tokens = draw(1, 12)
+    documents = torch.tensor([[4] * 5 + [2] * 7])
+    positions = torch.tensor([[*range(5), *range(7)]])
+    packed = model(tokens, documents=documents, positions=positions)
+    apart = torch.cat((model(tokens[:, :5]), model(tokens[:, 5:])), dim=1)
+    assert_same(packed, apart)
+
+
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_order_matters_where_there_are_positions(build, kind):
+    # In one layer, without positions, the last token sees a bag of words.
+    model = wide(build(f"model/position={kind}", "size.num_layers=1"))
+    tokens = torch.arange(9)[None]
+    swapped = tokens[:, [3, 1, 2, 0, 4, 5, 6, 7, 8]]
+    same = torch.allclose(model(tokens)[0, -1], model(swapped)[0, -1], rtol=0, atol=1e-8)
+    assert same == (kind == "none")
+
+
+def test_given_positions_count(build):
+    for kind in ("learned", "sinusoidal", "rotary", "alibi"):
+        model, tokens = wide(build(f"model/position={kind}")), draw(2, 6)
+        straight = model(tokens)
+        assert_same(model(tokens, positions=torch.arange(6)), straight)
+        stretched = model(tokens, positions=torch.arange(0, 12, 2))
+        assert not torch.allclose(stretched, straight)
+        cache, positions = model.new_cache(2), torch.arange(0, 12, 2)
+        parts = [model(tokens[:, i : i + 2], cache, positions[i : i + 2]) for i in (0, 2, 4)]
+        assert_same(torch.cat(parts, dim=1), stretched)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradients_reach_every_parameter(build, preset):
+    torch.manual_seed(0)
+    model = build(f"model={preset}")
+    tokens = draw(4, 64)
+    F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_naive_and_fused_models_are_equal(build, preset):
+    naive = wide(build(f"model={preset}", "model/kernel=naive"))
+    fused = wide(build(f"model={preset}"))
+    tokens = draw(2, 12)
+    assert_same(naive(tokens), fused(tokens))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_model_learns_one_batch(build, preset):
+    torch.manual_seed(0)
+    model = build(f"model={preset}")
+    tokens = draw(2, 13)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+def test_the_first_loss_is_that_of_guessing(build):
+    torch.manual_seed(0)
+    model, tokens = build("model=gpt2"), draw(8, 64)
+    loss = F.cross_entropy(model(tokens).flatten(0, 1), draw(8, 65)[:, 1:].flatten())
+    assert abs(loss.item() - torch.tensor(97.0).log().item()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("124m", 124_439_808), ("355m", 354_823_168), ("774m", 774_030_080), ("1558m", 1_557_611_200)],
+)
+def test_sizes_are_gpt2s(build, size, parameters):
+    with torch.device("meta"):
+        model = build("model=gpt2", f"size={size}", vocab_size=50257)
+    assert model.num_parameters() == parameters
+
+
+def test_tying(build):
+    tied, untied = build("model=gpt2"), build("model=gpt2", "model.tie_weights=false")
+    assert tied.head.weight is tied.embedding.weight
+    assert untied.num_parameters() - tied.num_parameters() == 97 * 64
+    assert untied.num_parameters(embeddings=False) == tied.num_parameters(embeddings=False)
+    with torch.no_grad():
+        untied.load_state_dict(tied.state_dict())
+    torch.testing.assert_close(tied(draw(1, 5)), untied(draw(1, 5)))
+
+
+def test_post_norm_ends_with_the_blocks_own_norm(build):
+    model = build("model=gpt2", "model/residual=post_norm")
+    hidden = model.hidden(draw(2, 12)).hidden
+    assert not any(name.startswith("final_norm") for name, _ in model.named_parameters())
+    torch.testing.assert_close(hidden.mean(dim=-1), torch.zeros(2, 12), rtol=0, atol=1e-5)
+
+
+def test_residual_projections_begin_smaller(build):
+    model = build("model=gpt2", "size.dim=256")
+    for block in model.blocks:
+        for written in (block.attention.output, block.feed_forward.output):
+            torch.testing.assert_close(written.weight.std().item(), 0.01, rtol=0.05, atol=0)
+        torch.testing.assert_close(
+            block.feed_forward.input.weight.std().item(), 0.02, rtol=0.05, atol=0
+        )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_flops_are_those_counted(build, preset):
+    model = build(f"model={preset}", "size=micro", "model/kernel=naive")
+    tokens = draw(2, 64)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    counted = counter.get_total_flops() / tokens.numel()
+    assert model.flops_per_token() == pytest.approx(counted, rel=0.01)
+
+
+def test_hidden_and_head_are_forward(build):
+    model, tokens = build(), draw(2, 5)
+    output = model.hidden(tokens)
+    torch.testing.assert_close(model.head(output.hidden), model(tokens))
+    assert output.cache is None
+    assert output.auxiliary_loss is None
+    cache = model.new_cache(2)
+    assert model.hidden(tokens, cache).cache is cache
+
+
+def test_errors_name_the_thing_and_the_way_out(build):
+    model = build("model=gpt2")
+    for token in (97, -1):
+        with pytest.raises(ValueError, match="vocab_size=97"):
+            model(torch.tensor([[0, token]]))
+    with pytest.raises(ValueError, match=r"65 positions.*context_length=64"):
+        model(draw(1, 65))
+    cache = model.new_cache(1, capacity=5)
+    model(draw(1, 4), cache)
+    with pytest.raises(ValueError, match="no room for 2 more"):
+        model(draw(1, 2), cache)
+    with pytest.raises(ValueError, match="documents and a cache"):
+        model(draw(1, 4), model.new_cache(1), documents=torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(Exception, match="num_layers=0"):
+        build("size.num_layers=0")
+
+
+def test_rotary_goes_past_the_context(build):
+    assert build("model=llama")(draw(1, 80)).isfinite().all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_autocast_is_close_to_float32(build, preset):
+    torch.manual_seed(0)
+    model, tokens = build(f"model={preset}"), draw(2, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(tokens)
+        F.cross_entropy(low.flatten(0, 1).float(), tokens.flatten()).backward()
+    high = model(tokens)
+    assert (low - high).abs().max() < 0.02 * high.abs().max()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == p.dtype for p in model.parameters())
+
+
+COMPILE = """
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+    configs = [
+        compose(overrides=[f"+model={preset}", "+size=nano", "model.vocab_size=97"]).model
+        for preset in ("gpt2", "llama", "gpt")
+    ]
+for config in configs:
+    model, tokens = instantiate(config), torch.arange(32).view(2, 16)
+    expected = torch.autograd.grad(model(tokens).square().sum(), [*model.parameters()])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    actual = torch.autograd.grad(compiled(tokens).square().sum(), [*model.parameters()])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_training_compiles_into_one_graph():
+    # In a process of its own: the shape checks of this one would be traced as well.
+    result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

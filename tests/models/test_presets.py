@@ -1,0 +1,56 @@
+"""Every part of conf/model composes with every preset, and every size is one."""
+
+from pathlib import Path
+
+import llm.conf
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+
+from llm.models.size import Size
+from llm.nn.feed_forward import GatedFeedForward
+from llm.nn.norms import RMSNorm
+from llm.nn.positions import Rotary
+
+CONF = Path(llm.conf.__file__).parent
+PRESETS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
+PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/*.yaml"))
+SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_fits_every_preset(build, part):
+    for preset in PRESETS:
+        model = build(f"model={preset}", f"model/{part}", "size.num_layers=1")
+        assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_sizes(size):
+    with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+        assert isinstance(instantiate(compose(overrides=[f"+size={size}"]).size), Size)
+
+
+def test_parts_chosen_on_the_command_line_win(build):
+    model = build(
+        "model=gpt2", "model/position=rotary", "model/norm=rms", "model/feed_forward=swiglu"
+    )
+    assert isinstance(model.position, Rotary)
+    assert all(isinstance(block.feed_forward, GatedFeedForward) for block in model.blocks)
+    norms = [model.final_norm, *(block.attention_norm for block in model.blocks)]
+    assert all(isinstance(norm, RMSNorm) for norm in norms)
+
+
+def test_layers_share_no_part_but_the_tied_matrix(build):
+    model = build("model=gpt", "size=micro")
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert len(names) - len(dict(model.named_parameters())) == 1
+    modules = [module for block in model.blocks for module in block.modules()]
+    assert len(modules) == len(set(modules))
+
+
+def test_one_dropout_for_all(build):
+    model = build("model=gpt2", "model.dropout=0.3")
+    rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.3}

@@ -106,7 +106,6 @@ class Decoding(Iterator[dict[int, int]]):
         self._generators = [torch.Generator().manual_seed(seed + row) for row in self._running]
         # The rows that are computed together, which may have ended since they were put so.
         self._rows: list[int] = []
-        self._starts: list[int] = []
         self._cache: Cache | None = None
         self._newest: Int[Tensor, "B"] | None = None
         self._seen: Bool[Tensor, "B V"] | None = None
@@ -149,17 +148,15 @@ class Decoding(Iterator[dict[int, int]]):
         return newest.tolist()
 
     def _can_go_on(self) -> bool:
-        """Whether the cache serves for one more token."""
-        cache, running = self._cache, self._running
-        if cache is None or cache.length == cache.capacity or 2 * len(running) <= len(self._rows):
-            # The last: half of the rows have ended, and cost as much as the rest.
-            return False
-        limit = self._model.context_length
-        return all(
-            start == window_start(len(self._texts[row]), limit)
-            for row, start in zip(self._rows, self._starts, strict=True)
-            if row in running
-        )
+        """Whether the cache serves for one more token.
+
+        A full cache is where a window jumps: none is longer than the columns that all rows share,
+        of which there are a context at most.
+        """
+        cache = self._cache
+        # Rows that have ended cost as much as the others: at half, the batch is made anew.
+        worthwhile = 2 * len(self._running) > len(self._rows)
+        return cache is not None and cache.length < cache.capacity and worthwhile
 
     def _go_on(self) -> Float[Tensor, "B V"]:
         assert self._newest is not None
@@ -172,20 +169,12 @@ class Decoding(Iterator[dict[int, int]]):
         limit = model.context_length
         self._rows = sorted(self._running)
         texts = [self._texts[row] for row in self._rows]
-        self._starts = [window_start(len(text), limit) for text in texts]
-        windows = [text[start:] for text, start in zip(texts, self._starts, strict=True)]
-        longest = max(len(window) for window in windows)
-        padded = [[0] * (longest - len(window)) + window for window in windows]
-        tokens = torch.tensor(padded, device=model.head.weight.device)
-        attention = None
-        if any(len(window) < longest for window in windows):
-            lengths = torch.tensor([len(window) for window in windows], device=tokens.device)
-            columns = torch.arange(longest, device=tokens.device)
-            attention = columns >= longest - lengths[:, None]
+        windows = [text[window_start(len(text), limit) :] for text in texts]
+        tokens, attention = pad_left(windows, model.head.weight.device)
 
         self._cache = None  # lets go of the old one before the new one is made
         if self.use_cache:
-            capacity = min(limit, longest + self._remaining)
+            capacity = min(limit, tokens.shape[1] + self._remaining)
             self._cache = model.new_cache(len(windows), capacity)
         output = model.hidden(tokens, cache=self._cache, attention=attention)
         logits = model.head(output.hidden[:, -1])
@@ -204,6 +193,18 @@ class Decoding(Iterator[dict[int, int]]):
         for row, text in zip(seen, texts, strict=True):
             row[torch.tensor(text, device=seen.device)] = True
         return seen
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"] | None]:
+    """Rows of one length, which end together, and where their tokens are real; None if all are."""
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    if all(len(row) == longest for row in rows):
+        return tokens, None
+    lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    return tokens, torch.arange(longest, device=device) >= longest - lengths
 
 
 @contextmanager

@@ -21,6 +21,10 @@ class Norm(nn.Module):
             raise ValueError(f"dim={dim} is odd:\\n  choose an even one")
 
 
+class Plain(nn.Module):
+    pass
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, norm: Callable[[int], nn.Module] | None = None,
                  kernel: nn.Module | None = None):

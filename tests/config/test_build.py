@@ -17,7 +17,9 @@ def test_nested_nodes_are_built_first_and_values_arrive_plain(kit):
             "trust": [kit],
             "part": {
                 "_target_": "kit.Values",
-                "pair": [1.0, 2.0],
+                "pair": [1, 2.0],
+                "rate": 2,
+                "words": ["a"],
                 "table": {"a": "${top}"},
                 "steps": [{"_target_": "kit.lower", "_partial_": True}],
             },
@@ -25,7 +27,9 @@ def test_nested_nodes_are_built_first_and_values_arrive_plain(kit):
         }
     )
     values = build(config.part)
-    assert type(values.pair) is list
+    assert values.pair == (1.0, 2.0)  # as annotated, though YAML knows no tuples
+    assert [type(value) for value in (*values.pair, values.rate)] == [float] * 3
+    assert type(values.words) is list
     assert values.table == {"a": 0.5}
     assert type(values.table) is dict
     assert values.steps[0]("ABC") == "abc"

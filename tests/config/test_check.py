@@ -146,6 +146,14 @@ def test_a_section_takes_its_own_kind_of_part(problems):
     ]
 
 
+def test_a_module_without_a_constructor_takes_nothing(problems):
+    plain = {"_target_": "kit.Plain"}
+    assert problems({"model": model(final=plain)}) == []
+    assert problems({"model": model(final=plain | {"dim": 3})}) == [
+        "model.final.dim: no such key; there are none"
+    ]
+
+
 def test_constructors_of_the_model_speak_without_its_memory(problems):
     found = problems({"model": model(dim=2**40, attention=factory("Attention", num_heads=3))})
     assert found == [

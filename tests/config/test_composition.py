@@ -44,6 +44,8 @@ def loader(tmp_path, kit):
         (["model/nrom=plain"], ["model/nrom: no such group; did you mean model/norm?"]),
         (["model.norm.esp=1"], ["model.norm.esp: no such key; did you mean model.norm.eps?"]),
         (["hardware.wrokers=1"], ["hardware.wrokers: no such key; did you mean hardware.workers?"]),
+        (["workers=1"], ["workers: no such key here; did you mean hardware.workers?"]),
+        (["norm.eps=1"], ["norm.eps: no such key here; did you mean model.norm.eps?"]),
         (["~modle"], ["modle: no such group or key; did you mean model?"]),
         (
             ["hardware.threads=1"],

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from llm.config import slots
 from llm.config.errors import ConfigError
 from llm.config.whitelist import locate
 
@@ -102,6 +103,9 @@ def _build(plain: Any, key: str, targets: dict[str, Callable[..., Any]], extra: 
         return list(built.values())
     if "_target_" not in plain:
         return built | extra
+    hints = slots.parameters(targets[key])
+    for name in built.keys() & hints.keys():
+        built[name] = slots.conform(built[name], hints[name].annotation)
     missing = [name for name, value in built.items() if isinstance(value, str) and value == "???"]
     if plain.get("_partial_", False):
         arguments = {name: built[name] for name in built if name not in missing} | extra

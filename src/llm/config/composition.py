@@ -183,21 +183,42 @@ def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[
     """The first word of a dotted key that leads nowhere."""
     node, path = config, ""
     for word in key.split("."):
-        names = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) else []
         if node is None:
             yield f"{key}: {path} is null here; choose one first with {path}=…"
             return
-        if isinstance(node, DictConfig) and word not in names:
-            kind = "key" if path else "group or key"
-            prefix = f"{path}." if path else ""
-            if word in _more_parameters(node):
-                yield f"{key}: is not written out there; add it with +{key}=…"
-            else:
-                names = names if path else sorted({*names, *groups})
-                yield f"{key}: no such {kind}; {suggestion(word, names, prefix)}"
+        if isinstance(node, DictConfig) and word not in node:
+            yield f"{key}: {_remedy(config, node, path, word, key, groups)}"
             return
         path = f"{path}.{word}" if path else word
         node = OmegaConf.select(config, path, throw_on_missing=False)
+
+
+def _remedy(
+    config: DictConfig, node: DictConfig, path: str, word: str, key: str, groups: Sequence[str]
+) -> str:
+    """What to write instead of a word that is not in `node`, which stands at `path`."""
+    if path:
+        if word in _more_parameters(node):
+            return f"is not written out there; add it with +{key}=…"
+        return f"no such key; {suggestion(word, map(str, node), f'{path}.')}"
+    elsewhere = _ending_in(config, key)
+    if elsewhere:
+        return f"no such key here; did you mean {' or '.join(elsewhere)}?"
+    names = {str(name) for name in config if name != "hydra"} | set(groups)
+    return f"no such group or key; {suggestion(word, names)}"
+
+
+def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
+    """Full keys whose last words are `key`: people forget the section."""
+    found = []
+    for name in (str(name) for name in node if name != "hydra"):
+        full = f"{path}.{name}" if path else name
+        child = None if OmegaConf.is_interpolation(node, name) else node._get_node(name)
+        if full.endswith(f".{key}"):
+            found.append(full)
+        elif isinstance(child, DictConfig) and not child._is_none():
+            found += _ending_in(child, key, full)
+    return found
 
 
 def _more_parameters(node: DictConfig) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, is_typeddict
 
 from beartype import BeartypeConf
@@ -15,6 +15,9 @@ EMPTY = inspect.Parameter.empty
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a class or function, with their annotations evaluated where they can be."""
+    constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
+    if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
+        return {}  # a module without a constructor of its own takes nothing, whatever torch's says
     try:
         signature = inspect.signature(target, eval_str=True)
     except NameError:
@@ -72,6 +75,19 @@ def _accepts(hint: Any, value: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float, complex):
         return False
     return is_bearable(value, hint, conf=TOWER)
+
+
+def conform(value: Any, hint: Any) -> Any:
+    """An accepted value as its annotation has it: YAML writes 1 for 1.0 and knows no tuples."""
+    origins = [get_origin(member) or member for member in alternatives(hint)]
+    if type(value) is int and float in origins and int not in origins:
+        return float(value)
+    if not isinstance(value, list):
+        return value
+    items = [conform(item, element_hint(hint, at)) for at, item in enumerate(value)]
+    return (
+        tuple(items) if tuple in origins and not {list, Sequence, Iterable} & {*origins} else items
+    )
 
 
 def _is_plain(value: Any) -> bool:

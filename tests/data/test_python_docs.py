@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from llm.data import prose, python_docs
+from llm.data.errors import DataError
 from llm.data.fingerprint import digest
 from llm.data.overlap import share_found
 from llm.data.python_docs import PythonDocs
@@ -67,3 +68,9 @@ def test_it_is_the_same_in_every_process_and_runs_nothing_of_the_library(docs: P
     text = "\0".join(docs.documents())
     assert told == f"{digest(text.encode())} {docs.fingerprint()}"
     assert imported == "[]"
+
+
+def test_a_python_without_its_reference_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(DataError, match=r"python_docs: .*without pydoc_data: .*data=text"):
+        list(PythonDocs().documents())

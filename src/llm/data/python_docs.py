@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llm.data import fingerprint, overlap, prose
+from llm.data.errors import DataError
 from llm.data.source import Source
 
 # Folders of the standard library that do not document it, or are not of it.
@@ -63,8 +64,13 @@ class PythonDocs(Source):
 
 
 def _topics() -> list[str]:
-    from pydoc_data.topics import topics  # here, for some distributions leave it out
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataError(
+            "python_docs: this Python comes without pydoc_data: install its full standard library, "
+            "or choose another text, as in data=text data.path=…"
+        ) from None
     return list(topics.values())
 
 

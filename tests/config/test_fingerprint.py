@@ -68,6 +68,10 @@ def test_what_is_learned_counts_and_is_named(values, lines):
     assert difference(changed(), changed(**values)) == lines
 
 
+def test_what_is_not_known_yet_is_no_difference():
+    assert difference(changed(seed=3), changed(seed="???")) == []
+
+
 def test_what_to_ignore_is_the_callers():
     assert fingerprint(changed(seed=1), ignore=("seed",)) == fingerprint(
         changed(), ignore=("seed",)

@@ -39,12 +39,16 @@ def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
 
 
 def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
-    """What would change the fingerprint: `full.key: old → new`, one line each."""
+    """What would change the fingerprint: `full.key: old → new`, one line each.
+
+    A value that one side does not know yet (`???`) does not differ.
+    """
     before, after = _meaning(old, ignore), _meaning(new, ignore)
     return [
         f"{key}: {_shown(before, key)} → {_shown(after, key)}"
         for key in sorted(before.keys() | after.keys())
         if _shown(before, key) != _shown(after, key)
+        and "???" not in (before.get(key), after.get(key))
     ]
 
 

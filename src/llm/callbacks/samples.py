@@ -13,6 +13,7 @@ from torch import nn
 
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
+from llm.generation.text import first_tokens
 from llm.runs import Run
 from llm.tasks.task import Task
 from llm.tokenizers.tokenizer import Tokenizer
@@ -78,14 +79,3 @@ class Samples(Callback):
             prompt + tokenizer.decode(tokens)
             for prompt, tokens in zip(self.prompts, outputs, strict=True)
         ]
-
-
-def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens; for an empty prompt the token that begins a document."""
-    if prompt:
-        return tokenizer.encode(prompt)
-    if tokenizer.end_of_text is not None:
-        return [tokenizer.end_of_text]
-    raise ValueError(
-        f"an empty prompt needs an end-of-text token to begin with, and {tokenizer!r} has none: give a prompt"
-    )

@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         DamagedCheckpointError: the file is not what was written.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
     digests = _read_digests(path)
     if digests and _sha256(path) not in digests:
         raise DamagedCheckpointError(

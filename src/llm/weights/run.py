@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm.config.build import build
+from llm.config.errors import ConfigError
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import load_checkpoint
+from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class RunWeights:
         """The model's parameters by name.
 
         Raises:
-            FileNotFoundError: the run has no checkpoint yet.
-            DamagedCheckpointError: the file is not what was written.
+            ConfigError: the run has no checkpoint yet, or its file is not what was written.
         """
-        entries = load_checkpoint(self.file())["state_dict"]
+        try:
+            entries = load_checkpoint(self.file())["state_dict"]
+        except (FileNotFoundError, DamagedCheckpointError) as error:
+            raise ConfigError(f"weights.path: {error}") from error
         prefix = "model."
         return {
             key.removeprefix(prefix): value

@@ -1,0 +1,107 @@
+"""`llm generate`: a run directory is all it needs."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from llm.apps import training, writing
+from llm.config.errors import ConfigError
+from llm.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, module_text) -> Run:
+    """A trained run, alone: its text and its cache are gone."""
+    folder = tmp_path_factory.mktemp("writing")
+    words = [
+        *("size=nano", "tokenizer=bpe", "tokenizer.vocab_size=300", "data=text"),
+        *(f"data.path={module_text}", "hardware=cpu", "hardware.precision=32"),
+        *("trainer.max_steps=30", "callbacks.samples=null", "optimizer.lr=0.01"),
+    ]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        initialize_config_module("llm.conf", version_base="1.3"),
+    ):
+        patch.setenv("LLM_CACHE", str(folder / "cache"))
+        trained = training.train(compose("train", words), folder / "run")
+    module_text.unlink()
+    return trained
+
+
+@pytest.fixture(scope="module")
+def module_text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the cat sat on the mat. the dog ran under the house.\n" * 200)
+    return path
+
+
+@pytest.fixture
+def written(run):
+    """Runs `llm generate` with overrides and gives the continuations."""
+
+    def write(*overrides: str) -> list[str]:
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            config = compose("generate", [f"weights.path={run.path}", "hardware=cpu", *overrides])
+        return writing.write(config)
+
+    return write
+
+
+def test_it_continues_the_prompt_in_the_words_it_learned(written, capsys):
+    (text,) = written("prompt='the cat'", "max_tokens=30", "sampler.temperature=0")
+    assert capsys.readouterr().out == f"the cat{text}\n"
+    learned = set("the cat sat on the mat. the dog ran under the house.".split())
+    assert len(set(text.split()) & learned) >= 3
+
+
+def test_the_same_seed_writes_the_same_and_another_something_else(written):
+    words = ("prompt='the'", "max_tokens=40", "sampler.temperature=1.5", "sampler.top_k=null")
+    assert written(*words, "seed=1") == written(*words, "seed=1")
+    assert written(*words, "seed=1") != written(*words, "seed=2")
+
+
+def test_it_stops_at_a_stop_string_and_does_not_print_it(written, capsys):
+    (text,) = written("prompt='the cat'", "max_tokens=60", "sampler.temperature=0", "stop=['.']")
+    assert "." not in text
+    assert "." not in capsys.readouterr().out
+
+
+def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("the cat\n\nthe dog ran\n")
+    words = ("max_tokens=10", "sampler.temperature=0")
+    texts = written(f"prompts_file={tmp_path / 'prompts.txt'}", *words)
+    assert len(texts) == 2
+    assert "=== 2\nthe dog ran" in capsys.readouterr().out
+    assert texts[0] == written("prompt='the cat'", *words)[0], "a row does not depend on the others"
+
+
+def test_an_empty_prompt_begins_a_document(written, capsys):
+    (text,) = written("max_tokens=5")
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_missing_prompts_file_is_named(written, tmp_path):
+    with pytest.raises(ConfigError, match="prompts_file: .*nowhere.txt does not exist"):
+        written(f"prompts_file={tmp_path / 'nowhere.txt'}")
+
+
+def test_a_flipped_byte_in_the_weights_is_noticed(run, written):
+    original = run.best.read_bytes()
+    damaged = bytearray(original)
+    damaged[len(damaged) // 2] ^= 1
+    run.best.write_bytes(damaged)
+    try:
+        with pytest.raises(ConfigError, match=r"best\.ckpt is damaged.*SHA-256"):
+            written("prompt='the'")
+    finally:
+        run.best.write_bytes(original)
+
+
+def test_a_run_without_a_checkpoint_is_named(run, written, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in (run.config, run.tokenizer):
+        (bare / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ConfigError, match="weights.path: .*bare.*there is no such checkpoint"):
+        written(f"weights.path={bare}", "prompt='the'")

@@ -1,0 +1,46 @@
+"""Pretraining: it learns, and it learns today what it learned when this was written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from llm.config.build import build
+
+TRACE = Path(__file__).with_name("trace.json")
+
+
+def losses(preset: str, steps: int, optimizer: str = "adamw") -> list[float]:
+    """The losses of the first steps on one batch of made-up tokens, in float32."""
+    words = [f"model={preset}", "size=nano", "model.vocab_size=61", f"optimizer={optimizer}"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", [*words, "tokenizer=byte"])
+    torch.manual_seed(1)
+    task = build(config.task)
+    tokens = torch.randint(61, (4, 33), generator=torch.Generator().manual_seed(2))
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    optimizer = task.make_optimizer(task.parameter_groups(task.model))
+    found = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = task.step(batch)
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("preset", ["gpt", "gpt2", "llama"])
+def test_the_stored_trace_is_met(preset):
+    """Sixteen losses from a fixed seed: any change of the arithmetic shows here first."""
+    stored = json.loads(TRACE.read_text())[preset]
+    assert losses(preset, len(stored)) == pytest.approx(stored, rel=2e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_batch_is_learned_by_heart(optimizer):
+    found = losses("gpt", 120, optimizer)
+    assert found[0] == pytest.approx(torch.tensor(61.0).log().item(), rel=0.1)
+    assert found[-1] < 0.1

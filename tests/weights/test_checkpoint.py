@@ -1,0 +1,78 @@
+"""Checkpoint files: whole or not at all, and checked."""
+
+import pickle
+
+import pytest
+import torch
+
+from llm.weights.checkpoint import DamagedCheckpointError, VerifiedCheckpointIO, load_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    VerifiedCheckpointIO().save_checkpoint({"weight": torch.arange(100.0), "step": 3}, path)
+    return path
+
+
+def test_what_was_saved_is_read(saved):
+    loaded = load_checkpoint(saved)
+    assert torch.equal(loaded["weight"], torch.arange(100.0))
+    assert loaded["step"] == 3
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_noticed_wherever_it_is(saved, place):
+    data = bytearray(saved.read_bytes())
+    data[int(place * len(data))] ^= 1
+    saved.write_bytes(data)
+    with pytest.raises(DamagedCheckpointError, match="last.ckpt is damaged"):
+        load_checkpoint(saved)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
+    def fail(checkpoint, file):
+        file.write(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        VerifiedCheckpointIO().save_checkpoint({"step": 4}, saved)
+    assert load_checkpoint(saved)["step"] == 3
+    assert {file.name for file in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, monkeypatch):
+    """The record names the old and the new digest while the one file replaces the other."""
+    from llm.weights import checkpoint
+
+    calls = []
+    write = checkpoint._write_digests
+
+    def crash_at_second(path, digests):
+        calls.append(digests)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(path, digests)
+
+    monkeypatch.setattr(checkpoint, "_write_digests", crash_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        VerifiedCheckpointIO().save_checkpoint({"step": 4}, saved)
+    assert load_checkpoint(saved)["step"] == 4
+
+
+def test_nothing_of_a_strangers_checkpoint_is_executed(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    path = tmp_path / "stranger.ckpt"
+    torch.save({"state_dict": Harmful()}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.ckpt: there is no such checkpoint"):
+        load_checkpoint(tmp_path / "nowhere.ckpt")

@@ -37,8 +37,8 @@ def test_its_paragraphs_are_sentences_each_once(docs: PythonDocs):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_little_of_the_held_out_text_stands_in_the_training_text(docs: PythonDocs, seed: int):
-    """Without dropping what is said twice, 4 to 14 % of these runs, and half or more of the
-    reference's topics, are found in training (CPython 3.11.7); with it, 0.1 to 0.2 %."""
+    """Seeds 0 to 4 on CPython 3.11.7: 0.06 to 0.20 %. Without dropping what is said twice it is 4 to
+    23 %, and 10 to 95 % among the topics of the reference alone."""
     parts = split(docs, 0.1, seed)
     assert share_found(parts.validation(), parts.train()) < 0.01
 

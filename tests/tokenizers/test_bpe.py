@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-
 import tokenizers
+
 from llm.tokenizers.bpe import (
     BYTES,
     LONG_RUN,

@@ -26,7 +26,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(saved, place):
     data = bytearray(saved.read_bytes())
     data[int(place * len(data))] ^= 1
     saved.write_bytes(data)
-    with pytest.raises(DamagedCheckpointError, match="last.ckpt is damaged"):
+    with pytest.raises(DamagedCheckpointError, match=r"last\.ckpt is damaged"):
         load_checkpoint(saved)
 
 
@@ -74,5 +74,5 @@ def test_nothing_of_a_strangers_checkpoint_is_executed(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.ckpt: there is no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt: there is no such checkpoint"):
         load_checkpoint(tmp_path / "nowhere.ckpt")

@@ -75,6 +75,7 @@ class ProgressBar(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation's figures as a line that stays."""
+        self._last_refresh = time.monotonic()
         if trainer.is_global_zero:
             self.console.print(
                 f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"

@@ -66,8 +66,13 @@ def _meaning(config: Any, ignore: Collection[str]) -> dict[str, Any]:
 
 
 def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Each value that is no dictionary, with its dotted key; an empty dictionary is a value."""
+    """Each value that is no dictionary, with its dotted key; an empty dictionary is a value.
+
+    Where all values are nodes, as in steps of preprocessing, their order has a meaning of its own.
+    """
     if isinstance(plain, dict) and plain:
+        if all(isinstance(value, dict) and "_target_" in value for value in plain.values()):
+            yield f"{key} (order)", list(plain)
         for name, value in plain.items():
             yield from _leaves(value, f"{key}.{name}" if key else str(name))
     else:

@@ -1,5 +1,6 @@
 """Weights, architecture and tokenizer out of a run directory of ours."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,13 @@ class RunWeights:
     Args:
         path: the run directory.
         checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
+        trust: packages that the run's configuration may name; what the run itself trusts does not count,
+            for it may be a stranger's.
     """
 
     path: str
     checkpoint: Literal["best", "last"] = "best"
+    trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not Run(Path(self.path)).config.is_file():
@@ -42,6 +46,7 @@ class RunWeights:
         """The run's composed configuration, resolved."""
         config = OmegaConf.load(self.run.config)
         assert isinstance(config, DictConfig)
+        config.trust = list(self.trust)
         return config
 
     def tokenizer(self) -> Tokenizer:

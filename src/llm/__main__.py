@@ -90,7 +90,7 @@ def run(name: str, words: Sequence[str]) -> None:
     from hydra._internal.utils import get_args_parser
 
     from llm.config.composition import check_points, compose, open_loader
-    from llm.config.errors import ConfigError
+    from llm.config.errors import UserError
 
     verb = VERBS[name]
     words = [as_text(word, verb.texts) for word in words]
@@ -106,8 +106,8 @@ def run(name: str, words: Sequence[str]) -> None:
         elif not (args.shell_completion or args.hydra_help):
             check_points(loader, args.config_name or name, args.overrides, args.multirun)
         start(module.main, name, args.multirun)
-    except ConfigError as error:
-        fail(str(error))
+    except UserError as error:
+        fail(str(error), error.status)
 
 
 def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
@@ -118,7 +118,7 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
     """
     import hydra
 
-    from llm.config.errors import ConfigError
+    from llm.config.errors import UserError
 
     task = inspect.unwrap(main)
 
@@ -126,10 +126,10 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
     def job(config: Any) -> Any:
         try:
             return task(config)
-        except ConfigError as error:
+        except UserError as error:
             if multirun:  # the other jobs still want to run
                 raise
-            return fail(str(error))
+            return fail(str(error), error.status)
 
     # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -214,10 +214,10 @@ def complete(words: Sequence[str]) -> None:
     run(verb, ["-sc", *words])
 
 
-def fail(message: str) -> None:
-    """Print what is wrong and leave with status 2."""
+def fail(message: str, status: int = 2) -> None:
+    """Print what is wrong and leave."""
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

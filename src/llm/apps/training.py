@@ -215,7 +215,8 @@ def fit(
     """Train, and record how it ended if it did not end well.
 
     Raises:
-        SystemExit: after an interruption (130) or a divergence (1), both told in a line or two.
+        SystemExit: after an interruption, with status 130.
+        DivergedError: the loss or a weight is no number.
     """
     console = Console(stderr=True)
     try:
@@ -228,8 +229,7 @@ def fit(
         raise SystemExit(130) from None
     except DivergedError as error:
         run.finish("failed", steps=trainer.global_step, error=str(error))
-        console.print(f"{error}", style="red")
-        raise SystemExit(1) from None
+        raise
     except BaseException as error:
         run.finish("failed", steps=trainer.global_step, error=f"{type(error).__name__}: {error}")
         raise

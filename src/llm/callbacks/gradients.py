@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from llm.config.errors import UserError
 from llm.tasks.task import Task
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """The loss, a gradient or a weight became NaN or infinite."""
 
 

@@ -13,8 +13,11 @@ from llm.callbacks.checkpoints import Checkpoints, validates_now
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class InterruptedRunError(Exception):
-    """A signal stopped the run after a whole step; its last checkpoint is on disk."""
+class InterruptedRunError(BaseException):
+    """A signal stopped the run after a whole step; its last checkpoint is on disk.
+
+    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job.
+    """
 
 
 class Interrupt(Callback):

@@ -1,15 +1,27 @@
-"""The one error that a wrong configuration ends in, and the guess at what was meant."""
+"""Errors that are told in their own words, without a traceback, and the guess at what was meant."""
 
 import difflib
 from collections.abc import Iterable
 
 
-class ConfigError(Exception):
+class UserError(Exception):
+    """Something went wrong that the user can mend: the command line prints the message alone.
+
+    Attributes:
+        status: what the command exits with.
+    """
+
+    status = 1
+
+
+class ConfigError(UserError):
     """A configuration that cannot be run, with every problem that was found in it.
 
     Attributes:
         problems: one line each, `full.key: what is wrong; the fix`.
     """
+
+    status = 2
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from llm.config.errors import UserError
 
-class DamagedCheckpointError(RuntimeError):
+
+class DamagedCheckpointError(UserError):
     """A checkpoint's bytes are not those that were written."""
 
 

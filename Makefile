@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TEST_PROCESSES ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help train test check format clean
@@ -13,7 +14,7 @@ train: $(VENV)/installed ## Train the default experiment (ARGS="..." adds overri
 	@$(BIN)/llm train $(ARGS)
 
 test: $(VENV)/installed-dev ## Run the tests (ARGS="..." goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(VENV)/installed-dev ## Format, lint, types, import order
 	@$(BIN)/ruff format --check .

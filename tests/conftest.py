@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# One thread a process: the tests run in several processes, and threads that wait for one another's cores
+# cost more than they give. Processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # A folder beside the checkout that holds published data files; LLM_TEST_DATA points elsewhere.
-SHARED_DATA = Path(
-    os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
-)
+SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,24 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "house", "and", "then", "it", "was", "very", "old"]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "house",
+    "and",
+    "then",
+    "it",
+    "was",
+    "very",
+    "old",
+]
 
 
 @pytest.fixture

@@ -47,6 +47,14 @@ def test_validation_asks_for_every_token_but_the_first_exactly_once(tmp_path: Pa
     assert asked.any(dim=1).all(), "no window is all padding"
 
 
+def test_the_last_window_alone_in_its_batch_keeps_its_tokens(tmp_path: Path):
+    """Of a batch of one, tokens and targets may share memory: ignoring a target must not reach a token."""
+    file = token_file(tmp_path, 12)
+    batch = ValidationWindows(file, context_length=8)[np.array([1])]
+    assert (batch["targets"] == IGNORED).sum() == 5
+    assert batch["tokens"].min() >= 0
+
+
 def test_windows_beyond_the_end_ask_for_nothing(tmp_path: Path):
     windows = ValidationWindows(token_file(tmp_path, 17), context_length=8)
     batch = windows[np.array([len(windows), len(windows) + 1])]

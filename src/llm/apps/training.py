@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from llm.weights.run import RunWeights
 
 DEFERRED = ("model.vocab_size",)
 
-# Lightning's advertisements and repetitions; its warnings stay.
+# Lightning's advertisements and repetitions, and its use of a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
 def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = ()) -> Run:

@@ -85,7 +85,7 @@ class ProgressBar(Callback):
         if self.progress is not None:
             text = figures(trainer)
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
-        elif trainer.is_global_zero and trainer.global_step:
+        elif trainer.is_global_zero and "train/loss" in trainer.callback_metrics:
             self.console.print(
                 f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"
             )

@@ -58,8 +58,9 @@ class ValidationWindows(Dataset[Batch]):
         positions = windows[:, None] * self.context_length + np.arange(self.context_length + 1)
         within = np.minimum(positions, len(self.file) - 1)
         batch = shifted(torch.from_numpy(self.file.tokens[within].astype(np.int64)))
-        batch["targets"][torch.from_numpy(positions[:, 1:] >= len(self.file))] = IGNORED
-        return batch
+        # Not in place: of a batch of one window, tokens and targets are views of the same memory.
+        beyond = torch.from_numpy(positions[:, 1:] >= len(self.file))
+        return batch | {"targets": batch["targets"].masked_fill(beyond, IGNORED)}
 
 
 def shifted(windows: Int64[Tensor, "B _"]) -> Batch:

@@ -1,6 +1,7 @@
 """Weights & Biases, offline unless the user chose to send."""
 
 import os
+import secrets
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
@@ -15,7 +16,7 @@ def wandb_logger(
     tags: list[str] | None = None,
     mode: str = "auto",
 ) -> WandbLogger:
-    """A W&B logger with an explicit signature, whose run's id follows from its directory.
+    """A W&B logger with an explicit signature; a run directory that is resumed keeps its W&B run.
 
     Args:
         directory: where offline files go: the run directory.
@@ -34,8 +35,9 @@ def wandb_logger(
         raise ValueError(f"mode={mode}: choose one of {', '.join(modes)}")
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    Path(directory).mkdir(parents=True, exist_ok=True)
     return WandbLogger(
+        id=_run_id(Path(directory) / "wandb_id"),
+        resume="allow",
         name=name,
         save_dir=directory,
         project=project,
@@ -44,3 +46,11 @@ def wandb_logger(
         tags=tags,
         mode=mode,
     )
+
+
+def _run_id(file: Path) -> str:
+    """The id that this directory's first run drew."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4), "utf-8")
+    return file.read_text("utf-8")

@@ -1,0 +1,97 @@
+"""The README's commands run: each as it stands there, with a few words more that make it small."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm import __main__ as command_line
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [line.split("  #")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
+TRAIN = [line for line in COMMANDS if line.startswith("llm train")]
+SMALL = [
+    *("size=nano", "trainer.max_steps=2", "trainer.val_batches=1", "hardware=cpu"),
+    *("hardware.compile=false", "hardware.precision=32", "hardware.threads=1"),
+    *("data.batch_size=2", "callbacks.samples.max_tokens=2", "output_dir=outputs"),
+]
+
+
+def test_there_are_commands():
+    assert len(TRAIN) >= 8
+    assert {"make train", "make test"} <= set(COMMANDS)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with the files that the commands speak of."""
+    prose = "It was a dark and stormy night; the rain fell in torrents.\n" * 60
+    (tmp_path / "notes").mkdir()
+    for name in ("notes/a.txt", "notes/b.md", "book.txt"):
+        (tmp_path / name).write_text(prose)
+    (tmp_path / "chat.jsonl").write_text('{"body": "Hello there, how are you today?"}\n' * 200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", TRAIN)
+def test_a_training_command_runs(line, workplace, cache, monkeypatch, request):
+    monkeypatch.setenv("LLM_CACHE", str(cache))
+    if "tokenizer=gpt2" in line:
+        folder = request.getfixturevalue("shared_data") / "tiktoken"
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    words = [*shlex.split(line)[2:], *SMALL]
+    words = [word for word in words if word != "-m"]
+    if "-m" in line:
+        words.insert(0, "-m")
+    monkeypatch.setattr(sys, "argv", ["llm", "train", *words])
+    command_line.main()
+    runs = list(workplace.glob("outputs/pretraining/*/run.json"))
+    assert len(runs) == (4 if "-m" in line else 1)
+    assert all('"status": "done"' in run.read_text() for run in runs)
+
+
+def test_make_knows_the_targets_that_are_named():
+    named = {line for line in COMMANDS if line.startswith("make ")}
+    for line in named | {"make help", "make check", "make format", "make clean"}:
+        done = subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_files_that_are_named_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_groups_and_options_are_those_of_conf():
+    rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", TEXT, re.MULTILINE)
+    assert len(rows) >= 10
+    for group, options in rows:
+        folder = ROOT / "conf" / group
+        for option in re.findall(r"`([\w]+)`", options):
+            is_option = (folder / f"{option}.yaml").is_file()
+            assert is_option or (folder / option).is_dir(), f"{group}={option}"
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^\$ (llm .*?)\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL)
+)
+def test_what_a_command_is_said_to_print_is_what_it_prints(command):
+    line, printed = command
+    words = [sys.executable, "-m", "llm", *shlex.split(line)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.stdout + done.stderr).strip() == printed.strip()

@@ -1,7 +1,15 @@
 """What setuptools is told by hand agrees with what is there."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
+from itertools import chain
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +41,59 @@ def test_every_dependency_is_pinned():
         line.partition("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     }
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     for requirement in wanted:
         name = requirement.split("[")[0].split(">")[0].split("=")[0].strip().lower()
         assert name == "llm" or name in pinned, requirement
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of what git would carry and unpacked: all that an installation is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, source / name)
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_every_module_and_every_config(unpacked):
+    for folder, kept in (
+        (ROOT / "src" / "llm", unpacked / "llm"),
+        (ROOT / "conf", unpacked / "llm/conf"),
+    ):
+        for file in chain(folder.rglob("*.py"), folder.rglob("*.yaml")):
+            assert (kept / file.relative_to(folder)).is_file(), file
+
+
+def test_the_wheel_trains_and_writes_from_any_folder(unpacked, tmp_path):
+    """Without the checkout: the package in site/ comes first, and its configs are its own."""
+    (tmp_path / "notes.txt").write_text("It was a dark and stormy night. " * 200)
+    environment = os.environ | {"PYTHONPATH": str(unpacked), "LLM_CACHE": str(tmp_path / "cache")}
+    train = [
+        *("train", "data=text", "data.path=notes.txt", "tokenizer=byte", "size=nano", "name=wheel"),
+        *("trainer.max_steps=2", "hardware=cpu", "callbacks.samples.max_tokens=2"),
+    ]
+    write = ["generate", "weights.path=outputs/pretraining/wheel", "prompt=It was", "max_tokens=5"]
+    for words in (train, write):
+        done = subprocess.run(
+            [sys.executable, "-m", "llm", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("It was")
+    where = "import llm, llm.conf; print(llm.__file__, *llm.conf.__path__)"
+    found = subprocess.run(
+        [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.count(str(unpacked)) == 2

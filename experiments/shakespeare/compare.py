@@ -77,9 +77,15 @@ def run_nanogpt(nanogpt: Path, seed: int, threads: int) -> dict[str, float]:
     checkpoint = torch.load(nanogpt / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
     model = GPT(GPTConfig(**checkpoint["model_args"]))
     model.load_state_dict(checkpoint["model"])
-    tokens = np.fromfile(nanogpt / "data/shakespeare_char/val.bin", dtype=np.uint16).astype(np.int64)
+    tokens = np.fromfile(nanogpt / "data/shakespeare_char/val.bin", dtype=np.uint16).astype(
+        np.int64
+    )
     speed = 12 * CONTEXT / (statistics.median(times[20:]) / 1e3)
-    return {"loss": whole_part(model.eval(), tokens), "seconds": seconds, "tokens_per_second": speed}
+    return {
+        "loss": whole_part(model.eval(), tokens),
+        "seconds": seconds,
+        "tokens_per_second": speed,
+    }
 
 
 @torch.inference_mode()
@@ -103,9 +109,7 @@ def run_ours(seed: int, threads: int, output: Path, precision: str) -> dict[str,
         f"output_dir={output}",
     ]
     start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "llm", "train", *words], capture_output=True, check=True
-    )
+    subprocess.run([sys.executable, "-m", "llm", "train", *words], capture_output=True, check=True)
     seconds = time.perf_counter() - start
     run = output / "pretraining" / name
     with (run / "metrics.csv").open(newline="") as file:
@@ -158,7 +162,10 @@ def main() -> None:
             results[name].append(run)
             print(f"seed {seed}, {name}: {run}", file=sys.stderr, flush=True)
     print(table(results))
-    print(f"\nSeeds {arguments.seeds}, torch {torch.__version__}, {arguments.threads} threads, ", end="")
+    print(
+        f"\nSeeds {arguments.seeds}, torch {torch.__version__}, {arguments.threads} threads, ",
+        end="",
+    )
     print(f"Python {platform.python_version()}, {cpu()}.")
 
 

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-WORDS = [
+WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
     "the",
     "a",
     "cat",

@@ -9,23 +9,6 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "under",
-    "mat",
-    "house",
-    "and",
-    "then",
-    "it",
-    "was",
-    "very",
-    "old",
-]
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def faster_precision(accelerator: str) -> Precision:
     return "bf16" if ratio >= 1.5 else 32
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 768, repeats: int = 8) -> float:
+def matmul_rate(dtype: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
     """The best of several timed `size` × `size` CPU matrix products, in FLOP/s."""
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")

@@ -36,7 +36,12 @@ def test_fp16_on_a_cpu_is_refused():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"devices": 0}, "devices=0"), ({"workers": -1}, "workers=-1"), ({"threads": 0}, "threads=0")],
+    [
+        ({"devices": 0}, "devices=0"),
+        ({"devices": 2}, "devices=2.*give 1"),
+        ({"workers": -1}, "workers=-1"),
+        ({"threads": 0}, "threads=0"),
+    ],
 )
 def test_numbers_out_of_range_are_named(setting, message):
     with pytest.raises(ValueError, match=message):

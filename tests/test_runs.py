@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm.runs import LONGEST_NAME, Run, list_runs, name_of
+from llm.runs import LONGEST_NAME, ClaimedRunError, Run, list_runs, name_of
 
 
 def test_a_name_is_the_experiment_and_the_overrides_in_order():
@@ -46,7 +46,7 @@ def test_long_names_are_cut_and_stay_different():
 def test_a_record_survives_and_grows(tmp_path):
     run = Run(tmp_path / "run")
     assert run.status == "new"
-    run.start("abc", seed=1, command="llm train")
+    run.start("abc", seed=1, command="llm train", data="def")
     run.finish("done", steps=10)
     again = Run(tmp_path / "run")
     assert again.status == "done"
@@ -74,3 +74,15 @@ def test_runs_are_listed_without_those_set_aside(tmp_path):
     Run(tmp_path / "pretraining" / "one").update(status="done")
     Run(tmp_path / "pretraining" / "one~1").update(status="done")
     assert [run.path.name for run in list_runs(tmp_path)] == ["one"]
+
+
+def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
+    run = Run(tmp_path / "task" / "run")
+    with (
+        run.claimed(),
+        pytest.raises(ClaimedRunError, match="another process is training in"),
+        run.claimed(),
+    ):
+        pass
+    with run.claimed():
+        run.update(status="done")

@@ -72,7 +72,10 @@ def main() -> None:
     elif command in ("-sc", "--shell-completion"):
         complete(words)
     elif command in VERBS:
-        run(command, words)
+        try:
+            run(command, words)
+        except KeyboardInterrupt:
+            fail("stopped before there was anything to save", 130)
     else:
         from llm.config.errors import suggestion
 

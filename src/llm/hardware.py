@@ -1,5 +1,6 @@
 """Where a run computes and in which precision: resolved once, printed, and saved with the run."""
 
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,7 +32,7 @@ class Hardware:
 
     Args:
         accelerator: `auto` takes a GPU (CUDA, then Apple's MPS) when there is one, else the CPU.
-        devices: how many devices, or `auto` for all of the accelerator's (one on a CPU).
+        devices: how many devices; one for now.
         precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 where it is measured faster.
         compile: compile the model and its loss with `torch.compile`.
         activation_checkpointing: recompute each block's activations in the backward pass to save memory.
@@ -40,7 +41,7 @@ class Hardware:
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: int | Literal["auto"] = "auto"
+    devices: int = 1
     precision: Precision = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
@@ -48,8 +49,10 @@ class Hardware:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.devices != "auto" and self.devices < 1:
-            raise ValueError(f"devices={self.devices}: give a number from 1 on, or auto for all")
+        if self.devices != 1:
+            raise ValueError(
+                f"devices={self.devices}: training on several is not built yet; give 1"
+            )
         if self.workers < 0:
             raise ValueError(
                 f"workers={self.workers}: give 0 (load in the training process) or more"
@@ -62,11 +65,10 @@ class Hardware:
     def resolve(self) -> "Hardware":
         """Replace every `auto` by what this machine has; raises ValueError when what is asked is not there."""
         accelerator = _available(self.accelerator)
-        devices = _count(accelerator) if self.devices == "auto" else self.devices
         precision = faster_precision(accelerator) if self.precision == "auto" else self.precision
         if precision == "fp16" and accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
-        return replace(self, accelerator=accelerator, devices=devices, precision=precision)
+        return replace(self, accelerator=accelerator, precision=precision)
 
     @property
     def lightning_precision(self) -> str:
@@ -87,10 +89,6 @@ def _available(accelerator: str) -> str:
             f"hardware.accelerator={accelerator}: this machine has none; use hardware=cpu or auto"
         )
     return accelerator
-
-
-def _count(accelerator: str) -> int:
-    return torch.cuda.device_count() if accelerator == "cuda" else 1
 
 
 def faster_precision(accelerator: str) -> Precision:
@@ -127,7 +125,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float 
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        found = next((rate for key, rate in PEAK_FLOPS.items() if key in name), None)
+        found = next(
+            (rate for key, rate in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None
+        )
         return found and found * devices
     return matmul_rate(dtype) * devices if device.type == "cpu" else None
 

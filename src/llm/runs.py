@@ -12,18 +12,23 @@
 The directory is found again by its name, which the overrides give it: no time stamps.
 """
 
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from llm.config.errors import UserError
 
 Status = Literal["new", "running", "interrupted", "failed", "done"]
 
@@ -43,8 +48,6 @@ def name_of(experiment: str, overrides: Iterable[str]) -> str:
     name = ",".join([experiment, *(_plain(override) for override in named)])
     if len(name) <= LONGEST_NAME:
         return name
-    import hashlib
-
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{name[: LONGEST_NAME - 9]}-{digest}"
 
@@ -56,6 +59,10 @@ def _is_nameless(override: str) -> bool:
 
 def _plain(override: str) -> str:
     return re.sub(r"[^\w.=+~,-]+", "-", override).strip("-")
+
+
+class ClaimedRunError(UserError):
+    """Another process trains in the run directory."""
 
 
 @dataclass
@@ -127,13 +134,35 @@ class Run:
         partial.write_text(text, "utf-8")
         partial.replace(self._json)
 
-    def start(self, fingerprint: str, seed: int, command: str) -> None:
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory for this process.
+
+        Raises:
+            ClaimedRunError: another process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ClaimedRunError(
+                f"another process is training in {self.path}: wait for it, or choose another name="
+            ) from None
+        try:
+            self.__post_init__()  # what the process before may have recorded since
+            yield
+        finally:
+            lock.release()
+
+    def start(self, fingerprint: str, seed: int, command: str, data: str) -> None:
         """Record that training begins (or goes on) now, and under what."""
         self.update(
             status="running",
             fingerprint=fingerprint,
             seed=seed,
             command=command,
+            data=data,
             started=self.record.get("started", _now()),
             commit=_git_commit(),
             versions=_versions(),

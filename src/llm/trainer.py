@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -76,6 +78,7 @@ def make_trainer(
     settings: Settings,
     hardware: Hardware,
     steps: int,
+    task: L.LightningModule,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     directory: Path,
@@ -85,6 +88,8 @@ def make_trainer(
     Data order is a function of (seed, batch number), so an epoch is a word for the budget only: one
     endless epoch resumes from any step.
     """
+    for owner in (task, *callbacks):
+        skip_empty_hooks(owner)
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -102,11 +107,45 @@ def make_trainer(
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=[VerifiedCheckpointIO()],
+        profiler=NoProfiler(),
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+# What Lightning calls in every step.
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing and, unlike Lightning's that measures nothing, costs next to nothing either."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A context that does nothing, some thirty times a step."""
+        return self._nothing
+
+
+def skip_empty_hooks(owner: Callback | L.LightningModule) -> None:
+    """Let Lightning pass over the step hooks that `owner` inherits and that do nothing.
+
+    It books each call, of each callback, with some four microseconds: with nine callbacks and six hooks
+    a fifth of a millisecond a step. A hook that is not callable it skips.
+    """
+    base = Callback if isinstance(owner, Callback) else L.LightningModule
+    for name in STEP_HOOKS:
+        if getattr(type(owner), name) is getattr(base, name):
+            setattr(owner, name, None)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

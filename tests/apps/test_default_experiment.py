@@ -15,6 +15,9 @@ from llm.generation.text import complete
 from llm.runs import Run
 from llm.weights.run import RunWeights
 
+# Measured 1.56 with CPython 3.11.7's documentation; other versions' texts differ.
+BOUND = 1.70
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning as L
@@ -134,6 +135,7 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
 def test_hardware_loggers_and_callbacks_may_change(composed, tmp_path):
     training.train(composed(), tmp_path / "run")
     moved = composed("hardware.workers=1", "~callbacks.picture", "trainer.max_steps=14")
+    moved.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
     assert training.train(moved, tmp_path / "run").record["steps"] == 14
 
 
@@ -160,6 +162,111 @@ def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkey
     for path in (run.best, run.last):
         assert all(value.isfinite().all() for value in weights(path).values())
     assert torch.load(run.last, weights_only=True)["global_step"] == 8
+
+
+@pytest.mark.parametrize(("steps", "every"), [(11, 4), (10, 7), (5, 3)])
+def test_a_run_ends_with_a_validation_and_a_checkpoint_of_its_last_step(
+    composed, tmp_path, steps, every
+):
+    config = composed(f"trainer.max_steps={steps}", f"trainer.val_every={every}")
+    run = training.train(config, tmp_path / "run")
+    assert torch.load(run.last, weights_only=True)["global_step"] == steps
+    assert rows(run)[-1]["step"] == str(steps)
+    assert float(rows(run)[-1]["val/loss"]) == run.record["metrics"]["val/loss"]
+
+
+class Crash(Callback):
+    """Dies like a process that is killed: nothing more is saved."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == self.batch:
+            raise RuntimeError("killed")
+
+
+def test_a_crash_inside_an_accumulation_resumes_to_the_bit_with_muon_bf16_and_a_worker(
+    composed, tmp_path, monkeypatch
+):
+    words = [
+        *("optimizer=muon", "schedule=wsd", "schedule.warmup_steps=2", "hardware.precision=bf16"),
+        *("hardware.workers=1", "trainer.accumulate=3", "callbacks.checkpoints.every=2"),
+    ]
+    whole = training.train(composed(*words), tmp_path / "whole")
+    original = training.make_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_callbacks", lambda config: [*original(config), Crash(23)])
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(composed(*words), tmp_path / "parts")
+    assert Run(tmp_path / "parts").status == "failed"
+    assert (
+        torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    )
+    resumed = training.train(composed(*words), tmp_path / "parts")
+    assert_same_weights(whole.last, resumed.last)
+    assert rows(whole) == rows(resumed)
+
+
+def test_changed_text_is_refused_and_the_run_keeps_its_tokenizer(composed, tmp_path, text):
+    words = ("tokenizer=bpe", "tokenizer.vocab_size=280")
+    run = training.train(composed(*words), tmp_path / "run")
+    before = run.tokenizer.read_bytes()
+    text.write_text(text.read_text() * 2 + "Something else altogether, and more of it.\n" * 50)
+    with pytest.raises(ConfigError, match="was begun on another text"):
+        training.train(composed(*words, "trainer.max_steps=20"), tmp_path / "run")
+    assert run.tokenizer.read_bytes() == before
+
+
+def test_a_rerun_moves_nothing_before_it_can_begin(composed, tmp_path):
+    training.train(composed(), tmp_path / "run")
+    with pytest.raises(ConfigError):
+        training.train(composed("rerun=true", "data.path=/nonexistent"), tmp_path / "run")
+    assert Run(tmp_path / "run").status == "done"
+    assert not (tmp_path / "run~1").exists()
+
+
+def test_an_interrupted_rerun_goes_on_by_the_command_it_prints(composed, tmp_path, stop_at, capsys):
+    training.train(composed(), tmp_path / "run")
+    stop_at(5)
+    with pytest.raises(SystemExit):
+        training.train(composed("rerun=true"), tmp_path / "run", ["seed=0", "rerun=true"])
+    assert "To go on: llm train seed=0\n" in capsys.readouterr().err
+    stop_at(None)
+    training.train(composed(), tmp_path / "run", ["seed=0"])
+    assert Run(tmp_path / "run").status == "done"
+    assert {path.name for path in tmp_path.glob("run*")} == {"run", "run~1"}
+
+
+def test_a_prompt_that_cannot_be_encoded_is_refused_before_training(composed, tmp_path):
+    config = composed("tokenizer=char")
+    config.callbacks.samples = {
+        "_target_": "llm.callbacks.samples.Samples",
+        "prompts": ["the Ω"],
+    }
+    with pytest.raises(ConfigError, match=r"callbacks\.samples\.prompts: .*Ω"):
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_missing_hardware_is_one_line(composed, tmp_path):
+    with pytest.raises(ConfigError, match=r"hardware: .*fp16 needs a GPU"):
+        training.train(composed("hardware.precision=fp16"), tmp_path / "run")
+
+
+def test_a_clock_that_stands_still_while_validating(composed, tmp_path, monkeypatch):
+    """Speed counts training alone: a slow validation leaves tokens per second as they are."""
+    original = training.make_callbacks
+
+    class Slow(Callback):
+        def on_validation_end(self, *_) -> None:
+            time.sleep(0.5)
+
+    monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), Slow()])
+    run = training.train(composed("trainer.log_every=1"), tmp_path / "run")
+    with run.metrics.open(newline="") as file:
+        speeds = [float(row["speed/tokens_per_second"]) for row in csv.DictReader(file)]
+    assert min(speeds[2:]) > 64 / 0.5, "no step bore the half second"
 
 
 def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):

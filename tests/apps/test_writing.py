@@ -42,7 +42,9 @@ def written(run):
 
     def write(*overrides: str) -> list[str]:
         with initialize_config_module("llm.conf", version_base="1.3"):
-            config = compose("generate", [f"weights.path={run.path}", "hardware=cpu", *overrides])
+            config = compose(
+                "generate", [f"weights.path={run.path}", "hardware.accelerator=cpu", *overrides]
+            )
         return writing.write(config)
 
     return write

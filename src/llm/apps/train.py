@@ -1,14 +1,21 @@
 """`llm train`: from a configuration to a trained run. Pretraining and every finetune come through here."""
 
+import re
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from llm import runs
+from llm.config.errors import ConfigError
 
 
 def _run_name(name: str | None, experiment: str) -> str:
     """The run directory's name: the one given, or the experiment with the overrides of this command."""
+    if name and not re.fullmatch(r"[^./\\][^/\\]*", name):
+        raise ConfigError(
+            f"name={name}: a run's name is one folder's; leave out slashes and a leading dot"
+        )
     return name or runs.name_of(experiment, HydraConfig.get().overrides.task)
 
 

@@ -2,8 +2,11 @@
 
 import logging
 import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from llm.callbacks.gradients import DivergedError
 from llm.callbacks.interrupt import InterruptedRunError
 from llm.callbacks.throughput import peak_memory
-from llm.config.build import build
+from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import difference, fingerprint
@@ -29,7 +31,7 @@ from llm.trainer import Settings, checkpoint_activations, make_trainer
 from llm.weights.checkpoint import load_checkpoint
 from llm.weights.run import RunWeights
 
-DEFERRED = ("model.vocab_size",)
+CONSOLE = Console(highlight=False)
 
 # Lightning's advertisements and repetitions, and its use of a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -39,7 +41,8 @@ warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Train what a composed configuration says, in its run directory.
 
-    A run that is done is left alone; one that was interrupted goes on where it stopped.
+    A run that is done is left alone; one that was interrupted goes on where it stopped. Everything that
+    can be found wrong is found before the directory is touched.
 
     Args:
         config: the composed tree of `llm train`.
@@ -50,31 +53,60 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         The run.
 
     Raises:
-        ConfigError: the configuration is wrong, or differs from the one the directory was trained under.
+        UserError: the configuration is wrong, or differs from the one the directory was trained under,
+            another process trains there, or training diverged.
+        SystemExit: after an interruption, with status 130.
     """
-    console = Console()
-    weights = build(config.weights)
+    weights: RunWeights | None = build(config.weights)
     if weights is not None:
         adopt(config, weights, overrides)
-    check(config, deferred=DEFERRED)
-    hardware: Hardware = build(config.hardware).resolve()
+    check(config)
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
     run = Run(Path(directory))
-    print_of_config = fingerprint(config)
-    if config.rerun and (aside := run.set_aside()):
-        console.print(f"the run that stood here is kept as {aside}")
-    require_same(run, config, print_of_config)
+    meaning = fingerprint(config)
+    if not config.rerun:
+        require_same(run, config, meaning)
+    data = prepare(config, weights)
+    settings: Settings = build(config.trainer)
+    steps = settings.steps(data.batches_per_epoch, data.batch_size * data.context_length)
+    if not config.rerun:
+        require_same_text(run, data)
+        if run.status == "done" and run.record["steps"] >= steps:
+            _say_done(run)
+            return run
+    task = make_task(config, settings, hardware, weights)
 
-    # The seed draws the weights first, so that they do not depend on how the data was prepared.
+    with run.claimed():
+        if config.rerun and (aside := run.set_aside()):
+            CONSOLE.print(f"the run that stood here is kept as {aside}", soft_wrap=True)
+        resume = run.last if run.last.is_file() else None
+        run.start(meaning, config.seed, _command(overrides), data.fingerprint)
+        with recorded(run, _command(overrides)) as progress:
+            save(run, config, hardware, data)
+            CONSOLE.print(summary(run, task, data, hardware, steps, settings), soft_wrap=True)
+            loggers = make_loggers(config, run, resume)
+            callbacks = make_callbacks(config)
+            trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
+            progress.trainer = trainer
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        close(run, trainer, task)
+    return run
+
+
+def prepare(config: DictConfig, weights: RunWeights | None) -> Any:
+    """The data module, its text tokenized, and with it the vocabulary that the model needs."""
     data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
     data.prepare_data()
     data.setup("fit")
-    settings: Settings = build(config.trainer)
-    steps = settings.steps(data.batches_per_epoch, data.batch_size * data.context_length)
-    if run.status == "done" and run.record.get("steps", 0) >= steps:
-        _say_done(console, run, overrides)
-        return run
-
     resolve_vocabulary(config, data.tokenizer.vocab_size)
+    return data
+
+
+def make_task(
+    config: DictConfig, settings: Settings, hardware: Hardware, weights: RunWeights | None
+) -> Task:
+    """The task with its model, drawn from the seed or read from a run, and what hardware asks of it."""
     L.seed_everything(config.seed, verbose=False)
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
@@ -82,24 +114,11 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
     if weights is not None:
         task.model.load_state_dict(weights.state_dict())
     task.log_every = settings.log_every
-    apply_hardware(task, hardware)
-
-    resume = run.last if run.last.is_file() and not config.rerun else None
-    run.path.mkdir(parents=True, exist_ok=True)
-    save(run, config, hardware, data)
-    run.start(print_of_config, config.seed, _command(overrides))
-    console.print(summary(run, task, data, hardware, steps, settings, resume), highlight=False)
-    trainer = make_trainer(
-        settings,
-        hardware,
-        steps,
-        make_callbacks(config),
-        make_loggers(config, run, resume),
-        run.path,
-    )
-    fit(trainer, task, data, run, resume, _command(overrides))
-    close(run, trainer, task, console)
-    return run
+    if hardware.activation_checkpointing:
+        checkpoint_activations(task.model)
+    if hardware.compile:
+        task.compile_step()
+    return task
 
 
 def adopt(config: DictConfig, weights: RunWeights, overrides: Sequence[str]) -> None:
@@ -138,6 +157,19 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     )
 
 
+def require_same_text(run: Run, data: Any) -> None:
+    """Refuse to go on with a text, a tokenizer or a Python that is not the one the run began with.
+
+    Raises:
+        ConfigError: they are not the same.
+    """
+    if run.record.get("data", data.fingerprint) != data.fingerprint:
+        raise ConfigError(
+            f"{_short(run.path)} was begun on another text: the files, the Python whose documentation they "
+            "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
+        )
+
+
 def resolve_vocabulary(config: DictConfig, size: int) -> None:
     """Write the tokenizer's vocabulary size into the model's node, where it is left open.
 
@@ -153,14 +185,6 @@ def resolve_vocabulary(config: DictConfig, size: int) -> None:
         )
 
 
-def apply_hardware(task: Task, hardware: Hardware) -> None:
-    """Apply to the task from outside what the network need not know of."""
-    if hardware.activation_checkpointing:
-        checkpoint_activations(task.model)
-    if hardware.compile:
-        task.compile_step()
-
-
 def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
     """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
     saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
@@ -171,25 +195,23 @@ def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
 
 
 def summary(
-    run: Run,
-    task: Task,
-    data: Any,
-    hardware: Hardware,
-    steps: int,
-    settings: Settings,
-    resume: Path | None,
+    run: Run, task: Task, data: Any, hardware: Hardware, steps: int, settings: Settings
 ) -> str:
     """What is about to happen, in a few lines, with the numbers that were derived."""
     parameters = sum(p.numel() for p in task.model.parameters())
     tokens = data.batch_size * data.context_length * settings.accumulate
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
-        f"run       {run.path}" + (f" (resumes {resume.name})" if resume else ""),
+        f"run       {_short(run.path)}" + (" (goes on)" if run.last.is_file() else ""),
         f"data      {data.describe()}",
         f"model     {type(task.model).__name__}, {parameters:,} parameters",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
         f"hardware  {describe_hardware(hardware)}",
     ]
+    if "stopped_at" in run.record and run.last.is_file():
+        lines.append(
+            "note      this run was done: its learning rate follows the longer schedule now"
+        )
     return "\n".join(lines)
 
 
@@ -205,35 +227,40 @@ def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logg
     plain = OmegaConf.to_container(config, resolve=True)
     for make in build(config.logger).values():
         if make is not None:
-            logger = make(str(run.path), run.path.name)
+            with mistakes_at("logger"):
+                logger = make(str(run.path), run.path.name)
             logger.log_hyperparams(plain)
             loggers.append(logger)
     return loggers
 
 
-def fit(
-    trainer: L.Trainer, task: Task, data: Any, run: Run, resume: Path | None, command: str
-) -> None:
-    """Train, and record how it ended if it did not end well.
+@dataclass
+class Progress:
+    """How far a run is, for the record of its end."""
 
-    Raises:
-        SystemExit: after an interruption, with status 130.
-        DivergedError: the loss or a weight is no number.
-    """
-    console = Console(stderr=True)
+    trainer: L.Trainer | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self.trainer.global_step if self.trainer is not None else 0
+
+
+@contextmanager
+def recorded(run: Run, command: str) -> Iterator[Progress]:
+    """Record how a run ended if it did not end well, and tell an interrupted one how to go on."""
+    progress = Progress()
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        yield progress
     except InterruptedRunError as error:
-        run.finish("interrupted", steps=trainer.global_step)
-        console.print(
-            f"stopped by {error} after step {trainer.global_step}; it is saved.\nTo go on: {command}"
+        run.finish("interrupted", steps=progress.steps)
+        Console(stderr=True).print(
+            f"stopped by {error} after step {progress.steps}; it is saved.\nTo go on: {command}",
+            soft_wrap=True,
         )
         raise SystemExit(130) from None
-    except DivergedError as error:
-        run.finish("failed", steps=trainer.global_step, error=str(error))
-        raise
     except BaseException as error:
-        run.finish("failed", steps=trainer.global_step, error=f"{type(error).__name__}: {error}")
+        run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
         raise
     finally:
         finish_wandb()
@@ -241,13 +268,12 @@ def fit(
 
 def finish_wandb() -> None:
     """End a W&B run, if one is open: the next job of this process would land in it."""
-    import wandb
-
-    if wandb.run is not None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
         wandb.finish()
 
 
-def close(run: Run, trainer: L.Trainer, task: Task, console: Console) -> None:
+def close(run: Run, trainer: L.Trainer, task: Task) -> None:
     """Record the figures of a whole run and say what to do with it."""
     figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     run.finish(
@@ -258,22 +284,20 @@ def close(run: Run, trainer: L.Trainer, task: Task, console: Console) -> None:
         peak_memory=peak_memory(task.device),
         metrics=figures,
     )
-    console.print(
-        f"\ndone: {run.path}\n"
-        f"  picture   {run.picture}\n"
-        f"  samples   {run.samples}\n"
+    CONSOLE.print(
+        f"\ndone: {_short(run.path)}\n"
+        f"  picture   {_short(run.picture)}\n"
+        f"  samples   {_short(run.samples)}\n"
         f"  write     llm generate weights.path={shlex.quote(str(_short(run.path)))}",
-        highlight=False,
         soft_wrap=True,
     )
 
 
-def _say_done(console: Console, run: Run, overrides: Sequence[str]) -> None:
-    console.print(
-        f"{run.path} is done already ({run.record['steps']:,} steps). Train it longer with a larger "
-        f"trainer.max_steps, again from the start with rerun=true, or write with it:\n"
+def _say_done(run: Run) -> None:
+    CONSOLE.print(
+        f"{_short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer with a "
+        "larger trainer.max_steps, again from the start with rerun=true, or write with it:\n"
         f"  llm generate weights.path={shlex.quote(str(_short(run.path)))}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -285,4 +309,5 @@ def _short(path: Path) -> Path:
 
 
 def _command(overrides: Sequence[str]) -> str:
-    return shlex.join(["llm", "train", *overrides])
+    """The command that goes on with this run: a rerun, once begun, is not begun again."""
+    return shlex.join(["llm", "train", *(w for w in overrides if not w.startswith("rerun="))])

@@ -1,11 +1,13 @@
 """How prompts are continued on a terminal."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
-from llm.config.build import build
+from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.generation.text import stream
@@ -25,8 +27,13 @@ def write(config: DictConfig) -> list[str]:
         ConfigError: the configuration is wrong, the run is none, or a prompt cannot be encoded.
     """
     check(config)
-    weights: RunWeights = build(config.weights)
-    hardware: Hardware = build(config.hardware).resolve()
+    weights: RunWeights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights=scratch has learned nothing to write with: use weights=run")
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
     prompts = read_prompts(config.prompt, config.prompts_file)
     model = weights.model().to(hardware.accelerator)
     pieces = stream(
@@ -39,13 +46,11 @@ def write(config: DictConfig) -> list[str]:
         list(config.stop),
     )
     texts = [""] * len(prompts)
-    try:
+    with mistakes_at("prompt"), autocast(hardware):
         for row, piece in pieces:
             if len(prompts) == 1:
                 _print(piece if texts[row] else prompts[row] + piece)
             texts[row] += piece
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     if len(prompts) == 1:
         _print("\n" if texts[0] else prompts[0] + "\n")
     else:
@@ -70,6 +75,13 @@ def read_prompts(prompt: str, file: str | None) -> list[str]:
     if not lines:
         raise ConfigError(f"prompts_file: {file} holds no prompt: write one a line")
     return lines
+
+
+def autocast(hardware: Hardware) -> AbstractContextManager[object]:
+    """The precision that matrix products run in."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
+    device = torch.device(hardware.accelerator).type
+    return torch.autocast(device, dtype) if dtype else nullcontext()
 
 
 def _print(text: str) -> None:

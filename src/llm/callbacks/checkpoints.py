@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from llm.callbacks.gradients import require_finite
 from llm.runs import Run
+from llm.tasks.task import Task
 
 
 class Checkpoints(Callback):
@@ -38,9 +39,11 @@ class Checkpoints(Callback):
         batch_idx: int,
     ) -> None:
         """Write `last.ckpt` where `every` says so and no validation is about to."""
-        if self.every is None or trainer.global_step % self.every or validates_now(trainer):
+        assert isinstance(pl_module, Task)
+        if self.every is None or not pl_module.ends_step(batch_idx):
             return
-        self.save_last(trainer, pl_module)
+        if trainer.global_step % self.every == 0 and not validates_now(trainer):
+            self.save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `best.ckpt` where this validation was the best, then `last.ckpt`."""
@@ -66,6 +69,10 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved best."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Of a resumed run's first step there is a checkpoint already."""
+        self._saved_step = trainer.global_step
 
 
 def _run(trainer: L.Trainer) -> Run:

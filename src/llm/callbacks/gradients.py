@@ -1,5 +1,6 @@
 """Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
 
+import math
 from collections import deque
 from statistics import median
 from typing import Any
@@ -58,13 +59,14 @@ class Gradients(Callback):
     ) -> None:
         """Check the loss where the check is free or due."""
         assert isinstance(pl_module, Task)
-        is_logged = trainer.global_step % pl_module.log_every == 0
+        is_logged = (
+            pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0
+        )
         if pl_module.device.type != "cpu" and not is_logged:
             return
-        if not torch.isfinite(outputs["loss"]):
-            raise DivergedError(
-                _advice(f"the loss is {outputs['loss'].item()}", trainer.global_step)
-            )
+        loss = outputs["loss"].item()
+        if not math.isfinite(loss):
+            raise DivergedError(_advice(f"the loss is {loss}", trainer.global_step))
         if is_logged and pl_module.gradient_norm is not None:
             self._watch(pl_module.gradient_norm.item(), trainer.global_step)
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from llm.callbacks.checkpoints import Checkpoints, validates_now
+from llm.tasks.task import Task
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -58,8 +59,10 @@ class Interrupt(Callback):
         batch_idx: int,
     ) -> None:
         """Save and stop after a whole optimizer step, unless its validation is still to come."""
-        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.received is not None and is_whole and not validates_now(trainer):
+        assert isinstance(pl_module, Task)
+        if self.received is None or validates_now(trainer):
+            return
+        if pl_module.ends_step(batch_idx):
             self._stop(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

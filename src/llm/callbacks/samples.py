@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
+from llm.config.errors import ConfigError
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.generation.text import first_tokens
@@ -45,6 +46,14 @@ class Samples(Callback):
         self.max_tokens = max_tokens
         self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
         self.seed = seed
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse a prompt that the tokenizer cannot encode now, not after the first validation."""
+        try:
+            for prompt in self.prompts:
+                first_tokens(trainer.datamodule.tokenizer, prompt)  # pyright: ignore
+        except ValueError as error:
+            raise ConfigError(f"callbacks.samples.prompts: {error}") from error
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, show and keep."""

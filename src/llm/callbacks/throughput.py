@@ -1,5 +1,6 @@
 """Speed and memory: tokens per second, model FLOPs utilisation, peak memory."""
 
+import sys
 import time
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from llm.hardware import peak_flops
 from llm.tasks.task import Task
+
+if sys.platform != "win32":
+    import resource
 
 
 @runtime_checkable
@@ -37,18 +41,22 @@ class Throughput(Callback):
         self._since: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn the hardware's matrix rate; start the clock."""
+        """Learn the hardware's matrix rate."""
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
-        self._since = time.perf_counter()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
         self._pause(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock again."""
-        self._since = time.perf_counter()
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock where it stands: after a validation, and the samples and checkpoints behind it."""
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def _pause(self, pl_module: L.LightningModule) -> None:
         if self._since is not None:
@@ -65,19 +73,17 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch's tokens; at logged steps report, together with what the task measured."""
-        self.tokens += batch["tokens"].numel()
-        assert isinstance(pl_module, Task)
-        is_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_whole and trainer.global_step % pl_module.log_every == 0:
-            self._pause(pl_module)
-            speed = self._report(trainer, pl_module, batch["tokens"].shape[1])
-            pl_module.record(pl_module.take_training_metrics() | speed)
-            self._since = time.perf_counter()
-
-    def _report(self, trainer: L.Trainer, task: Task, context: int) -> dict[str, float]:
-        tokens = self.tokens * trainer.world_size
+        tokens = batch["tokens"].numel() * trainer.world_size
+        self.tokens += tokens
         self.total_tokens += tokens
-        self.tokens_per_second = tokens / max(self.seconds, 1e-9)
+        assert isinstance(pl_module, Task)
+        if pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0:
+            self._pause(pl_module)
+            speed = self._report(pl_module, batch["tokens"].shape[1])
+            pl_module.record(pl_module.take_training_metrics() | speed)
+
+    def _report(self, task: Task, context: int) -> dict[str, float]:
+        self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
         metrics = {
             "speed/tokens_per_second": self.tokens_per_second,
@@ -90,12 +96,12 @@ class Throughput(Callback):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens seen so far, in whole and since the last report."""
-        return {"total_tokens": self.total_tokens, "tokens": self.tokens}
+        """Tokens seen so far."""
+        return {"total_tokens": self.total_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self.total_tokens, self.tokens = state_dict["total_tokens"], state_dict["tokens"]
+        self.total_tokens = state_dict["total_tokens"]
 
 
 def _wait_for(device: torch.device) -> None:
@@ -107,16 +113,7 @@ def peak_memory(device: torch.device) -> int:
     """The most memory used so far, in bytes: of the GPU by tensors, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", None) or _peak_rss() or memory.rss
-
-
-def _peak_rss() -> int:
-    import sys
-
     if sys.platform == "win32":
-        return 0
-    import resource
-
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

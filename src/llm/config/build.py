@@ -8,6 +8,7 @@ kernel is called in every layer of every step; and it wraps errors in text of it
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -50,6 +51,19 @@ def build(node: Any, **kwargs: Any) -> Any:
         return _build(plain, key, targets, kwargs)
     except MISTAKES as error:
         raise ConfigError(f"{_culprit(error, targets) or key}: {_one_line(error)}") from error
+
+
+@contextmanager
+def mistakes_at(key: str) -> Iterator[None]:
+    """Turn what a constructor says of the user's values into a ConfigError about `key`.
+
+    Raises:
+        ConfigError: in place of a ValueError or a FileNotFoundError.
+    """
+    try:
+        yield
+    except MISTAKES as error:
+        raise ConfigError(f"{key}: {_one_line(error)}") from error
 
 
 def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[..., Any]]:

@@ -186,7 +186,7 @@ def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[
         if node is None:
             yield f"{key}: {path} is null here; choose one first with {path}=…"
             return
-        if isinstance(node, DictConfig) and word not in node:
+        if isinstance(node, DictConfig) and word not in node.keys():  # noqa: SIM118  (`in` denies a `???`)
             yield f"{key}: {_remedy(config, node, path, word, key, groups)}"
             return
         path = f"{path}.{word}" if path else word

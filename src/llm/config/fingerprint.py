@@ -61,7 +61,7 @@ def _meaning(config: Any, ignore: Collection[str]) -> dict[str, Any]:
     return {
         key: value
         for key, value in _leaves(plain, "")
-        if not any(key == k or key.startswith((f"{k}.", f"{k}[")) for k in ignore)
+        if not any(key == k or key.startswith((f"{k}.", f"{k}[", f"{k} (")) for k in ignore)
     }
 
 

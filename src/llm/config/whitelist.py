@@ -13,16 +13,24 @@ from typing import Any
 
 from llm.config.errors import ConfigError, suggestion
 
-# Our own packages that hold parts to build from.
+# Our own packages all of whose functions and classes compute and no more: none writes a file.
 PARTS = (
-    *("nn", "tokenizers", "models", "losses", "optim", "data", "generation", "weights"),
-    *("evaluation", "tasks", "callbacks", "loggers", "trainer", "hardware"),
+    *("nn", "tokenizers", "models", "losses", "optim", "generation", "tasks", "hardware"),
+    *("weights.run", "loggers.wandb", "loggers.tensorboard"),
 )
 
 # Packages that are importable from a configuration, each with the base classes that its targets must
 # have; where there are none named, the package's own functions and classes are all welcome.
 ALLOWED: dict[str, tuple[str, ...]] = {
     **{f"llm.{part}": () for part in PARTS},
+    "llm.trainer": ("llm.trainer.Settings",),
+    "llm.evaluation": ("torchmetrics.Metric",),
+    "llm.callbacks": ("lightning.pytorch.Callback",),
+    "llm.data": (
+        "lightning.pytorch.LightningDataModule",
+        "llm.data.source.Source",
+        "llm.data.preprocessing.Preprocessing",
+    ),
     "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
     "lightning.pytorch": (
         "lightning.pytorch.Callback",

@@ -28,7 +28,9 @@ class Perplexity(Metric):
     def __init__(self, bytes_per_token: float | None = None) -> None:
         super().__init__()
         self.bytes_per_token = bytes_per_token
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        # Apple's MPS has no float64; there each batch's sum is exact and their sum is float32.
+        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("nats", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> None:

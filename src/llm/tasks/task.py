@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
@@ -60,20 +60,32 @@ class Task(L.LightningModule):
         self._loss_count += 1
         return loss
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer over the groups, and the schedule as a multiplier from step 0 on."""
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer over the groups, each of which remembers its peak learning rate."""
         optimizer = self.make_optimizer(self.parameter_groups(self.model))
         # A fused optimizer would unscale fp16 gradients inside its step, after clipping saw them scaled.
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
-        max_steps = self.trainer.max_steps
-        scheduler = LambdaLR(
-            optimizer, lambda step: self.schedule(min(step, max_steps - 1), max_steps)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Set the learning rates, a pure function of the step, and let the optimizer go one step.
+
+        A scheduler object would hold state to save and cost more than the arithmetic.
+        """
+        step, max_steps = self.global_step, self.trainer.max_steps
+        multiplier = self.schedule(min(step, max_steps - 1), max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        optimizer.step(closure=optimizer_closure)
 
     def configure_gradient_clipping(
         self,
@@ -86,6 +98,15 @@ class Task(L.LightningModule):
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the micro-batch of this number is the last of its optimizer step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask for a validation after the last step: Lightning's own come at an interval only."""
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
 
     @property
     def is_log_step(self) -> bool:
@@ -100,15 +121,13 @@ class Task(L.LightningModule):
             self._loss_sum, self._loss_count = None, 0
         if self.gradient_norm is not None:
             metrics["train/gradient_norm"] = self.gradient_norm.item()
-        metrics["train/learning_rate"] = self._last_learning_rate()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        rates = {group.get("name", "all"): group["lr"] for group in optimizer.param_groups}
+        metrics["train/learning_rate"] = next(iter(rates.values()))
+        if len(set(rates.values())) > 1:
+            metrics |= {f"train/learning_rate_{name}": rate for name, rate in rates.items()}
         return metrics
-
-    def _last_learning_rate(self) -> float:
-        scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR)
-        group = scheduler.optimizer.param_groups[0]
-        step = max(self.global_step - 1, 0)
-        return group["initial_lr"] * self.schedule(step, self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the loss mean under way, so that a resumed run logs what an uninterrupted one does."""

@@ -68,7 +68,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if digests and _sha256(path) not in digests:
         raise DamagedCheckpointError(
             f"{path} is damaged: its SHA-256 is not the one in {_manifest(path).name}; "
-            "use the other checkpoint of the run, or train it again with rerun=true"
+            "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
         )
     return torch.load(path, map_location=map_location, weights_only=True)
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm.config.build import build
+from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
@@ -78,8 +79,16 @@ class RunWeights:
         }
 
     def model(self) -> nn.Module:
-        """The model with its weights, in evaluation mode on the CPU."""
-        model = build(self.config.model)
+        """The model with its weights, in evaluation mode on the CPU.
+
+        Its configuration is checked before anything is built: a run directory may be a stranger's.
+
+        Raises:
+            ConfigError: the configuration is no model's, or the checkpoint is missing or damaged.
+        """
+        config = self.config
+        check(OmegaConf.create({"model": config.model, "trust": config.trust}))
+        model = build(config.model)
         model.load_state_dict(self.state_dict())
         return model.eval()
 

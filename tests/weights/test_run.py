@@ -1,0 +1,81 @@
+"""A run directory as a source of weights, and as a stranger's: nothing in it is executed."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.runs import Run
+from llm.tokenizers.byte import ByteTokenizer
+from llm.weights.checkpoint import VerifiedCheckpointIO
+from llm.weights.run import RunWeights
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """A run directory with a nano model, as training leaves it."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", ["size=nano", "model.vocab_size=257", "tokenizer=byte"])
+    run = Run(tmp_path / "run")
+    run.update(status="done")
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run.config)
+    ByteTokenizer().save(run.tokenizer)
+    model = build(config.model)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    VerifiedCheckpointIO().save_checkpoint({"state_dict": state}, run.best)
+    return run
+
+
+def poison(run: Run, key: str, node: dict) -> RunWeights:
+    config = OmegaConf.load(run.config)
+    OmegaConf.update(config, key, node, force_add=True)
+    OmegaConf.save(config, run.config)
+    return RunWeights(str(run.path))
+
+
+def test_model_and_tokenizer_come_back(run):
+    weights = RunWeights(str(run.path))
+    model = weights.model()
+    assert not model.training
+    for name, value in weights.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert weights.tokenizer().vocab_size == 257
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "llm.loggers.csv.CSVLogger", "path": "VICTIM"},
+        {"_target_": "llm.data.download.fetch", "url": "u", "sha256": "s", "file_name": "VICTIM"},
+        {"_target_": "llm.data.cache.writable_folder", "name": "VICTIM"},
+        {"_target_": "llm.runs.Run", "path": "VICTIM"},
+        {"_target_": "os.system", "command": "rm VICTIM"},
+    ],
+)
+@pytest.mark.parametrize("key", ["model.extra", "model.norm", "model.position"])
+def test_a_strangers_node_is_refused_before_it_is_called(run, tmp_path, node, key):
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("years of work")
+    node = {name: value.replace("VICTIM", str(victim)) for name, value in node.items()}
+    with pytest.raises(ConfigError):
+        poison(run, key, node).model()
+    assert victim.read_text() == "years of work"
+
+
+def test_a_stranger_cannot_say_whom_to_trust(run):
+    weights = poison(run, "trust", ["antigravity_package"])
+    assert weights.config.trust == []
+
+
+def test_a_harmless_but_unknown_key_is_refused_too(run):
+    with pytest.raises(ConfigError, match=r"model\.colour"):
+        poison(run, "model.colour", "red").model()
+
+
+def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):
+    run.best.rename(run.last)
+    digests = run.last.with_name("sha256.json")
+    digests.write_text(digests.read_text().replace("best.ckpt", "last.ckpt"))
+    assert RunWeights(str(run.path)).file() == run.last

@@ -141,6 +141,6 @@ class Task(L.LightningModule):
     def record(self, metrics: Mapping[str, float]) -> None:
         """Hand metrics of the present step to every logger, and to whoever watches `callback_metrics`."""
         for name, value in metrics.items():
-            self.trainer.callback_metrics[name] = torch.tensor(value)
+            self.trainer.callback_metrics[name] = torch.tensor(value, dtype=torch.float64)
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)

@@ -39,6 +39,7 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.total_tokens = 0
         self._since: float | None = None
+        self._flops_per_token: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learn the hardware's matrix rate."""
@@ -90,9 +91,10 @@ class Throughput(Callback):
             "memory/peak_gib": peak_memory(task.device) / 2**30,
             "tokens": float(self.total_tokens),
         }
-        if self.peak_flops and isinstance(task.model, CountsFlops):
-            flops = self.tokens_per_second * task.model.flops_per_token(context)
-            metrics["speed/mfu"] = flops / self.peak_flops
+        if self._flops_per_token is None and isinstance(task.model, CountsFlops):
+            self._flops_per_token = task.model.flops_per_token(context)
+        if self.peak_flops and self._flops_per_token:
+            metrics["speed/mfu"] = self.tokens_per_second * self._flops_per_token / self.peak_flops
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,8 +41,7 @@ class Task(L.LightningModule):
         self.parameter_groups = parameter_groups
         self.log_every = 10
         self.gradient_norm: Tensor | None = None
-        self._loss_sum: Tensor | None = None
-        self._loss_count = 0
+        self._losses: list[Tensor] = []  # of the micro-batches since they were last logged
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
@@ -53,11 +52,9 @@ class Task(L.LightningModule):
         self.step = torch.compile(self.step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch; its running mean is what gets logged."""
+        """The loss of a micro-batch; the mean of them is what gets logged."""
         loss = self.step(batch)
-        detached = loss.detach()
-        self._loss_sum = detached if self._loss_sum is None else self._loss_sum + detached
-        self._loss_count += 1
+        self._losses.append(loss.detach())
         return loss
 
     def configure_optimizers(self) -> Optimizer:
@@ -116,9 +113,11 @@ class Task(L.LightningModule):
     def take_training_metrics(self) -> dict[str, float]:
         """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""
         metrics: dict[str, float] = {}
-        if self._loss_sum is not None:
-            metrics["train/loss"] = self._loss_sum.item() / self._loss_count
-            self._loss_sum, self._loss_count = None, 0
+        if self._losses:
+            metrics["train/loss"] = (
+                torch.stack([each.to(self.device) for each in self._losses]).mean().item()
+            )
+            self._losses.clear()
         if self.gradient_norm is not None:
             metrics["train/gradient_norm"] = self.gradient_norm.item()
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -130,13 +129,12 @@ class Task(L.LightningModule):
         return metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the loss mean under way, so that a resumed run logs what an uninterrupted one does."""
-        checkpoint["loss_mean"] = {"sum": self._loss_sum, "count": self._loss_count}
+        """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does."""
+        checkpoint["losses"] = list(self._losses)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the mean under way."""
-        mean = checkpoint["loss_mean"]
-        self._loss_sum, self._loss_count = mean["sum"], mean["count"]
+        """Go on with the losses not yet logged."""
+        self._losses = list(checkpoint["losses"])
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Hand metrics of the present step to every logger, and to whoever watches `callback_metrics`."""

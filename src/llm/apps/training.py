@@ -275,14 +275,13 @@ def finish_wandb() -> None:
 
 def close(run: Run, trainer: L.Trainer, task: Task) -> None:
     """Record the figures of a whole run and say what to do with it."""
-    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     run.finish(
         "done",
         steps=trainer.max_steps,
         stopped_at=trainer.global_step,
         parameters=sum(p.numel() for p in task.model.parameters()),
         peak_memory=peak_memory(task.device),
-        metrics=figures,
+        metrics=task.figures,
     )
     CONSOLE.print(
         f"\ndone: {_short(run.path)}\n"

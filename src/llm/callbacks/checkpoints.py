@@ -47,7 +47,8 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `best.ckpt` where this validation was the best, then `last.ckpt`."""
-        loss = trainer.callback_metrics["val/loss"].item()
+        assert isinstance(pl_module, Task)
+        loss = pl_module.figures["val/loss"]
         if loss < self.best:
             require_finite(pl_module, trainer.global_step)
             self.best, self.best_step = loss, trainer.global_step

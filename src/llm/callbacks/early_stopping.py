@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from llm.tasks.task import Task
+
 
 class EarlyStopping(Callback):
     """Stop after `patience` validations in a row without a better `val/loss` (Prechelt 1998).
@@ -27,7 +29,8 @@ class EarlyStopping(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count this validation for or against going on."""
-        loss = trainer.callback_metrics["val/loss"].item()
+        assert isinstance(pl_module, Task)
+        loss = pl_module.figures["val/loss"]
         if loss < self.best - self.min_delta:
             self.best, self.waited = loss, 0
         else:

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from llm.tasks.task import Task
+
 SHOWN = {
     "train/loss": "loss {:.3f}",
     "val/loss": "val {:.3f}",
@@ -71,29 +73,29 @@ class ProgressBar(Callback):
         if now - self._last_refresh < (self.seconds if self.progress is None else 0.1):
             return
         self._last_refresh = now
-        self._show(trainer)
+        self._show(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation's figures as a line that stays."""
         self._last_refresh = time.monotonic()
         if trainer.is_global_zero:
             self.console.print(
-                f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"
+                f"step {trainer.global_step}/{trainer.max_steps}: {figures(pl_module)}"
             )
 
-    def _show(self, trainer: L.Trainer) -> None:
+    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.progress is not None:
-            text = figures(trainer)
+            text = figures(pl_module)
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
-        elif trainer.is_global_zero and "train/loss" in trainer.callback_metrics:
+        elif trainer.is_global_zero and figures(pl_module):
             self.console.print(
-                f"step {trainer.global_step}/{trainer.max_steps}: {figures(trainer)}"
+                f"step {trainer.global_step}/{trainer.max_steps}: {figures(pl_module)}"
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the full bar standing."""
         if self.progress is not None:
-            self._show(trainer)
+            self._show(trainer, pl_module)
             self.progress.stop()
             self.progress = None
 
@@ -106,9 +108,8 @@ class ProgressBar(Callback):
             self.progress = None
 
 
-def figures(trainer: L.Trainer) -> str:
-    """The logged figures that matter most, in one line."""
-    logged = trainer.callback_metrics
-    return ", ".join(
-        form.format(logged[name].item()) for name, form in SHOWN.items() if name in logged
-    )
+def figures(task: L.LightningModule) -> str:
+    """The logged figures that matter most, in one line; empty before the first."""
+    assert isinstance(task, Task)
+    logged = task.figures
+    return ", ".join(form.format(logged[name]) for name, form in SHOWN.items() if name in logged)

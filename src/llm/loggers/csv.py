@@ -4,7 +4,7 @@ import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -27,6 +27,7 @@ class CSVLogger(Logger):
         self.path = Path(path)
         self.columns = ["step"]
         self._row: dict[str, Any] = {}
+        self._file: TextIO | None = None
         self._begin(resume_step)
 
     @property
@@ -63,21 +64,24 @@ class CSVLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write the row under way."""
-        if not self._row:
+        if not self._row or self._file is None:
             return
         new = [name for name in self._row if name not in self.columns]
         if new:
             rows = read(self.path)
             self.columns += new
             self._rewrite(rows)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(self._row)
+        row = (self._row.get(name, "") for name in self.columns)
+        csv.writer(self._file).writerow(row)  # a whole line at a time: the file is line-buffered
         self._row = {}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
         self.save()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration stands in config.yaml."""
@@ -90,6 +94,9 @@ class CSVLogger(Logger):
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(self.path)
+        if self._file is not None:
+            self._file.close()
+        self._file = self.path.open("a", buffering=1, newline="", encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, str]]:

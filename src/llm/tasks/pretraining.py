@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -44,4 +45,9 @@ class Pretraining(Task):
         results = self.perplexity.compute()
         self.perplexity.reset()
         if not self.trainer.sanity_checking:
-            self.record({f"val/{name}": value for name, value in results.items()})
+            metrics = {f"val/{name}": value for name, value in results.items()}
+            self.record(metrics)
+            # For callbacks of Lightning's own, which look for what they monitor there.
+            self.trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in metrics.items()}
+            )

@@ -41,6 +41,7 @@ class Task(L.LightningModule):
         self.parameter_groups = parameter_groups
         self.log_every = 10
         self.gradient_norm: Tensor | None = None
+        self.figures: dict[str, float] = {}
         self._losses: list[Tensor] = []  # of the micro-batches since they were last logged
 
     @abstractmethod
@@ -137,8 +138,7 @@ class Task(L.LightningModule):
         self._losses = list(checkpoint["losses"])
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Hand metrics of the present step to every logger, and to whoever watches `callback_metrics`."""
-        for name, value in metrics.items():
-            self.trainer.callback_metrics[name] = torch.tensor(value, dtype=torch.float64)
+        """Hand metrics of the present step to every logger; the newest of each stay in `figures`."""
+        self.figures |= metrics
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)

@@ -1,0 +1,49 @@
+"""Speed guards, measured alone: `make test` runs them after everything else.
+
+They run as processes of their own, with the run-time check of shapes off.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
+
+def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
+    """Thread time over a raw loop, with the default callbacks and loggers.
+
+    Other work on the machine only ever adds to a time, so the best of up to four measurements counts.
+    """
+    command = [sys.executable, str(EXPERIMENTS / "trainer_overhead" / "measure.py"), "--json"]
+    measured = []
+    for _ in range(4):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        measured.append(json.loads(done.stdout.splitlines()[-1])["overhead_ms"])
+        if measured[-1] <= 0.5:
+            break
+    assert min(measured) <= 0.5, measured
+
+
+def test_cached_generation_is_as_fast_as_hugging_faces():
+    """On four layers of the 124M shape, which shows the same: most of the time is the products'."""
+    pytest.importorskip("transformers")
+    command = [
+        *(sys.executable, str(EXPERIMENTS / "generation_speed" / "benchmark.py")),
+        *("--layers", "4", "--new-tokens", "48", "--rounds", "7"),
+    ]
+    threads = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
+    ratios = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=threads)
+        (row,) = [line for line in done.stdout.splitlines() if "llm.generation" in line]
+        ratios.append(float(row.split("|")[3].split()[0]))
+        if ratios[-1] >= 1:
+            break
+    assert max(ratios) >= 1, ratios

@@ -269,6 +269,30 @@ def test_a_clock_that_stands_still_while_validating(composed, tmp_path, monkeypa
     assert min(speeds[2:]) > 64 / 0.5, "no step bore the half second"
 
 
+def test_samples_are_kept_and_leave_the_training_as_it_is(composed, tmp_path, capsys):
+    plain = training.train(composed(), tmp_path / "plain")
+    config = composed()
+    config.callbacks.samples = {
+        "_target_": "llm.callbacks.samples.Samples",
+        "prompts": ["the cat", ""],
+        "max_tokens": 5,
+    }
+    sampled = training.train(config, tmp_path / "sampled")
+    assert_same_weights(plain.last, sampled.last)
+    text = sampled.samples.read_text("utf-8")
+    assert text.count("=== step 4\nthe cat") == text.count("=== step 12\nthe cat") == 1
+    assert text.count("=== step") == 6
+    assert "the cat" in capsys.readouterr().out
+
+
+def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_path, capsys):
+    training.train(composed(), tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    (last,) = [line for line in lines if line.startswith("step 12/12: ")]
+    for word in ("loss", "val", "ppl", "bits/byte", "tok/s"):
+        assert word in last
+
+
 def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):
     quiet = ("model.dropout=0", "optimizer=sgd", "trainer.val_every=6")
     whole = training.train(composed(*quiet, "data.batch_size=8"), tmp_path / "whole")

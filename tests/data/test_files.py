@@ -183,3 +183,13 @@ def test_a_file_shorter_than_a_window_is_named(tmp_path: Path):
     data.prepare_data()
     with pytest.raises(DataError, match=r"short.txt: the train part has 9 tokens"):
         data.setup("fit")
+
+
+def test_what_a_model_wrote_is_not_read_back(tmp_path: Path):
+    """`data.path=.` where outputs/ lies: a run's samples would be trained on, more with each run."""
+    (tmp_path / "notes.txt").write_text("mine")
+    run = tmp_path / "outputs" / "pretraining" / "first"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "samples.txt").write_text("the model's")
+    assert [file.name for file in Files(str(tmp_path)).files] == ["notes.txt"]

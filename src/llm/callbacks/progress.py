@@ -1,6 +1,7 @@
 """A progress bar on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -24,6 +24,7 @@ SHOWN = {
     "val/bits_per_byte": "{:.3f} bits/byte",
     "speed/tokens_per_second": "{:,.0f} tok/s",
 }
+ON_THE_BAR = ("train/loss", "val/perplexity", "speed/tokens_per_second")  # fits eighty columns
 
 
 class ProgressBar(Callback):
@@ -47,11 +48,9 @@ class ProgressBar(Callback):
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[metrics]}"),
             console=self.console,
         )
@@ -85,7 +84,7 @@ class ProgressBar(Callback):
 
     def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.progress is not None:
-            text = figures(pl_module)
+            text = figures(pl_module, ON_THE_BAR)
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
         elif trainer.is_global_zero and figures(pl_module):
             self.console.print(
@@ -108,8 +107,12 @@ class ProgressBar(Callback):
             self.progress = None
 
 
-def figures(task: L.LightningModule) -> str:
+def figures(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
     """The logged figures that matter most, in one line; empty before the first."""
     assert isinstance(task, Task)
     logged = task.figures
-    return ", ".join(form.format(logged[name]) for name, form in SHOWN.items() if name in logged)
+    return ", ".join(
+        form.format(logged[name])
+        for name, form in SHOWN.items()
+        if name in names and name in logged
+    )

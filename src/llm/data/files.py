@@ -31,8 +31,8 @@ class Files(Source):
 
     Args:
         path: A file of any name; a folder, of which the files with one of the suffixes are read,
-            sub-folders included and hidden ones not; a pattern such as `notes/**/*.md`; or several
-            of these.
+            sub-folders included, hidden ones and run directories (what a model wrote) not; a pattern
+            such as `notes/**/*.md`; or several of these.
         text_field: The field of a JSON row that holds its text.
         suffixes: Which files of a folder to read, gzipped or not.
     """
@@ -67,7 +67,12 @@ class Files(Source):
         if path.is_file():
             return [path]
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if self._is_text(file, path))
+            runs = {file.parent for file in path.rglob("run.json")}
+            found = sorted(
+                file
+                for file in path.rglob("*")
+                if self._is_text(file, path) and runs.isdisjoint(file.parents)
+            )
             what = f"no file that ends in {', '.join(self.suffixes)}: name others in data.suffixes"
         else:
             found = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns

@@ -9,12 +9,12 @@ def tensorboard_logger(directory: str, name: str) -> TensorBoardLogger:
     """A TensorBoard logger that writes into the run directory.
 
     Args:
-        directory: the run directory.
-        name: of the folder within it that takes the events.
+        directory: the run directory; events go to its folder `tensorboard`.
+        name: of the run; TensorBoard knows it by its directory.
 
     Raises:
         ValueError: the package is not installed.
     """
     if find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard needs tensorboard: pip install 'llm[tensorboard]'")
-    return TensorBoardLogger(save_dir=directory, name=name, version="tensorboard")
+    return TensorBoardLogger(save_dir=directory, name="", version="tensorboard")

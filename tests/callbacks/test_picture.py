@@ -1,0 +1,26 @@
+"""The loss picture: drawn from metrics.csv alone, whatever of it there is."""
+
+from matplotlib.image import imread
+
+from llm.callbacks.picture import draw
+
+
+def ink(picture) -> int:
+    """How many pixels are neither white nor grey: lines that stand for losses."""
+    pixels = imread(picture)[..., :3]
+    return int((pixels.max(-1) - pixels.min(-1) > 0.3).sum())
+
+
+def test_both_losses_are_drawn(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("step,train/loss,val/loss\n10,5.0,\n20,4.0,4.5\n30,3.0,\n40,2.5,4.0\n")
+    draw(metrics, tmp_path / "both.png", "both")
+    metrics.write_text("step,train/loss\n10,5.0\n20,4.0\n30,3.0\n40,2.5\n")
+    draw(metrics, tmp_path / "one.png", "one")
+    assert ink(tmp_path / "both.png") > ink(tmp_path / "one.png") > 100
+
+
+def test_a_run_stopped_before_anything_was_logged_has_an_empty_picture(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step\n")
+    draw(tmp_path / "metrics.csv", tmp_path / "loss.png", "nothing yet")
+    assert ink(tmp_path / "loss.png") == 0

@@ -6,8 +6,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -15,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llm.hardware import Hardware
-from llm.weights.checkpoint import VerifiedCheckpointIO
+from llm.weights.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,26 @@ STEP_HOOKS = (
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints as `llm.weights.checkpoint` writes and verifies them."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write whole or not at all."""
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain data, never code, whatever `weights_only` says."""
+        return load_checkpoint(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete."""
+        remove_checkpoint(Path(path))
 
 
 class NoProfiler(PassThroughProfiler):

@@ -4,6 +4,7 @@ import pytest
 from hydra.core.object_type import ObjectType
 
 from llm.apps import train  # registers the resolver that its configuration names  # noqa: F401
+from llm.config.build import build
 from llm.config.check import check
 from llm.config.composition import compose, open_loader
 from llm.config.errors import ConfigError
@@ -25,6 +26,25 @@ def test_every_option_passes(group):
         line for lines in problems.values() for line in lines if "has no value; set" not in line
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "group", ["data", "hardware", "callbacks", "logger", "tokenizer", "schedule"]
+)
+def test_every_leaf_instantiates(group, tmp_path):
+    """The parts of a model are built by the check above, optimizers by the tests of training."""
+    (tmp_path / "text.txt").write_text("text")
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    for option in loader.get_group_options(group, ObjectType.CONFIG):
+        words = [f"{group}={option}"]
+        if option == "text":
+            words.append(f"data.path={tmp_path / 'text.txt'}")
+        if option == "gpt2":
+            continue  # reads published files: tests/tokenizers/test_gpt2.py
+        config = compose(loader, "train", words)
+        if group == "data":
+            config.tokenizer = {"_target_": "llm.tokenizers.byte.ByteTokenizer"}
+        assert build(config[group]) is not None
 
 
 def _problems(loader, words):

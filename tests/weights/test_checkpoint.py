@@ -5,13 +5,13 @@ import pickle
 import pytest
 import torch
 
-from llm.weights.checkpoint import DamagedCheckpointError, VerifiedCheckpointIO, load_checkpoint
+from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "checkpoints" / "last.ckpt"
-    VerifiedCheckpointIO().save_checkpoint({"weight": torch.arange(100.0), "step": 3}, path)
+    save_checkpoint({"weight": torch.arange(100.0), "step": 3}, path)
     return path
 
 
@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        VerifiedCheckpointIO().save_checkpoint({"step": 4}, saved)
+        save_checkpoint({"step": 4}, saved)
     assert load_checkpoint(saved)["step"] == 3
     assert {file.name for file in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
 
@@ -57,7 +57,7 @@ def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, mon
 
     monkeypatch.setattr(checkpoint, "_write_digests", crash_at_second)
     with pytest.raises(KeyboardInterrupt):
-        VerifiedCheckpointIO().save_checkpoint({"step": 4}, saved)
+        save_checkpoint({"step": 4}, saved)
     assert load_checkpoint(saved)["step"] == 4
 
 

@@ -84,7 +84,9 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         run.start(meaning, config.seed, _command(overrides), data.fingerprint)
         with recorded(run, _command(overrides)) as progress:
             save(run, config, hardware, data)
-            CONSOLE.print(summary(run, task, data, hardware, steps, settings), soft_wrap=True)
+            CONSOLE.print(
+                summary(run, task, data, hardware, steps, settings, weights), soft_wrap=True
+            )
             loggers = make_loggers(config, run, resume)
             callbacks = make_callbacks(config)
             trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
@@ -195,7 +197,13 @@ def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
 
 
 def summary(
-    run: Run, task: Task, data: Any, hardware: Hardware, steps: int, settings: Settings
+    run: Run,
+    task: Task,
+    data: Any,
+    hardware: Hardware,
+    steps: int,
+    settings: Settings,
+    weights: RunWeights | None,
 ) -> str:
     """What is about to happen, in a few lines, with the numbers that were derived."""
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -208,6 +216,8 @@ def summary(
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
         f"hardware  {describe_hardware(hardware)}",
     ]
+    if weights is not None:
+        lines.append(f"weights   {weights.path}: model, size and tokenizer are that run's")
     if "stopped_at" in run.record and run.last.is_file():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from llm.config.errors import UserError
 
@@ -16,43 +15,32 @@ class DamagedCheckpointError(UserError):
     """A checkpoint's bytes are not those that were written."""
 
 
-class VerifiedCheckpointIO(CheckpointIO):
-    """Writes a checkpoint atomically and records its SHA-256; verifies it and unpickles no code on reading.
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically, under another name in the same folder first, and record its SHA-256.
 
     Neither `torch.load` nor safetensors notices a flipped byte. The record beside the checkpoints names
     the old and the new digest while one file replaces the other, so that no moment of a crash makes a
     whole file look damaged.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _sha256(partial)
+        _write_digests(path, [*_read_digests(path), digest])
+        partial.replace(path)
+        _write_digests(path, [digest])
+    finally:
+        partial.unlink(missing_ok=True)
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write under another name in the same folder, then rename."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = _sha256(partial)
-            _write_digests(path, [*_read_digests(path), digest])
-            partial.replace(path)
-            _write_digests(path, [digest])
-        finally:
-            partial.unlink(missing_ok=True)
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint of tensors and plain data; raises DamagedCheckpointError, FileNotFoundError."""
-        return load_checkpoint(Path(path), map_location or "cpu")
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint and its record."""
-        Path(path).unlink(missing_ok=True)
-        _write_digests(Path(path), [])
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint and its record."""
+    path.unlink(missing_ok=True)
+    _write_digests(path, [])
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

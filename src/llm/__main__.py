@@ -76,6 +76,8 @@ def main() -> None:
             run(command, words)
         except KeyboardInterrupt:
             fail("stopped before there was anything to save", 130)
+        except BrokenPipeError:  # llm train --help | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         from llm.config.errors import suggestion
 

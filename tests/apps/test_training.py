@@ -121,6 +121,16 @@ def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, c
     assert [row["step"] for row in rows(longer)][-1] == "16"
 
 
+def test_an_interrupted_run_is_not_ended_before_the_step_it_reached(composed, tmp_path, stop_at):
+    stop_at(7)
+    with pytest.raises(SystemExit):
+        training.train(composed(), tmp_path / "run")
+    stop_at(None)
+    with pytest.raises(ConfigError, match="has taken 7 steps already"):
+        training.train(composed("trainer.max_steps=6"), tmp_path / "run")
+    assert training.train(composed(), tmp_path / "run").status == "done"
+
+
 def test_another_configuration_in_the_same_directory_is_refused_with_the_difference(
     composed, tmp_path
 ):

@@ -72,6 +72,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
     steps = settings.steps(data.batches_per_epoch, data.batch_size * data.context_length)
     if not config.rerun:
         require_same_text(run, data)
+        require_more(run, steps)
         if run.status == "done" and run.record["steps"] >= steps:
             _say_done(run)
             return run
@@ -169,6 +170,19 @@ def require_same_text(run: Run, data: Any) -> None:
         raise ConfigError(
             f"{_short(run.path)} was begun on another text: the files, the Python whose documentation they "
             "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
+        )
+
+
+def require_more(run: Run, steps: int) -> None:
+    """Refuse to end an interrupted run before the step it has reached.
+
+    Raises:
+        ConfigError: the budget is spent already.
+    """
+    if run.status == "interrupted" and run.record["steps"] >= steps:
+        raise ConfigError(
+            f"{_short(run.path)} has taken {run.record['steps']:,} steps already: give a trainer.max_steps "
+            "above that, or rerun=true to begin again"
         )
 
 

@@ -28,7 +28,7 @@ def test_there_are_commands():
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the files that the commands speak of."""
     prose = "It was a dark and stormy night; the rain fell in torrents.\n" * 60
     (tmp_path / "notes").mkdir()
@@ -48,18 +48,18 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", TRAIN)
-def test_a_training_command_runs(line, workplace, cache, monkeypatch, request):
+def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
     monkeypatch.setenv("LLM_CACHE", str(cache))
     if "tokenizer=gpt2" in line:
-        folder = request.getfixturevalue("shared_data") / "tiktoken"
-        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        ranks = request.getfixturevalue("shared_data") / "tiktoken"
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     words = [*shlex.split(line)[2:], *SMALL]
     words = [word for word in words if word != "-m"]
     if "-m" in line:
         words.insert(0, "-m")
     monkeypatch.setattr(sys, "argv", ["llm", "train", *words])
     command_line.main()
-    runs = list(workplace.glob("outputs/pretraining/*/run.json"))
+    runs = list(folder.glob("outputs/pretraining/*/run.json"))
     assert len(runs) == (4 if "-m" in line else 1)
     assert all('"status": "done"' in run.read_text() for run in runs)
 

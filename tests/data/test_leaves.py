@@ -49,7 +49,7 @@ def test_ones_own_text_is_one_word(tmp_path: Path):
     assert type(data) is FilesDataModule
     data.prepare_data()
     data.setup("fit")
-    assert data.train_windows > 100
+    assert data.train_rows > 100
 
 
 def test_ones_own_text_without_a_path_is_told():

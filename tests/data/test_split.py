@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llm.data.errors import DataError
-from llm.data.split import choose, published_split, split
+from llm.data.split import choose, published_split, split, split_examples
 
 
 def test_one_document_is_split_by_position_as_nanogpt_does(texts):
@@ -70,3 +70,19 @@ def test_no_text_is_an_error_that_names_the_source(texts, documents: list[str]):
 def test_too_little_text_to_split_is_an_error_with_numbers(texts):
     with pytest.raises(DataError, match=r"x: 1 characters cannot be split .*fraction=0.1"):
         split(texts("a", name="x"), 0.1, seed=0)
+
+
+def test_examples_are_dealt_out_in_each_groups_proportions():
+    groups = ["spam"] * 70 + ["ham"] * 430
+    parts = split_examples(groups, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=3)
+    dealt = sorted(place for places in parts.values() for place in places)
+    assert dealt == list(range(500)), "every example in exactly one part"
+    assert [len(places) for places in parts.values()] == [350, 50, 100]
+    assert [sum(place < 70 for place in places) for places in parts.values()] == [49, 7, 14]
+    assert parts == split_examples(groups, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=3)
+    assert parts != split_examples(groups, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=4)
+
+
+def test_fractions_that_are_no_shares_are_refused():
+    with pytest.raises(ValueError, match="do not sum to 1"):
+        split_examples([0, 1], {"train": 0.7, "test": 0.7}, seed=0)

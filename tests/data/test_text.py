@@ -59,7 +59,7 @@ def test_an_epoch_holds_every_training_window_once(make):
     data = make(STORY, stride=5, batch_size=8)
     text = STORY[: int(len(STORY) * 0.9)].encode()
     expected = sorted(text[s : s + 17] for s in range(0, len(text) - 16, 5))
-    assert data.train_windows == len(expected)
+    assert data.train_rows == len(expected)
     assert data.batches_per_epoch == -(-len(expected) // 8)
     seen = []
     for batch in islice(data.train_dataloader(), data.batches_per_epoch):
@@ -364,7 +364,7 @@ def test_text_shorter_than_a_window_is_told_with_numbers_and_a_way_out(make):
 
 def test_a_text_just_long_enough_makes_one_window(make):
     data = make("x" * 20, context_length=17)
-    assert data.train_windows == 1
+    assert data.train_rows == 1
     assert data.batches_per_epoch == 1
     assert take(data.train_dataloader(), 2)[1].shape == (4, 17)
 

@@ -1,8 +1,9 @@
 """Which text is trained on and which is held out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import numpy as np
 
@@ -104,3 +105,36 @@ def _lengths(source: Source) -> np.ndarray:
     if not len(lengths):
         raise DataError(f"{source.name}: has no text")
     return lengths
+
+
+def split_examples(
+    groups: Sequence[Any], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Deal examples out to parts at random, each group in the same proportions (stratified).
+
+    Args:
+        groups: What each example belongs to, such as its label; all alike for a plain split.
+        fractions: The share of each part; they sum to 1. Each part but the first is rounded to the
+            nearest number, so nothing is lost.
+        seed: Decides the draw.
+
+    Returns:
+        The places of each part's examples, in their order.
+
+    Raises:
+        ValueError: The fractions are no shares of one whole.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
+        raise ValueError(f"the parts' fractions {dict(fractions)} do not sum to 1")
+    random = np.random.default_rng(seed)
+    parts: dict[str, list[int]] = {name: [] for name in fractions}
+    first, *others = fractions
+    for group in dict.fromkeys(groups):
+        members = [at for at, own in enumerate(groups) if own == group]
+        dealt = random.permutation(members).tolist()
+        for name in others:
+            number = round(fractions[name] * len(members))
+            parts[name] += dealt[:number]
+            dealt = dealt[number:]
+        parts[first] += dealt
+    return {name: sorted(places) for name, places in parts.items()}

@@ -5,7 +5,7 @@ import torch
 
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
-from llm.generation.text import complete, first_tokens, stream
+from llm.generation.text import complete, first_tokens, stream, stream_tokens
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
@@ -67,3 +67,12 @@ def test_an_empty_prompt_begins_a_document_where_there_is_a_token_for_it():
     silent.special_tokens = {}
     with pytest.raises(ValueError, match="give a prompt"):
         first_tokens(silent, "")
+
+
+def test_a_prompt_of_tokens_ends_at_a_token_of_the_callers(model):
+    tokenizer = ByteTokenizer()
+    prompt = tokenizer.encode("Every effort")
+    (drawn,) = generate(model, [prompt], 40, SAMPLER)
+    end = next(token for token in drawn[10:] if token < 128)
+    pieces = stream_tokens(model, tokenizer, [prompt], 40, SAMPLER, end_token=end)
+    assert "".join(text for _, text in pieces) == tokenizer.decode(drawn[: drawn.index(end)])

@@ -55,12 +55,31 @@ def stream(
             token to begin a document.
     """
     starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
-    decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in starts]
+    yield from stream_tokens(model, tokenizer, starts, max_tokens, sampler, seed, stop)
+
+
+def stream_tokens(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    end_token: int | None = None,
+) -> Iterator[tuple[int, str]]:
+    """As `stream`, for prompts that are tokens already, at least one a row.
+
+    A row ends at `end_token` too, which may be the one that ends an answer.
+    """
+    decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
     stops = [StopStrings(stop) for _ in prompts]
-    decoding = Decoding(model, starts, max_tokens, sampler, seed, tokenizer.end_of_text)
+    decoding = Decoding(model, prompts, max_tokens, sampler, seed, tokenizer.end_of_text)
     for tokens in decoding:
         for row, token in tokens.items():
-            if piece := stops[row].add(decoders[row].add(token)):
+            if token == end_token:
+                decoding.end(row)
+            elif piece := stops[row].add(decoders[row].add(token)):
                 yield row, piece
             if stops[row].stopped:
                 decoding.end(row)

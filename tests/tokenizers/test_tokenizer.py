@@ -58,6 +58,28 @@ def test_special_text_is_ordinary_unless_asked(tokenizer: Tokenizer):
     assert "<|endoftext|>" in tokenizer.decode(ids)
 
 
+def test_further_special_tokens_follow_the_last_id(
+    tokenizer: Tokenizer, hard_texts: list[str], tmp_path
+):
+    more = tokenizer.with_special_tokens(["<|user|>", "<|endoftext|>", "<|end|>", "<|user|>"])
+    size = tokenizer.vocab_size
+    assert more.special_tokens == {
+        **tokenizer.special_tokens,
+        "<|user|>": size,
+        "<|end|>": size + 1,
+    }
+    assert (more.vocab_size, more.end_of_text) == (size + 2, tokenizer.end_of_text)
+    assert more.encode_batch(hard_texts) == tokenizer.encode_batch(hard_texts)
+    ids = [size, *tokenizer.encode("The cat"), size + 1]
+    assert more.encode("<|user|>The cat<|end|>", special=True) == ids
+    assert not {size, size + 1} & {*more.encode("<|user|>The cat<|end|>")}
+    assert more.token_bytes(size) == b"<|user|>"
+    more.save(tmp_path / "tokenizer.json")
+    assert load(tmp_path / "tokenizer.json").special_tokens == more.special_tokens
+    assert more.with_special_tokens(["<|end|>"]) is more
+    assert tokenizer.vocab_size == size
+
+
 def test_token_bytes_make_the_text(tokenizer: Tokenizer, hard_texts: list[str]):
     every = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
     assert len(set(every)) == tokenizer.vocab_size
@@ -120,10 +142,12 @@ def test_training_on_nothing_is_an_error(train, texts: list[str]):
         '{"kind": "bpe", "merges": [[0]]}',
         '{"kind": "bpe", "merges": [], "special_tokens": ["x", "x"]}',
         '{"kind": "byte", "extra": 1}',
+        '{"kind": "byte", "special_tokens": ["", "x"]}',
         '{"kind": "char", "characters": "aa"}',
         '{"kind": "char", "characters": "\\ud800"}',
         '{"kind": "word", "words": []}',
         '{"kind": "word", "words": ["two words"]}',
+        '{"kind": "word", "words": ["one"], "special_tokens": ["<|endoftext|>"]}',
     ],
 )
 def test_a_damaged_file_is_named(content: str, tmp_path):

@@ -1,17 +1,18 @@
 """A token for each character that the training text has, and one for the end of a text."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llm.tokenizers.tokenizer import Tokenizer, well_formed
+from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
 
 
 class CharTokenizer(Tokenizer):
-    """The id of a character is its place in `characters`; the end of a text comes last.
+    """The id of a character is its place in `characters`; the special tokens come last.
 
     Args:
         characters: The characters known, each once.
+        special_tokens: The names of the special tokens.
 
     Raises:
         ValueError: `characters` is empty, repeats a character or holds a lone surrogate.
@@ -19,7 +20,7 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
 
-    def __init__(self, characters: str) -> None:
+    def __init__(self, characters: str, special_tokens: Sequence[str] = (END_OF_TEXT,)) -> None:
         self.characters = characters
         self._ids = {character: token for token, character in enumerate(characters)}
         if (
@@ -28,7 +29,7 @@ class CharTokenizer(Tokenizer):
             or well_formed(characters) != characters
         ):
             raise ValueError("characters must be one or more, differ, and be no lone surrogates")
-        super().__init__([character.encode() for character in characters])
+        super().__init__([character.encode() for character in characters], special_tokens)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the characters of a text.
@@ -54,8 +55,8 @@ class CharTokenizer(Tokenizer):
         return Counter(character for character in well_formed(text) if character not in self._ids)
 
     def state(self) -> dict[str, Any]:
-        """The characters."""
-        return {"characters": self.characters}
+        """The characters and the names of the special tokens."""
+        return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
 
 
 def train(texts: Iterable[str]) -> CharTokenizer:

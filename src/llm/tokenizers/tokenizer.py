@@ -68,6 +68,20 @@ class Tokenizer(ABC):
     def state(self) -> dict[str, Any]:
         """The constructor's arguments as plain data: all that a saved file holds beside the kind."""
 
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """The same tokenizer with further special tokens, whose ids follow the last one.
+
+        Args:
+            names: what the special tokens are called; those that it has already are kept as they are.
+
+        Raises:
+            ValueError: a name is empty.
+        """
+        special_tokens = list(dict.fromkeys([*self.special_tokens, *names]))
+        if len(special_tokens) == len(self.special_tokens):
+            return self
+        return type(self)(**{**self.state(), "special_tokens": special_tokens})
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text.
 

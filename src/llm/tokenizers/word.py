@@ -23,22 +23,26 @@ _SPACING = [
 
 
 class WordTokenizer(Tokenizer):
-    """The id of a word is its place in `words`; then come `<|endoftext|>` and `<|unk|>`.
+    """The id of a word is its place in `words`; then come the special tokens.
 
     Words are split at white space and punctuation, and a punctuation mark is a word. This is lossy: an unknown
     word becomes `<|unk|>`, and decoding sets one space between words and none where English prose has none.
 
     Args:
         words: The words known, each once.
+        special_tokens: The names of the special tokens, `<|unk|>` among them.
 
     Raises:
-        ValueError: `words` is empty, repeats a word, or holds what splitting a text never gives.
+        ValueError: `words` is empty, repeats a word, or holds what splitting a text never gives;
+            `<|unk|>` is missing.
     """
 
     kind = "word"
     lossless = False
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(
+        self, words: Sequence[str], special_tokens: Sequence[str] = (END_OF_TEXT, UNKNOWN)
+    ) -> None:
         self.words = list(words)
         self._ids = {word: token for token, word in enumerate(self.words)}
         if not self.words or len(self._ids) < len(self.words):
@@ -46,7 +50,9 @@ class WordTokenizer(Tokenizer):
         for word in self.words:
             if split(word) != [word]:
                 raise ValueError(f"words holds {word!r}, which is not one word")
-        super().__init__([word.encode() for word in self.words], (END_OF_TEXT, UNKNOWN))
+        if UNKNOWN not in special_tokens:
+            raise ValueError(f"special_tokens lacks {UNKNOWN}, which unknown words become")
+        super().__init__([word.encode() for word in self.words], special_tokens)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the words of a text, that of `<|unk|>` for each word it does not know."""
@@ -69,8 +75,8 @@ class WordTokenizer(Tokenizer):
         return text
 
     def state(self) -> dict[str, Any]:
-        """The words."""
-        return {"words": self.words}
+        """The words and the names of the special tokens."""
+        return {"words": self.words, "special_tokens": list(self.special_tokens)}
 
 
 def split(text: str) -> list[str]:

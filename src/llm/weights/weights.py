@@ -1,0 +1,67 @@
+"""What every source of pretrained weights promises, whatever files it reads."""
+
+from abc import ABC, abstractmethod
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from llm.config.build import build
+from llm.config.check import check
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+class Weights(ABC):
+    """A pretrained language model at rest: its architecture, its tokenizer and its parameters.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    path: str
+
+    @property
+    @abstractmethod
+    def config(self) -> DictConfig:
+        """The nodes `model`, `size` and `tokenizer` as `llm train` would compose them, all numbers set.
+
+        Raises:
+            ConfigError: the files describe no model, or one that has parts unknown here.
+        """
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+
+    @abstractmethod
+    def load(self, model: nn.Module) -> None:
+        """Fill a language model in place, one tensor at a time.
+
+        The tables of tokens (`embedding.weight`, `head.weight`) may have more rows than the weights have:
+        the new ones, for special tokens that the weights never saw, begin as the mean of the old.
+
+        Raises:
+            ConfigError: with everything that is missing, left over or wrongly shaped.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short name of the content, which changes when the files do."""
+
+    def model(self) -> nn.Module:
+        """The model with its weights, in evaluation mode on the CPU.
+
+        Its configuration is checked before anything is built: the files may be a stranger's.
+
+        Raises:
+            ConfigError: the configuration is no model's, or the weights do not fit it.
+        """
+        config = self.config
+        check(OmegaConf.create({"model": config.model, "trust": config.get("trust") or []}))
+        model = build(config.model)
+        self.load(model)
+        return model.eval()

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm.data.text import TextDataModule
 from llm.evaluation.perplexity import Perplexity
 from llm.losses import cross_entropy
 from llm.tasks.task import Batch, Groups, Task
@@ -16,6 +16,8 @@ class Pretraining(Task):
 
     The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V).
     """
+
+    data_module = TextDataModule
 
     def __init__(
         self,
@@ -36,18 +38,12 @@ class Pretraining(Task):
         """Mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
         return cross_entropy(self.model(batch["tokens"]), batch["targets"])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation sums."""
+    def evaluate(self, batch: Batch) -> None:
+        """Add a batch to the sums."""
         self.perplexity.update(self.model(batch["tokens"]), batch["targets"])
 
-    def on_validation_epoch_end(self) -> None:
-        """Record the validation part's loss, perplexity and bits per byte."""
+    def results(self) -> dict[str, float]:
+        """Loss, perplexity and bits per byte."""
         results = self.perplexity.compute()
         self.perplexity.reset()
-        if not self.trainer.sanity_checking:
-            metrics = {f"val/{name}": value for name, value in results.items()}
-            self.record(metrics)
-            # For callbacks of Lightning's own, which look for what they monitor there.
-            self.trainer.callback_metrics.update(
-                {name: torch.tensor(value) for name, value in metrics.items()}
-            )
+        return results

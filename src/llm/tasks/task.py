@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -10,22 +10,36 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm.data.module import DataModule
+
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
+
+
+# Weighed losses are summed in units of so many targets: near a mean's size, where half precision is at home.
+UNIT = 1024
 
 
 class Task(L.LightningModule):
     """A model, an objective, and how the one learns from the other.
 
-    A subclass says what a batch costs in `step`. Metrics stay on the device and leave it every
-    `log_every` steps only: a value read is a wait for the GPU.
+    A subclass says what a batch costs in `step`, and how well the model does in `evaluate` and
+    `results`. Metrics stay on the device and leave it every `log_every` steps only: a value read is a
+    wait for the GPU.
 
     Args:
         model: the network; it knows nothing of training.
         optimizer: makes the optimizer from parameter groups.
         schedule: `(step, max_steps)` to a multiplier of every group's learning rate.
         parameter_groups: sorts a model's trainable parameters into groups, with and without decay.
+
+    Attributes:
+        data_module: the kind of data that the task learns from.
+        figures: the newest value of each metric that was recorded.
+        is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
     """
+
+    data_module: ClassVar[type[DataModule]] = DataModule
 
     def __init__(
         self,
@@ -42,11 +56,34 @@ class Task(L.LightningModule):
         self.log_every = 10
         self.gradient_norm: Tensor | None = None
         self.figures: dict[str, float] = {}
-        self._losses: list[Tensor] = []  # of the micro-batches since they were last logged
+        self.is_adapted = False
+        # Of the micro-batches since they were last logged: loss, and how many targets it is a mean of.
+        self._losses: list[tuple[Tensor, Tensor | None]] = []
+        self._targets: list[Tensor] = []  # of the optimizer step under way
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
         """The training loss of one batch, a scalar with gradient."""
+
+    def weight(self, batch: Batch) -> Tensor | None:
+        """How many targets the loss of `step` is the mean of; None where all batches have as many.
+
+        Micro-batches and devices weigh by it, so that an optimizer step follows the mean over all its
+        targets, however they were divided.
+        """
+        return None
+
+    def training_figures(self) -> dict[str, float]:
+        """More figures of the training since the last call; asked for at logged steps only."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> None:
+        """Add a batch to the sums of the evaluation under way."""
+
+    @abstractmethod
+    def results(self) -> dict[str, float]:
+        """The figures of what was evaluated since the last call, of all devices; `loss` is among them."""
 
     def compile_step(self) -> None:
         """Compile the model together with its loss: one graph, and Lightning stays outside of it."""
@@ -54,9 +91,55 @@ class Task(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; the mean of them is what gets logged."""
-        loss = self.step(batch)
-        self._losses.append(loss.detach())
-        return loss
+        loss, weight = self.step(batch), self.weight(batch)
+        self._losses.append((loss.detach(), weight))
+        if weight is None or self._shares == 1:
+            return loss
+        if self.begins_step(batch_idx):
+            self._targets.clear()
+        self._targets.append(weight)
+        return loss * weight / UNIT
+
+    @property
+    def _shares(self) -> int:
+        """How many batches a step is divided into, by accumulation and by devices."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _to_mean(self, optimizer: Optimizer) -> None:
+        """Turn gradients, which Lightning has averaged over the shares, into those of the mean loss."""
+        targets = torch.stack(self._targets).sum()
+        targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
+        assert isinstance(targets, Tensor)
+        scale = self._shares * UNIT / targets.clamp(min=1)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the figures of the validation part."""
+        self._record_results("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test sums."""
+        self.evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Record the figures of the test part."""
+        self._record_results("test")
+
+    def _record_results(self, part: str) -> None:
+        metrics = {f"{part}/{name}": value for name, value in self.results().items()}
+        if not self.trainer.sanity_checking:
+            self.record(metrics)
+            # For callbacks of Lightning's own, which look for what they monitor there.
+            self.trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in metrics.items()}
+            )
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over the groups, each of which remembers its peak learning rate."""
@@ -92,10 +175,16 @@ class Task(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip to a global norm and keep the norm from before (Pascanu et al. 2013)."""
+        if self._targets:
+            self._to_mean(optimizer)
         if gradient_clip_val is not None or self.is_log_step:
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def begins_step(self, batch_idx: int) -> bool:
+        """Whether the micro-batch of this number is the first of its optimizer step."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def ends_step(self, batch_idx: int) -> bool:
         """Whether the micro-batch of this number is the last of its optimizer step."""
@@ -115,9 +204,7 @@ class Task(L.LightningModule):
         """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""
         metrics: dict[str, float] = {}
         if self._losses:
-            metrics["train/loss"] = (
-                torch.stack([each.to(self.device) for each in self._losses]).mean().item()
-            )
+            metrics["train/loss"] = self._mean_loss()
             self._losses.clear()
         if self.gradient_norm is not None:
             metrics["train/gradient_norm"] = self.gradient_norm.item()
@@ -127,15 +214,40 @@ class Task(L.LightningModule):
         metrics["train/learning_rate"] = next(iter(rates.values()))
         if len(set(rates.values())) > 1:
             metrics |= {f"train/learning_rate_{name}": rate for name, rate in rates.items()}
-        return metrics
+        return metrics | {f"train/{name}": value for name, value in self.training_figures().items()}
+
+    def _mean_loss(self) -> float:
+        losses = torch.stack([loss.to(self.device) for loss, _ in self._losses])
+        weights = [torch.ones_like(losses[0]) if w is None else w for _, w in self._losses]
+        weights = torch.stack([each.to(losses) for each in weights])
+        return ((losses * weights).sum() / weights.sum().clamp(min=1)).item()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does."""
+        """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
+
+        Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
+        """
         checkpoint["losses"] = list(self._losses)
+        if self.is_adapted:
+            state, trained = checkpoint["state_dict"], self._trained()
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the losses not yet logged."""
+        """Go on with the losses not yet logged; what an adapted model's checkpoint lacks stays as it is.
+
+        Raises:
+            ValueError: the checkpoint is that of another adapter.
+        """
         self._losses = list(checkpoint["losses"])
+        if self.is_adapted:
+            if checkpoint["state_dict"].keys() != self._trained():
+                raise ValueError(
+                    "the checkpoint is not this adapter's: it holds other parameters than are trained here"
+                )
+            self.strict_loading = False
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Hand metrics of the present step to every logger; the newest of each stay in `figures`."""

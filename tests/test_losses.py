@@ -1,8 +1,21 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.losses import cross_entropy, cross_entropy_sum
+from llm.losses import (
+    cross_entropy,
+    cross_entropy_sum,
+    dpo_loss,
+    group_advantages,
+    kl_estimate,
+    policy_gradient_loss,
+    ranking_loss,
+    sequence_log_probabilities,
+    token_log_probabilities,
+)
 
 
 @pytest.fixture
@@ -81,3 +94,99 @@ def test_sum_does_not_wear_out_over_many_tokens():
 def test_one_confident_miss_stays_finite():
     total, _ = cross_entropy_sum(torch.tensor([[0.0, 500.0]]), torch.tensor([0]))
     assert total.item() == pytest.approx(500)
+
+
+def test_a_sequence_has_the_probability_of_its_tokens_together(logits, targets):
+    probabilities = logits.double().softmax(-1)
+    for row in range(3):
+        asked = [(t, targets[row, t]) for t in range(5) if targets[row, t] != -100]
+        product = math.prod(probabilities[row, t, token].item() for t, token in asked)
+        summed = sequence_log_probabilities(logits, targets)[row].item()
+        assert math.exp(summed) == pytest.approx(product, rel=1e-5)
+        mean = sequence_log_probabilities(logits, targets, reduction="mean")[row].item()
+        assert mean == pytest.approx(summed / len(asked), rel=1e-6)
+
+
+def test_a_sequence_of_nothing_is_certain_and_has_no_gradient(logits, targets):
+    targets[1] = -100
+    logits.requires_grad_()
+    for reduction in ("sum", "mean"):
+        found = sequence_log_probabilities(logits, targets, reduction)
+        assert found[1].item() == 0
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert gradient[1].abs().max() == 0 < gradient[0].abs().max()
+
+
+@pytest.fixture
+def four_log_probabilities():
+    """Of six pairs, in float64: policy and reference, chosen and rejected."""
+    generator = torch.Generator().manual_seed(3)
+    return [-60 * torch.rand(6, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
+    """The paper's ratio of ratios, in numpy."""
+    policy_w, policy_l, reference_w, reference_l = (x.numpy() for x in four_log_probabilities)
+    inner = beta * (policy_w - reference_w) - beta * (policy_l - reference_l)
+    kept = -np.log(1 / (1 + np.exp(-inner)))
+    flipped = -np.log(1 / (1 + np.exp(inner)))
+    expected = (1 - smoothing) * kept + smoothing * flipped
+    found = dpo_loss(*four_log_probabilities, beta, smoothing)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+
+
+def test_the_gradient_of_dpo_is_that_of_the_paper(four_log_probabilities):
+    """Section 4: -beta sigma(r_l - r_w) (d log pi(y_w) - d log pi(y_l))."""
+    beta = 0.3
+    chosen, rejected = (x.requires_grad_() for x in four_log_probabilities[:2])
+    dpo_loss(*four_log_probabilities, beta).sum().backward()
+    implied = [beta * (four_log_probabilities[i] - four_log_probabilities[i + 2]) for i in (0, 1)]
+    weight = beta * torch.sigmoid(implied[1] - implied[0]).detach()
+    torch.testing.assert_close(chosen.grad, -weight)
+    torch.testing.assert_close(rejected.grad, weight)
+
+
+def test_a_ranking_is_right_by_bradley_and_terry():
+    """exp(-loss) is the probability e^a / (e^a + e^b) that the chosen one wins."""
+    chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, 3.0])
+    expected = chosen.exp() / (chosen.exp() + rejected.exp())
+    torch.testing.assert_close((-ranking_loss(chosen, rejected)).exp(), expected)
+    assert ranking_loss(chosen, chosen).tolist() == pytest.approx([math.log(2)] * 3)
+
+
+def test_a_ranking_with_label_smoothing_has_its_least_loss_at_a_finite_margin():
+    margins = torch.linspace(-8, 8, 1601)
+    best = margins[ranking_loss(margins, torch.zeros_like(margins), 0.1).argmin()]
+    assert best.item() == pytest.approx(math.log(0.9 / 0.1), abs=0.02)
+    assert ranking_loss(torch.tensor([-900.0]), torch.tensor([0.0])).item() == 900, "no overflow"
+
+
+def test_advantages_are_relative_to_the_group():
+    rewards = torch.tensor([[1.0, 2.0, 3.0, 6.0], [10.0, 20.0, 30.0, 60.0], [5.0, 5.0, 5.0, 5.0]])
+    found = group_advantages(rewards)
+    expected = (rewards[0] - 3) / rewards[0].std()
+    torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[1], found[0], atol=1e-3, rtol=0)
+    assert torch.equal(found[2], torch.zeros(4))
+
+
+def test_the_gradient_of_the_policy_loss_is_that_of_reinforce(logits, targets):
+    """Minus advantage times the score function, over the tokens that are asked."""
+    advantages, asked = torch.tensor([2.0, -1.0, 0.5]), targets != -100
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    policy_gradient_loss(token_log_probabilities(ours, targets), advantages, asked).backward()
+    summed = sequence_log_probabilities(theirs, targets)
+    (-(advantages * summed).sum() / asked.sum()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_kl_estimate_is_unbiased_and_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = torch.randn(2, 7, generator=generator).log_softmax(-1)
+    exact = (policy.exp() * (policy - reference)).sum()
+    each = kl_estimate(policy, reference)
+    assert (each >= 0).all()
+    torch.testing.assert_close((policy.exp() * each).sum(), exact)
+    assert kl_estimate(policy, policy).abs().max() == 0

@@ -30,6 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lightning.pytorch.LightningDataModule",
         "llm.data.source.Source",
         "llm.data.preprocessing.Preprocessing",
+        "llm.data.template.Template",
     ),
     "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
     "lightning.pytorch": (

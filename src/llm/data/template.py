@@ -1,0 +1,172 @@
+"""How a conversation is written down: the text around the messages, and which of it is an answer.
+
+A template is made of pieces, not of one format string, so it is known of every token who wrote it.
+What people wrote is encoded as plain text: nobody can forge the token that ends a turn by spelling it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple, get_args
+
+from llm.tokenizers.tokenizer import Tokenizer
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+class Message(NamedTuple):
+    """What one side said."""
+
+    role: Role
+    content: str
+
+
+class Piece(NamedTuple):
+    """A part of the written conversation: who wrote it decides how it is encoded."""
+
+    text: str
+    is_template: bool
+    is_response: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text before, after and between the messages of a conversation.
+
+    Args:
+        begin: by role (system, user, assistant), what stands before a message.
+        end: by role, what stands after it. That of the assistant ends every answer, which a model
+            has to learn, so it counts as a part of the answer.
+        separator: stands between two messages.
+        special_tokens: names in the pieces above that are one token each.
+        system_message: the system message of a conversation that brings none; None for none.
+        system_message_with_input: the same for an instruction with an input; None for no difference.
+        input_separator: stands between an instruction and its input, in one message.
+
+    Raises:
+        ValueError: a role is missing or unknown, nothing ends an answer, or a special token stands
+            nowhere or where a person's text is.
+    """
+
+    begin: Mapping[str, str]
+    end: Mapping[str, str]
+    separator: str = ""
+    special_tokens: Sequence[str] = ()
+    system_message: str | None = None
+    system_message_with_input: str | None = None
+    input_separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        for name in ("begin", "end"):
+            if set(getattr(self, name)) != set(ROLES):
+                raise ValueError(f"{name}: give a text for each of {', '.join(ROLES)}, no others")
+        if not self.end["assistant"]:
+            raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
+        own = [*self.begin.values(), *self.end.values(), self.separator]
+        for token in self.special_tokens:
+            if not any(token in text for text in own):
+                raise ValueError(f"special_tokens: {token} is not in begin, end or separator")
+            if token in self.input_separator:
+                raise ValueError(
+                    f"input_separator: {token} is special, and this stands in a person's message"
+                )
+
+    def messages(self, instruction: str, context: str = "") -> list[Message]:
+        """An instruction, and an input that it is about, as a conversation."""
+        if not context:
+            return [Message("user", instruction)]
+        user = Message("user", f"{instruction}{self.input_separator}{context}")
+        if self.system_message_with_input is None:
+            return [user]
+        return [Message("system", self.system_message_with_input), user]
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        """The tokens of a conversation, and which belong to an assistant's answers, ends included.
+
+        Raises:
+            ValueError: the roles do not alternate, or the tokenizer lacks a special token.
+        """
+        return self._encode(self._pieces(messages), tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """The tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+
+        Raises:
+            ValueError: as `encode`, or the last message is not the user's.
+        """
+        return self._encode(self._prompt(messages), tokenizer)[0]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation; after a user's message, up to where the assistant begins.
+
+        Raises:
+            ValueError: the roles do not alternate.
+        """
+        answered = messages and messages[-1].role == "assistant"
+        pieces = self._pieces(messages) if answered else self._prompt(messages)
+        return "".join(piece.text for piece in pieces)
+
+    def end_token(self, tokenizer: Tokenizer) -> int | None:
+        """The token that ends an answer; None where it takes several: then there are `stops`."""
+        return tokenizer.special_tokens.get(self.end["assistant"])
+
+    @property
+    def stops(self) -> list[str]:
+        """The text that ends an answer, where that is not one special token."""
+        end = self.end["assistant"]
+        return [] if end in self.special_tokens else [end]
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        require_order(messages)
+        if self.system_message is not None and messages[0].role != "system":
+            messages = [Message("system", self.system_message), *messages]
+        for index, (role, content) in enumerate(messages):
+            answer = role == "assistant"
+            yield Piece((self.separator if index else "") + self.begin[role], True, False)
+            yield Piece(content, False, answer)
+            yield Piece(self.end[role], True, answer)
+
+    def _prompt(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        yield from self._pieces(messages)
+        if messages[-1].role != "user":
+            raise ValueError("the last message must be the user's: the assistant answers it")
+        yield Piece(self.separator + self.begin["assistant"], True, False)
+
+    def _encode(
+        self, pieces: Iterator[Piece], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
+        if lacking:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(lacking)}: give it with_special_tokens({lacking})"
+            )
+        tokens: list[int] = []
+        is_response: list[bool] = []
+        for piece in pieces:
+            new = tokenizer.encode(piece.text, special=piece.is_template)
+            tokens += new
+            is_response += [piece.is_response] * len(new)
+        return tokens, is_response
+
+
+def require_order(messages: Sequence[Message]) -> None:
+    """Let pass: perhaps a system message, then the user and the assistant in turn.
+
+    Raises:
+        ValueError: it is otherwise; the message says where.
+    """
+    unknown = [message.role for message in messages if message.role not in ROLES]
+    if unknown:
+        raise ValueError(f"role {unknown[0]!r} is none of {', '.join(ROLES)}")
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns:
+        raise ValueError("there is no message of the user's")
+    first = turns[0].role
+    if first != "user":
+        raise ValueError(f"the conversation begins with the {first}, not with the user")
+    for before, after in pairwise(turns):
+        if {before.role, after.role} != {"user", "assistant"}:
+            raise ValueError(f"after the {before.role} comes the {after.role}: they must alternate")

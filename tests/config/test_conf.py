@@ -9,7 +9,17 @@ from llm.config.check import check
 from llm.config.composition import compose, open_loader
 from llm.config.errors import ConfigError
 
-GROUPS = ["model", "size", "tokenizer", "data", "task", "weights", "optimizer", "schedule"]
+GROUPS = [
+    "model",
+    "size",
+    "tokenizer",
+    "data",
+    "task",
+    "weights",
+    "adapter",
+    "optimizer",
+    "schedule",
+]
 PARTS = ["position", "norm", "attention", "kernel", "feed_forward", "residual", "mask", "init"]
 REST = ["hardware", "logger", "callbacks", "experiment"]
 

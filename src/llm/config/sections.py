@@ -39,6 +39,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "hardware": _class("llm.hardware.Hardware"),
     "trainer": _class("llm.trainer.Settings"),
     "weights": _plain(Any),
+    "adapter": _class("llm.adapters.adapter.Adapter"),
     "sampler": _class("llm.generation.sampling.Sampler"),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),

@@ -24,6 +24,7 @@ PARTS = (
 ALLOWED: dict[str, tuple[str, ...]] = {
     **{f"llm.{part}": () for part in PARTS},
     "llm.trainer": ("llm.trainer.Settings",),
+    "llm.adapters": ("llm.adapters.adapter.Adapter",),
     "llm.evaluation": ("torchmetrics.Metric",),
     "llm.callbacks": ("lightning.pytorch.Callback",),
     "llm.data": (
@@ -31,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "llm.data.source.Source",
         "llm.data.preprocessing.Preprocessing",
         "llm.data.template.Template",
+        "llm.data.collation.Padding",
     ),
     "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
     "lightning.pytorch": (

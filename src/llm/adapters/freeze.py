@@ -1,0 +1,45 @@
+"""Adapters that add nothing: a part of the model learns, as it is, and the rest stays frozen."""
+
+from torch import nn
+
+from llm.adapters.adapter import Adapter
+
+
+class LastBlock(Adapter):
+    """The last block and the final norm learn, and what is new (Raschka 2024, chapter 6).
+
+    A head that came with the weights stays frozen. The argument is that of `Adapter`.
+    """
+
+    def adapt(self, model: nn.Module) -> None:
+        """Thaws the last of the `blocks`, and `final_norm`.
+
+        Raises:
+            ValueError: the model has no blocks.
+        """
+        parts = {name.rpartition(".")[-1]: module for name, module in model.named_modules()}
+        blocks = parts.get("blocks")
+        if not isinstance(blocks, nn.ModuleList):
+            raise ValueError(f"the last block needs blocks, and {type(model).__name__} has none")
+        for part in (blocks[-1], parts.get("final_norm")):
+            if part is not None:
+                part.requires_grad_(True)
+
+
+class Head(Adapter):
+    """The head alone learns, and what is new: a linear probe (Alain and Bengio 2016).
+
+    A tied head is the embedding, one matrix in two places: it learns, in both. The argument is that
+    of `Adapter`.
+    """
+
+    def adapt(self, model: nn.Module) -> None:
+        """Thaws `head`.
+
+        Raises:
+            ValueError: the model has no head with parameters.
+        """
+        head = getattr(model, "head", None)
+        if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
+            raise ValueError(f"adapter=head needs a head, and {type(model).__name__} has none")
+        head.requires_grad_(True)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from llm.config.errors import ConfigError
-from llm.weights.filling import fill
+from llm.weights.filling import TOKEN_TABLES, fill
 
 
 class Tied(nn.Module):
@@ -30,7 +30,7 @@ def test_half_precision_files_fill_single_precision_models():
 
 def test_new_tokens_begin_as_the_mean_of_the_old():
     source, model = Tied(5), Tied(7)
-    fill(model, source.state_dict(), "here")
+    fill(model, source.state_dict(), "here", TOKEN_TABLES)
     assert torch.equal(model.embedding.weight[:5], source.embedding.weight)
     mean = source.embedding.weight.mean(0)
     assert torch.allclose(model.embedding.weight[5:], mean.expand(2, 3))

@@ -47,6 +47,12 @@ VERBS = {
         'llm generate weights.path=outputs/pretraining/python_docs prompt="The class statement"',
         texts=("prompt", "stop"),
     ),
+    "chat": Verb(
+        "llm.apps.chat",
+        "talk with a model that was trained on conversations",
+        "llm chat weights.path=outputs/instruction/instruct",
+        texts=("system", "stop"),
+    ),
 }
 
 USAGE = """\

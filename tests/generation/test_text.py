@@ -74,5 +74,5 @@ def test_a_prompt_of_tokens_ends_at_a_token_of_the_callers(model):
     prompt = tokenizer.encode("Every effort")
     (drawn,) = generate(model, [prompt], 40, SAMPLER)
     end = next(token for token in drawn[10:] if token < 128)
-    pieces = stream_tokens(model, tokenizer, [prompt], 40, SAMPLER, end_token=end)
+    pieces = stream_tokens(model, tokenizer, [prompt], 40, SAMPLER, end_tokens=[end])
     assert "".join(text for _, text in pieces) == tokenizer.decode(drawn[: drawn.index(end)])

@@ -23,6 +23,10 @@ def _by_name(kind: Callable[[], Any]) -> Callable[[], Any]:
     return lambda: Mapping[str, kind() | None]
 
 
+def _or_none(kind: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: kind() | None
+
+
 def _plain(hint: Any) -> Callable[[], Any]:
     return lambda: hint
 
@@ -41,9 +45,10 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "weights": _plain(Any),
     "adapter": _class("llm.adapters.adapter.Adapter"),
     "sampler": _class("llm.generation.sampling.Sampler"),
+    "template": _or_none(_class("llm.data.template.Template")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
-    # words of every verb, then of `train`, then of `generate`
+    # words of every verb, then of `train`, then of `generate` and `chat`
     "seed": _plain(int),
     "trust": _plain(Sequence[str]),
     "name": _plain(str | None),
@@ -53,6 +58,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "prompts_file": _plain(str | None),
     "max_tokens": _plain(int),
     "stop": _plain(str | Sequence[str]),
+    "system": _plain(str | None),
 }
 
 # Full keys that may be missing: the app fills them in when it builds.

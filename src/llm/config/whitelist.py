@@ -16,7 +16,7 @@ from llm.config.errors import ConfigError, suggestion
 # Our own packages all of whose functions and classes compute and no more: none writes a file.
 PARTS = (
     *("nn", "tokenizers", "models", "losses", "optim", "generation", "tasks", "hardware"),
-    *("weights.run", "loggers.wandb", "loggers.tensorboard"),
+    *("data.template", "weights.run", "loggers.wandb", "loggers.tensorboard"),
 )
 
 # Packages that are importable from a configuration, each with the base classes that its targets must

@@ -1,6 +1,6 @@
 """From text to text: prompts in, pieces of their continuations out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
@@ -66,18 +66,18 @@ def stream_tokens(
     sampler: Sampler,
     seed: int = 0,
     stop: Sequence[str] = (),
-    end_token: int | None = None,
+    end_tokens: Collection[int] = (),
 ) -> Iterator[tuple[int, str]]:
     """As `stream`, for prompts that are tokens already, at least one a row.
 
-    A row ends at `end_token` too, which may be the one that ends an answer.
+    A row ends at each of `end_tokens` too, such as the one that ends an answer.
     """
     decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
     stops = [StopStrings(stop) for _ in prompts]
     decoding = Decoding(model, prompts, max_tokens, sampler, seed, tokenizer.end_of_text)
     for tokens in decoding:
         for row, token in tokens.items():
-            if token == end_token:
+            if token in end_tokens:
                 decoding.end(row)
             elif piece := stops[row].add(decoders[row].add(token)):
                 yield row, piece

@@ -1,0 +1,75 @@
+"""How a model is made ready to be talked with."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from llm.apps.dialogue import Dialogue
+from llm.apps.terminal import terminal
+from llm.apps.writing import autocast
+from llm.config.build import build, mistakes_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.data.template import Message, Template
+from llm.generation.conversation import Conversation
+from llm.generation.text import stream_tokens
+from llm.hardware import Hardware
+from llm.weights.weights import Weights
+
+
+def chat(config: DictConfig) -> None:
+    """Talk as a composed configuration of `llm chat` asks, until the person leaves.
+
+    Raises:
+        ConfigError: the configuration is wrong, or the model knows no conversations.
+    """
+    check(config)
+    weights: Weights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights=scratch has learned nothing to talk with: use weights=run")
+    template = build(config.template) or trained_template(weights)
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    tokenizer, sampler = weights.tokenizer(), build(config.sampler)
+    with mistakes_at("template"):  # before the weights are read, which takes longer
+        template.encode_prompt([Message("user", "")], tokenizer)
+    model: Any = weights.model().to(hardware.accelerator)
+    with mistakes_at("max_tokens"):
+        room = min(config.max_tokens, model.context_length // 2)
+        conversation = Conversation(template, tokenizer, model.context_length, room)
+    conversation.system = config.system or None
+    # A model that begins another turn has ended its own.
+    ends = [tokenizer.special_tokens[name] for name in template.special_tokens]
+    own = [config.stop] if isinstance(config.stop, str) else config.stop
+    stops = [*template.stops, *own]
+
+    def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:
+        most = min(config.max_tokens, model.context_length - len(prompt))
+        pieces = stream_tokens(model, tokenizer, [prompt], most, sampler, seed, stops, ends)
+        return (piece for _, piece in pieces)
+
+    with autocast(hardware):
+        Dialogue(conversation, answer, terminal(), config.seed).run()
+
+
+def trained_template(weights: Weights) -> Template:
+    """The template that the weights were trained with.
+
+    Raises:
+        ConfigError: they were trained with none.
+    """
+    node = OmegaConf.select(weights.config, "data.template")
+    if node is None:
+        raise ConfigError(
+            f"template: {weights.path} was trained on no conversations; name a run of "
+            f"`llm train experiment=instruct weights.path={weights.path}`, or the template to use: "
+            "template=plain lets any model continue a dialogue"
+        )
+    trust = OmegaConf.select(weights.config, "trust") or []
+    stored = OmegaConf.create({"template": node, "trust": trust})
+    check(stored)  # a run directory may be a stranger's
+    return build(stored.template)

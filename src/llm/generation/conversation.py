@@ -1,0 +1,93 @@
+"""A conversation with a model that remembers no more than its context holds."""
+
+from typing import NamedTuple
+
+from llm.data.template import Message, Template
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+class Turn(NamedTuple):
+    """A question and what was answered."""
+
+    question: str
+    answer: str
+
+
+class Conversation:
+    """What was said, and the prompt made of the newest turns that leave room for an answer.
+
+    Args:
+        template: how messages become tokens, that of the model's training.
+        tokenizer: the model's.
+        context_length: tokens that the model sees.
+        room: of those, how many a prompt leaves free for the answer.
+
+    Attributes:
+        system: the system message; None for the template's own, if it has one.
+        turns: all that were had, the oldest first.
+        dropped: how many of the oldest are no longer in the prompt.
+
+    Raises:
+        ValueError: the room is none, or all of the context.
+    """
+
+    def __init__(
+        self, template: Template, tokenizer: Tokenizer, context_length: int, room: int
+    ) -> None:
+        if not 0 < room < context_length:
+            raise ValueError(
+                f"room={room}: an answer needs 1 token or more, and fewer than the context's "
+                f"{context_length}"
+            )
+        self.template = template
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.room = room
+        self.system: str | None = None
+        self.turns: list[Turn] = []
+        self.dropped = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        """All that was said, as the template takes it."""
+        return self._messages(self.turns)
+
+    def prompt(self, question: str) -> list[int]:
+        """The tokens that ask a question: after the system message and the turns that fit.
+
+        The oldest turns are dropped first, whole ones, and stay so.
+
+        Raises:
+            ValueError: the question does not fit even alone, or the tokenizer lacks a token of the
+                template; no turn is dropped then.
+        """
+        limit = self.context_length - self.room
+        dropped = self.dropped
+        while len(tokens := self._encode(dropped, question)) > limit:
+            if dropped == len(self.turns):
+                raise ValueError(
+                    f"the question takes {len(tokens):,} tokens, what stands around it included, and "
+                    f"{limit:,} are left for it in a context of {self.context_length:,}: shorten it"
+                )
+            dropped += 1
+        self.dropped = dropped
+        return tokens
+
+    def add(self, question: str, answer: str) -> None:
+        """Remember a turn."""
+        self.turns.append(Turn(question, answer))
+
+    def reset(self) -> None:
+        """Forget the turns; the system message stays."""
+        self.turns.clear()
+        self.dropped = 0
+
+    def _encode(self, dropped: int, question: str) -> list[int]:
+        asked = [*self._messages(self.turns[dropped:]), Message("user", question)]
+        return self.template.encode_prompt(asked, self.tokenizer)
+
+    def _messages(self, turns: list[Turn]) -> list[Message]:
+        messages = [] if self.system is None else [Message("system", self.system)]
+        for question, answer in turns:
+            messages += [Message("user", question), Message("assistant", answer)]
+        return messages

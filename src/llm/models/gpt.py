@@ -153,7 +153,8 @@ class GPT(nn.Module):
         (Chowdhery et al. 2022, PaLM, appendix B).
         """
         context = context or self.context_length
-        multiplying = self.num_parameters(embeddings=False) + self.head.weight.numel()
+        head = sum(parameter.numel() for parameter in self.head.parameters())
+        multiplying = self.num_parameters(embeddings=False) + head
         width = sum(layer.num_heads * layer.head_dim for layer in self._attentions())
         return 6 * multiplying + 12 * width * context
 

@@ -1,0 +1,105 @@
+"""A language model's body with a head that reads one state of each text: classes, or a score."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Pooling = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def last_token(
+    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B C"]:
+    """The state of the last real token: the only one that has seen the whole text, under a causal mask."""
+    if attention is None:
+        return hidden[:, -1]
+    places = torch.arange(hidden.shape[1], device=hidden.device)
+    return _at(hidden, torch.where(attention, places, -1).argmax(dim=1))
+
+
+def first_token(
+    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B C"]:
+    """The state of the first real token, as BERT's [CLS] is read: for models that see both ways."""
+    if attention is None:
+        return hidden[:, 0]
+    return _at(hidden, attention.int().argmax(dim=1))
+
+
+def mean(
+    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+) -> Float[Tensor, "B C"]:
+    """The mean of the states of all real tokens."""
+    if attention is None:
+        return hidden.mean(dim=1)
+    real = hidden.masked_fill(~attention.unsqueeze(-1), 0.0)
+    return real.sum(dim=1) / attention.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _at(hidden: Tensor, places: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+
+
+class Classifier(nn.Module):
+    """The body of a language model and a linear head over one pooled state (Radford et al. 2018).
+
+    Args:
+        body: a language model with `hidden` and a linear `head`, which is taken off.
+        num_classes: scores a text is given; 1 makes a reward model.
+        pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read.
+        dropout: probability before the head.
+
+    Raises:
+        ValueError: num_classes is not positive.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        num_classes: int,
+        pooling: Pooling = last_token,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: give 1 or more")
+        self.num_classes = num_classes
+        self.pooling = pooling
+        dim = cast(nn.Linear, body.head).in_features
+        body.head = nn.Identity()
+        self.body = body
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(dim, num_classes)
+        # As the body's own matrices begin: nearly even odds, whatever the width.
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B N"]:
+        """The logits of the classes.
+
+        Args:
+            tokens: ids of the texts, padded on either side to one length.
+            attention: True where a token is real; without it all are.
+        """
+        body: Any = self.body
+        hidden = body.hidden(tokens, attention=attention).hidden
+        return self.head(self.dropout(self.pooling(hidden, attention)))
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The body's blocks, for those who treat them one by one."""
+        return cast(nn.Module, self.body.blocks)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text."""
+        return cast(int, self.body.context_length)
+
+    def flops_per_token(self, context: int | None = None) -> int:
+        """Floating-point operations for one token of training: the body's, for the head reads one a text."""
+        return cast(Any, self.body).flops_per_token(context)

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from llm.models.classifier import Classifier, first_token, last_token, mean
+
+TEXT = torch.arange(1, 8)
+POOLINGS = [last_token, first_token, mean]
+
+
+@pytest.fixture
+def make(build):
+    def made(*overrides, pooling=last_token, num_classes=3, dropout=0.0):
+        torch.manual_seed(0)
+        model = Classifier(build(*overrides), num_classes, pooling, dropout)
+        nn.init.normal_(model.head.weight)  # far from even odds: a wrong state would show
+        return model.eval()
+
+    return made
+
+
+def padded(left: int, right: int, pad: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """TEXT and a longer text as one batch, with pads around TEXT."""
+    length = left + len(TEXT) + right
+    tokens = torch.full((2, length), pad)
+    tokens[0, left : left + len(TEXT)] = TEXT
+    attention = tokens.new_zeros(2, length, dtype=torch.bool)
+    attention[0, left : left + len(TEXT)] = True
+    attention[1] = True
+    return tokens, attention
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("position", ["learned", "rotary", "alibi", "sinusoidal", "none"])
+def test_the_answer_does_not_change_with_padding(make, pooling, position):
+    model = make(f"model/position={position}", pooling=pooling).double()
+    alone = model(TEXT[None])
+    for left, right in [(0, 0), (0, 1), (0, 9), (1, 0), (9, 0), (3, 4)]:
+        for pad in (0, 5):
+            tokens, attention = padded(left, right, pad)
+            torch.testing.assert_close(model(tokens, attention)[:1], alone, rtol=0, atol=1e-12)
+
+
+def test_in_single_precision_right_padding_changes_nothing_that_counts(make):
+    model = make()
+    tokens, attention = padded(0, 6)
+    torch.testing.assert_close(
+        model(tokens, attention)[:1], model(TEXT[None]), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_last_token_counts_and_pads_do_not(make):
+    model = make()
+    tokens, attention = padded(2, 3)
+    before = model(tokens, attention)[0]
+    tokens[0, ~attention[0]] = 9
+    torch.testing.assert_close(model(tokens, attention)[0], before)
+    tokens[0, 2 + len(TEXT) - 1] = 9
+    assert not torch.allclose(model(tokens, attention)[0], before, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling_is_that_of_a_loop_over_the_texts(pooling):
+    hidden, attention = torch.randn(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
+    attention[0, :2] = attention[1, 3:] = attention[2, 1:5] = True
+    hidden[~attention] = torch.nan  # what stands at a pad must not get through
+    for row in range(3):
+        real = hidden[row, attention[row]]
+        wanted = {last_token: real[-1], first_token: real[0], mean: real.mean(0)}[pooling]
+        torch.testing.assert_close(pooling(hidden, attention)[row], wanted)
+        torch.testing.assert_close(pooling(real[None], None)[0], wanted)
+
+
+def test_the_language_models_head_is_gone(make, build):
+    body = build()
+    expected = body.num_parameters(embeddings=False) + body.embedding.weight.numel()
+    expected += sum(parameter.numel() for parameter in body.position.parameters())
+    model = make(num_classes=5)
+    assert sum(p.numel() for p in model.body.parameters()) == expected
+    assert model(TEXT[None]).shape == (1, 5)
+    assert [name for name, _ in model.head.named_parameters()] == ["weight", "bias"]
+
+
+def test_a_new_head_gives_nearly_even_odds(build):
+    odds = Classifier(build(), 4)(TEXT[None]).softmax(-1)
+    torch.testing.assert_close(odds, torch.full((1, 4), 0.25), rtol=0, atol=0.1)
+
+
+def test_dropout_acts_in_training_only(make):
+    model = make(dropout=0.5)
+    assert torch.equal(model(TEXT[None]), model(TEXT[None]))
+    model.train()
+    assert not torch.equal(model(TEXT[None]), model(TEXT[None]))
+
+
+def test_flops_are_those_of_the_body_without_the_table_of_words(make, build):
+    body = build("model.tie_weights=false")
+    saved = 6 * body.head.weight.numel()
+    assert (
+        make("model.tie_weights=false").flops_per_token(16) == body.flops_per_token(16) - saved > 0
+    )
+
+
+def test_a_classifier_needs_a_class(build):
+    with pytest.raises(ValueError, match="num_classes=0: give 1 or more"):
+        Classifier(build(), 0)

@@ -1,5 +1,7 @@
 import http.server
+import io
 import threading
+import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -13,14 +15,24 @@ TEXT = "I had always thought Jack Gisburn rather a cheap genius.\r\n"
 SHA256 = sha256(TEXT.encode()).hexdigest()
 
 
+def zipped(name: str, content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(name, content)
+    return archive.getvalue()
+
+
+PAGES = {"/story.txt": TEXT.encode(), "/story.zip": zipped("a/story", TEXT.encode())}
+
+
 class Server(http.server.SimpleHTTPRequestHandler):
     asked = 0
 
     def do_GET(self) -> None:
         type(self).asked += 1
-        self.send_response(200 if self.path == "/story.txt" else 404)
+        self.send_response(200 if self.path in PAGES else 404)
         self.end_headers()
-        self.wfile.write(TEXT.encode())
+        self.wfile.write(PAGES.get(self.path, b""))
 
     def log_message(self, *arguments) -> None:
         pass
@@ -83,6 +95,27 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(address: str, cache_folder
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_text("damaged")
     assert fetch(address, SHA256, "story.txt").read_bytes() == TEXT.encode()
+
+
+def test_a_member_of_an_archive_is_kept_without_the_archive(address: str, cache_folder: Path):
+    published = Download(address.replace(".txt", ".zip"), SHA256, "story.txt", member="a/story")
+    for _ in range(2):
+        assert published.file() == cache_folder / "story.txt"
+    assert (cache_folder / "story.txt").read_bytes() == TEXT.encode()
+    assert Server.asked == 1
+    assert [file.name for file in cache_folder.iterdir()] == ["story.txt"]
+
+
+@pytest.mark.parametrize("wrong", ["member", "sha256", "archive"])
+def test_another_archive_than_the_published_one_is_refused_and_not_kept(
+    wrong: str, address: str, cache_folder: Path
+):
+    url = address if wrong == "archive" else address.replace(".txt", ".zip")
+    sha256 = "0" * 64 if wrong == "sha256" else SHA256
+    member = "b/story" if wrong == "member" else "a/story"
+    with pytest.raises(DataError, match=r"is not the file that was published"):
+        fetch(url, sha256, "story.txt", member)
+    assert list(cache_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("broken", ["nobody answers", "no such page"])

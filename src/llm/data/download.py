@@ -1,6 +1,9 @@
 """Published files: fetched once, checked by their SHA-256, kept in the cache."""
 
+import hashlib
 import logging
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,23 +22,34 @@ class Download(Source):
         url: Where it is published.
         sha256: Of the file, in hexadecimal.
         file_name: What it is called in the cache folder; put it there by hand to work offline.
+        member: Where a zip archive is published: the name of the file within.
     """
 
-    def __init__(self, url: str, sha256: str, file_name: str) -> None:
-        self.url, self.sha256, self.file_name = url, sha256, file_name
+    def __init__(self, url: str, sha256: str, file_name: str, member: str | None = None) -> None:
+        self.url, self.sha256, self.file_name, self.member = url, sha256, file_name, member
         self.name = file_name
 
+    def file(self) -> Path:
+        """The file on this machine, fetched if need be."""
+        return fetch(self.url, self.sha256, self.file_name, self.member)
+
     def documents(self) -> Iterator[str]:
-        """Yield the text, fetched if need be."""
-        yield decoded(fetch(self.url, self.sha256, self.file_name).read_bytes())
+        """Yield the text."""
+        yield decoded(self.file().read_bytes())
 
     def fingerprint(self) -> str:
         """The hash says it all, without the file."""
         return self.sha256
 
 
-def fetch(url: str, sha256: str, file_name: str) -> Path:
+def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> Path:
     """Return the path of a published file, downloaded into the cache if it is not there.
+
+    Args:
+        url: Where it is published.
+        sha256: Of the file, in hexadecimal; of the member, where an archive is published.
+        file_name: What it is called in the cache folder.
+        member: The name of the file within a published zip archive.
 
     Raises:
         DataError: It cannot be fetched, or is not the file that was published.
@@ -46,8 +60,10 @@ def fetch(url: str, sha256: str, file_name: str) -> Path:
     folder = cache.writable_folder("")
     pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
     try:
+        if member is not None:
+            return _fetch_member(url, sha256, folder / file_name, member)
         return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=file_name, path=folder))
-    except ValueError:
+    except (ValueError, zipfile.BadZipFile, KeyError):
         raise DataError(
             f"{url} is not the file that was published (its SHA-256 is not {sha256}): it was not "
             f"kept; put the right file at {folder / file_name}"
@@ -57,3 +73,16 @@ def fetch(url: str, sha256: str, file_name: str) -> Path:
             f"cannot download {url} ({type(error).__name__}): fetch it by other means and put it "
             f"at {folder / file_name}, or set LLM_CACHE to a folder that holds {file_name}"
         ) from None
+
+
+def _fetch_member(url: str, sha256: str, path: Path, member: str) -> Path:
+    """Keep one file of an archive; the archive itself may be packed anew with other bytes."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        archive = pooch.retrieve(url, None, fname="archive.zip", path=temporary)
+        with zipfile.ZipFile(archive) as opened:
+            content = opened.read(member)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError
+        unpacked = Path(temporary) / "member"
+        unpacked.write_bytes(content)
+        return unpacked.replace(path)

@@ -1,0 +1,227 @@
+"""LoRA: a frozen layer learns through two thin matrices beside it (Hu et al. 2021).
+
+Finetuning adds a matrix ΔW to a layer's W. LoRA allows it a low rank r only, as the product of
+B (outputs, r) and A (r, inputs), both of which are small:
+
+    y = W x + alpha/r · B A x                              (section 4.1, equation 3)
+
+A begins at random and B at zero, so that at first nothing changes. A matrix of 768 × 768 has 589,824
+entries, its A and B of rank 8 have 12,288. What was learned can be stored by itself, several such sets
+can take turns on one base (`activate`), and one can be added into W for good (`merge`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.adapters.adapter import Adapted, Adapter
+from llm.adapters.targets import Target, choose
+from llm.config.errors import suggestion
+
+
+class LowRank(nn.Module):
+    """The product: x ↦ alpha/rank · dropout(x) Aᵀ Bᵀ, for some rows of a layer's W.
+
+    Args:
+        base: the layer; A and B are where it is, in float32 even if it is stored in less.
+        rows: the rows, each of which makes one output.
+        rank: r, the rows of A and the columns of B.
+        alpha: how far the update counts, whatever the rank.
+        dropout: probability for the inputs.
+    """
+
+    def __init__(
+        self, base: nn.Linear, rows: slice, rank: int, alpha: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        self.scale = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        down = torch.empty(rank, base.in_features, dtype=dtype, device=base.weight.device)
+        self.down = nn.Parameter(nn.init.kaiming_uniform_(down, a=math.sqrt(5)))  # A
+        self.up = nn.Parameter(down.new_zeros(rows.stop - rows.start, rank))  # B
+
+    def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B rows"]:
+        """What these rows' outputs change by."""
+        down, up = (matrix.to(x.dtype) for matrix in (self.down, self.up))
+        return self.scale * F.linear(F.linear(self.dropout(x), down), up)
+
+    def delta(self) -> Float[Tensor, "rows inputs"]:
+        """What the rows themselves change by: ΔW."""
+        return self.scale * self.up @ self.down
+
+
+class LoRALinear(Adapted):
+    """A linear layer with updates beside it.
+
+    Attributes:
+        base: the layer itself, frozen.
+        lora: by an adapter's name, its `LowRank` updates by the part of the layer they are for.
+        active: the adapter whose updates count.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.lora = nn.ModuleDict()
+        self.active: str | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's W, for those who ask a layer for its device, dtype or size."""
+        return self.base.weight
+
+    def updates(self) -> list[LowRank]:
+        """Those that count now."""
+        if not self.enabled or self.active is None:
+            return []
+        return list(cast(nn.ModuleDict, self.lora[self.active]).values())  # pyright: ignore
+
+    def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B outputs"]:
+        """The base's outputs, updated."""
+        y = self.base(x)
+        for update in self.updates():
+            y[..., update.rows].add_(update(x))
+        return y
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One layer that computes the same: the base itself if no update counts, else a new one.
+
+        The new W is a parameter of its own, so that a head which shared the embedding's does so no
+        longer, and it is as precise as the updates, even if the base is stored in less.
+        """
+        base, updates = self.base, self.updates()
+        if not updates:
+            return base
+        weight = base.weight.to(updates[0].down.dtype, copy=True)
+        for update in updates:
+            weight[update.rows] += update.delta()
+        layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if base.bias is not None:
+            layer.bias = nn.Parameter(base.bias.to(weight.dtype), requires_grad=False)
+        return layer.train(self.training)
+
+
+class LoRA(Adapter):
+    """Low-rank updates beside every linear layer whose name matches; the rest is frozen.
+
+    A pattern (`*`, `?`, `[…]`) is held against a layer's full name (`blocks.0.attention.output`)
+    and against the last word of it. The fused projection `query_key_value` counts as three layers,
+    `query`, `key` and `value`, each with an A and a B of its own, as in the paper; by its own name it
+    is one layer.
+
+    Muon takes A and B for matrices to orthogonalise, one by one, which is not to orthogonalise their
+    product: AdamW is the optimizer to use. Its weight decay pulls towards the base.
+
+    Args:
+        rank: r; memory, and what can be learned, grow with it.
+        alpha: strength of the updates; they are scaled by alpha/rank, so that another rank needs no
+            other learning rate.
+        dropout: probability for the inputs of the updates.
+        targets: patterns of names. By default every linear layer of the blocks; `*` takes in the
+            head, and `query` with `value` is the paper's choice.
+        name: several adapters on one base are told apart by it.
+        frozen_dtype: see `Adapter`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        targets: Sequence[str] = ("*blocks.*",),
+        name: str = "default",
+        frozen_dtype: Literal["bfloat16"] | None = None,
+    ) -> None:
+        super().__init__(frozen_dtype)
+        if rank < 1:
+            raise ValueError(f"rank={rank}: give 1 or more")
+        if alpha <= 0:
+            raise ValueError(f"alpha={alpha}: give a number above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"dropout={dropout}: give a probability from 0 up to, not including, 1"
+            )
+        if isinstance(targets, str) or not targets:
+            raise ValueError(f"targets={targets}: give a list of patterns, such as [query, value]")
+        if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"name={name}: give a word of letters, digits and _, such as default")
+        self.settings = rank, alpha, dropout
+        self.targets, self.name = targets, name
+
+    def adapt(self, model: nn.Module) -> None:
+        """Puts updates beside the targets and activates them.
+
+        Raises:
+            ValueError: a pattern matches nothing, or the model has an adapter of this name.
+        """
+        if self.name in adapters(model):
+            raise ValueError(f"name={self.name}: the model has such an adapter; give another name")
+        for target in choose(model, self.targets):
+            self._put(model, target)
+        activate(model, self.name)
+
+    def _put(self, model: nn.Module, target: Target) -> None:
+        layer = model.get_submodule(target.layer)
+        if isinstance(layer, nn.Linear):
+            layer = LoRALinear(layer)
+            model.set_submodule(target.layer, layer)
+        assert isinstance(layer, LoRALinear)
+        if self.name not in layer.lora:
+            layer.lora[self.name] = nn.ModuleDict()
+        parts = cast(nn.ModuleDict, layer.lora[self.name])
+        parts[target.part] = LowRank(layer.base, target.rows, *self.settings)
+
+
+def adapters(model: nn.Module) -> set[str]:
+    """The names of a model's LoRA adapters."""
+    return {name for _, layer in _layers(model) for name in layer.lora}
+
+
+def activate(model: nn.Module, name: str | None) -> None:
+    """Lets the updates of one adapter count, and learn; those of all others, or all if None, rest.
+
+    Raises:
+        ValueError: there is no adapter of this name.
+    """
+    if name is not None and name not in (known := adapters(model)):
+        raise ValueError(f"no adapter is called {name}; {suggestion(name, known)}")
+    for _, layer in _layers(model):
+        layer.active = name if name in set(layer.lora) else None
+        for each, updates in layer.lora.items():
+            updates.requires_grad_(each == name)
+
+
+def merge(model: nn.Module) -> dict[str, LoRALinear]:
+    """Adds what counts into the layers themselves: the model is plain again, names and all.
+
+    Returns:
+        The layers that were replaced, for `unmerge`; who drops them frees their memory.
+    """
+    layers = dict(_layers(model))
+    for name, layer in layers.items():
+        model.set_submodule(name, layer.merged())
+    return layers
+
+
+def unmerge(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
+    """Undoes a merge, exactly: puts back the layers that `merge` returned."""
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            yield name, module

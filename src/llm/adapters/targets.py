@@ -1,0 +1,95 @@
+"""Which layers an adapter is for: linear layers, chosen by patterns of their names."""
+
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import nn
+
+from llm.adapters.adapter import Adapted
+from llm.config.errors import suggestion
+from llm.nn.attention import Attention
+
+
+class Target(NamedTuple):
+    """A linear layer, or one of the several that a fused projection is.
+
+    Attributes:
+        layer: the layer's name in the model.
+        part: what is meant of it: `query`, `key` or `value`, or the last word of its own name.
+        rows: those rows of its weight that make up the part.
+    """
+
+    layer: str
+    part: str
+    rows: slice
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layer is meant under its own name."""
+        return self.part == _last_word(self.layer)
+
+
+def choose(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
+    """The targets whose full name, or its last word, matches a pattern of `*`, `?` and `[…]`.
+
+    Where parts of a fused projection match, it is not taken as a whole as well.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    found = named_targets(model)
+    chosen = set()
+    for pattern in patterns:
+        names = {n for n in found if fnmatchcase(n, pattern) or fnmatchcase(_last_word(n), pattern)}
+        if not names:
+            known = {re.sub(r"\.\d+\.", ".*.", name) for name in found} | set(
+                map(_last_word, found)
+            )
+            raise ValueError(
+                f"targets: {pattern} matches no frozen linear layer; {suggestion(pattern, known)}"
+            )
+        chosen |= names
+    in_parts = {found[name].layer for name in chosen if not found[name].is_whole}
+    targets = [target for name, target in found.items() if name in chosen]
+    return [each for each in targets if not (each.is_whole and each.layer in in_parts)]
+
+
+def named_targets(model: nn.Module) -> dict[str, Target]:
+    """All targets in a model, by full name: its frozen linear layers and their parts.
+
+    A layer that learns as it is, such as a new head, is none.
+    """
+    targets = {}
+    for name, layer in _linear_layers(model):
+        parent_name, _, last = name.rpartition(".")
+        targets[name] = Target(name, last, slice(0, layer.out_features))
+        parent = model.get_submodule(parent_name)
+        if isinstance(parent, Attention) and last == "query_key_value":
+            for part, rows in _parts(parent).items():
+                targets[f"{parent_name}.{part}"] = Target(name, part, rows)
+    return targets
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            parent = name.rpartition(".")[0]  # an adapted layer goes by the name it had before
+            yield parent if isinstance(model.get_submodule(parent), Adapted) else name, module
+
+
+def _parts(attention: Attention) -> dict[str, slice]:
+    """The rows of each part of `query_key_value`."""
+    queries, keys = (
+        heads * attention.head_dim for heads in (attention.num_heads, attention.num_kv_heads)
+    )
+    return {
+        "query": slice(0, queries),
+        "key": slice(queries, queries + keys),
+        "value": slice(queries + keys, queries + 2 * keys),
+    }
+
+
+def _last_word(name: str) -> str:
+    return name.rpartition(".")[-1]

@@ -3,7 +3,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from llm.data.sampler import TrainingSampler, ValidationSampler, mixed, permuted
+from llm.data.sampler import (
+    LengthGroupedSampler,
+    TrainingSampler,
+    ValidationSampler,
+    mixed,
+    permuted,
+)
 
 
 def shuffles(size: int, number: int) -> np.ndarray:
@@ -98,3 +104,40 @@ def test_validation_covers_every_window_once_in_equal_shares(num_windows: int, w
     assert num_windows <= len(windows) < num_windows + world_size
     if world_size == 1:
         assert all(len(batch) == 8 for batch in shares[0][:-1])
+
+
+def grouped(seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1, number: int = 103):
+    lengths = np.random.default_rng(1).integers(1, 500, number).tolist()
+    return lengths, LengthGroupedSampler(lengths, 4, seed, start, rank, world_size, group=5)
+
+
+@pytest.mark.parametrize("number", [3, 4, 40, 103])
+def test_grouped_by_length_every_epoch_still_holds_every_row_once(number: int):
+    sampler = grouped(number=number)[1]
+    stream = np.concatenate(list(islice(sampler, number)))  # four epochs
+    epochs = stream.reshape(4, number)
+    assert (np.sort(epochs, axis=1) == np.arange(number)).all()
+
+
+def test_batches_grouped_by_length_hold_rows_of_like_length_in_no_order_of_length():
+    lengths, sampler = grouped()
+    batches = np.asarray(lengths)[sampler.batches(0, 25)]
+    plain = np.asarray(lengths)[TrainingSampler(103, 4, seed=0).batches(0, 25)]
+    assert np.ptp(batches, axis=1).mean() < np.ptp(plain, axis=1).mean() / 3
+    groups = batches.mean(axis=1).reshape(5, 5)
+    assert not any((np.diff(group) >= 0).all() for group in groups)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 25, 26, 63, 64, 65, 200])
+def test_a_batch_grouped_by_length_is_a_function_of_seed_and_number(start: int):
+    whole = list(islice(grouped()[1], start + 70))
+    later = list(islice(grouped(start=start)[1], 70))
+    assert np.array_equal(whole[start:], later)
+    assert not np.array_equal(list(islice(grouped(seed=1, start=start)[1], 70)), later)
+
+
+def test_devices_part_the_batch_grouped_by_length():
+    whole = list(islice(grouped()[1], 60))
+    shares = [list(islice(grouped(rank=rank, world_size=2)[1], 60)) for rank in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(np.concatenate(parts)) == sorted(batch)

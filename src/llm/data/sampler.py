@@ -1,6 +1,6 @@
 """The order of training: batch k is a function of the seed and k, and of nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -76,16 +76,79 @@ class TrainingSampler(Sampler[np.ndarray]):
         self.start, self.rank, self.world_size = start, rank, world_size
 
     def batches(self, first: int, number: int) -> np.ndarray:
-        """The windows of some batches, in rows: (number, batch_size / world_size)."""
+        """This device's windows of some batches, in rows: (number, batch_size / world_size)."""
+        return self.whole_batches(first, number)[:, self.rank :: self.world_size]
+
+    def whole_batches(self, first: int, number: int) -> np.ndarray:
+        """The windows of some batches, those of all devices: (number, batch_size)."""
         places = np.arange(first * self.batch_size, (first + number) * self.batch_size)
         epochs = (places // self.num_windows).astype(np.uint64)
         keys = mixed(np.array([self.seed % 2**64], dtype=np.uint64), epochs)
         windows = permuted(places % self.num_windows, self.num_windows, keys)
-        return windows.reshape(number, self.batch_size)[:, self.rank :: self.world_size]
+        return windows.reshape(number, self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for first in count(self.start, BATCHES_AT_ONCE):
             yield from self.batches(first, BATCHES_AT_ONCE)
+
+
+class LengthGroupedSampler(TrainingSampler):
+    """TrainingSampler's stream with the rows of every few batches of an epoch sorted by length.
+
+    The batches of such a group then follow one another in random order. A batch that holds the end of
+    one epoch and the beginning of the next is left as it is, so every epoch still has each row once.
+
+    Args:
+        lengths: Of each row, in tokens.
+        batch_size: As for TrainingSampler, like all that follows but for group.
+        seed: Decides every shuffle.
+        start: The batch to begin at.
+        rank: Which device this is.
+        world_size: How many devices share a global batch.
+        group: How many batches are sorted together.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        group: int = 50,
+    ) -> None:
+        super().__init__(len(lengths), batch_size, seed, start, rank, world_size)
+        self.lengths, self.group = np.asarray(lengths), group
+
+    def whole_batches(self, first: int, number: int) -> np.ndarray:
+        """The windows of some batches, those of all devices: (number, batch_size)."""
+        batches: list[np.ndarray] = []
+        while len(batches) < number:
+            batch = first + len(batches)
+            start, end = self._group_of(batch)
+            batches.extend(self._grouped(start, end)[batch - start :])
+        return np.stack(batches[:number])
+
+    def _group_of(self, batch: int) -> tuple[int, int]:
+        """The first batch of the group that a batch is in, and the one after the last."""
+        epoch = batch * self.batch_size // self.num_windows
+        start = -(-epoch * self.num_windows // self.batch_size)  # the epoch's first whole batch
+        end = (epoch + 1) * self.num_windows // self.batch_size
+        if batch >= end:  # it holds the end of an epoch
+            return batch, batch + 1
+        start += (batch - start) // self.group * self.group
+        return start, min(start + self.group, end)
+
+    def _grouped(self, start: int, end: int) -> np.ndarray:
+        windows = super().whole_batches(start, end - start)
+        if end - start == 1:
+            return windows
+        windows = windows.flatten()
+        by_length = windows[np.argsort(self.lengths[windows], kind="stable")]
+        key = mixed(np.array([self.seed % 2**64], dtype=np.uint64), np.array([start], np.uint64))
+        turns = permuted(np.arange(end - start), end - start, np.repeat(key, end - start))
+        return by_length.reshape(end - start, self.batch_size)[turns]
 
 
 class ValidationSampler(Sampler[np.ndarray]):

@@ -8,6 +8,7 @@
       metrics.csv      every metric by step
       samples.txt      what the model wrote as it learned
       loss.png         the loss picture
+      predictions.csv, confusion.png, responses.json, …   what the task made of the test part
 
 The directory is found again by its name, which the overrides give it: no time stamps.
 """
@@ -37,6 +38,14 @@ NAMELESS = ("hardware", "logger", "callbacks", "output_dir", "name", "rerun", "e
 NAMELESS_KEYS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 LONGEST_NAME = 120
+# What a person would look at first, where the task makes it.
+RESULTS = {
+    "picture": "loss.png",
+    "samples": "samples.txt",
+    "confusion": "confusion.png",
+    "predicted": "predictions.csv",
+    "responses": "responses.json",
+}
 
 
 def name_of(experiment: str, overrides: Iterable[str]) -> str:
@@ -120,6 +129,11 @@ class Run:
         """The loss picture."""
         return self.path / "loss.png"
 
+    def results(self) -> dict[str, Path]:
+        """The files to look at that are there."""
+        files = {what: self.path / name for what, name in RESULTS.items()}
+        return {what: file for what, file in files.items() if file.is_file()}
+
     @property
     def status(self) -> Status:
         """Where the run stands; `new` when nothing was recorded."""
@@ -155,14 +169,17 @@ class Run:
         finally:
             lock.release()
 
-    def start(self, fingerprint: str, seed: int, command: str, data: str) -> None:
-        """Record that training begins (or goes on) now, and under what."""
+    def start(
+        self, fingerprint: str, seed: int, command: str, data: str, base: str | None = None
+    ) -> None:
+        """Record that training begins (or goes on) now, under what, and from which weights."""
         self.update(
             status="running",
             fingerprint=fingerprint,
             seed=seed,
             command=command,
             data=data,
+            base=base,
             started=self.record.get("started", _now()),
             commit=_git_commit(),
             versions=_versions(),

@@ -57,12 +57,12 @@ class Settings:
             if value is not None and value <= 0:
                 raise ValueError(f"{key}={value}: give a number above 0")
 
-    def steps(self, batches_per_epoch: float, tokens_per_batch: int) -> int:
+    def steps(self, batches_per_epoch: float, tokens_per_batch: float) -> int:
         """The budget in optimizer steps.
 
         Args:
             batches_per_epoch: micro-batches in one pass over the training part; need not be whole.
-            tokens_per_batch: tokens in a micro-batch, shared by all devices.
+            tokens_per_batch: tokens in a micro-batch, shared by all devices; on average where it varies.
         """
         if self.max_steps is not None:
             return self.max_steps

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from lightning.pytorch.callbacks import Callback
 
 from llm.apps import training
@@ -371,10 +372,15 @@ def test_weights_of_a_run_begin_another(composed, tmp_path):
 def test_an_override_that_conflicts_with_the_base_run_is_refused(composed, tmp_path):
     base = training.train(composed(), tmp_path / "base")
     overrides = ["weights=run", f"weights.path={base.path}", "model=gpt2"]
-    with pytest.raises(
-        ConfigError, match="model=gpt2: weights=run takes model, size and tokenizer"
-    ):
+    with pytest.raises(ConfigError, match="model=gpt2: the model, its size and its tokenizer are"):
         training.train(composed(*overrides), tmp_path / "further", overrides)
+
+
+def test_dropout_may_be_chosen_anew_for_a_base_run(composed, tmp_path):
+    base = training.train(composed("model.dropout=0.0"), tmp_path / "base")
+    overrides = ["weights=run", f"weights.path={base.path}", "model.dropout=0.25"]
+    run = training.train(composed(*overrides), tmp_path / "further", overrides)
+    assert OmegaConf.load(run.config).model.dropout == 0.25
 
 
 def test_a_directory_that_is_no_run_is_named(composed, tmp_path):

@@ -177,11 +177,12 @@ def test_a_reference_is_judged_where_it_stands(problems):
 def test_rules_over_the_whole(problems):
     config = {
         "model": model(context_length=64),
-        "data": {"_target_": "kit.x", "context_length": 32},
+        "data": {"_target_": "kit.x", "context_length": 128},
     }
-    assert (
-        "data.context_length: 32 is not the model's 64; set size.context_length, which both follow"
-    ) in problems(config)
+    told = "data.context_length: 128 is more than the model's 64; set size.context_length, which both follow"
+    assert told in problems(config)
+    config["data"]["context_length"] = 32
+    assert not any("more than" in line for line in problems(config)), "shorter rows fit"
 
 
 def test_trust_itself_is_checked(problems):

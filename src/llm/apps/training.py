@@ -3,10 +3,11 @@
 import logging
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import nn
 
 from llm.callbacks.interrupt import InterruptedRunError
 from llm.callbacks.throughput import peak_memory
@@ -22,6 +24,8 @@ from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import difference, fingerprint
+from llm.config.whitelist import locate
+from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
@@ -29,7 +33,8 @@ from llm.runs import Run
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
 from llm.weights.checkpoint import load_checkpoint
-from llm.weights.run import RunWeights
+from llm.weights.initial import initialize
+from llm.weights.weights import Weights
 
 CONSOLE = Console(highlight=False)
 
@@ -57,7 +62,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
             another process trains there, or training diverged.
         SystemExit: after an interruption, with status 130.
     """
-    weights: RunWeights | None = build(config.weights)
+    weights: Weights | None = build(config.weights)
     if weights is not None:
         adopt(config, weights, overrides)
     check(config)
@@ -69,7 +74,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         require_same(run, config, meaning)
     data = prepare(config, weights)
     settings: Settings = build(config.trainer)
-    steps = settings.steps(data.batches_per_epoch, data.batch_size * data.context_length)
+    steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
     if not config.rerun:
         require_same_text(run, data)
         require_more(run, steps)
@@ -77,12 +82,14 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
             _say_done(run)
             return run
     task = make_task(config, settings, hardware, weights)
+    require_fit(task, data)
 
     with run.claimed():
         if config.rerun and (aside := run.set_aside()):
             CONSOLE.print(f"the run that stood here is kept as {aside}", soft_wrap=True)
         resume = run.last if run.last.is_file() else None
-        run.start(meaning, config.seed, _command(overrides), data.fingerprint)
+        base = weights.fingerprint if weights is not None else None
+        run.start(meaning, config.seed, _command(overrides), data.fingerprint, base)
         with recorded(run, _command(overrides)) as progress:
             save(run, config, hardware, data)
             CONSOLE.print(
@@ -93,29 +100,33 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
             trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
             progress.trainer = trainer
             trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-        close(run, trainer, task)
+            run.update(trained=True)
+            test(run, trainer, task, data)
+        close(run, trainer, task, config, progress)
     return run
 
 
-def prepare(config: DictConfig, weights: RunWeights | None) -> Any:
-    """The data module, its text tokenized, and with it the vocabulary that the model needs."""
+def prepare(config: DictConfig, weights: Weights | None) -> DataModule:
+    """The data module, read and tokenized, and with it the numbers that the model takes from it."""
     data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
     data.prepare_data()
     data.setup("fit")
     resolve_vocabulary(config, data.tokenizer.vocab_size)
+    resolve_classes(config, data)
     return data
 
 
 def make_task(
-    config: DictConfig, settings: Settings, hardware: Hardware, weights: RunWeights | None
+    config: DictConfig, settings: Settings, hardware: Hardware, weights: Weights | None
 ) -> Task:
     """The task with its model, drawn from the seed or read from a run, and what hardware asks of it."""
     L.seed_everything(config.seed, verbose=False)
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     task: Task = build(config.task)
-    if weights is not None:
-        task.model.load_state_dict(weights.state_dict())
+    adapter = build(config.adapter)
+    initialize(task.model, weights, adapter)
+    task.is_adapted = adapter is not None and weights is not None
     task.log_every = settings.log_every
     if hardware.activation_checkpointing:
         checkpoint_activations(task.model)
@@ -124,25 +135,28 @@ def make_task(
     return task
 
 
-def adopt(config: DictConfig, weights: RunWeights, overrides: Sequence[str]) -> None:
-    """Take the architecture of the base run into `config`.
+def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> None:
+    """Take the architecture of the weights into `config`; only its dropout may be chosen anew.
 
     Raises:
-        ConfigError: an override asks for another model, size or tokenizer than the base run's.
+        ConfigError: an override asks for another model, size or tokenizer than that of the weights.
     """
     groups = ("model", "size", "tokenizer")
-    asked = [
-        word
-        for word in overrides
-        if word.lstrip("+~").split("=")[0].split(".")[0].split("/")[0] in groups
-    ]
-    if asked:
+    keys = {word: word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides}
+    asked = [word for word, key in keys.items() if key.split(".")[0] in groups]
+    dropouts = [word for word in asked if keys[word].endswith(".dropout")]
+    refused = [word for word in asked if word not in dropouts]
+    if refused:
         raise ConfigError(
-            f"{' '.join(asked)}: weights=run takes model, size and tokenizer from {weights.path}; "
-            "leave these overrides out, or train from weights=scratch"
+            f"{' '.join(refused)}: the model, its size and its tokenizer are those of {weights.path}; leave these "
+            "overrides out, or train from weights=scratch"
         )
+    chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
     for group in groups:
-        OmegaConf.update(config, group, weights.config[group], merge=False, force_add=True)
+        if group in weights.config:
+            OmegaConf.update(config, group, weights.config[group], merge=False, force_add=True)
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
 
 
 def require_same(run: Run, config: DictConfig, new: str) -> None:
@@ -160,7 +174,7 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     )
 
 
-def require_same_text(run: Run, data: Any) -> None:
+def require_same_text(run: Run, data: DataModule) -> None:
     """Refuse to go on with a text, a tokenizer or a Python that is not the one the run began with.
 
     Raises:
@@ -179,7 +193,10 @@ def require_more(run: Run, steps: int) -> None:
     Raises:
         ConfigError: the budget is spent already.
     """
-    if run.status == "interrupted" and run.record["steps"] >= steps:
+    ended = (
+        run.record.get("trained", False) and run.record.get("steps") == steps
+    )  # but for its test
+    if run.status == "interrupted" and run.record["steps"] >= steps and not ended:
         raise ConfigError(
             f"{_short(run.path)} has taken {run.record['steps']:,} steps already: give a trainer.max_steps "
             "above that, or rerun=true to begin again"
@@ -189,10 +206,13 @@ def require_more(run: Run, steps: int) -> None:
 def resolve_vocabulary(config: DictConfig, size: int) -> None:
     """Write the tokenizer's vocabulary size into the model's node, where it is left open.
 
+    The vocabulary of pretrained weights grows where a template's special tokens are more than it has room for.
+
     Raises:
         ConfigError: the model's is given and too small.
     """
-    if OmegaConf.is_missing(config.model, "vocab_size"):
+    missing = OmegaConf.is_missing(config.model, "vocab_size")
+    if missing or (config.weights is not None and config.model.vocab_size < size):
         config.model.vocab_size = size
     if config.model.vocab_size < size:
         raise ConfigError(
@@ -201,11 +221,37 @@ def resolve_vocabulary(config: DictConfig, size: int) -> None:
         )
 
 
-def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
+def resolve_classes(config: DictConfig, data: DataModule) -> None:
+    """Write the classes that were found into the configuration, where data have classes."""
+    classes = getattr(data, "classes", None)
+    if classes is None:
+        return
+    config.data.classes = list(classes)
+    model = config.task.model
+    if OmegaConf.is_missing(model, "num_classes"):
+        model.num_classes = len(classes)
+
+
+def require_fit(task: Task, data: DataModule) -> None:
+    """Refuse a task whose batches these data cannot give.
+
+    Raises:
+        ConfigError: they are of another kind.
+    """
+    if not isinstance(data, task.data_module):
+        raise ConfigError(
+            f"task: {type(task).__name__} learns from a {task.data_module.__name__}, and data is a "
+            f"{type(data).__name__}; choose another data= or task="
+        )
+
+
+def save(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> None:
     """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
     saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     for key in ("accelerator", "devices", "precision"):
         saved.hardware[key] = getattr(hardware, key)
+    if config.weights is not None and Path(config.weights.path).exists():
+        saved.weights.path = str(Path(config.weights.path).resolve())  # found again from any folder
     OmegaConf.save(saved, run.config)
     data.tokenizer.save(run.tokenizer)
 
@@ -213,30 +259,46 @@ def save(run: Run, config: DictConfig, hardware: Hardware, data: Any) -> None:
 def summary(
     run: Run,
     task: Task,
-    data: Any,
+    data: DataModule,
     hardware: Hardware,
     steps: int,
     settings: Settings,
-    weights: RunWeights | None,
+    weights: Weights | None,
 ) -> str:
     """What is about to happen, in a few lines, with the numbers that were derived."""
-    parameters = sum(p.numel() for p in task.model.parameters())
-    tokens = data.batch_size * data.context_length * settings.accumulate
+    tokens = round(data.tokens_per_batch * settings.accumulate)
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
         f"run       {_short(run.path)}" + (" (goes on)" if run.last.is_file() else ""),
         f"data      {data.describe()}",
-        f"model     {type(task.model).__name__}, {parameters:,} parameters",
+        f"model     {describe_model(task)}",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
         f"hardware  {describe_hardware(hardware)}",
     ]
     if weights is not None:
-        lines.append(f"weights   {weights.path}: model, size and tokenizer are that run's")
+        lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
     if "stopped_at" in run.record and run.last.is_file():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"
         )
     return "\n".join(lines)
+
+
+def describe_model(task: Task) -> str:
+    """The model in a few words: what it is, how large, and how much of it is trained."""
+    model = task.model
+    name = type(model).__name__
+    body = getattr(model, "body", None)
+    if body is not None:
+        name = f"{name} over {type(body).__name__}"
+    total, trained = count(model), count(model, trained=True)
+    line = f"{name}, {total:,} parameters"
+    return line if trained == total else f"{line}, of which {trained:,} are trained"
+
+
+def count(model: nn.Module, trained: bool = False) -> int:
+    """How many parameters a model has, or how many of them are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
 def make_callbacks(config: DictConfig) -> list[L.Callback]:
@@ -263,6 +325,13 @@ class Progress:
     """How far a run is, for the record of its end."""
 
     trainer: L.Trainer | None = None
+    seconds: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run's training, validations and all, those of earlier sittings included."""
+        return round(self.seconds + time.perf_counter() - self.since, 1)
 
     @property
     def steps(self) -> int:
@@ -273,11 +342,11 @@ class Progress:
 @contextmanager
 def recorded(run: Run, command: str) -> Iterator[Progress]:
     """Record how a run ended if it did not end well, and tell an interrupted one how to go on."""
-    progress = Progress()
+    progress = Progress(seconds=run.record.get("seconds", 0.0))
     try:
         yield progress
     except InterruptedRunError as error:
-        run.finish("interrupted", steps=progress.steps)
+        run.finish("interrupted", steps=progress.steps, seconds=progress.elapsed)
         Console(stderr=True).print(
             f"stopped by {error} after step {progress.steps}; it is saved.\nTo go on: {command}",
             soft_wrap=True,
@@ -297,32 +366,54 @@ def finish_wandb() -> None:
         wandb.finish()
 
 
-def close(run: Run, trainer: L.Trainer, task: Task) -> None:
+def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
+    """Measure the best weights on the test part, where the data have one."""
+    if data.dataset("test") is None:
+        return
+    state = load_checkpoint(run.best if run.best.is_file() else run.last)["state_dict"]
+    task.load_state_dict(state, strict=not task.is_adapted)
+    trainer.test(task, datamodule=data, verbose=False)
+
+
+def close(
+    run: Run, trainer: L.Trainer, task: Task, config: DictConfig, progress: "Progress"
+) -> None:
     """Record the figures of a whole run and say what to do with it."""
     run.finish(
         "done",
         steps=trainer.max_steps,
         stopped_at=trainer.global_step,
-        parameters=sum(p.numel() for p in task.model.parameters()),
+        seconds=progress.elapsed,
+        parameters=count(task.model),
+        trained_parameters=count(task.model, trained=True),
         peak_memory=peak_memory(task.device),
         metrics=task.figures,
     )
-    CONSOLE.print(
-        f"\ndone: {_short(run.path)}\n"
-        f"  picture   {_short(run.picture)}\n"
-        f"  samples   {_short(run.samples)}\n"
-        f"  write     llm generate weights.path={shlex.quote(str(_short(run.path)))}",
-        soft_wrap=True,
-    )
+    lines = [f"\ndone: {_short(run.path)}"]
+    figures = {k: v for k, v in task.figures.items() if k.startswith("test/")}
+    if figures:
+        text = ", ".join(
+            f"{name.removeprefix('test/')} {value:.4g}" for name, value in figures.items()
+        )
+        lines.append(f"  test      {text}")
+    lines += [f"  {what:9s} {_short(file)}" for what, file in run.results().items()]
+    lines.append(f"  then      {_next_command(run, config)}")
+    CONSOLE.print("\n".join(lines), soft_wrap=True)
 
 
 def _say_done(run: Run) -> None:
     CONSOLE.print(
-        f"{_short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer with a "
-        "larger trainer.max_steps, again from the start with rerun=true, or write with it:\n"
-        f"  llm generate weights.path={shlex.quote(str(_short(run.path)))}",
+        f"{_short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
+        "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
+        f"  {_next_command(run, OmegaConf.load(run.config))}",
         soft_wrap=True,
     )
+
+
+def _next_command(run: Run, config: Any) -> str:
+    """What to type next: the verb that puts such a task's runs to use."""
+    verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
+    return f"llm {verb} weights.path={shlex.quote(str(_short(run.path)))}"
 
 
 def _short(path: Path) -> Path:

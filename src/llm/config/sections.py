@@ -62,19 +62,19 @@ SECTIONS: dict[str, Callable[[], Any]] = {
 }
 
 # Full keys that may be missing: the app fills them in when it builds.
-DEFERRED: tuple[str, ...] = ("model.vocab_size",)
+DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
-def same_context(config: Mapping[str, Any]) -> Iterator[str]:
-    """Training windows are as long as the model's context."""
+def within_context(config: Mapping[str, Any]) -> Iterator[str]:
+    """Training rows are no longer than the model's context."""
     parts = [config.get(name) for name in ("data", "model")]
     lengths = [part.get("context_length") for part in parts if isinstance(part, Mapping)]
-    if len(lengths) == 2 and all(isinstance(n, int) for n in lengths) and lengths[0] != lengths[1]:
+    if len(lengths) == 2 and all(isinstance(n, int) for n in lengths) and lengths[0] > lengths[1]:
         yield (
-            f"data.context_length: {lengths[0]} is not the model's {lengths[1]}; "
+            f"data.context_length: {lengths[0]} is more than the model's {lengths[1]}; "
             "set size.context_length, which both follow"
         )
 
 
 # Rules over the whole configuration: each takes the plain tree and yields lines like those of the check.
-RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (same_context,)
+RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (within_context,)

@@ -35,11 +35,13 @@ class Task(L.LightningModule):
 
     Attributes:
         data_module: the kind of data that the task learns from.
+        verb: what `llm` does with a run of this task.
         figures: the newest value of each metric that was recorded.
         is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
     """
 
     data_module: ClassVar[type[DataModule]] = DataModule
+    verb: ClassVar[str] = "generate"
 
     def __init__(
         self,

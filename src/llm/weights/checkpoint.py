@@ -29,7 +29,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        digest = _sha256(partial)
+        digest = sha256_of(partial)
         _write_digests(path, [*_read_digests(path), digest])
         partial.replace(path)
         _write_digests(path, [digest])
@@ -43,8 +43,13 @@ def remove_checkpoint(path: Path) -> None:
     _write_digests(path, [])
 
 
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain data after checking its recorded SHA-256.
+
+    Args:
+        path: the file.
+        map_location: the device its tensors come to.
+        mmap: map its tensors into memory, where they are read as they are used.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,12 +58,18 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
     digests = _read_digests(path)
-    if digests and _sha256(path) not in digests:
+    if digests and sha256_of(path) not in digests:
         raise DamagedCheckpointError(
             f"{path} is damaged: its SHA-256 is not the one in {_manifest(path).name}; "
             "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
         )
-    return torch.load(path, map_location=map_location, weights_only=True)
+    return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest(path: Path) -> Path:
@@ -77,8 +88,3 @@ def _write_digests(path: Path, digests: list[str]) -> None:
     partial = manifest.with_name(f".{manifest.name}.{os.getpid()}")
     partial.write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
     partial.replace(manifest)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
-from llm.config.build import build
+from llm.adapters.adapter import load_adapter_state
+from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint
+from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint, sha256_of
+from llm.weights.filling import TOKEN_TABLES, fill
+from llm.weights.initial import initialize
+from llm.weights.weights import Weights
 
 
 @dataclass(frozen=True)
-class RunWeights:
+class RunWeights(Weights):
     """What a finished or unfinished run has learned.
 
     Args:
@@ -25,11 +29,13 @@ class RunWeights:
         checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
         trust: packages that the run's configuration may name; what the run itself trusts does not count,
             for it may be a stranger's.
+        base: where the weights lie that an adapter was trained on, if they were moved since.
     """
 
     path: str
     checkpoint: Literal["best", "last"] = "best"
     trust: Sequence[str] = ()
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if not Run(Path(self.path)).config.is_file():
@@ -50,47 +56,113 @@ class RunWeights:
         config.trust = list(self.trust)
         return config
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the checkpoint."""
+        return sha256_of(self._file())[:16]
+
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
         return load(self.run.tokenizer)
 
-    def file(self) -> Path:
+    def model(self) -> nn.Module:
+        """The whole model that the run trained, in evaluation mode on the CPU.
+
+        That is a language model, or a classifier around one; an adapter is in its place. The
+        configuration is checked before anything is built: a run directory may be a stranger's.
+
+        Raises:
+            ConfigError: the configuration is no model's, the checkpoint is missing or damaged, or the
+                weights that an adapter was trained on are gone or others.
+        """
+        config = self.config
+        adapter, weights = config.get("adapter"), config.get("weights")
+        parts = {"model": config.model, "weights": weights if adapter else None, "adapter": adapter}
+        check(
+            OmegaConf.create({**parts, "trust": config.trust, "task": {"model": config.task.model}})
+        )
+        model = build(config.task.model)
+        if adapter is None:
+            fill(model, self.parameters(), f"weights.path={self.path}")
+        else:
+            base = self._base(config)
+            initialize(model, base, build(adapter))
+            with mistakes_at("weights.path"):
+                load_adapter_state(model, self.parameters())
+        return model.eval()
+
+    def load(self, model: nn.Module) -> None:
+        """Fill a language model with the run's, an adapter of it folded in.
+
+        Raises:
+            ConfigError: as for `model`, or the adapter cannot be folded into weights.
+        """
+        if self.config.get("adapter") is None:
+            state = language_model_part(self.parameters())
+        else:
+            from llm.adapters.lora import merge
+
+            trained = self.model()
+            with mistakes_at("weights.path"):
+                merge(trained)
+            state = getattr(trained, "body", trained).state_dict()
+        fill(model, state, f"weights.path={self.path}", TOKEN_TABLES)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors of the checkpoint by name, mapped into memory and read as they are used.
+
+        Raises:
+            ConfigError: the run has no checkpoint yet, or its file is not what was written.
+        """
+        try:
+            entries = load_checkpoint(self._file(), mmap=True)["state_dict"]
+        except (FileNotFoundError, DamagedCheckpointError) as error:
+            raise ConfigError(f"weights.path: {error}") from error
+        return {
+            key.removeprefix("model."): value
+            for key, value in entries.items()
+            if key.startswith("model.")
+        }
+
+    def _file(self) -> Path:
         """The checkpoint to read: the one asked for, or the last one where no best was written yet."""
         asked = self.run.best if self.checkpoint == "best" else self.run.last
         if asked.is_file() or not self.run.last.is_file():
             return asked
         return self.run.last
 
-    def state_dict(self) -> dict[str, Any]:
-        """The model's parameters by name.
+    def _base(self, config: DictConfig) -> Weights | None:
+        """The weights that the run's adapter was trained on, and no others.
 
         Raises:
-            ConfigError: the run has no checkpoint yet, or its file is not what was written.
+            ConfigError: they are gone, or have changed since.
         """
+        if config.weights is None:  # a checkpoint of drawn weights holds them all
+            return None
+        if self.base is not None:
+            config.weights.path = self.base
         try:
-            entries = load_checkpoint(self.file())["state_dict"]
-        except (FileNotFoundError, DamagedCheckpointError) as error:
-            raise ConfigError(f"weights.path: {error}") from error
-        prefix = "model."
-        return {
-            key.removeprefix(prefix): value
-            for key, value in entries.items()
-            if key.startswith(prefix)
-        }
+            weights: Weights = build(config.weights)
+            found = weights.fingerprint
+        except ConfigError as error:
+            raise ConfigError(
+                f"weights.path: {self.path} holds an adapter of {config.weights.path}, which cannot be read "
+                f"({error}); say where its weights lie now with weights.base=…"
+            ) from error
+        if found != self.run.record.get("base", found):
+            raise ConfigError(
+                f"weights.path: {self.path} holds an adapter of {config.weights.path}, whose weights have "
+                "changed since: say with weights.base=… where the old ones lie, or train the adapter again"
+            )
+        return weights
 
-    def model(self) -> nn.Module:
-        """The model with its weights, in evaluation mode on the CPU.
 
-        Its configuration is checked before anything is built: a run directory may be a stranger's.
-
-        Raises:
-            ConfigError: the configuration is no model's, or the checkpoint is missing or damaged.
-        """
-        config = self.config
-        check(OmegaConf.create({"model": config.model, "trust": config.trust}))
-        model = build(config.model)
-        model.load_state_dict(self.state_dict())
-        return model.eval()
+def language_model_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a classifier's parameters those of the language model inside it, or all of a language model's."""
+    inner = {
+        key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")
+    }
+    return inner or state
 
 
 def _known_runs() -> str:

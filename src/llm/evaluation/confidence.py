@@ -1,0 +1,56 @@
+"""How far a figure could be off for the sample it comes from: 95 % intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Z = 1.959964  # the normal distribution leaves 2.5 % beyond it on either side
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    """A figure and its 95 % interval; NaN where there is nothing to tell it from.
+
+    Attributes:
+        mean: the figure itself.
+        low: where the interval begins.
+        high: where it ends.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean of some values, with the percentile interval of means of resamples (Efron 1979).
+
+    Args:
+        values: one for each item; of fewer than two there is no interval.
+        seed: of the resampling, so that the same values give the same interval.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        return Interval(float(sample[0]) if len(sample) else math.nan, math.nan, math.nan)
+    draw = np.random.default_rng(seed)
+    means = [draw.choice(sample, len(sample)).mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(sample.mean()), float(low), float(high))
+
+
+def wilson(successes: float, trials: int) -> Interval:
+    """A rate with Wilson's score interval (1927), which keeps within 0 and 1 and is honest at both.
+
+    Args:
+        successes: how many; a tie may count as half of one, which makes the interval a little wide.
+        trials: out of how many.
+    """
+    if not trials:
+        return Interval(math.nan, math.nan, math.nan)
+    rate = successes / trials
+    centre = rate + Z**2 / (2 * trials)
+    spread = Z * math.sqrt(rate * (1 - rate) / trials + (Z / (2 * trials)) ** 2)
+    scale = 1 + Z**2 / trials
+    return Interval(rate, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))

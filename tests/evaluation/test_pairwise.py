@@ -1,0 +1,75 @@
+"""Comparisons: a win takes both orders, and a judge that looks at the place alone is found out."""
+
+import re
+
+import pytest
+
+from llm.evaluation.judge import Judgements
+from llm.evaluation.pairwise import both_orders, parse, summary
+
+
+@pytest.mark.parametrize("choice", ["A", "B", "tie"])
+def test_the_form_is_read(choice):
+    assert parse(f'{{"better": "{choice}"}}\n') == choice
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("A", '{"better": A}', '{"better": "a"}', '{"better": "C"}', '{"better": "A", "why": ""}'),
+        *('"A"', 'A is better: {"better": "A"}', '{"better": "A"}{"better": "B"}', ""),
+    ],
+)
+def test_all_else_is_refused(answer):
+    assert parse(answer) is None
+
+
+def test_both_orders_show_the_same_texts_in_exchanged_places():
+    first, second = both_orders("do it", "done well", "ours", "theirs")
+    assert list(first.texts.values()) == ["do it", "done well", "ours", "theirs"]
+    assert list(second.texts.values()) == ["do it", "done well", "theirs", "ours"]
+    assert list(first.texts) == list(second.texts), "the names do not tell whose it is"
+
+
+def test_a_win_takes_both_orders():
+    choices = [
+        *[("A", "B")] * 3,  # ours, both times
+        ("B", "A"),  # theirs, both times
+        *[("A", "A")] * 2,  # the first place, both times
+        ("B", "B"),
+        ("tie", "tie"),
+        ("A", "tie"),
+        (None, "B"),
+        ("A", None),
+    ]
+    found = summary(choices)
+    assert (found["wins"], found["losses"], found["ties"], found["unparsed"]) == (3, 1, 5, 2)
+    assert found["win_rate"]["mean"] == (3 + 5 / 2) / 9
+    assert found["win_rate_unparsed_as_lost"]["mean"] == (3 + 5 / 2) / 11
+    assert found["position_bias"]["mean"] == 3 / 9
+    assert (found["first_twice"], found["second_twice"]) == (2, 1)
+    assert found["win_rate"]["low"] < found["win_rate"]["mean"] < found["win_rate"]["high"]
+
+
+def _judged(stand_in, tmp_path, prefer):
+    def answer(request):
+        shown = re.findall(r"response [AB] begins\]\n(.*)\n\[", request["messages"][1]["content"])
+        return f'{{"better": "{prefer(*shown)}"}}'
+
+    pairs = [both_orders(f"Say {n}.", str(n), f"ours {n}", f"theirs, longer {n}") for n in range(6)]
+    asked = [question for pair in pairs for question in pair]
+    judgements = Judgements(stand_in(answer).judge(), tmp_path / "judgements.jsonl")
+    verdicts = list(judgements.ask(asked))
+    return summary(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
+
+
+def test_a_judge_of_places_finds_no_winner(stand_in, tmp_path):
+    found = _judged(stand_in, tmp_path, lambda first, second: "A")
+    assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 6)
+    assert found["position_bias"]["mean"] == 1
+
+
+def test_a_judge_of_texts_finds_the_winner_wherever_it_stands(stand_in, tmp_path):
+    found = _judged(stand_in, tmp_path, lambda a, b: "A" if len(a) > len(b) else "B")
+    assert (found["wins"], found["losses"]) == (0, 6)
+    assert found["position_bias"]["mean"] == 0

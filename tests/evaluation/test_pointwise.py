@@ -1,0 +1,49 @@
+"""Scores: only the form that was asked for is one, and what could not be read is never left out quietly."""
+
+import math
+
+import pytest
+
+from llm.evaluation.pointwise import FORM, TASK, parse, score, summary
+
+
+@pytest.mark.parametrize("number", [0, 1, 9, 10, 99, 100])
+def test_the_form_is_read(number):
+    assert parse(f'{{"score": {number}}}') == number
+    assert parse(f'\n {{ "score" :{number} }}\n') == number
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("", "80", "score: 80", '{"score": 101}', '{"score": -1}', '{"score": 80.5}'),
+        *('{"score": "80"}', '{"score": 080}', '{"score": true}', '{"score": null}', "{'score': 80}"),
+        *('{"Score": 80}', '{"score": 80, "score": 100}', '{"score": 80, "reason": "good"}'),
+        *('{"score": 80} and more', 'I say {"score": 80}', '{"score": 80}{"score": 90}'),
+        *('```json\n{"score": 80}\n```', '[{"score": 80}]', '{"score": 8e1}', '{"score": ٨}'),
+    ],
+)  # fmt: skip
+def test_all_else_is_refused(answer):
+    assert parse(answer) is None
+
+
+def test_the_question_shows_all_three_texts_and_the_form():
+    rules, shown = (m["content"] for m in score("do it", "done well", "done").messages())
+    assert TASK in rules
+    assert FORM in rules
+    for name, text in (("instruction", "do it"), ("reference", "done well"), ("response", "done")):
+        assert f"{name} begins]\n{text}\n[" in shown
+
+
+def test_unparsed_answers_are_counted():
+    found = summary([80, None, 60, 100, None])
+    assert (found["scored"], found["unparsed"]) == (3, 2)
+    assert found["score"]["mean"] == 80
+    assert found["score_unparsed_as_0"]["mean"] == 48
+    assert 60 <= found["score"]["low"] < 80 < found["score"]["high"] <= 100
+
+
+def test_with_none_scored_there_is_no_mean():
+    found = summary([None, None])
+    assert math.isnan(found["score"]["mean"])
+    assert found["score_unparsed_as_0"]["mean"] == 0

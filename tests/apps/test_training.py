@@ -11,8 +11,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from omegaconf import OmegaConf
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 
 from llm.apps import training
 from llm.callbacks.gradients import DivergedError

@@ -12,10 +12,11 @@ from llm.apps.writing import autocast
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.data.template import Message, Template
+from llm.data.template import Template
 from llm.generation.conversation import Conversation
 from llm.generation.text import stream_tokens
 from llm.hardware import Hardware
+from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
 
 
@@ -35,8 +36,7 @@ def chat(config: DictConfig) -> None:
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     tokenizer, sampler = weights.tokenizer(), build(config.sampler)
-    with mistakes_at("template"):  # before the weights are read, which takes longer
-        template.encode_prompt([Message("user", "")], tokenizer)
+    require_tokens(template, tokenizer)
     model: Any = weights.model().to(hardware.accelerator)
     with mistakes_at("max_tokens"):
         room = min(config.max_tokens, model.context_length // 2)
@@ -73,3 +73,17 @@ def trained_template(weights: Weights) -> Template:
     stored = OmegaConf.create({"template": node, "trust": trust})
     check(stored)  # a run directory may be a stranger's
     return build(stored.template)
+
+
+def require_tokens(template: Template, tokenizer: Tokenizer) -> None:
+    """Let pass a template that the model can have been trained on.
+
+    Raises:
+        ConfigError: the tokenizer lacks a special token of the template.
+    """
+    lacking = [name for name in template.special_tokens if name not in tokenizer.special_tokens]
+    if lacking:
+        raise ConfigError(
+            f"template: the tokenizer has no {', '.join(lacking)}, so the model was not trained on "
+            "this template; template=run is the one that it was trained on, template=plain needs no tokens"
+        )

@@ -44,6 +44,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "trainer": _class("llm.trainer.Settings"),
     "weights": _plain(Any),
     "adapter": _class("llm.adapters.adapter.Adapter"),
+    "reward": _class("llm.rewards.reward.RewardFunction"),
     "sampler": _class("llm.generation.sampling.Sampler"),
     "template": _or_none(_class("llm.data.template.Template")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),

@@ -15,7 +15,8 @@ from llm.config.errors import ConfigError, suggestion
 
 # Our own packages all of whose functions and classes compute and no more: none writes a file.
 PARTS = (
-    *("nn", "tokenizers", "models", "losses", "optim", "generation", "tasks", "hardware"),
+    *("nn", "tokenizers", "models", "losses", "optim", "generation", "rewards", "tasks"),
+    "hardware",
     *("data.template", "weights.run", "loggers.wandb", "loggers.tensorboard"),
 )
 

@@ -1,0 +1,206 @@
+"""Pairs of responses to a prompt, of which people, or a model, chose one and rejected the other."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Literal, NamedTuple
+
+import torch
+
+from llm.data.collation import pad
+from llm.data.download import Download
+from llm.data.errors import DataError
+from llm.data.examples import Encoded, ExamplesDataModule
+from llm.data.instruction import Paths, digests, files_of, messages_of, text_of, title
+from llm.data.module import Batch
+from llm.data.rows import Malformed, Row, read_rows
+from llm.data.split import split_examples
+from llm.data.template import Message, Template, require_order
+from llm.data.windows import IGNORED
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+class Pair(NamedTuple):
+    """Two responses to one prompt.
+
+    Attributes:
+        where: The file and the line it stands on.
+        prompt: The messages that are responded to; the last is the user's.
+        chosen: The better response.
+        rejected: The worse one.
+    """
+
+    where: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class PreferenceDataModule(ExamplesDataModule):
+    """Batches of pairs: B rows with the chosen responses, then B with the rejected ones, in their order.
+
+    A batch has `tokens`, `targets` and `attention`, (2B, T) each. Targets are the response's tokens, its
+    end included; the prompt, which both share, and the padding on the right ask for nothing.
+
+    A row of the file is `{"instruction", "input", "chosen", "rejected"}` (the input may be missing), or
+    `{"messages": [{"role", "content"}, …], "chosen", "rejected"}`, whose last message is the user's. Pairs
+    of equal responses, which prefer nothing, are left out.
+
+    Args:
+        path: A JSON, JSON lines, CSV or TSV file, several, or a published file.
+        tokenizer: As for ExamplesDataModule; the template's special tokens are added to it.
+        context_length: The most tokens of a prompt with a response, but for the last, which is not read.
+        template: How messages become tokens.
+        batch_size: B, pairs in a batch.
+        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
+        validation_fraction: Share of the pairs to validate with.
+        test_fraction: Share of the pairs to test with.
+        seed: Decides the split and the order.
+        workers: Processes that gather batches.
+
+    Raises:
+        ValueError: A parameter is out of range.
+        DataError: A file or, unless they are skipped, a row cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Paths | Download,
+        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        context_length: int,
+        template: Template,
+        batch_size: int = 8,
+        malformed: Literal["stop", "skip"] = "stop",
+        validation_fraction: float = 0.05,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(tokenizer, context_length, batch_size, seed, workers)
+        self.path, self.template = path, template
+        self.malformed: Literal["stop", "skip"] = malformed
+        self.equal = 0
+        self.fractions = {"validation": validation_fraction, "test": test_fraction}
+        if min(self.fractions.values()) < 0 or sum(self.fractions.values()) >= 1:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction}: "
+                "give 0 or more each, and less than 1 together"
+            )
+
+    # Reading
+
+    def read(self) -> dict[str, list[Pair]]:
+        """The pairs of each part."""
+        malformed = Malformed(self.malformed)
+        pairs: list[Pair] = []
+        for row in read_rows(files_of(self.path), malformed=malformed):
+            try:
+                pairs.append(as_pair(row, self.template))
+            except ValueError as error:
+                malformed.add(row.where, str(error))
+        malformed.close("preference pairs")
+        found, pairs = len(pairs), [pair for pair in pairs if pair.chosen != pair.rejected]
+        self.equal = found - len(pairs)
+        fractions = {"train": 1 - sum(self.fractions.values()), **self.fractions}
+        places = split_examples([0] * len(pairs), fractions, self.seed)
+        parts = {part: [pairs[at] for at in chosen] for part, chosen in places.items()}
+        if not parts["train"] or not parts["validation"]:
+            raise DataError(
+                f"{title(self.path)}: {len(pairs)} pairs are too few to train on and to validate with"
+            )
+        return parts
+
+    def texts(self, example: Pair) -> Iterable[str]:
+        """The prompt and both responses; the tokens that the template adds are none of their text."""
+        contents = [message.content for message in example.prompt]
+        return [*contents, example.chosen, example.rejected]
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """The template's."""
+        return self.template.special_tokens
+
+    def settings(self) -> object:
+        """The files, the template and the split."""
+        return {
+            "files": digests(self.path),
+            "template": asdict(self.template),
+            "fractions": self.fractions,
+        }
+
+    # Encoding
+
+    def encode(self, example: Pair) -> Encoded:
+        """Both conversations, one after the other, and where the second begins.
+
+        Raises:
+            ValueError: one does not fit the context.
+        """
+        chosen = self._encode("chosen", example.prompt, example.chosen)
+        rejected = self._encode("rejected", example.prompt, example.rejected)
+        joined = {name: chosen[name] + rejected[name] for name in chosen}
+        return {**joined, "second": [len(chosen["tokens"])]}
+
+    def _encode(self, what: str, prompt: Sequence[Message], response: str) -> Encoded:
+        tokens, _ = self.template.encode([*prompt, Message("assistant", response)], self.tokenizer)
+        start = len(self.template.encode_prompt(prompt, self.tokenizer))
+        if len(tokens) - 1 > self.context_length:
+            raise ValueError(
+                f"the prompt and the {what} response have {start} + {len(tokens) - start} tokens, "
+                f"which do not fit context_length={self.context_length}"
+            )
+        return {"tokens": tokens[:-1], "targets": [IGNORED] * (start - 1) + tokens[start:]}
+
+    def encode_part(self, part: str, examples: Sequence[Pair]) -> list[Encoded]:
+        """The rows of a part; pairs longer than the context are malformed."""
+        malformed, encoded, fitting = Malformed(self.malformed), [], []
+        for example in examples:
+            try:
+                encoded.append(self.encode(example))
+                fitting.append(example)
+            except ValueError as error:
+                malformed.add(example.where, str(error))
+        malformed.close(f"preference pairs of the {part} part")
+        self.raw[part] = fitting
+        return encoded
+
+    def collate(self, examples: Sequence[Encoded]) -> Batch:
+        """The chosen responses, then the rejected ones, filled up to the longest of all."""
+        pairs = [halves(example) for example in examples]
+        rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+        lengths = torch.tensor([len(row["tokens"]) for row in rows])
+        longest = int(lengths.max())
+        return pad(rows, longest) | {"attention": torch.arange(longest) < lengths[:, None]}
+
+    def describe(self) -> str:
+        """One line that says what the data are."""
+        numbers = " + ".join(f"{len(self.raw[part]):,}" for part in ("train", *self.fractions))
+        line = f"{title(self.path)}: {numbers} preference pairs (training + validation + test)"
+        return f"{line}, {self.equal:,} of equal responses left out" if self.equal else line
+
+
+def halves(example: Encoded) -> tuple[Encoded, Encoded]:
+    """The chosen and the rejected conversation of an encoded pair."""
+    place = example["second"][0]
+    names = ("tokens", "targets")
+    return {n: example[n][:place] for n in names}, {n: example[n][place:] for n in names}
+
+
+def as_pair(row: Row, template: Template) -> Pair:
+    """A row of a file as a pair.
+
+    Raises:
+        ValueError: something is missing, empty or of a wrong kind.
+    """
+    values = row.values
+    chosen, rejected = text_of(values, "chosen"), text_of(values, "rejected")
+    if "messages" in values:
+        prompt = messages_of(values["messages"], "role", "content")
+        require_order(prompt)
+        if prompt[-1].role != "user":
+            raise ValueError(
+                "the last message is not the user's, so there is nothing to respond to"
+            )
+    else:
+        context = text_of(values, "input") if values.get("input") else ""
+        prompt = template.messages(text_of(values, "instruction"), context)
+    return Pair(row.where, prompt, chosen, rejected)

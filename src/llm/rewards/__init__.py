@@ -1,0 +1,1 @@
+"""Rewards: what scores a response, for training and for choosing among several."""

@@ -1,0 +1,18 @@
+"""A reward model: scores that agree with people's preferences (Ouyang et al. 2022, InstructGPT)."""
+
+from torch import Tensor
+
+from llm.tasks.pairs import Pairs
+from llm.tasks.task import Batch
+
+
+class Reward(Pairs):
+    """Score the chosen response of a pair above the rejected one.
+
+    The arguments are those of `Pairs`; the model is a classifier with one class, whose logit, read at
+    the end of the response, is the score. Only differences of scores have a meaning.
+    """
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """The score of each row, (2B)."""
+        return self.model(batch["tokens"], batch["attention"]).squeeze(-1)

@@ -22,6 +22,7 @@ class Instruction(Task):
     """
 
     data_module = InstructionDataModule
+    verb = "chat"
 
     def __init__(
         self,

@@ -1,0 +1,160 @@
+"""What the model answers: a few answers as it learns, all of the test part's at the end."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from llm.callbacks.samples import Samples
+from llm.data.instruction import Conversation, InstructionDataModule
+from llm.data.tokenization import progress_bar
+from llm.evaluation.exact_match import exact_match
+from llm.evaluation.rouge import rouge_l
+from llm.generation.responses import respond
+from llm.generation.sampling import Sampler
+from llm.runs import RESULTS
+from llm.tasks.task import Task
+from llm.tokenizers.tokenizer import Tokenizer
+
+
+class ResponseSamples(Samples):
+    """Samples of answers to conversations of the validation part, from before the first step on.
+
+    So one sees how continuing a text turns into answering.
+
+    Args:
+        number: how many of the part's first conversations to answer.
+        max_tokens: most tokens of an answer.
+        sampler: how to choose among the logits; without it always the likeliest token.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        number: int = 3,
+        max_tokens: int = 60,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__((), max_tokens, sampler or Sampler(temperature=0.0), seed)
+        if number < 0:
+            raise ValueError(f"number={number}: give 0 or more")
+        self.number = number
+        self.data: InstructionDataModule | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where the conversations are."""
+        self.data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answer before anything is learnt."""
+        if trainer.global_step == 0:
+            self.on_validation_end(trainer, pl_module)
+
+    def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
+        """The conversations as the model reads them, each with its answer."""
+        assert self.data is not None
+        conversations = self.data.raw["validation"][: self.number]
+        answers = answer(
+            self.data, conversations, model, self.max_tokens, sampler=self.sampler, seed=self.seed
+        )
+        return [
+            self.data.template.render(conversation.prompt) + response
+            for conversation, response in zip(conversations, answers, strict=True)
+        ]
+
+
+class Responses(Callback):
+    """At the end, answer the whole test part; keep the answers in `responses.json` and rate them.
+
+    Beside each answer stands its reference. `test/rouge_l` and `test/exact_match` are means over the
+    answers; a judge can read the file later.
+
+    Args:
+        max_tokens: most tokens of an answer.
+        sampler: how to choose among the logits; without it always the likeliest token.
+        batch_size: how many conversations are answered together.
+        seed: of the sampling.
+    """
+
+    def __init__(
+        self,
+        max_tokens: int = 256,
+        sampler: Sampler | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: give a number from 1 on")
+        self.max_tokens, self.batch_size = max_tokens, batch_size
+        self.sampler, self.seed = sampler, seed
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answer, write and record."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Task)
+        data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        conversations = data.raw["test"]
+        answers = answer(
+            data,
+            conversations,
+            pl_module.model,
+            self.max_tokens,
+            sampler=self.sampler,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        rows = [
+            row_of(conversation, response)
+            for conversation, response in zip(conversations, answers, strict=True)
+        ]
+        text = json.dumps(rows, indent=2, ensure_ascii=False)
+        file = Path(trainer.default_root_dir) / RESULTS["responses"]
+        file.write_text(text + "\n", "utf-8")
+        pairs = [(row["response"], row["reference"]) for row in rows]
+        pl_module.record(
+            {
+                "test/rouge_l": fmean(rouge_l(*pair) for pair in pairs),
+                "test/exact_match": fmean(exact_match(*pair) for pair in pairs),
+            }
+        )
+
+
+def answer(
+    data: InstructionDataModule,
+    conversations: list[Conversation],
+    model: nn.Module,
+    max_tokens: int,
+    **how: Any,
+) -> list[str]:
+    """What a model answers to conversations, with a bar on a terminal; `how` is as for `respond`."""
+    template, tokenizer = data.template, data.tokenizer
+    with progress_bar() as bar:
+        task = bar.add_task("answering", total=len(conversations))
+        return respond(
+            model,
+            tokenizer,
+            [template.encode_prompt(each.prompt, tokenizer) for each in conversations],
+            max_tokens,
+            end_token=template.end_token(tokenizer),
+            stops=template.stops,
+            advance=lambda number: bar.advance(task, number),
+            **how,
+        )
+
+
+def row_of(conversation: Conversation, response: str) -> dict[str, Any]:
+    """What is kept of an answer."""
+    return {
+        "instruction": conversation.instruction,
+        "input": conversation.context,
+        "messages": [message._asdict() for message in conversation.prompt],
+        "reference": conversation.reference,
+        "response": response,
+    }

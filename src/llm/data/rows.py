@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llm.data.download import Download
 from llm.data.errors import DataError
 from llm.data.files import decoded, opened
 
@@ -19,6 +20,7 @@ SUFFIXES = (*DELIMITERS, ".json", ".jsonl")
 
 csv.field_size_limit(1 << 30)  # a document is no error because it is longer than 131,072 characters
 
+Paths = str | Path | Sequence[str | Path] | Download
 Report = Callable[[str, str], None]
 
 
@@ -81,7 +83,7 @@ class Malformed:
 
 
 def read_rows(
-    path: str | Path | Sequence[str | Path],
+    path: Paths,
     columns: Sequence[str] | None = None,
     quoting: bool = True,
     malformed: Malformed | None = None,
@@ -93,7 +95,7 @@ def read_rows(
     without a byte-order mark and with any kind of line ends.
 
     Args:
-        path: The file, or the files.
+        path: The file, or the files, or one to download.
         columns: Names of the columns of a CSV or TSV file that has no header.
         quoting: Whether quotes in CSV and TSV enclose a field; without it they are part of the text.
         malformed: Where rows that are no rows at all are noted; without it the first one is an error.
@@ -103,8 +105,7 @@ def read_rows(
             header, or an array cannot be read to its end.
     """
     report = malformed.add if malformed is not None else _stop
-    for file in [path] if isinstance(path, str | Path) else path:
-        file = Path(file).expanduser()
+    for file in files_of(path):
         suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
         if suffix not in SUFFIXES:
             raise DataError(f"{file}: its name ends in none of {', '.join(SUFFIXES)}")
@@ -115,6 +116,20 @@ def read_rows(
             yield from _array(file, text, report)
         else:
             yield from _lines(file, text, report)
+
+
+def files_of(path: Paths) -> list[Path]:
+    """The files on this machine; one that is published is fetched if need be."""
+    if isinstance(path, Download):
+        return [path.file()]
+    return [Path(file).expanduser() for file in ([path] if isinstance(path, str | Path) else path)]
+
+
+def title(path: Paths) -> str:
+    """What a summary line calls the files."""
+    if isinstance(path, Download):
+        return path.name
+    return ", ".join(map(str, [path] if isinstance(path, str | Path) else path))
 
 
 def _stop(where: str, problem: str) -> None:

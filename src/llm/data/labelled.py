@@ -1,0 +1,317 @@
+"""Texts with labels, for classification: any CSV, TSV, JSON or JSON lines file."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from llm.data.collation import pad
+from llm.data.errors import DataError
+from llm.data.examples import Encoded, ExamplesDataModule, TokenizerSpec
+from llm.data.fingerprint import digest
+from llm.data.module import Batch
+from llm.data.rows import Malformed, Paths, Row, read_rows, title
+from llm.data.split import split_examples
+
+Balance = Literal["none", "undersample", "weights"]
+Repeats = Literal["text", "letters"]
+
+
+class Example(NamedTuple):
+    """A text and its class.
+
+    Attributes:
+        where: The file and the line it stands on.
+        text: The text.
+        label: The name of its class.
+    """
+
+    where: str
+    text: str
+    label: str
+
+
+class LabelledDataModule(ExamplesDataModule):
+    """Batches of texts and their classes, of which there may be any number.
+
+    A batch has `tokens` (B, T) int64, filled up on the right to its longest text; `attention` (B, T),
+    true where a token is real; `labels` (B) int64; and `rows` (B) int64, the places of the texts in
+    `raw`. A text that occurs again is left out, before the split: none is in two parts. Texts longer
+    than the context keep their beginning.
+
+    Args:
+        path: The file, or several, or one to download.
+        tokenizer: A tokenizer, or a function that fits one to the training texts.
+        context_length: The most tokens of a text that are read.
+        batch_size: B, texts in a batch; in a parallel run the devices share them.
+        text: The column or key of the text.
+        label: The column or key of the label: text, a number or a truth value.
+        classes: Names of the classes, in their order; by default those that are found, sorted.
+        columns: Names of the columns of a file without a header.
+        quoting: Whether quotes in CSV and TSV enclose a field.
+        balance: What is done about classes of unequal size in the training part: `none`; `undersample`
+            draws as many of each class as the smallest has; `weights` leaves the texts and weighs the
+            loss by class. The other parts stay as they are.
+        repeats: When two texts are one: by their `text` (case and white space aside), or by their
+            `letters`, numbers and punctuation aside too, as of form letters.
+        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
+        validation_fraction: Share of each class to validate with.
+        test_fraction: Share of each class to test with.
+        validation_path: A file of its own for validation; nothing is taken from the first then.
+        test_path: The same for the test.
+        seed: Decides the split and the order.
+        workers: Processes that gather batches.
+
+    Attributes:
+        classes: Names of the classes; a label is a place among them. From `prepare_data` on.
+
+    Raises:
+        ValueError: A parameter is out of range.
+        DataError: A file or, unless they are skipped, a row cannot be used; a part is empty; or there
+            are fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        tokenizer: TokenizerSpec,
+        context_length: int,
+        batch_size: int = 8,
+        text: str = "text",
+        label: str = "label",
+        classes: Sequence[str | int | float] | None = None,
+        columns: Sequence[str] | None = None,
+        quoting: bool = True,
+        balance: Balance = "none",
+        repeats: Repeats = "text",
+        malformed: Literal["stop", "skip"] = "stop",
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(tokenizer, context_length, batch_size, seed, workers)
+        self.files = {"train": path, "validation": validation_path, "test": test_path}
+        self.columns, self.quoting = columns, quoting
+        self.text, self.label = text, label
+        self.balance: Balance = balance
+        self.key = {"text": words_of, "letters": letters_of}[repeats]
+        self.malformed: Literal["stop", "skip"] = malformed
+        self.classes: list[str] = [name_of(name) for name in classes or ()]
+        if classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            raise ValueError(f"classes={list(classes)}: give two or more, each once, or null")
+        self.fractions = {"validation": validation_fraction, "test": test_fraction}
+        for part, fraction in self.fractions.items():
+            if not 0 <= fraction < 1:
+                raise ValueError(f"{part}_fraction={fraction}: give 0 or more, and less than 1")
+        self.skipped = self.repeated = self.cut = 0
+
+    # Reading
+
+    def read(self) -> dict[str, list[Example]]:
+        """The examples of each part: without repeats, split, and the training part balanced."""
+        malformed = Malformed(self.malformed)
+        given = {
+            part: list(self._examples(path, malformed))
+            for part, path in self.files.items()
+            if path is not None
+        }
+        self.skipped = malformed.close("rows")
+        parts = self._split(self._without_repeats(given))
+        self._require(parts)
+        if self.balance == "undersample":
+            parts["train"] = undersampled(parts["train"], self.seed)
+        return parts
+
+    def _examples(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
+        for row in read_rows(path, self.columns, self.quoting, malformed):
+            try:
+                yield self._example(row)
+            except ValueError as error:
+                malformed.add(row.where, str(error))
+
+    def _example(self, row: Row) -> Example:
+        for name, parameter in ((self.text, "text"), (self.label, "label")):
+            if row.values.get(name) is None:
+                there = ", ".join(row.values) or "none"
+                raise ValueError(f"nothing under {name!r} (data.{parameter}); there are {there}")
+        text, label = row.values[self.text], name_of(row.values[self.label])
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"no text under {self.text!r}")
+        if self.classes and label not in self.classes:
+            raise ValueError(f"{label!r} is none of the classes {', '.join(self.classes)}")
+        return Example(row.where, text, label)
+
+    def _without_repeats(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
+        """Each text once; where files of their own share some, what is held out keeps them."""
+        seen: set[str] = set()
+
+        def is_new(example: Example) -> bool:
+            before = len(seen)
+            seen.add(self.key(example.text))
+            return len(seen) > before
+
+        kept = {part: list(filter(is_new, parts[part])) for part in reversed(parts)}
+        self.repeated = sum(map(len, parts.values())) - len(seen)
+        return kept
+
+    def _split(self, given: dict[str, list[Example]]) -> dict[str, list[Example]]:
+        """Take the parts that have no file of their own from the training part, class by class."""
+        fractions = {part: share for part, share in self.fractions.items() if part not in given}
+        examples = given["train"]
+        shares = {"train": 1 - sum(fractions.values()), **fractions}
+        places = split_examples([each.label for each in examples], shares, self.seed)
+        return given | {part: [examples[at] for at in own] for part, own in places.items()}
+
+    def _require(self, parts: dict[str, list[Example]]) -> None:
+        """Name the classes, and refuse what cannot be learned from."""
+        labels = {example.label for example in chain(*parts.values())}
+        self.classes = self.classes or in_order(labels)
+        name = title(self.files["train"] or "")
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{name}: a classifier needs two classes, and there is {', '.join(labels) or 'none'}"
+            )
+        for part in ("train", "validation"):
+            if not parts[part]:
+                raise DataError(
+                    f"{name}: no text is left for the {part} part: give more of them, or change "
+                    "data.validation_fraction and data.test_fraction"
+                )
+
+    def texts(self, example: Example) -> Iterable[str]:
+        """The text."""
+        return [example.text]
+
+    def settings(self) -> object:
+        """What the examples are, and how their classes are weighed."""
+        parts = {part: [[e.text, e.label] for e in own] for part, own in self.raw.items()}
+        content = digest(json.dumps(parts).encode())
+        return {"content": content, "classes": self.classes, "weights": self.balance == "weights"}
+
+    # Encoding
+
+    def encode(self, example: Example) -> Encoded:
+        """The tokens, cut to the context, and the label.
+
+        Raises:
+            ValueError: The tokenizer cannot encode the text.
+        """
+        tokens = self.tokenizer.encode(example.text)
+        if not tokens:
+            raise ValueError("the tokenizer makes no token of this text")
+        self.cut += len(tokens) > self.context_length
+        return {
+            "tokens": tokens[: self.context_length],
+            "labels": [self.classes.index(example.label)],
+        }
+
+    def encode_part(self, part: str, examples: Sequence[Example]) -> list[Encoded]:
+        """The rows of a part, each with its place in `raw`; what cannot be encoded is malformed."""
+        malformed = Malformed(self.malformed)
+        encoded: list[Encoded] = []
+        for place, example in enumerate(examples):
+            try:
+                encoded.append({**self.encode(example), "rows": [place]})
+            except ValueError as error:
+                malformed.add(example.where, str(error))
+        self.skipped += malformed.close(f"texts of the {part} part")
+        return encoded
+
+    def collate(self, examples: Sequence[Encoded]) -> Batch:
+        """`tokens` and `attention` (B, T), `labels` and `rows` (B)."""
+        lengths = torch.tensor([len(example["tokens"]) for example in examples])
+        longest = int(lengths.max())
+        return {
+            **pad([{"tokens": example["tokens"]} for example in examples], longest),
+            "attention": torch.arange(longest) < lengths[:, None],
+            **{name: torch.tensor([e[name][0] for e in examples]) for name in ("labels", "rows")},
+        }
+
+    # What there is
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """What a text of each class counts in the loss, so that all classes count alike; None: all texts do.
+
+        The largest class counts 1 and the others as many times more as they are smaller.
+        """
+        if self.balance != "weights":
+            return None
+        sizes = Counter(example.label for example in self.raw["train"])
+        return [max(sizes.values()) / max(sizes[name], 1) for name in self.classes]
+
+    def describe(self) -> str:
+        """One line that says what the data are."""
+        numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
+        sizes = Counter(example.label for example in self.raw["train"])
+        shares = [f"{name} {sizes[name] / sizes.total():.1%}" for name in self.classes]
+        notes = {
+            "repeated texts left out": self.repeated,
+            "malformed rows left out": self.skipped,
+            f"texts cut to {self.context_length:,} tokens": self.cut,
+        }
+        return (
+            f"{title(self.files['train'] or '')}: {numbers} texts (training + validation + test), "
+            f"training {listed(shares)}"
+            + "".join(f", {count:,} {what}" for what, count in notes.items() if count)
+        )
+
+
+def name_of(label: Any) -> str:
+    """The name of a class: of a number or a truth value as JSON writes it.
+
+    Raises:
+        ValueError: There is no name, or the label is a list or an object.
+    """
+    name = label.strip() if isinstance(label, str) else json.dumps(label)
+    if not name or isinstance(label, list | dict):
+        raise ValueError(f"{name or 'an empty text'} is no label")
+    return name
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names sorted: as numbers where all of them are."""
+    try:
+        return sorted(names, key=float)
+    except ValueError:
+        return sorted(names)
+
+
+def words_of(text: str) -> str:
+    """The text without regard to case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def letters_of(text: str) -> str:
+    """The letters of a text, without regard to case; a text without any is compared by its words."""
+    return re.sub(r"[\W\d_]+", "", text.casefold()) or words_of(text)
+
+
+def undersampled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """As many examples of each class as the smallest has, drawn at random, in their order."""
+    random = np.random.default_rng(seed)
+    places: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        places.setdefault(example.label, []).append(place)
+    size = min(map(len, places.values()))
+    chosen = [random.choice(own, size, replace=False) for own in places.values()]
+    return [examples[place] for place in sorted(np.concatenate(chosen).tolist())]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from llm.adapters.adapter import load_adapter_state
+from llm.adapters.adapter import Adapted, load_adapter_state
+from llm.adapters.lora import merge
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
@@ -48,12 +50,18 @@ class RunWeights(Weights):
         """The run directory."""
         return Run(Path(self.path))
 
-    @property
-    def config(self) -> DictConfig:
-        """The run's composed configuration, resolved."""
+    @cached_property
+    def config(self) -> DictConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The run's composed configuration, resolved, for those who take its language model further.
+
+        An update of a tied head, folded in, unties it from the embedding.
+        """
         config = OmegaConf.load(self.run.config)
         assert isinstance(config, DictConfig)
         config.trust = list(self.trust)
+        if config.get("adapter") is not None and self._file().is_file():
+            updated = any(name.startswith("head.lora.") for name in self.parameters())
+            config.model.tie_weights = config.model.tie_weights and not updated
         return config
 
     @property
@@ -76,11 +84,9 @@ class RunWeights(Weights):
                 weights that an adapter was trained on are gone or others.
         """
         config = self.config
-        adapter, weights = config.get("adapter"), config.get("weights")
-        parts = {"model": config.model, "weights": weights if adapter else None, "adapter": adapter}
-        check(
-            OmegaConf.create({**parts, "trust": config.trust, "task": {"model": config.task.model}})
-        )
+        adapter = config.get("adapter")
+        parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
+        check(OmegaConf.create(parts))
         model = build(config.task.model)
         if adapter is None:
             fill(model, self.parameters(), f"weights.path={self.path}")
@@ -100,11 +106,13 @@ class RunWeights(Weights):
         if self.config.get("adapter") is None:
             state = language_model_part(self.parameters())
         else:
-            from llm.adapters.lora import merge
-
             trained = self.model()
-            with mistakes_at("weights.path"):
-                merge(trained)
+            merge(trained)
+            if any(isinstance(module, Adapted) for module in trained.modules()):
+                raise ConfigError(
+                    f"weights.path: {self.path} holds a prefix, which cannot be folded into weights; "
+                    "start from its base, or from a run with another adapter"
+                )
             state = getattr(trained, "body", trained).state_dict()
         fill(model, state, f"weights.path={self.path}", TOKEN_TABLES)
 

@@ -1,0 +1,119 @@
+"""Finetuning from a run of ours: adapters, what their checkpoints hold, and where they lead."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from llm.apps import training
+from llm.config.errors import ConfigError
+from llm.runs import Run
+from llm.weights.run import RunWeights
+
+TOKENS = torch.arange(10)[None]
+ADAPTERS = {
+    "none": (),
+    "lora": ("adapter.dropout=0.1",),
+    "prefix": ("adapter.length=4",),
+    "last_block": (),
+    "head": (),
+}
+
+
+class InterruptAt(Callback):
+    """Ctrl-C while a step is under way."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_backward(self, trainer, *_) -> None:
+        if trainer.global_step + 1 == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def base(composed, tmp_path) -> Run:
+    return training.train(composed("model=gpt2", "trainer.max_steps=4"), tmp_path / "base")
+
+
+@pytest.fixture
+def finetune(composed, base, tmp_path):
+    """Trains on from the base run under an adapter."""
+
+    def run(name: str, *overrides: str) -> Run:
+        weights = ["weights=run", f"weights.path={base.path}", "optimizer.lr=0.01"]
+        config: DictConfig = composed(*weights, *overrides)
+        return training.train(config, tmp_path / name, weights)
+
+    return run
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_finetune_resumes_to_the_bit(finetune, monkeypatch, adapter):
+    whole = finetune("whole", f"adapter={adapter}", *ADAPTERS[adapter])
+    original = training.make_callbacks
+    monkeypatch.setattr(training, "make_callbacks", lambda c: [*original(c), InterruptAt(6)])
+    with pytest.raises(SystemExit):
+        finetune("parts", f"adapter={adapter}", *ADAPTERS[adapter])
+    monkeypatch.setattr(training, "make_callbacks", original)
+    parts = finetune("parts", f"adapter={adapter}", *ADAPTERS[adapter])
+    for name in ("last", "best"):
+        left, right = (
+            torch.load(getattr(run, name), weights_only=True)["state_dict"]
+            for run in (whole, parts)
+        )
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix", "last_block"])
+def test_a_checkpoint_holds_what_was_trained_and_the_run_what_was_learned(finetune, base, adapter):
+    run = finetune(adapter, f"adapter={adapter}", *ADAPTERS[adapter])
+    state = torch.load(run.best, weights_only=True)["state_dict"]
+    assert sum(tensor.numel() for tensor in state.values()) == run.record["trained_parameters"]
+    assert run.record["trained_parameters"] < run.record["parameters"] / 2
+    logits = RunWeights(str(run.path)).model()(TOKENS)
+    before = RunWeights(str(base.path)).model()(TOKENS)
+    assert not torch.allclose(logits, before, atol=1e-3), "the adapter is in its place"
+
+
+@pytest.mark.parametrize("targets", ["[*blocks.*]", "[*]"])
+def test_a_finetune_starts_from_an_adapter_folded_in(finetune, composed, tmp_path, targets):
+    """With the head among the targets the tied head is untied by it."""
+    run = finetune("lora", "adapter=lora", f"adapter.targets={targets}")
+    weights = [f"weights.path={run.path}", "weights=run"]
+    config = composed(*weights, "trainer.max_steps=1", "optimizer.lr=0.0", "schedule=constant")
+    further = training.train(config, tmp_path / "further", weights)
+    expected, found = (RunWeights(str(each.path)).model()(TOKENS) for each in (run, further))
+    assert torch.allclose(expected, found, atol=1e-5)
+
+
+def test_a_prefix_is_not_folded_in(finetune, composed, tmp_path):
+    run = finetune("prefix", "adapter=prefix", "adapter.length=4")
+    weights = [f"weights.path={run.path}", "weights=run"]
+    with pytest.raises(ConfigError, match="holds a prefix, which cannot be folded into weights"):
+        training.train(composed(*weights), tmp_path / "further", weights)
+
+
+def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp_path):
+    run = finetune("lora", "adapter=lora")
+    moved = tmp_path / "moved"
+    shutil.copytree(base.path, moved)
+    shutil.rmtree(base.path)
+    with pytest.raises(ConfigError, match=r"cannot be read .*weights\.base="):
+        RunWeights(str(run.path)).model()
+    found = RunWeights(str(run.path), base=str(moved)).model()(TOKENS)
+    assert found.isfinite().all()
+    with pytest.raises(ConfigError, match="changed since"):
+        RunWeights(str(run.path), base=str(run.path)).model()
+
+
+def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
+    config = composed("task=instruction")
+    with pytest.raises(
+        ConfigError, match=r"learns from a InstructionDataModule, and data is a Files"
+    ):
+        training.train(config, tmp_path / "run")

@@ -22,9 +22,15 @@ SHOWN = {
     "val/loss": "val {:.3f}",
     "val/perplexity": "ppl {:.1f}",
     "val/bits_per_byte": "{:.3f} bits/byte",
+    "val/accuracy": "accuracy {:.1%}",
+    "val/balanced_accuracy": "balanced {:.1%}",
+    "val/margin": "margin {:.3f}",
+    "train/reward": "reward {:.3f}",
+    "val/reward": "val reward {:.3f}",
     "speed/tokens_per_second": "{:,.0f} tok/s",
 }
-ON_THE_BAR = ("train/loss", "val/perplexity", "speed/tokens_per_second")  # fits eighty columns
+# These fit eighty columns: no task has all of them.
+ON_THE_BAR = ("train/loss", "val/perplexity", "val/accuracy", "speed/tokens_per_second")
 
 
 class ProgressBar(Callback):

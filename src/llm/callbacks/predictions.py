@@ -1,0 +1,73 @@
+"""What a classifier made of the test part: every answer, and which classes it takes for which."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from jaxtyping import Int
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from llm.tasks.classification import Classification
+
+
+class Predictions(Callback):
+    """After a test, write `predictions.csv`, `confusion.csv` and `confusion.png` into the run directory."""
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write, before the task closes its sums; every device takes part in gathering them."""
+        assert isinstance(pl_module, Classification)
+        rows, probabilities = pl_module.probabilities.compute()
+        counts = pl_module.confusion.compute()
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        folder = Path(trainer.default_root_dir)
+        answers = [
+            (example.where, example.text, example.label, data.classes[row.argmax()], *row.tolist())
+            for example, row in zip(
+                [data.raw["test"][at] for at in rows.tolist()], probabilities.cpu(), strict=True
+            )
+        ]
+        names = [f"p({name})" for name in data.classes]
+        header = ["row", "text", "label", "predicted", *names]
+        write(folder / "predictions.csv", header, answers)
+        table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
+        write(folder / "confusion.csv", ["label", *data.classes], table)
+        draw(counts.cpu(), data.classes, folder / "confusion.png", title=folder.name)
+
+
+def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table as CSV."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def draw(counts: Int[Tensor, "N N"], classes: Sequence[str], picture: Path, title: str) -> None:
+    """Draw a confusion matrix as a PNG: how many texts of each class were taken for which.
+
+    Args:
+        counts: texts by their class (row) and the predicted one (column).
+        classes: names of the classes.
+        picture: where to write.
+        title: above the matrix.
+    """
+    from matplotlib.figure import Figure  # slow to import: only when there is something to draw
+
+    side = 2.5 + 0.6 * len(classes)
+    figure = Figure(figsize=(side + 0.5, side), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    for row, column in [(r, c) for r in range(len(classes)) for c in range(len(classes))]:
+        color = "white" if shares[row, column] > 0.5 else "black"
+        count = f"{int(counts[row, column]):,}"
+        axes.text(column, row, count, ha="center", va="center", color=color)
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="label", title=title)
+    figure.savefig(picture)

@@ -1,0 +1,94 @@
+"""How well texts are classified: loss, shares of right answers, and the answers themselves."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+from torchmetrics.utilities import dim_zero_cat
+
+from llm.losses import IGNORED
+
+
+def scores(num_classes: int) -> MetricCollection:
+    """Figures of predicted classes (B) against right ones (B); labels of -100 count for nothing.
+
+    `accuracy` is the share of right answers, `balanced_accuracy` the mean of the classes' shares (their
+    recall), `f1_macro` the mean of the classes' F1; of two classes the second is the positive one, and
+    `f1` is its own.
+    """
+    metrics: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(
+            num_classes, average="micro", ignore_index=IGNORED, validate_args=False
+        ),
+        "balanced_accuracy": MulticlassAccuracy(
+            num_classes, average="macro", ignore_index=IGNORED, validate_args=False
+        ),
+        "f1_macro": MulticlassF1Score(
+            num_classes, average="macro", ignore_index=IGNORED, validate_args=False
+        ),
+    }
+    if num_classes == 2:
+        metrics["f1"] = BinaryF1Score(ignore_index=IGNORED, validate_args=False)
+    return MetricCollection(metrics)  # pyright: ignore[reportArgumentType]
+
+
+def confusion(num_classes: int) -> MulticlassConfusionMatrix:
+    """Counts (N, N) of texts by their class (row) and the predicted one (column)."""
+    return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+
+
+class WeightedLoss(Metric):
+    """The mean loss in nats, over texts that weigh more or less."""
+
+    full_state_update = False
+    nats: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Apple's MPS has no float64; there each batch's sum is exact and their sum is float32.
+        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("nats", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+
+    def update(self, nats: Float[Tensor, ""], weight: Float[Tensor, ""]) -> None:
+        """Add a batch: the weighted sum of its losses and the sum of the weights."""
+        self.nats += nats
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean; NaN before any text."""
+        return self.nats / self.weight
+
+
+class Probabilities(Metric):
+    """What the model gave to each class, text by text, from all devices."""
+
+    full_state_update = False
+    rows: list[Tensor]
+    probabilities: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("probabilities", [], dist_reduce_fx="cat")
+
+    def update(
+        self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], logits: Float[Tensor, "B N"]
+    ) -> None:
+        """Add a batch: the texts' places, their labels (-100 leaves a text out) and logits."""
+        asked = labels != IGNORED
+        self.rows.append(rows[asked])
+        self.probabilities.append(logits[asked].float().softmax(dim=-1))
+
+    def compute(self) -> tuple[Int[Tensor, "M"], Float[Tensor, "M N"]]:
+        """The places, in order, and the probabilities of each text's classes."""
+        rows = dim_zero_cat(self.rows)
+        order = rows.argsort()
+        return rows[order], dim_zero_cat(self.probabilities)[order]

@@ -1,0 +1,93 @@
+"""Classification: which of some classes a text belongs to."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llm.data.labelled import LabelledDataModule
+from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
+from llm.losses import IGNORED
+from llm.models.classifier import Classifier
+from llm.tasks.task import Batch, Groups, Task
+
+
+class Classification(Task):
+    """Learn the classes of texts by cross-entropy, weighed by class where the data say so.
+
+    The arguments are those of `Task`, with a classifier for a model.
+
+    Attributes:
+        confusion: the confusion matrix of the evaluation under way.
+        probabilities: the answers of the evaluation under way.
+    """
+
+    data_module = LabelledDataModule
+    verb = "classify"
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        model: Classifier,
+        optimizer: Callable[[Groups], Optimizer],
+        schedule: Callable[[int, int], float],
+        parameter_groups: Callable[[torch.nn.Module], Groups],
+    ) -> None:
+        super().__init__(model, optimizer, schedule, parameter_groups)
+        # The data say it anew each time, so no checkpoint holds it.
+        self.register_buffer("class_weights", torch.ones(model.num_classes), persistent=False)
+        self.loss = WeightedLoss()
+        self.scores = scores(model.num_classes)
+        self.confusion = confusion(model.num_classes)
+        self.probabilities = Probabilities()
+
+    def setup(self, stage: str) -> None:
+        """Take the weights of the classes from the data.
+
+        Raises:
+            ValueError: the data have another number of classes than the model.
+        """
+        data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if data.num_classes != len(self.class_weights):
+            raise ValueError(
+                f"num_classes={len(self.class_weights)}: the data have {data.num_classes} classes "
+                f"({', '.join(data.classes)}); leave task.model.num_classes out"
+            )
+        if data.class_weights is not None:
+            self.class_weights = torch.tensor(data.class_weights, device=self.device)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of a batch's `labels` (B), in nats, each weighed by its class."""
+        nats = self._nats(self._logits(batch), batch["labels"])
+        return nats / self.weight(batch).clamp(min=1)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The sum of the weights of a batch's labels, none of which is below 1."""
+        labels = batch["labels"]
+        return (self.class_weights[labels.clamp(min=0)] * (labels != IGNORED)).sum()
+
+    def evaluate(self, batch: Batch) -> None:
+        """Add a batch to the sums, and its answers to the answers."""
+        logits, labels = self._logits(batch), batch["labels"]
+        predicted = logits.argmax(dim=-1)
+        self.loss.update(self._nats(logits, labels), self.weight(batch))
+        self.scores.update(predicted, labels)
+        self.confusion.update(predicted, labels)
+        self.probabilities.update(batch["rows"], labels, logits)
+
+    def results(self) -> dict[str, float]:
+        """`loss`, and the figures of `llm.evaluation.classification.scores`."""
+        results = {"loss": self.loss.compute(), **self.scores.compute()}
+        for metric in (self.loss, self.scores, self.confusion, self.probabilities):
+            metric.reset()
+        return {name: value.item() for name, value in results.items()}
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self.model(batch["tokens"], batch["attention"])
+
+    def _nats(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weights = self.class_weights.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum")

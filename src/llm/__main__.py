@@ -53,6 +53,11 @@ VERBS = {
         "llm chat weights.path=outputs/instruction/instruct",
         texts=("system", "stop"),
     ),
+    "evaluate": Verb(
+        "llm.apps.evaluate",
+        "measure what a run has learned, and let a model judge its answers",
+        "llm evaluate weights.path=outputs/instruction/instruct judge=openai judge.model=llama3.1",
+    ),
 }
 
 USAGE = """\

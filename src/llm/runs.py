@@ -180,16 +180,16 @@ class Run:
             command=command,
             data=data,
             base=base,
-            started=self.record.get("started", _now()),
+            started=self.record.get("started", now()),
             commit=_git_commit(),
-            versions=_versions(),
+            versions=versions(),
             machine=_machine(),
             process=os.getpid(),
         )
 
     def finish(self, status: Status, **figures: Any) -> None:
         """Record how training ended."""
-        self.update(status=status, ended=_now(), **figures)
+        self.update(status=status, ended=now(), **figures)
 
     def set_aside(self) -> Path | None:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
@@ -209,16 +209,18 @@ def list_runs(folder: Path) -> list[Run]:
     return [Run(file.parent) for file in found if "~" not in file.parent.name]
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, with its zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """What figures depend on: the versions of Python and of the packages that compute them."""
+    found = {"python": platform.python_version()}
     for package in VERSIONS:
         with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+            found[package] = metadata.version(package)
+    return found
 
 
 def _machine() -> str:

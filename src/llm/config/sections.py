@@ -7,7 +7,7 @@ trainer does not pay for the import of Lightning, and this layer imports nothing
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 def _class(path: str) -> Callable[[], Any]:
@@ -47,9 +47,10 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "reward": _class("llm.rewards.reward.RewardFunction"),
     "sampler": _class("llm.generation.sampling.Sampler"),
     "template": _or_none(_class("llm.data.template.Template")),
+    "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
-    # words of every verb, then of `train`, then of `generate` and `chat`
+    # words of every verb, then of `train`, then of `generate`, `chat` and `evaluate`
     "seed": _plain(int),
     "trust": _plain(Sequence[str]),
     "name": _plain(str | None),
@@ -60,6 +61,9 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "max_tokens": _plain(int),
     "stop": _plain(str | Sequence[str]),
     "system": _plain(str | None),
+    "part": _plain(Literal["test", "validation"] | None),
+    "test_path": _plain(str | None),
+    "against": _plain(str | None),
 }
 
 # Full keys that may be missing: the app fills them in when it builds.

@@ -17,7 +17,14 @@ from llm.config.errors import ConfigError, suggestion
 PARTS = (
     *("nn", "tokenizers", "models", "losses", "optim", "generation", "rewards", "tasks"),
     "hardware",
-    *("data.template", "weights.run", "loggers.wandb", "loggers.tensorboard"),
+    *(
+        "data.template",
+        "weights.run",
+        "weights.gpt2",
+        "weights.llama",
+        "loggers.wandb",
+        "loggers.tensorboard",
+    ),
 )
 
 # Packages that are importable from a configuration, each with the base classes that its targets must
@@ -26,6 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     **{f"llm.{part}": () for part in PARTS},
     "llm.trainer": ("llm.trainer.Settings",),
     "llm.adapters": ("llm.adapters.adapter.Adapter",),
+    "llm.evaluation.openai": ("llm.evaluation.openai.OpenAI",),
     "llm.evaluation": ("torchmetrics.Metric",),
     "llm.callbacks": ("lightning.pytorch.Callback",),
     "llm.data": (

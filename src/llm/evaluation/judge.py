@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.evaluation.openai import OpenAI
+from llm.runs import now
 
 RULES = """\
 {task}
@@ -124,7 +124,7 @@ class Judgements:
             answers=answers,
             answered_by=reply.model,
             address=self.judge.address,
-            date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            date=now(),
             request=request,
         )
         return verdict

@@ -1,0 +1,97 @@
+"""Answers beside their references: read from a run's file, measured, and matched with another run's."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm.config.errors import ConfigError
+from llm.evaluation.confidence import bootstrap, wilson
+from llm.evaluation.exact_match import exact_match
+from llm.evaluation.rouge import rouge_l
+
+
+class Answer(NamedTuple):
+    """What was asked, what should be said, and what a model said.
+
+    Attributes:
+        instruction: all that was asked; of a longer conversation each turn with its speaker.
+        reference: a good answer.
+        response: the model's.
+    """
+
+    instruction: str
+    reference: str
+    response: str
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """The answers in a run's `responses.json`.
+
+    Raises:
+        ConfigError: the file is missing, or holds something else.
+    """
+    try:
+        return answers_of(json.loads(file.read_text("utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file} is missing: the answers of a run, which `llm train experiment=instruct` and "
+            "`llm evaluate` write"
+        ) from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} holds no answers ({type(error).__name__}: {error}); delete it, and "
+            "`llm evaluate` writes it anew"
+        ) from None
+
+
+def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
+    """Rows as `responses.json` has them: `instruction`, `input`, `messages`, `reference`, `response`."""
+    return [Answer(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    turns = [turn for turn in row.get("messages", ()) if turn["role"] != "system"]
+    if len(turns) > 1:
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
+
+
+def quality(answers: Sequence[Answer]) -> dict[str, Any]:
+    """ROUGE-L and exact match, each a mean over the answers with its interval."""
+    matches = sum(exact_match(each.response, each.reference) for each in answers)
+    return {
+        "answers": len(answers),
+        "rouge_l": bootstrap(_rouge(answers))._asdict(),
+        "exact_match": wilson(matches, len(answers))._asdict(),
+    }
+
+
+def matched(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+    """Answers of two runs to the same instruction with the same reference, in our order.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    others: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
+    for each in reversed(theirs):
+        others[each[:2]].append(each)
+    pairs = [(each, others[each[:2]].pop()) for each in ours if others[each[:2]]]
+    if not pairs:
+        raise ConfigError(
+            "against: the two runs answered no instruction in common; compare runs on the same data, "
+            "with the same seed and fractions"
+        )
+    return pairs
+
+
+def difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
+    """How many answers were matched, and how much higher ROUGE-L is than theirs, by a paired interval."""
+    ours, theirs = (_rouge(side) for side in zip(*pairs, strict=True))
+    gains = [own - other for own, other in zip(ours, theirs, strict=True)]
+    return {"compared": len(pairs), "rouge_l_gain": bootstrap(gains)._asdict()}
+
+
+def _rouge(answers: Iterable[Answer]) -> list[float]:
+    return [rouge_l(each.response, each.reference) for each in answers]

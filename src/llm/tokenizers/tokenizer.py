@@ -16,6 +16,8 @@ KINDS = {
     "char": "CharTokenizer",
     "word": "WordTokenizer",
     "bpe": "BPETokenizer",
+    "huggingface": "HuggingFaceTokenizer",
+    "wordpiece": "WordPieceTokenizer",
 }
 
 
@@ -81,6 +83,16 @@ class Tokenizer(ABC):
         if len(special_tokens) == len(self.special_tokens):
             return self
         return type(self)(**{**self.state(), "special_tokens": special_tokens})
+
+    @property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """The ids that a model of this tokenizer expects before and after every text; most expect none."""
+        return [], []
+
+    def with_ends(self, ids: Sequence[int], most: int) -> list[int]:
+        """A whole text as a model expects it, at most so many ids: the end of a longer text is left out."""
+        before, after = self.ends
+        return [*before, *ids[: max(0, most - len(before) - len(after))], *after]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text.

@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: answers that a reward likes become likelier (Shao et al. 2024)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -121,13 +121,9 @@ class GRPO(Task):
                 "data.template: GRPO needs one special token that ends an answer; use one such as alpaca"
             )
         if stage == "fit":
-            self.reference.start(self.model)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for everything but the policy, whose dropout stays off."""
-        super().train(mode)
-        self.model.eval()
-        return self
+            self.reference.start(
+                self.model.eval()
+            )  # trained without dropout: Lightning leaves it so
 
     def compile_step(self) -> None:
         """Compile what has a gradient; drawing answers makes shapes that always change."""

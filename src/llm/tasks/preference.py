@@ -1,7 +1,7 @@
 """Direct preference optimisation: a policy learns from pairs, without a reward model (Rafailov et al. 2023)."""
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +56,9 @@ class Preference(Pairs):
     def setup(self, stage: str) -> None:
         """Take the reference while the model has its base weights: a checkpoint is restored later."""
         if stage == "fit":
-            self.reference.start(self.model)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for everything but the policy, whose dropout stays off."""
-        super().train(mode)
-        self.model.eval()
-        return self
+            self.reference.start(
+                self.model.eval()
+            )  # trained without dropout: Lightning leaves it so
 
     def rewards(self, batch: Batch) -> Tensor:
         """The implicit reward of each row, (2B)."""

@@ -231,7 +231,7 @@ def test_no_point_runs_when_one_is_wrong(toy):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("llm ", "train generate"),
+        ("llm ", " ".join(command.VERBS)),
         ("llm tr", "train"),
         ("llm train mode", "model model."),
         ("llm train model=ll", "model=llama"),

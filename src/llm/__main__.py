@@ -27,12 +27,14 @@ class Verb(NamedTuple):
         help: what it does, in a line.
         example: a command to start from.
         texts: keys whose values are a person's own words, taken as they stand.
+        is_heavy: whether each point of a sweep (`-m`) deserves a process of its own.
     """
 
     module: str
     help: str
     example: str
     texts: Sequence[str] = ()
+    is_heavy: bool = False
 
 
 VERBS = {
@@ -40,6 +42,7 @@ VERBS = {
         "llm.apps.train",
         "pretrain a model and watch it speak",
         "llm train model=llama size=micro trainer.max_steps=500",
+        is_heavy=True,
     ),
     "generate": Verb(
         "llm.apps.generate",
@@ -52,6 +55,12 @@ VERBS = {
         "talk with a model that was trained on conversations",
         "llm chat weights.path=outputs/instruction/instruct",
         texts=("system", "stop"),
+    ),
+    "classify": Verb(
+        "llm.apps.classify",
+        "name the class of each line with a trained classifier",
+        'llm classify weights.path=outputs/classification/spam text="You have won a prize"',
+        texts=("text",),
     ),
     "evaluate": Verb(
         "llm.apps.evaluate",
@@ -120,10 +129,25 @@ def run(name: str, words: Sequence[str]) -> None:
         if args.cfg or args.help or args.info:
             compose(loader, args.config_name or name, args.overrides)
         elif not (args.shell_completion or args.hydra_help):
-            check_points(loader, args.config_name or name, args.overrides, args.multirun)
+            jobs = check_points(loader, args.config_name or name, args.overrides, args.multirun)
+            if args.multirun and verb.is_heavy and jobs and not has_launcher(args.overrides):
+                from llm.apps.sweep import launch
+
+                sys.exit(launch(name, jobs, options(args)))
         start(module.main, name, args.multirun)
     except UserError as error:
         fail(str(error), error.status)
+
+
+def has_launcher(overrides: Sequence[str]) -> bool:
+    """Whether a launcher of Hydra's was chosen, which then runs the jobs of a sweep."""
+    return any(word.startswith("hydra/launcher=") for word in overrides)
+
+
+def options(args: Any) -> list[str]:
+    """The flags of a command line that each of its jobs needs as well."""
+    flags = {"--config-dir": config_dir(args.config_dir), "--config-name": args.config_name}
+    return [word for flag, value in flags.items() if value for word in (flag, value)]
 
 
 def start(main: Callable[..., Any], name: str, multirun: bool) -> None:

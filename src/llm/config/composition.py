@@ -68,8 +68,13 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
     return config
 
 
-def check_points(loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool) -> None:
+def check_points(
+    loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool
+) -> list[list[str]]:
     """Compose and check what is going to run, every point of it before the first one starts.
+
+    Returns:
+        The overrides of each job; none where the sweeper chooses them as it goes.
 
     Raises:
         ConfigError: with all problems of all points; a line that does not concern all of them begins
@@ -88,6 +93,7 @@ def check_points(loader: ConfigLoader, name: str, overrides: Sequence[str], mult
         lines += [problem] if everywhere else [f"{label} | {problem}" for label in at]
     if lines:
         raise ConfigError(*lines)
+    return jobs
 
 
 def points(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> list[list[str]]:

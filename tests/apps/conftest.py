@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chat_server import stand_in  # noqa: F401
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 

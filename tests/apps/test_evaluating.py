@@ -1,0 +1,262 @@
+"""`llm evaluate`: the figures of the end of the training once more, answers beside references, a judge."""
+
+import json
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from llm import __main__ as command_line
+from llm.apps import training
+from llm.apps.evaluating import evaluate
+from llm.config.errors import ConfigError
+from llm.runs import RESULTS, Run
+
+SMALL = [
+    *("model=gpt2", "size=nano", "size.dim=32", "size.context_length=192", "tokenizer=byte"),
+    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1", "data.batch_size=8"),
+    *("optimizer=adamw", "optimizer.lr=0.003", "schedule=cosine", "schedule.warmup_steps=2"),
+    *("trainer.max_epochs=null", "trainer.max_steps=6", "trainer.val_every=3"),
+]
+CPU = ["hardware.accelerator=cpu", "hardware.threads=1"]
+WORDS = "red blue green hat cup dog pen box".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data of four kinds."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    drawn = random.Random(0)
+    lines = [" ".join(drawn.choices(WORDS, k=8)) + "." for _ in range(200)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    rows = [{"instruction": f"Say {a} {b}.", "output": f"{a} {b}"} for a in WORDS for b in WORDS]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "more.json").write_text(json.dumps(rows[:5]))
+    pairs = [
+        {"instruction": row["instruction"], "chosen": row["output"], "rejected": "no"}
+        for row in rows
+    ]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    labels = [{"text": f"{n} {line}", "label": line.split()[0]} for n, line in enumerate(lines)]
+    (folder / "labels.json").write_text(json.dumps([x for x in labels if x["label"] < "d"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """trained(name, *overrides): a run, made once; those of `experiment`s begin from `text`."""
+    runs: dict[str, Run] = {}
+
+    def train(name: str, *overrides: str) -> Run:
+        if name not in runs:
+            words = [*SMALL, *overrides]
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                initialize_config_module("llm.conf", version_base="1.3"),
+            ):
+                patch.setenv("LLM_CACHE", str(folder / "cache"))
+                config = compose("train", words)
+                runs[name] = training.train(config, folder / name)
+        return runs[name]
+
+    return train
+
+
+@pytest.fixture
+def text(trained, folder) -> Run:
+    return trained(
+        "text", "data=text", f"data.path={folder / 'text.txt'}", "callbacks.samples=null"
+    )
+
+
+@pytest.fixture
+def finetuned(trained, folder, text):
+    def finetune(name: str, *overrides: str) -> Run:
+        weights = ["weights=run", f"weights.path={text.path}"]
+        return trained(name, *overrides, *weights)
+
+    return finetune
+
+
+@pytest.fixture
+def instructed(finetuned, folder) -> Run:
+    return finetuned(
+        *("instruct", "experiment=instruct", "data=instruction", "data.test_fraction=0.2"),
+        *(f"data.path={folder / 'rows.json'}", "callbacks.responses.max_tokens=12"),
+    )
+
+
+@pytest.fixture
+def evaluated(folder, monkeypatch):
+    """evaluated(run, *overrides): the report."""
+    monkeypatch.setenv("LLM_CACHE", str(folder / "cache"))
+
+    def run(run: Run, *overrides: str) -> dict:
+        words = [f"weights.path={run.path}", *CPU, *overrides]
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            report = evaluate(compose("evaluate", words))
+        assert json.loads((run.path / "evaluation.json").read_text()) == report
+        return report
+
+    return run
+
+
+def assert_same_figures(report, run: Run, part: str):
+    recorded = {
+        name.removeprefix(f"{part}/"): value
+        for name, value in run.record["metrics"].items()
+        if name.startswith(f"{part}/") and name.partition("/")[2] in report["figures"]
+    }
+    assert "loss" in recorded
+    assert report["figures"] == pytest.approx(recorded, rel=1e-5)
+
+
+def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
+    report = evaluated(text, "weights.checkpoint=last")
+    assert report["part"] == "validation"
+    assert_same_figures(report, text, "val")
+    assert {"perplexity", "bits_per_byte"} <= report["figures"].keys()
+    assert report["versions"]["torch"]
+    assert report["date"]
+    out = capsys.readouterr().out
+    assert "bits_per_byte" in out
+    assert "evaluation.json" in out
+
+
+def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated):
+    run = finetuned(
+        *("classify", "experiment=classify", f"data.path={folder / 'labels.json'}"),
+        *("data.batch_size=4", "adapter=lora"),
+    )
+    report = evaluated(run)
+    assert report["part"] == "test"
+    assert_same_figures(report, run, "test")
+    assert "accuracy" in report["figures"]
+    assert "quality" not in report
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("copy", ["task/reference=frozen_copy"]), ("off", ["task/reference=adapter_off", "adapter=lora"])],
+)  # fmt: skip
+def test_preferences_are_measured_against_the_beginning(finetuned, folder, evaluated, name, words):
+    run = finetuned(
+        *(name, "task=preference", "data=preference", f"data.path={folder / 'pairs.json'}"),
+        *("callbacks.samples=null", "optimizer.lr=0.01", *words),
+    )
+    assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
+    assert_same_figures(evaluated(run), run, "test")
+
+
+def test_answers_are_measured_beside_their_references(instructed, evaluated):
+    report = evaluated(instructed)
+    assert_same_figures(report, instructed, "test")
+    metrics, quality = instructed.record["metrics"], report["quality"]
+    rows = json.loads((instructed.path / RESULTS["responses"]).read_text())
+    assert quality["answers"] == len(rows)
+    assert quality["rouge_l"]["mean"] == pytest.approx(metrics["test/rouge_l"])
+    assert quality["rouge_l"]["low"] <= quality["rouge_l"]["mean"] <= quality["rouge_l"]["high"]
+    assert quality["exact_match"]["mean"] == pytest.approx(metrics["test/exact_match"])
+
+
+def test_answers_that_are_missing_are_written(instructed, evaluated):
+    file = instructed.path / RESULTS["responses"]
+    before = file.read_text()
+    file.unlink()
+    evaluated(instructed, "max_tokens=12")
+    assert file.read_text() == before
+
+
+def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
+    before = (instructed.path / RESULTS["responses"]).read_bytes()
+    whole = evaluated(instructed, "part=validation", "max_tokens=4")
+    assert whole["quality"]["answers"] != len(json.loads(before))
+    assert whole["figures"]["loss"] != evaluated(instructed)["figures"]["loss"]
+    other = evaluated(instructed, f"test_path={folder / 'more.json'}", "max_tokens=4")
+    assert other["quality"]["answers"] == 5
+    assert other["part"].endswith("more.json")
+    assert (instructed.path / RESULTS["responses"]).read_bytes() == before
+
+
+def verdicts(request) -> str:
+    """Long answers are good: a judge for tests."""
+    shown = request["messages"][1]["content"]
+    texts = re.findall(r" (response[ AB]*) begins\]\n(.*?)\n\[\w+ \1 ends\]", shown, re.DOTALL)
+    if len(texts) == 1:
+        return f'{{"score": {min(100, len(texts[0][1]))}}}'
+    (_, first), (_, second) = texts
+    better = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+    return f'{{"better": "{better}"}}'
+
+
+def test_a_judge_scores_answers_and_compares_runs(instructed, evaluated, stand_in, tmp_path):
+    server = stand_in(verdicts)
+    other = tmp_path / "other"
+    shutil.copytree(instructed.path, other)
+    rows = json.loads((other / RESULTS["responses"]).read_text())
+    for row in rows[:3]:
+        row["response"] += " and quite a few words more"
+    for row in rows[3:5]:
+        row["response"] = ""
+    (other / RESULTS["responses"]).write_text(json.dumps(rows[::-1]))
+    words = ["judge=openai", "judge.model=judge-1", f"judge.address={server.address}"]
+    report = evaluated(instructed, *words, f"against={other}")
+    assert report["judge"]["model"] == "judge-1"
+    assert report["judge"]["scored"] == len(rows)
+    assert report["judge"]["unparsed"] == 0
+    against = report["against"]
+    assert against["compared"] == len(rows)
+    counts = [against[name] for name in ("wins", "ties", "losses")]
+    assert counts == [2, len(rows) - 5, 3]
+    assert against["rouge_l_gain"]["low"] <= against["rouge_l_gain"]["mean"]
+    lines = (instructed.path / "judgements.jsonl").read_text().splitlines()
+    assert len(lines) == len(server.requests) == 3 * len(rows)
+    assert evaluated(instructed, *words, f"against={other}")["judge"] == report["judge"]
+    assert len(server.requests) == 3 * len(rows), "nothing is asked twice"
+
+
+def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, capsys):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    words = [
+        *("llm", "evaluate", f"weights.path={instructed.path}", *CPU, "judge=openai"),
+        *("judge.model=judge-1", "judge.address=http://127.0.0.1:9/v1", "judge.retries=0"),
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        command_line.main()
+    assert left.value.code == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("http://127.0.0.1:9/v1 does not answer")
+    assert "\n" not in told
+
+
+def test_changed_data_are_no_test(instructed, evaluated, folder):
+    file = folder / "rows.json"
+    before = file.read_text()
+    file.write_text(json.dumps([*json.loads(before), {"instruction": "Say no.", "output": "no"}]))
+    try:
+        with pytest.raises(ConfigError, match=r"have changed since.*test_path="):
+            evaluated(instructed)
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["part=test"], "part=test: these data have none"),
+        (["part=train"], "part: 'train'"),
+        (["test_path=x.txt"], "data.test_path: no such key"),
+        (["judge=openai", "judge.model=m"], "answers no instructions"),
+        (["judge=openai"], "judge.model: has no value"),
+        (["judge=openai", "judge.model=m", "judge.address=here"], "judge: address=here: give http"),
+        (["against=nowhere"], r"nowhere/responses.json is missing"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(text, evaluated, words, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        evaluated(text, *words)

@@ -35,7 +35,7 @@ class Predictions(Callback):
         write(folder / "predictions.csv", header, answers)
         table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
         write(folder / "confusion.csv", ["label", *data.classes], table)
-        draw(counts.cpu(), data.classes, folder / "confusion.png", title=folder.name)
+        draw(counts.cpu(), data.classes, folder / "confusion.png", title="test part")
 
 
 def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -259,7 +259,7 @@ def _refused(
             if dataclasses.is_dataclass(target):
                 settings[name] = {}
             elif name == "model" and _is_module(target):
-                settings[name] = _provisional(node, walk.deferred)
+                settings[name] = _provisional(node, slots.parameters(target), walk.deferred)
     refused = [line for name in settings if name != "model" for line in _try(config[name], {})]
     yield from refused
     if "model" in settings and not refused:  # what is wrong with a size is told once
@@ -285,9 +285,12 @@ def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:
     return ()
 
 
-def _provisional(node: dict[str, Any], deferred: Collection[str]) -> dict[str, Any]:
-    """Stand-ins for what the caller will give to the model."""
+def _provisional(
+    node: dict[str, Any], parameters: Collection[str], deferred: Collection[str]
+) -> dict[str, Any]:
+    """Stand-ins for what the caller will give to the model, as far as the model takes it."""
     names = [key.removeprefix("model.") for key in deferred if key.startswith("model.")]
+    names = [name for name in names if name in parameters]
     return {name: PROVISIONAL for name in names if node.get(name, MISSING) in (None, MISSING)}
 
 

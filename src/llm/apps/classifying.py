@@ -1,0 +1,121 @@
+"""How lines of text are classified on a terminal or in a pipe."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from llm.apps.writing import autocast
+from llm.config.build import build, mistakes_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.hardware import Hardware
+from llm.models.classifier import Classifier
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.run import RunWeights
+
+
+class Answer(NamedTuple):
+    """The likeliest class of a text, and how likely it is."""
+
+    label: str
+    probability: float
+
+
+def classify(config: DictConfig) -> None:
+    """Print `label<TAB>probability<TAB>text` for each line that a configuration of `llm classify` names.
+
+    Lines of a file are classified in batches; those of standard input one by one, as they come. Blank
+    lines are passed over.
+
+    Raises:
+        ConfigError: the configuration is wrong, the run is no classifier, or a text cannot be encoded.
+    """
+    check(config)
+    weights: RunWeights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights=scratch has learned nothing to classify with: use weights=run")
+    if config.text is not None and config.file is not None:
+        raise ConfigError("text and file are both given: leave one out")
+    classes = trained_classes(weights)
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    model, tokenizer = weights.model().to(hardware.accelerator), weights.tokenizer()
+    assert isinstance(model, Classifier)
+    size = 1 if config.file is None else config.batch_size
+    with mistakes_at("text"), autocast(hardware):
+        for texts in batches(lines_of(config.text, config.file), size):
+            for text, answer in zip(texts, answers(model, tokenizer, classes, texts), strict=True):
+                print(f"{answer.label}\t{answer.probability:.4f}\t{text}", flush=True)
+
+
+def trained_classes(weights: RunWeights) -> Sequence[str]:
+    """The names of the classes that a run has learned.
+
+    Raises:
+        ConfigError: it has learned none.
+    """
+    target = OmegaConf.select(weights.config, "task.model._target_")
+    classes = OmegaConf.select(weights.config, "data.classes")
+    if target != f"{Classifier.__module__}.{Classifier.__name__}" or not classes:
+        raise ConfigError(
+            f"weights.path: {weights.path} is no classifier; make one of it with "
+            f"llm train experiment=classify weights=run weights.path={weights.path} data.path=…"
+        )
+    return list(classes)
+
+
+def lines_of(text: str | None, file: str | None) -> Iterator[str]:
+    """The text, the lines of the file, or those of standard input, as they come.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if text is not None:
+        yield " ".join(text.splitlines())
+        return
+    try:
+        with nullcontext(sys.stdin) if file is None else open(file, encoding="utf-8-sig") as stream:  # noqa: PTH123
+            yield from (line.rstrip("\r\n") for line in stream if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file: {file or 'standard input'} cannot be read ({error})") from error
+
+
+def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The lines, some at a time."""
+    lines = iter(lines)
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+@torch.inference_mode()
+def answers(
+    model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
+) -> list[Answer]:
+    """The likeliest class of each text; a text longer than the context is judged by its beginning.
+
+    Args:
+        model: a classifier of as many classes.
+        tokenizer: the one it was trained with.
+        classes: their names.
+        texts: none of which is blank.
+
+    Raises:
+        ValueError: a text cannot be encoded.
+    """
+    rows = [torch.tensor(tokenizer.encode(text)[: model.context_length]) for text in texts]
+    device = next(model.parameters()).device
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    attention = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+    probabilities, labels = model(tokens, attention).float().softmax(dim=-1).max(dim=-1)
+    return [
+        Answer(classes[int(label)], float(probability))
+        for label, probability in zip(labels, probabilities, strict=True)
+    ]

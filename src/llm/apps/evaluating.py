@@ -93,7 +93,7 @@ def restore(
     if test_path is not None:
         config.data.test_path = test_path
     check(OmegaConf.create({**{part: config.get(part) for part in PARTS}, "trust": config.trust}))
-    base = weights._base(config)
+    base = weights.base_weights(config)
     # A tokenizer that was fitted is fitted again, and is the same, where the files are.
     data = prepare(config, base if test_path is None else weights)
     if test_path is None and data.fingerprint != weights.run.record.get("data"):

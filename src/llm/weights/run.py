@@ -91,7 +91,7 @@ class RunWeights(Weights):
         if adapter is None:
             fill(model, self.parameters(), f"weights.path={self.path}")
         else:
-            base = self._base(config)
+            base = self.base_weights(config)
             initialize(model, base, build(adapter))
             with mistakes_at("weights.path"):
                 load_adapter_state(model, self.parameters())
@@ -139,7 +139,7 @@ class RunWeights(Weights):
             return asked
         return self.run.last
 
-    def _base(self, config: DictConfig) -> Weights | None:
+    def base_weights(self, config: DictConfig) -> Weights | None:
         """The weights that the run's adapter was trained on, and no others.
 
         Raises:

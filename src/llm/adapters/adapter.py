@@ -20,14 +20,9 @@ class Adapter(ABC):
     Args:
         frozen_dtype: `bfloat16` stores the frozen matrices in half the memory; None leaves them as
             they are. See `store`.
-
-    Raises:
-        ValueError: a dtype that is not offered.
     """
 
     def __init__(self, frozen_dtype: Literal["bfloat16"] | None = None) -> None:
-        if frozen_dtype not in ("bfloat16", None):
-            raise ValueError(f"frozen_dtype={frozen_dtype}: give bfloat16, or null to leave it")
         self.frozen_dtype = frozen_dtype
 
     def apply(self, model: nn.Module, new: Collection[str] = ()) -> None:

@@ -182,6 +182,7 @@ class Attention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
             key, value = cache.append(key, value)
+            query = query.to(key.dtype)  # a cache may hold less precision than the model works in
 
         dropout = self.dropout.p if self.training else 0.0
         seen = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)

@@ -1,0 +1,118 @@
+"""Prefix tuning: keys and values that no token made, for all tokens to see (Li and Liang 2021).
+
+Each layer's attention gets P columns more, before those of the text, and they are what learns. The
+text is steered as if something had been read before it that no words could say.
+"""
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.adapters.adapter import Adapted, Adapter
+from llm.models.gpt import GPT
+from llm.nn.attention import Attention, Kernel
+
+
+class PrefixKernel(Adapted):
+    """An attention kernel that lets all queries see a prefix too.
+
+    Causality is counted from the last key, so it holds as it did; a mask is widened on its left. The
+    prefix is added behind the cache, which so holds the text alone.
+
+    Args:
+        base: the kernel, as `Attention` takes it.
+        key: (K, P, D), what the prefix's columns offer in each key head.
+        value: (K, P, D), what they hand over.
+    """
+
+    def __init__(
+        self, base: Kernel, key: Float[Tensor, "K P D"], value: Float[Tensor, "K P D"]
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.key = nn.Parameter(key)
+        self.value = nn.Parameter(value)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B H T D"],
+        key: Float[Tensor, "B K S D"],
+        value: Float[Tensor, "B K S D"],
+        mask: Tensor | None = None,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ) -> Float[Tensor, "B H T D"]:
+        """Attention over prefix and text; the arguments are those of `naive_attention`."""
+        if self.enabled:
+            key, value = _join(self.key, key), _join(self.value, value)
+            if mask is not None:
+                visible = True if mask.dtype == torch.bool else 0.0
+                mask = F.pad(mask, (self.key.shape[1], 0), value=visible)
+        return self.base(query, key, value, mask=mask, causal=causal, dropout=dropout)
+
+
+def _join(
+    prefix: Float[Tensor, "K P D"], text: Float[Tensor, "B K S D"]
+) -> Float[Tensor, "B K S_and_P D"]:
+    columns = prefix.to(text.dtype).expand(text.shape[0], -1, -1, -1)
+    return torch.cat((columns, text), dim=2)
+
+
+class Prefix(Adapter):
+    """Trainable keys and values in front of every layer's own; the rest is frozen.
+
+    They begin as what the model itself computes for tokens drawn at random. Li and Liang found keys
+    and values drawn from a distribution of their own to train badly, which a network that generates
+    them or a start from activations of real words cured (sections 4.3 and 7.4); this is the second
+    cure, for it adds nothing to the model.
+
+    They are no matrices to orthogonalise, as Muon would: AdamW is the optimizer to use, and its rate is
+    larger than for weights, about 0.01.
+
+    Args:
+        length: P, the number of columns.
+        frozen_dtype: see `Adapter`.
+
+    Raises:
+        ValueError: the length is not positive.
+    """
+
+    def __init__(self, length: int = 20, frozen_dtype: Literal["bfloat16"] | None = None) -> None:
+        super().__init__(frozen_dtype)
+        if length < 1:
+            raise ValueError(f"length={length}: give 1 or more")
+        self.length = length
+
+    def adapt(self, model: nn.Module) -> None:
+        """Wraps the kernel of every attention layer.
+
+        Raises:
+            ValueError: the model holds no GPT, has a prefix already, or reads no text of this length.
+        """
+        body = next((module for module in model.modules() if isinstance(module, GPT)), None)
+        if body is None:
+            raise ValueError(f"a prefix needs a GPT, and {type(model).__name__} holds none")
+        if any(isinstance(module, PrefixKernel) for module in body.modules()):
+            raise ValueError("the model has a prefix already")
+        for block, (key, value) in zip(body.blocks, self._draw(body), strict=True):
+            attention = cast(Attention, block.attention)
+            attention.kernel = PrefixKernel(attention.kernel, key, value)
+
+    @torch.no_grad()
+    def _draw(self, model: GPT) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values, (K, P, D), for P tokens drawn at random."""
+        if self.length > model.context_length:
+            raise ValueError(
+                f"length={self.length}: give no more than context_length={model.context_length}"
+            )
+        was_training = model.training
+        table = model.embedding.weight
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        tokens = torch.randint(model.vocab_size, (1, self.length), device=table.device)
+        cache = model.eval().new_cache(1, self.length, dtype)
+        model.hidden(tokens, cache)
+        model.train(was_training)
+        return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]

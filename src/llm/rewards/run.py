@@ -1,0 +1,85 @@
+"""The reward that a reward model gives, which a run has trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llm.config.errors import ConfigError
+from llm.data.collation import pad
+from llm.hardware import Hardware
+from llm.models.classifier import Classifier
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.run import RunWeights
+
+
+@dataclass(frozen=True)
+class RunReward:
+    """Scores of a reward model: any number, higher is better; only differences have a meaning.
+
+    A prompt has to be written with the template that the run was trained with.
+
+    Args:
+        path: the directory of a run with `task=reward`.
+        checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
+        batch_size: responses that are scored together.
+        accelerator: where the model is.
+        trust: packages that the run's configuration may name.
+    """
+
+    path: str
+    checkpoint: Literal["best", "last"] = "best"
+    batch_size: int = 16
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    trust: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._weights()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: give 1 or more")
+
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]
+    ) -> list[float]:
+        """A score for each response; the references are not looked at.
+
+        Of what is longer than the model's context, the end is read.
+        """
+        rows = [
+            [*self._tokenizer.encode(prompt, special=True), *self._tokenizer.encode(response)]
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        starts = range(0, len(rows), self.batch_size)
+        return [each for at in starts for each in self._score(rows[at : at + self.batch_size])]
+
+    @torch.inference_mode()
+    def _score(self, rows: Sequence[list[int]]) -> list[float]:
+        rows = [row[-self._model.context_length :] for row in rows]
+        longest = max(len(row) for row in rows)
+        tokens = pad([{"tokens": row} for row in rows], longest)["tokens"]
+        lengths = torch.tensor([[len(row)] for row in rows])
+        device = self._model.head.weight.device
+        scores: Tensor = self._model(
+            tokens.to(device), (torch.arange(longest) < lengths).to(device)
+        )
+        return scores.squeeze(-1).tolist()
+
+    def _weights(self) -> RunWeights:
+        return RunWeights(self.path, self.checkpoint, self.trust)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._weights().tokenizer()
+
+    @cached_property
+    def _model(self) -> Classifier:
+        model = self._weights().model()
+        if not (isinstance(model, Classifier) and model.num_classes == 1):
+            raise ConfigError(
+                f"reward.path: {self.path} holds no reward model; train one with llm train experiment=reward"
+            )
+        accelerator = Hardware(accelerator=self.accelerator, precision=32).resolve().accelerator
+        return model.to(accelerator)

@@ -1,0 +1,193 @@
+"""`llm chat`: a run directory is all it needs, and Ctrl-C stops an answer and nothing else."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from llm.apps.chatting import chat
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.runs import Run
+from llm.tokenizers.byte import ByteTokenizer
+from llm.weights.checkpoint import save_checkpoint
+
+WORDS = ("hardware.accelerator=cpu", "hardware.threads=1", "sampler.temperature=0")
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A run whose model writes the letter a, and no end."""
+    run = Run(tmp_path_factory.mktemp("chatting"))
+    words = ["size=nano", f"size.context_length={CONTEXT}", "model.vocab_size=257"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", [*words, "model.tie_weights=false"])
+    OmegaConf.save(config, run.config, resolve=True)
+    ByteTokenizer().save(run.tokenizer)
+    model = build(config.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0.0 if name.startswith(("blocks", "head")) else 1.0)
+        model.head.weight[ord("a")] = 1.0
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint({"state_dict": state}, run.best)
+    return run
+
+
+def trained_on(run: Run, template: str) -> None:
+    """Let the run say that it was trained on a template."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        node = compose("chat", [f"template={template}"]).template
+    config = OmegaConf.load(run.config)
+    config.data.template = node
+    OmegaConf.save(config, run.config)
+
+
+def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What `llm chat` makes of lines that come through a pipe."""
+    command = [sys.executable, "-m", "llm", "chat", f"weights.path={run.path}", *WORDS, *words]
+    return subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
+
+
+def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
+    saved = tmp_path / "talk.json"
+    done = talk(run, f"Grüße\n/nothing\nb\n/save {saved}\n", "template=plain", "max_tokens=9")
+    assert done.stdout == "aaaaaaaaa\naaaaaaaaa\n"
+    assert done.returncode == 0
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "/nothing",
+        f"4 messages are in {saved}",
+    ]
+    (row,) = json.loads(saved.read_text("utf-8"))
+    assert row["messages"][0] == {"role": "user", "content": "Grüße"}
+
+
+def test_lightning_is_not_imported(run):
+    code = (
+        "import sys; from llm.__main__ import main\n"
+        f"sys.argv = ['llm', 'chat', 'weights.path={run.path}', 'template=plain', *{WORDS!r}]\n"
+        "main(); print('lightning' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_a_run_without_conversations_says_what_to_do(run):
+    done = talk(run, "hello\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"template: {run.path} was trained on no conversations; ")
+    assert "experiment=instruct" in done.stderr
+    assert "template=plain" in done.stderr
+
+
+def test_a_template_whose_tokens_the_model_does_not_know(run):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("chat", [f"weights.path={run.path}", *WORDS, "template=phi3"])
+    with pytest.raises(ConfigError, match=r"template: the tokenizer has no <\|system\|>, <\|user"):
+        chat(config)
+
+
+def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, monkeypatch):
+    original = run.config.read_bytes()
+    trained_on(run, "alpaca")
+    prompts = []
+
+    def stream(model, tokenizer, starts, *rest):
+        prompts.append(tokenizer.decode(starts[0]))
+        yield 0, "yes"
+
+    monkeypatch.setattr("llm.apps.chatting.stream_tokens", stream)
+    monkeypatch.setattr(sys, "stdin", (tmp_path / "in").open("w+"))
+    sys.stdin.write("hello\n/system Be brief.\nagain\n")
+    sys.stdin.seek(0)
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        chat(compose("chat", [f"weights.path={run.path}", *WORDS]))
+    run.config.write_bytes(original)
+    assert prompts[0].startswith("Below is an instruction")
+    assert prompts[0].endswith("\n\n### Instruction:\nhello\n\n### Response:\n")
+    assert prompts[1].startswith("Be brief.\n\n### Instruction:\nhello\n\n### Response:\nyes<|end")
+
+
+@pytest.fixture
+def terminal(run):
+    """`llm chat` at a terminal of its own: what it shows, and keys for it."""
+    main, other = pty.openpty()
+    words = [f"weights.path={run.path}", *WORDS, "template=plain", f"max_tokens={CONTEXT // 2}"]
+    code = (
+        "import fcntl, sys, termios; from llm.__main__ import main\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # whose keys send signals here\n"
+        f"sys.argv = ['llm', 'chat', *{words!r}]; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
+    )
+    os.close(other)
+    yield Terminal(main, process)
+    process.kill()
+    process.wait()
+    os.close(main)
+
+
+class Terminal:
+    """The person's side of a terminal."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self.descriptor = descriptor
+        self.process = process
+        self.unread = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Read what is shown up to a text, and with it."""
+        end = time.monotonic() + seconds
+        while text not in self.unread:
+            ready = select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0]
+            assert ready, f"{text!r} never came, but {self.unread!r}"
+            self.unread += os.read(self.descriptor, 1024).decode("utf-8", "replace")
+        self.unread = self.unread.partition(text)[2]
+
+
+def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp_path):
+    saved = tmp_path / "talk.json"
+    terminal.wait_for("> ")
+    terminal.type("one\n")
+    terminal.wait_for("aaaa")
+    terminal.type("\x03")
+    terminal.wait_for("> ")
+    terminal.type("two\n")
+    terminal.wait_for("aaaa")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait_for("> ")
+    terminal.type(f"/save {saved}\n")
+    terminal.wait_for("4 messages are in ")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-D or /quit leaves")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(timeout=30) == 0
+    (row,) = json.loads(Path(saved).read_text("utf-8"))
+    questions, answers = row["messages"][::2], row["messages"][1::2]
+    assert [message["content"] for message in questions] == ["one", "two"]
+    for message in answers:
+        assert set(message["content"]) == {"a"}
+        assert 4 <= len(message["content"]) < CONTEXT // 2, "it was stopped before its end"

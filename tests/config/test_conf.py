@@ -2,6 +2,8 @@
 
 import pytest
 from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
+from omegaconf import OmegaConf
 
 from llm.apps import train  # registers the resolver that its configuration names  # noqa: F401
 from llm.config.build import build
@@ -46,14 +48,16 @@ def test_every_leaf_instantiates(group, tmp_path):
     (tmp_path / "text.txt").write_text("text")
     loader = open_loader("llm.apps.train", "pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
-        words = [f"{group}={option}"]
-        if option == "text":
-            words.append(f"data.path={tmp_path / 'text.txt'}")
         if option == "gpt2":
             continue  # reads published files: tests/tokenizers/test_gpt2.py
-        config = compose(loader, "train", words)
+        config = compose(loader, "train", [f"{group}={option}"])
         if group == "data":
+            if OmegaConf.is_missing(config.data, "path"):
+                config.data.path = str(tmp_path / "text.txt")
             config.tokenizer = {"_target_": "llm.tokenizers.byte.ByteTokenizer"}
+            for key in config.data:  # files and names that only the user knows
+                if OmegaConf.is_missing(config.data, key):
+                    config.data[key] = str(tmp_path / "text.txt")
         assert build(config[group]) is not None
 
 

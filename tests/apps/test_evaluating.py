@@ -234,6 +234,17 @@ def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, cap
     assert "\n" not in told
 
 
+def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluated, capsys):
+    expected = evaluated(instructed)["figures"]
+    aside = text.path.rename(text.path.with_name("aside"))
+    capsys.readouterr()
+    try:
+        assert evaluated(instructed)["figures"] == expected
+        assert "is gone: whether its data are the same cannot be told" in capsys.readouterr().out
+    finally:
+        aside.rename(text.path)
+
+
 def test_changed_data_are_no_test(instructed, evaluated, folder):
     file = folder / "rows.json"
     before = file.read_text()

@@ -33,7 +33,7 @@ from llm.weights.filling import fill
 from llm.weights.run import RunWeights
 
 CONSOLE = Console(highlight=False)
-PARTS = ("data", "task", "weights", "adapter", "trainer")
+PARTS = ("data", "task", "adapter", "trainer")
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -87,22 +87,17 @@ def restore(
 
     Raises:
         ConfigError: the run's configuration cannot be built, its checkpoint cannot be read, the weights
-            that it began from are gone, or the data are others than it was trained on.
+            under its adapter are gone, or the data are others than it was trained on.
     """
     config = deepcopy(weights.config)
     if test_path is not None:
         config.data.test_path = test_path
     check(OmegaConf.create({**{part: config.get(part) for part in PARTS}, "trust": config.trust}))
-    base = weights.base_weights(config)
-    # A tokenizer that was fitted is fitted again, and is the same, where the files are.
-    data = prepare(config, base if test_path is None else weights)
-    if test_path is None and data.fingerprint != weights.run.record.get("data"):
-        raise ConfigError(
-            f"weights.path: the data that {weights.path} was trained on have changed since, so some of its "
-            "test part may be what it has learned; restore the files, or name one to test on in test_path="
-        )
+    # An adapter stands on the weights that the run began from, and a reference is those weights.
+    from_base = config.get("adapter") is not None or "reference" in config.task
+    base = weights.base_weights(config) if from_base else None
+    data = prepare(config, weights) if test_path is not None else same_data(config, weights)
     task = make_task(config, build(config.trainer), hardware, base)
-    # What a model that learned preferences is held against is what it was at the beginning.
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
     if task.is_adapted:
@@ -111,6 +106,33 @@ def restore(
     else:
         fill(task.model, weights.parameters(), f"weights.path={weights.path}")
     return data, task
+
+
+def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
+    """The data that a run was trained on.
+
+    They are known by a fingerprint, of which the tokenizer is part: that of the weights the run began
+    from, or one that is fitted again and comes out the same.
+
+    Raises:
+        ConfigError: they have changed.
+    """
+    try:
+        base = build(config.weights)
+    except ConfigError:
+        CONSOLE.print(
+            f"note: {config.weights.path}, from which {weights.path} began, is gone: "
+            "whether its data are the same cannot be told",
+            soft_wrap=True,
+        )
+        return prepare(config, weights)
+    data = prepare(config, base)
+    if data.fingerprint != weights.run.record.get("data"):
+        raise ConfigError(
+            f"weights.path: the data that {weights.path} was trained on have changed since, so some of its "
+            "test part may be what it has learned; restore the files, or name one to test on in test_path="
+        )
+    return data
 
 
 def choose_part(data: DataModule, part: str | None, test_path: str | None) -> str:

@@ -106,7 +106,7 @@ def test_values_of_the_annotated_type_pass(problems, values):
 def test_top_level_keys_are_known(problems):
     assert problems({"modle": 1}) == ["modle: no such key; did you mean model?"]
     assert problems({"foo": 1})[0].startswith(
-        "foo: no such key; there are callbacks, data, hardware"
+        "foo: no such key; there are adapter, against, batch_size, callbacks, data"
     )
     assert problems({"seed": "x"}) == ["seed: 'x' (str) is no int; give one such as 8"]
 

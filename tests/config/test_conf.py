@@ -3,7 +3,6 @@
 import pytest
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
-from omegaconf import OmegaConf
 
 from llm.apps import train  # registers the resolver that its configuration names  # noqa: F401
 from llm.config.build import build

@@ -41,6 +41,8 @@ def classify(config: DictConfig) -> None:
         raise ConfigError("weights=scratch has learned nothing to classify with: use weights=run")
     if config.text is not None and config.file is not None:
         raise ConfigError("text and file are both given: leave one out")
+    if config.batch_size < 1:
+        raise ConfigError(f"batch_size={config.batch_size}: give 1 or more")
     classes = trained_classes(weights)
     with mistakes_at("hardware"):
         hardware: Hardware = build(config.hardware).resolve()

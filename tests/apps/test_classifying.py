@@ -1,0 +1,117 @@
+"""`llm classify` from the outside: a file, a text, a pipe, and what is no classifier."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from llm.apps.classifying import classify
+from llm.apps.training import train
+from llm.config.errors import ConfigError
+
+TEXTS = [
+    ("cat" if n % 2 else "dog", f"a {'meow' if n % 2 else 'bark'} {'x' * n}") for n in range(60)
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small classifier, trained."""
+    folder = tmp_path_factory.mktemp("classifier")
+    lines = [json.dumps({"text": text, "label": label}) for label, text in TEXTS]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    words = [
+        *("experiment=classify", f"data.path={folder / 'rows.jsonl'}", "weights=scratch"),
+        *("size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte", "hardware=cpu"),
+        *("hardware.precision=32", "hardware.threads=1", "trainer.max_epochs=null"),
+        *("trainer.max_steps=60", "optimizer.lr=3e-3", "schedule.warmup_steps=2"),
+    ]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        train(compose("train", words), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def ask(run, capsys):
+    def asked(**settings):
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            config = compose("classify", [f"weights.path={run}", "hardware.threads=1"])
+        OmegaConf.update(config, "hardware.accelerator", "cpu")
+        for name, value in settings.items():
+            OmegaConf.update(config, name, value)
+        capsys.readouterr()
+        classify(config)
+        return [line.split("\t", 2) for line in capsys.readouterr().out.splitlines()]
+
+    return asked
+
+
+def test_a_run_keeps_what_it_takes_to_classify(run):
+    config = OmegaConf.load(run / "config.yaml")
+    assert list(config.data.classes) == ["cat", "dog"]
+    assert config.task.model.num_classes == 2
+    assert (run / "predictions.csv").is_file()
+    assert not (run / "samples.txt").exists()
+    figures = json.loads((run / "run.json").read_text())["metrics"]
+    assert figures["test/accuracy"] > 0.95
+
+
+def test_lines_of_a_file_get_label_and_probability(ask, tmp_path):
+    file = tmp_path / "lines.txt"
+    file.write_bytes("\ufeffa meow xx\r\n\r\na bark\tyy\r\na meow".encode())
+    answers = ask(file=str(file), batch_size=2)
+    assert [text for *_, text in answers] == ["a meow xx", "a bark\tyy", "a meow"]
+    assert [label for label, *_ in answers] == ["cat", "dog", "cat"]
+    assert all(0.5 < float(probability) <= 1 for _, probability, _ in answers)
+    alone = [ask(file=str(file), batch_size=1)]
+    assert alone == [answers]  # the batch changes nothing
+
+
+def test_a_text_of_its_own_and_one_longer_than_the_context(ask):
+    ((label, _, text),) = ask(text="a bark zz")
+    assert (label, text) == ("dog", "a bark zz")
+    ((label, *_),) = ask(text="a meow " + "x" * 100)
+    assert label == "cat"
+
+
+def test_standard_input_is_answered_line_by_line(ask, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a bark xxx\n\n  \na meow xxx\n"))
+    assert [label for label, *_ in ask()] == ["dog", "cat"]
+
+
+@pytest.mark.slow
+def test_a_pipe_is_answered_before_it_is_closed(run):
+    command = [sys.executable, "-m", "llm", "classify", f"weights.path={run}", "hardware.threads=1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for word, label in (("bark", "dog"), ("meow", "cat")):
+            process.stdin.write(f"a {word} xxx\n")
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(f"{label}\t")
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_what_cannot_be_done_is_said(ask, run, tmp_path):
+    with pytest.raises(ConfigError, match="both given"):
+        ask(text="a", file="b")
+    with pytest.raises(ConfigError, match=r"file: .*none\.txt cannot be read"):
+        ask(file=str(tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        ask(file=str(tmp_path / "none.txt"), batch_size=0)
+
+
+def test_a_language_model_is_no_classifier(ask, run, tmp_path):
+    config = OmegaConf.load(run / "config.yaml")
+    config.task.model = config.model
+    (tmp_path / "other").mkdir()
+    OmegaConf.save(config, tmp_path / "other" / "config.yaml")
+    with pytest.raises(ConfigError, match="is no classifier; make one of it with llm train"):
+        ask(**{"weights.path": str(tmp_path / "other"), "text": "a"})

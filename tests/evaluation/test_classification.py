@@ -1,0 +1,48 @@
+import pytest
+import torch
+from sklearn import metrics
+
+from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
+from llm.losses import IGNORED
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 7])
+def test_figures_are_those_of_scikit_learn(num_classes):
+    draw = torch.Generator().manual_seed(num_classes)
+    labels = torch.randint(num_classes, (200,), generator=draw)
+    guesses = torch.randint(num_classes, (200,), generator=draw)
+    predicted = torch.where(torch.rand(200, generator=draw) < 0.6, labels, guesses)
+    asked = torch.rand(200, generator=draw) < 0.8
+    collection, matrix = scores(num_classes), confusion(num_classes)
+    shown = torch.where(asked, labels, IGNORED)
+    for rows in torch.arange(200).split(37):
+        collection.update(predicted[rows], shown[rows])
+        matrix.update(predicted[rows], shown[rows])
+    pair = labels[asked], predicted[asked]
+    expected = {
+        "accuracy": metrics.accuracy_score(*pair),
+        "balanced_accuracy": metrics.balanced_accuracy_score(*pair),
+        "f1_macro": metrics.f1_score(*pair, average="macro"),
+    }
+    if num_classes == 2:
+        expected["f1"] = metrics.f1_score(*pair)
+    found = {name: value.item() for name, value in collection.compute().items()}
+    assert found == pytest.approx(expected)
+    assert matrix.compute().tolist() == metrics.confusion_matrix(*pair).tolist()
+
+
+def test_a_loss_is_the_mean_over_all_weights():
+    loss = WeightedLoss()
+    loss.update(torch.tensor(6.0), torch.tensor(2.0))
+    loss.update(torch.tensor(1.0), torch.tensor(5.0))
+    assert loss.compute().item() == pytest.approx(1.0)
+
+
+def test_probabilities_come_in_the_order_of_the_texts_without_those_not_asked_for():
+    answers = Probabilities()
+    logits = torch.randn(4, 3)
+    answers.update(torch.tensor([2, 0]), torch.tensor([1, 1]), logits[:2])
+    answers.update(torch.tensor([1, 0]), torch.tensor([0, IGNORED]), logits[2:])
+    rows, probabilities = answers.compute()
+    assert rows.tolist() == [0, 1, 2]
+    torch.testing.assert_close(probabilities, logits[[1, 2, 0]].softmax(-1))

@@ -143,7 +143,7 @@ def leave(dialogue: Dialogue, text: str) -> None:
 COMMANDS = {
     "/reset": Command("", "begin anew; the system message stays", reset),
     "/system": Command("TEXT", "set the system message; without TEXT, back to the default", system),
-    "/save": Command("FILE", "write the conversation as JSON, which data=instruct reads", save),
+    "/save": Command("FILE", "write the conversation as JSON, which data=instruction reads", save),
     "/help": Command("", "this list", show_help),
     "/quit": Command("", "leave; Ctrl-D does too, and Ctrl-C stops an answer", leave),
 }

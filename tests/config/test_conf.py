@@ -51,8 +51,6 @@ def test_every_leaf_instantiates(group, tmp_path):
             continue  # reads published files: tests/tokenizers/test_gpt2.py
         config = compose(loader, "train", [f"{group}={option}"])
         if group == "data":
-            if OmegaConf.is_missing(config.data, "path"):
-                config.data.path = str(tmp_path / "text.txt")
             config.tokenizer = {"_target_": "llm.tokenizers.byte.ByteTokenizer"}
             for key in config.data:  # files and names that only the user knows
                 if OmegaConf.is_missing(config.data, key):

@@ -69,6 +69,14 @@ def test_a_stranger_cannot_say_whom_to_trust(run):
     assert weights.config.trust == []
 
 
+def test_nor_whom_its_base_is_to_trust(run):
+    node = {"_target_": "llm.weights.run.RunWeights", "path": str(run.path)}
+    weights = poison(run, "weights", {**node, "trust": ["antigravity_package"]})
+    base = weights.base_weights(weights.config)
+    assert isinstance(base, RunWeights)
+    assert list(base.trust) == []
+
+
 def test_a_harmless_but_unknown_key_is_refused_too(run):
     with pytest.raises(ConfigError, match=r"model\.colour"):
         poison(run, "model.colour", "red").model()

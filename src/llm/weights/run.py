@@ -149,6 +149,8 @@ class RunWeights(Weights):
             return None
         if self.base is not None:
             config.weights.path = self.base
+        if "trust" in config.weights:
+            config.weights.trust = list(self.trust)
         try:
             weights: Weights = build(config.weights)
             found = weights.fingerprint

@@ -26,7 +26,8 @@ from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import Learned
-from llm.weights.gpt2 import from_huggingface
+from llm.weights.gpt2 import KEY_MAP
+from llm.weights.stored import in_memory
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(GPT2Config(n_layer=arguments.layers)).eval().to(arguments.device)
     ours = gpt2(arguments.layers)
-    ours.load_state_dict(from_huggingface(theirs.state_dict()))
+    KEY_MAP.load(in_memory(theirs.state_dict()), ours)
     ours.eval().to(arguments.device)
     prompt = torch.randint(50257, (arguments.prompt_tokens,)).tolist()
 

@@ -9,6 +9,10 @@ at start, start + 1, … (the common case: no index is built, nothing is gathere
 there is no table to run past, to store, or to lose precision with the model's.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 from llm.nn.heads import head_width
 
 Positions = slice | Int[Tensor, "*rows T"]
+Scaling = Callable[[Tensor], Tensor]  # from frequencies in radians a position to slower ones
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1, T, D/2)
 
 
@@ -103,19 +108,66 @@ class Rotary(Position):
         num_heads: number of query heads.
         head_dim: width D of a head, even; None means `dim / num_heads`, as in `Attention`.
         theta: the longest wavelength over 2π; larger for longer contexts.
+        scaling: slows the rotation for contexts longer than the model was pretrained with.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, head_dim: int | None = None, theta: float = 10000.0
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        theta: float = 10000.0,
+        scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = _even("head_dim", head_width(dim, num_heads, head_dim))
         self.theta = theta
+        self.scaling = scaling
 
     def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation:
         """Cosines and sines of the positions' angles, each (…, 1, T, D/2), alike for all heads."""
-        angle = angles(x, positions, self.head_dim, self.theta).unsqueeze(-3)
+        angle = angles(x, positions, self.head_dim, self.theta, self.scaling).unsqueeze(-3)
         return angle.cos(), angle.sin()
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Long waves slowed by a factor, short ones left, those between in proportion (Llama 3.1).
+
+    A wave is long where it turns fewer than `low_freq_factor` times in the context of pretraining, short
+    where it turns more than `high_freq_factor` times. Source: Grattafiori et al. 2024, "The Llama 3 herd
+    of models", section 3.4.2, and the code released with Llama 3.1.
+
+    Args:
+        factor: how many times slower the long waves turn.
+        low_freq_factor: turns in the context of pretraining below which a wave is long.
+        high_freq_factor: turns above which it is short.
+        context_length: tokens in the context of pretraining.
+
+    Raises:
+        ValueError: the factor is below 1, or the bounds are not in order.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    context_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor}: give 1 or more")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor} and high_freq_factor={self.high_freq_factor}: "
+                "give two positive numbers, the lower first"
+            )
+
+    def __call__(self, frequencies: Float[Tensor, "half_dim"]) -> Float[Tensor, "half_dim"]:
+        """The slower frequencies, in radians a position."""
+        turns = self.context_length * frequencies / (2 * math.pi)
+        width = self.high_freq_factor - self.low_freq_factor
+        kept = ((turns - self.low_freq_factor) / width).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
 
 
 class ALiBi(Position):
@@ -161,12 +213,14 @@ def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*rows T
 
 
 def angles(
-    x: Tensor, positions: Positions, dim: int, theta: float
+    x: Tensor, positions: Positions, dim: int, theta: float, scaling: Scaling | None = None
 ) -> Float[Tensor, "*rows T half_dim"]:
     """The angle position · theta^(-2j/dim), j = 0 … dim/2 - 1; where `x` is, at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    exponents = torch.arange(0, dim, 2, dtype=dtype, device=x.device) / dim
-    return as_index(positions, x.device).to(dtype)[..., None] * theta**-exponents
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=dtype, device=x.device) / dim)
+    if scaling is not None:
+        frequencies = scaling(frequencies)
+    return as_index(positions, x.device).to(dtype)[..., None] * frequencies
 
 
 def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor, "B heads T D"]:

@@ -1,5 +1,6 @@
 """GPT-2's tokenizer: byte-pair encoding with the 50,000 merges that OpenAI published."""
 
+from collections.abc import Iterable, Sequence
 from hashlib import sha1
 
 from tiktoken.load import read_file_cached
@@ -7,6 +8,12 @@ from tiktoken.load import read_file_cached
 from llm.tokenizers.bpe import BYTES, PRINTABLE, BPETokenizer, Pair
 
 MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+# How the vocabulary's files write the bytes, in the order of their ids: as the Latin-1 character where that is
+# printable, and as the next character from U+0100 on where it is not.
+CHARACTERS = "".join(
+    chr(byte if token < len(PRINTABLE) else 0x100 + token - len(PRINTABLE))
+    for token, byte in enumerate(BYTES)
+)
 SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
@@ -30,18 +37,26 @@ def gpt2() -> BPETokenizer:
 
 
 def parse_merges(published: str) -> list[Pair]:
-    """The merges of a `vocab.bpe` file as pairs of ids.
+    """The merges of a `vocab.bpe` file as pairs of ids: after a line with its version, two tokens a line.
 
-    After a line with its version, each line names two tokens. A byte is written as its Latin-1 character where
-    that is printable, and as the next character from U+0100 on where it is not.
+    Raises:
+        ValueError: a line does not name two tokens that exist.
     """
-    ids: dict[str, int] = {}
-    unprintable = len(PRINTABLE)
-    for token, byte in enumerate(BYTES):
-        ids[chr(byte) if token < unprintable else chr(0x100 + token - unprintable)] = token
-    merges: list[Pair] = []
-    for line in published.splitlines()[1:]:
-        left, right = line.split(" ")
-        merges.append((ids[left], ids[right]))
-        ids[left + right] = len(ids)
-    return merges
+    lines = [line.split(" ") for line in published.splitlines()[1:]]
+    return merge_ids(lines)
+
+
+def merge_ids(merges: Iterable[Sequence[str]]) -> list[Pair]:
+    """Merges of tokens, written in `CHARACTERS`, as pairs of ids.
+
+    Raises:
+        ValueError: a merge does not name two tokens that exist.
+    """
+    ids = {character: token for token, character in enumerate(CHARACTERS)}
+    pairs: list[Pair] = []
+    for merge in merges:
+        if len(merge) != 2 or not (merge[0] in ids and merge[1] in ids):
+            raise ValueError(f"merge {len(pairs)} names no two tokens that exist: {merge}")
+        pairs.append((ids[merge[0]], ids[merge[1]]))
+        ids["".join(merge)] = len(ids)
+    return pairs

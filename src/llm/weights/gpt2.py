@@ -1,11 +1,36 @@
-"""GPT-2's parameters as Hugging Face publishes them, to and from ours."""
+"""GPT-2's weights (Radford et al. 2019), as Hugging Face publishes them and as OpenAI did."""
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
-from llm.weights.key_map import KeyMap, Rule, State, Transposed
+from llm.tokenizers.gpt2 import gpt2
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, unsupported
+from llm.weights.key_map import KeyMap, Rule, Transposed
+from llm.weights.openai import OpenAIFolder
 
+SIZES = {
+    "size.num_layers": "n_layer",
+    "size.num_heads": "n_head",
+    "size.dim": "n_embd",
+    "size.context_length": "n_positions",
+    "model.position.context_length": "n_positions",
+    "model.vocab_size": "vocab_size",
+}
+# What config.json calls an activation, and our option of it.
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 _LAYER = {
-    # ours in a block: theirs in a layer, and how the matrix of the two is stored
+    # ours in a block: theirs in a layer
     "attention_norm": "ln_1",
     "attention.query_key_value": "attn.c_attn",
     "attention.output": "attn.c_proj",
@@ -37,33 +62,46 @@ KEY_MAP = KeyMap(
     shared={"lm_head.weight": "transformer.wte.weight"},
     # The causal mask and its fill value, which old files keep beside the parameters.
     ignored=("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),
+    prefix="transformer.",  # of the whole model, which files of its body leave out
 )
 
 
-def from_huggingface(state_dict: State, model: nn.Module | None = None) -> dict[str, Tensor]:
-    """The state of our GPT with GPT-2's parts, from that of GPT2LMHeadModel or GPT2Model.
+@dataclass(frozen=True)
+class GPT2Weights(HuggingFaceWeights):
+    """GPT-2 out of a folder or the hub: Hugging Face's files, or OpenAI's original checkpoint.
 
-    Args:
-        state_dict: their tensors; the published files leave out the prefix `transformer.`.
-        model: what the result is for: its names and shapes are checked too.
-
-    Raises:
-        ValueError: names all that is missing, left over or wrongly shaped.
+    Dropout is not taken from config.json: it belongs to training, and `model.dropout` sets it.
     """
-    bare = not any(name.startswith("transformer.") for name in state_dict)
-    if bare:
-        state_dict = {_with_prefix(name): tensor for name, tensor in state_dict.items()}
-    return KEY_MAP.to_ours(state_dict, model)
 
+    model_type: ClassVar[str] = "gpt2"
+    expected: ClassVar[Mapping[str, Any]] = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    }
 
-def to_huggingface(state_dict: State) -> dict[str, Tensor]:
-    """The state of GPT2LMHeadModel from ours; a tied head is there twice, as in torch's.
+    @cached_property
+    def folder(self) -> Folder:
+        """The folder; what OpenAI released has hparams.json in place of config.json."""
+        path = Path(self.path)
+        return OpenAIFolder(path) if (path / "hparams.json").is_file() else super().folder
 
-    Raises:
-        ValueError: names all that is missing or left over.
-    """
-    return KEY_MAP.to_theirs(state_dict)
+    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
+        """GPT-2's parts, with another activation where config.json names one."""
+        options = ["+model=gpt2", "+size=124m"]
+        if (name := settings.get("activation_function", "gelu_new")) not in ACTIVATIONS:
+            raise unsupported("activation_function", name, ACTIVATIONS)
+        return [*options, f"model/feed_forward={ACTIVATIONS[name]}"], {
+            **positive(settings, SIZES),
+            "model.feed_forward.hidden_dim": settings.get("n_inner"),
+            "model.norm.eps": settings.get("layer_norm_epsilon", 1e-5),
+            "model.tie_weights": settings.get("tie_word_embeddings", True),
+        }
 
+    def key_map(self, settings: Settings) -> KeyMap:
+        """GPT-2's names."""
+        return KEY_MAP
 
-def _with_prefix(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"transformer.{name}"
+    def default_tokenizer(self) -> Tokenizer | None:
+        """The one that all of GPT-2's sizes share, where the vocabulary is its."""
+        return gpt2() if self.settings["vocab_size"] == 50257 else None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-State = Mapping[str, Tensor]
+from llm.weights.fill import fill, refuse
+from llm.weights.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Transposed(Rule):
 
     def join(self, theirs: list[Tensor]) -> Tensor:
         """Turns the matrix."""
-        return theirs[0].t().contiguous()
+        return theirs[0].t()
 
     def split(self, ours: Tensor) -> list[Tensor]:
         """Turns it back."""
@@ -83,56 +84,71 @@ class KeyMap:
         rules: how their tensors make ours.
         shared: their names that may be absent, and which of their tensors stands in.
         ignored: their names that hold no parameters.
+        prefix: what begins their names, where a file may leave it out.
     """
 
     rules: tuple[Rule, ...]
     shared: Mapping[str, str]
     ignored: tuple[str, ...] = ()
+    prefix: str = ""
 
-    def to_ours(self, theirs: State, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """Our state from theirs.
-
-        Args:
-            theirs: their tensors by name.
-            model: what the result is for: its names and shapes are checked too.
+    def load(self, theirs: Mapping[str, Stored], model: nn.Module) -> None:
+        """Fill a model of ours, in place, with their tensors.
 
         Raises:
-            ValueError: names all that is missing, left over or wrongly shaped.
+            ConfigError: names all that is missing, left over or wrongly shaped, before anything is read.
         """
-        state = {n: tensor for n, tensor in theirs.items() if not _matches(self.ignored, n)}
+        state = {self._in_full(name): stored for name, stored in theirs.items()}
+        state = {n: stored for n, stored in state.items() if not _matches(self.ignored, n)}
         for name, stand_in in self.shared.items():
             if name not in state and stand_in in state:
                 state[name] = state[stand_in]
-        rules = _for_layers(
-            self.rules, _count_layers((n for r in self.rules for n in r.theirs), state)
-        )
-        problems = _names(state, [name for rule in rules for name in rule.theirs])
-        result = {}
+        rules = _for_layers(self.rules, _layers((n for r in self.rules for n in r.theirs), state))
+        ours: dict[str, Stored] = {}
+        problems: dict[str, str] = {}
         for rule in rules:
-            if all(name in state for name in rule.theirs):
-                try:
-                    result[rule.ours] = rule.join([state[name] for name in rule.theirs])
-                except RuntimeError:
-                    shapes = ", ".join(f"{n} {tuple(state[n].shape)}" for n in rule.theirs)
-                    problems.append(f"wrong shape: {shapes} do not make one {rule.ours}")
-        if model is not None:
-            problems += _fit(result, model, made={rule.ours: rule.theirs for rule in rules})
-        _refuse(problems)
-        return result
+            if missing := [name for name in rule.theirs if name not in state]:
+                problems[rule.ours] = f"missing: {', '.join(missing)}"
+                continue
+            try:
+                ours[rule.ours] = _joined(rule, [state[name] for name in rule.theirs])
+            except ValueError as error:
+                problems[rule.ours] = str(error)
+        known = {name for rule in rules for name in rule.theirs}
+        problems |= {name: f"left over: {name}" for name in state if name not in known}
+        fill(model, ours, problems)
 
-    def to_theirs(self, ours: State) -> dict[str, Tensor]:
-        """Their state from ours.
-
-        Args:
-            ours: our tensors by name.
+    def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors from ours.
 
         Raises:
-            ValueError: names all that is missing or left over.
+            ConfigError: names all that is missing or left over.
         """
-        rules = _for_layers(self.rules, _count_layers((r.ours for r in self.rules), ours))
-        _refuse(_names(ours, [rule.ours for rule in rules]))
+        rules = _for_layers(self.rules, _layers((r.ours for r in self.rules), ours))
+        expected = [rule.ours for rule in rules]
+        missing = [f"missing: {name}" for name in expected if name not in ours]
+        refuse(missing + [f"left over: {name}" for name in ours if name not in expected])
         pairs = (zip(rule.theirs, rule.split(ours[rule.ours]), strict=True) for rule in rules)
         return {name: tensor for pair in pairs for name, tensor in pair}
+
+    def _in_full(self, name: str) -> str:
+        known = [*self.ignored, *(name for rule in self.rules for name in rule.theirs)]
+        return self.prefix + name if _matches(known, self.prefix + name) else name
+
+
+def _joined(rule: Rule, theirs: list[Stored]) -> Stored:
+    """Our tensor, still at rest; its shape is that of the same join of tensors that hold nothing.
+
+    Raises:
+        ValueError: theirs cannot be joined.
+    """
+    try:
+        shape = rule.join([torch.empty(stored.shape, device="meta") for stored in theirs]).shape
+    except RuntimeError:
+        shapes = ", ".join(f"{stored.name} {stored.shape}" for stored in theirs)
+        raise ValueError(f"wrong shape: {shapes} do not make one {rule.ours}") from None
+    names = ", ".join(stored.name for stored in theirs)
+    return Stored(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -143,45 +159,12 @@ def _matches(patterns: Iterable[str], name: str) -> bool:
     return any(_pattern(pattern).fullmatch(name) for pattern in patterns)
 
 
-def _count_layers(patterns: Iterable[str], state: State) -> int:
+def _layers(patterns: Iterable[str], names: Iterable[str]) -> list[int]:
+    """The numbers of the layers that names speak of."""
     layered = [_pattern(pattern) for pattern in patterns if "{}" in pattern]
-    found = (pattern.fullmatch(name) for name in state for pattern in layered)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    found = (pattern.fullmatch(name) for name in names for pattern in layered)
+    return sorted({int(match[1]) for match in found if match})
 
 
-def _for_layers(rules: Iterable[Rule], num_layers: int) -> list[Rule]:
-    return [
-        rule.at(layer) for rule in rules for layer in range(num_layers if "{}" in rule.ours else 1)
-    ]
-
-
-def _names(state: State, expected: list[str]) -> list[str]:
-    missing = [f"missing: {name}" for name in expected if name not in state]
-    return missing + [f"left over: {name}" for name in state if name not in set(expected)]
-
-
-def _fit(result: State, model: nn.Module, made: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What keeps `result` from being the state of `model`, in the words of those it is made of."""
-    problems = []
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = ", ".join(made.get(name, (name,)))
-        if name not in made:
-            problems.append(f"missing: what would make {name}")
-        elif name in result and result[name].shape != parameter.shape:
-            has, needs = tuple(result[name].shape), tuple(parameter.shape)
-            problems.append(f"wrong shape: {source} makes {has}, {name} is {needs}")
-        elif name in result and not _same(result, first.setdefault(id(parameter), name), name):
-            problems.append(f"untied: {source} differs from what the model shares it with")
-    extra = made.keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
-    return problems + [f"left over: {', '.join(made[name])}" for name in sorted(extra)]
-
-
-def _same(state: State, one: str, other: str) -> bool:
-    return one == other or torch.equal(state[one], state[other])
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"the weights do not fit, {len(problems)} problems:\n  {lines}")
+def _for_layers(rules: Iterable[Rule], layers: Iterable[int]) -> list[Rule]:
+    return [rule.at(layer) for rule in rules for layer in (layers if "{}" in rule.ours else [0])]

@@ -1,8 +1,29 @@
-"""Llama's parameters as Hugging Face publishes them, to and from ours."""
+"""Llama's weights (Touvron et al. 2023; Grattafiori et al. 2024), as Hugging Face publishes them."""
 
-from torch import Tensor, nn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from llm.weights.key_map import KeyMap, QueryKeyValue, Rule, State
+from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, unsupported
+from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
+
+SIZES = {
+    "size.num_layers": "num_hidden_layers",
+    "size.num_heads": "num_attention_heads",
+    "size.dim": "hidden_size",
+    "size.context_length": "max_position_embeddings",
+    "model.feed_forward.hidden_dim": "intermediate_size",
+    "model.vocab_size": "vocab_size",
+}
+# What config.json calls the bend of the gate, and our option of it.
+ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
+# The numbers of a slower rotation: ours, theirs.
+SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "context_length": "original_max_position_embeddings",
+}
 
 _THEIRS = "model.layers.{}."
 _OURS = "blocks.{}."
@@ -31,36 +52,52 @@ def key_map(queries_to_keys: int) -> KeyMap:
         shared={"lm_head.weight": "model.embed_tokens.weight"},
         # The rotary frequencies, which old files keep beside the parameters.
         ignored=(f"{_THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
+        prefix="model.",  # of the whole model, which files of its body leave out
     )
 
 
-def from_huggingface(state_dict: State, model: nn.Module | None = None) -> dict[str, Tensor]:
-    """The state of our GPT with Llama's parts, from that of LlamaForCausalLM.
+@dataclass(frozen=True)
+class LlamaWeights(HuggingFaceWeights):
+    """Llama and its like (TinyLlama, SmolLM, Llama 3.2, …) out of a folder or the hub."""
 
-    Args:
-        state_dict: their tensors by name.
-        model: what the result is for: its names and shapes are checked too.
+    model_type: ClassVar[str] = "llama"
+    expected: ClassVar[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
 
-    Raises:
-        ValueError: names all that is missing, left over or wrongly shaped.
+    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
+        """Llama's parts."""
+        if (name := settings.get("hidden_act", "silu")) not in ACTIVATIONS:
+            raise unsupported("hidden_act", name, ACTIVATIONS)
+        options = ["+model=llama", "+size=124m", f"model/feed_forward={ACTIVATIONS[name]}"]
+        return options, {
+            **positive(settings, SIZES),
+            "size.num_kv_heads": settings.get("num_key_value_heads"),
+            "model.attention.head_dim": settings.get("head_dim"),
+            "model.norm.eps": settings.get("rms_norm_eps", 1e-6),
+            "model.tie_weights": settings.get("tie_word_embeddings", False),
+            **_rotation(settings),
+        }
+
+    def key_map(self, settings: Settings) -> KeyMap:
+        """Llama's names."""
+        heads = settings["num_attention_heads"]
+        return key_map(heads // (settings.get("num_key_value_heads") or heads))
+
+
+def _rotation(settings: Settings) -> Settings:
+    """The rotary embedding: its base, and Llama 3's scaling where config.json asks for it.
+
+    Hugging Face's library has `rope_parameters` since version 5; before, the base stood by itself, and
+    the scaling in `rope_scaling`.
     """
-    return key_map(queries_to_keys=1).to_ours(state_dict, model)
-
-
-def to_huggingface(state_dict: State) -> dict[str, Tensor]:
-    """The state of LlamaForCausalLM from ours; a tied head is there twice, as in torch's.
-
-    Raises:
-        ValueError: names all that is missing or left over.
-    """
-    return key_map(_queries_to_keys(state_dict)).to_theirs(state_dict)
-
-
-def _queries_to_keys(ours: State) -> int:
-    """All heads of queries are read by the output: its columns are their rows."""
-    both = (ours.get(f"blocks.0.attention.{name}.weight") for name in ("query_key_value", "output"))
-    rows, read = both
-    if rows is None or read is None:
-        return 1  # the map names what is missing
-    queries = read.shape[1]
-    return 2 * queries // (rows.shape[0] - queries)
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    values = {
+        "model.position.theta": float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))
+    }
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        scaling = {ours: rope[theirs] for ours, theirs in SCALING.items() if theirs in rope}
+        target = {"_target_": "llm.nn.positions.Llama3Scaling"}
+        return {**values, "model.position.scaling": target | scaling}
+    if kind != "default":
+        raise unsupported("rope_type", kind, ["default", "llama3"])
+    return values

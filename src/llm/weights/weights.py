@@ -61,7 +61,7 @@ class Weights(ABC):
             ConfigError: the configuration is no model's, or the weights do not fit it.
         """
         config = self.config
-        check(OmegaConf.create({"model": config.model, "trust": config.get("trust") or []}))
+        check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
         model = build(config.model)
         self.load(model)
         return model.eval()

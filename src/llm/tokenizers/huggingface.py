@@ -1,0 +1,127 @@
+"""Any tokenizer that the Rust library `tokenizers` describes: what published models bring with them."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import tokenizers
+
+from llm.tokenizers.bpe import BYTES
+from llm.tokenizers.gpt2 import CHARACTERS
+from llm.tokenizers.tokenizer import Tokenizer, well_formed
+
+Spell = Callable[[str], bytes]
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json as it stands; nothing is put before or after a text.
+
+    Where its ids leave gaps, the missing ones stand for no text.
+
+    Args:
+        definition: the content of a tokenizer.json.
+        end_of_text: the name of the special token that ends a text, if there is one.
+
+    Raises:
+        ValueError: the definition cannot be read, or has no such special token.
+    """
+
+    kind = "huggingface"
+    lossless = False  # most of them normalise
+
+    def __init__(self, definition: str, end_of_text: str | None = None) -> None:
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises no narrower one
+            raise ValueError(f"definition is no tokenizer.json: {error}") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        self.special_tokens = {t.content: i for i, t in sorted(added.items()) if t.special}
+        if end_of_text is not None and end_of_text not in self.special_tokens:
+            raise ValueError(f"end_of_text={end_of_text} is none of {list(self.special_tokens)}")
+        self._end_of_text = end_of_text
+        ids = self._backend.get_vocab(with_added_tokens=True)
+        spell = _spelling(json.loads(definition).get("decoder"))
+        self._bytes = dict.fromkeys(range(max(ids.values(), default=-1) + 1), b"")
+        self._bytes |= {token: spell(name) for name, token in ids.items()}
+        self._bytes |= {token: added.content.encode() for token, added in added.items()}
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the token that separates documents, if there is one."""
+        return None if self._end_of_text is None else self.special_tokens[self._end_of_text]
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text; the text of a special token is text like any other."""
+        return self.encode(text)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text, as `Tokenizer.encode` describes them."""
+        self._backend.encode_special_tokens = not special
+        return self._backend.encode(well_formed(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of several texts, on all cores."""
+        self._backend.encode_special_tokens = True
+        batch = [well_formed(text) for text in texts]
+        return [row.ids for row in self._backend.encode_batch(batch, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, as the definition's decoder joins them.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        self._spell(ids)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def with_special_tokens(self, names: Iterable[str]) -> "HuggingFaceTokenizer":
+        """The same tokenizer with further special tokens, whose ids follow the last one.
+
+        Raises:
+            ValueError: a name is empty.
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
+        if "" in new:
+            raise ValueError("special_tokens must not be empty")
+        if not new:
+            return self
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
+        return HuggingFaceTokenizer(backend.to_str(), self._end_of_text)
+
+    def state(self) -> dict[str, Any]:
+        """The definition, and which token ends a text."""
+        return {"definition": self._backend.to_str(), "end_of_text": self._end_of_text}
+
+
+def _spelling(decoder: dict[str, Any] | None) -> Spell:
+    """How a token of the vocabulary is spelt inside a text, by what decodes it."""
+    parts = list(_parts(decoder or {}))
+    kinds = {part.get("type") for part in parts}
+    if "ByteLevel" in kinds:
+        byte = dict(zip(CHARACTERS, BYTES, strict=True))
+        return lambda token: b"".join(bytes([byte[c]]) if c in byte else c.encode() for c in token)
+    if "WordPiece" in kinds:
+        (prefix,) = (part["prefix"] for part in parts if part["type"] == "WordPiece")
+        return lambda token: (
+            token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+        ).encode()
+    return _spell_piece
+
+
+def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if decoder.get("type") == "Sequence":
+        for part in decoder["decoders"]:
+            yield from _parts(part)
+    else:
+        yield decoder
+
+
+def _spell_piece(token: str) -> bytes:
+    """A token of SentencePiece: `▁` is a space, `<0x0A>` a byte."""
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        return bytes.fromhex(byte[1])
+    return token.replace("▁", " ").encode()

@@ -1,0 +1,125 @@
+"""Tensors in files: their shapes are read from the headers, their numbers one tensor at a time.
+
+A tensor that is read is a memory map of its part of the file. Letting it go lets go of its pages, so
+that filling a model needs the model's own memory and that of the one tensor being copied.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llm.config.errors import ConfigError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor at rest.
+
+    Attributes:
+        name: what it is called where it is stored, for messages.
+        shape: its sizes, known without reading it.
+        read: gives the tensor, on the CPU; it may be a map of the file and must not be written to.
+    """
+
+    name: str
+    shape: Shape
+    read: Callable[[], Tensor]
+
+
+def in_memory(state: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Tensors that are read already, as if they were stored."""
+    return {
+        name: Stored(name, tuple(tensor.shape), partial(tensor.view_as, tensor))
+        for name, tensor in state.items()
+    }
+
+
+def in_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        ConfigError: the file is none, or is cut short.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as safetensors ({error}): fetch it anew"
+        ) from None
+    return {
+        name: Stored(name, shape, partial(_from_safetensors, path, name))
+        for name, shape in shapes.items()
+    }
+
+
+def in_torch_file(path: Path, *keys: str) -> dict[str, Stored]:
+    """The tensors of a dictionary that `torch.save` wrote, by name; nothing in the file is executed.
+
+    Args:
+        path: the file, a zip archive as torch writes since version 1.6.
+        keys: where in the saved object the dictionary is.
+
+    Raises:
+        ConfigError: the file holds no such dictionary, or is damaged.
+    """
+    try:
+        # On the device `meta` torch builds every tensor but reads none, and notes where its bytes begin.
+        found = torch.load(path, map_location="meta", weights_only=True)
+        for key in keys:
+            found = found[key]
+        return {name: _in_record(path, name, found[name]) for name in found}
+    except Exception as error:  # a damaged archive fails anywhere, in torch or in its pickle
+        raise ConfigError(
+            f"{path} cannot be read as a file of torch ({_first_line(error)}): fetch it anew, or save it "
+            "with safetensors"
+        ) from error
+
+
+def in_bytes(path: Path, start: int, dtype: torch.dtype, shape: Shape) -> Tensor:
+    """A contiguous tensor mapped from the middle of a file.
+
+    Args:
+        path: the file.
+        start: where its first byte is.
+        dtype: what its numbers are, in the order of bytes of this machine.
+        shape: its sizes.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    # Copy on write: torch wants memory that could be written to, and the file is never changed.
+    mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(size,))
+    return torch.from_numpy(mapped).view(dtype).view(shape)
+
+
+def _from_safetensors(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:  # opened for each: while it is open its pages stay
+        return file.get_tensor(name)
+
+
+def _in_record(path: Path, name: str, tensor: Tensor) -> Stored:
+    storage = tensor.untyped_storage()
+    start = storage._checkpoint_offset
+    if start is None:
+        raise ValueError("the format before torch 1.6")
+    numbers = storage.nbytes() // tensor.dtype.itemsize
+    layout = (tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+    def read() -> Tensor:
+        return in_bytes(path, start, tensor.dtype, (numbers,)).as_strided(*layout)
+
+    return Stored(name, tuple(tensor.shape), read)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,205 @@
+"""The tokenizer files of a Hugging Face folder, read and written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from llm.tokenizers.bpe import BYTES, BPETokenizer
+from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.char import CharTokenizer
+from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, parse_merges
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
+from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+
+# What a tokenizer.json must say, where it says anything, to mean our byte-pair encoding and no other.
+BPE_MODEL = {
+    "type": "BPE",
+    "dropout": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+BPE_PIECES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None where there is neither.
+
+    What is our byte-pair encoding, token by token, becomes that; anything else stays what it is.
+
+    Raises:
+        ValueError: a file cannot be read; the message names it.
+    """
+    file, vocabulary, merges = (
+        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
+    if not file.is_file():
+        there = vocabulary.is_file() and merges.is_file()
+        return read_vocabulary(vocabulary, merges) if there else None
+    definition = _read(file)
+    end = _end_of_text(folder, definition)
+    ours = _as_bpe(definition) if end == END_OF_TEXT else None
+    try:
+        return ours or HuggingFaceTokenizer(json.dumps(definition), end)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
+    """GPT-2's tokenizer files: vocab.json and merges.txt, or encoder.json and vocab.bpe.
+
+    Raises:
+        ValueError: a file cannot be read, or the two do not fit each other.
+    """
+    ids = _read(vocabulary)
+    try:
+        pairs = parse_merges(merges.read_text("utf-8"))
+        return _with_vocabulary(pairs, ids)
+    except ValueError as error:
+        raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json.
+
+    Args:
+        tokenizer: what is to be written.
+        folder: where to.
+        context_length: the most tokens that the model reads.
+
+    Raises:
+        ValueError: the tokenizer does something that the format has no words for.
+    """
+    as_huggingface(tokenizer).save(str(folder / "tokenizer.json"))
+    names = {token: name for name, token in tokenizer.special_tokens.items()}
+    end = None if tokenizer.end_of_text is None else names[tokenizer.end_of_text]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context_length,
+        "bos_token": end,
+        "eos_token": end,
+        "clean_up_tokenization_spaces": False,
+    }
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer in the words of the library `tokenizers`.
+
+    Raises:
+        ValueError: it does something that they have no words for.
+    """
+    match tokenizer:
+        case HuggingFaceTokenizer():
+            return tokenizers.Tokenizer.from_str(tokenizer.state()["definition"])
+        case BPETokenizer():
+            names = _token_names(tokenizer)
+            merges = [(names[left], names[right]) for left, right in tokenizer.merges]
+            model = _byte_level({name: token for token, name in enumerate(names)}, merges)
+        case ByteTokenizer():
+            model = _byte_level(dict(zip(CHARACTERS, BYTES, strict=True)), [])
+        case CharTokenizer():
+            model = tokenizers.Tokenizer(
+                models.WordLevel({c: token for token, c in enumerate(tokenizer.characters)})
+            )
+            model.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            model.decoder = decoders.Fuse()
+        case _:
+            raise ValueError(
+                f"a tokenizer of kind {tokenizer.kind} has no counterpart in Hugging Face's library, which "
+                "cannot set spaces as it does; train with bpe, byte or char"
+            )
+    model.add_special_tokens(
+        [AddedToken(name, normalized=False) for name in tokenizer.special_tokens]
+    )
+    return model
+
+
+def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    model = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(merges))
+    model.decoder = decoders.ByteLevel()
+    return model
+
+
+def _token_names(tokenizer: BPETokenizer) -> list[str]:
+    """The ordinary tokens in their order, written in `CHARACTERS`."""
+    character = dict(zip(BYTES, CHARACTERS, strict=True))
+    ordinary = range(256 + len(tokenizer.merges))
+    return ["".join(character[byte] for byte in tokenizer.token_bytes(t)) for t in ordinary]
+
+
+def _with_vocabulary(merges: list[tuple[int, int]], ids: dict[str, Any]) -> BPETokenizer:
+    """The tokenizer of some merges, if a vocabulary is theirs, special tokens behind it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    names = _token_names(BPETokenizer(merges))
+    special = sorted((token, name) for name, token in ids.items() if token >= len(names))
+    expected = {name: token for token, name in enumerate([*names, *(n for _, n in special)])}
+    if ids != expected:
+        raise ValueError("the vocabulary is not that of the merges, in their order")
+    return BPETokenizer(merges, [name for _, name in special])
+
+
+def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
+    """Our own tokenizer, where a tokenizer.json means exactly that."""
+    model, pieces = definition.get("model") or {}, definition.get("pre_tokenizer") or {}
+    decoder, added = definition.get("decoder") or {}, definition.get("added_tokens") or []
+    plain = (
+        definition.get("normalizer") is None
+        and decoder.get("type") == "ByteLevel"
+        and all(model.get(key, value) == value for key, value in BPE_MODEL.items())
+        and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+        and all(pieces.get(key, value) == value for key, value in BPE_PIECES.items())
+        and all(token["special"] and not _reaches_out(token) for token in added)
+    )
+    if not plain:
+        return None
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    try:
+        ids = model["vocab"] | {token["content"]: token["id"] for token in added}
+        return _with_vocabulary(merge_ids(merges), ids)
+    except ValueError:
+        return None
+
+
+def _reaches_out(token: dict[str, Any]) -> bool:
+    """Whether a special token takes white space beside it along, or is one only between words."""
+    return any(token.get(key) for key in ("lstrip", "rstrip", "single_word"))
+
+
+def _end_of_text(folder: Path, definition: dict[str, Any]) -> str | None:
+    """The name of the token that ends a text, from whichever file says so."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            token = _read(folder / name).get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                return token
+    if not (folder / "config.json").is_file():
+        return None
+    token = _read(folder / "config.json").get("eos_token_id")
+    first = token[0] if isinstance(token, list) and token else token
+    added = definition.get("added_tokens") or []
+    return next((entry["content"] for entry in added if entry["id"] == first), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found

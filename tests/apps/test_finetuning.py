@@ -2,9 +2,11 @@
 
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
@@ -117,3 +119,13 @@ def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
         ConfigError, match=r"learns from a InstructionDataModule, and data is a Files"
     ):
         training.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("words", "kept"), [([], "phi3"), (["data/template=alpaca"], "alpaca")])
+def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, kept):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        base = compose("train", ["experiment=instruct", "data/template=phi3"])
+        config = compose("train", ["experiment=prefer", *words])
+        expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
+    training.adopt(config, SimpleNamespace(config=base, path="here"), words)
+    assert config.data.template == expected.data.template

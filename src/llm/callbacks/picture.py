@@ -1,6 +1,7 @@
-"""The loss picture of a run."""
+"""The picture of a run: its loss, and what else a task is known by, against steps."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,19 @@ from lightning.pytorch.callbacks import Callback
 
 from llm.runs import Run
 
+LOSS = {"loss": "cross-entropy (nats a token)"}
+
 
 class Picture(Callback):
-    """Draw `loss.png` from `metrics.csv` when training ends, however it ends."""
+    """Draw `loss.png` from `metrics.csv` when training ends, however it ends.
+
+    Args:
+        panels: metrics to draw, one below the other, by their names without `train/` and `val/`, each
+            with what its axis is called; None draws the loss.
+    """
+
+    def __init__(self, panels: Mapping[str, str] | None = None) -> None:
+        self.panels = LOSS if panels is None else panels
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw after a whole run."""
@@ -26,16 +37,17 @@ class Picture(Callback):
     def _draw(self, trainer: L.Trainer) -> None:
         run = Run(Path(trainer.default_root_dir))
         if trainer.is_global_zero and run.metrics.is_file():
-            draw(run.metrics, run.picture, title=run.path.name)
+            draw(run.metrics, run.picture, run.path.name, self.panels)
 
 
-def draw(metrics: Path, picture: Path, title: str) -> None:
-    """Draw training and validation loss against steps as a PNG.
+def draw(metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = LOSS) -> None:
+    """Draw figures of training and validation against steps as a PNG.
 
     Args:
-        metrics: a CSV file with columns `step`, `train/loss` and `val/loss`.
+        metrics: a CSV file with columns `step`, and `train/…` and `val/…` for each panel.
         picture: where to write.
         title: above the axes.
+        panels: names of metrics, each with what its axis is called.
     """
     from matplotlib.figure import (
         Figure,
@@ -43,16 +55,24 @@ def draw(metrics: Path, picture: Path, title: str) -> None:
 
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    # Blue and orange of Okabe and Ito's palette, told apart by colour-blind readers too.
-    _plot(axes, rows, "train/loss", color="#0072B2", alpha=0.8, linewidth=1, label="training")
-    _plot(axes, rows, "val/loss", color="#D55E00", marker="o", markersize=4, label="validation")
-    axes.set(xlabel="optimizer steps", ylabel="cross-entropy (nats a token)", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    if axes.lines:
-        axes.legend(frameon=False)
+    height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
+    figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
+    for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
+        # Blue and orange of Okabe and Ito's palette, told apart by colour-blind readers too.
+        _plot(
+            axes, rows, f"train/{name}", color="#0072B2", alpha=0.8, linewidth=1, label="training"
+        )
+        _plot(
+            axes, rows, f"val/{name}", color="#D55E00", marker="o", markersize=4, label="validation"
+        )
+        axes.set(ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend(frameon=False)
+    all_axes[0].set(title=title)
+    all_axes[-1].set(xlabel="optimizer steps")
     figure.savefig(picture)
 
 

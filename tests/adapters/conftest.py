@@ -30,12 +30,12 @@ def stir() -> Callable[[nn.Module], nn.Module]:
 def train() -> Callable[..., float]:
     """train(model, 1, 3, rate=…, steps=…): AdamW on rows that count by one or by three; the last loss."""
 
-    def train(model: nn.Module, *strides: int, rate: float, steps: int) -> float:
+    def train(model: nn.Module, *strides: int, rate: float, steps: int, length: int = 12) -> float:
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=rate)
         loss = torch.tensor(torch.nan)
         for _ in range(steps):
             stride = torch.tensor(strides)[torch.randint(len(strides), (16, 1))]
-            rows = (torch.randint(97, (16, 1)) + stride * torch.arange(13)) % 97
+            rows = (torch.randint(97, (16, 1)) + stride * torch.arange(length + 1)) % 97
             logits = model(rows[:, :-1])
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
             optimizer.zero_grad()

@@ -70,7 +70,7 @@ class Prefix(Adapter):
     cure, for it adds nothing to the model.
 
     They are no matrices to orthogonalise, as Muon would: AdamW is the optimizer to use, and its rate is
-    larger than for weights, about 0.01.
+    larger than for weights, 0.01 to 0.03.
 
     Args:
         length: P, the number of columns.

@@ -2,13 +2,12 @@
 
 import shutil
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from llm.apps import training
 from llm.config.errors import ConfigError
@@ -122,10 +121,11 @@ def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "kept"), [([], "phi3"), (["data/template=alpaca"], "alpaca")])
-def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, kept):
+def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, kept, tmp_path):
     with initialize_config_module("llm.conf", version_base="1.3"):
         base = compose("train", ["experiment=instruct", "data/template=phi3"])
         config = compose("train", ["experiment=prefer", *words])
         expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
-    training.adopt(config, SimpleNamespace(config=base, path="here"), words)
+    OmegaConf.save(base, tmp_path / "config.yaml")
+    training.adopt(config, RunWeights(str(tmp_path)), words)
     assert config.data.template == expected.data.template

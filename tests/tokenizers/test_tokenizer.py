@@ -5,9 +5,11 @@ import pickle
 import random
 
 import pytest
+import tokenizers
 
 from llm.tokenizers import bpe, char, word
 from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.tokenizer import KINDS, Tokenizer, fit, load
 
 PROSE = "The cat sat on the mat; the dog, too, sat on the mat. Don't they (both) sit? "
@@ -24,8 +26,24 @@ def tokenizer(request: pytest.FixtureRequest, hard_texts: list[str]) -> Tokenize
             return char.train(texts)
         case "word":
             return word.train(texts)
+        case "huggingface":
+            return _of_the_rust_library(texts)
         case _:
             return bpe.train(texts, vocab_size=400)
+
+
+def _of_the_rust_library(texts: list[str]) -> HuggingFaceTokenizer:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],  # the first id, not the last
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return HuggingFaceTokenizer(backend.to_str(), "<|endoftext|>")
 
 
 def test_round_trip(tokenizer: Tokenizer, hard_texts: list[str]):
@@ -147,6 +165,8 @@ def test_training_on_nothing_is_an_error(train, texts: list[str]):
         '{"kind": "char", "characters": "\\ud800"}',
         '{"kind": "word", "words": []}',
         '{"kind": "word", "words": ["two words"]}',
+        '{"kind": "huggingface", "definition": "{}"}',
+        '{"kind": "huggingface"}',
         '{"kind": "word", "words": ["one"], "special_tokens": ["<|endoftext|>"]}',
     ],
 )

@@ -1,6 +1,7 @@
 """The tokenizer files of a Hugging Face folder, read and written."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,17 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     """GPT-2's tokenizer files: vocab.json and merges.txt, or encoder.json and vocab.bpe.
 
+    Its special tokens are `<|endoftext|>` and those of an added_tokens.json beside them.
+
     Raises:
         ValueError: a file cannot be read, or the two do not fit each other.
     """
     ids = _read(vocabulary)
+    added = vocabulary.with_name("added_tokens.json")
+    special = _read(added) if added.is_file() else {}
     try:
         pairs = parse_merges(merges.read_text("utf-8"))
-        return _with_vocabulary(pairs, ids)
+        return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
     except ValueError as error:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
 
@@ -133,18 +138,19 @@ def _token_names(tokenizer: BPETokenizer) -> list[str]:
     return ["".join(character[byte] for byte in tokenizer.token_bytes(t)) for t in ordinary]
 
 
-def _with_vocabulary(merges: list[tuple[int, int]], ids: dict[str, Any]) -> BPETokenizer:
+def _with_vocabulary(
+    merges: list[tuple[int, int]], ids: dict[str, Any], special: Collection[str]
+) -> BPETokenizer:
     """The tokenizer of some merges, if a vocabulary is theirs, special tokens behind it.
 
     Raises:
         ValueError: it is not.
     """
     names = _token_names(BPETokenizer(merges))
-    special = sorted((token, name) for name, token in ids.items() if token >= len(names))
-    expected = {name: token for token, name in enumerate([*names, *(n for _, n in special)])}
-    if ids != expected:
+    last = sorted(special, key=lambda name: ids.get(name, 0))
+    if ids != {name: token for token, name in enumerate([*names, *last])}:
         raise ValueError("the vocabulary is not that of the merges, in their order")
-    return BPETokenizer(merges, [name for _, name in special])
+    return BPETokenizer(merges, last)
 
 
 def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
@@ -163,8 +169,8 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
         return None
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     try:
-        ids = model["vocab"] | {token["content"]: token["id"] for token in added}
-        return _with_vocabulary(merge_ids(merges), ids)
+        special = {token["content"]: token["id"] for token in added}
+        return _with_vocabulary(merge_ids(merges), model["vocab"] | special, special)
     except ValueError:
         return None
 

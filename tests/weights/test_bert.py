@@ -1,0 +1,187 @@
+"""Our BERT is Hugging Face's: hidden states, guesses and gradients, out of its folders and back."""
+
+import copy
+import shutil
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
+
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.models.classifier import Classifier
+from llm.weights.bert import KEY_MAP, BERTWeights
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 125))]
+# Without 0: their embedding takes that for padding and learns nothing of it.
+TOKENS = torch.randint(1, 97, (3, 40), generator=torch.Generator().manual_seed(0))
+REAL = torch.arange(40) < torch.tensor([[40], [23], [1]])  # padded on the right
+SEGMENTS = (torch.arange(40) >= torch.tensor([[9], [0], [40]])).long()
+PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
+ODD = {
+    "intermediate_size": 48,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-3,
+    "type_vocab_size": 3,
+    "tie_word_embeddings": False,
+}
+
+
+def drawn(kind: type, **changes: Any) -> Any:
+    """Wide (std 0.3), so that every part shows in the logits."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 128}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = kind(BertConfig(**{**sizes, **depth, **changes}))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    # Untied, this one is there but nothing is computed with it.
+    model.cls.predictions.bias.data = model.cls.predictions.decoder.bias.data.clone()
+    return model.eval()
+
+
+class Published(NamedTuple):
+    """A model of theirs and what reads the folder that their library writes of it."""
+
+    theirs: Any
+    weights: BERTWeights
+
+
+@pytest.fixture(scope="module", params=[{}, ODD], ids=["base", "odd"])
+def published(request, tmp_path_factory) -> Published:
+    folder = tmp_path_factory.mktemp("bert")
+    theirs = drawn(BertForMaskedLM, **request.param)
+    theirs.save_pretrained(folder)
+    BertTokenizer(vocab={piece: n for n, piece in enumerate(VOCABULARY)}).save_pretrained(folder)
+    return Published(theirs, BERTWeights(str(folder)))
+
+
+@pytest.fixture(params=PRECISIONS, ids=["float64", "float32"])
+def pair(request, published):
+    """Ours, theirs, and how near they are to be."""
+    dtype, tolerance = request.param
+    ours = published.weights.model()
+    return ours.to(dtype), copy.deepcopy(published.theirs).to(dtype), tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("segments", [None, SEGMENTS])
+def test_hidden_states_and_guesses_of_a_padded_batch(pair, segments):
+    ours, theirs, tolerance = pair
+    expected = theirs(
+        TOKENS, attention_mask=REAL.long(), token_type_ids=segments, output_hidden_states=True
+    )
+    output = ours.hidden(TOKENS, attention=REAL, segments=segments)
+    hidden, logits = output.hidden, ours(TOKENS, REAL, segments)
+    near = {"rtol": 0, "atol": tolerance}
+    torch.testing.assert_close(hidden[REAL], expected.hidden_states[-1][REAL], **near)
+    torch.testing.assert_close(logits[REAL], expected.logits[REAL], **near)
+    torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, **near)
+
+
+@torch.no_grad()
+def test_padding_changes_nothing_on_either_side(pair):
+    ours, _, tolerance = pair
+    text = TOKENS[:1, :23]
+    filled = F.pad(text, (9, 8))
+    real = F.pad(torch.ones_like(text), (9, 8)).bool()
+    found = ours(filled, real)[:, 9:-8]
+    torch.testing.assert_close(found, ours(text), rtol=0, atol=tolerance)
+
+
+def test_gradients(pair):
+    ours, theirs, tolerance = pair
+    for logits in (ours(TOKENS, REAL), theirs(TOKENS, attention_mask=REAL.long()).logits):
+        F.cross_entropy(logits[REAL], TOKENS[REAL]).backward()
+    gradients = {n: p.grad for n, p in ours.named_parameters(remove_duplicate=False)}
+    found = KEY_MAP.to_theirs(gradients)
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:  # see `drawn`
+            torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=tolerance)
+
+
+def test_the_way_back_changes_nothing(published):
+    back = KEY_MAP.to_theirs(published.weights.model().state_dict())
+    expected = published.theirs.state_dict()
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[name], expected[name]) for name in expected)
+
+
+def test_a_wrong_epsilon_would_be_noticed(published):
+    ours = published.weights.model()
+    for module in ours.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-5
+    assert (ours(TOKENS) - published.theirs(TOKENS).logits).abs().max() > 1e-5
+
+
+def test_what_guessed_the_next_sentence_is_passed_over_and_old_names_are_known(tmp_path):
+    theirs = drawn(BertForPreTraining)
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(file).items()
+    }
+    assert any(name.startswith("cls.seq_relationship") for name in tensors)
+    assert "bert.pooler.dense.weight" in tensors
+    save_file({**tensors, "bert.embeddings.position_ids": torch.arange(64)[None]}, file)
+    ours = BERTWeights(str(tmp_path)).model()
+    expected = theirs(TOKENS).prediction_logits
+    torch.testing.assert_close(ours(TOKENS), expected, rtol=0, atol=1e-5)
+
+
+def test_a_classifier_needs_the_body_alone_and_reads_its_first_token(published, tmp_path):
+    theirs, weights = published
+    theirs.bert.save_pretrained(tmp_path)
+    body = BERTWeights(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"missing: cls\.predictions\.transform\.dense\.weight"):
+        body.model()
+    for source in (weights, body):
+        classifier = Classifier(weights.model(), num_classes=2).eval()
+        for parameter in classifier.body.parameters():
+            nn.init.zeros_(parameter)
+        source.load(classifier.body)
+        expected = theirs.bert(TOKENS, attention_mask=REAL.long()).last_hidden_state[:, 0]
+        found = classifier(TOKENS, REAL)
+        torch.testing.assert_close(found, classifier.head(expected), rtol=0, atol=1e-5)
+
+
+def test_the_architecture_is_a_tree_that_training_can_adopt(published):
+    config = published.weights.config
+    assert set(config) == {"model", "size", "tokenizer"}
+    check(config)
+    short = BERTWeights(published.weights.path, context_length=16)
+    assert short.config.model.context_length == 16
+    assert short.model()(TOKENS[:, :16]).shape == (3, 16, 97)
+
+
+def test_the_tokenizer_is_theirs(published):
+    tokenizer = published.weights.tokenizer()
+    ids = BertTokenizer.from_pretrained(published.weights.path)("a b, C")["input_ids"]
+    assert tokenizer.with_ends(tokenizer.encode("a b, C"), most=64) == ids
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"is_decoder": True}, "is_decoder"),
+        ({"hidden_act": "tanh"}, "hidden_act"),
+        ({"model_type": "roberta"}, "a model of type roberta, not bert"),
+        ({"hidden_size": None}, "hidden_size=None is no size"),
+    ],
+)
+def test_another_architecture_is_refused(published, tmp_path, changes, problem):
+    import json
+
+    folder = shutil.copytree(published.weights.path, tmp_path / "bert")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(ConfigError, match=problem):
+        _ = BERTWeights(str(folder)).config

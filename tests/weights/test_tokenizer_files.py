@@ -1,0 +1,190 @@
+"""Tokenizers in Hugging Face's files: read as what they are, written as what they do."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llm.tokenizers import bpe, char, word
+from llm.tokenizers.bpe import BPETokenizer
+from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.tokenizer_files import read_tokenizer, write_tokenizer
+
+PROSE = "The cat sat on the mat; the dog, too, sat on the mat. Don't they (both) sit? 123 4567 "
+DRAWN = [
+    "",
+    " ",
+    "Hello, world! It's 2024; they'll've won't.",
+    "naïve café, cafe\u0301, e\u0301\u0301",
+    "👩‍👩‍👧‍👦 🇳🇿 👍🏽 \U0001f600\ufe0f",
+    "漢字かな交じり文 עברית العربية हिन्दी ภาษาไทย",
+    "mixed漢1字2\u00a0\u2003\u200bx²½Ⅷ",
+    "NUL\x00 and \x01\x7f\x85\u2028\u2029 controls",
+    "line\r\nline\rline\n\n\n  indented\t\ttabs \n ",
+    "\ufeff\ufffd\uffff\U0010ffff",
+    "<|endoftext|>a<|user|> <|user|>b <|endof <|end|><|end",
+]
+
+
+def sentencepiece_like(vocab_size=300):
+    """As Llama 2's: spaces are ▁, unknown characters bytes, one token before each text."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = sorted({*PROSE.replace(" ", "▁")})
+    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
+    for token in ("th", "at", "▁m", "the", "▁mat"):
+        vocabulary[token] = len(vocabulary)
+    merges = [("t", "h"), ("a", "t"), ("▁", "m"), ("th", "e"), ("▁m", "at")]
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return backend
+
+
+def byte_level(**changes):
+    """As GPT-2's, trained."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(
+        **{"add_prefix_space": False, "use_regex": True, **changes}
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([PROSE * 3], trainer)
+    backend.add_special_tokens(["<|endoftext|>"])
+    return backend
+
+
+def saved(backend, folder, end):
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["bpe", "bpe and more", "byte", "char", "huggingface"])
+def ours(request) -> Tokenizer:
+    match request.param:
+        case "bpe":
+            return bpe.train([PROSE * 3], 270)
+        case "bpe and more":
+            return bpe.train([PROSE * 3], 270).with_special_tokens(["<|user|>", "<|end|>"])
+        case "byte":
+            return ByteTokenizer()
+        case "char":
+            return char.train([PROSE, *DRAWN])
+        case _:
+            return HuggingFaceTokenizer(sentencepiece_like().to_str(), "</s>")
+
+
+def test_what_is_written_tokenises_the_same_there_and_here(ours, tmp_path, hard_texts):
+    write_tokenizer(ours, tmp_path, context_length=64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [PROSE, *(DRAWN if ours.kind == "char" else [*DRAWN, *hard_texts])]
+    # Their library adds what stands before a text by itself: only the definition's own tokens count.
+    for text in texts:
+        found = theirs(text, add_special_tokens=False)["input_ids"]
+        assert found == ours.encode(text, special=True), text
+        plain = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert plain == ours.encode(text), text
+        assert theirs.decode(found) == ours.decode(found), text
+    assert theirs.eos_token_id == ours.end_of_text
+    assert len(theirs) == ours.vocab_size
+    again = read_tokenizer(tmp_path)
+    assert again is not None
+    assert again.special_tokens == ours.special_tokens
+    assert again.encode_batch(texts) == ours.encode_batch(texts)
+    assert type(again) is (BPETokenizer if ours.kind == "bpe" else HuggingFaceTokenizer)
+
+
+def test_a_character_that_is_unknown_here_is_unknown_there(tmp_path):
+    write_tokenizer(char.train(["ab"]), tmp_path, context_length=64)
+    with pytest.raises(Exception, match="UNK"):
+        AutoTokenizer.from_pretrained(tmp_path)("abc")
+
+
+def test_words_have_no_counterpart(tmp_path):
+    with pytest.raises(ValueError, match=r"kind word has no counterpart"):
+        write_tokenizer(word.train([PROSE]), tmp_path, context_length=64)
+
+
+def test_gpt2s_encoding_becomes_ours(tmp_path, hard_texts):
+    backend = byte_level()
+    ours = read_tokenizer(saved(backend, tmp_path, "<|endoftext|>"))
+    assert isinstance(ours, BPETokenizer)
+    for text in hard_texts:
+        assert ours.encode(text, special=True) == backend.encode(text).ids
+
+
+@pytest.mark.parametrize("changes", [{"add_prefix_space": True}, {"use_regex": False}])
+def test_what_differs_from_gpt2s_stays_what_it_is(changes, tmp_path, hard_texts):
+    backend = byte_level(**changes)
+    ours = read_tokenizer(saved(backend, tmp_path, "<|endoftext|>"))
+    assert isinstance(ours, HuggingFaceTokenizer)
+    for text in hard_texts:
+        assert ours.encode(text, special=True) == backend.encode(text).ids
+
+
+def test_another_end_of_text_or_normalisation_is_no_encoding_of_ours(tmp_path):
+    backend = byte_level()
+    backend.add_special_tokens(["</s>"])
+    ours = read_tokenizer(saved(backend, tmp_path / "end", "</s>"))
+    assert isinstance(ours, HuggingFaceTokenizer)
+    assert ours.end_of_text == backend.token_to_id("</s>")
+    backend.normalizer = normalizers.Lowercase()
+    ours = read_tokenizer(saved(backend, tmp_path / "lower", "<|endoftext|>"))
+    assert isinstance(ours, HuggingFaceTokenizer)
+    assert ours.encode("THE") == ours.encode("the")
+
+
+def test_the_end_of_text_may_stand_in_the_models_configuration(tmp_path):
+    sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
+    assert read_tokenizer(tmp_path).end_of_text is None
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    assert read_tokenizer(tmp_path).end_of_text == 2
+
+
+def test_a_vocabulary_with_its_merges(tmp_path):
+    backend = byte_level()
+    backend.model.save(str(tmp_path))
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    size = len(vocabulary)
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocabulary, "<|endoftext|>": size}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|user|>": size + 1}))
+    ours = read_tokenizer(tmp_path)
+    assert ours.special_tokens == {"<|endoftext|>": size, "<|user|>": size + 1}
+    assert ours.encode(PROSE) == backend.encode(PROSE).ids
+    merges = (tmp_path / "merges.txt").read_text().splitlines()
+    (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]))
+    with pytest.raises(ValueError, match=r"merges.txt and vocab.json: .* not that of the merges"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_folder_without_tokenizer_has_none(tmp_path):
+    assert read_tokenizer(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_damaged_file_is_named(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        read_tokenizer(tmp_path)

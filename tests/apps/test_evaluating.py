@@ -1,6 +1,7 @@
 """`llm evaluate`: the figures of the end of the training once more, answers beside references, a judge."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -171,6 +172,17 @@ def test_answers_that_are_missing_are_written(instructed, evaluated):
     assert file.read_text() == before
 
 
+def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
+    """A run trained further and interrupted has answers that are older than its weights."""
+    file = instructed.path / RESULTS["responses"]
+    before = file.read_text()
+    file.write_text(before.replace('"response": "', '"response": "stale '))
+    assert evaluated(instructed)["quality"]["answers"] == before.count('"response"')
+    os.utime(file, (0, 0))
+    evaluated(instructed, "max_tokens=12")
+    assert file.read_text() == before
+
+
 def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
@@ -205,7 +217,7 @@ def test_a_judge_scores_answers_and_compares_runs(instructed, evaluated, stand_i
     (other / RESULTS["responses"]).write_text(json.dumps(rows[::-1]))
     words = ["judge=openai", "judge.model=judge-1", f"judge.address={server.address}"]
     report = evaluated(instructed, *words, f"against={other}")
-    assert report["judge"]["model"] == "judge-1"
+    assert report["judge"]["judge"] == "judge-1"
     assert report["judge"]["scored"] == len(rows)
     assert report["judge"]["unparsed"] == 0
     against = report["against"]

@@ -111,7 +111,8 @@ def answers(
     Raises:
         ValueError: a text cannot be encoded.
     """
-    rows = [torch.tensor(tokenizer.encode(text)[: model.context_length]) for text in texts]
+    most = model.context_length
+    rows = [torch.tensor(tokenizer.with_ends(tokenizer.encode(text), most)) for text in texts]
     device = next(model.parameters()).device
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)

@@ -22,6 +22,7 @@ PARTS = (
         "weights.run",
         "weights.gpt2",
         "weights.llama",
+        "weights.bert",
         "loggers.wandb",
         "loggers.tensorboard",
     ),

@@ -207,9 +207,10 @@ class LabelledDataModule(ExamplesDataModule):
         tokens = self.tokenizer.encode(example.text)
         if not tokens:
             raise ValueError("the tokenizer makes no token of this text")
-        self.cut += len(tokens) > self.context_length
+        before, after = self.tokenizer.ends
+        self.cut += len(before) + len(tokens) + len(after) > self.context_length
         return {
-            "tokens": tokens[: self.context_length],
+            "tokens": self.tokenizer.with_ends(tokens, self.context_length),
             "labels": [self.classes.index(example.label)],
         }
 

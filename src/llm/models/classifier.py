@@ -49,7 +49,8 @@ class Classifier(nn.Module):
     Args:
         body: a language model with `hidden` and a linear `head`, which is taken off.
         num_classes: scores a text is given; 1 makes a reward model.
-        pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read.
+        pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read; None
+            for what the body says of itself, its `pooling`, or `last_token`.
         dropout: probability before the head.
 
     Raises:
@@ -60,14 +61,14 @@ class Classifier(nn.Module):
         self,
         body: nn.Module,
         num_classes: int,
-        pooling: Pooling = last_token,
+        pooling: Pooling | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: give 1 or more")
         self.num_classes = num_classes
-        self.pooling = pooling
+        self.pooling: Pooling = pooling or getattr(body, "pooling", last_token)
         dim = cast(nn.Linear, body.head).in_features
         body.head = nn.Identity()
         self.body = body

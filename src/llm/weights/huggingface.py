@@ -23,7 +23,14 @@ from llm.weights.tokenizer_files import read_tokenizer
 from llm.weights.weights import Weights
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
-DESCRIPTION = ["config.json", "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json"]
+DESCRIPTION = [
+    "config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+]
 
 Settings = dict[str, Any]
 

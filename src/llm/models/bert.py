@@ -1,0 +1,176 @@
+"""BERT: a Transformer whose every position sees the whole text, on both sides of it."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llm.models.classifier import first_token
+from llm.models.output import Output
+from llm.nn.activations import gelu
+from llm.nn.attention import Attention
+from llm.nn.block import Block
+from llm.nn.init import truncated_normal
+from llm.nn.masks import not_padding
+from llm.nn.positions import ALiBi, Position, Positions
+from llm.nn.residual import Residual, post_norm
+
+
+class MaskedHead(nn.Linear):
+    """Guesses the token at each position: a transformation, a norm, and the matrix (Devlin et al. 2019, 3.1).
+
+    Args:
+        dim: width C of the model.
+        vocab_size: number V of tokens.
+        activation: the bend of the transformation.
+        norm: from the width, makes the norm after it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        vocab_size: int,
+        activation: Callable[[Tensor], Tensor],
+        norm: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__(dim, vocab_size)
+        self.transform = nn.Linear(dim, dim)
+        self.activation = activation
+        self.norm = norm(dim)
+
+    def forward(self, hidden: Float[Tensor, "*B C"]) -> Float[Tensor, "*B V"]:  # pyright: ignore
+        """Logits of the token at each position."""
+        return F.linear(self.norm(self.activation(self.transform(hidden))), self.weight, self.bias)
+
+
+class BERT(nn.Module):
+    """Embeddings of tokens, positions and segments, a stack of blocks, a head (Devlin et al. 2019).
+
+    Args:
+        vocab_size: number V of tokens.
+        context_length: most tokens in a text.
+        dim: width C.
+        num_layers: number of blocks.
+        position: how the model knows the order of its tokens.
+        attention: from the width, makes a block's attention.
+        feed_forward: from the width, makes a block's feed-forward layer.
+        norm: from the width, makes a norm; two a block, one of the embeddings, one in the head.
+        residual: how a sublayer joins the stream.
+        final_norm: from the width, makes a norm before the head; None leaves it out.
+        num_segments: how many parts a text can have, such as a question and its answer.
+        activation: the bend in the head.
+        init: sets the parameters, once.
+        dropout: probability for the embeddings.
+        tie_weights: whether the head uses the embedding's matrix.
+
+    Raises:
+        ValueError: a size is not positive, or the position is ALiBi.
+    """
+
+    # What a classifier reads unless it is told otherwise: the first token, [CLS], has seen the whole text.
+    pooling = staticmethod(first_token)
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        dim: int,
+        num_layers: int,
+        position: Position,
+        attention: Callable[[int], Attention],
+        feed_forward: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module],
+        residual: Residual = post_norm,
+        final_norm: Callable[[int], nn.Module] | None = None,
+        num_segments: int = 2,
+        activation: Callable[[Tensor], Tensor] = gelu,
+        init: Callable[[nn.Module], None] = truncated_normal,
+        dropout: float = 0.1,
+        tie_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocab_size": vocab_size, "context_length": context_length, "dim": dim}
+        for name, value in {
+            **sizes,
+            "num_layers": num_layers,
+            "num_segments": num_segments,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if isinstance(position, ALiBi):
+            raise ValueError(
+                "position: ALiBi lowers what lies before and knows of nothing behind; choose learned, "
+                "rotary, sinusoidal or none for a model that sees both ways"
+            )
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.position = position
+        self.segment = nn.Embedding(num_segments, dim)
+        self.embedding_norm = norm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(dim, attention, feed_forward, norm, residual) for _ in range(num_layers)
+        )
+        self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
+        self.head = MaskedHead(dim, vocab_size, activation, norm)
+        if tie_weights:
+            self.head.weight = self.embedding.weight
+        init(self)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        attention: Bool[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the token at each position itself; the arguments are those of `hidden`."""
+        return self.head(self.hidden(tokens, attention, segments).hidden)
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"],
+        attention: Bool[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> Output:
+        """The states that the head reads.
+
+        Args:
+            tokens: ids below `vocab_size`.
+            attention: True where a token is real, False where it is padding, on either side.
+            segments: which part of the text each token is of; by default all are of the first, 0.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
+        places = _places(tokens, attention)
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        x = self.position.embed(self.embedding(tokens) + self.segment(segments), places)
+        x = self.dropout(self.embedding_norm(x))
+        rotation = self.position.rotation(x, places)
+        mask = None
+        if attention is not None:
+            columns = torch.arange(tokens.shape[1], device=tokens.device)
+            mask = not_padding(attention)(columns, columns).unsqueeze(-3)
+        for block in self.blocks:
+            x = block(x, rotation, mask, causal=False)
+        return Output(self.final_norm(x))
+
+    def flops_per_token(self, context: int | None = None) -> int:
+        """Floating-point operations for one token of training; see `GPT.flops_per_token`."""
+        multiplying = nn.ModuleList([self.blocks, self.final_norm, self.head])
+        numbers = sum(parameter.numel() for parameter in multiplying.parameters())
+        layers = [cast(Attention, block.attention) for block in self.blocks]
+        width = sum(layer.num_heads * layer.head_dim for layer in layers)
+        return 6 * numbers + 12 * width * (context or self.context_length)
+
+
+def _places(tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None) -> Positions:
+    """Positions from 0 on: a slice, or (B, T) where rows are padded, which count their real tokens alone."""
+    if attention is None:
+        return slice(0, tokens.shape[1])
+    return attention.cumsum(dim=1) - 1

@@ -1,0 +1,85 @@
+"""What holds of BERT whatever its weights; tests/weights/test_bert.py holds it equal to published ones."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llm.models.classifier import Classifier, first_token, last_token
+
+TOKENS = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def bert(build):
+    torch.manual_seed(0)
+    return build("model=bert").eval()
+
+
+def test_every_position_sees_the_whole_text(bert):
+    changed = TOKENS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 97
+    difference = (bert.hidden(TOKENS).hidden - bert.hidden(changed).hidden).abs().amax(dim=(0, 2))
+    assert (difference > 1e-6).all()
+
+
+def test_order_segments_and_padding_count(bert):
+    before = bert.hidden(TOKENS).hidden
+    assert not torch.allclose(bert.hidden(TOKENS.flip(1)).hidden.flip(1), before)
+    segments = (torch.arange(12) >= 6).long().expand(2, -1)
+    assert not torch.allclose(bert.hidden(TOKENS, segments=segments).hidden, before)
+    real = torch.arange(12) < torch.tensor([[12], [5]])
+    padded = bert.hidden(TOKENS, attention=real).hidden
+    torch.testing.assert_close(padded[0], before[0])
+    torch.testing.assert_close(padded[1, :5], bert.hidden(TOKENS[1:, :5]).hidden[0])
+
+
+def test_the_head_shares_the_embedding_and_starts_at_even_odds(bert):
+    assert bert.head.weight is bert.embedding.weight
+    probabilities = bert(TOKENS).softmax(dim=-1)
+    assert probabilities.shape == (2, 12, 97)
+    assert (probabilities.max() < 3 / 97) & (probabilities.min() > 1 / 300)
+
+
+@pytest.mark.parametrize("residual", ["post_norm", "pre_norm"])
+@pytest.mark.parametrize("position", ["rotary", "sinusoidal", "none"])
+def test_other_parts_fit(build, residual, position):
+    model = build("model=bert", f"model/residual={residual}", f"model/position={position}").eval()
+    assert model(TOKENS).isfinite().all()
+
+
+def test_what_cannot_be_built_is_refused(build):
+    # Hydra's own exception, which the tests' way of building raises, names ours.
+    with pytest.raises(Exception, match="position: ALiBi lowers what lies before"):
+        build("model=bert", "model/position=alibi")
+    with pytest.raises(Exception, match="num_segments=0: must be at least 1"):
+        build("model=bert", "model.num_segments=0")
+
+
+def test_a_classifier_reads_the_first_token_unless_told_otherwise(build):
+    real = torch.arange(12) < torch.tensor([[12], [5]])
+    classifier = Classifier(build("model=bert"), num_classes=3).eval()
+    body: Any = classifier.body
+    hidden = body.hidden(TOKENS, attention=real).hidden
+    torch.testing.assert_close(classifier(TOKENS, real), classifier.head(hidden[:, 0]))
+    assert Classifier(build("model=bert"), 3, pooling=last_token).pooling is last_token
+    assert Classifier(build("model=bert"), 3).pooling is first_token
+    assert Classifier(build("model=gpt2"), 3).pooling is last_token
+
+
+def test_it_learns_to_guess_what_only_later_tokens_tell(build):
+    torch.manual_seed(0)
+    model = build("model=bert", "model.dropout=0", vocab_size=9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(60):
+        letters = torch.randint(8, (32, 1))
+        tokens = letters.repeat(1, 4)
+        tokens[:, 0] = 8  # the mask
+        logits = model(tokens)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, letters[:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 < 2.08 - 0.1 < losses[0], "from chance, ln 8, to knowing"

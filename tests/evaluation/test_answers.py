@@ -1,0 +1,86 @@
+"""Answers beside references: read as runs write them, measured, and matched by what was asked."""
+
+import json
+
+import pytest
+
+from llm.config.errors import ConfigError
+from llm.evaluation.answers import (
+    Answer,
+    answers_of,
+    difference,
+    matched,
+    quality,
+    read_answers,
+)
+
+
+def row(instruction="Add.", given="", response="3", **more):
+    return {
+        "instruction": instruction,
+        "input": given,
+        "reference": "3",
+        "response": response,
+    } | more
+
+
+def test_what_was_asked_is_the_instruction_with_its_input_or_the_whole_conversation():
+    turns = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Add.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rows = [
+        row(),
+        row(given="1, 2"),
+        row(messages=[{"role": "user", "content": "Add.\n### Input:\n1, 2"}], given="1, 2"),
+        row(messages=messages),
+    ]
+    assert [each.instruction for each in answers_of(rows)] == [
+        "Add.",
+        "Add.\n\n1, 2",
+        "Add.\n\n1, 2",
+        "user: Hi.\n\nassistant: Hello.\n\nuser: Add.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '[{"instruction": "Add."}]', '{"a": 1}', "null", "\udc80"]
+)
+def test_a_file_of_something_else_is_named(tmp_path, text):
+    file = tmp_path / "responses.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=r"responses\.json holds no answers"):
+        read_answers(file)
+
+
+def test_a_file_is_read(tmp_path):
+    file = tmp_path / "responses.json"
+    file.write_text(json.dumps([row()]))
+    assert read_answers(file) == [Answer("Add.", "3", "3")]
+
+
+def test_quality_is_a_mean_over_answers():
+    found = quality([Answer("", "a b", "A b."), Answer("", "a b", "a c"), Answer("", "a b", "x")])
+    assert found["answers"] == 3
+    assert found["rouge_l"]["mean"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["exact_match"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_answers_are_matched_in_our_order_each_once():
+    ours = [Answer(each, "r", f"ours {n}") for n, each in enumerate("aabc")]
+    theirs = [Answer(each, "r", f"theirs {n}") for n, each in enumerate("cada")]
+    pairs = [(own.response, other.response) for own, other in matched(ours, theirs)]
+    assert pairs == [("ours 0", "theirs 1"), ("ours 1", "theirs 3"), ("ours 3", "theirs 0")]
+    with pytest.raises(ConfigError, match="no instruction in common"):
+        matched(ours, [Answer("a", "another reference", "")])
+
+
+def test_a_gain_is_paired():
+    """A small gain on every answer is sure, however much the answers themselves vary."""
+    words = "a b c d e f g h i j".split()
+    pairs = []
+    for right in range(1, 10):
+        answer = Answer("", " ".join(words), " ".join(words[: right + 1]))
+        pairs.append((answer, answer._replace(response=" ".join(words[:right]))))
+    found = difference(pairs)
+    assert found["compared"] == 9
+    assert found["rouge_l_gain"]["low"] > 0
+    assert found["rouge_l_gain"]["high"] < 0.2

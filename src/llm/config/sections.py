@@ -44,13 +44,13 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "trainer": _class("llm.trainer.Settings"),
     "weights": _plain(Any),
     "adapter": _class("llm.adapters.adapter.Adapter"),
-    "reward": _class("llm.rewards.reward.RewardFunction"),
+    "reward": _or_none(_class("llm.rewards.reward.RewardFunction")),
     "sampler": _class("llm.generation.sampling.Sampler"),
     "template": _or_none(_class("llm.data.template.Template")),
     "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
-    # words of every verb, then of `train`, then of `generate`, `chat` and `evaluate`
+    # words of every verb, then of `train`, then of the other verbs
     "seed": _plain(int),
     "trust": _plain(Sequence[str]),
     "name": _plain(str | None),
@@ -59,6 +59,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "prompt": _plain(str | Sequence[str]),
     "prompts_file": _plain(str | None),
     "max_tokens": _plain(int),
+    "best_of": _plain(int),
     "stop": _plain(str | Sequence[str]),
     "system": _plain(str | None),
     "text": _plain(str | None),
@@ -67,10 +68,13 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "part": _plain(Literal["test", "validation"] | None),
     "test_path": _plain(str | None),
     "against": _plain(str | None),
+    "output": _plain(str),
+    "max_shard_gb": _plain(float),
+    "overwrite": _plain(bool),
 }
 
 # Full keys that may be missing: the app fills them in when it builds.
-DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
+DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes", "data.tokenizer")
 
 
 def within_context(config: Mapping[str, Any]) -> Iterator[str]:
@@ -84,5 +88,22 @@ def within_context(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
+    """Where there are several answers, a reward chooses; where there is one, it would not be asked."""
+    number = config.get("best_of")
+    if not isinstance(number, int):
+        return
+    if number < 1:
+        yield f"best_of: {number} answers are none; give 1, or more and a reward"
+    elif (number > 1) != (config.get("reward") is not None):
+        yield (
+            "best_of: several answers and a reward that chooses go together; give both, such as "
+            "best_of=8 reward=run reward.path=outputs/reward/…"
+        )
+
+
 # Rules over the whole configuration: each takes the plain tree and yields lines like those of the check.
-RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (within_context,)
+RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
+    within_context,
+    chosen_by_a_reward,
+)

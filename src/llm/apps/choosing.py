@@ -1,0 +1,86 @@
+"""How several answers are drawn and the best is chosen, on a terminal."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from llm.apps.chatting import trained_template
+from llm.apps.writing import autocast, read_prompts
+from llm.config.build import build, mistakes_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.data.template import Message
+from llm.generation.best_of import Scored, best_of
+from llm.generation.text import first_tokens
+from llm.hardware import Hardware
+from llm.rewards.reward import score
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.weights import Weights
+
+
+def choose(config: DictConfig) -> list[str]:
+    """Answer each prompt several times, and print the answers with their scores, the best first.
+
+    Returns:
+        The best answer to each prompt.
+
+    Raises:
+        ConfigError: the configuration is wrong, a run is none, or a prompt cannot be encoded.
+    """
+    check(config)
+    weights: Weights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights=scratch has learned nothing to answer with: use weights=run")
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    reward, sampler, tokenizer = build(config.reward), build(config.sampler), weights.tokenizer()
+    prompts = read_prompts(config.prompt, config.prompts_file)
+    with mistakes_at("prompt"):
+        starts, end_token, stops = openings(weights, tokenizer, prompts)
+    stops = [*stops, *([config.stop] if isinstance(config.stop, str) else config.stop)]
+    model = weights.model().to(hardware.accelerator)
+    with mistakes_at("best_of"), autocast(hardware):
+        answers = best_of(
+            model,
+            tokenizer,
+            starts,
+            config.best_of,
+            partial(score, reward),
+            config.max_tokens,
+            sampler,
+            config.seed,
+            end_token,
+            stops,
+        )
+    for prompt, scored in zip(prompts, answers, strict=True):
+        show(prompt if len(prompts) > 1 else "", scored)
+    return [scored[0].text for scored in answers]
+
+
+def openings(
+    weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> tuple[list[list[int]], int | None, Sequence[str]]:
+    """The tokens that ask each prompt, the token that ends an answer, and texts that do.
+
+    A model that was trained on a template is asked in its words; any other goes on with the prompt.
+    """
+    if OmegaConf.select(weights.config, "data.template") is None:
+        return [first_tokens(tokenizer, prompt) for prompt in prompts], None, ()
+    template = trained_template(weights)
+    asked = ([Message("user", prompt)] for prompt in prompts)
+    starts = [template.encode_prompt(messages, tokenizer) for messages in asked]
+    return starts, template.end_token(tokenizer), template.stops
+
+
+def show(prompt: str, scored: Sequence[Scored]) -> None:
+    """Print the answers to a prompt, each after its score."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if prompt:
+        console.print(f"=== {prompt}")
+    for text, value in scored:
+        console.print(f"{value:+.3f}  {text.strip()}")

@@ -53,7 +53,7 @@ class Instruction(Task):
         self.perplexity.update(self.logits(batch), batch["targets"])
 
     def results(self) -> dict[str, float]:
-        """Loss and perplexity of the references."""
+        """Loss and perplexity of what is asked for: of the reference answers, unless all tokens are learnt."""
         results = self.perplexity.compute()
         self.perplexity.reset()
         return results

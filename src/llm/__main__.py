@@ -67,6 +67,11 @@ VERBS = {
         "measure what a run has learned, and let a model judge its answers",
         "llm evaluate weights.path=outputs/instruction/instruct judge=openai judge.model=llama3.1",
     ),
+    "export": Verb(
+        "llm.apps.export",
+        "write a model as a folder that Hugging Face's library reads",
+        "llm export weights.path=outputs/pretraining/my_gpt2 output=my_gpt2",
+    ),
 }
 
 USAGE = """\

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.weights.gpt2 import GPT2Weights
@@ -83,6 +84,8 @@ def test_the_architecture_is_a_tree_that_training_can_adopt(weights):
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
     check(config)
+    node = config.tokenizer.weights
+    assert build(node) == weights
     assert config.model.vocab_size == 97
     config.model.dropout = 0.5
     assert config.model.attention.dropout == 0.5

@@ -19,6 +19,7 @@ PARTS = (
     "hardware",
     *(
         "data.template",
+        "weights.weights",
         "weights.run",
         "weights.gpt2",
         "weights.llama",

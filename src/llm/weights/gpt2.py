@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from llm.models.gpt import GPT
+from llm.nn.activations import gelu, gelu_tanh, relu, silu
+from llm.nn.feed_forward import FeedForward
+from llm.nn.norms import LayerNorm
+from llm.nn.positions import Learned
 from llm.tokenizers.gpt2 import gpt2
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.counterparts import Part, first_block, in_every_decoder, plain, require
 from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, unsupported
 from llm.weights.key_map import KeyMap, Rule, Transposed
 from llm.weights.openai import OpenAIFolder
@@ -29,6 +35,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+EXPORTED = {gelu_tanh: "gelu_new", gelu: "gelu", relu: "relu", silu: "silu"}
 _LAYER = {
     # ours in a block: theirs in a layer
     "attention_norm": "ln_1",
@@ -64,6 +71,50 @@ KEY_MAP = KeyMap(
     ignored=("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),
     prefix="transformer.",  # of the whole model, which files of its body leave out
 )
+
+
+def describe(model: GPT) -> tuple[Settings, KeyMap]:
+    """The config.json of a model with learned positions, and whose tensors are which of its own.
+
+    Raises:
+        ConfigError: it has another part that GPT-2 has not; the line names it.
+    """
+    block, attention = first_block(model)
+    dim = model.embedding.embedding_dim
+    kind = getattr(block.feed_forward, "activation", None)
+    activation = EXPORTED.get(plain(kind))
+    require(
+        "GPT-2",
+        *in_every_decoder(model, LayerNorm),
+        Part(
+            "model.attention.num_kv_heads",
+            attention.num_kv_heads,
+            attention.num_kv_heads == attention.num_heads,
+        ),
+        Part(
+            "model.attention.head_dim",
+            attention.head_dim,
+            attention.head_dim * attention.num_heads == dim,
+        ),
+        Part("model.feed_forward", block.feed_forward, type(block.feed_forward) is FeedForward),
+        Part("model.feed_forward.activation", kind, activation is not None),
+    )
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": model.vocab_size,
+        "n_positions": cast(Learned, model.position).embedding.num_embeddings,
+        "n_embd": dim,
+        "n_layer": len(model.blocks),
+        "n_head": attention.num_heads,
+        "n_inner": block.feed_forward.input.out_features,
+        "activation_function": activation,
+        "layer_norm_epsilon": block.attention_norm.eps,
+        "tie_word_embeddings": model.head.weight is model.embedding.weight,
+        "embd_pdrop": model.dropout.p,
+        "attn_pdrop": attention.dropout.p,
+        "resid_pdrop": block.feed_forward.dropout.p,
+    }, KEY_MAP
 
 
 @dataclass(frozen=True)

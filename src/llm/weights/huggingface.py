@@ -1,5 +1,6 @@
 """Published models as folders: what Hugging Face's library writes, here or on its hub."""
 
+import copy
 import hashlib
 import json
 import re
@@ -187,7 +188,12 @@ class HuggingFaceWeights(Weights):
 
     @property
     def config(self) -> DictConfig:
-        """The nodes `model` and `size`, composed from conf/ with the numbers of config.json."""
+        """The nodes `model`, `size` and `tokenizer`; a copy, which the caller may change."""
+        return copy.deepcopy(self._config)
+
+    @cached_property
+    def _config(self) -> DictConfig:
+        """Composed from conf/ with the numbers of config.json."""
         options, values = self.architecture(self.settings)
         if self.context_length is not None:
             length = values["size.context_length"]
@@ -197,7 +203,10 @@ class HuggingFaceWeights(Weights):
                     f"{self.path} was made for; give {length} or less"
                 )
             values["size.context_length"] = self.context_length
-        return compose(options, {**values, "tokenizer": None})
+        cls = type(self)
+        weights = {"_target_": f"{cls.__module__}.{cls.__qualname__}", "path": self.path}
+        tokenizer = {"_target_": "llm.weights.weights.tokenizer_of", "weights": weights}
+        return compose(options, {**values, "tokenizer": tokenizer})
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the folder.

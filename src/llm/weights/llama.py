@@ -2,8 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from llm.models.gpt import GPT
+from llm.nn.activations import gelu_tanh, silu
+from llm.nn.feed_forward import GatedFeedForward
+from llm.nn.norms import RMSNorm
+from llm.nn.positions import Llama3Scaling, Rotary
+from llm.weights.counterparts import Part, first_block, in_every_decoder, plain, require
 from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, unsupported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
@@ -17,6 +23,7 @@ SIZES = {
 }
 # What config.json calls the bend of the gate, and our option of it.
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
+EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
 # The numbers of a slower rotation: ours, theirs.
 SCALING = {
     "factor": "factor",
@@ -54,6 +61,58 @@ def key_map(queries_to_keys: int) -> KeyMap:
         ignored=(f"{_THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
         prefix="model.",  # of the whole model, which files of its body leave out
     )
+
+
+def describe(model: GPT) -> tuple[Settings, KeyMap]:
+    """The config.json of a model with rotary positions, and whose tensors are which of its own.
+
+    Raises:
+        ConfigError: it has another part that Llama has not; the line names it.
+    """
+    block, attention = first_block(model)
+    gate = getattr(block.feed_forward, "activation", None)
+    activation = EXPORTED.get(plain(gate))
+    position = cast(Rotary, model.position)
+    scaling = position.scaling
+    biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]
+    require(
+        "Llama",
+        Part(
+            "model.position.scaling",
+            scaling,
+            scaling is None or isinstance(scaling, Llama3Scaling),
+        ),
+        *in_every_decoder(model, RMSNorm),
+        Part(
+            "model.feed_forward", block.feed_forward, type(block.feed_forward) is GatedFeedForward
+        ),
+        Part("model.feed_forward.activation", gate, activation is not None),
+        Part(f"model.{''.join(biased[:1])}", "a bias", not biased),
+    )
+    rope: Settings = {"rope_type": "default", "rope_theta": position.theta}
+    if scaling is not None:
+        slower = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
+        rope |= {"rope_type": "llama3", **slower}
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.embedding.embedding_dim,
+        "intermediate_size": block.feed_forward.input.out_features,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": activation,
+        "rms_norm_eps": block.attention_norm.eps,
+        "max_position_embeddings": model.context_length,
+        "tie_word_embeddings": model.head.weight is model.embedding.weight,
+        "attention_dropout": attention.dropout.p,
+        # as their library has it since version 5, and before
+        "rope_parameters": rope,
+        "rope_theta": position.theta,
+        "rope_scaling": rope if scaling is not None else None,
+    }, key_map(attention.num_heads // attention.num_kv_heads)
 
 
 @dataclass(frozen=True)

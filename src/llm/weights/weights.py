@@ -65,3 +65,8 @@ class Weights(ABC):
         model = build(config.model)
         self.load(model)
         return model.eval()
+
+
+def tokenizer_of(weights: Weights) -> Tokenizer:
+    """The tokenizer of some weights, for a configuration to name."""
+    return weights.tokenizer()

@@ -1,0 +1,67 @@
+"""How a model leaves for Hugging Face's library."""
+
+import shlex
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from llm.config.build import build
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.weights.export import require_room, write
+from llm.weights.huggingface import read_object
+from llm.weights.weights import Weights
+
+
+def export(config: DictConfig) -> list[Path]:
+    """Write the folder that a composed configuration of `llm export` asks for, and say how to load it.
+
+    An adapter is folded into the weights that it was trained on.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: the configuration is wrong, the model has no counterpart in Hugging Face's library,
+            or the folder holds something else.
+    """
+    check(config)
+    weights: Weights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights=scratch has learned nothing to export: use weights=run")
+    folder = Path(config.output)
+    require_room(folder, config.overwrite)
+    model, tokenizer = language_model(weights), weights.tokenizer()
+    files = write(model, tokenizer, folder, config.max_shard_gb, config.overwrite)
+    for file in files:
+        print(f"{file.stat().st_size:>15,} bytes  {file}")
+    quoted = repr(str(folder))
+    family = read_object(folder / "config.json")["model_type"]
+    print(
+        "\nto load it:\n"
+        "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"  model = AutoModelForCausalLM.from_pretrained({quoted})\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
+        "or, to train it further here:\n"
+        f"  llm train weights={family} weights.path={shlex.quote(str(folder))}"
+    )
+    return files
+
+
+def language_model(weights: Weights) -> nn.Module:
+    """The language model alone, adapters folded in.
+
+    Raises:
+        ConfigError: what was trained is no language model, or the weights do not fit.
+    """
+    config = weights.config
+    whole = OmegaConf.select(config, "task.model._target_")
+    if whole not in (None, config.model._target_):
+        raise ConfigError(
+            f"weights.path: {weights.path} holds a {whole.rpartition('.')[2]}; only language models are exported"
+        )
+    check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
+    model = build(config.model)
+    weights.load(model)
+    return model

@@ -1,0 +1,167 @@
+"""A language model of ours as a folder that Hugging Face's library reads."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llm.config.errors import ConfigError
+from llm.models.gpt import GPT
+from llm.nn.norms import LayerNorm
+from llm.nn.positions import Learned, Rotary
+from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights import gpt2, llama
+from llm.weights.counterparts import Part, dtype_of, require
+from llm.weights.huggingface import SAFETENSORS, Settings
+from llm.weights.key_map import KeyMap
+from llm.weights.tokenizer_files import write_tokenizer
+
+MARK = "exported_by"  # in config.json, by which a folder of ours is known
+
+
+def write(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    folder: Path,
+    max_shard_gb: float = 5.0,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write config.json, the weights and the tokenizer of a model with GPT-2's or Llama's parts.
+
+    They are written beside the folder and moved when all is there. A folder that was exported before is
+    written anew.
+
+    Args:
+        model: a language model; parameters keep their precision.
+        tokenizer: its tokenizer.
+        folder: where to.
+        max_shard_gb: above so many gigabytes the weights are split into several files.
+        overwrite: whether to write into a folder with other files in it.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: a part of the model, or the tokenizer, has no counterpart there; or the folder holds
+            something else.
+    """
+    if not isinstance(model, GPT):
+        raise ConfigError(
+            f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
+            "only language models are exported"
+        )
+    settings, key_map = describe(model)
+    require_room(folder, overwrite)
+    if max_shard_gb <= 0:
+        raise ConfigError(f"max_shard_gb: {max_shard_gb} holds no weights; give a positive number")
+    end = tokenizer.end_of_text
+    settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": dtype_of(model)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        try:
+            write_tokenizer(tokenizer, partial, settings.get("n_positions", model.context_length))
+        except ValueError as error:
+            raise ConfigError(f"weights.path: {error}") from error
+        mark = f"llm {metadata.version('llm')}"
+        _write_json(partial / "config.json", {**settings, MARK: mark})
+        _write_json(partial / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        _write_shards(_their_state(model, key_map), partial, int(max_shard_gb * 1e9))
+        return _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(model: GPT) -> tuple[Settings, KeyMap]:
+    """The config.json of a model and the names of its parameters there.
+
+    Raises:
+        ConfigError: it has a part that neither GPT-2 nor Llama has; the line names it.
+    """
+    if isinstance(model.position, Learned):
+        return gpt2.describe(model)
+    require(
+        "GPT-2 or Llama",
+        Part("model.position", model.position, isinstance(model.position, Rotary)),
+    )
+    return llama.describe(model)
+
+
+def require_room(folder: Path, overwrite: bool = False) -> None:
+    """Refuse to write among files of someone else.
+
+    Raises:
+        ConfigError: the folder holds other files than an export wrote.
+    """
+    if overwrite or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"output: {folder} is a file; name a folder")
+    try:
+        ours = MARK in json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise ConfigError(
+            f"output: {folder} holds files that no export wrote; name another folder, or overwrite=true"
+        )
+
+
+def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
+    """The parameters by their names; GPT-2 has biases everywhere, and where we have none theirs are 0."""
+    state: dict[str, Tensor] = {n: p.detach() for n, p in model.state_dict().items()}
+    if key_map is gpt2.KEY_MAP:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | LayerNorm) and module is not model.head:
+                state.setdefault(f"{name}.bias", module.weight.new_zeros(len(module.weight)))
+    theirs = key_map.to_theirs(state)
+    if model.head.weight is model.embedding.weight:
+        theirs = {name: tensor for name, tensor in theirs.items() if name not in key_map.shared}
+    return theirs
+
+
+def _write_shards(state: Mapping[str, Tensor], folder: Path, limit: int) -> None:
+    shards = list(_shards(state, limit))
+    if len(shards) == 1:
+        save_file(shards[0], folder / SAFETENSORS, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / f"{SAFETENSORS}.index.json", index)
+
+
+def _shards(state: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, each shard as full as the limit allows, none empty."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in state.items():
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _move(partial: Path, folder: Path) -> list[Path]:
+    """Put the new files in the place of those of an export before."""
+    folder.mkdir(exist_ok=True)
+    for old in [*folder.glob("model*.safetensors"), *folder.glob(f"{SAFETENSORS}.index.json")]:
+        old.unlink()
+    # config.json comes last: what has none is no model.
+    files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
+    return [file.replace(folder / file.name) for file in files]
+
+
+def _write_json(path: Path, content: Settings) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

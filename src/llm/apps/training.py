@@ -157,8 +157,6 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
             OmegaConf.update(config, group, weights.config[group], merge=False, force_add=True)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
-    if config.tokenizer is None:  # in files of its own: `prepare` hands it to the data
-        config.data.tokenizer = "???"
     template = OmegaConf.select(weights.config, "data.template")
     is_chosen = any(key.startswith("data.template") for key in keys.values())
     if template is not None and "template" in config.data and not is_chosen:

@@ -74,7 +74,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
 }
 
 # Full keys that may be missing: the app fills them in when it builds.
-DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes", "data.tokenizer")
+DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
 def within_context(config: Mapping[str, Any]) -> Iterator[str]:

@@ -106,7 +106,7 @@ def test_values_of_the_annotated_type_pass(problems, values):
 def test_top_level_keys_are_known(problems):
     assert problems({"modle": 1}) == ["modle: no such key; did you mean model?"]
     assert problems({"foo": 1})[0].startswith(
-        "foo: no such key; there are adapter, against, batch_size, callbacks, data"
+        "foo: no such key; there are adapter, against, batch_size, "
     )
     assert problems({"seed": "x"}) == ["seed: 'x' (str) is no int; give one such as 8"]
 
@@ -183,6 +183,14 @@ def test_rules_over_the_whole(problems):
     assert told in problems(config)
     config["data"]["context_length"] = 32
     assert not any("more than" in line for line in problems(config)), "shorter rows fit"
+
+
+def test_a_model_that_sees_ahead_does_not_learn_to_write(problems):
+    bert = {"_target_": "llm.models.bert.BERT"}
+    task = {"_target_": "kit.x", "model": bert}
+    assert any(line.startswith("model: BERT sees the tokens") for line in problems({"task": task}))
+    task["model"] = {"_target_": "llm.models.classifier.Classifier", "body": bert}
+    assert not any(line.startswith("model: BERT") for line in problems({"task": task}))
 
 
 def test_trust_itself_is_checked(problems):

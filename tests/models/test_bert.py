@@ -52,6 +52,8 @@ def test_what_cannot_be_built_is_refused(build):
     # Hydra's own exception, which the tests' way of building raises, names ours.
     with pytest.raises(Exception, match="position: ALiBi lowers what lies before"):
         build("model=bert", "model/position=alibi")
+    with pytest.raises(ValueError, match="cannot write"):
+        build("model=bert").new_cache(1)
     with pytest.raises(Exception, match="num_segments=0: must be at least 1"):
         build("model=bert", "model.num_segments=0")
 

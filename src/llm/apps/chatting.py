@@ -52,7 +52,7 @@ def chat(config: DictConfig) -> None:
         pieces = stream_tokens(model, tokenizer, [prompt], most, sampler, seed, stops, ends)
         return (piece for _, piece in pieces)
 
-    with autocast(hardware):
+    with autocast(hardware), mistakes_at("weights"):
         Dialogue(conversation, answer, terminal(), config.seed).run()
 
 

@@ -1,7 +1,7 @@
 """BERT: a Transformer whose every position sees the whole text, on both sides of it."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +159,14 @@ class BERT(nn.Module):
         for block in self.blocks:
             x = block(x, rotation, mask, causal=False)
         return Output(self.final_norm(x))
+
+    def new_cache(self, *_: object) -> NoReturn:
+        """There is none: what an earlier position holds depends on the later ones.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("BERT sees a text whole and cannot write one: choose a model such as GPT")
 
     def flops_per_token(self, context: int | None = None) -> int:
         """Floating-point operations for one token of training; see `GPT.flops_per_token`."""

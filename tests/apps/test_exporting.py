@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from llm import __main__ as command_line
 from llm.apps import exporting, training
 from llm.config.errors import ConfigError
+from llm.weights.run import RunWeights
 
 TOKENS = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
 ORIGINAL = Path(__file__).parents[1] / "weights" / "openai" / "original"
@@ -77,3 +78,17 @@ def test_the_command_fails_in_a_line_before_anything_is_read(tmp_path, monkeypat
     assert "holds files that no export wrote" in printed
     assert "Traceback" not in printed
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@torch.no_grad()
+def test_an_adapter_is_folded_in(base, composed, tmp_path):
+    overrides = ["weights=run", f"weights.path={base.path}", "adapter=lora"]
+    config = composed(*overrides, "trainer.max_steps=3", "optimizer.lr=0.1")
+    with torch.enable_grad():
+        run = training.train(config, tmp_path / "lora", overrides)
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
+    adapted = RunWeights(str(run.path)).model()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(theirs(TOKENS).logits, adapted(TOKENS), rtol=0, atol=1e-5)
+    before = RunWeights(str(base.path)).model()
+    assert not torch.allclose(before(TOKENS), adapted(TOKENS), atol=1e-3)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from llm.nn.positions import ALiBi, Learned, NoPosition, Rotary, Sinusoidal, rotate
+from llm.nn.positions import ALiBi, Learned, Llama3Scaling, NoPosition, Rotary, Sinusoidal, rotate
 
 X = torch.zeros(1, 3, 8, dtype=torch.float64)
 
@@ -94,3 +94,27 @@ def test_bias_falls_with_distance():
     bias = ALiBi(8).bias(X[:, :2], slice(2, 4), slice(0, 4))
     assert bias.shape == (8, 2, 4)
     assert bias[0].tolist() == [[-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]]
+
+
+def test_scaling_slows_long_waves_and_leaves_short_ones():
+    """A wave that turns once or less in the old context is slowed in full, four times or more not at all."""
+    turns = torch.tensor([0.2, 1.0, 2.5, 4.0, 30.0])
+    frequencies = turns * 2 * math.pi / 8192
+    slower = Llama3Scaling(factor=8.0)(frequencies) / frequencies
+    torch.testing.assert_close(slower, torch.tensor([1 / 8, 1 / 8, (1 + 1 / 8) / 2, 1.0, 1.0]))
+
+
+def test_a_factor_of_one_scales_nothing():
+    plain, scaled = Rotary(8, 2), Rotary(8, 2, scaling=Llama3Scaling(factor=1.0))
+    for left, right in zip(
+        plain.rotation(X, slice(0, 9)), scaled.rotation(X, slice(0, 9)), strict=True
+    ):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"factor": 0.5}, {"low_freq_factor": 4.0}, {"low_freq_factor": 0.0}]
+)
+def test_a_scaling_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Llama3Scaling(**wrong)

@@ -7,14 +7,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
+from llm.apps import training
+from llm.apps.classifying import answers
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.models.classifier import Classifier
+from llm.models.classifier import Classifier, first_token
+from llm.tokenizers.tokenizer import load
 from llm.weights.bert import KEY_MAP, BERTWeights
+from llm.weights.run import RunWeights
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 125))]
 # Without 0: their embedding takes that for padding and learns nothing of it.
@@ -185,3 +190,26 @@ def test_another_architecture_is_refused(published, tmp_path, changes, problem):
     (folder / "config.json").write_text(json.dumps(settings | changes))
     with pytest.raises(ConfigError, match=problem):
         _ = BERTWeights(str(folder)).config
+
+
+def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
+    weights = published.weights
+    rows = (f"{word * 3} {number},{word}" for number in range(30) for word in "ab")
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows))
+    words = [
+        *("experiment=classify", "weights=bert", f"weights.path={weights.path}", "hardware=cpu"),
+        *(f"data.path={tmp_path / 'rows.csv'}", "hardware.precision=32", "trainer.max_epochs=4"),
+        *("optimizer.lr=0.01", "schedule.warmup_steps=0", "adapter=lora"),
+    ]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        run = training.train(compose("train", words), tmp_path / "run", words)
+    assert run.record["metrics"]["test/accuracy"] == 1
+    trained: Any = RunWeights(str(run.path)).model()
+    tokenizer = load(run.tokenizer)
+    assert trained.pooling is first_token
+    (row,) = answers(trained, tokenizer, ["a", "b"], ["bbb 7"])
+    assert row.label == "b"
+    ids = torch.tensor([tokenizer.with_ends(tokenizer.encode("bbb 7"), most=64)])
+    expected = BertTokenizer.from_pretrained(weights.path)("bbb 7")["input_ids"]
+    assert ids.tolist() == [expected]
+    assert trained(ids).softmax(-1).max().item() == pytest.approx(row.probability, abs=1e-6)

@@ -48,6 +48,9 @@ def test_files_that_do_not_fit_are_named(folder):
     (folder / "hparams.json").write_text(json.dumps(hparams | {"n_layer": 1}))
     with pytest.raises(ConfigError, match=r"left over: model/h1/attn/c_attn/w"):
         GPT2Weights(str(folder)).model()
+    (folder / "hparams.json").write_text(json.dumps(hparams | {"n_vocab": 266}))
+    with pytest.raises(ConfigError, match=r"model/wte has 265 rows, .* vocab_size=266"):
+        GPT2Weights(str(folder)).model()
     (folder / "hparams.json").write_text(json.dumps({"n_layer": 2}))
     with pytest.raises(ConfigError, match=r"n_head=None is no size"):
         GPT2Weights(str(folder)).model()

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from llm.tokenizers import bpe, char, word
 from llm.tokenizers.bpe import BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.gpt2 import gpt2
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.tokenizer_files import read_tokenizer, write_tokenizer
+from llm.weights.tokenizer_files import read_tokenizer, read_vocabulary, write_tokenizer
 
 PROSE = "The cat sat on the mat; the dog, too, sat on the mat. Don't they (both) sit? 123 4567 "
 DRAWN = [
@@ -177,6 +178,25 @@ def test_a_vocabulary_with_its_merges(tmp_path):
     (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]))
     with pytest.raises(ValueError, match=r"merges.txt and vocab.json: .* not that of the merges"):
         read_tokenizer(tmp_path)
+
+
+def test_gpt2s_own_files_are_gpt2s_tokenizer(shared_data, tmp_path, hard_texts, monkeypatch):
+    """OpenAI's encoder.json and vocab.bpe, under the names that tiktoken's cache gives them."""
+    cache = shared_data / "tiktoken"
+    vocabulary = cache / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
+    merges = cache / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
+    if not (vocabulary.is_file() and merges.is_file()):
+        pytest.skip(f"GPT-2's vocabulary is not in {cache}")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    ours = read_vocabulary(vocabulary, merges)
+    assert ours.state() == gpt2().state()
+    write_tokenizer(ours, tmp_path, context_length=1024)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    verdict = (shared_data / "the-verdict.txt").read_text()
+    for text in [*hard_texts, verdict]:
+        assert theirs(text)["input_ids"] == ours.encode(text, special=True)
+    assert len(theirs(verdict)["input_ids"]) == 5145
+    assert read_tokenizer(tmp_path).state() == ours.state()
 
 
 def test_a_folder_without_tokenizer_has_none(tmp_path):

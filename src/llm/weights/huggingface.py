@@ -32,6 +32,8 @@ DESCRIPTION = [
     "merges.txt",
     "added_tokens.json",
 ]
+# How families call the table of tokens, whose rows config.json counts.
+TABLES = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight")
 
 Settings = dict[str, Any]
 
@@ -231,7 +233,15 @@ class HuggingFaceWeights(Weights):
         Raises:
             ConfigError: with everything that is missing, left over or wrongly shaped.
         """
-        self.key_map(self.settings).load(self.folder.tensors(), model)
+        tensors = self.folder.tensors()
+        for name, stored in tensors.items():
+            # A model with more rows would take the table, and call its last tokens new.
+            if name.endswith(TABLES) and stored.shape[0] != self.settings["vocab_size"]:
+                raise ConfigError(
+                    f"weights.path: {stored.name} has {stored.shape[0]} rows, config.json says "
+                    f"vocab_size={self.settings['vocab_size']}"
+                )
+        self.key_map(self.settings).load(tensors, model)
 
     @property
     def fingerprint(self) -> str:

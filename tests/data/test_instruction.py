@@ -163,7 +163,7 @@ def test_parts_may_have_files_of_their_own(module, tmp_path):
 
 
 def test_a_file_too_small_to_validate_with_is_refused(module):
-    with pytest.raises(DataError, match="validation part has no conversation"):
+    with pytest.raises(DataError, match="no conversations are left for the validation part"):
         module([GOOD] * 3)
 
 
@@ -222,7 +222,7 @@ def test_a_published_file_is_read_from_the_cache_folder(module, cache_folder):
     ("setting", "complaint"),
     [
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
-        ({"validation_fraction": 0.6, "test_fraction": 0.6}, "do not sum to 1"),
+        ({"validation_fraction": 0.6, "test_fraction": 0.6}, "nothing is left to train on"),
     ],
 )
 def test_values_out_of_range_are_refused(module, setting, complaint):

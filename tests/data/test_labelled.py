@@ -7,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from llm.config.build import build
+from llm.data.collation import Padding
 from llm.data.errors import DataError
 from llm.data.labelled import LabelledDataModule, letters_of
 from llm.losses import IGNORED
@@ -28,7 +29,8 @@ def write(tmp_path):
 
 
 def make(path, *, prepare=True, **settings):
-    defaults = {"tokenizer": ByteTokenizer(), "context_length": 128, "batch_size": 4}
+    defaults = {"tokenizer": ByteTokenizer(), "context_length": 128, "collation": Padding()}
+    defaults["batch_size"] = 4
     data = LabelledDataModule(path, **{**defaults, **settings})
     if prepare:
         data.prepare_data()
@@ -117,7 +119,7 @@ def test_spam_is_balanced_in_the_training_part_alone(spam, balance):
 
 
 def test_batches_hold_texts_labels_and_what_is_real(write):
-    data = make(write("a.jsonl", TEXTS))
+    data = make(write("a.jsonl", TEXTS), collation=Padding(multiple=1))
     seen = set()
     for batch in data.test_dataloader():
         for row in range(len(batch["labels"])):
@@ -215,7 +217,7 @@ def test_numbers_are_part_of_a_text_unless_letters_alone_count(write):
     ]
     path = write("a.jsonl", rows)
     assert make(path).repeated == 0
-    with pytest.raises(DataError, match="no text is left for the validation part"):
+    with pytest.raises(DataError, match="no texts are left for the validation part"):
         make(path, repeats="letters")
     assert letters_of("77") != letters_of("78")
 
@@ -260,7 +262,7 @@ def test_malformed_rows_are_named_or_left_out_with_a_count(write, tmp_path, line
     with pytest.raises(DataError, match=rf"a\.jsonl, line 7: .*{problem}") as error:
         make(path)
     assert "data.malformed=skip" in str(error.value)
-    with pytest.warns(UserWarning, match="malformed rows: 1 left out"):
+    with pytest.warns(UserWarning, match="malformed texts: 1 left out"):
         data = make(path, malformed="skip")
     assert sum(map(len, data.raw.values())) == 60
     assert "1 malformed rows left out" in data.describe()
@@ -271,7 +273,7 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_malformed(write):
     test = write("t.jsonl", [("even", "ünknown ¤"), ("odd", "text number")])
     with pytest.raises(DataError, match=r"t\.jsonl, line 1: "):
         make(path, tokenizer=char.train, test_path=test)
-    with pytest.warns(UserWarning, match="malformed texts of the test part: 1"):
+    with pytest.warns(UserWarning, match="malformed texts: 1 left out"):
         data = make(path, tokenizer=char.train, test_path=test, malformed="skip")
     (batch,) = data.test_dataloader()
     assert [data.raw["test"][row].text for row in batch["rows"]] == ["text number"]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from llm.callbacks.predictions import Predictions
+from llm.data.collation import Padding
 from llm.data.labelled import LabelledDataModule
 from llm.losses import IGNORED
 from llm.models.classifier import Classifier
@@ -38,7 +39,7 @@ def rows(tmp_path):
 
 def module(path, **settings):
     return LabelledDataModule(
-        path, **{"tokenizer": ByteTokenizer(), "context_length": 32, "batch_size": 16, **settings}
+        path, **{"tokenizer": ByteTokenizer(), "context_length": 32, "collation": Padding(), "batch_size": 16, **settings}
     )
 
 

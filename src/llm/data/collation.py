@@ -39,14 +39,14 @@ class Padding:
     """A row an example, in shuffled order, filled up to the longest of its batch.
 
     Args:
-        multiple: Rows are filled up to a multiple of this many tokens, which suits some hardware (8
-            for tensor cores), as far as the context allows.
+        multiple: Rows are filled up to a multiple of this many tokens, as far as the context allows:
+            tensor cores like it, and fewer lengths are fewer kernels to prepare and keep.
 
     Raises:
         ValueError: The multiple is below 1.
     """
 
-    def __init__(self, multiple: int = 1) -> None:
+    def __init__(self, multiple: int = 8) -> None:
         if multiple < 1:
             raise ValueError(f"multiple={multiple}: give 1 for no more than the longest, or 8")
         self.multiple = multiple
@@ -66,8 +66,12 @@ class Padding:
             rows: B rows.
             context_length: The most that T may be.
         """
+        return pad(rows, self.width(rows, context_length))
+
+    def width(self, rows: Sequence[Encoded], context_length: int) -> int:
+        """T, the length that some rows are filled up to."""
         longest = max(len(row["tokens"]) for row in rows)
-        return pad(rows, min(-(-longest // self.multiple) * self.multiple, context_length))
+        return max(longest, min(-(-longest // self.multiple) * self.multiple, context_length))
 
 
 class LengthGrouped(Padding):
@@ -81,7 +85,7 @@ class LengthGrouped(Padding):
         ValueError: The group is below 1, or the multiple.
     """
 
-    def __init__(self, multiple: int = 1, group: int = 50) -> None:
+    def __init__(self, multiple: int = 8, group: int = 50) -> None:
         super().__init__(multiple)
         if group < 1:
             raise ValueError(f"group={group}: give 1 (which groups nothing) or more")

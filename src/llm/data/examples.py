@@ -1,63 +1,99 @@
-"""Labelled examples of any kind for finetuning: read, split and encoded in memory."""
+"""Examples of any kind for finetuning: read from files, split and encoded in memory."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from llm.data import fingerprint
+from llm.data.collation import Encoded, Packing, Padding
+from llm.data.errors import DataError
 from llm.data.module import Batch, DataModule, at_least
+from llm.data.rows import Malformed, Paths, title
+from llm.data.split import split_examples
 from llm.data.windows import IGNORED
 from llm.tokenizers.tokenizer import Tokenizer, fit
 
-Encoded = dict[str, list[int]]
 TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
-PARTS = ("train", "validation", "test")
 
 
 class ExamplesDataModule(DataModule):
-    """Examples held in memory; a batch is as long as its longest example.
+    """Examples held in memory; a batch is as long as its longest row.
 
-    A subclass says how examples are read and split (`read`), what of them is text (`texts`), and how
-    one is encoded (`encode`) and some are joined to a batch (`collate`).
+    A subclass says how an example is read from files (`read_file`), what of it is text (`texts`), and
+    how it is encoded (`encode`) and joined with others to a batch (`collate`).
 
     Args:
+        files: The files of each part, `train` first; a part without its own is taken from it.
         tokenizer: A tokenizer, or a function that fits one to an iterable of training texts.
-        context_length: The most tokens an example may have.
-        batch_size: B, examples in a batch; in a parallel run the devices share them.
+        context_length: The most tokens a row may have.
+        collation: How examples become rows, and rows batches.
+        batch_size: B, rows in a batch; in a parallel run the devices share them.
+        malformed: Whether rows of a file that cannot be used `stop` the training or are left out (`skip`).
+        validation_fraction: Share of the examples to validate with.
+        test_fraction: Share of the examples to test with.
         seed: Decides the split and the order.
         workers: Processes that gather batches.
 
     Attributes:
+        kind: What the examples are called together.
+        may_pack: Whether a row may hold several examples.
         raw: The examples of each part as they were read; from `setup` on, as all that follows.
         encoded: The rows of each part as they are trained on.
+        skipped: How many malformed rows were left out.
 
     Raises:
         ValueError: A parameter is out of range.
-        DataError: The files cannot be read, or a row of them is malformed (from `prepare_data`).
+        DataError: A file or, unless they are skipped, a row of it cannot be used; or a part is empty
+            (from `prepare_data` and `setup`).
     """
+
+    kind: ClassVar[str] = "examples"
+    may_pack: ClassVar[bool] = False
 
     def __init__(
         self,
+        files: dict[str, Paths | None],
         tokenizer: TokenizerSpec,
         context_length: int,
+        collation: Padding,
         batch_size: int,
-        seed: int = 0,
-        workers: int = 0,
+        malformed: Literal["stop", "skip"],
+        validation_fraction: float,
+        test_fraction: float,
+        seed: int,
+        workers: int,
     ) -> None:
         super().__init__(batch_size, seed, workers)
-        self.spec = tokenizer
+        self.files, self.spec, self.collation = files, tokenizer, collation
         self.context_length = at_least("context_length", context_length, 1)
+        self.malformed: Literal["stop", "skip"] = Malformed(malformed).policy
+        self.fractions = {"validation": validation_fraction, "test": test_fraction}
+        for part, fraction in self.fractions.items():
+            if not 0 <= fraction < 1:
+                raise ValueError(f"{part}_fraction={fraction}: give 0 or more, and less than 1")
+        if sum(self.fractions.values()) >= 1:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction}: nothing is "
+                "left to train on; give less than 1 together"
+            )
+        if isinstance(collation, Packing) and not self.may_pack:
+            raise ValueError(
+                f"collation: packing joins examples to a row, and each of these {self.kind} needs its own: "
+                "choose padding or length_grouped"
+            )
         self.raw: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Encoded]] = {}
+        self.skipped = 0
 
     # What a subclass says
 
     @abstractmethod
-    def read(self) -> dict[str, list[Any]]:
-        """The examples of each part: `train`, `validation` and, where there is one, `test`."""
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterable[Any]:
+        """The examples of some files, each with its place there, `where`; rows that are none are noted."""
 
     @abstractmethod
     def texts(self, example: Any) -> Iterable[str]:
@@ -65,24 +101,32 @@ class ExamplesDataModule(DataModule):
 
     @abstractmethod
     def encode(self, example: Any) -> Encoded:
-        """An example as rows of numbers, among them `tokens`."""
+        """An example as lists of numbers, among them `tokens`.
+
+        Raises:
+            ValueError: It cannot be encoded, or does not fit the context.
+        """
 
     @abstractmethod
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """A batch of some examples; a pure function."""
 
-    @abstractmethod
     def settings(self) -> object:
-        """Plain data on which the examples depend: the files' digests, the split, the template."""
+        """Plain data, beside the examples themselves, on which the rows depend: the template, say."""
+        return None
+
+    def group(self, example: Any) -> Any:
+        """What the parts shall have equal shares of, such as a label."""
+        return None
+
+    def select(self, parts: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """What is used of the examples that were read, before they are split."""
+        return parts
 
     @property
     def special_tokens(self) -> Sequence[str]:
         """Names of special tokens that the tokenizer has to have."""
         return ()
-
-    def encode_part(self, part: str, examples: Sequence[Any]) -> list[Encoded]:
-        """The rows of a part: one for each example, unless a subclass drops or joins some."""
-        return [self.encode(example) for example in examples]
 
     def blank(self, example: Encoded) -> Encoded:
         """The example with nothing asked: what fills the shares of devices up to equal numbers."""
@@ -100,6 +144,35 @@ class ExamplesDataModule(DataModule):
         if not self.raw:
             self.raw = self.read()
 
+    def read(self) -> dict[str, list[Any]]:
+        """The examples of each part."""
+        malformed = Malformed(self.malformed)
+        given = {
+            part: list(self.read_file(path, malformed))
+            for part, path in self.files.items()
+            if path is not None
+        }
+        self.skipped = malformed.close(self.kind)
+        parts = self._split(self.select(given))
+        for part in ("train", "validation"):
+            self._require(part, parts[part])
+        return parts
+
+    def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Take the parts that have no file of their own from the training part, group by group."""
+        fractions = {part: share for part, share in self.fractions.items() if part not in given}
+        examples = given["train"]
+        shares = {"train": 1 - sum(fractions.values()), **fractions}
+        places = split_examples([self.group(each) for each in examples], shares, self.seed)
+        return given | {part: [examples[at] for at in own] for part, own in places.items()}
+
+    def _require(self, part: str, examples: Sequence[Any]) -> None:
+        if not examples:
+            raise DataError(
+                f"{self.title}: no {self.kind} are left for the {part} part: give more of them, or change "
+                "data.validation_fraction and data.test_fraction"
+            )
+
     def setup(self, stage: str | None = None) -> None:
         """Fit or extend the tokenizer and encode every part, once."""
         self.prepare_data()
@@ -109,9 +182,16 @@ class ExamplesDataModule(DataModule):
         self.tokenizer = fit(self.spec, texts)
         if self.special_tokens:
             self.tokenizer = self.tokenizer.with_special_tokens(self.special_tokens)
-        self.encoded = {part: self.encode_part(part, self.raw[part]) for part in self.raw}
+        malformed = Malformed(self.malformed)
+        self.encoded = {part: self._encode_part(part, malformed) for part in self.raw}
+        self.skipped += malformed.close(self.kind)
+        for part in ("train", "validation"):
+            self._require(part, self.raw[part])
+        content = json.dumps({part: [e[1:] for e in own] for part, own in self.raw.items()})
         settings = {
-            "examples": self.settings(),
+            "examples": fingerprint.digest(content.encode()),
+            "settings": self.settings(),
+            "collation": [type(self.collation).__name__, vars(self.collation)],
             "tokenizer": fingerprint.of_tokenizer(self.spec),
             "special_tokens": list(self.special_tokens),
             "context_length": self.context_length,
@@ -119,13 +199,47 @@ class ExamplesDataModule(DataModule):
         }
         self.fingerprint = fingerprint.of_settings(settings)
 
+    def _encode_part(self, part: str, malformed: Malformed) -> list[Encoded]:
+        """The rows of a part; examples that cannot be encoded are malformed, and leave `raw`."""
+        fitting, encoded = [], []
+        for example in self.raw[part]:
+            try:
+                encoded.append(self.encode(example))
+                fitting.append(example)
+            except ValueError as error:
+                malformed.add(example.where, str(error))
+        self.raw[part] = fitting
+        return self.collation.arrange(encoded, self.context_length)
+
     # What there is
+
+    @property
+    def title(self) -> str:
+        """What a line calls the files."""
+        return title(self.files["train"] or "")
 
     @property
     def tokens_per_row(self) -> float:
         """Training tokens in a row, on average."""
         rows = self.encoded["train"]
         return sum(len(row["tokens"]) for row in rows) / max(len(rows), 1)
+
+    def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
+        """The order of training, which is the collation's."""
+        lengths = [len(row["tokens"]) for row in self.encoded["train"]]
+        sampler = self.collation.sampler(lengths)
+        return sampler(self.batch_size, self.seed, start, rank, world_size)
+
+    def describe(self) -> str:
+        """One line that says what the data are."""
+        numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
+        line = f"{self.title}: {numbers} {self.kind} (training + validation + test)"
+        skipped = [f"{self.skipped:,} malformed ones left out"] if self.skipped else []
+        return ", ".join([line, *self.remarks(), *skipped])
+
+    def remarks(self) -> list[str]:
+        """What else a line about the data says."""
+        return []
 
     def dataset(self, part: str) -> Dataset | None:
         """The rows of a part."""

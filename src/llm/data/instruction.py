@@ -1,25 +1,16 @@
 """Instructions and their answers, and longer conversations: one question, one answer or several."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from torch.utils.data import Sampler
-
 from llm.data.collation import Encoded, Padding
-from llm.data.download import Download, fetch
-from llm.data.errors import DataError
-from llm.data.examples import ExamplesDataModule
-from llm.data.fingerprint import digest
+from llm.data.examples import ExamplesDataModule, TokenizerSpec
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Row, read_rows
-from llm.data.split import split_examples
+from llm.data.rows import Malformed, Paths, Row, read_rows
 from llm.data.template import Message, Role, Template, require_order
 from llm.data.windows import IGNORED
-from llm.tokenizers.tokenizer import Tokenizer
 
-Paths = str | Path | Sequence[str | Path]
 # What other formats call the roles.
 SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 
@@ -78,10 +69,13 @@ class InstructionDataModule(ExamplesDataModule):
         DataError: A file or, unless they are skipped, a row cannot be used.
     """
 
+    kind = "conversations"
+    may_pack = True
+
     def __init__(
         self,
-        path: Paths | Download,
-        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        path: Paths,
+        tokenizer: TokenizerSpec,
         context_length: int,
         template: Template,
         collation: Padding,
@@ -90,50 +84,34 @@ class InstructionDataModule(ExamplesDataModule):
         malformed: Literal["stop", "skip"] = "stop",
         validation_fraction: float = 0.05,
         test_fraction: float = 0.1,
-        validation_path: Paths | Download | None = None,
-        test_path: Paths | Download | None = None,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        super().__init__(tokenizer, context_length, batch_size, seed, workers)
+        super().__init__(
+            {"train": path, "validation": validation_path, "test": test_path},
+            tokenizer,
+            context_length,
+            collation,
+            batch_size,
+            malformed,
+            validation_fraction,
+            test_fraction,
+            seed,
+            workers,
+        )
         if loss_on not in ("response", "all"):
             raise ValueError(f"loss_on={loss_on}: give response or all")
-        self.path = path
-        self.files: dict[str, Paths | Download | None] = {
-            "train": path,
-            "validation": validation_path,
-            "test": test_path,
-        }
-        self.fractions = {"validation": validation_fraction, "test": test_fraction}
-        for part, fraction in self.fractions.items():
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{part}_fraction={fraction}: give 0 or more, and less than 1")
-        self.template, self.collation = template, collation
-        self.loss_on = loss_on
-        self.malformed: Literal["stop", "skip"] = malformed
-        Malformed(malformed)  # refuses another word before anything is read
+        self.template, self.loss_on = template, loss_on
 
-    # Reading
-
-    def read(self) -> dict[str, list[Conversation]]:
-        """The conversations of each part."""
-        malformed = Malformed(self.malformed)
-        parts = {
-            part: list(read_conversations(path, self.template, malformed))
-            for part, path in self.files.items()
-            if path is not None
-        }
-        malformed.close("conversations")
-        return parts | self._split(parts["train"], parts.keys())
-
-    def _split(
-        self, conversations: list[Conversation], given: Iterable[str]
-    ) -> dict[str, list[Conversation]]:
-        """The training part, and those taken from it for want of a file of their own."""
-        fractions = {part: share for part, share in self.fractions.items() if part not in given}
-        rest = 1 - sum(fractions.values())
-        places = split_examples([0] * len(conversations), {"train": rest, **fractions}, self.seed)
-        return {part: [conversations[at] for at in chosen] for part, chosen in places.items()}
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Conversation]:
+        """The rows of some files as conversations."""
+        for row in read_rows(path, malformed=malformed):
+            try:
+                yield conversation_of(row, self.template)
+            except ValueError as error:
+                malformed.add(row.where, str(error))
 
     def texts(self, example: Conversation) -> Iterable[str]:
         """The whole conversation as it is written down, without what is a token already."""
@@ -148,14 +126,8 @@ class InstructionDataModule(ExamplesDataModule):
         return self.template.special_tokens
 
     def settings(self) -> object:
-        """The files, the template, and what decides the rows."""
-        return {
-            "files": {part: digests(path) for part, path in self.files.items() if path},
-            "fractions": self.fractions,
-            "template": asdict(self.template),
-            "loss_on": self.loss_on,
-            "collation": [type(self.collation).__name__, vars(self.collation)],
-        }
+        """The template, and what is learned."""
+        return {"template": asdict(self.template), "loss_on": self.loss_on}
 
     # Encoding
 
@@ -178,54 +150,14 @@ class InstructionDataModule(ExamplesDataModule):
         ]
         return {"tokens": tokens[:-1], "targets": targets[1:]}
 
-    def encode_part(self, part: str, examples: Sequence[Conversation]) -> list[Encoded]:
-        """The rows of a part; conversations longer than the context are malformed."""
-        malformed = Malformed(self.malformed)
-        fitting, encoded = [], []
-        for example in examples:
-            try:
-                encoded.append(self.encode(example))
-                fitting.append(example)
-            except ValueError as error:
-                malformed.add(example.where, str(error))
-        malformed.close(f"conversations of the {part} part")
-        if not fitting and part != "test":
-            raise DataError(
-                f"{title(self.path)}: the {part} part has no conversation: give more of them, or change "
-                "data.validation_fraction and data.test_fraction"
-            )
-        self.raw[part] = fitting
-        return self.collation.arrange(encoded, self.context_length)
-
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """`tokens` and `targets`, and of packed rows `documents` and `positions`: (B, T) each."""
         return self.collation.batch(examples, self.context_length)
 
-    def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
-        """The order of training, which is the collation's."""
-        lengths = [len(row["tokens"]) for row in self.encoded["train"]]
-        sampler = self.collation.sampler(lengths)
-        return sampler(self.batch_size, self.seed, start, rank, world_size)
-
-    def describe(self) -> str:
-        """One line that says what the data are."""
-        numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
-        rows, tokens = self.train_rows, round(self.train_rows * self.tokens_per_row)
-        return (
-            f"{title(self.path)}: {numbers} conversations (training + validation + test), "
-            f"{tokens:,} training tokens in {rows:,} rows"
-        )
-
-
-def read_conversations(
-    path: Paths | Download, template: Template, malformed: Malformed
-) -> Iterator[Conversation]:
-    """The rows of some files as conversations; those that are none are noted."""
-    for row in read_rows(files_of(path), malformed=malformed):
-        try:
-            yield conversation_of(row, template)
-        except ValueError as error:
-            malformed.add(row.where, str(error))
+    def remarks(self) -> list[str]:
+        """How much there is to train on."""
+        tokens = round(self.train_rows * self.tokens_per_row)
+        return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
 
 
 def conversation_of(row: Row, template: Template) -> Conversation:
@@ -280,22 +212,3 @@ def text_of(values: Mapping[str, Any], key: str) -> str:
     if not text.strip():
         raise ValueError(f"{key} is empty")
     return text
-
-
-def files_of(path: Paths | Download) -> Sequence[str | Path]:
-    """The files on this machine, fetched if need be."""
-    if isinstance(path, Download):
-        return [fetch(path.url, path.sha256, path.file_name)]
-    return [path] if isinstance(path, str | Path) else path
-
-
-def title(path: Paths | Download) -> str:
-    """What the files are called, for people."""
-    return path.name if isinstance(path, Download) else ", ".join(map(str, files_of(path)))
-
-
-def digests(path: Paths | Download) -> Sequence[str]:
-    """What the files hold, in a few characters each."""
-    if isinstance(path, Download):
-        return [path.sha256]
-    return [digest(Path(file).expanduser().read_bytes()) for file in files_of(path)]

@@ -10,13 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from llm.data.collation import pad
+from llm.data.collation import Encoded, Padding, pad
 from llm.data.errors import DataError
-from llm.data.examples import Encoded, ExamplesDataModule, TokenizerSpec
-from llm.data.fingerprint import digest
+from llm.data.examples import ExamplesDataModule, TokenizerSpec
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Paths, Row, read_rows, title
-from llm.data.split import split_examples
+from llm.data.rows import Malformed, Paths, Row, read_rows
 
 Balance = Literal["none", "undersample", "weights"]
 Repeats = Literal["text", "letters"]
@@ -48,6 +46,7 @@ class LabelledDataModule(ExamplesDataModule):
         path: The file, or several, or one to download.
         tokenizer: A tokenizer, or a function that fits one to the training texts.
         context_length: The most tokens of a text that are read.
+        collation: How far texts are filled up, and their order.
         batch_size: B, texts in a batch; in a parallel run the devices share them.
         text: The column or key of the text.
         label: The column or key of the label: text, a number or a truth value.
@@ -76,11 +75,14 @@ class LabelledDataModule(ExamplesDataModule):
             are fewer than two classes.
     """
 
+    kind = "texts"
+
     def __init__(
         self,
         path: Paths,
         tokenizer: TokenizerSpec,
         context_length: int,
+        collation: Padding,
         batch_size: int = 8,
         text: str = "text",
         label: str = "label",
@@ -97,45 +99,53 @@ class LabelledDataModule(ExamplesDataModule):
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        super().__init__(tokenizer, context_length, batch_size, seed, workers)
-        self.files = {"train": path, "validation": validation_path, "test": test_path}
+        super().__init__(
+            {"train": path, "validation": validation_path, "test": test_path},
+            tokenizer,
+            context_length,
+            collation,
+            batch_size,
+            malformed,
+            validation_fraction,
+            test_fraction,
+            seed,
+            workers,
+        )
         self.columns, self.quoting = columns, quoting
         self.text, self.label = text, label
         self.balance: Balance = balance
         self.key = {"text": words_of, "letters": letters_of}[repeats]
-        self.malformed: Literal["stop", "skip"] = malformed
         self.classes: list[str] = [name_of(name) for name in classes or ()]
         if classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError(f"classes={list(classes)}: give two or more, each once, or null")
-        self.fractions = {"validation": validation_fraction, "test": test_fraction}
-        for part, fraction in self.fractions.items():
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{part}_fraction={fraction}: give 0 or more, and less than 1")
-        self.skipped = self.repeated = self.cut = 0
+        self.repeated = self.cut = 0
 
     # Reading
 
     def read(self) -> dict[str, list[Example]]:
         """The examples of each part: without repeats, split, and the training part balanced."""
-        malformed = Malformed(self.malformed)
-        given = {
-            part: list(self._examples(path, malformed))
-            for part, path in self.files.items()
-            if path is not None
-        }
-        self.skipped = malformed.close("rows")
-        parts = self._split(self._without_repeats(given))
-        self._require(parts)
+        parts = super().read()
+        labels = {example.label for example in chain(*parts.values())}
+        self.classes = self.classes or in_order(labels)
+        if len(self.classes) < 2:
+            raise DataError(
+                f"{self.title}: a classifier needs two classes, and there is {', '.join(labels)}"
+            )
         if self.balance == "undersample":
             parts["train"] = undersampled(parts["train"], self.seed)
         return parts
 
-    def _examples(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
+        """The texts of some files and their labels."""
         for row in read_rows(path, self.columns, self.quoting, malformed):
             try:
                 yield self._example(row)
             except ValueError as error:
                 malformed.add(row.where, str(error))
+
+    def group(self, example: Example) -> str:
+        """Its class: all parts have the same shares of each."""
+        return example.label
 
     def _example(self, row: Row) -> Example:
         for name, parameter in ((self.text, "text"), (self.label, "label")):
@@ -149,7 +159,7 @@ class LabelledDataModule(ExamplesDataModule):
             raise ValueError(f"{label!r} is none of the classes {', '.join(self.classes)}")
         return Example(row.where, text, label)
 
-    def _without_repeats(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    def select(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
         """Each text once; where files of their own share some, what is held out keeps them."""
         seen: set[str] = set()
 
@@ -162,39 +172,13 @@ class LabelledDataModule(ExamplesDataModule):
         self.repeated = sum(map(len, parts.values())) - len(seen)
         return kept
 
-    def _split(self, given: dict[str, list[Example]]) -> dict[str, list[Example]]:
-        """Take the parts that have no file of their own from the training part, class by class."""
-        fractions = {part: share for part, share in self.fractions.items() if part not in given}
-        examples = given["train"]
-        shares = {"train": 1 - sum(fractions.values()), **fractions}
-        places = split_examples([each.label for each in examples], shares, self.seed)
-        return given | {part: [examples[at] for at in own] for part, own in places.items()}
-
-    def _require(self, parts: dict[str, list[Example]]) -> None:
-        """Name the classes, and refuse what cannot be learned from."""
-        labels = {example.label for example in chain(*parts.values())}
-        self.classes = self.classes or in_order(labels)
-        name = title(self.files["train"] or "")
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{name}: a classifier needs two classes, and there is {', '.join(labels) or 'none'}"
-            )
-        for part in ("train", "validation"):
-            if not parts[part]:
-                raise DataError(
-                    f"{name}: no text is left for the {part} part: give more of them, or change "
-                    "data.validation_fraction and data.test_fraction"
-                )
-
     def texts(self, example: Example) -> Iterable[str]:
         """The text."""
         return [example.text]
 
     def settings(self) -> object:
-        """What the examples are, and how their classes are weighed."""
-        parts = {part: [[e.text, e.label] for e in own] for part, own in self.raw.items()}
-        content = digest(json.dumps(parts).encode())
-        return {"content": content, "classes": self.classes, "weights": self.balance == "weights"}
+        """The classes, and how they are weighed."""
+        return {"classes": self.classes, "weights": self.balance == "weights"}
 
     # Encoding
 
@@ -214,25 +198,20 @@ class LabelledDataModule(ExamplesDataModule):
             "labels": [self.classes.index(example.label)],
         }
 
-    def encode_part(self, part: str, examples: Sequence[Example]) -> list[Encoded]:
-        """The rows of a part, each with its place in `raw`; what cannot be encoded is malformed."""
-        malformed = Malformed(self.malformed)
-        encoded: list[Encoded] = []
-        for place, example in enumerate(examples):
-            try:
-                encoded.append({**self.encode(example), "rows": [place]})
-            except ValueError as error:
-                malformed.add(example.where, str(error))
-        self.skipped += malformed.close(f"texts of the {part} part")
-        return encoded
+    def setup(self, stage: str | None = None) -> None:
+        """As for all examples; each row remembers its place in `raw`."""
+        super().setup(stage)
+        for rows in self.encoded.values():
+            for place, row in enumerate(rows):
+                row["rows"] = [place]
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """`tokens` and `attention` (B, T), `labels` and `rows` (B)."""
         lengths = torch.tensor([len(example["tokens"]) for example in examples])
-        longest = int(lengths.max())
+        width = self.collation.width(examples, self.context_length)
         return {
-            **pad([{"tokens": example["tokens"]} for example in examples], longest),
-            "attention": torch.arange(longest) < lengths[:, None],
+            **pad([{"tokens": example["tokens"]} for example in examples], width),
+            "attention": torch.arange(width) < lengths[:, None],
             **{name: torch.tensor([e[name][0] for e in examples]) for name in ("labels", "rows")},
         }
 
@@ -254,21 +233,16 @@ class LabelledDataModule(ExamplesDataModule):
         sizes = Counter(example.label for example in self.raw["train"])
         return [max(sizes.values()) / max(sizes[name], 1) for name in self.classes]
 
-    def describe(self) -> str:
-        """One line that says what the data are."""
-        numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
+    def remarks(self) -> list[str]:
+        """The classes of the training part, and what was left out or cut."""
         sizes = Counter(example.label for example in self.raw["train"])
         shares = [f"{name} {sizes[name] / sizes.total():.1%}" for name in self.classes]
         notes = {
             "repeated texts left out": self.repeated,
-            "malformed rows left out": self.skipped,
             f"texts cut to {self.context_length:,} tokens": self.cut,
         }
-        return (
-            f"{title(self.files['train'] or '')}: {numbers} texts (training + validation + test), "
-            f"training {listed(shares)}"
-            + "".join(f", {count:,} {what}" for what, count in notes.items() if count)
-        )
+        counted = [f"{count:,} {what}" for what, count in notes.items() if count]
+        return [f"training {listed(shares)}", *counted]
 
 
 def name_of(label: Any) -> str:

@@ -1,22 +1,18 @@
 """Pairs of responses to a prompt, of which people, or a model, chose one and rejected the other."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Literal, NamedTuple
 
 import torch
 
-from llm.data.collation import pad
-from llm.data.download import Download
-from llm.data.errors import DataError
-from llm.data.examples import Encoded, ExamplesDataModule
-from llm.data.instruction import Paths, digests, files_of, messages_of, text_of, title
+from llm.data.collation import Encoded, Padding, pad
+from llm.data.examples import ExamplesDataModule, TokenizerSpec
+from llm.data.instruction import messages_of, text_of
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Row, read_rows
-from llm.data.split import split_examples
+from llm.data.rows import Malformed, Paths, Row, read_rows
 from llm.data.template import Message, Template, require_order
 from llm.data.windows import IGNORED
-from llm.tokenizers.tokenizer import Tokenizer
 
 
 class Pair(NamedTuple):
@@ -50,10 +46,13 @@ class PreferenceDataModule(ExamplesDataModule):
         tokenizer: As for ExamplesDataModule; the template's special tokens are added to it.
         context_length: The most tokens of a prompt with a response, but for the last, which is not read.
         template: How messages become tokens.
+        collation: How far rows are filled up, and their order.
         batch_size: B, pairs in a batch.
         malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
         validation_fraction: Share of the pairs to validate with.
         test_fraction: Share of the pairs to test with.
+        validation_path: A file of its own for validation; nothing is taken from the first then.
+        test_path: The same for the test.
         seed: Decides the split and the order.
         workers: Processes that gather batches.
 
@@ -62,52 +61,54 @@ class PreferenceDataModule(ExamplesDataModule):
         DataError: A file or, unless they are skipped, a row cannot be used.
     """
 
+    kind = "preference pairs"
+
     def __init__(
         self,
-        path: Paths | Download,
-        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        path: Paths,
+        tokenizer: TokenizerSpec,
         context_length: int,
         template: Template,
+        collation: Padding,
         batch_size: int = 8,
         malformed: Literal["stop", "skip"] = "stop",
         validation_fraction: float = 0.05,
         test_fraction: float = 0.1,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        super().__init__(tokenizer, context_length, batch_size, seed, workers)
-        self.path, self.template = path, template
-        self.malformed: Literal["stop", "skip"] = malformed
+        super().__init__(
+            {"train": path, "validation": validation_path, "test": test_path},
+            tokenizer,
+            context_length,
+            collation,
+            batch_size,
+            malformed,
+            validation_fraction,
+            test_fraction,
+            seed,
+            workers,
+        )
+        self.template = template
         self.equal = 0
-        self.fractions = {"validation": validation_fraction, "test": test_fraction}
-        if min(self.fractions.values()) < 0 or sum(self.fractions.values()) >= 1:
-            raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction}: "
-                "give 0 or more each, and less than 1 together"
-            )
 
     # Reading
 
-    def read(self) -> dict[str, list[Pair]]:
-        """The pairs of each part."""
-        malformed = Malformed(self.malformed)
-        pairs: list[Pair] = []
-        for row in read_rows(files_of(self.path), malformed=malformed):
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
+        """The pairs of some files."""
+        for row in read_rows(path, malformed=malformed):
             try:
-                pairs.append(as_pair(row, self.template))
+                yield as_pair(row, self.template)
             except ValueError as error:
                 malformed.add(row.where, str(error))
-        malformed.close("preference pairs")
-        found, pairs = len(pairs), [pair for pair in pairs if pair.chosen != pair.rejected]
-        self.equal = found - len(pairs)
-        fractions = {"train": 1 - sum(self.fractions.values()), **self.fractions}
-        places = split_examples([0] * len(pairs), fractions, self.seed)
-        parts = {part: [pairs[at] for at in chosen] for part, chosen in places.items()}
-        if not parts["train"] or not parts["validation"]:
-            raise DataError(
-                f"{title(self.path)}: {len(pairs)} pairs are too few to train on and to validate with"
-            )
-        return parts
+
+    def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+        """The pairs whose responses differ: of two equal ones none is better."""
+        kept = {part: [p for p in own if p.chosen != p.rejected] for part, own in parts.items()}
+        self.equal = sum(map(len, parts.values())) - sum(map(len, kept.values()))
+        return kept
 
     def texts(self, example: Pair) -> Iterable[str]:
         """The prompt and both responses; the tokens that the template adds are none of their text."""
@@ -120,12 +121,8 @@ class PreferenceDataModule(ExamplesDataModule):
         return self.template.special_tokens
 
     def settings(self) -> object:
-        """The files, the template and the split."""
-        return {
-            "files": digests(self.path),
-            "template": asdict(self.template),
-            "fractions": self.fractions,
-        }
+        """The template."""
+        return asdict(self.template)
 
     # Encoding
 
@@ -150,32 +147,17 @@ class PreferenceDataModule(ExamplesDataModule):
             )
         return {"tokens": tokens[:-1], "targets": [IGNORED] * (start - 1) + tokens[start:]}
 
-    def encode_part(self, part: str, examples: Sequence[Pair]) -> list[Encoded]:
-        """The rows of a part; pairs longer than the context are malformed."""
-        malformed, encoded, fitting = Malformed(self.malformed), [], []
-        for example in examples:
-            try:
-                encoded.append(self.encode(example))
-                fitting.append(example)
-            except ValueError as error:
-                malformed.add(example.where, str(error))
-        malformed.close(f"preference pairs of the {part} part")
-        self.raw[part] = fitting
-        return encoded
-
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """The chosen responses, then the rejected ones, filled up to the longest of all."""
         pairs = [halves(example) for example in examples]
         rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
         lengths = torch.tensor([len(row["tokens"]) for row in rows])
-        longest = int(lengths.max())
-        return pad(rows, longest) | {"attention": torch.arange(longest) < lengths[:, None]}
+        width = self.collation.width(rows, self.context_length)
+        return pad(rows, width) | {"attention": torch.arange(width) < lengths[:, None]}
 
-    def describe(self) -> str:
-        """One line that says what the data are."""
-        numbers = " + ".join(f"{len(self.raw[part]):,}" for part in ("train", *self.fractions))
-        line = f"{title(self.path)}: {numbers} preference pairs (training + validation + test)"
-        return f"{line}, {self.equal:,} of equal responses left out" if self.equal else line
+    def remarks(self) -> list[str]:
+        """What was left out."""
+        return [f"{self.equal:,} of equal responses left out"] if self.equal else []
 
 
 def halves(example: Encoded) -> tuple[Encoded, Encoded]:

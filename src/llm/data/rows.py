@@ -44,7 +44,7 @@ class Malformed:
     """
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop") -> None:
-        self.policy = policy
+        self.policy: Literal["stop", "skip"] = policy
         self.count = 0
         self._first: list[str] = []
 

@@ -39,7 +39,14 @@ def rows(tmp_path):
 
 def module(path, **settings):
     return LabelledDataModule(
-        path, **{"tokenizer": ByteTokenizer(), "context_length": 32, "collation": Padding(), "batch_size": 16, **settings}
+        path,
+        **{
+            "tokenizer": ByteTokenizer(),
+            "context_length": 32,
+            "collation": Padding(),
+            "batch_size": 16,
+            **settings,
+        },
     )
 
 

@@ -234,7 +234,7 @@ class ExamplesDataModule(DataModule):
         """One line that says what the data are."""
         numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
         line = f"{self.title}: {numbers} {self.kind} (training + validation + test)"
-        skipped = [f"{self.skipped:,} malformed ones left out"] if self.skipped else []
+        skipped = [f"{self.skipped:,} malformed rows left out"] if self.skipped else []
         return ", ".join([line, *self.remarks(), *skipped])
 
     def remarks(self) -> list[str]:

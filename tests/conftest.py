@@ -1,6 +1,9 @@
 """Fixtures that every slice of the tests shares."""
 
+import csv
+import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,3 +48,86 @@ def build() -> Callable[..., Any]:
         return instantiate(config.model, vocab_size=vocab_size)
 
     return build
+
+
+# Small finetuning runs: nano GPT, bytes, ChatML, made-up pairs of answers.
+
+WORDS = "cat dog hen cow pig fox owl ant bee elk ape rat".split()
+SMALL = [
+    *("size=nano", "size.dim=32", "size.context_length=80", "model=gpt2", "tokenizer=byte"),
+    *("data/template=chatml", "data.batch_size=4", "data.validation_fraction=0.2"),
+    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1", "callbacks.samples=null"),
+    *("optimizer=adamw", "schedule=constant", "schedule.warmup_steps=0", "model.dropout=0.1"),
+    *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
+]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Thirty-six questions, the polite answer chosen, the rude one rejected."""
+    rows = [
+        {"instruction": f"{word} {n}?", "chosen": f"a {word}, sir", "rejected": f"{word}, you fool"}
+        for word in WORDS
+        for n in range(3)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Any]:
+    """train("name", "task=preference", …): a small run of `llm train` in a directory of that name."""
+
+    def train(name: str, *words: str) -> Any:
+        from hydra import compose, initialize_config_module
+
+        from llm.apps import training
+
+        given = {word.split("=")[0] for word in words}
+        words = (*(word for word in SMALL if word.split("=")[0] not in given), *words)
+        if "weights=run" in words:  # which say what the model is
+            words = tuple(w for w in words if not w.startswith(("model=", "size", "tokenizer")))
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            config = compose("train", [*words])
+        return training.train(config, tmp_path / name, words)
+
+    return train
+
+
+@pytest.fixture
+def interrupted(train, monkeypatch) -> Callable[..., Any]:
+    """As `train`, but stopped during a step by Ctrl-C, and then gone on with."""
+
+    def train_in_parts(name: str, *words: str, step: int) -> Any:
+        from lightning.pytorch.callbacks import Callback
+
+        from llm.apps import training
+
+        class CtrlC(Callback):
+            def on_before_backward(self, trainer: Any, *_: Any) -> None:
+                if trainer.global_step + 1 == step:
+                    signal.raise_signal(signal.SIGINT)
+
+        original = training.make_callbacks
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "make_callbacks", lambda config: [*original(config), CtrlC()])
+            with pytest.raises(SystemExit):
+                train(name, *words)
+        return train(name, *words)
+
+    return train_in_parts
+
+
+@pytest.fixture
+def logged() -> Callable[[Any], list[dict[str, str]]]:
+    """The rows of a run's metrics.csv, without what depends on the clock and the machine."""
+
+    def rows(run: Any) -> list[dict[str, str]]:
+        with run.metrics.open(newline="") as file:
+            return [
+                {k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))}
+                for row in csv.DictReader(file)
+            ]
+
+    return rows

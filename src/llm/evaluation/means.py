@@ -45,7 +45,7 @@ class Means(Metric):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on with sums that stood in `metric_state`."""
         for name, value in state.items():
-            setattr(self, name, value.to(self.device))
+            setattr(self, name, value.to(self.device, copy=True))
 
     def compute(self) -> dict[str, float]:
         """Each name with its mean; NaN before any example."""

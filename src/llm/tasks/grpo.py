@@ -76,6 +76,7 @@ class GRPO(Task):
     """
 
     data_module = InstructionDataModule
+    verb = "chat"
 
     def __init__(
         self,
@@ -121,9 +122,11 @@ class GRPO(Task):
                 "data.template: GRPO needs one special token that ends an answer; use one such as alpaca"
             )
         if stage == "fit":
-            self.reference.start(
-                self.model.eval()
-            )  # trained without dropout: Lightning leaves it so
+            self.reference.start(self.model)
+
+    def on_train_start(self) -> None:
+        """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        self.model.eval()
 
     def compile_step(self) -> None:
         """Compile what has a gradient; drawing answers makes shapes that always change."""

@@ -35,6 +35,8 @@ class Preference(Pairs):
         ValueError: `beta` is not positive, or `label_smoothing` out of range.
     """
 
+    verb = "chat"
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,9 +58,11 @@ class Preference(Pairs):
     def setup(self, stage: str) -> None:
         """Take the reference while the model has its base weights: a checkpoint is restored later."""
         if stage == "fit":
-            self.reference.start(
-                self.model.eval()
-            )  # trained without dropout: Lightning leaves it so
+            self.reference.start(self.model)
+
+    def on_train_start(self) -> None:
+        """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        self.model.eval()
 
     def rewards(self, batch: Batch) -> Tensor:
         """The implicit reward of each row, (2B)."""

@@ -13,6 +13,8 @@ class Reward(Pairs):
     the end of the response, is the score. Only differences of scores have a meaning.
     """
 
+    verb = "evaluate"
+
     def rewards(self, batch: Batch) -> Tensor:
         """The score of each row, (2B)."""
         return self.model(batch["tokens"], batch["attention"]).squeeze(-1)

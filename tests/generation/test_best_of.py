@@ -1,0 +1,53 @@
+"""The best of several answers: as many as asked, drawn as by themselves, in the order of their scores."""
+
+import pytest
+
+from llm.generation.best_of import best_of
+from llm.generation.responses import respond
+from llm.generation.sampling import Sampler
+from llm.tokenizers.byte import ByteTokenizer
+
+PROMPTS = [list(b"Say something"), list(b"And now?")]
+
+
+@pytest.fixture
+def model(build):
+    return build(vocab_size=257)
+
+
+def test_the_best_comes_first_and_all_are_there(model):
+    asked = []
+
+    def reward(prompts, responses, references):
+        asked.append((prompts, references))
+        return [float(len(response)) for response in responses]
+
+    tokenizer, sampler = ByteTokenizer(), Sampler()
+    answers = best_of(model, tokenizer, PROMPTS, 5, reward, 12, sampler, seed=3)
+    drawn = respond(model, tokenizer, [p for p in PROMPTS for _ in range(5)], 12, sampler, seed=3)
+    for row, scored in enumerate(answers):
+        assert sorted(each.text for each in scored) == sorted(drawn[5 * row : 5 * row + 5])
+        assert [each.score for each in scored] == sorted(
+            (len(each.text) for each in scored), reverse=True
+        )
+    assert asked == [(["Say something"] * 5 + ["And now?"] * 5, [""] * 10)]
+
+
+def test_more_answers_are_no_worse(model):
+    def reward(prompts, responses, references):
+        return [float(response.count("e")) for response in responses]
+
+    best = [
+        best_of(model, ByteTokenizer(), PROMPTS[:1], number, reward, 30, Sampler())[0][0].score
+        for number in (1, 4, 32)
+    ]
+    assert best == sorted(best)
+    assert best[-1] > best[0]
+
+
+def test_answers_that_are_all_the_same_are_not_drawn(model):
+    nothing = lambda prompts, responses, references: [0.0] * len(responses)  # noqa: E731
+    with pytest.raises(ValueError, match="temperature=0 gives the same answer"):
+        best_of(model, ByteTokenizer(), PROMPTS, 2, nothing, 5, Sampler(temperature=0.0))
+    with pytest.raises(ValueError, match="number=0: give 1 or more"):
+        best_of(model, ByteTokenizer(), PROMPTS, 0, nothing, 5, Sampler())

@@ -1,0 +1,17 @@
+import pytest
+
+from llm.rewards.format import matches
+
+
+def of(*responses, pattern):
+    return matches([""] * len(responses), responses, [""] * len(responses), pattern)
+
+
+def test_the_whole_response_has_the_form():
+    found = of(" It is so.\n", "It is so. And so.", "it is.", "So", pattern="[A-Z][^.!?]*[.!?]")
+    assert found == [1, 0, 0, 0]
+
+
+def test_a_broken_pattern_is_named():
+    with pytest.raises(ValueError, match="pattern: .* is no regular expression"):
+        of("a", pattern="(")

@@ -1,0 +1,34 @@
+"""A run of a reward model scores text as its training did."""
+
+import pytest
+
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.rewards.run import RunReward
+from llm.weights.run import RunWeights
+
+
+def test_it_scores_as_in_training(train, pairs, logged):
+    words = ("task=reward", "data=preference", f"data.path={pairs}", "optimizer.lr=0.01")
+    run = train("run", *words)
+    last = next(row for row in reversed(logged(run)) if row.get("val/loss"))
+    weights = RunWeights(str(run.path), checkpoint="last")
+    data = build(weights.config.data, tokenizer=weights.tokenizer())
+    data.setup()
+    pairs = data.raw["validation"]
+    prompts = [data.template.render(pair.prompt) for pair in pairs]
+    reward = RunReward(str(run.path), checkpoint="last", batch_size=3)
+    chosen = reward(prompts, [pair.chosen for pair in pairs], prompts)
+    rejected = reward(prompts, [pair.rejected for pair in pairs], prompts)
+    for name, scores in (("chosen", chosen), ("rejected", rejected)):
+        expected = float(last[f"val/{name}_reward"])
+        assert sum(scores) / len(scores) == pytest.approx(expected, abs=1e-4)
+    assert reward([], [], []) == []
+
+
+def test_a_run_of_another_kind_is_no_reward(train, pairs, tmp_path):
+    run = train("run", "task=preference", "data=preference", f"data.path={pairs}")
+    with pytest.raises(ConfigError, match="holds no reward model; train one with"):
+        RunReward(str(run.path))(["a"], ["b"], ["c"])
+    with pytest.raises(ValueError, match="no run directory"):
+        RunReward(str(tmp_path))

@@ -1,0 +1,52 @@
+"""What a policy is held against stays what it was, whatever becomes of the policy."""
+
+import pytest
+import torch
+
+from llm.adapters.lora import LoRA
+from llm.config.errors import ConfigError
+from llm.tasks.reference import AdapterOff, FrozenCopy
+
+TOKENS = torch.arange(9)[None]
+
+
+@pytest.fixture
+def policy(build):
+    return build().eval()
+
+
+@torch.no_grad()
+def learn(model):
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+
+
+@pytest.mark.parametrize("reference", [FrozenCopy(), AdapterOff()], ids=lambda r: type(r).__name__)
+def test_it_is_the_policy_as_it_was(policy, reference):
+    before = policy(TOKENS).detach()
+    LoRA(rank=2).apply(policy)
+    reference.start(policy)
+    learn(policy)
+    after = policy(TOKENS).detach()
+    assert not torch.allclose(before, after, atol=1e-2)
+    with reference.of(policy) as model:
+        torch.testing.assert_close(model(TOKENS), before)
+    assert torch.equal(policy(TOKENS), after), "the policy is itself again"
+
+
+def test_a_copy_is_frozen_and_follows_the_policy_to_its_precision(policy):
+    reference = FrozenCopy()
+    reference.start(policy.train())
+    with reference.of(policy) as model:
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert model.head.weight is model.embedding.weight, "what was tied is"
+    with reference.of(policy.bfloat16()) as model:
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert model(TOKENS).dtype == torch.bfloat16
+
+
+def test_without_an_adapter_there_is_none_to_turn_off(policy):
+    with pytest.raises(ConfigError, match=r"task.reference: .*no adapter to switch off"):
+        AdapterOff().start(policy)

@@ -167,4 +167,5 @@ def test_an_export_before_is_replaced_whole(gpt2, tmp_path):
     assert any("00001-of" in file.name for file in first)
     second = write(gpt2, ByteTokenizer(), tmp_path / "out")
     assert {*(tmp_path / "out").iterdir()} == {*second}
+    assert len({file.stat().st_mode for file in second}) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

@@ -160,6 +160,8 @@ def _move(partial: Path, folder: Path) -> list[Path]:
         old.unlink()
     # config.json comes last: what has none is no model.
     files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
+    for file in files:  # safetensors hides its files from others
+        file.chmod(files[-1].stat().st_mode)
     return [file.replace(folder / file.name) for file in files]
 
 

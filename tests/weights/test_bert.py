@@ -194,12 +194,12 @@ def test_another_architecture_is_refused(published, tmp_path, changes, problem):
 
 def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
     weights = published.weights
-    rows = (f"{word * 3} {number},{word}" for number in range(30) for word in "ab")
+    rows = (f"{word} {word} {number},{word}" for number in range(30) for word in "ab")
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows))
     words = [
         *("experiment=classify", "weights=bert", f"weights.path={weights.path}", "hardware=cpu"),
-        *(f"data.path={tmp_path / 'rows.csv'}", "hardware.precision=32", "trainer.max_epochs=4"),
-        *("optimizer.lr=0.01", "schedule.warmup_steps=0", "adapter=lora"),
+        *(f"data.path={tmp_path / 'rows.csv'}", "hardware.precision=32", "trainer.max_epochs=10"),
+        *("optimizer.lr=0.003", "schedule.warmup_steps=0"),
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
         run = training.train(compose("train", words), tmp_path / "run", words)
@@ -207,9 +207,9 @@ def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
     trained: Any = RunWeights(str(run.path)).model()
     tokenizer = load(run.tokenizer)
     assert trained.pooling is first_token
-    (row,) = answers(trained, tokenizer, ["a", "b"], ["bbb 7"])
+    (row,) = answers(trained, tokenizer, ["a", "b"], ["b b 7"])
     assert row.label == "b"
-    ids = torch.tensor([tokenizer.with_ends(tokenizer.encode("bbb 7"), most=64)])
-    expected = BertTokenizer.from_pretrained(weights.path)("bbb 7")["input_ids"]
+    ids = torch.tensor([tokenizer.with_ends(tokenizer.encode("b b 7"), most=64)])
+    expected = BertTokenizer.from_pretrained(weights.path)("b b 7")["input_ids"]
     assert ids.tolist() == [expected]
     assert trained(ids).softmax(-1).max().item() == pytest.approx(row.probability, abs=1e-6)

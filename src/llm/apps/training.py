@@ -125,7 +125,8 @@ def make_task(
         torch.set_num_threads(hardware.threads)
     task: Task = build(config.task)
     adapter = build(config.adapter)
-    initialize(task.model, weights, adapter)
+    with mistakes_at("adapter"):
+        initialize(task.model, weights, adapter)
     task.is_adapted = adapter is not None and weights is not None
     task.log_every = settings.log_every
     if hardware.activation_checkpointing:

@@ -62,6 +62,19 @@ def test_every_leaf_instantiates(group, tmp_path):
         assert build(config[group]) is not None
 
 
+@pytest.mark.parametrize(
+    ("group", "task"),
+    [("reward", "grpo"), ("task/reference", "preference"), ("task/reference", "grpo")],
+)
+def test_every_part_of_a_task_passes(group, task):
+    """Groups that are there with a task that takes them only."""
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    for option in loader.get_group_options(group, ObjectType.CONFIG):
+        if option != "none":  # which is for llm generate
+            problems = _problems(loader, ["size=nano", f"task={task}", f"{group}={option}"])
+            assert [line for line in problems if "has no value; set" not in line] == [], option
+
+
 def _problems(loader, words):
     try:
         check(compose(loader, "train", words))

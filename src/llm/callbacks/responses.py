@@ -1,6 +1,7 @@
 """What the model answers: a few answers as it learns, all of the test part's at the end."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 
 from llm.callbacks.samples import Samples
 from llm.data.instruction import Conversation, InstructionDataModule
+from llm.data.preference import Pair, PreferenceDataModule
 from llm.data.tokenization import progress_bar
 from llm.evaluation.exact_match import exact_match
 from llm.evaluation.rouge import rouge_l
@@ -44,7 +46,7 @@ class ResponseSamples(Samples):
         if number < 0:
             raise ValueError(f"number={number}: give 0 or more")
         self.number = number
-        self.data: InstructionDataModule | None = None
+        self.data: InstructionDataModule | PreferenceDataModule | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the conversations are."""
@@ -127,8 +129,8 @@ class Responses(Callback):
 
 
 def answer(
-    data: InstructionDataModule,
-    conversations: list[Conversation],
+    data: InstructionDataModule | PreferenceDataModule,
+    conversations: Sequence[Conversation | Pair],
     model: nn.Module,
     max_tokens: int,
     **how: Any,

@@ -101,6 +101,7 @@ class GRPO(Task):
         self.group_size, self.max_tokens, self.beta, self.seed = group_size, max_tokens, beta, seed
         self.batch_number = 0
         self._evaluated_batches = 0
+        self._tokens: Tensor | None = None
         self.trained, self.evaluated = Means(FIGURES), Means(FIGURES)
 
     def setup(self, stage: str) -> None:
@@ -146,7 +147,12 @@ class GRPO(Task):
         advantages = group_advantages(rewards.view(-1, self.group_size)).flatten()
         policy, kl, asked = self.compare(answers)
         self.trained.update(self.figures_of(rewards, kl, asked))
+        self._tokens = asked.sum()
         return policy_gradient_loss(policy, advantages, asked) + self.beta * masked_mean(kl, asked)
+
+    def weight(self, batch: Batch) -> Tensor | None:
+        """How many tokens the answers of the last step have."""
+        return self._tokens
 
     def training_figures(self) -> dict[str, float]:
         """The means over the answers since they were last asked for."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from llm.config.errors import ConfigError
-from llm.weights.fill import fill
+from llm.weights.fill import TABLES, fill
 from llm.weights.stored import in_memory
 
 
@@ -26,23 +26,32 @@ def test_parameters_stay_the_same_objects_in_their_precision(build, state):
 
 
 @pytest.mark.parametrize("tie", ["true", "false"])
-def test_new_rows_of_a_table_begin_as_the_mean_of_the_old(build, tie):
+def test_new_rows_of_a_table_are_drawn_like_the_old(build, tie):
     small = build(f"model.tie_weights={tie}", vocab_size=90)
-    large = build(f"model.tie_weights={tie}", vocab_size=97)
-    fill(large, in_memory(small.state_dict()))
+    large, again = (build(f"model.tie_weights={tie}", vocab_size=597) for _ in range(2))
+    for model in (large, again):
+        fill(model, in_memory(small.state_dict()), grow=TABLES)
     for name in ("embedding.weight", "head.weight"):
         old, new = small.state_dict()[name], large.state_dict()[name]
         assert torch.equal(new[:90], old)
-        torch.testing.assert_close(new[90:], old.mean(0).expand(7, -1))
+        assert (new[90:].mean(0) - old.mean(0)).norm() < 0.2 * old.std(0).norm()
+        torch.testing.assert_close(new[90:].std(0).mean(), old.std(0).mean(), rtol=0.1, atol=0)
+        assert len(new.unique(dim=0)) == 597, "no token is another's twin"
+        assert torch.equal(new, again.state_dict()[name])
     tokens = torch.randint(90, (2, 9))
     torch.testing.assert_close(large(tokens)[..., :90], small(tokens), rtol=0, atol=1e-6)
 
 
+def test_a_table_grows_only_where_it_may(build, state):
+    with pytest.raises(ConfigError, match=r"embedding.weight makes \(97, 64\), .* is \(98, 64\)"):
+        fill(build(vocab_size=98), in_memory(state))
+
+
 def test_a_table_does_not_shrink_and_nothing_else_grows(build, state):
     with pytest.raises(ConfigError, match=r"embedding.weight makes \(97, 64\), .* is \(96, 64\)"):
-        fill(build(vocab_size=96), in_memory(state))
+        fill(build(vocab_size=96), in_memory(state), grow=TABLES)
     with pytest.raises(ConfigError, match=r"position.embedding.weight makes \(64, 64\)"):
-        fill(build("size.context_length=65"), in_memory(state))
+        fill(build("size.context_length=65"), in_memory(state), grow=TABLES)
 
 
 def test_nothing_is_changed_where_something_is_wrong(build, state):

@@ -39,8 +39,8 @@ def test_model_and_tokenizer_come_back(run):
     weights = RunWeights(str(run.path))
     model = weights.model()
     assert not model.training
-    for name, value in weights.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
+    for name, stored in weights.parameters().items():
+        assert torch.equal(model.state_dict()[name], stored.read())
     assert weights.tokenizer().vocab_size == 257
 
 
@@ -54,7 +54,7 @@ def test_model_and_tokenizer_come_back(run):
         {"_target_": "os.system", "command": "rm VICTIM"},
     ],
 )
-@pytest.mark.parametrize("key", ["model.extra", "model.norm", "model.position"])
+@pytest.mark.parametrize("key", ["task.model.extra", "task.model.norm", "task.model.position"])
 def test_a_strangers_node_is_refused_before_it_is_called(run, tmp_path, node, key):
     victim = tmp_path / "thesis.txt"
     victim.write_text("years of work")
@@ -79,7 +79,7 @@ def test_nor_whom_its_base_is_to_trust(run):
 
 def test_a_harmless_but_unknown_key_is_refused_too(run):
     with pytest.raises(ConfigError, match=r"model\.colour"):
-        poison(run, "model.colour", "red").model()
+        poison(run, "task.model.colour", "red").model()
 
 
 def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):

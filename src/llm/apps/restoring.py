@@ -5,15 +5,13 @@ from copy import deepcopy
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from llm.adapters.adapter import load_adapter_state
 from llm.apps.training import make_task, prepare
-from llm.config.build import build, mistakes_at
+from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.tasks.task import Task
-from llm.weights.filling import fill
 from llm.weights.run import RunWeights
 
 CONSOLE = Console(highlight=False)
@@ -41,11 +39,7 @@ def restore(
     task = make_task(config, build(config.trainer), hardware, base)
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
-    if task.is_adapted:
-        with mistakes_at("weights.path"):
-            load_adapter_state(task.model, weights.parameters())
-    else:
-        fill(task.model, weights.parameters(), f"weights.path={weights.path}")
+    weights.restore(task.model, task.is_adapted)
     return data, task
 
 

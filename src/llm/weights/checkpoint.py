@@ -43,13 +43,18 @@ def remove_checkpoint(path: Path) -> None:
     _write_digests(path, [])
 
 
-def load_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of tensors and plain data after checking its recorded SHA-256.
 
-    Args:
-        path: the file.
-        map_location: the device its tensors come to.
-        mmap: map its tensors into memory, where they are read as they are used.
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is not what was written.
+    """
+    return torch.load(verified(path), map_location=map_location, weights_only=True)
+
+
+def verified(path: Path) -> Path:
+    """The path of a checkpoint whose content is what its recorded SHA-256 says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,7 +68,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -
             f"{path} is damaged: its SHA-256 is not the one in {_manifest(path).name}; "
             "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
         )
-    return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    return path
 
 
 def sha256_of(path: Path) -> str:

@@ -1,8 +1,9 @@
 """A model is filled from stored tensors: strictly, in place, one tensor at a time."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.config.errors import ConfigError
@@ -14,19 +15,20 @@ TABLES = ("embedding.weight", "head.weight")
 
 @torch.no_grad()
 def fill(
-    model: nn.Module, tensors: Mapping[str, Stored], problems: Mapping[str, str] | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Stored],
+    problems: Mapping[str, str] | None = None,
+    grow: Collection[str] = (),
 ) -> None:
     """Copy stored tensors into a model's own, whose precision and device they take.
 
-    All names and shapes are compared before the first tensor is read. A table of tokens may have more
-    rows in the model than in the file: the new ones begin as the mean of the old, so that a new token
-    is no likelier than the average one and its vector lies among the others (Hewitt 2021, "Initializing
-    new word embeddings for pretrained language models").
+    All names and shapes are compared before the first tensor is read.
 
     Args:
         model: what is filled.
         tensors: by the model's names.
         problems: what was found wrong before, by the name of the tensor, and is told with the rest.
+        grow: names of tables that may have more rows in the model than in the file, see `grown`.
 
     Raises:
         ConfigError: with one line for everything that is missing, left over, wrongly shaped, or differs
@@ -36,7 +38,7 @@ def fill(
     if isinstance(getattr(model, "head", None), nn.Identity):  # taken off: a classifier has its own
         tensors = {name: stored for name, stored in tensors.items() if name != "head.weight"}
     problems = problems or {}
-    refuse([*problems.values(), *_misfits(state, tensors, told=problems)])
+    refuse([*problems.values(), *_misfits(state, tensors, problems, grow)])
     filled: set[int] = set()
     untied = []
     for name, tensor in state.items():
@@ -64,28 +66,43 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def _misfits(
-    state: Mapping[str, Tensor], tensors: Mapping[str, Stored], told: Container[str]
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Stored],
+    told: Container[str],
+    grow: Container[str],
 ) -> Iterator[str]:
     for name, tensor in state.items():
         if name in told:
             continue
         if name not in tensors:
             yield f"missing: what would make {name}"
-        elif not _fits(name, tensors[name].shape, tuple(tensor.shape)):
+        elif not _fits(tensors[name].shape, tuple(tensor.shape), grows=name in grow):
             has, needs = tensors[name].shape, tuple(tensor.shape)
             yield f"wrong shape: {tensors[name].name} makes {has}, {name} is {needs}"
     yield from (f"left over: {tensors[name].name}" for name in tensors if name not in state)
 
 
-def _fits(name: str, has: Shape, needs: Shape) -> bool:
-    grown = name in TABLES and has[1:] == needs[1:] and 0 < has[0] < needs[0]
-    return has == needs or grown
+def _fits(has: Shape, needs: Shape, grows: bool) -> bool:
+    return has == needs or (grows and has[1:] == needs[1:] and 0 < has[0] < needs[0])
 
 
 def _copy(tensor: Tensor, stored: Tensor) -> None:
-    tensor[: len(stored)].copy_(stored) if stored.dim() else tensor.copy_(stored)
-    if stored.dim() and len(tensor) > len(stored):
-        tensor[len(stored) :] = tensor[: len(stored)].mean(dim=0)
+    known = len(stored) if stored.dim() else None
+    (tensor if known is None else tensor[:known]).copy_(stored)
+    if known is not None and len(tensor) > known:
+        tensor[known:] = new_rows(tensor[:known], len(tensor) - known)
+
+
+def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number C"]:
+    """Rows for tokens that a table does not know: drawn from the normal distribution of those it knows.
+
+    So a new token is about as likely as an old one, and no new token is another one's twin: under an
+    adapter that freezes the table nothing could tell the two apart. (After Hewitt 2021, "Initializing new
+    word embeddings for pretrained language models", column by column.) The draw is always the same.
+    """
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(number, table.shape[1], generator=random).to(table)
+    return table.mean(dim=0) + table.std(dim=0, correction=0) * noise
 
 
 def _holds(tensor: Tensor, stored: Tensor) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llm.weights.fill import fill, refuse
+from llm.weights.fill import TABLES, fill, refuse
 from llm.weights.stored import Stored
 
 
@@ -116,7 +116,7 @@ class KeyMap:
                 problems[rule.ours] = str(error)
         known = {name for rule in rules for name in rule.theirs}
         problems |= {name: f"left over: {name}" for name in state if name not in known}
-        fill(model, ours, problems)
+        fill(model, ours, problems, grow=TABLES)
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their tensors from ours.

@@ -1,13 +1,13 @@
 """Weights, architecture and tokenizer out of a run directory of ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from llm.adapters.adapter import Adapted, load_adapter_state
 from llm.adapters.lora import merge
@@ -16,9 +16,10 @@ from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint, sha256_of
-from llm.weights.filling import TOKEN_TABLES, fill
+from llm.weights.checkpoint import DamagedCheckpointError, sha256_of, verified
+from llm.weights.fill import TABLES, fill
 from llm.weights.initial import initialize
+from llm.weights.stored import Stored, in_memory, in_torch_file
 from llm.weights.weights import Weights
 
 
@@ -59,7 +60,7 @@ class RunWeights(Weights):
         config = OmegaConf.load(self.run.config)
         assert isinstance(config, DictConfig)
         config.trust = list(self.trust)
-        if config.get("adapter") is not None and self._file().is_file():
+        if config.get("adapter") is not None and self.file().is_file():
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
         return config
@@ -67,7 +68,7 @@ class RunWeights(Weights):
     @property
     def fingerprint(self) -> str:
         """The SHA-256 of the checkpoint."""
-        return sha256_of(self._file())[:16]
+        return sha256_of(self.file())[:16]
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
@@ -88,14 +89,28 @@ class RunWeights(Weights):
         parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
         check(OmegaConf.create(parts))
         model = build(config.task.model)
-        if adapter is None:
-            fill(model, self.parameters(), f"weights.path={self.path}")
-        else:
-            base = self.base_weights(config)
+        base = self.base_weights(config) if adapter is not None else None
+        if adapter is not None:
             initialize(model, base, build(adapter))
-            with mistakes_at("weights.path"):
-                load_adapter_state(model, self.parameters())
+        self.restore(model, is_adapted=base is not None)
         return model.eval()
+
+    def restore(self, model: nn.Module, is_adapted: bool) -> None:
+        """Fill a model that was built as the run's was with what the run learned.
+
+        Args:
+            model: the model, under its adapter if it has one.
+            is_adapted: whether the checkpoint holds only what the adapter trained.
+
+        Raises:
+            ConfigError: the checkpoint is missing or damaged, or does not fit.
+        """
+        parameters = self.parameters()
+        if is_adapted:
+            with mistakes_at("weights.path"):
+                load_adapter_state(model, {name: t.read() for name, t in parameters.items()})
+        else:
+            fill(model, parameters)
 
     def load(self, model: nn.Module) -> None:
         """Fill a language model with the run's, an adapter of it folded in.
@@ -104,35 +119,35 @@ class RunWeights(Weights):
             ConfigError: as for `model`, or the adapter cannot be folded into weights.
         """
         if self.config.get("adapter") is None:
-            state = language_model_part(self.parameters())
-        else:
-            trained = self.model()
-            merge(trained)
-            if any(isinstance(module, Adapted) for module in trained.modules()):
-                raise ConfigError(
-                    f"weights.path: {self.path} holds a prefix, which cannot be folded into weights; "
-                    "start from its base, or from a run with another adapter"
-                )
-            state = getattr(trained, "body", trained).state_dict()
-        fill(model, state, f"weights.path={self.path}", TOKEN_TABLES)
+            fill(model, language_model_part(self.parameters()), grow=TABLES)
+            return
+        trained = self.model()
+        merge(trained)
+        if any(isinstance(module, Adapted) for module in trained.modules()):
+            raise ConfigError(
+                f"weights.path: {self.path} holds a prefix, which cannot be folded into weights; "
+                "start from its base, or from a run with another adapter"
+            )
+        fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The tensors of the checkpoint by name, mapped into memory and read as they are used.
+    def parameters(self) -> dict[str, Stored]:
+        """The tensors of the checkpoint by name, at rest in their file.
 
         Raises:
             ConfigError: the run has no checkpoint yet, or its file is not what was written.
         """
         try:
-            entries = load_checkpoint(self._file(), mmap=True)["state_dict"]
+            entries = in_torch_file(verified(self.file()), "state_dict")
         except (FileNotFoundError, DamagedCheckpointError) as error:
             raise ConfigError(f"weights.path: {error}") from error
+        prefix = "model."
         return {
-            key.removeprefix("model."): value
-            for key, value in entries.items()
-            if key.startswith("model.")
+            name.removeprefix(prefix): stored
+            for name, stored in entries.items()
+            if name.startswith(prefix)
         }
 
-    def _file(self) -> Path:
+    def file(self) -> Path:
         """The checkpoint to read: the one asked for, or the last one where no best was written yet."""
         asked = self.run.best if self.checkpoint == "best" else self.run.last
         if asked.is_file() or not self.run.last.is_file():
@@ -167,7 +182,7 @@ class RunWeights(Weights):
         return weights
 
 
-def language_model_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def language_model_part(state: Mapping[str, Stored]) -> Mapping[str, Stored]:
     """Of a classifier's parameters those of the language model inside it, or all of a language model's."""
     inner = {
         key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")

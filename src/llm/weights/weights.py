@@ -41,7 +41,7 @@ class Weights(ABC):
         """Fill a language model in place, one tensor at a time.
 
         The tables of tokens (`embedding.weight`, `head.weight`) may have more rows than the weights have:
-        the new ones, for special tokens that the weights never saw, begin as the mean of the old.
+        the new ones, for special tokens that the weights never saw, are drawn like the old (`new_rows`).
 
         Raises:
             ConfigError: with everything that is missing, left over or wrongly shaped.

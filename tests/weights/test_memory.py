@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
+
+from llm.config.build import build
+from llm.runs import Run
+from llm.weights.checkpoint import save_checkpoint
+from llm.weights.gpt2 import GPT2Weights
 
 SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
 CHILD = """
@@ -60,20 +66,16 @@ def write_folder(path: Path, **sizes: int) -> Path:
 
 def write_run(path: Path, folder: Path) -> Path:
     """A run directory whose best checkpoint holds the model of a folder."""
-    from omegaconf import OmegaConf
-
-    from llm.runs import Run
-    from llm.weights.checkpoint import save_checkpoint
-    from llm.weights.gpt2 import GPT2Weights
-
-    weights = GPT2Weights(str(folder))
     run = Run(path)
     run.update(status="done")
-    config = OmegaConf.to_container(weights.config, resolve=True)
+    config = OmegaConf.to_container(GPT2Weights(str(folder)).config, resolve=True)
     config["task"] = {"model": config["model"]}
     OmegaConf.save(OmegaConf.create(config), run.config)
-    state = {f"model.{name}": value for name, value in weights.model().state_dict().items()}
-    save_checkpoint({"state_dict": state}, run.best)
+    with torch.device("meta"):
+        model = build(config["model"])
+    tensors = {p: torch.full(p.shape, 0.1) for p in model.parameters()}  # a tied head is one
+    names = model.named_parameters(remove_duplicate=False)
+    save_checkpoint({"state_dict": {f"model.{name}": tensors[p] for name, p in names}}, run.best)
     return path
 
 

@@ -37,13 +37,17 @@ def gpt2() -> BPETokenizer:
 
 
 def parse_merges(published: str) -> list[Pair]:
-    """The merges of a `vocab.bpe` file as pairs of ids: after a line with its version, two tokens a line.
+    """The merges of a `vocab.bpe` file as pairs of ids.
 
     Raises:
         ValueError: a line does not name two tokens that exist.
     """
-    lines = [line.split(" ") for line in published.splitlines()[1:]]
-    return merge_ids(lines)
+    return merge_ids(split_merges(published))
+
+
+def split_merges(published: str) -> list[list[str]]:
+    """The merges of a `vocab.bpe` file: after a line with its version, two tokens a line."""
+    return [line.split(" ") for line in published.splitlines()[1:]]
 
 
 def merge_ids(merges: Iterable[Sequence[str]]) -> list[Pair]:

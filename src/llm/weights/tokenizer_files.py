@@ -1,7 +1,7 @@
 """The tokenizer files of a Hugging Face folder, read and written."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from llm.tokenizers.bpe import BYTES, BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
-from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, parse_merges
+from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -61,7 +61,7 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     added = vocabulary.with_name("added_tokens.json")
     special = _read(added) if added.is_file() else {}
     try:
-        pairs = parse_merges(merges.read_text("utf-8"))
+        pairs = split_merges(merges.read_text("utf-8"))
         return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
     except ValueError as error:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
@@ -139,18 +139,19 @@ def _token_names(tokenizer: BPETokenizer) -> list[str]:
 
 
 def _with_vocabulary(
-    merges: list[tuple[int, int]], ids: dict[str, Any], special: Collection[str]
+    merges: Sequence[Sequence[str]], ids: dict[str, Any], special: Collection[str]
 ) -> BPETokenizer:
     """The tokenizer of some merges, if a vocabulary is theirs, special tokens behind it.
 
     Raises:
         ValueError: it is not.
     """
-    names = _token_names(BPETokenizer(merges))
+    pairs = merge_ids(merges)
     last = sorted(special, key=lambda name: ids.get(name, 0))
-    if ids != {name: token for token, name in enumerate([*names, *last])}:
+    names = [*CHARACTERS, *map("".join, merges), *last]
+    if ids != {name: token for token, name in enumerate(names)}:
         raise ValueError("the vocabulary is not that of the merges, in their order")
-    return BPETokenizer(merges, last)
+    return BPETokenizer(pairs, last)
 
 
 def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
@@ -170,7 +171,7 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     try:
         special = {token["content"]: token["id"] for token in added}
-        return _with_vocabulary(merge_ids(merges), model["vocab"] | special, special)
+        return _with_vocabulary(merges, model["vocab"] | special, special)
     except ValueError:
         return None
 

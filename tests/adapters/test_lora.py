@@ -205,7 +205,7 @@ def test_merging_into_bfloat16_loses_nothing(build, stir):
     stir(model)
     layer = model.blocks[0].feed_forward.input
     x = torch.randn(3, 64).bfloat16().float()
-    expected = written_out(layer.float(), x, 2.0)
+    expected = written_out(copy.deepcopy(layer).float(), x, 2.0)
     merge(model)
     torch.testing.assert_close(model.blocks[0].feed_forward.input(x), expected)
 

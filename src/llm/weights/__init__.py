@@ -1,1 +1,1 @@
-"""Where parameters come from: key maps to and from published formats."""
+"""Where parameters come from, and where they go: runs of ours, files of Hugging Face and OpenAI."""

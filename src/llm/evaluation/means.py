@@ -50,3 +50,9 @@ class Means(Metric):
     def compute(self) -> dict[str, float]:
         """Each name with its mean; NaN before any example."""
         return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+
+    def take(self) -> dict[str, float]:
+        """The means so far; the next ones begin anew."""
+        means = self.compute()
+        self.reset()
+        return means

@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: answers that a reward likes become likelier (Shao et al. 2024)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from llm.config.errors import ConfigError
 from llm.data.collation import pad
 from llm.data.instruction import InstructionDataModule
 from llm.data.windows import IGNORED
-from llm.evaluation.means import Means
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.losses import (
@@ -23,10 +22,11 @@ from llm.losses import (
     token_log_probabilities,
 )
 from llm.rewards.reward import RewardFunction, score
+from llm.tasks.means import MeansTask
 from llm.tasks.reference import Reference
-from llm.tasks.task import Batch, Groups, Task
+from llm.tasks.task import Batch, Groups
 
-FIGURES = ("loss", "reward", "reward_std", "kl", "length")
+FIGURES = ("reward", "kl", "length")
 
 
 class Prompt(NamedTuple):
@@ -43,7 +43,7 @@ class Prompt(NamedTuple):
     reference: str
 
 
-class GRPO(Task):
+class GRPO(MeansTask):
     """Answer each prompt several times, and make the answers likelier that were better than the others.
 
     For each prompt of a batch a group of G answers is drawn from the policy as it is, and scored. An
@@ -91,7 +91,8 @@ class GRPO(Task):
         beta: float = 0.04,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups)
+        trained, evaluated = (*FIGURES, "reward_std"), ("loss", *FIGURES)
+        super().__init__(model, optimizer, schedule, parameter_groups, trained, evaluated)
         for name, value, least in (("group_size", group_size, 2), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise ValueError(f"{name}={value}: give {least} or more")
@@ -102,7 +103,6 @@ class GRPO(Task):
         self.batch_number = 0
         self._evaluated_batches = 0
         self._tokens: Tensor | None = None
-        self.trained, self.evaluated = Means(FIGURES), Means(FIGURES)
 
     def setup(self, stage: str) -> None:
         """Learn how the data write answers; take the reference while the model has its base weights.
@@ -131,7 +131,7 @@ class GRPO(Task):
 
     def compile_step(self) -> None:
         """Compile what has a gradient; drawing answers makes shapes that always change."""
-        self.log_probabilities = torch.compile(self.log_probabilities)
+        self.log_probabilities = torch.compile(self.log_probabilities, dynamic=True)
 
     # Training
 
@@ -144,21 +144,17 @@ class GRPO(Task):
         """Minus the objective, with its gradient; its value says little, look at the reward."""
         prompts = [p for p in self.prompts(batch) for _ in range(self.group_size)]
         answers, rewards = self.answer(prompts, self.batch_number)
-        advantages = group_advantages(rewards.view(-1, self.group_size)).flatten()
+        groups = rewards.view(-1, self.group_size)
+        advantages = group_advantages(groups).flatten()
         policy, kl, asked = self.compare(answers)
-        self.trained.update(self.figures_of(rewards, kl, asked))
+        spread = groups.std(-1).repeat_interleave(self.group_size)
+        self.trained.update({**self.figures_of(rewards, kl, asked), "reward_std": spread})
         self._tokens = asked.sum()
         return policy_gradient_loss(policy, advantages, asked) + self.beta * masked_mean(kl, asked)
 
     def weight(self, batch: Batch) -> Tensor | None:
         """How many tokens the answers of the last step have."""
         return self._tokens
-
-    def training_figures(self) -> dict[str, float]:
-        """The means over the answers since they were last asked for."""
-        figures = self.trained.compute()
-        self.trained.reset()
-        return {name: value for name, value in figures.items() if name != "loss"}
 
     # Evaluation
 
@@ -173,10 +169,8 @@ class GRPO(Task):
 
     def results(self) -> dict[str, float]:
         """The means over all answers since the last call."""
-        results = self.evaluated.compute()
-        self.evaluated.reset()
         self._evaluated_batches = 0
-        return {name: value for name, value in results.items() if name != "reward_std"}
+        return super().results()
 
     # Parts
 
@@ -234,14 +228,9 @@ class GRPO(Task):
         """What is logged of each answer, (B) each."""
         lengths = asked.sum(-1)
         divergence = (kl.detach() * asked).sum(-1) / lengths
-        spread = torch.zeros_like(rewards)
-        if len(rewards) % self.group_size == 0:
-            groups = rewards.view(-1, self.group_size)
-            spread = groups.std(-1).repeat_interleave(self.group_size)
         return {
             "loss": self.beta * divergence - rewards,
             "reward": rewards,
-            "reward_std": spread,
             "kl": divergence,
             "length": lengths.float(),
         }
@@ -249,16 +238,6 @@ class GRPO(Task):
     def text(self, tokens: Sequence[int]) -> str:
         """An answer as text, without the token that ends it."""
         return self.tokenizer.decode([token for token in tokens if token != self.end_token])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the figures not yet logged, too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["figures"] = self.trained.metric_state
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        super().on_load_checkpoint(checkpoint)
-        self.trained.restore(checkpoint["figures"])
 
 
 def joined(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:

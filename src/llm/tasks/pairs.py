@@ -2,21 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llm.data.preference import PreferenceDataModule
-from llm.evaluation.means import Means
 from llm.losses import IGNORED, ranking_loss
-from llm.tasks.task import Batch, Groups, Task
+from llm.tasks.means import MeansTask
+from llm.tasks.task import Batch, Groups
 
-FIGURES = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
+FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
-class Pairs(Task):
+class Pairs(MeansTask):
     """Give the chosen response of a pair a higher reward than the rejected one.
 
     What a reward is, a subclass says; the loss is Bradley and Terry's on the difference (`ranking_loss`).
@@ -44,13 +43,12 @@ class Pairs(Task):
         parameter_groups: Callable[[nn.Module], Groups],
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups)
+        super().__init__(model, optimizer, schedule, parameter_groups, FIGURES, ("loss", *FIGURES))
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(
                 f"label_smoothing={label_smoothing}: give 0, or a share of wrong labels below 0.5"
             )
         self.label_smoothing = label_smoothing
-        self.trained, self.evaluated = Means(FIGURES), Means(FIGURES)
 
     @abstractmethod
     def rewards(self, batch: Batch) -> Tensor:
@@ -70,28 +68,6 @@ class Pairs(Task):
         """Add a batch; pairs in which nothing is asked fill the shares of devices and do not count."""
         chosen, _ = (batch["targets"] != IGNORED).any(-1).chunk(2)
         self.evaluated.update(self.figures_of(batch), chosen)
-
-    def results(self) -> dict[str, float]:
-        """The means over all pairs since the last call."""
-        results = self.evaluated.compute()
-        self.evaluated.reset()
-        return results
-
-    def training_figures(self) -> dict[str, float]:
-        """The same means, over the training pairs since they were last asked for."""
-        figures = self.trained.compute()
-        self.trained.reset()
-        return {name: value for name, value in figures.items() if name != "loss"}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the figures not yet logged, too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["figures"] = self.trained.metric_state
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        super().on_load_checkpoint(checkpoint)
-        self.trained.restore(checkpoint["figures"])
 
     def figures_of(self, batch: Batch) -> dict[str, Tensor]:
         """For each pair its loss, with gradient, and what is logged, (B) each."""

@@ -112,7 +112,7 @@ def test_a_verbs_help_lists_groups_and_an_example(llm):
     status, out, _ = llm("train", "--help")
     assert status == 0
     assert command.VERBS["train"].example in out
-    assert "\nmodel: gpt, gpt2, llama" in out
+    assert "\nmodel: bert, gpt, gpt2, llama" in out
     assert "\nmodel/position: " in out
 
 

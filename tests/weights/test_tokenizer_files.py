@@ -7,6 +7,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llm.data.template import Message, Template
+from llm.generation.text import first_tokens
 from llm.tokenizers import bpe, char, word
 from llm.tokenizers.bpe import BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
@@ -208,3 +210,21 @@ def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         read_tokenizer(tmp_path)
+
+
+def test_what_a_definition_puts_before_every_text_begins_prompts_and_conversations():
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({"<s>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>"])
+    bare = HuggingFaceTokenizer(backend.to_str())
+    backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    tokenizer = HuggingFaceTokenizer(backend.to_str())
+    assert (bare.ends, tokenizer.ends) == (([], []), ([0], []))
+    assert tokenizer.encode("a b") == [1, 2]
+    assert first_tokens(tokenizer, "a b") == [0, 1, 2]
+    assert first_tokens(tokenizer, "") == [0]
+    roles = {"system": "", "user": "", "assistant": ""}
+    template = Template(begin=roles, end={**roles, "assistant": "?"})
+    assert template.encode_prompt([Message("user", "a b")], tokenizer) == [0, 1, 2]

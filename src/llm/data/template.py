@@ -143,8 +143,8 @@ class Template:
             raise ValueError(
                 f"the tokenizer lacks {', '.join(lacking)}: give it with_special_tokens({lacking})"
             )
-        tokens: list[int] = []
-        is_response: list[bool] = []
+        tokens = list(tokenizer.ends[0])  # what a published model expects before every text
+        is_response = [False] * len(tokens)
         for piece in pieces:
             new = tokenizer.encode(piece.text, special=piece.is_template)
             tokens += new

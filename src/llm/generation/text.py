@@ -89,13 +89,17 @@ def stream_tokens(
 
 
 def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens; for an empty prompt the token that documents begin after.
+    """A prompt's tokens, behind what its model expects before every text.
+
+    An empty prompt begins a new document: where nothing else is expected, behind the end of one.
 
     Raises:
         ValueError: an empty prompt, and no such token.
     """
-    if prompt:
-        return tokenizer.encode(prompt)
+    before, _ = tokenizer.ends
+    tokens = [*before, *tokenizer.encode(prompt)]
+    if tokens:
+        return tokens
     if tokenizer.end_of_text is None:
         raise ValueError(
             f"an empty prompt begins a new document, and the {tokenizer.kind} tokenizer has no "

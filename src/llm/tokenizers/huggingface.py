@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -15,7 +16,7 @@ Spell = Callable[[str], bytes]
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json as it stands; nothing is put before or after a text.
+    """A tokenizer.json as it stands. What it puts around a text is not part of `encode`, see `ends`.
 
     Where its ids leave gaps, the missing ones stand for no text.
 
@@ -47,6 +48,14 @@ class HuggingFaceTokenizer(Tokenizer):
         self._bytes = dict.fromkeys(range(max(ids.values(), default=-1) + 1), b"")
         self._bytes |= {token: spell(name) for name, token in ids.items()}
         self._bytes |= {token: added.content.encode() for token, added in added.items()}
+
+    @cached_property
+    def ends(self) -> tuple[list[int], list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What the definition puts around every text, such as Llama's beginning-of-text token."""
+        plain = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a", add_special_tokens=True).ids
+        before = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+        return whole[:before], whole[before + len(plain) :]
 
     @property
     def end_of_text(self) -> int | None:

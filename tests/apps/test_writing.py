@@ -69,6 +69,11 @@ def test_it_stops_at_a_stop_string_and_does_not_print_it(written, capsys):
     assert "." not in capsys.readouterr().out
 
 
+def test_one_stop_string_needs_no_list(written):
+    words = ("prompt='the cat'", "max_tokens=60", "sampler.temperature=0")
+    assert written(*words, "stop=at.") == written(*words, "stop=['at.']")
+
+
 def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("the cat\n\nthe dog ran\n")
     words = ("max_tokens=10", "sampler.temperature=0")

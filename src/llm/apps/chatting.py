@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.apps.dialogue import Dialogue
+from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
 from llm.apps.terminal import terminal
-from llm.apps.writing import autocast
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.template import Template
 from llm.generation.conversation import Conversation
 from llm.generation.text import stream_tokens
-from llm.hardware import Hardware
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
 
@@ -27,25 +25,18 @@ def chat(config: DictConfig) -> None:
         ConfigError: the configuration is wrong, or the model knows no conversations.
     """
     check(config)
-    weights: Weights | None = build(config.weights)
-    if weights is None:
-        raise ConfigError("weights=scratch has learned nothing to talk with: use weights=run")
+    weights, hardware = open_weights(config), use_hardware(config)
     template = build(config.template) or trained_template(weights)
-    with mistakes_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
     tokenizer, sampler = weights.tokenizer(), build(config.sampler)
     require_tokens(template, tokenizer)
-    model: Any = weights.model().to(hardware.accelerator)
+    model: Any = load_writer(weights, hardware)
     with mistakes_at("max_tokens"):
         room = min(config.max_tokens, model.context_length // 2)
         conversation = Conversation(template, tokenizer, model.context_length, room)
     conversation.system = config.system or None
     # A model that begins another turn has ended its own.
     ends = [tokenizer.special_tokens[name] for name in template.special_tokens]
-    own = [config.stop] if isinstance(config.stop, str) else config.stop
-    stops = [*template.stops, *own]
+    stops = [*template.stops, *stop_strings(config)]
 
     def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:
         most = min(config.max_tokens, model.context_length - len(prompt))

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from llm.apps.chatting import trained_template
-from llm.apps.writing import autocast, read_prompts
+from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
+from llm.apps.writing import read_prompts
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
-from llm.config.errors import ConfigError
 from llm.data.template import Message
 from llm.generation.best_of import Scored, best_of
 from llm.generation.text import first_tokens
-from llm.hardware import Hardware
 from llm.rewards.reward import score
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
@@ -31,19 +29,13 @@ def choose(config: DictConfig) -> list[str]:
         ConfigError: the configuration is wrong, a run is none, or a prompt cannot be encoded.
     """
     check(config)
-    weights: Weights | None = build(config.weights)
-    if weights is None:
-        raise ConfigError("weights=scratch has learned nothing to answer with: use weights=run")
-    with mistakes_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
+    weights, hardware = open_weights(config), use_hardware(config)
     reward, sampler, tokenizer = build(config.reward), build(config.sampler), weights.tokenizer()
     prompts = read_prompts(config.prompt, config.prompts_file)
     with mistakes_at("prompt"):
         starts, end_token, stops = openings(weights, tokenizer, prompts)
-    stops = [*stops, *([config.stop] if isinstance(config.stop, str) else config.stop)]
-    model = weights.model().to(hardware.accelerator)
+    stops = [*stops, *stop_strings(config)]
+    model = load_writer(weights, hardware)
     with mistakes_at("best_of"), autocast(hardware):
         answers = best_of(
             model,

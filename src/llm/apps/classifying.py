@@ -9,14 +9,13 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from llm.apps.writing import autocast
-from llm.config.build import build, mistakes_at
+from llm.apps.loading import autocast, open_weights, use_hardware
+from llm.config.build import mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.run import RunWeights
+from llm.weights.weights import Weights
 
 
 class Answer(NamedTuple):
@@ -36,18 +35,12 @@ def classify(config: DictConfig) -> None:
         ConfigError: the configuration is wrong, the run is no classifier, or a text cannot be encoded.
     """
     check(config)
-    weights: RunWeights | None = build(config.weights)
-    if weights is None:
-        raise ConfigError("weights=scratch has learned nothing to classify with: use weights=run")
+    weights, hardware = open_weights(config), use_hardware(config)
     if config.text is not None and config.file is not None:
         raise ConfigError("text and file are both given: leave one out")
     if config.batch_size < 1:
         raise ConfigError(f"batch_size={config.batch_size}: give 1 or more")
     classes = trained_classes(weights)
-    with mistakes_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
     model, tokenizer = weights.model().to(hardware.accelerator), weights.tokenizer()
     assert isinstance(model, Classifier)
     size = 1 if config.file is None else config.batch_size
@@ -57,7 +50,7 @@ def classify(config: DictConfig) -> None:
                 print(f"{answer.label}\t{answer.probability:.4f}\t{text}", flush=True)
 
 
-def trained_classes(weights: RunWeights) -> Sequence[str]:
+def trained_classes(weights: Weights) -> Sequence[str]:
     """The names of the classes that a run has learned.
 
     Raises:

@@ -8,12 +8,12 @@ import lightning as L
 from omegaconf import DictConfig
 from rich.console import Console
 
+from llm.apps.loading import autocast, use_hardware
 from llm.apps.rating import rate
 from llm.apps.reporting import plain, table
 from llm.apps.restoring import restore
-from llm.apps.writing import autocast
 from llm.callbacks.responses import answer, row_of
-from llm.config.build import build, mistakes_at
+from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.instruction import InstructionDataModule
@@ -43,8 +43,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise ConfigError("weights: llm evaluate measures runs; use weights=run weights.path=…")
     other = config.against
     theirs = None if other is None else read_answers(Path(other) / RESULTS["responses"])
-    with mistakes_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
+    hardware = use_hardware(config)
     data, task = restore(weights, hardware, config.test_path)
     part = choose_part(data, config.part, config.test_path)
     answering = isinstance(data, InstructionDataModule)

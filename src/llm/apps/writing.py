@@ -1,18 +1,15 @@
 """How prompts are continued on a terminal."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
+from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.generation.text import stream
-from llm.hardware import Hardware
-from llm.weights.run import RunWeights
 
 
 def write(config: DictConfig) -> list[str]:
@@ -27,15 +24,9 @@ def write(config: DictConfig) -> list[str]:
         ConfigError: the configuration is wrong, the run is none, or a prompt cannot be encoded.
     """
     check(config)
-    weights: RunWeights | None = build(config.weights)
-    if weights is None:
-        raise ConfigError("weights=scratch has learned nothing to write with: use weights=run")
-    with mistakes_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
+    weights, hardware = open_weights(config), use_hardware(config)
     prompts = read_prompts(config.prompt, config.prompts_file)
-    model = weights.model().to(hardware.accelerator)
+    model = load_writer(weights, hardware)
     pieces = stream(
         model,
         weights.tokenizer(),
@@ -43,7 +34,7 @@ def write(config: DictConfig) -> list[str]:
         config.max_tokens,
         build(config.sampler),
         config.seed,
-        list(config.stop),
+        stop_strings(config),
     )
     texts = [""] * len(prompts)
     with mistakes_at("prompt"), autocast(hardware):
@@ -75,13 +66,6 @@ def read_prompts(prompt: str, file: str | None) -> list[str]:
     if not lines:
         raise ConfigError(f"prompts_file: {file} holds no prompt: write one a line")
     return lines
-
-
-def autocast(hardware: Hardware) -> AbstractContextManager[object]:
-    """The precision that matrix products run in."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
-    device = torch.device(hardware.accelerator).type
-    return torch.autocast(device, dtype) if dtype else nullcontext()
 
 
 def _print(text: str) -> None:

@@ -1,5 +1,7 @@
 """The README's commands run: each as it stands there, with a few words more that make it small."""
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -14,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [line.split("  #")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
-TRAIN = [line for line in COMMANDS if line.startswith("llm train")]
+TRAIN = [line for line in COMMANDS if line.startswith("llm train") and "weights=" not in line]
+FINETUNING = [
+    line for line in COMMANDS if line.startswith("llm ") and ("weights" in line or " name=" in line)
+]
 SMALL = [
     *("size=nano", "trainer.max_steps=2", "trainer.val_batches=1", "hardware=cpu"),
     *("hardware.compile=false", "hardware.precision=32", "hardware.threads=1"),
@@ -58,10 +63,63 @@ def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
     if "-m" in line:
         words.insert(0, "-m")
     monkeypatch.setattr(sys, "argv", ["llm", "train", *words])
-    command_line.main()
+    with contextlib.suppress(SystemExit) if "-m" in line else contextlib.nullcontext():
+        command_line.main()
     runs = list(folder.glob("outputs/pretraining/*/run.json"))
     assert len(runs) == (4 if "-m" in line else 1)
     assert all('"status": "done"' in run.read_text() for run in runs)
+
+
+# What a command of this kind needs besides, to be small.
+FEW = [
+    *(
+        "trainer.max_steps=2",
+        "trainer.max_epochs=null",
+        "trainer.val_batches=1",
+        "data.batch_size=2",
+    ),
+    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
+]
+ANSWERS = ["callbacks.responses.max_tokens=2", "callbacks.response_samples.max_tokens=2"]
+SMALLER = {
+    "experiment=instruct": ANSWERS,
+    "experiment=grpo": ["task.max_tokens=2", "callbacks.response_samples.max_tokens=2"],
+    "llm generate": ["max_tokens=2"],
+    "llm chat": ["max_tokens=2"],
+    "llm evaluate": ["max_tokens=2"],
+}
+ELSEWHERE = ("openai-community/", "Llama-3.2", "judge=")  # what a test cannot have
+
+
+@pytest.mark.slow
+def test_finetuning_leads_from_command_to_command(folder, shared_data, monkeypatch):
+    """Each line begins from what the ones before it trained."""
+    monkeypatch.setenv("LLM_CACHE", str(shared_data))
+    rows = ["review,stars", *(f"film number {n},{n % 3}" for n in range(60))]
+    (folder / "reviews.csv").write_text("\n".join(rows))
+    question = '{"instruction": "Say yes.", "output": "Yes."}\n'
+    (folder / "questions.jsonl").write_text(question * 60)
+    text = ["data=text", "data.path=book.txt", "tokenizer=byte", "size.context_length=640", *SMALL]
+    for line in ["llm train name=python_docs", *FINETUNING]:
+        if any(name in line for name in ELSEWHERE):
+            continue
+        words = shlex.split(line)[1:]
+        words += [word for kind, more in SMALLER.items() if kind in line for word in more]
+        if "llm train" in line:
+            words += FEW if "weights" in line else text
+        monkeypatch.setattr(sys, "argv", ["llm", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+        command_line.main()
+    done = {
+        f"{run.parent.parent.name}/{run.parent.name}" for run in folder.glob("outputs/*/*/run.json")
+    }
+    assert {
+        "classification/spam",
+        "instruction/instruct",
+        "preference/prefer",
+        "reward/reward",
+    } <= done
+    assert (folder / "llama" / "model.safetensors").is_file()
 
 
 def test_make_knows_the_targets_that_are_named():

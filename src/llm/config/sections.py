@@ -80,8 +80,9 @@ DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 def within_context(config: Mapping[str, Any]) -> Iterator[str]:
     """Training rows are no longer than the model's context."""
     parts = [config.get(name) for name in ("data", "model")]
-    lengths = [part.get("context_length") for part in parts if isinstance(part, Mapping)]
-    if len(lengths) == 2 and all(isinstance(n, int) for n in lengths) and lengths[0] > lengths[1]:
+    given = [part.get("context_length") for part in parts if isinstance(part, Mapping)]
+    lengths = [length for length in given if isinstance(length, int)]
+    if len(lengths) == 2 and lengths[0] > lengths[1]:
         yield (
             f"data.context_length: {lengths[0]} is more than the model's {lengths[1]}; "
             "set size.context_length, which both follow"

@@ -73,6 +73,22 @@ def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
     assert row["messages"][0] == {"role": "user", "content": "Grüße"}
 
 
+def test_what_is_saved_is_instruction_data(run, tmp_path):
+    saved = tmp_path / "talk.jsonl"
+    lines = f"/system Be brief.\none\ntwo\n/save {saved}\n"
+    talk(run, lines, "template=plain", "max_tokens=3")
+    paths = [f"data.{part}path={saved}" for part in ("", "validation_", "test_")]
+    words = ["experiment=instruct", "data=instruction", "tokenizer=byte", *paths]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        data = build(compose("train", words).data)
+    data.prepare_data()
+    (conversation,) = data.raw["validation"]
+    assert conversation.messages == [
+        ("system", "Be brief."),
+        *(("user", "one"), ("assistant", "aaa"), ("user", "two"), ("assistant", "aaa")),
+    ]
+
+
 def test_lightning_is_not_imported(run):
     code = (
         "import sys; from llm.__main__ import main\n"
@@ -156,13 +172,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Read what is shown up to a text, and with it."""
-        end = time.monotonic() + seconds
+    def wait_for(self, text: str, key: str = "") -> None:
+        """Read what is shown up to a text, and with it, pressing a key now and then."""
+        end = time.monotonic() + 60
         while text not in self.unread:
-            ready = select.select([self.descriptor], [], [], max(0, end - time.monotonic()))[0]
-            assert ready, f"{text!r} never came, but {self.unread!r}"
-            self.unread += os.read(self.descriptor, 1024).decode("utf-8", "replace")
+            self.type(key)
+            ready = select.select([self.descriptor], [], [], 1)[0]
+            assert time.monotonic() < end, f"{text!r} never came, but {self.unread!r}"
+            if ready:
+                self.unread += os.read(self.descriptor, 1024).decode("utf-8", "replace")
         self.unread = self.unread.partition(text)[2]
 
 
@@ -180,10 +198,10 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.type(f"/save {saved}\n")
     terminal.wait_for("4 messages are in ")
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D or /quit leaves")
+    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone.
+    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03")
     terminal.wait_for("> ")
-    terminal.type("\x04")
+    terminal.type("/quit\n")
     assert terminal.process.wait(timeout=30) == 0
     (row,) = json.loads(Path(saved).read_text("utf-8"))
     questions, answers = row["messages"][::2], row["messages"][1::2]

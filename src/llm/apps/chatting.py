@@ -56,8 +56,8 @@ def trained_template(weights: Weights) -> Template:
     node = OmegaConf.select(weights.config, "data.template")
     if node is None:
         raise ConfigError(
-            f"template: {weights.path} was trained on no conversations; name a run of "
-            f"`llm train experiment=instruct weights.path={weights.path}`, or the template to use: "
+            f"template: {weights.path} was trained on no conversations; name a run that was, by "
+            f"llm train experiment=instruct weights=… weights.path={weights.path}, or a template to use: "
             "template=plain lets any model continue a dialogue"
         )
     trust = OmegaConf.select(weights.config, "trust") or []

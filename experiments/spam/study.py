@@ -3,6 +3,7 @@
     llm train                                                                    # the base, once
     python experiments/spam/study.py                                             # the sweep, then the table
     python experiments/spam/study.py --table                                     # the table of a finished sweep
+    python experiments/spam/study.py --speed                                     # seconds for the same few steps
 
 The sweep is one command, which the script prints and runs. What a figure is compared on is the same for
 all: a seed decides the split, and the logistic regression of that seed reads the very same training
@@ -16,6 +17,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,8 @@ METHODS = ("all", "last_block", "head", "lora", "prefix")
 SEEDS = (1, 2, 3)
 SPAM = "spam"
 BOOTSTRAPS = 10_000
+DROPOUT = [f"model.{part}dropout=0.1" for part in ("", "attention.", "feed_forward.")]
+STEPS = 100  # of the comparison of speed
 
 
 class Result(NamedTuple):
@@ -57,15 +61,31 @@ class Result(NamedTuple):
         return float(f1_score(self.truth, self.predicted))
 
 
-def sweep(base: Path, output: Path, words: list[str]) -> None:
-    """Train every method with every seed."""
+def train(base: Path, output: Path, words: list[str]) -> None:
+    """Every method with every seed that the words name, in one sweep."""
     command = [
         *("llm", "train", "-m", "--config-dir", str(HERE / "conf"), "experiment=spam"),
         *("weights=run", f"weights.path={base}", f"+method={','.join(METHODS)}"),
-        *(f"seed={','.join(map(str, SEEDS))}", f"output_dir={output}", *words),
+        *(f"output_dir={output}", *DROPOUT, *words),
     ]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def speed(base: Path, words: list[str]) -> dict[str, float]:
+    """Seconds for the same few steps of each method, one after the other; no test, one batch of validation."""
+    few = [f"trainer.max_steps={STEPS}", f"trainer.val_every={STEPS}", "trainer.val_batches=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        train(base, Path(folder), ["seed=1", "data.test_fraction=0", *few, *words])
+        records = {
+            file.parent.name: file for file in Path(folder).glob("classification/*/run.json")
+        }
+        return {
+            method: json.loads(file.read_text("utf-8"))["seconds"]
+            for method in METHODS
+            for name, file in records.items()
+            if f"+method={method}," in name
+        }
 
 
 def finetuned(folder: Path) -> dict[str, dict[int, Result]]:
@@ -166,7 +186,7 @@ def interval(values: list[float]) -> str:
 
 def row(name: str, results: dict[int, Result]) -> str:
     """A line of the table."""
-    own = list(results.values())
+    own = [results[seed] for seed in sorted(results)]
     memory = statistics.mean(each.memory for each in own)
     checkpoint = statistics.mean(each.checkpoint for each in own)
     cells = [
@@ -174,13 +194,18 @@ def row(name: str, results: dict[int, Result]) -> str:
         f"{own[0].trained:,}",
         f"{100 * statistics.mean(each.validation for each in own):.1f}",
         interval([each.balanced_accuracy for each in own]),
-        " ".join(f"{100 * each.balanced_accuracy:.1f}" for each in own),
+        ", ".join(f"{100 * each.balanced_accuracy:.1f}" for each in own),
         f"{100 * statistics.mean(each.f1 for each in own):.1f}",
         f"{statistics.mean(each.seconds for each in own):.0f}",
         "" if np.isnan(memory) else f"{memory:,.0f}",
         "" if np.isnan(checkpoint) else f"{checkpoint:.2f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+HEAD = """\
+| | trained parameters | validation, % | test: balanced accuracy, % | by seed | F1, % | s | peak MiB | checkpoint MiB |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -192,20 +217,23 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="only the table, of a sweep that is done"
     )
+    parser.add_argument(
+        "--speed", action="store_true", help="only the seconds of some steps of each method"
+    )
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
+    if args.speed:
+        for method, seconds in speed(args.base, args.words).items():
+            print(f"{method}: {seconds:.1f} s for {STEPS} steps")
+        return
     if not args.table:
-        sweep(args.base, args.output, args.words)
+        train(args.base, args.output, [f"seed={','.join(map(str, SEEDS))}", *args.words])
     results = finetuned(args.output)
     regressions = {
         "logistic regression, word counts": bag_of_words(args.output, CountVectorizer),
         "logistic regression, tf-idf": bag_of_words(args.output, TfidfVectorizer),
     }
-    print(
-        "| | trained parameters | validation, % | balanced accuracy, % | by seed | F1, % | s | peak MiB "
-        "| checkpoint MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(HEAD)
     for name, each in (results | regressions).items():
         print(row(name, each))
     best = max(

@@ -1,0 +1,130 @@
+"""A small model learns to answer, then which answers are preferred: what changes, in figures and in words.
+
+    llm train                                                      # the base, once
+    python experiments/instruct/study.py                           # instruction finetuning, DPO, the tables
+    python experiments/instruct/study.py --tables                  # the tables of runs that are done
+
+Runs `llm train experiment=instruct` on 85 % of the 1,100 entries and `llm train experiment=prefer` on the same
+share of the 1,100 preference pairs, from what the first has learned. Prints Markdown.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from llm.callbacks.responses import answer
+from llm.config.build import build
+from llm.data.instruction import InstructionDataModule
+from llm.evaluation.rouge import rouge_l
+from llm.runs import Run
+from llm.weights.run import RunWeights
+
+EXAMPLES = 5
+COLUMNS = {
+    "instruct": ("val/loss", "val/perplexity"),
+    "prefer": (
+        "val/loss",
+        "val/accuracy",
+        "val/margin",
+        "val/chosen_reward",
+        "val/rejected_reward",
+    ),
+}
+
+
+def train(experiment: str, base: Path, output: Path, words: list[str]) -> None:
+    """One finetune, by the command that it prints."""
+    command = [
+        *("llm", "train", f"experiment={experiment}", f"name={experiment}", "weights=run"),
+        *(f"weights.path={base}", f"output_dir={output}", *words),
+    ]
+    print(shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def curve(run: Run, columns: tuple[str, ...]) -> str:
+    """The figures of each validation as a table."""
+    with run.metrics.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("val/loss")]
+    lines = ["| step | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [f"{float(row[name]):.3f}" if row.get(name) else "" for name in columns]
+        lines.append("| " + " | ".join([row["step"], *cells]) + " |")
+    return "\n".join(lines)
+
+
+def test_figures(run: Run) -> str:
+    """The figures of the test part, in a line."""
+    figures = {
+        k.removeprefix("test/"): v
+        for k, v in run.record["metrics"].items()
+        if k.startswith("test/")
+    }
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def before_and_after(weights: RunWeights) -> str:
+    """Answers to the same questions of the test part, before the first step and with the best weights."""
+    data: InstructionDataModule = build(weights.config.data, tokenizer=weights.tokenizer())
+    data.setup("fit")
+    conversations = data.raw["test"]
+    after = json.loads((weights.run.path / "responses.json").read_text("utf-8"))
+    model = build(weights.config.task.model)
+    base = weights.base_weights(weights.config)
+    assert base is not None
+    base.load(model)
+    before = answer(data, conversations, model.eval(), 40)
+    score = sum(rouge_l(b, c.reference) for b, c in zip(before, conversations, strict=True)) / len(
+        before
+    )
+    lines = [f"ROUGE-L of the base's continuations on the same questions: {score:.3f}\n"]
+    lines += ["| question | before | after | reference |", "|---|---|---|---|"]
+    for conversation, old, row in list(zip(conversations, before, after, strict=True))[:EXAMPLES]:
+        question = " / ".join(filter(None, (conversation.instruction, conversation.context)))
+        lines.append(
+            "| "
+            + " | ".join(map(cell, (question, old, row["response"], conversation.reference)))
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def cell(text: str) -> str:
+    """A text that fits a cell of a Markdown table."""
+    short = " ".join(text.split())
+    short = short if len(short) <= 160 else short[:159] + "…"
+    return short.replace("|", "\\|").replace("<", "&lt;") or "(nothing)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--base", type=Path, default=Path("outputs/pretraining/python_docs"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/instruct_study"))
+    parser.add_argument(
+        "--tables", action="store_true", help="only the tables, of runs that are done"
+    )
+    parser.add_argument("words", nargs="*", help="further overrides of both runs")
+    args = parser.parse_args()
+    instruct, prefer = args.output / "instruction/instruct", args.output / "preference/prefer"
+    if not args.tables:
+        train("instruct", args.base, args.output, args.words)
+        train("prefer", instruct, args.output, args.words)
+    console = Console(width=10_000, highlight=False, markup=False)
+    for name, folder in (("instruct", instruct), ("prefer", prefer)):
+        run = Run(folder)
+        console.print(
+            f"\n## {name}\n\n{curve(run, COLUMNS[name])}\n\nTest part: {test_figures(run)}"
+        )
+    console.print(f"\n## before and after\n\n{before_and_after(RunWeights(str(instruct)))}")
+
+
+if __name__ == "__main__":
+    main()

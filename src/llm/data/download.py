@@ -23,9 +23,16 @@ class Download(Source):
         sha256: Of the file, in hexadecimal.
         file_name: What it is called in the cache folder; put it there by hand to work offline.
         member: Where a zip archive is published: the name of the file within.
+
+    Raises:
+        ValueError: The file name leads out of the cache folder.
     """
 
     def __init__(self, url: str, sha256: str, file_name: str, member: str | None = None) -> None:
+        if not file_name or Path(file_name).name != file_name or file_name.startswith("."):
+            raise ValueError(
+                f"file_name={file_name}: give the plain name of a file, without a folder"
+            )
         self.url, self.sha256, self.file_name, self.member = url, sha256, file_name, member
         self.name = file_name
 

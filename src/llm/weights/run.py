@@ -1,10 +1,10 @@
 """Weights, architecture and tokenizer out of a run directory of ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -57,9 +57,7 @@ class RunWeights(Weights):
 
         An update of a tied head, folded in, unties it from the embedding.
         """
-        config = OmegaConf.load(self.run.config)
-        assert isinstance(config, DictConfig)
-        config.trust = list(self.trust)
+        config = read_config(self.run.config, self.trust)
         if config.get("adapter") is not None and self.file().is_file():
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
@@ -164,8 +162,6 @@ class RunWeights(Weights):
             return None
         if self.base is not None:
             config.weights.path = self.base
-        if "trust" in config.weights:
-            config.weights.trust = list(self.trust)
         try:
             weights: Weights = build(config.weights)
             found = weights.fingerprint
@@ -180,6 +176,44 @@ class RunWeights(Weights):
                 "changed since: say with weights.base=… where the old ones lie, or train the adapter again"
             )
         return weights
+
+
+def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
+    """A run's saved configuration, which may be a stranger's: plain values, and nothing that it trusts itself.
+
+    Args:
+        file: the `config.yaml` of a run; it is saved resolved, so that nothing in it needs looking up.
+        trust: packages that take the place of those that the configuration trusts, wherever it says so.
+
+    Raises:
+        ConfigError: a value would be looked up elsewhere, such as in this machine's environment.
+    """
+    config = OmegaConf.load(file)
+    plain = OmegaConf.to_container(config, resolve=False)
+    for part in _parts(plain):
+        looked_up = [value for value in _items(part) if isinstance(value, str) and "${" in value]
+        if looked_up:
+            raise ConfigError(
+                f"{file}: {looked_up[0]} would be looked up on this machine, and a saved configuration has "
+                "no need of that; write the value itself"
+            )
+        if isinstance(part, dict) and "trust" in part:
+            part["trust"] = list(trust)
+    found = OmegaConf.create(plain)
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def _parts(plain: Any) -> Iterator[dict[Any, Any] | list[Any]]:
+    """Every dictionary and every list of a tree of plain data, its top first."""
+    yield plain
+    for child in _items(plain):
+        if isinstance(child, dict | list):
+            yield from _parts(child)
+
+
+def _items(part: dict[Any, Any] | list[Any]) -> list[Any]:
+    return list(part.values() if isinstance(part, dict) else part)
 
 
 def language_model_part(state: Mapping[str, Stored]) -> Mapping[str, Stored]:

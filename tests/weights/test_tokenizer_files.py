@@ -147,6 +147,42 @@ def test_what_differs_from_gpt2s_stays_what_it_is(changes, tmp_path, hard_texts)
         assert ours.encode(text, special=True) == backend.encode(text).ids
 
 
+def test_what_stands_around_every_text_is_kept(tmp_path):
+    backend = byte_level()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    folder = saved(backend, tmp_path / "nothing", "<|endoftext|>")
+    assert isinstance(read_tokenizer(folder), BPETokenizer)
+    end = backend.token_to_id("<|endoftext|>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert first_tokens(read_tokenizer(tmp_path), "the") == backend.encode("the").ids
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "post_processor", "decoder", "normalizer"])
+def test_a_part_that_is_null_is_none(part, tmp_path, hard_texts):
+    definition = {**json.loads(byte_level().to_str()), part: None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = read_tokenizer(tmp_path)
+    assert ours is not None
+    for text in [PROSE, *hard_texts]:
+        assert ours.encode(text, special=True) == backend.encode(text).ids
+
+
+@pytest.mark.parametrize("lacking", ["merges", "vocab"])
+def test_a_definition_without_its_merges_is_named(lacking, tmp_path):
+    definition = json.loads(byte_level().to_str())
+    del definition["model"][lacking]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json: definition is no tokenizer"):
+        read_tokenizer(tmp_path)
+
+
 def test_another_end_of_text_or_normalisation_is_no_encoding_of_ours(tmp_path):
     backend = byte_level()
     backend.add_special_tokens(["</s>"])

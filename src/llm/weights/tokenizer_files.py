@@ -23,7 +23,7 @@ BPE_MODEL = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-BPE_PIECES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BPE_PIECES = {"add_prefix_space": False, "use_regex": True}
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -156,29 +156,43 @@ def _with_vocabulary(
 
 def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
     """Our own tokenizer, where a tokenizer.json means exactly that."""
-    model, pieces = definition.get("model") or {}, definition.get("pre_tokenizer") or {}
-    decoder, added = definition.get("decoder") or {}, definition.get("added_tokens") or []
-    plain = (
+    try:
+        model, added = definition["model"], definition.get("added_tokens") or []
+        if not (_is_plain(definition) and all(map(_is_plain_token, added))):
+            return None
+        # Older files do not name the model's type; no other has merges.
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        special = {token["content"]: token["id"] for token in added}
+        return _with_vocabulary(merges, model["vocab"] | special, special)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _is_plain(definition: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json splits and joins as GPT-2's does and puts nothing around a text."""
+    model, pieces = definition["model"], definition["pre_tokenizer"] or {}
+    return (
         definition.get("normalizer") is None
-        and decoder.get("type") == "ByteLevel"
+        and _adds_nothing(definition.get("post_processor"))
+        and definition["decoder"]["type"] == pieces.get("type") == "ByteLevel"
         and all(model.get(key, value) == value for key, value in BPE_MODEL.items())
         and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
         and all(pieces.get(key, value) == value for key, value in BPE_PIECES.items())
-        and all(token["special"] and not _reaches_out(token) for token in added)
     )
-    if not plain:
-        return None
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    try:
-        special = {token["content"]: token["id"] for token in added}
-        return _with_vocabulary(merges, model["vocab"] | special, special)
-    except ValueError:
-        return None
 
 
-def _reaches_out(token: dict[str, Any]) -> bool:
-    """Whether a special token takes white space beside it along, or is one only between words."""
-    return any(token.get(key) for key in ("lstrip", "rstrip", "single_word"))
+def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:
+    """Whether a text is left as it is: there is no template for it, or one of the text alone."""
+    if post_processor is None or post_processor["type"] == "ByteLevel":
+        return True
+    return [list(piece) for piece in post_processor["single"]] == [["Sequence"]]
+
+
+def _is_plain_token(token: dict[str, Any]) -> bool:
+    """Whether an added token is special, leaves white space beside it and is one inside words too."""
+    return token["special"] and not any(
+        token.get(key) for key in ("lstrip", "rstrip", "single_word")
+    )
 
 
 def _end_of_text(folder: Path, definition: dict[str, Any]) -> str | None:

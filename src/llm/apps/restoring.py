@@ -31,6 +31,8 @@ def restore(
     config = deepcopy(weights.config)
     if test_path is not None:
         config.data.test_path = test_path
+    if OmegaConf.select(config, "task.reward.accelerator") is not None:
+        config.task.reward.accelerator = hardware.accelerator  # this machine's, not the training's
     check(OmegaConf.create({**{part: config.get(part) for part in PARTS}, "trust": config.trust}))
     # An adapter stands on the weights that the run began from, and a reference is those weights.
     from_base = config.get("adapter") is not None or "reference" in config.task

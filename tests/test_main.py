@@ -266,3 +266,11 @@ def test_a_real_shell_completes(tmp_path):
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[0] == "model=llama", done.stderr
     assert "hydra_bash_completion llm" in done.stdout
+
+
+def test_a_path_with_commas_is_one_path(llm, tmp_path):
+    """The name of a run is derived from its overrides, and the command that is printed has it in it."""
+    path = tmp_path / "spam,adapter=lora,seed=1"
+    status, _, err = llm("generate", f"weights.path={path}")
+    assert status == 2
+    assert err.startswith(f"weights: {path} is no run directory")

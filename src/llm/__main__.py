@@ -37,6 +37,9 @@ class Verb(NamedTuple):
     is_heavy: bool = False
 
 
+# Paths are a person's words too: a run's derived name has commas and equals signs in it.
+PATHS = ("weights.path", "weights.base", "reward.path", "data.path", "against", "output", "file")
+
 VERBS = {
     "train": Verb(
         "llm.apps.train",
@@ -123,7 +126,8 @@ def run(name: str, words: Sequence[str]) -> None:
     from llm.config.errors import UserError
 
     verb = VERBS[name]
-    words = [as_text(word, verb.texts) for word in words]
+    texts = verb.texts if "-m" in words or "--multirun" in words else (*verb.texts, *PATHS)
+    words = [as_text(word, texts) for word in words]
     sys.argv = ["llm", *words]
     args = get_args_parser().parse_args(words)
     if args.help:

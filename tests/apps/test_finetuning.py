@@ -114,9 +114,7 @@ def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp
 
 def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
     config = composed("task=instruction")
-    with pytest.raises(
-        ConfigError, match=r"learns from a InstructionDataModule, and data is a Files"
-    ):
+    with pytest.raises(ConfigError, match="Instruction learns from data such as data=instruction"):
         training.train(config, tmp_path / "run")
 
 
@@ -129,3 +127,45 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
     OmegaConf.save(base, tmp_path / "config.yaml")
     training.adopt(config, RunWeights(str(tmp_path)), words)
     assert config.data.template == expected.data.template
+
+
+def test_a_base_that_was_trained_on_is_not_the_one_an_adapter_began_from(finetune, composed, base):
+    finetune("lora", "adapter=lora")
+    training.train(composed("model=gpt2", "trainer.max_steps=8"), base.path)
+    with pytest.raises(ConfigError, match="began from other weights than lie there now"):
+        finetune("lora", "adapter=lora", "trainer.max_steps=14")
+
+
+@pytest.fixture
+def classify(base, tmp_path):
+    """Trains a classifier on the base run, with the callbacks of pretraining."""
+    labelled = tmp_path / "labelled.csv"
+    labelled.write_text("text,label\n" + "".join(f"number {n},{n % 2}\n" for n in range(40)))
+
+    def run(*overrides: str) -> Run:
+        words = ["data=labelled", f"data.path={labelled}", "task=classification", "hardware=cpu"]
+        words += ["weights=run", f"weights.path={base.path}", "trainer.max_steps=2", *overrides]
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            config = compose("train", words)
+        return training.train(config, tmp_path / "run", words)
+
+    return run
+
+
+def test_callbacks_that_do_not_suit_a_task_are_left_out(classify, capsys):
+    assert classify().status == "done"
+    assert "callbacks.samples is left out" in capsys.readouterr().out
+
+
+def test_what_a_task_refuses_is_said_before_there_is_a_directory(classify, tmp_path):
+    with pytest.raises(ConfigError, match="task: num_classes=3: the data have 2 classes"):
+        classify("task.model.num_classes=3")
+    assert not (tmp_path / "run").exists()
+    assert classify().status == "done"
+
+
+def test_an_adapter_without_weights_is_refused(composed, tmp_path):
+    with pytest.raises(
+        ConfigError, match="adapter: it would freeze weights that nobody has trained"
+    ):
+        training.train(composed("adapter=lora"), tmp_path / "run")

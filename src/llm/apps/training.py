@@ -1,5 +1,6 @@
 """How a run is trained, resumed and closed."""
 
+import inspect
 import logging
 import shlex
 import sys
@@ -29,6 +30,7 @@ from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
+from llm.optim.muon import Muon
 from llm.runs import Run
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
@@ -72,23 +74,26 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
+    require_fit(config)
     data = prepare(config, weights)
     settings: Settings = build(config.trainer)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
+    base = weights.fingerprint if weights is not None else None
     if not config.rerun:
         require_same_text(run, data)
+        require_same_base(run, base)
         require_more(run, steps)
         if run.status == "done" and run.record["steps"] >= steps:
             _say_done(run)
             return run
     task = make_task(config, settings, hardware, weights)
-    require_fit(task, data)
+    with mistakes_at("task"):
+        task.check(data)
 
     with run.claimed():
         if config.rerun and (aside := run.set_aside()):
             CONSOLE.print(f"the run that stood here is kept as {aside}", soft_wrap=True)
         resume = run.last if run.last.is_file() else None
-        base = weights.fingerprint if weights is not None else None
         run.start(meaning, config.seed, _command(overrides), data.fingerprint, base)
         with recorded(run, _command(overrides)) as progress:
             save(run, config, hardware, data)
@@ -96,7 +101,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
                 summary(run, task, data, hardware, steps, settings, weights), soft_wrap=True
             )
             loggers = make_loggers(config, run, resume)
-            callbacks = make_callbacks(config)
+            callbacks = make_callbacks(config, task, data)
             trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
             progress.trainer = trainer
             trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -170,9 +175,12 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     Raises:
         ConfigError: with one line for each value that differs.
     """
-    if run.status == "new" or run.record.get("fingerprint") == new:
-        return
-    lines = difference(OmegaConf.load(run.config), config)
+    if not run.last.is_file() or run.record.get("fingerprint") == new:
+        return  # without a checkpoint nothing was learned that could be lost
+    before = OmegaConf.load(run.config)
+    if "classes" in config.data and config.data.classes is None:
+        before.data.classes = None  # those that were found had been written down
+    lines = difference(before, config)
     raise ConfigError(
         f"{run.path} was trained under another configuration; choose another name=, or rerun=true to replace it",
         *lines,
@@ -189,6 +197,21 @@ def require_same_text(run: Run, data: DataModule) -> None:
         raise ConfigError(
             f"{_short(run.path)} was begun on another text: the files, the Python whose documentation they "
             "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
+        )
+
+
+def require_same_base(run: Run, base: str | None) -> None:
+    """Refuse to go on from a checkpoint over other weights than the run began from.
+
+    An adapter's checkpoint holds none of them, and a reference is made of them anew.
+
+    Raises:
+        ConfigError: the weights have changed.
+    """
+    if run.last.is_file() and run.record.get("base", base) != base:
+        raise ConfigError(
+            f"{_short(run.path)} began from other weights than lie there now; choose another name=, or "
+            "rerun=true to begin again"
         )
 
 
@@ -237,16 +260,19 @@ def resolve_classes(config: DictConfig, data: DataModule) -> None:
         model.num_classes = len(classes)
 
 
-def require_fit(task: Task, data: DataModule) -> None:
-    """Refuse a task whose batches these data cannot give.
+def require_fit(config: DictConfig) -> None:
+    """Refuse a task whose batches the data cannot give, before they are read.
 
     Raises:
         ConfigError: they are of another kind.
     """
-    if not isinstance(data, task.data_module):
+    task, data = (locate(config[part]._target_, config.trust) for part in ("task", "data"))
+    needed = getattr(task, "data_module", DataModule)
+    if inspect.isclass(data) and not issubclass(data, needed):
+        word = needed.__name__.removesuffix("DataModule").lower()  # its file, and its leaf
         raise ConfigError(
-            f"task: {type(task).__name__} learns from a {task.data_module.__name__}, and data is a "
-            f"{type(data).__name__}; choose another data= or task="
+            f"data: {task.__name__} learns from data such as data={word}, and these are a {data.__name__}; "
+            "choose other data= or another task="
         )
 
 
@@ -255,8 +281,10 @@ def save(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> 
     saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     for key in ("accelerator", "devices", "precision"):
         saved.hardware[key] = getattr(hardware, key)
-    if config.weights is not None and Path(config.weights.path).exists():
-        saved.weights.path = str(Path(config.weights.path).resolve())  # found again from any folder
+    for key in ("path", "base"):  # found again from any folder
+        place = config.weights and config.weights.get(key)
+        if place and Path(place).exists():
+            saved.weights[key] = str(Path(place).resolve())
     OmegaConf.save(saved, run.config)
     data.tokenizer.save(run.tokenizer)
 
@@ -282,6 +310,10 @@ def summary(
     ]
     if weights is not None:
         lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
+    if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
+        lines.append(
+            "note      Muon turns the factors of an update one by one: optimizer=adamw suits adapters"
+        )
     if "stopped_at" in run.record and run.last.is_file():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"
@@ -306,9 +338,17 @@ def count(model: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
 
 
-def make_callbacks(config: DictConfig) -> list[L.Callback]:
-    """The callbacks of a configuration; those set to null are left out."""
-    return [callback for callback in build(config.callbacks).values() if callback is not None]
+def make_callbacks(config: DictConfig, task: Task, data: DataModule) -> list[L.Callback]:
+    """The callbacks of a configuration; those set to null are left out, and those this task has no use for."""
+    callbacks = []
+    for name, callback in build(config.callbacks).items():
+        if callback is None:
+            continue
+        if getattr(callback, "suits", lambda task, data: True)(task, data):
+            callbacks.append(callback)
+        else:
+            CONSOLE.print(f"note      callbacks.{name} is left out: nothing for it in this task")
+    return callbacks
 
 
 def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:

@@ -9,11 +9,17 @@ from jaxtyping import Int
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from llm.data.module import DataModule
 from llm.tasks.classification import Classification
+from llm.tasks.task import Task
 
 
 class Predictions(Callback):
     """After a test, write `predictions.csv`, `confusion.csv` and `confusion.png` into the run directory."""
+
+    def suits(self, task: Task, data: DataModule) -> bool:
+        """Whether there are classes to answer with."""
+        return isinstance(task, Classification)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, before the task closes its sums; every device takes part in gathering them."""

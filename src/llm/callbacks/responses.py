@@ -12,6 +12,7 @@ from torch import nn
 
 from llm.callbacks.samples import Samples
 from llm.data.instruction import Conversation, InstructionDataModule
+from llm.data.module import DataModule
 from llm.data.preference import Pair, PreferenceDataModule
 from llm.data.tokenization import progress_bar
 from llm.evaluation.exact_match import exact_match
@@ -47,6 +48,10 @@ class ResponseSamples(Samples):
             raise ValueError(f"number={number}: give 0 or more")
         self.number = number
         self.data: InstructionDataModule | PreferenceDataModule | None = None
+
+    def suits(self, task: Task, data: DataModule) -> bool:
+        """Whether there is a model that writes, and data with a template of conversations."""
+        return super().suits(task, data) and hasattr(data, "template")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where the conversations are."""
@@ -95,6 +100,10 @@ class Responses(Callback):
                 raise ValueError(f"{name}={value}: give a number from 1 on")
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.sampler, self.seed = sampler, seed
+
+    def suits(self, task: Task, data: DataModule) -> bool:
+        """Whether there is a model that writes, and conversations with answers."""
+        return hasattr(task.model, "new_cache") and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer, write and record."""

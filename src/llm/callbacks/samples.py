@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from llm.config.errors import ConfigError
+from llm.data.module import DataModule
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.generation.text import first_tokens
@@ -46,6 +47,10 @@ class Samples(Callback):
         self.max_tokens = max_tokens
         self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
         self.seed = seed
+
+    def suits(self, task: Task, data: DataModule) -> bool:
+        """Whether there is a model that writes."""
+        return hasattr(task.model, "new_cache")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a prompt that the tokenizer cannot encode now, not after the first validation."""

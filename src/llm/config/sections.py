@@ -114,9 +114,19 @@ def guesses_unseen(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def adapts_what_was_learned(config: Mapping[str, Any]) -> Iterator[str]:
+    """An adapter freezes weights, so somebody must have trained them."""
+    if config.get("adapter") is not None and "weights" in config and config["weights"] is None:
+        yield (
+            "adapter: it would freeze weights that nobody has trained; give some with weights=run "
+            "weights.path=…, or leave it out with adapter=none"
+        )
+
+
 # Rules over the whole configuration: each takes the plain tree and yields lines like those of the check.
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     within_context,
     chosen_by_a_reward,
     guesses_unseen,
+    adapts_what_was_learned,
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llm.data.labelled import LabelledDataModule
+from llm.data.module import DataModule
 from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
 from llm.losses import IGNORED
 from llm.models.classifier import Classifier
@@ -43,18 +44,22 @@ class Classification(Task):
         self.confusion = confusion(model.num_classes)
         self.probabilities = Probabilities()
 
-    def setup(self, stage: str) -> None:
-        """Take the weights of the classes from the data.
+    def check(self, data: DataModule) -> None:
+        """Refuse data with another number of classes than the model has.
 
         Raises:
-            ValueError: the data have another number of classes than the model.
+            ValueError: they differ.
         """
-        data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, LabelledDataModule)
         if data.num_classes != len(self.class_weights):
             raise ValueError(
                 f"num_classes={len(self.class_weights)}: the data have {data.num_classes} classes "
                 f"({', '.join(data.classes)}); leave task.model.num_classes out"
             )
+
+    def setup(self, stage: str) -> None:
+        """Take the weights of the classes from the data."""
+        data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if data.class_weights is not None:
             self.class_weights = torch.tensor(data.class_weights, device=self.device)
 

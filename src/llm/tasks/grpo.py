@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm.config.errors import ConfigError
 from llm.data.collation import pad
 from llm.data.instruction import InstructionDataModule
+from llm.data.module import DataModule
 from llm.data.windows import IGNORED
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
@@ -104,24 +104,30 @@ class GRPO(MeansTask):
         self._evaluated_batches = 0
         self._tokens: Tensor | None = None
 
-    def setup(self, stage: str) -> None:
-        """Learn how the data write answers; take the reference while the model has its base weights.
+    def check(self, data: DataModule) -> None:
+        """Refuse data that do not say where a prompt ends, a template that does not say where an answer does.
 
         Raises:
-            ConfigError: the data do not say where a prompt ends, or a template where an answer does.
+            ValueError: they do not, or the model has no such reference.
         """
+        assert isinstance(data, InstructionDataModule)
+        if data.loss_on != "response" or "documents" in data.encoded["train"][0]:
+            raise ValueError(
+                "GRPO reads one prompt a row, which ends where the response begins; set "
+                "data.loss_on=response and data/collation=padding"
+            )
+        if data.template.end_token(data.tokenizer) is None:
+            raise ValueError(
+                "GRPO needs a template with one special token that ends an answer; use one such as "
+                "data/template=alpaca"
+            )
+        self.reference.check(self.model)
+
+    def setup(self, stage: str) -> None:
+        """Learn how the data write answers; take the reference while the model has its base weights."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = data.tokenizer
         self.end_token = data.template.end_token(data.tokenizer)
-        if data.loss_on != "response" or "documents" in data.encoded["train"][0]:
-            raise ConfigError(
-                "data: GRPO reads one prompt a row, which ends where the response begins; set "
-                "data.loss_on=response and data/collation=padding"
-            )
-        if self.end_token is None:
-            raise ConfigError(
-                "data.template: GRPO needs one special token that ends an answer; use one such as alpaca"
-            )
         if stage == "fit":
             self.reference.start(self.model)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm.data.module import DataModule
 from llm.losses import implicit_rewards, sequence_log_probabilities
 from llm.tasks.pairs import Pairs
 from llm.tasks.reference import Reference
@@ -54,6 +55,14 @@ class Preference(Pairs):
         self.reference = reference
         self.beta = beta
         self.reduction: Literal["sum", "mean"] = reduction
+
+    def check(self, data: DataModule) -> None:
+        """Refuse a model that has no such reference.
+
+        Raises:
+            ValueError: it has none.
+        """
+        self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
         """Take the reference while the model has its base weights: a checkpoint is restored later."""

@@ -8,7 +8,6 @@ from copy import deepcopy
 from torch import nn
 
 from llm.adapters.adapter import disabled
-from llm.config.build import mistakes_at
 
 
 class Reference(ABC):
@@ -17,6 +16,13 @@ class Reference(ABC):
     It is no part of the task's modules: never trained, never saved. A resumed run makes it anew from
     the base weights, which are read before a checkpoint is.
     """
+
+    def check(self, policy: nn.Module) -> None:  # noqa: B027 - most take any policy
+        """Refuse a policy that this reference cannot be taken of.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     @abstractmethod
     def start(self, policy: nn.Module) -> None:
@@ -52,14 +58,17 @@ class FrozenCopy(Reference):
 class AdapterOff(Reference):
     """The policy itself with its adapter off: the base weights are frozen, so nothing is copied."""
 
-    def start(self, policy: nn.Module) -> None:
+    def check(self, policy: nn.Module) -> None:
         """See that there is an adapter.
 
         Raises:
-            ConfigError: there is none to turn off.
+            ValueError: there is none to turn off.
         """
-        with mistakes_at("task.reference"), disabled(policy):
+        with disabled(policy):
             pass
+
+    def start(self, policy: nn.Module) -> None:
+        """Nothing is to be noted: the base stays as it is."""
 
     @contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:

@@ -63,6 +63,13 @@ class Task(L.LightningModule):
         self._losses: list[tuple[Tensor, Tensor | None]] = []
         self._targets: list[Tensor] = []  # of the optimizer step under way
 
+    def check(self, data: DataModule) -> None:
+        """Refuse data or a model that this task cannot work with, before anything starts.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
         """The training loss of one batch, a scalar with gradient."""

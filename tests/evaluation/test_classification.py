@@ -31,6 +31,21 @@ def test_figures_are_those_of_scikit_learn(num_classes):
     assert matrix.compute().tolist() == metrics.confusion_matrix(*pair).tolist()
 
 
+@pytest.mark.parametrize("first", [IGNORED, 1])
+def test_figures_do_not_depend_on_what_came_first(first):
+    """A first batch of which all figures make the same must not leave them the same for good."""
+    collection = scores(2)
+    collection.update(torch.tensor([1, 1]), torch.tensor([first, first]))
+    collection.reset()
+    predicted, labels = torch.tensor([1, 0, 0, 1, 0, 0]), torch.tensor([1, 1, 0, 0, 0, 0])
+    collection.update(predicted, labels)
+    found = {name: value.item() for name, value in collection.compute().items()}
+    assert found["f1"] == pytest.approx(metrics.f1_score(labels, predicted))
+    assert found["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predicted)
+    )
+
+
 def test_a_loss_is_the_mean_over_all_weights():
     loss = WeightedLoss()
     loss.update(torch.tensor(6.0), torch.tensor(2.0))

@@ -35,7 +35,8 @@ def scores(num_classes: int) -> MetricCollection:
     }
     if num_classes == 2:
         metrics["f1"] = BinaryF1Score(ignore_index=IGNORED, validate_args=False)
-    return MetricCollection(metrics)  # pyright: ignore[reportArgumentType]
+    # Groups are found by the values after the first batch, where states of other figures may be equal too.
+    return MetricCollection(metrics, compute_groups=False)  # pyright: ignore[reportArgumentType]
 
 
 def confusion(num_classes: int) -> MulticlassConfusionMatrix:

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hydra import compose, initialize_config_module
 from llm.config.build import build
 from llm.data.collation import Padding
 from llm.data.errors import DataError
-from llm.data.labelled import LabelledDataModule, letters_of
+from llm.data.labelled import LabelledDataModule, in_order, letters_of
 from llm.losses import IGNORED
 from llm.tokenizers import char
 from llm.tokenizers.byte import ByteTokenizer
@@ -171,6 +172,13 @@ def test_classes_are_found_and_sorted(write, labels, classes):
     assert data.classes == classes
     assert data.num_classes == len(classes)
     assert {data.classes[row["labels"][0]] for row in data.encoded["train"]} == set(classes)
+
+
+@pytest.mark.parametrize(
+    "names", [["1", "1.0", "1e0"], ["2", "10", "nan"], ["inf", "nan", "-1"], ["2", "10", "02"]]
+)
+def test_the_order_of_classes_is_no_matter_of_chance(names):
+    assert len({tuple(in_order(each)) for each in permutations(names)}) == 1
 
 
 def test_classes_that_are_given_keep_their_order_and_refuse_others(write):

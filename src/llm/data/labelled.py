@@ -1,6 +1,7 @@
 """Texts with labels, for classification: any CSV, TSV, JSON or JSON lines file."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -258,11 +259,13 @@ def name_of(label: Any) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names sorted: as numbers where all of them are."""
+    """The names sorted: as numbers where all of them are, equal ones and all others as text."""
+    names = sorted(names)
     try:
-        return sorted(names, key=float)
+        are_finite = all(math.isfinite(float(name)) for name in names)
     except ValueError:
-        return sorted(names)
+        return names
+    return sorted(names, key=float) if are_finite else names
 
 
 def words_of(text: str) -> str:

@@ -67,6 +67,12 @@ def answers(data, example):
         (GOOD, "U:say/x|A:yes<end>", "yes<end>"),
         ({"instruction": "say", "output": "no"}, "U:say|A:no<end>", "no<end>"),
         ({**GOOD, "input": ""}, "U:say|A:yes<end>", "yes<end>"),
+        ({**GOOD, "input": " \n"}, "U:say|A:yes<end>", "yes<end>"),
+        (
+            {"messages": [{"role": "system", "content": " "}, *TALK[1:3]]},
+            "U:one|A:two<end>",
+            "two<end>",
+        ),
         ({"messages": TALK}, "S:be|U:one|A:two<end>|U:three|A:four<end>", "two<end>four<end>"),
         (
             {

@@ -13,6 +13,7 @@ from llm.data.collation import Padding
 from llm.data.errors import DataError
 from llm.data.preference import PreferenceDataModule
 from llm.data.template import Template
+from llm.tokenizers import char
 from llm.tokenizers.byte import ByteTokenizer
 
 TEMPLATE = Template(
@@ -33,7 +34,8 @@ def module(tmp_path):
         lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
         path.write_text("\n".join(lines), "utf-8")
         settings = {"context_length": 64, "batch_size": 2, "collation": Padding(), **settings}
-        data = PreferenceDataModule(path, ByteTokenizer(), template=TEMPLATE, **settings)
+        settings = {"tokenizer": ByteTokenizer(), **settings}
+        data = PreferenceDataModule(path, template=TEMPLATE, **settings)
         data.prepare_data()
         data.setup()
         return data
@@ -88,6 +90,17 @@ def test_an_input_and_earlier_turns_are_prompt(module):
         *("Q: One?\nA: one<end>Q: Two?\nA: two", "Q: One?\nA: one<end>Q: Two?\nA: one"),
     }
     assert {asked(data, row) for row in batch["targets"][:half]} == {"two<end>"}
+
+
+def test_a_blank_input_is_none(module):
+    data = module(*[{**GOOD, "input": " "}] * 20)
+    assert TEMPLATE.render(data.raw["train"][0].prompt) == "Q: Two?\nA: "
+
+
+def test_a_tokenizer_is_fitted_to_what_is_written(module):
+    data = module(*numbered(20), {**GOOD, "chosen": "x<end>"}, tokenizer=char.train)
+    assert data.encoded["train"]
+    assert set("Q: \nA<>").issubset(data.tokenizer.characters), "the template's, a person's <end>"
 
 
 def test_nobody_forges_the_end_of_an_answer(module):

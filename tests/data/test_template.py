@@ -84,6 +84,16 @@ def test_tokens_spell_the_text_and_the_mask_holds_the_answers_with_their_ends(te
     assert template.stops == []
 
 
+def test_a_tokenizer_reads_what_is_written_but_for_the_templates_own_tokens(template):
+    text = template.ordinary_text(TALK)
+    assert not [name for name in template.special_tokens if name in text]
+    tokenizer = tokenizer_for(template)
+    ordinary = [t for t in template.encode(TALK, tokenizer)[0] if t < 256]
+    assert tokenizer.decode(ordinary) == text
+    (name, *_) = template.special_tokens
+    assert name in template.ordinary_text([Message("user", name)])
+
+
 def test_a_prompt_is_the_beginning_of_the_whole_up_to_the_answer(template):
     tokenizer = tokenizer_for(template)
     tokens, is_response = template.encode(TALK, tokenizer)

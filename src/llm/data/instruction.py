@@ -115,10 +115,7 @@ class InstructionDataModule(ExamplesDataModule):
 
     def texts(self, example: Conversation) -> Iterable[str]:
         """The whole conversation as it is written down, without what is a token already."""
-        text = self.template.render(example.messages)
-        for token in self.special_tokens:
-            text = text.replace(token, "")
-        return [text]
+        return [self.template.ordinary_text(example.messages)]
 
     @property
     def special_tokens(self) -> Sequence[str]:
@@ -173,7 +170,7 @@ def conversation_of(row: Row, template: Template) -> Conversation:
         messages = messages_of(values["conversations"], "from", "value")
     else:
         instruction = text_of(values, "instruction")
-        context = text_of(values, "input") if values.get("input") else ""
+        context = optional_text_of(values, "input")
         answer = Message("assistant", text_of(values, "output"))
         messages = [*template.messages(instruction, context), answer]
         return Conversation(row.where, messages, instruction, context)
@@ -184,7 +181,7 @@ def conversation_of(row: Row, template: Template) -> Conversation:
 
 
 def messages_of(items: Any, role: str, content: str) -> list[Message]:
-    """Messages from a list of objects with these two keys.
+    """Messages from a list of objects with these two keys; a blank system message is none.
 
     Raises:
         ValueError: it is no such list.
@@ -194,6 +191,8 @@ def messages_of(items: Any, role: str, content: str) -> list[Message]:
     messages = []
     for item in items:
         speaker = text_of(item, role)
+        if speaker == "system" and not optional_text_of(item, content):
+            continue
         messages.append(Message(cast(Role, SPEAKERS.get(speaker, speaker)), text_of(item, content)))
     return messages
 
@@ -212,3 +211,14 @@ def text_of(values: Mapping[str, Any], key: str) -> str:
     if not text.strip():
         raise ValueError(f"{key} is empty")
     return text
+
+
+def optional_text_of(values: Mapping[str, Any], key: str) -> str:
+    """The text under a key; empty where there is none, or it is blank.
+
+    Raises:
+        ValueError: there is something else.
+    """
+    found = values.get(key)
+    blank = not (found.strip() if isinstance(found, str) else found)
+    return "" if blank else text_of(values, key)

@@ -8,7 +8,7 @@ import torch
 
 from llm.data.collation import Encoded, Padding, pad
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
-from llm.data.instruction import messages_of, text_of
+from llm.data.instruction import messages_of, optional_text_of, text_of
 from llm.data.module import Batch
 from llm.data.rows import Malformed, Paths, Row, read_rows
 from llm.data.template import Message, Template, require_order
@@ -111,9 +111,11 @@ class PreferenceDataModule(ExamplesDataModule):
         return kept
 
     def texts(self, example: Pair) -> Iterable[str]:
-        """The prompt and both responses; the tokens that the template adds are none of their text."""
-        contents = [message.content for message in example.prompt]
-        return [*contents, example.chosen, example.rejected]
+        """Both conversations as they are written down, without what is a token already."""
+        return [
+            self.template.ordinary_text([*example.prompt, Message("assistant", response)])
+            for response in (example.chosen, example.rejected)
+        ]
 
     @property
     def special_tokens(self) -> Sequence[str]:
@@ -183,6 +185,6 @@ def as_pair(row: Row, template: Template) -> Pair:
                 "the last message is not the user's, so there is nothing to respond to"
             )
     else:
-        context = text_of(values, "input") if values.get("input") else ""
+        context = optional_text_of(values, "input")
         prompt = template.messages(text_of(values, "instruction"), context)
     return Pair(row.where, prompt, chosen, rejected)

@@ -4,6 +4,7 @@ A template is made of pieces, not of one format string, so it is known of every 
 What people wrote is encoded as plain text: nobody can forge the token that ends a turn by spelling it.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -105,9 +106,19 @@ class Template:
         Raises:
             ValueError: the roles do not alternate.
         """
-        answered = messages and messages[-1].role == "assistant"
-        pieces = self._pieces(messages) if answered else self._prompt(messages)
-        return "".join(piece.text for piece in pieces)
+        return "".join(piece.text for piece in self._written(messages))
+
+    def ordinary_text(self, messages: Sequence[Message]) -> str:
+        """What `render` gives without the template's special tokens: what a tokenizer is fitted to.
+
+        Raises:
+            ValueError: the roles do not alternate.
+        """
+        names = "|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True)))
+        return "".join(
+            re.sub(names, "", piece.text) if piece.is_template and names else piece.text
+            for piece in self._written(messages)
+        )
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
         """The token that ends an answer; None where it takes several: then there are `stops`."""
@@ -128,6 +139,10 @@ class Template:
             yield Piece((self.separator if index else "") + self.begin[role], True, False)
             yield Piece(content, False, answer)
             yield Piece(self.end[role], True, answer)
+
+    def _written(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        answered = messages and messages[-1].role == "assistant"
+        return self._pieces(messages) if answered else self._prompt(messages)
 
     def _prompt(self, messages: Sequence[Message]) -> Iterator[Piece]:
         yield from self._pieces(messages)

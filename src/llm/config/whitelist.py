@@ -108,7 +108,10 @@ def _module(name: str, path: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{path} cannot be imported ({error})") from error
+        raise ConfigError(
+            f"{path} cannot be imported ({error}); a module of yours has to be installed, or in a folder "
+            "that PYTHONPATH names"
+        ) from error
 
 
 def _attribute(module: Any, name: str, path: str) -> Any:

@@ -28,8 +28,11 @@ class CountsFlops(Protocol):
 class Throughput(Callback):
     """Log `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
 
-    Time spent validating and sampling does not count. MFU is the share of the hardware's matrix rate that
-    the model's own FLOPs use (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and token, plus attention).
+    Tokens are those that the model reads in training, padding among them, for it costs as much. Time spent
+    validating and sampling does not count. MFU is the share of the hardware's matrix rate that one forward
+    and backward pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and
+    token, plus attention); a reference's passes, and drawing answers, are not counted. Frozen parameters
+    take fewer than 6, how many depends on where they lie, so with them `speed/mfu` is left out.
     """
 
     def __init__(self) -> None:
@@ -39,7 +42,6 @@ class Throughput(Callback):
         self.seconds = 0.0
         self.total_tokens = 0
         self._since: float | None = None
-        self._flops_per_token: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learn the hardware's matrix rate."""
@@ -91,10 +93,11 @@ class Throughput(Callback):
             "memory/peak_gib": peak_memory(task.device) / 2**30,
             "tokens": float(self.total_tokens),
         }
-        if self._flops_per_token is None and isinstance(task.model, CountsFlops):
-            self._flops_per_token = task.model.flops_per_token(context)
-        if self.peak_flops and self._flops_per_token:
-            metrics["speed/mfu"] = self.tokens_per_second * self._flops_per_token / self.peak_flops
+        model = task.model
+        trains_whole = all(parameter.requires_grad for parameter in model.parameters())
+        if self.peak_flops and trains_whole and isinstance(model, CountsFlops):
+            rate = self.tokens_per_second * model.flops_per_token(context)
+            metrics["speed/mfu"] = rate / self.peak_flops
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

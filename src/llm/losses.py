@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# A target that asks for nothing: padding, a prompt, a token that is not masked.
-IGNORED = -100
+from llm.nn.targets import IGNORED
 
 
 def cross_entropy(logits: Float[Tensor, "*N V"], targets: Int[Tensor, "*N"]) -> Float[Tensor, ""]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from llm.data.collation import LengthGrouped, Packing, Padding, best_fit
-from llm.data.windows import IGNORED
 from llm.losses import cross_entropy_sum
+from llm.nn.targets import IGNORED
 
 CONTEXT = 24
 

@@ -11,7 +11,7 @@ from llm.data.errors import DataError
 from llm.data.fingerprint import digest
 from llm.data.instruction import InstructionDataModule
 from llm.data.template import Template
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 from llm.tokenizers import char
 from llm.tokenizers.byte import ByteTokenizer
 

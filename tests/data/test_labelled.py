@@ -11,7 +11,7 @@ from llm.config.build import build
 from llm.data.collation import Padding
 from llm.data.errors import DataError
 from llm.data.labelled import LabelledDataModule, in_order, letters_of
-from llm.losses import IGNORED
+from llm.nn.targets import IGNORED
 from llm.tokenizers import char
 from llm.tokenizers.byte import ByteTokenizer
 

@@ -15,7 +15,7 @@ from torch import nn
 from llm.data.errors import DataError
 from llm.data.preprocessing import Lowercase, NormalizeUnicode
 from llm.data.text import TextDataModule
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 from llm.tokenizers import bpe, char
 from llm.tokenizers.byte import ByteTokenizer
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from llm.data.token_file import TokenFile
-from llm.data.windows import IGNORED, TrainingWindows, ValidationWindows, count_windows
+from llm.data.windows import TrainingWindows, ValidationWindows, count_windows
+from llm.nn.targets import IGNORED
 
 
 def token_file(folder: Path, number: int) -> TokenFile:

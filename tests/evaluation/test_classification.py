@@ -3,7 +3,7 @@ import torch
 from sklearn import metrics
 
 from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
-from llm.losses import IGNORED
+from llm.nn.targets import IGNORED
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from llm.callbacks.predictions import Predictions
 from llm.data.collation import Padding
 from llm.data.labelled import LabelledDataModule
-from llm.losses import IGNORED
 from llm.models.classifier import Classifier
+from llm.nn.targets import IGNORED
 from llm.optim.groups import decay_matrices
 from llm.tasks.classification import Classification
 from llm.tokenizers.byte import ByteTokenizer

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 
 from llm.apps import training
 from llm.config.build import build
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from llm.data.sampler import LengthGroupedSampler, TrainingSampler
-from llm.data.windows import IGNORED, Batch
+from llm.data.windows import Batch
+from llm.nn.targets import IGNORED
 
 Encoded = dict[str, list[int]]
 # What a row is filled up with; no real token is of a document below 0.

@@ -14,7 +14,7 @@ from llm.data.errors import DataError
 from llm.data.module import Batch, DataModule, at_least
 from llm.data.rows import Malformed, Paths, title
 from llm.data.split import split_examples
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 from llm.tokenizers.tokenizer import Tokenizer, fit
 
 TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]

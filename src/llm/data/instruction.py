@@ -9,7 +9,7 @@ from llm.data.examples import ExamplesDataModule, TokenizerSpec
 from llm.data.module import Batch
 from llm.data.rows import Malformed, Paths, Row, read_rows
 from llm.data.template import Message, Role, Template, require_order
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 
 # What other formats call the roles.
 SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}

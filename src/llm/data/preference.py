@@ -12,7 +12,7 @@ from llm.data.instruction import messages_of, optional_text_of, text_of
 from llm.data.module import Batch
 from llm.data.rows import Malformed, Paths, Row, read_rows
 from llm.data.template import Message, Template, require_order
-from llm.data.windows import IGNORED
+from llm.nn.targets import IGNORED
 
 
 class Pair(NamedTuple):

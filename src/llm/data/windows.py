@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llm.data.token_file import TokenFile
+from llm.nn.targets import IGNORED
 
 Batch = dict[str, Tensor]
-IGNORED = -100  # the target that a loss leaves out, as everywhere in torch
 
 
 def count_windows(tokens: int, context_length: int, stride: int) -> int:

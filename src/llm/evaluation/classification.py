@@ -12,7 +12,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from llm.losses import IGNORED
+from llm.nn.targets import IGNORED
 
 
 def scores(num_classes: int) -> MetricCollection:

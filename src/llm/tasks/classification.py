@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from llm.data.labelled import LabelledDataModule
 from llm.data.module import DataModule
 from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
-from llm.losses import IGNORED
 from llm.models.classifier import Classifier
+from llm.nn.targets import IGNORED
 from llm.tasks.task import Batch, Groups, Task
 
 

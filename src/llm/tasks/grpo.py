@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from llm.data.collation import pad
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
-from llm.data.windows import IGNORED
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.losses import (
@@ -21,7 +20,8 @@ from llm.losses import (
     policy_gradient_loss,
     token_log_probabilities,
 )
-from llm.rewards.reward import RewardFunction, score
+from llm.nn.targets import IGNORED
+from llm.rewards.reward import RewardFunction, require_template, score
 from llm.tasks.means import MeansTask
 from llm.tasks.reference import Reference
 from llm.tasks.task import Batch, Groups
@@ -67,7 +67,8 @@ class GRPO(MeansTask):
         reward: scores answers.
         reference: what the policy is held near to.
         group_size: G, answers to a prompt.
-        max_tokens: of an answer; fewer where a prompt leaves less of the context.
+        max_tokens: of an answer; fewer, for a whole batch, where its longest prompt leaves less of the
+            context.
         beta: what a nat of divergence from the reference costs, in rewards.
         seed: of the answers.
 
@@ -108,7 +109,8 @@ class GRPO(MeansTask):
         """Refuse data that do not say where a prompt ends, a template that does not say where an answer does.
 
         Raises:
-            ValueError: they do not, or the model has no such reference.
+            ValueError: they do not, the reward has learned from another template, or the model has no
+                such reference.
         """
         assert isinstance(data, InstructionDataModule)
         if data.loss_on != "response" or "documents" in data.encoded["train"][0]:
@@ -121,6 +123,8 @@ class GRPO(MeansTask):
                 "GRPO needs a template with one special token that ends an answer; use one such as "
                 "data/template=alpaca"
             )
+        with mistakes_at("reward"):
+            require_template(self.reward, data.template)
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
@@ -195,7 +199,11 @@ class GRPO(MeansTask):
         return prompts
 
     def answer(self, prompts: Sequence[Prompt], number: int) -> tuple[Batch, Tensor]:
-        """An answer to each prompt drawn from the policy, as `tokens` and `targets`, and its reward (B)."""
+        """An answer to each prompt drawn from the policy, as `tokens` and `targets`, and its reward (B).
+
+        All have the room that the longest prompt leaves, so near the end of the context an answer is cut
+        sooner beside a longer prompt than alone.
+        """
         longest = max(len(prompt.tokens) for prompt in prompts)
         most = min(self.max_tokens, cast(int, self.model.context_length) - longest)
         answers = generate(

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llm.data.instruction import InstructionDataModule
-from llm.data.windows import IGNORED
 from llm.evaluation.perplexity import Perplexity
 from llm.losses import cross_entropy
+from llm.nn.targets import IGNORED
 from llm.tasks.task import Batch, Groups, Task
 
 # What a batch may hold beside tokens and targets, each an argument of the model's.

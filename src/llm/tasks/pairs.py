@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llm.data.preference import PreferenceDataModule
-from llm.losses import IGNORED, ranking_loss
+from llm.losses import ranking_loss
+from llm.nn.targets import IGNORED
 from llm.tasks.means import MeansTask
 from llm.tasks.task import Batch, Groups
 

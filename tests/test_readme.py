@@ -135,6 +135,17 @@ def test_files_that_are_named_exist():
             assert (ROOT / target).exists(), target
 
 
+def test_the_tree_names_every_package_and_module():
+    tree = TEXT[TEXT.index("## The tree") :]
+    named = set(re.findall(r"^  (\w+(?:/|\.py))", tree, re.MULTILINE))
+    there = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "src/llm").iterdir()
+        if path.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
+    assert named == there
+
+
 def test_groups_and_options_are_those_of_conf():
     rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", TEXT, re.MULTILINE)
     assert len(rows) >= 10

@@ -44,7 +44,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     other = config.against
     theirs = None if other is None else read_answers(Path(other) / RESULTS["responses"])
     hardware = use_hardware(config)
-    data, task = restore(weights, hardware, config.test_path)
+    data, task = restore(weights, hardware, config.test_path, config.malformed)
     part = choose_part(data, config.part, config.test_path)
     answering = isinstance(data, InstructionDataModule)
     if (judge or theirs is not None) and not answering:

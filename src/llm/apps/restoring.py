@@ -20,7 +20,7 @@ PARTS = ("data", "task", "adapter", "trainer")
 
 
 def restore(
-    weights: RunWeights, hardware: Hardware, test_path: str | None
+    weights: RunWeights, hardware: Hardware, test_path: str | None, malformed: str = "stop"
 ) -> tuple[DataModule, Task]:
     """A run's data and task as they were trained, the task's model with what it has learned.
 
@@ -31,6 +31,8 @@ def restore(
     config = deepcopy(weights.config)
     if test_path is not None:
         config.data.test_path = test_path
+        if "malformed" in config.data:
+            config.data.malformed = malformed
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
         config.task.reward.accelerator = hardware.accelerator  # this machine's, not the training's
     check(OmegaConf.create({**{part: config.get(part) for part in PARTS}, "trust": config.trust}))

@@ -67,6 +67,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "batch_size": _plain(int),
     "part": _plain(Literal["test", "validation"] | None),
     "test_path": _plain(str | None),
+    "malformed": _plain(Literal["stop", "skip"]),
     "against": _plain(str | None),
     "output": _plain(str),
     "max_shard_gb": _plain(float),

@@ -76,7 +76,8 @@ class Malformed:
             return self.count
         more = [f"… and {self.count - SHOWN:,} more"] if self.count > SHOWN else []
         raise DataError(
-            f"malformed {what}: {self.count:,}; correct them, or leave them out with data.malformed=skip",
+            f"malformed {what}: {self.count:,}; correct them, or leave them out with data.malformed=skip "
+            "(with malformed=skip where llm evaluate reads a test_path)",
             *self._first,
             *more,
         )

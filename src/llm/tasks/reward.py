@@ -10,7 +10,8 @@ class Reward(Pairs):
     """Score the chosen response of a pair above the rejected one.
 
     The arguments are those of `Pairs`; the model is a classifier with one class, whose logit, read at
-    the end of the response, is the score. Only differences of scores have a meaning.
+    the last token of the response before the one that ends it, is the score. Only differences of scores
+    have a meaning.
     """
 
     verb = "evaluate"

@@ -159,7 +159,7 @@ def _move(partial: Path, folder: Path) -> list[Path]:
     for old in [*folder.glob("model*.safetensors"), *folder.glob(f"{SAFETENSORS}.index.json")]:
         old.unlink()
     # config.json comes last: what has none is no model.
-    files = sorted(partial.iterdir(), key=lambda file: file.name == "config.json")
+    files = sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name))
     for file in files:  # safetensors hides its files from others
         file.chmod(files[-1].stat().st_mode)
     return [file.replace(folder / file.name) for file in files]

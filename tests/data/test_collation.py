@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm.data.collation import LengthGrouped, Packing, Padding, best_fit
+from llm.data.collation import LengthGrouped, Packing, Padding, attended, best_fit
 from llm.losses import cross_entropy_sum
 from llm.nn.targets import IGNORED
 
@@ -123,3 +123,12 @@ def test_grouping_by_length_fills_up_less():
 def test_values_out_of_range_are_refused(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("width", [None, 7])
+def test_attention_stands_where_tokens_are(width):
+    rows = [{"tokens": [5] * length} for length in (3, 1, 4)]
+    batch = attended(rows, width)
+    assert batch["tokens"].shape == (3, width or 4)
+    assert batch["attention"].sum(1).tolist() == [3, 1, 4]
+    assert (batch["tokens"] == 5 * batch["attention"]).all()

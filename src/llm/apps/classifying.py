@@ -13,6 +13,7 @@ from llm.apps.loading import autocast, open_weights, use_hardware
 from llm.config.build import mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.data.collation import attended
 from llm.models.classifier import Classifier
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
@@ -105,12 +106,10 @@ def answers(
         ValueError: a text cannot be encoded.
     """
     most = model.context_length
-    rows = [torch.tensor(tokenizer.with_ends(tokenizer.encode(text), most)) for text in texts]
+    batch = attended([{"tokens": tokenizer.with_ends(tokenizer.encode(t), most)} for t in texts])
     device = next(model.parameters()).device
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    attention = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-    probabilities, labels = model(tokens, attention).float().softmax(dim=-1).max(dim=-1)
+    logits = model(batch["tokens"].to(device), batch["attention"].to(device))
+    probabilities, labels = logits.float().softmax(dim=-1).max(dim=-1)
     return [
         Answer(classes[int(label)], float(probability))
         for label, probability in zip(labels, probabilities, strict=True)

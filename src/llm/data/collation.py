@@ -36,6 +36,18 @@ def pad(rows: Sequence[Encoded], length: int) -> Batch:
     }
 
 
+def attended(rows: Sequence[Encoded], width: int | None = None) -> Batch:
+    """As `pad`, with `attention` (B, T) bool: true where a token is real.
+
+    Args:
+        rows: B rows, of which every list stands for tokens.
+        width: T; by default the length of the longest row.
+    """
+    lengths = torch.tensor([len(row["tokens"]) for row in rows])
+    width = int(lengths.max()) if width is None else width
+    return pad(rows, width) | {"attention": torch.arange(width) < lengths[:, None]}
+
+
 class Padding:
     """A row an example, in shuffled order, filled up to the longest of its batch.
 

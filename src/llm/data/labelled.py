@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from llm.data.collation import Encoded, Padding, pad
+from llm.data.collation import Encoded, Padding, attended
 from llm.data.errors import DataError
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
 from llm.data.module import Batch
@@ -55,7 +55,7 @@ class LabelledDataModule(ExamplesDataModule):
         columns: Names of the columns of a file without a header.
         quoting: Whether quotes in CSV and TSV enclose a field.
         balance: What is done about classes of unequal size in the training part: `none`; `undersample`
-            draws as many of each class as the smallest has; `weights` leaves the texts and weighs the
+            draws as many of each class as the smallest has; `weights` leaves the texts and weights the
             loss by class. The other parts stay as they are.
         repeats: When two texts are one: by their `text` (case and white space aside), or by their
             `letters`, numbers and punctuation aside too, as of form letters.
@@ -178,7 +178,7 @@ class LabelledDataModule(ExamplesDataModule):
         return [example.text]
 
     def settings(self) -> object:
-        """The classes, and how they are weighed."""
+        """The classes, and how they are weighted."""
         return {"classes": self.classes, "weights": self.balance == "weights"}
 
     # Encoding
@@ -208,11 +208,9 @@ class LabelledDataModule(ExamplesDataModule):
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """`tokens` and `attention` (B, T), `labels` and `rows` (B)."""
-        lengths = torch.tensor([len(example["tokens"]) for example in examples])
         width = self.collation.width(examples, self.context_length)
         return {
-            **pad([{"tokens": example["tokens"]} for example in examples], width),
-            "attention": torch.arange(width) < lengths[:, None],
+            **attended([{"tokens": example["tokens"]} for example in examples], width),
             **{name: torch.tensor([e[name][0] for e in examples]) for name in ("labels", "rows")},
         }
 

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Literal, NamedTuple
 
-import torch
-
-from llm.data.collation import Encoded, Padding, pad
+from llm.data.collation import Encoded, Padding, attended
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
 from llm.data.instruction import messages_of, optional_text_of, text_of
 from llm.data.module import Batch
@@ -153,9 +151,7 @@ class PreferenceDataModule(ExamplesDataModule):
         """The chosen responses, then the rejected ones, filled up to the longest of all."""
         pairs = [halves(example) for example in examples]
         rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-        lengths = torch.tensor([len(row["tokens"]) for row in rows])
-        width = self.collation.width(rows, self.context_length)
-        return pad(rows, width) | {"attention": torch.arange(width) < lengths[:, None]}
+        return attended(rows, self.collation.width(rows, self.context_length))
 
     def remarks(self) -> list[str]:
         """What was left out."""

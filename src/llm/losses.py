@@ -162,7 +162,8 @@ def group_advantages(rewards: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
 
     Shao et al. 2024 (DeepSeekMath), section 4.1.2: the group's mean takes the place of a learned
     critic. A group of equal rewards has nothing to teach: its advantages are 0. Liu et al. 2025
-    (Dr. GRPO) leave the division out: it weighs questions up that are nearly always right or wrong.
+    (Dr. GRPO) leave the division out: it gives more weight to questions that are nearly always right or
+    wrong.
 
     Args:
         rewards: of G responses to each of B prompts.

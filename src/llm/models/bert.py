@@ -25,7 +25,7 @@ class MaskedHead(nn.Linear):
     Args:
         dim: width C of the model.
         vocab_size: number V of tokens.
-        activation: the bend of the transformation.
+        activation: the nonlinearity of the transformation.
         norm: from the width, makes the norm after it.
     """
 
@@ -61,7 +61,7 @@ class BERT(nn.Module):
         residual: how a sublayer joins the stream.
         final_norm: from the width, makes a norm before the head; None leaves it out.
         num_segments: how many parts a text can have, such as a question and its answer.
-        activation: the bend in the head.
+        activation: the nonlinearity in the head.
         init: sets the parameters, once.
         dropout: probability for the embeddings.
         tie_weights: whether the head uses the embedding's matrix.

@@ -1,4 +1,4 @@
-"""The bend between two projections: pure functions, element by element."""
+"""Activation functions: the nonlinearity between two projections, pure and element by element."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -17,7 +17,7 @@ class FeedForward(nn.Module):
     Args:
         dim: width C of the model.
         hidden_dim: width in between; None means 4 · dim.
-        activation: the bend in between.
+        activation: the nonlinearity between the projections.
         bias: whether the projections have biases.
         dropout: probability for the output.
     """
@@ -50,7 +50,7 @@ class GatedFeedForward(nn.Module):
         hidden_dim: width in between; None means 8/3 · dim, at which three projections have the
             parameters of an ungated layer's two, rounded up to a multiple of `multiple_of`.
         multiple_of: widths that hardware likes; used only where `hidden_dim` is None.
-        activation: the bend of the gate.
+        activation: the nonlinearity of the gate.
         bias: whether the projections have biases.
         dropout: probability for the output.
     """

@@ -16,7 +16,7 @@ from llm.tasks.task import Batch, Groups, Task
 
 
 class Classification(Task):
-    """Learn the classes of texts by cross-entropy, weighed by class where the data say so.
+    """Learn the classes of texts by cross-entropy, weighted by class where the data say so.
 
     The arguments are those of `Task`, with a classifier for a model.
 
@@ -64,7 +64,7 @@ class Classification(Task):
             self.class_weights = torch.tensor(data.class_weights, device=self.device)
 
     def step(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy of a batch's `labels` (B), in nats, each weighed by its class."""
+        """Mean cross-entropy of a batch's `labels` (B), in nats, each weighted by its class."""
         nats = self._nats(self._logits(batch), batch["labels"])
         return nats / self.weight(batch).clamp(min=1)
 

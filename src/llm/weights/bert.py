@@ -57,7 +57,7 @@ _TABLES = {"embedding": "word", "position.embedding": "position", "segment": "to
 
 
 @dataclass(frozen=True)
-class Twice(Rule):
+class Tied(Rule):
     """One tensor of ours that they name twice; the first name is of the one that they compute with."""
 
     def split(self, ours: Tensor) -> list[Tensor]:
@@ -71,7 +71,7 @@ def _rules() -> tuple[Rule, ...]:
         for ours, theirs in _TABLES.items()
     ]
     rules.append(Rule("head.weight", ("cls.predictions.decoder.weight",)))
-    rules.append(Twice("head.bias", ("cls.predictions.decoder.bias", "cls.predictions.bias")))
+    rules.append(Tied("head.bias", ("cls.predictions.decoder.bias", "cls.predictions.bias")))
     for kind in ("weight", "bias"):
         parts = tuple(f"{_THEIRS}attention.self.{n}.{kind}" for n in ("query", "key", "value"))
         rules.append(QueryKeyValue(f"blocks.{{}}.attention.query_key_value.{kind}", parts))

@@ -21,7 +21,7 @@ SIZES = {
     "model.feed_forward.hidden_dim": "intermediate_size",
     "model.vocab_size": "vocab_size",
 }
-# What config.json calls the bend of the gate, and our option of it.
+# What config.json calls the nonlinearity of the gate, and our option of it.
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
 EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
 # The numbers of a slower rotation: ours, theirs.

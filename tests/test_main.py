@@ -274,3 +274,7 @@ def test_a_path_with_commas_is_one_path(llm, tmp_path):
     status, _, err = llm("generate", f"weights.path={path}")
     assert status == 2
     assert err.startswith(f"weights: {path} is no run directory")
+
+
+def test_flags_may_stand_anywhere(toy, tmp_path):
+    assert toy("seed=3", "--config-dir", str(tmp_path / "conf"), "prompt=hi")[3] == [[3, "hi"]]

@@ -127,7 +127,8 @@ def run(name: str, words: Sequence[str]) -> None:
 
     verb = VERBS[name]
     texts = verb.texts if "-m" in words or "--multirun" in words else (*verb.texts, *PATHS)
-    words = [as_text(word, texts) for word in words]
+    # Overrides last: the parser of the flags takes no flag between two of them.
+    words = sorted((as_text(word, texts) for word in words), key=is_override)
     sys.argv = ["llm", *words]
     args = get_args_parser().parse_args(words)
     if args.help:
@@ -146,6 +147,11 @@ def run(name: str, words: Sequence[str]) -> None:
         start(module.main, name, args.multirun)
     except UserError as error:
         fail(str(error), error.status)
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line sets or deletes a key, and is no flag or a flag's value."""
+    return word.startswith(("+", "~")) or ("=" in word and not word.startswith("-"))
 
 
 def has_launcher(overrides: Sequence[str]) -> bool:

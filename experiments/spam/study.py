@@ -229,6 +229,11 @@ def main() -> None:
     if not args.table:
         train(args.base, args.output, [f"seed={','.join(map(str, SEEDS))}", *args.words])
     results = finetuned(args.output)
+    absent = [f"{name} seed={s}" for name, own in results.items() for s in SEEDS if s not in own]
+    if absent:
+        sys.exit(
+            f"{args.output}: not finished: {', '.join(absent)}; run the same line without --table"
+        )
     regressions = {
         "logistic regression, word counts": bag_of_words(args.output, CountVectorizer),
         "logistic regression, tf-idf": bag_of_words(args.output, TfidfVectorizer),

@@ -33,6 +33,15 @@ def test_the_best_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys
     assert shown.split("  ", 1)[1].startswith(best.strip()[:3])
 
 
+def test_a_reward_model_of_another_template_is_refused(polite, train, pairs):
+    policy, _ = polite
+    words = ("task=reward", "data=preference", f"data.path={pairs}", "data/template=alpaca")
+    other = train("other", *words, "size.context_length=192")
+    words = (f"weights.path={policy.path}", "reward=run", f"reward.path={other.path}")
+    with pytest.raises(ConfigError, match=r"reward: .*in another template"):
+        choose(composed(*words, "prompt='cat 1?'", "best_of=4"))
+
+
 def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path, capsys):
     policy, _ = polite
     capsys.readouterr()

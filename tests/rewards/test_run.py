@@ -1,9 +1,13 @@
 """A run of a reward model scores text as its training did."""
 
+from dataclasses import replace
+
 import pytest
 
 from llm.config.build import build
 from llm.config.errors import ConfigError
+from llm.data.template import stored_template
+from llm.rewards.reward import require_template
 from llm.rewards.run import RunReward
 from llm.weights.run import RunWeights
 
@@ -32,3 +36,19 @@ def test_a_run_of_another_kind_is_no_reward(train, pairs, tmp_path):
         RunReward(str(run.path))(["a"], ["b"], ["c"])
     with pytest.raises(ValueError, match="no run directory"):
         RunReward(str(tmp_path))
+
+
+def test_prompts_in_another_template_are_refused(train, pairs):
+    run = train("run", "task=reward", "data=preference", f"data.path={pairs}")
+    reward = RunReward(str(run.path))
+    own = stored_template(RunWeights(str(run.path)).config)
+    require_template(reward, own)
+    for other in (None, replace(own, separator="\n\n")):
+        with pytest.raises(ValueError, match="in another template than these"):
+            require_template(reward, other)
+    words = ("task=grpo", "data=instruction", "data.template.separator=XX")
+    questions = pairs.with_name("questions.jsonl")
+    questions.write_text(pairs.read_text().replace('"chosen"', '"output"'))
+    words = (*words, f"data.path={questions}", "reward=run", f"reward.path={run.path}")
+    with pytest.raises(ConfigError, match=r"task: the reward model .* in another template"):
+        train("policy", *words)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from llm.apps.dialogue import Dialogue
 from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
@@ -11,7 +11,7 @@ from llm.apps.terminal import terminal
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.data.template import Template
+from llm.data.template import Template, stored_template
 from llm.generation.conversation import Conversation
 from llm.generation.text import stream_tokens
 from llm.tokenizers.tokenizer import Tokenizer
@@ -53,17 +53,14 @@ def trained_template(weights: Weights) -> Template:
     Raises:
         ConfigError: they were trained with none.
     """
-    node = OmegaConf.select(weights.config, "data.template")
-    if node is None:
+    template = stored_template(weights.config)
+    if template is None:
         raise ConfigError(
             f"template: {weights.path} was trained on no conversations; name a run that was, by "
             f"llm train experiment=instruct weights=… weights.path={weights.path}, or a template to use: "
             "template=plain lets any model continue a dialogue"
         )
-    trust = OmegaConf.select(weights.config, "trust") or []
-    stored = OmegaConf.create({"template": node, "trust": trust})
-    check(stored)  # a run directory may be a stranger's
-    return build(stored.template)
+    return template
 
 
 def require_tokens(template: Template, tokenizer: Tokenizer) -> None:

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from functools import partial
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from llm.apps.chatting import trained_template
 from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
 from llm.apps.writing import read_prompts
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
-from llm.data.template import Message
+from llm.data.template import Message, Template, stored_template
 from llm.generation.best_of import Scored, best_of
 from llm.generation.text import first_tokens
-from llm.rewards.reward import score
+from llm.rewards.reward import require_template, score
 from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.weights import Weights
 
 
 def choose(config: DictConfig) -> list[str]:
@@ -32,8 +30,11 @@ def choose(config: DictConfig) -> list[str]:
     weights, hardware = open_weights(config), use_hardware(config)
     reward, sampler, tokenizer = build(config.reward), build(config.sampler), weights.tokenizer()
     prompts = read_prompts(config.prompt, config.prompts_file)
+    template = stored_template(weights.config)
+    with mistakes_at("reward"):
+        require_template(reward, template)
     with mistakes_at("prompt"):
-        starts, end_token, stops = openings(weights, tokenizer, prompts)
+        starts, end_token, stops = openings(template, tokenizer, prompts)
     stops = [*stops, *stop_strings(config)]
     model = load_writer(weights, hardware)
     with mistakes_at("best_of"), autocast(hardware):
@@ -55,15 +56,14 @@ def choose(config: DictConfig) -> list[str]:
 
 
 def openings(
-    weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]
+    template: Template | None, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> tuple[list[list[int]], int | None, Sequence[str]]:
     """The tokens that ask each prompt, the token that ends an answer, and texts that do.
 
     A model that was trained on a template is asked in its words; any other goes on with the prompt.
     """
-    if OmegaConf.select(weights.config, "data.template") is None:
+    if template is None:
         return [first_tokens(tokenizer, prompt) for prompt in prompts], None, ()
-    template = trained_template(weights)
     asked = ([Message("user", prompt)] for prompt in prompts)
     starts = [template.encode_prompt(messages, tokenizer) for messages in asked]
     return starts, template.end_token(tokenizer), template.stops

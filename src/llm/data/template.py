@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.build import build
+from llm.config.check import check
 from llm.tokenizers.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
@@ -165,6 +169,21 @@ class Template:
             tokens += new
             is_response += [piece.is_response] * len(new)
         return tokens, is_response
+
+
+def stored_template(config: DictConfig) -> Template | None:
+    """The template in a run's configuration; None where it was trained on no conversations.
+
+    Raises:
+        ConfigError: there is no such template.
+    """
+    node = OmegaConf.select(config, "data.template")
+    if node is None:
+        return None
+    trust = OmegaConf.select(config, "trust") or []
+    stored = OmegaConf.create({"template": node, "trust": trust})
+    check(stored)  # a run directory may be a stranger's
+    return build(stored.template)
 
 
 def require_order(messages: Sequence[Message]) -> None:

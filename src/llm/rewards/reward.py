@@ -2,10 +2,36 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from llm.data.template import Template
 
 # (prompts, responses, references) -> scores, higher is better. A prompt is the text that the model read,
 # the template's included; a reference is the data's answer to it, empty where there is none.
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@runtime_checkable
+class ReadsTemplate(Protocol):
+    """A reward that has learned from prompts in the words of one template."""
+
+    def require_template(self, template: Template | None) -> None:
+        """Let pass prompts in the words of that template.
+
+        Raises:
+            ValueError: they are in those of another, or of none.
+        """
+        ...
+
+
+def require_template(reward: RewardFunction, template: Template | None) -> None:
+    """Let pass a template, or None for bare prompts, that the reward can read.
+
+    Raises:
+        ValueError: it has learned from another.
+    """
+    if isinstance(reward, ReadsTemplate):
+        reward.require_template(template)
 
 
 def score(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llm.config.errors import ConfigError
 from llm.data.collation import pad
+from llm.data.template import Template, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.tokenizers.tokenizer import Tokenizer
@@ -20,7 +21,9 @@ from llm.weights.run import RunWeights
 class RunReward:
     """Scores of a reward model: any number, higher is better; only differences have a meaning.
 
-    A prompt has to be written with the template that the run was trained with.
+    A prompt has to be written with the template that the run was trained with. It comes as text, in
+    which a special token that a person spelled in a message is the same as the template's own: such a
+    prompt is read otherwise than in training. An answer cannot spell one.
 
     Args:
         path: the directory of a run with `task=reward`.
@@ -54,6 +57,19 @@ class RunReward:
         ]
         starts = range(0, len(rows), self.batch_size)
         return [each for at in starts for each in self._score(rows[at : at + self.batch_size])]
+
+    def require_template(self, template: Template | None) -> None:
+        """Let pass the template that the run was trained with.
+
+        Raises:
+            ValueError: it is another.
+        """
+        own = stored_template(self._weights().config)
+        if own is not None and own != template:
+            raise ValueError(
+                f"the reward model {self.path} has learned from prompts in another template than these: "
+                "train both with the same data/template"
+            )
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[list[int]]) -> list[float]:

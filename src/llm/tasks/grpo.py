@@ -123,8 +123,7 @@ class GRPO(MeansTask):
                 "GRPO needs a template with one special token that ends an answer; use one such as "
                 "data/template=alpaca"
             )
-        with mistakes_at("reward"):
-            require_template(self.reward, data.template)
+        require_template(self.reward, data.template)
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:

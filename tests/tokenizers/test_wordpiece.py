@@ -126,6 +126,8 @@ def test_reads_what_transformers_writes_and_the_older_list_of_words(tmp_path, lo
     ("change", "problem"),
     [
         ({"model": {"type": "BPE", "vocab": {}}}, "model.type is BPE"),
+        ({"model": {"type": "WordPiece", "vocab": []}}, "unsupported operand"),
+        ({"added_tokens": 3}, "not iterable"),
         ({"normalizer": None}, "NoneType"),
         ({"added_tokens": [{"id": 9, "content": "x", "special": True}]}, "its ids have gaps"),
     ],
@@ -137,6 +139,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, problem):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=problem):
+        read(tmp_path)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="no JSON object"):
         read(tmp_path)
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.config.json_object import read_object
 from llm.weights.export import require_room, write
-from llm.weights.huggingface import read_object
 from llm.weights.weights import Weights
 
 

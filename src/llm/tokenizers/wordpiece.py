@@ -9,13 +9,13 @@ Sources: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transform
 "Google's Neural Machine Translation System", section 4.1, for the pieces.
 """
 
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import punctuation
 from typing import Any
 
+from llm.config.json_object import read_object
 from llm.tokenizers.tokenizer import Tokenizer, well_formed
 
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -149,13 +149,13 @@ def read(folder: Path) -> WordPieceTokenizer:
     """
     if (file := folder / "tokenizer.json").is_file():
         try:
-            return _parse(json.loads(file.read_text("utf-8")))
-        except (KeyError, TypeError, ValueError) as error:
+            return _parse(read_object(file))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} holds no WordPiece tokenizer known here: {error}") from error
     if not (file := folder / "vocab.txt").is_file():
         raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
     config = folder / "tokenizer_config.json"
-    settings = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    settings = read_object(config) if config.is_file() else {}
     pieces = file.read_text("utf-8").removesuffix("\n").split("\n")
     return WordPieceTokenizer(pieces, lowercase=settings.get("do_lower_case", True))
 

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,8 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from llm.config.build import mistakes_at
 from llm.config.composition import open_loader
 from llm.config.errors import ConfigError
+from llm.config.json_object import read_object
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.key_map import KeyMap
 from llm.weights.stored import Stored, in_safetensors, in_torch_file
@@ -77,7 +78,8 @@ class HuggingFaceFolder(Folder):
         Raises:
             ConfigError: there is none, or it is no JSON object.
         """
-        return read_object(self.path / "config.json")
+        with mistakes_at("weights.path"):
+            return read_object(self.path / "config.json")
 
     @property
     def files(self) -> list[Path]:
@@ -292,26 +294,10 @@ def download(name: str) -> Path:
     return folder
 
 
-def read_object(path: Path) -> Settings:
-    """A JSON file that holds an object.
-
-    Raises:
-        ConfigError: there is no such file, or it holds something else.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError:
-        raise ConfigError(f"weights.path: {path.parent} has no {path.name}") from None
-    except ValueError as error:
-        raise ConfigError(f"weights.path: {path} is no JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"weights.path: {path} holds no JSON object")
-    return found
-
-
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, all of them there, beside it."""
-    names = read_object(index).get("weight_map")
+    with mistakes_at("weights.path"):
+        names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ConfigError(f"weights.path: {index} has no weight_map")
     files = [index.with_name(Path(str(name)).name) for name in sorted({*names.values()})]

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llm.config.build import mistakes_at
 from llm.config.errors import ConfigError
+from llm.config.json_object import read_object
 from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.huggingface import Folder, Settings, read_object
+from llm.weights.huggingface import Folder, Settings
 from llm.weights.stored import Stored
 from llm.weights.tensor_bundle import in_tensor_bundle
 from llm.weights.tokenizer_files import read_vocabulary
@@ -43,7 +45,8 @@ class OpenAIFolder(Folder):
         Raises:
             ConfigError: hparams.json cannot be read, or lacks one.
         """
-        hparams = read_object(self.path / "hparams.json")
+        with mistakes_at("weights.path"):
+            hparams = read_object(self.path / "hparams.json")
         sizes = {theirs: hparams.get(name) for theirs, name in SIZES.items()}
         return {"model_type": "gpt2", **sizes}
 

@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from llm.config.json_object import read_object
 from llm.tokenizers.bpe import BYTES, BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
@@ -40,7 +41,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not file.is_file():
         there = vocabulary.is_file() and merges.is_file()
         return read_vocabulary(vocabulary, merges) if there else None
-    definition = _read(file)
+    definition = read_object(file)
     end = _end_of_text(folder, definition)
     ours = _as_bpe(definition) if end == END_OF_TEXT else None
     try:
@@ -57,9 +58,9 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     Raises:
         ValueError: a file cannot be read, or the two do not fit each other.
     """
-    ids = _read(vocabulary)
+    ids = read_object(vocabulary)
     added = vocabulary.with_name("added_tokens.json")
-    special = _read(added) if added.is_file() else {}
+    special = read_object(added) if added.is_file() else {}
     try:
         pairs = split_merges(merges.read_text("utf-8"))
         return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
@@ -199,28 +200,13 @@ def _end_of_text(folder: Path, definition: dict[str, Any]) -> str | None:
     """The name of the token that ends a text, from whichever file says so."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            token = _read(folder / name).get("eos_token")
+            token = read_object(folder / name).get("eos_token")
             token = token.get("content") if isinstance(token, dict) else token
             if token is not None:
                 return token
     if not (folder / "config.json").is_file():
         return None
-    token = _read(folder / "config.json").get("eos_token_id")
+    token = read_object(folder / "config.json").get("eos_token_id")
     first = token[0] if isinstance(token, list) and token else token
     added = definition.get("added_tokens") or []
     return next((entry["content"] for entry in added if entry["id"] == first), None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return found

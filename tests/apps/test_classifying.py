@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from llm.apps.classifying import classify
 from llm.apps.training import train
 from llm.config.errors import ConfigError
+from llm.tokenizers.byte import ByteTokenizer
 
 TEXTS = [
     ("cat" if n % 2 else "dog", f"a {'meow' if n % 2 else 'bark'} {'x' * n}") for n in range(60)
@@ -102,10 +103,22 @@ def test_a_pipe_is_answered_before_it_is_closed(run):
 def test_what_cannot_be_done_is_said(ask, run, tmp_path):
     with pytest.raises(ConfigError, match="both given"):
         ask(text="a", file="b")
+    with pytest.raises(ConfigError, match="text: is blank"):
+        ask(text=" ")
     with pytest.raises(ConfigError, match=r"file: .*none\.txt cannot be read"):
         ask(file=str(tmp_path / "none.txt"))
     with pytest.raises(ConfigError, match="batch_size=0"):
         ask(file=str(tmp_path / "none.txt"), batch_size=0)
+
+
+def test_a_line_without_a_token_is_named(ask, monkeypatch, tmp_path):
+    encode = ByteTokenizer.encode_ordinary
+    monkeypatch.setattr(
+        ByteTokenizer, "encode_ordinary", lambda self, text: encode(self, text.strip("?"))
+    )
+    (tmp_path / "lines.txt").write_text("a meow\n??\n")
+    with pytest.raises(ConfigError, match=r"text: the tokenizer makes no token of '\?\?'"):
+        ask(file=str(tmp_path / "lines.txt"))
 
 
 def test_a_language_model_is_no_classifier(ask, run, tmp_path):

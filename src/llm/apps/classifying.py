@@ -39,6 +39,8 @@ def classify(config: DictConfig) -> None:
     weights, hardware = open_weights(config), use_hardware(config)
     if config.text is not None and config.file is not None:
         raise ConfigError("text and file are both given: leave one out")
+    if config.text is not None and not config.text.strip():
+        raise ConfigError("text: is blank; give a text to classify")
     if config.batch_size < 1:
         raise ConfigError(f"batch_size={config.batch_size}: give 1 or more")
     classes = trained_classes(weights)
@@ -100,13 +102,15 @@ def answers(
         model: a classifier of as many classes.
         tokenizer: the one it was trained with.
         classes: their names.
-        texts: none of which is blank.
+        texts: to be judged.
 
     Raises:
-        ValueError: a text cannot be encoded.
+        ValueError: a text cannot be encoded, or has no token.
     """
-    most = model.context_length
-    batch = attended([{"tokens": tokenizer.with_ends(tokenizer.encode(t), most)} for t in texts])
+    rows = [tokenizer.encode(text) for text in texts]
+    if [] in rows:
+        raise ValueError(f"the tokenizer makes no token of {texts[rows.index([])]!r}")
+    batch = attended([{"tokens": tokenizer.with_ends(r, model.context_length)} for r in rows])
     device = next(model.parameters()).device
     logits = model(batch["tokens"].to(device), batch["attention"].to(device))
     probabilities, labels = logits.float().softmax(dim=-1).max(dim=-1)

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 
 from llm.apps import training, writing
 from llm.config.errors import ConfigError
 from llm.runs import Run
+from llm.tokenizers.tokenizer import load as load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +114,19 @@ def test_a_run_without_a_checkpoint_is_named(run, written, tmp_path):
         (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(ConfigError, match=r"weights\.path: .*bare.*there is no such checkpoint"):
         written(f"weights.path={bare}", "prompt='the'")
+
+
+def test_what_is_wrong_is_told_of_what_is_wrong(run, written, monkeypatch):
+    load = writing.load_writer
+
+    def broken(*arguments):
+        model = load(*arguments)
+        torch.nn.init.constant_(model.final_norm.weight, torch.nan)
+        return model
+
+    monkeypatch.setattr(writing, "load_writer", broken)
+    with pytest.raises(ConfigError, match=r"^weights: the model's logits are NaN"):
+        written("prompt='the'")
+    monkeypatch.setattr(type(load_tokenizer(run.tokenizer)), "end_of_text", None)
+    with pytest.raises(ConfigError, match=r"^prompt: an empty prompt"):
+        written()

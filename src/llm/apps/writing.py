@@ -9,7 +9,7 @@ from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, 
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.generation.text import stream
+from llm.generation.text import first_tokens, stream_tokens
 
 
 def write(config: DictConfig) -> list[str]:
@@ -26,18 +26,21 @@ def write(config: DictConfig) -> list[str]:
     check(config)
     weights, hardware = open_weights(config), use_hardware(config)
     prompts = read_prompts(config.prompt, config.prompts_file)
+    tokenizer = weights.tokenizer()
+    with mistakes_at("prompt"):
+        starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
     model = load_writer(weights, hardware)
-    pieces = stream(
+    pieces = stream_tokens(
         model,
-        weights.tokenizer(),
-        prompts,
+        tokenizer,
+        starts,
         config.max_tokens,
         build(config.sampler),
         config.seed,
         stop_strings(config),
     )
     texts = [""] * len(prompts)
-    with mistakes_at("prompt"), autocast(hardware):
+    with mistakes_at("weights"), autocast(hardware):
         for row, piece in pieces:
             if len(prompts) == 1:
                 _print(piece if texts[row] else prompts[row] + piece)

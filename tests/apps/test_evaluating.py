@@ -183,6 +183,15 @@ def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
     assert file.read_text() == before
 
 
+def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated):
+    before = (instructed.path / RESULTS["responses"]).read_text()
+    aside = instructed.last.rename(instructed.last.with_name("aside"))
+    try:
+        assert evaluated(instructed)["quality"]["answers"] == before.count('"response"')
+    finally:
+        aside.rename(instructed.last)
+
+
 def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")

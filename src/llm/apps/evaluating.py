@@ -112,7 +112,7 @@ def answers_to(
     run = weights.run
     file = run.path / RESULTS["responses"]
     own = part == "test" and config.test_path is None and weights.checkpoint == "best"
-    if own and file.is_file() and file.stat().st_mtime >= run.last.stat().st_mtime:
+    if own and file.is_file() and file.stat().st_mtime >= weights.file().stat().st_mtime:
         return read_answers(file)  # no step was taken since
     conversations = data.raw[part]
     responses = answer(data, conversations, task.model.eval(), config.max_tokens)

@@ -3,6 +3,8 @@
 import json
 import pickle
 import random
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -193,3 +195,26 @@ def test_values_of_a_wrong_type_are_a_damaged_file(content: str, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"broken\.json holds a damaged"):
         load(path)
+
+
+def test_values_of_a_wrong_type_are_damage_where_nothing_checks_types(tmp_path):
+    """In a process of its own: here annotations are checked at run time."""
+    contents = [
+        '{"kind": "char", "characters": ["a", 1]}',
+        '{"kind": "byte", "special_tokens": [1]}',
+        '{"kind": "word", "words": [1]}',
+    ]
+    files = [tmp_path / f"{number}.json" for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(content)
+    script = (
+        "import sys\nfrom llm.tokenizers.tokenizer import load\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load(path)\n"
+        "    except ValueError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, *map(str, files)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(told) == len(files)
+    for line, file in zip(told, files, strict=True):
+        assert line.startswith(f"{file} holds a damaged")

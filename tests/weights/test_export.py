@@ -158,8 +158,9 @@ def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
     write(gpt2, ByteTokenizer(), folder, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "years of work"
-    with pytest.raises(ConfigError, match=r"is a file; name a folder"):
-        write(gpt2, ByteTokenizer(), folder / "thesis.txt")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"is a file; name a folder"):
+            write(gpt2, ByteTokenizer(), folder / "thesis.txt", overwrite=overwrite)
 
 
 def test_an_export_before_is_replaced_whole(gpt2, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm.config.errors import ConfigError
+from llm.weights import tensor_bundle
 from llm.weights.tensor_bundle import crc32c, in_tensor_bundle
 
 HERE = Path(__file__).parent / "openai"
@@ -68,6 +69,20 @@ def test_every_flipped_bit_of_the_index_is_noticed(prefix):
 def test_an_index_that_was_cut_short_is_named(prefix, length):
     index = Path(f"{prefix}.index")
     index.write_bytes(index.read_bytes()[:length])
+    with pytest.raises(ConfigError, match=r"model.ckpt.index is no whole checkpoint"):
+        in_tensor_bundle(prefix)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"\x0a\x00",  # the type as bytes
+        b"\x08\x01\x10\x05",  # the shape as a number
+        b"\x08\x01\x1a\x00",  # the shard as bytes
+    ],
+)
+def test_a_field_of_another_kind_is_named(prefix, entry, monkeypatch):
+    monkeypatch.setattr(tensor_bundle, "_table", lambda data: [(b"", b""), (b"model/wte", entry)])
     with pytest.raises(ConfigError, match=r"model.ckpt.index is no whole checkpoint"):
         in_tensor_bundle(prefix)
 

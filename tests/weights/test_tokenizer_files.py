@@ -264,3 +264,31 @@ def test_what_a_definition_puts_before_every_text_begins_prompts_and_conversatio
     roles = {"system": "", "user": "", "assistant": ""}
     template = Template(begin=roles, end={**roles, "assistant": "?"})
     assert template.encode_prompt([Message("user", "a b")], tokenizer) == [0, 1, 2]
+
+
+def around(vocabulary, **settings):
+    """A tokenizer of whole words that puts `<s>` before every text."""
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, **settings))
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
+    return backend
+
+
+def test_ends_are_found_without_knowing_any_letter():
+    assert HuggingFaceTokenizer(around({"<s>": 0, "the": 1}).to_str()).ends == ([0], [])
+    letters = around({"<s>": 0, "b": 1})
+    letters.pre_tokenizer = pre_tokenizers.Split("a", "removed")
+    assert HuggingFaceTokenizer(letters.to_str()).ends == ([0], [])
+
+
+def test_a_template_without_the_text_is_refused():
+    backend = around({"<s>": 0, "a": 1})
+    backend.post_processor = processors.TemplateProcessing("<s>", None, [("<s>", 0)])
+    with pytest.raises(ValueError, match="definition puts tokens around a text"):
+        HuggingFaceTokenizer(backend.to_str())
+
+
+def test_an_id_beyond_all_vocabularies_is_refused():
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 2**22}, unk_token="a"))
+    with pytest.raises(ValueError, match=r"the id 4,194,304; .* are the most"):
+        HuggingFaceTokenizer(backend.to_str())

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import tokenizers
@@ -11,6 +12,9 @@ import tokenizers
 from llm.tokenizers.bpe import BYTES
 from llm.tokenizers.gpt2 import CHARACTERS
 from llm.tokenizers.tokenizer import Tokenizer, well_formed
+
+# The largest vocabularies that are published have some 260 thousand; each id is a row of a model's tables.
+MOST_IDS = 2**22
 
 Spell = Callable[[str], bytes]
 
@@ -44,18 +48,35 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"end_of_text={end_of_text} is none of {list(self.special_tokens)}")
         self._end_of_text = end_of_text
         ids = self._backend.get_vocab(with_added_tokens=True)
+        if (largest := max(ids.values(), default=-1)) >= MOST_IDS:
+            raise ValueError(
+                f"definition has the id {largest:,}; {MOST_IDS:,} are the most there can be"
+            )
         spell = _spelling(json.loads(definition).get("decoder"))
-        self._bytes = dict.fromkeys(range(max(ids.values(), default=-1) + 1), b"")
+        self._bytes = dict.fromkeys(range(largest + 1), b"")
         self._bytes |= {token: spell(name) for name, token in ids.items()}
         self._bytes |= {token: added.content.encode() for token, added in added.items()}
+        self._ends = self._find_ends()
 
-    @cached_property
-    def ends(self) -> tuple[list[int], list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def ends(self) -> tuple[list[int], list[int]]:
         """What the definition puts around every text, such as Llama's beginning-of-text token."""
-        plain = self._backend.encode("a", add_special_tokens=False).ids
-        whole = self._backend.encode("a", add_special_tokens=True).ids
-        before = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-        return whole[:before], whole[before + len(plain) :]
+        return self._ends
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
+        """What stands around a text, seen at one that is known: the first token that is no special one."""
+        if not self._backend.num_special_tokens_to_add(is_pair=False):
+            return [], []
+        self._backend.encode_special_tokens = True
+        ordinary = self._backend.get_vocab(with_added_tokens=False).keys() - self.special_tokens
+        for text in chain("a", sorted(ordinary)):
+            with suppress(Exception):  # the library raises no narrower one where it knows no token
+                plain = self._backend.encode(text, add_special_tokens=False).ids
+                whole = self._backend.encode(text, add_special_tokens=True).ids
+                for before in range(len(whole) - len(plain) + 1) if plain else ():
+                    if whole[before : before + len(plain)] == plain:
+                        return whole[:before], whole[before + len(plain) :]
+        raise ValueError("definition puts tokens around a text that is not among them")
 
     @property
     def end_of_text(self) -> int | None:

@@ -181,7 +181,7 @@ def load(path: str | Path) -> Tokenizer:
     tokenizer = getattr(import_module(f"llm.tokenizers.{kind}"), KINDS[kind])
     try:
         return tokenizer(**state)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds a damaged {kind} tokenizer: {error}") from error
 
 

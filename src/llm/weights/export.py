@@ -93,15 +93,15 @@ def describe(model: GPT) -> tuple[Settings, KeyMap]:
 
 
 def require_room(folder: Path, overwrite: bool = False) -> None:
-    """Refuse to write among files of someone else.
+    """Refuse to write in the place of a file, or among files of someone else.
 
     Raises:
-        ConfigError: the folder holds other files than an export wrote.
+        ConfigError: it is a file, or the folder holds other files than an export wrote.
     """
-    if overwrite or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: {folder} is a file; name a folder")
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
+        return
     try:
         ours = MARK in json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

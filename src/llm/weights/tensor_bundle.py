@@ -59,7 +59,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
         }
     except FileNotFoundError as error:
         raise ConfigError(f"weights.path: {error.filename} is missing") from None
-    except (ValueError, LookupError, struct.error) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ConfigError(
             f"weights.path: {index} is no whole checkpoint of TensorFlow ({reason}): fetch it anew"

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from llm.config.build import build
 from llm.config.check import check
@@ -32,7 +31,8 @@ def export(config: DictConfig) -> list[Path]:
         raise ConfigError("weights=scratch has learned nothing to export: use weights=run")
     folder = Path(config.output)
     require_room(folder, config.overwrite)
-    model, tokenizer = language_model(weights), weights.tokenizer()
+    require_language_model(weights)
+    model, tokenizer = weights.language_model(), weights.tokenizer()
     files = write(model, tokenizer, folder, config.max_shard_gb, config.overwrite)
     for file in files:
         print(f"{file.stat().st_size:>15,} bytes  {file}")
@@ -49,11 +49,11 @@ def export(config: DictConfig) -> list[Path]:
     return files
 
 
-def language_model(weights: Weights) -> nn.Module:
-    """The language model alone, adapters folded in.
+def require_language_model(weights: Weights) -> None:
+    """Let pass what was trained to write.
 
     Raises:
-        ConfigError: what was trained is no language model, or the weights do not fit.
+        ConfigError: it is a classifier or a reward model.
     """
     config = weights.config
     whole = OmegaConf.select(config, "task.model._target_")
@@ -61,7 +61,3 @@ def language_model(weights: Weights) -> nn.Module:
         raise ConfigError(
             f"weights.path: {weights.path} holds a {whole.rpartition('.')[2]}; only language models are exported"
         )
-    check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
-    model = build(config.model)
-    weights.load(model)
-    return model

@@ -55,6 +55,14 @@ class Weights(ABC):
     def model(self) -> nn.Module:
         """The model with its weights, in evaluation mode on the CPU.
 
+        Raises:
+            ConfigError: as `language_model` does.
+        """
+        return self.language_model().eval()
+
+    def language_model(self) -> nn.Module:
+        """The language model alone, adapters folded in.
+
         Its configuration is checked before anything is built: the files may be a stranger's.
 
         Raises:
@@ -64,7 +72,7 @@ class Weights(ABC):
         check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
         model = build(config.model)
         self.load(model)
-        return model.eval()
+        return model
 
 
 def tokenizer_of(weights: Weights) -> Tokenizer:

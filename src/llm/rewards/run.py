@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm.config.errors import ConfigError
-from llm.data.collation import pad
+from llm.data.collation import attended
 from llm.data.template import Template, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
@@ -74,13 +74,9 @@ class RunReward:
     @torch.inference_mode()
     def _score(self, rows: Sequence[list[int]]) -> list[float]:
         rows = [row[-self._model.context_length :] for row in rows]
-        longest = max(len(row) for row in rows)
-        tokens = pad([{"tokens": row} for row in rows], longest)["tokens"]
-        lengths = torch.tensor([[len(row)] for row in rows])
+        batch = attended([{"tokens": row} for row in rows])
         device = self._model.head.weight.device
-        scores: Tensor = self._model(
-            tokens.to(device), (torch.arange(longest) < lengths).to(device)
-        )
+        scores: Tensor = self._model(batch["tokens"].to(device), batch["attention"].to(device))
         return scores.squeeze(-1).tolist()
 
     def _weights(self) -> RunWeights:

@@ -18,7 +18,7 @@ from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
-from llm.evaluation.answers import Answer, answers_of, read_answers
+from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
 from llm.hardware import Hardware
 from llm.runs import RESULTS, now, versions
 from llm.tasks.task import Task
@@ -117,6 +117,4 @@ def answers_to(
     conversations = data.raw[part]
     responses = answer(data, conversations, task.model.eval(), config.max_tokens)
     rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
-    if own:
-        file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return answers_of(rows)
+    return write_answers(file, rows) if own else answers_of(rows)

@@ -1,6 +1,5 @@
 """What the model answers: a few answers as it learns, all of the test part's at the end."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +14,7 @@ from llm.data.instruction import Conversation, InstructionDataModule
 from llm.data.module import DataModule
 from llm.data.preference import Pair, PreferenceDataModule
 from llm.data.tokenization import progress_bar
-from llm.evaluation.exact_match import exact_match
-from llm.evaluation.rouge import rouge_l
+from llm.evaluation.answers import figures, write_answers
 from llm.generation.responses import respond
 from llm.generation.sampling import Sampler
 from llm.runs import RESULTS
@@ -125,16 +123,8 @@ class Responses(Callback):
             row_of(conversation, response)
             for conversation, response in zip(conversations, answers, strict=True)
         ]
-        text = json.dumps(rows, indent=2, ensure_ascii=False)
-        file = Path(trainer.default_root_dir) / RESULTS["responses"]
-        file.write_text(text + "\n", "utf-8")
-        pairs = [(row["response"], row["reference"]) for row in rows]
-        pl_module.record(
-            {
-                "test/rouge_l": fmean(rouge_l(*pair) for pair in pairs),
-                "test/exact_match": fmean(exact_match(*pair) for pair in pairs),
-            }
-        )
+        kept = write_answers(Path(trainer.default_root_dir) / RESULTS["responses"], rows)
+        pl_module.record({f"test/{name}": fmean(each) for name, each in figures(kept).items()})
 
 
 def answer(

@@ -46,6 +46,12 @@ def read_answers(file: Path) -> list[Answer]:
         ) from None
 
 
+def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    """Write rows as a run's `responses.json` has them, and give them as `read_answers` would."""
+    file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return answers_of(rows)
+
+
 def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
     """Rows as `responses.json` has them: `instruction`, `input`, `messages`, `reference`, `response`."""
     return [Answer(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
@@ -58,13 +64,21 @@ def _asked(row: Mapping[str, Any]) -> str:
     return "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
 
 
+def figures(answers: Sequence[Answer]) -> dict[str, list[float]]:
+    """ROUGE-L and exact match of each answer."""
+    return {
+        "rouge_l": _rouge(answers),
+        "exact_match": [float(exact_match(each.response, each.reference)) for each in answers],
+    }
+
+
 def quality(answers: Sequence[Answer]) -> dict[str, Any]:
     """ROUGE-L and exact match, each a mean over the answers with its interval."""
-    matches = sum(exact_match(each.response, each.reference) for each in answers)
+    measured = figures(answers)
     return {
         "answers": len(answers),
-        "rouge_l": bootstrap(_rouge(answers))._asdict(),
-        "exact_match": wilson(matches, len(answers))._asdict(),
+        "rouge_l": bootstrap(measured["rouge_l"])._asdict(),
+        "exact_match": wilson(sum(measured["exact_match"]), len(answers))._asdict(),
     }
 
 

@@ -111,7 +111,7 @@ def interrupted(train, monkeypatch) -> Callable[..., Any]:
 
         original = training.make_callbacks
         with monkeypatch.context() as patch:
-            patch.setattr(training, "make_callbacks", lambda config: [*original(config), CtrlC()])
+            patch.setattr(training, "make_callbacks", lambda *given: [*original(*given), CtrlC()])
             with pytest.raises(SystemExit):
                 train(name, *words)
         return train(name, *words)

@@ -59,7 +59,7 @@ def stop_at(monkeypatch):
 
     def patch(step: int | None, number: int = signal.SIGINT) -> None:
         extra = [] if step is None else [SignalAt(step, number)]
-        monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), *extra])
+        monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), *extra])
 
     return patch
 
@@ -165,7 +165,7 @@ def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkey
                     pl_module.model.embedding.weight[0, 0] = float("nan")
 
     original = training.make_callbacks
-    monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), Poison()])
+    monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), Poison()])
     with pytest.raises(DivergedError, match=r"training diverged: .*optimizer\.lr"):
         training.train(composed(), tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -207,7 +207,7 @@ def test_a_crash_inside_an_accumulation_resumes_to_the_bit_with_muon_bf16_and_a_
     whole = training.train(composed(*words), tmp_path / "whole")
     original = training.make_callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_callbacks", lambda config: [*original(config), Crash(23)])
+        patch.setattr(training, "make_callbacks", lambda *given: [*original(*given), Crash(23)])
         with pytest.raises(RuntimeError, match="killed"):
             training.train(composed(*words), tmp_path / "parts")
     assert Run(tmp_path / "parts").status == "failed"
@@ -273,7 +273,7 @@ def test_a_clock_that_stands_still_while_validating(composed, tmp_path, monkeypa
         def on_validation_end(self, *_) -> None:
             time.sleep(0.5)
 
-    monkeypatch.setattr(training, "make_callbacks", lambda config: [*original(config), Slow()])
+    monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), Slow()])
     run = training.train(composed("trainer.log_every=1"), tmp_path / "run")
     with run.metrics.open(newline="") as file:
         speeds = [float(row["speed/tokens_per_second"]) for row in csv.DictReader(file)]

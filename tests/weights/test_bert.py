@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
 from llm.apps import training
-from llm.apps.classifying import answers
+from llm.apps.classifying import predict
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.models.classifier import Classifier, first_token
@@ -207,7 +207,7 @@ def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
     trained: Any = RunWeights(str(run.path)).model()
     tokenizer = load(run.tokenizer)
     assert trained.pooling is first_token
-    (row,) = answers(trained, tokenizer, ["a", "b"], ["b b 7"])
+    (row,) = predict(trained, tokenizer, ["a", "b"], ["b b 7"])
     assert row.label == "b"
     ids = torch.tensor([tokenizer.with_ends(tokenizer.encode("b b 7"), most=64)])
     expected = BertTokenizer.from_pretrained(weights.path)("b b 7")["input_ids"]

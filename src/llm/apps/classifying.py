@@ -19,7 +19,7 @@ from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """The likeliest class of a text, and how likely it is."""
 
     label: str
@@ -49,8 +49,10 @@ def classify(config: DictConfig) -> None:
     size = 1 if config.file is None else config.batch_size
     with mistakes_at("text"), autocast(hardware):
         for texts in batches(lines_of(config.text, config.file), size):
-            for text, answer in zip(texts, answers(model, tokenizer, classes, texts), strict=True):
-                print(f"{answer.label}\t{answer.probability:.4f}\t{text}", flush=True)
+            for text, predicted in zip(
+                texts, predict(model, tokenizer, classes, texts), strict=True
+            ):
+                print(f"{predicted.label}\t{predicted.probability:.4f}\t{text}", flush=True)
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:
@@ -93,9 +95,9 @@ def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 @torch.inference_mode()
-def answers(
+def predict(
     model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
-) -> list[Answer]:
+) -> list[Prediction]:
     """The likeliest class of each text; a text longer than the context is judged by its beginning.
 
     Args:
@@ -115,6 +117,6 @@ def answers(
     logits = model(batch["tokens"].to(device), batch["attention"].to(device))
     probabilities, labels = logits.float().softmax(dim=-1).max(dim=-1)
     return [
-        Answer(classes[int(label)], float(probability))
+        Prediction(classes[int(label)], float(probability))
         for label, probability in zip(labels, probabilities, strict=True)
     ]

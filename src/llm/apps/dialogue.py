@@ -10,7 +10,7 @@ from llm.config.errors import suggestion
 from llm.generation.conversation import Conversation
 
 # From a prompt's tokens and a seed, the pieces of an answer as they are written.
-Answer = Callable[[Sequence[int], int], Iterator[str]]
+Respond = Callable[[Sequence[int], int], Iterator[str]]
 
 
 class Dialogue:
@@ -24,7 +24,7 @@ class Dialogue:
     """
 
     def __init__(
-        self, conversation: Conversation, answer: Answer, terminal: Pipe, seed: int = 0
+        self, conversation: Conversation, answer: Respond, terminal: Pipe, seed: int = 0
     ) -> None:
         self.conversation = conversation
         self.answer = answer

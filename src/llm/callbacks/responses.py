@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from llm.callbacks.samples import Samples
-from llm.data.instruction import Conversation, InstructionDataModule
+from llm.data.instruction import Demonstration, InstructionDataModule
 from llm.data.module import DataModule
 from llm.data.preference import Pair, PreferenceDataModule
 from llm.data.tokenization import progress_bar
@@ -129,7 +129,7 @@ class Responses(Callback):
 
 def answer(
     data: InstructionDataModule | PreferenceDataModule,
-    conversations: Sequence[Conversation | Pair],
+    conversations: Sequence[Demonstration | Pair],
     model: nn.Module,
     max_tokens: int,
     **how: Any,
@@ -150,7 +150,7 @@ def answer(
         )
 
 
-def row_of(conversation: Conversation, response: str) -> dict[str, Any]:
+def row_of(conversation: Demonstration, response: str) -> dict[str, Any]:
     """What is kept of an answer."""
     return {
         "instruction": conversation.instruction,

@@ -15,8 +15,8 @@ from llm.nn.targets import IGNORED
 SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 
 
-class Conversation(NamedTuple):
-    """A conversation that ends with an answer.
+class Demonstration(NamedTuple):
+    """A conversation that ends with the answer to learn.
 
     Attributes:
         where: the file and the line it stands on.
@@ -105,7 +105,7 @@ class InstructionDataModule(ExamplesDataModule):
             raise ValueError(f"loss_on={loss_on}: give response or all")
         self.template, self.loss_on = template, loss_on
 
-    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Conversation]:
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Demonstration]:
         """The rows of some files as conversations."""
         for row in read_rows(path, malformed=malformed):
             try:
@@ -113,7 +113,7 @@ class InstructionDataModule(ExamplesDataModule):
             except ValueError as error:
                 malformed.add(row.where, str(error))
 
-    def texts(self, example: Conversation) -> Iterable[str]:
+    def texts(self, example: Demonstration) -> Iterable[str]:
         """The whole conversation as it is written down, without what is a token already."""
         return [self.template.ordinary_text(example.messages)]
 
@@ -128,7 +128,7 @@ class InstructionDataModule(ExamplesDataModule):
 
     # Encoding
 
-    def encode(self, example: Conversation) -> Encoded:
+    def encode(self, example: Demonstration) -> Encoded:
         """The tokens, and after each the target: the next one, where it is to be learnt.
 
         Raises:
@@ -157,7 +157,7 @@ class InstructionDataModule(ExamplesDataModule):
         return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
 
 
-def conversation_of(row: Row, template: Template) -> Conversation:
+def conversation_of(row: Row, template: Template) -> Demonstration:
     """A row of one of the three shapes as a conversation.
 
     Raises:
@@ -173,11 +173,11 @@ def conversation_of(row: Row, template: Template) -> Conversation:
         context = optional_text_of(values, "input")
         answer = Message("assistant", text_of(values, "output"))
         messages = [*template.messages(instruction, context), answer]
-        return Conversation(row.where, messages, instruction, context)
+        return Demonstration(row.where, messages, instruction, context)
     require_order(messages)
     if messages[-1].role != "assistant":
         raise ValueError("the last message is not the assistant's, so there is no answer to learn")
-    return Conversation(row.where, messages, messages[-2].content, "")
+    return Demonstration(row.where, messages, messages[-2].content, "")
 
 
 def messages_of(items: Any, role: str, content: str) -> list[Message]:

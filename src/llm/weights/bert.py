@@ -53,7 +53,7 @@ _ALIKE = {
     "head.transform": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
 }
-_TABLES = {"embedding": "word", "position.embedding": "position", "segment": "token_type"}
+_EMBEDDINGS = {"embedding": "word", "position.embedding": "position", "segment": "token_type"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Tied(Rule):
 def _rules() -> tuple[Rule, ...]:
     rules = [
         Rule(f"{ours}.weight", (f"bert.embeddings.{theirs}_embeddings.weight",))
-        for ours, theirs in _TABLES.items()
+        for ours, theirs in _EMBEDDINGS.items()
     ]
     rules.append(Rule("head.weight", ("cls.predictions.decoder.weight",)))
     rules.append(Tied("head.bias", ("cls.predictions.decoder.bias", "cls.predictions.bias")))

@@ -34,7 +34,7 @@ DESCRIPTION = [
     "added_tokens.json",
 ]
 # How families call the table of tokens, whose rows config.json counts.
-TABLES = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight")
+TOKEN_TABLES = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight")
 
 Settings = dict[str, Any]
 
@@ -238,7 +238,7 @@ class HuggingFaceWeights(Weights):
         tensors = self.folder.tensors()
         for name, stored in tensors.items():
             # A model with more rows would take the table, and call its last tokens new.
-            if name.endswith(TABLES) and stored.shape[0] != self.settings["vocab_size"]:
+            if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:
                 raise ConfigError(
                     f"weights.path: {stored.name} has {stored.shape[0]} rows, config.json says "
                     f"vocab_size={self.settings['vocab_size']}"

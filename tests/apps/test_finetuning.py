@@ -56,7 +56,9 @@ def finetune(composed, base, tmp_path):
 def test_a_finetune_resumes_to_the_bit(finetune, monkeypatch, adapter):
     whole = finetune("whole", f"adapter={adapter}", *ADAPTERS[adapter])
     original = training.make_callbacks
-    monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), InterruptAt(6)])
+    monkeypatch.setattr(
+        training, "make_callbacks", lambda *given: [*original(*given), InterruptAt(6)]
+    )
     with pytest.raises(SystemExit):
         finetune("parts", f"adapter={adapter}", *ADAPTERS[adapter])
     monkeypatch.setattr(training, "make_callbacks", original)

@@ -170,8 +170,10 @@ def test_figures_are_of_what_was_evaluated_since_the_last_call(make, rows):
     assert task.results() == alone
 
 
-def test_a_model_of_another_number_of_classes_is_refused(make, rows, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"num_classes=3: the data have 2 classes \(animal, colour\)"
-    ):
-        fit(make(num_classes=3), module(rows), tmp_path, steps=1)
+def test_a_model_of_another_number_of_classes_is_refused(make, rows):
+    data = module(rows)
+    data.prepare_data()
+    told = r"num_classes=3: the data have 2 classes \(animal, colour\)"
+    with pytest.raises(ValueError, match=told):
+        make(num_classes=3).check(data)
+    make(num_classes=2).check(data)

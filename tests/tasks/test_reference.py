@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from llm.adapters.lora import LoRA
-from llm.config.errors import ConfigError
 from llm.tasks.reference import AdapterOff, FrozenCopy
 
 TOKENS = torch.arange(9)[None]
@@ -48,5 +47,5 @@ def test_a_copy_is_frozen_and_follows_the_policy_to_its_precision(policy):
 
 
 def test_without_an_adapter_there_is_none_to_turn_off(policy):
-    with pytest.raises(ConfigError, match=r"task.reference: .*no adapter to switch off"):
-        AdapterOff().start(policy)
+    with pytest.raises(ValueError, match="no adapter to switch off"):
+        AdapterOff().check(policy)

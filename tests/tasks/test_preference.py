@@ -113,7 +113,7 @@ def test_with_an_adapter_both_references_are_the_same(dpo, logged):
 
 
 def test_without_an_adapter_there_is_none_to_turn_off(dpo):
-    with pytest.raises(ConfigError, match="task: .*no adapter to switch off"):
+    with pytest.raises(ConfigError, match=r"task: .*no adapter to switch off"):
         dpo("run", LORA[1])
 
 

@@ -126,7 +126,8 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
         base = compose("train", ["experiment=instruct", "data/template=phi3"])
         config = compose("train", ["experiment=prefer", *words])
         expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
-    OmegaConf.save(base, tmp_path / "config.yaml")
+    saved = OmegaConf.create(OmegaConf.to_container(base, resolve=True))
+    OmegaConf.save(saved, tmp_path / "config.yaml")
     training.adopt(config, RunWeights(str(tmp_path)), words)
     assert config.data.template == expected.data.template
 

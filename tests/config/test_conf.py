@@ -35,7 +35,7 @@ def test_every_option_passes(group):
     # What an option does not pass without.
     only = {"bert": ["experiment=classify"]}
     if group == "adapter":
-        only |= dict.fromkeys(options, ["weights=run"])
+        only |= {option: ["weights=run"] for option in options}
     problems = {
         option: _problems(loader, [*words, *only.get(option, []), f"{group}={option}"])
         for option in options

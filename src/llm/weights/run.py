@@ -199,9 +199,8 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
             )
         if isinstance(part, dict) and "trust" in part:
             part["trust"] = list(trust)
-    found = OmegaConf.create(plain)
-    assert isinstance(found, DictConfig)
-    return found
+    assert isinstance(plain, dict)
+    return OmegaConf.create({**plain, "trust": list(trust)})
 
 
 def _parts(plain: Any) -> Iterator[dict[Any, Any] | list[Any]]:

@@ -96,7 +96,7 @@ def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> fl
         Hardware("cpu", 1, 32),
         steps,
         task,
-        [*training.make_callbacks(config), clock],
+        [*training.make_callbacks(config, task, data), clock],
         training.make_loggers(config, run, None),
         run.path,
     )

@@ -203,6 +203,12 @@ class Run:
         return aside
 
 
+def short(path: Path) -> Path:
+    """A path relative to here where it lies below here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
 def list_runs(folder: Path) -> list[Run]:
     """All run directories under `folder`, the newest first."""
     found = sorted(Path(folder).glob("*/*/run.json"), key=lambda file: -file.stat().st_mtime)

@@ -1,6 +1,5 @@
 """How a run is trained, resumed and closed."""
 
-import inspect
 import logging
 import shlex
 import sys
@@ -19,19 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
+from llm.apps.refusing import (
+    require_fit,
+    require_more,
+    require_same,
+    require_same_base,
+    require_same_text,
+)
 from llm.callbacks.interrupt import InterruptedRunError
 from llm.callbacks.throughput import peak_memory
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import difference, fingerprint
+from llm.config.fingerprint import fingerprint
 from llm.config.whitelist import locate
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
 from llm.optim.muon import Muon
-from llm.runs import Run
+from llm.runs import Run, short
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
 from llm.weights.checkpoint import load_checkpoint
@@ -169,68 +175,6 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
         config.data.template = template  # what a model learned to answer in, it is asked in
 
 
-def require_same(run: Run, config: DictConfig, new: str) -> None:
-    """Refuse to go on in a directory that another configuration was trained in.
-
-    Raises:
-        ConfigError: with one line for each value that differs.
-    """
-    if not run.last.is_file() or run.record.get("fingerprint") == new:
-        return  # without a checkpoint nothing was learned that could be lost
-    before = OmegaConf.load(run.config)
-    if "classes" in config.data and config.data.classes is None:
-        before.data.classes = None  # those that were found had been written down
-    lines = difference(before, config)
-    raise ConfigError(
-        f"{run.path} was trained under another configuration; choose another name=, or rerun=true to replace it",
-        *lines,
-    )
-
-
-def require_same_text(run: Run, data: DataModule) -> None:
-    """Refuse to go on with a text, a tokenizer or a Python that is not the one the run began with.
-
-    Raises:
-        ConfigError: they are not the same.
-    """
-    if run.record.get("data", data.fingerprint) != data.fingerprint:
-        raise ConfigError(
-            f"{_short(run.path)} was begun on another text: the files, the Python whose documentation they "
-            "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
-        )
-
-
-def require_same_base(run: Run, base: str | None) -> None:
-    """Refuse to go on from a checkpoint over other weights than the run began from.
-
-    An adapter's checkpoint holds none of them, and a reference is made of them anew.
-
-    Raises:
-        ConfigError: the weights have changed.
-    """
-    if run.last.is_file() and run.record.get("base", base) != base:
-        raise ConfigError(
-            f"{_short(run.path)} began from other weights than lie there now; choose another name=, or "
-            "rerun=true to begin again"
-        )
-
-
-def require_more(run: Run, steps: int) -> None:
-    """Refuse to end an interrupted run before the step it has reached.
-
-    Raises:
-        ConfigError: the budget is spent already.
-    """
-    ended = (
-        run.record.get("trained", False) and run.record.get("steps") == steps
-    )  # but for its test
-    if run.status == "interrupted" and run.record["steps"] >= steps and not ended:
-        raise ConfigError(
-            f"{_short(run.path)} has taken {run.record['steps']:,} steps already: give a trainer.max_steps "
-            "above that, or rerun=true to begin again"
-        )
-
-
 def resolve_vocabulary(config: DictConfig, size: int) -> None:
     """Write the tokenizer's vocabulary size into the model's node, where it is left open.
 
@@ -260,22 +204,6 @@ def resolve_classes(config: DictConfig, data: DataModule) -> None:
         model.num_classes = len(classes)
 
 
-def require_fit(config: DictConfig) -> None:
-    """Refuse a task whose batches the data cannot give, before they are read.
-
-    Raises:
-        ConfigError: they are of another kind.
-    """
-    task, data = (locate(config[part]._target_, config.trust) for part in ("task", "data"))
-    needed = getattr(task, "data_module", DataModule)
-    if inspect.isclass(data) and not issubclass(data, needed):
-        word = needed.__name__.removesuffix("DataModule").lower()  # its file, and its leaf
-        raise ConfigError(
-            f"data: {task.__name__} learns from data such as data={word}, and these are a {data.__name__}; "
-            "choose other data= or another task="
-        )
-
-
 def save(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> None:
     """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
     saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
@@ -302,7 +230,7 @@ def summary(
     tokens = round(data.tokens_per_batch * settings.accumulate)
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
-        f"run       {_short(run.path)}" + (" (goes on)" if run.last.is_file() else ""),
+        f"run       {short(run.path)}" + (" (goes on)" if run.last.is_file() else ""),
         f"data      {data.describe()}",
         f"model     {describe_model(task)}",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
@@ -434,21 +362,21 @@ def close(
         peak_memory=peak_memory(task.device),
         metrics=task.figures,
     )
-    lines = [f"\ndone: {_short(run.path)}"]
+    lines = [f"\ndone: {short(run.path)}"]
     figures = {k: v for k, v in task.figures.items() if k.startswith("test/")}
     if figures:
         text = ", ".join(
             f"{name.removeprefix('test/')} {value:.4g}" for name, value in figures.items()
         )
         lines.append(f"  test      {text}")
-    lines += [f"  {what:9s} {_short(file)}" for what, file in run.results().items()]
+    lines += [f"  {what:9s} {short(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {_next_command(run, config)}")
     CONSOLE.print("\n".join(lines), soft_wrap=True)
 
 
 def _say_done(run: Run) -> None:
     CONSOLE.print(
-        f"{_short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
+        f"{short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
         "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
         f"  {_next_command(run, OmegaConf.load(run.config))}",
         soft_wrap=True,
@@ -458,13 +386,7 @@ def _say_done(run: Run) -> None:
 def _next_command(run: Run, config: Any) -> str:
     """What to type next: the verb that puts such a task's runs to use."""
     verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
-    return f"llm {verb} weights.path={shlex.quote(str(_short(run.path)))}"
-
-
-def _short(path: Path) -> Path:
-    """A path relative to here where it lies below here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+    return f"llm {verb} weights.path={shlex.quote(str(short(run.path)))}"
 
 
 def _command(overrides: Sequence[str]) -> str:

@@ -1,0 +1,89 @@
+"""What keeps a run from beginning, or from going on: each refusal is one line with the way out."""
+
+import inspect
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.errors import ConfigError
+from llm.config.fingerprint import difference
+from llm.config.whitelist import locate
+from llm.data.module import DataModule
+from llm.runs import Run, short
+
+
+def require_same(run: Run, config: DictConfig, new: str) -> None:
+    """Refuse to go on in a directory that another configuration was trained in.
+
+    Raises:
+        ConfigError: with one line for each value that differs.
+    """
+    if not run.last.is_file() or run.record.get("fingerprint") == new:
+        return  # without a checkpoint nothing was learned that could be lost
+    before = OmegaConf.load(run.config)
+    if "classes" in config.data and config.data.classes is None:
+        before.data.classes = None  # those that were found had been written down
+    lines = difference(before, config)
+    raise ConfigError(
+        f"{run.path} was trained under another configuration; choose another name=, or rerun=true to replace it",
+        *lines,
+    )
+
+
+def require_same_text(run: Run, data: DataModule) -> None:
+    """Refuse to go on with a text, a tokenizer or a Python that is not the one the run began with.
+
+    Raises:
+        ConfigError: they are not the same.
+    """
+    if run.record.get("data", data.fingerprint) != data.fingerprint:
+        raise ConfigError(
+            f"{short(run.path)} was begun on another text: the files, the Python whose documentation they "
+            "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
+        )
+
+
+def require_same_base(run: Run, base: str | None) -> None:
+    """Refuse to go on from a checkpoint over other weights than the run began from.
+
+    An adapter's checkpoint holds none of them, and a reference is made of them anew.
+
+    Raises:
+        ConfigError: the weights have changed.
+    """
+    if run.last.is_file() and run.record.get("base", base) != base:
+        raise ConfigError(
+            f"{short(run.path)} began from other weights than lie there now; choose another name=, or "
+            "rerun=true to begin again"
+        )
+
+
+def require_more(run: Run, steps: int) -> None:
+    """Refuse to end an interrupted run before the step it has reached.
+
+    Raises:
+        ConfigError: the budget is spent already.
+    """
+    ended = (
+        run.record.get("trained", False) and run.record.get("steps") == steps
+    )  # but for its test
+    if run.status == "interrupted" and run.record["steps"] >= steps and not ended:
+        raise ConfigError(
+            f"{short(run.path)} has taken {run.record['steps']:,} steps already: give a trainer.max_steps "
+            "above that, or rerun=true to begin again"
+        )
+
+
+def require_fit(config: DictConfig) -> None:
+    """Refuse a task whose batches the data cannot give, before they are read.
+
+    Raises:
+        ConfigError: they are of another kind.
+    """
+    task, data = (locate(config[part]._target_, config.trust) for part in ("task", "data"))
+    needed = getattr(task, "data_module", DataModule)
+    if inspect.isclass(data) and not issubclass(data, needed):
+        word = needed.__name__.removesuffix("DataModule").lower()  # its file, and its leaf
+        raise ConfigError(
+            f"data: {task.__name__} learns from data such as data={word}, and these are a {data.__name__}; "
+            "choose other data= or another task="
+        )

@@ -198,8 +198,9 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.type(f"/save {saved}\n")
     terminal.wait_for("4 messages are in ")
     terminal.wait_for("> ")
-    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone.
-    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03")
+    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone: here Ctrl-U,
+    # which leaves an empty line.
+    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03\x15")
     terminal.wait_for("> ")
     terminal.type("/quit\n")
     assert terminal.process.wait(timeout=30) == 0

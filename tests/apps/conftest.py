@@ -1,12 +1,15 @@
 """A small run: nano GPT, bytes, a few kilobytes of text, no bars, no samples."""
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning as L
 import pytest
 from chat_server import stand_in  # noqa: F401
 from hydra import compose, initialize_config_module
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
@@ -52,3 +55,29 @@ def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfi
             return compose("train", [*small, *overrides])
 
     return make
+
+
+class SignalAt(Callback):
+    """Sends a signal to this process while a step is under way."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number, self.sent = step, number, False
+
+    def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+        if trainer.global_step + 1 == self.step and not self.sent:
+            self.sent = True
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes the next `train` receive Ctrl-C during a step."""
+    from llm.apps import training
+
+    original = training.make_callbacks
+
+    def patch(step: int | None, number: int = signal.SIGINT) -> None:
+        extra = [] if step is None else [SignalAt(step, number)]
+        monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), *extra])
+
+    return patch

@@ -1,12 +1,10 @@
 """Finetuning from a run of ours: adapters, what their checkpoints hold, and where they lead."""
 
 import shutil
-import signal
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from llm.apps import training
@@ -22,17 +20,6 @@ ADAPTERS = {
     "last_block": (),
     "head": (),
 }
-
-
-class InterruptAt(Callback):
-    """Ctrl-C while a step is under way."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_before_backward(self, trainer, *_) -> None:
-        if trainer.global_step + 1 == self.step:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -53,15 +40,12 @@ def finetune(composed, base, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_finetune_resumes_to_the_bit(finetune, monkeypatch, adapter):
+def test_a_finetune_resumes_to_the_bit(finetune, stop_at, adapter):
     whole = finetune("whole", f"adapter={adapter}", *ADAPTERS[adapter])
-    original = training.make_callbacks
-    monkeypatch.setattr(
-        training, "make_callbacks", lambda *given: [*original(*given), InterruptAt(6)]
-    )
+    stop_at(6)
     with pytest.raises(SystemExit):
         finetune("parts", f"adapter={adapter}", *ADAPTERS[adapter])
-    monkeypatch.setattr(training, "make_callbacks", original)
+    stop_at(None)
     parts = finetune("parts", f"adapter={adapter}", *ADAPTERS[adapter])
     for name in ("last", "best"):
         left, right = (

@@ -40,30 +40,6 @@ def assert_same_weights(left: Path, right: Path) -> None:
         assert torch.equal(value, found[name]), name
 
 
-class SignalAt(Callback):
-    """Sends a signal to this process while a step is under way."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.step, self.number, self.sent = step, number, False
-
-    def on_before_backward(self, trainer: L.Trainer, *_) -> None:
-        if trainer.global_step + 1 == self.step and not self.sent:
-            self.sent = True
-            signal.raise_signal(self.number)
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the next `train` receive Ctrl-C during a step."""
-    original = training.make_callbacks
-
-    def patch(step: int | None, number: int = signal.SIGINT) -> None:
-        extra = [] if step is None else [SignalAt(step, number)]
-        monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), *extra])
-
-    return patch
-
-
 def test_a_run_directory_holds_everything(composed, tmp_path):
     run = training.train(composed(), tmp_path / "run")
     assert run.status == "done"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.build import build
+from llm.apps.loading import open_weights
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.json_object import read_object
@@ -26,9 +26,7 @@ def export(config: DictConfig) -> list[Path]:
             or the folder holds something else.
     """
     check(config)
-    weights: Weights | None = build(config.weights)
-    if weights is None:
-        raise ConfigError("weights=scratch has learned nothing to export: use weights=run")
+    weights = open_weights(config)
     folder = Path(config.output)
     require_room(folder, config.overwrite)
     require_language_model(weights)

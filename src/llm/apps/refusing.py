@@ -63,12 +63,11 @@ def require_more(run: Run, steps: int) -> None:
     Raises:
         ConfigError: the budget is spent already.
     """
-    ended = (
-        run.record.get("trained", False) and run.record.get("steps") == steps
-    )  # but for its test
-    if run.status == "interrupted" and run.record["steps"] >= steps and not ended:
+    taken = run.record.get("steps", 0)
+    owes_its_test = run.record.get("trained", False) and taken == steps
+    if run.status == "interrupted" and taken >= steps and not owes_its_test:
         raise ConfigError(
-            f"{short(run.path)} has taken {run.record['steps']:,} steps already: give a trainer.max_steps "
+            f"{short(run.path)} has taken {taken:,} steps already: give a trainer.max_steps "
             "above that, or rerun=true to begin again"
         )
 

@@ -164,12 +164,13 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
             "overrides out, or train from weights=scratch"
         )
     chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
+    theirs = weights.config
     for group in groups:
-        if group in weights.config:
-            OmegaConf.update(config, group, weights.config[group], merge=False, force_add=True)
+        if group in theirs:
+            OmegaConf.update(config, group, theirs[group], merge=False, force_add=True)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
-    template = OmegaConf.select(weights.config, "data.template")
+    template = OmegaConf.select(theirs, "data.template")
     is_chosen = any(key.startswith("data.template") for key in keys.values())
     if template is not None and "template" in config.data and not is_chosen:
         config.data.template = template  # what a model learned to answer in, it is asked in

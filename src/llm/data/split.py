@@ -129,8 +129,10 @@ def split_examples(
     random = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     first, *others = fractions
-    for group in dict.fromkeys(groups):
-        members = [at for at, own in enumerate(groups) if own == group]
+    members_of: dict[Any, list[int]] = {}
+    for at, group in enumerate(groups):
+        members_of.setdefault(group, []).append(at)
+    for members in members_of.values():
         dealt = random.permutation(members).tolist()
         for name in others:
             number = round(fractions[name] * len(members))

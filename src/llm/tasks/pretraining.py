@@ -36,14 +36,18 @@ class Pretraining(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
-        return cross_entropy(self.model(batch["tokens"]), batch["targets"])
+        return cross_entropy(self.logits(batch), batch["targets"])
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The scores of each next token, (B, T, V)."""
+        return self.model(batch["tokens"])
 
     def evaluate(self, batch: Batch) -> None:
         """Add a batch to the sums."""
-        self.perplexity.update(self.model(batch["tokens"]), batch["targets"])
+        self.perplexity.update(self.logits(batch), batch["targets"])
 
     def results(self) -> dict[str, float]:
-        """Loss, perplexity and bits per byte."""
+        """Loss, perplexity and, where the data say how many bytes a token stands for, bits per byte."""
         results = self.perplexity.compute()
         self.perplexity.reset()
         return results

@@ -46,7 +46,7 @@ def test_long_names_are_cut_and_stay_different():
 def test_a_record_survives_and_grows(tmp_path):
     run = Run(tmp_path / "run")
     assert run.status == "new"
-    run.start("abc", seed=1, command="llm train", data="def")
+    run.start(fingerprint="abc", seed=1, command="llm train", data="def")
     run.finish("done", steps=10)
     again = Run(tmp_path / "run")
     assert again.status == "done"

@@ -20,7 +20,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -30,12 +30,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from llm.config.errors import UserError
+from llm.config.fingerprint import IGNORE, is_among
 
-Status = Literal["new", "running", "interrupted", "failed", "done"]
+Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
-# What a longer, moved or differently watched run may change without becoming another run.
-NAMELESS = ("hardware", "logger", "callbacks", "output_dir", "name", "rerun", "experiment", "trust")
-NAMELESS_KEYS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 LONGEST_NAME = 120
 # What a person would look at first, where the task makes it.
@@ -48,13 +46,18 @@ RESULTS = {
 }
 
 
-def name_of(experiment: str, overrides: Iterable[str]) -> str:
+def name_of(experiment: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
     """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
 
     Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
+
+    Args:
+        experiment: what the name begins with.
+        overrides: words of a command line.
+        named: those of them that are named in any case.
     """
-    named = [override for override in overrides if not _is_nameless(override)]
-    name = ",".join([experiment, *(_plain(override) for override in named)])
+    words = [each for each in overrides if each in named or not _is_nameless(each)]
+    name = ",".join([experiment, *map(_plain, words)])
     if len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -62,8 +65,12 @@ def name_of(experiment: str, overrides: Iterable[str]) -> str:
 
 
 def _is_nameless(override: str) -> bool:
-    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-    return key in NAMELESS_KEYS or key.replace("/", ".").split(".")[0] in NAMELESS
+    return is_among(key_of(override), (*IGNORE, "experiment"))
+
+
+def key_of(override: str) -> str:
+    """The full key, dotted, that an override sets or deletes; that of a group is its package."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def _plain(override: str) -> str:
@@ -72,6 +79,8 @@ def _plain(override: str) -> str:
 
 class ClaimedRunError(UserError):
     """Another process trains in the run directory."""
+
+    status = 75  # EX_TEMPFAIL: nothing is wrong, later it may work
 
 
 @dataclass
@@ -139,6 +148,12 @@ class Run:
         """Where the run stands; `new` when nothing was recorded."""
         return self.record.get("status", "new")
 
+    @property
+    def state(self) -> Status:
+        """Where the run stands as seen from outside: one whose process died in mid-run is interrupted."""
+        is_dead = self.status == "running" and not self._is_held()
+        return "interrupted" if is_dead else self.status
+
     def update(self, **entries: Any) -> None:
         """Add entries to run.json, atomically: a reader sees the old record or the new one."""
         self.record |= entries
@@ -156,7 +171,7 @@ class Run:
             ClaimedRunError: another process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        lock = self._lock()
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -169,17 +184,22 @@ class Run:
         finally:
             lock.release()
 
-    def start(
-        self, fingerprint: str, seed: int, command: str, data: str, base: str | None = None
-    ) -> None:
-        """Record that training begins (or goes on) now, under what, and from which weights."""
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.parent / f".{self.path.name}.lock")
+
+    def _is_held(self) -> bool:
+        try:
+            with self._lock().acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def start(self, **entries: Any) -> None:
+        """Record that training begins (or goes on) now, and what it is that begins."""
         self.update(
+            **entries,
             status="running",
-            fingerprint=fingerprint,
-            seed=seed,
-            command=command,
-            data=data,
-            base=base,
+            error=None,
             started=self.record.get("started", now()),
             commit=_git_commit(),
             versions=versions(),

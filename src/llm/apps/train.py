@@ -28,4 +28,5 @@ def main(config: DictConfig) -> None:
     from llm.apps.training import train
 
     chosen = HydraConfig.get()
-    train(config, chosen.runtime.output_dir, list(chosen.overrides.task))
+    choices = {k: v for k, v in chosen.runtime.choices.items() if not k.startswith("hydra/")}
+    train(config, chosen.runtime.output_dir, list(chosen.overrides.task), choices)

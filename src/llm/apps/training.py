@@ -1,11 +1,12 @@
 """How a run is trained, resumed and closed."""
 
 import logging
+import os
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,11 @@ from llm.apps.refusing import (
     require_same_text,
 )
 from llm.callbacks.interrupt import InterruptedRunError
-from llm.callbacks.throughput import peak_memory
+from llm.callbacks.throughput import CountsFlops, peak_memory
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import fingerprint
+from llm.config.fingerprint import WATCHED, fingerprint, recipe
 from llm.config.whitelist import locate
 from llm.data.module import DataModule
 from llm.hardware import Hardware
@@ -51,7 +52,12 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
-def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = ()) -> Run:
+def train(
+    config: DictConfig,
+    directory: str | Path,
+    overrides: Sequence[str] = (),
+    choices: Mapping[str, str | None] | None = None,
+) -> Run:
     """Train what a composed configuration says, in its run directory.
 
     A run that is done is left alone; one that was interrupted goes on where it stopped. Everything that
@@ -61,6 +67,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         config: the composed tree of `llm train`.
         directory: the run directory.
         overrides: the words of the command line, to repeat them in what is printed.
+        choices: the option chosen of each group, for those who compare runs.
 
     Returns:
         The run.
@@ -70,6 +77,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
             another process trains there, or training diverged.
         SystemExit: after an interruption, with status 130.
     """
+    request = fingerprint(config, WATCHED)
     weights: Weights | None = build(config.weights)
     if weights is not None:
         adopt(config, weights, overrides)
@@ -89,7 +97,7 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         require_same_text(run, data)
         require_same_base(run, base)
         require_more(run, steps)
-        if run.status == "done" and run.record["steps"] >= steps:
+        if _is_done(run, steps):
             _say_done(run)
             return run
     task = make_task(config, settings, hardware, weights)
@@ -97,10 +105,20 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
         task.check(data)
 
     with run.claimed():
+        if not config.rerun and _is_done(run, steps):  # by another process, meanwhile
+            _say_done(run)
+            return run
         if config.rerun and (aside := run.set_aside()):
             CONSOLE.print(f"the run that stood here is kept as {aside}", soft_wrap=True)
         resume = run.last if run.last.is_file() else None
-        run.start(meaning, config.seed, _command(overrides), data.fingerprint, base)
+        run.start(
+            name=run.path.name,
+            fingerprint=meaning,
+            base=base,
+            request=request,
+            **identity(config, overrides, choices or {}),
+            **size(task, data, settings, steps, hardware),
+        )
         with recorded(run, _command(overrides)) as progress:
             save(run, config, hardware, data)
             CONSOLE.print(
@@ -115,6 +133,40 @@ def train(config: DictConfig, directory: str | Path, overrides: Sequence[str] = 
             test(run, trainer, task, data)
         close(run, trainer, task, config, progress)
     return run
+
+
+def identity(
+    config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """What a run is called by whoever compares it with others, for its record."""
+    return {
+        "seed": config.seed,
+        "recipe": recipe(config),
+        "command": _command(overrides),
+        "task": choices.get("task"),
+        "choices": dict(choices),
+        "overrides": {key: value for key, _, value in (word.partition("=") for word in overrides)},
+        "sweep": os.environ.get("LLM_SWEEP"),
+    }
+
+
+def size(
+    task: Task, data: DataModule, settings: Settings, steps: int, hardware: Hardware
+) -> dict[str, Any]:
+    """How much a run learns from, and how large a model, for its record."""
+    row = max(1, round(data.tokens_per_row))
+    flops = task.model.flops_per_token(row) if isinstance(task.model, CountsFlops) else None
+    return {
+        "data": data.fingerprint,
+        "corpus": getattr(data, "corpus", None),
+        "vocabulary": getattr(data, "vocabulary", None),
+        "parameters": count(task.model),
+        "trained_parameters": count(task.model, trained=True),
+        "flops_per_token": flops,
+        "tokens_per_step": round(data.tokens_per_batch * settings.accumulate),
+        "devices": hardware.devices,
+        "max_steps": steps,
+    }
 
 
 def prepare(config: DictConfig, weights: Weights | None) -> DataModule:
@@ -358,8 +410,6 @@ def close(
         steps=trainer.max_steps,
         stopped_at=trainer.global_step,
         seconds=progress.elapsed,
-        parameters=count(task.model),
-        trained_parameters=count(task.model, trained=True),
         peak_memory=peak_memory(task.device),
         metrics=task.figures,
     )
@@ -373,6 +423,10 @@ def close(
     lines += [f"  {what:9s} {short(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {_next_command(run, config)}")
     CONSOLE.print("\n".join(lines), soft_wrap=True)
+
+
+def _is_done(run: Run, steps: int) -> bool:
+    return run.status == "done" and run.record["steps"] >= steps
 
 
 def _say_done(run: Run) -> None:

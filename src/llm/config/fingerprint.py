@@ -5,8 +5,10 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+# How long it runs.
+BUDGET = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 # What may change without making it another run: where and how fast it runs, who watches, how long.
 IGNORE = (
     "hardware",
@@ -15,16 +17,18 @@ IGNORE = (
     "name",
     "output_dir",
     "rerun",
+    "check",
+    "match",
     "trust",
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "trainer.max_tokens",
+    *BUDGET,
     "trainer.val_every",
     "trainer.val_batches",
     "trainer.log_every",
     "data.cache_dir",
     "data.workers",
 )
+# The same but how long: what may change without making it other work.
+WATCHED = tuple(key for key in IGNORE if key not in BUDGET)
 
 
 def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
@@ -36,6 +40,17 @@ def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
     """
     meaning = json.dumps(_meaning(config, ignore), sort_keys=True, default=str)
     return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
+
+def recipe(config: DictConfig) -> str:
+    """The fingerprint of all but the seed, the budget among it: runs with the same recipe are repetitions.
+
+    Args:
+        config: a composed tree, whose other seeds follow `seed`.
+    """
+    config = config.copy()
+    config.seed = 0
+    return fingerprint(config, WATCHED)
 
 
 def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
@@ -58,11 +73,12 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 def _meaning(config: Any, ignore: Collection[str]) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    return {
-        key: value
-        for key, value in _leaves(plain, "")
-        if not any(key == k or key.startswith((f"{k}.", f"{k}[", f"{k} (")) for k in ignore)
-    }
+    return {key: value for key, value in _leaves(plain, "") if not is_among(key, ignore)}
+
+
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Whether a full key is one of `keys`, or stands below one."""
+    return any(key == k or key.startswith((f"{k}.", f"{k}[", f"{k} (")) for k in keys)
 
 
 def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:

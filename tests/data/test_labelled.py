@@ -321,3 +321,15 @@ def test_a_tokenizer_is_fitted_to_the_training_part_alone(write):
     data = make(path, tokenizer=fit)
     assert fitted == [example.text for example in data.raw["train"]]
     assert all(torch.is_tensor(value) for value in next(iter(data.train_dataloader())).values())
+
+
+# What it is compared by
+
+
+def test_the_same_texts_held_out_have_the_same_name(write):
+    path = write("a.jsonl", TEXTS)
+    data = make(path)
+    assert make(path, tokenizer=char.train).corpus == data.corpus
+    assert make(path, tokenizer=char.train).vocabulary == data.vocabulary, "a text counts as one"
+    assert make(path, seed=1).corpus != data.corpus
+    assert make(path, balance="weights").vocabulary != data.vocabulary

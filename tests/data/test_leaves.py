@@ -61,8 +61,8 @@ def test_preprocessing_is_picked_by_name_in_order():
     steps = ["lowercase", *(step for step in STEPS if step != "lowercase")]
     assert len(steps) == 6
     data = build(composed(f"data/preprocessing=[{','.join(steps)}]").data)
-    names = [type(step).__name__ for step in data.corpus.preprocessing]
+    names = [type(step).__name__ for step in data.text.preprocessing]
     assert names == [step.title().replace("_", "") for step in steps]
     data = build(composed(f"data/preprocessing=[{','.join(steps[::-1])}]", "data=verdict").data)
-    assert [type(step).__name__ for step in data.corpus.preprocessing] == names[::-1]
-    assert not build(composed().data).corpus.preprocessing, "off by default"
+    assert [type(step).__name__ for step in data.text.preprocessing] == names[::-1]
+    assert not build(composed().data).text.preprocessing, "off by default"

@@ -396,3 +396,26 @@ def test_a_large_stream_is_written_in_bounded_memory(monkeypatch, texts):
     assert data.train_tokens > 10_000_000
     assert peak < 8_000_000
     assert np.isin(data._training.file.tokens[:100], np.arange(257)).all()
+
+
+# What it is compared by
+
+
+def test_the_same_text_held_out_has_the_same_name_under_any_tokenizer(make):
+    first, second = make(), make(tokenizer=partial(bpe.train, vocab_size=300), context_length=8)
+    assert first.corpus == second.corpus
+    assert first.vocabulary != second.vocabulary
+    assert first.vocabulary == make().vocabulary
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"validation_fraction": 0.3}, {"preprocessing": [Lowercase()]}, {"seed": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_text_held_out_has_another_name(make, change):
+    assert make(**change).corpus != make().corpus
+
+
+def test_a_single_document_is_cut_at_the_same_place_under_every_seed(make):
+    assert make(STORY, seed=1).corpus == make(STORY, seed=2).corpus

@@ -1,10 +1,11 @@
 """From a source and a tokenizer to a folder of token files, made once and found again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from llm.data import fingerprint
 from llm.data.errors import DataError
@@ -56,6 +57,20 @@ class Corpus:
         if self.validation:
             return {**settings, "validation": self.validation.fingerprint()}
         return {**settings, "validation_fraction": self.validation_fraction, "seed": self.seed}
+
+    def held_out(self, metadata: Mapping[str, Any]) -> str:
+        """A short name of the validation part, whatever the tokenizer.
+
+        The seed is part of it where there are documents to draw: a single one is cut at the same place
+        under every seed.
+
+        Args:
+            metadata: what `write` has written.
+        """
+        documents = sum(metadata[part]["documents"] for part in ("train", "validation"))
+        apart = ("version", "tokenizer", *(() if documents > 2 else ("seed",)))
+        marks = {name: value for name, value in self.settings.items() if name not in apart}
+        return fingerprint.of_settings({**marks, "bytes": metadata["validation"]["bytes"]})
 
     def folder(self, root: Path) -> Path:
         """The folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.

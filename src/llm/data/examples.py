@@ -115,6 +115,10 @@ class ExamplesDataModule(DataModule):
         """Plain data, beside the examples themselves, on which the rows depend: the template, say."""
         return None
 
+    def counted_in(self) -> dict[str, object]:
+        """What a loss is a mean over, as plain data: the tokenizer's tokens, unless a subclass knows better."""
+        return {"tokenizer": fingerprint.of_tokenizer(self.tokenizer)}
+
     def group(self, example: Any) -> Any:
         """What the parts shall have equal shares of, such as a label."""
         return None
@@ -198,6 +202,11 @@ class ExamplesDataModule(DataModule):
             "seed": self.seed,
         }
         self.fingerprint = fingerprint.of_settings(settings)
+        held_out = [[e[1:] for e in self.raw.get(part, ())] for part in self.fractions]
+        self.corpus = fingerprint.digest(json.dumps(held_out).encode())[:24]
+        self.vocabulary = fingerprint.of_settings(
+            {"settings": self.settings(), **self.counted_in()}
+        )
 
     def _encode_part(self, part: str, malformed: Malformed) -> list[Encoded]:
         """The rows of a part; examples that cannot be encoded are malformed, and leave `raw`."""

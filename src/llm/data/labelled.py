@@ -181,6 +181,10 @@ class LabelledDataModule(ExamplesDataModule):
         """The classes, and how they are weighted."""
         return {"classes": self.classes, "weights": self.balance == "weights"}
 
+    def counted_in(self) -> dict[str, object]:
+        """A text counts as one, however many tokens it has."""
+        return {}
+
     # Encoding
 
     def encode(self, example: Example) -> Encoded:

@@ -29,6 +29,8 @@ class DataModule(LightningDataModule):
     Attributes:
         tokenizer: The tokenizer, fitted; from `setup` on, as all that follows.
         fingerprint: A short name of the data, which changes when they do.
+        corpus: A short name of what is held out, whatever the tokenizer: figures compare where it is the same.
+        vocabulary: A short name of what else a loss is counted in, the tokenizer above all.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -36,6 +38,8 @@ class DataModule(LightningDataModule):
 
     tokenizer: Tokenizer
     fingerprint: str
+    corpus: str
+    vocabulary: str
 
     def __init__(self, batch_size: int, seed: int, workers: int) -> None:
         super().__init__()

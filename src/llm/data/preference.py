@@ -124,6 +124,10 @@ class PreferenceDataModule(ExamplesDataModule):
         """The template."""
         return asdict(self.template)
 
+    def counted_in(self) -> dict[str, object]:
+        """A pair counts as one, however many tokens it has."""
+        return {}
+
     # Encoding
 
     def encode(self, example: Pair) -> Encoded:

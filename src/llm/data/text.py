@@ -62,7 +62,7 @@ class TextDataModule(DataModule):
         validation: Source | None = None,
     ) -> None:
         super().__init__(batch_size, seed, workers)
-        self.corpus = Corpus(
+        self.text = Corpus(
             source, tokenizer, steps_of(preprocessing), validation_fraction, seed, validation
         )
         self.context_length = at_least("context_length", context_length, 1)
@@ -84,6 +84,8 @@ class TextDataModule(DataModule):
         folder = self._folder()
         self.metadata = read_metadata(folder)
         self.fingerprint = folder.name
+        self.corpus = self.text.held_out(self.metadata)
+        self.vocabulary = self.metadata["tokenizer_sha256"][:24]
         self.tokenizer = load(folder / "tokenizer.json")
         dtype = np.dtype(self.metadata["dtype"])
         self._require_tokens("train", self.context_length + 1)
@@ -97,7 +99,7 @@ class TextDataModule(DataModule):
 
     def _folder(self) -> Path:
         root = Path(self.cache_dir) if self.cache_dir else cache.writable_folder("tokens")
-        return self.corpus.folder(root)
+        return self.text.folder(root)
 
     def _require_tokens(self, part: str, needed: int) -> None:
         found = self.metadata[part]["tokens"]
@@ -107,7 +109,7 @@ class TextDataModule(DataModule):
             f"{self.metadata['source']}: the {part} part has {found} tokens, and a window of "
             f"context_length={self.context_length} needs {needed}: give more text, or choose a "
             f"smaller context_length or another validation_fraction "
-            f"(now {self.corpus.validation_fraction})"
+            f"(now {self.text.validation_fraction})"
         )
 
     # What there is

@@ -1,0 +1,188 @@
+"""A sweep on disk: the jobs that one command means, and what came of each.
+
+    outputs/sweeps/NAME/
+      sweep.json              the command, and for each job its overrides and its run's directory
+      jobs/N.json             how the job of this number went: status, error, attempts
+      jobs/N.log, jobs/N.err  what it printed
+      table.csv, table.md, loss.png   the comparison, as of the job that ended last
+
+The runs themselves stand where they always do; a sweep only points to them.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llm.config.errors import UserError
+from llm.runs import Run, now
+
+FILE = "sweep.json"
+
+
+class NoSweepError(UserError):
+    """A folder holds no sweep."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point of a sweep.
+
+    Args:
+        sweep: the sweep's folder.
+        number: its place in the sweep, from 0 on.
+        overrides: the words that make it.
+        directory: its run's.
+        request: the fingerprint of what it asks for, the budget included.
+        identity: what its run would be called in a comparison before there is one.
+    """
+
+    sweep: Path
+    number: int
+    overrides: tuple[str, ...]
+    directory: Path
+    request: str
+    identity: Mapping[str, Any]
+
+    def file(self, ending: str) -> Path:
+        """One of the job's own files: `json`, `log` or `err`."""
+        return self.sweep / "jobs" / f"{self.number}.{ending}"
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """How the newest attempt went: `status`, `error`, `attempts`; empty before the first."""
+        file = self.file("json")
+        return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+    def record(self, **entries: Any) -> None:
+        """Add to the outcome."""
+        write(self.file("json"), self.outcome | entries)
+
+    @property
+    def run(self) -> Run:
+        """The job's run; before there is one, or where it was refused, what is known of it."""
+        run, outcome = Run(self.directory), self.outcome
+        is_ours = run.record.get("request") == self.request or self._was_done(outcome)
+        if outcome.get("status") == "failed":
+            run.record = {
+                **self.identity,
+                **(run.record if is_ours else {}),
+                "status": "failed",
+                "error": outcome["error"],
+            }
+        elif not is_ours:
+            run.record = {**self.identity, "status": "pending"}
+        return run
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is there, done, and what this job asks for."""
+        run = Run(self.directory)
+        is_ours = run.record.get("request") == self.request or self._was_done(self.outcome)
+        return run.status == "done" and is_ours
+
+    def _was_done(self, outcome: Mapping[str, Any]) -> bool:
+        return outcome.get("status") == "done" and outcome.get("request") == self.request
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Hold the job for this process; False where another holds it."""
+        self.file("json").parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.file("lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What sweep.json says.
+
+        Raises:
+            NoSweepError: there is none.
+        """
+        file = self.path / FILE
+        if not file.is_file():
+            raise NoSweepError(f"{self.path} holds no {FILE}: it is no sweep's folder")
+        return json.loads(file.read_text("utf-8"))
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.path.name
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that are known of; a sweeper that chooses as it goes adds to them."""
+        return [self._job(entry) for entry in self.plan["jobs"]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the jobs, pending and failed ones too."""
+        return [job.run for job in self.jobs]
+
+    def begin(self, **entries: Any) -> None:
+        """Write what the sweep means, over what an earlier launch of the same line wrote."""
+        write(self.path / FILE, {"name": self.name, "began": now(), **entries})
+
+    def add(self, **entry: Any) -> Job:
+        """Put one more job into the plan, or another in the place of the one with its number."""
+        with FileLock(self.path / f".{FILE}.lock"):
+            plan = self.plan
+            others = [each for each in plan["jobs"] if each["number"] != entry["number"]]
+            plan["jobs"] = sorted([*others, entry], key=lambda each: each["number"])
+            write(self.path / FILE, plan)
+        return self._job(entry)
+
+    def entry(
+        self,
+        number: int,
+        overrides: Sequence[str],
+        directory: Path,
+        request: str,
+        identity: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """A job as sweep.json keeps it; its directory relative to the sweep's, so that outputs may move."""
+        return {
+            "number": number,
+            "overrides": list(overrides),
+            "directory": os.path.relpath(directory, self.path),
+            "request": request,
+            "identity": dict(identity),
+        }
+
+    def _job(self, entry: Mapping[str, Any]) -> Job:
+        directory = Path(os.path.normpath(self.path / entry["directory"]))
+        overrides = tuple(entry["overrides"])
+        return Job(
+            self.path, entry["number"], overrides, directory, entry["request"], entry["identity"]
+        )
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
+    partial.replace(file)

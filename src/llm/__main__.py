@@ -122,7 +122,7 @@ def run(name: str, words: Sequence[str]) -> None:
     """Compose and check what is asked for, all of it, and only then let Hydra start it."""
     from hydra._internal.utils import get_args_parser
 
-    from llm.config.composition import check_points, compose, open_loader
+    from llm.config.composition import compose, open_loader, quoted
     from llm.config.errors import UserError
 
     verb = VERBS[name]
@@ -139,24 +139,35 @@ def run(name: str, words: Sequence[str]) -> None:
         if args.cfg or args.help or args.info:
             compose(loader, args.config_name or name, args.overrides)
         elif not (args.shell_completion or args.hydra_help):
-            jobs = check_points(loader, args.config_name or name, args.overrides, args.multirun)
-            if args.multirun and verb.is_heavy and jobs and not has_launcher(args.overrides):
-                from llm.apps.sweep import launch
-
-                sys.exit(launch(name, jobs, options(args)))
+            begin(name, args, loader)
+            return
         start(module.main, name, args.multirun)
     except UserError as error:
         fail(str(error), error.status)
 
 
+def begin(name: str, args: Any, loader: Any) -> None:
+    """Check every point that is asked for; then run it, or a sweep of them, or tell what they would cost."""
+    from llm.config.composition import check_points, is_multirun, point
+
+    verb, config_name = VERBS[name], args.config_name or name
+    is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
+    points = check_points(loader, config_name, args.overrides, is_sweep)
+    if not (verb.is_heavy and (is_sweep or points[0].config.check)):
+        return start(importlib.import_module(verb.module).main, name, is_sweep)
+
+    from llm.apps import checking, sweep
+
+    points = sweep.adjusted(points, functools.partial(point, loader, config_name))
+    if points and points[0].config.check:
+        return checking.show(points)
+    start_jobs = functools.partial(start_sweep, sweep.job, name)
+    sys.exit(sweep.launch(name, args.overrides, points, options(args), start_jobs))
+
+
 def is_override(word: str) -> bool:
     """Whether a word of the command line sets or deletes a key, and is no flag or a flag's value."""
     return word.startswith(("+", "~")) or ("=" in word and not word.startswith("-"))
-
-
-def has_launcher(overrides: Sequence[str]) -> bool:
-    """Whether a launcher of Hydra's was chosen, which then runs the jobs of a sweep."""
-    return any(word.startswith("hydra/launcher=") for word in overrides)
 
 
 def options(args: Any) -> list[str]:
@@ -191,6 +202,15 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
     hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
 
 
+def start_sweep(job: Callable[..., Any], name: str, words: Sequence[str]) -> None:
+    """Let Hydra call `job` for each point of a sweep, with some words more than were typed."""
+    sys.argv += [*words, "hydra.mode=MULTIRUN"]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    import hydra
+
+    hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
+
+
 def header(name: str) -> str:
     """The head of a verb's `--help`."""
     verb = VERBS[name]
@@ -220,14 +240,9 @@ def as_text(word: str, keys: Sequence[str]) -> str:
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") not in keys or _is_quoted(value) or _is_list(value):
         return word
+    from llm.config.composition import quoted
+
     return f"{key}={quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
 
 
 def _is_quoted(value: str) -> bool:

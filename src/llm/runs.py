@@ -74,7 +74,8 @@ def key_of(override: str) -> str:
 
 
 def _plain(override: str) -> str:
-    return re.sub(r"[^\w.=+~,-]+", "-", override).strip("-")
+    unquoted = re.sub("[\"']", "", override)
+    return re.sub(r"[^\w.=+~,-]+", "-", unquoted).strip("-")
 
 
 class ClaimedRunError(UserError):
@@ -221,6 +222,23 @@ class Run:
         self.path.rename(aside)
         self.record = {}
         return aside
+
+
+class FollowedRun(Run):
+    """A run directory for the ranks of a run that write nothing: the first one does."""
+
+    def update(self, **entries: Any) -> None:
+        """Remember what is being recorded."""
+        self.record |= entries
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Nothing: the first rank holds the directory."""
+        yield
+
+    def set_aside(self) -> Path | None:
+        """Begin afresh as the first rank does."""
+        self.record = {}
 
 
 def short(path: Path) -> Path:

@@ -6,6 +6,7 @@ So when it refuses, the overrides are looked at one by one against the groups an
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -16,7 +17,8 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -41,6 +43,7 @@ def open_loader(module: str, config_path: str, config_dir: str | None = None) ->
         config_dir: a user's own folder of configs beside them.
     """
     version.setbase("1.3")
+    setup_globals()
     search_path = create_automatic_config_search_path(None, module, config_path)
     if config_dir is not None:
         search_path.prepend(
@@ -68,32 +71,87 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
     return config
 
 
+class Point(NamedTuple):
+    """One thing that is going to run.
+
+    Attributes:
+        overrides: the words that make it.
+        config: the composed tree, without Hydra's own section.
+        choices: the option chosen of each group.
+        directory: where Hydra would let it run.
+    """
+
+    overrides: list[str]
+    config: DictConfig
+    choices: dict[str, str | None]
+    directory: str
+
+
 def check_points(
     loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool
-) -> list[list[str]]:
+) -> list[Point]:
     """Compose and check what is going to run, every point of it before the first one starts.
 
     Returns:
-        The overrides of each job; none where the sweeper chooses them as it goes.
+        What each job is; none where the sweeper chooses them as it goes.
 
     Raises:
         ConfigError: with all problems of all points; a line that does not concern all of them begins
             with the overrides of its point.
     """
     jobs = points(loader, name, overrides) if multirun else [list(overrides)]
+    if not jobs:
+        point(loader, name, fixed(loader, overrides))
     common = set.intersection(*map(set, jobs)) if jobs else set()
     labels = [" ".join(word for word in job if word not in common) for job in jobs]
     found: dict[str, list[str]] = {}
+    composed = []
     for label, job in zip(labels, jobs, strict=True):
-        for problem in _problems(loader, name, job):
-            found.setdefault(problem, []).append(label)
+        try:
+            composed.append(point(loader, name, job))
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(label)
     lines = []
     for problem, at in found.items():
         everywhere = len(at) == len(jobs)
         lines += [problem] if everywhere else [f"{label} | {problem}" for label in at]
     if lines:
         raise ConfigError(*lines)
-    return jobs
+    return composed
+
+
+def point(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Point:
+    """Compose and check one job.
+
+    Raises:
+        ConfigError: with all its problems.
+    """
+    config = compose(loader, name, overrides)
+    check(config)
+    return Point(list(overrides), config, chosen(), str(HydraConfig.get().run.dir))
+
+
+def chosen() -> dict[str, str | None]:
+    """The option chosen of each group but Hydra's own, in what was composed last."""
+    groups = HydraConfig.get().runtime.choices.items()
+    return {group: option for group, option in groups if not group.startswith("hydra/")}
+
+
+def quoted(text: str) -> str:
+    """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
+    return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
+
+
+def is_multirun(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> bool:
+    """Whether the configuration itself asks for a sweep, as a saved one does, without `-m`."""
+    try:
+        config = loader.load_configuration(
+            name, list(overrides), run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+    except HYDRA_ERRORS:
+        return False  # composing it tells what is wrong
+    return config.hydra.mode == RunMode.MULTIRUN
 
 
 def points(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> list[list[str]]:
@@ -118,12 +176,10 @@ def points(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> list[li
         raise ConfigError(*(lines or [_told_by_hydra(error)])) from error
 
 
-def _problems(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Sequence[str]:
-    try:
-        check(compose(loader, name, overrides))
-    except ConfigError as error:
-        return error.problems
-    return ()
+def fixed(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
+    """The words of a sweep that are the same for all its jobs."""
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    return [str(each.input_line) for each in parsed if not each.is_sweep_override()]
 
 
 def _explain(

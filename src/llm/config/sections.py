@@ -56,6 +56,8 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "name": _plain(str | None),
     "output_dir": _plain(str),
     "rerun": _plain(bool),
+    "check": _plain(bool),
+    "match": _plain(Literal["parameters", "flops", "tokens"] | Sequence[str] | None),
     "prompt": _plain(str | Sequence[str]),
     "prompts_file": _plain(str | None),
     "max_tokens": _plain(int),

@@ -12,7 +12,7 @@ from llm.data.errors import DataError
 from llm.data.preprocessing import Preprocessing
 from llm.data.source import Source
 from llm.data.split import Documents, Split, published_split, split
-from llm.data.token_cache import cached, write_metadata
+from llm.data.token_cache import cached, is_whole, write_metadata
 from llm.data.token_file import token_dtype
 from llm.data.tokenization import progress_bar, tokenize
 from llm.tokenizers import char
@@ -81,11 +81,18 @@ class Corpus:
             DataError: The text cannot be read, or the tokenizer cannot be fitted or write it.
         """
         try:
-            return cached(root / fingerprint.of_settings(self.settings), self.write)
+            return cached(self._place(root), self.write)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(f"{self.source.name}: {error}") from error
+
+    def is_written(self, root: Path) -> bool:
+        """Whether that folder is there already, so that nothing would be fetched or tokenized."""
+        return is_whole(self._place(root))
+
+    def _place(self, root: Path) -> Path:
+        return root / fingerprint.of_settings(self.settings)
 
     def write(self, folder: Path) -> None:
         """Fit the tokenizer, tokenize both parts and write everything to an empty folder."""

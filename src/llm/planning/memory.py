@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     """Bytes that training holds at one moment, by what they are for.
 
     Attributes:
-        weights: parameters and buffers.
+        weights: parameters, buffers, and copies of them that the task keeps.
         gradients: those of the trained parameters.
         optimizer: its states.
         activations: what the backward pass will ask for, and what lives for a moment only.
@@ -175,8 +175,8 @@ def measure(
     place = nullcontext() if accelerator == "cpu" else OnAccelerator()
     with warnings.catch_warnings(), FakeTensorMode(), ledger, place:
         warnings.simplefilter("ignore")  # of torch, about tensors that have no address
+        ledger.switch("weights")
         task = make_task()
-        ledger.name("weights", (*task.parameters(), *task.buffers()))
         _tell_logits(task, ledger)
         optimizer = task.configure_optimizers()
         for _ in range(2):

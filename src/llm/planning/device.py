@@ -1,0 +1,106 @@
+"""What a plan is made for: this machine, or a GPU that need not be here."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from llm.config.errors import ConfigError, suggestion
+from llm.hardware import PEAK_FLOPS, Hardware, faster_precision, matmul_rate, peak_flops
+
+# What GPUs of these names have, in GiB; of some there are smaller ones too (A100: 40, V100: 16).
+MEMORY = {
+    "B200": 179,
+    "H200": 140,
+    "H100": 80,
+    "A100": 80,
+    "L40S": 45,
+    "L4": 22,
+    "A10": 22,
+    "V100": 32,
+    "T4": 15,
+    "RTX 4090": 24,
+    "RTX 3090": 24,
+}
+WITHOUT_BFLOAT16 = ("V100", "T4")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes.
+
+    Attributes:
+        name: of the GPU, or `cpu`.
+        accelerator: `cuda`, `mps` or `cpu`.
+        memory: in bytes.
+        precision: what matrix products are computed in, `bf16`, `fp16` or 32.
+        flops: the matrix rate that MFU is measured against, in FLOP/s; None where nobody knows.
+    """
+
+    name: str
+    accelerator: str
+    memory: float
+    precision: Any
+    flops: float | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return dtypes.get(str(self.precision), torch.float32)
+
+
+def named(gpu: str, hardware: Hardware) -> Device:
+    """A GPU by its name, in any case, such as `h100`.
+
+    Raises:
+        ConfigError: nothing is known of it.
+    """
+    name = {key.upper().replace(" ", ""): key for key in PEAK_FLOPS}.get(
+        gpu.upper().replace(" ", "").replace("_", "")
+    )
+    if name is None:
+        raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), PEAK_FLOPS)}")
+    automatic = "fp16" if name in WITHOUT_BFLOAT16 else "bf16"
+    precision = automatic if hardware.precision == "auto" else hardware.precision
+    return Device(name, "cuda", MEMORY[name] * 2**30, precision, PEAK_FLOPS[name])
+
+
+def present(hardware: Hardware) -> Device:
+    """What this machine computes on, measured where it is a CPU.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    accelerator = _accelerator(hardware.accelerator)
+    precision = _faster(accelerator) if hardware.precision == "auto" else hardware.precision
+    if accelerator == "cuda":
+        place = torch.device("cuda")
+        memory = float(torch.cuda.get_device_properties(place).total_memory)
+        rate = peak_flops(place, torch.bfloat16, 1)
+        return Device(torch.cuda.get_device_name(place), accelerator, memory, precision, rate)
+    memory = float(psutil.virtual_memory().total)
+    rate = None if accelerator == "mps" else _rate(str(precision))
+    return Device(accelerator, accelerator, memory, precision, rate)
+
+
+def _accelerator(asked: str) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cpu": ()}.get(asked, (asked,))
+    found = next((name for name in wanted if there[name]), None)
+    if found is None and asked not in ("auto", "cpu"):
+        raise ConfigError(
+            f"hardware.accelerator={asked}: this machine has none; name the one you plan for, such as gpu=h100"
+        )
+    return found or "cpu"
+
+
+# A measurement takes half a second and holds for all points of a sweep.
+_faster = functools.cache(faster_precision)
+
+
+@functools.cache
+def _rate(precision: str) -> float:
+    return matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -1,0 +1,5 @@
+"""A sweep while it runs."""
+from contextlib import contextmanager
+@contextmanager
+def watched(sweep):
+    yield

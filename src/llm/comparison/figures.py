@@ -1,0 +1,91 @@
+"""The figures of a table: their order, what they are called, and how they are written for a person."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from llm.comparison.interval import Estimate
+
+
+class Figure(NamedTuple):
+    """A number that a run is known by.
+
+    Attributes:
+        name: in files, with its unit where that is not plain.
+        title: for a person.
+        write: a value as a person reads it.
+        is_measured: whether repetitions differ in it by chance, so that it has an interval.
+    """
+
+    name: str
+    title: str
+    write: Callable[[float], str]
+    is_measured: bool = False
+
+    def text(self, found: Estimate | None) -> str:
+        """What a cell says."""
+        if found is None:
+            return "–"
+        if found.margin is None or not self.is_measured or not math.isfinite(found.margin):
+            return self.write(found.mean)
+        places = _places(found.margin)
+        return f"{found.mean:.{places}f} ± {found.margin:.{places}f}"
+
+
+def _places(margin: float) -> int:
+    """Decimal places that show two digits of a margin."""
+    return 4 if not margin else min(6, max(0, 1 - math.floor(math.log10(margin))))
+
+
+def count(value: float) -> str:
+    """A number of things: `2.56 M`."""
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """A time: `1 h 02 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def measure(value: float) -> str:
+    """A figure of quality: four decimal places."""
+    return f"{value:.4f}"
+
+
+LEARNED = (
+    Figure("parameters", "parameters", count),
+    Figure("trained_parameters", "trained", count),
+    Figure("tokens", "tokens", count),
+    Figure("final_loss", "final val loss", measure, is_measured=True),
+    Figure("best_loss", "best val loss", measure, is_measured=True),
+    Figure("bits_per_byte", "bits/byte", measure, is_measured=True),
+)
+# What depends on the clock and the machine stands last, so that the rest of two tables can be held together.
+CLOCKED = (
+    Figure("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
+    Figure("mfu", "MFU", lambda value: f"{value:.1%}"),
+    Figure("peak_gib", "peak memory", lambda value: f"{value:.2f} GiB"),
+    Figure("seconds", "time", duration),
+)
+# These say again what others say.
+REPEATED = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/perplexity")
+
+
+def figures(names: Sequence[str]) -> list[Figure]:
+    """The figures of a table.
+
+    Args:
+        names: those of a task's own, such as `test/accuracy`, that are to be shown.
+    """
+    own = [Figure(name, name, measure, is_measured=True) for name in names]
+    return [*LEARNED, *own, *CLOCKED]

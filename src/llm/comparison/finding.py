@@ -1,0 +1,86 @@
+"""Which runs are meant by some folders: a run, a sweep, or any folder above them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from llm.config.errors import UserError
+from llm.runs import Run, short
+from llm.sweeps import FILE, Sweep
+
+DEEPEST = (
+    4  # levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME
+)
+
+
+class Found(NamedTuple):
+    """What lies in some folders.
+
+    Attributes:
+        runs: the runs, each once, sorted by their paths.
+        damaged: a line for each file that cannot be read.
+    """
+
+    runs: Sequence[Run]
+    damaged: Sequence[str]
+
+
+def find(folders: Sequence[str | Path]) -> Found:
+    """All runs of some folders.
+
+    Args:
+        folders: run directories, sweeps, or folders above either.
+
+    Raises:
+        UserError: there is no such folder, or no run in it.
+    """
+    runs: dict[Path, Run] = {}
+    damaged: set[str] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; name a sweep, a run, or a folder of runs")
+        is_empty = True
+        for file, read in _meant(folder):
+            is_empty = False
+            try:
+                run = read()
+                runs[run.path.resolve()] = run
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                damaged.add(f"{short(file)} is damaged and left out: {error}")
+        if is_empty:
+            raise UserError(
+                f"{folder}: no run in it; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
+            )
+    return Found([runs[path] for path in sorted(runs)], sorted(damaged))
+
+
+def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
+    """Files that tell of runs, each with what reads it; a sweep's word on a run is the last."""
+    for file in _below(folder, "run.json"):
+        if "~" not in file.parent.name:  # not those that a rerun has set aside
+            yield file, partial(_read, file.parent)
+    for file in _below(folder, FILE):
+        try:
+            jobs = Sweep(file.parent).jobs
+        except (ValueError, LookupError, TypeError) as error:
+            yield file, partial(_fail, error)
+            continue
+        for job in jobs:
+            yield job.directory / "run.json", lambda job=job: job.run
+
+
+def _read(folder: Path) -> Run:
+    run = Run(folder)
+    if not isinstance(run.record, dict):
+        raise TypeError("not a JSON object")
+    return run
+
+
+def _fail(error: Exception) -> Run:
+    raise error
+
+
+def _below(folder: Path, name: str) -> list[Path]:
+    levels = ("*/" * depth for depth in range(DEEPEST))
+    return sorted(file for level in levels for file in folder.glob(f"{level}{name}"))

@@ -1,0 +1,218 @@
+"""The picture of a comparison: loss against training tokens, and against training compute."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llm.comparison.interval import Estimate, estimate
+from llm.comparison.result import Result
+from llm.comparison.rows import Part, Row, natural
+
+if TYPE_CHECKING:
+    from llm.comparison.table import Table
+
+# Okabe and Ito's palette without its yellow, which is faint on white: colour-blind readers tell these apart, and
+# nobody has to by colour alone.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+LINES = ("-", "--", ":", "-.")
+LABELS = {
+    "val/loss": "validation loss (nats a token)",
+    "val/bits_per_byte": "validation bits per byte",
+    "train/loss": "training loss (nats a token)",
+}
+WIDE = 20.0  # ranges whose ends differ by more than this factor are drawn on a logarithmic axis
+STEEP = 2.5  # the same of losses
+FEW = 4  # curves whose names find room between the curves
+
+
+class Style(NamedTuple):
+    """How a row is drawn."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+class Panel(NamedTuple):
+    """What one pair of axes shows.
+
+    Attributes:
+        part: whose rows.
+        metric: what stands upwards.
+        label: what the other axis is called.
+        scale: what a token counts there, by run; None where that is unknown.
+    """
+
+    part: Part
+    metric: str
+    label: str
+    scale: Callable[[Result], float | None]
+
+
+def draw(table: "Table", path: Path) -> bool:
+    """Draw a comparison as a PNG, a row of panels for each part; nothing where no run has a curve.
+
+    Args:
+        table: what is compared.
+        path: where to write.
+
+    Returns:
+        Whether there was something to draw.
+    """
+    from matplotlib.figure import Figure  # half a second to import
+
+    grid = [panels for part in table.parts if (panels := _panels(part))]
+    if not grid:
+        return False
+    across = max(map(len, grid))
+    styles = _styles([row for part in table.parts for row in part.rows], table.keys)
+    figure = Figure(figsize=(5.2 * across, 3.9 * len(grid)), dpi=130, layout="constrained")
+    all_axes = figure.subplots(len(grid), across, squeeze=False)
+    for axes_of, panels in zip(all_axes, grid, strict=True):
+        for axes in axes_of[len(panels) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(axes_of, panels, strict=False):
+            _draw(axes, panel, styles, table)
+        if len(grid) > 1:
+            axes_of[0].set_title(panels[0].part.label, loc="left")
+        _legend(axes_of[len(panels) - 1])
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def _panels(part: Part) -> list[Panel]:
+    """Against tokens, and against compute where that is known of every curve."""
+    results = [each for row in part.rows for each in row.counted]
+    metric = next(
+        (name for name in _metrics(part) if any(len(r.curve(name)) > 1 for r in results)), None
+    )
+    if metric is None:
+        return []
+    drawn = [each for each in results if each.curve(metric)]
+    panels = [Panel(part, metric, "training tokens", lambda result: 1.0)]
+    if all(each.flops_per_token for each in drawn):
+        panels.append(Panel(part, metric, "training FLOPs", lambda result: result.flops_per_token))
+    return panels
+
+
+def _metrics(part: Part) -> tuple[str, ...]:
+    """What may stand upwards: losses a token only where they compare."""
+    return ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
+
+
+def _draw(axes: Any, panel: Panel, styles: dict[Row, Style], table: "Table") -> None:
+    """One pair of axes: a row's seeds thin, their mean thick, the mean's interval as a band."""
+    for row in panel.part.rows:
+        curves = [_curve(each, panel) for each in row.counted if each.curve(panel.metric)]
+        if not curves:
+            continue
+        style = styles[row]
+        mean = _mean(curves, table.confidence)
+        x, y = [place for place, _ in mean], [each.mean for _, each in mean]
+        if len(curves) > 1:
+            for curve in curves:
+                axes.plot(*zip(*curve.values(), strict=True), color=style.color, lw=0.6, alpha=0.5)
+            ends = [
+                (each.mean - each.margin, each.mean + each.margin)
+                for _, each in mean
+                if each.margin is not None
+            ]
+            if len(ends) == len(mean):
+                axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
+        often = max(1, len(x) // 10)
+        axes.plot(
+            x, y, label=_name(row, table.keys), lw=1.8, ms=5, markevery=often, **style._asdict()
+        )
+    _dress(axes, panel)
+
+
+def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
+    """The places of a run's points on the axes, by step."""
+    scale = panel.scale(result) or 1.0
+    return {step: (tokens * scale, value) for step, tokens, value in result.curve(panel.metric)}
+
+
+def _mean(
+    curves: Sequence[dict[float, tuple[float, float]]], confidence: float
+) -> list[tuple[float, Estimate]]:
+    """The mean over repetitions at the steps that all of them have."""
+    steps = sorted(set.intersection(*map(set, curves)))
+    return [
+        (
+            fmean(curve[step][0] for curve in curves),
+            estimate([curve[step][1] for curve in curves], confidence),
+        )
+        for step in steps
+    ]
+
+
+def _dress(axes: Any, panel: Panel) -> None:
+    """Labels, units and scales."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+
+    axes.set(xlabel=panel.label, ylabel=LABELS[panel.metric])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    low, high = _ends(axes, 0)
+    if high > WIDE * low > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+    low, high = _ends(axes, 1)
+    if high > STEEP * low > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _ends(axes: Any, of: int) -> tuple[float, float]:
+    values = [value for line in axes.lines for value in line.get_data()[of]]
+    return min(values), max(values)
+
+
+def _styles(rows: Sequence[Row], keys: Sequence[str]) -> dict[Row, Style]:
+    """One colour and marker an architecture, or a value of what differs first; lines tell the rest apart."""
+    models = [
+        at for at, key in enumerate(keys) if key == "model" or key.startswith(("model/", "model."))
+    ]
+    leading = models or [0][: len(keys)]
+    main = [tuple(row.settings[at] for at in leading) for row in rows]
+    rest = [tuple(s for at, s in enumerate(row.settings) if at not in leading) for row in rows]
+    place, shade = _places(main), _places(rest)
+    return {
+        row: Style(
+            COLORS[place[a] % len(COLORS)],
+            MARKERS[(place[a] + shade[b] // len(LINES)) % len(MARKERS)],
+            LINES[shade[b] % len(LINES)],
+        )
+        for row, a, b in zip(rows, main, rest, strict=True)
+    }
+
+
+def _places(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, ...], int]:
+    found = sorted(set(values), key=lambda value: tuple(map(natural, value)))
+    return {value: place for place, value in enumerate(found)}
+
+
+def _name(row: Row, keys: Sequence[str]) -> str:
+    """A row in a legend: the value alone where one thing differs."""
+    if len(keys) == 1:
+        return str(row.settings[0])
+    words = [
+        f"{key.split('.')[-1]}={value}"
+        for key, value in zip(keys, row.settings, strict=True)
+        if value is not None
+    ]
+    return " ".join(words) or row.results[0].name
+
+
+def _legend(axes: Any) -> None:
+    """Names of the curves: among them while they are few, beside them otherwise."""
+    number = len(axes.get_legend_handles_labels()[0])
+    if number > FEW:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    elif number > 1:
+        axes.legend(frameon=False, fontsize=8)

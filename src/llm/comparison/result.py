@@ -1,0 +1,225 @@
+"""What one run came to, read from its `run.json` and `metrics.csv`."""
+
+import csv
+import math
+import shlex
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from llm.runs import Run
+
+Curve = list[tuple[float, float, float]]
+
+# What runs may differ in without being other experiments: seeds are repetitions, the rest only names and watches.
+UNSHOWN = ("seed", "name", "output_dir", "rerun", "check", "match", "trust", "logger", "callbacks")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A run as a comparison sees it; what its record lacks is None or missing.
+
+    Args:
+        run: the run directory, which need not exist yet.
+    """
+
+    run: Run
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return self.run.record
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.run.path.name
+
+    @cached_property
+    def status(self) -> str:
+        """Where the run stands; one that nobody has begun is pending."""
+        state = self.run.state
+        return "pending" if state == "new" else state
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, in one line."""
+        error = self.record.get("error") if self.status == "failed" else None
+        return " ".join(str(error).split()) if error else None
+
+    @property
+    def seed(self) -> Any:
+        """The seed, as it was recorded or asked for."""
+        return self.record.get("seed", self.overrides.get("seed"))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was ever trained."""
+        return "fingerprint" in self.record
+
+    @property
+    def recipe(self) -> str | None:
+        """What repetitions of it share, known once it has begun."""
+        return self.record.get("recipe") if self.has_begun else None
+
+    @property
+    def data(self) -> str | None:
+        """What its figures were measured on: task and text held out, or nothing yet.
+
+        A run from before texts had names of their own has one with its tokenizer in it, which is as strict.
+        """
+        corpus = self.record.get("corpus") or self.record.get("data")
+        return f"{self.record.get('task')} {corpus}" if corpus else None
+
+    # What it is
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """The words of its command line by key, in their order."""
+        found = self.record.get("overrides")
+        if not isinstance(found, Mapping):
+            found = overrides_in(shlex.split(str(self.record.get("command", "")))[2:])
+        return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The option chosen of each group."""
+        found = self.record.get("choices")
+        return {k: str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """All that it could be told apart by: choices, and keys that were overridden."""
+        both = {**self.overrides, **self.choices}
+        return {key: value for key, value in both.items() if is_shown(key)}
+
+    # What it reached
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """The numbers of `metrics.csv` by step; none where there is no such file."""
+        return read_metrics(self.run.metrics)
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """Everything a table may show, by name; what is unknown is missing."""
+        metrics = numbers(self.record.get("metrics"))
+        at_best = self._at_best(metrics)
+        found: dict[str, float | None] = {
+            **{name: value for name, value in metrics.items() if name.startswith("test/")},
+            **{name: value for name, value in at_best.items() if name.startswith("val/")},
+            **numbers(self.record, "parameters", "trained_parameters", "seconds"),
+            "tokens": self.tokens_at(self.last_step) if self.last_step else None,
+            "final_loss": self._newest("val/loss", metrics),
+            "best_loss": at_best.get("val/loss"),
+            "bits_per_byte": at_best.get("val/bits_per_byte"),
+            "tokens_per_second": self._typical("speed/tokens_per_second"),
+            "mfu": self._typical("speed/mfu"),
+            "peak_gib": self._peak(),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Floating-point operations that training takes for a token, where that is known."""
+        return numbers(self.record, "flops_per_token").get("flops_per_token")
+
+    def curve(self, metric: str) -> Curve:
+        """A metric as it went: steps, training tokens until then, values."""
+        return [
+            (row["step"], self.tokens_at(row["step"]), row[metric])
+            for row in self.rows
+            if math.isfinite(row.get(metric, math.nan))
+        ]
+
+    @cached_property
+    def last_step(self) -> float:
+        """The last step of which something is known."""
+        steps = numbers(self.record, "stopped_at", "steps") if self.status == "done" else {}
+        return steps.get("stopped_at") or max((row["step"] for row in self.rows), default=0.0)
+
+    def tokens_at(self, step: float) -> float:
+        """Training tokens up to a step: counted at some steps, and at the same rate between and after."""
+        steps, tokens = self._counted
+        if len(steps) == 1:
+            return step * numbers(self.record, "tokens_per_step").get("tokens_per_step", 0.0)
+        at = min(bisect_right(steps, step), len(steps) - 1)
+        rate = (tokens[at] - tokens[at - 1]) / (steps[at] - steps[at - 1])
+        return tokens[at - 1] + rate * (step - steps[at - 1])
+
+    @cached_property
+    def _counted(self) -> tuple[list[float], list[float]]:
+        """Steps at which tokens were counted, and how many there were."""
+        known = {row["step"]: row["tokens"] for row in self.rows if "tokens" in row}
+        steps = [0.0, *sorted(step for step in known if step > 0)]
+        return steps, [0.0, *(known[step] for step in steps[1:])]
+
+    def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
+        """The figures of the validation with the lowest loss, whose weights are kept."""
+        measured = [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
+        return min(measured, key=lambda row: row["val/loss"]) if measured else otherwise
+
+    def _newest(self, metric: str, otherwise: dict[str, float]) -> float | None:
+        found = [row[metric] for row in self.rows if metric in row]
+        return found[-1] if found else otherwise.get(metric)
+
+    def _typical(self, metric: str) -> float | None:
+        """The median, which a slow start does not move."""
+        found = [row[metric] for row in self.rows if metric in row]
+        return median(found) if found else None
+
+    def _peak(self) -> float | None:
+        recorded = numbers(self.record, "peak_memory").get("peak_memory")
+        if recorded is not None:
+            return recorded / 2**30
+        return max(
+            (row["memory/peak_gib"] for row in self.rows if "memory/peak_gib" in row), default=None
+        )
+
+
+def overrides_in(words: Sequence[str]) -> dict[str, str]:
+    """Overrides by key."""
+    return {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
+
+
+def is_shown(key: str) -> bool:
+    """Whether runs that differ in a key are other experiments."""
+    return key.replace("/", ".").split(".")[0] not in (*UNSHOWN, "hydra")
+
+
+def numbers(values: Any, *names: str) -> dict[str, float]:
+    """The numbers in a record, all of them or some."""
+    if not isinstance(values, Mapping):
+        return {}
+    found = {name: values.get(name) for name in names or values}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The numbers of a metrics file, row by row; a last line that is cut short or no number is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    found = [{name: number(text) for name, text in row.items() if text} for row in rows]
+    return [
+        {name: value for name, value in row.items() if value is not None}
+        for row in found
+        if row.get("step") is not None
+    ]
+
+
+def number(text: Any) -> float | None:
+    """A text as a number, or None."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None

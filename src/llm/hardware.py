@@ -1,11 +1,20 @@
 """Where a run computes and in which precision: resolved once, printed, and saved with the run."""
 
+import os
 import re
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+from torch import nn
+
+from llm import distributed
+
+if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration's check does without it
+    from lightning.pytorch.strategies import Strategy as LightningStrategy
+    from torch.distributed.device_mesh import DeviceMesh
 
 Precision = Literal["auto", "bf16", "fp16", 32]
 
@@ -26,22 +35,72 @@ PEAK_FLOPS = {
 }
 
 
+class Shares(NamedTuple):
+    """By what a rank's memory is smaller than one device's would be, of each kind that there is."""
+
+    weights: float = 1
+    gradients: float = 1
+    optimizer: float = 1
+    activations: float = 1
+    logits: float = 1
+
+
+class Strategy(ABC):
+    """How several devices divide a training step among them.
+
+    Attributes:
+        is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
+    """
+
+    is_sharded: bool = False
+
+    @abstractmethod
+    def lightning(self, hardware: "Hardware") -> "LightningStrategy":
+        """The strategy that Lightning's trainer is given."""
+
+    def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:  # noqa: B027 - most do nothing
+        """Divide a model's weights among the ranks of a mesh, in place."""
+
+    def data_parallel(self, world: int) -> int:
+        """How many of so many ranks read batches of their own."""
+        return world
+
+    @abstractmethod
+    def shares(self, world: int) -> Shares:
+        """By what the memory that a step takes is divided on each of so many ranks."""
+
+    def check(self, hardware: "Hardware") -> None:  # noqa: B027 - most go with any
+        """Refuse hardware, resolved but for its precision, that this strategy does not work on.
+
+        Raises:
+            ValueError: it does not.
+        """
+
+
 @dataclass(frozen=True)
 class Hardware:
-    """The machine a run uses.
+    """The machine, or machines, that a run uses.
 
     Args:
         accelerator: `auto` takes a GPU (CUDA, then Apple's MPS) when there is one, else the CPU.
-        devices: how many devices; one for now.
+        devices: how many devices of each machine; `auto` is all its GPUs, or one process on the CPU.
+        num_nodes: how many machines; each is told its number and where to meet by NODE_RANK, MASTER_ADDR
+            and MASTER_PORT.
+        strategy: how several devices divide the work; a single one needs none and is given none.
         precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 where it is measured faster.
         compile: compile the model and its loss with `torch.compile`.
         activation_checkpointing: recompute each block's activations in the backward pass to save memory.
-        workers: data-loading processes; 0 loads in the training process.
-        threads: CPU threads, or null for torch's own choice.
+        workers: data-loading processes of each rank; 0 loads in the training process.
+        threads: CPU threads of each rank, or null: torch's own choice, and of several ranks each its share.
+
+    Raises:
+        ValueError: a number is out of range, or several devices have no strategy.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: int = 1
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
+    strategy: Strategy | None = None
     precision: Precision = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
@@ -49,9 +108,12 @@ class Hardware:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.devices != 1:
+        for name in ("devices", "num_nodes"):
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+        if self.strategy is None and (self.devices not in ("auto", 1) or self.num_nodes > 1):
             raise ValueError(
-                f"devices={self.devices}: training on several is not built yet; give 1"
+                f"devices={self.devices} on num_nodes={self.num_nodes} need a strategy; choose one with hardware=ddp"
             )
         if self.workers < 0:
             raise ValueError(
@@ -62,18 +124,83 @@ class Hardware:
                 f"threads={self.threads}: give a number from 1 on, or null for torch's choice"
             )
 
-    def resolve(self) -> "Hardware":
-        """Replace every `auto` by what this machine has; raises ValueError when what is asked is not there."""
+    def place(self) -> "Hardware":
+        """Count the devices and find the accelerator.
+
+        Raises:
+            ValueError: what is asked for is not there, or the strategy does not work on it.
+        """
         accelerator = _available(self.accelerator)
-        precision = faster_precision(accelerator) if self.precision == "auto" else self.precision
-        if precision == "fp16" and accelerator == "cpu":
+        devices, num_nodes = self._counts(accelerator)
+        strategy = self.strategy if devices * num_nodes > 1 else None
+        placed = replace(
+            self, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy
+        )
+        if strategy is not None:
+            strategy.check(placed)
+        return placed
+
+    def _counts(self, accelerator: str) -> tuple[int, int]:
+        """Devices of this machine and machines: as they were started, or as they are asked for."""
+        there = torch.cuda.device_count() if accelerator == "cuda" else 1
+        devices, num_nodes = there if self.devices == "auto" else self.devices, self.num_nodes
+        world = distributed.world()
+        if distributed.is_rank():
+            started = world.local_size, world.size // world.local_size
+            if self.devices not in ("auto", started[0]) or num_nodes not in (1, started[1]):
+                raise ValueError(
+                    f"devices={self.devices} on num_nodes={num_nodes}: {started[0]} processes were started on each "
+                    f"of {started[1]} machines; ask for as many (hardware=ddp hardware.devices=auto), or start as many"
+                )
+            devices, num_nodes = started
+        if devices > there and accelerator != "cpu":
+            raise ValueError(
+                f"devices={devices}: this process sees {there} of accelerator={accelerator}; "
+                f"give {there} or fewer, or devices=auto"
+            )
+        if devices * num_nodes > 1 and self.strategy is None:
+            raise ValueError(
+                f"devices={self.devices}: {devices * num_nodes} devices need a strategy; choose one with "
+                "hardware=ddp, or give devices=1"
+            )
+        return devices, num_nodes
+
+    def resolve(self) -> "Hardware":
+        """Replace every `auto` by what there is. Ranks meet here, for they have to agree on it.
+
+        Raises:
+            ValueError: what is asked for is not there.
+        """
+        placed = self.place()
+        distributed.join(placed.accelerator)
+        precision = self.precision
+        if precision == "auto":
+            measured = faster_precision(placed.accelerator) if distributed.is_first() else None
+            precision = distributed.broadcast(measured)
+        if precision == "fp16" and placed.accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
-        return replace(self, accelerator=accelerator, precision=precision)
+        return replace(placed, precision=precision, threads=self.threads or _share_of_cores())
+
+    @property
+    def world(self) -> int:
+        """Processes of the run on all machines; of placed hardware only."""
+        assert self.devices != "auto"
+        return self.devices * self.num_nodes
 
     @property
     def lightning_precision(self) -> str:
         """The resolved precision in Lightning's words."""
         return {32: "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
+
+
+def _share_of_cores() -> int | None:
+    """This rank's CPU threads; None, torch's own choice, where it has the machine or was told a number."""
+    ranks = distributed.world().local_size
+    if ranks == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    has_affinity = hasattr(os, "sched_getaffinity")  # the cores of a job, which may be fewer
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // ranks)
 
 
 def _available(accelerator: str) -> str:
@@ -133,7 +260,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float 
 
 
 def describe(hardware: Hardware) -> str:
-    """One line for the start of a run: device, count, precision."""
+    """One line for the start of a run: device, count, strategy, precision."""
     name = torch.cuda.get_device_name() if hardware.accelerator == "cuda" else hardware.accelerator
+    devices = f"{hardware.devices} × {name}"
+    if hardware.num_nodes > 1:
+        devices = f"{hardware.num_nodes} machines × {devices}"
+    strategy = [] if hardware.strategy is None else [type(hardware.strategy).__name__]
     extras = [word for word in ("compile", "activation_checkpointing") if getattr(hardware, word)]
-    return ", ".join([f"{hardware.devices} × {name}", f"precision {hardware.precision}", *extras])
+    return ", ".join([devices, *strategy, f"precision {hardware.precision}", *extras])

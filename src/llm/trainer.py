@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -16,7 +17,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from llm import distributed
 from llm.hardware import Hardware
+from llm.tasks.task import Task
 from llm.weights.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 
 
@@ -80,7 +83,7 @@ def make_trainer(
     settings: Settings,
     hardware: Hardware,
     steps: int,
-    task: L.LightningModule,
+    task: Task,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     directory: Path,
@@ -92,9 +95,15 @@ def make_trainer(
     """
     for owner in (task, *callbacks):
         skip_empty_hooks(owner)
+    if hardware.strategy is not None:
+        task.shard, task.is_sharded = hardware.strategy.shard, hardware.strategy.is_sharded
+    # Said, for Lightning would guess it from what a cluster's scheduler left in the environment.
+    environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
     return L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy="auto" if hardware.strategy is None else hardware.strategy.lightning(hardware),
         precision=hardware.lightning_precision,  # pyright: ignore[reportArgumentType]
         max_steps=steps,
         max_epochs=-1,
@@ -108,7 +117,7 @@ def make_trainer(
         default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[VerifiedCheckpointIO()],
+        plugins=[VerifiedCheckpointIO(), environment()],
         profiler=NoProfiler(),
         use_distributed_sampler=False,
         enable_checkpointing=False,

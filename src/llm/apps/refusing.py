@@ -8,6 +8,7 @@ from llm.config.errors import ConfigError
 from llm.config.fingerprint import difference
 from llm.config.whitelist import locate
 from llm.data.module import DataModule
+from llm.hardware import Hardware
 from llm.runs import Run, short
 
 
@@ -69,6 +70,23 @@ def require_more(run: Run, steps: int) -> None:
         raise ConfigError(
             f"{short(run.path)} has taken {taken:,} steps already: give a trainer.max_steps "
             "above that, or rerun=true to begin again"
+        )
+
+
+def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
+    """Refuse a batch that the devices cannot share evenly.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if hardware.strategy is None:
+        return
+    batch, shares = config.data.batch_size, hardware.strategy.data_parallel(hardware.world)
+    if batch % shares:
+        nearest = max(1, round(batch / shares)) * shares
+        raise ConfigError(
+            f"data.batch_size: {batch} rows cannot be shared by {shares} devices evenly; give a multiple "
+            f"of {shares}, such as {nearest}"
         )
 
 

@@ -1,6 +1,7 @@
 """`llm train`: from a configuration to a trained run. Pretraining and every finetune come through here."""
 
 import re
+import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,8 +26,16 @@ OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 @hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Compose, then train. What is slow to import waits until there is something to train."""
-    from llm.apps.training import train
+    from llm.apps import ranks
 
     chosen = HydraConfig.get()
-    choices = {k: v for k, v in chosen.runtime.choices.items() if not k.startswith("hydra/")}
-    train(config, chosen.runtime.output_dir, list(chosen.overrides.task), choices)
+    directory = chosen.runtime.output_dir
+    ranks.adopt_slurm()
+    hardware = ranks.place(config)
+    if ranks.are_missing(hardware):
+        sys.exit(ranks.launch(["train", *sys.argv[1:]], hardware, directory))
+    with ranks.reported():
+        from llm.apps.training import train
+
+        choices = {k: v for k, v in chosen.runtime.choices.items() if not k.startswith("hydra/")}
+        train(config, directory, list(chosen.overrides.task), choices)

@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
+from llm import distributed
 from llm.apps.refusing import (
+    require_even_shares,
     require_fit,
     require_more,
     require_same,
@@ -37,8 +38,9 @@ from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
+from llm.loggers.wandb import WandbLogger
 from llm.optim.muon import Muon
-from llm.runs import Run, short
+from llm.runs import FollowedRun, Run, short
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
 from llm.weights.checkpoint import load_checkpoint
@@ -84,7 +86,8 @@ def train(
     check(config)
     with mistakes_at("hardware"):
         hardware: Hardware = build(config.hardware).resolve()
-    run = Run(Path(directory))
+    require_even_shares(config, hardware)
+    run = (Run if distributed.is_first() else FollowedRun)(Path(directory))
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
@@ -104,13 +107,15 @@ def train(
     with mistakes_at("task"):
         task.check(data)
 
+    distributed.barrier()  # no rank reads what the first one is about to write
     with run.claimed():
+        run.record = distributed.broadcast(run.record)
         if not config.rerun and _is_done(run, steps):  # by another process, meanwhile
             _say_done(run)
             return run
         if config.rerun and (aside := run.set_aside()):
-            CONSOLE.print(f"the run that stood here is kept as {aside}", soft_wrap=True)
-        resume = run.last if run.last.is_file() else None
+            say(f"the run that stood here is kept as {aside}")
+        resume = distributed.broadcast(run.last if run.last.is_file() else None)
         run.start(
             name=run.path.name,
             fingerprint=meaning,
@@ -120,11 +125,11 @@ def train(
             **size(task, data, settings, steps, hardware),
         )
         with recorded(run, _command(overrides)) as progress:
-            save(run, config, hardware, data)
-            CONSOLE.print(
-                summary(run, task, data, hardware, steps, settings, weights), soft_wrap=True
-            )
-            loggers = make_loggers(config, run, resume)
+            if distributed.is_first():
+                save(run, config, hardware, data)
+                progress.loggers = make_loggers(config, run, resume)
+            say(summary(run, task, data, hardware, steps, settings, weights))
+            loggers = progress.loggers
             callbacks = make_callbacks(config, task, data)
             trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
             progress.trainer = trainer
@@ -164,7 +169,7 @@ def size(
         "trained_parameters": count(task.model, trained=True),
         "flops_per_token": flops,
         "tokens_per_step": round(data.tokens_per_batch * settings.accumulate),
-        "devices": hardware.devices,
+        "devices": hardware.world,
         "max_steps": steps,
     }
 
@@ -172,7 +177,8 @@ def size(
 def prepare(config: DictConfig, weights: Weights | None) -> DataModule:
     """The data module, read and tokenized, and with it the numbers that the model takes from it."""
     data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
-    data.prepare_data()
+    with distributed.first_on_each_machine():
+        data.prepare_data()
     data.setup("fit")
     resolve_vocabulary(config, data.tokenizer.vocab_size)
     resolve_classes(config, data)
@@ -328,7 +334,7 @@ def make_callbacks(config: DictConfig, task: Task, data: DataModule) -> list[L.C
         if getattr(callback, "suits", lambda task, data: True)(task, data):
             callbacks.append(callback)
         else:
-            CONSOLE.print(f"note      callbacks.{name} is left out: nothing for it in this task")
+            say(f"note      callbacks.{name} is left out: nothing for it in this task")
     return callbacks
 
 
@@ -336,13 +342,14 @@ def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logg
     """The CSV logger, which is always on, and those of the configuration."""
     resume_step = load_checkpoint(resume)["global_step"] if resume else -1
     loggers: list[Logger] = [CSVLogger(run.metrics, resume_step)]
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     for make in build(config.logger).values():
         if make is not None:
             with mistakes_at("logger"):
-                logger = make(str(run.path), run.path.name)
+                loggers.append(make(str(run.path), run.path.name))
+    for logger in loggers:
+        with mistakes_at("logger"):
             logger.log_hyperparams(plain)
-            loggers.append(logger)
     return loggers
 
 
@@ -351,6 +358,7 @@ class Progress:
     """How far a run is, for the record of its end."""
 
     trainer: L.Trainer | None = None
+    loggers: Sequence[Logger] = ()
     seconds: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
@@ -369,27 +377,31 @@ class Progress:
 def recorded(run: Run, command: str) -> Iterator[Progress]:
     """Record how a run ended if it did not end well, and tell an interrupted one how to go on."""
     progress = Progress(seconds=run.record.get("seconds", 0.0))
+    exit_code = 1
     try:
         yield progress
+        exit_code = 0
     except InterruptedRunError as error:
+        exit_code = 130
         run.finish("interrupted", steps=progress.steps, seconds=progress.elapsed)
-        Console(stderr=True).print(
-            f"stopped by {error} after step {progress.steps}; it is saved.\nTo go on: {command}",
-            soft_wrap=True,
-        )
-        raise SystemExit(130) from None
+        if distributed.is_first():
+            Console(stderr=True).print(
+                f"stopped by {error} after step {progress.steps}; it is saved.\nTo go on: {command}",
+                soft_wrap=True,
+            )
+        raise SystemExit(exit_code) from None
     except BaseException as error:
         run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
         raise
     finally:
-        finish_wandb()
+        finish_wandb(progress.loggers, exit_code)
 
 
-def finish_wandb() -> None:
-    """End a W&B run, if one is open: the next job of this process would land in it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
+def finish_wandb(loggers: Sequence[Logger], exit_code: int) -> None:
+    """End the run on W&B, if there is one: the next job of this process would land in it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.finish(exit_code)
 
 
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
@@ -422,7 +434,13 @@ def close(
         lines.append(f"  test      {text}")
     lines += [f"  {what:9s} {short(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {_next_command(run, config)}")
-    CONSOLE.print("\n".join(lines), soft_wrap=True)
+    say("\n".join(lines))
+
+
+def say(text: str) -> None:
+    """Print, once in a run, however many ranks it has."""
+    if distributed.is_first():
+        CONSOLE.print(text, soft_wrap=True)
 
 
 def _is_done(run: Run, steps: int) -> bool:
@@ -430,11 +448,10 @@ def _is_done(run: Run, steps: int) -> bool:
 
 
 def _say_done(run: Run) -> None:
-    CONSOLE.print(
+    say(
         f"{short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
         "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
-        f"  {_next_command(run, OmegaConf.load(run.config))}",
-        soft_wrap=True,
+        f"  {_next_command(run, OmegaConf.load(run.config))}"
     )
 
 

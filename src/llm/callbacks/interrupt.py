@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from llm import distributed
 from llm.callbacks.checkpoints import Checkpoints, validates_now
 from llm.tasks.task import Task
 
@@ -24,11 +25,13 @@ class InterruptedRunError(BaseException):
 class Interrupt(Callback):
     """Turn the first signal into a checkpoint at the end of the step; a second one stops at once.
 
-    A run stopped between steps resumes exactly; one stopped inside a step would not.
+    A run stopped between steps resumes exactly; one stopped inside a step would not. Ranks agree on the
+    step: one that stopped alone would leave the others waiting for its gradients.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._ballot = distributed.Ballot()
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,9 +49,10 @@ class Interrupt(Callback):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        Console(stderr=True).print(
-            f"\n{self.received.name}: finishing this step and saving; once more stops at once."
-        )
+        if distributed.is_first():
+            Console(stderr=True).print(
+                f"\n{self.received.name}: finishing this step and saving; once more stops at once."
+            )
 
     def on_train_batch_end(
         self,
@@ -60,19 +64,20 @@ class Interrupt(Callback):
     ) -> None:
         """Save and stop after a whole optimizer step, unless its validation is still to come."""
         assert isinstance(pl_module, Task)
-        if self.received is None or validates_now(trainer):
+        if not pl_module.ends_step(batch_idx):
             return
-        if pl_module.ends_step(batch_idx):
-            self._stop(trainer, pl_module)
+        number = self._ballot.largest(self.received or 0)
+        if number and not validates_now(trainer):
+            self._stop(trainer, pl_module, number)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop after the validation that the step owed."""
-        if self.received is not None and trainer.global_step < trainer.max_steps:
-            self._stop(trainer, pl_module)
+        number = self._ballot.largest(self.received or 0)
+        if number and trainer.global_step < trainer.max_steps:
+            self._stop(trainer, pl_module, number)
 
-    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self.received is not None
+    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, number: int) -> None:
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer, pl_module)
-        raise InterruptedRunError(self.received.name)
+        raise InterruptedRunError(signal.Signals(number).name)

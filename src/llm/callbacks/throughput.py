@@ -9,6 +9,7 @@ import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from llm import distributed
 from llm.hardware import peak_flops
 from llm.tasks.task import Task
 
@@ -41,10 +42,14 @@ class Throughput(Callback):
         self.tokens_per_second = 0.0
         self.seconds = 0.0
         self.total_tokens = 0
+        self._uncounted = 0  # tokens of this rank's batches
+        self._sharing = 1  # ranks that work on one batch
         self._since: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learn the hardware's matrix rate."""
+        assert isinstance(pl_module, Task)
+        self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
         if pl_module.device.type == "cuda":
@@ -76,16 +81,22 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch's tokens; at logged steps report, together with what the task measured."""
-        tokens = batch["tokens"].numel() * trainer.world_size
-        self.tokens += tokens
-        self.total_tokens += tokens
+        self._uncounted += batch["tokens"].numel()
         assert isinstance(pl_module, Task)
         if pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0:
             self._pause(pl_module)
             speed = self._report(pl_module, batch["tokens"].shape[1])
             pl_module.record(pl_module.take_training_metrics() | speed)
 
+    def _count(self) -> None:
+        """Add what all ranks have read, and each batch once, however many ranks have worked on it."""
+        read = sum(distributed.gather(self._uncounted)) // self._sharing
+        self._uncounted = 0
+        self.tokens += read
+        self.total_tokens += read
+
     def _report(self, task: Task, context: int) -> dict[str, float]:
+        self._count()
         self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
         metrics = {
@@ -102,6 +113,7 @@ class Throughput(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens seen so far."""
+        self._count()
         return {"total_tokens": self.total_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

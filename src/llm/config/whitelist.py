@@ -38,6 +38,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "llm.evaluation.openai": ("llm.evaluation.openai.OpenAI",),
     "llm.evaluation": ("torchmetrics.Metric",),
     "llm.callbacks": ("lightning.pytorch.Callback",),
+    "llm.strategies": ("llm.hardware.Strategy",),
     "llm.data": (
         "lightning.pytorch.LightningDataModule",
         "llm.data.source.Source",

@@ -1,11 +1,13 @@
 """A task whose figures are means over examples: what it measures as it trains, and in an evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm import distributed
 from llm.evaluation.means import Means
 from llm.tasks.task import Groups, Task
 
@@ -47,9 +49,17 @@ class MeansTask(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the figures not yet logged, too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["figures"] = self.trained.metric_state
+        own = {name: value.cpu() for name, value in self.trained.metric_state.items()}
+        checkpoint["figures"] = distributed.gather(own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
         super().on_load_checkpoint(checkpoint)
-        self.trained.restore(checkpoint["figures"])
+        figures = distributed.own(checkpoint["figures"], merge=added)
+        if figures is not None:
+            self.trained.restore(figures)
+
+
+def added(states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The sums of several ranks as those of one."""
+    return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}

@@ -1,15 +1,19 @@
 """What every training objective shares: optimizer, schedule, clipping, and what is logged."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from llm import distributed
 from llm.data.module import DataModule
 
 Batch = dict[str, Tensor]
@@ -38,6 +42,8 @@ class Task(L.LightningModule):
         verb: what `llm` does with a run of this task.
         figures: the newest value of each metric that was recorded.
         is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
+        shard: divides the model among the devices of a mesh, in place; None leaves it whole.
+        is_sharded: whether all ranks are needed to run the model, for none has the whole of it.
     """
 
     data_module: ClassVar[type[DataModule]] = DataModule
@@ -59,9 +65,22 @@ class Task(L.LightningModule):
         self.gradient_norm: Tensor | None = None
         self.figures: dict[str, float] = {}
         self.is_adapted = False
-        # Of the micro-batches since they were last logged: loss, and how many targets it is a mean of.
+        self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
+        self.is_sharded = False
+        # Of this rank's micro-batches since they were last logged: loss, and how many targets it is a mean of.
         self._losses: list[tuple[Tensor, Tensor | None]] = []
         self._targets: list[Tensor] = []  # of the optimizer step under way
+
+    def configure_model(self) -> None:
+        """Divide the model among devices, once: Lightning asks for it before each fit and test."""
+        shard, self.shard = self.shard, None
+        if shard is not None and self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
+
+    @property
+    def data_parallel(self) -> int:
+        """How many ranks read batches of their own; the others work on those of one of them."""
+        return (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
 
     def check(self, data: DataModule) -> None:
         """Refuse data or a model that this task cannot work with, before anything starts.
@@ -112,13 +131,14 @@ class Task(L.LightningModule):
     @property
     def _shares(self) -> int:
         """How many batches a step is divided into, by accumulation and by devices."""
-        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return self.trainer.accumulate_grad_batches * self.data_parallel
 
     def _to_mean(self, optimizer: Optimizer) -> None:
         """Turn gradients, which Lightning has averaged over the shares, into those of the mean loss."""
         targets = torch.stack(self._targets).sum()
         targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
         assert isinstance(targets, Tensor)
+        targets = targets * self.data_parallel / self.trainer.world_size  # ranks may share a batch
         scale = self._shares * UNIT / targets.clamp(min=1)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -226,17 +246,26 @@ class Task(L.LightningModule):
         return metrics | {f"train/{name}": value for name, value in self.training_figures().items()}
 
     def _mean_loss(self) -> float:
+        """The mean over the micro-batches of all ranks; ranks that share a batch count it alike."""
+        sums = [sum_of(losses) for losses in distributed.gather(self._plain_losses())]
+        losses, weights = zip(*sums, strict=True)
+        return math.fsum(losses) / max(math.fsum(weights), 1)
+
+    def _plain_losses(self) -> list[tuple[float, float]]:
+        """The losses not yet logged and their weights as plain numbers; waits for the device."""
+        if not self._losses:
+            return []
         losses = torch.stack([loss.to(self.device) for loss, _ in self._losses])
         weights = [torch.ones_like(losses[0]) if w is None else w for _, w in self._losses]
-        weights = torch.stack([each.to(losses) for each in weights])
-        return ((losses * weights).sum() / weights.sum().clamp(min=1)).item()
+        both = torch.stack([losses, torch.stack([each.to(losses) for each in weights])])
+        return list(zip(*both.tolist(), strict=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
 
         Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
         """
-        checkpoint["losses"] = list(self._losses)
+        checkpoint["losses"] = distributed.gather(self._plain_losses())
         if self.is_adapted:
             state, trained = checkpoint["state_dict"], self._trained()
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
@@ -247,7 +276,8 @@ class Task(L.LightningModule):
         Raises:
             ValueError: the checkpoint is that of another adapter.
         """
-        self._losses = list(checkpoint["losses"])
+        losses = distributed.own(checkpoint["losses"], merge=lambda lists: list(chain(*lists)))
+        self._losses = [(torch.tensor(loss), torch.tensor(weight)) for loss, weight in losses or ()]
         if self.is_adapted:
             if checkpoint["state_dict"].keys() != self._trained():
                 raise ValueError(
@@ -263,3 +293,9 @@ class Task(L.LightningModule):
         self.figures |= metrics
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)
+
+
+def sum_of(losses: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The weighted sum of losses, and the sum of their weights, exactly: in whatever order they come."""
+    weighted = math.fsum(loss * weight for loss, weight in losses)
+    return weighted, math.fsum(weight for _, weight in losses)

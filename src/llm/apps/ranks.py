@@ -1,0 +1,341 @@
+"""Starting the ranks of a run on this machine, watching them, and ending them together.
+
+A rank is a process of its own for each device, started with the command that started this one and with
+torchrun's environment. Lightning would start them itself, but it leaves the others waiting when one
+dies, and each of them to print its own traceback.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from llm import distributed
+from llm.apps.refusing import require_even_shares
+from llm.config.build import build, mistakes_at
+from llm.config.errors import ConfigError, UserError
+from llm.hardware import Hardware
+from llm.runs import Run
+
+# Where a rank leaves the reason of its failure, for the launcher to tell; also a sign that there is one.
+REPORTS = "LLM_RANK_REPORTS"
+INTERRUPTED = 130
+GRACE = 5.0  # seconds in which the others may see for themselves that one has failed, and record it
+POLL = 0.1
+# Ways to die that a rank does not choose, and that its peers' failures follow from.
+FATAL = {signal.SIGKILL: " (by hand, or by the system because memory ran out)"}
+
+
+def adopt_slurm() -> None:
+    """Take srun's variables for torchrun's, where srun started several of this process."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks == 1 or distributed.is_rank():
+        return
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        LOCAL_RANK=os.environ["SLURM_LOCALID"],
+        WORLD_SIZE=str(tasks),
+        LOCAL_WORLD_SIZE=str(tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))),
+        GROUP_RANK=os.environ.get("SLURM_NODEID", "0"),
+        MASTER_ADDR=slurm.main_address,
+        MASTER_PORT=str(slurm.main_port),
+        TORCHELASTIC_RUN_ID=os.environ["SLURM_JOB_ID"],
+    )
+
+
+def place(config: DictConfig) -> Hardware:
+    """The hardware of a configuration, counted, and seen to suit its batches.
+
+    Raises:
+        ConfigError: it is not there, or does not.
+    """
+    with mistakes_at("hardware"):
+        hardware: Hardware = build(config.hardware).place()
+    require_even_shares(config, hardware)
+    return hardware
+
+
+def are_missing(hardware: Hardware) -> bool:
+    """Whether there are several devices and nobody has started a rank for each."""
+    return hardware.world > 1 and not distributed.is_rank()
+
+
+class Node(NamedTuple):
+    """This machine among those of the run.
+
+    Attributes:
+        number: from 0.
+        address: of machine 0, where all ranks meet.
+        port: there.
+    """
+
+    number: int
+    address: str
+    port: int
+
+
+def this_node(num_nodes: int) -> Node:
+    """What the environment says of this machine; the only one says it itself.
+
+    Raises:
+        ConfigError: there are several machines, and a variable is missing.
+    """
+    if num_nodes == 1:
+        return Node(0, "127.0.0.1", 0)
+    names = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"hardware.num_nodes={num_nodes}: set {', '.join(missing)} on each machine (its number from 0 "
+            "on, and where machine 0 is reached), or start with torchrun or srun"
+        )
+    number, address, port = (os.environ[name] for name in names)
+    return Node(int(number), address, int(port))
+
+
+def launch(words: Sequence[str], hardware: Hardware, directory: str | Path) -> int:
+    """Run `llm WORDS` once a device of this machine, and come back when all have ended.
+
+    The first rank speaks for all: what the others print is shown only where it explains a failure.
+
+    Args:
+        words: the command line, the verb first.
+        hardware: placed.
+        directory: of the run, in whose record a failure belongs.
+
+    Returns:
+        The exit status: 0, 130 after an interruption, or that of the rank that failed first.
+    """
+    assert hardware.devices != "auto"
+    node = this_node(hardware.num_nodes)
+    with tempfile.TemporaryDirectory(prefix="llm-ranks-") as folder, meeting(node) as port:
+        shared = {
+            **os.environ,
+            "WORLD_SIZE": str(hardware.world),
+            "LOCAL_WORLD_SIZE": str(hardware.devices),
+            "GROUP_RANK": str(node.number),
+            "MASTER_ADDR": node.address,
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "llm",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the meeting place is here, not at rank 0
+            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+            REPORTS: folder,
+        }
+        first = node.number * hardware.devices
+        command = [sys.executable, "-m", "llm", *words]
+        ranks = [
+            Rank(
+                first + local,
+                command,
+                shared | {"RANK": str(first + local), "LOCAL_RANK": str(local)},
+            )
+            for local in range(hardware.devices)
+        ]
+        return Watch(ranks, Path(directory)).until_all_ended()
+
+
+@contextmanager
+def meeting(node: Node) -> Iterator[int]:
+    """Hold the store where ranks find one another; yields its port. Only machine 0 has it."""
+    if node.number > 0:
+        yield node.port
+        return
+    from torch.distributed import TCPStore
+
+    store = TCPStore(node.address, node.port, is_master=True, wait_for_workers=False)
+    yield store.port
+
+
+class Rank:
+    """One process of the run.
+
+    It stands in a session of its own, so that Ctrl-C in the terminal reaches the launcher alone, which
+    tells each rank once. Its standard input is a pipe that only the launcher holds: when that ends, the
+    rank does.
+
+    Args:
+        number: among all ranks.
+        command: what it runs.
+        environment: all of it.
+    """
+
+    def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.number = number
+        folder = Path(environment[REPORTS])
+        self.report_file = folder / f"{number}.json"
+        self.log = folder / f"{number}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=None if number == 0 else log,
+                stderr=None if number == 0 else log,
+                start_new_session=True,
+            )
+
+    @property
+    def status(self) -> int | None:
+        """As of `subprocess`; None while it runs."""
+        return self.process.poll()
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.status is None:
+            self.process.send_signal(number)
+
+    def report(self) -> dict[str, Any]:
+        """What it had to say of its failure: `time`, `message`, `traceback`, `error`; empty where nothing."""
+        return json.loads(self.report_file.read_text("utf-8")) if self.report_file.is_file() else {}
+
+
+class Failure(NamedTuple):
+    """Why a run failed.
+
+    Attributes:
+        message: one line, for its record.
+        text: what is printed.
+        status: the exit status.
+    """
+
+    message: str
+    text: str
+    status: int
+
+
+class Watch:
+    """The launcher's eye on the ranks.
+
+    Args:
+        ranks: those of this machine, running.
+        directory: of the run.
+    """
+
+    def __init__(self, ranks: Sequence[Rank], directory: Path) -> None:
+        self.ranks = ranks
+        self.directory = directory
+        self.signals = 0
+
+    def until_all_ended(self) -> int:
+        """Wait; pass signals on; when one fails end the others, and say why. Returns the exit status."""
+        before = {
+            number: signal.signal(number, self._pass_on)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while all(rank.status in (None, 0) for rank in self.ranks):
+                if all(rank.status == 0 for rank in self.ranks):
+                    return 0
+                time.sleep(POLL)
+            return self._end()
+        finally:
+            self._kill()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        self.signals += 1
+        for rank in self.ranks:
+            rank.send(number if self.signals < 3 else signal.SIGKILL)
+
+    def _end(self) -> int:
+        """One rank has ended and not well: see the others end."""
+        ended = [rank for rank in self.ranks if rank.status is not None]
+        interrupted = self.signals or any(rank.status == INTERRUPTED for rank in ended)
+        deadline = time.monotonic() + (60 if interrupted else GRACE)
+        while any(rank.status is None for rank in self.ranks) and time.monotonic() < deadline:
+            time.sleep(POLL)
+        self._kill()
+        if interrupted:
+            return INTERRUPTED
+        failure = explain(self.ranks, [rank.number for rank in ended])
+        print(failure.text, file=sys.stderr, flush=True)
+        self._record(failure)
+        return failure.status
+
+    def _kill(self) -> None:
+        for rank in self.ranks:
+            rank.send(signal.SIGKILL)
+        for rank in self.ranks:
+            rank.process.wait()
+
+    def _record(self, failure: Failure) -> None:
+        """Give the run's record the reason, where it is one of these ranks that holds it."""
+        run = Run(self.directory)
+        if run.record.get("process") == self.ranks[0].process.pid and run.status != "done":
+            run.finish("failed", error=failure.message)
+
+
+def explain(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
+    """Why ranks have failed: what came first, not what followed from it."""
+    everyone = len(ranks)
+    for rank in ranks:
+        status = rank.status or 0
+        if rank.number in ended and status < 0 and not rank.report():
+            name = signal.Signals(-status).name
+            message = f"rank {rank.number} was killed by {name}{FATAL.get(-status, '')}"
+            tail = rank.log.read_text("utf-8", "replace")[-2000:]
+            return Failure(
+                message, f"{tail}{message}; the other {everyone - 1} were ended", 128 - status
+            )
+    reports = sorted(
+        ((rank.report(), rank.number) for rank in ranks if rank.report()),
+        key=lambda each: each[0]["time"],
+    )
+    if reports:
+        report, number = reports[0]
+        message = f"rank {number}: {report['message']}"
+        text = (
+            report["message"]
+            if report["is_mistake"]
+            else f"{report['traceback']}\nrank {number} failed; the other {everyone - 1} were ended"
+        )
+        return Failure(message, text, report["status"])
+    failed = next(rank for rank in ranks if rank.number in ended and rank.status)
+    message = f"rank {failed.number} ended with status {failed.status}"
+    return Failure(message, failed.log.read_text("utf-8", "replace") + message, failed.status or 1)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """In a rank: end with the launcher, and leave it to tell an error of ours."""
+    folder = os.environ.get(REPORTS)
+    if folder is None or not distributed.is_rank():
+        yield
+        return
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        is_mistake = isinstance(error, UserError)
+        report = {
+            "time": time.time(),
+            "message": str(error) if is_mistake else f"{type(error).__name__}: {error}",
+            "traceback": "".join(traceback.format_exception(error)).rstrip(),
+            "is_mistake": is_mistake,
+            "status": error.status if is_mistake else 1,
+        }
+        file = Path(folder) / f"{distributed.world().rank}.json"
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(report), "utf-8")
+        partial.replace(file)
+        raise SystemExit(report["status"]) from None
+
+
+def _end_with_launcher() -> None:
+    os.read(0, 1)  # nothing is ever written there
+    os._exit(1)

@@ -1,0 +1,117 @@
+"""Functions run by several ranks at once: processes that talk over gloo, on this machine's CPU.
+
+Each is forked from a server that has imported torch, Lightning and the trainer already, so that a rank
+costs no more than a fork; the server itself takes some seconds, once in a session.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+PRELOADED = ["llm.apps.training", "llm.strategies.ddp", "torch.distributed", "hydra", "pytest"]
+
+
+def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:
+    """What a function of a test file, at its top level, returns on each of so many ranks, by rank.
+
+    Args:
+        world: how many ranks.
+        function: called on each; `LLM_CACHE` and other variables are those of the caller.
+        args: what it is given, the same on each rank; pickled.
+        timeout: seconds until all are killed.
+
+    Raises:
+        AssertionError: one failed, with its text, or did not end in time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    work = (Path(sys.modules[function.__module__].__file__), function.__qualname__, args)
+    processes: dict[Connection, Any] = {}
+    for rank in range(world):
+        ours, theirs = context.Pipe(duplex=False)
+        environment = {**os.environ, **environment_of(rank, world, store.port)}
+        process = context.Process(target=_run, args=(theirs, environment, sys.path, *work))
+        process.start()
+        theirs.close()
+        processes[ours] = process
+    try:
+        return _results(processes, time.monotonic() + timeout)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+
+
+def environment_of(rank: int, world: int, port: int) -> dict[str, str]:
+    """The variables that torchrun gives to a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _results(processes: Mapping[Connection, Any], deadline: float) -> list:
+    results: dict[Connection, Any] = {}
+    while len(results) < len(processes):
+        pending = [connection for connection in processes if connection not in results]
+        ready = wait(pending, max(0, deadline - time.monotonic()))
+        assert ready, f"{len(pending)} of {len(processes)} ranks did not end in time"
+        for connection in ready:
+            rank = list(processes).index(connection)
+            try:
+                is_well, results[connection] = connection.recv()
+            except EOFError:
+                processes[connection].join()
+                is_well, results[connection] = False, f"died: {processes[connection].exitcode}"
+            assert is_well, f"rank {rank} {results[connection]}"
+    return [results[connection] for connection in processes]
+
+
+def _run(
+    connection: Connection,
+    environment: dict[str, str],
+    path: list[str],
+    file: Path,
+    name: str,
+    args: tuple,
+) -> None:
+    """In the new process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    torch.set_num_threads(1)
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only.rank = int(environment["RANK"])  # Lightning was imported before there were ranks
+    try:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+        result = getattr(module, name)(*args)
+        if distributed.is_initialized():
+            distributed.barrier()  # nobody leaves while others still read from him
+        connection.send((True, result))
+    except BaseException:
+        connection.send((False, f"failed:\n{traceback.format_exc()}"))

@@ -1,100 +1,291 @@
-"""Weights & Biases offline: each run its own, with its configuration and its history."""
+"""Weights & Biases: each run its own, read back with W&B's own reader, whatever becomes of network and process."""
 
 import json
-import struct
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import wandb
 from hydra import compose, initialize_config_module
-from wandb.proto import wandb_internal_pb2
+from lightning.pytorch.callbacks import Callback
+from wandb.util import get_core_path
 
 from llm.apps import training
+from llm.callbacks.samples import append, read
 from llm.loggers.wandb import wandb_logger
+from llm.runs import Run
+
+README = Path(__file__).parents[2] / "README.md"
 
 
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of an offline run: LevelDB's log format (blocks of 32 KiB) behind seven bytes of W&B's."""
-    data, at, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no header begins so late in a block
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
+@pytest.fixture(autouse=True)
+def undecided(monkeypatch) -> Iterator[None]:
+    """No word of W&B in the environment, and a process of W&B's own for each test."""
+    for name in ("API_KEY", "MODE", "SWEEP_ID", "RUN_ID", "BASE_URL", "ERROR_REPORTING"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    wandb.teardown()
+    yield
+    wandb.teardown()
 
 
-def read_back(directory: Path) -> dict:
-    """Id, configuration and history of the offline run in a run directory, from the file that would be sent."""
-    (file,) = directory.glob("wandb/offline-run-*/*.wandb")
-    found: dict = {"config": {}, "history": [], "exit": None}
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found["id"] = record.run.run_id
-            updates = record.run.config.update
-        elif kind == "config":
-            updates = record.config.update
-        else:
-            updates = []
-        found["config"] |= {item.key: json.loads(item.value_json) for item in updates if item.key}
-        if kind == "history":
-            items = record.history.item
-            found["history"].append(
-                {i.key or i.nested_key[0]: json.loads(i.value_json) for i in items}
+@pytest.fixture
+def train(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """train(name, words, callback=…): a nano model for a few steps; the run directory."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
+
+    def train(name: str, *words: str, callback: Callback | None = None) -> Path:
+        common = [
+            *("size=nano", "size.dim=16", "tokenizer=byte", "data=text", "hardware=cpu"),
+            *(f"data.path={tmp_path / 'text.txt'}", "logger=wandb", "hardware.precision=32"),
+            *("trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
+            *("callbacks.samples.max_tokens=3", "callbacks.progress=null"),
+        ]
+        make = training.make_callbacks
+        with (
+            monkeypatch.context() as patch,
+            initialize_config_module("llm.conf", version_base="1.3"),
+        ):
+            patch.setattr(
+                training, "make_callbacks", lambda *a: [*make(*a), *filter(None, [callback])]
             )
-        if kind == "exit":
-            found["exit"] = record.exit.exit_code
+            choices = {"model": "gpt2", "task": "pretraining", "logger": "wandb", "weights": None}
+            training.train(compose("train", [*common, *words]), tmp_path / name, words, choices)
+        return tmp_path / name
+
+    return train
+
+
+def records(piece: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in a folder that waits to be sent."""
+    (file,) = piece.glob("*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--json", "--no-observability"]
+    command += ["--run-file", str(file), str(piece.parent)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def pieces(directory: Path) -> list[dict[str, Any]]:
+    """Each offline piece of a run: what it is, its configuration, history and end."""
+    found = []
+    for piece in sorted(directory.glob("wandb/offline-run-*"), key=lambda p: p.stat().st_ctime_ns):
+        entries = records(piece)
+        (run,) = (entry["run"] for entry in entries if entry["type"] == "run")
+        found.append(
+            {
+                **run,
+                "config": run["config"]["update"],
+                "rows": [e["history"]["item"] for e in entries if e["type"] == "history"],
+                "exit": [e["exit"].get("exit_code", 0) for e in entries if e["type"] == "exit"],
+                "summary": {
+                    key: value
+                    for entry in entries
+                    if entry["type"] == "summary"
+                    for key, value in entry["summary"].get("update", {}).items()
+                },
+                "artifacts": [e["artifact"]["name"] for e in entries if e["type"] == "artifact"],
+            }
+        )
     return found
 
 
-@pytest.mark.slow
-def test_two_runs_of_one_process_are_two_runs_with_their_own_configuration(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
-    for seed in (1, 2):
-        words = [
-            *("size=nano", "size.dim=16", "tokenizer=byte", "data=text", "hardware=cpu"),
-            *(f"data.path={tmp_path / 'text.txt'}", f"seed={seed}", "logger=wandb"),
-            *("trainer.max_steps=4", "trainer.log_every=2", "hardware.precision=32"),
-            "callbacks.samples.max_tokens=3",
-        ]
-        with initialize_config_module("llm.conf", version_base="1.3"):
-            training.train(compose("train", words), tmp_path / f"run{seed}")
-        assert wandb.run is None, "the run is finished"
-    first, second = read_back(tmp_path / "run1"), read_back(tmp_path / "run2")
-    assert first["id"] != second["id"]
+class At(Callback):
+    """Do something in the middle of a step."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self.step, self.act = step, act
+
+    def on_before_backward(self, trainer, *args: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            self.act()
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def steps(piece: dict[str, Any]) -> list[int]:
+    return [row["_step"] for row in piece["rows"]]
+
+
+def fake_key(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
+
+
+def test_two_jobs_of_a_sweep_are_two_runs_of_one_group_and_nothing_leaves_the_machine(
+    train, monkeypatch, capsys
+):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as proxy:  # all that W&B would send passes here
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = proxy.accept()
+                except OSError:
+                    return
+                asked.append(connection.recv(200))
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # having a key is no wish to send
+        monkeypatch.setenv("LLM_SWEEP", "seeds")
+        upload = "logger.wandb.upload=[picture,checkpoint]"
+        folders = [train(f"seed={seed}", f"seed={seed}", upload) for seed in (1, 2)]
+        wandb.teardown()
+    assert asked == []
+    (first,), (second,) = map(pieces, folders)
+    assert first["run_id"] != second["run_id"]
     assert (first["config"]["seed"], second["config"]["seed"]) == (1, 2)
     assert first["config"]["model"]["vocab_size"] == 257, "resolved"
-    assert first["exit"] == 0
-    losses = [row["train/loss"] for row in first["history"] if "train/loss" in row]
-    assert len(losses) == 2
-    assert any("val/bits_per_byte" in row for row in first["history"])
+    assert first["run_group"] == second["run_group"] == "seeds"
+    assert (first["display_name"], first["job_type"]) == ("seed=1", "pretraining")
+    assert first["tags"] == ["model=gpt2", "task=pretraining"]
+    assert "host" not in first, "nor the machine's name"
+    assert steps(first) == [1, 2, 3, 4]
+    assert all("train/loss" in row for row in first["rows"])
+    losses = [row["val/loss"] for row in first["rows"] if "val/loss" in row]
+    assert first["summary"]["best/val/loss"] == pytest.approx(min(losses), abs=1e-6)
+    assert first["summary"]["samples.nrows"] == len(read(Run(folders[0]).samples)) == 2
+    assert {f"picture-{first['run_id']}", f"checkpoint-{first['run_id']}"} <= set(
+        first["artifacts"]
+    )
+    assert first["exit"] == [0]
+    shown = capsys.readouterr().out
+    assert [shown.count(f"wandb sync {folder}/wandb/offline-run-") for folder in folders] == [1, 1]
 
 
-def test_without_a_key_nothing_is_sent(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert wandb_logger(str(tmp_path), "run")._wandb_init["mode"] == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert wandb_logger(str(tmp_path), "run")._wandb_init["mode"] == "online"
+def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train):
+    with pytest.raises(SystemExit):
+        train("run", callback=At(3, lambda: signal.raise_signal(signal.SIGINT)))
+    folder = train("run")
+    (before, after) = pieces(folder)
+    assert before["run_id"] == after["run_id"]
+    assert (before["exit"], after["exit"]) == ([130], [0])
+    assert steps(before) + steps(after) == [1, 2, 3, 4]
+    assert after["summary"]["samples.nrows"] == 2, "one table for both sittings"
+    train("run", "rerun=true")
+    (again,) = pieces(folder)
+    assert again["run_id"] != before["run_id"]
 
 
-def test_a_resumed_directory_keeps_its_run(tmp_path):
-    ids = [wandb_logger(str(tmp_path), "run", mode="offline").version for _ in range(2)]
-    assert ids[0] == ids[1]
-    assert wandb_logger(str(tmp_path / "other"), "run", mode="offline").version != ids[0]
+def test_steps_that_are_trained_again_after_a_crash_are_logged_once(tmp_path):
+    def sitting(steps: range) -> None:
+        logger = wandb_logger(str(tmp_path), "run")
+        logger.log_hyperparams({})
+        for step in steps:
+            logger.log_metrics({"train/loss": 1.0}, step)
+        logger.finish(1)
+
+    sitting(range(1, 6))
+    sitting(range(4, 8))  # the checkpoint was that of step 3
+    before, after = pieces(tmp_path)
+    assert steps(before) == [1, 2, 3, 4, 5]
+    assert steps(after) == [5, 6, 7], "the row under way may have been cut short: it comes again"
 
 
-def test_an_unknown_mode_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match="mode=loud: choose one of auto, online, offline, disabled"
-    ):
-        wandb_logger(str(tmp_path), "run", mode="loud")
+def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatch):
+    fake_key(monkeypatch)
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match="out of reach") as caught:
+        folder = train("run", "logger.wandb.mode=online")
+    assert time.monotonic() - began < 10
+    assert len([w for w in caught if "Weights & Biases" in str(w.message)]) == 1
+    (piece,) = pieces(folder)
+    assert steps(piece) == [1, 2, 3, 4]
+    assert Run(folder).status == "done"
+
+
+def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_ends(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("llm.loggers.outages.SIGN_OF_LIFE", 0.2)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        logger = wandb_logger(str(tmp_path), "run", mode="online")
+        with pytest.warns(UserWarning, match="the run goes on offline"):
+            logger.log_hyperparams({})
+        logger.finish(0)
+    assert len(pieces(tmp_path)) == 1
+
+
+def test_the_death_of_its_process_costs_a_warning(train):
+    def kill() -> None:
+        time.sleep(1.5)  # it writes every second
+        for child in psutil.Process().children(recursive=True):
+            if "wandb-core" in child.name():
+                child.kill()
+                child.wait()
+
+    with pytest.warns(UserWarning, match="the run goes on offline"):
+        folder = train("run", callback=At(3, kill))
+    assert Run(folder).status == "done"
+    before, after = pieces(folder)
+    assert before["run_id"] == after["run_id"]
+    assert sorted({*steps(before), *steps(after)}) == [1, 2, 3, 4]
+    assert after["config"]["seed"] == 0
+    assert (before["exit"], after["exit"]) == ([], [0])
+
+
+def test_a_failed_run_is_failed_there_too(train, tmp_path):
+    def fail() -> None:
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError):
+        train("run", callback=At(2, fail))
+    (piece,) = pieces(tmp_path / "run")
+    assert piece["exit"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked", "mode"),
+    [
+        ({}, None, "offline"),
+        ({"WANDB_API_KEY": "0" * 40}, None, "offline"),
+        ({"WANDB_MODE": "online"}, None, "online"),
+        ({"WANDB_MODE": "online"}, "offline", "offline"),
+        ({"WANDB_SWEEP_ID": "s1"}, None, "online"),
+        ({"WANDB_SWEEP_ID": "s1", "WANDB_MODE": "offline"}, None, "offline"),
+    ],
+)
+def test_only_what_was_chosen_is_sent(tmp_path, monkeypatch, environment, asked, mode):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_logger(str(tmp_path), "run", mode=asked).service.mode == mode
+
+
+def test_another_directory_has_another_id(tmp_path):
+    ids = [wandb_logger(str(tmp_path / name), "run").version for name in ("a", "a", "b")]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "loud"}, "mode=loud: choose one of online, offline, disabled"),
+        ({"upload": ["weights"]}, "upload=weights: choose among picture, checkpoint"),
+        ({"patience": 0.0}, "patience=0.0: give seconds"),
+        ({"tags": ["t" * 65]}, "longer than 64"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        wandb_logger(str(tmp_path), "run", **settings)
+
+
+def test_samples_are_read_back_as_they_were_written(tmp_path):
+    texts = [(0, "one\n\ntwo\n"), (0, ""), (12, "=== step none")]
+    append(tmp_path / "samples.txt", texts)
+    assert read(tmp_path / "samples.txt") == texts

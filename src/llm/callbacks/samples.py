@@ -1,11 +1,12 @@
 """What the model writes as it learns."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -19,6 +20,15 @@ from llm.generation.text import first_tokens
 from llm.runs import Run
 from llm.tasks.task import Task
 from llm.tokenizers.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class ShowsTexts(Protocol):
+    """A logger that has a place for texts."""
+
+    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], step: int) -> None:
+        """Show all the texts of a run so far, each with its step."""
+        ...
 
 
 class Samples(Callback):
@@ -60,6 +70,14 @@ class Samples(Callback):
         except ValueError as error:
             raise ConfigError(f"callbacks.samples.prompts: {error}") from error
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take away what was written after the checkpoint that a run goes on from: those steps come again."""
+        file = Run(Path(trainer.default_root_dir)).samples
+        if trainer.is_global_zero and file.is_file():
+            kept = [(step, text) for step, text in read(file) if step <= trainer.global_step]
+            file.unlink()
+            append(file, kept)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, show and keep."""
         if not trainer.is_global_zero:
@@ -67,16 +85,14 @@ class Samples(Callback):
         assert isinstance(pl_module, Task)
         texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
         run = Run(Path(trainer.default_root_dir))
-        with run.samples.open("a", encoding="utf-8") as file:
-            file.writelines(f"=== step {trainer.global_step}\n{text}\n" for text in texts)
+        append(run.samples, [(trainer.global_step, text) for text in texts])
         for text in texts:
             Console().print(
                 Panel(Text(text), title=f"step {trainer.global_step}", title_align="left")
             )
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                rows = [[trainer.global_step, text] for text in texts]
-                logger.log_text("samples", columns=["step", "text"], data=rows)
+            if isinstance(logger, ShowsTexts):
+                logger.log_texts("samples", read(run.samples), trainer.global_step)
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
         """Prompts with their continuations."""
@@ -93,3 +109,18 @@ class Samples(Callback):
             prompt + tokenizer.decode(tokens)
             for prompt, tokens in zip(self.prompts, outputs, strict=True)
         ]
+
+
+def append(file: Path, texts: Sequence[tuple[int, str]]) -> None:
+    """Add texts to a file of samples, each with its step."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(f"=== step {step}\n{text}\n" for step, text in texts)
+
+
+def read(file: Path) -> list[tuple[int, str]]:
+    """The texts of a file of samples, each with its step."""
+    _, *parts = re.split(r"^=== step (\d+)\n", file.read_text("utf-8"), flags=re.MULTILINE)
+    return [
+        (int(step), text.removesuffix("\n"))
+        for step, text in zip(parts[::2], parts[1::2], strict=True)
+    ]

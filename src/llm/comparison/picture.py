@@ -18,12 +18,13 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
 LABELS = {
-    "val/loss": "validation loss (nats a token)",
+    "val/loss": "validation loss (nats)",
     "val/bits_per_byte": "validation bits per byte",
-    "train/loss": "training loss (nats a token)",
+    "train/loss": "training loss (nats)",
 }
 WIDE = 20.0  # ranges whose ends differ by more than this factor are drawn on a logarithmic axis
 STEEP = 2.5  # the same of losses
+LONGEST = 44  # characters of a name in a legend
 FEW = 4  # curves whose names find room between the curves
 
 
@@ -69,12 +70,13 @@ def draw(table: "Table", path: Path) -> bool:
     across = max(map(len, grid))
     styles = _styles([row for part in table.parts for row in part.rows], table.keys)
     figure = Figure(figsize=(5.2 * across, 3.9 * len(grid)), dpi=130, layout="constrained")
-    all_axes = figure.subplots(len(grid), across, squeeze=False)
+    all_axes = figure.subplots(len(grid), across, squeeze=False, sharey="row")
     for axes_of, panels in zip(all_axes, grid, strict=True):
         for axes in axes_of[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(axes_of, panels, strict=False):
             _draw(axes, panel, styles, table)
+        axes_of[0].set_ylabel(LABELS[panels[0].metric])
         if len(grid) > 1:
             axes_of[0].set_title(panels[0].part.label, loc="left")
         _legend(axes_of[len(panels) - 1])
@@ -119,7 +121,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[Row, Style], table: "Table") -> 
                 for _, each in mean
                 if each.margin is not None
             ]
-            if len(ends) == len(mean):
+            if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
         axes.plot(
@@ -150,20 +152,29 @@ def _mean(
 
 def _dress(axes: Any, panel: Panel) -> None:
     """Labels, units and scales."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import (
+        EngFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        ScalarFormatter,
+    )
 
-    axes.set(xlabel=panel.label, ylabel=LABELS[panel.metric])
+    axes.set(xlabel=panel.label)
+    axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     low, high = _ends(axes, 0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     if high > WIDE * low > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     low, high = _ends(axes, 1)
     if high > STEEP * low > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -206,7 +217,8 @@ def _name(row: Row, keys: Sequence[str]) -> str:
         for key, value in zip(keys, row.settings, strict=True)
         if value is not None
     ]
-    return " ".join(words) or row.results[0].name
+    name = " ".join(words) or row.results[0].name
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
 
 
 def _legend(axes: Any) -> None:

@@ -172,20 +172,6 @@ def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) 
     return [Row(key[0], tuple(found)) for key, found in rows.items()]  # type: ignore
 
 
-def told_apart(rows: Sequence[Row]) -> tuple[str | None, list[Row]]:
-    """Rows with one more column, and its name, where their settings leave some alike."""
-    by_settings: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        by_settings.setdefault(row.settings, []).append(row)
-    alike = [own for own in by_settings.values() if len(own) > 1]
-    if not alike:
-        return None, list(rows)
-    by_recipe = all(len({row.recipe for row in own} - {None}) == len(own) for own in alike)
-    names = [row.recipe if by_recipe else row.results[0].name for row in rows]
-    more = [replace(r, settings=(*r.settings, n)) for r, n in zip(rows, names, strict=True)]
-    return "recipe" if by_recipe else "run", more
-
-
 # What compares
 
 
@@ -213,6 +199,26 @@ def parts(rows: Sequence[Row], by: str | None, confidence: float) -> list[Part]:
     return sorted(made, key=lambda part: (not part.label, part.label))
 
 
+def told_apart(found: Sequence[Part]) -> tuple[str | None, list[Part]]:
+    """Parts with one more column in their rows, and its name, where settings leave some of a part alike."""
+    alike = [
+        own
+        for part in found
+        for settings in {row.settings for row in part.rows}
+        if len(own := [row for row in part.rows if row.settings == settings]) > 1
+    ]
+    if not alike:
+        return None, list(found)
+    by_recipe = all(len({row.recipe for row in own} - {None}) == len(own) for own in alike)
+
+    def more(row: Row) -> Row:
+        name = row.recipe if by_recipe else row.results[0].name
+        return replace(row, settings=(*row.settings, name))
+
+    told = [part._replace(rows=[more(row) for row in part.rows]) for part in found]
+    return "recipe" if by_recipe else "run", told
+
+
 def _part(rows: Sequence[Row], by: str | None, confidence: float) -> Part:
     tokenizers = _tokenizers(rows)
     figure = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
@@ -224,7 +230,8 @@ def _part(rows: Sequence[Row], by: str | None, confidence: float) -> Part:
         found = row.estimate(figure, confidence) if row.is_done else None
         has_place = found is not None and math.isfinite(found.mean)
         rank = (0, sign * found.mean) if found and has_place else (1, 0.0)
-        return (*rank, *map(natural, (row.status, *row.settings)))
+        names = (row.status, *row.settings, row.recipe, row.results[0].name)
+        return (*rank, *map(natural, names))
 
     ordered = sorted(rows, key=place)
     return Part(_label(rows), ordered, sum(place(row)[0] == 0 for row in rows), tokenizers)

@@ -102,11 +102,12 @@ class Table:
         Args:
             width: columns of the terminal; None asks it.
         """
-        console = Console(width=width)
+        width = width or Console().width
+        endless = Console(width=10_000)  # a narrow one would say that all fits
         names = [name for name in self._shown() if name != "error"]
         left_out = []
         for spared in (name for name in SPARED if name in names):
-            if console.measure(self._rich(names)).minimum <= console.width:
+            if endless.measure(self._rich(names)).minimum <= width:
                 break
             names.remove(spared)
             left_out.append(self._title(spared))
@@ -241,9 +242,8 @@ def compare(
     if seeds == "rows" and len({each.seed for each in results}) > 1:
         keys = [*keys, "seed"]
         rows = [replace(row, settings=(*row.settings, _seed(row))) for row in rows]
-    more, rows = told_apart(rows)
+    more, found = told_apart(parts(rows, by, confidence))
     keys = [*keys, more] if more else keys
-    found = parts(rows, by, confidence)
     lines = [*remarks, *notes(found, keys, by, confidence)]
     return Table(keys, found, _shown_figures(results, by), lines, confidence)
 

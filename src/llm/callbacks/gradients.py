@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llm.config.errors import UserError
+from llm.parts import own
 from llm.tasks.task import Task
 
 
@@ -19,9 +20,12 @@ class DivergedError(UserError):
 
 
 def require_finite(task: L.LightningModule, step: int) -> None:
-    """Raise DivergedError, naming the first parameter of `task` that holds a NaN or an infinity."""
+    """Raise DivergedError, naming the first parameter of `task` that holds a NaN or an infinity.
+
+    Of parameters that are divided among devices, each looks at its part.
+    """
     for name, parameter in task.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(own(parameter)).all():
             raise DivergedError(_advice(f"{name.removeprefix('model.')} is not finite", step))
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from llm.parts import join, own, place, whole
+
 # The quintic p(x) = a x + b x³ + c x⁵: its slope at 0 is as steep as it gets, and it keeps singular
 # values within about 0.7 and 1.2 of 1 instead of converging, which trains just as well.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -64,6 +66,10 @@ class Muon(Optimizer):
     decoupled: a weight first shrinks by lr · weight_decay. A fused projection of queries, keys and
     values counts as the one matrix that it is; a parameter of three dimensions (experts) as a
     stack of matrices.
+
+    Of a matrix that several devices have parts of (a DTensor), the direction is gathered, for only a whole
+    matrix has singular values; each device turns it and keeps its part. All else goes element by
+    element and needs no more than the parts.
 
     Args:
         params: groups as `llm.optim.groups` makes them, at least one of them `hidden`.
@@ -146,29 +152,31 @@ class Muon(Optimizer):
     def _muon(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
-        averages = self._state("momentum_buffer", parameters)
+        averages = [own(average) for average in self._state("momentum_buffer", parameters)]
+        gradients, weights = [own(g) for g in gradients], [own(p) for p in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead along the average.
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
 
         alike = defaultdict(list)
         for parameter, direction in zip(parameters, directions, strict=True):
             alike[parameter.shape, parameter.dtype, parameter.device].append((parameter, direction))
         for (shape, dtype, _), pairs in alike.items():
-            stacked = torch.stack([direction for _, direction in pairs])
+            stacked = torch.stack([whole(join(direction, p)) for p, direction in pairs])
             turned = newton_schulz(stacked.view(-1, *shape[-2:])).to(dtype).view_as(stacked)
             rate = group["lr"] * math.sqrt(max(1, shape[-2] / shape[-1]))
-            torch._foreach_add_([p for p, _ in pairs], list(turned.unbind()), alpha=-rate)
+            steps = [matrix[place(p)] for matrix, (p, _) in zip(turned, pairs, strict=True)]
+            torch._foreach_add_([own(p) for p, _ in pairs], steps, alpha=-rate)
 
     def _adamw(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
         adamw(
-            parameters,
-            gradients,
-            self._state("exp_avg", parameters),
-            self._state("exp_avg_sq", parameters),
+            [own(parameter) for parameter in parameters],
+            [own(gradient) for gradient in gradients],
+            [own(average) for average in self._state("exp_avg", parameters)],
+            [own(average) for average in self._state("exp_avg_sq", parameters)],
             [],
             self._state("step", parameters),
             fused=group["fused"],

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from llm import distributed
 from llm.data.module import DataModule
+from llm.optim.clipping import clip_gradients
+from llm.parts import own
 
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
@@ -143,7 +145,7 @@ class Task(L.LightningModule):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
+                    own(parameter.grad).mul_(scale)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the validation sums."""
@@ -209,7 +211,7 @@ class Task(L.LightningModule):
         if gradient_clip_val is not None or self.is_log_step:
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+            self.gradient_norm = clip_gradients(parameters, limit)
 
     def begins_step(self, batch_idx: int) -> bool:
         """Whether the micro-batch of this number is the first of its optimizer step."""

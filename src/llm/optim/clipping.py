@@ -1,0 +1,82 @@
+"""Clipping to a global norm, wherever the gradients lie (Pascanu et al. 2013)."""
+
+# pyright: reportPrivateImportUsage=false
+# The _foreach operations, one launch for a whole list, are private in name only.
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from llm.parts import own
+
+# The groups of devices that have the parts of a tensor, one for each mesh dimension it is divided over.
+Owners = tuple[distributed.ProcessGroup, ...]
+
+
+@torch.no_grad()
+def clip_gradients(
+    parameters: Iterable[Tensor],
+    limit: float,
+    others: distributed.ProcessGroup | None = None,
+) -> Float[Tensor, ""]:
+    """Scale all gradients down, if need be, so that their norm as one long vector is at most `limit`.
+
+    torch's own function takes tensors that are all plain or all divided over one mesh. Here a parameter
+    may be a plain tensor, which every device has, or a DTensor over any mesh: the squares of what is
+    divided are added up over those that have the parts, and what all have counts once.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        limit: the norm to clip to; infinity only measures.
+        others: devices that hold other parameters of the same model, such as a pipeline's stages, whose
+            norms count as well.
+
+    Returns:
+        The norm before, on every device; 0 where there is no gradient.
+    """
+    parts: dict[Owners, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = _summed(parameter.grad)
+            parts[_owners(parameter.grad)].append(own(parameter.grad))
+    norms = [_norm(gradients, owners) for owners, gradients in parts.items()]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    if others is not None:
+        norm = _joint(norm, others)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradients in parts.values():
+        torch._foreach_mul_(gradients, scale.to(gradients[0].device))
+    return norm
+
+
+def _summed(gradient: Tensor) -> Tensor:
+    """The gradient with the summands that its devices may have of it added up."""
+    if not isinstance(gradient, DTensor) or not any(p.is_partial() for p in gradient.placements):
+        return gradient
+    whole = [Replicate() if isinstance(p, Partial) else p for p in gradient.placements]
+    return gradient.redistribute(placements=whole)
+
+
+def _owners(gradient: Tensor) -> Owners:
+    if not isinstance(gradient, DTensor):
+        return ()
+    mesh, placements = gradient.device_mesh, gradient.placements
+    return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())
+
+
+def _norm(gradients: list[Tensor], owners: Owners) -> Tensor:
+    norm = nn.utils.get_total_norm(gradients)
+    for group in owners:
+        norm = _joint(norm, group)
+    return norm
+
+
+def _joint(norm: Tensor, group: distributed.ProcessGroup) -> Tensor:
+    """The norm of all that the devices of a group have."""
+    square = norm.square()
+    distributed.all_reduce(square, group=group)
+    return square.sqrt()

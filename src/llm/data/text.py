@@ -97,9 +97,16 @@ class TextDataModule(DataModule):
             TokenFile(folder / "validation.bin", dtype), self.context_length
         )
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the tokens are there already, so that `setup` has nothing to do but open them."""
+        return self.text.is_written(self._root())
+
     def _folder(self) -> Path:
-        root = Path(self.cache_dir) if self.cache_dir else cache.writable_folder("tokens")
-        return self.text.folder(root)
+        return self.text.folder(self._root())
+
+    def _root(self) -> Path:
+        return Path(self.cache_dir) if self.cache_dir else cache.writable_folder("tokens")
 
     def _require_tokens(self, part: str, needed: int) -> None:
         found = self.metadata[part]["tokens"]

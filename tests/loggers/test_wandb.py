@@ -4,11 +4,14 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -28,7 +31,7 @@ README = Path(__file__).parents[2] / "README.md"
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch) -> Iterator[None]:
     """No word of W&B in the environment, and a process of W&B's own for each test."""
-    for name in ("API_KEY", "MODE", "SWEEP_ID", "RUN_ID", "BASE_URL", "ERROR_REPORTING"):
+    for name in ("API_KEY", "MODE", "SWEEP_ID", "RUN_ID", "BASE_URL", "DIR"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     wandb.teardown()
     yield
@@ -121,30 +124,50 @@ def fake_key(monkeypatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed_port()}")
 
 
-def test_two_jobs_of_a_sweep_are_two_runs_of_one_group_and_nothing_leaves_the_machine(
-    train, monkeypatch, capsys
-):
+@pytest.fixture
+def requests(monkeypatch) -> Iterator[list[bytes]]:
+    """What a process and its children ask of the network: a proxy that answers nothing."""
     asked = []
-    with socket.create_server(("127.0.0.1", 0)) as proxy:  # all that W&B would send passes here
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
 
         def serve() -> None:
-            while True:
-                try:
+            with suppress(OSError):  # closed
+                while True:
                     connection, _ = proxy.accept()
-                except OSError:
-                    return
-                asked.append(connection.recv(200))
-                connection.close()
+                    asked.append(connection.recv(200))
+                    connection.close()
 
         threading.Thread(target=serve, daemon=True).start()
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # having a key is no wish to send
-        monkeypatch.setenv("LLM_SWEEP", "seeds")
-        upload = "logger.wandb.upload=[picture,checkpoint]"
-        folders = [train(f"seed={seed}", f"seed={seed}", upload) for seed in (1, 2)]
-        wandb.teardown()
-    assert asked == []
+        yield asked
+
+
+OFFLINE = """
+import sys
+from pathlib import Path
+from llm.loggers.outages import SteadyRun
+run = SteadyRun(Path(sys.argv[1]), "offline", 60, {"id": "one", "project": "llm"})
+run.open()
+run.do(lambda run: run.log({"x": 1}), print)
+run.do(lambda run: run.finish(), print)
+run.close()
+"""
+
+
+def test_an_offline_run_asks_nobody_anything_to_the_end_of_its_process(
+    tmp_path, requests, monkeypatch
+):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path)], check=True)
+    assert requests == []
+    assert steps(pieces(tmp_path)[0]) == [0]
+
+
+def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_SWEEP", "seeds")
+    upload = "logger.wandb.upload=[picture,checkpoint]"
+    folders = [train(f"seed={seed}", f"seed={seed}", upload) for seed in (1, 2)]
     (first,), (second,) = map(pieces, folders)
     assert first["run_id"] != second["run_id"]
     assert (first["config"]["seed"], second["config"]["seed"]) == (1, 2)
@@ -247,6 +270,36 @@ def test_a_failed_run_is_failed_there_too(train, tmp_path):
         train("run", callback=At(2, fail))
     (piece,) = pieces(tmp_path / "run")
     assert piece["exit"] == [1]
+
+
+def test_the_agent_of_a_sweep_drives_a_run_that_its_server_knows(train, tmp_path, monkeypatch):
+    """The README's sweep, through W&B's own agent up to the process that it would start."""
+    (block,) = (b for b in README.read_text("utf-8").split("```yaml\n") if "args_no_hyphens" in b)
+    sweep = yaml.safe_load(block.partition("```")[0])
+    assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
+    for name in ("RUN_ID", "SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(f"WANDB_{name}", "")  # the agent's; taken back at the end
+    for name, value in {"SWEEP_ID": "s1", "DIR": str(tmp_path), "MODE": "offline"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    process = MagicMock()
+    monkeypatch.setattr(wandb_agent, "AgentProcess", process)
+    agent = wandb_agent.Agent.__new__(
+        wandb_agent.Agent
+    )  # as its loop is when the server has answered
+    agent._sweep_command, agent._function, agent._run_processes = sweep["command"], None, {}
+    agent._in_jupyter, agent._forward_signals = False, False
+    point = {"model": "llama", "optimizer.lr": 0.0123, "trainer.max_steps": 2}
+    arguments = {key: {"value": value} for key, value in point.items()}
+    assert set(arguments) == set(sweep["parameters"])
+    agent._command_run({"run_id": "fromserver", "args": arguments, "program": "llm"})
+
+    command = process.call_args.kwargs["command"]
+    assert command[:2] == ["llm", "train"]
+    (piece,) = pieces(train("run", *command[2:]))
+    assert piece["run_id"] == "fromserver"
+    assert piece["config"]["optimizer"]["lr"] == 0.0123
+    assert steps(piece) == [1, 2]
+    assert any("val/loss" in row for row in piece["rows"])
 
 
 @pytest.mark.parametrize(

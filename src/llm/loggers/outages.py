@@ -10,7 +10,8 @@ What W&B (0.31) does by itself, and what is done about it here:
   `wandb sync` joins the pieces. A second death is the last: metrics.csv has it all.
 - That process writes its file every 15 seconds, and what it had not written dies with it: here every second.
 - `finish` waits for the server without an end: here for a while; the run's folder keeps what was not sent.
-- Even offline it reports on itself to W&B's makers, unless WANDB_ERROR_REPORTING is false.
+- Even a process whose runs are all offline reports on itself to W&B's makers when it ends, unless
+  WANDB_ERROR_REPORTING is false.
 - It would save code, git state, console, packages, hardware and the host's name: all this is off here,
   each unless W&B's own variable for it (WANDB_CONSOLE, WANDB_DISABLE_GIT, …) is set.
 """
@@ -60,7 +61,7 @@ class SteadyRun:
         self.identity = identity
         self.lives = 2
         self.run: Any = None
-        self._lent: dict[str, str] = {}
+        self._owns_data = False
 
     def open(self) -> None:
         """Begin the run, or go on with it; offline if the server cannot be reached.
@@ -69,9 +70,10 @@ class SteadyRun:
             ValueError: W&B refuses the user's own words: there is no key, or a setting is wrong.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        ours = {"WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(self.directory / "wandb")}
-        self._lent = {name: value for name, value in ours.items() if name not in os.environ}
-        os.environ.update(self._lent)
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._owns_data = "WANDB_DATA_DIR" not in os.environ  # copies of artifacts: not in the home
+        if self._owns_data:
+            os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
         import wandb  # after its environment is set
         from wandb.errors import UsageError
 
@@ -101,10 +103,10 @@ class SteadyRun:
                 act = anew
 
     def close(self) -> None:
-        """Forget the run, which is finished, and what it put into the environment."""
+        """Forget the run, which is finished, and its place for data: the next has its own."""
         self.run = None
-        for name in self._lent:
-            os.environ.pop(name, None)
+        if self._owns_data:
+            os.environ.pop("WANDB_DATA_DIR", None)
 
     def pieces(self) -> list[Path]:
         """The folders of this run that wait to be sent."""

@@ -27,6 +27,7 @@ class Verb(NamedTuple):
         help: what it does, in a line.
         example: a command to start from.
         texts: keys whose values are a person's own words, taken as they stand.
+        folders: the key that gathers words which are no overrides: folders.
         is_heavy: whether each point of a sweep (`-m`) deserves a process of its own.
     """
 
@@ -34,6 +35,7 @@ class Verb(NamedTuple):
     help: str
     example: str
     texts: Sequence[str] = ()
+    folders: str | None = None
     is_heavy: bool = False
 
 
@@ -69,6 +71,12 @@ VERBS = {
         "llm.apps.evaluate",
         "measure what a run has learned, and let a model judge its answers",
         "llm evaluate weights.path=outputs/instruction/instruct judge=openai judge.model=llama3.1",
+    ),
+    "compare": Verb(
+        "llm.apps.compare",
+        "put runs beside one another, in a table and a picture",
+        "llm compare outputs/pretraining output=comparison",
+        folders="runs",
     ),
     "export": Verb(
         "llm.apps.export",
@@ -127,6 +135,8 @@ def run(name: str, words: Sequence[str]) -> None:
 
     verb = VERBS[name]
     texts = verb.texts if "-m" in words or "--multirun" in words else (*verb.texts, *PATHS)
+    if verb.folders:
+        words = gathered(words, verb.folders)
     # Overrides last: the parser of the flags takes no flag between two of them.
     words = sorted((as_text(word, texts) for word in words), key=is_override)
     sys.argv = ["llm", *words]
@@ -153,14 +163,17 @@ def begin(name: str, args: Any, loader: Any) -> None:
     verb, config_name = VERBS[name], args.config_name or name
     is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
     points = check_points(loader, config_name, args.overrides, is_sweep)
-    if not (verb.is_heavy and (is_sweep or points[0].config.check)):
+    asks = points and (points[0].config.get("check") or points[0].config.get("match"))
+    if not (verb.is_heavy and (is_sweep or asks)):
         return start(importlib.import_module(verb.module).main, name, is_sweep)
 
-    from llm.apps import checking, sweep
+    from llm.apps import sweep
 
     points = sweep.adjusted(points, functools.partial(point, loader, config_name))
-    if points and points[0].config.check:
-        return checking.show(points)
+    if asks and points[0].config.check:
+        from llm.apps.checking import show
+
+        return show(points)
     start_jobs = functools.partial(start_sweep, sweep.job, name)
     sys.exit(sweep.launch(name, args.overrides, points, options(args), start_jobs))
 

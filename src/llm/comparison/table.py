@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -66,16 +68,35 @@ class Table:
         """The rows by column, as CSV has them: numbers without units, None where nothing is known."""
         return [{name: cell.value for name, cell in line.items()} for line in self._lines]
 
+    @property
+    def best(self) -> list[Run]:
+        """The best run of each part: of the first row, the one with the lowest loss."""
+        rows = [part.rows[0] for part in self.parts if part.ranked]
+        return [
+            min(row.counted, key=lambda each: each.figures.get("best_loss", math.inf)).run
+            for row in rows
+        ]
+
     # As text
 
-    def write(self, folder: Path) -> None:
-        """Write `table.csv`, `table.md` and, where there is a curve to draw, `loss.png`."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write `table.csv`, `table.md` and, where there is a curve to draw, `loss.png`.
+
+        Each is replaced at once: jobs of a sweep may end together.
+
+        Returns:
+            The files that were written.
+        """
         from llm.comparison.picture import draw
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.csv").write_text(self.csv(), "utf-8")
-        (folder / "table.md").write_text(self.markdown(), "utf-8")
-        draw(self, folder / "loss.png")
+        written = []
+        for name, write in (("table.csv", self.csv), ("table.md", self.markdown)):
+            (folder / f".{os.getpid()}.{name}").write_text(write(), "utf-8")
+            written.append(name)
+        if draw(self, folder / f".{os.getpid()}.loss.png"):
+            written.append("loss.png")
+        return [(folder / f".{os.getpid()}.{name}").replace(folder / name) for name in written]
 
     def csv(self) -> str:
         """Comma-separated values; intervals are given by half their width."""

@@ -72,6 +72,11 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "malformed": _plain(Literal["stop", "skip"]),
     "against": _plain(str | None),
     "output": _plain(str),
+    "runs": _plain(Sequence[str]),
+    "by": _plain(str | None),
+    "confidence": _plain(float),
+    "seeds": _plain(Literal["folded", "rows"]),
+    "watch": _plain(bool),
     "max_shard_gb": _plain(float),
     "overwrite": _plain(bool),
 }

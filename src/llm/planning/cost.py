@@ -82,9 +82,8 @@ def completed(config: DictConfig) -> DictConfig | None:
         if size is None:
             return None
         config.model.vocab_size = size
-    model = config.task.model
-    if "num_classes" in model and OmegaConf.is_missing(model, "num_classes"):
-        model.num_classes = 2
+    if OmegaConf.is_missing(config.task.model, "num_classes"):
+        config.task.model.num_classes = 2
     return config
 
 

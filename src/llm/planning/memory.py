@@ -138,6 +138,13 @@ class Ledger(TorchDispatchMode):
         return Timeline(changes.cumsum(axis=0))
 
 
+class NoContents(FakeTensorMode):
+    """torch's mode of tensors without contents; a model copied in it stays in it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NoContents":
+        return self
+
+
 class OnAccelerator(TorchFunctionMode):
     """Lets tensors say that they are on no CPU, for parts that compute in another way there.
 
@@ -173,7 +180,7 @@ def measure(
     """
     ledger = Ledger()
     place = nullcontext() if accelerator == "cpu" else OnAccelerator()
-    with warnings.catch_warnings(), FakeTensorMode(), ledger, place:
+    with warnings.catch_warnings(), NoContents(), ledger, place:
         warnings.simplefilter("ignore")  # of torch, about tensors that have no address
         ledger.switch("weights")
         task = make_task()

@@ -1,0 +1,117 @@
+"""`llm train … check=true`: what a run, or each point of a sweep, would be and cost; nothing is trained."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from llm.apps.estimating import MFU, Estimate, estimate
+from llm.apps.training import adopt
+from llm.config.build import build
+from llm.config.composition import Point
+from llm.planning.matching import Matched, unequal
+from llm.planning.units import duration, flops, number, percent, size
+
+
+def show(points: Sequence[Point]) -> None:
+    """Print a table with a row for each point.
+
+    Raises:
+        ConfigError: a point cannot be built, or this machine has not what it asks for.
+    """
+    estimates = [estimate(adopted(point.config, point.overrides)) for point in points]
+    put(check_table(labels(points), estimates), *notes(estimates))
+
+
+def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
+    """Print what was changed to make the points of a sweep equal, and what remains unequal."""
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("matched to the first", overflow="fold")
+    rows.add_column("changed", overflow="fold")
+    for name in ("parameters", "FLOPs/token", "tokens", "FLOPs"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for label, point, left in zip(labels(points), matched, unequal(matched), strict=True):
+        rows.add_row(label, " ".join(point.overrides), *(percent(each) for each in left.values()))
+    put(rows)
+
+
+def adopted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A configuration with the model, size and tokenizer of the weights that it begins from.
+
+    Raises:
+        ConfigError: there are no weights, or an override asks for others than theirs.
+    """
+    weights = build(config.weights)
+    if weights is None:
+        return config
+    config = deepcopy(config)
+    adopt(config, weights, overrides)
+    return config
+
+
+def labels(points: Sequence[Point]) -> list[str]:
+    """What tells each point from the others, or all its words where it is alone."""
+    ours = [[word for word in point.overrides if not word.startswith("hydra")] for point in points]
+    if len(points) == 1:
+        return [
+            " ".join(word for word in ours[0] if not word.startswith("check=")) or "as configured"
+        ]
+    common = set.intersection(*map(set, ours))
+    return [" ".join(word for word in words if word not in common) for words in ours]
+
+
+def check_table(names: Sequence[str], estimates: Sequence[Estimate]) -> Table:
+    """A row for each point: what it is, what it reads and computes, what that takes."""
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("point", overflow="fold")
+    for name in ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for name, each in zip(names, estimates, strict=True):
+        cost, memory = each.cost, each.memory
+        if cost is None:
+            rows.add_row(name, "needs data")
+            continue
+        rows.add_row(
+            name,
+            number(cost.parameters),
+            flops(cost.flops_per_token),
+            "needs data" if cost.tokens is None else number(cost.tokens),
+            flops(cost.flops),
+            size(memory and memory.total),
+            duration(each.seconds()),
+        )
+    return rows
+
+
+def notes(estimates: Sequence[Estimate]) -> Iterator[str]:
+    """What a reader of the table has to know."""
+    first = estimates[0]
+    yield (
+        "memory: tensors that one device holds at most, in a step without compilation; the process itself "
+        "takes half a GiB more"
+    )
+    if first.device.flops is not None:
+        yield (
+            f"time: {first.world} × {first.device.name} at {MFU:.0%} of {first.device.flops / 1e12:.3g} TFLOP/s; "
+            "tiny models reach less, and validating is not counted"
+        )
+    if any(each.cost is None or each.cost.tokens is None for each in estimates):
+        yield "needs data: the vocabulary, or how many tokens there are, is known once the data have been read"
+    crowded = [each for each in estimates if each.memory and each.memory.total > each.device.memory]
+    if crowded:
+        yield f"{len(crowded)} of {len(estimates)} take more than the {size(first.device.memory)} of {first.device.name}"
+
+
+def put(*parts: RenderableType) -> None:
+    """Print tables, and lines of notes below them; plain and as wide as they are where nobody looks."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    for part in parts:
+        if isinstance(part, str):
+            console.print(f"· {part}", style="dim", markup=False, soft_wrap=not console.is_terminal)
+        else:
+            console.print(part)

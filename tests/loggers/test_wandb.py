@@ -16,8 +16,10 @@ from unittest.mock import MagicMock
 import psutil
 import pytest
 import wandb
+import yaml
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
+from wandb import wandb_agent
 from wandb.util import get_core_path
 
 from llm.apps import training
@@ -105,7 +107,7 @@ class At(Callback):
     def __init__(self, step: int, act: Callable[[], None]) -> None:
         self.step, self.act = step, act
 
-    def on_before_backward(self, trainer, *args: Any) -> None:
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
         if trainer.global_step + 1 == self.step:
             self.act()
 

@@ -49,6 +49,11 @@ VERBS = {
         "llm train model=llama size=micro trainer.max_steps=500",
         is_heavy=True,
     ),
+    "plan": Verb(
+        "llm.apps.plan",
+        "say what a run would take, on hardware that need not be here",
+        "llm plan model=llama size=124m tokenizer=gpt2 trainer.max_tokens=2.5e9 hardware=fsdp hardware.devices=8 gpu=h100",
+    ),
     "generate": Verb(
         "llm.apps.generate",
         "let a trained model go on with a text",

@@ -50,6 +50,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
+    "strategies": _by_name(_class("llm.hardware.Hardware")),
     # words of every verb, then of `train`, then of the other verbs
     "seed": _plain(int),
     "trust": _plain(Sequence[str]),
@@ -58,6 +59,8 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "rerun": _plain(bool),
     "check": _plain(bool),
     "match": _plain(Literal["parameters", "flops", "tokens"] | Sequence[str] | None),
+    "gpu": _plain(str | None),
+    "mfu": _plain(float),
     "prompt": _plain(str | Sequence[str]),
     "prompts_file": _plain(str | None),
     "max_tokens": _plain(int),

@@ -4,7 +4,7 @@ import inspect
 import json
 from copy import deepcopy
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +28,7 @@ class Cost(NamedTuple):
     Attributes:
         parameters: all of them, shared ones once.
         embedding: those in the tables of tokens and positions and in the head.
+        block: those in the largest block; 0 where there are no blocks.
         trained: those that are not frozen.
         flops_per_token: of training, forward and backward; None too where the model does not count
             them, or trains only a part of itself.
@@ -37,6 +38,7 @@ class Cost(NamedTuple):
 
     parameters: int
     embedding: int
+    block: int
     trained: int
     flops_per_token: int | None
     tokens_per_step: int | None
@@ -139,6 +141,7 @@ class Counts(NamedTuple):
 
     parameters: int
     embedding: int
+    block: int
     trained: int
     flops_per_token: int | None
 
@@ -162,7 +165,8 @@ def _counts(text: str) -> Counts:
     total, trained = sizes(model.parameters()), sizes(p for p in model.parameters() if p.requires_grad)
     whole = isinstance(model, CountsFlops) and trained == total
     flops = model.flops_per_token(config.context) if whole else None
-    return Counts(total, embedding_parameters(model), trained, flops)
+    blocks = (sizes(block.parameters()) for block in cast(nn.ModuleList, getattr(model, "blocks", ())))
+    return Counts(total, embedding_parameters(model), max(blocks, default=0), trained, flops)
 
 
 def context(config: DictConfig) -> int:

@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from llm.weights.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
+from llm.weights.checkpoint import load_checkpoint, save_checkpoint
+from llm.weights.digests import DamagedCheckpointError
 
 
 @pytest.fixture
@@ -44,18 +45,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
 
 def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, monkeypatch):
     """The record names the old and the new digest while the one file replaces the other."""
-    from llm.weights import checkpoint
+    from llm.weights import digests
 
     calls = []
-    write = checkpoint._write_digests
+    write = digests._write
 
-    def crash_at_second(path, digests):
-        calls.append(digests)
+    def crash_at_second(path, known):
+        calls.append(known)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(path, digests)
+        write(path, known)
 
-    monkeypatch.setattr(checkpoint, "_write_digests", crash_at_second)
+    monkeypatch.setattr(digests, "_write", crash_at_second)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"step": 4}, saved)
     assert load_checkpoint(saved)["step"] == 4

@@ -1,7 +1,7 @@
 """Data parallelism: every device has the whole model, and learns from its share of each batch."""
 
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm.hardware import Hardware, Shares, Strategy
 
@@ -27,11 +27,13 @@ class DDP(Strategy):
         from torch.nn.parallel import DistributedDataParallel
 
         known = signature(DistributedDataParallel).parameters
+        # Our buffers are constants. The word is another since torch 2.13.
         word = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        sync: dict[str, Any] = {word: False}
         return DDPStrategy(
             find_unused_parameters=self.find_unused_parameters,
             gradient_as_bucket_view=True,  # a gradient lies in the buffer that is sent, once
-            **{word: False},  # its name since torch 2.13, and before; our buffers are constants
+            **sync,
         )
 
     def shares(self, world: int) -> Shares:

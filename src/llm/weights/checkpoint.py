@@ -1,27 +1,23 @@
-"""Checkpoint files: written whole or not at all, checked when read, and holding nothing that executes."""
+"""Checkpoints: written whole or not at all, checked when read, and holding nothing that executes.
 
-import hashlib
-import json
+One is a file, which one device writes, or a folder, in which every device has written its part
+(`llm.weights.sharded`). Who reads one need not ask which.
+"""
+
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llm.config.errors import UserError
-
-
-class DamagedCheckpointError(UserError):
-    """A checkpoint's bytes are not those that were written."""
+from llm.weights import digests, sharded
+from llm.weights.digests import sha256_of, verified
+from llm.weights.stored import Stored, in_torch_file
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically, under another name in the same folder first, and record its SHA-256.
-
-    Neither `torch.load` nor safetensors notices a flipped byte. The record beside the checkpoints names
-    the old and the new digest while one file replaces the other, so that no moment of a crash makes a
-    whole file look damaged.
-    """
+    """Write a checkpoint as a file, under another name in the same folder first, and record its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -29,67 +25,56 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        digest = sha256_of(partial)
-        _write_digests(path, [*_read_digests(path), digest])
-        partial.replace(path)
-        _write_digests(path, [digest])
+        with sharded.set_aside(path, is_wrong=path.is_dir()):
+            digests.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint and its record."""
-    path.unlink(missing_ok=True)
-    _write_digests(path, [])
+    if path.is_dir():
+        shutil.rmtree(path)
+    digests.remove(path)
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain data after checking its recorded SHA-256.
+    """Read a checkpoint of tensors and plain data, whole, after checking its recorded SHA-256.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is not what was written.
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
     """
+    if path.is_dir():
+        return sharded.consolidated(sharded.read(path), map_location)
     return torch.load(verified(path), map_location=map_location, weights_only=True)
 
 
-def verified(path: Path) -> Path:
-    """The path of a checkpoint whose content is what its recorded SHA-256 says.
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of which this device needs parts: large tensors stay at rest until they are sliced.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is not what was written.
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    digests = _read_digests(path)
-    if digests and sha256_of(path) not in digests:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: its SHA-256 is not the one in {_manifest(path).name}; "
-            "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
-        )
-    return path
+    if path.is_dir():
+        return sharded.read(path)
+    return torch.load(verified(path), map_location="cpu", weights_only=True, mmap=True)
 
 
-def sha256_of(path: Path) -> str:
-    """The digest of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def stored_weights(path: Path) -> dict[str, Stored]:
+    """The tensors of a checkpoint's `state_dict` by name, at rest.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if not path.is_dir():
+        return in_torch_file(verified(path), "state_dict")
+    found = sharded.read(path)["state_dict"]
+    return {name: Stored(name, tuple(tensor.shape), tensor.read) for name, tensor in found.items()}
 
 
-def _manifest(path: Path) -> Path:
-    return path.with_name("sha256.json")
-
-
-def _read_digests(path: Path) -> list[str]:
-    manifest = _manifest(path)
-    return json.loads(manifest.read_text("utf-8")).get(path.name, []) if manifest.is_file() else []
-
-
-def _write_digests(path: Path, digests: list[str]) -> None:
-    manifest = _manifest(path)
-    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
-    entries[path.name] = digests
-    partial = manifest.with_name(f".{manifest.name}.{os.getpid()}")
-    partial.write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    partial.replace(manifest)
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a checkpoint: of a folder that of its index, which holds those of its files."""
+    return sha256_of(path / sharded.INDEX if path.is_dir() else path)

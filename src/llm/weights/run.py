@@ -16,10 +16,11 @@ from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import DamagedCheckpointError, sha256_of, verified
+from llm.weights.checkpoint import digest_of, stored_weights
+from llm.weights.digests import DamagedCheckpointError
 from llm.weights.fill import TABLES, fill
 from llm.weights.initial import initialize
-from llm.weights.stored import Stored, in_memory, in_torch_file
+from llm.weights.stored import Stored, in_memory
 from llm.weights.weights import Weights
 
 
@@ -58,7 +59,7 @@ class RunWeights(Weights):
         An update of a tied head, folded in, unties it from the embedding.
         """
         config = read_config(self.run.config, self.trust)
-        if config.get("adapter") is not None and self.file().is_file():
+        if config.get("adapter") is not None and self.file().exists():
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
         return config
@@ -66,7 +67,7 @@ class RunWeights(Weights):
     @property
     def fingerprint(self) -> str:
         """The SHA-256 of the checkpoint."""
-        return sha256_of(self.file())[:16]
+        return digest_of(self.file())[:16]
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
@@ -135,7 +136,7 @@ class RunWeights(Weights):
             ConfigError: the run has no checkpoint yet, or its file is not what was written.
         """
         try:
-            entries = in_torch_file(verified(self.file()), "state_dict")
+            entries = stored_weights(self.file())
         except (FileNotFoundError, DamagedCheckpointError) as error:
             raise ConfigError(f"weights.path: {error}") from error
         prefix = "model."
@@ -148,7 +149,7 @@ class RunWeights(Weights):
     def file(self) -> Path:
         """The checkpoint to read: the one asked for, or the last one where no best was written yet."""
         asked = self.run.best if self.checkpoint == "best" else self.run.last
-        if asked.is_file() or not self.run.last.is_file():
+        if asked.exists() or not self.run.last.exists():
             return asked
         return self.run.last
 

@@ -1,0 +1,263 @@
+"""Checkpoints in parts: a folder in which every device has written what it holds.
+
+    last.ckpt/
+      index.json                      each large tensor: its shape, and which file holds which part
+      7-00000-of-00002.safetensors    what device 0 of 2 holds, in the 7th save
+      7-00001-of-00002.safetensors
+      7.pt                            all else: progress, random states, figures; plain data
+      sha256.json                     of the index, which holds that of each file
+
+The index is what counts. The files of a new save stand beside the old ones, under other names; then the
+new index takes the old one's place in one step, and the old files go. A save that is killed leaves the
+old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from llm import distributed
+from llm.parts import own, place
+from llm.weights.digests import flush, replace, require_digest, sha256_of, verified
+
+INDEX = "index.json"
+Key = tuple[str | int, ...]  # the way to a value through nested dictionaries and lists
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a tensor in a file: where in the whole it begins, and its sizes."""
+
+    file: str
+    offsets: list[int]
+    shape: list[int]
+
+    def common(self, slices: Slices) -> list[tuple[int, int]] | None:
+        """From where to where, in each dimension of the whole, this part has what is asked; None if nothing."""
+        bounds = [
+            (max(s.start, offset), min(s.stop, offset + size))
+            for s, offset, size in zip(slices, self.offsets, self.shape, strict=True)
+        ]
+        return bounds if all(start < stop for start, stop in bounds) else None
+
+
+@dataclass
+class Files:
+    """The files of a folder, each of which is checked when it is first read."""
+
+    folder: Path
+    digests: Mapping[str, str]
+    _checked: set[str] = field(default_factory=set)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies whose content is what was written; DamagedCheckpointError if it is not."""
+        if name not in self._checked:
+            require_digest(self.folder / name, [self.digests[name]], INDEX)
+            self._checked.add(name)
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A tensor at rest in parts. A slice of it reads those numbers alone, from the files that hold them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: list[Part]
+    files: Files
+
+    def __getitem__(self, slices: Slices) -> Tensor:
+        """The numbers between the slices' starts and stops, one slice for each dimension."""
+        result = torch.empty([s.stop - s.start for s in slices], dtype=self.dtype)
+        for part in self.parts:
+            if bounds := part.common(slices):
+                here = _relative(bounds, [s.start for s in slices])
+                there = _relative(bounds, part.offsets)
+                with safe_open(self.files.path(part.file), "pt") as file:
+                    result[here] = file.get_slice(self.name)[there]
+        return result
+
+    def read(self) -> Tensor:
+        """The whole."""
+        return self[tuple(slice(0, size) for size in self.shape)]
+
+
+def _relative(bounds: list[tuple[int, int]], to: list[int]) -> Slices:
+    return tuple(slice(a - o, b - o) for (a, b), o in zip(bounds, to, strict=True))
+
+
+# Reading
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint in parts, its divided tensors at rest, as `Divided`.
+
+    Raises:
+        FileNotFoundError: the folder has no index: nothing was ever wholly written there.
+        DamagedCheckpointError: a file is not what was written.
+    """
+    index = json.loads(verified(path / INDEX).read_text("utf-8"))
+    files = Files(path, index["files"])
+    checkpoint = torch.load(files.path(index["rest"]), map_location="cpu", weights_only=True)
+    for entry in index["tensors"]:
+        parts = [Part(**part) for part in entry["parts"]]
+        dtype = getattr(torch, entry["dtype"])
+        tensor = Divided(entry["name"], tuple(entry["shape"]), dtype, parts, files)
+        for key in entry["keys"]:
+            _put(checkpoint, key, tensor)
+    return checkpoint
+
+
+def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
+    """The same with every divided tensor read, once if it stands in several places."""
+    return _mapped(checkpoint, lambda tensor: tensor.read().to(device), {})
+
+
+def _mapped(value: Any, read: Callable[[Divided], Tensor], known: dict[int, Tensor]) -> Any:
+    if isinstance(value, Divided):
+        if id(value) not in known:
+            known[id(value)] = read(value)
+        return known[id(value)]
+    if isinstance(value, dict):
+        return {key: _mapped(each, read, known) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_mapped(each, read, known) for each in value]
+    return value
+
+
+# Writing
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint in parts; all devices must call this at once.
+
+    Args:
+        checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its part
+            of every DTensor, and the first one all else.
+        path: the folder, on a disk that all devices see.
+    """
+    rank, size, *_ = distributed.world()
+    folder, number = distributed.broadcast(_prepare(path) if rank == 0 else None)
+    rest, tensors = _split(checkpoint)
+    file = folder / f"{number}-{rank:05}-of-{size:05}.safetensors"
+    mine = {name: tensor for name, (tensor, _) in tensors.items() if _writes(tensor)}
+    save_file({name: own(t).detach().cpu().contiguous() for name, t in mine.items()}, file)
+    flush(file)
+    parts = {name: asdict(_part(file.name, tensor)) for name, tensor in mine.items()}
+    written = distributed.gather((file.name, sha256_of(file), parts))
+    if rank == 0:
+        entries = [
+            {
+                "name": name,
+                "keys": keys,
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "parts": [found[name] for *_, found in written if name in found],
+            }
+            for name, (tensor, keys) in tensors.items()
+        ]
+        files = {name: digest for name, digest, _ in written}
+        _commit(folder, number, rest, files, entries)
+        with set_aside(path, is_wrong=folder != path):
+            folder.replace(path)
+    distributed.barrier()
+
+
+def _prepare(path: Path) -> tuple[Path, int]:
+    """The folder to write in, made if need be, and the number of this save."""
+    folder = path.with_name(f".{path.name}.parts") if path.is_file() else path
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / INDEX
+    return folder, json.loads(index.read_text("utf-8"))["save"] + 1 if index.is_file() else 1
+
+
+def _commit(
+    folder: Path, number: int, rest: Any, files: dict[str, str], tensors: list[dict[str, Any]]
+) -> None:
+    """Write all else, then the index, in whose place the old one's files are needed no more."""
+    file = folder / f"{number}.pt"
+    torch.save(rest, file)
+    flush(file)
+    index = {
+        "save": number,
+        "rest": file.name,
+        "files": files | {file.name: sha256_of(file)},
+        "tensors": tensors,
+    }
+    partial = folder / f".{INDEX}"
+    partial.write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    flush(partial)
+    replace(partial, folder / INDEX)
+    for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
+        if old.name not in index["files"]:
+            old.unlink()
+
+
+@contextmanager
+def set_aside(path: Path, is_wrong: bool) -> Iterator[None]:
+    """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
+
+    What stood there is kept under another name until the new one is in its place.
+    """
+    aside = path.with_name(f".{path.name}.before")
+    if is_wrong and path.exists():
+        path.rename(aside)
+    yield
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    aside.unlink(missing_ok=True)
+
+
+# The tree
+
+
+def _split(checkpoint: dict[str, Any]) -> tuple[Any, dict[str, tuple[DTensor, list[Key]]]]:
+    """All but the DTensors; and those by a name each, with every place where one stands."""
+    tensors: dict[str, tuple[DTensor, list[Key]]] = {}
+    names: dict[int, str] = {}
+
+    def rest(value: Any, key: Key) -> Any:
+        if isinstance(value, dict):
+            return {k: rest(v, (*key, k)) for k, v in value.items() if not found(v, (*key, k))}
+        if isinstance(value, list):
+            return [rest(v, (*key, i)) for i, v in enumerate(value)]
+        return value
+
+    def found(value: Any, key: Key) -> bool:
+        if isinstance(value, DTensor):
+            name = names.setdefault(id(value), ".".join(map(str, key)))
+            tensors.setdefault(name, (value, []))[1].append(key)
+        return isinstance(value, DTensor)
+
+    return rest(checkpoint, ()), tensors
+
+
+def _put(tree: Any, key: Key, value: Any) -> None:
+    *way, last = key
+    for step in way:
+        tree = tree[step]
+    tree[last] = value
+
+
+def _writes(tensor: DTensor) -> bool:
+    """Whether this device has a part, and of those that have the same one is the first."""
+    coordinates = tensor.device_mesh.get_coordinate() or []
+    copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
+    return own(tensor).numel() > 0 and not any(copies)
+
+
+def _part(file: str, tensor: DTensor) -> Part:
+    where = place(tensor)
+    return Part(file, [s.start for s in where], [s.stop - s.start for s in where])

@@ -17,9 +17,11 @@ import psutil
 import pytest
 import wandb
 import yaml
+from click.testing import CliRunner
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
 from wandb import wandb_agent
+from wandb.cli import cli
 from wandb.util import get_core_path
 
 from llm.apps import training
@@ -152,8 +154,7 @@ from llm.loggers.outages import SteadyRun
 run = SteadyRun(Path(sys.argv[1]), "offline", 60, {"id": "one", "project": "llm"})
 run.open()
 run.do(lambda run: run.log({"x": 1}), print)
-run.do(lambda run: run.finish(), print)
-run.close()
+run.finish(0, print)
 """
 
 
@@ -188,7 +189,10 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     )
     assert first["exit"] == [0]
     shown = capsys.readouterr().out
-    assert [shown.count(f"wandb sync {folder}/wandb/offline-run-") for folder in folders] == [1, 1]
+    for folder in folders:
+        assert f"to send it: wandb sync {folder}/wandb\n" in shown
+        dry = CliRunner().invoke(cli.cli, ["sync", "--dry-run", f"{folder}/wandb"])
+        assert "Would sync 1 run(s)" in dry.output
 
 
 def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train):
@@ -246,9 +250,11 @@ def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_en
     assert len(pieces(tmp_path)) == 1
 
 
-def test_the_death_of_its_process_costs_a_warning(train):
+def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
+    monkeypatch.setattr("llm.loggers.outages.WRITING", 0.1)
+
     def kill() -> None:
-        time.sleep(1.5)  # it writes every second
+        time.sleep(0.5)  # what it has is written now
         for child in psutil.Process().children(recursive=True):
             if "wandb-core" in child.name():
                 child.kill()

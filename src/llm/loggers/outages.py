@@ -17,6 +17,7 @@ What W&B (0.31) does by itself, and what is done about it here:
 """
 
 import os
+import shlex
 import urllib.error
 import urllib.request
 import warnings
@@ -24,6 +25,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+
+from llm.runs import short
 
 Mode = Literal["online", "offline", "disabled"]
 SIGN_OF_LIFE = 5.0  # seconds to wait for any answer of the server
@@ -43,7 +46,7 @@ PRIVATE = {
 
 
 class SteadyRun:
-    """One run on W&B, open until `close`, whatever becomes of the network and of W&B's process.
+    """One run on W&B, open until `finish`, whatever becomes of the network and of W&B's process.
 
     Args:
         directory: where W&B makes its folder `wandb`.
@@ -61,6 +64,7 @@ class SteadyRun:
         self.identity = identity
         self.lives = 2
         self.run: Any = None
+        self.is_cut = False  # W&B does not have all of what was logged online
         self._owns_data = False
 
     def open(self) -> None:
@@ -102,15 +106,36 @@ class SteadyRun:
                 self._fall_back(error)
                 act = anew
 
-    def close(self) -> None:
-        """Forget the run, which is finished, and its place for data: the next has its own."""
+    def finish(self, exit_code: int, anew: Callable[[Any], object]) -> None:
+        """End the run, and let the next one have its own place for data.
+
+        Args:
+            exit_code: of the training; the run's state on W&B follows from it.
+            anew: what the run before may not have written, for one opened in its place.
+        """
+
+        def end(run: Any) -> None:
+            try:
+                run.finish(exit_code=exit_code)
+            except TimeoutError:  # patience is at its end
+                self.is_cut = True
+
+        def end_anew(run: Any) -> None:
+            anew(run)
+            end(run)
+
+        self.do(end, end_anew)
         self.run = None
         if self._owns_data:
             os.environ.pop("WANDB_DATA_DIR", None)
 
-    def pieces(self) -> list[Path]:
-        """The folders of this run that wait to be sent."""
-        return sorted((self.directory / "wandb").glob(f"offline-run-*-{self.identity['id']}*"))
+    @property
+    def sending(self) -> str | None:
+        """The command that sends what is kept here; None where nothing is."""
+        if self.mode == "disabled" or (self.mode == "online" and not self.is_cut):
+            return None
+        online = "--include-online " if self.is_cut else ""
+        return f"wandb sync {online}{shlex.quote(str(short(self.directory / 'wandb')))}"
 
     def _begin(self) -> Any:
         import wandb
@@ -121,6 +146,7 @@ class SteadyRun:
             init_timeout=OPENING,
             login_timeout=OPENING,
             finish_timeout=self.patience,
+            finish_timeout_raises=True,
             x_transaction_log_flush_interval=WRITING,
             **private,
         )
@@ -131,6 +157,7 @@ class SteadyRun:
     def _fall_back(self, error: Exception) -> None:
         """Open the run offline in place of what broke, as long as it has lives."""
         _forget_service()
+        self.is_cut |= self.mode == "online" and self.run is not None
         self.run = None
         self.lives -= 1
         if self.lives:

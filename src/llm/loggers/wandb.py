@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from llm.loggers.csv import read
 from llm.loggers.outages import WRITING, Mode, SteadyRun
-from llm.runs import Run, short
+from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 LONGEST_TAG = 64  # W&B refuses longer ones
@@ -211,16 +210,17 @@ class WandbLogger(Logger):
             self._do(lambda run: run.summary.update({"best/val/loss": min(losses)}))
         for part in self.upload:
             self._keep(part)
-        self._do(lambda run: run.finish(exit_code=exit_code))
-        self.service.close()
-        if self.service.mode == "offline" and (pieces := self.service.pieces()):
-            folders = " ".join(shlex.quote(str(short(piece))) for piece in pieces)
-            print(f"W&B       kept here; to send it: wandb sync {folders}", flush=True)
+        self.service.finish(exit_code, self._log_again)
+        if self.service.sending:
+            print(f"W&B       kept here; to send it: {self.service.sending}", flush=True)
+
+    def _log_again(self, run: Any) -> None:
+        for row in self._unwritten:
+            run.log(row.metrics, step=row.step)
 
     def _do(self, act: Callable[[Any], object]) -> None:
         def anew(run: Any) -> None:
-            for row in self._unwritten:
-                run.log(row.metrics, step=row.step)
+            self._log_again(run)
             act(run)
 
         self.service.do(act, anew)

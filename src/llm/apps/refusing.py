@@ -18,7 +18,7 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     Raises:
         ConfigError: with one line for each value that differs.
     """
-    if not run.last.is_file() or run.record.get("fingerprint") == new:
+    if not run.last.exists() or run.record.get("fingerprint") == new:
         return  # without a checkpoint nothing was learned that could be lost
     before = OmegaConf.load(run.config)
     if "classes" in config.data and config.data.classes is None:
@@ -51,7 +51,7 @@ def require_same_base(run: Run, base: str | None) -> None:
     Raises:
         ConfigError: the weights have changed.
     """
-    if run.last.is_file() and run.record.get("base", base) != base:
+    if run.last.exists() and run.record.get("base", base) != base:
         raise ConfigError(
             f"{short(run.path)} began from other weights than lie there now; choose another name=, or "
             "rerun=true to begin again"

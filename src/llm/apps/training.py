@@ -115,7 +115,7 @@ def train(
             return run
         if config.rerun and (aside := run.set_aside()):
             say(f"the run that stood here is kept as {aside}")
-        resume = distributed.broadcast(run.last if run.last.is_file() else None)
+        resume = distributed.broadcast(run.last if run.last.exists() else None)
         run.start(
             name=run.path.name,
             fingerprint=meaning,
@@ -289,7 +289,7 @@ def summary(
     tokens = round(data.tokens_per_batch * settings.accumulate)
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
-        f"run       {short(run.path)}" + (" (goes on)" if run.last.is_file() else ""),
+        f"run       {short(run.path)}" + (" (goes on)" if run.last.exists() else ""),
         f"data      {data.describe()}",
         f"model     {describe_model(task)}",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
@@ -301,7 +301,7 @@ def summary(
         lines.append(
             "note      Muon turns the factors of an update one by one: optimizer=adamw suits adapters"
         )
-    if "stopped_at" in run.record and run.last.is_file():
+    if "stopped_at" in run.record and run.last.exists():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"
         )
@@ -408,8 +408,8 @@ def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
     """Measure the best weights on the test part, where the data have one."""
     if data.dataset("test") is None:
         return
-    state = load_checkpoint(run.best if run.best.is_file() else run.last)["state_dict"]
-    task.load_state_dict(state, strict=not task.is_adapted)
+    best = trainer.strategy.load_checkpoint(run.best if run.best.exists() else run.last)
+    trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
     trainer.test(task, datamodule=data, verbose=False)
 
 

@@ -183,6 +183,21 @@ def begin(name: str, args: Any, loader: Any) -> None:
     sys.exit(sweep.launch(name, args.overrides, points, options(args), start_jobs))
 
 
+def gathered(words: Sequence[str], key: str) -> list[str]:
+    """A command line whose folders have become one override of `key`.
+
+    A folder is what sets no key, or is there: names of runs have equals signs in them.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from llm.config.composition import quoted
+
+    positional = get_args_parser().parse_known_intermixed_args(words)[0].overrides
+    folders = [word for word in positional if "=" not in word or os.path.isdir(word)]  # noqa: PTH112
+    others = [word for word in words if word not in folders]
+    return [*others, f"{key}=[{','.join(map(quoted, folders))}]"] if folders else others
+
+
 def is_override(word: str) -> bool:
     """Whether a word of the command line sets or deletes a key, and is no flag or a flag's value."""
     return word.startswith(("+", "~")) or ("=" in word and not word.startswith("-"))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from made_runs import make
 from omegaconf import OmegaConf
 
 import llm.__main__ as command
@@ -119,6 +120,36 @@ def test_a_verbs_help_lists_groups_and_an_example(llm):
 def test_a_missing_folder_of_configs(llm):
     assert llm("train", "--config-dir", "/nowhere")[2] == (
         "--config-dir /nowhere: no such folder; name one that holds your configs\n"
+    )
+
+
+def test_folders_are_plain_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "runs/python_docs,model=llama"  # what looks like an override, but is there
+    (tmp_path / run).mkdir(parents=True)
+    words = ["--config-dir", "mine", "runs", "by=val/loss", run, "it's"]
+    *others, gathered = command.gathered(words, "runs")
+    assert others == ["--config-dir", "mine", "by=val/loss"]
+    value = OverridesParser.create().parse_override(gathered).value()
+    assert OmegaConf.create({"runs": value}).runs == ["runs", run, "it's"]
+    assert command.gathered(["--help"], "runs") == ["--help"]
+
+
+def test_runs_are_compared_without_torch(llm, tmp_path):
+    make(tmp_path / "a")
+    assert imported(["compare", str(tmp_path)], names=("torch", "lightning", "matplotlib")) == []
+
+
+def test_runs_are_compared_from_the_command_line(llm, tmp_path):
+    make(tmp_path / "a", [4.0], settings={"model": "gpt"})
+    make(tmp_path / "b", [3.0], settings={"model": "llama"})
+    status, out, _ = llm("compare", str(tmp_path), f"output={tmp_path}/out,=1")
+    assert status == 0
+    assert out.index("llama") < out.index("gpt")
+    assert (tmp_path / "out,=1" / "table.csv").is_file()
+    assert llm("compare", str(tmp_path / "c"))[::2] == (
+        1,
+        f"{tmp_path}/c: no such folder; name a sweep, a run, or a folder of runs\n",
     )
 
 

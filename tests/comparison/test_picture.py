@@ -1,0 +1,90 @@
+import pytest
+from made_runs import make
+from matplotlib.figure import Figure
+
+from llm.comparison.picture import COLORS
+from llm.comparison.table import compare
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws a comparison and gives its axes."""
+    figures = []
+
+    def remember(self, path, **_):
+        figures.append(self)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+
+    def draw(runs):
+        written = compare(runs).write(tmp_path / "out")
+        return figures[-1].axes if written[-1].name == "loss.png" else []
+
+    return draw
+
+
+def named(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_loss_is_drawn_against_tokens_and_against_compute(drawn, tmp_path):
+    tokens, compute = drawn(
+        [
+            make(tmp_path / "a", [5.0, 4.0]),
+            make(tmp_path / "b", [5.0, 3.0], settings={"model": "llama"}),
+        ]
+    )
+    assert (tokens.get_xlabel(), compute.get_xlabel()) == ("training tokens", "training FLOPs")
+    assert "validation loss" in tokens.get_ylabel()
+    assert named(tokens)["llama"].get_xydata().tolist() == [[1000, 5.0], [2000, 3.0]]
+    assert named(compute)["llama"].get_xdata().tolist() == [6e9, 12e9]
+
+
+def test_seeds_are_thin_beside_their_mean(drawn, tmp_path):
+    axes = drawn([make(tmp_path / str(n), [5.0, 4.0 + n], seed=n) for n in range(3)])[0]
+    (mean,) = (line for line in axes.lines if line.get_linewidth() > 1)
+    assert mean.get_ydata().tolist() == [5.0, 5.0]
+    assert len(axes.lines) == 4
+    assert len(axes.collections) == 1, "the band of the interval"
+
+
+def test_an_architecture_has_a_colour_and_its_sizes_have_lines(drawn, tmp_path):
+    runs = [
+        make(tmp_path / f"{size}{model}", settings={"size": size, "model": model})
+        for size in ("nano", "micro")
+        for model in ("gpt", "llama")
+    ]
+    lines = named(drawn(runs)[0])
+    looks = {
+        name: (line.get_color(), line.get_marker(), line.get_linestyle())
+        for name, line in lines.items()
+    }
+    assert looks["size=nano model=gpt"][:2] == looks["size=micro model=gpt"][:2]
+    assert looks["size=nano model=gpt"][2] != looks["size=micro model=gpt"][2]
+    assert looks["size=nano model=gpt"][0] != looks["size=nano model=llama"][0]
+    assert {color for color, *_ in looks.values()} <= set(COLORS)
+
+
+def test_twenty_architectures_are_still_told_apart(drawn, tmp_path):
+    runs = [make(tmp_path / str(n), settings={"model": f"m{n}"}) for n in range(20)]
+    lines = named(drawn(runs)[0]).values()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
+
+
+def test_other_tokenizers_are_drawn_in_bits(drawn, tmp_path):
+    runs = [make(tmp_path / v, settings={"tokenizer": v}, vocabulary=v) for v in ("byte", "bpe")]
+    assert "bits per byte" in drawn(runs)[0].get_ylabel()
+
+
+def test_other_data_have_panels_of_their_own(drawn, tmp_path):
+    axes = drawn([make(tmp_path / v, settings={"data": v}, corpus=v) for v in ("a1", "b2")])
+    assert [len(named(each)) for each in axes] == [1, 1, 1, 1]
+
+
+def test_compute_that_is_unknown_is_not_drawn(drawn, tmp_path):
+    assert len(drawn([make(tmp_path / "a", flops_per_token=None)])) == 1
+
+
+def test_where_nothing_was_measured_there_is_no_picture(drawn, tmp_path):
+    assert drawn([make(tmp_path / "a", rows=[])]) == []

@@ -1,0 +1,76 @@
+import math
+
+import pytest
+from made_runs import make
+
+from llm.comparison.result import Result, read_metrics
+from llm.runs import Run
+
+
+def test_figures_are_those_of_the_best_validation(tmp_path):
+    found = Result(make(tmp_path / "a", [5.0, 3.0, 4.0])).figures
+    assert found["final_loss"] == 4.0
+    assert found["best_loss"] == 3.0
+    assert found["bits_per_byte"] == pytest.approx(3.0 / math.log(2) / 4.0)
+    assert found["tokens"] == 3000
+    assert found["tokens_per_second"] == 1002
+    assert found["peak_gib"] == 1.0
+
+
+def test_tokens_are_counted_on_from_the_last_count(tmp_path):
+    rows = [
+        {"step": 10, "tokens": 1000.0},
+        {"step": 20, "tokens": 3000.0},
+        {"step": 23, "val/loss": 1.0},
+    ]
+    result = Result(make(tmp_path / "a", rows=rows))
+    assert [result.tokens_at(step) for step in (0, 5, 10, 15, 20, 23)] == [
+        0,
+        500,
+        1000,
+        2000,
+        3000,
+        3600,
+    ]
+    assert result.figures["tokens"] == 3600
+    assert result.curve("val/loss") == [(23, 3600, 1.0)]
+
+
+def test_tokens_that_nobody_counted_follow_from_the_record(tmp_path):
+    result = Result(make(tmp_path / "a", rows=[{"step": 30, "val/loss": 1.0}], tokens_per_step=7))
+    assert result.figures["tokens"] == 210
+
+
+def test_a_diverged_run_keeps_its_best(tmp_path):
+    found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).figures
+    assert found["best_loss"] == 4.0
+    assert math.isnan(found["final_loss"])
+
+
+@pytest.mark.parametrize("ending", ["30,abc", "30,3.1\n40", '30,3.1\n40,"3'])
+def test_a_file_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path, ending):
+    (tmp_path / "metrics.csv").write_text(f"step,val/loss,tokens\n10,5.0,1\n20,4.0,2\n{ending}")
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert rows[:2] == [
+        {"step": 10, "val/loss": 5.0, "tokens": 1},
+        {"step": 20, "val/loss": 4.0, "tokens": 2},
+    ]
+    assert all("val/loss" not in row or row["val/loss"] in (5.0, 4.0, 3.1, 3.0) for row in rows)
+
+
+def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):
+    new = ("recipe", "task", "choices", "overrides", "corpus", "vocabulary", "flops_per_token")
+    command = "llm train model=llama seed=3 'weights.path=\"a b\"' +method=lora"
+    result = Result(make(tmp_path / "a", command=command, data="abc", without=new))
+    assert result.settings == {"model": "llama", "weights.path": "a b", "method": "lora"}
+    assert result.data is not None
+    assert result.recipe is None
+
+
+def test_a_run_that_nobody_began_is_pending(tmp_path):
+    result = Result(Run(tmp_path / "nowhere"))
+    assert (result.status, result.figures, result.data) == ("pending", {}, None)
+
+
+def test_one_whose_process_died_is_interrupted(tmp_path):
+    assert Result(make(tmp_path / "a", status="running")).status == "interrupted"

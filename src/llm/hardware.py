@@ -50,9 +50,11 @@ class Strategy(ABC):
 
     Attributes:
         is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
+        keeps_gradients: whether gradients have a place of their own, which stays when they are dropped.
     """
 
     is_sharded: bool = False
+    keeps_gradients: bool = False
 
     @abstractmethod
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":

@@ -18,6 +18,8 @@ class DDP(Strategy):
             looking costs a walk through the graph; turn it on for a model of yours that does not.
     """
 
+    keeps_gradients = True  # in the buffers that are sent
+
     def __init__(self, find_unused_parameters: bool = False) -> None:
         self.find_unused_parameters = find_unused_parameters
 

@@ -1,81 +1,287 @@
+"""Sweeps: every job a process of its own, and the same line again mends what went wrong."""
+
+import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import forked
 import pytest
 
+import llm.__main__ as command
 from llm.apps import sweep
+from llm.runs import Run
+from llm.sweeps import Sweep
 
 WORDS = [
     *("size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte", "data=text"),
-    *("hardware=cpu", "hardware.threads=1", "trainer.max_steps=2", "callbacks.samples=null"),
+    *("hardware=cpu", "hardware.threads=1", "hardware.precision=32", "callbacks.samples=null"),
+    *("model.dropout=0.1", "trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
 ]
-
-
-def test_every_point_trains_in_a_process_of_its_own(text, tmp_path):
-    """The peak memory of a process is that of one job, and so is all else that outlives one."""
-    command = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={text}"]
-    command += ["seed=1,2", f"output_dir={tmp_path}/runs"]
-    environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache"), "WORLD_SIZE": "7"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "[1/2] seed=1" in done.stdout
-    assert "[2/2] seed=2" in done.stdout
-    records = sorted((tmp_path / "runs").glob("*/*/run.json"))
-    assert len(records) == 2
-    assert (
-        len({record.read_text().split('"process": ')[1].split(",")[0] for record in records}) == 2
-    )
+# What depends on the clock and on the machine, and so is not the same twice.
+CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_gib")
 
 
 @pytest.fixture
-def jobs(monkeypatch, tmp_path):
-    """Stands Python scripts in for `llm`: the words of a job are the script's arguments."""
+def llm(text, tmp_path, monkeypatch, capsys):
+    """llm("train", "-m", …): a command line in this process: (exit status, output, errors)."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
-    def make(code: str) -> None:
-        script = tmp_path / "job.py"
-        script.write_text(code)
-        interpreter = tmp_path / "python"
-        interpreter.write_text(f'#!/bin/bash\nshift 3\nexec {sys.executable} {script} "$@"\n')
-        interpreter.chmod(0o755)
-        monkeypatch.setattr(sweep.sys, "executable", str(interpreter))
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llm", *words])
+        status = 0
+        try:
+            command.main()
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
 
-    return make
+    return call
 
 
-def test_a_job_that_fails_does_not_stop_the_others(jobs, capfd):
-    jobs("import sys; print('ran', *sys.argv[1:]); sys.exit(sys.argv[-1] == 'seed=2')")
-    assert sweep.launch("train", [["x=1", f"seed={n}"] for n in (1, 2, 3)]) == 1
-    out, err = capfd.readouterr()
-    assert [line for line in out.splitlines() if line.startswith("ran")] == [
-        f"ran x=1 seed={n}" for n in (1, 2, 3)
-    ]
-    assert err == "\n1 of 3 jobs failed:\n  seed=2 (status 1)\n"
+@pytest.fixture
+def forks(monkeypatch):
+    """Lets jobs run in forked processes."""
+
+    def run_process(job, words, environment):
+        return sweep.Ended(forked.llm(words[3:], job.file("log"), job.file("err"), environment))
+
+    monkeypatch.setattr(sweep, "run_process", run_process)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Lets a function stand in for jobs: it is given a job, and returns an exit status; collects the calls."""
+
+    def install(function) -> list[int]:
+        calls = []
+
+        def run_process(job, words, environment):
+            calls.append(job.number)
+            for ending in ("log", "err"):
+                job.file(ending).touch()
+            return sweep.Ended(function(job))
+
+        monkeypatch.setattr(sweep, "run_process", run_process)
+        return calls
+
+    return install
+
+
+def done(job) -> int:
+    """What a job does that goes well, as far as its record tells."""
+    Run(job.directory).update(**job.identity, status="done", request=job.request)
+    return 0
+
+
+def only_sweep(folder: Path) -> Sweep:
+    (file,) = folder.glob("**/sweep.json")
+    return Sweep(file.parent)
+
+
+def figures(table: Path) -> list[dict[str, str]]:
+    """The rows of a table without what depends on the clock."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
+
+
+TRAP = """
+import os, signal
+from pathlib import Path
+from lightning.pytorch.callbacks import Callback
+
+class Trap(Callback):
+    \"\"\"Once, in the third step: seed 1 is killed, seed 2 fails.\"\"\"
+
+    def __init__(self, folder: str, seed: int):
+        self.sprung, self.seed = Path(folder) / f"sprung{seed}", seed
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step < 2 or self.sprung.exists():
+            return
+        self.sprung.touch()
+        if self.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("the disk is full")
+"""
+
+
+def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
+    llm, forks, text, tmp_path, monkeypatch
+):
+    """One job is killed, one fails, the same line comes again: bit for bit the same figures."""
+    (tmp_path / "trap.py").write_text(TRAP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def words(output: str, traps: str) -> list[str]:
+        trap = f"+callbacks.trap={{_target_:trap.Trap,folder:{traps},seed:${{seed}}}}"
+        where = (f"data.path={text}", f"output_dir={tmp_path}/{output}")
+        return ["train", "-m", *WORDS, *where, "seed=1,2", "trust=[trap]", trap]
+
+    (tmp_path / "none").mkdir()
+    for seed in (1, 2):
+        (tmp_path / "none" / f"sprung{seed}").touch()
+    (tmp_path / "set").mkdir()
+    assert llm(*words("quiet", str(tmp_path / "none")))[0] == 0
+
+    status, out, _ = llm(*words("loud", str(tmp_path / "set")))
+    assert status == 1
+    jobs = only_sweep(tmp_path / "loud").jobs
+    assert [job.run.status for job in jobs] == ["failed", "failed"]
+    assert jobs[0].run.record["error"] == "killed by SIGKILL"
+    assert jobs[1].run.record["error"] == "RuntimeError: the disk is full"
+    assert "killed by SIGKILL" in out
+    assert "the disk is full" in (jobs[0].sweep / "table.md").read_text()
+
+    assert llm(*words("loud", str(tmp_path / "set")))[0] == 0
+    quiet, loud = only_sweep(tmp_path / "quiet"), only_sweep(tmp_path / "loud")
+    assert [job.outcome["attempts"] for job in loud.jobs] == [2, 2]
+    assert figures(quiet.path / "table.csv") == figures(loud.path / "table.csv")
+    for ours, theirs in zip(quiet.runs, loud.runs, strict=True):
+        assert ours.record["metrics"]["val/loss"] == theirs.record["metrics"]["val/loss"]
+        assert figures(ours.metrics) == figures(theirs.metrics)
+
+
+def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
+    """As typed in a shell, with what another launcher left in the environment."""
+    line = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={text}", "seed=1,2"]
+    line += [f"output_dir={tmp_path}/runs", "trainer.max_steps=2"]
+    environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache"), "WORLD_SIZE": "7"}
+    subprocess.run(line, env=environment, check=True)
+    records = [run.record for run in only_sweep(tmp_path / "runs").runs]
+    assert len({record["process"] for record in records} | {os.getpid()}) == 3
+    assert {record["sweep"] for record in records} == {only_sweep(tmp_path / "runs").name}
+    assert {record["devices"] for record in records} == {1}
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):
+    line = ["train", "-m", "seed=1,2,3"]
+    calls = stand_in(lambda job: done(job) if job.number != 1 else 1)
+    status, out, _ = llm(*line)
+    assert (status, calls) == (1, [0, 1, 2])
+    assert "ended with status 1" in out
+    calls = stand_in(done)
+    assert llm(*line)[0] == 0
+    assert calls == [1]
+    calls = stand_in(done)
+    assert llm(*line, "rerun=true")[0] == 0
+    assert calls == [0, 1, 2]
+
+
+def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
+    """The run that stands in its place is somebody else's, done, and stays as it is."""
+
+    def refuse(job) -> int:
+        Run(job.directory).update(status="done", request="another")
+        job.file("err").write_text(
+            "x was trained under another configuration; choose another name=\n"
+        )
+        return 2
+
+    stand_in(refuse)
+    assert llm("train", "-m", "seed=1,2")[0] == 1
+    (first, _) = only_sweep(tmp_path).jobs
+    assert first.run.status == "failed"
+    assert first.run.record["error"].startswith("x was trained under another configuration")
+    assert Run(first.directory).status == "done"
+
+
+def test_two_launchers_do_not_run_one_job(llm, stand_in, tmp_path):
+    """The second one goes by, and says of the job what there is to say."""
+    inner = []
+
+    def run_the_same_sweep(job) -> int:
+        with job.claimed() as is_ours:
+            inner.append(is_ours)
+        return done(job)
+
+    stand_in(run_the_same_sweep)
+    assert llm("train", "-m", "seed=1,2")[0] == 0
+    assert inner == [False, False]
 
 
 def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
-    code = f"""
-import signal, sys
-from llm.apps import sweep
-sweep.sys.executable = {str(tmp_path / "job")!r}
-sys.exit(sweep.launch("train", [["seed=1"], ["seed=2"]]))
-"""
-    job = tmp_path / "job"
+    """The terminal tells both; a scheduler tells the sweep alone."""
+    job = tmp_path / "python"
     job.write_text(
         f"#!{sys.executable}\nimport signal, sys, time\n"
-        "def stop(*_):\n    time.sleep(0.3); print('saved', flush=True); sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, stop)\nprint('started', flush=True)\ntime.sleep(60)\n"
+        "def stop(*_):\n    time.sleep(0.3); open('saved', 'a').write('x'); sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop); signal.signal(signal.SIGTERM, stop)\n"
+        "open('started', 'w').close()\ntime.sleep(60)\n"
     )
     job.chmod(0o755)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert parent.stdout is not None
-    while "started" not in parent.stdout.readline():
-        time.sleep(0.01)
-    os.killpg(parent.pid, signal.SIGINT)
-    out, _ = parent.communicate(timeout=30)
-    assert parent.returncode == 130
-    assert "saved" in out
-    assert "the sweep stopped at job 1 of 2" in out
+    code = f"""
+import sys
+import llm.__main__ as command
+from llm.apps import sweep
+sweep.sys = type("sys", (), {{"executable": {str(job)!r}}})
+sys.argv = ["llm", "train", "-m", "seed=1,2"]
+command.main()
+"""
+    for number, tell in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):
+        (tmp_path / "started").unlink(missing_ok=True)
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=tmp_path,
+        )
+        while not (tmp_path / "started").exists():
+            assert parent.poll() is None
+            time.sleep(0.01)
+        tell(parent.pid, number)
+        out, _ = parent.communicate(timeout=30)
+        assert parent.returncode == 130
+        assert "the sweep stopped; the same line goes on" in out
+        outcomes = [job.outcome.get("status") for job in only_sweep(tmp_path).jobs]
+        assert outcomes == ["interrupted", None]
+    assert (tmp_path / "saved").read_text() == "xx"
+
+
+def test_a_saved_sweep_needs_no_m(llm, stand_in, tmp_path):
+    calls = stand_in(done)
+    assert llm("train", "sweep=sizes", "seed=5")[0] == 0
+    assert calls == [0, 1, 2, 3]
+    found = only_sweep(tmp_path)
+    assert found.name == "sizes,seed=5"
+    assert found.jobs[0].directory.name == "python_docs,size=nano,sweep=sizes,seed=5"
+
+
+def test_points_that_differ_in_their_budget_have_directories_of_their_own(llm, stand_in, tmp_path):
+    stand_in(done)
+    assert llm("train", "-m", "trainer.max_steps=2,4", "seed=1")[0] == 0
+    names = [job.directory.name for job in only_sweep(tmp_path).jobs]
+    assert names == [f"python_docs,trainer.max_steps={n},seed=1" for n in (2, 4)]
+
+
+def test_a_name_of_a_sweep_begins_those_of_its_runs(llm, stand_in, tmp_path):
+    stand_in(done)
+    assert llm("train", "-m", "name=mine", "size=nano", "seed=1,2")[0] == 0
+    found = only_sweep(tmp_path)
+    assert found.name == "mine"
+    assert [job.directory.name for job in found.jobs] == ["mine,seed=1", "mine,seed=2"]
+
+
+def test_a_point_that_is_there_twice_is_refused(llm):
+    status, _, err = llm("train", "-m", "seed=1,1")
+    assert status == 2
+    assert "2 points of the sweep are this one run" in err
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_may_be_moved_with_its_runs(llm, stand_in, tmp_path):
+    stand_in(done)
+    llm("train", "-m", "seed=1,2")
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere")
+    assert [run.status for run in only_sweep(tmp_path / "elsewhere").runs] == ["done", "done"]
+    plan = json.loads(next(tmp_path.glob("**/sweep.json")).read_text())
+    assert str(tmp_path) not in json.dumps(plan["jobs"])

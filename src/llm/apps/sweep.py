@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -38,6 +38,7 @@ RANKS = (
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
 )
 INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def launch(
@@ -116,7 +117,26 @@ def entry(sweep: Sweep, number: int, point: Point) -> dict:
 
 def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:
     """The points as they are going to run: matched in size or budget where asked, each in its own directory."""
+    by = points[0].config.get("match") if points else None
+    if by is not None:
+        points = matched(points, by, compose)
     return told_apart(points, compose)
+
+
+def matched(
+    points: Sequence[Point], by: str | Sequence[str], compose: Callable[[Sequence[str]], Point]
+) -> list[Point]:
+    """Give each point what makes it equal to the first, and say what remains unequal."""
+    from llm.apps.checking import adopted, show_matched  # which import torch: only where asked
+    from llm.planning.matching import match
+
+    found = match([adopted(point.config, point.overrides) for point in points], by)
+    points = [
+        compose([*point.overrides, *each.overrides]) if each.overrides else point
+        for point, each in zip(points, found, strict=True)
+    ]
+    show_matched(points, found)
+    return points
 
 
 def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:
@@ -179,10 +199,11 @@ def carry_out(sweep: Sweep, each: Job, is_done: bool) -> None:
         return
     each.record(status="running", error=None, attempts=attempts + 1, request=each.request)
     plan = sweep.plan
-    command = [*("-m", "llm", plan["verb"]), *plan["options"], *each.overrides, "hydra.mode=RUN"]
+    words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
+    command = ["-m", "llm", plan["verb"], *plan["options"], *words]
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     environment["LLM_SWEEP"] = sweep.name
-    status = run_process(each, [sys.executable, *command], environment)
+    status, is_stopped = run_process(each, [sys.executable, *command], environment)
     if status == 0:
         each.record(status="done")
     elif status == ClaimedRunError.status:
@@ -193,22 +214,27 @@ def carry_out(sweep: Sweep, each: Job, is_done: bool) -> None:
         error = reason(each, status)
         each.record(status="failed", error=error)
         bury(Run(each.directory), error)
+    if is_stopped:
+        raise KeyboardInterrupt
 
 
-def run_process(each: Job, command: Sequence[str], environment: dict[str, str]) -> int:
-    """The exit status of a job's process; a signal to end reaches it too, and it may save."""
-    with each.file("log").open("wb") as log, each.file("err").open("wb") as err:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=err)
-        with passed_on(process):
-            return process.wait()
+class Ended(NamedTuple):
+    """How a job's process ended.
+
+    Attributes:
+        status: its exit status, negative after a signal.
+        is_stopped: whether the sweep was told to stop meanwhile.
+    """
+
+    status: int
+    is_stopped: bool = False
 
 
-@contextmanager
-def passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Wait for a process in spite of signals, and stop the sweep afterwards if there was one.
+def run_process(each: Job, command: Sequence[str], environment: dict[str, str]) -> Ended:
+    """Run a job's process to its end, in spite of signals: they reach it too, and it may save.
 
-    Ctrl-C reaches the process by itself, for the terminal tells all; what ends this process alone, such
-    as a scheduler's SIGTERM, is handed on.
+    Ctrl-C reaches it by itself, for a terminal tells all; what ends this process alone, such as a
+    scheduler's SIGTERM, is handed on.
     """
     received = []
 
@@ -217,14 +243,14 @@ def passed_on(process: subprocess.Popen) -> Iterator[None]:
         if number == signal.SIGTERM:
             process.terminate()
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt
+    with each.file("log").open("wb") as log, each.file("err").open("wb") as err:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=err)
+        before = {each: signal.signal(each, remember) for each in SIGNALS}
+        try:
+            return Ended(process.wait(), bool(received))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def reason(each: Job, status: int) -> str:

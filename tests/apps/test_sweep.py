@@ -23,7 +23,7 @@ WORDS = [
     *("model.dropout=0.1", "trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
 ]
 # What depends on the clock and on the machine, and so is not the same twice.
-CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_gib")
+CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_gib", "speed/", "memory/")
 
 
 @pytest.fixture

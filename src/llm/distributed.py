@@ -154,10 +154,3 @@ def first_on_each_machine() -> Iterator[None]:
     yield
     if world().local_rank == 0:
         barrier()
-
-
-@contextmanager
-def waiting_for_first() -> Iterator[None]:
-    """Around what only the first rank does: the others wait for it here, not at the next gradient."""
-    yield
-    barrier()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -99,7 +100,7 @@ def make_trainer(
         task.shard, task.is_sharded = hardware.strategy.shard, hardware.strategy.is_sharded
     # Said, for Lightning would guess it from what a cluster's scheduler left in the environment.
     environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
@@ -124,6 +125,8 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    leave_signals_alone(trainer)
+    return trainer
 
 
 # What Lightning calls in every step.
@@ -165,6 +168,16 @@ class NoProfiler(PassThroughProfiler):
     def profile(self, action_name: str) -> nullcontext:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A context that does nothing, some thirty times a step."""
         return self._nothing
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Leave signals to `llm.callbacks.interrupt`.
+
+    Lightning's own handler of SIGTERM talks to the other ranks in the middle of whatever they are doing,
+    and its loop lets all devices wait for one another at each micro-batch to ask whether one came.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def skip_empty_hooks(owner: Callback | L.LightningModule) -> None:

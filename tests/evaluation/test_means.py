@@ -28,7 +28,7 @@ def test_what_is_not_asked_counts_for_nothing():
 def test_it_goes_on_from_what_was_saved():
     first, second = Means(["a"]), Means(["a"])
     first.update({"a": torch.tensor([1.0, 2.0])})
-    second.restore(first.metric_state)
+    second.restore(first.state)
     second.update({"a": torch.tensor([6.0])})
     assert second.compute() == {"a": 3.0}
     assert first.compute() == {"a": 1.5}, "a copy"

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 
 from llm import distributed
@@ -28,13 +29,11 @@ from llm.config.errors import ConfigError, UserError
 from llm.hardware import Hardware
 from llm.runs import Run
 
-# Where a rank leaves the reason of its failure, for the launcher to tell; also a sign that there is one.
+# Names the folder where a rank leaves the reason of its failure, for the launcher to tell.
 REPORTS = "LLM_RANK_REPORTS"
 INTERRUPTED = 130
 GRACE = 5.0  # seconds in which the others may see for themselves that one has failed, and record it
 POLL = 0.1
-# Ways to die that a rank does not choose, and that its peers' failures follow from.
-FATAL = {signal.SIGKILL: " (by hand, or by the system because memory ran out)"}
 
 
 def adopt_slurm() -> None:
@@ -42,7 +41,7 @@ def adopt_slurm() -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or distributed.is_rank():
         return
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
     os.environ.update(
@@ -154,9 +153,9 @@ def meeting(node: Node) -> Iterator[int]:
     if node.number > 0:
         yield node.port
         return
-    from torch.distributed import TCPStore
-
-    store = TCPStore(node.address, node.port, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        node.address, node.port, is_master=True, wait_for_workers=False
+    )
     yield store.port
 
 
@@ -199,7 +198,7 @@ class Rank:
             self.process.send_signal(number)
 
     def report(self) -> dict[str, Any]:
-        """What it had to say of its failure: `time`, `message`, `traceback`, `error`; empty where nothing."""
+        """What it had to say of its failure, as of `report_of`; empty where nothing."""
         return json.loads(self.report_file.read_text("utf-8")) if self.report_file.is_file() else {}
 
 
@@ -232,16 +231,14 @@ class Watch:
 
     def until_all_ended(self) -> int:
         """Wait; pass signals on; when one fails end the others, and say why. Returns the exit status."""
-        before = {
-            number: signal.signal(number, self._pass_on)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
-            while all(rank.status in (None, 0) for rank in self.ranks):
-                if all(rank.status == 0 for rank in self.ranks):
-                    return 0
+            while self._some_run() and not self._failed():
                 time.sleep(POLL)
-            return self._end()
+            if self._failed():
+                return self._fail()
+            return max(rank.status or 0 for rank in self.ranks)
         finally:
             self._kill()
             for number, handler in before.items():
@@ -252,17 +249,24 @@ class Watch:
         for rank in self.ranks:
             rank.send(number if self.signals < 3 else signal.SIGKILL)
 
-    def _end(self) -> int:
-        """One rank has ended and not well: see the others end."""
-        ended = [rank for rank in self.ranks if rank.status is not None]
-        interrupted = self.signals or any(rank.status == INTERRUPTED for rank in ended)
-        deadline = time.monotonic() + (60 if interrupted else GRACE)
-        while any(rank.status is None for rank in self.ranks) and time.monotonic() < deadline:
+    def _some_run(self) -> bool:
+        return any(rank.status is None for rank in self.ranks)
+
+    def _failed(self) -> list[int]:
+        """The ranks that have ended badly so far; one that was told to stop has not."""
+        well = (None, 0, INTERRUPTED)
+        return [rank.number for rank in self.ranks if rank.status not in well]
+
+    def _fail(self) -> int:
+        """Let the other ranks see what they can for themselves, end them, and say what it was."""
+        first = self._failed()
+        deadline = time.monotonic() + GRACE
+        while self._some_run() and time.monotonic() < deadline:
             time.sleep(POLL)
         self._kill()
-        if interrupted:
+        if self.signals >= 3:
             return INTERRUPTED
-        failure = explain(self.ranks, [rank.number for rank in ended])
+        failure = explain(self.ranks, first)
         print(failure.text, file=sys.stderr, flush=True)
         self._record(failure)
         return failure.status
@@ -281,59 +285,74 @@ class Watch:
 
 
 def explain(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
-    """Why ranks have failed: what came first, not what followed from it."""
-    everyone = len(ranks)
-    for rank in ranks:
-        status = rank.status or 0
-        if rank.number in ended and status < 0 and not rank.report():
-            name = signal.Signals(-status).name
-            message = f"rank {rank.number} was killed by {name}{FATAL.get(-status, '')}"
-            tail = rank.log.read_text("utf-8", "replace")[-2000:]
-            return Failure(
-                message, f"{tail}{message}; the other {everyone - 1} were ended", 128 - status
-            )
-    reports = sorted(
-        ((rank.report(), rank.number) for rank in ranks if rank.report()),
-        key=lambda each: each[0]["time"],
-    )
-    if reports:
-        report, number = reports[0]
-        message = f"rank {number}: {report['message']}"
-        text = (
-            report["message"]
-            if report["is_mistake"]
-            else f"{report['traceback']}\nrank {number} failed; the other {everyone - 1} were ended"
-        )
-        return Failure(message, text, report["status"])
-    failed = next(rank for rank in ranks if rank.number in ended and rank.status)
-    message = f"rank {failed.number} ended with status {failed.status}"
-    return Failure(message, failed.log.read_text("utf-8", "replace") + message, failed.status or 1)
+    """Why ranks have failed: what came first, not what followed from it.
+
+    Args:
+        ranks: all that this machine had, none of which runs any more.
+        ended: the numbers of those that ended by themselves, before the others were made to.
+    """
+    reports = {rank.number: rank.report() for rank in ranks if rank.report()}
+    silent = [rank for rank in ranks if rank.number in ended and rank.number not in reports]
+    # A process that is killed takes its peers' connections with it. Aborted are those that miss a peer.
+    killed = [rank for rank in silent if (rank.status or 0) < 0 and rank.status != -signal.SIGABRT]
+    if reports and not killed:
+        return told(*min(reports.items(), key=lambda each: each[1]["time"]))
+    return untold((killed or silent)[0])
+
+
+def told(number: int, report: dict[str, Any]) -> Failure:
+    """The failure that a rank reported: a mistake of the user's in a line, another with its traceback."""
+    message = report["message"]
+    if not report["is_mistake"]:
+        message = f"rank {number} failed: {message}"
+    lines = [*report["traceback"], message]
+    return Failure(message, "\n".join(lines), report["status"])
+
+
+def untold(rank: Rank) -> Failure:
+    """The failure of a rank that had no time to speak, with the end of what it had printed."""
+    status = rank.status or 1
+    how = f"ended with status {status}"
+    if status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+    if status == -signal.SIGKILL:
+        how += ", by a person or for want of memory"
+    message = f"rank {rank.number} {how}; its peers were ended"
+    tail = rank.log.read_text("utf-8", "replace").splitlines()[-20:]
+    return Failure(message, "\n".join([*tail, message]), status if status > 0 else 128 - status)
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """In a rank: end with the launcher, and leave it to tell an error of ours."""
+    """In a rank of ours: end with the launcher, and leave it to tell of an error."""
     folder = os.environ.get(REPORTS)
     if folder is None or not distributed.is_rank():
         yield
         return
     threading.Thread(target=_end_with_launcher, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except Exception as error:
-        is_mistake = isinstance(error, UserError)
-        report = {
-            "time": time.time(),
-            "message": str(error) if is_mistake else f"{type(error).__name__}: {error}",
-            "traceback": "".join(traceback.format_exception(error)).rstrip(),
-            "is_mistake": is_mistake,
-            "status": error.status if is_mistake else 1,
-        }
+        report = report_of(error)
         file = Path(folder) / f"{distributed.world().rank}.json"
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(report), "utf-8")
         partial.replace(file)
         raise SystemExit(report["status"]) from None
+
+
+def report_of(error: Exception) -> dict[str, Any]:
+    """What a launcher has to know of an error, as plain data."""
+    is_mistake = isinstance(error, UserError)
+    return {
+        "time": time.time(),
+        "message": str(error) if is_mistake else f"{type(error).__name__}: {error}",
+        "traceback": [] if is_mistake else "".join(traceback.format_exception(error)).splitlines(),
+        "is_mistake": is_mistake,
+        "status": error.status if is_mistake else 1,
+    }
 
 
 def _end_with_launcher() -> None:

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from llm import distributed
 from llm.callbacks.samples import Samples
 from llm.data.instruction import Demonstration, InstructionDataModule
 from llm.data.module import DataModule
@@ -104,10 +105,13 @@ class Responses(Callback):
         return hasattr(task.model, "new_cache") and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer, write and record."""
-        if not trainer.is_global_zero:
-            return
+        """Answer, write and record: the first rank, or all together where none has the whole model."""
         assert isinstance(pl_module, Task)
+        if trainer.is_global_zero or pl_module.is_sharded:
+            self._answer(trainer, pl_module)
+        distributed.barrier()
+
+    def _answer(self, trainer: L.Trainer, pl_module: Task) -> None:
         data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         conversations = data.raw["test"]
         answers = answer(
@@ -119,6 +123,8 @@ class Responses(Callback):
             batch_size=self.batch_size,
             seed=self.seed,
         )
+        if not trainer.is_global_zero:
+            return
         rows = [
             row_of(conversation, response)
             for conversation, response in zip(conversations, answers, strict=True)

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
+from llm import distributed
 from llm.config.errors import ConfigError
 from llm.data.module import DataModule
 from llm.generation.decoding import generate
@@ -79,11 +80,15 @@ class Samples(Callback):
             append(file, kept)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write, show and keep."""
-        if not trainer.is_global_zero:
-            return
+        """Write, show and keep: the first rank, or all together where none has the whole model."""
         assert isinstance(pl_module, Task)
-        texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
+        if trainer.is_global_zero or pl_module.is_sharded:
+            texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
+            if trainer.is_global_zero:
+                self._keep(trainer, texts)
+        distributed.barrier()  # here, patiently, and not at the next gradient
+
+    def _keep(self, trainer: L.Trainer, texts: Sequence[str]) -> None:
         run = Run(Path(trainer.default_root_dir))
         append(run.samples, [(trainer.global_step, text) for text in texts])
         for text in texts:

@@ -42,8 +42,13 @@ class Means(Metric):
         self.sums += (values * asked).sum(-1)
         self.count += asked.sum()
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """This process's sums, on the CPU."""
+        return {"sums": self.sums.cpu(), "count": self.count.cpu()}
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with sums that stood in `metric_state`."""
+        """Go on with sums that stood in `state`."""
         for name, value in state.items():
             setattr(self, name, value.to(self.device, copy=True))
 

@@ -49,8 +49,7 @@ class MeansTask(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the figures not yet logged, too."""
         super().on_save_checkpoint(checkpoint)
-        own = {name: value.cpu() for name, value in self.trained.metric_state.items()}
-        checkpoint["figures"] = distributed.gather(own)
+        checkpoint["figures"] = distributed.gather(self.trained.state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from llm.apps.estimating import MFU, Estimate, estimate
 from llm.apps.training import adopt
@@ -23,18 +24,15 @@ def show(points: Sequence[Point]) -> None:
         ConfigError: a point cannot be built, or this machine has not what it asks for.
     """
     estimates = [estimate(adopted(point.config, point.overrides)) for point in points]
-    put(check_table(labels(points), estimates), *notes(estimates))
+    put(check_table(labels(points), estimates), *map(note, notes(estimates)))
 
 
 def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
     """Print what was changed to make the points of a sweep equal, and what remains unequal."""
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("matched to the first", overflow="fold")
-    rows.add_column("changed", overflow="fold")
-    for name in ("parameters", "FLOPs/token", "tokens", "FLOPs"):
-        rows.add_column(name, justify="right", no_wrap=True)
+    rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
     for label, point, left in zip(labels(points), matched, unequal(matched), strict=True):
-        rows.add_row(label, " ".join(point.overrides), *(percent(each) for each in left.values()))
+        name = "\n".join([label, *(f"  {word}" for word in point.overrides)])
+        rows.add_row(name, *(percent(each) for each in left.values()))
     put(rows)
 
 
@@ -65,10 +63,8 @@ def labels(points: Sequence[Point]) -> list[str]:
 
 def check_table(names: Sequence[str], estimates: Sequence[Estimate]) -> Table:
     """A row for each point: what it is, what it reads and computes, what that takes."""
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
-    rows.add_column("point", overflow="fold")
-    for name in ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time"):
-        rows.add_column(name, justify="right", no_wrap=True)
+    names_of = ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time")
+    rows = new_table("point", *names_of)
     for name, each in zip(names, estimates, strict=True):
         cost, memory = each.cost, each.memory
         if cost is None:
@@ -102,16 +98,28 @@ def notes(estimates: Sequence[Estimate]) -> Iterator[str]:
         yield "needs data: the vocabulary, or how many tokens there are, is known once the data have been read"
     crowded = [each for each in estimates if each.memory and each.memory.total > each.device.memory]
     if crowded:
-        yield f"{len(crowded)} of {len(estimates)} take more than the {size(first.device.memory)} of {first.device.name}"
+        room = size(first.device.memory)
+        yield f"{len(crowded)} of {len(estimates)} take more than the {room} of {first.device.name}"
+
+
+def new_table(*names: str) -> Table:
+    """An empty table: a column of names, which may break, and columns of figures."""
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    rows.add_column(names[0], overflow="fold")
+    for name in names[1:]:
+        rows.add_column(name, justify="right", no_wrap=True)
+    return rows
+
+
+def note(text: str) -> Text:
+    """A line that says what a table means."""
+    return Text(f"· {text}", style="dim")
 
 
 def put(*parts: RenderableType) -> None:
-    """Print tables, and lines of notes below them; plain and as wide as they are where nobody looks."""
+    """Print tables and lines; where no terminal is, plain and as wide as they are."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000
     for part in parts:
-        if isinstance(part, str):
-            console.print(f"· {part}", style="dim", markup=False, soft_wrap=not console.is_terminal)
-        else:
-            console.print(part)
+        console.print(part, soft_wrap=not console.is_terminal and not isinstance(part, Table))

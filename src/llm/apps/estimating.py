@@ -2,8 +2,9 @@
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config.build import build, mistakes_at
 from llm.config.whitelist import locate
 from llm.data.preference import PreferenceDataModule
-from llm.hardware import Hardware, Shares
+from llm.hardware import Hardware, Strategy
 from llm.planning.cost import Cost, completed, context, cost
 from llm.planning.device import Device, named, present
 from llm.planning.memory import Memory, Timeline, measure
@@ -74,12 +75,47 @@ class Estimate:
 
     @property
     def memory(self) -> Memory | None:
-        """The most that one device holds, under the strategy that was chosen."""
-        if self.timeline is None:
-            return None
-        strategy = self.hardware.strategy
-        alone = strategy is None or self.world == 1
-        return self.timeline.peak(Shares() if alone else strategy.shares(self.world))
+        """The most that one device holds, under the strategy that was chosen.
+
+        Raises:
+            ValueError: as `peak` does.
+        """
+        return None if self.timeline is None else self.peak(self.strategy, self.timeline)
+
+    @property
+    def strategy(self) -> Strategy | None:
+        """The chosen one; a single device needs none."""
+        return self.hardware.strategy if self.world > 1 else None
+
+    def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
+        """The most that one device holds under a strategy.
+
+        Raises:
+            ValueError: the strategy does not work on these devices, or with this batch.
+        """
+        if strategy is None:
+            return timeline.peak()
+        strategy.check(self._on(strategy))
+        groups, rows = strategy.data_parallel(self.world), self.config.data.batch_size
+        if rows % groups:
+            raise ValueError(
+                f"data.batch_size={rows} cannot be shared by {groups}; choose a multiple"
+            )
+        shares = strategy.shares(self.world)
+        held = timeline.peak(shares, strategy.keeps_gradients)
+        if groups == 1 or shares.weights == 1 or self.cost is None:
+            return held
+        return with_borrowed(held, self.cost, shares.weights, groups)
+
+    def _on(self, strategy: Strategy) -> Hardware:
+        """The hardware as a strategy finds it."""
+        return replace(
+            self.hardware,
+            strategy=strategy,
+            accelerator=self.device.accelerator,
+            precision=self.device.precision,
+            devices=self.world // self.hardware.num_nodes,
+        )
 
     def seconds(self, mfu: float = MFU) -> float | None:
         """How long the run takes at this share of the devices' matrix rate."""
@@ -106,10 +142,29 @@ def estimate(config: DictConfig, gpu: str | None = None) -> Estimate:
     return Estimate(config, hardware, device, devices * hardware.num_nodes)
 
 
+def with_borrowed(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
+    """What fully sharded training holds for a moment on top of its shares.
+
+    That is the tables and the head, which stay gathered, the block that computes and the next one; and
+    the gradients of one of them before they are scattered.
+
+    Args:
+        held: its shares.
+        cost: how large these parts are.
+        divided: by what the weights are divided.
+        groups: among how many of that many a weight is gathered.
+    """
+    lacking = groups / divided * (1 - 1 / groups)  # the part of a weight that others have
+    each = held.weights * divided / cost.parameters  # bytes of a number
+    weights = (cost.embedding + 2 * cost.block) * each * lacking
+    gradients = max(cost.embedding, cost.block) * each * lacking
+    return held._replace(weights=held.weights + weights, gradients=held.gradients + gradients)
+
+
 @cache
 def _timeline(text: str) -> Timeline | None:
     """Points of a sweep that differ in their seed alone are weighed once."""
-    node = OmegaConf.create(json.loads(text))
+    node: Any = OmegaConf.create(json.loads(text))
     try:
         return measure(
             partial(_make_task, node),

@@ -47,14 +47,16 @@ class Cost(NamedTuple):
     @property
     def tokens(self) -> int | None:
         """That the run reads."""
-        known = self.tokens_per_step is not None and self.steps is not None
-        return self.tokens_per_step * self.steps if known else None
+        return _product(self.tokens_per_step, self.steps)
 
     @property
     def flops(self) -> int | None:
         """That the run computes."""
-        known = self.flops_per_token is not None and self.tokens is not None
-        return self.flops_per_token * self.tokens if known else None
+        return _product(self.flops_per_token, self.tokens)
+
+
+def _product(left: int | None, right: int | None) -> int | None:
+    return None if left is None or right is None else left * right
 
 
 def cost(config: DictConfig) -> Cost | None:
@@ -162,11 +164,14 @@ def _counts(text: str) -> Counts:
     with torch.device("meta"):
         model: nn.Module = build(config.model)
         initialize(model, None, build(config.adapter))
-    total, trained = sizes(model.parameters()), sizes(p for p in model.parameters() if p.requires_grad)
-    whole = isinstance(model, CountsFlops) and trained == total
-    flops = model.flops_per_token(config.context) if whole else None
-    blocks = (sizes(block.parameters()) for block in cast(nn.ModuleList, getattr(model, "blocks", ())))
-    return Counts(total, embedding_parameters(model), max(blocks, default=0), trained, flops)
+    total = sizes(model.parameters())
+    trained = sizes(p for p in model.parameters() if p.requires_grad)
+    flops = None
+    if isinstance(model, CountsFlops) and trained == total:
+        flops = model.flops_per_token(config.context)
+    stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
+    block = max((sizes(each.parameters()) for each in stack), default=0)
+    return Counts(total, embedding_parameters(model), block, trained, flops)
 
 
 def context(config: DictConfig) -> int:

@@ -6,7 +6,7 @@ stream, its heads and the context as they are and reaches a target to a row of t
 would take it beyond half or twice its own width, the width of the model is adjusted first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +54,9 @@ def _require_sense(asked: Sequence[str], points: int) -> None:
     if {"flops", "tokens"} <= {*asked}:
         raise ConfigError(f"{word}: both would set the number of steps; choose one of them")
     if points < 2:
-        raise ConfigError(f"{word}: there is nothing to match a single run with; give several points with -m")
+        raise ConfigError(
+            f"{word}: there is nothing to match a single run with; give several points with -m"
+        )
 
 
 def _matched(point: DictConfig, reference: Cost, asked: Sequence[str]) -> Matched:
@@ -78,7 +80,9 @@ def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
     if _parameters(point) == target:
         return {}
     if point.get("weights") is not None:
-        raise ConfigError(f"match=parameters: the model is that of {point.weights.path}, as large as it is")
+        raise ConfigError(
+            f"match=parameters: the model is that of {point.weights.path}, as large as it is"
+        )
     hidden, is_within = _nearest_hidden(point, target)
     if is_within:
         return hidden
@@ -150,7 +154,8 @@ def unequal(matched: Sequence[Matched]) -> list[dict[str, float | None]]:
         "flops": lambda cost: cost.flops,
     }
     return [
-        {name: _excess(of(point.cost), of(first)) for name, of in measures.items()} for point in matched
+        {name: _excess(of(point.cost), of(first)) for name, of in measures.items()}
+        for point in matched
     ]
 
 
@@ -158,7 +163,7 @@ def _excess(value: int | None, reference: int | None) -> float | None:
     return None if value is None or not reference else value / reference - 1
 
 
-def _with(point: DictConfig, changed: dict[str, object]) -> DictConfig:
+def _with(point: DictConfig, changed: Mapping[str, object]) -> DictConfig:
     config = point.copy()
     for key, value in changed.items():
         OmegaConf.update(config, key, value)

@@ -75,13 +75,17 @@ class Timeline:
 
     live: np.ndarray
 
-    def peak(self, shares: Sequence[float] = WHOLE) -> Memory:
+    def peak(self, shares: Sequence[float] = WHOLE, keeps_gradients: bool = False) -> Memory:
         """The moment at which most is held.
 
         Args:
             shares: by what each kind is divided on one of several devices.
+            keeps_gradients: whether they stay where they are when they are set to nothing, as buffers do.
         """
         held = self.live / np.asarray(shares)
+        if keeps_gradients:
+            gradients = KINDS.index("gradients")
+            held[:, gradients] = held[:, gradients].max()
         return Memory(*map(float, held[held.sum(axis=1).argmax()]))
 
 

@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from collections.abc import Callable
+
 UNKNOWN = "–"
 LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -14,6 +16,12 @@ def number(value: float | None) -> str:
 def size(value: float | None) -> str:
     """Bytes in a binary unit: 1.25 GiB."""
     return _scaled(value, BINARY, "B")
+
+
+def common(largest: float) -> tuple[str, Callable[[float], str]]:
+    """One binary unit for many sizes, that of the largest: its name, and how a size is written in it."""
+    scale, unit = next(((scale, unit) for scale, unit in BINARY if largest >= scale), (1, "B"))
+    return unit, lambda value: f"{value / scale:,.2f}"
 
 
 def duration(seconds: float | None) -> str:

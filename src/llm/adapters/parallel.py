@@ -33,6 +33,7 @@ def plan_of(model: nn.Module, size: int) -> Plan:
             style = _beside(plan[f"{name}.base"], layer.base, size)
             updates = [n for n, module in layer.named_modules() if isinstance(module, LowRank)]
             plan |= {f"{name}.{update}": style for update in updates}
+            plan[f"{name}.base"] = Cloned(plan[f"{name}.base"])
     return plan
 
 
@@ -42,6 +43,24 @@ def _beside(style: ParallelStyle, base: nn.Linear, size: int) -> ParallelStyle:
         return ByInputs()
     order = style.order(size) if isinstance(style, Heads) else torch.arange(base.out_features)
     return ByOutputs(order, style.output_layouts[0])
+
+
+class Cloned(ParallelStyle):
+    """A layer whose outputs are memory of their own, so that updates may be added to them in place.
+
+    Args:
+        style: how the layer is divided.
+    """
+
+    def __init__(self, style: ParallelStyle) -> None:
+        super().__init__()
+        self.style = style
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        self.style.src_data_rank = self.src_data_rank
+        module = self.style._apply(module, device_mesh)
+        module.register_forward_hook(lambda module, inputs, outputs: outputs.clone())
+        return module
 
 
 class ByOutputs(ParallelStyle):

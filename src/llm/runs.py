@@ -174,7 +174,7 @@ class Run:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock()
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=1)  # who asks whether a run is alive holds it for a moment
         except Timeout:
             raise ClaimedRunError(
                 f"another process is training in {self.path}: wait for it, or choose another name="

@@ -128,15 +128,19 @@ def matched(
 ) -> list[Point]:
     """Give each point what makes it equal to the first, and say what remains unequal."""
     from llm.apps.checking import adopted, show_matched  # which import torch: only where asked
+    from llm.config.build import build
+    from llm.planning.cost import vocabulary
     from llm.planning.matching import match
 
+    for config in (point.config for point in points):
+        if vocabulary(config) is None:
+            build(config.data).prepare_data()  # as the first job would: a model is as large as its alphabet
     found = match([adopted(point.config, point.overrides) for point in points], by)
-    points = [
+    show_matched(points, found)
+    return [
         compose([*point.overrides, *each.overrides]) if each.overrides else point
         for point, each in zip(points, found, strict=True)
     ]
-    show_matched(points, found)
-    return points
 
 
 def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:

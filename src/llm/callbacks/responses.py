@@ -58,6 +58,7 @@ class ResponseSamples(Samples):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer before anything is learnt."""
+        super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
             self.on_validation_end(trainer, pl_module)
 

@@ -75,7 +75,8 @@ class Samples(Callback):
         """Take away what was written after the checkpoint that a run goes on from: those steps come again."""
         file = Run(Path(trainer.default_root_dir)).samples
         if trainer.is_global_zero and file.is_file():
-            kept = [(step, text) for step, text in read(file) if step <= trainer.global_step]
+            done = trainer.global_step
+            kept = [(step, text) for step, text in read(file) if 0 < done >= step]
             file.unlink()
             append(file, kept)
 

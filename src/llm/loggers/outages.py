@@ -87,7 +87,7 @@ class SteadyRun:
             self.run = self._begin()
         except UsageError as error:
             _forget_service()
-            raise ValueError(f"Weights & Biases: {error}; or choose mode=offline") from error
+            raise ValueError(f"Weights & Biases: {_line(error)} Or choose mode=offline") from error
         except Exception as error:
             self._fall_back(error)
 

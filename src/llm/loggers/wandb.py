@@ -18,7 +18,7 @@ from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 LONGEST_TAG = 64  # W&B refuses longer ones
-UNTAGGED = ("callbacks", "experiment", "logger")  # groups that leave a run what it is
+UNTAGGED = ("callbacks", "experiment", "logger", "sweep")  # groups that leave a run what it is
 # What may be sent as an artifact when a run ends: W&B's type of it, and the file.
 PARTS: dict[str, tuple[str, Callable[[Run], Path]]] = {
     "picture": ("picture", lambda run: run.picture),
@@ -123,8 +123,8 @@ class WandbLogger(Logger):
 
     The step of W&B is the optimizer step. W&B drops rows whose step is not beyond its last, and a run
     that goes on after a crash trains the steps since its checkpoint again: online that is just right.
-    Offline nobody drops them: the pieces would hold these steps twice. So the last step of the pieces is
-    written down beside them, and rows up to it are left out.
+    Offline nobody drops them: the pieces would hold these steps twice. So the step that follows the
+    complete rows of the pieces is written down beside them, and rows before it are left out.
 
     Lightning's own logger opens a run that ends with the process, counts rows as W&B's steps, which
     begin at 0 again in each offline piece, and does not outlive W&B.
@@ -141,7 +141,7 @@ class WandbLogger(Logger):
         self.service = service
         self.upload = upload
         self._unwritten: deque[_Row] = deque()
-        self._step = -1
+        self._first = 0
 
     @property
     def name(self) -> str:
@@ -167,7 +167,8 @@ class WandbLogger(Logger):
             ValueError: W&B refuses the user's own words: there is no key, or a setting is wrong.
         """
         self.service.identity["config"] = params
-        self._step = self._written()
+        if self._beginning.is_file():
+            self._first = int(self._beginning.read_text("utf-8"))
         self.service.open()
         if self.service.run is not None and self.service.mode == "online":
             print(f"W&B       {self.service.run.url}", flush=True)
@@ -175,7 +176,7 @@ class WandbLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add to the row of a step; W&B keeps a row when that of a later step begins, or at the end."""
-        step = self._step if step is None else step
+        step = self._first if step is None else step
         if not self._is_logged(step):
             self._remember(step, metrics)
             self._do(lambda run: run.log(dict(metrics), step=step))
@@ -211,6 +212,8 @@ class WandbLogger(Logger):
         for part in self.upload:
             self._keep(part)
         self.service.finish(exit_code, self._log_again)
+        if self._unwritten:
+            self._note(self._unwritten[-1].step + 1)
         if self.service.sending:
             print(f"W&B       kept here; to send it: {self.service.sending}", flush=True)
 
@@ -245,20 +248,22 @@ class WandbLogger(Logger):
 
     def _is_logged(self, step: int) -> bool:
         """Whether an offline piece has the row of this step."""
-        return step < self._step and self.service.mode == "offline"
+        return step < self._first and self.service.mode == "offline"
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Keep a row until it is surely written: a while after that of a later step began."""
-        if step > self._step or not self._unwritten:
+        if not self._unwritten or step != self._unwritten[-1].step:
             self._unwritten.append(_Row(step, time.monotonic(), {}))
-            self._step = max(step, self._step)
-            self._last.parent.mkdir(parents=True, exist_ok=True)
-            self._last.write_text(str(self._step), "utf-8")
+            self._note(step)
         self._unwritten[-1].metrics.update(metrics)
 
     @property
-    def _last(self) -> Path:
+    def _beginning(self) -> Path:
         return self.run.path / "wandb" / f"{self.version}.step"
 
-    def _written(self) -> int:
-        return int(self._last.read_text("utf-8")) if self._last.is_file() else -1
+    def _note(self, first: int) -> None:
+        """Write down that the rows before this step are complete."""
+        if first > self._first:
+            self._first = first
+            self._beginning.parent.mkdir(parents=True, exist_ok=True)
+            self._beginning.write_text(str(first), "utf-8")

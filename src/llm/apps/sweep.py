@@ -58,7 +58,7 @@ def launch(
         start: lets Hydra run `job` for each point, given overrides of its own.
 
     Returns:
-        The exit status: 0 if every job is done, 130 after an interruption, else 1.
+        The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
     """
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
     sweep = Sweep(folder(words, points))
@@ -81,7 +81,7 @@ def launch(
     CONSOLE.print(f"{short(sweep.path)}/table.csv, table.md, loss.png", soft_wrap=True)
     if status:
         CONSOLE.print("the sweep stopped; the same line goes on")
-    return status or int(any(run.status != "done" for run in sweep.runs))
+    return status or int(any(run.state not in ("done", "running") for run in sweep.runs))
 
 
 def folder(words: Sequence[str], points: Sequence[Point]) -> Path:

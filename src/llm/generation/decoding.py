@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llm.generation.sampling import Sampler
 from llm.nn.cache import Cache
+from llm.parts import is_divided
 
 
 def generate(
@@ -100,6 +101,9 @@ class Decoding(Iterator[dict[int, int]]):
         self.end_token = end_token
         self.use_cache = use_cache
         self._model: Any = model
+        # The quicker way is closed to tensors that devices share.
+        is_shared = any(is_divided(parameter) for parameter in model.parameters())
+        self._without_gradients = torch.no_grad if is_shared else torch.inference_mode
         self._remaining = max_tokens
         self._texts = [list(prompt) for prompt in prompts]
         self._running = set(range(len(prompts)))
@@ -122,7 +126,8 @@ class Decoding(Iterator[dict[int, int]]):
         """
         if self._remaining == 0 or not self._running:
             raise StopIteration
-        drawn = self._draw()
+        with self._without_gradients():
+            drawn = self._draw()
         self._remaining -= 1
         tokens = {}
         for row, token in zip(self._rows, drawn, strict=True):
@@ -135,7 +140,6 @@ class Decoding(Iterator[dict[int, int]]):
             raise StopIteration
         return tokens
 
-    @torch.inference_mode()
     def _draw(self) -> list[int]:
         """The next token of each row of the batch."""
         with evaluating(self._model):

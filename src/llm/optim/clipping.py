@@ -9,9 +9,8 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from llm.parts import own
+from llm.parts import is_divided, own
 
 # The groups of devices that have the parts of a tensor, one for each mesh dimension it is divided over.
 Owners = tuple[distributed.ProcessGroup, ...]
@@ -55,14 +54,16 @@ def clip_gradients(
 
 def _summed(gradient: Tensor) -> Tensor:
     """The gradient with the summands that its devices may have of it added up."""
-    if not isinstance(gradient, DTensor) or not any(p.is_partial() for p in gradient.placements):
+    if not is_divided(gradient) or not any(p.is_partial() for p in gradient.placements):
         return gradient
-    whole = [Replicate() if isinstance(p, Partial) else p for p in gradient.placements]
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if p.is_partial() else p for p in gradient.placements]
     return gradient.redistribute(placements=whole)
 
 
 def _owners(gradient: Tensor) -> Owners:
-    if not isinstance(gradient, DTensor):
+    if not is_divided(gradient):
         return ()
     mesh, placements = gradient.device_mesh, gradient.placements
     return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())

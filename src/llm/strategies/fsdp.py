@@ -59,12 +59,14 @@ def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
         model: in place; a parameter that stands in two modules stays one.
         mesh: of one dimension.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # Embedding, head and final norm are one group: the first two may be one parameter.
     for block in cast(nn.ModuleList, getattr(model, "blocks", ())):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # Who writes text calls the body, then the head: the body's call gathers the outer group for both.
+    register_fsdp_forward_method(model, "hidden")
 
 
 def require_no_scaler(hardware: Hardware) -> None:

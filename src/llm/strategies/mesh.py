@@ -16,11 +16,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from llm.models.parallel import row_orders
-from llm.parts import join, own, place, whole
+from llm.parts import is_divided, join, own, place, whole
 from llm.weights import sharded
 from llm.weights.checkpoint import open_checkpoint
 
@@ -80,7 +79,7 @@ class MeshStrategy(ModelParallelStrategy):
         for name, tensor in tensors.items():
             if id(tensor) not in known and isinstance(tensor, Tensor):
                 gathered = whole(tensor.detach())
-                if isinstance(tensor, DTensor):  # an optimizer's count of steps has no rows
+                if is_divided(tensor):  # an optimizer's count of steps has no rows
                     gathered = in_own_order(gathered, orders.get(name))
                 known[id(tensor)] = gathered.cpu() if self.is_global_zero else None
         return {name: known.get(id(tensor), tensor) for name, tensor in tensors.items()}

@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llm import distributed
-from llm.parts import own, place
+from llm.parts import is_divided, own, place
 from llm.weights.digests import flush, replace, require_digest, sha256_of, verified
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 INDEX = "index.json"
 Key = tuple[str | int, ...]  # the way to a value through nested dictionaries and lists
@@ -223,7 +225,7 @@ def set_aside(path: Path, is_wrong: bool) -> Iterator[None]:
 # The tree
 
 
-def _split(checkpoint: dict[str, Any]) -> tuple[Any, dict[str, tuple[DTensor, list[Key]]]]:
+def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, list[Key]]]]":
     """All but the DTensors; and those by a name each, with every place where one stands."""
     tensors: dict[str, tuple[DTensor, list[Key]]] = {}
     names: dict[int, str] = {}
@@ -236,10 +238,10 @@ def _split(checkpoint: dict[str, Any]) -> tuple[Any, dict[str, tuple[DTensor, li
         return value
 
     def found(value: Any, key: Key) -> bool:
-        if isinstance(value, DTensor):
+        if is_divided(value):
             name = names.setdefault(id(value), ".".join(map(str, key)))
             tensors.setdefault(name, (value, []))[1].append(key)
-        return isinstance(value, DTensor)
+        return is_divided(value)
 
     return rest(checkpoint, ()), tensors
 
@@ -251,13 +253,13 @@ def _put(tree: Any, key: Key, value: Any) -> None:
     tree[last] = value
 
 
-def _writes(tensor: DTensor) -> bool:
+def _writes(tensor: "DTensor") -> bool:
     """Whether this device has a part, and of those that have the same one is the first."""
     coordinates = tensor.device_mesh.get_coordinate() or []
     copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
     return own(tensor).numel() > 0 and not any(copies)
 
 
-def _part(file: str, tensor: DTensor) -> Part:
+def _part(file: str, tensor: "DTensor") -> Part:
     where = place(tensor)
     return Part(file, [s.start for s in where], [s.stop - s.start for s in where])

@@ -121,6 +121,7 @@ def make_trainer(
         plugins=[VerifiedCheckpointIO(), environment()],
         profiler=NoProfiler(),
         use_distributed_sampler=False,
+        inference_mode=not task.is_sharded,  # which is closed to tensors that devices share
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -68,6 +68,8 @@ class Job:
         """The job's run; before there is one, or where it was refused, what is known of it."""
         run, outcome = Run(self.directory), self.outcome
         is_ours = run.record.get("request") == self.request or self._was_done(outcome)
+        if is_ours and run.status == "done":
+            return run
         if outcome.get("status") == "failed":
             run.record = {
                 **self.identity,
@@ -90,12 +92,12 @@ class Job:
         return outcome.get("status") == "done" and outcome.get("request") == self.request
 
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Hold the job for this process; False where another holds it."""
+    def claimed(self, blocking: bool = False) -> Iterator[bool]:
+        """Hold the job for this process; False where another holds it, unless that is waited for."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(blocking=blocking)
         except Timeout:
             yield False
             return
@@ -142,18 +144,32 @@ class Sweep:
         """The runs of the jobs, pending and failed ones too."""
         return [job.run for job in self.jobs]
 
-    def begin(self, **entries: Any) -> None:
-        """Write what the sweep means, over what an earlier launch of the same line wrote."""
-        write(self.path / FILE, {"name": self.name, "began": now(), **entries})
+    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> None:
+        """Write what the sweep means, over what an earlier launch of the same line wrote.
+
+        Args:
+            jobs: all there will be, by number; None where a sweeper finds more, and what it found stays.
+            entries: what else there is to say.
+        """
+        with self._held():
+            known = self.plan["jobs"] if (self.path / FILE).is_file() else []
+            jobs = known if jobs is None else jobs
+            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": jobs})
 
     def add(self, **entry: Any) -> Job:
-        """Put one more job into the plan, or another in the place of the one with its number."""
-        with FileLock(self.path / f".{FILE}.lock"):
+        """Put one more job into the plan, unless there is one for its directory; the number is the plan's."""
+        with self._held():
             plan = self.plan
-            others = [each for each in plan["jobs"] if each["number"] != entry["number"]]
-            plan["jobs"] = sorted([*others, entry], key=lambda each: each["number"])
+            places = {each["directory"]: each["number"] for each in plan["jobs"]}
+            number = places.get(entry["directory"], len(plan["jobs"]))
+            entry["number"] = number
+            plan["jobs"][number : number + 1] = [entry]
             write(self.path / FILE, plan)
         return self._job(entry)
+
+    def _held(self) -> FileLock:
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / f".{FILE}.lock")
 
     def entry(
         self,

@@ -6,22 +6,22 @@ done, goes on with what was interrupted and tries once more what failed.
 """
 
 import logging
-import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
+from llm.apps import placing, stopping
 from llm.apps.watching import watched
 from llm.comparison.rows import best_loss
 from llm.comparison.table import compare
@@ -37,8 +37,12 @@ RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
 )
+NOT_PASSED_ON = (*RANKS, stopping.MARK)
 INTERRUPTED = 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LONGEST_REASON = 400  # letters: a refusal may have a line for each value that differs
+STATUSES = {0: "done", INTERRUPTED: "interrupted", ClaimedRunError.status: "elsewhere"}
+# Launchers whose processes end with ours, several of them at once.
+POOLS = ("JoblibLauncher", "LocalLauncher")
 
 
 def launch(
@@ -66,22 +70,46 @@ def launch(
         command=shlex.join(["llm", verb, "-m", *words]),
         verb=verb,
         options=list(options),
-        jobs=[entry(sweep, number, point) for number, point in enumerate(points)],
+        words=list(words),
+        searches=not points,
+        jobs=[entry(sweep, number, point) for number, point in enumerate(points)] or None,
     )
     CONSOLE.print(f"sweep {sweep.name}\n  in {short(sweep.path)}", soft_wrap=True)
-    status = 0
+    status, said = 0, ""
     with watched(sweep):
         try:
-            start([f"hydra.sweep.dir={quoted(str(sweep.path))}", "hydra.sweep.subdir=jobs"])
+            run_all(sweep, start)
         except KeyboardInterrupt:
-            status = INTERRUPTED
+            status, said = INTERRUPTED, "the sweep stopped; the same line goes on"
+        except (
+            Exception
+        ) as error:  # the launcher's or the sweeper's: jobs' own are rows of the table
+            (sweep.path / "launcher.err").write_text(traceback.format_exc(), "utf-8")
+            status, said = 1, f"{type(error).__name__}: {error} (more in launcher.err)"
     table = compare(sweep.runs)
     table.write(sweep.path)
     CONSOLE.print(table.render())
     CONSOLE.print(f"{short(sweep.path)}/table.csv, table.md, loss.png", soft_wrap=True)
-    if status:
-        CONSOLE.print("the sweep stopped; the same line goes on")
+    if said:
+        CONSOLE.print(said, soft_wrap=True)
     return status or int(any(run.state not in ("done", "running") for run in sweep.runs))
+
+
+def run_all(sweep: Sweep, start: Callable[[Sequence[str]], None]) -> None:
+    """Let Hydra's launcher run the jobs.
+
+    Raises:
+        KeyboardInterrupt: this process was told to stop; jobs here have saved, others go on.
+    """
+    launcher = HydraConfig.get().launcher
+    words = [f"hydra.sweep.dir={quoted(str(sweep.path))}", "hydra.sweep.subdir=jobs"]
+    if not launcher._target_.endswith(POOLS):
+        with stopping.interruptible():
+            return start(words)
+    mark = sweep.path / f".stop.{os.getpid()}"
+    words += [f"+hydra.job.env_set.{stopping.MARK}={quoted(str(mark))}"]
+    with stopping.marking(mark):
+        return start([*words, *placing.jobs_at_once(launcher)])
 
 
 def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
@@ -134,7 +162,9 @@ def matched(
 
     for config in (point.config for point in points):
         if vocabulary(config) is None:
-            build(config.data).prepare_data()  # as the first job would: a model is as large as its alphabet
+            build(
+                config.data
+            ).prepare_data()  # as the first job would: a model is as large as its alphabet
     found = match([adopted(point.config, point.overrides) for point in points], by)
     show_matched(points, found)
     return [
@@ -171,90 +201,88 @@ def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point
     return renamed
 
 
-def job(config: DictConfig) -> float:
-    """What Hydra's launcher calls for a point: see to it that its run is done.
+def job(config: DictConfig) -> float | None:
+    """What Hydra's launcher calls for a point, in whatever process: see to it that its run is done.
 
     Returns:
-        The best validation loss, for sweepers that search; NaN where the job failed.
+        The best validation loss, for sweepers that search; None where there is no such run.
 
     Raises:
         KeyboardInterrupt: the sweep is to stop.
     """
     hydra = HydraConfig.get()
     sweep = Sweep(Path(hydra.sweep.dir))
-    known = {each.number: each for each in sweep.jobs}
-    if hydra.job.num in known:
-        each = known[hydra.job.num]
-    else:
-        each = sweep.add(**entry(sweep, hydra.job.num, _point_of(config)))
-    with each.claimed() as is_ours:
-        if is_ours:
-            carry_out(sweep, each, is_done=each.is_done and not config.rerun)
-            compare(sweep.runs).write(sweep.path)
-    loss = best_loss(each.run)
-    return math.nan if loss is None or each.run.status != "done" else loss
+    searches = sweep.plan["searches"]
+    with stopping.deferred() as asked:
+        if asked():
+            return None
+        each = found(sweep, config) if searches else sweep.jobs[hydra.job.num]
+        with each.claimed(blocking=searches) as is_ours:
+            if is_ours:
+                carry_out(sweep, each, config, asked)
+                compare(sweep.runs).write(sweep.path)
+    return best_loss(each.run) if each.run.status == "done" else None
 
 
-def carry_out(sweep: Sweep, each: Job, is_done: bool) -> None:
+def found(sweep: Sweep, config: DictConfig) -> Job:
+    """The job of a point that a sweeper has found: the one that it found before, or a new one."""
+    hydra = HydraConfig.get()
+    words = [word for word in hydra.overrides.task if key_of(word) != "name"]
+    own = [word for word in words if word not in sweep.plan["words"]]
+    name = name_of(
+        config.name or hydra.runtime.choices.experiment, own if config.name else words, named=own
+    )
+    directory = str(Path(hydra.run.dir).parent / name)
+    point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)
+    return sweep.add(**entry(sweep, 0, point))
+
+
+def carry_out(sweep: Sweep, each: Job, config: DictConfig, asked: stopping.Asked) -> None:
     """Run a job's process, unless its run is done, and record how it ended."""
-    attempts = each.outcome.get("attempts", 0)
-    if is_done:
+    if each.is_done and not config.rerun:
         each.record(status="done", request=each.request)
         return
-    each.record(status="running", error=None, attempts=attempts + 1, request=each.request)
-    plan = sweep.plan
-    words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
-    command = ["-m", "llm", plan["verb"], *plan["options"], *words]
-    environment = {name: value for name, value in os.environ.items() if name not in RANKS}
-    environment["LLM_SWEEP"] = sweep.name
-    status, is_stopped = run_process(each, [sys.executable, *command], environment)
-    if status == 0:
-        each.record(status="done")
-    elif status == ClaimedRunError.status:
-        each.record(status="elsewhere")
-    elif status == INTERRUPTED:
-        each.record(status="interrupted")
-    else:
-        error = reason(each, status)
-        each.record(status="failed", error=error)
-        bury(Run(each.directory), error)
-    if is_stopped:
-        raise KeyboardInterrupt
+    launcher = HydraConfig.get().launcher
+    with placing.placed(config.hardware, launcher, is_over=asked) as devices:
+        if asked():
+            return
+        attempts = each.outcome.get("attempts", 0)
+        each.record(status="running", error=None, attempts=attempts + 1, request=each.request)
+        plan = sweep.plan
+        words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
+        command = [sys.executable, "-m", "llm", plan["verb"], *plan["options"], *words]
+        kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+        status = run_process(each, command, kept | devices | {"LLM_SWEEP": sweep.name}, asked)
+    conclude(each, status)
 
 
-class Ended(NamedTuple):
-    """How a job's process ended.
+def conclude(each: Job, status: int) -> None:
+    """Record how a job's process ended."""
+    if status in STATUSES:
+        each.record(status=STATUSES[status])
+        return
+    error = reason(each, status)
+    each.record(status="failed", error=error)
+    bury(Run(each.directory), error)
 
-    Attributes:
-        status: its exit status, negative after a signal.
-        is_stopped: whether the sweep was told to stop meanwhile.
+
+def run_process(
+    each: Job, command: Sequence[str], environment: dict[str, str], asked: stopping.Asked
+) -> int:
+    """Run a job's process to its end; it saves before that where the sweep is to stop.
+
+    It stands in a session of its own, so that nobody but us tells it, and once.
     """
-
-    status: int
-    is_stopped: bool = False
-
-
-def run_process(each: Job, command: Sequence[str], environment: dict[str, str]) -> Ended:
-    """Run a job's process to its end, in spite of signals: they reach it too, and it may save.
-
-    Ctrl-C reaches it by itself, for a terminal tells all; what ends this process alone, such as a
-    scheduler's SIGTERM, is handed on.
-    """
-    received = []
-
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-        if number == signal.SIGTERM:
-            process.terminate()
-
     with each.file("log").open("wb") as log, each.file("err").open("wb") as err:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=err)
-        before = {each: signal.signal(each, remember) for each in SIGNALS}
-        try:
-            return Ended(process.wait(), bool(received))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=err,
+            start_new_session=True,
+        )
+        return stopping.wait(process, asked)
 
 
 def reason(each: Job, status: int) -> str:
@@ -267,8 +295,8 @@ def reason(each: Job, status: int) -> str:
     lines = [line for line in each.file("err").read_text("utf-8", "replace").splitlines() if line]
     if not lines:
         return f"ended with status {status}"
-    crashed = any(line.startswith("Traceback") for line in lines)
-    return lines[-1] if crashed else lines[0]
+    has_crashed = any(line.startswith("Traceback") for line in lines)
+    return lines[-1] if has_crashed else "; ".join(lines)[:LONGEST_REASON]
 
 
 def bury(run: Run, error: str) -> None:
@@ -276,9 +304,3 @@ def bury(run: Run, error: str) -> None:
     if run.state == "interrupted" and run.status == "running":
         with run.claimed():
             run.finish("failed", error=error)
-
-
-def _point_of(config: DictConfig) -> Point:
-    """The point that a sweeper chose just now."""
-    hydra = HydraConfig.get()
-    return Point(list(hydra.overrides.task), config, chosen(), str(hydra.run.dir))

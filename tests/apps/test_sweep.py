@@ -49,8 +49,8 @@ def llm(text, tmp_path, monkeypatch, capsys):
 def forks(monkeypatch):
     """Lets jobs run in forked processes."""
 
-    def run_process(job, words, environment):
-        return sweep.Ended(forked.llm(words[3:], job.file("log"), job.file("err"), environment))
+    def run_process(job, words, environment, asked):
+        return forked.llm(words[3:], job.file("log"), job.file("err"), environment)
 
     monkeypatch.setattr(sweep, "run_process", run_process)
 
@@ -62,11 +62,11 @@ def stand_in(monkeypatch):
     def install(function) -> list[int]:
         calls = []
 
-        def run_process(job, words, environment):
+        def run_process(job, words, environment, asked):
             calls.append(job.number)
             for ending in ("log", "err"):
                 job.file(ending).touch()
-            return sweep.Ended(function(job))
+            return function(job)
 
         monkeypatch.setattr(sweep, "run_process", run_process)
         return calls

@@ -1,0 +1,135 @@
+"""Ctrl-C in a sweep: jobs that run save and end, and no other begins, wherever a launcher has put them.
+
+A pool breaks when one of its processes dies, and with it ends what the others do. So the processes of a
+pool are deaf: the one with the terminal leaves a mark that they look for, and they tell their jobs.
+Where there is no pool, who waits for a job hears the signals, of a scheduler's too, and hands them on.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+# Where the mark of a pool's launcher is; its size in bytes is how often we were told.
+MARK = "LLM_SWEEP_STOP"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL = 0.1  # seconds from one look to the next
+KILLING = 3  # so many times told, a job is ended at once
+NEWS = b"\nstopping: what runs is saved first; once more stops it at once\n"
+
+# How often a job was told to stop so far.
+Asked = Callable[[], int]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let whatever ends this process do as Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _heeded()}
+    try:
+        yield
+    finally:
+        _give_back(before)
+
+
+@contextmanager
+def marking(mark: Path) -> Iterator[None]:
+    """Leave a mark when told to stop, and start processes that do not hear it themselves.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if it was told.
+    """
+    from joblib.externals.loky.backend import resource_tracker
+
+    def leave(number: int, frame: object) -> None:
+        _say(NEWS)
+        with mark.open("ab") as file:
+            file.write(b".")
+
+    resource_tracker.ensure_running()  # once there, it leaves our mask of signals alone
+    is_over = Event()
+    Thread(target=is_over.wait, daemon=True).start()  # with open ears, for this one's will be shut
+    before = {number: signal.signal(number, leave) for number in _heeded()}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _give_back(before)
+        is_over.set()
+        is_marked = mark.exists()
+        mark.unlink(missing_ok=True)
+    if is_marked:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[Asked]:
+    """Put off what signals do until the block is left: what they did before it, and the sweep's end.
+
+    In a process of a pool they do nothing at all. What is started within the block hears them anew.
+
+    Yields:
+        How often there was a reason to stop so far.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, outside of a pool, if there was one.
+    """
+    received: list[int] = []
+    mark = os.environ.get(MARK)
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        if mark is None:
+            _say(NEWS)
+
+    before = {number: signal.signal(number, remember) for number in (*_heeded(), *_scheduled())}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+    try:
+        yield (lambda: len(received)) if mark is None else (lambda: _size(Path(mark)))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _give_back(before)
+    if mark is None:
+        for number in received:
+            if callable(handler := before[number]):
+                handler(number, None)
+        if received:
+            raise KeyboardInterrupt
+
+
+def wait(process: subprocess.Popen, asked: Asked) -> int:
+    """The exit status of a process that stands in a session of its own; what is asked for reaches it."""
+    told = 0
+    while True:
+        try:
+            return process.wait(POLL)
+        except subprocess.TimeoutExpired:
+            for number in range(told + 1, (told := asked()) + 1):
+                process.send_signal(signal.SIGINT if number < KILLING else signal.SIGKILL)
+
+
+def _heeded() -> list[signal.Signals]:
+    """Those that nobody has told us to ignore, as nohup does."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _scheduled() -> list[signal.Signals]:
+    """Those by which a scheduler announces the end of a job's time, where somebody listens to them."""
+    users = (signal.SIGUSR1, signal.SIGUSR2)
+    return [number for number in users if callable(signal.getsignal(number))]
+
+
+def _give_back(handlers: dict) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _say(text: bytes) -> None:
+    os.write(2, text)  # a handler may have come into the middle of a print

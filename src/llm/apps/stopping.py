@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Thread
 
@@ -41,14 +42,13 @@ def marking(mark: Path) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at the end of the block, if it was told.
     """
-    from joblib.externals.loky.backend import resource_tracker
 
     def leave(number: int, frame: object) -> None:
         _say(NEWS)
         with mark.open("ab") as file:
             file.write(b".")
 
-    resource_tracker.ensure_running()  # once there, it leaves our mask of signals alone
+    resource_tracker.ensure_running()  # which joblib would do within, and so open this thread's ears
     is_over = Event()
     Thread(target=is_over.wait, daemon=True).start()  # with open ears, for this one's will be shut
     before = {number: signal.signal(number, leave) for number in _heeded()}

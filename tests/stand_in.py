@@ -1,0 +1,38 @@
+"""Jobs of a sweep whose process is a script of a test's, in whatever process a launcher calls them."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from llm.apps import sweep
+
+SCRIPT = "LLM_TEST_JOB"
+real = sweep.job
+
+
+def job(config):
+    """What takes the place of `sweep.job`."""
+    sweep.sys = SimpleNamespace(executable=os.environ[SCRIPT])
+    return real(config)
+
+
+def script(folder: Path, code: str) -> dict[str, str]:
+    """Write the script, in bash, which starts at once; returns what the environment says of it."""
+    file = folder / "job"
+    file.write_text(f"#!/bin/bash\n{code}\n")
+    file.chmod(0o755)
+    return {SCRIPT: str(file), "PYTHONPATH": str(Path(__file__).parent)}
+
+
+def main() -> None:
+    """`python -m stand_in WORDS` is `llm WORDS`, but for the jobs."""
+    from llm.__main__ import main
+
+    sweep.job = job
+    sys.argv[0] = "llm"
+    main()
+
+
+if __name__ == "__main__":
+    sys.modules["stand_in"].main() if "stand_in" in sys.modules else __import__("stand_in").main()

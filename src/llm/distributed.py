@@ -109,6 +109,19 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def collect(value: T, owner: int) -> T | None:
+    """One rank's value on the first rank, None on the others; plain data and tensors of the CPU."""
+    here = world().rank
+    if owner == 0 or _group is None:
+        return value if here == 0 else None
+    if here == owner:
+        distributed.send_object_list([value], dst=0, group=_group)
+    values: list[Any] = [None]
+    if here == 0:
+        distributed.recv_object_list(values, src=owner, group=_group)
+    return values[0]
+
+
 def own(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
     """This rank's of the values that `gather` gave to a run, perhaps one of another number of ranks.
 

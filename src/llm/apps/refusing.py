@@ -81,11 +81,11 @@ def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
     """
     if hardware.strategy is None:
         return
-    batch, shares = config.data.batch_size, hardware.strategy.data_parallel(hardware.world)
+    batch, shares = config.data.batch_size, hardware.strategy.pieces(hardware.world)
     if batch % shares:
         nearest = max(1, round(batch / shares)) * shares
         raise ConfigError(
-            f"data.batch_size: {batch} rows cannot be shared by {shares} devices evenly; give a multiple "
+            f"data.batch_size: {batch} rows cannot be divided into {shares} equal parts, as the devices do; give a multiple "
             f"of {shares}, such as {nearest}"
         )
 

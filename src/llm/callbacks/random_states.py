@@ -46,8 +46,14 @@ class RandomStates(Callback):
         else:
             if self._saved is not None:  # of another number of ranks
                 restore(self._saved[0])
-            part((trainer.distributed_sampler_kwargs or {}).get("rank", 0))
+            part(stream_of(trainer))
         self._saved = None
+
+
+def stream_of(trainer: L.Trainer) -> int:
+    """The number of this rank's stream: that of its batches, unless the strategy gives it its own."""
+    batches = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
+    return getattr(trainer.strategy, "stream", batches)
 
 
 def states() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
@@ -45,6 +46,7 @@ class Task(L.LightningModule):
         figures: the newest value of each metric that was recorded.
         is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
+        peers: ranks that train other parameters of the same model; None where each trains all.
         is_sharded: whether all ranks are needed to run the model, for none has the whole of it.
     """
 
@@ -68,6 +70,7 @@ class Task(L.LightningModule):
         self.figures: dict[str, float] = {}
         self.is_adapted = False
         self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
+        self.peers: ProcessGroup | None = None
         self.is_sharded = False
         # Of this rank's micro-batches since they were last logged: loss, and how many targets it is a mean of.
         self._losses: list[tuple[Tensor, Tensor | None]] = []
@@ -211,7 +214,7 @@ class Task(L.LightningModule):
         if gradient_clip_val is not None or self.is_log_step:
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.gradient_norm = clip_gradients(parameters, limit)
+            self.gradient_norm = clip_gradients(parameters, limit, self.peers)
 
     def begins_step(self, batch_idx: int) -> bool:
         """Whether the micro-batch of this number is the first of its optimizer step."""
@@ -269,7 +272,7 @@ class Task(L.LightningModule):
         """
         checkpoint["losses"] = distributed.gather(self._plain_losses())
         if self.is_adapted:
-            state, trained = checkpoint["state_dict"], self._trained()
+            state, trained = checkpoint["state_dict"], self.trained_names()
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,13 +284,14 @@ class Task(L.LightningModule):
         losses = distributed.own(checkpoint["losses"], merge=lambda lists: list(chain(*lists)))
         self._losses = [(torch.tensor(loss), torch.tensor(weight)) for loss, weight in losses or ()]
         if self.is_adapted:
-            if checkpoint["state_dict"].keys() != self._trained():
+            if checkpoint["state_dict"].keys() != self.trained_names():
                 raise ValueError(
                     "the checkpoint is not this adapter's: it holds other parameters than are trained here"
                 )
             self.strict_loading = False
 
-    def _trained(self) -> set[str]:
+    def trained_names(self) -> set[str]:
+        """The names of the parameters that are trained, on any rank."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def record(self, metrics: Mapping[str, float]) -> None:

@@ -67,6 +67,10 @@ class Strategy(ABC):
         """How many of so many ranks read batches of their own."""
         return world
 
+    def pieces(self, world: int) -> int:
+        """How many equal parts so many ranks divide a batch into."""
+        return self.data_parallel(world)
+
     @abstractmethod
     def shares(self, world: int) -> Shares:
         """By what the memory that a step takes is divided on each of so many ranks."""
@@ -181,7 +185,7 @@ class Hardware:
             precision = distributed.broadcast(measured)
         if precision == "fp16" and placed.accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
-        return replace(placed, precision=precision, threads=self.threads or _share_of_cores())
+        return replace(placed, precision=precision, threads=self.threads or share_of_cores())
 
     @property
     def world(self) -> int:
@@ -195,7 +199,7 @@ class Hardware:
         return {32: "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
 
 
-def _share_of_cores() -> int | None:
+def share_of_cores() -> int | None:
     """This rank's CPU threads; None, torch's own choice, where it has the machine or was told a number."""
     ranks = distributed.world().local_size
     if ranks == 1 or "OMP_NUM_THREADS" in os.environ:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llm.apps.estimating import MFU, Estimate, estimate
 from llm.apps.training import adopt
-from llm.config.build import build
+from llm.config.build import build, mistakes_at
 from llm.config.composition import Point
 from llm.planning.matching import Matched, unequal
 from llm.planning.units import duration, flops, number, percent, size
@@ -24,7 +24,9 @@ def show(points: Sequence[Point]) -> None:
         ConfigError: a point cannot be built, or this machine has not what it asks for.
     """
     estimates = [estimate(adopted(point.config, point.overrides)) for point in points]
-    put(check_table(labels(points), estimates), *map(note, notes(estimates)))
+    with mistakes_at("hardware"):
+        rows = check_table(labels(points), estimates)
+    put(rows, *map(note, notes(estimates)))
 
 
 def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:

@@ -53,7 +53,8 @@ def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
 def summary(planned: Estimate, mfu: float) -> Iterator[str]:
     """What is planned, and how long it takes."""
     cost, device = planned.cost, planned.device
-    assert cost is not None and cost.tokens is not None
+    assert cost is not None
+    assert cost.tokens is not None
     blocks = cost.parameters - cost.embedding
     trained = f", {number(cost.trained)} of them trained" if cost.trained < cost.parameters else ""
     assert cost.tokens_per_step is not None
@@ -87,7 +88,7 @@ def memory_tables(planned: Estimate, config: DictConfig) -> Iterator[RenderableT
         except ValueError as error:
             refused.append(f"{name}: {error}")
     unit, shown = common(max(memory.total for memory in held.values()))
-    rows = new_table(f"strategy, {unit}", *KINDS, "sum", "fits")
+    rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():
         fits = memory.total <= USABLE * planned.device.memory
         mark = "[green]✓[/]" if fits else "[red]✗[/]"
@@ -100,8 +101,8 @@ def memory_tables(planned: Estimate, config: DictConfig) -> Iterator[RenderableT
     )
     yield note(
         f"memory of each device for a micro-batch of {config.data.batch_size} × {context(config)} tokens{shared}: "
-        "its tensors when most are held, without compilation; old gradients may be gone by then. It fits where "
-        f"a tenth of the device's {size(planned.device.memory)} is left"
+        "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
+        f"a tenth of the device's {size(planned.device.memory)}"
     )
     yield variants(planned)
 
@@ -134,7 +135,7 @@ def variants(planned: Estimate) -> Table:
         if (timeline := planned.timeline_with(checkpointing, dtype)) is not None
     }
     unit, shown = common(max(memory.total for memory in held.values()))
-    rows = new_table(f"precision, {unit}", "checkpointing", "activations", "logits", "sum")
+    rows = new_table(f"{unit} a device", "checkpointing", "activations", "logits", "sum")
     present = (planned.device.dtype, planned.hardware.activation_checkpointing)
     for (dtype, checkpointing), memory in held.items():
         rows.add_row(

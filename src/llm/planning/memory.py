@@ -159,7 +159,7 @@ class OnAccelerator(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is Tensor.is_cpu.__get__:  # pyright: ignore[reportAttributeAccessIssue]
+        if func == Tensor.is_cpu.__get__:  # pyright: ignore[reportAttributeAccessIssue]
             return False
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,95 @@
+"""check=true: a row for each point, without training, and what keeps one from being counted."""
+
+import pytest
+
+from llm.apps import checking, train  # noqa: F401 - registers what its configuration resolves
+from llm.config.composition import check_points, open_loader
+from llm.config.errors import ConfigError
+from llm.planning.matching import match
+
+
+@pytest.fixture(scope="module")
+def loader():
+    return open_loader("llm.apps.train", "pkg://llm.conf")
+
+
+@pytest.fixture(autouse=True)
+def rate(monkeypatch):
+    """A machine that need not be measured: a TFLOP/s, and no bfloat16."""
+    monkeypatch.setattr("llm.planning.device._rate", lambda precision: 1e12)
+    monkeypatch.setattr("llm.planning.device._faster", lambda accelerator: 32)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of what was printed, without notes."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("·")]
+    return [[cell for cell in line.split("  ") if cell.strip()] for line in lines[2:]]
+
+
+def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["model=gpt2,llama", "size=nano", "seed=1,2", "tokenizer=byte", "trainer.max_steps=100"]
+    checking.show(check_points(loader, "train", words, multirun=True))
+    table = rows(capsys.readouterr().out)
+    labels = [line[0].strip() for line in table]
+    assert labels == [
+        f"model={model} seed={seed}" for model in ("gpt2", "llama") for seed in (1, 2)
+    ]
+    parameters, per_token, tokens, flops, memory, time = map(str.strip, table[0][1:])
+    assert (parameters, tokens) == ("121 k", "51.2 k")
+    assert (per_token, flops) == ("7.98e05", "4.09e10")
+    assert memory.endswith("MiB")
+    assert time == "0.10 s"  # 4.09e10 FLOPs at 40 % of 1e12 a second
+    assert table[0][1:] == table[1][1:] != table[2][1:]
+    assert list(tmp_path.iterdir()) == []  # nothing was trained, nothing written
+
+
+def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))
+    words = ["size=nano", "tokenizer=byte", "trainer.max_steps=null", "trainer.max_epochs=1"]
+    checking.show(check_points(loader, "train", words, multirun=False))
+    output = capsys.readouterr().out
+    assert rows(output)[0][2:4] and "needs data" in output
+
+
+def test_several_devices_share_the_memory(loader, capsys):
+    words = ["size=nano", "tokenizer=byte", "data.batch_size=64", "hardware.precision=32"]
+    held = []
+    for more in (
+        [],
+        ["hardware=ddp", "hardware.devices=4"],
+        ["hardware=fsdp", "hardware.devices=4"],
+    ):
+        [point] = check_points(loader, "train", [*words, *more], multirun=False)
+        held.append(checking.estimate(point.config).memory.total)
+    assert held[0] > held[1] > held[2]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
+    words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
+    with pytest.raises(ConfigError, match="cannot be shared by 3") as refusal:
+        checking.show(check_points(loader, "train", words, multirun=False))
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
+    words = ["model=gpt2,llama", "size=micro", "tokenizer=byte", "match=parameters"]
+    points = check_points(loader, "train", words, multirun=True)
+    checking.show_matched(points, match([point.config for point in points], "parameters"))
+    output = capsys.readouterr().out
+    assert "model.feed_forward.hidden_dim=" in output
+    assert rows(output)[0][1:] == ["  0 %"] * 4 or "0 %" in output
+
+
+def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, train, capsys):
+    base = train("base", "trainer.max_steps=1", "model=llama", "data=python_docs")
+    words = ["experiment=spam", "weights=run", f"weights.path='{base.path}'", "adapter=lora"]
+    [point] = check_points(loader, "train", words, multirun=False)
+    found = checking.estimate(checking.adopted(point.config, words))
+    assert (
+        found.cost.trained
+        < found.cost.parameters
+        == pytest.approx(base.record["parameters"], rel=0.2)
+    )
+    assert found.memory.optimizer < found.memory.weights / 5  # LoRA's few have states

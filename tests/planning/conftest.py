@@ -1,0 +1,23 @@
+"""Configurations of `llm train`, composed as a command line would."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from omegaconf import DictConfig
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[[str], DictConfig]:
+    """composed("model=gpt2 size=nano"): the tree of that command, with 97 tokens unless it says more."""
+    from llm.apps import train  # registers what its configuration resolves  # noqa: F401
+    from llm.config.composition import compose, open_loader
+
+    compose_words = partial(compose, open_loader("llm.apps.train", "pkg://llm.conf"), "train")
+
+    def composed(words: str = "") -> DictConfig:
+        given = words.split()
+        known = any(word.startswith(("tokenizer=", "model.vocab_size=")) for word in given)
+        return compose_words([*given, *([] if known else ["model.vocab_size=97"])])
+
+    return composed

@@ -1,0 +1,71 @@
+"""What a run computes, counted without weights, is what its model and its data say."""
+
+import pytest
+
+from llm.config.build import build
+from llm.planning.cost import cost
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "gpt", "gpt model/feed_forward=geglu"])
+def test_a_model_is_counted_as_it_counts_itself(model, composed):
+    config = composed(f"model={model} size=nano")
+    real, counted = build(config.model), cost(config)
+    assert counted.parameters == counted.trained == real.num_parameters()
+    assert counted.embedding == real.num_parameters() - real.num_parameters(embeddings=False)
+    assert counted.block == sum(p.numel() for p in real.blocks[0].parameters())
+    assert counted.flops_per_token == real.flops_per_token(64)
+
+
+def test_a_budget_is_counted_in_steps_tokens_and_flops(composed):
+    words = "size=nano data.batch_size=4 trainer.accumulate=3 trainer.max_steps={} trainer.max_tokens={}"
+    counted = cost(composed(words.format(10, "null")))
+    assert counted.tokens_per_step == 4 * 64 * 3
+    assert counted.tokens == 7680
+    assert counted.flops == 7680 * counted.flops_per_token
+    assert cost(composed(words.format("null", "7.6e3"))).steps == 10  # rounded up
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "size"),
+    [("byte", 257), ("gpt2", 50257), ("bpe tokenizer.vocab_size=700", 700)],
+)
+def test_the_vocabulary_is_the_configured_tokenizers(tokenizer, size, composed):
+    config = composed(f"model=llama size=nano tokenizer={tokenizer}")
+    rest = cost(composed("model=llama size=nano model.vocab_size=1"))
+    assert cost(config).parameters == rest.parameters + 2 * 64 * (size - 1)
+
+
+def test_what_only_data_tell_is_unknown_until_they_are_there(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefgh " * 500)
+    config = composed(
+        f"size=nano tokenizer=char data=text data.path={text} trainer.max_steps=null trainer.max_epochs=2"
+    )
+    assert cost(config) is None
+    data = build(config.data)
+    data.prepare_data()
+    data.setup("fit")
+    counted = cost(config)
+    assert counted.embedding == 64 * data.tokenizer.vocab_size
+    assert counted.steps == 2 * data.batches_per_epoch
+    config.model.vocab_size = 97
+    text.write_text("another text " * 500)
+    assert cost(config).parameters > 0
+    assert cost(config).steps is None
+
+
+def test_a_part_of_a_model_trains_and_its_flops_are_not_guessed(composed):
+    config = composed("size=nano adapter=lora")
+    counted = cost(config)
+    assert 0 < counted.trained < counted.parameters
+    assert counted.flops_per_token is None
+    assert counted.flops is None
+    assert counted.tokens > 0
+
+
+def test_a_classifier_has_two_classes_until_they_are_found(composed):
+    counted = cost(composed("model=gpt2 size=nano experiment=spam"))
+    body = cost(composed("model=gpt2 size=nano"))
+    assert counted.parameters == body.parameters + 2 * 64 + 2
+    assert counted.tokens is None  # messages are as long as they are

@@ -1,0 +1,45 @@
+"""What is planned for: a GPU by name, or what is here."""
+
+import psutil
+import pytest
+import torch
+
+from llm.config.errors import ConfigError
+from llm.hardware import PEAK_FLOPS, Hardware
+from llm.planning.device import MEMORY, named, present
+
+
+def test_every_gpu_whose_rate_is_known_has_a_memory():
+    assert MEMORY.keys() == PEAK_FLOPS.keys()
+
+
+@pytest.mark.parametrize("word", ["RTX 4090", "rtx4090", "rtx_4090"])
+def test_a_gpu_is_known_however_it_is_written(word):
+    device = named(word, Hardware())
+    assert (device.name, device.accelerator, device.precision) == ("RTX 4090", "cuda", "bf16")
+    assert device.memory == 24 * 2**30
+    assert device.flops == PEAK_FLOPS["RTX 4090"]
+
+
+def test_precision_is_what_the_gpu_has_or_what_was_asked_for():
+    assert named("v100", Hardware()).precision == "fp16"
+    device = named("h100", Hardware(precision=32))
+    assert (device.precision, device.dtype) == (32, torch.float32)
+
+
+def test_an_unknown_gpu_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="did you mean RTX 4090"):
+        named("rtx4091", Hardware())
+
+
+def test_this_machine_is_measured(monkeypatch):
+    monkeypatch.setattr("llm.planning.device._rate", lambda precision: 5e10)
+    device = present(Hardware(accelerator="cpu", precision=32))
+    assert (device.name, device.flops) == ("cpu", 5e10)
+    assert device.memory == psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_has_to_be_named():
+    with pytest.raises(ConfigError, match="gpu=h100"):
+        present(Hardware(accelerator="cuda"))

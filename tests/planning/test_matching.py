@@ -1,0 +1,97 @@
+"""Points made equal: as near as widths and steps allow, and what is left is said."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from llm.config.errors import ConfigError
+from llm.planning.cost import cost
+from llm.planning.matching import match, unequal
+
+
+def values(matched) -> dict[str, str]:
+    return dict(word.split("=") for word in matched.overrides)
+
+
+def test_a_width_is_matched_to_the_nearest_row(composed):
+    points = [composed("model=gpt2 size=micro"), composed("model=llama size=micro")]
+    first, second = match(points, "parameters")
+    assert first.overrides == []
+    changed = values(second)
+    assert list(changed) == ["model.feed_forward.hidden_dim"]  # nothing else had to change
+    distances = []
+    for offset in (-1, 0, 1):
+        OmegaConf.update(
+            points[1], "model.feed_forward.hidden_dim", offset + int(*changed.values())
+        )
+        distances.append(abs(cost(points[1]).parameters - first.cost.parameters))
+    assert min(distances) == distances[1] == abs(second.cost.parameters - first.cost.parameters)
+    assert cost(points[0]) == first.cost  # the points stay as they were
+
+
+@pytest.mark.parametrize(("reference", "point"), [("micro", "nano"), ("nano", "micro")])
+def test_where_half_or_twice_its_width_is_not_enough_the_model_gets_another(
+    reference, point, composed
+):
+    points = [composed(f"model=gpt2 size={reference}"), composed(f"model=gpt size={point}")]
+    first, second = match(points, ["parameters"])
+    dim = int(values(second)["size.dim"])
+    assert dim % (2 * points[1].size.num_heads) == 0
+    assert abs(unequal([first, second])[1]["parameters"]) < 0.01
+    hidden = values(second).get("model.feed_forward.hidden_dim", 4 * dim)
+    assert 2 * dim <= int(hidden) <= 8 * dim
+
+
+def test_equal_points_are_left_alone(composed):
+    points = [composed("size=nano seed=1"), composed("size=nano seed=2")]
+    for by in ("parameters", "flops", "tokens"):
+        assert [each.overrides for each in match(points, by)] == [[], []]
+
+
+def test_steps_are_matched_to_as_many_tokens(composed):
+    points = [
+        composed("size=nano trainer.max_steps=100 data.batch_size=8"),
+        composed("size=nano trainer.max_steps=100 data.batch_size=4"),
+        composed("size=nano trainer.max_steps=null trainer.max_tokens=1e6"),
+    ]
+    matched = match(points, "tokens")
+    assert matched[1].overrides == ["trainer.max_steps=200"]
+    assert matched[2].overrides == ["trainer.max_steps=100", "trainer.max_tokens=null"]
+    assert [left["tokens"] for left in unequal(matched)] == [0, 0, 0]
+
+
+def test_widths_and_steps_may_be_matched_together(composed):
+    points = [
+        composed("model=gpt2 size=nano trainer.max_steps=5000"),
+        composed("model=llama size=nano size.context_length=128 trainer.max_steps=5000"),
+    ]
+    matched = match(points, ["parameters", "flops"])
+    left = unequal(matched)[1]
+    assert abs(left["parameters"]) < 1e-3
+    assert abs(left["flops"]) < 1e-3
+    assert abs(left["tokens"]) > 0.01  # as many FLOPs are not as many tokens
+    assert match(points, ["parameters", "flops"]) == matched
+
+
+def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(composed, monkeypatch):
+    monkeypatch.setattr("llm.planning.matching.HIDDEN", "model.absent.hidden_dim")
+    points = [composed("model=gpt2 size=micro"), composed("model=gpt size=nano")]
+    first, second = match(points, "parameters")
+    assert list(values(second)) == ["size.dim"]
+    assert second.cost.parameters == pytest.approx(first.cost.parameters, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("by", "words", "told"),
+    [
+        ("parameters", [""], "nothing to match a single run with"),
+        ("width", ["", ""], "there are parameters, flops, tokens"),
+        (["flops", "tokens"], ["", ""], "choose one of them"),
+        ("flops", ["experiment=spam", ""], "known before its data are read"),
+        ("tokens", ["", "experiment=instruct"], "known before its data are read"),
+        ("parameters", ["", "tokenizer=char data=text data.path=x"], "choose a tokenizer"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_in_a_line(by, words, told, composed):
+    with pytest.raises(ConfigError, match=told) as refusal:
+        match([composed(f"size=nano {each}") for each in words], by)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,31 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from llm.planning.units import common, duration, flops, number, percent, size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (number(124_439_808), "124 M"),
+        (number(2.5e9), "2.50 B"),
+        (number(97), "97"),
+        (number(None), "–"),
+        (size(80 * 2**30), "80.0 GiB"),
+        (size(0), "0 B"),
+        (duration(45.04), "45.0 s"),
+        (duration(3 * 86400), "3.00 days"),
+        (flops(2.138e18), "2.14e18"),
+        (percent(0.0), "0 %"),
+        (percent(-0.4380), "-44 %"),
+        (percent(None), "–"),
+    ],
+)
+def test_a_number_is_short_and_has_its_unit(text, expected):
+    assert text == expected
+
+
+def test_one_unit_for_many_is_the_largest_ones():
+    unit, shown = common(3 * 2**30)
+    assert (unit, shown(2**29), shown(3 * 2**30)) == ("GiB", "0.50", "3.00")

@@ -79,13 +79,17 @@ def deferred() -> Iterator[Asked]:
     """
     received: list[int] = []
     mark = os.environ.get(MARK)
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, *_scheduled())}
 
     def remember(number: int, frame: object) -> None:
+        if before[signal.Signals(number)] == signal.SIG_IGN:
+            return
         received.append(number)
         if mark is None:
             _say(NEWS)
 
-    before = {number: signal.signal(number, remember) for number in (*_heeded(), *_scheduled())}
+    for number in before:  # those that are ignored too: what is started would inherit that
+        signal.signal(number, remember)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         yield (lambda: len(received)) if mark is None else (lambda: _size(Path(mark)))

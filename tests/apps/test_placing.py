@@ -1,0 +1,127 @@
+"""Where jobs run: no two on one slot of a GPU, and what a dead one held is free again."""
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from llm.apps import placing
+
+JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
+FORK = multiprocessing.get_context("fork")
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine with four GPUs, as far as this process is told."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(placing, "POLL", 0.01)
+    monkeypatch.setenv(placing.VISIBLE, "0,1,2,3")
+
+
+def place(devices: int | str = 1, accelerator: str = "auto", n_jobs: int = 2, is_over=never):
+    hardware = OmegaConf.create({"devices": devices, "accelerator": accelerator})
+    return placing.placed(hardware, {**JOBLIB, "n_jobs": n_jobs}, is_over)
+
+
+def names(environment: dict[str, str]) -> list[str]:
+    return environment[placing.VISIBLE].split(",")
+
+
+def test_jobs_at_once_have_gpus_of_their_own():
+    with place(devices=2) as first, place(devices=2) as second:
+        assert sorted(names(first) + names(second)) == ["0", "1", "2", "3"]
+    with place(devices="auto", n_jobs=4) as share:
+        assert len(names(share)) == 1
+    with place(devices="auto", n_jobs=1) as all_of_them:
+        assert len(names(all_of_them)) == 4
+    with place(devices=8) as too_many:
+        assert len(names(too_many)) == 4, "the job will say what is wrong"
+
+
+def test_more_jobs_than_gpus_share_them_evenly():
+    with place(n_jobs=8) as a, place(n_jobs=8) as b, place(n_jobs=8) as c, place(n_jobs=8) as d:
+        assert len({names(each)[0] for each in (a, b, c, d)}) == 4
+        with place(n_jobs=8) as e:
+            assert names(e) == names(a)
+
+
+def test_a_job_waits_until_gpus_are_free_and_no_longer_than_the_sweep():
+    placed = []
+
+    def wait() -> None:
+        with place(devices=3) as environment:
+            placed.append((time.monotonic(), environment))
+
+    with place(devices=2):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.1)
+        assert not placed
+        with place(devices=2):  # the one that waits has kept none of those that were free
+            freed = time.monotonic()
+        looks = iter([False, True])
+        with place(devices=3, is_over=lambda: next(looks)) as nothing:
+            assert names(nothing) == [""]
+    thread.join(10)
+    assert placed[0][0] > freed
+    assert len(names(placed[0][1])) == 3
+
+
+def _hold(pipe, most: int) -> None:
+    with place(n_jobs=4) as environment:
+        pipe.send(environment)
+        time.sleep(most)
+
+
+def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its_own():
+    ours, theirs = FORK.Pipe()
+    jobs = [FORK.Process(target=_hold, args=(theirs, 60)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    held = [names(ours.recv())[0] for _ in jobs]
+    assert sorted(held) == ["0", "1", "2", "3"]
+    fifth = FORK.Process(target=_hold, args=(theirs, 0))
+    fifth.start()
+    assert not ours.poll(0.1)
+    os.kill(jobs[2].pid or 0, signal.SIGKILL)
+    assert names(ours.recv())[0] in held
+    for job in (*jobs, fifth):
+        job.kill()
+        job.join()
+
+
+@pytest.mark.parametrize(("visible", "found"), [("2,5", ["2", "5"]), ("", []), ("1,-1,2", ["1"])])
+def test_gpus_are_those_that_the_user_left_visible(monkeypatch, visible, found):
+    monkeypatch.setenv(placing.VISIBLE, visible)
+    assert placing.gpus() == found
+
+
+def test_gpus_are_counted_by_the_driver(monkeypatch, tmp_path):
+    monkeypatch.delenv(placing.VISIBLE)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert placing.gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: A (UUID: GPU-2)'\n")
+    tool.chmod(0o755)
+    assert placing.gpus() == ["0", "1"]
+    assert placing.jobs_at_once({**JOBLIB, "n_jobs": -1}) == ["hydra.launcher.n_jobs=2"]
+    assert placing.jobs_at_once({**JOBLIB, "n_jobs": 3}) == []
+
+
+def test_who_needs_no_place_gets_none():
+    with place(accelerator="cpu") as environment:
+        assert environment == {}
+    hardware = OmegaConf.create({"devices": 1, "accelerator": "auto"})
+    for launcher in ("BasicLauncher", "SlurmLauncher"):
+        with placing.placed(hardware, {"_target_": f"x.{launcher}"}, never) as environment:
+            assert environment == {}

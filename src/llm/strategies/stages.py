@@ -207,7 +207,7 @@ class Work:
         # Autocast is for the forward pass, and the schedule runs both.
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             schedule = self._schedule_for(batch["tokens"])
-            schedule.step(**batch, target=batch["tokens"], losses=losses)
+            schedule.step(**batch, target=batch["tokens"], losses=losses, return_outputs=False)
         gradients = [parameter.grad for parameter in parameters]
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient

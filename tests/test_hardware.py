@@ -1,9 +1,20 @@
 """Hardware: resolved once, and refused when it is not there."""
 
+from dataclasses import replace
+
 import pytest
+import ranks
 import torch
 
-from llm.hardware import Hardware, describe, faster_precision, matmul_rate, peak_flops
+from llm.hardware import (
+    Hardware,
+    describe,
+    faster_precision,
+    matmul_rate,
+    peak_flops,
+    share_of_cores,
+)
+from llm.strategies.ddp import DDP
 
 
 def test_auto_becomes_words_that_a_trainer_takes():
@@ -38,7 +49,8 @@ def test_fp16_on_a_cpu_is_refused():
     ("setting", "message"),
     [
         ({"devices": 0}, "devices=0"),
-        ({"devices": 2}, "devices=2.*give 1"),
+        ({"devices": 2}, "devices=2.*need a strategy; choose one with hardware=ddp"),
+        ({"num_nodes": 0}, "num_nodes=0"),
         ({"workers": -1}, "workers=-1"),
         ({"threads": 0}, "threads=0"),
     ],
@@ -46,6 +58,37 @@ def test_fp16_on_a_cpu_is_refused():
 def test_numbers_out_of_range_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
         Hardware(**setting)
+
+
+def test_several_devices_are_counted_and_described():
+    hardware = Hardware(accelerator="cpu", devices=2, num_nodes=3, strategy=DDP(), precision=32)
+    assert hardware.place().world == 6
+    assert describe(hardware.resolve()) == "3 machines × 2 × cpu, DDP, precision 32"
+
+
+def test_one_device_needs_no_strategy():
+    assert Hardware(accelerator="cpu", devices="auto", strategy=DDP()).place().strategy is None
+
+
+def test_what_was_started_counts(monkeypatch):
+    for name, value in ranks.environment_of(rank=1, world=4, port=1).items():
+        monkeypatch.setenv(name, value)
+    asked = Hardware(accelerator="cpu", devices="auto", strategy=DDP())
+    assert asked.place().devices == 4
+    with pytest.raises(
+        ValueError, match=r"devices=2.* 4 processes were started on each of 1 machines"
+    ):
+        replace(asked, devices=2).place()
+    with pytest.raises(ValueError, match="choose one with hardware=ddp"):
+        Hardware(accelerator="cpu", devices="auto").place()
+
+
+def test_ranks_share_the_cores(monkeypatch):
+    for name, value in ranks.environment_of(rank=0, world=2, port=1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(9)), raising=False)
+    assert share_of_cores() == 4
 
 
 def test_the_rate_mfu_is_held_against_grows_with_devices():

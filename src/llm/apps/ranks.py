@@ -43,15 +43,17 @@ def adopt_slurm() -> None:
         return
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    slurm = SLURMEnvironment(auto_requeue=False)
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    address = SLURMEnvironment.resolve_root_node_address(nodes)
+    port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # which all can work out
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
         LOCAL_RANK=os.environ["SLURM_LOCALID"],
         WORLD_SIZE=str(tasks),
         LOCAL_WORLD_SIZE=str(tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))),
         GROUP_RANK=os.environ.get("SLURM_NODEID", "0"),
-        MASTER_ADDR=slurm.main_address,
-        MASTER_PORT=str(slurm.main_port),
+        MASTER_ADDR=os.environ.get("MASTER_ADDR", address),
+        MASTER_PORT=os.environ.get("MASTER_PORT", str(port)),
         TORCHELASTIC_RUN_ID=os.environ["SLURM_JOB_ID"],
     )
 
@@ -264,7 +266,7 @@ class Watch:
         while self._some_run() and time.monotonic() < deadline:
             time.sleep(POLL)
         self._kill()
-        if self.signals >= 3:
+        if self.signals >= 2:
             return INTERRUPTED
         failure = explain(self.ranks, first)
         print(failure.text, file=sys.stderr, flush=True)

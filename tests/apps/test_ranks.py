@@ -1,0 +1,190 @@
+"""Ranks are started and end together, and one of them, that which failed first, is blamed."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from forked import llm
+from omegaconf import OmegaConf
+
+from llm.apps.ranks import Rank, Watch, adopt_slurm, explain, place, this_node
+from llm.config.errors import ConfigError
+from llm.runs import Run
+
+
+class Ended(Rank):
+    """A rank that is no more."""
+
+    def __init__(self, number: int, status: int, report: dict | None, log: Path) -> None:
+        self.number, self.log = number, log
+        self._status, self._report = status, report or {}
+
+    @property
+    def status(self) -> int:
+        return self._status
+
+    def report(self) -> dict:
+        return self._report
+
+
+@pytest.fixture
+def ended(tmp_path: Path):
+    """ended((status, report), …): ranks that ended so."""
+    log = tmp_path / "log"
+    log.write_text("last words\n")
+    return lambda *how: [Ended(number, *each, log) for number, each in enumerate(how)]
+
+
+def failed(at: float, message: str, is_mistake: bool = False) -> dict:
+    trace = [] if is_mistake else ["Traceback"]
+    return {
+        "time": at,
+        "message": message,
+        "traceback": trace,
+        "is_mistake": is_mistake,
+        "status": 1,
+    }
+
+
+def test_the_first_failure_is_told_and_not_those_that_followed(ended):
+    lost, bug = failed(2.0, "RuntimeError: connection lost"), failed(1.0, "KeyError: 'x'")
+    failure = explain(ended((1, lost), (1, bug)), [0, 1])
+    assert failure.message == "rank 1 failed: KeyError: 'x'"
+    assert "connection lost" not in failure.text
+    assert failure.text.startswith("Traceback")
+
+
+def test_a_killed_rank_is_blamed_though_its_peers_speak(ended):
+    failure = explain(ended((1, failed(1.0, "RuntimeError: connection lost")), (-9, None)), [0, 1])
+    assert failure.message.startswith("rank 1 was killed by SIGKILL")
+    assert failure.status == 128 + signal.SIGKILL
+    assert "last words" in failure.text
+
+
+def test_a_mistake_of_the_users_is_told_alone(ended):
+    failure = explain(ended((1, failed(1.0, "data.path: no such file", is_mistake=True))), [0])
+    assert failure.text == "data.path: no such file"
+
+
+def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
+    failure = explain(ended((-9, None), (1, failed(1.0, "KeyError: 'x'"))), [1])
+    assert failure.message == "rank 1 failed: KeyError: 'x'"
+
+
+def test_machines_are_told_who_they_are(monkeypatch):
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    with pytest.raises(ConfigError, match=r"num_nodes=2: set NODE_RANK.*torchrun or srun"):
+        this_node(2)
+    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert this_node(2) == (1, "first", 29500)
+
+
+def test_srun_is_understood(monkeypatch):
+    slurm = {
+        "STEP_NUM_TASKS": "8",
+        "STEP_NUM_NODES": "2",
+        "PROCID": "5",
+        "LOCALID": "1",
+        "NODEID": "1",
+        "JOB_ID": "12345",
+        "STEP_NODELIST": "node[3-4]",
+    }
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    adopt_slurm()
+    found = {
+        name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    }
+    assert list(found.values()) == ["5", "1", "8", "4"]
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node3", "17345")
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    strategy = {"_target_": "llm.strategies.ddp.DDP"}
+    hardware = {
+        "_target_": "llm.hardware.Hardware",
+        "accelerator": "cpu",
+        "devices": 4,
+        "strategy": strategy,
+    }
+    config = OmegaConf.create({"hardware": hardware, "data": {"batch_size": 6}})
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 6 rows .* multiple of 4, such as 8"):
+        place(config)
+
+
+def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch):
+    """The launcher's part, with two small programs for ranks."""
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(130))\nprint('on')\ntime.sleep(60)"
+    environment = {**os.environ, "LLM_RANK_REPORTS": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    ranks = [Rank(number, ["python3", "-c", code], environment) for number in (1, 2)]
+    while not all("on" in rank.log.read_text() for rank in ranks):
+        time.sleep(0.01)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert Watch(ranks, tmp_path).until_all_ended() == 130
+    assert [rank.status for rank in ranks] == [130, 130]
+
+
+@pytest.mark.slow
+def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
+    draw = random.Random(0)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(draw.choices("abcdef", k=9)) for _ in range(300)), "utf-8")
+    words = [
+        *(
+            "train",
+            "size=nano",
+            "size.dim=32",
+            "size.context_length=16",
+            "tokenizer=byte",
+            "name=run",
+        ),
+        *("data=text", f"data.path={text}", "data.batch_size=4", "optimizer=adamw"),
+        *("trainer.max_steps=400", "trainer.val_every=20", "callbacks.samples=null"),
+        *(
+            "hardware=ddp",
+            "hardware.accelerator=cpu",
+            "hardware.devices=2",
+            "hardware.precision=32",
+        ),
+        f"output_dir={tmp_path}",
+    ]
+    environment = {
+        **os.environ,
+        "LLM_CACHE": str(tmp_path / "cache"),
+        "RANK": "7",
+        "LOCAL_RANK": "3",
+    }
+    run, out, err = Run(tmp_path / "pretraining" / "run"), tmp_path / "out", tmp_path / "err"
+    ended: list[int] = []
+    launcher = threading.Thread(target=lambda: ended.append(llm(words, out, err, environment)))
+    launcher.start()
+    while not run.last.is_file():
+        assert launcher.is_alive(), err.read_text()
+        time.sleep(0.02)
+    first = psutil.Process(json.loads((run.path / "run.json").read_text())["process"])
+    (other,) = [process for process in first.parent().children() if process != first]
+    other.kill()
+    launcher.join(60)
+    assert not first.is_running()
+    assert ended == [128 + signal.SIGKILL]
+    (line,) = err.read_text().splitlines()
+    record = Run(run.path).record
+    assert record["status"] == "failed"
+    assert line == record["error"]
+    assert line.startswith("rank 1 was killed by SIGKILL")
+
+    assert llm(words, out, err, environment) == 0, err.read_text()
+    assert Run(run.path).record["status"] == "done"
+    assert "(goes on)" in out.read_text()

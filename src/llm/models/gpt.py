@@ -155,7 +155,8 @@ class GPT(nn.Module):
         context = context or self.context_length
         head = sum(parameter.numel() for parameter in self.head.parameters())
         multiplying = self.num_parameters(embeddings=False) + head
-        width = sum(layer.num_heads * layer.head_dim for layer in self._attentions())
+        # Of the whole model, whatever part of it this device has: a parameter knows its whole shape.
+        width = sum(layer.output.weight.shape[1] for layer in self._attentions())
         return 6 * multiplying + 12 * width * context
 
     def _attentions(self) -> list[Attention]:

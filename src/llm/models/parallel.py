@@ -64,11 +64,7 @@ def divide(model: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
     Raises:
         ValueError: the model has a parameter that the plan knows nothing of.
     """
-    for name, _ in model.named_parameters():
-        if not any(name.startswith(f"{part}.") for part in plan):
-            raise ValueError(
-                f"{name}: tensor parallelism does not know how to divide this part: use hardware=fsdp"
-            )
+    require_whole(model, plan)
     tied = _tied(model)
     for name, style in plan.items():
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=None)
@@ -81,6 +77,19 @@ def divide(model: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
     for parameter in cast(Iterator[DTensor], model.parameters()):
         if parameter.requires_grad:
             parameter.register_hook(partial(DTensor.redistribute, placements=parameter.placements))
+
+
+def require_whole(model: nn.Module, plan: Plan) -> None:
+    """Refuse a model that has more than a plan knows of.
+
+    Raises:
+        ValueError: it does; the first such parameter is named.
+    """
+    for name, _ in model.named_parameters():
+        if not any(name.startswith(f"{part}.") for part in plan):
+            raise ValueError(
+                f"{name}: tensor parallelism does not know how to divide this part: use hardware=fsdp"
+            )
 
 
 def row_orders(model: nn.Module) -> dict[str, Int[Tensor, "rows"]]:

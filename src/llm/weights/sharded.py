@@ -14,7 +14,7 @@ old index with all its files. (torch's own format for parts keeps its index as a
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -246,7 +246,7 @@ def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, l
     return rest(checkpoint, ()), tensors
 
 
-def _put(tree: Any, key: Key, value: Any) -> None:
+def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
     *way, last = key
     for step in way:
         tree = tree[step]

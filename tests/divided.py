@@ -1,0 +1,60 @@
+"""Small training runs for strategies that divide a model: what several ranks learn against what one does."""
+
+import csv
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from llm.apps import training
+
+WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
+SMALL = [
+    *("size=nano", "size.num_heads=4", "size.dim=32", "size.context_length=16", "tokenizer=byte"),
+    *("data=text", "data.batch_size=4", "hardware.precision=32", "hardware.accelerator=cpu"),
+    *("model=gpt2", "model.dropout=0", "optimizer=adamw", "schedule=constant"),
+    *("schedule.warmup_steps=0", "callbacks.samples=null"),
+    *("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1"),
+]
+NAMES = ("step", "train/loss", "train/gradient_norm", "val/loss", "tokens")
+# Products in bfloat16 would round what differs in the seventh digit to what differs in the fourth.
+MUON = ("optimizer=muon", "optimizer.precision=float32")
+
+Curve = list[dict[str, float]]
+
+
+def write_text(folder: Path) -> str:
+    """The override that names a small text file."""
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(60)]
+    path = folder / "text.txt"
+    path.write_text("\n".join(lines), "utf-8")
+    return f"data.path={path}"
+
+
+def train(directory: Path, words: Sequence[str]) -> Curve:
+    """The logged losses and norms of a small run."""
+    small = dict(word.split("=") for word in SMALL)
+    if "weights=run" in words:  # which say what the model is
+        small = {key: v for key, v in small.items() if not key.startswith(("size", "model", "token"))}
+    small = [f"{key}={v}" for key, v in small.items() if not any(w.startswith(f"{key}=") for w in words)]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", [*small, *words])
+    run = training.train(config, directory, words)
+    with run.metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: float(row[name] or "nan") for name in NAMES} for row in rows]
+
+
+def train_all(folder: Path, runs: dict[str, Sequence[str]]) -> dict[str, Curve]:
+    """Several runs, one after another, in directories of their names."""
+    return {name: train(folder / name, words) for name, words in runs.items()}
+
+
+def assert_alike(found: Curve, expected: Curve) -> None:
+    """The same figures at the same steps, to 1e-5."""
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-5, nan_ok=True)

@@ -1,0 +1,154 @@
+"""Checkpoints in parts: read back whole or by the slice, under any number of ranks, and never half."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from divided import train, write_text
+from ranks import on_ranks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from llm import distributed
+from llm.parts import own, place
+from llm.weights import sharded
+from llm.weights.checkpoint import (
+    digest_of,
+    load_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+    stored_weights,
+)
+from llm.weights.digests import DamagedCheckpointError
+from llm.weights.run import RunWeights
+
+MATRIX, BIAS = torch.arange(35.0).view(7, 5), torch.arange(3.0).bfloat16()
+
+
+def save(path: Path, step: int, fails: bool = False) -> None:
+    """A checkpoint of matrices divided in several ways, one of them in two places."""
+    distributed.join("cpu")
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    rows = distribute_tensor(MATRIX + step, line, [Shard(0)])
+    state = {"embedding": rows, "head": rows}
+    state["bias"] = distribute_tensor(BIAS, line, [Shard(0)])  # the last rank has nothing of it
+    state["square"] = distribute_tensor(MATRIX - step, square, [Replicate(), Shard(1)])
+    plain = {"step": step, "states": [torch.arange(3), {"name": "x"}]}
+    if fails and distributed.is_first():
+        sharded.replace = _fail
+    sharded.save({"state_dict": state, "optimizer": [{0: {"average": rows}}], **plain}, path)
+
+
+def _fail(*_) -> None:
+    raise OSError("disk full")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "last.ckpt"
+    on_ranks(4, save, path, 1)
+    return path
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """This rank's part of the matrix, out of a checkpoint of another number of ranks."""
+    distributed.join("cpu")
+    like = distribute_tensor(MATRIX, init_device_mesh("cpu", (3,)), [Shard(0)])
+    found = open_checkpoint(path)["state_dict"]["embedding"][place(like)]
+    assert torch.equal(found, own(like) + 1)
+    return found.tolist()
+
+
+def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
+    found = load_checkpoint(saved)
+    state = found["state_dict"]
+    assert torch.equal(state["embedding"], MATRIX + 1)
+    assert state["head"] is state["embedding"]
+    assert torch.equal(state["square"], MATRIX - 1)
+    assert torch.equal(state["bias"], BIAS)
+    assert torch.equal(found["optimizer"][0][0]["average"], MATRIX + 1)
+    assert found["step"] == 1
+    assert torch.equal(found["states"][0], torch.arange(3))
+    assert {name: s.shape for name, s in stored_weights(saved).items()}["bias"] == (3,)
+    assert sum(on_ranks(3, read, saved), []) == (MATRIX + 1).tolist()
+
+
+def test_a_slice_reads_the_files_that_hold_it_and_no_others(saved):
+    for file in saved.glob("*.safetensors"):
+        if "00000-of" not in file.name:
+            file.unlink()
+    matrix = open_checkpoint(saved)["state_dict"]["embedding"]
+    assert torch.equal(matrix[0:2, 1:3], MATRIX[0:2, 1:3] + 1)
+    with pytest.raises(DamagedCheckpointError):
+        matrix[0:3, 0:5]
+
+
+def test_the_next_save_takes_its_place_and_leaves_nothing_behind(saved):
+    before = digest_of(saved)
+    on_ranks(2, _again, saved)
+    assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
+    assert digest_of(saved) != before
+    index = json.loads((saved / "index.json").read_text())
+    assert {f.name for f in saved.iterdir()} == {*index["files"], "index.json", "sha256.json"}
+
+
+def _again(path: Path) -> None:
+    distributed.join("cpu")
+    mesh = init_device_mesh("cpu", (2,))
+    x = distribute_tensor(torch.full((4,), 2.0), mesh, [Shard(0)])
+    sharded.save({"state_dict": {"x": x}}, path)
+
+
+def test_a_save_that_fails_leaves_the_old_one_whole(saved):
+    with pytest.raises(AssertionError, match="disk full"):
+        on_ranks(4, save, saved, 2, True)
+    assert load_checkpoint(saved)["step"] == 1
+    assert torch.equal(load_checkpoint(saved)["state_dict"]["head"], MATRIX + 1)
+
+
+@pytest.mark.parametrize("name", ["index.json", "1.pt", "1-00002-of-00004.safetensors"])
+def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
+    data = bytearray((saved / name).read_bytes())
+    data[-2] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(DamagedCheckpointError, match=f"{name} is damaged"):
+        load_checkpoint(saved)
+
+
+def test_file_and_folder_take_each_others_place(saved):
+    save_checkpoint({"step": 9}, saved)
+    assert load_checkpoint(saved) == {"step": 9}
+    on_ranks(2, _again, saved)
+    assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
+    assert {f.name for f in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save(Harmful(), saved / "1.pt")
+    index = json.loads((saved / "index.json").read_text())
+    index["files"]["1.pt"] = digest_of(saved / "1.pt")
+    (saved / "index.json").write_text(json.dumps(index))
+    (saved / "sha256.json").unlink()
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_with_such_checkpoints_is_a_run_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    text = write_text(tmp_path)
+    train(tmp_path / "one", (text,))
+    words = (text, "hardware=fsdp", "hardware.strategy.sharded_checkpoint=true")
+    on_ranks(2, train, tmp_path / "two", words)
+    assert (tmp_path / "two" / "checkpoints" / "best.ckpt" / "index.json").is_file()
+    expected = RunWeights(str(tmp_path / "one")).model().state_dict()
+    found = RunWeights(str(tmp_path / "two"))
+    for name, tensor in found.model().state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+    assert len(found.fingerprint) == 16

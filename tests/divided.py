@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from llm import distributed
 from llm.apps import training
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
@@ -38,11 +39,16 @@ def train(directory: Path, words: Sequence[str]) -> Curve:
     """The logged losses and norms of a small run."""
     small = dict(word.split("=") for word in SMALL)
     if "weights=run" in words:  # which say what the model is
-        small = {key: v for key, v in small.items() if not key.startswith(("size", "model", "token"))}
-    small = [f"{key}={v}" for key, v in small.items() if not any(w.startswith(f"{key}=") for w in words)]
+        small = {
+            key: v for key, v in small.items() if not key.startswith(("size", "model", "token"))
+        }
+    small = [
+        f"{key}={v}" for key, v in small.items() if not any(w.startswith(f"{key}=") for w in words)
+    ]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [*small, *words])
     run = training.train(config, directory, words)
+    distributed.barrier()  # the first rank has written its last line
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(row[name] or "nan") for name in NAMES} for row in rows]

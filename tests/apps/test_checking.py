@@ -1,8 +1,10 @@
 """check=true: a row for each point, without training, and what keeps one from being counted."""
 
 import pytest
+from omegaconf import OmegaConf
 
-from llm.apps import checking, train  # noqa: F401 - registers what its configuration resolves
+from llm.apps import checking
+from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
 from llm.config.composition import check_points, open_loader
 from llm.config.errors import ConfigError
 from llm.planning.matching import match
@@ -38,9 +40,9 @@ def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
     ]
     parameters, per_token, tokens, flops, memory, time = map(str.strip, table[0][1:])
     assert (parameters, tokens) == ("121 k", "51.2 k")
-    assert (per_token, flops) == ("7.98e05", "4.09e10")
+    assert (per_token, flops) == ("7.98e05", "4.08e10")
     assert memory.endswith("MiB")
-    assert time == "0.10 s"  # 4.09e10 FLOPs at 40 % of 1e12 a second
+    assert time == "0.10 s"  # 4.08e10 FLOPs at 40 % of 1e12 a second
     assert table[0][1:] == table[1][1:] != table[2][1:]
     assert list(tmp_path.iterdir()) == []  # nothing was trained, nothing written
 
@@ -50,7 +52,8 @@ def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
     words = ["size=nano", "tokenizer=byte", "trainer.max_steps=null", "trainer.max_epochs=1"]
     checking.show(check_points(loader, "train", words, multirun=False))
     output = capsys.readouterr().out
-    assert rows(output)[0][2:4] and "needs data" in output
+    assert "needs data" in output
+    assert rows(output)[0][-1].strip() == "–"  # nor how long it takes
 
 
 def test_several_devices_share_the_memory(loader, capsys):
@@ -82,14 +85,13 @@ def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
     assert rows(output)[0][1:] == ["  0 %"] * 4 or "0 %" in output
 
 
-def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, train, capsys):
-    base = train("base", "trainer.max_steps=1", "model=llama", "data=python_docs")
-    words = ["experiment=spam", "weights=run", f"weights.path='{base.path}'", "adapter=lora"]
+def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path):
+    [base] = check_points(loader, "train", ["model=llama", "size=nano"], multirun=False)
+    base.config.model.vocab_size = 300
+    OmegaConf.save(OmegaConf.to_container(base.config, resolve=True), tmp_path / "config.yaml")
+    words = ["experiment=spam", "weights=run", f"weights.path='{tmp_path}'", "adapter=lora"]
     [point] = check_points(loader, "train", words, multirun=False)
     found = checking.estimate(checking.adopted(point.config, words))
-    assert (
-        found.cost.trained
-        < found.cost.parameters
-        == pytest.approx(base.record["parameters"], rel=0.2)
-    )
-    assert found.memory.optimizer < found.memory.weights / 5  # LoRA's few have states
+    assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
+    assert found.cost.trained < found.cost.parameters / 2
+    assert found.memory.optimizer < found.memory.weights  # LoRA's few have states

@@ -1,12 +1,18 @@
 """llm plan: on a machine without GPUs, for a machine with eight."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
+from hydra.core.object_type import ObjectType
 
 from llm.apps import plan as _  # registers what its configuration resolves  # noqa: F401
 from llm.apps.planning import plan
 from llm.config.composition import compose, open_loader
 from llm.config.errors import ConfigError
 
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 NODE = ["hardware=fsdp", "hardware.devices=8", "gpu=h100", "data.batch_size=16"]
 SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
 
@@ -23,28 +29,40 @@ def lines(text: str) -> dict[str, list[str]]:
     return {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
 
 
-def test_eight_gpus_are_planned_for_without_any(planned, capsys):
-    plan(planned(*SMALL, *NODE, "trainer.max_tokens=1e9"))
+def test_the_readme_shows_what_is_printed(planned, capsys):
+    """Eight GPUs are planned for without any."""
+    words = shlex.split(re.findall(r"^llm plan (.*)$", README, re.MULTILINE)[0])
+    plan(planned(*words))
     printed = capsys.readouterr().out
-    told = lines(printed)
-    assert "8 × H100" in printed
-    assert "precision bf16" in printed
-    sums = {name: float(told[name][-2]) for name in ("ddp", "fsdp", "tensor_parallel")}
-    alone = float(told["one"][-2])
-    assert alone > sums["tensor_parallel"] > 0
-    assert alone > sums["ddp"] > sums["fsdp"] > 0
-    assert all(told[name][-1] == "✓" for name in sums)
-    for name, row in told.items():  # five kinds make a sum
-        if name in sums:
-            assert sum(map(float, row[:5])) == pytest.approx(float(row[5]), abs=0.06)
+    ours = [line.rstrip() for line in printed.splitlines() if not line.startswith("·")]
+    shown = README.partition("llm plan ")[2].partition("```\n\n```\n")[2].partition("```")[0]
+    assert [line for line in ours if line] == [line for line in shown.splitlines() if line]
+
+
+def test_strategies_take_less_the_more_they_divide(planned, capsys):
+    plan(planned(*SMALL, *NODE, "trainer.max_tokens=1e9"))
+    told = lines(capsys.readouterr().out)
+    for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
+        *kinds, total, mark = told[name]
+        assert sum(map(float, kinds)) == pytest.approx(float(total), abs=0.06)
+        assert mark == "✓"
+    sums = [float(told[name][-2]) for name in ("one", "ddp", "fsdp")]
+    assert sums == sorted(sums, reverse=True)
+    assert len(set(sums)) == 3
+
+
+def test_every_strategy_is_a_row(planned):
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    options = {
+        option
+        for option in loader.get_group_options("hardware", ObjectType.CONFIG)
+        if planned(f"hardware={option}").hardware.strategy is not None
+    }
+    assert options == planned().strategies.keys()
 
 
 def test_what_is_too_much_is_marked(planned, capsys):
-    plan(
-        planned(
-            "size=1558m", "tokenizer=gpt2", "gpu=t4", "trainer.max_tokens=1e9", "size.num_layers=2"
-        )
-    )
+    plan(planned(*SMALL, "gpu=t4", "data.batch_size=262144", "trainer.max_tokens=1e9"))
     printed = capsys.readouterr().out
     assert "✗" in printed
     assert "precision fp16" in printed
@@ -55,7 +73,11 @@ def test_what_is_too_much_is_marked(planned, capsys):
 def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
     times = []
     for mfu in ("0.5", "0.25"):
-        plan(planned(*SMALL, "gpu=a100", "trainer.max_tokens=1e12", f"mfu={mfu}"))
+        plan(
+            planned(
+                *SMALL, "gpu=a100", "data.batch_size=16", "trainer.max_tokens=1e12", f"mfu={mfu}"
+            )
+        )
         times.append(lines(capsys.readouterr().out)["time"])
     assert float(times[1][0]) == pytest.approx(2 * float(times[0][0]), rel=0.02)
     assert "assumption:" in times[0]

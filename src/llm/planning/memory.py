@@ -1,4 +1,4 @@
-"""How much memory training takes: two steps are run on tensors that have a shape and no contents.
+"""How much memory training takes: a step is run on tensors that have a shape and no contents.
 
 Nothing is computed, so a model of any size is weighed in seconds on any machine, and nothing is
 assumed of its parts: what autograd keeps, what the optimizer holds, and what lives for a moment only
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,7 +68,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is held at each moment of two training steps.
+    """What is held at each moment of a training step.
 
     Attributes:
         live: bytes of each kind, (moments, kinds).
@@ -171,7 +172,7 @@ def measure(
     accumulate: int = 1,
     accelerator: str = "cpu",
 ) -> Timeline:
-    """Run two training steps, the second of which finds the optimizer's states and old gradients.
+    """Run a training step that finds the optimizer's states, and the gradients of the one before.
 
     Lightning's order: the forward pass, then the old gradients go, the backward pass, the optimizer.
 
@@ -190,23 +191,31 @@ def measure(
         task = make_task()
         _tell_logits(task, ledger)
         optimizer = task.configure_optimizers()
-        for _ in range(2):
-            for micro_batch in range(min(accumulate, 2)):  # the third is as the second
-                ledger.switch("activations")
-                with torch.autocast(
-                    "cpu", torch.bfloat16, dtype != torch.float32, cache_enabled=False
-                ):
-                    loss = task.step(make_batch())
-                if micro_batch == 0:
-                    optimizer.zero_grad()
-                loss.backward()
-                ledger.name("gradients", (parameter.grad for parameter in task.parameters()))
-                del loss
+        _step_before(task, optimizer, ledger)
+        for micro_batch in range(min(accumulate, 2)):  # the third is as the second
             ledger.switch("activations")
-            optimizer.step()
-            states = (leaf for state in optimizer.state.values() for leaf in state.values())
-            ledger.name("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
+            with torch.autocast("cpu", torch.bfloat16, dtype != torch.float32, cache_enabled=False):
+                loss = task.step(make_batch())
+            if micro_batch == 0:
+                optimizer.zero_grad()
+            loss.backward()
+            ledger.name("gradients", (parameter.grad for parameter in task.parameters()))
+            del loss
+        ledger.switch("activations")
+        optimizer.step()
         return ledger.timeline()
+
+
+def _step_before(task: Task, optimizer: Optimizer, ledger: Ledger) -> None:
+    """Leave what the end of an earlier step left: gradients, and the optimizer's states."""
+    ledger.switch("gradients")
+    for parameter in task.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    ledger.switch("activations")
+    optimizer.step()
+    states = (leaf for state in optimizer.state.values() for leaf in state.values())
+    ledger.name("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
 
 
 def _tell_logits(task: Task, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ Checkpoints are those of one device: parameters under their names, an optimizer'
 that the parameter has in the whole model. The first device gathers them one by one and writes them.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -26,6 +27,9 @@ from llm.models.stages import Stage
 from llm.strategies.mesh import MeshStrategy
 from llm.tasks.pretraining import Pretraining
 from llm.tasks.task import Batch, Groups, Task
+
+# Stages before the last one have nothing to measure, and the last one's figures are gathered.
+warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
 
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 

@@ -1,0 +1,101 @@
+"""Pipeline parallelism: the training of one device, in stages."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from divided import MUON, assert_alike, train, train_all, write_text
+from ranks import on_ranks
+
+from llm.hardware import Hardware, Shares
+from llm.strategies.pipeline import Pipeline
+
+PIPELINE = ("hardware=pipeline", "hardware.accelerator=cpu", "hardware.precision=32")
+TIED = ("model=gpt2", "size.num_layers=4")
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    return write_text(tmp_path)
+
+
+def test_two_and_four_stages_learn_as_one_device(text, tmp_path):
+    runs = {
+        "tied": (text, *TIED, "trainer.accumulate=2"),
+        "untied": (text, "model=llama", "size.num_layers=5"),
+        "muon": (text, "model=gpt", "size.num_layers=4", *MUON),
+    }
+    alone = train_all(tmp_path / "1", runs)
+    strategies = {
+        "tied": PIPELINE,
+        "untied": (
+            *PIPELINE,
+            "hardware.strategy.schedule=gpipe",
+            "hardware.strategy.microbatches=2",
+        ),
+        "muon": (*PIPELINE, "hardware.activation_checkpointing=true"),
+    }
+    for world in (2, 4):
+        stages = {name: (*words, *strategies[name]) for name, words in runs.items()}
+        for name, curve in on_ranks(world, train_all, tmp_path / str(world), stages)[0].items():
+            assert_alike(curve, alone[name])
+
+
+def test_a_checkpoint_moves_to_any_number_of_stages(text, tmp_path):
+    whole, half = (text, *TIED), (text, *TIED, "trainer.max_steps=2")
+    alone = train(tmp_path / "alone", whole)
+    train(tmp_path / "from one", half)
+    on_ranks(2, train, tmp_path / "to one", (*half, *PIPELINE))
+    shutil.copytree(tmp_path / "to one", tmp_path / "to four")
+
+    assert_alike(train(tmp_path / "to one", whole), alone)
+    assert_alike(on_ranks(4, train, tmp_path / "to four", (*whole, *PIPELINE))[0], alone)
+    assert_alike(on_ranks(2, train, tmp_path / "from one", (*whole, *PIPELINE))[0], alone)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("alone", "from one")
+    )
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert one["optimizer_states"][0].keys() == two["optimizer_states"][0].keys()
+    head, table = (two["state_dict"][f"model.{name}.weight"] for name in ("head", "embedding"))
+    assert head.data_ptr() == table.data_ptr()
+
+
+def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
+    """What batches ask for varies in length and number; the base is frozen; and all ranks write together."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    rows = [{"instruction": f"{n}?", "output": "ja " * (1 + n % 7)} for n in range(40)]
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    train(tmp_path / "base", (text, *TIED, "size.context_length=64"))
+    words = (
+        *("task=instruction", "data=instruction", f"data.path={tmp_path / 'questions.json'}"),
+        *("data/template=chatml", "data.test_fraction=0", "weights=run", "adapter=lora"),
+        *(f"weights.path={tmp_path / 'base'}", "trainer.accumulate=2", "data.batch_size=4"),
+        "callbacks.samples={_target_:llm.callbacks.samples.Samples,prompts:[a,ba],max_tokens:5}",
+    )
+    alone = train(tmp_path / "alone", words)
+    assert_alike(on_ranks(2, train, tmp_path / "two", (*words, *PIPELINE))[0], alone)
+    texts = [(tmp_path / name / "samples.txt").read_text() for name in ("alone", "two")]
+    assert texts[0] == texts[1] != ""
+
+
+def test_what_a_pipeline_cannot_do_is_said_in_a_line(text, tmp_path):
+    pass
+
+
+def test_shares_follow_the_micro_batches_under_way():
+    assert Pipeline(microbatches=16).shares(4) == Shares(4, 4, 4, activations=16, logits=16)
+    assert Pipeline("gpipe", 16).shares(4) == Shares(4, 4, 4, activations=4, logits=1)
+    assert Pipeline().pieces(4) == 4
+    assert Pipeline().data_parallel(4) == 1
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="microbatches=0: give 1 or more"):
+        Pipeline(microbatches=0)
+    with pytest.raises(ValueError, match="microbatches=2: .* keeps 4 devices at work"):
+        Pipeline(microbatches=2).check(Hardware("cpu", devices=4, strategy=Pipeline()))
+    with pytest.raises(ValueError, match=r"precision=fp16: .* use hardware\.precision=bf16"):
+        Pipeline().check(Hardware("cuda", devices=2, strategy=Pipeline(), precision="fp16"))

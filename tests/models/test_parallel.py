@@ -58,9 +58,7 @@ def compare(cases: dict[str, tuple[str, ...]]) -> dict[str, float]:
             loss.backward()
         orders = parallel.row_orders(other)
         expected = {n: p.grad for n, p in one.named_parameters()}
-        own = {
-            n: in_own_order(whole(p.grad), orders.get(n)) for n, p in other.named_parameters()
-        }
+        own = {n: in_own_order(whole(p.grad), orders.get(n)) for n, p in other.named_parameters()}
         assert own.keys() == expected.keys()  # a tied parameter is still one
         found[name] = max(float((own[n] - expected[n]).abs().max()) for n in own)
     return found

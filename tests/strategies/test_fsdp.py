@@ -53,5 +53,3 @@ def test_two_gpus_learn_as_one_cpu(text, tmp_path, strategy):
     words = (text, f"hardware={strategy}", "hardware.devices=2", "hardware.accelerator=gpu")
     for row, other in zip(on_ranks(2, train, tmp_path / "two", words)[0], alone, strict=True):
         assert row == pytest.approx(other, rel=1e-3, nan_ok=True)
-
-

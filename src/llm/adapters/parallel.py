@@ -1,6 +1,6 @@
 """How an adapted GPT is divided among devices: the plan of the GPT, and LoRA's updates beside its layers."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -114,7 +114,8 @@ def _distributed(
     def give(module: nn.Module, result: DTensor, mesh: DeviceMesh) -> Tensor:
         return result.redistribute(placements=[outputs]).to_local()
 
-    return distribute_module(update, mesh, input_fn=take, output_fn=give)
+    # Its annotations forget that what the functions return is taken.
+    return distribute_module(update, mesh, input_fn=cast(Any, take), output_fn=cast(Any, give))
 
 
 def _require_no_dropout(update: LowRank) -> None:

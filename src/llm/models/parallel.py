@@ -47,7 +47,8 @@ def plan_of(model: nn.Module, size: int) -> Plan:
         )
     plan: Plan = {}
     for name, module in model.named_modules():
-        for part, style in _styles(module, size):
+        parts = STYLES[type(module)](module, size) if type(module) in STYLES else {}
+        for part, style in parts.items():
             # Attention comes before the norms inside it and knows more of them than they do.
             plan.setdefault(_linear(model, f"{name}.{part}".strip(".")), style)
     return plan
@@ -101,39 +102,50 @@ def row_orders(model: nn.Module) -> dict[str, Int[Tensor, "rows"]]:
     }
 
 
-def _styles(module: nn.Module, size: int) -> Iterator[tuple[str, ParallelStyle]]:
-    match module:
-        case GPT():
-            yield "embedding", RowwiseParallel(input_layouts=Replicate())
-            if not isinstance(module.head, nn.Identity):  # a classifier takes it off
-                yield "head", ColwiseParallel(output_layouts=Replicate())
-        case Attention():
-            yield from _attention(module, size)
-        case FeedForward() | GatedFeedForward():
-            _require_divisor("hidden_dim", module.output.weight.shape[1], size)
-            for name in ("input", "gate"):
-                if hasattr(module, name):
-                    yield name, ColwiseParallel()
-            yield "output", RowwiseParallel()
-        case LayerNorm() | RMSNorm():
-            yield "", Whole()
-        case Learned():
-            yield "", WholeTable()
-        case ALiBi():
-            yield "", OwnSlopes()
-        case Classifier():  # by the states' width, which always divides, as the classes may not
-            yield "head", RowwiseParallel(input_layouts=Replicate())
+def _language_model(module: GPT, size: int) -> Plan:
+    plan: Plan = {"embedding": RowwiseParallel(input_layouts=Replicate())}
+    if not isinstance(module.head, nn.Identity):  # a classifier takes it off
+        plan["head"] = ColwiseParallel(output_layouts=Replicate())
+    return plan
 
 
-def _attention(module: Attention, size: int) -> Iterator[tuple[str, ParallelStyle]]:
+def _attention(module: Attention, size: int) -> Plan:
     heads, kv_heads = module.num_heads, module.num_kv_heads
     _require_divisor("num_heads", heads, size)
     _require_divisor("num_kv_heads", kv_heads, size)
-    yield "query_key_value", Heads((heads, kv_heads, kv_heads), module.head_dim)
+    plan: Plan = {
+        "query_key_value": Heads((heads, kv_heads, kv_heads), module.head_dim),
+        "output": RowwiseParallel(),
+    }
     for name in ("query_norm", "key_norm"):
         if getattr(module, name) is not None:
-            yield name, Whole(Partial())  # each device has the gradient of its own heads
-    yield "output", RowwiseParallel()
+            plan[name] = Whole(Partial())  # each device has the gradient of its own heads
+    return plan
+
+
+def _feed_forward(module: FeedForward | GatedFeedForward, size: int) -> Plan:
+    _require_divisor("hidden_dim", module.output.weight.shape[1], size)
+    outputs = {name: ColwiseParallel() for name in ("gate", "input") if hasattr(module, name)}
+    return {**outputs, "output": RowwiseParallel()}
+
+
+def _classifier(module: Classifier, size: int) -> Plan:
+    """The head by the states' width, which always divides, as the number of classes may not."""
+    return {"head": RowwiseParallel(input_layouts=Replicate())}
+
+
+# For each kind of module the styles of its parts; under "" that of itself.
+STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
+    GPT: _language_model,
+    Attention: _attention,
+    FeedForward: _feed_forward,
+    GatedFeedForward: _feed_forward,
+    LayerNorm: lambda module, size: {"": Whole()},
+    RMSNorm: lambda module, size: {"": Whole()},
+    Learned: lambda module, size: {"": WholeTable()},
+    ALiBi: lambda module, size: {"": OwnSlopes()},
+    Classifier: _classifier,
+}
 
 
 def _require_divisor(name: str, number: int, size: int) -> None:
@@ -145,7 +157,11 @@ def _require_divisor(name: str, number: int, size: int) -> None:
 
 def _linear(model: nn.Module, name: str) -> str:
     """The name of the layer itself, where an adapter stands in its place."""
-    return f"{name}.base" if isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear) else name
+    return (
+        f"{name}.base"
+        if isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
+        else name
+    )
 
 
 class Heads(ColwiseParallel):
@@ -198,13 +214,15 @@ class Whole(ParallelStyle):
         self.gradient = gradient or Replicate()
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        module.kernel = partial(self._local, cast(Callable[..., Tensor], module.kernel))
+        norm = cast(LayerNorm | RMSNorm, module)
+        norm.kernel = partial(self._local, norm.kernel)
         return distribute_module(module, device_mesh)
 
     def _local(self, kernel: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
         """The kernel's result for the parameters' plain tensors."""
         local = [
-            p.to_local(grad_placements=[self.gradient]) if isinstance(p, DTensor) else p for p in given
+            p.to_local(grad_placements=[self.gradient]) if isinstance(p, DTensor) else p
+            for p in given
         ]
         return kernel(x, *local)
 
@@ -213,14 +231,17 @@ class WholeTable(ParallelStyle):
     """Learned positions that every device has."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        embed = cast(Learned, module).embed
+        position = cast(Learned, module)
+        embed = position.embed
 
-        def on_every_device(x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
+        def on_every_device(
+            x: Float[Tensor, "B T C"], positions: Positions
+        ) -> Float[Tensor, "B T C"]:
             given = (x,) if isinstance(positions, slice) else (x, positions)
             x, *index = (DTensor.from_local(t, device_mesh, [Replicate()]) for t in given)
             return cast(DTensor, embed(x, index[0] if index else positions)).to_local()
 
-        module.embed = on_every_device
+        position.embed = on_every_device
         return distribute_module(module, device_mesh)
 
 
@@ -228,8 +249,16 @@ class OwnSlopes(ParallelStyle):
     """ALiBi's slopes of a device's own heads."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        bias, rank = cast(ALiBi, module).bias, device_mesh.get_local_rank()
-        module.bias = lambda *given: bias(*given).chunk(device_mesh.size(), dim=-3)[rank]
+        position, rank = cast(ALiBi, module), device_mesh.get_local_rank()
+        bias = position.bias
+
+        def own(
+            x: Tensor, query_positions: Positions, key_positions: Positions
+        ) -> Float[Tensor, "*rows H T S"]:
+            every = bias(x, query_positions, key_positions)
+            return every.chunk(device_mesh.size(), dim=-3)[rank]
+
+        position.bias = own
         return module
 
 

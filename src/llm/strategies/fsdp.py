@@ -72,4 +72,6 @@ def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
 def require_no_scaler(hardware: Hardware) -> None:
     """Refuse float16, whose gradients a scaler watches on each device by itself."""
     if hardware.precision == "fp16":
-        raise ValueError("precision=fp16: divided weights train in bf16 or 32; use hardware.precision=bf16")
+        raise ValueError(
+            "precision=fp16: divided weights train in bf16 or 32; use hardware.precision=bf16"
+        )

@@ -5,12 +5,11 @@ ties a run to a way of dividing it. Here a checkpoint is that of one device, who
 names, the same numbers of an optimizer's parameters, rows in the model's own order.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
@@ -157,7 +156,9 @@ def part(stored: Any, like: Tensor, order: Tensor | None) -> Tensor:
         order: in which its rows stand.
     """
     if tuple(stored.shape) != tuple(like.shape):
-        raise ValueError(f"a tensor of {tuple(stored.shape)} in the checkpoint does not fit {tuple(like.shape)}")
+        raise ValueError(
+            f"a tensor of {tuple(stored.shape)} in the checkpoint does not fit {tuple(like.shape)}"
+        )
     if order is None:
         return stored[place(like)]
     everything = tuple(slice(0, size) for size in like.shape)

@@ -1,5 +1,6 @@
 """Tensor parallelism: several devices compute each layer together."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -49,6 +50,10 @@ class TensorParallel(Strategy):
         if group.size() > 1:
             divide(model, group, plan_of(model, group.size()))
         if groups.size() > 1:
+            # The logits that a group joined are a view; nothing here writes into them.
+            warnings.filterwarnings(
+                "ignore", message="FSDP2-wrapped module .* returned a view tensor"
+            )
             fully_shard_blocks(model, groups)
 
     def data_parallel(self, world: int) -> int:

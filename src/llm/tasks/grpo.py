@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm.config.errors import ConfigError
 from llm.data.collation import pad
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
@@ -127,7 +128,16 @@ class GRPO(MeansTask):
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
-        """Learn how the data write answers; take the reference while the model has its base weights."""
+        """Learn how the data write answers; take the reference while the model has its base weights.
+
+        Raises:
+            ConfigError: the model is divided among ranks, which would have to write answers in step.
+        """
+        if self.is_sharded:
+            raise ConfigError(
+                "task=grpo: ranks write answers of unlike lengths, and a divided model needs all of them "
+                "at every token; use hardware=ddp"
+            )
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = data.tokenizer
         self.end_token = data.template.end_token(data.tokenizer)

@@ -66,7 +66,8 @@ def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     # Who writes text calls the body, then the head: the body's call gathers the outer group for both.
-    register_fsdp_forward_method(model, "hidden")
+    if hasattr(model, "hidden"):
+        register_fsdp_forward_method(model, "hidden")
 
 
 def require_no_scaler(hardware: Hardware) -> None:

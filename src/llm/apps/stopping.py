@@ -79,29 +79,44 @@ def deferred() -> Iterator[Asked]:
     """
     received: list[int] = []
     mark = os.environ.get(MARK)
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, *_scheduled())}
 
     def remember(number: int, frame: object) -> None:
-        if before[signal.Signals(number)] == signal.SIG_IGN:
-            return
         received.append(number)
         if mark is None:
             _say(NEWS)
 
-    for number in before:  # those that are ignored too: what is started would inherit that
-        signal.signal(number, remember)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
-    try:
+    with _heard(remember) as before:
         yield (lambda: len(received)) if mark is None else (lambda: _size(Path(mark)))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _give_back(before)
-    if mark is None:
+    if mark is None and received:
         for number in received:
             if callable(handler := before[number]):
                 handler(number, None)
-        if received:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]]:
+    """Call a handler of signals that are heeded; what is started meanwhile inherits nothing of it.
+
+    Yields:
+        The handlers that there were.
+    """
+    before: dict[int, object] = {
+        number: signal.getsignal(number) for number in (*SIGNALS, *_scheduled())
+    }
+
+    def heed(number: int, frame: object) -> None:
+        if before[number] != signal.SIG_IGN:
+            handler(number, frame)
+
+    for number in before:
+        signal.signal(number, heed)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _give_back(before)
 
 
 def wait(process: subprocess.Popen, asked: Asked) -> int:

@@ -65,6 +65,7 @@ def launch(
         The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
     """
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
+    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
     sweep = Sweep(folder(words, points))
     sweep.begin(
         command=shlex.join(["llm", verb, "-m", *words]),
@@ -230,7 +231,9 @@ def found(sweep: Sweep, config: DictConfig) -> Job:
     words = [word for word in hydra.overrides.task if key_of(word) != "name"]
     own = [word for word in words if word not in sweep.plan["words"]]
     name = name_of(
-        config.name or hydra.runtime.choices.experiment, own if config.name else words, named=own
+        config.name or str(hydra.runtime.choices["experiment"]),
+        own if config.name else words,
+        named=own,
     )
     directory = str(Path(hydra.run.dir).parent / name)
     point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)

@@ -35,6 +35,14 @@ def write_text(folder: Path) -> str:
     return f"data.path={path}"
 
 
+def write_messages(folder: Path) -> Path:
+    """A file of short messages of three classes."""
+    path = folder / "messages.csv"
+    rows = [f"{'abc'[n % 3]},{word} {n}" for n, word in enumerate(WORDS * 2)]
+    path.write_text("\n".join(["label,text", *rows]), "utf-8")
+    return path
+
+
 def train(directory: Path, words: Sequence[str]) -> Curve:
     """The logged losses and norms of a small run."""
     small = dict(word.split("=") for word in SMALL)

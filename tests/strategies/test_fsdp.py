@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from divided import MUON, assert_alike, train, train_all, write_text
+from divided import MUON, assert_alike, train, train_all, write_messages, write_text
 from ranks import on_ranks
 
 from llm.hardware import Hardware
 from llm.strategies.fsdp import FSDP
 
+CLASSES = ("task=classification", "data=labelled", "data.test_fraction=0.1", "data.balance=weights")
 ACCUMULATED = ("trainer.accumulate=2", "hardware.activation_checkpointing=true")
 
 
@@ -22,10 +23,11 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
         "tied": (text, *ACCUMULATED),
         "muon": (text, "model=gpt", "size.num_kv_heads=2", *MUON),
         "grouped": (text, "model=llama", "size.num_kv_heads=2"),
+        "classes": (*CLASSES, f"data.path={write_messages(tmp_path)}"),
     }
     alone = train_all(tmp_path / "1", runs)
     for world in (2, 4):
-        names = ("tied", "muon") if world == 2 else ("grouped",)
+        names = ("tied", "muon") if world == 2 else ("grouped", "classes")
         divided = {name: (*runs[name], "hardware=fsdp") for name in names}
         for name, curve in on_ranks(world, train_all, tmp_path / str(world), divided)[0].items():
             assert_alike(curve, alone[name])

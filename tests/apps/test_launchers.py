@@ -171,9 +171,10 @@ def search(tmp_path, monkeypatch, capsys):
             loss = ends(job.identity["overrides"])
             if loss is None:
                 return 1
-            job.run.path.mkdir(parents=True, exist_ok=True)
-            (job.run.path / "metrics.csv").write_text(f"step,val/loss\n1,{loss}\n")
-            Run(job.directory).update(**job.identity, status="done", request=job.request)
+            run = Run(job.directory)
+            run.update(
+                **job.identity, status="done", request=job.request, metrics={"val/loss": loss}
+            )
             return 0
 
         monkeypatch.setattr(sweep, "run_process", run_process)

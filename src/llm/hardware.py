@@ -75,6 +75,13 @@ class Strategy(ABC):
     def shares(self, world: int) -> Shares:
         """By what the memory that a step takes is divided on each of so many ranks."""
 
+    def require(self) -> None:  # noqa: B027 - most need torch alone
+        """Refuse a machine that lacks what the strategy stands on; a plan is made without it.
+
+        Raises:
+            ValueError: it does.
+        """
+
     def check(self, hardware: "Hardware") -> None:  # noqa: B027 - most go with any
         """Refuse hardware, resolved but for its precision, that this strategy does not work on.
 
@@ -143,6 +150,7 @@ class Hardware:
             self, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy
         )
         if strategy is not None:
+            strategy.require()
             strategy.check(placed)
         return placed
 

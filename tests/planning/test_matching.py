@@ -77,7 +77,7 @@ def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(compose
     points = [composed("model=gpt2 size=micro"), composed("model=gpt size=nano")]
     first, second = match(points, "parameters")
     assert list(values(second)) == ["size.dim"]
-    assert second.cost.parameters == pytest.approx(first.cost.parameters, rel=0.02)
+    assert second.cost.parameters == pytest.approx(first.cost.parameters, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,10 @@ def chosen(planned: Estimate, config: DictConfig) -> str:
     """The name of the chosen strategy: that of the group's option, or of its class where it is none of them."""
     if planned.strategy is None:
         return ALONE
-    target = config.hardware.strategy._target_
-    options = (name for name, node in config.strategies.items() if node.strategy._target_ == target)
-    return next(options, type(planned.strategy).__name__)
+    node, options = config.hardware.strategy, config.strategies.items()
+    same = [name for name, option in options if option.strategy == node]
+    alike = [name for name, option in options if option.strategy._target_ == node._target_]
+    return next(iter((*same, *alike)), type(planned.strategy).__name__)
 
 
 def variants(planned: Estimate) -> Table:

@@ -93,7 +93,7 @@ def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> fl
     clock = Clock()
     trainer = make_trainer(
         build(config.trainer),
-        Hardware("cpu", 1, 32),
+        Hardware("cpu", precision=32),
         steps,
         task,
         [*training.make_callbacks(config, task, data), clock],

@@ -243,7 +243,7 @@ class Task(L.LightningModule):
         if self.gradient_norm is not None:
             metrics["train/gradient_norm"] = self.gradient_norm.item()
         optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, Optimizer)
+        assert not isinstance(optimizer, list)
         rates = {group.get("name", "all"): group["lr"] for group in optimizer.param_groups}
         metrics["train/learning_rate"] = next(iter(rates.values()))
         if len(set(rates.values())) > 1:

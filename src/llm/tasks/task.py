@@ -242,8 +242,7 @@ class Task(L.LightningModule):
             self._losses.clear()
         if self.gradient_norm is not None:
             metrics["train/gradient_norm"] = self.gradient_norm.item()
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert not isinstance(optimizer, list)
+        optimizer = self.trainer.optimizers[0]
         rates = {group.get("name", "all"): group["lr"] for group in optimizer.param_groups}
         metrics["train/learning_rate"] = next(iter(rates.values()))
         if len(set(rates.values())) > 1:

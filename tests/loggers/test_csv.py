@@ -15,6 +15,19 @@ def test_metrics_of_one_step_share_a_row_and_new_columns_may_come_late(tmp_path)
     ]
 
 
+def test_a_row_that_was_saved_is_written_over_when_more_of_its_step_comes(tmp_path):
+    logger = CSVLogger(tmp_path / "metrics.csv")
+    logger.log_metrics({"train/loss": 3.0}, step=10)
+    for metrics in ({"train/loss": 2.0}, {"val/loss": 2.5}, {"val/loss": 2.4}):
+        logger.log_metrics(metrics, step=20)
+        logger.save()
+        logger.save()
+    assert read(tmp_path / "metrics.csv") == [
+        {"step": "10", "train/loss": "3.0", "val/loss": ""},
+        {"step": "20", "train/loss": "2.0", "val/loss": "2.4"},
+    ]
+
+
 def test_a_resumed_file_loses_just_the_rows_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.csv"
     logger = CSVLogger(path)

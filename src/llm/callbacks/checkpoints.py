@@ -61,6 +61,10 @@ class Checkpoints(Callback):
             return
         require_finite(pl_module, trainer.global_step)
         self._saved_step = trainer.global_step
+        for logger in (
+            trainer.loggers
+        ):  # who goes on from here, killed in the next step, logs this one no more
+            logger.save()
         trainer.save_checkpoint(_run(trainer).last)
 
     def state_dict(self) -> dict[str, Any]:

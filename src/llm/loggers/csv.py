@@ -26,7 +26,9 @@ class CSVLogger(Logger):
         super().__init__()
         self.path = Path(path)
         self.columns = ["step"]
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, Any] = {}  # of the newest step
+        self._is_new = False  # whether it holds what the file does not
+        self._start: int | None = None  # where it stands in the file
         self._file: TextIO | None = None
         self._begin(resume_step)
 
@@ -59,21 +61,26 @@ class CSVLogger(Logger):
         """Gather a step's metrics; the row is written when the next step's arrive, or on `save`."""
         if self._row and self._row["step"] != step:
             self.save()
+            self._row, self._start = {}, None
         self._row |= {"step": step, **metrics}
+        self._is_new = True
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row under way."""
-        if not self._row or self._file is None:
+        """Write the row under way, over what was written of it before."""
+        if not self._is_new or self._file is None:
             return
+        if self._start is not None:
+            os.truncate(self.path, self._start)
         new = [name for name in self._row if name not in self.columns]
         if new:
             rows = read(self.path)
             self.columns += new
             self._rewrite(rows)
+        self._start = self.path.stat().st_size
         row = (self._row.get(name, "") for name in self.columns)
         csv.writer(self._file).writerow(row)  # a whole line at a time: the file is line-buffered
-        self._row = {}
+        self._is_new = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -10,6 +10,8 @@ from ranks import on_ranks
 
 from llm.hardware import Hardware, Shares
 from llm.strategies.pipeline import Pipeline
+from llm.strategies.stages import require_logits
+from llm.tasks.reward import Reward
 
 PIPELINE = ("hardware=pipeline", "hardware.accelerator=cpu", "hardware.precision=32")
 TIED = ("model=gpt2", "size.num_layers=4")
@@ -81,8 +83,11 @@ def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
     assert texts[0] == texts[1] != ""
 
 
-def test_what_a_pipeline_cannot_do_is_said_in_a_line(text, tmp_path):
-    pass
+def test_a_task_that_asks_for_more_than_logits_is_refused(build):
+    model = build()
+    task = Reward(model, torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+    with pytest.raises(ValueError, match=r"not Reward: use hardware=fsdp"):
+        require_logits(task)
 
 
 def test_shares_follow_the_micro_batches_under_way():
@@ -95,7 +100,7 @@ def test_shares_follow_the_micro_batches_under_way():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="microbatches=0: give 1 or more"):
         Pipeline(microbatches=0)
-    with pytest.raises(ValueError, match="microbatches=2: .* keeps 4 devices at work"):
+    with pytest.raises(ValueError, match=r"microbatches=2: .* keeps 4 devices at work"):
         Pipeline(microbatches=2).check(Hardware("cpu", devices=4, strategy=Pipeline()))
     with pytest.raises(ValueError, match=r"precision=fp16: .* use hardware\.precision=bf16"):
         Pipeline().check(Hardware("cuda", devices=2, strategy=Pipeline(), precision="fp16"))

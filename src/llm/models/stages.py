@@ -143,14 +143,14 @@ class Stage:
         for number in set(range(len(model.blocks))) - set(self.span):
             model.blocks[number] = Passage()
         if not self.is_first:
-            model.embedding = Entrance(self)
+            model.add_module("embedding", Entrance(self))
             model.position = after_the_first(model.position)
-            model.dropout = nn.Identity()
+            model.add_module("dropout", nn.Identity())
         if self.is_last:
             model.head.register_forward_hook(self._share_logits)
         else:
             model.final_norm = Exit(self)
-            model.head = ElsewhereHead(self, model.vocab_size)
+            model.add_module("head", ElsewhereHead(self, model.vocab_size))
         model.new_cache = self.new_cache
         model.num_parameters = self.whole.num_parameters
         model.flops_per_token = self.whole.flops_per_token

@@ -48,7 +48,7 @@ class StagesStrategy(MeshStrategy):
         self, world: int, schedule: Literal["gpipe", "1f1b"], microbatches: int, compiled: bool
     ) -> None:
         super().__init__(1, world)
-        self.schedule = schedule
+        self.schedule: Literal["gpipe", "1f1b"] = schedule
         self.microbatches = microbatches
         self.compiled = compiled
         self.stage: Stage | None = None
@@ -116,15 +116,16 @@ class StagesStrategy(MeshStrategy):
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
         """As anywhere; the matrix that two stages share has one gradient before it, one value after it."""
-        assert self.stage is not None
+        stage = self.stage
+        assert stage is not None
 
         def closed() -> Any:
             result = closure()
-            add_gradients(self.stage)
+            add_gradients(stage)
             return result
 
         result = super().optimizer_step(optimizer, closed, model, **kwargs)
-        renew_copy(self.stage)
+        renew_copy(stage)
         return result
 
     # Checkpoints
@@ -247,9 +248,10 @@ class Work:
             result = self.compute(batch)
         if not self.stage.is_last:
             return result
-        if self._targets is None:
+        weight = self.task.weight(batch)
+        if weight is None or self._targets is None:
             return result / self.microbatches
-        return result * self.task.weight(batch) / self._targets.clamp(min=1)
+        return result * weight / self._targets.clamp(min=1)
 
 
 class Module(nn.Module):
@@ -281,12 +283,10 @@ class Computed(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, times that of what the value became."""
         gradients, ctx.gradients = ctx.gradients, None
-        return None, *(
-            gradient if gradient is None else gradient.mul_(scale) for gradient in gradients
-        )
+        return None, *(g if g is None else g.mul_(*scales) for g in gradients)
 
 
 def add_gradients(stage: Stage) -> None:

@@ -1,0 +1,63 @@
+"""ZeRO through DeepSpeed: data parallelism in which each device keeps a share of what training needs."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from llm.hardware import Hardware, Shares, Strategy
+
+if TYPE_CHECKING:
+    from llm.strategies.engine import EngineStrategy
+
+
+class ZeRO(Strategy):
+    """DeepSpeed's engine (Rajbhandari et al. 2020), for comparison with `fsdp`, which is the same idea in torch.
+
+    Stage 2 divides gradients and the optimizer's state over the devices; stage 3 the weights as well, and
+    gathers a layer's while it computes. Each device reads batches of its own.
+
+    The engine casts weights to bf16 or fp16 where `hardware.precision` asks for them, and keeps float32
+    copies with the optimizer; the other strategies keep float32 weights and cast as they compute
+    (autocast). So losses agree with theirs in precision 32, and within rounding otherwise.
+
+    Args:
+        stage: 2 or 3.
+    """
+
+    def __init__(self, stage: Literal[2, 3] = 2) -> None:
+        self.stage: Literal[2, 3] = stage
+        self.is_sharded = stage == 3
+
+    def lightning(self, hardware: Hardware) -> "EngineStrategy":
+        """Lightning's strategy around DeepSpeed's engine."""
+        from llm.strategies.engine import EngineStrategy
+
+        return EngineStrategy(self.stage)
+
+    def shares(self, world: int) -> Shares:
+        """Weights are whole in stage 2."""
+        return Shares(world if self.stage == 3 else 1, world, world, world, world)
+
+    def require(self) -> None:
+        """Refuse a machine without DeepSpeed.
+
+        Raises:
+            ValueError: it is not installed.
+        """
+        if find_spec("deepspeed") is None:
+            raise ValueError(
+                "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm[deepspeed]', or use "
+                "hardware=fsdp, which divides the same without it"
+            )
+
+    def check(self, hardware: Hardware) -> None:
+        """Refuse what DeepSpeed does not work with.
+
+        Raises:
+            ValueError: it is asked for.
+        """
+        if hardware.accelerator == "mps":
+            raise ValueError("strategy: DeepSpeed knows no MPS: use hardware=cpu")
+        if hardware.compile:
+            raise ValueError(
+                "compile=true: DeepSpeed's hooks and a compiled step do not go together: use hardware=fsdp"
+            )

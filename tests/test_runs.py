@@ -86,3 +86,22 @@ def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
         pass
     with run.claimed():
         run.update(status="done")
+
+
+def test_who_asks_whether_a_run_is_alive_leaves_its_folder_alone(tmp_path):
+    """It may be read-only, or another's whom a sweep.json names."""
+    run = Run(tmp_path / "run")
+    run.update(status="running")
+    assert run.state == "interrupted"
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    with run.claimed():
+        assert Run(run.path).state == "running"
+    assert run.state == "interrupted"
+
+
+def test_where_nobody_may_ask_the_record_is_believed(tmp_path):
+    run = Run(tmp_path / "run")
+    run.update(status="running")
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / ".run.lock").symlink_to(tmp_path / "elsewhere")  # locks do not follow links
+    assert run.state == "running"

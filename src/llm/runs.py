@@ -189,10 +189,14 @@ class Run:
         return FileLock(self.path.parent / f".{self.path.name}.lock")
 
     def _is_held(self) -> bool:
+        """Whether a process holds the directory, found out without making a file: it may be a stranger's."""
+        lock = self._lock()
         try:
-            with self._lock().acquire(blocking=False):
+            if not Path(lock.lock_file).is_file():
                 return False
-        except Timeout:
+            with lock.acquire(blocking=False):
+                return False
+        except OSError:  # Timeout is one: it is held; or nobody may ask, and the record is believed
             return True
 
     def start(self, **entries: Any) -> None:

@@ -55,19 +55,23 @@ class Job:
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """How the newest attempt went: `status`, `error`, `attempts`; empty before the first."""
+        """How the newest attempt went: `status`, `error`, `attempts`; empty before the first.
+
+        What stands under this number of another job, which the same sweep meant once, is no news of this one.
+        """
         file = self.file("json")
-        return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        outcome = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        return outcome if outcome.get("request") == self.request else {}
 
     def record(self, **entries: Any) -> None:
         """Add to the outcome."""
-        write(self.file("json"), self.outcome | entries)
+        write(self.file("json"), self.outcome | entries | {"request": self.request})
 
     @property
     def run(self) -> Run:
         """The job's run; before there is one, or where it was refused, what is known of it."""
         run, outcome = Run(self.directory), self.outcome
-        is_ours = run.record.get("request") == self.request or self._was_done(outcome)
+        is_ours = self._asked_for(run)
         if is_ours and run.status == "done":
             return run
         if outcome.get("status") == "failed":
@@ -85,11 +89,11 @@ class Job:
     def is_done(self) -> bool:
         """Whether the run is there, done, and what this job asks for."""
         run = Run(self.directory)
-        is_ours = run.record.get("request") == self.request or self._was_done(self.outcome)
-        return run.status == "done" and is_ours
+        return run.status == "done" and self._asked_for(run)
 
-    def _was_done(self, outcome: Mapping[str, Any]) -> bool:
-        return outcome.get("status") == "done" and outcome.get("request") == self.request
+    def _asked_for(self, run: Run) -> bool:
+        """Whether a run is what this job means, or was found to do for it."""
+        return run.record.get("request") == self.request or self.outcome.get("status") == "done"
 
     @contextmanager
     def claimed(self, blocking: bool = False) -> Iterator[bool]:

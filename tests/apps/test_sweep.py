@@ -194,6 +194,56 @@ def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     assert Run(first.directory).status == "done"
 
 
+def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in, tmp_path):
+    stand_in(lambda job: 1)
+    llm("train", "-m", "name=mine", "optimizer.lr=9,1")
+    stand_in(lambda job: 130)
+    llm("train", "-m", "name=mine", "optimizer.lr=2,1")
+    assert [run.status for run in only_sweep(tmp_path).runs] == ["pending", "pending"]
+
+
+def test_an_old_failure_is_not_taken_for_the_new_one(llm, stand_in, tmp_path):
+    def diverge(job) -> int:
+        run = Run(job.directory)
+        run.update(**job.identity, request=job.request)
+        run.finish("failed", error="training diverged")
+        return 1
+
+    stand_in(diverge)
+    llm("train", "-m", "seed=1,2")
+    assert [run.record["error"] for run in only_sweep(tmp_path).runs] == ["training diverged"] * 2
+
+    def refuse(job) -> int:
+        job.file("err").write_text("data.path: docs is gone\n")
+        return 2
+
+    stand_in(refuse)
+    llm("train", "-m", "seed=1,2")
+    errors = [run.record["error"] for run in only_sweep(tmp_path).runs]
+    assert errors == ["data.path: docs is gone"] * 2
+
+
+def test_jobs_are_no_tasks_of_a_step_that_the_sweep_stands_in(llm, monkeypatch, tmp_path):
+    """Or they would wait for the others of it."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    found = []
+    monkeypatch.setattr(
+        sweep,
+        "run_process",
+        lambda job, words, environment, asked: found.append(environment) or 130,
+    )
+    llm("train", "-m", "seed=1,2")
+    assert found
+    assert not any(name.startswith("SLURM_") for environment in found for name in environment)
+
+
+def test_a_sweep_over_machines_is_refused(llm):
+    status, _, err = llm("train", "-m", "hardware=ddp", "hardware.num_nodes=2", "seed=1,2")
+    assert status == 2
+    assert "a job of a sweep runs on one machine" in err
+
+
 def test_two_launchers_do_not_run_one_job(llm, stand_in, tmp_path):
     """The second one goes by, and says of the job what there is to say."""
     inner = []

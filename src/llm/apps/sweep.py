@@ -37,7 +37,9 @@ RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
 )
-NOT_PASSED_ON = (*RANKS, stopping.MARK)
+# And what srun does: of several tasks in a step only one has the job.
+TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+NOT_PASSED_ON = (*RANKS, *TASKS, stopping.MARK)
 INTERRUPTED = 130
 LONGEST_REASON = 400  # letters: a refusal may have a line for each value that differs
 STATUSES = {0: "done", INTERRUPTED: "interrupted", ClaimedRunError.status: "elsewhere"}
@@ -146,6 +148,11 @@ def entry(sweep: Sweep, number: int, point: Point) -> dict:
 
 def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:
     """The points as they are going to run: matched in size or budget where asked, each in its own directory."""
+    if any(point.config.hardware.num_nodes > 1 for point in points):
+        raise ConfigError(
+            "hardware.num_nodes: a job of a sweep runs on one machine; give 1, or start the run itself with "
+            "torchrun or srun"
+        )
     by = points[0].config.get("match") if points else None
     if by is not None:
         points = matched(points, by, compose)
@@ -163,9 +170,8 @@ def matched(
 
     for config in (point.config for point in points):
         if vocabulary(config) is None:
-            build(
-                config.data
-            ).prepare_data()  # as the first job would: a model is as large as its alphabet
+            # As the first job would: a model is as large as its alphabet.
+            build(config.data).prepare_data()
     found = match([adopted(point.config, point.overrides) for point in points], by)
     show_matched(points, found)
     return [
@@ -243,28 +249,35 @@ def found(sweep: Sweep, config: DictConfig) -> Job:
 def carry_out(sweep: Sweep, each: Job, config: DictConfig, asked: stopping.Asked) -> None:
     """Run a job's process, unless its run is done, and record how it ended."""
     if each.is_done and not config.rerun:
-        each.record(status="done", request=each.request)
+        each.record(status="done")
         return
     launcher = HydraConfig.get().launcher
     with placing.placed(config.hardware, launcher, is_over=asked) as devices:
         if asked():
             return
         attempts = each.outcome.get("attempts", 0)
-        each.record(status="running", error=None, attempts=attempts + 1, request=each.request)
+        each.record(status="running", error=None, attempts=attempts + 1)
         plan = sweep.plan
         words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
         command = [sys.executable, "-m", "llm", plan["verb"], *plan["options"], *words]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+        before = Run(each.directory).record.get("ended")
         status = run_process(each, command, kept | devices | {"LLM_SWEEP": sweep.name}, asked)
-    conclude(each, status)
+    conclude(each, status, before)
 
 
-def conclude(each: Job, status: int) -> None:
-    """Record how a job's process ended."""
+def conclude(each: Job, status: int, before: str | None = None) -> None:
+    """Record how a job's process ended.
+
+    Args:
+        each: the job.
+        status: its exit status, negative after a signal.
+        before: when its run had ended as the process began; what was recorded then is old.
+    """
     if status in STATUSES:
         each.record(status=STATUSES[status])
         return
-    error = reason(each, status)
+    error = reason(each, status, before)
     each.record(status="failed", error=error)
     bury(Run(each.directory), error)
 
@@ -288,12 +301,12 @@ def run_process(
         return stopping.wait(process, asked)
 
 
-def reason(each: Job, status: int) -> str:
+def reason(each: Job, status: int, before: str | None) -> str:
     """Why a job's process failed, in one line: its record's word, or the last of what it printed."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     said = Run(each.directory).record
-    if said.get("status") == "failed" and said.get("request") == each.request:
+    if said.get("status") == "failed" and said.get("ended") != before:
         return str(said["error"]).splitlines()[0]
     lines = [line for line in each.file("err").read_text("utf-8", "replace").splitlines() if line]
     if not lines:

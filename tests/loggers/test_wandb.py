@@ -26,6 +26,7 @@ from wandb.util import get_core_path
 
 from llm.apps import training
 from llm.callbacks.samples import append, read
+from llm.loggers import outages
 from llm.loggers.wandb import wandb_logger
 from llm.runs import Run
 
@@ -38,6 +39,7 @@ def undecided(monkeypatch) -> Iterator[None]:
     """No word of W&B in the environment, and a process of W&B's own for each test."""
     for name in ("API_KEY", "MODE", "SWEEP_ID", "RUN_ID", "BASE_URL", "DIR"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.delenv("LLM_SWEEP", raising=False)
     wandb.teardown()
     yield
     wandb.teardown()
@@ -225,10 +227,18 @@ def test_steps_that_are_trained_again_after_a_crash_are_logged_once(tmp_path):
 
 def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatch):
     fake_key(monkeypatch)
-    began = time.monotonic()
+    init, begun = wandb.init, []
+
+    def begin(**arguments: Any) -> Any:
+        begun.append((arguments["mode"], arguments["settings"]))
+        return init(**arguments)
+
+    monkeypatch.setattr(wandb, "init", begin)
     with pytest.warns(UserWarning, match="out of reach") as caught:
-        folder = train("run", "logger.wandb.mode=online", *PLAIN)
-    assert time.monotonic() - began < 10
+        folder = train("run", "logger.wandb.mode=online", "logger.wandb.patience=7", *PLAIN)
+    ((mode, settings),) = begun
+    assert mode == "offline", "W&B's own attempts, which last, were not begun"
+    assert (settings.init_timeout, settings.login_timeout, settings.finish_timeout) == (20, 20, 7)
     assert len([w for w in caught if "Weights & Biases" in str(w.message)]) == 1
     (piece,) = pieces(folder)
     assert steps(piece) == [1, 2, 3, 4]
@@ -324,6 +334,23 @@ def test_only_what_was_chosen_is_sent(tmp_path, monkeypatch, environment, asked,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert wandb_logger(str(tmp_path), "run", mode=asked).service.mode == mode
+
+
+def test_the_jobs_of_a_sweep_that_an_agent_drives_have_ids_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "fromserver")
+    assert wandb_logger(str(tmp_path / "a"), "a").version == "fromserver"
+    monkeypatch.setenv("LLM_SWEEP", "seeds")
+    ids = {wandb_logger(str(tmp_path / name), name).version for name in ("a", "b")}
+    assert len(ids - {"fromserver"}) == 2
+
+
+def test_a_setting_that_is_refused_is_no_outage(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setitem(outages.PRIVATE, "no_such_setting", True)
+    with pytest.raises(ValueError, match=r"refuses a setting \(no_such_setting: ") as refusal:
+        wandb_logger(str(tmp_path), "run").log_hyperparams({})
+    assert "\n" not in str(refusal.value)
+    assert not [w for w in recwarn if "out of reach" in str(w.message)]
 
 
 def test_an_id_is_that_of_the_directory_and_of_when_its_run_began(tmp_path):

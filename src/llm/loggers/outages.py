@@ -79,6 +79,7 @@ class SteadyRun:
         if self._owns_data:
             os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
         import wandb  # after its environment is set
+        from pydantic import ValidationError
         from wandb.errors import UsageError
 
         try:
@@ -88,6 +89,12 @@ class SteadyRun:
         except UsageError as error:
             _forget_service()
             raise ValueError(f"Weights & Biases: {_line(error)} Or choose mode=offline") from error
+        except ValidationError as error:  # of W&B's settings, by our hand or the environment's
+            _forget_service()
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(
+                f"Weights & Biases refuses a setting ({wrong}): mend its WANDB_ variable"
+            ) from error
         except Exception as error:
             self._fall_back(error)
 

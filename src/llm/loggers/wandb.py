@@ -95,9 +95,11 @@ def _mode(asked: str | None) -> Mode:
 def _id(run: Run, project: str) -> str:
     """The same for the same run in the same place; another for a directory elsewhere, or begun anew.
 
-    The agent of a W&B sweep gives the id by which its server knows the run.
+    The agent of a W&B sweep gives the id by which its server knows the run. Where that is a sweep of
+    ours, it has many, and each its own id.
     """
-    if "WANDB_SWEEP_ID" in os.environ and (given := os.environ.get("WANDB_RUN_ID")):
+    is_one = "WANDB_SWEEP_ID" in os.environ and not os.environ.get("LLM_SWEEP")
+    if is_one and (given := os.environ.get("WANDB_RUN_ID")):
         return given
     what = (project, str(run.path.resolve()), run.record.get("started", ""))
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:12]

@@ -124,10 +124,12 @@ def several(folder: Path, runs: Sequence[Sequence[str]]) -> list[list[dict[str, 
 
 
 def assert_alike(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Equal to a hundred-thousandth, but for tokens: each rank's rows are padded to their own longest."""
     assert len(rows) == len(expected) > 0
     for row, other in zip(rows, expected, strict=True):
         numbers, others = (
-            {k: float(v or math.nan) for k, v in each.items()} for each in (row, other)
+            {k: float(v or math.nan) for k, v in each.items() if k != "tokens"}
+            for each in (row, other)
         )
         assert numbers == pytest.approx(others, rel=1e-5, abs=1e-6, nan_ok=True)
 
@@ -141,11 +143,10 @@ def test_one_two_and_four_ranks_learn_alike(text, questions, messages, tmp_path)
         messages,
     ]
     alone = several(tmp_path / "1", runs)
-    for world in (2, 4):
-        ddp = [(*words, "hardware=ddp") for words in runs]
-        for rows, expected in zip(
-            on_ranks(world, several, tmp_path / str(world), ddp)[0], alone, strict=True
-        ):
+    for world, first in ((2, 0), (4, 2)):  # the last two are those with unlike batches
+        ddp = [(*words, "hardware=ddp") for words in runs[first:]]
+        found = on_ranks(world, several, tmp_path / str(world), ddp)[0]
+        for rows, expected in zip(found, alone[first:], strict=True):
             assert_alike(rows, expected)
 
 
@@ -163,8 +164,11 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(text, tmp_path):
 
 def test_a_checkpoint_moves_to_more_and_to_fewer_ranks(text, tmp_path):
     alone = train(tmp_path / "alone", text)
+    assert alone[-1]["tokens"] == str(6 * 4 * 16.0)
     ddp = (*text, "hardware=ddp")
     for name in ("one", "four"):
         assert on_ranks(2, train, tmp_path / name, ddp, 2) == [[], []]
     assert_alike(train(tmp_path / "one", text), alone)
-    assert_alike(on_ranks(4, train, tmp_path / "four", ddp)[0], alone)
+    moved = on_ranks(4, train, tmp_path / "four", ddp)[0]
+    assert_alike(moved, alone)
+    assert moved[-1]["tokens"] == alone[-1]["tokens"]

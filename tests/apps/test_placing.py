@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llm.apps import placing
+from llm.config.errors import ConfigError
 
 JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
 FORK = multiprocessing.get_context("fork")
@@ -56,29 +57,39 @@ def test_more_jobs_than_gpus_share_them_evenly():
 
 
 def test_a_job_waits_until_gpus_are_free_and_no_longer_than_the_sweep():
-    placed = []
+    placed, looks = [], threading.Semaphore(0)
+
+    def looked() -> bool:
+        looks.release()
+        return False
 
     def wait() -> None:
-        with place(devices=3) as environment:
-            placed.append((time.monotonic(), environment))
+        with place(devices=3, is_over=looked) as environment:
+            placed.append(environment)
 
     with place(devices=2):
         thread = threading.Thread(target=wait)
         thread.start()
-        time.sleep(0.1)
+        for _ in range(3):  # by the third time it has tried twice
+            assert looks.acquire(timeout=60)
         assert not placed
         with place(devices=2):  # the one that waits has kept none of those that were free
-            freed = time.monotonic()
-        looks = iter([False, True])
-        with place(devices=3, is_over=lambda: next(looks)) as nothing:
+            pass
+        ends = iter([False, True])
+        with place(devices=3, is_over=lambda: next(ends)) as nothing:
             assert names(nothing) == [""]
-    thread.join(10)
-    assert placed[0][0] > freed
-    assert len(names(placed[0][1])) == 3
+        assert not placed
+    thread.join(60)
+    assert len(names(placed[0])) == 3
 
 
-def _hold(pipe, most: int) -> None:
-    with place(n_jobs=4) as environment:
+def _hold(pipe, most: int, tries=None) -> None:
+    def tried() -> bool:
+        if tries:
+            tries.release()
+        return False
+
+    with place(n_jobs=4, is_over=tried) as environment:
         pipe.send(environment)
         time.sleep(most)
 
@@ -90,14 +101,35 @@ def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its
         job.start()
     held = [names(ours.recv())[0] for _ in jobs]
     assert sorted(held) == ["0", "1", "2", "3"]
-    fifth = FORK.Process(target=_hold, args=(theirs, 0))
+    tries = FORK.Semaphore(0)
+    fifth = FORK.Process(target=_hold, args=(theirs, 0, tries))
     fifth.start()
-    assert not ours.poll(0.1)
+    for _ in range(3):  # by the third time it has tried twice
+        assert tries.acquire(timeout=60)
+    assert not ours.poll()
     os.kill(jobs[2].pid or 0, signal.SIGKILL)
     assert names(ours.recv())[0] in held
     for job in (*jobs, fifth):
         job.kill()
         job.join()
+
+
+def test_a_gpu_may_have_any_name(monkeypatch):
+    """NVIDIA's for a part of one, in older drivers."""
+    name = "MIG-GPU-8f6e/1/0"
+    monkeypatch.setenv(placing.VISIBLE, name)
+    with place(n_jobs=1) as environment:
+        assert names(environment) == [name]
+
+
+def test_a_folder_that_another_user_made_is_not_trusted(tmp_path, monkeypatch):
+    with place():
+        pass
+    ours = os.getuid()
+    (tmp_path / f"llm-{ours}").rename(tmp_path / f"llm-{ours + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: ours + 1)  # to whom this is somebody else's
+    with pytest.raises(ConfigError, match="another user's: set TMPDIR"), place():
+        pass
 
 
 @pytest.mark.parametrize(("visible", "found"), [("2,5", ["2", "5"]), ("", []), ("1,-1,2", ["1"])])

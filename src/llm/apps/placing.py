@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
+
+from llm.config.errors import ConfigError
 
 POOL = "JoblibLauncher"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -80,9 +83,11 @@ def held(
         wanted: how many.
         slots: how many jobs may share one.
         is_over: whether to wait no longer; then nothing is held.
+
+    Raises:
+        ConfigError: another user made the folder in which slots are locked.
     """
-    folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _own_folder()
     locks: dict[str, FileLock] = {}
     while not is_over():
         with FileLock(folder / "gpus.lock"):  # two that take one each would both wait for another
@@ -97,12 +102,21 @@ def held(
             lock.release()
 
 
+def _own_folder() -> Path:
+    """Where this user's processes lock slots; anybody may make folders in /tmp, under any name."""
+    folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise ConfigError(f"{folder} is another user's: set TMPDIR to a folder of your own")
+    return folder
+
+
 def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dict[str, FileLock]:
     """Locked slots by their GPU; none where too few are free."""
     locks: dict[str, FileLock] = {}
     for slot, device in itertools.product(range(slots), devices):
         if len(locks) < wanted and device not in locks:
-            lock = FileLock(folder / f"gpu-{device}.{slot}.lock")
+            lock = FileLock(folder / f"gpu-{quote(device, safe='')}.{slot}.lock")  # MIG has slashes
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 locks[device] = lock

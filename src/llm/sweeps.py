@@ -69,20 +69,19 @@ class Job:
 
     @property
     def run(self) -> Run:
-        """The job's run; before there is one, or where it was refused, what is known of it."""
+        """The job's run; before there is one, or where it was refused, what is known of it.
+
+        A run of another configuration in its place is not its own: its figures must not be taken for its.
+        """
         run, outcome = Run(self.directory), self.outcome
         is_ours = self._asked_for(run)
         if is_ours and run.status == "done":
             return run
-        if outcome.get("status") == "failed":
-            run.record = {
-                **self.identity,
-                **(run.record if is_ours else {}),
-                "status": "failed",
-                "error": outcome["error"],
-            }
-        elif not is_ours:
+        if not is_ours:
+            run = Run(self.sweep / "jobs" / self.directory.name)  # where nothing is
             run.record = {**self.identity, "status": "pending"}
+        if outcome.get("status") == "failed":
+            run.record |= {"status": "failed", "error": outcome["error"]}
         return run
 
     @property

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import forked
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.apps import sweep
+from llm.config.fingerprint import fingerprint
 from llm.runs import Run
 from llm.sweeps import Sweep
 
@@ -192,6 +195,35 @@ def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     assert first.run.status == "failed"
     assert first.run.record["error"].startswith("x was trained under another configuration")
     assert Run(first.directory).status == "done"
+    assert not first.run.metrics.exists(), "the other run's figures are not this row's"
+
+
+def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched(
+    llm, stand_in, tmp_path
+):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        configs = {n: compose("train", [f"seed={n}", "optimizer.lr=0.01"]) for n in (1, 2)}
+
+    def train(job) -> int:
+        run, config = Run(job.directory), configs[job.identity["seed"]]
+        run.last.parent.mkdir(parents=True)
+        run.last.touch()
+        OmegaConf.save(config, run.config)
+        run.update(fingerprint=fingerprint(config))
+        return done(job)
+
+    stand_in(train)
+    assert llm("train", "-m", "name=mine", "seed=1,2", "optimizer.lr=0.01")[0] == 0
+    before = (only_sweep(tmp_path).path / "sweep.json").read_text()
+    calls = stand_in(train)
+    status, _, err = llm("train", "-m", "name=mine", "seed=1,2", "optimizer.lr=0.02")
+    assert (status, calls) == (2, [])
+    assert err.splitlines()[:2] == [
+        "outputs/pretraining/mine,seed=1 was trained under another configuration; choose another name=, "
+        "or rerun=true to replace it",
+        "optimizer.lr: 0.01 → 0.02",
+    ]
+    assert (only_sweep(tmp_path).path / "sweep.json").read_text() == before
 
 
 def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in, tmp_path):

@@ -25,7 +25,7 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
         before.data.classes = None  # those that were found had been written down
     lines = difference(before, config)
     raise ConfigError(
-        f"{run.path} was trained under another configuration; choose another name=, or rerun=true to replace it",
+        f"{short(run.path)} was trained under another configuration; choose another name=, or rerun=true to replace it",
         *lines,
     )
 

@@ -156,7 +156,30 @@ def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point])
     by = points[0].config.get("match") if points else None
     if by is not None:
         points = matched(points, by, compose)
-    return told_apart(points, compose)
+    points = told_apart(points, compose)
+    require_same(points)
+    return points
+
+
+def require_same(points: Sequence[Point]) -> None:
+    """Refuse a name, given by the user, under which runs of another configuration stand.
+
+    Raises:
+        ConfigError: with what differs, of each point.
+    """
+    lines = []
+    for config, directory in ((point.config, point.directory) for point in points):
+        run, meaning = Run(Path(directory)), fingerprint(config)
+        is_plain = config.name and config.weights is None and not config.rerun
+        if is_plain and run.record.get("fingerprint", meaning) != meaning:
+            from llm.apps.refusing import require_same as refuse  # which imports torch
+
+            try:
+                refuse(run, config, meaning)
+            except ConfigError as error:
+                lines += error.problems
+    if lines:
+        raise ConfigError(*lines)
 
 
 def matched(

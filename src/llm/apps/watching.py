@@ -21,6 +21,7 @@ from rich.text import Text
 from llm.comparison.figures import duration
 from llm.comparison.result import number
 from llm.comparison.table import STYLES
+from llm.runs import key_of
 from llm.sweeps import Job, Sweep
 
 SECONDS = 1.0  # from one look to the next
@@ -95,7 +96,11 @@ def look(sweep: Sweep) -> list[View]:
     """All jobs as they are now."""
     jobs = sweep.jobs
     common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
-    return [_view(job, " ".join(w for w in job.overrides if w not in common)) for job in jobs]
+    words = [[w for w in job.overrides if w not in common] for job in jobs]
+    labels = [
+        " ".join(w for w in own if key_of(w) != "name") for own in words
+    ]  # which repeats the rest
+    return [_view(job, label) for job, label in zip(jobs, labels, strict=True)]
 
 
 def _view(job: Job, label: str) -> View:

@@ -59,12 +59,23 @@ def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str
     A value that one side does not know yet (`???`) does not differ.
     """
     before, after = _meaning(old, ignore), _meaning(new, ignore)
-    return [
-        f"{key}: {_shown(before, key)} → {_shown(after, key)}"
+    changes = {
+        key: f"{_shown(before, key)} → {_shown(after, key)}"
         for key in sorted(before.keys() | after.keys())
         if _shown(before, key) != _shown(after, key)
         and "???" not in (before.get(key), after.get(key))
+    }
+    return [
+        f"{key}: {change}"
+        for key, change in changes.items()
+        if not any(changes.get(shorter) == change for shorter in _endings(key))
     ]
+
+
+def _endings(key: str) -> Iterator[str]:
+    """Shorter keys that one may refer to: of `task.optimizer.lr` those are `optimizer.lr` and `lr`."""
+    words = key.split(".")
+    return (".".join(words[first:]) for first in range(1, len(words)))
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

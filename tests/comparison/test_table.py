@@ -332,7 +332,7 @@ def test_markdown_has_units_and_no_broken_cells(tmp_path):
     )
     lines = table.markdown().splitlines()
     assert len({line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}) == 1
-    for cell in ("1 M", "2 k", "4.0000", "1,002", "25.0%", "1.00 GiB", "1 min 01 s", "a \\| b"):
+    for cell in ("1.00 M", "2.00 k", "4.0000", "1,002", "25.0%", "1.00 GiB", "1.02 min", "a \\| b"):
         assert f" {cell} |" in lines[2] + lines[3]
 
 

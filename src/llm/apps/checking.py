@@ -14,7 +14,7 @@ from llm.apps.training import adopt
 from llm.config.build import build, mistakes_at
 from llm.config.composition import Point
 from llm.planning.matching import Matched, unequal
-from llm.planning.units import duration, flops, number, percent, size
+from llm.units import duration, flops, number, percent, size
 
 
 def show(points: Sequence[Point]) -> None:

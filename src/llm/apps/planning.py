@@ -16,7 +16,7 @@ from llm.hardware import Strategy
 from llm.planning.cost import context
 from llm.planning.memory import KINDS, Memory
 from llm.planning.scaling import BESIROGLU, FLOPS, HOFFMANN, twenty_tokens
-from llm.planning.units import UNKNOWN, common, duration, flops, number, size
+from llm.units import UNKNOWN, common, duration, flops, number, size
 
 # What a GPU's tensors may fill: its driver and what lies between tensors take the rest.
 USABLE = 0.9

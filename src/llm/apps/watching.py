@@ -18,11 +18,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm.comparison.figures import duration
 from llm.comparison.result import number
 from llm.comparison.table import STYLES
 from llm.runs import key_of
 from llm.sweeps import Job, Sweep
+from llm.units import duration
 
 SECONDS = 1.0  # from one look to the next
 TAIL = 1 << 14  # bytes at the end of metrics.csv in which the newest figures stand

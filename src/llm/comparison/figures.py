@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llm.comparison.interval import Estimate
+from llm.units import UNKNOWN, duration, number
 
 
 class Figure(NamedTuple):
@@ -25,7 +26,7 @@ class Figure(NamedTuple):
     def text(self, found: Estimate | None) -> str:
         """What a cell says."""
         if found is None:
-            return "–"
+            return UNKNOWN
         if found.margin is None or not self.is_measured or not math.isfinite(found.margin):
             return self.write(found.mean)
         places = _places(found.margin)
@@ -37,35 +38,15 @@ def _places(margin: float) -> int:
     return 4 if not margin else min(6, max(0, 1 - math.floor(math.log10(margin))))
 
 
-def count(value: float) -> str:
-    """A number of things: `2.56 M`."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:g}"
-
-
-def duration(seconds: float) -> str:
-    """A time: `1 h 02 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if minutes < 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{hours // 24} d {hours % 24:02d} h"
-
-
 def measure(value: float) -> str:
     """A figure of quality: four decimal places."""
     return f"{value:.4f}"
 
 
 LEARNED = (
-    Figure("parameters", "parameters", count),
-    Figure("trained_parameters", "trained", count),
-    Figure("tokens", "tokens", count),
+    Figure("parameters", "parameters", number),
+    Figure("trained_parameters", "trained", number),
+    Figure("tokens", "tokens", number),
     Figure("final_loss", "final val loss", measure, is_measured=True),
     Figure("best_loss", "best val loss", measure, is_measured=True),
     Figure("bits_per_byte", "bits/byte", measure, is_measured=True),

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from statistics import fmean
 
-from llm.comparison.figures import count
 from llm.comparison.rows import Part, Row, natural
+from llm.units import number
 
 UNLIKE = 0.01  # share by which budgets may differ and still be called the same: finetuning counts padding
 
@@ -63,7 +63,7 @@ def _unlike(part: Part, keys: Sequence[str]) -> Iterator[str]:
     tokens = {row: fmean(values) for row in ranked if (values := row.values("tokens"))}
     if tokens and max(tokens.values()) > (1 + UNLIKE) * min(tokens.values()):
         ends = min(tokens, key=lambda row: tokens[row]), max(tokens, key=lambda row: tokens[row])
-        least, most = (f"{count(tokens[row])} tokens ({told(row, keys)})" for row in ends)
+        least, most = (f"{number(tokens[row])} tokens ({told(row, keys)})" for row in ends)
         yield f"not the same budget: from {least} to {most}"
     seeds = {row: sorted({str(r.seed) for r in row.counted}, key=natural) for row in ranked}
     if len(set(map(tuple, seeds.values()))) > 1:

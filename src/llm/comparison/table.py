@@ -21,9 +21,9 @@ from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
 from llm.config.errors import UserError, suggestion
 from llm.runs import Run
+from llm.units import UNKNOWN
 
 Seeds = Literal["folded", "rows"]
-UNKNOWN = "–"
 MARGIN = "_margin"  # half the width of an interval
 WORD = 14  # characters of a word that a narrow terminal leaves in one piece
 STYLES = {"failed": "red", "running": "cyan", "interrupted": "yellow", "pending": "dim"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm.planning.units import common, duration, flops, number, percent, size
+from llm.units import common, duration, flops, number, percent, size
 
 
 @pytest.mark.parametrize(
@@ -11,9 +11,16 @@ from llm.planning.units import common, duration, flops, number, percent, size
         (number(124_439_808), "124 M"),
         (number(2.5e9), "2.50 B"),
         (number(97), "97"),
+        (number(999_600), "1.00 M"),
+        (number(999.6), "1.00 k"),
+        (number(9_996), "10.0 k"),
+        (number(float("nan")), "nan"),
         (number(None), "–"),
         (size(80 * 2**30), "80.0 GiB"),
         (size(0), "0 B"),
+        (size(1023.9 * 2**20), "1.00 GiB"),
+        (size(1023 * 2**20), "1023 MiB"),
+        (duration(59.98), "1.00 min"),
         (duration(45.04), "45.0 s"),
         (duration(3 * 86400), "3.00 days"),
         (flops(2.138e18), "2.14e18"),
@@ -28,4 +35,5 @@ def test_a_number_is_short_and_has_its_unit(text, expected):
 
 def test_one_unit_for_many_is_the_largest_ones():
     unit, shown = common(3 * 2**30)
+    assert common(1023.999 * 2**20)[0] == "GiB"
     assert (unit, shown(2**29), shown(3 * 2**30)) == ("GiB", "0.50", "3.00")

@@ -114,15 +114,18 @@ class Run:
         """The tokenizer's file."""
         return self.path / "tokenizer.json"
 
+    def _checkpoint(self, name: str) -> Path:
+        return self.path / "checkpoints" / f"{name}.ckpt"
+
     @property
     def best(self) -> Path:
         """The checkpoint with the lowest validation loss."""
-        return self.path / "checkpoints" / "best.ckpt"
+        return standing(self._checkpoint("best"))
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.ckpt"
+        return standing(self._checkpoint("last"))
 
     @property
     def metrics(self) -> Path:
@@ -181,6 +184,9 @@ class Run:
             ) from None
         try:
             self.__post_init__()  # what the process before may have recorded since
+            for path in map(self._checkpoint, ("best", "last")):
+                if standing(path) != path:
+                    standing(path).rename(path)
             yield
         finally:
             lock.release()
@@ -243,6 +249,17 @@ class FollowedRun(Run):
     def set_aside(self) -> Path | None:
         """Begin afresh as the first rank does."""
         self.record = {}
+
+
+def aside_of(path: Path) -> Path:
+    """Where a checkpoint stands while one of the other form, a file or a folder, takes its place."""
+    return path.with_name(f".{path.name}.before")
+
+
+def standing(path: Path) -> Path:
+    """Where a checkpoint is: aside, if the process was killed that was about to write another in its place."""
+    aside = aside_of(path)
+    return aside if aside.exists() and not path.exists() else path
 
 
 def short(path: Path) -> Path:

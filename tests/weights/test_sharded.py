@@ -1,7 +1,10 @@
 """Checkpoints in parts: read back whole or by the slice, under any number of ranks, and never half."""
 
 import json
+import os
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from llm import distributed
 from llm.parts import own, place
-from llm.weights import sharded
+from llm.runs import Run, aside_of
+from llm.weights import digests, sharded
 from llm.weights.checkpoint import (
     digest_of,
     load_checkpoint,
@@ -35,6 +39,7 @@ def save(path: Path, step: int, fails: bool = False) -> None:
     state = {"embedding": rows, "head": rows}
     state["bias"] = distribute_tensor(BIAS, line, [Shard(0)])  # the last rank has nothing of it
     state["square"] = distribute_tensor(MATRIX - step, square, [Replicate(), Shard(1)])
+    state["scalar"] = distribute_tensor(torch.tensor(2.5), line, [Replicate()])
     plain = {"step": step, "states": [torch.arange(3), {"name": "x"}]}
     if fails and distributed.is_first():
         sharded.replace = _fail
@@ -45,11 +50,16 @@ def _fail(*_) -> None:
     raise OSError("disk full")
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "last.ckpt"
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("once") / "last.ckpt"
     on_ranks(4, save, path, 1)
     return path
+
+
+@pytest.fixture
+def saved(once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(once, tmp_path / "last.ckpt")
 
 
 def read(path: Path) -> list[list[float]]:
@@ -68,6 +78,7 @@ def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
     assert state["head"] is state["embedding"]
     assert torch.equal(state["square"], MATRIX - 1)
     assert torch.equal(state["bias"], BIAS)
+    assert state["scalar"] == 2.5
     assert torch.equal(found["optimizer"][0][0]["average"], MATRIX + 1)
     assert found["step"] == 1
     assert torch.equal(found["states"][0], torch.arange(3))
@@ -117,12 +128,112 @@ def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypatch, is_folder):
+    """What stood there is found aside, and put back by who goes on."""
+    path = Run(tmp_path / "run").last
+    path.parent.mkdir(parents=True)
+    if is_folder:
+        shutil.move(saved, path)
+    else:
+        save_checkpoint({"step": 1}, path)
+    if (child := os.fork()) == 0:
+        with digests.set_aside(path, is_wrong=True):
+            os._exit(0)
+    os.waitpid(child, 0)
+    run = Run(tmp_path / "run")
+    assert run.last.exists()
+    assert load_checkpoint(run.last)["step"] == 1
+    with run.claimed():
+        assert load_checkpoint(path)["step"] == 1
+        assert not aside_of(path).exists()
+    save_checkpoint({"step": 2}, path)
+    assert load_checkpoint(run.last) == {"step": 2}
+    assert {f.name for f in path.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def test_a_write_that_fails_puts_back_what_stood_there(saved):
+    with pytest.raises(OSError, match="disk full"), digests.set_aside(saved, is_wrong=True):
+        raise OSError("disk full")
+    assert load_checkpoint(saved)["step"] == 1
+
+
 def test_file_and_folder_take_each_others_place(saved):
     save_checkpoint({"step": 9}, saved)
     assert load_checkpoint(saved) == {"step": 9}
     on_ranks(2, _again, saved)
     assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
     assert {f.name for f in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def written(path: Path, change) -> None:
+    """A change of the index, by one who knows of no digest of it."""
+    index = json.loads((path / "index.json").read_text())
+    change(index)
+    (path / "index.json").write_text(json.dumps(index))
+    (path / "sha256.json").unlink()
+
+
+def reaching(name):
+    """An index that names a file elsewhere, and its digest."""
+    return lambda index: index.update(rest=name, files={**index["files"], name: "0" * 64})
+
+
+def changed(index, key, value):
+    """The matrix's entry, changed."""
+    index["tensors"][0][key] = value
+
+
+NO_INDEX = {
+    "a part is missing": (lambda i: i["tensors"][0]["parts"].pop(), "leave out 5 numbers"),
+    "parts overlap": (
+        lambda i: i["tensors"][0]["parts"][1].update(offsets=[1, 0]),
+        "parts overlap",
+    ),
+    "a part is beyond": (
+        lambda i: i["tensors"][0]["parts"][3].update(offsets=[7, 0]),
+        "reaches beyond",
+    ),
+    "negative": (lambda i: changed(i, "shape", [-7, -5]), "are no sizes"),
+    "other dimensions": (lambda i: changed(i, "shape", [35]), "are no sizes"),
+    "dtype": (lambda i: changed(i, "dtype", "load"), "unknown dtype 'load'"),
+    "unknown file": (
+        lambda i: i["tensors"][0]["parts"][0].update(file="9.safetensors"),
+        "no digest of 9.safetensors",
+    ),
+    "above": (reaching("../out.pt"), "'../out.pt' is no name"),
+    "parent": (reaching(".."), "'..' is no name"),
+    "absolute": (reaching("/etc/passwd"), "'/etc/passwd' is no name"),
+    "no key": (lambda i: i.pop("files"), "no 'files'"),
+    "no list": (lambda i: i.update(tensors=3), "not iterable"),
+    "no place": (lambda i: changed(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
+    "huge": (
+        lambda i: i["tensors"].append(
+            i["tensors"][0]
+            | {"shape": [10**12, 3]}
+            | {"parts": [i["tensors"][0]["parts"][0] | {"shape": [10**12, 3]}]}
+        ),
+        "has shape [2, 5] there and [1000000000000, 3]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NO_INDEX)
+def test_an_index_that_makes_no_sense_is_refused_in_a_line(saved, what):
+    change, message = NO_INDEX[what]
+    written(saved, change)
+    with pytest.raises(DamagedCheckpointError, match=re.escape(message)) as found:
+        load_checkpoint(saved)
+    assert "rerun=true" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_an_index_that_was_cut_is_refused(saved):
+    index = saved / "index.json"
+    index.write_text(index.read_text()[:-200])
+    (saved / "sha256.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"):
+        load_checkpoint(saved)
 
 
 def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):

@@ -5,7 +5,6 @@ One is a file, which one device writes, or a folder, in which every device has w
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        with sharded.set_aside(path, is_wrong=path.is_dir()):
+        with digests.set_aside(path, is_wrong=path.is_dir()):
             digests.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -33,8 +32,6 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint and its record."""
-    if path.is_dir():
-        shutil.rmtree(path)
     digests.remove(path)
 
 

@@ -6,9 +6,16 @@ Neither `torch.load` nor safetensors notices a flipped byte.
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llm.config.errors import UserError
+from llm.runs import aside_of
+
+# What to do about a checkpoint that is damaged.
+OTHERWISE = "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
 
 
 class DamagedCheckpointError(UserError):
@@ -28,9 +35,33 @@ def replace(partial: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file and its record."""
+    """Delete a file, and its record, or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
     path.unlink(missing_ok=True)
     _write(path, [])
+
+
+@contextmanager
+def set_aside(path: Path, is_wrong: bool) -> Iterator[None]:
+    """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
+
+    What stood there is kept under another name until the new one is in its place. Who is killed before
+    that leaves it there, where `llm.runs.standing` finds it.
+    """
+    aside = aside_of(path)
+    if is_wrong and path.exists():
+        remove(aside)  # of an earlier kill, after the new one was in its place
+        _write(aside, _read(path))
+        path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
+    if aside.exists():
+        remove(aside)
 
 
 def verified(path: Path) -> Path:
@@ -56,8 +87,7 @@ def require_digest(path: Path, digests: list[str], record: str) -> None:
     """
     if not path.is_file() or sha256_of(path) not in digests:
         raise DamagedCheckpointError(
-            f"{path} is damaged: its SHA-256 is not the one in {record}; "
-            "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
+            f"{path} is damaged: its SHA-256 is not the one in {record}; {OTHERWISE}"
         )
 
 
@@ -85,7 +115,9 @@ def _read(path: Path) -> list[str]:
 def _write(path: Path, digests: list[str]) -> None:
     record = _record(path)
     entries = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    entries[path.name] = digests
+    entries.pop(path.name, None)
+    if digests:
+        entries[path.name] = digests
     partial = record.with_name(f".{record.name}.{os.getpid()}")
     partial.write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
     partial.replace(record)

@@ -10,29 +10,46 @@
 The index is what counts. The files of a new save stand beside the old ones, under other names; then the
 new index takes the old one's place in one step, and the old files go. A save that is killed leaves the
 old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
+
+A folder may be a stranger's, or half of one: the index names files of the folder alone, its parts make up
+each tensor without a gap, and no memory is asked for before the files are seen to hold that much.
 """
 
 import json
-import shutil
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llm import distributed
 from llm.parts import is_divided, own, place
-from llm.weights.digests import flush, replace, require_digest, sha256_of, verified
+from llm.weights.digests import (
+    OTHERWISE,
+    DamagedCheckpointError,
+    flush,
+    replace,
+    require_digest,
+    set_aside,
+    sha256_of,
+    verified,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 INDEX = "index.json"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *INTEGERS)}
 Key = tuple[str | int, ...]  # the way to a value through nested dictionaries and lists
 Slices = tuple[slice, ...]
 
@@ -44,6 +61,12 @@ class Part:
     file: str
     offsets: list[int]
     shape: list[int]
+
+    @property
+    def slices(self) -> Slices:
+        """Its place in the whole."""
+        both = zip(self.offsets, self.shape, strict=True)
+        return tuple(slice(offset, offset + size) for offset, size in both)
 
     def common(self, slices: Slices) -> list[tuple[int, int]] | None:
         """From where to where, in each dimension of the whole, this part has what is asked; None if nothing."""
@@ -69,6 +92,23 @@ class Files:
             self._checked.add(name)
         return self.folder / name
 
+    def require(self, part: Part, name: str) -> None:
+        """See that a file holds the part of a tensor that the index says, without reading it.
+
+        Raises:
+            DamagedCheckpointError: it does not.
+        """
+        path = self.path(part.file)
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.get_slice(name).get_shape()
+        except SafetensorError as error:
+            raise DamagedCheckpointError(f"{path} is damaged: {error}; {OTHERWISE}") from error
+        if found != part.shape:
+            raise DamagedCheckpointError(
+                f"{path} is damaged: {name} has shape {found} there and {part.shape} in {INDEX}; {OTHERWISE}"
+            )
+
 
 @dataclass(frozen=True)
 class Divided:
@@ -82,13 +122,18 @@ class Divided:
 
     def __getitem__(self, slices: Slices) -> Tensor:
         """The numbers between the slices' starts and stops, one slice for each dimension."""
+        found = [(part, part.common(slices)) for part in self.parts]
+        needed = [(part, bounds) for part, bounds in found if bounds is not None]
+        for part, _ in needed:  # before memory is asked for
+            self.files.require(part, self.name)
         result = torch.empty([s.stop - s.start for s in slices], dtype=self.dtype)
-        for part in self.parts:
-            if bounds := part.common(slices):
-                here = _relative(bounds, [s.start for s in slices])
-                there = _relative(bounds, part.offsets)
-                with safe_open(self.files.path(part.file), "pt") as file:
-                    result[here] = file.get_slice(self.name)[there]
+        for part, bounds in needed:
+            here = _relative(bounds, [s.start for s in slices])
+            there = _relative(bounds, part.offsets)
+            with safe_open(self.files.path(part.file), "pt") as file:
+                result[here] = (
+                    file.get_slice(self.name)[there] if there else file.get_tensor(self.name)
+                )
         return result
 
     def read(self) -> Tensor:
@@ -103,23 +148,105 @@ def _relative(bounds: list[tuple[int, int]], to: list[int]) -> Slices:
 # Reading
 
 
+@dataclass(frozen=True)
+class Index:
+    """What is written in `index.json`.
+
+    Attributes:
+        save: the number of the save.
+        rest: the file of all but the divided tensors.
+        files: the SHA-256 of each file.
+        tensors: the divided tensors, each with every place where it stands.
+    """
+
+    save: int
+    rest: str
+    files: dict[str, str]
+    tensors: list[tuple[Divided, list[Key]]]
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint in parts, its divided tensors at rest, as `Divided`.
 
     Raises:
         FileNotFoundError: the folder has no index: nothing was ever wholly written there.
-        DamagedCheckpointError: a file is not what was written.
+        DamagedCheckpointError: a file is not what was written, or the index does not make sense.
     """
-    index = json.loads(verified(path / INDEX).read_text("utf-8"))
-    files = Files(path, index["files"])
-    checkpoint = torch.load(files.path(index["rest"]), map_location="cpu", weights_only=True)
-    for entry in index["tensors"]:
-        parts = [Part(**part) for part in entry["parts"]]
-        dtype = getattr(torch, entry["dtype"])
-        tensor = Divided(entry["name"], tuple(entry["shape"]), dtype, parts, files)
-        for key in entry["keys"]:
-            _put(checkpoint, key, tensor)
+    index = read_index(path)
+    rest = Files(path, index.files).path(index.rest)
+    checkpoint = torch.load(rest, map_location="cpu", weights_only=True)
+    with _damaged(path):
+        for tensor, keys in index.tensors:
+            for key in keys:
+                _put(checkpoint, key, tensor)
     return checkpoint
+
+
+def read_index(path: Path) -> Index:
+    """The index of a checkpoint in parts, seen to make sense.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedCheckpointError: it is not what was written, or does not make sense.
+    """
+    with _damaged(path):
+        return _parsed(json.loads(verified(path / INDEX).read_bytes()), path)
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Around the reading of an index that may not be one of ours, or was cut short."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise DamagedCheckpointError(f"{path / INDEX} is damaged: {what}; {OTHERWISE}") from error
+
+
+def _parsed(index: Any, folder: Path) -> Index:
+    """An index that holds what it should and no more; else a ValueError, LookupError or TypeError."""
+    files = Files(folder, index["files"])
+    for name in files.digests:
+        _require(re.fullmatch(r"\w[\w.-]*", name), f"{name!r} is no name of a file of the folder")
+    _require(type(index["save"]) is int, f"save {index['save']!r} is no number")
+    _require(index["rest"] in files.digests, f"no digest of {index['rest']}")
+    tensors = [
+        (_tensor(entry, files), [tuple(key) for key in entry["keys"]]) for entry in index["tensors"]
+    ]
+    return Index(index["save"], index["rest"], dict(files.digests), tensors)
+
+
+def _tensor(entry: Any, files: Files) -> Divided:
+    """A divided tensor whose parts lie within it, do not overlap, and leave nothing out."""
+    name, shape, parts = entry["name"], entry["shape"], [Part(**p) for p in entry["parts"]]
+    for sizes in (shape, *(numbers for part in parts for numbers in (part.offsets, part.shape))):
+        are_sizes = len(sizes) == len(shape) and all(type(n) is int and n >= 0 for n in sizes)
+        _require(are_sizes, f"{name}: {sizes} are no sizes of a tensor")
+    _require(entry["dtype"] in DTYPES, f"{name}: unknown dtype {entry['dtype']!r}")
+    for part in parts:
+        _require(part.file in files.digests, f"{name}: no digest of {part.file}")
+        within = all(s.stop <= size for s, size in zip(part.slices, shape, strict=True))
+        _require(within, f"{name}: a part reaches beyond shape {shape}")
+    _require(not _overlap(parts), f"{name}: parts overlap")
+    missing = math.prod(shape) - sum(math.prod(part.shape) for part in parts)
+    _require(missing == 0, f"{name}: the parts leave out {missing} numbers")
+    return Divided(name, tuple(shape), DTYPES[entry["dtype"]], parts, files)
+
+
+def _overlap(parts: Sequence[Part]) -> bool:
+    """Whether two parts have a number in common; of those in order only neighbours can."""
+    ordered = sorted(parts, key=lambda part: part.offsets)
+    for number, part in enumerate(ordered, 1):
+        end = [s.stop for s in part.slices[:1]]
+        after = takewhile(lambda other, end=end: other.offsets[:1] <= end, ordered[number:])
+        if any(part.common(other.slices) is not None for other in after):
+            return True
+    return False
+
+
+def _require(holds: Any, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
 def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
@@ -181,8 +308,7 @@ def _prepare(path: Path) -> tuple[Path, int]:
     """The folder to write in, made if need be, and the number of this save."""
     folder = path.with_name(f".{path.name}.parts") if path.is_file() else path
     folder.mkdir(parents=True, exist_ok=True)
-    index = folder / INDEX
-    return folder, json.loads(index.read_text("utf-8"))["save"] + 1 if index.is_file() else 1
+    return folder, read_index(folder).save + 1 if (folder / INDEX).is_file() else 1
 
 
 def _commit(
@@ -205,21 +331,6 @@ def _commit(
     for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
         if old.name not in index["files"]:
             old.unlink()
-
-
-@contextmanager
-def set_aside(path: Path, is_wrong: bool) -> Iterator[None]:
-    """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
-
-    What stood there is kept under another name until the new one is in its place.
-    """
-    aside = path.with_name(f".{path.name}.before")
-    if is_wrong and path.exists():
-        path.rename(aside)
-    yield
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    aside.unlink(missing_ok=True)
 
 
 # The tree
@@ -250,6 +361,8 @@ def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
     *way, last = key
     for step in way:
         tree = tree[step]
+    if not isinstance(tree, dict | list):
+        raise TypeError(f"{'.'.join(map(str, key))} is no place in a checkpoint")
     tree[last] = value
 
 

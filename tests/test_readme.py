@@ -1,6 +1,5 @@
 """The README's commands run: each as it stands there, with a few words more that make it small."""
 
-import contextlib
 import io
 import re
 import shlex
@@ -16,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [line.split("  #")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
-TRAIN = [line for line in COMMANDS if line.startswith("llm train") and "weights=" not in line]
+ALL = [line for line in COMMANDS if line.startswith("llm train") and "weights=" not in line]
+# Sweeps and several devices have tests of their own: here it is seen that every point could run.
+CHECKED = [line for line in ALL if re.search(" -m | sweep=| hardware=(?!zero)", line)]
+TRAIN = [line for line in ALL if line not in CHECKED and "hardware=zero" not in line]
 FINETUNING = [
     line for line in COMMANDS if line.startswith("llm ") and ("weights" in line or " name=" in line)
 ]
@@ -29,6 +31,7 @@ SMALL = [
 
 def test_there_are_commands():
     assert len(TRAIN) >= 8
+    assert len(CHECKED) >= 8
     assert {"make train", "make test"} <= set(COMMANDS)
 
 
@@ -58,16 +61,22 @@ def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
     if "tokenizer=gpt2" in line:
         ranks = request.getfixturevalue("shared_data") / "tiktoken"
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
-    words = [*shlex.split(line)[2:], *SMALL]
-    words = [word for word in words if word != "-m"]
-    if "-m" in line:
-        words.insert(0, "-m")
-    monkeypatch.setattr(sys, "argv", ["llm", "train", *words])
-    with contextlib.suppress(SystemExit) if "-m" in line else contextlib.nullcontext():
-        command_line.main()
-    runs = list(folder.glob("outputs/pretraining/*/run.json"))
-    assert len(runs) == (4 if "-m" in line else 1)
-    assert all('"status": "done"' in run.read_text() for run in runs)
+    monkeypatch.setattr(sys, "argv", ["llm", *shlex.split(line)[1:], *SMALL])
+    command_line.main()
+    (run,) = folder.glob("outputs/pretraining/*/run.json")
+    assert '"status": "done"' in run.read_text()
+
+
+@pytest.mark.parametrize("line", CHECKED)
+def test_every_point_of_a_command_could_run(line, folder, cache, monkeypatch, capsys):
+    monkeypatch.setenv("LLM_CACHE", str(cache))
+    few = ["hardware.accelerator=cpu", "hardware.precision=32", "check=true"]
+    if " hardware=" in line:
+        few += ["hardware.devices=2", "data.batch_size=8"]
+    monkeypatch.setattr(sys, "argv", ["llm", *shlex.split(line)[1:], *few])
+    command_line.main()
+    assert "parameters" in capsys.readouterr().out
+    assert not list(folder.glob("outputs/**/run.json"))
 
 
 # What a command of this kind needs besides, to be small.

@@ -1,10 +1,10 @@
-"""Six optimizers, each with five learning rates, then its best rate with three seeds.
+"""Six optimizers, each with four learning rates, then its best rate with three other seeds.
 
-    python experiments/optimizers/study.py             # seven commands a time, the table, the picture
+    python experiments/optimizers/study.py             # twelve sweeps, the table, the picture
     python experiments/optimizers/study.py --table     # the table and picture of what is done
 
 Each optimizer is a saved sweep of `conf/sweep`; what is run is printed. The rate is chosen by the best
-validation loss of seed 1, and told with three seeds.
+validation loss of one seed and told with others, or the luckiest of four would be told for the best.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from llm.runs import list_runs
 
 HERE = Path(__file__).parent
 OPTIMIZERS = ("muon", "adamw", "adam", "rmsprop", "adagrad", "sgd")
-SEEDS = (1, 2, 3)
+CHOOSING, SEEDS = 1, (2, 3, 4)
 # Okabe and Ito's palette and markers, so that nobody has to tell curves by colour alone.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
@@ -49,8 +49,8 @@ def results(output: Path) -> dict[str, Losses]:
 
 
 def best_rate(losses: Losses) -> str:
-    """The rate with the lowest validation loss of the first seed."""
-    return min(losses, key=lambda rate: losses[rate][SEEDS[0]].figures["best_loss"])
+    """The rate with the lowest validation loss of the seed that chooses."""
+    return min(losses, key=lambda rate: losses[rate][CHOOSING].figures["best_loss"])
 
 
 def table(found: dict[str, Losses]) -> str:
@@ -61,7 +61,7 @@ def table(found: dict[str, Losses]) -> str:
         own = [losses[rate][seed] for seed in SEEDS]
         loss = estimate([each.figures["best_loss"] for each in own])
         rates = sorted(losses, key=float)
-        first = ", ".join(f"{losses[r][SEEDS[0]].figures['best_loss']:.3f}" for r in rates)
+        first = ", ".join(f"{losses[r][CHOOSING].figures['best_loss']:.3f}" for r in rates)
         edge = " (at the edge)" if rate in (rates[0], rates[-1]) else ""
         rows.append(
             (
@@ -69,7 +69,7 @@ def table(found: dict[str, Losses]) -> str:
                 f"| {name} | {', '.join(rates)} | {first} | {rate}{edge} | {loss.mean:.3f} ± {loss.margin:.3f} |",
             )
         )
-    head = "| optimizer | rates | validation loss of seed 1 at each | best | over three seeds |\n|---|---|---|---|---|"
+    head = "| optimizer | rates | validation loss at each, seed 1 | best rate | validation loss, seeds 2 to 4 |\n|---|---|---|---|---|"
     return "\n".join([head, *(row for _, row in sorted(rows))])
 
 
@@ -81,11 +81,11 @@ def draw(found: dict[str, Losses], picture: Path) -> None:
     axes = figure.subplots()
     for (name, losses), color, marker in zip(found.items(), COLORS, MARKERS, strict=True):
         rates = sorted(losses, key=float)
-        values = [losses[rate][SEEDS[0]].figures["best_loss"] for rate in rates]
+        values = [losses[rate][CHOOSING].figures["best_loss"] for rate in rates]
         axes.plot([*map(float, rates)], values, color=color, marker=marker, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel="best validation loss (nats a character)")
     axes.set_title(
-        "Six optimizers, tiny Shakespeare, GPT-2 of 0.8 M parameters, 1,000 steps, seed 1"
+        "Six optimizers, tiny Shakespeare, GPT-2 of 0.8 M parameters, 500 steps, one seed"
     )
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -104,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         for name in OPTIMIZERS:
-            train(name, args.output, [f"seed={SEEDS[0]}", *args.words])
+            train(name, args.output, [f"seed={CHOOSING}", *args.words])
         for name, losses in results(args.output).items():
             seeds = ",".join(map(str, SEEDS))
             rate = f"optimizer.lr={best_rate(losses)}"

@@ -69,8 +69,10 @@ def table(found: dict[str, Losses]) -> str:
                 f"| {name} | {', '.join(rates)} | {first} | {rate}{edge} | {loss.mean:.3f} ± {loss.margin:.3f} |",
             )
         )
-    head = "| optimizer | rates | validation loss at each, seed 1 | best rate | validation loss, seeds 2 to 4 |\n|---|---|---|---|---|"
-    return "\n".join([head, *(row for _, row in sorted(rows))])
+    head = (
+        "| optimizer | rates | validation loss at each, seed 1 | best rate | loss, seeds 2 to 4 |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|", *(row for _, row in sorted(rows))])
 
 
 def draw(found: dict[str, Losses], picture: Path) -> None:

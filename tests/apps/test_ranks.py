@@ -86,8 +86,10 @@ def test_machines_are_told_who_they_are(monkeypatch):
     assert this_node(2) == (1, "first", 29500)
 
 
-def test_srun_is_understood(monkeypatch):
-    slurm = {
+@pytest.fixture
+def slurm(monkeypatch):
+    """slurm(TASKS_PER_NODE): this is task 5 of the 8 that srun started, on two machines."""
+    values = {
         "STEP_NUM_TASKS": "8",
         "STEP_NUM_NODES": "2",
         "PROCID": "5",
@@ -101,14 +103,32 @@ def test_srun_is_understood(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def make(tasks_per_node: str) -> None:
+        values["STEP_TASKS_PER_NODE"] = tasks_per_node
+        for name, value in values.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+    return make
+
+
+def test_srun_is_understood(slurm):
+    slurm("4(x2)")
     adopt_slurm()
     found = {
         name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     }
     assert list(found.values()) == ["5", "1", "8", "4"]
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node3", "17345")
+
+
+def test_unlike_numbers_of_tasks_on_machines_are_refused(slurm):
+    slurm("5,3")
+    with pytest.raises(
+        ConfigError, match=r"8 tasks unevenly on 2 machines \(5,3\): .*--ntasks-per"
+    ):
+        adopt_slurm()
+    assert "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():
@@ -124,14 +144,19 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
         place(config)
 
 
-def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch, number):
     """The launcher's part, with two small programs for ranks."""
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(130))\nprint('on')\ntime.sleep(60)"
+    monkeypatch.setattr("llm.signals.let_go_of_terminal", lambda: None)
+    code = (
+        f"import signal, sys, time\nsignal.signal({number}, lambda *_: sys.exit(130))\n"
+        "print('on')\ntime.sleep(60)"
+    )
     environment = {**os.environ, "LLM_RANK_REPORTS": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     ranks = [Rank(number, ["python3", "-c", code], environment) for number in (1, 2)]
     while not all("on" in rank.log.read_text() for rank in ranks):
         time.sleep(0.01)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
     assert Watch(ranks, tmp_path).until_all_ended() == 130
     assert [rank.status for rank in ranks] == [130, 130]
 

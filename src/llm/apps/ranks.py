@@ -7,6 +7,7 @@ dies, and each of them to print its own traceback.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from llm import distributed
+from llm import distributed, signals
 from llm.apps.refusing import require_even_shares
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError, UserError
@@ -43,6 +44,7 @@ def adopt_slurm() -> None:
         return
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+    on_each = tasks_on_each_node(tasks)
     nodes = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
     address = SLURMEnvironment.resolve_root_node_address(nodes)
     port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # which all can work out
@@ -50,12 +52,30 @@ def adopt_slurm() -> None:
         RANK=os.environ["SLURM_PROCID"],
         LOCAL_RANK=os.environ["SLURM_LOCALID"],
         WORLD_SIZE=str(tasks),
-        LOCAL_WORLD_SIZE=str(tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", 1))),
+        LOCAL_WORLD_SIZE=str(on_each),
         GROUP_RANK=os.environ.get("SLURM_NODEID", "0"),
         MASTER_ADDR=os.environ.get("MASTER_ADDR", address),
         MASTER_PORT=os.environ.get("MASTER_PORT", str(port)),
         TORCHELASTIC_RUN_ID=os.environ["SLURM_JOB_ID"],
     )
+
+
+def tasks_on_each_node(tasks: int) -> int:
+    """How many of so many tasks srun has started on each machine.
+
+    Raises:
+        ConfigError: not on all as many.
+    """
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    # Such as `4(x2),3`: four on each of two machines, three on another.
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    numbers = {re.sub(r"\(x\d+\)", "", count) for count in counts.split(",")}
+    if len(numbers) > 1 or tasks % nodes:
+        raise ConfigError(
+            f"srun started {tasks} tasks unevenly on {nodes} machines ({counts}): give it as many for each, with "
+            "--ntasks-per-node"
+        )
+    return tasks // nodes
 
 
 def place(config: DictConfig) -> Hardware:
@@ -233,18 +253,15 @@ class Watch:
 
     def until_all_ended(self) -> int:
         """Wait; pass signals on; when one fails end the others, and say why. Returns the exit status."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._pass_on) for number in numbers}
-        try:
-            while self._some_run() and not self._failed():
-                time.sleep(POLL)
-            if self._failed():
-                return self._fail()
-            return max(rank.status or 0 for rank in self.ranks)
-        finally:
-            self._kill()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals.heard(self._pass_on):
+            try:
+                while self._some_run() and not self._failed():
+                    time.sleep(POLL)
+                if self._failed():
+                    return self._fail()
+                return max(rank.status or 0 for rank in self.ranks)
+            finally:
+                self._kill()
 
     def _pass_on(self, number: int, frame: Any) -> None:
         self.signals += 1
@@ -332,8 +349,7 @@ def reported() -> Iterator[None]:
         yield
         return
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    signals.listen(signal.default_int_handler)
     try:
         yield
     except Exception as error:

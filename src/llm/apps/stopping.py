@@ -14,9 +14,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Thread
 
+from llm import signals
+
 # Where the mark of a pool's launcher is; its size in bytes is how often we were told.
 MARK = "LLM_SWEEP_STOP"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL = 0.1  # seconds from one look to the next
 KILLING = 3  # so many times told, a job is ended at once
 NEWS = b"\nstopping: what runs is saved first; once more stops it at once\n"
@@ -28,11 +29,8 @@ Asked = Callable[[], int]
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let whatever ends this process do as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _heeded()}
-    try:
+    with signals.heard(signal.default_int_handler):
         yield
-    finally:
-        _give_back(before)
 
 
 @contextmanager
@@ -51,13 +49,13 @@ def marking(mark: Path) -> Iterator[None]:
     resource_tracker.ensure_running()  # which joblib would do within, and so open this thread's ears
     is_over = Event()
     Thread(target=is_over.wait, daemon=True).start()  # with open ears, for this one's will be shut
-    before = {number: signal.signal(number, leave) for number in _heeded()}
+    before = signals.listen(leave)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _give_back(before)
+        signals.give_back(before)
         is_over.set()
         is_marked = mark.exists()
         mark.unlink(missing_ok=True)
@@ -102,12 +100,13 @@ def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]
         The handlers that there were.
     """
     before: dict[int, object] = {
-        number: signal.getsignal(number) for number in (*SIGNALS, *_scheduled())
+        number: signal.getsignal(number) for number in (*signals.STOPPING, *_scheduled())
     }
+    hear = signals.without_terminal(handler)
 
     def heed(number: int, frame: object) -> None:
         if before[number] != signal.SIG_IGN:
-            handler(number, frame)
+            hear(number, frame)
 
     for number in before:
         signal.signal(number, heed)
@@ -116,7 +115,7 @@ def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]
         yield before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _give_back(before)
+        signals.give_back(before)
 
 
 def wait(process: subprocess.Popen, asked: Asked) -> int:
@@ -130,20 +129,10 @@ def wait(process: subprocess.Popen, asked: Asked) -> int:
                 process.send_signal(signal.SIGINT if number < KILLING else signal.SIGKILL)
 
 
-def _heeded() -> list[signal.Signals]:
-    """Those that nobody has told us to ignore, as nohup does."""
-    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-
-
 def _scheduled() -> list[signal.Signals]:
     """Those by which a scheduler announces the end of a job's time, where somebody listens to them."""
     users = (signal.SIGUSR1, signal.SIGUSR2)
     return [number for number in users if callable(signal.getsignal(number))]
-
-
-def _give_back(handlers: dict) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def _size(file: Path) -> int:

@@ -1,18 +1,17 @@
-"""Ctrl-C and termination signals: finish the step, save, and stop."""
+"""Ctrl-C and whatever else asks a run to stop: finish the step, save, and stop."""
 
 import signal
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from llm import distributed
+from llm import distributed, signals
 from llm.callbacks.checkpoints import Checkpoints, validates_now
 from llm.tasks.task import Task
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedRunError(BaseException):
@@ -32,17 +31,16 @@ class Interrupt(Callback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._ballot = distributed.Ballot()
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: Mapping[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals, where Python lets us: in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._previous = signals.listen(self._receive)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        signals.give_back(self._previous)
         self._previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:

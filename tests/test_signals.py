@@ -1,0 +1,49 @@
+"""What asks a process to stop is heard by whoever listens, and what it was told to ignore is not."""
+
+import os
+import pty
+import signal
+import time
+
+import pytest
+
+from llm import signals
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_each_is_heard_within_the_block_alone(number, monkeypatch):
+    monkeypatch.setattr(signals, "let_go_of_terminal", lambda: None)
+    before, received = signal.getsignal(number), []
+    with signals.heard(lambda number, frame: received.append(number)):
+        signal.raise_signal(number)
+    assert received == [number]
+    assert signal.getsignal(number) is before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.heard(lambda number, frame: pytest.fail("it was to be ignored")):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_outlives_its_terminal():
+    """Where it prints to is gone, and a word there would be an error."""
+    child, terminal = pty.fork()
+    if child == 0:
+        received: list[int] = []
+        signals.listen(lambda number, frame: received.append(number))
+        os.write(1, b"on")
+        while not received:
+            time.sleep(0.01)
+        try:
+            os.write(1, b"saving")
+            os.write(2, b"saving")
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    assert os.read(terminal, 2) == b"on"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -2,11 +2,12 @@
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from ranks import on_ranks
 
 from llm import distributed
 from llm.apps import training
@@ -62,9 +63,28 @@ def train(directory: Path, words: Sequence[str]) -> Curve:
     return [{name: float(row[name] or "nan") for name in NAMES} for row in rows]
 
 
-def train_all(folder: Path, runs: dict[str, Sequence[str]]) -> dict[str, Curve]:
+def train_all(folder: Path, runs: Mapping[str, Sequence[str]]) -> dict[str, Curve]:
     """Several runs, one after another, in directories of their names."""
     return {name: train(folder / name, words) for name, words in runs.items()}
+
+
+def assert_learn_as_one(
+    folder: Path,
+    runs: Mapping[str, Sequence[str]],
+    divided: Mapping[int, Mapping[str, Sequence[str]]],
+) -> None:
+    """Runs on several ranks learn what they learn on one.
+
+    Args:
+        folder: for the runs.
+        runs: the words of each.
+        divided: for each number of ranks: which runs it trains, and the words that divide each.
+    """
+    alone = train_all(folder / "1", runs)
+    for world, words in divided.items():
+        several = {name: (*runs[name], *words[name]) for name in words}
+        for name, curve in on_ranks(world, train_all, folder / str(world), several)[0].items():
+            assert_alike(curve, alone[name])
 
 
 def assert_alike(found: Curve, expected: Curve) -> None:

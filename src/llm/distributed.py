@@ -122,7 +122,7 @@ def collect(value: T, owner: int) -> T | None:
     return values[0]
 
 
-def own(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
+def take_back(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
     """This rank's of the values that `gather` gave to a run, perhaps one of another number of ranks.
 
     Then the first rank goes on with all of them, merged, and the others with None.

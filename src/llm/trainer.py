@@ -97,7 +97,7 @@ def make_trainer(
     for owner in (task, *callbacks):
         skip_empty_hooks(owner)
     if hardware.strategy is not None:
-        task.shard, task.is_sharded = hardware.strategy.shard, hardware.strategy.is_sharded
+        task.shard = hardware.strategy.shard
     # Said, for Lightning would guess it from what a cluster's scheduler left in the environment.
     environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
     trainer = L.Trainer(

@@ -15,6 +15,7 @@ from ranks import on_ranks
 
 from llm import distributed
 from llm.apps import training
+from llm.runs import FollowedRun, Run
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
 SMALL = [
@@ -160,6 +161,22 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(text, tmp_path):
     )
     whole, parts = on_ranks(2, whole_and_in_parts, tmp_path, words)[0]
     assert parts == whole
+
+
+def test_all_ranks_find_a_run_done_that_ends_as_they_look(text, tmp_path):
+    train(tmp_path, text)
+    on_ranks(2, look_early, tmp_path, (*text, "hardware=ddp"), timeout=30)
+
+
+def look_early(directory: Path, words: Sequence[str]) -> None:
+    """Train, but for the first rank all have read the record while the run there was under way."""
+
+    def read(run: FollowedRun) -> None:
+        Run.__post_init__(run)
+        run.record["status"] = "running"
+
+    FollowedRun.__post_init__ = read
+    train(directory, words)
 
 
 def test_a_checkpoint_moves_to_more_and_to_fewer_ranks(text, tmp_path):

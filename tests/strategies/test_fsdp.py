@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from divided import MUON, assert_alike, train, train_all, write_messages, write_text
+from divided import MUON, assert_alike, assert_learn_as_one, train, write_messages
 from ranks import on_ranks
 
 from llm.hardware import Hardware
@@ -12,12 +12,6 @@ CLASSES = ("task=classification", "data=labelled", "data.test_fraction=0.1", "da
 ACCUMULATED = ("trainer.accumulate=2", "hardware.activation_checkpointing=true")
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
-    return write_text(tmp_path)
-
-
 def test_two_and_four_ranks_learn_as_one(text, tmp_path):
     runs = {
         "tied": (text, *ACCUMULATED),
@@ -25,12 +19,9 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
         "grouped": (text, "model=llama", "size.num_kv_heads=2"),
         "classes": (*CLASSES, f"data.path={write_messages(tmp_path)}"),
     }
-    alone = train_all(tmp_path / "1", runs)
-    for world in (2, 4):
-        names = ("tied", "muon") if world == 2 else ("grouped", "classes")
-        divided = {name: (*runs[name], "hardware=fsdp") for name in names}
-        for name, curve in on_ranks(world, train_all, tmp_path / str(world), divided)[0].items():
-            assert_alike(curve, alone[name])
+    words = ("hardware=fsdp",)
+    divided = {2: {"tied": words, "muon": words}, 4: {"grouped": words, "classes": words}}
+    assert_learn_as_one(tmp_path, runs, divided)
 
 
 def test_updates_are_trained_beside_frozen_weights_in_half_precision(text, tmp_path):
@@ -49,7 +40,7 @@ def test_gradient_scaling_is_refused():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("strategy", ["fsdp", "tensor_parallel"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor_parallel", "pipeline"])
 def test_two_gpus_learn_as_one_cpu(text, tmp_path, strategy):
     alone = train(tmp_path / "alone", (text,))
     words = (text, f"hardware={strategy}", "hardware.devices=2", "hardware.accelerator=gpu")

@@ -1,17 +1,10 @@
 """A run moves freely: its checkpoints are those of one device, whoever wrote them."""
 
-import pytest
 import torch
-from divided import MUON, assert_alike, train, write_text
+from divided import MUON, assert_alike, train
 from ranks import on_ranks
 
 from llm.weights.checkpoint import load_checkpoint
-
-
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
-    return write_text(tmp_path)
 
 
 def shapes(value):

@@ -1,17 +1,14 @@
 """Tensor parallelism: the training of one device, with and without groups of devices."""
 
+import csv
+from pathlib import Path
+
 import pytest
-from divided import MUON, assert_alike, train, train_all, write_text
+from divided import MUON, assert_learn_as_one, train, write_messages
 from ranks import on_ranks
 
 from llm.hardware import Hardware
 from llm.strategies.tensor_parallel import TensorParallel
-
-
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
-    return write_text(tmp_path)
 
 
 def test_two_and_four_ranks_learn_as_one(text, tmp_path):
@@ -20,13 +17,8 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
         "muon": (text, "model=gpt", "size.num_kv_heads=2", *MUON),
         "grouped": (text, "model=llama", "size.num_kv_heads=2", *MUON),
     }
-    alone = train_all(tmp_path / "1", runs)
-    for world in (2, 4):
-        names = ("tied", "muon") if world == 2 else ("grouped",)
-        words = ("hardware=tensor_parallel", "hardware.strategy.size=2")
-        divided = {name: (*runs[name], *words) for name in names}
-        for name, curve in on_ranks(world, train_all, tmp_path / str(world), divided)[0].items():
-            assert_alike(curve, alone[name])
+    words = ("hardware=tensor_parallel", "hardware.strategy.size=2")
+    assert_learn_as_one(tmp_path, runs, {2: {"tied": words, "muon": words}, 4: {"grouped": words}})
 
 
 def test_updates_are_divided_as_their_layers_are(text, tmp_path):
@@ -36,10 +28,24 @@ def test_updates_are_divided_as_their_layers_are(text, tmp_path):
         "parts": (*base, "adapter.targets=[query,value,output]"),
         "all": (*base, "adapter.targets=['query_key_value','*feed_forward*','head']"),
     }
-    alone = train_all(tmp_path / "1", runs)
-    divided = {name: (*words, "hardware=tensor_parallel") for name, words in runs.items()}
-    for name, curve in on_ranks(2, train_all, tmp_path / "2", divided)[0].items():
-        assert_alike(curve, alone[name])
+    assert_learn_as_one(tmp_path, runs, {2: dict.fromkeys(runs, ("hardware=tensor_parallel",))})
+
+
+def test_a_text_that_a_group_works_on_together_counts_once(text, tmp_path):
+    words = (
+        *("task=classification", "data=labelled", f"data.path={write_messages(tmp_path)}"),
+        *("data.test_fraction=0.25", "trainer.max_steps=2", "callbacks=classification"),
+    )
+    train(tmp_path / "1", words)
+    on_ranks(2, train, tmp_path / "2", (*words, "hardware=tensor_parallel"))
+    for name in ("confusion.csv", "predictions.csv"):
+        one, two = (read(tmp_path / world / name) for world in "12")
+        assert [row[:4] for row in one] == [row[:4] for row in two]
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def test_groups_that_do_not_divide_the_devices_are_refused():

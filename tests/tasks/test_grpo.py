@@ -9,8 +9,10 @@ from omegaconf import OmegaConf
 
 from llm.config.build import build
 from llm.config.errors import ConfigError
+from llm.hardware import Hardware
 from llm.optim.groups import decay_matrices
 from llm.optim.schedules import constant
+from llm.strategies.fsdp import FSDP
 from llm.tasks.grpo import GRPO, joined
 from llm.tasks.reference import FrozenCopy
 
@@ -50,6 +52,14 @@ def test_a_rewarded_letter_is_written_more_and_more(grpo, logged):
     assert float(rows[-1]["val/loss"]) == pytest.approx(
         0.01 * float(rows[-1]["val/kl"]) - float(rows[-1]["val/reward"]), abs=1e-6
     )
+
+
+def test_a_divided_model_is_refused_before_anything_is_touched(grpo, tmp_path, monkeypatch):
+    divided = Hardware("cpu", devices=2, strategy=FSDP(), precision=32)
+    monkeypatch.setattr(Hardware, "resolve", lambda hardware: divided)
+    with pytest.raises(ConfigError, match=r"task: GRPO: .* use hardware=ddp"):
+        grpo("run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_divergence_is_held_down_by_beta(grpo, logged):

@@ -88,6 +88,7 @@ def train(
         hardware: Hardware = build(config.hardware).resolve()
     require_even_shares(config, hardware)
     run = (Run if distributed.is_first() else FollowedRun)(Path(directory))
+    run.record = distributed.broadcast(run.record)  # all decide by one: another process may end the run
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
@@ -197,6 +198,7 @@ def make_task(
     with mistakes_at("adapter"):
         initialize(task.model, weights, adapter)
     task.is_adapted = adapter is not None and weights is not None
+    task.is_sharded = hardware.strategy is not None and hardware.strategy.is_sharded
     task.log_every = settings.log_every
     if hardware.activation_checkpointing:
         checkpoint_activations(task.model)

@@ -36,7 +36,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore what was saved, or part from the other ranks, once."""
+        """Restore what was saved, or diverge from the other ranks, once."""
         if self._is_set:
             return
         self._is_set = True
@@ -46,7 +46,7 @@ class RandomStates(Callback):
         else:
             if self._saved is not None:  # of another number of ranks
                 restore(self._saved[0])
-            part(stream_of(trainer))
+            diverge(stream_of(trainer))
         self._saved = None
 
 
@@ -81,7 +81,7 @@ def restore(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def part(number: int) -> None:
+def diverge(number: int) -> None:
     """Draw on in a stream of this number; number 0 goes on in the stream that there is."""
     if number == 0:
         return

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from llm.models.parallel import row_orders
 from llm.parts import is_divided, join, own, place, whole
@@ -40,6 +41,19 @@ class MeshStrategy(ModelParallelStrategy):
     def lightning_restore_optimizer(self) -> bool:
         """Lightning loads the optimizer's state as it does anywhere: by `load_optimizer_state_dict`."""
         return True
+
+    def setup(self, trainer: Any) -> None:
+        """Let a batch that several devices work on count once in what is measured."""
+        super().setup(trainer)
+        for module in self._module.modules():
+            if isinstance(module, Metric):
+                module.process_group = self._measuring
+
+    @property
+    def _measuring(self) -> Any:
+        """The devices whose figures make up those of the run: one of each group."""
+        assert self.device_mesh is not None
+        return self.device_mesh["data_parallel"].get_group()
 
     # Writing
 

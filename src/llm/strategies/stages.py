@@ -28,9 +28,6 @@ from llm.strategies.mesh import MeshStrategy
 from llm.tasks.pretraining import Pretraining
 from llm.tasks.task import Batch, Groups, Task
 
-# Stages before the last one have nothing to measure, and the last one's figures are gathered.
-warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-
 SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
@@ -66,6 +63,8 @@ class StagesStrategy(MeshStrategy):
         super().setup(trainer)
 
     def _divide(self) -> None:
+        # Stages before the last one have nothing to measure, and the last one's figures are gathered.
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         task = self._task
         require_logits(task)
         self.stage = Stage(task.model, self.global_rank, self.world_size)
@@ -77,6 +76,11 @@ class StagesStrategy(MeshStrategy):
         task.parameter_groups = self.names.own_groups
         task.trained_names = self.names.trained
         task.peers = torch.distributed.group.WORLD
+
+    @property
+    def _measuring(self) -> Any:
+        """All: the last one alone measures."""
+        return torch.distributed.group.WORLD
 
     @property
     def _task(self) -> Task:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm.config.errors import ConfigError
 from llm.data.collation import pad
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
@@ -110,9 +109,14 @@ class GRPO(MeansTask):
         """Refuse data that do not say where a prompt ends, a template that does not say where an answer does.
 
         Raises:
-            ValueError: they do not, the reward has learned from another template, or the model has no
-                such reference.
+            ValueError: they do not, the model is divided among ranks, which would have to write answers
+                in step, the reward has learned from another template, or the model has no such reference.
         """
+        if self.is_sharded:
+            raise ValueError(
+                "GRPO: ranks write answers of unlike lengths, and a divided model needs all of them at "
+                "every token; use hardware=ddp"
+            )
         assert isinstance(data, InstructionDataModule)
         if data.loss_on != "response" or "documents" in data.encoded["train"][0]:
             raise ValueError(
@@ -128,16 +132,7 @@ class GRPO(MeansTask):
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
-        """Learn how the data write answers; take the reference while the model has its base weights.
-
-        Raises:
-            ConfigError: the model is divided among ranks, which would have to write answers in step.
-        """
-        if self.is_sharded:
-            raise ConfigError(
-                "task=grpo: ranks write answers of unlike lengths, and a divided model needs all of them "
-                "at every token; use hardware=ddp"
-            )
+        """Learn how the data write answers; take the reference while the model has its base weights."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = data.tokenizer
         self.end_token = data.template.end_token(data.tokenizer)

@@ -54,7 +54,7 @@ class MeansTask(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
         super().on_load_checkpoint(checkpoint)
-        figures = distributed.own(checkpoint["figures"], merge=added)
+        figures = distributed.take_back(checkpoint["figures"], merge=added)
         if figures is not None:
             self.trained.restore(figures)
 

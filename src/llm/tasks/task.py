@@ -280,7 +280,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: the checkpoint is that of another adapter.
         """
-        losses = distributed.own(checkpoint["losses"], merge=lambda lists: list(chain(*lists)))
+        losses = distributed.take_back(checkpoint["losses"], lambda lists: list(chain(*lists)))
         self._losses = [(torch.tensor(loss), torch.tensor(weight)) for loss, weight in losses or ()]
         if self.is_adapted:
             if checkpoint["state_dict"].keys() != self.trained_names():

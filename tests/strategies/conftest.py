@@ -1,0 +1,13 @@
+"""What the strategies that divide a model are tested on."""
+
+from pathlib import Path
+
+import pytest
+from divided import write_text
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch) -> str:
+    """The override that names a small text file, whose tokens are kept for this test alone."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    return write_text(tmp_path)

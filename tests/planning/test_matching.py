@@ -80,9 +80,24 @@ def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(compose
     assert second.cost.parameters == pytest.approx(first.cost.parameters, rel=0.05)
 
 
+@pytest.mark.parametrize(("first", "second"), [(8, 2), (2, 8)])
+def test_a_width_that_does_not_follow_is_named(first, second, composed):
+    points = [composed(f"model.dim=64 size=nano size.num_layers={n}") for n in (first, second)]
+    with pytest.raises(ConfigError, match=r"model\.dim=64 fixes the width; leave it to size\.dim"):
+        match(points, "parameters")
+
+
+def test_a_number_that_parameters_do_not_follow_is_left_alone(composed, monkeypatch):
+    monkeypatch.setattr("llm.planning.matching.HIDDEN", "size.context_length")
+    points = [composed(f"model=llama size={size}") for size in ("micro", "nano")]
+    assert list(values(match(points, "parameters")[1])) == ["size.dim"]
+
+
 @pytest.mark.parametrize(
     ("by", "words", "told"),
     [
+        ("parameters", ["", "size.dim=256 size.num_heads=64"], "is as near as a point comes"),
+        ("tokens", ["trainer.max_steps=1", "data.batch_size=512"], "is as near as a point comes"),
         ("parameters", [""], "nothing to match a single run with"),
         ("width", ["", ""], "there are parameters, flops, tokens"),
         (["flops", "tokens"], ["", ""], "choose one of them"),

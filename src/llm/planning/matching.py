@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config.errors import ConfigError
 from llm.planning.cost import Cost, cost
+from llm.units import number, percent
 
 HIDDEN = "model.feed_forward.hidden_dim"
 BOUNDS = (0.5, 2.0)  # of a feed-forward layer's own width
+WIDEST = 1 << 17  # no model's width is looked for beyond
+NEAR = 0.05  # what may remain unequal
 
 
 class Matched(NamedTuple):
@@ -39,7 +42,8 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
             `parameters` may be joined with one of the others.
 
     Raises:
-        ConfigError: there is nothing to match with, or what a point has is not known before its data are read.
+        ConfigError: there is nothing to match with, what a point has is not known before its data are read,
+            or a point cannot be brought near to the first.
     """
     asked = [by] if isinstance(by, str) else list(by)
     _require_sense(asked, len(configs))
@@ -68,7 +72,20 @@ def _matched(point: DictConfig, reference: Cost, asked: Sequence[str]) -> Matche
         if what != "parameters":
             changed |= match_steps(now, what, getattr(reference, what))
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
-    return Matched(words, _known(_with(point, changed)))
+    now = _known(_with(point, changed))
+    _require_near(now, reference, asked)
+    return Matched(words, now)
+
+
+def _require_near(now: Cost, reference: Cost, asked: Sequence[str]) -> None:
+    for what in asked:
+        value, target = getattr(now, what), getattr(reference, what)
+        left = _excess(value, target)
+        if left is not None and abs(left) > NEAR:
+            raise ConfigError(
+                f"match={what}: {number(value)} is as near as a point comes to the first one's {number(target)} "
+                f"({percent(left)}); choose points that differ less"
+            )
 
 
 def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
@@ -99,6 +116,8 @@ def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], 
         return {}, False
     one, two = (_parameters(_with(point, {HIDDEN: width})) for width in (1, 2))
     row, own = two - one, _parameters(point)
+    if row <= 0:  # nothing in the model follows it
+        return {}, False
     width = 1 + (own - one) // row
     wanted = max(1, 1 + round((target - one) / row))
     low, high = (round(bound * width) for bound in BOUNDS)
@@ -107,14 +126,22 @@ def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], 
 
 
 def _nearest_dim(point: DictConfig, target: int) -> int:
-    """The width of the model, in steps that give every head an even whole width."""
+    """The width of the model, in steps that give every head an even whole width.
+
+    Raises:
+        ConfigError: the model does not follow `size.dim`.
+    """
     step = 2 * point.size.num_heads
 
     def parameters(steps: int) -> int:
         return _parameters(_with(point, {"size.dim": steps * step}))
 
-    low, high = 1, 1
-    while parameters(high) < target:
+    low, high = 1, 2
+    if parameters(high) <= parameters(low):
+        raise ConfigError(
+            f"match=parameters: model.dim={point.model.dim} fixes the width; leave it to size.dim"
+        )
+    while parameters(high) < target and step * high < WIDEST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

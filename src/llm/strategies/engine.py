@@ -29,8 +29,6 @@ from llm.weights.checkpoint import open_checkpoint
 # What turns each number by itself, so that it does not matter to which matrix the number belongs.
 ELEMENTWISE = {"Adam", "AdamW", "SGD", "RMSprop"}
 
-warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping internally")
-
 
 class EngineStrategy(DeepSpeedStrategy):
     """Data parallelism by ZeRO.
@@ -66,9 +64,8 @@ class EngineStrategy(DeepSpeedStrategy):
     def setup(self, trainer: Any) -> None:
         """Hand the model and its optimizer to the engine."""
         task = self._task
-        with mistakes_at("hardware.strategy"):
-            require_even_weights(task)
         task.configure_gradient_clipping = lambda *given, **names: None  # the engine does
+        warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping")
         super().setup(trainer)
 
     @property
@@ -219,8 +216,9 @@ class EngineStrategy(DeepSpeedStrategy):
         return tensor.detach().clone().cpu() if self.is_global_zero else None
 
 
-def require_even_weights(task: Task) -> None:
+def require_even_weights(task: nn.Module) -> None:
     """Refuse a task whose batches weigh by their targets: the engine has averaged before anyone can weigh."""
+    assert isinstance(task, Task)
     if type(task).weight is not Task.weight:
         raise ValueError(
             f"ZeRO averages over devices what {type(task).__name__} weighs by its targets: use hardware=fsdp"

@@ -81,7 +81,7 @@ def test_the_table_shows_steps_losses_and_what_failed(sweep):
     half_way(sweep, 1)
     sweep.jobs[2].record(status="failed", error="ValueError: no", request="2")
     text = printed(table(look(sweep), room=10))
-    for word in ("seed=1", "10/40", "4.600", "4.500", "1,001", "3 s", "failed: ValueError: no"):
+    for word in ("seed=1", "10/40", "4.600", "4.500", "1,001", "3.00 s", "failed: ValueError: no"):
         assert word in text
     assert "1 running, 1 failed, 3 pending" in text
 

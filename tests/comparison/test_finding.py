@@ -2,6 +2,7 @@ import pytest
 from made_runs import make
 
 from llm.comparison.finding import find
+from llm.comparison.table import compare
 from llm.config.errors import UserError
 from llm.sweeps import Sweep
 
@@ -54,6 +55,40 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path):
     found = find([tmp_path])
     assert names(found) == ["a"]
     assert [line.split("/run.json is damaged")[0][-1] for line in found.damaged] == ["b", "c"]
+
+
+ODD = [
+    {"seed": [1]},
+    {"recipe": ["a"]},
+    {"status": {}},
+    {"vocabulary": ["x"]},
+    {"task": 5},
+    {"corpus": {"a": 1}},
+]
+
+
+def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
+    make(tmp_path / "good", [5.0, 4.0])
+    for place, odd in enumerate(ODD):
+        make(tmp_path / f"odd{place}", **odd)
+    old = {"without": ("overrides", "choices", "recipe")}
+    make(tmp_path / "quote", command='llm train model=llama "x', **old)
+    make(tmp_path / "large", parameters=10**400)
+    metrics = make(tmp_path / "long").metrics
+    metrics.write_text(metrics.read_text() + "9" * 200_000 + "\n")
+    make(tmp_path / "linked", status="running")
+    (tmp_path / ".linked.lock").symlink_to(metrics)
+    sweep = sweep_of(tmp_path / "s", tmp_path / "none")
+    sweep.jobs[0].file("json").parent.mkdir()
+    sweep.jobs[0].file("json").write_text("[]")
+    found = find([tmp_path])
+    assert names(found) == ["good", "large", "linked", "long", "quote"]
+    assert len(found.damaged) == len(ODD) + 1
+    assert all("is damaged and left out" in line for line in found.damaged)
+    table = compare(found.runs, remarks=found.damaged)
+    assert len(table.rows) == 5
+    assert any("long/metrics.csv is damaged and left out: " in note for note in table.notes)
+    table.markdown()
 
 
 def test_a_damaged_sweep_is_named(tmp_path):

@@ -88,3 +88,15 @@ def test_compute_that_is_unknown_is_not_drawn(drawn, tmp_path):
 
 def test_where_nothing_was_measured_there_is_no_picture(drawn, tmp_path):
     assert drawn([make(tmp_path / "a", rows=[])]) == []
+
+
+def test_a_curve_that_did_not_come_to_its_end_says_so(drawn, tmp_path):
+    runs = [
+        make(tmp_path / model, settings={"model": model}, status=status)
+        for model, status in (("gpt", "done"), ("llama", "failed"))
+    ]
+    axes = drawn(runs)[0]
+    told = {text.get_text() for each in drawn(runs)[-1:] for text in each.get_legend().get_texts()}
+    assert told == {"gpt", "llama (failed)"} == named(axes).keys()
+    alone = drawn(runs[1:])[-1]
+    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["llama (failed)"]

@@ -3,6 +3,7 @@ import math
 import pytest
 from made_runs import make
 
+from llm.apps.watching import newest
 from llm.comparison.result import Result, read_metrics
 from llm.runs import Run
 
@@ -56,6 +57,12 @@ def test_a_file_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path, endin
         {"step": 20, "val/loss": 4.0, "tokens": 2},
     ]
     assert all("val/loss" not in row or row["val/loss"] in (5.0, 4.0, 3.1, 3.0) for row in rows)
+
+
+def test_a_number_that_was_cut_short_is_not_believed(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val/loss\n10,5.0\n20,4")
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": 10, "val/loss": 5.0}]
+    assert newest(tmp_path / "metrics.csv")["val/loss"] == 5.0
 
 
 def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):

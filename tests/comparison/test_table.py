@@ -248,7 +248,7 @@ def test_unlike_budgets_and_seeds_are_ranked_and_told(tmp_path):
     table = compare([Run(tmp_path / name) for name in ("short", "long", "again")])
     assert column(table, "rank") == [1, 2]
     assert (
-        "not the same budget: from 1 k tokens (model=gpt) to 2 k tokens (model=llama)"
+        "not the same budget: from 1.00 k tokens (model=gpt) to 2.00 k tokens (model=llama)"
         in table.notes
     )
     assert "not the same seeds: model=gpt has 0 alone" in table.notes

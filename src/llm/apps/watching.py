@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm.comparison.result import number
+from llm.comparison.result import number, whole
 from llm.comparison.table import STYLES
 from llm.runs import key_of
 from llm.sweeps import Job, Sweep
@@ -142,10 +142,10 @@ def newest(metrics: Path) -> dict[str, float]:
     with metrics.open("rb") as file:
         columns = file.readline()
         file.seek(max(len(columns), file.seek(0, 2) - TAIL))
-        lines = file.read().decode("utf-8", "replace").splitlines()
+        lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
     names = next(csv.reader([columns.decode("utf-8", "replace")]), [])
     found: dict[str, float] = {}
-    for row in csv.reader(lines):
+    for row in csv.reader(whole(lines)):
         if len(row) == len(names):  # not cut short at either end
             values = {name: number(text) for name, text in zip(names, row, strict=True)}
             found |= {name: value for name, value in values.items() if value is not None}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm.config.errors import UserError
 from llm.runs import Run, short
@@ -11,6 +11,13 @@ from llm.sweeps import FILE, Sweep
 
 DEEPEST = (
     4  # levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME
+)
+
+# What reading a file that something else wrote may end in.
+ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+WORDS = (
+    *("status", "name", "task", "command", "error"),
+    *("fingerprint", "recipe", "corpus", "data", "vocabulary"),
 )
 
 
@@ -45,9 +52,11 @@ def find(folders: Sequence[str | Path]) -> Found:
             is_empty = False
             try:
                 run = read()
+                _require_kinds(run.record)
                 runs[run.path.resolve()] = run
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                damaged.add(f"{short(file)} is damaged and left out: {error}")
+            except ODD as error:
+                line = " ".join(str(error).split())
+                damaged.add(f"{short(file)} is damaged and left out: {line}")
         if is_empty:
             raise UserError(
                 f"{folder}: no run in it; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
@@ -59,22 +68,26 @@ def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
     """Files that tell of runs, each with what reads it; a sweep's word on a run is the last."""
     for file in _below(folder, "run.json"):
         if "~" not in file.parent.name:  # not those that a rerun has set aside
-            yield file, partial(_read, file.parent)
+            yield file, partial(Run, file.parent)
     for file in _below(folder, FILE):
         try:
             jobs = Sweep(file.parent).jobs
-        except (ValueError, LookupError, TypeError) as error:
+        except ODD as error:
             yield file, partial(_fail, error)
             continue
         for job in jobs:
             yield job.directory / "run.json", lambda job=job: job.run
 
 
-def _read(folder: Path) -> Run:
-    run = Run(folder)
-    if not isinstance(run.record, dict):
+def _require_kinds(record: Any) -> None:
+    """Let nothing of another kind than a run records reach what sorts, counts and compares it."""
+    if not isinstance(record, dict):
         raise TypeError("not a JSON object")
-    return run
+    for key in WORDS:
+        if not isinstance(record.get(key), str | None):
+            raise TypeError(f"{key} is not a text")
+    if not isinstance(record.get("seed"), str | int | float | None):
+        raise TypeError("seed is not a number")
 
 
 def _fail(error: Exception) -> Run:

@@ -124,9 +124,9 @@ def _draw(axes: Any, panel: Panel, styles: dict[Row, Style], table: "Table") -> 
             if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
-        axes.plot(
-            x, y, label=_name(row, table.keys), lw=1.8, ms=5, markevery=often, **style._asdict()
-        )
+        name = _name(row, table.keys)
+        label = name if row.is_done else f"{name} ({row.status})"
+        axes.plot(x, y, label=label, lw=1.8, ms=5, markevery=often, **style._asdict())
     _dress(axes, panel)
 
 
@@ -226,5 +226,5 @@ def _legend(axes: Any) -> None:
     number = len(axes.get_legend_handles_labels()[0])
     if number > FEW:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
-    elif number > 1:
+    elif number:
         axes.legend(frameon=False, fontsize=8)

@@ -4,14 +4,14 @@ import csv
 import math
 import shlex
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llm.runs import Run
+from llm.runs import Run, short
 
 Curve = list[tuple[float, float, float]]
 
@@ -82,7 +82,7 @@ class Result:
         """The words of its command line by key, in their order."""
         found = self.record.get("overrides")
         if not isinstance(found, Mapping):
-            found = overrides_in(shlex.split(str(self.record.get("command", "")))[2:])
+            found = overrides_in(words(str(self.record.get("command", "")))[2:])
         return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
 
     @cached_property
@@ -99,10 +99,22 @@ class Result:
 
     # What it reached
 
-    @cached_property
+    @property
     def rows(self) -> list[dict[str, float]]:
-        """The numbers of `metrics.csv` by step; none where there is no such file."""
-        return read_metrics(self.run.metrics)
+        """The numbers of `metrics.csv` by step; none where there is no such file, or a damaged one."""
+        return self._metrics[0]
+
+    @property
+    def damage(self) -> str | None:
+        """Why its metrics are left out."""
+        return self._metrics[1]
+
+    @cached_property
+    def _metrics(self) -> tuple[list[dict[str, float]], str | None]:
+        try:
+            return read_metrics(self.run.metrics), None
+        except (OSError, csv.Error) as error:
+            return [], f"{short(self.run.metrics)} is damaged and left out: {error}"
 
     @cached_property
     def figures(self) -> dict[str, float]:
@@ -181,6 +193,14 @@ class Result:
         )
 
 
+def words(command: str) -> list[str]:
+    """A command line's words; where its quotes do not match, what blanks part."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def overrides_in(words: Sequence[str]) -> dict[str, str]:
     """Overrides by key."""
     return {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
@@ -195,20 +215,24 @@ def numbers(values: Any, *names: str) -> dict[str, float]:
     """The numbers in a record, all of them or some."""
     if not isinstance(values, Mapping):
         return {}
-    found = {name: values.get(name) for name in names or values}
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+    found = {
+        name: number(value)
+        for name in names or values
+        if isinstance(value := values.get(name), int | float) and not isinstance(value, bool)
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The numbers of a metrics file, row by row; a last line that is cut short or no number is left out."""
+    """The numbers of a metrics file, row by row; a last line that is cut short or no number is left out.
+
+    Raises:
+        csv.Error: it is no such file.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = [row for row in csv.DictReader(whole(file)) if None not in row.values()]
     found = [{name: number(text) for name, text in row.items() if text} for row in rows]
     return [
         {name: value for name, value in row.items() if value is not None}
@@ -217,9 +241,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     ]
 
 
+def whole(lines: Iterable[str]) -> Iterator[str]:
+    """Lines that were written to their end: what is left of a cut 3.14 is a number too."""
+    return (line for line in lines if line.endswith("\n"))
+
+
 def number(text: Any) -> float | None:
     """A text as a number, or None."""
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -265,7 +265,11 @@ def compare(
         rows = [replace(row, settings=(*row.settings, _seed(row))) for row in rows]
     more, found = told_apart(parts(rows, by, confidence))
     keys = [*keys, more] if more else keys
-    lines = [*remarks, *notes(found, keys, by, confidence)]
+    lines = [
+        *remarks,
+        *(each.damage for each in results if each.damage),
+        *notes(found, keys, by, confidence),
+    ]
     return Table(keys, found, _shown_figures(results, by), lines, confidence)
 
 

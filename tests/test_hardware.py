@@ -15,6 +15,10 @@ from llm.hardware import (
     share_of_cores,
 )
 from llm.strategies.ddp import DDP
+from llm.strategies.fsdp import FSDP
+from llm.strategies.pipeline import Pipeline
+from llm.strategies.tensor_parallel import TensorParallel
+from llm.strategies.zero import ZeRO
 
 
 def test_auto_becomes_words_that_a_trainer_takes():
@@ -68,6 +72,22 @@ def test_several_devices_are_counted_and_described():
 
 def test_one_device_needs_no_strategy():
     assert Hardware(accelerator="cpu", devices="auto", strategy=DDP()).place().strategy is None
+
+
+def test_a_strategy_is_checked_though_one_device_has_no_use_for_it(monkeypatch):
+    monkeypatch.setattr("llm.strategies.zero.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs DeepSpeed"):
+        Hardware(accelerator="cpu", strategy=ZeRO()).place()
+    with pytest.raises(ValueError, match="precision=fp16: divided weights"):
+        Hardware(accelerator="cpu", strategy=FSDP(), precision="fp16").place()
+
+
+def test_divided_weights_train_in_32_where_fp16_is_fastest(monkeypatch):
+    monkeypatch.setattr("llm.hardware.faster_precision", lambda accelerator: "fp16")
+    for divided in (FSDP(), TensorParallel(), Pipeline()):
+        hardware = Hardware(accelerator="cpu", devices=2, strategy=divided)
+        assert hardware.resolve().precision == 32
+    assert Hardware(devices=2, strategy=DDP()).suited("fp16") == "fp16"
 
 
 def test_what_was_started_counts(monkeypatch):

@@ -51,10 +51,12 @@ class Strategy(ABC):
     Attributes:
         is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
         keeps_gradients: whether gradients have a place of their own, which stays when they are dropped.
+        takes_fp16: whether it goes with float16 and the scaler that watches its gradients for overflows.
     """
 
     is_sharded: bool = False
     keeps_gradients: bool = False
+    takes_fp16: bool = True
 
     @abstractmethod
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":
@@ -82,11 +84,22 @@ class Strategy(ABC):
             ValueError: it does.
         """
 
-    def check(self, hardware: "Hardware") -> None:  # noqa: B027 - most go with any
-        """Refuse hardware, resolved but for its precision, that this strategy does not work on.
+    def check(self, hardware: "Hardware") -> None:
+        """Refuse hardware, its devices counted, that this strategy does not work on.
 
         Raises:
             ValueError: it does not.
+        """
+        if hardware.precision == "fp16" and not self.takes_fp16:
+            raise ValueError(
+                "precision=fp16: divided weights train in bf16 or 32; use hardware.precision=bf16 or 32"
+            )
+
+    def fits(self, task: nn.Module, world: int) -> None:  # noqa: B027 - most divide anything
+        """Refuse a task, or its `model`, that so many ranks cannot divide; weights are not looked at.
+
+        Raises:
+            ValueError: they cannot.
         """
 
 
@@ -99,7 +112,7 @@ class Hardware:
         devices: how many devices of each machine; `auto` is all its GPUs, or one process on the CPU.
         num_nodes: how many machines; each is told its number and where to meet by NODE_RANK, MASTER_ADDR
             and MASTER_PORT.
-        strategy: how several devices divide the work; a single one needs none and is given none.
+        strategy: how several devices divide the work; a single one is given none, whatever was chosen.
         precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 where it is measured faster.
         compile: compile the model and its loss with `torch.compile`.
         activation_checkpointing: recompute each block's activations in the backward pass to save memory.
@@ -145,14 +158,13 @@ class Hardware:
         """
         accelerator = _available(self.accelerator)
         devices, num_nodes = self._counts(accelerator)
-        strategy = self.strategy if devices * num_nodes > 1 else None
-        placed = replace(
-            self, accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy
-        )
-        if strategy is not None:
-            strategy.require()
-            strategy.check(placed)
-        return placed
+        placed = replace(self, accelerator=accelerator, devices=devices, num_nodes=num_nodes)
+        if (
+            self.strategy is not None
+        ):  # what was chosen is checked, though one device has no use for it
+            self.strategy.require()
+            self.strategy.check(placed)
+        return placed if placed.world > 1 else replace(placed, strategy=None)
 
     def _counts(self, accelerator: str) -> tuple[int, int]:
         """Devices of this machine and machines: as they were started, or as they are asked for."""
@@ -190,10 +202,18 @@ class Hardware:
         precision = self.precision
         if precision == "auto":
             measured = faster_precision(placed.accelerator) if distributed.is_first() else None
-            precision = distributed.broadcast(measured)
+            precision = self.suited(distributed.broadcast(measured))
         if precision == "fp16" and placed.accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
-        return replace(placed, precision=precision, threads=self.threads or share_of_cores())
+        resolved = replace(placed, precision=precision, threads=self.threads or share_of_cores())
+        if self.strategy is not None:
+            self.strategy.check(resolved)
+        return resolved
+
+    def suited(self, fastest: Precision) -> Precision:
+        """What `auto` becomes where this precision is the fastest: 32 for a strategy that does not take fp16."""
+        takes_it = self.strategy is None or self.strategy.takes_fp16
+        return fastest if takes_it or fastest != "fp16" else 32
 
     @property
     def world(self) -> int:

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from llm.apps import checking
+from llm.apps import checking, training
 from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
 from llm.config.composition import check_points, open_loader
 from llm.config.errors import ConfigError
@@ -71,9 +71,37 @@ def test_several_devices_share_the_memory(loader, capsys):
 
 def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
     words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
-    with pytest.raises(ConfigError, match="cannot be shared by 3") as refusal:
+    with pytest.raises(ConfigError, match="cannot be divided into 3 equal parts") as refusal:
         checking.show(check_points(loader, "train", words, multirun=False))
     assert "\n" not in str(refusal.value)
+
+
+UNSUITABLE = {
+    "hardware=tensor_parallel hardware.devices=3 data.batch_size=6": "num_heads=2 .*hardware.strategy.size",
+    "hardware=pipeline hardware.devices=3 data.batch_size=6": "3 stages need a block each",
+    "hardware=pipeline hardware.devices=2 data.batch_size=3": "3 rows cannot be divided into 2",
+    "hardware=fsdp hardware.devices=2 hardware.precision=fp16": "precision=fp16: divided weights",
+}
+
+
+@pytest.mark.parametrize("words", UNSUITABLE)
+def test_what_devices_cannot_divide_is_refused_before_anything_runs(loader, words):
+    """By check=true, and by a sweep before its first job."""
+    common = ["model=llama", "size=nano", "tokenizer=byte", "hardware.accelerator=cpu"]
+    points = check_points(loader, "train", [*common, *words.split(), "seed=1,2"], multirun=True)
+    with pytest.raises(ConfigError, match=UNSUITABLE[words]) as refusal:
+        checking.show(points)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=UNSUITABLE[words]) as refusal:
+        checking.require_divisible(points)
+    assert [line.split(" | ")[0] for line in refusal.value.problems] == ["seed=1", "seed=2"]
+
+
+def test_deepspeed_is_asked_for_where_it_is_needed(loader, monkeypatch):
+    monkeypatch.setattr("llm.strategies.zero.find_spec", lambda name: None)
+    words = ["size=nano", "tokenizer=byte", "hardware=zero2", "hardware.accelerator=cpu"]
+    with pytest.raises(ConfigError, match="needs DeepSpeed"):
+        checking.show(check_points(loader, "train", words, multirun=False))
 
 
 def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
@@ -91,7 +119,7 @@ def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path
     OmegaConf.save(OmegaConf.to_container(base.config, resolve=True), tmp_path / "config.yaml")
     words = ["experiment=spam", "weights=run", f"weights.path='{tmp_path}'", "adapter=lora"]
     [point] = check_points(loader, "train", words, multirun=False)
-    found = checking.estimate(checking.adopted(point.config, words))
+    found = checking.estimate(training.adopted(point.config, words))
     assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
     assert found.cost.trained < found.cost.parameters / 2
     assert found.memory.optimizer < found.memory.weights  # LoRA's few have states

@@ -31,8 +31,10 @@ def plan_of(model: nn.Module, size: int) -> Plan:
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
             style = _beside(plan[f"{name}.base"], layer.base, size)
-            updates = [n for n, module in layer.named_modules() if isinstance(module, LowRank)]
-            plan |= {f"{name}.{update}": style for update in updates}
+            for update, module in layer.named_modules():
+                if isinstance(module, LowRank):
+                    _require_no_dropout(module)
+                    plan[f"{name}.{update}"] = style
             plan[f"{name}.base"] = Cloned(plan[f"{name}.base"])
     return plan
 
@@ -77,7 +79,6 @@ class ByOutputs(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         update = cast(LowRank, module)
-        _require_no_dropout(update)
         asked = (self.order >= update.rows.start) & (self.order < update.rows.stop)
         reorder_rows(update, {"up": self.order[asked] - update.rows.start})
         if not self.output.is_replicate():
@@ -91,7 +92,6 @@ class ByInputs(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         update = cast(LowRank, module)
-        _require_no_dropout(update)
         return _distributed(update, device_mesh, Shard(1), Replicate(), Shard(-1), Replicate())
 
 

@@ -1,18 +1,19 @@
 """`llm train … check=true`: what a run, or each point of a sweep, would be and cost; nothing is trained."""
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 
-from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from llm.apps.estimating import MFU, Estimate, estimate
-from llm.apps.training import adopt
+from llm.apps.refusing import require_division
+from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.composition import Point
+from llm.config.errors import ConfigError
+from llm.hardware import Hardware
 from llm.planning.matching import Matched, unequal
 from llm.units import duration, flops, number, percent, size
 
@@ -24,9 +25,33 @@ def show(points: Sequence[Point]) -> None:
         ConfigError: a point cannot be built, or this machine has not what it asks for.
     """
     estimates = [estimate(adopted(point.config, point.overrides)) for point in points]
+    for each in estimates:
+        with mistakes_at("hardware"):
+            hardware = each.counted
+        require_division(each.config, hardware)
     with mistakes_at("hardware"):
         rows = check_table(labels(points), estimates)
     put(rows, *map(note, notes(estimates)))
+
+
+def require_divisible(points: Sequence[Point]) -> None:
+    """Refuse points that as many devices as they name cannot divide, wherever they are going to run.
+
+    Raises:
+        ConfigError: they cannot; each line begins with the overrides of its point.
+    """
+    problems = []
+    for label, point in zip(labels(points), points, strict=True):
+        with mistakes_at("hardware"):
+            hardware: Hardware = build(point.config.hardware)
+        if hardware.strategy is None or hardware.devices == "auto" or hardware.world == 1:
+            continue
+        try:
+            require_division(adopted(point.config, point.overrides), hardware)
+        except ConfigError as error:
+            problems += [f"{label} | {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
@@ -36,20 +61,6 @@ def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
         name = "\n".join([label, *(f"  {word}" for word in point.overrides)])
         rows.add_row(name, *(percent(each) for each in left.values()))
     put(rows)
-
-
-def adopted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A configuration with the model, size and tokenizer of the weights that it begins from.
-
-    Raises:
-        ConfigError: there are no weights, or an override asks for others than theirs.
-    """
-    weights = build(config.weights)
-    if weights is None:
-        return config
-    config = deepcopy(config)
-    adopt(config, weights, overrides)
-    return config
 
 
 def labels(points: Sequence[Point]) -> list[str]:

@@ -87,6 +87,17 @@ class Estimate:
         """The chosen one; a single device needs none."""
         return self.hardware.strategy if self.world > 1 else None
 
+    @property
+    def counted(self) -> Hardware:
+        """The hardware with its devices counted, and with no strategy for one alone.
+
+        Raises:
+            ValueError: several devices have no strategy, or this machine lacks what theirs needs.
+        """
+        if self.hardware.strategy is not None:
+            self.hardware.strategy.require()
+        return self._on(self.strategy)
+
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
         """The most that one device holds under a strategy.
 
@@ -96,10 +107,11 @@ class Estimate:
         if strategy is None:
             return timeline.peak()
         strategy.check(self._on(strategy))
-        groups, rows = strategy.data_parallel(self.world), self.config.data.batch_size
-        if rows % groups:
+        groups, pieces = strategy.data_parallel(self.world), strategy.pieces(self.world)
+        rows = self.config.data.batch_size
+        if rows % pieces:
             raise ValueError(
-                f"data.batch_size={rows} cannot be shared by {groups}; choose a multiple"
+                f"data.batch_size={rows} cannot be shared by {pieces}; choose a multiple"
             )
         shares = strategy.shares(self.world)
         held = timeline.peak(shares, strategy.keeps_gradients)
@@ -107,7 +119,7 @@ class Estimate:
             return held
         return with_borrowed(held, self.cost, shares.weights, groups)
 
-    def _on(self, strategy: Strategy) -> Hardware:
+    def _on(self, strategy: Strategy | None) -> Hardware:
         """The hardware as a strategy finds it."""
         return replace(
             self.hardware,

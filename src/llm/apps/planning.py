@@ -7,8 +7,9 @@ from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.table import Table
 
-from llm.apps.checking import adopted, new_table, note, put
+from llm.apps.checking import new_table, note, put
 from llm.apps.estimating import Estimate, estimate
+from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
@@ -104,6 +105,11 @@ def memory_tables(planned: Estimate, config: DictConfig) -> Iterator[RenderableT
         "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
         f"a tenth of the device's {size(planned.device.memory)}"
     )
+    if "tensor_parallel" in held:
+        yield note(
+            "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "
+            "feed-forward layers' own are divided within it, what the layers pass on is not"
+        )
     yield variants(planned)
 
 

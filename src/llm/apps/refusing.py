@@ -1,15 +1,22 @@
 """What keeps a run from beginning, or from going on: each refusal is one line with the way out."""
 
 import inspect
+from copy import deepcopy
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llm.config.build import build, mistakes_at
+from llm.config.check import PROVISIONAL
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import difference
+from llm.config.sections import DEFERRED
 from llm.config.whitelist import locate
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.runs import Run, short
+from llm.tasks.task import Task
+from llm.weights.initial import initialize
 
 
 def require_same(run: Run, config: DictConfig, new: str) -> None:
@@ -85,9 +92,45 @@ def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
     if batch % shares:
         nearest = max(1, round(batch / shares)) * shares
         raise ConfigError(
-            f"data.batch_size: {batch} rows cannot be divided into {shares} equal parts, as the devices do; give a multiple "
-            f"of {shares}, such as {nearest}"
+            f"data.batch_size: {batch} rows cannot be divided into {shares} equal parts, as the devices do; give a "
+            f"multiple of {shares}, such as {nearest}"
         )
+
+
+def require_division(config: DictConfig, hardware: Hardware) -> None:
+    """Refuse what several devices cannot divide, or not on this hardware: a batch, a model, a task.
+
+    Args:
+        config: of a run, adopted from weights where it begins from some; its data need not have been read.
+        hardware: with devices that were counted.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    strategy = hardware.strategy
+    if strategy is None:
+        return
+    with mistakes_at("hardware"):
+        strategy.check(hardware)
+    require_even_shares(config, hardware)
+    task = outline(config)
+    with mistakes_at("hardware.strategy"):
+        strategy.fits(task, hardware.world)
+
+
+def outline(config: DictConfig) -> Task:
+    """The task of a configuration with a model that has shapes and no weights.
+
+    Raises:
+        ConfigError: a part of it cannot be built.
+    """
+    config = deepcopy(config)
+    for key in OmegaConf.missing_keys(config) & {*DEFERRED}:  # known once data are read
+        OmegaConf.update(config, key, PROVISIONAL)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), mistakes_at("adapter"):
+        task: Task = build(config.task)
+        initialize(task.model, None, build(config.adapter))
+    return task
 
 
 def require_fit(config: DictConfig) -> None:

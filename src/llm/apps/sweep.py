@@ -66,6 +66,10 @@ def launch(
     Returns:
         The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
     """
+    if any(point.config.hardware.get("strategy") for point in points):
+        from llm.apps.checking import require_divisible  # which imports torch
+
+        require_divisible(points)
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
     sweep = Sweep(folder(words, points))
@@ -186,7 +190,8 @@ def matched(
     points: Sequence[Point], by: str | Sequence[str], compose: Callable[[Sequence[str]], Point]
 ) -> list[Point]:
     """Give each point what makes it equal to the first, and say what remains unequal."""
-    from llm.apps.checking import adopted, show_matched  # which import torch: only where asked
+    from llm.apps.checking import show_matched  # which import torch: only where asked
+    from llm.apps.training import adopted
     from llm.config.build import build
     from llm.planning.cost import vocabulary
     from llm.planning.matching import match

@@ -33,6 +33,10 @@ def main(config: DictConfig) -> None:
     ranks.adopt_slurm()
     hardware = ranks.place(config)
     if ranks.are_missing(hardware):
+        from llm.apps.refusing import require_division
+        from llm.apps.training import adopted
+
+        require_division(adopted(config, chosen.overrides.task), hardware)
         sys.exit(ranks.launch(["train", *sys.argv[1:]], hardware, directory))
     with ranks.reported():
         from llm.apps.training import train

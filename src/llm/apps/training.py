@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def train(
         hardware: Hardware = build(config.hardware).resolve()
     require_even_shares(config, hardware)
     run = (Run if distributed.is_first() else FollowedRun)(Path(directory))
-    run.record = distributed.broadcast(run.record)  # all decide by one: another process may end the run
+    run.record = distributed.broadcast(
+        run.record
+    )  # all decide by one: another process may end the run
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
@@ -130,6 +133,7 @@ def train(
                 save(run, config, hardware, data)
                 progress.loggers = make_loggers(config, run, resume)
             say(summary(run, task, data, hardware, steps, settings, weights))
+            say_undivided(config, hardware)
             loggers = progress.loggers
             callbacks = make_callbacks(config, task, data)
             trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
@@ -204,7 +208,24 @@ def make_task(
         checkpoint_activations(task.model)
     if hardware.compile:
         task.compile_step()
+    if hardware.strategy is not None:
+        with mistakes_at("hardware.strategy"):
+            hardware.strategy.fits(task, hardware.world)
     return task
+
+
+def adopted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A configuration with the model, size and tokenizer of the weights that it begins from.
+
+    Raises:
+        ConfigError: there are no weights, or an override asks for others than theirs.
+    """
+    weights = build(config.weights)
+    if weights is None:
+        return config
+    config = deepcopy(config)
+    adopt(config, weights, overrides)
+    return config
 
 
 def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> None:
@@ -308,6 +329,16 @@ def summary(
             "note      this run was done: its learning rate follows the longer schedule now"
         )
     return "\n".join(lines)
+
+
+def say_undivided(config: DictConfig, hardware: Hardware) -> None:
+    """Tell who chose a way to divide the work that there is one device only."""
+    chosen = config.hardware.get("strategy")
+    if chosen is not None and hardware.strategy is None:
+        name = chosen._target_.rpartition(".")[2]
+        say(
+            f"note      {name}: one device only, so nothing is divided (hardware.devices=2 asks for two)"
+        )
 
 
 def describe_model(task: Task) -> str:

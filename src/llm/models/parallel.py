@@ -151,7 +151,8 @@ STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
 def _require_divisor(name: str, number: int, size: int) -> None:
     if number % size:
         raise ValueError(
-            f"{name}={number} cannot be divided among {size} devices: choose a strategy.size that divides it"
+            f"{name}={number} cannot be divided among {size} devices: give a hardware.strategy.size that divides it "
+            "and the number of devices"
         )
 
 

@@ -38,6 +38,19 @@ def spans(num_layers: int, stages: int) -> list[range]:
     return [range(*pair) for pair in pairwise(ends)]
 
 
+def stages_of(model: nn.Module, count: int) -> list[range]:
+    """The blocks of each of a model's stages.
+
+    Raises:
+        ValueError: the model is no GPT, or has too few blocks.
+    """
+    if not isinstance(model, GPT):
+        raise ValueError(
+            f"a pipeline's stages are those of a GPT, and this is a {type(model).__name__}: use hardware=fsdp"
+        )
+    return spans(len(model.blocks), count)
+
+
 class Stage:
     """One device's part of a GPT, which is divided in place.
 
@@ -55,13 +68,10 @@ class Stage:
     """
 
     def __init__(self, model: nn.Module, index: int, count: int) -> None:
-        if not isinstance(model, GPT):
-            raise ValueError(
-                f"a pipeline's stages are those of a GPT, and this is a {type(model).__name__}: use hardware=fsdp"
-            )
+        self.span = stages_of(model, count)[index]
+        model = cast(GPT, model)
         self.model = model
         self.index, self.count = index, count
-        self.span = spans(len(model.blocks), count)[index]
         self.whole = without_contents(model)
         self.states: Tensor | None = None  # what a schedule has brought
         self.shares_logits = True

@@ -64,7 +64,7 @@ def named(gpu: str, hardware: Hardware) -> Device:
     if name is None:
         raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), PEAK_FLOPS)}")
     automatic = "fp16" if name in WITHOUT_BFLOAT16 else "bf16"
-    precision = automatic if hardware.precision == "auto" else hardware.precision
+    precision = hardware.suited(automatic) if hardware.precision == "auto" else hardware.precision
     return Device(name, "cuda", MEMORY[name] * 2**30, precision, PEAK_FLOPS[name])
 
 
@@ -75,7 +75,9 @@ def present(hardware: Hardware) -> Device:
         ConfigError: a GPU is asked for and there is none.
     """
     accelerator = _accelerator(hardware.accelerator)
-    precision = _faster(accelerator) if hardware.precision == "auto" else hardware.precision
+    precision = hardware.precision
+    if precision == "auto":
+        precision = hardware.suited(_faster(accelerator))
     if accelerator == "cuda":
         place = torch.device("cuda")
         memory = float(torch.cuda.get_device_properties(place).total_memory)

@@ -28,6 +28,9 @@ class FSDP(Strategy):
     """
 
     is_sharded = True
+    takes_fp16 = (
+        False  # each device would find overflows in its own share alone, and skip steps alone
+    )
 
     def __init__(self, sharded_checkpoint: bool = False) -> None:
         self.sharded_checkpoint = sharded_checkpoint
@@ -36,7 +39,6 @@ class FSDP(Strategy):
         """Lightning's strategy of a device mesh, all of whose devices read batches of their own."""
         from llm.strategies.mesh import MeshStrategy
 
-        require_no_scaler(hardware)
         return MeshStrategy(hardware.world, 1, self.sharded_checkpoint)
 
     def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:
@@ -46,10 +48,6 @@ class FSDP(Strategy):
     def shares(self, world: int) -> Shares:
         """All but what a block borrows."""
         return Shares(world, world, world, world, world)
-
-    def check(self, hardware: Hardware) -> None:
-        """Refuse float16: each device would find overflows in its own share alone, and skip steps alone."""
-        require_no_scaler(hardware)
 
 
 def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
@@ -68,11 +66,3 @@ def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
     # Who writes text calls the body, then the head: the body's call gathers the outer group for both.
     if hasattr(model, "hidden"):
         register_fsdp_forward_method(model, "hidden")
-
-
-def require_no_scaler(hardware: Hardware) -> None:
-    """Refuse float16, whose gradients a scaler watches on each device by itself."""
-    if hardware.precision == "fp16":
-        raise ValueError(
-            "precision=fp16: divided weights train in bf16 or 32; use hardware.precision=bf16"
-        )

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from torch import nn
+
 from llm.hardware import Hardware, Shares, Strategy
-from llm.strategies.fsdp import require_no_scaler
 
 if TYPE_CHECKING:
     from llm.strategies.stages import StagesStrategy
@@ -26,6 +27,7 @@ class Pipeline(Strategy):
     """
 
     is_sharded = True
+    takes_fp16 = False  # as with FSDP
 
     def __init__(
         self, schedule: Literal["gpipe", "1f1b"] = "1f1b", microbatches: int | None = None
@@ -41,7 +43,6 @@ class Pipeline(Strategy):
         """Lightning's strategy around `torch.distributed.pipelining`."""
         from llm.strategies.stages import StagesStrategy
 
-        require_no_scaler(hardware)
         return StagesStrategy(
             hardware.world, self.schedule, self.pieces(hardware.world), hardware.compile
         )
@@ -67,9 +68,21 @@ class Pipeline(Strategy):
         Raises:
             ValueError: it is asked for, or they are.
         """
-        require_no_scaler(hardware)
+        super().check(hardware)
         if self.schedule == "1f1b" and self.pieces(hardware.world) < hardware.world:
             raise ValueError(
                 f"strategy.microbatches={self.microbatches}: schedule=1f1b keeps {hardware.world} devices at work "
                 f"with {hardware.world} or more; give so many, or schedule=gpipe"
             )
+
+    def fits(self, task: nn.Module, world: int) -> None:
+        """Refuse a model with fewer layers than there are devices, and a task that needs more than its logits.
+
+        Raises:
+            ValueError: that is what there is.
+        """
+        from llm.models.stages import stages_of
+        from llm.strategies.stages import require_logits
+
+        require_logits(task)
+        stages_of(task.get_submodule("model"), world)

@@ -160,7 +160,7 @@ class StagesStrategy(MeshStrategy):
         super().load_optimizer_state_dict({"optimizer_states": own})
 
 
-def require_logits(task: Task) -> None:
+def require_logits(task: nn.Module) -> None:
     """Refuse a task that asks a model for more than the logits of its batch."""
     if not isinstance(task, Pretraining):
         raise ValueError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from llm.hardware import Hardware, Shares, Strategy
-from llm.strategies.fsdp import fully_shard_blocks, require_no_scaler
+from llm.strategies.fsdp import fully_shard_blocks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -27,6 +27,7 @@ class TensorParallel(Strategy):
     """
 
     is_sharded = True
+    takes_fp16 = False  # as with FSDP
 
     def __init__(self, size: int | None = None) -> None:
         if size is not None and size < 1:
@@ -37,7 +38,6 @@ class TensorParallel(Strategy):
         """Lightning's strategy of a device mesh: groups by devices of a group."""
         from llm.strategies.mesh import MeshStrategy
 
-        require_no_scaler(hardware)
         groups = self.data_parallel(hardware.world)
         return MeshStrategy(groups, hardware.world // groups)
 
@@ -71,8 +71,21 @@ class TensorParallel(Strategy):
         Raises:
             ValueError: they do not.
         """
-        require_no_scaler(hardware)
+        super().check(hardware)
         if hardware.world % (self.size or 1):
             raise ValueError(
                 f"strategy.size={self.size} does not divide {hardware.world} devices: choose a divisor of them"
             )
+
+    def fits(self, task: nn.Module, world: int) -> None:
+        """Refuse a model with parts that a group of devices cannot share, or that nobody knows how to divide.
+
+        Raises:
+            ValueError: it has.
+        """
+        from llm.adapters.parallel import plan_of
+        from llm.models.parallel import require_whole
+
+        size, model = self.size or world, task.get_submodule("model")
+        if size > 1:
+            require_whole(model, plan_of(model, size))

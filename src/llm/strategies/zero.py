@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+from torch import nn
+
 from llm.hardware import Hardware, Shares, Strategy
 
 if TYPE_CHECKING:
@@ -55,9 +57,20 @@ class ZeRO(Strategy):
         Raises:
             ValueError: it is asked for.
         """
+        super().check(hardware)
         if hardware.accelerator == "mps":
             raise ValueError("strategy: DeepSpeed knows no MPS: use hardware=cpu")
         if hardware.compile:
             raise ValueError(
                 "compile=true: DeepSpeed's hooks and a compiled step do not go together: use hardware=fsdp"
             )
+
+    def fits(self, task: nn.Module, world: int) -> None:
+        """Refuse a task whose batches weigh by their targets.
+
+        Raises:
+            ValueError: it is one.
+        """
+        from llm.strategies.engine import require_even_weights
+
+        require_even_weights(task)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from llm import distributed
+from llm.config.build import mistakes_at
 from llm.data.module import DataModule
 from llm.optim.clipping import clip_gradients
 from llm.parts import own
@@ -80,7 +81,8 @@ class Task(L.LightningModule):
         """Divide the model among devices, once: Lightning asks for it before each fit and test."""
         shard, self.shard = self.shard, None
         if shard is not None and self.device_mesh is not None:
-            shard(self.model, self.device_mesh)
+            with mistakes_at("hardware.strategy"):
+                shard(self.model, self.device_mesh)
 
     @property
     def data_parallel(self) -> int:

@@ -87,7 +87,7 @@ def draw(found: dict[str, Losses], picture: Path) -> None:
         axes.plot([*map(float, rates)], values, color=color, marker=marker, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel="best validation loss (nats a character)")
     axes.set_title(
-        "Six optimizers, tiny Shakespeare, GPT-2 of 0.8 M parameters, 500 steps, one seed"
+        "Six optimizers, tiny Shakespeare, GPT-2 of 0.1 M parameters, 500 steps, one seed"
     )
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -165,7 +165,7 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(text, tmp_path):
 
 def test_all_ranks_find_a_run_done_that_ends_as_they_look(text, tmp_path):
     train(tmp_path, text)
-    on_ranks(2, look_early, tmp_path, (*text, "hardware=ddp"), timeout=30)
+    on_ranks(2, look_early, tmp_path, (*text, "hardware=ddp"), timeout=60)
 
 
 def look_early(directory: Path, words: Sequence[str]) -> None:

@@ -361,8 +361,9 @@ def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
     *way, last = key
     for step in way:
         tree = tree[step]
-    if not isinstance(tree, dict | list):
-        raise TypeError(f"{'.'.join(map(str, key))} is no place in a checkpoint")
+    _require(
+        isinstance(tree, dict | list), f"{'.'.join(map(str, key))} is no place in a checkpoint"
+    )
     tree[last] = value
 
 

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from llm.apps import training
-from llm.callbacks.gradients import DivergedError
 from llm.config.errors import ConfigError
 from llm.runs import Run
+from llm.tasks.divergence import DivergedError
 
 
 def rows(run: Run) -> list[dict[str, str]]:
@@ -78,13 +78,42 @@ def test_resume_from_any_step_equals_the_uninterrupted_run(
     assert rows(whole) == rows(resumed)
 
 
-def test_a_termination_signal_saves_too(composed, tmp_path, stop_at, capsys):
-    stop_at(5, signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_a_process_saves_too(
+    composed, tmp_path, stop_at, capsys, monkeypatch, number
+):
+    monkeypatch.setattr("llm.signals.let_go_of_terminal", lambda: None)
+    stop_at(5, number)
     with pytest.raises(SystemExit):
         training.train(composed(), tmp_path / "run", ["seed=0"])
     message = capsys.readouterr().err
-    assert "stopped by SIGTERM after step 5; it is saved." in message
+    assert f"stopped by {number.name} after step 5; it is saved." in message
     assert "To go on: llm train seed=0" in message
+
+
+def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
+    composed, tmp_path, monkeypatch, capsys
+):
+    class Twice(Callback):
+        def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+            if trainer.global_step == 6:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    original, before = training.make_callbacks, signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_callbacks", lambda *given: [*original(*given), Twice()])
+        with pytest.raises(SystemExit) as stopped:
+            training.train(composed(), tmp_path / "run", ["seed=0"])
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert stopped.value.code == 130
+    record = Run(tmp_path / "run").record
+    assert (record["status"], record["steps"], record["error"]) == ("interrupted", 4, None)
+    assert (
+        "stopped at once after step 6; step 4 is what is saved.\nTo go on: llm train seed=0"
+        in capsys.readouterr().err
+    )
+    assert training.train(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
 
 
 def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, capsys):
@@ -149,6 +178,18 @@ def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkey
     for path in (run.best, run.last):
         assert all(value.isfinite().all() for value in weights(path).values())
     assert torch.load(run.last, weights_only=True)["global_step"] == 8
+
+
+def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp_path):
+    """Weights of 1e28 are finite: it is what the model makes of them that is not."""
+    config = composed("optimizer.lr=1e30", "trainer.val_every=2")
+    config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
+    with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) after step 2\."):
+        training.train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.status == "failed"
+    assert not run.last.exists()
+    assert not run.samples.exists()
 
 
 @pytest.mark.parametrize(("steps", "every"), [(11, 4), (10, 7), (5, 3)])
@@ -278,6 +319,28 @@ def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_pat
     (last,) = [line for line in lines if line.startswith("step 12/12: ")]
     for word in ("loss", "val", "ppl", "bits/byte", "tok/s"):
         assert word in last
+
+
+def test_a_line_tells_what_was_measured_at_its_step(composed, tmp_path, capsys):
+    words = ("+callbacks.progress.seconds=0", "trainer.val_every=5", "trainer.log_every=4")
+    training.train(composed(*words), tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    told = {
+        line.split(":")[0]: [word in line for word in (" loss", "val ")]
+        for line in lines
+        if line.startswith("step ")
+    }
+    trained, validated = [True, False], [False, True]
+    expected = {4: trained, 5: validated, 8: trained, 10: validated, 12: [True, True]}
+    assert told == {f"step {step}/12": words for step, words in expected.items()}
+
+
+def test_a_strategy_for_one_device_is_said_to_divide_nothing(composed, tmp_path, capsys):
+    words = ("hardware=fsdp", "hardware.accelerator=cpu", "trainer.max_steps=1")
+    training.train(composed(*words), tmp_path / "run")
+    assert "note      FSDP: one device only, so nothing is divided" in capsys.readouterr().out
+    training.train(composed("trainer.max_steps=1"), tmp_path / "plain")
+    assert "nothing is divided" not in capsys.readouterr().out
 
 
 def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from llm.callbacks.gradients import DivergedError, Gradients, require_finite
+from llm.callbacks.gradients import Gradients, require_finite
+from llm.tasks.divergence import DivergedError
 
 
 class Module(L.LightningModule):

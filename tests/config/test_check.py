@@ -45,7 +45,7 @@ VALUES = [
     ({"rate": True}, "weights.rate: True (bool) is no float"),
     ({"flag": 1}, "weights.flag: 1 (int) is no bool; give one such as true"),
     ({"maybe": "x"}, "weights.maybe: 'x' (str) is no int or null"),
-    ({"mode": "fast"}, "weights.mode: 'fast' (str) is no Literal['auto', 32]"),
+    ({"mode": "fast"}, "weights.mode: 'fast' (str) is not what it can be; give auto or 32"),
     ({"pair": [1.0]}, "weights.pair: [1.0] (list) is no tuple[float, float]"),
     ({"pair": [1.0, "b"]}, "weights.pair: [1.0, 'b'] (list) is no tuple"),
     ({"words": "abc", "steps": 3}, "weights.steps: 3 (int) is no Sequence"),

@@ -28,6 +28,7 @@ from llm.apps.refusing import (
     require_same_base,
     require_same_text,
 )
+from llm.callbacks.checkpoints import Checkpoints
 from llm.callbacks.interrupt import InterruptedRunError
 from llm.callbacks.throughput import CountsFlops, peak_memory
 from llm.config.build import build, mistakes_at
@@ -405,6 +406,12 @@ class Progress:
         """Optimizer steps taken."""
         return self.trainer.global_step if self.trainer is not None else 0
 
+    @property
+    def saved_steps(self) -> int:
+        """Those of them that the newest checkpoint knows of."""
+        callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
+        return max([0, *(each.saved_step for each in callbacks if isinstance(each, Checkpoints))])
+
 
 @contextmanager
 def recorded(run: Run, command: str) -> Iterator[Progress]:
@@ -414,20 +421,34 @@ def recorded(run: Run, command: str) -> Iterator[Progress]:
     try:
         yield progress
         exit_code = 0
-    except InterruptedRunError as error:
-        exit_code = 130
-        run.finish("interrupted", steps=progress.steps, seconds=progress.elapsed)
-        if distributed.is_first():
-            Console(stderr=True).print(
-                f"stopped by {error} after step {progress.steps}; it is saved.\nTo go on: {command}",
-                soft_wrap=True,
-            )
-        raise SystemExit(exit_code) from None
     except BaseException as error:
+        if is_interruption(error):
+            exit_code = 130
+            run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
+            tell_interruption(error, progress, command)
+            raise SystemExit(exit_code) from None
         run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
         raise
     finally:
         finish_wandb(progress.loggers, exit_code)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether somebody stopped the run: between two steps, or at once, which Lightning makes an exit of."""
+    kinds = (InterruptedRunError, KeyboardInterrupt)
+    return isinstance(error, kinds) or isinstance(error.__context__, KeyboardInterrupt)
+
+
+def tell_interruption(error: BaseException, progress: Progress, command: str) -> None:
+    """Say what is saved of an interrupted run, and how it goes on."""
+    how = f"by {error}" if isinstance(error, InterruptedRunError) else "at once"
+    lost = progress.steps - progress.saved_steps
+    saved = f"step {progress.saved_steps} is what is saved" if lost else "it is saved"
+    if distributed.is_first():
+        Console(stderr=True).print(
+            f"stopped {how} after step {progress.steps}; {saved}.\nTo go on: {command}",
+            soft_wrap=True,
+        )
 
 
 def finish_wandb(loggers: Sequence[Logger], exit_code: int) -> None:

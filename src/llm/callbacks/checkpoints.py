@@ -20,6 +20,9 @@ class Checkpoints(Callback):
 
     Args:
         every: write `last.ckpt` at every so many steps as well; null leaves it to the validations.
+
+    Attributes:
+        saved_step: of `last.ckpt`; -1 before there is training.
     """
 
     def __init__(self, every: int | None = None) -> None:
@@ -28,7 +31,7 @@ class Checkpoints(Callback):
         self.every = every
         self.best = math.inf
         self.best_step = 0
-        self._saved_step = -1
+        self.saved_step = -1
 
     def on_train_batch_end(
         self,
@@ -57,10 +60,10 @@ class Checkpoints(Callback):
 
     def save_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `last.ckpt`, unless this step's is there or the weights are not finite (DivergedError)."""
-        if self._saved_step == trainer.global_step:
+        if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
         for logger in (
             trainer.loggers
         ):  # who goes on from here, killed in the next step, logs this one no more
@@ -77,7 +80,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Of a resumed run's first step there is a checkpoint already."""
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
 
 
 def _run(trainer: L.Trainer) -> Run:

@@ -1,6 +1,5 @@
 """Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
 
-import math
 from collections import deque
 from statistics import median
 from typing import Any
@@ -10,13 +9,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from llm.config.errors import UserError
 from llm.parts import own
+from llm.tasks.divergence import DivergedError, require_finite_loss
 from llm.tasks.task import Task
-
-
-class DivergedError(UserError):
-    """The loss, a gradient or a weight became NaN or infinite."""
 
 
 def require_finite(task: L.LightningModule, step: int) -> None:
@@ -26,14 +21,7 @@ def require_finite(task: L.LightningModule, step: int) -> None:
     """
     for name, parameter in task.named_parameters():
         if not torch.isfinite(own(parameter)).all():
-            raise DivergedError(_advice(f"{name.removeprefix('model.')} is not finite", step))
-
-
-def _advice(what: str, step: int) -> str:
-    return (
-        f"training diverged: {what} after step {step}. The checkpoints from before are untouched. "
-        "Try a lower optimizer.lr, a longer schedule.warmup_steps or trainer.gradient_clip=1."
-    )
+            raise DivergedError(f"{name.removeprefix('model.')} is not finite", step)
 
 
 class Gradients(Callback):
@@ -68,9 +56,7 @@ class Gradients(Callback):
         )
         if pl_module.device.type != "cpu" and not is_logged:
             return
-        loss = outputs["loss"].item()
-        if not math.isfinite(loss):
-            raise DivergedError(_advice(f"the loss is {loss}", trainer.global_step))
+        require_finite_loss("loss", outputs["loss"].item(), trainer.global_step)
         if is_logged and pl_module.gradient_norm is not None:
             self._watch(pl_module.gradient_norm.item(), trainer.global_step)
 

@@ -48,6 +48,7 @@ class ProgressBar(Callback):
         self.progress: Progress | None = None
         self._task_id: Any = None
         self._last_refresh = 0.0
+        self._last_line = 0  # the step that it told of
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar."""
@@ -83,19 +84,25 @@ class ProgressBar(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation's figures as a line that stays."""
         self._last_refresh = time.monotonic()
-        if trainer.is_global_zero:
-            self.console.print(
-                f"step {trainer.global_step}/{trainer.max_steps}: {figures(pl_module)}"
-            )
+        self._print(trainer, pl_module, trainer.global_step)
 
     def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.progress is not None:
             text = figures(pl_module, ON_THE_BAR)
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
-        elif trainer.is_global_zero and figures(pl_module):
-            self.console.print(
-                f"step {trainer.global_step}/{trainer.max_steps}: {figures(pl_module)}"
-            )
+        else:
+            assert isinstance(pl_module, Task)
+            newest = max(pl_module.measured.values(), default=0)
+            if newest > self._last_line:
+                self._print(trainer, pl_module, newest)
+
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        """Print a line with what was measured at a step, and at no other."""
+        assert isinstance(pl_module, Task)
+        self._last_line = step
+        shown = [name for name, at in pl_module.measured.items() if at == step]
+        if trainer.is_global_zero:
+            self.console.print(f"step {step}/{trainer.max_steps}: {figures(pl_module, shown)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the full bar standing."""

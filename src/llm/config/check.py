@@ -128,7 +128,7 @@ class Walk:
         elif isinstance(value, dict) and "_target_" in value:
             yield from self.node(value, hint, key, beneath_factory)
         elif not slots.accepts(hint, value):
-            yield f"{key}: {_shown(value)} is no {slots.describe(hint)}; {_remedy(hint)}"
+            yield f"{key}: {_misplaced(value, hint)}"
         else:
             yield from self.items(value, hint, key, beneath_factory)
 
@@ -296,6 +296,14 @@ def _provisional(
 
 def _shown(value: Any) -> str:
     return "null" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def _misplaced(value: Any, hint: Any) -> str:
+    """Why a value does not fit its slot, and what does."""
+    if choices := slots.choices(hint):
+        listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+        return f"{_shown(value)} is not what it can be; give {listed}"
+    return f"{_shown(value)} is no {slots.describe(hint)}; {_remedy(hint)}"
 
 
 def _remedy(hint: Any) -> str:

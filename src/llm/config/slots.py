@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
@@ -179,6 +179,19 @@ def _bare(hint: Any) -> Any:
     """A hint's class without its parameters; of a jaxtyping array, the array's class."""
     hint = get_origin(hint) or hint
     return getattr(hint, "array_type", hint)
+
+
+def choices(hint: Any) -> list[str]:
+    """The values that a hint lists, as a person would write them; none where it takes others too."""
+    values: list[str] = []
+    for member in alternatives(hint):
+        if get_origin(member) is Literal:
+            values += map(str, get_args(member))
+        elif member in (None, type(None)):
+            values.append("null")
+        else:
+            return []
+    return values
 
 
 def describe(hint: Any) -> str:

@@ -19,6 +19,7 @@ from llm.config.build import mistakes_at
 from llm.data.module import DataModule
 from llm.optim.clipping import clip_gradients
 from llm.parts import own
+from llm.tasks.divergence import require_finite_loss
 
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
@@ -45,6 +46,7 @@ class Task(L.LightningModule):
         data_module: the kind of data that the task learns from.
         verb: what `llm` does with a run of this task.
         figures: the newest value of each metric that was recorded.
+        measured: the step of each of these values.
         is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
         peers: ranks that train other parameters of the same model; None where each trains all.
@@ -69,6 +71,7 @@ class Task(L.LightningModule):
         self.log_every = 10
         self.gradient_norm: Tensor | None = None
         self.figures: dict[str, float] = {}
+        self.measured: dict[str, int] = {}
         self.is_adapted = False
         self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
         self.peers: ProcessGroup | None = None
@@ -157,7 +160,11 @@ class Task(L.LightningModule):
         self.evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the figures of the validation part."""
+        """Record the figures of the validation part, on all ranks the same.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite; nobody samples from such a model, or saves it.
+        """
         self._record_results("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -170,6 +177,8 @@ class Task(L.LightningModule):
 
     def _record_results(self, part: str) -> None:
         metrics = {f"{part}/{name}": value for name, value in self.results().items()}
+        if part == "val":
+            require_finite_loss("validation loss", metrics["val/loss"], self.global_step)
         if not self.trainer.sanity_checking:
             self.record(metrics)
             # For callbacks of Lightning's own, which look for what they monitor there.
@@ -298,6 +307,7 @@ class Task(L.LightningModule):
     def record(self, metrics: Mapping[str, float]) -> None:
         """Hand metrics of the present step to every logger; the newest of each stay in `figures`."""
         self.figures |= metrics
+        self.measured |= dict.fromkeys(metrics, self.global_step)
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)
 

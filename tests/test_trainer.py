@@ -1,6 +1,8 @@
 """The budget: one of three words, and what follows from it."""
 
 import pytest
+from divided import train_all, write_text
+from ranks import on_ranks
 
 from llm.trainer import Settings
 
@@ -37,3 +39,37 @@ def test_validation_comes_ten_times_a_run_and_at_its_end():
     assert Settings(max_steps=1000).validation_interval(1000) == 100
     assert Settings(max_steps=5).validation_interval(5) == 1
     assert Settings(max_steps=5, val_every=100).validation_interval(5) == 5
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    """The words of two steps."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    return write_text(tmp_path), "trainer.max_steps=2"
+
+
+def assert_near(found, expected, tolerance):
+    """Losses of each step that agree as well as this kind of arithmetic does."""
+    for name, curve in found.items():
+        for row, other in zip(curve, expected, strict=True):
+            assert row == pytest.approx(other, rel=tolerance, nan_ok=True), name
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_compiled_what_one_does_without(few, tmp_path):
+    few = (*few, "size.num_layers=1")
+    alone = train_all(tmp_path / "1", {"alone": few})["alone"]
+    runs = {name: (*few, f"hardware={name}", "hardware.compile=true") for name in ("ddp", "fsdp")}
+    found = on_ranks(2, train_all, tmp_path / "2", runs, timeout=500)[0]
+    assert_near(found, alone, 1e-4)
+
+
+@pytest.mark.slow
+def test_every_strategy_computes_in_bfloat16_what_one_device_does(few, tmp_path):
+    few = (*few, "hardware.precision=bf16")
+    alone = train_all(tmp_path / "1", {"alone": few})["alone"]
+    names = ("ddp", "fsdp", "tensor_parallel", "pipeline")
+    runs = {name: (*few, f"hardware={name}") for name in names}
+    found = on_ranks(2, train_all, tmp_path / "2", runs)[0]
+    assert_near(found, alone, 2e-2)
+    assert found["ddp"] != found["tensor_parallel"]  # sums are rounded at other places

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -213,3 +214,39 @@ def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
     assert llm(words, out, err, environment) == 0, err.read_text()
     assert Run(run.path).record["status"] == "done"
     assert "(goes on)" in out.read_text()
+
+
+@pytest.mark.slow
+def test_launchers_on_two_machines_make_one_run(tmp_path):
+    """Both on this one, each with a rank; only the first machine's writes and prints."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. " * 100, "utf-8")
+    words = [
+        *("train", "size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte"),
+        *("data=text", f"data.path={text}", "data.batch_size=4", "name=run"),
+        *("trainer.max_steps=2", "callbacks.samples=null", f"output_dir={tmp_path}"),
+        *("hardware=ddp", "hardware.accelerator=cpu", "hardware.precision=32"),
+        *("hardware.devices=1", "hardware.num_nodes=2"),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ended: dict[int, int] = {}
+
+    def launch(node: int) -> None:
+        environment = {**os.environ, **meeting, "NODE_RANK": str(node)}
+        environment |= {"LLM_CACHE": str(tmp_path / "cache")}
+        out, err = tmp_path / f"out{node}", tmp_path / f"err{node}"
+        ended[node] = llm(words, out, err, environment)
+
+    launchers = [threading.Thread(target=launch, args=(node,)) for node in (1, 0)]
+    for each in launchers:
+        each.start()
+    for each in launchers:
+        each.join(120)
+    assert ended == {0: 0, 1: 0}, (tmp_path / "err0").read_text()
+    record = Run(tmp_path / "pretraining" / "run").record
+    assert (record["status"], record["devices"]) == ("done", 2)
+    assert "2 machines × 1 × cpu, DDP" in (tmp_path / "out0").read_text()
+    assert (tmp_path / "out1").read_text() == ""

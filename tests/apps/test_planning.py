@@ -1,4 +1,4 @@
-"""llm plan: on a machine without GPUs, for a machine with eight."""
+"""llm plan: on a machine without GPUs, for machines with some."""
 
 import re
 import shlex
@@ -30,7 +30,7 @@ def lines(text: str) -> dict[str, list[str]]:
 
 
 def test_the_readme_shows_what_is_printed(planned, capsys):
-    """Eight GPUs are planned for without any."""
+    """GPUs are planned for without any."""
     words = shlex.split(re.findall(r"^llm plan (.*)$", README, re.MULTILINE)[0])
     plan(planned(*words))
     printed = capsys.readouterr().out

@@ -101,6 +101,13 @@ def test_bfloat16_halves_what_products_keep_but_not_the_stream(composed):
     assert 0.5 < half / full < 0.9
 
 
+def test_an_accelerator_computes_again_as_it_did(composed):
+    """In bfloat16 a CPU takes another path, and checkpointing asks in the backward pass which."""
+    tree = composed("size=nano hardware.activation_checkpointing=true")
+    assert weigh(tree, torch.bfloat16, "cuda").live.max() > 0
+    assert torch.zeros(1).is_cpu, "for a moment only"
+
+
 def test_an_accelerator_does_not_take_the_paths_that_are_the_cpus(composed):
     """In bfloat16 a CPU computes short attention without the fused kernel, and stores the scores."""
     config = composed("model=gpt2 size=nano size.context_length=256 data.batch_size=4")

@@ -12,8 +12,8 @@ does not keep those, and 2 sbh in the 34 are masks of dropout.
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -150,19 +149,19 @@ class NoContents(FakeTensorMode):
         return self
 
 
-class OnAccelerator(TorchFunctionMode):
-    """Lets tensors say that they are on no CPU, for parts that compute in another way there.
+@contextmanager
+def on_accelerator() -> Iterator[None]:
+    """Let tensors say that they are on no CPU, for parts that compute in another way there.
 
     Tensors without contents can lie on a GPU only where torch was built for one; so they lie on
-    the CPU, and do as they would elsewhere.
+    the CPU, and do as they would elsewhere. A mode of torch's functions would not do: torch sets it aside
+    in the backward pass, where checkpointing computes again.
     """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == Tensor.is_cpu.__get__:  # pyright: ignore[reportAttributeAccessIssue]
-            return False
-        return func(*args, **(kwargs or {}))
+    Tensor.is_cpu = property(lambda tensor: False)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del Tensor.is_cpu  # that of the class above is there again
 
 
 def measure(
@@ -184,7 +183,7 @@ def measure(
         accelerator: what it will run on, `cpu` or another.
     """
     ledger = Ledger()
-    place = nullcontext() if accelerator == "cpu" else OnAccelerator()
+    place = nullcontext() if accelerator == "cpu" else on_accelerator()
     with warnings.catch_warnings(), NoContents(), ledger, place:
         warnings.simplefilter("ignore")  # of torch, about tensors that have no address
         ledger.switch("weights")

@@ -52,7 +52,7 @@ VERBS = {
     "plan": Verb(
         "llm.apps.plan",
         "say what a run would take, on hardware that need not be here",
-        "llm plan model=llama size=124m tokenizer=gpt2 trainer.max_tokens=2.5e9 hardware=fsdp hardware.devices=8 gpu=h100",
+        "llm plan size=124m tokenizer=gpt2 trainer.max_tokens=2.5e9 hardware=fsdp hardware.devices=8 gpu=h100",
     ),
     "generate": Verb(
         "llm.apps.generate",

@@ -23,7 +23,11 @@ TWO, THREE = (
     [
         (("model=llama",), THREE, "num_heads=2 cannot be divided among 3 .*hardware.strategy.size"),
         (("model=llama", "size.num_kv_heads=1"), TWO, "num_kv_heads=1 cannot"),
-        (("experiment=spam", "model=bert"), TWO, "divides a GPT, and Classifier holds none: use hardware=fsdp"),
+        (
+            ("experiment=spam", "model=bert"),
+            TWO,
+            "divides a GPT, and Classifier holds none: use hardware=fsdp",
+        ),
         (
             ("experiment=reward",),
             Hardware("cpu", devices=2, strategy=Pipeline(), precision=32),

@@ -232,7 +232,9 @@ def test_an_index_that_was_cut_is_refused(saved):
     index = saved / "index.json"
     index.write_text(index.read_text()[:-200])
     (saved / "sha256.json").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"
+    ):
         load_checkpoint(saved)
 
 

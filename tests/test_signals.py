@@ -29,6 +29,16 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_background_job_of_a_script_hears_ctrl_c_nevertheless():
+    before, received = signal.signal(signal.SIGINT, signal.SIG_IGN), []
+    try:
+        with signals.heard(lambda number, frame: received.append(number)):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
+
+
 def test_a_process_outlives_its_terminal():
     """Where it prints to is gone, and a word there would be an error."""
     child, terminal = pty.fork()

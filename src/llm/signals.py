@@ -17,8 +17,13 @@ Handler = Callable[[int, Any], Any]
 
 
 def heeded() -> list[signal.Signals]:
-    """Those that nobody has told this process to ignore, as nohup does."""
-    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    """All but the end of the terminal where nohup has told this process to ignore it.
+
+    Ctrl-C is heeded even by a script's background job, which ignores it by birth: a sweep and a launcher
+    of ranks tell their processes by it.
+    """
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if number != signal.SIGHUP or not is_deaf]
 
 
 def listen(handler: Handler) -> dict[signal.Signals, Any]:

@@ -38,7 +38,12 @@ def _apart(parts: Sequence[Part]) -> Iterator[str]:
     if len(labels) < 2:
         return
     yield f"different data ({', '.join(labels)}): each is ranked by itself"
-    if max(Counter(label.split()[0] for label in labels).values()) > 1:
+    seeds = {
+        frozenset(str(result.seed) for row in part.rows for result in row.results)
+        for part in parts
+        if part.label
+    }
+    if len(seeds) > 1 and max(Counter(label.split()[0] for label in labels).values()) > 1:
         yield "the seed draws what is held out of many texts: compare runs of the same seeds"
 
 

@@ -16,8 +16,10 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# A script's background job, such as a test run under nohup, ignores Ctrl-C by birth, and so would all its children.
+# A script's background job ignores Ctrl-C by birth, one under nohup the end of the terminal, and so would all their
+# children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A folder beside the checkout that holds published data files; LLM_TEST_DATA points elsewhere.
 SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

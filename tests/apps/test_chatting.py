@@ -174,10 +174,12 @@ class Terminal:
 
     def wait_for(self, text: str, key: str = "") -> None:
         """Read what is shown up to a text, and with it, pressing a key now and then."""
-        end = time.monotonic() + 60
+        end, next_key = time.monotonic() + 60, 0.0
         while text not in self.unread:
-            self.type(key)
-            ready = select.select([self.descriptor], [], [], 1)[0]
+            if key and time.monotonic() > next_key:  # a key that rings the bell would else answer itself
+                self.type(key)
+                next_key = time.monotonic() + 1
+            ready = select.select([self.descriptor], [], [], 0.5)[0]
             assert time.monotonic() < end, f"{text!r} never came, but {self.unread!r}"
             if ready:
                 self.unread += os.read(self.descriptor, 1024).decode("utf-8", "replace")

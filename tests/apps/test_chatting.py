@@ -176,7 +176,9 @@ class Terminal:
         """Read what is shown up to a text, and with it, pressing a key now and then."""
         end, next_key = time.monotonic() + 60, 0.0
         while text not in self.unread:
-            if key and time.monotonic() > next_key:  # a key that rings the bell would else answer itself
+            if (
+                key and time.monotonic() > next_key
+            ):  # a key that rings the bell would else answer itself
                 self.type(key)
                 next_key = time.monotonic() + 1
             ready = select.select([self.descriptor], [], [], 0.5)[0]
@@ -200,9 +202,9 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.type(f"/save {saved}\n")
     terminal.wait_for("4 messages are in ")
     terminal.wait_for("> ")
-    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone: here Ctrl-U,
-    # which leaves an empty line.
-    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03\x15")
+    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone:
+    # another Ctrl-C.
+    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03")
     terminal.wait_for("> ")
     terminal.type("/quit\n")
     assert terminal.process.wait(timeout=30) == 0

@@ -13,7 +13,8 @@ from llm import signals
 @pytest.mark.parametrize("number", signals.STOPPING)
 def test_each_is_heard_within_the_block_alone(number, monkeypatch):
     monkeypatch.setattr(signals, "let_go_of_terminal", lambda: None)
-    before, received = signal.signal(number, signal.SIG_DFL), []  # under nohup one of them is ignored
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
+    received: list[int] = []
     try:
         with signals.heard(lambda number, frame: received.append(number)):
             signal.raise_signal(number)

@@ -75,7 +75,7 @@ def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
     make(tmp_path / "quote", command='llm train model=llama "x', **old)
     make(tmp_path / "large", parameters=10**400)
     metrics = make(tmp_path / "long").metrics
-    metrics.write_text(metrics.read_text() + "9" * 200_000 + "\n")
+    metrics.write_text(metrics.read_text() + "9," * 200_000 + "\n")
     make(tmp_path / "linked", status="running")
     (tmp_path / ".linked.lock").symlink_to(metrics)
     sweep = sweep_of(tmp_path / "s", tmp_path / "none")

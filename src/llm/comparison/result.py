@@ -233,6 +233,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [row for row in csv.DictReader(whole(file)) if None not in row.values()]
+    if any(None in row for row in rows):  # no crash makes a line longer
+        raise csv.Error("a line has more fields than the header")
     found = [{name: number(text) for name, text in row.items() if text} for row in rows]
     return [
         {name: value for name, value in row.items() if value is not None}

@@ -215,8 +215,6 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
     Hydra reports an exception of a single job in a line of its own before it raises it again; that of a
     mistake is ours to report, so it passes Hydra by.
     """
-    import hydra
-
     from llm.config.errors import UserError
 
     task = inspect.unwrap(main)
@@ -230,17 +228,21 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
                 raise
             return fail(str(error), error.status)
 
-    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
+    let_hydra_call(job, name)
 
 
 def start_sweep(job: Callable[..., Any], name: str, words: Sequence[str]) -> None:
     """Let Hydra call `job` for each point of a sweep, with some words more than were typed."""
     sys.argv += [*words, "hydra.mode=MULTIRUN"]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    let_hydra_call(job, name)
+
+
+def let_hydra_call(job: Callable[..., Any], name: str) -> None:
+    """Hand the command line to Hydra, which composes the configuration of this name for `job`."""
     import hydra
 
+    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
 
 

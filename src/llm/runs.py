@@ -20,7 +20,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig
 
 from llm.config.errors import UserError
-from llm.config.fingerprint import IGNORE, is_among
+from llm.config.fingerprint import IGNORE, is_among, recipe
+from llm.config.words import key_of, values
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
@@ -64,13 +66,21 @@ def name_of(experiment: str, overrides: Iterable[str], named: Collection[str] = 
     return f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
+def identity(
+    config: DictConfig, overrides: Iterable[str], choices: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """What a run is called by whoever compares it with others, for its record."""
+    return {
+        "seed": config.seed,
+        "recipe": recipe(config),
+        "task": choices.get("task"),
+        "choices": dict(choices),
+        "overrides": values(overrides),
+    }
+
+
 def _is_nameless(override: str) -> bool:
     return is_among(key_of(override), (*IGNORE, "experiment"))
-
-
-def key_of(override: str) -> str:
-    """The full key, dotted, that an override sets or deletes; that of a group is its package."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def _plain(override: str) -> str:

@@ -52,9 +52,10 @@ class Settings:
         budgets = {key: getattr(self, key) for key in ("max_steps", "max_epochs", "max_tokens")}
         given = [key for key, value in budgets.items() if value is not None]
         if len(given) != 1:
+            told = " and ".join(given) or f"none of {', '.join(budgets)}"
+            example = "" if given else ", as in trainer.max_steps=1000"
             raise ValueError(
-                f"{' and '.join(given) or 'none of ' + ', '.join(budgets)} given: "
-                "set exactly one of them and the others to null"
+                f"{told} given: set exactly one of them and the others to null{example}"
             )
         for key in (*given, "accumulate", "val_every", "val_batches", "log_every", "gradient_clip"):
             value = getattr(self, key)

@@ -18,7 +18,7 @@ from llm.weights.run import RunWeights
 # Measured 1.56 with CPython 3.11.7's documentation; other versions' texts differ.
 BOUND = 1.70
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]
 
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 # Words that hold any English sentence together; a third of all words in prose.
@@ -37,6 +37,7 @@ def run(tmp_path_factory) -> Run:
     """The default experiment, run as the command that a newcomer types."""
     folder = tmp_path_factory.mktemp("default")
     environment = os.environ | {"LLM_CACHE": str(folder / "cache")}
+    del environment["OMP_NUM_THREADS"]  # it is alone
     start = time.monotonic()
     command = [sys.executable, "-m", "llm", "train"]
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)

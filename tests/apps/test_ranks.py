@@ -177,7 +177,7 @@ def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
             "name=run",
         ),
         *("data=text", f"data.path={text}", "data.batch_size=4", "optimizer=adamw"),
-        *("trainer.max_steps=400", "trainer.val_every=20", "callbacks.samples=null"),
+        *("trainer.max_steps=200", "trainer.val_every=20", "callbacks.samples=null"),
         *(
             "hardware=ddp",
             "hardware.accelerator=cpu",

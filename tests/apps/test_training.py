@@ -371,8 +371,9 @@ def test_compiled_training_gives_the_same_losses(text, tmp_path):
     found = {}
     for compiled in ("false", "true"):
         words = [
-            *("size=nano", "size.dim=32", "tokenizer=byte", "data=text", f"data.path={text}"),
-            *("hardware=cpu", "hardware.precision=32", f"hardware.compile={compiled}"),
+            *("size=nano", "size.num_layers=1", "size.dim=32", "tokenizer=byte"),
+            *("data=text", f"data.path={text}", "hardware=cpu", "hardware.precision=32"),
+            f"hardware.compile={compiled}",
             *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
             *("callbacks.samples=null", f"name=compiled-{compiled}", f"output_dir={tmp_path}"),
         ]

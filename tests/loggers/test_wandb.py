@@ -198,6 +198,21 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
         assert "Would sync 1 run(s)" in dry.output
 
 
+def test_weights_in_parts_are_kept_whole(tmp_path):
+    parts = Run(tmp_path).best
+    parts.mkdir(parents=True)
+    for name in ("model.safetensors.index.json", "model-00001-of-00001.safetensors"):
+        (parts / name).write_text(name)
+    logger = wandb_logger(str(tmp_path), "run", upload=["picture", "checkpoint"])
+    logger.log_hyperparams({})
+    logger.finish(0)
+    (piece,) = tmp_path.glob("wandb/offline-run-*")
+    (artifact,) = (e["artifact"] for e in records(piece) if e["type"] == "artifact")
+    assert artifact["type"] == "model"
+    kept = {entry["path"] for entry in artifact["manifest"]["contents"]}
+    assert kept == {f"best.ckpt/{part.name}" for part in parts.iterdir()}
+
+
 def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train, tmp_path):
     with pytest.raises(SystemExit):
         train("run", callback=At(3, lambda: signal.raise_signal(signal.SIGINT)))

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from llm.apps.estimating import MFU, Estimate, estimate
 from llm.apps.refusing import require_division
+from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.composition import Point
 from llm.config.errors import ConfigError
+from llm.config.words import differing
 from llm.hardware import Hardware
 from llm.planning.matching import Matched, unequal
 from llm.units import duration, flops, number, percent, size
@@ -70,8 +69,7 @@ def labels(points: Sequence[Point]) -> list[str]:
         return [
             " ".join(word for word in ours[0] if not word.startswith("check=")) or "as configured"
         ]
-    common = set.intersection(*map(set, ours))
-    return [" ".join(word for word in words if word not in common) for words in ours]
+    return [" ".join(words) for words in differing(ours)]
 
 
 def check_table(names: Sequence[str], estimates: Sequence[Estimate]) -> Table:
@@ -113,26 +111,3 @@ def notes(estimates: Sequence[Estimate]) -> Iterator[str]:
     if crowded:
         room = size(first.device.memory)
         yield f"{len(crowded)} of {len(estimates)} take more than the {room} of {first.device.name}"
-
-
-def new_table(*names: str) -> Table:
-    """An empty table: a column of names, which may break, and columns of figures."""
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    rows.add_column(names[0], overflow="fold")
-    for name in names[1:]:
-        rows.add_column(name, justify="right", no_wrap=True)
-    return rows
-
-
-def note(text: str) -> Text:
-    """A line that says what a table means."""
-    return Text(f"· {text}", style="dim")
-
-
-def put(*parts: RenderableType) -> None:
-    """Print tables and lines; where no terminal is, plain and as wide as they are."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    for part in parts:
-        console.print(part, soft_wrap=not console.is_terminal and not isinstance(part, Table))

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
+from llm.apps.tables import open_console
 from llm.apps.watching import follow
 from llm.comparison.finding import find
 from llm.comparison.table import Table, compare
@@ -35,7 +35,7 @@ def show(config: DictConfig) -> Table:
         follow(Sweep(sweep))
     runs, damaged = find(folders)
     table = compare(runs, config.by, config.confidence, config.seeds, damaged)
-    console = Console(highlight=False)
+    console = open_console()
     console.print(table.render(console.width))
     for run in table.best:
         console.print(f"best   {short(run.path)}", soft_wrap=True, markup=False)

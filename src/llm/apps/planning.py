@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.table import Table
 
-from llm.apps.checking import new_table, note, put
 from llm.apps.estimating import Estimate, estimate
+from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.check import check

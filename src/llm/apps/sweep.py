@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,13 +22,15 @@ from rich.console import Console
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
 from llm.apps import placing, stopping
+from llm.apps.tables import open_console
 from llm.apps.watching import watched
 from llm.comparison.rows import best_loss
 from llm.comparison.table import compare
 from llm.config.composition import Point, chosen, quoted
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import WATCHED, fingerprint, recipe
-from llm.runs import ClaimedRunError, Run, key_of, name_of, short
+from llm.config.fingerprint import WATCHED, fingerprint
+from llm.config.words import differing, key_of
+from llm.runs import ClaimedRunError, Run, identity, name_of, short
 from llm.sweeps import Job, Sweep
 
 CONSOLE = Console(highlight=False)
@@ -88,14 +90,13 @@ def launch(
             run_all(sweep, start)
         except KeyboardInterrupt:
             status, said = INTERRUPTED, "the sweep stopped; the same line goes on"
-        except (
-            Exception
-        ) as error:  # the launcher's or the sweeper's: jobs' own are rows of the table
+        except Exception as error:  # the launcher's or sweeper's: a job's own is a row of the table
             (sweep.path / "launcher.err").write_text(traceback.format_exc(), "utf-8")
             status, said = 1, f"{type(error).__name__}: {error} (more in launcher.err)"
     table = compare(sweep.runs)
     table.write(sweep.path)
-    CONSOLE.print(table.render())
+    console = open_console()
+    console.print(table.render(console.width))
     CONSOLE.print(f"{short(sweep.path)}/table.csv, table.md, loss.png", soft_wrap=True)
     if said:
         CONSOLE.print(said, soft_wrap=True)
@@ -127,7 +128,7 @@ def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     base = choices.get("experiment") if saved in (None, "none") else saved
     given = next((word.partition("=")[2] for word in words if key_of(word) == "name"), None)
     ours = [word for word in words if not word.startswith("hydra") and key_of(word) != "sweep"]
-    common = set.intersection(*(set(point.overrides) for point in points)) if points else set()
+    common = {word for word in ours if points and all(word in each.overrides for each in points)}
     name = given or name_of(str(base), ours, named=[word for word in ours if word not in common])
     output = points[0].config.output_dir if points else "outputs"
     return Path(output).resolve() / "sweeps" / name
@@ -137,17 +138,13 @@ def entry(sweep: Sweep, number: int, point: Point) -> dict:
     """What the sweep's folder keeps of a point."""
     overrides = [word for word in point.overrides if not word.startswith("hydra")]
     directory = Path(point.directory).resolve()
-    identity = {
+    called = {
         "name": directory.name,
-        "seed": point.config.seed,
-        "recipe": recipe(point.config),
-        "task": point.choices.get("task"),
-        "choices": point.choices,
-        "overrides": {key: value for key, _, value in (w.partition("=") for w in overrides)},
         "sweep": sweep.name,
+        **identity(point.config, overrides, point.choices),
     }
     request = fingerprint(point.config, WATCHED)
-    return sweep.entry(number, overrides, directory, request, identity)
+    return sweep.entry(number, overrides, directory, request, called)
 
 
 def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:
@@ -217,13 +214,10 @@ def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point
     counts = Counter(point.directory for point in points)
     if max(counts.values(), default=1) == 1:
         return list(points)
-    common = set.intersection(*(set(point.overrides) for point in points))
     renamed = []
-    for point in points:
-        own = [word for word in point.overrides if word not in common]
-        given = point.config.name
-        words = own if given else [w for w in point.overrides if not w.startswith("hydra")]
-        name = name_of(given or str(point.choices.get("experiment")), words, named=own)
+    for point, own in zip(points, differing([each.overrides for each in points]), strict=True):
+        words = [word for word in point.overrides if not word.startswith("hydra")]
+        name = own_name(point.config, point.choices, words, own)
         others = [word for word in point.overrides if key_of(word) != "name"]
         renamed.append(compose([*others, f"name={quoted(name)}"]))
     counts = Counter(point.directory for point in renamed)
@@ -234,6 +228,18 @@ def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point
             "leave out what is there twice"
         )
     return renamed
+
+
+def own_name(
+    config: DictConfig,
+    choices: Mapping[str, str | None],
+    words: Sequence[str],
+    own: Sequence[str],
+) -> str:
+    """What a point is called, by all its words; where the user named them all, by those of its own."""
+    return name_of(
+        config.name or str(choices["experiment"]), own if config.name else words, named=own
+    )
 
 
 def job(config: DictConfig) -> float | None:
@@ -264,11 +270,7 @@ def found(sweep: Sweep, config: DictConfig) -> Job:
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.task if key_of(word) != "name"]
     own = [word for word in words if word not in sweep.plan["words"]]
-    name = name_of(
-        config.name or str(hydra.runtime.choices["experiment"]),
-        own if config.name else words,
-        named=own,
-    )
+    name = own_name(config, chosen(), words, own)
     directory = str(Path(hydra.run.dir).parent / name)
     point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)
     return sweep.add(**entry(sweep, 0, point))

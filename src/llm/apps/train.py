@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from llm import runs
+from llm.config.composition import chosen
 from llm.config.errors import ConfigError
 
 
@@ -28,18 +29,17 @@ def main(config: DictConfig) -> None:
     """Compose, then train. What is slow to import waits until there is something to train."""
     from llm.apps import ranks
 
-    chosen = HydraConfig.get()
-    directory = chosen.runtime.output_dir
+    overrides = list(HydraConfig.get().overrides.task)
+    directory = HydraConfig.get().runtime.output_dir
     ranks.adopt_slurm()
     hardware = ranks.place(config)
     if ranks.are_missing(hardware):
         from llm.apps.refusing import require_division
         from llm.apps.training import adopted
 
-        require_division(adopted(config, chosen.overrides.task), hardware)
+        require_division(adopted(config, overrides), hardware)
         sys.exit(ranks.launch(["train", *sys.argv[1:]], hardware, directory))
     with ranks.reported():
         from llm.apps.training import train
 
-        choices = {k: v for k, v in chosen.runtime.choices.items() if not k.startswith("hydra/")}
-        train(config, directory, list(chosen.overrides.task), choices)
+        train(config, directory, overrides, chosen())

@@ -34,15 +34,16 @@ from llm.callbacks.throughput import CountsFlops, peak_memory
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import WATCHED, fingerprint, recipe
+from llm.config.fingerprint import WATCHED, fingerprint
 from llm.config.whitelist import locate
+from llm.config.words import key_of
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
 from llm.loggers.wandb import WandbLogger
 from llm.optim.muon import Muon
-from llm.runs import FollowedRun, Run, short
+from llm.runs import FollowedRun, Run, identity, short
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
 from llm.weights.checkpoint import load_checkpoint
@@ -90,9 +91,8 @@ def train(
         hardware: Hardware = build(config.hardware).resolve()
     require_even_shares(config, hardware)
     run = (Run if distributed.is_first() else FollowedRun)(Path(directory))
-    run.record = distributed.broadcast(
-        run.record
-    )  # all decide by one: another process may end the run
+    # All decide by one record: another process may end the run meanwhile.
+    run.record = distributed.broadcast(run.record)
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
@@ -126,6 +126,8 @@ def train(
             fingerprint=meaning,
             base=base,
             request=request,
+            command=_command(overrides),
+            sweep=os.environ.get("LLM_SWEEP"),
             **identity(config, overrides, choices or {}),
             **size(task, data, settings, steps, hardware),
         )
@@ -144,21 +146,6 @@ def train(
             test(run, trainer, task, data)
         close(run, trainer, task, config, progress)
     return run
-
-
-def identity(
-    config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str | None]
-) -> dict[str, Any]:
-    """What a run is called by whoever compares it with others, for its record."""
-    return {
-        "seed": config.seed,
-        "recipe": recipe(config),
-        "command": _command(overrides),
-        "task": choices.get("task"),
-        "choices": dict(choices),
-        "overrides": {key: value for key, _, value in (word.partition("=") for word in overrides)},
-        "sweep": os.environ.get("LLM_SWEEP"),
-    }
 
 
 def size(
@@ -236,7 +223,7 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
         ConfigError: an override asks for another model, size or tokenizer than that of the weights.
     """
     groups = ("model", "size", "tokenizer")
-    keys = {word: word.lstrip("+~").partition("=")[0].replace("/", ".") for word in overrides}
+    keys = {word: key_of(word) for word in overrides}
     asked = [word for word, key in keys.items() if key.split(".")[0] in groups]
     dropouts = [word for word in asked if keys[word].endswith(".dropout")]
     refused = [word for word in asked if word not in dropouts]

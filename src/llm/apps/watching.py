@@ -20,7 +20,7 @@ from rich.text import Text
 
 from llm.comparison.result import number, whole
 from llm.comparison.table import STYLES
-from llm.runs import key_of
+from llm.config.words import differing, key_of
 from llm.sweeps import Job, Sweep
 from llm.units import duration
 
@@ -95,23 +95,19 @@ def follow(sweep: Sweep, console: Console | None = None) -> None:
 def look(sweep: Sweep) -> list[View]:
     """All jobs as they are now."""
     jobs = sweep.jobs
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
-    words = [[w for w in job.overrides if w not in common] for job in jobs]
-    labels = [
-        " ".join(w for w in own if key_of(w) != "name") for own in words
-    ]  # which repeats the rest
-    return [_view(job, label) for job, label in zip(jobs, labels, strict=True)]
+    words = differing([job.overrides for job in jobs])
+    named = [
+        [word for word in own if key_of(word) != "name"] for own in words
+    ]  # it repeats the rest
+    return [_view(job, " ".join(own)) for job, own in zip(jobs, named, strict=True)]
 
 
 def _view(job: Job, label: str) -> View:
     run = job.run
     record, metrics = run.record, newest(run.metrics)
     status = _status(str(job.outcome.get("status", "")), run.status)
-    step, steps, speed = (
-        metrics.get("step", 0.0),
-        record.get("max_steps"),
-        metrics.get("speed/tokens_per_second"),
-    )
+    step, steps = metrics.get("step", 0.0), record.get("max_steps")
+    speed = metrics.get("speed/tokens_per_second")
     left = None
     if status == "running" and steps and speed and record.get("tokens_per_step"):
         left = max(0.0, steps - step) * record["tokens_per_step"] / speed

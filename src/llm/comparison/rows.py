@@ -195,7 +195,10 @@ def parts(rows: Sequence[Row], by: str | None, confidence: float) -> list[Part]:
         groups[0] += unmeasured
     elif unmeasured:
         groups.append(unmeasured)
-    made = [_part(own, by, confidence) for own in groups]
+    made = [
+        _part(label, own, by, confidence)
+        for label, own in zip(_labels(groups), groups, strict=True)
+    ]
     return sorted(made, key=lambda part: (not part.label, part.label))
 
 
@@ -219,7 +222,7 @@ def told_apart(found: Sequence[Part]) -> tuple[str | None, list[Part]]:
     return "recipe" if by_recipe else "run", told
 
 
-def _part(rows: Sequence[Row], by: str | None, confidence: float) -> Part:
+def _part(label: str, rows: Sequence[Row], by: str | None, confidence: float) -> Part:
     tokenizers = _tokenizers(rows)
     figure = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
     sign = 1 if is_less_better(figure) else -1
@@ -234,7 +237,7 @@ def _part(rows: Sequence[Row], by: str | None, confidence: float) -> Part:
         return (*rank, *map(natural, names))
 
     ordered = sorted(rows, key=place)
-    return Part(_label(rows), ordered, sum(place(row)[0] == 0 for row in rows), tokenizers)
+    return Part(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers)
 
 
 def _tokenizers(rows: Sequence[Row]) -> int:
@@ -245,13 +248,38 @@ def _tokenizers(rows: Sequence[Row]) -> int:
     return max(1, *(len(found) for found in ways.values()))
 
 
-def _label(rows: Sequence[Row]) -> str:
-    measured = [each for row in rows for each in row.results if each.data is not None]
-    if not measured:
-        return ""
-    first = min(measured, key=lambda each: str(each.data))
-    name = first.choices.get("data") or first.settings.get("data") or "data"
-    return f"{name} {str(first.data).split()[-1][:6]}"
+def _labels(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """What the data of each group are called: the option, and the settings of data in which groups differ.
+
+    Where no setting tells two groups apart their files do, and the beginning of a fingerprint stands for these.
+    """
+    measured = [[each for row in rows for each in row.results if each.data] for rows in groups]
+    keys = {key for own in measured for each in own for key in each.settings}
+    of_data = [key for key in sorted(keys) if key == "task" or key.startswith("data.")]
+    telling = [key for key in of_data if _tells(key, [own for own in measured if own])]
+    labels = [_called(min(own, key=_data), telling) if own else "" for own in measured]
+    counts = Counter(labels)
+    return [
+        f"{label} {_data(min(own, key=_data)).split()[-1][:6]}"
+        if own and counts[label] > 1
+        else label
+        for label, own in zip(labels, measured, strict=True)
+    ]
+
+
+def _tells(key: str, measured: Sequence[Sequence[Result]]) -> bool:
+    """Whether a setting has one value in each group, and not the same in all."""
+    values = [{each.settings.get(key) for each in own} for own in measured]
+    return all(len(own) == 1 for own in values) and len(set.union(*values)) > 1
+
+
+def _called(result: Result, keys: Sequence[str]) -> str:
+    name = result.settings.get("data", "data")
+    return " ".join([name, *(f"{k}={result.settings[k]}" for k in keys if k in result.settings)])
+
+
+def _data(result: Result) -> str:
+    return str(result.data)
 
 
 def is_less_better(figure: str) -> bool:

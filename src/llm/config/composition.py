@@ -29,6 +29,7 @@ from llm.config import slots
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.whitelist import locate
+from llm.config.words import differing
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
@@ -102,8 +103,7 @@ def check_points(
     jobs = points(loader, name, overrides) if multirun else [list(overrides)]
     if not jobs:
         point(loader, name, fixed(loader, overrides))
-    common = set.intersection(*map(set, jobs)) if jobs else set()
-    labels = [" ".join(word for word in job if word not in common) for job in jobs]
+    labels = [" ".join(words) for words in differing(jobs)]
     found: dict[str, list[str]] = {}
     composed = []
     for label, job in zip(labels, jobs, strict=True):

@@ -241,11 +241,12 @@ class WandbLogger(Logger):
     def _keep(self, part: str) -> None:
         import wandb
 
-        kind, place = PARTS[part]
-        file = place(self.run)
-        if file.is_file():
+        kind, locate = PARTS[part]
+        place = locate(self.run)
+        if place.exists():
             artifact = wandb.Artifact(f"{part}-{self.version}", type=kind)
-            artifact.add_file(str(file))
+            for file in sorted(place.iterdir()) if place.is_dir() else [place]:  # weights in parts
+                artifact.add_file(str(file), str(file.relative_to(place.parent)))
             self._do(lambda run: run.log_artifact(artifact))
 
     def _is_logged(self, step: int) -> bool:

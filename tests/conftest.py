@@ -61,7 +61,13 @@ WORDS = "cat dog hen cow pig fox owl ant bee elk ape rat".split()
 SMALL = [
     *("size=nano", "size.dim=32", "size.context_length=80", "model=gpt2", "tokenizer=byte"),
     *("data/template=chatml", "data.batch_size=4", "data.validation_fraction=0.2"),
-    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1", "callbacks.samples=null"),
+    *(
+        "hardware=cpu",
+        "hardware.precision=32",
+        "hardware.threads=1",
+        "callbacks.samples=null",
+        "callbacks.picture=null",
+    ),
     *("optimizer=adamw", "schedule=constant", "schedule.warmup_steps=0", "model.dropout=0.1"),
     *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
 ]

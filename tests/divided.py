@@ -17,7 +17,7 @@ SMALL = [
     *("size=nano", "size.num_heads=4", "size.dim=32", "size.context_length=16", "tokenizer=byte"),
     *("data=text", "data.batch_size=4", "hardware.precision=32", "hardware.accelerator=cpu"),
     *("model=gpt2", "model.dropout=0", "optimizer=adamw", "schedule=constant"),
-    *("schedule.warmup_steps=0", "callbacks.samples=null"),
+    *("schedule.warmup_steps=0", "callbacks.samples=null", "callbacks.picture=null"),
     *("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1"),
 ]
 NAMES = ("step", "train/loss", "train/gradient_norm", "val/loss", "tokens")

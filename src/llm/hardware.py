@@ -5,6 +5,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -266,8 +267,13 @@ def faster_precision(accelerator: str) -> Precision:
     return "bf16" if ratio >= 1.5 else 32
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
-    """The best of several timed `size` × `size` CPU matrix products, in FLOP/s."""
+def matmul_rate(dtype: torch.dtype) -> float:
+    """The best of several timed CPU matrix products, in FLOP/s; measured once, with the threads there are."""
+    return _matmul_rate(dtype, torch.get_num_threads())
+
+
+@cache
+def _matmul_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 5) -> float:
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")
     torch.mm(left, right)  # the first product pays for allocation and kernel choice

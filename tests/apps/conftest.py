@@ -27,10 +27,10 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfig]:
-    """Composes `llm train` for a small run, with more overrides as asked."""
+    """Composes `llm train` for a small run, with more overrides as asked, and a picture at its end."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
 
-    def make(*overrides: str) -> DictConfig:
+    def make(*overrides: str, picture: bool = False) -> DictConfig:
         small = [
             "size=nano",
             "size.dim=32",
@@ -50,6 +50,7 @@ def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfi
             "trainer.val_every=4",
             "trainer.log_every=3",
             "callbacks.samples=null",
+            *([] if picture else ["callbacks.picture=null"]),
         ]
         with initialize_config_module("llm.conf", version_base="1.3"):
             return compose("train", [*small, *overrides])

@@ -70,7 +70,11 @@ def trained(folder):
 @pytest.fixture
 def text(trained, folder) -> Run:
     return trained(
-        "text", "data=text", f"data.path={folder / 'text.txt'}", "callbacks.samples=null"
+        "text",
+        "data=text",
+        f"data.path={folder / 'text.txt'}",
+        "callbacks.samples=null",
+        "callbacks.picture=null",
     )
 
 
@@ -147,7 +151,7 @@ def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated)
 def test_preferences_are_measured_against_the_beginning(finetuned, folder, evaluated, name, words):
     run = finetuned(
         *(name, "task=preference", "data=preference", f"data.path={folder / 'pairs.json'}"),
-        *("callbacks.samples=null", "optimizer.lr=0.01", *words),
+        *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
     )
     assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
     assert_same_figures(evaluated(run), run, "test")

@@ -177,7 +177,12 @@ def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
             "name=run",
         ),
         *("data=text", f"data.path={text}", "data.batch_size=4", "optimizer=adamw"),
-        *("trainer.max_steps=200", "trainer.val_every=20", "callbacks.samples=null"),
+        *(
+            "trainer.max_steps=200",
+            "trainer.val_every=20",
+            "callbacks.samples=null",
+            "callbacks.picture=null",
+        ),
         *(
             "hardware=ddp",
             "hardware.accelerator=cpu",
@@ -224,7 +229,12 @@ def test_launchers_on_two_machines_make_one_run(tmp_path):
     words = [
         *("train", "size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte"),
         *("data=text", f"data.path={text}", "data.batch_size=4", "name=run"),
-        *("trainer.max_steps=2", "callbacks.samples=null", f"output_dir={tmp_path}"),
+        *(
+            "trainer.max_steps=2",
+            "callbacks.samples=null",
+            "callbacks.picture=null",
+            f"output_dir={tmp_path}",
+        ),
         *("hardware=ddp", "hardware.accelerator=cpu", "hardware.precision=32"),
         *("hardware.devices=1", "hardware.num_nodes=2"),
     ]

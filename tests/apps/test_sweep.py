@@ -22,7 +22,13 @@ from llm.sweeps import Sweep
 
 WORDS = [
     *("size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte", "data=text"),
-    *("hardware=cpu", "hardware.threads=1", "hardware.precision=32", "callbacks.samples=null"),
+    *(
+        "hardware=cpu",
+        "hardware.threads=1",
+        "hardware.precision=32",
+        "callbacks.samples=null",
+        "callbacks.picture=null",
+    ),
     *("model.dropout=0.1", "trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
 ]
 # What depends on the clock and on the machine, and so is not the same twice.

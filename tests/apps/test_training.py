@@ -41,7 +41,7 @@ def assert_same_weights(left: Path, right: Path) -> None:
 
 
 def test_a_run_directory_holds_everything(composed, tmp_path):
-    run = training.train(composed(), tmp_path / "run")
+    run = training.train(composed(picture=True), tmp_path / "run")
     assert run.status == "done"
     for path in (run.config, run.tokenizer, run.best, run.last, run.metrics, run.picture):
         assert path.is_file(), path

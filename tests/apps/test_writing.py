@@ -19,7 +19,12 @@ def run(tmp_path_factory, module_text) -> Run:
     words = [
         *("size=nano", "tokenizer=bpe", "tokenizer.vocab_size=300", "data=text"),
         *(f"data.path={module_text}", "hardware=cpu", "hardware.precision=32"),
-        *("trainer.max_steps=30", "callbacks.samples=null", "optimizer.lr=0.01"),
+        *(
+            "trainer.max_steps=30",
+            "callbacks.samples=null",
+            "callbacks.picture=null",
+            "optimizer.lr=0.01",
+        ),
     ]
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -21,7 +21,13 @@ WORDS = "the a cat dog sat ran on under mat house and then it was very old".spli
 SMALL = [
     *("size=nano", "size.dim=32", "size.context_length=80", "model=gpt2", "tokenizer=byte"),
     *("data.batch_size=4", "hardware.precision=32", "hardware.accelerator=cpu", "model.dropout=0"),
-    *("optimizer=adamw", "schedule=cosine", "schedule.warmup_steps=2", "callbacks.samples=null"),
+    *(
+        "optimizer=adamw",
+        "schedule=cosine",
+        "schedule.warmup_steps=2",
+        "callbacks.samples=null",
+        "callbacks.picture=null",
+    ),
     *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
 ]
 UNLIKE = ("speed/", "memory/")  # what depends on the clock and the machine

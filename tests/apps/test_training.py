@@ -150,7 +150,8 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
 
 def test_hardware_loggers_and_callbacks_may_change(composed, tmp_path):
     training.train(composed(), tmp_path / "run")
-    moved = composed("hardware.workers=1", "~callbacks.picture", "trainer.max_steps=14")
+    words = ("hardware.workers=1", "~callbacks.picture", "trainer.max_steps=14")
+    moved = composed(*words, picture=True)
     moved.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
     assert training.train(moved, tmp_path / "run").record["steps"] == 14
 

@@ -44,14 +44,16 @@ class Throughput(Callback):
         self.total_tokens = 0
         self._uncounted = 0  # tokens of this rank's batches
         self._sharing = 1  # ranks that work on one batch
+        self._flops: dict[int, int] = {}  # a token's, by the context that it was read in
         self._since: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn the hardware's matrix rate."""
+        """Learn the hardware's matrix rate, if all the model is trained."""
         assert isinstance(pl_module, Task)
         self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
+        if all(parameter.requires_grad for parameter in pl_module.model.parameters()):
+            self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -104,10 +106,10 @@ class Throughput(Callback):
             "memory/peak_gib": peak_memory(task.device) / 2**30,
             "tokens": float(self.total_tokens),
         }
-        model = task.model
-        trains_whole = all(parameter.requires_grad for parameter in model.parameters())
-        if self.peak_flops and trains_whole and isinstance(model, CountsFlops):
-            rate = self.tokens_per_second * model.flops_per_token(context)
+        if self.peak_flops is not None and isinstance(task.model, CountsFlops):
+            if context not in self._flops:
+                self._flops[context] = task.model.flops_per_token(context)
+            rate = self.tokens_per_second * self._flops[context]
             metrics["speed/mfu"] = rate / self.peak_flops
         return metrics
 

@@ -5,12 +5,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
 from llm.parts import is_divided, own
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # The groups of devices that have the parts of a tensor, one for each mesh dimension it is divided over.
 Owners = tuple[distributed.ProcessGroup, ...]
@@ -39,9 +43,12 @@ def clip_gradients(
     """
     parts: dict[Owners, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = _summed(parameter.grad)
-            parts[_owners(parameter.grad)].append(own(parameter.grad))
+        gradient = parameter.grad
+        if is_divided(gradient):
+            gradient = parameter.grad = _summed(gradient)
+            parts[_owners(gradient)].append(own(gradient))
+        elif gradient is not None:
+            parts[()].append(gradient)
     norms = [_norm(gradients, owners) for owners, gradients in parts.items()]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if others is not None:
@@ -52,9 +59,9 @@ def clip_gradients(
     return norm
 
 
-def _summed(gradient: Tensor) -> Tensor:
+def _summed(gradient: "DTensor") -> "DTensor":
     """The gradient with the summands that its devices may have of it added up."""
-    if not is_divided(gradient) or not any(p.is_partial() for p in gradient.placements):
+    if not any(p.is_partial() for p in gradient.placements):
         return gradient
     from torch.distributed.tensor import Replicate
 
@@ -62,9 +69,7 @@ def _summed(gradient: Tensor) -> Tensor:
     return gradient.redistribute(placements=whole)
 
 
-def _owners(gradient: Tensor) -> Owners:
-    if not is_divided(gradient):
-        return ()
+def _owners(gradient: "DTensor") -> Owners:
     mesh, placements = gradient.device_mesh, gradient.placements
     return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())
 

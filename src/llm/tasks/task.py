@@ -80,6 +80,13 @@ class Task(L.LightningModule):
         self._losses: list[tuple[Tensor, Tensor | None]] = []
         self._targets: list[Tensor] = []  # of the optimizer step under way
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; but Lightning notes the hook it is in forty times a step, a word that is no layer."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def configure_model(self) -> None:
         """Divide the model among devices, once: Lightning asks for it before each fit and test."""
         shard, self.shard = self.shard, None

@@ -30,7 +30,7 @@ from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward, GatedFeedForward
 from llm.nn.norms import LayerNorm, RMSNorm
-from llm.nn.positions import ALiBi, Learned, Positions
+from llm.nn.positions import ALiBi, Learned, Positions, as_index
 
 Plan = dict[str, ParallelStyle]
 
@@ -238,9 +238,9 @@ class WholeTable(ParallelStyle):
         def on_every_device(
             x: Float[Tensor, "B T C"], positions: Positions
         ) -> Float[Tensor, "B T C"]:
-            given = (x,) if isinstance(positions, slice) else (x, positions)
-            x, *index = (DTensor.from_local(t, device_mesh, [Replicate()]) for t in given)
-            return cast(DTensor, embed(x, index[0] if index else positions)).to_local()
+            given = (x, as_index(positions, x.device))
+            x, index = (DTensor.from_local(t, device_mesh, [Replicate()]) for t in given)
+            return cast(DTensor, embed(x, index)).to_local()
 
         position.embed = on_every_device
         return distribute_module(module, device_mesh)

@@ -74,7 +74,8 @@ class Learned(Position):
                 "a learned position has no vector past it; shorten the text or choose a model "
                 "with rotary, alibi or sinusoidal positions"
             )
-        return x + self.embedding.weight[positions]
+        index = as_index(positions, x.device).clamp(min=0)  # padding may stand before the first
+        return x + self.embedding(index)
 
 
 class Sinusoidal(Position):

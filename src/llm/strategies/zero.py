@@ -60,10 +60,6 @@ class ZeRO(Strategy):
         super().check(hardware)
         if hardware.accelerator == "mps":
             raise ValueError("strategy: DeepSpeed knows no MPS: use hardware=cpu")
-        if hardware.compile:
-            raise ValueError(
-                "compile=true: DeepSpeed's hooks and a compiled step do not go together: use hardware=fsdp"
-            )
 
     def fits(self, task: nn.Module, world: int) -> None:
         """Refuse a task whose batches weigh by their targets.

@@ -32,3 +32,10 @@ def test_a_single_repetition_has_no_interval():
 
 def test_equal_repetitions_leave_no_doubt():
     assert estimate([2.5, 2.5, 2.5]) == (2.5, 0.0)
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_of_what_is_not_finite_there_is_no_interval(odd):
+    found = estimate([1.0, odd])
+    assert not math.isfinite(found.mean)
+    assert found.margin is None

@@ -28,6 +28,21 @@ def named(axes):
     return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
 
 
+def test_a_legend_leaves_out_what_the_data_are_called_by(drawn, tmp_path):
+    runs = [
+        make(
+            tmp_path / file / model,
+            settings={"model": model, "data.path": f"/a/long/way/to/the/folder/of/{file}"},
+            corpus=file,
+        )
+        for file in ("a.txt", "b.txt")
+        for model in ("gpt", "llama")
+    ]
+    axes = drawn(runs)
+    assert [set(named(panel)) for panel in axes] == [{"model=gpt", "model=llama"}] * len(axes)
+    assert axes[0].get_title(loc="left").endswith("/a.txt")
+
+
 def test_loss_is_drawn_against_tokens_and_against_compute(drawn, tmp_path):
     tokens, compute = drawn(
         [

@@ -1,5 +1,6 @@
 import csv
 import io
+import math
 import random
 from itertools import product
 
@@ -294,6 +295,28 @@ def test_a_tasks_own_figures_are_shown_where_they_differ(tmp_path):
     assert not {"val/f1", "bits_per_byte"} & set(table.columns)
     assert column(compare(runs, by="val/accuracy"), "adapter") == ["lora", "none"], "more is better"
     assert column(compare(runs, by="test/loss"), "adapter") == ["lora", "none"], "less is better"
+
+
+def test_what_ranks_is_shown_and_names_the_best_run(tmp_path):
+    """The seed with the lowest loss is not the one with the most right answers."""
+    rows = [[{"step": 10, "val/loss": loss, "val/perplexity": 1 + loss}] for loss in (0.4, 0.5)]
+    runs = [
+        make(tmp_path / str(seed), rows=own, seed=seed, metrics={"test/accuracy": 0.5 + 0.1 * seed})
+        for seed, own in enumerate(rows)
+    ]
+    by_accuracy = compare(runs, by="test/accuracy")
+    assert [run.path.name for run in by_accuracy.best] == ["1"]
+    assert [run.path.name for run in compare(runs).best] == ["0"]
+    assert column(compare(runs, by="val/perplexity"), "val/perplexity") == [pytest.approx(1.45)]
+    assert "val/perplexity" not in by_accuracy.columns
+
+
+def test_an_infinite_figure_of_one_seed_is_a_row_without_a_place(tmp_path):
+    rows = [{"step": 10, "val/loss": 5.0, "val/perplexity": value} for value in (math.inf, 2.0)]
+    runs = [make(tmp_path / str(seed), rows=[row], seed=seed) for seed, row in enumerate(rows)]
+    table = compare(runs, by="val/perplexity")
+    assert column(table, "rank") == [None]
+    table.markdown()
 
 
 def test_a_figure_that_no_run_has_is_named(tmp_path):

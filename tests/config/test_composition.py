@@ -32,6 +32,14 @@ def loader(tmp_path, kit):
     return open_loader("llm.apps.train", str(tmp_path))
 
 
+def test_an_option_of_hydras_own_groups_is_named_with_those_there_are():
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    with pytest.raises(ConfigError) as refused:
+        compose(loader, "train", ["hydra/launcher=basc"])
+    (line,) = refused.value.problems
+    assert line.startswith("hydra/launcher=basc: no such option; did you mean basic? (there are ")
+
+
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [

@@ -11,7 +11,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: the mean.
-        margin: half the width of its interval; None where a single repetition tells nothing of it.
+        margin: half the width of its interval; None where a single repetition, or an infinite one, tells
+            nothing of it.
     """
 
     mean: float
@@ -26,7 +27,7 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
         confidence: how often such an interval holds the true mean.
     """
     mean = fmean(values)
-    if len(values) < 2:
+    if len(values) < 2 or not math.isfinite(mean):
         return Estimate(mean)
     t = quantile(confidence, len(values) - 1)
     return Estimate(mean, t * stdev(values, mean) / math.sqrt(len(values)))

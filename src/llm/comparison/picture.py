@@ -124,7 +124,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[Row, Style], table: "Table") -> 
             if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
-        name = _name(row, table.keys)
+        name = _name(row, table.keys, panel.part.label)
         label = name if row.is_done else f"{name} ({row.status})"
         axes.plot(x, y, label=label, lw=1.8, ms=5, markevery=often, **style._asdict())
     _dress(axes, panel)
@@ -208,14 +208,14 @@ def _places(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, 
     return {value: place for place, value in enumerate(found)}
 
 
-def _name(row: Row, keys: Sequence[str]) -> str:
-    """A row in a legend: the value alone where one thing differs."""
+def _name(row: Row, keys: Sequence[str], data: str) -> str:
+    """A row in a legend: the value alone where one thing differs, and nothing that the data are called by."""
     if len(keys) == 1:
         return str(row.settings[0])
     words = [
         f"{key.split('.')[-1]}={value}"
         for key, value in zip(keys, row.settings, strict=True)
-        if value is not None
+        if value is not None and f"{key}={value}" not in data.split()
     ]
     name = " ".join(words) or row.results[0].name
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}…"

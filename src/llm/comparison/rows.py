@@ -89,12 +89,23 @@ class Part(NamedTuple):
         rows: the rows, the best first, then those that have no place.
         ranked: how many of them have a place.
         tokenizers: how many tokenizers, or other ways to count a loss, there are.
+        figure: what they are ranked by; empty where nothing may rank them.
     """
 
     label: str
     rows: Sequence[Row]
     ranked: int
     tokenizers: int
+    figure: str
+
+    @property
+    def best(self) -> Run | None:
+        """The best run of the first row, if that has a place."""
+        if not self.ranked:
+            return None
+        known = [each for each in self.rows[0].counted if self.figure in each.figures]
+        choose = min if is_less_better(self.figure) else max
+        return choose(known, key=lambda each: each.figures[self.figure]).run
 
 
 def best_loss(run: Run) -> float | None:
@@ -237,7 +248,7 @@ def _part(label: str, rows: Sequence[Row], by: str | None, confidence: float) ->
         return (*rank, *map(natural, names))
 
     ordered = sorted(rows, key=place)
-    return Part(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers)
+    return Part(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers, figure)
 
 
 def _tokenizers(rows: Sequence[Row]) -> int:

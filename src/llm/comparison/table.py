@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,12 +69,8 @@ class Table:
 
     @property
     def best(self) -> list[Run]:
-        """The best run of each part: of the first row, the one with the lowest loss."""
-        rows = [part.rows[0] for part in self.parts if part.ranked]
-        return [
-            min(row.counted, key=lambda each: each.figures.get("best_loss", math.inf)).run
-            for row in rows
-        ]
+        """The best run of each part."""
+        return [run for part in self.parts if (run := part.best) is not None]
 
     # As text
 
@@ -280,7 +275,11 @@ def _shown_figures(results: Sequence[Result], by: str | None) -> list[Figure]:
         for name, value in each.figures.items():
             values.setdefault(name, set()).add(value)
     own = sorted(
-        (name for name in values if name.startswith(("val/", "test/")) and name not in REPEATED),
+        (
+            name
+            for name in values
+            if name.startswith(("val/", "test/")) and (name not in REPEATED or name == by)
+        ),
         key=lambda name: (name.startswith("test/"), name),
     )
     shown = figures([name for name in own if len(values[name]) > 1 or name == by])

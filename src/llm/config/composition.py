@@ -197,7 +197,7 @@ def _explain(
         if override.is_sweep_override() and not multirun:
             key = override.get_key_element()
             yield f"{word}: several values; add -m to run each, or write one list: {key}=[…]"
-        elif override.key_or_group in groups:
+        elif override.key_or_group in groups or _is_hydras(loader, override.key_or_group):
             lines = list(_wrong_option(loader, override))
             yield from lines
             choices += [] if lines else [word]
@@ -206,6 +206,11 @@ def _explain(
         elif not override.is_hydra_override():
             keys.append(override)
     yield from _wrong_keys(loader, name, choices, keys, groups)
+
+
+def _is_hydras(loader: ConfigLoader, group: str) -> bool:
+    """Whether a group is one of Hydra's own, such as `hydra/launcher`."""
+    return group.startswith("hydra/") and bool(loader.get_group_options(group, ObjectType.CONFIG))
 
 
 def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:

@@ -183,14 +183,19 @@ def test_data_are_called_by_the_setting_that_tells_them_apart(tmp_path):
         make(tmp_path / file / model, settings=settings, corpus=f"of {file}")
     make(tmp_path / "c" / "default", corpus="of c")
     table = compare([Run(path.parent) for path in tmp_path.glob("*/*/run.json")])
-    called = ["text", *["text data.field=body data.path=a.txt"] * 2]
-    assert column(table, "data") == [*called, *["text data.field=body data.path=b.txt"] * 2]
+    assert [part.label for part in table.parts] == [
+        "text",
+        "text data.field=body data.path=a.txt",
+        "text data.field=body data.path=b.txt",
+    ]
+    assert column(table, "data") == ["text"] * 5, "the rest stands in columns of its own"
+    assert column(table, "data.path") == [None, *["a.txt"] * 2, *["b.txt"] * 2]
 
 
 def test_tasks_do_not_compare_on_the_same_texts(tmp_path):
     runs = [make(tmp_path / task, settings={"task": task}) for task in ("preference", "reward")]
     assert column(compare(runs), "rank") == [1, 1]
-    assert column(compare(runs), "data") == ["text task=preference", "text task=reward"]
+    assert column(compare(runs), "task") == ["preference", "reward"]
 
 
 def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):

@@ -181,7 +181,8 @@ class Table:
         rank = place + 1 if place < part.ranked else None
         line = {"rank": word(rank)}
         if len(self.parts) > 1:
-            line["data"] = word(part.label or None)
+            told = (w for w in part.label.split() if w.partition("=")[0] not in self.keys)
+            line["data"] = word(" ".join(told) or None)  # and the rest in columns of its own
         line |= {key: word(value) for key, value in zip(self.keys, row.settings, strict=True)}
         if self._has_seeds:
             line["seeds"] = word(len(row.counted))

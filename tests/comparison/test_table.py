@@ -179,14 +179,14 @@ def test_other_data_are_ranked_apart(tmp_path):
 
 def test_data_are_called_by_the_setting_that_tells_them_apart(tmp_path):
     for file, model in product(("a.txt", "b.txt"), ("gpt", "llama")):
-        settings = {"model": model, "data.path": file, "data.field": "body"}
+        settings = {"model": model, "data.path": file}
         make(tmp_path / file / model, settings=settings, corpus=f"of {file}")
     make(tmp_path / "c" / "default", corpus="of c")
     table = compare([Run(path.parent) for path in tmp_path.glob("*/*/run.json")])
     assert [part.label for part in table.parts] == [
         "text",
-        "text data.field=body data.path=a.txt",
-        "text data.field=body data.path=b.txt",
+        "text data.path=a.txt",
+        "text data.path=b.txt",
     ]
     assert column(table, "data") == ["text"] * 5, "the rest stands in columns of its own"
     assert column(table, "data.path") == [None, *["a.txt"] * 2, *["b.txt"] * 2]

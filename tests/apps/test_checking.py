@@ -76,6 +76,13 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("experiment", ["shakespeare", "instruct"])
+def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
+    words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
+    with pytest.raises(ConfigError, match=r"^data: batch_size=0: must be 1 or more$"):
+        checking.show(check_points(loader, "train", words, multirun=False))
+
+
 UNSUITABLE = {
     "hardware=tensor_parallel hardware.devices=3 data.batch_size=6": "num_heads=2 .*hardware.strategy.size",
     "hardware=pipeline hardware.devices=3 data.batch_size=6": "3 stages need a block each",

@@ -14,6 +14,7 @@ from llm.config.errors import ConfigError
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 NODE = ["hardware=fsdp", "hardware.devices=8", "gpu=h100", "data.batch_size=16"]
+PIPELINE = ["hardware=pipeline", "hardware.devices=4", "gpu=h100"]
 SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
 
 
@@ -40,7 +41,7 @@ def test_the_readme_shows_what_is_printed(planned, capsys):
 
 
 def test_strategies_take_less_the_more_they_divide(planned, capsys):
-    plan(planned(*SMALL, *NODE, "trainer.max_tokens=1e9"))
+    plan(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
     told = lines(capsys.readouterr().out)
     for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
         *kinds, total, mark = told[name]
@@ -70,6 +71,15 @@ def test_what_is_too_much_is_marked(planned, capsys):
     assert {"float32", "float16", "best", "20"} <= told.keys()
 
 
+def test_a_strategy_that_does_not_divide_the_model_is_no_row(planned, capsys):
+    words = ["hardware=ddp", "hardware.devices=4", "gpu=h100", "trainer.max_tokens=1e9"]
+    plan(planned(*SMALL, *words, "size.num_heads=4"))
+    printed = capsys.readouterr().out
+    assert "pipeline" not in lines(printed)
+    assert "· pipeline: 4 stages need a block each, and num_layers=2" in printed
+    assert lines(printed)["tensor_parallel"][-1] == "✓"
+
+
 def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
     times = []
     for mfu in ("0.5", "0.25"):
@@ -88,7 +98,11 @@ def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
     [
         (["trainer.max_tokens=1e9", "gpu=h999"], "gpu=h999: not known here"),
         (["trainer.max_tokens=1e9", "gpu=h100", "mfu=40"], "mfu=40"),
-        (["trainer.max_tokens=1e9", *NODE, "data.batch_size=12"], "cannot be shared by 8"),
+        (
+            ["trainer.max_tokens=1e9", *NODE, "data.batch_size=12"],
+            "cannot be divided into 8 equal parts",
+        ),
+        (["trainer.max_tokens=1e9", *PIPELINE], "4 stages need a block each, and num_layers=2"),
         (["trainer.max_epochs=1", "gpu=h100", "experiment=spam"], "trainer.max_tokens"),
         (["gpu=h100"], "set exactly one of them"),
         (["trainer.max_tokens=1e9", "hardware.devices=2"], "hardware=ddp"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llm.apps.refusing import outline
 from llm.config.build import build, mistakes_at
 from llm.config.whitelist import locate
 from llm.data.preference import PreferenceDataModule
@@ -96,17 +97,23 @@ class Estimate:
         """
         if self.hardware.strategy is not None:
             self.hardware.strategy.require()
-        return self._on(self.strategy)
+        return self.on(self.strategy)
+
+    @cached_property
+    def outline(self) -> Task:
+        """The task with a model that has shapes and no weights."""
+        return outline(self.config)
 
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
         """The most that one device holds under a strategy.
 
         Raises:
-            ValueError: the strategy does not work on these devices, or with this batch.
+            ValueError: the strategy does not work on these devices, with this batch, or divides no such task.
         """
         if strategy is None:
             return timeline.peak()
-        strategy.check(self._on(strategy))
+        strategy.check(self.on(strategy))
+        strategy.fits(self.outline, self.world)
         groups, pieces = strategy.data_parallel(self.world), strategy.pieces(self.world)
         rows = self.config.data.batch_size
         if rows % pieces:
@@ -119,8 +126,12 @@ class Estimate:
             return held
         return with_borrowed(held, self.cost, shares.weights, groups)
 
-    def _on(self, strategy: Strategy | None) -> Hardware:
-        """The hardware as a strategy finds it."""
+    def on(self, strategy: Strategy | None) -> Hardware:
+        """The hardware as a strategy finds it.
+
+        Raises:
+            ValueError: several devices have no strategy.
+        """
         return replace(
             self.hardware,
             strategy=strategy,

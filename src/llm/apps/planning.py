@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from llm.apps.estimating import Estimate, estimate
+from llm.apps.refusing import require_division
 from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
@@ -44,7 +45,8 @@ def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
             "max_steps, of a task that pretrains, and a tokenizer or model.vocab_size"
         )
     with mistakes_at("hardware"):
-        planned.memory  # noqa: B018 - what `llm train` would refuse is refused before anything is printed
+        hardware = planned.on(planned.strategy)
+    require_division(planned.config, hardware)
     put(*summary(planned, config.mfu))
     if planned.timeline is not None:
         put(*memory_tables(planned, config))

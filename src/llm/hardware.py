@@ -76,7 +76,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def shares(self, world: int) -> Shares:
-        """By what the memory that a step takes is divided on each of so many ranks."""
+        """By what the memory that a step takes is divided on each of so many ranks, where all divides evenly."""
+
+    def shares_of(self, model: nn.Module, world: int) -> Shares:
+        """The same for a model that `fits`, on the rank that has most of it; weights are not looked at."""
+        return self.shares(world)
 
     def require(self) -> None:  # noqa: B027 - most need torch alone
         """Refuse a machine that lacks what the strategy stands on; a plan is made without it.

@@ -102,7 +102,7 @@ class Estimate:
     @cached_property
     def outline(self) -> Task:
         """The task with a model that has shapes and no weights."""
-        return outline(self.config)
+        return outline(completed(self.config) or self.config)
 
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
         """The most that one device holds under a strategy.
@@ -120,7 +120,7 @@ class Estimate:
             raise ValueError(
                 f"data.batch_size={rows} cannot be shared by {pieces}; choose a multiple"
             )
-        shares = strategy.shares(self.world)
+        shares = strategy.shares_of(self.outline.model, self.world)
         held = timeline.peak(shares, strategy.keeps_gradients)
         if groups == 1 or shares.weights == 1 or self.cost is None:
             return held

@@ -4,6 +4,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -295,12 +296,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float 
     A CPU publishes none, so its own measured product rate in `dtype` stands in for it.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        found = next(
-            (rate for key, rate in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None
-        )
+        found = rate_of(torch.cuda.get_device_name(device), PEAK_FLOPS)
         return found and found * devices
     return matmul_rate(dtype) * devices if device.type == "cpu" else None
+
+
+def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
+    """What a table has for a GPU whose driver calls it so, such as `NVIDIA A100-SXM4-80GB`; None if nothing."""
+    return next((rate for key, rate in rates.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def describe(hardware: Hardware) -> str:

@@ -162,6 +162,8 @@ def estimate(config: DictConfig, gpu: str | None = None) -> Estimate:
     devices = hardware.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if gpu is None and device.accelerator == "cuda" else 1
+    if device.accelerator == "cpu":
+        device = device.shared(devices)
     return Estimate(config, hardware, device, devices * hardware.num_nodes)
 
 

@@ -54,11 +54,13 @@ class Strategy(ABC):
         is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
         keeps_gradients: whether gradients have a place of their own, which stays when they are dropped.
         takes_fp16: whether it goes with float16 and the scaler that watches its gradients for overflows.
+        casts_weights: whether weights are kept in `precision`, beside float32 copies for the optimizer.
     """
 
     is_sharded: bool = False
     keeps_gradients: bool = False
     takes_fp16: bool = True
+    casts_weights: bool = False
 
     @abstractmethod
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":

@@ -78,7 +78,8 @@ def test_ranks_on_a_cpu_share_the_machine(loader):
         [point] = check_points(loader, "train", [*words, *shape], multirun=False)
         found.append(checking.estimate(point.config))
     alone, shared = found
-    assert shared.device.memory == alone.device.memory / 2
+    assert shared.device.memory == alone.device.memory / 2 == shared.room(shared.strategy)
+    assert shared.room(None) == alone.device.memory
     assert shared.seconds() == alone.seconds()
 
 

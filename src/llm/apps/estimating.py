@@ -33,7 +33,7 @@ class Estimate:
     Attributes:
         config: its configuration, adopted from weights where it begins from some.
         hardware: as it was composed.
-        device: what it is planned for, one of `world`.
+        device: what it is planned for, one of `world`; on a CPU a rank's share of it.
         world: how many devices it is planned for.
     """
 
@@ -139,6 +139,11 @@ class Estimate:
             precision=self.device.precision,
             devices=self.world // self.hardware.num_nodes,
         )
+
+    def room(self, strategy: Strategy | None) -> float:
+        """The memory that a device has, in bytes; a single rank has that of its machine's CPU to itself."""
+        alone = strategy is None and self.device.accelerator == "cpu"
+        return self.device.memory * (self.world // self.hardware.num_nodes if alone else 1)
 
     def seconds(self, mfu: float = MFU) -> float | None:
         """How long the run takes at this share of the devices' matrix rate."""

@@ -35,6 +35,13 @@ def test_numbers_out_of_range_are_named(setting):
         Settings(max_steps=1, **setting)
 
 
+@pytest.mark.parametrize("budget", ["max_epochs", "max_tokens"])
+def test_a_budget_ends(budget):
+    for endless in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{budget}={endless}: give a number above 0"):
+            Settings(**{budget: endless})
+
+
 def test_validation_comes_ten_times_a_run_and_at_its_end():
     assert Settings(max_steps=1000).validation_interval(1000) == 100
     assert Settings(max_steps=5).validation_interval(5) == 1

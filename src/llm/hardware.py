@@ -4,6 +4,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -53,11 +54,13 @@ class Strategy(ABC):
         is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
         keeps_gradients: whether gradients have a place of their own, which stays when they are dropped.
         takes_fp16: whether it goes with float16 and the scaler that watches its gradients for overflows.
+        casts_weights: whether weights are kept in `precision`, beside float32 copies for the optimizer.
     """
 
     is_sharded: bool = False
     keeps_gradients: bool = False
     takes_fp16: bool = True
+    casts_weights: bool = False
 
     @abstractmethod
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":
@@ -76,7 +79,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def shares(self, world: int) -> Shares:
-        """By what the memory that a step takes is divided on each of so many ranks."""
+        """By what the memory that a step takes is divided on each of so many ranks, where all divides evenly."""
+
+    def shares_of(self, model: nn.Module, world: int) -> Shares:
+        """The same for a model that `fits`, on the rank that has most of it; weights are not looked at."""
+        return self.shares(world)
 
     def require(self) -> None:  # noqa: B027 - most need torch alone
         """Refuse a machine that lacks what the strategy stands on; a plan is made without it.
@@ -291,12 +298,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float 
     A CPU publishes none, so its own measured product rate in `dtype` stands in for it.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        found = next(
-            (rate for key, rate in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None
-        )
+        found = rate_of(torch.cuda.get_device_name(device), PEAK_FLOPS)
         return found and found * devices
     return matmul_rate(dtype) * devices if device.type == "cpu" else None
+
+
+def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
+    """What a table has for a GPU whose driver calls it so, such as `NVIDIA A100-SXM4-80GB`; None if nothing."""
+    return next((rate for key, rate in rates.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def describe(hardware: Hardware) -> str:

@@ -59,8 +59,10 @@ class Settings:
             )
         for key in (*given, "accumulate", "val_every", "val_batches", "log_every", "gradient_clip"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{key}={value}: give a number above 0")
+        if budgets[given[0]] == math.inf:
+            raise ValueError(f"{given[0]}=inf: give a number above 0 that is finite")
 
     def steps(self, batches_per_epoch: float, tokens_per_batch: float) -> int:
         """The budget in optimizer steps.

@@ -69,11 +69,32 @@ def test_several_devices_share_the_memory(loader, capsys):
     assert held[0] > held[1] > held[2]
 
 
+def test_ranks_on_a_cpu_share_the_machine(loader):
+    """Two machines of two ranks are as fast as two of one."""
+    words = ["size=nano", "tokenizer=byte", "data.batch_size=8", "hardware.precision=32"]
+    found = []
+    for devices in (1, 2):
+        shape = ["hardware=ddp", f"hardware.devices={devices}", "hardware.num_nodes=2"]
+        [point] = check_points(loader, "train", [*words, *shape], multirun=False)
+        found.append(checking.estimate(point.config))
+    alone, shared = found
+    assert shared.device.memory == alone.device.memory / 2 == shared.room(shared.strategy)
+    assert shared.room(None) == alone.device.memory
+    assert shared.seconds() == alone.seconds()
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
     words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
     with pytest.raises(ConfigError, match="cannot be divided into 3 equal parts") as refusal:
         checking.show(check_points(loader, "train", words, multirun=False))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("experiment", ["shakespeare", "instruct"])
+def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
+    words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
+    with pytest.raises(ConfigError, match=r"^data: batch_size=0: must be 1 or more$"):
+        checking.show(check_points(loader, "train", words, multirun=False))
 
 
 UNSUITABLE = {

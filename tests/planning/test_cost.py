@@ -3,6 +3,7 @@
 import pytest
 
 from llm.config.build import build
+from llm.config.errors import ConfigError
 from llm.planning.cost import cost
 
 
@@ -23,6 +24,16 @@ def test_a_budget_is_counted_in_steps_tokens_and_flops(composed):
     assert counted.tokens == 7680
     assert counted.flops == 7680 * counted.flops_per_token
     assert cost(composed(words.format("null", "7.6e3"))).steps == 10  # rounded up
+
+
+@pytest.mark.parametrize("rows", [0, -8])
+def test_a_batch_without_rows_is_refused_as_the_data_refuse_it(rows, composed):
+    config = composed(f"size=nano data.batch_size={rows} trainer.max_tokens=1000")
+    told = f"data: batch_size={rows}: must be 1 or more"
+    with pytest.raises(ConfigError, match=told):
+        cost(config)
+    with pytest.raises(ConfigError, match=told):
+        build(config.data)
 
 
 @pytest.mark.parametrize(

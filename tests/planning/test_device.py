@@ -1,16 +1,18 @@
 """What is planned for: a GPU by name, or what is here."""
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
 
 from llm.config.errors import ConfigError
 from llm.hardware import PEAK_FLOPS, Hardware
-from llm.planning.device import MEMORY, named, present
+from llm.planning.device import FLOAT32_FLOPS, MEMORY, named, present
 
 
 def test_every_gpu_whose_rate_is_known_has_a_memory():
-    assert MEMORY.keys() == PEAK_FLOPS.keys()
+    assert MEMORY.keys() == PEAK_FLOPS.keys() == FLOAT32_FLOPS.keys()
 
 
 @pytest.mark.parametrize("word", ["RTX 4090", "rtx4090", "rtx_4090"])
@@ -25,6 +27,20 @@ def test_precision_is_what_the_gpu_has_or_what_was_asked_for():
     assert named("v100", Hardware()).precision == "fp16"
     device = named("h100", Hardware(precision=32))
     assert (device.precision, device.dtype) == (32, torch.float32)
+    assert device.flops == 67e12 < named("h100", Hardware()).flops
+
+
+@pytest.mark.parametrize(("precision", "rate"), [(32, 19.5e12), ("bf16", 312e12)])
+def test_a_gpu_that_is_here_is_known_by_its_drivers_name(precision, rate, monkeypatch):
+    cuda = {
+        "is_available": lambda: True,
+        "get_device_name": lambda *device: "NVIDIA A100-SXM4-80GB",
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=80e9),
+    }
+    for name, said in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, said)
+    device = present(Hardware(accelerator="cuda", precision=precision))
+    assert (device.flops, device.memory) == (rate, 80e9)
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_name():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llm.config.build import build
+from llm.planning.cost import completed
 from llm.planning.memory import KINDS, Memory, measure
 from llm.trainer import checkpoint_activations
 
@@ -151,6 +152,23 @@ def test_other_objectives_are_weighed_too(composed):
     single = measure(partial(build, plain.task), batch, torch.float32)
     double = measure(make, batch, torch.float32).peak().weights
     assert double == pytest.approx(2 * single.peak().weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "words", ["model=bert experiment=spam", "model=gpt2 model/init=truncated_normal"]
+)
+def test_weights_that_are_drawn_until_they_suit_are_weighed(words, composed):
+    """torch draws a truncated normal again for as long as any number lies outside."""
+    node = completed(composed(f"{words} size=nano")).task
+    task = build(node)
+
+    def batch():
+        tokens, real = torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool)
+        labels = torch.zeros(2, dtype=torch.long)
+        return {"tokens": tokens, "targets": tokens, "labels": labels, "attention": real}
+
+    weights = measure(partial(build, node), batch, torch.float32).peak().weights
+    assert weights == pytest.approx(sum(p.nbytes for p in task.parameters()), rel=0.01)
 
 
 # What a process holds

@@ -3,16 +3,20 @@
 import importlib.util
 import json
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
 from divided import MUON, assert_alike, assert_learn_as_one, train
 from ranks import on_ranks
 
+from llm.adapters.freeze import LastBlock
 from llm.hardware import Hardware, Shares
+from llm.models.stages import Stage
 from llm.strategies import stages
-from llm.strategies.pipeline import Pipeline
+from llm.strategies.pipeline import Pipeline, kept_by_stages
 from llm.strategies.stages import require_logits
+from llm.tasks.pretraining import Pretraining
 from llm.tasks.reward import Reward
 
 PIPELINE = ("hardware=pipeline", "hardware.accelerator=cpu", "hardware.precision=32")
@@ -87,6 +91,41 @@ def test_shares_follow_the_micro_batches_under_way():
     assert Pipeline("gpipe", 16).shares(4) == Shares(4, 4, 4, activations=4, logits=1)
     assert Pipeline().pieces(4) == 4
     assert Pipeline().data_parallel(4) == 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
+def test_the_fullest_stage_says_what_is_divided(build, kind):
+    """A wide vocabulary weighs on the first stage, and on the last."""
+    model = build(f"model={kind}", "size.num_layers=5", vocab_size=5000)
+    parameters = numel(model)
+    stages = [Stage(deepcopy(model), index, 4) for index in range(4)]
+    shares = Pipeline().shares_of(model, 4)
+    fullest = max(numel(stage.model) for stage in stages)
+    assert shares.weights == shares.gradients == parameters / fullest < 2.5
+    assert shares[3:] == Pipeline().shares(4)[3:]
+    assert len(model.blocks) == 5, "which stays whole"
+
+
+def test_a_copy_of_the_table_has_no_states(build):
+    """Of a tied model the last stage has the same table as the first, which looks after it."""
+    model = build("size.num_layers=2", vocab_size=5000)
+    first, last = (numel(Stage(deepcopy(model), index, 2).model) for index in (0, 1))
+    table = model.embedding.weight.numel()
+    assert kept_by_stages(model, 2) == [(first, first, first), (last, last, last - table)]
+
+
+def test_a_stage_with_nothing_to_train_is_refused_before_it_is_made(build):
+    model = build("size.num_layers=4")
+    task = Pretraining(model, torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+    Pipeline().fits(task, 2)
+    LastBlock().apply(model)
+    with pytest.raises(ValueError, match="no parameter of stage 0 is trained: use fewer devices"):
+        Pipeline().fits(task, 2)
+
+
+def numel(model) -> int:
+    """How many numbers a model's parameters are, each once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_settings_that_cannot_be_are_refused():

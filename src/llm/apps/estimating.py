@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llm.apps.refusing import outline
 from llm.config.build import build, mistakes_at
 from llm.config.whitelist import locate
 from llm.data.preference import PreferenceDataModule
@@ -32,7 +33,7 @@ class Estimate:
     Attributes:
         config: its configuration, adopted from weights where it begins from some.
         hardware: as it was composed.
-        device: what it is planned for, one of `world`.
+        device: what it is planned for, one of `world`; on a CPU a rank's share of it.
         world: how many devices it is planned for.
     """
 
@@ -96,31 +97,41 @@ class Estimate:
         """
         if self.hardware.strategy is not None:
             self.hardware.strategy.require()
-        return self._on(self.strategy)
+        return self.on(self.strategy)
+
+    @cached_property
+    def outline(self) -> Task:
+        """The task with a model that has shapes and no weights."""
+        return outline(completed(self.config) or self.config)
 
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
         """The most that one device holds under a strategy.
 
         Raises:
-            ValueError: the strategy does not work on these devices, or with this batch.
+            ValueError: the strategy does not work on these devices, with this batch, or divides no such task.
         """
         if strategy is None:
             return timeline.peak()
-        strategy.check(self._on(strategy))
+        strategy.check(self.on(strategy))
+        strategy.fits(self.outline, self.world)
         groups, pieces = strategy.data_parallel(self.world), strategy.pieces(self.world)
         rows = self.config.data.batch_size
         if rows % pieces:
             raise ValueError(
                 f"data.batch_size={rows} cannot be shared by {pieces}; choose a multiple"
             )
-        shares = strategy.shares(self.world)
+        shares = strategy.shares_of(self.outline.model, self.world)
         held = timeline.peak(shares, strategy.keeps_gradients)
         if groups == 1 or shares.weights == 1 or self.cost is None:
             return held
         return with_borrowed(held, self.cost, shares.weights, groups)
 
-    def _on(self, strategy: Strategy | None) -> Hardware:
-        """The hardware as a strategy finds it."""
+    def on(self, strategy: Strategy | None) -> Hardware:
+        """The hardware as a strategy finds it.
+
+        Raises:
+            ValueError: several devices have no strategy.
+        """
         return replace(
             self.hardware,
             strategy=strategy,
@@ -128,6 +139,11 @@ class Estimate:
             precision=self.device.precision,
             devices=self.world // self.hardware.num_nodes,
         )
+
+    def room(self, strategy: Strategy | None) -> float:
+        """The memory that a device has, in bytes; a single rank has that of its machine's CPU to itself."""
+        alone = strategy is None and self.device.accelerator == "cpu"
+        return self.device.memory * (self.world // self.hardware.num_nodes if alone else 1)
 
     def seconds(self, mfu: float = MFU) -> float | None:
         """How long the run takes at this share of the devices' matrix rate."""
@@ -151,6 +167,8 @@ def estimate(config: DictConfig, gpu: str | None = None) -> Estimate:
     devices = hardware.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if gpu is None and device.accelerator == "cuda" else 1
+    if device.accelerator == "cpu":
+        device = device.shared(devices)
     return Estimate(config, hardware, device, devices * hardware.num_nodes)
 
 

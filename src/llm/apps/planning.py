@@ -8,20 +8,22 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from llm.apps.estimating import Estimate, estimate
+from llm.apps.refusing import require_division
 from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.hardware import Strategy
-from llm.planning.cost import context
+from llm.planning.cost import Cost, context
 from llm.planning.memory import KINDS, Memory
-from llm.planning.scaling import BESIROGLU, FLOPS, HOFFMANN, twenty_tokens
+from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
 from llm.units import UNKNOWN, common, duration, flops, number, size
 
 # What a GPU's tensors may fill: its driver and what lies between tensors take the rest.
 USABLE = 0.9
 ALONE = "one device"
+BEYOND = 1e-3  # of the least budget of the fits: what they say of losses below is of no use
 
 
 def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
@@ -38,52 +40,90 @@ def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     if not 0 < config.mfu <= 1:
         raise ConfigError(f"mfu={config.mfu}: give a share of the matrix rate, above 0 and up to 1")
     planned = estimate(adopted(config, overrides), config.gpu)
-    if planned.cost is None or planned.cost.tokens is None:
-        raise ConfigError(
-            "how much there is to train on is known once the data have been read; give trainer.max_tokens or "
-            "max_steps, of a task that pretrains, and a tokenizer or model.vocab_size"
-        )
+    cost = known(planned.cost)
     with mistakes_at("hardware"):
-        planned.memory  # noqa: B018 - what `llm train` would refuse is refused before anything is printed
-    put(*summary(planned, config.mfu))
-    if planned.timeline is not None:
-        put(*memory_tables(planned, config))
-    put(*optimum_table(planned.cost.parameters, planned.cost.tokens))
+        hardware = planned.on(planned.strategy)
+    require_division(planned.config, hardware)
+    put(*summary(planned, cost, config.mfu))
+    if planned.timeline is None:
+        put(
+            note(
+                "memory depends on what the batches hold, which is known once the data have been read"
+            )
+        )
+    else:
+        put(*memory_tables(planned))
+    if cost.tokens is not None and planned.config.weights is None:
+        put(*optimum_table(cost.parameters, cost.tokens))
 
 
-def summary(planned: Estimate, mfu: float) -> Iterator[str]:
+def known(cost: Cost | None) -> Cost:
+    """What can be planned with: the size of a model, and of a text's tokens how many are read.
+
+    Raises:
+        ConfigError: that is not known before the data are read, and may be given.
+    """
+    if cost is None:
+        raise ConfigError(
+            "how large the vocabulary is is known once the data have been read; give a tokenizer that says it, such "
+            "as tokenizer=gpt2, or model.vocab_size"
+        )
+    if cost.tokens is None and cost.tokens_per_step is not None:
+        raise ConfigError(
+            "how much there is to train on is known once the data have been read; give trainer.max_tokens or max_steps"
+        )
+    return cost
+
+
+def summary(planned: Estimate, cost: Cost, mfu: float) -> Iterator[str]:
     """What is planned, and how long it takes."""
-    cost, device = planned.cost, planned.device
-    assert cost is not None
-    assert cost.tokens is not None
+    device = planned.device
     blocks = cost.parameters - cost.embedding
     trained = f", {number(cost.trained)} of them trained" if cost.trained < cost.parameters else ""
-    assert cost.tokens_per_step is not None
     yield (
         f"model     {number(cost.parameters)} parameters: {number(cost.embedding)} in embeddings and head, "
         f"{number(blocks)} in the rest{trained}"
     )
-    yield (
-        f"budget    {number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
-        f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
-    )
-    yield f"compute   {flops(cost.flops)} FLOPs, {flops(cost.flops_per_token)} a token"
+    yield f"budget    {budget(cost)}"
+    yield f"compute   {compute(cost)}"
     rate = UNKNOWN if device.flops is None else f"{device.flops / 1e12:.3g} TFLOP/s"
     yield (
         f"devices   {planned.world} × {device.name} of {rate} and {size(device.memory)}, "
         f"precision {device.precision}"
     )
+    seconds = planned.seconds(mfu)
     yield (
-        f"time      {duration(planned.seconds(mfu))} at an MFU of {mfu:g}, an assumption: set mfu= to yours"
+        f"time      {UNKNOWN}: the FLOPs of the run or the rate of the device are not known"
+        if seconds is None
+        else f"time      {duration(seconds)} at an MFU of {mfu:g}, an assumption: set mfu= to yours"
     )
 
 
-def memory_tables(planned: Estimate, config: DictConfig) -> Iterator[RenderableType]:
+def budget(cost: Cost) -> str:
+    """What a run reads, or why nobody knows."""
+    if cost.tokens is None:
+        return f"{UNKNOWN}: examples are as long as they are, which is known once the data have been read"
+    return (
+        f"{number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
+        f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
+    )
+
+
+def compute(cost: Cost) -> str:
+    """What a run computes, or why nobody knows."""
+    if cost.flops_per_token is not None:
+        return f"{flops(cost.flops)} FLOPs, {flops(cost.flops_per_token)} a token"
+    if cost.trained < cost.parameters:
+        return f"{UNKNOWN}: only a part of the model is trained, whose FLOPs are not counted"
+    return f"{UNKNOWN}: the model does not count its FLOPs"
+
+
+def memory_tables(planned: Estimate) -> Iterator[RenderableType]:
     """A row for each strategy; then what checkpointing and precision would change under the chosen one."""
-    timeline, refused = planned.timeline, []
+    timeline, plans, refused = planned.timeline, strategies(planned), []
     held: dict[str, Memory] = {}
     assert timeline is not None
-    for name, strategy in strategies(planned, config).items():
+    for name, strategy in plans.items():
         try:
             held[name] = planned.peak(strategy, timeline)
         except ValueError as error:
@@ -91,42 +131,57 @@ def memory_tables(planned: Estimate, config: DictConfig) -> Iterator[RenderableT
     unit, shown = common(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():
-        fits = memory.total <= USABLE * planned.device.memory
+        fits = memory.total <= USABLE * planned.room(plans[name])
         mark = "[green]✓[/]" if fits else "[red]✗[/]"
-        style = "bold" if name == chosen(planned, config) else ""
+        style = "bold" if name == chosen(planned) else ""
         rows.add_row(name, *map(shown, (*memory, memory.total)), mark, style=style)
     yield rows
     yield from map(note, refused)
+    yield from map(note, memory_notes(planned, [*held]))
+    yield variants(planned)
+
+
+def memory_notes(planned: Estimate, names: Sequence[str]) -> Iterator[str]:
+    """What the rows of these strategies are, and what they leave out."""
+    config, plans = planned.config, strategies(planned)
     shared = (
         "" if planned.world == 1 else f", which {planned.world} devices share (one has it alone)"
     )
-    yield note(
+    yield (
         f"memory of each device for a micro-batch of {config.data.batch_size} × {context(config)} tokens{shared}: "
         "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
         f"a tenth of the device's {size(planned.device.memory)}"
     )
-    if "tensor_parallel" in held:
-        yield note(
+    if "tensor_parallel" in names:
+        yield (
             "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "
             "feed-forward layers' own are divided within it, what the layers pass on is not"
         )
-    yield variants(planned)
+    casting = [name for name in names if (used := plans[name]) and used.casts_weights]
+    if casting and planned.device.dtype != torch.float32:
+        yield (
+            f"{', '.join(casting)}: counted with float32 weights, an upper bound of those in "
+            f"{planned.device.precision} that the engine keeps; it keeps float32 copies of them as well, which the "
+            "devices share, beside the optimizer's states"
+        )
 
 
-def strategies(planned: Estimate, config: DictConfig) -> dict[str, Strategy | None]:
+def strategies(planned: Estimate) -> dict[str, Strategy | None]:
     """Every strategy there is for several devices, the chosen one as it was chosen; and doing without."""
     plans: dict[str, Strategy | None] = {ALONE: None}
     if planned.world > 1:
-        plans |= {name: hardware.strategy for name, hardware in build(config.strategies).items()}
-        plans[chosen(planned, config)] = planned.strategy
+        plans |= {
+            name: hardware.strategy for name, hardware in build(planned.config.strategies).items()
+        }
+        plans[chosen(planned)] = planned.strategy
     return plans
 
 
-def chosen(planned: Estimate, config: DictConfig) -> str:
+def chosen(planned: Estimate) -> str:
     """The name of the chosen strategy: that of the group's option, or of its class where it is none of them."""
     if planned.strategy is None:
         return ALONE
-    node, options = config.hardware.strategy, config.strategies.items()
+    node, options = planned.config.hardware.strategy, planned.config.strategies.items()
     same = [name for name, option in options if option.strategy == node]
     alike = [name for name, option in options if option.strategy._target_ == node._target_]
     return next(iter((*same, *alike)), type(planned.strategy).__name__)
@@ -157,6 +212,8 @@ def variants(planned: Estimate) -> Table:
 def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
     """What size the budget would be best spent on, by two fits and a rule, beside the plan."""
     budget = FLOPS * parameters * tokens
+    least, most = FITTED
+    says_loss = budget >= BEYOND * least
     rows = new_table(f"6·N·D = {flops(budget)}", "parameters N", "tokens D", "D/N", "loss")
     sizes = {
         "this plan": (parameters, tokens),
@@ -165,10 +222,15 @@ def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
         "20 tokens a parameter": twenty_tokens(budget),
     }
     for name, (n, d) in sizes.items():
-        loss = BESIROGLU.loss(n, d)
-        rows.add_row(name, number(n), number(d), f"{d / n:.3g}", f"{loss:.3f}")
+        loss = f"{BESIROGLU.loss(n, d):.3f}" if says_loss else UNKNOWN
+        rows.add_row(name, number(n), number(d), f"{d / n:.3g}", loss)
     yield rows
-    yield note(
-        "the loss is what Besiroglu's fit of Hoffmann's runs says of their text and their tokens: it compares sizes, "
-        "and is not what yours will be"
-    )
+    if not least <= budget <= most:
+        yield note(
+            f"the fits are of runs of {flops(least)} to {flops(most)} FLOPs: of {flops(budget)} they extrapolate"
+        )
+    if says_loss:
+        yield note(
+            "the loss is what Besiroglu's fit of Hoffmann's runs says of their text and their tokens: it compares "
+            "sizes, and is not what yours will be"
+        )

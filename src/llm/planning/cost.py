@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm.callbacks.throughput import CountsFlops
-from llm.config.build import build
+from llm.config.build import build, mistakes_at
 from llm.config.errors import UserError
 from llm.config.whitelist import locate
+from llm.data.module import at_least
 from llm.data.text import TextDataModule
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.initial import initialize
@@ -63,8 +64,10 @@ def cost(config: DictConfig) -> Cost | None:
     """Count what a composed configuration of `llm train` is; None where its vocabulary is not known.
 
     Raises:
-        ConfigError: a part cannot be built.
+        ConfigError: a part cannot be built, or a batch has no rows.
     """
+    with mistakes_at("data"):
+        at_least("batch_size", config.data.batch_size, 1)
     complete = completed(config)
     if complete is None:
         return None
@@ -133,7 +136,7 @@ def steps(config: DictConfig, tokens: int | None) -> int | None:
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_tokens is not None:
-        return settings.steps(1, tokens / settings.accumulate) if tokens else None
+        return None if tokens is None else settings.steps(1, tokens / settings.accumulate)
     data = cached_data(config)
     return None if data is None else settings.steps(data.batches_per_epoch, data.tokens_per_batch)
 

@@ -1,14 +1,14 @@
 """What a plan is made for: this machine, or a GPU that need not be here."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
 from llm.config.errors import ConfigError, suggestion
-from llm.hardware import PEAK_FLOPS, Hardware, faster_precision, matmul_rate, peak_flops
+from llm.hardware import PEAK_FLOPS, Hardware, faster_precision, matmul_rate, rate_of
 
 # What GPUs of these names have, in GiB; of some there are smaller ones too (A100: 40, V100: 16).
 MEMORY = {
@@ -24,6 +24,21 @@ MEMORY = {
     "RTX 4090": 24,
     "RTX 3090": 24,
 }
+# Their float32 rates in FLOP/s from the same datasheets, without tensor cores: torch does not round what it
+# multiplies to TF32 unless it is told to, and nobody tells it here.
+FLOAT32_FLOPS = {
+    "B200": 75e12,
+    "H200": 67e12,
+    "H100": 67e12,
+    "A100": 19.5e12,
+    "L40S": 91.6e12,
+    "L4": 30.3e12,
+    "A10": 31.2e12,
+    "V100": 15.7e12,
+    "T4": 8.1e12,
+    "RTX 4090": 82.6e12,
+    "RTX 3090": 35.6e12,
+}
 WITHOUT_BFLOAT16 = ("V100", "T4")
 
 
@@ -36,7 +51,8 @@ class Device:
         accelerator: `cuda`, `mps` or `cpu`.
         memory: in bytes.
         precision: what matrix products are computed in, `bf16`, `fp16` or 32.
-        flops: the matrix rate that MFU is measured against, in FLOP/s; None where nobody knows.
+        flops: the rate of matrix products in that precision, in FLOP/s; None where nobody knows. MFU as it
+            is logged in training is of the bfloat16 rate, whatever the precision.
     """
 
     name: str
@@ -50,6 +66,11 @@ class Device:
         """Of matrix products."""
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return dtypes.get(str(self.precision), torch.float32)
+
+    def shared(self, ranks: int) -> "Device":
+        """What each of so many ranks has of it, as those of one machine have of its CPU."""
+        flops = self.flops and self.flops / ranks
+        return replace(self, memory=self.memory / ranks, flops=flops)
 
 
 def named(gpu: str, hardware: Hardware) -> Device:
@@ -65,7 +86,7 @@ def named(gpu: str, hardware: Hardware) -> Device:
         raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), PEAK_FLOPS)}")
     automatic = "fp16" if name in WITHOUT_BFLOAT16 else "bf16"
     precision = hardware.suited(automatic) if hardware.precision == "auto" else hardware.precision
-    return Device(name, "cuda", MEMORY[name] * 2**30, precision, PEAK_FLOPS[name])
+    return Device(name, "cuda", MEMORY[name] * 2**30, precision, _rates(precision)[name])
 
 
 def present(hardware: Hardware) -> Device:
@@ -79,13 +100,16 @@ def present(hardware: Hardware) -> Device:
     if precision == "auto":
         precision = hardware.suited(_faster(accelerator))
     if accelerator == "cuda":
-        place = torch.device("cuda")
-        memory = float(torch.cuda.get_device_properties(place).total_memory)
-        rate = peak_flops(place, torch.bfloat16, 1)
-        return Device(torch.cuda.get_device_name(place), accelerator, memory, precision, rate)
+        name = torch.cuda.get_device_name()
+        memory = float(torch.cuda.get_device_properties("cuda").total_memory)
+        return Device(name, accelerator, memory, precision, rate_of(name, _rates(precision)))
     memory = float(psutil.virtual_memory().total)
     rate = None if accelerator == "mps" else _rate(str(precision))
     return Device(accelerator, accelerator, memory, precision, rate)
+
+
+def _rates(precision: Any) -> dict[str, float]:
+    return FLOAT32_FLOPS if precision == 32 else PEAK_FLOPS
 
 
 def _accelerator(asked: str) -> str:

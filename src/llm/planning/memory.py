@@ -102,7 +102,7 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0  # there are no contents: an optimizer that asks for the step gets the first
+            return answer(args[0])
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -140,6 +140,14 @@ class Ledger(TorchDispatchMode):
             if block.died is not None:
                 changes[block.died, column] -= block.size
         return Timeline(changes.cumsum(axis=0))
+
+
+def answer(tensor: Tensor) -> float | bool:
+    """What a tensor without contents says of them, as to an optimizer that asks for the step: the first.
+
+    Nothing is true of them: who draws again for as long as a condition holds goes on at once.
+    """
+    return False if tensor.dtype == torch.bool else 1.0
 
 
 class NoContents(FakeTensorMode):

@@ -57,6 +57,9 @@ HOFFMANN = ScalingLaw(1.69, 406.4, 410.7, 0.34, 0.28)
 # It agrees with the other two approaches, and with twenty tokens a parameter.
 BESIROGLU = ScalingLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
+# Training FLOPs of the runs that both fits were made on, the least and the most.
+FITTED = (6e18, 3e21)
+
 
 def twenty_tokens(flops: float) -> tuple[float, float]:
     """The rule of thumb: D = 20·N, so N = √(C / (6 · 20))."""

@@ -1,12 +1,14 @@
 """Pipeline parallelism: each device has some of the layers, and passes on what it computes."""
 
-from typing import TYPE_CHECKING, Literal
+from copy import deepcopy
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import nn
 
 from llm.hardware import Hardware, Shares, Strategy
 
 if TYPE_CHECKING:
+    from llm.models.stages import Stage
     from llm.strategies.stages import StagesStrategy
 
 
@@ -62,6 +64,17 @@ class Pipeline(Strategy):
             return Shares(world, world, world, activations=world)
         return Shares(world, world, world, activations=max(world, pieces), logits=pieces)
 
+    def shares_of(self, model: nn.Module, world: int) -> Shares:
+        """The first stage has the tables beside its layers, the last the head.
+
+        States are taken to be as large for each parameter; Muon's are larger for the tables.
+        """
+        whole, stages = kept(model), kept_by_stages(model, world)
+        divided = (
+            all_ / max(each) for all_, each in zip(whole, zip(*stages, strict=True), strict=True)
+        )
+        return self.shares(world)._replace(**dict(zip(Kept._fields, divided, strict=True)))
+
     def check(self, hardware: Hardware) -> None:
         """Refuse float16, and too few micro-batches for the schedule.
 
@@ -76,13 +89,50 @@ class Pipeline(Strategy):
             )
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Refuse a model with fewer layers than there are devices, and a task that needs more than its logits.
+        """Refuse a task that needs more than logits, and a model with too few layers or too many frozen ones.
 
         Raises:
             ValueError: that is what there is.
         """
-        from llm.models.stages import stages_of
         from llm.strategies.stages import require_logits
 
         require_logits(task)
-        stages_of(task.get_submodule("model"), world)
+        for index, stage in enumerate(kept_by_stages(task.get_submodule("model"), world)):
+            if not stage.optimizer:
+                raise ValueError(
+                    f"no parameter of stage {index} is trained: use fewer devices, or freeze less"
+                )
+
+
+class Kept(NamedTuple):
+    """How many numbers a device keeps of each kind that follows the parameters, under the names of `Shares`."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def kept(model: nn.Module) -> Kept:
+    """What one device keeps of a whole model, or of a stage as if it were one."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Kept(sum(p.numel() for p in model.parameters()), trained, trained)
+
+
+def kept_by_stages(model: nn.Module, count: int) -> list[Kept]:
+    """What each of so many stages keeps of a model, which stays as it is.
+
+    Raises:
+        ValueError: the model cannot be divided into so many.
+    """
+    from llm.models.stages import Stage
+
+    stages = (Stage(deepcopy(model), index, count) for index in range(count))
+    return [_kept_by(stage) for stage in stages]
+
+
+def _kept_by(stage: "Stage") -> Kept:
+    all_ = kept(stage.model)
+    if stage.tied is None or stage.is_first:
+        return all_
+    # No optimizer looks after the last stage's copy of the table.
+    return all_._replace(optimizer=all_.optimizer - stage.tied.numel())

@@ -25,6 +25,8 @@ class ZeRO(Strategy):
         stage: 2 or 3.
     """
 
+    casts_weights = True
+
     def __init__(self, stage: Literal[2, 3] = 2) -> None:
         self.stage: Literal[2, 3] = stage
         self.is_sharded = stage == 3

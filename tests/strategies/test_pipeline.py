@@ -14,7 +14,7 @@ from llm.adapters.freeze import LastBlock
 from llm.hardware import Hardware, Shares
 from llm.models.stages import Stage
 from llm.strategies import stages
-from llm.strategies.pipeline import Pipeline, kept_by_stages
+from llm.strategies.pipeline import Pipeline, kept_by_stages, without_weights
 from llm.strategies.stages import require_logits
 from llm.tasks.pretraining import Pretraining
 from llm.tasks.reward import Reward
@@ -112,6 +112,14 @@ def test_a_copy_of_the_table_has_no_states(build):
     first, last = (numel(Stage(deepcopy(model), index, 2).model) for index in (0, 1))
     table = model.embedding.weight.numel()
     assert kept_by_stages(model, 2) == [(first, first, first), (last, last, last - table)]
+
+
+def test_what_stages_keep_is_found_without_copying_weights(build):
+    model = build("model=gpt2")
+    shapes = without_weights(model)
+    assert {value.device.type for value in shapes.state_dict().values()} == {"meta"}
+    assert shapes.head.weight is shapes.embedding.weight, "tied still"
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_a_stage_with_nothing_to_train_is_refused_before_it_is_made(build):

@@ -1,7 +1,7 @@
 """Pipeline parallelism: each device has some of the layers, and passes on what it computes."""
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -126,8 +126,16 @@ def kept_by_stages(model: nn.Module, count: int) -> list[Kept]:
     """
     from llm.models.stages import Stage
 
-    stages = (Stage(deepcopy(model), index, count) for index in range(count))
+    stages = (Stage(without_weights(model), index, count) for index in range(count))
     return [_kept_by(stage) for stage in stages]
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy that has shapes alone, however much the model weighs."""
+    known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    return deepcopy(model, known)
 
 
 def _kept_by(stage: "Stage") -> Kept:

@@ -23,6 +23,8 @@ from llm.config.errors import UserError
 from llm.runs import Run, now
 
 FILE = "sweep.json"
+# What of a run's record tells one training from another in its place.
+TOLD = ("request", "ended")
 
 
 class NoSweepError(UserError):
@@ -57,15 +59,28 @@ class Job:
     def outcome(self) -> dict[str, Any]:
         """How the newest attempt went: `status`, `error`, `attempts`; empty before the first.
 
-        What stands under this number of another job, which the same sweep meant once, is no news of this one.
+        What stands under this number of another job, which the same sweep meant once, is no news of this one;
+        nor is that a run was done which has been trained anew since.
         """
         file = self.file("json")
         outcome = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        return outcome if outcome.get("request") == self.request else {}
+        is_ours = self._about().items() <= outcome.items()
+        is_old = outcome.get("status") == "done" and outcome.get("run") != self._told()
+        return outcome if is_ours and not is_old else {}
 
     def record(self, **entries: Any) -> None:
-        """Add to the outcome."""
-        write(self.file("json"), self.outcome | entries | {"request": self.request})
+        """Add to the outcome, which is about the run as its record stands now."""
+        write(self.file("json"), self.outcome | entries | self._about() | {"run": self._told()})
+
+    def _about(self) -> dict[str, str]:
+        """What an outcome is about; the directory relative to the sweep's, as in its plan."""
+        directory = os.path.relpath(self.directory, self.sweep)
+        return {"request": self.request, "directory": directory}
+
+    def _told(self) -> dict[str, Any]:
+        """What the run's record says that another training's would not."""
+        record = Run(self.directory).record
+        return {key: record.get(key) for key in TOLD}
 
     @property
     def run(self) -> Run:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -238,6 +239,38 @@ def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in
     stand_in(lambda job: 130)
     llm("train", "-m", "name=mine", "optimizer.lr=2,1")
     assert [run.status for run in only_sweep(tmp_path).runs] == ["pending", "pending"]
+
+
+def finds_it_done(job) -> int:
+    """What a job does whose run took more steps than it asks for: nothing, and it says so."""
+    Run(job.directory).update(**job.identity, status="done", request="longer", ended="noon")
+    return 0
+
+
+def test_a_longer_run_does_for_a_shorter_request_until_it_is_trained_anew(llm, stand_in, tmp_path):
+    line = ["train", "-m", "seed=1,2"]
+    calls = stand_in(finds_it_done)
+    assert llm(*line)[0] == 0
+    assert llm(*line)[0] == 0
+    assert calls == [0, 1]
+    (first, second) = only_sweep(tmp_path).jobs
+    Run(first.directory).update(request="shorter", ended="one")  # as rerun=true does, by hand
+    assert [job.run.status for job in (first, second)] == ["pending", "done"]
+    assert first.outcome == {}
+    calls = stand_in(done)
+    assert llm(*line)[0] == 0
+    assert calls == [0]
+
+
+def test_what_was_found_of_one_directory_says_nothing_of_another(llm, stand_in, tmp_path):
+    """The same point has another name, and so another run, in a sweep with other values beside it."""
+    stand_in(finds_it_done)
+    llm("train", "-m", "seed=1,2")
+    first = only_sweep(tmp_path).jobs[0]
+    moved = replace(first, directory=first.directory.with_name("other"))
+    Run(moved.directory).update(status="done", request="longer", ended="noon")
+    assert first.is_done
+    assert not moved.is_done
 
 
 def test_an_old_failure_is_not_taken_for_the_new_one(llm, stand_in, tmp_path):

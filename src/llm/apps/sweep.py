@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
@@ -130,7 +130,8 @@ def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     ours = [word for word in words if not word.startswith("hydra") and key_of(word) != "sweep"]
     common = {word for word in ours if points and all(word in each.overrides for each in points)}
     name = given or name_of(str(base), ours, named=[word for word in ours if word not in common])
-    output = points[0].config.output_dir if points else "outputs"
+    # A sweeper that chooses as it goes has no points yet, but what they share was composed.
+    output = points[0].config.output_dir if points else OmegaConf.select(hydra, "..output_dir")
     return Path(output).resolve() / "sweeps" / name
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.config.errors import UserError
-from llm.runs import Run, now
+from llm.runs import ClaimedRunError, Run, now, set_aside
 
 FILE = "sweep.json"
 # What of a run's record tells one training from another in its place.
@@ -29,6 +29,12 @@ TOLD = ("request", "ended")
 
 class NoSweepError(UserError):
     """A folder holds no sweep."""
+
+
+class RunningSweepError(UserError):
+    """Jobs of another sweep run under the name of one that is to begin."""
+
+    status = ClaimedRunError.status
 
 
 @dataclass(frozen=True)
@@ -162,17 +168,35 @@ class Sweep:
         """The runs of the jobs, pending and failed ones too."""
         return [job.run for job in self.jobs]
 
-    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> None:
+    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> Path | None:
         """Write what the sweep means, over what an earlier launch of the same line wrote.
 
         Args:
             jobs: all there will be, by number; None where a sweeper finds more, and what it found stays.
             entries: what else there is to say.
+
+        Returns:
+            Where another sweep is kept that stood here, one with jobs that these leave out.
+
+        Raises:
+            RunningSweepError: that other sweep is running.
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
             jobs = known if jobs is None else jobs
+            left_out = _directories(known) - _directories(jobs)
+            aside = self._set_aside() if left_out else None
             write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": jobs})
+        return aside
+
+    def _set_aside(self) -> Path:
+        for job in self.jobs:
+            with job.claimed() as is_free:
+                if not is_free:
+                    raise RunningSweepError(
+                        f"{self.path}: another sweep is running under this name; wait for it, or choose another name="
+                    )
+        return set_aside(self.path)
 
     def add(self, **entry: Any) -> Job:
         """Put one more job into the plan, unless there is one for its directory; the number is the plan's."""
@@ -212,6 +236,10 @@ class Sweep:
         return Job(
             self.path, entry["number"], overrides, directory, entry["request"], entry["identity"]
         )
+
+
+def _directories(jobs: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {job["directory"] for job in jobs}
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ def done(job) -> int:
 
 
 def only_sweep(folder: Path) -> Sweep:
-    (file,) = folder.glob("**/sweep.json")
+    (file,) = (file for file in folder.glob("**/sweep.json") if "~" not in file.parent.name)
     return Sweep(file.parent)
 
 
@@ -237,8 +237,8 @@ def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in
     stand_in(lambda job: 1)
     llm("train", "-m", "name=mine", "optimizer.lr=9,1")
     stand_in(lambda job: 130)
-    llm("train", "-m", "name=mine", "optimizer.lr=2,1")
-    assert [run.status for run in only_sweep(tmp_path).runs] == ["pending", "pending"]
+    llm("train", "-m", "name=mine", "optimizer.lr=2,1,9")
+    assert [run.status for run in only_sweep(tmp_path).runs] == ["pending"] * 3
 
 
 def finds_it_done(job) -> int:
@@ -390,6 +390,33 @@ def test_a_name_of_a_sweep_begins_those_of_its_runs(llm, stand_in, tmp_path):
     found = only_sweep(tmp_path)
     assert found.name == "mine"
     assert [job.directory.name for job in found.jobs] == ["mine,seed=1", "mine,seed=2"]
+
+
+def test_another_sweep_under_one_name_is_kept_aside(llm, stand_in, tmp_path):
+    """Not so one that goes further: with more values, or longer."""
+    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
+    stand_in(done)
+    assert "kept as" not in llm(*line, "seed=1,2")[1]
+    for more in (["seed=1,2,3"], ["seed=1,2,3", "trainer.max_steps=2000"]):
+        assert "kept as" not in llm(*line, *more)[1]
+    before = (only_sweep(tmp_path).path / "table.csv").read_text()
+    _, out, _ = llm(*line, "seed=1")
+    assert out.splitlines()[0] == "the sweep that stood here is kept as outputs/sweeps/mine~1"
+    assert len(only_sweep(tmp_path).jobs) == 2
+    kept = Sweep(tmp_path / "outputs/sweeps/mine~1")
+    assert (kept.path / "table.csv").read_text() == before
+    assert [run.status for run in kept.runs] == ["done"] * 6
+
+
+def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path):
+    stand_in(done)
+    llm("train", "-m", "name=mine", "model=gpt2,llama", "seed=1,2")
+    running = only_sweep(tmp_path)
+    with running.jobs[3].claimed():
+        status, _, err = llm("train", "-m", "name=mine", "model=gpt2,llama", "seed=1")
+    assert (status, len(err.splitlines())) == (75, 1)
+    assert "another sweep is running under this name; wait for it, or choose another name=" in err
+    assert len(running.jobs) == 4
 
 
 def test_a_point_that_is_there_twice_is_refused(llm):

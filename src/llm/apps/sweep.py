@@ -67,6 +67,9 @@ def launch(
 
     Returns:
         The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
+
+    Raises:
+        RunningSweepError: another sweep is running under the name of this one.
     """
     if any(point.config.hardware.get("strategy") for point in points):
         from llm.apps.checking import require_divisible  # which imports torch
@@ -75,7 +78,7 @@ def launch(
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
     sweep = Sweep(folder(words, points))
-    sweep.begin(
+    aside = sweep.begin(
         command=shlex.join(["llm", verb, "-m", *words]),
         verb=verb,
         options=list(options),
@@ -83,6 +86,8 @@ def launch(
         searches=not points,
         jobs=[entry(sweep, number, point) for number, point in enumerate(points)] or None,
     )
+    if aside:
+        CONSOLE.print(f"the sweep that stood here is kept as {short(aside)}", soft_wrap=True)
     CONSOLE.print(f"sweep {sweep.name}\n  in {short(sweep.path)}", soft_wrap=True)
     status, said = 0, ""
     with watched(sweep):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.apps import sweep
+from llm.comparison.table import Table
 from llm.config.fingerprint import fingerprint
 from llm.runs import Run
 from llm.sweeps import Sweep
@@ -186,6 +187,17 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):
     assert calls == [0, 1, 2]
 
 
+def test_the_table_is_written_when_there_is_news(llm, stand_in, monkeypatch):
+    """After each job that had a process, and at the end."""
+    written = []
+    monkeypatch.setattr(Table, "write", lambda *given: written.append(given))
+    stand_in(done)
+    llm("train", "-m", "seed=1,2,3")
+    assert len(written) == 4
+    llm("train", "-m", "seed=1,2,3")
+    assert len(written) == 5
+
+
 def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     """The run that stands in its place is somebody else's, done, and stays as it is."""
 
@@ -343,6 +355,7 @@ def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
 import sys
 import llm.__main__ as command
 from llm.apps import sweep
+from llm.comparison.table import Table
 sweep.sys = type("sys", (), {{"executable": {str(job)!r}}})
 sys.argv = ["llm", "train", "-m", "seed=1,2"]
 command.main()

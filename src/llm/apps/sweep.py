@@ -15,6 +15,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -259,47 +260,53 @@ def job(config: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     sweep = Sweep(Path(hydra.sweep.dir))
-    searches = sweep.plan["searches"]
+    plan = sweep.plan
+    searches = plan["searches"]
     with stopping.deferred() as asked:
         if asked():
             return None
-        each = found(sweep, config) if searches else sweep.jobs[hydra.job.num]
+        each = found(sweep, plan, config) if searches else sweep.jobs[hydra.job.num]
         with each.claimed(blocking=searches) as is_ours:
-            if is_ours:
-                carry_out(sweep, each, config, asked)
+            if is_ours and carry_out(plan, each, config, asked):
                 compare(sweep.runs).write(sweep.path)
     return best_loss(each.run) if each.run.status == "done" else None
 
 
-def found(sweep: Sweep, config: DictConfig) -> Job:
+def found(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
     """The job of a point that a sweeper has found: the one that it found before, or a new one."""
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.task if key_of(word) != "name"]
-    own = [word for word in words if word not in sweep.plan["words"]]
+    own = [word for word in words if word not in plan["words"]]
     name = own_name(config, chosen(), words, own)
     directory = str(Path(hydra.run.dir).parent / name)
     point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)
     return sweep.add(**entry(sweep, 0, point))
 
 
-def carry_out(sweep: Sweep, each: Job, config: DictConfig, asked: stopping.Asked) -> None:
-    """Run a job's process, unless its run is done, and record how it ended."""
+def carry_out(
+    plan: Mapping[str, Any], each: Job, config: DictConfig, asked: stopping.Asked
+) -> bool:
+    """Run a job's process, unless its run is done, and record how it ended.
+
+    Returns:
+        Whether there was a process, and so may be news for the table.
+    """
     if each.is_done and not config.rerun:
         each.record(status="done")
-        return
+        return False
     launcher = HydraConfig.get().launcher
     with placing.placed(config.hardware, launcher, is_over=asked) as devices:
         if asked():
-            return
+            return False
         attempts = each.outcome.get("attempts", 0)
         each.record(status="running", error=None, attempts=attempts + 1)
-        plan = sweep.plan
         words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
         command = [sys.executable, "-m", "llm", plan["verb"], *plan["options"], *words]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         before = Run(each.directory).record.get("ended")
-        status = run_process(each, command, kept | devices | {"LLM_SWEEP": sweep.name}, asked)
+        status = run_process(each, command, kept | devices | {"LLM_SWEEP": plan["name"]}, asked)
     conclude(each, status, before)
+    return True
 
 
 def conclude(each: Job, status: int, before: str | None = None) -> None:

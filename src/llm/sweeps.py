@@ -179,24 +179,25 @@ class Sweep:
             Where another sweep is kept that stood here, one with jobs that these leave out.
 
         Raises:
-            RunningSweepError: that other sweep is running.
+            RunningSweepError: a sweep in which numbers mean other jobs than here is running.
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
             jobs = known if jobs is None else jobs
-            left_out = _directories(known) - _directories(jobs)
-            aside = self._set_aside() if left_out else None
+            before, after = ([job["directory"] for job in each] for each in (known, jobs))
+            if before != after[: len(before)]:
+                self._require_idle()  # whoever runs it goes by the numbers of its jobs
+            aside = None if set(before) <= set(after) else set_aside(self.path)
             write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": jobs})
         return aside
 
-    def _set_aside(self) -> Path:
+    def _require_idle(self) -> None:
         for job in self.jobs:
             with job.claimed() as is_free:
                 if not is_free:
                     raise RunningSweepError(
                         f"{self.path}: another sweep is running under this name; wait for it, or choose another name="
                     )
-        return set_aside(self.path)
 
     def add(self, **entry: Any) -> Job:
         """Put one more job into the plan, unless there is one for its directory; the number is the plan's."""
@@ -236,10 +237,6 @@ class Sweep:
         return Job(
             self.path, entry["number"], overrides, directory, entry["request"], entry["identity"]
         )
-
-
-def _directories(jobs: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {job["directory"] for job in jobs}
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

@@ -421,12 +421,16 @@ def test_another_sweep_under_one_name_is_kept_aside(llm, stand_in, tmp_path):
     assert [run.status for run in kept.runs] == ["done"] * 6
 
 
-def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path):
+@pytest.mark.parametrize("values", [["seed=1"], ["seed=1,2,3"]])
+def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path, values):
+    """Nor one with more jobs between those that run, whose numbers would change."""
+    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
     stand_in(done)
-    llm("train", "-m", "name=mine", "model=gpt2,llama", "seed=1,2")
+    llm(*line, "seed=1,2")
     running = only_sweep(tmp_path)
     with running.jobs[3].claimed():
-        status, _, err = llm("train", "-m", "name=mine", "model=gpt2,llama", "seed=1")
+        assert llm(*line, "seed=1,2")[0] == 0
+        status, _, err = llm(*line, *values)
     assert (status, len(err.splitlines())) == (75, 1)
     assert "another sweep is running under this name; wait for it, or choose another name=" in err
     assert len(running.jobs) == 4

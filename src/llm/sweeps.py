@@ -183,12 +183,13 @@ class Sweep:
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
-            jobs = known if jobs is None else jobs
-            before, after = ([job["directory"] for job in each] for each in (known, jobs))
+            meant = known if jobs is None else jobs
+            before = [job["directory"] for job in known]
+            after = [job["directory"] for job in meant]
             if before != after[: len(before)]:
                 self._require_idle()  # whoever runs it goes by the numbers of its jobs
             aside = None if set(before) <= set(after) else set_aside(self.path)
-            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": jobs})
+            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant})
         return aside
 
     def _require_idle(self) -> None:

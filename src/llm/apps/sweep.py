@@ -128,7 +128,7 @@ def run_all(sweep: Sweep, start: Callable[[Sequence[str]], None]) -> None:
 
 def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     """Where a sweep's own files go: named by a saved sweep or the experiment, and by the command's words."""
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     choices = dict(hydra.runtime.choices)
     saved = choices.get("sweep")
     base = choices.get("experiment") if saved in (None, "none") else saved

@@ -236,12 +236,8 @@ class Run:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
         if not self._json.is_file():
             return None
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}~{number}")).exists():
-            number += 1
-        self.path.rename(aside)
         self.record = {}
-        return aside
+        return set_aside(self.path)
 
 
 class FollowedRun(Run):
@@ -259,6 +255,14 @@ class FollowedRun(Run):
     def set_aside(self) -> Path | None:
         """Begin afresh as the first rank does."""
         self.record = {}
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder to make room for a fresh one; returns its new place."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}~{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def aside_of(path: Path) -> Path:

@@ -20,13 +20,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.config.errors import UserError
-from llm.runs import Run, now
+from llm.runs import ClaimedRunError, Run, now, set_aside
 
 FILE = "sweep.json"
+# What of a run's record tells one training from another in its place.
+TOLD = ("request", "ended")
 
 
 class NoSweepError(UserError):
     """A folder holds no sweep."""
+
+
+class RunningSweepError(UserError):
+    """Jobs of another sweep run under the name of one that is to begin."""
+
+    status = ClaimedRunError.status
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,28 @@ class Job:
     def outcome(self) -> dict[str, Any]:
         """How the newest attempt went: `status`, `error`, `attempts`; empty before the first.
 
-        What stands under this number of another job, which the same sweep meant once, is no news of this one.
+        What stands under this number of another job, which the same sweep meant once, is no news of this one;
+        nor is that a run was done which has been trained anew since.
         """
         file = self.file("json")
         outcome = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        return outcome if outcome.get("request") == self.request else {}
+        is_ours = self._about().items() <= outcome.items()
+        is_old = outcome.get("status") == "done" and outcome.get("run") != self._told()
+        return outcome if is_ours and not is_old else {}
 
     def record(self, **entries: Any) -> None:
-        """Add to the outcome."""
-        write(self.file("json"), self.outcome | entries | {"request": self.request})
+        """Add to the outcome, which is about the run as its record stands now."""
+        write(self.file("json"), self.outcome | entries | self._about() | {"run": self._told()})
+
+    def _about(self) -> dict[str, str]:
+        """What an outcome is about; the directory relative to the sweep's, as in its plan."""
+        directory = os.path.relpath(self.directory, self.sweep)
+        return {"request": self.request, "directory": directory}
+
+    def _told(self) -> dict[str, Any]:
+        """What the run's record says that another training's would not."""
+        record = Run(self.directory).record
+        return {key: record.get(key) for key in TOLD}
 
     @property
     def run(self) -> Run:
@@ -147,17 +168,37 @@ class Sweep:
         """The runs of the jobs, pending and failed ones too."""
         return [job.run for job in self.jobs]
 
-    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> None:
+    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> Path | None:
         """Write what the sweep means, over what an earlier launch of the same line wrote.
 
         Args:
             jobs: all there will be, by number; None where a sweeper finds more, and what it found stays.
             entries: what else there is to say.
+
+        Returns:
+            Where another sweep is kept that stood here, one with jobs that these leave out.
+
+        Raises:
+            RunningSweepError: a sweep in which numbers mean other jobs than here is running.
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
-            jobs = known if jobs is None else jobs
-            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": jobs})
+            meant = known if jobs is None else jobs
+            before = [job["directory"] for job in known]
+            after = [job["directory"] for job in meant]
+            if before != after[: len(before)]:
+                self._require_idle()  # whoever runs it goes by the numbers of its jobs
+            aside = None if set(before) <= set(after) else set_aside(self.path)
+            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant})
+        return aside
+
+    def _require_idle(self) -> None:
+        for job in self.jobs:
+            with job.claimed() as is_free:
+                if not is_free:
+                    raise RunningSweepError(
+                        f"{self.path}: another sweep is running under this name; wait for it, or choose another name="
+                    )
 
     def add(self, **entry: Any) -> Job:
         """Put one more job into the plan, unless there is one for its directory; the number is the plan's."""

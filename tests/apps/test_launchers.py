@@ -218,6 +218,15 @@ def test_a_point_that_optuna_finds_again_is_not_trained_again(search, tmp_path):
     )
 
 
+def test_a_search_has_its_own_folder_where_its_runs_go(search, tmp_path):
+    line = ["hydra.sweeper.n_trials=1", "model.dropout=choice(0.0,0.1)", "output_dir='my runs'"]
+    assert search(lambda _: 1.0, *line)[0] == 0
+    (file,) = tmp_path.glob("my runs/sweeps/*/sweep.json")
+    (job,) = Sweep(file.parent).jobs
+    assert job.directory.parent == tmp_path / "my runs/pretraining"
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_search_whose_trials_all_fail_says_so_and_has_a_table(search, tmp_path):
     line = ["hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-4,1e-2)"]
     status, _, out = search(lambda _: None, *line)

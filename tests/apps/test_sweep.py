@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.apps import sweep
+from llm.comparison.table import Table
 from llm.config.fingerprint import fingerprint
 from llm.runs import Run
 from llm.sweeps import Sweep
@@ -90,7 +92,7 @@ def done(job) -> int:
 
 
 def only_sweep(folder: Path) -> Sweep:
-    (file,) = folder.glob("**/sweep.json")
+    (file,) = (file for file in folder.glob("**/sweep.json") if "~" not in file.parent.name)
     return Sweep(file.parent)
 
 
@@ -185,6 +187,17 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):
     assert calls == [0, 1, 2]
 
 
+def test_the_table_is_written_when_there_is_news(llm, stand_in, monkeypatch):
+    """After each job that had a process, and at the end."""
+    written = []
+    monkeypatch.setattr(Table, "write", lambda *given: written.append(given))
+    stand_in(done)
+    llm("train", "-m", "seed=1,2,3")
+    assert len(written) == 4
+    llm("train", "-m", "seed=1,2,3")
+    assert len(written) == 5
+
+
 def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     """The run that stands in its place is somebody else's, done, and stays as it is."""
 
@@ -236,8 +249,40 @@ def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in
     stand_in(lambda job: 1)
     llm("train", "-m", "name=mine", "optimizer.lr=9,1")
     stand_in(lambda job: 130)
-    llm("train", "-m", "name=mine", "optimizer.lr=2,1")
-    assert [run.status for run in only_sweep(tmp_path).runs] == ["pending", "pending"]
+    llm("train", "-m", "name=mine", "optimizer.lr=2,1,9")
+    assert [run.status for run in only_sweep(tmp_path).runs] == ["pending"] * 3
+
+
+def finds_it_done(job) -> int:
+    """What a job does whose run took more steps than it asks for: nothing, and it says so."""
+    Run(job.directory).update(**job.identity, status="done", request="longer", ended="noon")
+    return 0
+
+
+def test_a_longer_run_does_for_a_shorter_request_until_it_is_trained_anew(llm, stand_in, tmp_path):
+    line = ["train", "-m", "seed=1,2"]
+    calls = stand_in(finds_it_done)
+    assert llm(*line)[0] == 0
+    assert llm(*line)[0] == 0
+    assert calls == [0, 1]
+    (first, second) = only_sweep(tmp_path).jobs
+    Run(first.directory).update(request="shorter", ended="one")  # as rerun=true does, by hand
+    assert [job.run.status for job in (first, second)] == ["pending", "done"]
+    assert first.outcome == {}
+    calls = stand_in(done)
+    assert llm(*line)[0] == 0
+    assert calls == [0]
+
+
+def test_what_was_found_of_one_directory_says_nothing_of_another(llm, stand_in, tmp_path):
+    """The same point has another name, and so another run, in a sweep with other values beside it."""
+    stand_in(finds_it_done)
+    llm("train", "-m", "seed=1,2")
+    first = only_sweep(tmp_path).jobs[0]
+    moved = replace(first, directory=first.directory.with_name("other"))
+    Run(moved.directory).update(status="done", request="longer", ended="noon")
+    assert first.is_done
+    assert not moved.is_done
 
 
 def test_an_old_failure_is_not_taken_for_the_new_one(llm, stand_in, tmp_path):
@@ -310,6 +355,7 @@ def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
 import sys
 import llm.__main__ as command
 from llm.apps import sweep
+from llm.comparison.table import Table
 sweep.sys = type("sys", (), {{"executable": {str(job)!r}}})
 sys.argv = ["llm", "train", "-m", "seed=1,2"]
 command.main()
@@ -357,6 +403,37 @@ def test_a_name_of_a_sweep_begins_those_of_its_runs(llm, stand_in, tmp_path):
     found = only_sweep(tmp_path)
     assert found.name == "mine"
     assert [job.directory.name for job in found.jobs] == ["mine,seed=1", "mine,seed=2"]
+
+
+def test_another_sweep_under_one_name_is_kept_aside(llm, stand_in, tmp_path):
+    """Not so one that goes further: with more values, or longer."""
+    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
+    stand_in(done)
+    assert "kept as" not in llm(*line, "seed=1,2")[1]
+    for more in (["seed=1,2,3"], ["seed=1,2,3", "trainer.max_steps=2000"]):
+        assert "kept as" not in llm(*line, *more)[1]
+    before = (only_sweep(tmp_path).path / "table.csv").read_text()
+    _, out, _ = llm(*line, "seed=1")
+    assert out.splitlines()[0] == "the sweep that stood here is kept as outputs/sweeps/mine~1"
+    assert len(only_sweep(tmp_path).jobs) == 2
+    kept = Sweep(tmp_path / "outputs/sweeps/mine~1")
+    assert (kept.path / "table.csv").read_text() == before
+    assert [run.status for run in kept.runs] == ["done"] * 6
+
+
+@pytest.mark.parametrize("values", [["seed=1"], ["seed=1,2,3"]])
+def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path, values):
+    """Nor one with more jobs between those that run, whose numbers would change."""
+    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
+    stand_in(done)
+    llm(*line, "seed=1,2")
+    running = only_sweep(tmp_path)
+    with running.jobs[3].claimed():
+        assert llm(*line, "seed=1,2")[0] == 0
+        status, _, err = llm(*line, *values)
+    assert (status, len(err.splitlines())) == (75, 1)
+    assert "another sweep is running under this name; wait for it, or choose another name=" in err
+    assert len(running.jobs) == 4
 
 
 def test_a_point_that_is_there_twice_is_refused(llm):

@@ -15,9 +15,10 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
@@ -67,6 +68,9 @@ def launch(
 
     Returns:
         The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
+
+    Raises:
+        RunningSweepError: another sweep is running under the name of this one.
     """
     if any(point.config.hardware.get("strategy") for point in points):
         from llm.apps.checking import require_divisible  # which imports torch
@@ -75,7 +79,7 @@ def launch(
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
     sweep = Sweep(folder(words, points))
-    sweep.begin(
+    aside = sweep.begin(
         command=shlex.join(["llm", verb, "-m", *words]),
         verb=verb,
         options=list(options),
@@ -83,6 +87,8 @@ def launch(
         searches=not points,
         jobs=[entry(sweep, number, point) for number, point in enumerate(points)] or None,
     )
+    if aside:
+        CONSOLE.print(f"the sweep that stood here is kept as {short(aside)}", soft_wrap=True)
     CONSOLE.print(f"sweep {sweep.name}\n  in {short(sweep.path)}", soft_wrap=True)
     status, said = 0, ""
     with watched(sweep):
@@ -122,7 +128,7 @@ def run_all(sweep: Sweep, start: Callable[[Sequence[str]], None]) -> None:
 
 def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     """Where a sweep's own files go: named by a saved sweep or the experiment, and by the command's words."""
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     choices = dict(hydra.runtime.choices)
     saved = choices.get("sweep")
     base = choices.get("experiment") if saved in (None, "none") else saved
@@ -130,7 +136,8 @@ def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     ours = [word for word in words if not word.startswith("hydra") and key_of(word) != "sweep"]
     common = {word for word in ours if points and all(word in each.overrides for each in points)}
     name = given or name_of(str(base), ours, named=[word for word in ours if word not in common])
-    output = points[0].config.output_dir if points else "outputs"
+    # A sweeper that chooses as it goes has no points yet, but what they share was composed.
+    output = points[0].config.output_dir if points else OmegaConf.select(hydra, "..output_dir")
     return Path(output).resolve() / "sweeps" / name
 
 
@@ -253,47 +260,53 @@ def job(config: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     sweep = Sweep(Path(hydra.sweep.dir))
-    searches = sweep.plan["searches"]
+    plan = sweep.plan
+    searches = plan["searches"]
     with stopping.deferred() as asked:
         if asked():
             return None
-        each = found(sweep, config) if searches else sweep.jobs[hydra.job.num]
+        each = found(sweep, plan, config) if searches else sweep.jobs[hydra.job.num]
         with each.claimed(blocking=searches) as is_ours:
-            if is_ours:
-                carry_out(sweep, each, config, asked)
+            if is_ours and carry_out(plan, each, config, asked):
                 compare(sweep.runs).write(sweep.path)
     return best_loss(each.run) if each.run.status == "done" else None
 
 
-def found(sweep: Sweep, config: DictConfig) -> Job:
+def found(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
     """The job of a point that a sweeper has found: the one that it found before, or a new one."""
     hydra = HydraConfig.get()
     words = [word for word in hydra.overrides.task if key_of(word) != "name"]
-    own = [word for word in words if word not in sweep.plan["words"]]
+    own = [word for word in words if word not in plan["words"]]
     name = own_name(config, chosen(), words, own)
     directory = str(Path(hydra.run.dir).parent / name)
     point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)
     return sweep.add(**entry(sweep, 0, point))
 
 
-def carry_out(sweep: Sweep, each: Job, config: DictConfig, asked: stopping.Asked) -> None:
-    """Run a job's process, unless its run is done, and record how it ended."""
+def carry_out(
+    plan: Mapping[str, Any], each: Job, config: DictConfig, asked: stopping.Asked
+) -> bool:
+    """Run a job's process, unless its run is done, and record how it ended.
+
+    Returns:
+        Whether there was a process, and so may be news for the table.
+    """
     if each.is_done and not config.rerun:
         each.record(status="done")
-        return
+        return False
     launcher = HydraConfig.get().launcher
     with placing.placed(config.hardware, launcher, is_over=asked) as devices:
         if asked():
-            return
+            return False
         attempts = each.outcome.get("attempts", 0)
         each.record(status="running", error=None, attempts=attempts + 1)
-        plan = sweep.plan
         words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
         command = [sys.executable, "-m", "llm", plan["verb"], *plan["options"], *words]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         before = Run(each.directory).record.get("ended")
-        status = run_process(each, command, kept | devices | {"LLM_SWEEP": sweep.name}, asked)
+        status = run_process(each, command, kept | devices | {"LLM_SWEEP": plan["name"]}, asked)
     conclude(each, status, before)
+    return True
 
 
 def conclude(each: Job, status: int, before: str | None = None) -> None:

@@ -35,6 +35,9 @@ def test_what_a_rerun_set_aside_is_not_meant(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "a~1")
     assert names(find([tmp_path])) == ["a"]
+    sweep_of(tmp_path / "s~1", tmp_path / "never")
+    assert names(find([tmp_path])) == ["a"], "nor what a sweep of another line has"
+    assert names(find([tmp_path / "a~1"])) == ["a~1"], "unless it is named"
 
 
 def test_a_sweep_means_its_jobs_those_that_wait_too(tmp_path):

@@ -67,8 +67,7 @@ def find(folders: Sequence[str | Path]) -> Found:
 def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
     """Files that tell of runs, each with what reads it; a sweep's word on a run is the last."""
     for file in _below(folder, "run.json"):
-        if "~" not in file.parent.name:  # not those that a rerun has set aside
-            yield file, partial(Run, file.parent)
+        yield file, partial(Run, file.parent)
     for file in _below(folder, FILE):
         try:
             jobs = Sweep(file.parent).jobs
@@ -95,5 +94,7 @@ def _fail(error: Exception) -> Run:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
+    """Files of this name, without those that a rerun has set aside, unless the folder is one of these."""
     levels = ("*/" * depth for depth in range(DEEPEST))
-    return sorted(file for level in levels for file in folder.glob(f"{level}{name}"))
+    files = sorted(file for level in levels for file in folder.glob(f"{level}{name}"))
+    return [file for file in files if file.parent == folder or "~" not in file.parent.name]

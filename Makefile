@@ -14,7 +14,7 @@ train: $(VENV)/installed ## Train the default experiment (ARGS="..." adds overri
 	@$(BIN)/llm train $(ARGS)
 
 test: $(VENV)/installed-dev ## Run the tests (ARGS="..." goes to pytest)
-	@$(BIN)/python -m pytest -m "not alone and not whole" -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -m "not alone and not long" -n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal $(ARGS)
 	@$(if $(ARGS),true,$(BIN)/python -m pytest -m alone tests/test_speed.py)
 
 check: $(VENV)/installed-dev ## Format, lint, types, import order

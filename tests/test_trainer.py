@@ -62,7 +62,7 @@ def assert_near(found, expected, tolerance):
             assert row == pytest.approx(other, rel=tolerance, nan_ok=True), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_compute_compiled_what_one_does_without(few, tmp_path):
     few = (*few, "size.num_layers=1")
     alone = train_all(tmp_path / "1", {"alone": few})["alone"]

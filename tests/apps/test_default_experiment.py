@@ -18,7 +18,7 @@ from llm.weights.run import RunWeights
 # Measured 1.56 with CPython 3.11.7's documentation; other versions' texts differ.
 BOUND = 1.70
 
-pytestmark = [pytest.mark.slow, pytest.mark.whole, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 # Words that hold any English sentence together; a third of all words in prose.

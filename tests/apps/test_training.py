@@ -366,7 +366,7 @@ def test_bfloat16_trains_with_weights_in_float32(composed, tmp_path):
     assert run.record["metrics"]["val/loss"] < float(rows(run)[1]["val/loss"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_training_gives_the_same_losses(text, tmp_path):
     """As commands of their own: the compiler cannot look through the run-time check of shapes."""
     found = {}

@@ -167,9 +167,8 @@ class Hardware:
         accelerator = _available(self.accelerator)
         devices, num_nodes = self._counts(accelerator)
         placed = replace(self, accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-        if (
-            self.strategy is not None
-        ):  # what was chosen is checked, though one device has no use for it
+        # What was chosen is checked, though one device has no use for it.
+        if self.strategy is not None:
             self.strategy.require()
             self.strategy.check(placed)
         return placed if placed.world > 1 else replace(placed, strategy=None)

@@ -18,8 +18,8 @@ def loader():
 @pytest.fixture(autouse=True)
 def rate(monkeypatch):
     """A machine that need not be measured: a TFLOP/s, and no bfloat16."""
-    monkeypatch.setattr("llm.planning.device._rate", lambda precision: 1e12)
-    monkeypatch.setattr("llm.planning.device._faster", lambda accelerator: 32)
+    monkeypatch.setattr("llm.planning.device.matmul_rate", lambda dtype: 1e12)
+    monkeypatch.setattr("llm.planning.device.faster_precision", lambda accelerator: 32)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 

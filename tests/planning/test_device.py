@@ -49,7 +49,7 @@ def test_an_unknown_gpu_is_refused_with_the_nearest_name():
 
 
 def test_this_machine_is_measured(monkeypatch):
-    monkeypatch.setattr("llm.planning.device._rate", lambda precision: 5e10)
+    monkeypatch.setattr("llm.planning.device.matmul_rate", lambda dtype: 5e10)
     device = present(Hardware(accelerator="cpu", precision=32))
     assert (device.name, device.flops) == ("cpu", 5e10)
     assert device.memory == psutil.virtual_memory().total

@@ -1,6 +1,6 @@
 """What `llm plan` prints: a model and its budget, the memory of each strategy, and what the budget could buy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -137,13 +137,13 @@ def memory_tables(planned: Estimate) -> Iterator[RenderableType]:
         rows.add_row(name, *map(shown, (*memory, memory.total)), mark, style=style)
     yield rows
     yield from map(note, refused)
-    yield from map(note, memory_notes(planned, [*held]))
+    yield from map(note, memory_notes(planned, {name: plans[name] for name in held}))
     yield variants(planned)
 
 
-def memory_notes(planned: Estimate, names: Sequence[str]) -> Iterator[str]:
+def memory_notes(planned: Estimate, plans: Mapping[str, Strategy | None]) -> Iterator[str]:
     """What the rows of these strategies are, and what they leave out."""
-    config, plans = planned.config, strategies(planned)
+    config = planned.config
     shared = (
         "" if planned.world == 1 else f", which {planned.world} devices share (one has it alone)"
     )
@@ -152,12 +152,12 @@ def memory_notes(planned: Estimate, names: Sequence[str]) -> Iterator[str]:
         "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
         f"a tenth of the device's {size(planned.device.memory)}"
     )
-    if "tensor_parallel" in names:
+    if "tensor_parallel" in plans:
         yield (
             "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "
             "feed-forward layers' own are divided within it, what the layers pass on is not"
         )
-    casting = [name for name in names if (used := plans[name]) and used.casts_weights]
+    casting = [name for name, used in plans.items() if used and used.casts_weights]
     if casting and planned.device.dtype != torch.float32:
         yield (
             f"{', '.join(casting)}: counted with float32 weights, an upper bound of those in "

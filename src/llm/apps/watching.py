@@ -96,10 +96,9 @@ def look(sweep: Sweep) -> list[View]:
     """All jobs as they are now."""
     jobs = sweep.jobs
     words = differing([job.overrides for job in jobs])
-    named = [
-        [word for word in own if key_of(word) != "name"] for own in words
-    ]  # it repeats the rest
-    return [_view(job, " ".join(own)) for job, own in zip(jobs, named, strict=True)]
+    # A name given by a sweep repeats the other words.
+    labels = (" ".join(w for w in own if key_of(w) != "name") for own in words)
+    return [_view(job, label) for job, label in zip(jobs, labels, strict=True)]
 
 
 def _view(job: Job, label: str) -> View:

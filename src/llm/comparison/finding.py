@@ -9,10 +9,8 @@ from llm.config.errors import UserError
 from llm.runs import Run, short
 from llm.sweeps import FILE, Sweep
 
-DEEPEST = (
-    4  # levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME
-)
-
+# Levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
+DEEPEST = 4
 # What reading a file that something else wrote may end in.
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 WORDS = (

@@ -4,13 +4,14 @@ import csv
 import math
 import shlex
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from llm.config.words import values
 from llm.runs import Run, short
 
 Curve = list[tuple[float, float, float]]
@@ -82,7 +83,8 @@ class Result:
         """The words of its command line by key, in their order."""
         found = self.record.get("overrides")
         if not isinstance(found, Mapping):
-            found = overrides_in(words(str(self.record.get("command", "")))[2:])
+            said = words(str(self.record.get("command", "")))[2:]
+            found = values(word for word in said if "=" in word)
         return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
 
     @cached_property
@@ -199,11 +201,6 @@ def words(command: str) -> list[str]:
         return shlex.split(command)
     except ValueError:
         return command.split()
-
-
-def overrides_in(words: Sequence[str]) -> dict[str, str]:
-    """Overrides by key."""
-    return {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
 
 
 def is_shown(key: str) -> bool:

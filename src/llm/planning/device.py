@@ -1,6 +1,5 @@
 """What a plan is made for: this machine, or a GPU that need not be here."""
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,13 +97,14 @@ def present(hardware: Hardware) -> Device:
     accelerator = _accelerator(hardware.accelerator)
     precision = hardware.precision
     if precision == "auto":
-        precision = hardware.suited(_faster(accelerator))
+        precision = hardware.suited(faster_precision(accelerator))
     if accelerator == "cuda":
         name = torch.cuda.get_device_name()
         memory = float(torch.cuda.get_device_properties("cuda").total_memory)
         return Device(name, accelerator, memory, precision, rate_of(name, _rates(precision)))
     memory = float(psutil.virtual_memory().total)
-    rate = None if accelerator == "mps" else _rate(str(precision))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rate = None if accelerator == "mps" else matmul_rate(dtype)
     return Device(accelerator, accelerator, memory, precision, rate)
 
 
@@ -121,12 +121,3 @@ def _accelerator(asked: str) -> str:
             f"hardware.accelerator={asked}: this machine has none; name the one you plan for, such as gpu=h100"
         )
     return found or "cpu"
-
-
-# A measurement takes half a second and holds for all points of a sweep.
-_faster = functools.cache(faster_precision)
-
-
-@functools.cache
-def _rate(precision: str) -> float:
-    return matmul_rate(torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from llm import __version__
+from llm import __version__, console
 
 CONF = "pkg://llm.conf"
 
@@ -105,7 +105,21 @@ llm VERB [key=value …]
 
 def main() -> None:
     """Run the command line; a wrong command or configuration ends with status 2."""
-    command, *words = sys.argv[1:] or ["--help"]
+    console.use_utf8()
+    console.replace_what_cannot_be_printed()
+    try:
+        answer(sys.argv[1:] or ["--help"])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("stopped before there was anything to save", 130)
+    except BrokenPipeError:  # llm --help | head
+        console.stop_printing()
+
+
+def answer(line: Sequence[str]) -> None:
+    """Do what a command line asks for."""
+    command, *words = line
+    require_text(line)
     if command in ("-h", "--help"):
         print(usage())
     elif command == "--version":
@@ -113,16 +127,21 @@ def main() -> None:
     elif command in ("-sc", "--shell-completion"):
         complete(words)
     elif command in VERBS:
-        try:
-            run(command, words)
-        except KeyboardInterrupt:
-            fail("stopped before there was anything to save", 130)
-        except BrokenPipeError:  # llm train --help | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        run(command, words)
     else:
         from llm.config.errors import suggestion
 
         fail(f"llm {command}: no such verb; {suggestion(command, VERBS)}")
+
+
+def require_text(words: Sequence[str]) -> None:
+    """Refuse a word of the command line whose bytes are not UTF-8: no file could hold it."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            fail(f"{shown}: contains bytes that are not UTF-8 text; write it in UTF-8")
 
 
 def usage() -> str:
@@ -213,7 +232,7 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
     """Let Hydra compose again and call the app.
 
     Hydra reports an exception of a single job in a line of its own before it raises it again; that of a
-    mistake is ours to report, so it passes Hydra by.
+    mistake is ours to report, so it passes Hydra by, as does that nobody reads the output any more.
     """
     from llm.config.errors import UserError
 
@@ -227,6 +246,8 @@ def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
             if multirun:  # the other jobs still want to run
                 raise
             return fail(str(error), error.status)
+        except BrokenPipeError:
+            return console.stop_printing()
 
     let_hydra_call(job, name)
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
 from llm.apps.writing import read_prompts
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
+from llm.console import new_console
 from llm.data.template import Message, Template, stored_template
 from llm.generation.best_of import Scored, best_of
 from llm.generation.text import first_tokens
@@ -71,7 +71,7 @@ def openings(
 
 def show(prompt: str, scored: Sequence[Scored]) -> None:
     """Print the answers to a prompt, each after its score."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = new_console(soft_wrap=True)
     if prompt:
         console.print(f"=== {prompt}")
     for text, value in scored:

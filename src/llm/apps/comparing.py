@@ -38,11 +38,11 @@ def show(config: DictConfig) -> Table:
     console = open_console()
     console.print(table.render(console.width))
     for run in table.best:
-        console.print(f"best   {short(run.path)}", soft_wrap=True, markup=False)
+        console.print(f"best   {short(run.path)}", soft_wrap=True)
     output = Path(config.output) if config.output else sweep
     if output is None:
         console.print("output=FOLDER writes this as table.csv, table.md and loss.png", style="dim")
         return table
     files = ", ".join(str(short(file)) for file in table.write(output))
-    console.print(f"wrote  {files}", soft_wrap=True, markup=False)
+    console.print(f"wrote  {files}", soft_wrap=True)
     return table

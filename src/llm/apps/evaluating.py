@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
-from rich.console import Console
 
 from llm.apps.loading import autocast, use_hardware
 from llm.apps.rating import rate
@@ -16,6 +15,7 @@ from llm.callbacks.responses import answer, row_of
 from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.console import new_console
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
@@ -24,7 +24,7 @@ from llm.runs import RESULTS, now, versions
 from llm.tasks.task import Task
 from llm.weights.run import RunWeights
 
-CONSOLE = Console(highlight=False)
+CONSOLE = new_console()
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:

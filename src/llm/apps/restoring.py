@@ -3,18 +3,18 @@
 from copy import deepcopy
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from llm.apps.training import make_task, prepare
 from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.console import new_console
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.tasks.task import Task
 from llm.weights.run import RunWeights
 
-CONSOLE = Console(highlight=False)
+CONSOLE = new_console()
 # What is built of a run's configuration; it may be a stranger's, so these are checked first.
 PARTS = ("data", "task", "adapter", "trainer")
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
 from llm.apps import placing, stopping
@@ -31,10 +30,11 @@ from llm.config.composition import Point, chosen, quoted
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import WATCHED, fingerprint
 from llm.config.words import differing, key_of
+from llm.console import new_console
 from llm.runs import ClaimedRunError, Run, identity, name_of, short
 from llm.sweeps import Job, Sweep
 
-CONSOLE = Console(highlight=False)
+CONSOLE = new_console()
 # What a launcher of parallel processes leaves behind, which would let a job take itself for one of many.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),

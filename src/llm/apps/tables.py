@@ -7,12 +7,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from llm.console import new_console
+
 ENDLESS = 10_000  # columns
 
 
 def open_console() -> Console:
     """Standard output; nobody is there to widen a log, so it leaves out nothing, unless COLUMNS says how wide."""
-    console = Console(highlight=False)
+    console = new_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = ENDLESS
     return console

@@ -16,7 +16,6 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from torch import nn
 
 from llm import distributed
@@ -37,6 +36,7 @@ from llm.config.errors import ConfigError
 from llm.config.fingerprint import WATCHED, fingerprint
 from llm.config.whitelist import locate
 from llm.config.words import key_of
+from llm.console import new_console
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
@@ -50,7 +50,7 @@ from llm.weights.checkpoint import load_checkpoint
 from llm.weights.initial import initialize
 from llm.weights.weights import Weights
 
-CONSOLE = Console(highlight=False)
+CONSOLE = new_console()
 
 # Lightning's advertisements and repetitions, and its use of a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -421,8 +421,11 @@ def recorded(run: Run, command: str) -> Iterator[Progress]:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Whether somebody stopped the run: between two steps, or at once, which Lightning makes an exit of."""
-    kinds = (InterruptedRunError, KeyboardInterrupt)
+    """Whether somebody stopped the run: between two steps, or at once, which Lightning makes an exit of.
+
+    Who closes the pipe that the run prints to (`llm train | head`) stops it as well.
+    """
+    kinds = (InterruptedRunError, KeyboardInterrupt, BrokenPipeError)
     return isinstance(error, kinds) or isinstance(error.__context__, KeyboardInterrupt)
 
 
@@ -432,7 +435,7 @@ def tell_interruption(error: BaseException, progress: Progress, command: str) ->
     lost = progress.steps - progress.saved_steps
     saved = f"step {progress.saved_steps} is what is saved" if lost else "it is saved"
     if distributed.is_first():
-        Console(stderr=True).print(
+        new_console(stderr=True).print(
             f"stopped {how} after step {progress.steps}; {saved}.\nTo go on: {command}",
             soft_wrap=True,
         )

@@ -21,6 +21,7 @@ from rich.text import Text
 from llm.comparison.result import number, whole
 from llm.comparison.table import STYLES
 from llm.config.words import differing, key_of
+from llm.console import new_console
 from llm.sweeps import Job, Sweep
 from llm.units import duration
 
@@ -65,7 +66,7 @@ def watched(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
         sweep: which.
         console: where to; standard output by default.
     """
-    console = console or Console(highlight=False)
+    console = console or new_console()
     if console.is_terminal:
         screen = Screen(sweep, console)
         with Live(get_renderable=screen.draw, console=console, refresh_per_second=1 / SECONDS):
@@ -233,7 +234,6 @@ class Teller:
                 measured = "" if loss is None else f", val {loss:.3f}"
                 self.console.print(
                     f"[{view.number + 1}/{len(views)}] {view.label}: {what}{measured}",
-                    markup=False,
                     soft_wrap=True,
                 )
 

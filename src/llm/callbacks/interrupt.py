@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 
 from llm import distributed, signals
 from llm.callbacks.checkpoints import Checkpoints, validates_now
+from llm.console import new_console
 from llm.tasks.task import Task
 
 
@@ -48,7 +48,7 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
         if distributed.is_first():
-            Console(stderr=True).print(
+            new_console(stderr=True, highlight=True).print(
                 f"\n{self.received.name}: finishing this step and saving; once more stops at once."
             )
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from llm.console import new_console
 from llm.tasks.task import Task
 
 SHOWN = {
@@ -44,7 +44,7 @@ class ProgressBar(Callback):
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
-        self.console = Console()
+        self.console = new_console(highlight=True)
         self.progress: Progress | None = None
         self._task_id: Any = None
         self._last_refresh = 0.0
@@ -58,7 +58,7 @@ class ProgressBar(Callback):
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=self.console,
         )
         self.progress.start()

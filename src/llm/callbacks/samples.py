@@ -7,13 +7,13 @@ from typing import Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 from torch import nn
 
 from llm import distributed
 from llm.config.errors import ConfigError
+from llm.console import new_console
 from llm.data.module import DataModule
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
@@ -93,7 +93,7 @@ class Samples(Callback):
         run = Run(Path(trainer.default_root_dir))
         append(run.samples, [(trainer.global_step, text) for text in texts])
         for text in texts:
-            Console().print(
+            new_console(highlight=True).print(
                 Panel(Text(text), title=f"step {trainer.global_step}", title_align="left")
             )
         for logger in trainer.loggers:

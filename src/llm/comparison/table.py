@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -19,6 +19,7 @@ from llm.comparison.notes import notes, told
 from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
 from llm.config.errors import UserError, suggestion
+from llm.console import new_console
 from llm.runs import Run
 from llm.units import UNKNOWN
 
@@ -118,8 +119,8 @@ class Table:
         Args:
             width: columns of the terminal; None asks it.
         """
-        width = width or Console().width
-        endless = Console(width=10_000)  # a narrow one would say that all fits
+        width = width or new_console().width
+        endless = new_console(width=10_000)  # a narrow one would say that all fits
         names = [name for name in self._shown() if name != "error"]
         left_out = []
         for spared in (name for name in SPARED if name in names):

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from llm.console import new_console
 from llm.data.token_file import token_dtype
 from llm.tokenizers.tokenizer import Tokenizer
 
@@ -102,5 +108,12 @@ def pieces(document: str) -> Iterator[tuple[str, bool]]:
 
 def progress_bar() -> Progress:
     """A bar on standard error, where a person is there to see it."""
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not sys.stderr.isatty())
+    return Progress(
+        TextColumn("{task.description}", style="progress.description", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=new_console(stderr=True, highlight=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

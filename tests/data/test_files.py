@@ -10,6 +10,8 @@ from llm.data.errors import DataError
 from llm.data.files import SMALL, Files, FilesDataModule
 from llm.tokenizers.byte import ByteTokenizer
 
+CASES = Path(__file__).parents[1] / "cases"
+
 
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
@@ -32,9 +34,13 @@ def documents(*arguments, **settings) -> list[str]:
 
 
 def test_a_folder_is_read_in_order_with_its_sub_folders(notes: Path):
-    assert documents(notes) == ["a", "b", "c", "d1", "d2"]
+    with pytest.warns(
+        UserWarning, match=r"notes: 2 files \(1 .png, 1 .py\) were left out; data.suf"
+    ):
+        assert documents(notes) == ["a", "b", "c", "d1", "d2"]
 
 
+@pytest.mark.filterwarnings("ignore:.*were left out")
 def test_other_suffixes(notes: Path):
     assert documents(notes, suffixes=[".py"]) == ["print()"]
 
@@ -77,9 +83,10 @@ def test_undecodable_bytes_are_replaced_and_counted_aloud_once(tmp_path: Path):
         texts = list(source.documents())
     assert texts == ["Gr��e, Ma�, �", "caf�"]
     assert source.invalid_bytes == 5
+    way_out = "data.encoding= names another encoding, such as cp1252"
     assert [str(warning.message) for warning in said] == [
-        f"{tmp_path / 'latin.txt'}: 4 bytes are not UTF-8 and were replaced by U+FFFD",
-        f"{tmp_path / 'rows.jsonl'}: 1 bytes are not UTF-8 and were replaced by U+FFFD",
+        f"{tmp_path / 'latin.txt'}: 4 bytes are not UTF-8 and were replaced by U+FFFD; {way_out}",
+        f"{tmp_path / 'rows.jsonl'}: 1 bytes are not UTF-8 and were replaced by U+FFFD; {way_out}",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,12 +101,13 @@ def test_a_replacement_character_in_the_text_is_not_an_invalid_byte(tmp_path: Pa
     assert source.invalid_bytes == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*were left out")
 def test_files_without_text_are_named_and_left_out(notes: Path):
     (notes / "empty.txt").touch()
     (notes / "blank.md").write_text(" \n")
     with pytest.warns(UserWarning, match=r"(empty.txt|blank.md) is empty and was left out") as said:
         assert documents(notes) == ["a", "b", "c", "d1", "d2"]
-    assert len(said) == 2
+    assert sum("is empty" in str(warning.message) for warning in said) == 2
 
 
 @pytest.mark.parametrize(
@@ -193,3 +201,70 @@ def test_what_a_model_wrote_is_not_read_back(tmp_path: Path):
     (run / "run.json").write_text("{}")
     (run / "samples.txt").write_text("the model's")
     assert [file.name for file in Files(str(tmp_path)).files] == ["notes.txt"]
+
+
+def test_suffixes_match_in_capitals(tmp_path: Path):
+    for name in ("A.TXT", "C.Md", "b.txt"):
+        (tmp_path / name).write_bytes((CASES / "upper" / name).read_bytes())
+    (tmp_path / "e.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "row"}'))
+    names = [file.name for file in Files(tmp_path).files]
+    assert names == ["A.TXT", "C.Md", "b.txt", "e.JSONL.GZ"]
+    assert documents(tmp_path)[-1] == "row"
+    with pytest.raises(DataError, match=r"d.TXT.GZ: damaged gzip file"):
+        documents(CASES / "upper")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "first"),
+    [("corpus.json", 40, "A sat fell"), ("corpus.csv", 60, "Cat bird")],
+)
+def test_structured_files_are_rows_of_a_field_or_refused_with_its_key(
+    name: str, number: int, first: str
+):
+    texts = documents(CASES / name)
+    assert len(texts) == number
+    assert texts[0].startswith(first)
+    with pytest.raises(DataError, match=r"no text in the field 'body': set data.text_field .*text"):
+        documents(CASES / name, text_field="body")
+
+
+def test_newline_delimited_json_by_its_other_name(tmp_path: Path):
+    (tmp_path / "x.ndjson").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert documents(tmp_path / "x.ndjson") == ["one", "two"]
+
+
+def test_rows_of_another_encoding(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_bytes('{"text": "né"}\n{"text": "é"}\n'.encode("utf-16"))
+    assert documents(tmp_path) == ["né", "é"]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_a_separator_divides_a_file_and_is_named_where_it_is_not_used(monkeypatch, chunk: int):
+    monkeypatch.setattr("llm.data.decoding.CHUNK", chunk)
+    whole = (CASES / "eot.txt").read_text("utf-8")
+    expected = [text for text in whole.split("<|endoftext|>") if text.strip()]
+    assert documents(CASES / "eot.txt", document_separator="<|endoftext|>") == expected
+    assert len(expected) > 50
+    with pytest.warns(
+        UserWarning, match=r"eot.txt: <\|endoftext\|> occurs 59 times .*_separator='<"
+    ):
+        assert documents(CASES / "eot.txt") == [whole]
+
+
+def test_files_are_read_in_pieces(tmp_path: Path, monkeypatch):
+    """Blank documents are left out, whitespace at a piece's edge is not."""
+    monkeypatch.setattr("llm.data.decoding.CHUNK", 2)
+    (tmp_path / "a.txt").write_text("   \n a  b  \n")
+    (tmp_path / "blank.txt").write_text(" \n" * 9)
+    with pytest.warns(UserWarning, match="blank.txt is empty"):
+        pieces = list(Files(tmp_path).pieces())
+    assert len(pieces) > 3
+    assert "".join(text for text, _ in pieces) == "   \n a  b  \n"
+    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_a_dataset_on_disk_is_refused_with_the_way_out(tmp_path: Path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(DataError, match=r"save_to_disk wrote.*data=huggingface data.source.path="):
+        documents(tmp_path)

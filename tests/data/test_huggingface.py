@@ -91,3 +91,16 @@ def test_what_is_not_there_is_named(rows: Path, tmp_path: Path):
         list(HuggingFaceDataset(str(tmp_path / "missing"), split="validation").documents())
     with pytest.raises(DataError, match=r"json nothing: cannot be loaded: .*nothing"):
         list(HuggingFaceDataset("json", split="nothing", data_files=str(rows)).documents())
+
+
+def test_parquet_and_what_save_to_disk_wrote_are_read_by_their_paths(tmp_path: Path):
+    parquet = HuggingFaceDataset(str(Path(__file__).parents[1] / "cases" / "x.parquet"))
+    texts = list(parquet.documents())
+    assert len(texts) == len(parquet.dataset) > 1
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "one")
+    assert list(HuggingFaceDataset(str(tmp_path / "one")).documents()) == texts
+    parts = {"train": datasets.Dataset.from_dict({"text": ["a"]})}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "several")
+    assert list(HuggingFaceDataset(str(tmp_path / "several")).documents()) == ["a"]
+    with pytest.raises(DataError, match=r"several test: cannot be loaded: .*test"):
+        list(HuggingFaceDataset(str(tmp_path / "several"), split="test").documents())

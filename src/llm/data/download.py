@@ -10,8 +10,8 @@ from pathlib import Path
 import pooch
 
 from llm.data import cache
+from llm.data.decoding import decoded
 from llm.data.errors import DataError
-from llm.data.files import decoded
 from llm.data.source import Source
 
 

@@ -1,40 +1,43 @@
-"""Your own text: files, folders, patterns and JSON lines."""
+"""Your own text: files, folders and patterns; plain text, and rows of JSON and CSV."""
 
-import glob
-import gzip
 import json
-import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
+from llm.data.decoding import chunks, lines, suffix, warn_invalid
 from llm.data.errors import DataError
 from llm.data.fingerprint import digest
+from llm.data.paths import expand
 from llm.data.preprocessing import Preprocessing
-from llm.data.source import Source
+from llm.data.rows import read_rows
+from llm.data.source import Piece, Source, joined
 from llm.data.text import TextDataModule
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
+JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".json", ".csv", ".tsv")
 SMALL = 1 << 24  # bytes: a larger file is known by its size and time instead of its content
-ESCAPED = re.compile("[\udc80-\udcff]")  # how Python carries a byte that is not UTF-8
 
 
 class Files(Source):
-    """Each file is a document, and each row of a `.jsonl` file is one; any may be gzipped (`.gz`).
+    """Each file is a document, and so is each row of a JSON or CSV file; any may be gzipped (`.gz`).
 
-    Text is UTF-8, with any kind of line ends. Bytes that are not UTF-8 are replaced by U+FFFD and
-    counted aloud; a byte-order mark is dropped; files without text are named and left out.
+    A byte-order mark decides the encoding of a file. Bytes that cannot be decoded are replaced by U+FFFD and
+    counted in a warning; any kind of line ends is read. Files without text, and those of a folder that are not
+    read, are named or counted in warnings. Suffixes match in capitals too.
 
     Args:
         path: A file of any name; a folder, of which the files with one of the suffixes are read,
             sub-folders included, hidden ones and run directories (what a model wrote) not; a pattern
             such as `notes/**/*.md`; or several of these.
-        text_field: The field of a JSON row that holds its text.
+        text_field: The field of a JSON row, or the column of a CSV file, that holds its text.
         suffixes: Which files of a folder to read, gzipped or not.
+        encoding: The encoding of files without a byte-order mark; None for UTF-8.
+        document_separator: A string between the documents of one file; None where a file is one document.
     """
 
     def __init__(
@@ -42,11 +45,16 @@ class Files(Source):
         path: str | Path | Sequence[str | Path],
         text_field: str = "text",
         suffixes: Sequence[str] = SUFFIXES,
+        *,
+        encoding: str | None = None,
+        document_separator: str | None = None,
     ) -> None:
         self.paths = [path] if isinstance(path, str | Path) else list(path)
         self.text_field, self.suffixes = text_field, tuple(suffixes)
+        self.encoding, self.document_separator = encoding, document_separator
         self.name = ", ".join(map(str, self.paths))
         self._invalid: dict[Path, int] = {}
+        self._said: set[str] = set()
 
     @property
     def invalid_bytes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -60,74 +68,78 @@ class Files(Source):
         Raises:
             DataError: A path leads nowhere, or to a folder without text files.
         """
-        found = (file for path in self.paths for file in self._expand(Path(path).expanduser()))
-        return list(dict.fromkeys(found))
-
-    def _expand(self, path: Path) -> list[Path]:
-        if path.is_file():
-            return [path]
-        if path.is_dir():
-            runs = {file.parent for file in path.rglob("run.json")}
-            found = sorted(
-                file
-                for file in path.rglob("*")
-                if self._is_text(file, path) and runs.isdisjoint(file.parents)
-            )
-            what = f"no file that ends in {', '.join(self.suffixes)}: name others in data.suffixes"
-        else:
-            found = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns
-            found = [file for file in found if file.is_file()]
-            what = "no such file, folder or pattern: correct data.path"
-        if not found:
-            raise DataError(f"{path}: {what}")
-        return found
-
-    def _is_text(self, file: Path, folder: Path) -> bool:
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        return (
-            not hidden and file.name.removesuffix(".gz").endswith(self.suffixes) and file.is_file()
-        )
+        return list(dict.fromkeys(expand(self.paths, self.suffixes, self._say)))
 
     def documents(self) -> Iterator[str]:
         """Yield the documents.
 
         Raises:
-            DataError: A file is damaged, a JSON row is malformed or lacks the field.
+            DataError: A file is damaged or is not text, a row is malformed or lacks the field.
+        """
+        return joined(self.pieces())
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the documents in pieces of about a megabyte.
+
+        Raises:
+            DataError: As for `documents`.
         """
         for file in self.files:
             empty = True
-            for document in self._documents_in(file):
-                if document.strip():
-                    empty = False
-                    yield document
+            for piece in without_blank(self._pieces_in(file)):
+                empty = False
+                yield piece
             if empty:
-                warnings.warn(f"{file} is empty and was left out", stacklevel=2)
+                self._say(f"{file} is empty and was left out")
 
-    def _documents_in(self, file: Path) -> Iterator[str]:
-        invalid = 0
+    def _pieces_in(self, file: Path) -> Iterator[Piece]:
+        invalid: list[int] = []
+        if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
+            yield from self._fields(read_rows(file, encoding=self.encoding))
+            return
+        text = chunks(file, self.encoding, invalid.append)
+        if suffix(file) in JSON_LINES:
+            yield from self._fields(json_lines(file, lines(text)))
+        else:
+            yield from self._divided(file, text)
+        if sum(invalid) and file not in self._invalid:
+            warn_invalid(file, sum(invalid), self.encoding)
+        self._invalid[file] = sum(invalid)
 
-        def count(number: int) -> None:
-            nonlocal invalid
-            invalid += number
+    def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Piece]:
+        """The text of each row."""
+        for where, values in rows:
+            if not isinstance(text := values.get(self.text_field), str):
+                there = [name for name, value in values.items() if isinstance(value, str)]
+                raise DataError(
+                    f"{where}: no text in the field {self.text_field!r}: set data.text_field (text fields: "
+                    f"{', '.join(there) or 'none'})"
+                )
+            yield Piece(text, ends=True)
 
-        with opened(file) as stream:
-            try:
-                if file.name.removesuffix(".gz").endswith(".jsonl"):
-                    yield from rows(file, stream, self.text_field, count)
-                else:
-                    yield decoded(stream.read(), count)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise DataError(f"{file}: damaged gzip file ({error})") from None
-        if invalid and file not in self._invalid:
-            warnings.warn(
-                f"{file}: {invalid:,} bytes are not UTF-8 and were replaced by U+FFFD", stacklevel=2
-            )
-        self._invalid[file] = invalid
+    def _divided(self, file: Path, text: Iterator[str]) -> Iterator[Piece]:
+        """The documents of a text file."""
+        if self.document_separator:
+            return divided(text, self.document_separator)
+        return counted(text, END_OF_TEXT, lambda number: self._say_separator(file, number))
+
+    def _say_separator(self, file: Path, number: int) -> None:
+        self._say(
+            f"{file}: {END_OF_TEXT} occurs {number:,} times and is read as text; "
+            f"data.document_separator='{END_OF_TEXT}' ends a document there"
+        )
+
+    def _say(self, line: str) -> None:
+        """Warn, once for each line: the files are read several times."""
+        if line not in self._said:
+            self._said.add(line)
+            warnings.warn(line, stacklevel=2)
 
     def fingerprint(self) -> str:
         """The settings, and each file's name, size and content, or time where it is large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
-        return digest(f"{self.text_field} {files}".encode())
+        settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
+        return digest(f"{settings} {files}".encode())
 
 
 class FilesDataModule(TextDataModule):
@@ -146,6 +158,8 @@ class FilesDataModule(TextDataModule):
         preprocessing: Steps applied to each document.
         workers: Processes that gather batches.
         cache_dir: Where token files are kept.
+        encoding: As for Files.
+        document_separator: As for Files.
     """
 
     def __init__(
@@ -162,9 +176,18 @@ class FilesDataModule(TextDataModule):
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
         workers: int = 0,
         cache_dir: str | Path | None = None,
+        *,
+        encoding: str | None = None,
+        document_separator: str | None = None,
     ) -> None:
         super().__init__(
-            Files(path, text_field, suffixes),
+            Files(
+                path,
+                text_field,
+                suffixes,
+                encoding=encoding,
+                document_separator=document_separator,
+            ),
             tokenizer,
             context_length,
             batch_size,
@@ -177,45 +200,63 @@ class FilesDataModule(TextDataModule):
         )
 
 
-def opened(file: Path) -> BufferedReader | gzip.GzipFile:
-    """Open a file for reading bytes, unpacked where it is gzipped."""
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
-
-
-def decoded(content: bytes, count: Callable[[int], None] = lambda invalid: None) -> str:
-    """Decode UTF-8, with U+FFFD for each byte that is not; line ends become newlines."""
-    text = content.decode("utf-8-sig", errors="surrogateescape")
-    text, invalid = ESCAPED.subn("\N{REPLACEMENT CHARACTER}", text)
-    count(invalid)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def rows(
-    file: Path, lines: Iterable[bytes], field: str, count: Callable[[int], None]
-) -> Iterator[str]:
-    """Yield one field of each JSON row.
+def json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each JSON row with its file and line; blank lines are skipped.
 
     Raises:
-        DataError: A row is no JSON object, or has no text in that field; named by file and line.
+        DataError: A row is not a JSON object.
     """
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(rows, start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
         try:
-            row = json.loads(decoded(line, count))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
-        if not isinstance(row.get(field), str):
-            there = (
-                ", ".join(name for name, value in row.items() if isinstance(value, str)) or "none"
-            )
-            raise DataError(
-                f"{where}: no text in the field {field!r}: set data.text_field (text fields: {there})"
-            )
-        yield row[field]
+        yield where, row
+
+
+def divided(text: Iterable[str], separator: str) -> Iterator[Piece]:
+    """Yield the documents of a text that has a separator between them."""
+    rest = ""
+    for chunk in text:
+        *whole, rest = (rest + chunk).split(separator)
+        yield from (Piece(document, ends=True) for document in whole)
+        sure = max(0, len(rest) - len(separator) + 1)  # what follows may begin a separator
+        yield Piece(rest[:sure], ends=False)
+        rest = rest[sure:]
+    yield Piece(rest, ends=True)
+
+
+def counted(text: Iterable[str], word: str, say: Callable[[int], None]) -> Iterator[Piece]:
+    """Yield a text as one document; say how often a word occurs in it, if it does."""
+    number, end = 0, ""
+    for chunk in text:
+        number += (end + chunk).count(word)
+        end = (end + chunk)[-(len(word) - 1) :]  # too short to be counted again
+        yield Piece(chunk, ends=False)
+    yield Piece("", ends=True)
+    if number:
+        say(number)
+
+
+def without_blank(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Leave out documents of white space alone."""
+    held = ""  # white space at the beginning of a document
+    begun = False
+    for text, ends in pieces:
+        if begun:
+            yield Piece(text, ends)
+        elif (held + text).strip():
+            yield Piece(held + text, ends)
+            held, begun = "", True
+        else:
+            held += text
+        if ends:
+            held, begun = "", False
 
 
 def _state_of(file: Path) -> str:

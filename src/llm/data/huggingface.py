@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm.data.errors import DataError
+from llm.data.paths import SAVED
 from llm.data.source import Source
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ class HuggingFaceDataset(Source):
     """One split of a dataset, which `datasets` downloads, caches and reads through a memory map.
 
     Args:
-        path: The dataset's name on the hub, a local folder, or a format such as `json` or `text`.
+        path: The dataset's name on the hub; a local folder, one that `save_to_disk` wrote among them; a local
+            Parquet file; or a format such as `json` or `text`.
         name: Which configuration of it.
         split: Which split of it.
         data_files: The files, where path is a format.
@@ -49,16 +52,14 @@ class HuggingFaceDataset(Source):
             DataError: The library is missing, or finds no such dataset, split or column.
         """
         try:
-            from datasets import load_dataset
+            import datasets  # noqa: F401
         except ImportError:
             raise DataError(
                 f"{self.name}: needs the datasets library: pip install 'llm[datasets]'"
             ) from None
         try:
-            dataset = load_dataset(
-                self.path, self.configuration, split=self.split, data_files=self.data_files
-            )
-        except (OSError, ValueError, RuntimeError) as error:
+            dataset = self._load()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
                 f"{self.name}: cannot be loaded: {' '.join(str(error).split())}"
             ) from error
@@ -68,6 +69,19 @@ class HuggingFaceDataset(Source):
                 f"{', '.join(dataset.column_names)}"
             )
         return dataset.select_columns(self.text_field)
+
+    def _load(self) -> "Dataset":
+        from datasets import load_dataset, load_from_disk
+
+        place = Path(self.path).expanduser()
+        if place.suffix.lower() == ".parquet" and place.is_file():
+            return load_dataset("parquet", split=self.split, data_files=str(place))
+        if any((place / name).is_file() for name in SAVED):
+            saved = load_from_disk(str(place))
+            return saved[self.split] if isinstance(saved, dict) else saved
+        return load_dataset(
+            self.path, self.configuration, split=self.split, data_files=self.data_files
+        )
 
     def documents(self) -> Iterator[str]:
         """Yield the documents that are not empty."""

@@ -1,22 +1,20 @@
 """Rows of labelled and paired data: CSV, TSV, JSON and JSON lines, each known by its file and line."""
 
 import csv
-import gzip
 import io
 import json
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llm.data.decoding import read_text, suffix
 from llm.data.download import Download
 from llm.data.errors import DataError
-from llm.data.files import decoded, opened
 
 SHOWN = 10  # of the malformed rows, in the message that names them
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*DELIMITERS, ".json", ".jsonl")
+SUFFIXES = (*DELIMITERS, ".json", ".jsonl", ".ndjson")
 
 csv.field_size_limit(1 << 30)  # a document is no error because it is longer than 131,072 characters
 
@@ -88,18 +86,20 @@ def read_rows(
     columns: Sequence[str] | None = None,
     quoting: bool = True,
     malformed: Malformed | None = None,
+    encoding: str | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one file or of several, in order; blank lines are passed over.
 
     The name says the format: `.csv` and `.tsv` with a header, `.jsonl` with an object a line, `.json`
-    with an array of objects or an object a line; each may be gzipped (`.gz`). Text is UTF-8, with or
-    without a byte-order mark and with any kind of line ends.
+    with an array of objects or an object a line; each may be gzipped (`.gz`). Text is decoded by its
+    byte-order mark, or else as `encoding`; any kind of line ends is read.
 
     Args:
         path: The file, or the files, or one to download.
         columns: Names of the columns of a CSV or TSV file that has no header.
         quoting: Whether quotes in CSV and TSV enclose a field; without it they are part of the text.
         malformed: Where rows that are no rows at all are noted; without it the first one is an error.
+        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
 
     Raises:
         DataError: A file is missing, damaged or of another kind, a CSV or TSV file has no proper
@@ -107,13 +107,13 @@ def read_rows(
     """
     report = malformed.add if malformed is not None else _stop
     for file in files_of(path):
-        suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
-        if suffix not in SUFFIXES:
+        kind = suffix(file)
+        if kind not in SUFFIXES:
             raise DataError(f"{file}: its name ends in none of {', '.join(SUFFIXES)}")
-        text = _text_of(file)
-        if suffix in DELIMITERS:
-            yield from _delimited(file, text, DELIMITERS[suffix], columns, quoting, report)
-        elif suffix == ".json" and text.lstrip().startswith("["):
+        text = read_text(file, encoding)
+        if kind in DELIMITERS:
+            yield from _delimited(file, text, DELIMITERS[kind], columns, quoting, report)
+        elif kind == ".json" and text.lstrip().startswith("["):
             yield from _array(file, text, report)
         else:
             yield from _lines(file, text, report)
@@ -135,24 +135,6 @@ def title(path: Paths) -> str:
 
 def _stop(where: str, problem: str) -> None:
     raise DataError(f"{where}: {problem}")
-
-
-def _text_of(file: Path) -> str:
-    """The whole file: examples are held in memory anyway."""
-    invalid: list[int] = []
-    try:
-        with opened(file) as stream:
-            text = decoded(stream.read(), invalid.append)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: damaged gzip file ({error})") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    if sum(invalid):
-        warnings.warn(
-            f"{file}: {sum(invalid):,} bytes are not UTF-8 and were replaced by U+FFFD",
-            stacklevel=2,
-        )
-    return text
 
 
 def _delimited(

@@ -2,13 +2,26 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """A stretch of a document.
+
+    Attributes:
+        text: Its characters.
+        ends: Whether the document ends with it.
+    """
+
+    text: str
+    ends: bool
 
 
 class Source(ABC):
     """A corpus.
 
-    A document has to fit in memory; a corpus need not. `documents()` may be called several times
-    (to measure, to fit a tokenizer, to tokenize) and yields the same documents in the same order.
+    A corpus need not fit in memory, and neither need a document where a source reads it in pieces. Documents may
+    be read several times (to measure, to fit a tokenizer, to tokenize): they are the same, in the same order.
 
     Attributes:
         name: What a summary line calls it.
@@ -22,6 +35,20 @@ class Source(ABC):
     def documents(self) -> Iterator[str]:
         """Yield the documents, one string each."""
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the documents that have text, each in one piece or in several."""
+        return (Piece(document, ends=True) for document in self.documents() if document)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A string that changes when the documents change, told without reading them all."""
+
+
+def joined(pieces: Iterator[Piece]) -> Iterator[str]:
+    """Yield the documents that pieces make."""
+    document: list[str] = []
+    for text, ends in pieces:
+        document.append(text)
+        if ends:
+            yield "".join(document)
+            document = []

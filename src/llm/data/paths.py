@@ -1,0 +1,75 @@
+"""Which files a path means: a file, a folder, a pattern, or several of these."""
+
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from llm.data.errors import DataError
+
+SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk of `datasets` writes
+MOST_NAMED = 6  # kinds of files in a warning
+
+
+def expand(
+    paths: Sequence[str | Path],
+    suffixes: Sequence[str],
+    warn: Callable[[str], None] = lambda line: None,
+) -> Iterator[Path]:
+    """Yield the files that paths mean, in order.
+
+    Args:
+        paths: Files of any name; folders, of which the files with one of the suffixes are meant, sub-folders
+            included, hidden ones and run directories not; patterns.
+        suffixes: Which files of a folder are meant, in capitals too, gzipped or not.
+        warn: Called with a line that counts the files of a folder that are left out.
+
+    Raises:
+        DataError: A path leads nowhere, or to a folder without such files.
+    """
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            yield from _in_folder(path, tuple(each.lower() for each in suffixes), warn)
+        else:
+            found = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns
+            files = [file for file in found if file.is_file()]
+            if not files:
+                raise DataError(f"{path}: no such file, folder or pattern: correct data.path")
+            yield from files
+
+
+def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], None]) -> list[Path]:
+    if any((folder / name).is_file() for name in SAVED):
+        raise DataError(
+            f"{folder}: a dataset that save_to_disk wrote, not a folder of text files; read it with "
+            f"data=huggingface data.source.path={folder}"
+        )
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    runs = {file.parent for file in files if file.name == "run.json"}
+    shown = [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and runs.isdisjoint(file.parents)
+    ]
+    found = [file for file in shown if _name(file).endswith(suffixes)]
+    others = Counter(
+        Path(_name(file)).suffix or file.name for file in shown if file not in {*found}
+    )
+    kinds = [f"{number:,} {kind}" for kind, number in others.most_common(MOST_NAMED)]
+    more = ["…"] if len(others) > MOST_NAMED else []
+    left_out = f"{others.total():,} files ({', '.join([*kinds, *more])})"
+    if not found:
+        there = f"; it holds {left_out}" if others else ""
+        raise DataError(
+            f"{folder}: no file that ends in {', '.join(suffixes)}: name others in data.suffixes{there}"
+        )
+    if others:
+        warn(f"{folder}: {left_out} were left out; data.suffixes= names the endings that are read")
+    return found
+
+
+def _name(file: Path) -> str:
+    return file.name.lower().removesuffix(".gz")

@@ -115,7 +115,7 @@ def test_nobody_forges_the_end_of_an_answer(module):
         ({**GOOD, "chosen": " "}, "chosen is empty"),
         ({"instruction": "Two?", "chosen": "two"}, "rejected is missing"),
         ({**GOOD, "rejected": 2}, "rejected is int, not text"),
-        ({"chosen": "two", "rejected": "one"}, "instruction is missing"),
+        ({"chosen": "two", "rejected": "one"}, "prompt is missing"),
         ({**GOOD, "messages": "Two?"}, "a list of objects with role and content is needed"),
         (
             {**GOOD, "messages": [{"role": "assistant", "content": "two"}]},

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from llm.data.errors import DataError
-from llm.data.rows import Malformed, read_rows
+from llm.data.malformed import Malformed
+from llm.data.rows import Layout, read_rows
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def read(*arguments, **settings):
     return [(row.where, row.values) for row in read_rows(*arguments, **settings)]
 
 
+LAYOUT = Layout(["label", "text"], quoting=False)
 ROWS = [{"label": "spam", "text": "Win now"}, {"label": "ham", "text": "Tee, um drei? ☕"}]
 FORMATS = {
     "a.csv": 'label,text\nspam,Win now\nham,"Tee, um drei? ☕"\n',
@@ -63,7 +65,7 @@ def test_a_record_is_named_by_the_line_on_which_it_begins(write):
 
 def test_without_quoting_quotes_are_text(write):
     file = write("a.tsv", 'ham\t"Hm, she said\nspam\tCall "now"\n')
-    assert [values["text"] for _, values in read(file, ["label", "text"], quoting=False)] == [
+    assert [values["text"] for _, values in read(file, LAYOUT)] == [
         '"Hm, she said',
         'Call "now"',
     ]
@@ -142,24 +144,18 @@ def test_a_file_that_cannot_be_read_is_an_error_even_when_skipping(
         read(name, malformed=Malformed("skip"))
 
 
-def test_stop_lists_the_first_ten_and_the_way_out():
-    malformed = Malformed("stop")
-    assert malformed.close("messages") == 0
-    for line in range(1, 13):
-        malformed.add(f"a.csv, line {line}", "empty text")
-    with pytest.raises(DataError) as error:
-        malformed.close("messages")
-    lines = str(error.value).splitlines()
-    assert "12" in lines[0]
-    assert "data.malformed=skip" in lines[0]
-    assert lines[1:11] == [f"a.csv, line {line}: empty text" for line in range(1, 11)]
-    assert lines[11:] == ["… and 2 more"]
+def test_one_object_over_many_lines_is_not_rows(write):
+    file = write("a.json", json.dumps({"version": 1, "data": [{"n": 1}]}, indent=1))
+    with pytest.raises(DataError, match=r"one JSON object, not rows: .* the array under data"):
+        read(file, malformed=Malformed("stop"))
 
 
-def test_skip_warns_once_with_the_count():
-    malformed = Malformed("skip")
-    malformed.add("a.csv, line 2", "empty text")
-    malformed.add("a.csv, line 5", "empty text")
-    with pytest.warns(UserWarning, match=r"messages: 2 left out.*line 2: empty text") as warned:
-        assert malformed.close("messages") == 2
-    assert len(warned) == 1
+def test_a_mapping_names_fields_and_those_of_messages(write):
+    file = write("a.jsonl", json.dumps({"talk": [{"who": "user", "said": "hi"}], "note": "x"}))
+    layout = Layout({"messages": "talk", "role": "who", "content": "said"})
+    messages = [{"role": "user", "content": "hi"}]
+    assert read(file, layout)[0][1] == {"messages": messages, "note": "x"}
+
+
+def test_suffixes_are_read_in_capitals(write):
+    assert read(write("A.CSV", "n\n1\n")) == [("A.CSV, line 2", {"n": "1"})]

@@ -1,8 +1,10 @@
 """Examples of any kind for finetuning: read from files, split and encoded in memory."""
 
 import json
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch.utils.data import Dataset, Sampler
 from llm.data import fingerprint
 from llm.data.collation import Encoded, Packing, Padding
 from llm.data.errors import DataError
+from llm.data.malformed import Malformed
+from llm.data.messages import unused_fields
 from llm.data.module import Batch, DataModule, at_least
-from llm.data.rows import Malformed, Paths, title
+from llm.data.rows import Layout, Paths, title
 from llm.data.split import split_examples
 from llm.nn.targets import IGNORED
 from llm.tokenizers.tokenizer import Tokenizer, fit
@@ -37,6 +41,7 @@ class ExamplesDataModule(DataModule):
         test_fraction: Share of the examples to test with.
         seed: Decides the split and the order.
         workers: Processes that gather batches.
+        layout: How the rows are written in the files.
 
     Attributes:
         kind: What the examples are called together.
@@ -44,6 +49,7 @@ class ExamplesDataModule(DataModule):
         raw: The examples of each part as they were read; from `setup` on, as all that follows.
         encoded: The rows of each part as they are trained on.
         skipped: How many malformed rows were left out.
+        unused: Fields that are not read, each with the number of rows in which it holds something.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -66,8 +72,10 @@ class ExamplesDataModule(DataModule):
         test_fraction: float,
         seed: int,
         workers: int,
+        layout: Layout,
     ) -> None:
         super().__init__(batch_size, seed, workers)
+        self.layout = layout
         self.files, self.spec, self.collation = files, tokenizer, collation
         self.context_length = at_least("context_length", context_length, 1)
         self.malformed: Literal["stop", "skip"] = Malformed(malformed).policy
@@ -88,6 +96,7 @@ class ExamplesDataModule(DataModule):
         self.raw: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Encoded]] = {}
         self.skipped = 0
+        self.unused: Counter[str] = Counter()
 
     # What a subclass says
 
@@ -118,6 +127,10 @@ class ExamplesDataModule(DataModule):
     def counted_in(self) -> dict[str, object]:
         """What a loss is a mean over, as plain data: the tokenizer's tokens, unless a subclass knows better."""
         return {"tokenizer": fingerprint.of_tokenizer(self.tokenizer)}
+
+    def content(self, example: Any) -> object:
+        """What an example is, as plain data, without its place in a file."""
+        return example[1:]
 
     def group(self, example: Any) -> Any:
         """What the parts shall have equal shares of, such as a label."""
@@ -156,11 +169,40 @@ class ExamplesDataModule(DataModule):
             for part, path in self.files.items()
             if path is not None
         }
-        self.skipped = malformed.close(self.kind)
+        self.skipped = malformed.close(self.kind, sum(map(len, given.values())))
+        self._tell_unused()
         parts = self._split(self.select(given))
         for part in ("train", "validation"):
             self._require(part, parts[part])
+        self._tell_shared(parts, [part for part in given if part != "train"])
         return parts
+
+    def _tell_shared(self, parts: Mapping[str, Sequence[Any]], held_out: Iterable[str]) -> None:
+        """Name the files of their own that hold examples of the training part."""
+        trained = (
+            {json.dumps(self.content(example)) for example in parts["train"]} if held_out else set()
+        )
+        for part in held_out:
+            shared = sum(json.dumps(self.content(example)) in trained for example in parts[part])
+            if shared:
+                warnings.warn(
+                    f"data.{part}_path: {shared:,} of its {len(parts[part]):,} {self.kind} are in the training part "
+                    "too, so its figures do not show how well others are answered; leave it out to hold back a "
+                    "share of data.path, or give other files",
+                    stacklevel=2,
+                )
+
+    def note_unused(self, values: Mapping[str, Any], used: Collection[str]) -> None:
+        """Count the fields of a row that hold something and are not among those that are used."""
+        self.unused.update(unused_fields(values, used))
+
+    def _tell_unused(self) -> None:
+        """Name once the fields that nobody has read."""
+        if self.unused:
+            fields = [f"{name} ({count:,} rows)" for name, count in self.unused.items()]
+            warnings.warn(
+                f"{self.title}: fields that are not used: {', '.join(fields)}", stacklevel=2
+            )
 
     def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Take the parts that have no file of their own from the training part, group by group."""
@@ -188,10 +230,11 @@ class ExamplesDataModule(DataModule):
             self.tokenizer = self.tokenizer.with_special_tokens(self.special_tokens)
         malformed = Malformed(self.malformed)
         self.encoded = {part: self._encode_part(part, malformed) for part in self.raw}
-        self.skipped += malformed.close(self.kind)
+        self.skipped += malformed.close(self.kind, sum(map(len, self.raw.values())))
         for part in ("train", "validation"):
             self._require(part, self.raw[part])
-        content = json.dumps({part: [e[1:] for e in own] for part, own in self.raw.items()})
+        contents = {part: list(map(self.content, own)) for part, own in self.raw.items()}
+        content = json.dumps(contents)
         settings = {
             "examples": fingerprint.digest(content.encode()),
             "settings": self.settings(),
@@ -202,7 +245,7 @@ class ExamplesDataModule(DataModule):
             "seed": self.seed,
         }
         self.fingerprint = fingerprint.of_settings(settings)
-        held_out = [[e[1:] for e in self.raw.get(part, ())] for part in self.fractions]
+        held_out = [contents.get(part, []) for part in self.fractions]
         self.corpus = fingerprint.digest(json.dumps(held_out).encode())[:24]
         self.vocabulary = fingerprint.of_settings(
             {"settings": self.settings(), **self.counted_in()}

@@ -12,7 +12,7 @@ from llm.data.errors import DataError
 from llm.data.fingerprint import digest
 from llm.data.paths import expand
 from llm.data.preprocessing import Preprocessing
-from llm.data.rows import read_rows
+from llm.data.rows import Layout, read_rows
 from llm.data.source import Piece, Source, joined
 from llm.data.text import TextDataModule
 from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
@@ -95,7 +95,7 @@ class Files(Source):
     def _pieces_in(self, file: Path) -> Iterator[Piece]:
         invalid: list[int] = []
         if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
-            yield from self._fields(read_rows(file, encoding=self.encoding))
+            yield from self._fields(read_rows(file, Layout(encoding=self.encoding)))
             return
         text = chunks(file, self.encoding, invalid.append)
         if suffix(file) in JSON_LINES:

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from llm.data.collation import Encoded, Padding
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
+from llm.data.malformed import Malformed
+from llm.data.messages import messages_of, optional_text_of, text_of
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Paths, Row, read_rows
-from llm.data.template import Message, Role, Template, require_order
+from llm.data.rows import Columns, Layout, Paths, Row, read_rows
+from llm.data.shapes import INSTRUCTION, PROMPT, shape_of, unknown_shape
+from llm.data.template import Message, Template
 from llm.nn.targets import IGNORED
 
-# What other formats call the roles.
-SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+# The field of the answer, by shape; in the others it is the last message.
+ANSWERS = {INSTRUCTION.name: "output", PROMPT.name: "completion"}
 
 
 class Demonstration(NamedTuple):
@@ -44,9 +47,11 @@ class Demonstration(NamedTuple):
 class InstructionDataModule(ExamplesDataModule):
     """Batches of conversations, in which a model learns to answer.
 
-    A row of the file is an instruction, `{"instruction", "input", "output"}` (the input may be missing),
-    or a conversation, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"},
-    …]}`, which ends with the assistant.
+    A row of the file is an instruction, `{"instruction", "output"}` with `input`, `system` and `history` (pairs
+    of earlier turns, which are learned as well) beside them if need be; a prompt, `{"prompt", "completion"}`; or
+    a conversation, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which
+    ends with the assistant. Answers of `weight` 0 are not learned. Fields that hold something and are not read
+    are named in a warning.
 
     Args:
         path: A JSON, JSON lines, CSV or TSV file, or several, or one to download.
@@ -56,6 +61,10 @@ class InstructionDataModule(ExamplesDataModule):
         collation: How examples become batches.
         batch_size: B, rows in a batch.
         loss_on: What is learnt: the assistant's answers (`response`), or every token (`all`).
+        columns: As for Layout: names of fields that the files call otherwise, `{output: answer}`.
+        delimiter: As for Layout.
+        encoding: As for Layout.
+        quoting: As for Layout.
         malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
         validation_fraction: Share of the conversations to validate with.
         test_fraction: Share of the conversations to test with.
@@ -81,6 +90,10 @@ class InstructionDataModule(ExamplesDataModule):
         collation: Padding,
         batch_size: int = 8,
         loss_on: Literal["response", "all"] = "response",
+        columns: Columns = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        quoting: bool = True,
         malformed: Literal["stop", "skip"] = "stop",
         validation_fraction: float = 0.05,
         test_fraction: float = 0.1,
@@ -100,6 +113,7 @@ class InstructionDataModule(ExamplesDataModule):
             test_fraction,
             seed,
             workers,
+            Layout(columns, delimiter, encoding, quoting),
         )
         if loss_on not in ("response", "all"):
             raise ValueError(f"loss_on={loss_on}: give response or all")
@@ -107,11 +121,13 @@ class InstructionDataModule(ExamplesDataModule):
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Demonstration]:
         """The rows of some files as conversations."""
-        for row in read_rows(path, malformed=malformed):
+        for row in read_rows(path, self.layout, malformed):
             try:
                 yield conversation_of(row, self.template)
             except ValueError as error:
                 malformed.add(row.where, str(error))
+            else:
+                self.note_unused(row.values, fields_of(row.values))
 
     def texts(self, example: Demonstration) -> Iterable[str]:
         """The whole conversation as it is written down, without what is a token already."""
@@ -121,6 +137,11 @@ class InstructionDataModule(ExamplesDataModule):
     def special_tokens(self) -> Sequence[str]:
         """The template's."""
         return self.template.special_tokens
+
+    def content(self, example: Demonstration) -> object:
+        """The conversation; of its messages those that are not learned are marked."""
+        messages = [m if not m.learned else m[:2] for m in example.messages]
+        return [messages, *example[2:]]
 
     def settings(self) -> object:
         """The template, and what is learned."""
@@ -135,6 +156,8 @@ class InstructionDataModule(ExamplesDataModule):
             ValueError: there are more tokens than fit the context.
         """
         tokens, is_response = self.template.encode(example.messages, self.tokenizer)
+        if self.loss_on == "all" and not all(message.learned for message in example.messages):
+            raise ValueError("a message has weight 0, which needs data.loss_on=response")
         if len(tokens) - 1 > self.context_length:
             prompt = is_response.index(True)
             raise ValueError(
@@ -158,67 +181,45 @@ class InstructionDataModule(ExamplesDataModule):
 
 
 def conversation_of(row: Row, template: Template) -> Demonstration:
-    """A row of one of the three shapes as a conversation.
+    """A row of any shape as a conversation, up to the last answer to learn.
 
     Raises:
         ValueError: it has none of the shapes, or a conversation of it would not end with an answer.
     """
-    values = row.values
-    if "messages" in values:
-        messages = messages_of(values["messages"], "role", "content")
-    elif "conversations" in values:
-        messages = messages_of(values["conversations"], "from", "value")
-    else:
-        instruction = text_of(values, "instruction")
-        context = optional_text_of(values, "input")
-        answer = Message("assistant", text_of(values, "output"))
-        messages = [*template.messages(instruction, context), answer]
-        return Demonstration(row.where, messages, instruction, context)
-    require_order(messages)
+    values, shape = row.values, shape_of(row.values)
+    if shape is None:
+        raise unknown_shape(values, ("instruction", "output"))
+    messages = shape.read(values, template)
+    if shape.name in ANSWERS:
+        messages += answer_of(values, ANSWERS[shape.name])
+    template.require(messages)
     if messages[-1].role != "assistant":
         raise ValueError("the last message is not the assistant's, so there is no answer to learn")
-    return Demonstration(row.where, messages, messages[-2].content, "")
+    learned = [at for at, m in enumerate(messages) if m.role == "assistant" and m.learned]
+    if not learned:
+        raise ValueError("the assistant's messages have weight 0, so there is no answer to learn")
+    messages = messages[: learned[-1] + 1]
+    if shape is INSTRUCTION:
+        context = optional_text_of(values, "input")
+        return Demonstration(row.where, messages, text_of(values, "instruction"), context)
+    asked = [message.content for message in messages if message.role == "user"]
+    return Demonstration(row.where, messages, asked[-1], "")
 
 
-def messages_of(items: Any, role: str, content: str) -> list[Message]:
-    """Messages from a list of objects with these two keys; a blank system message is none.
-
-    Raises:
-        ValueError: it is no such list.
-    """
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ValueError(f"a list of objects with {role} and {content} is needed")
-    messages = []
-    for item in items:
-        speaker = text_of(item, role)
-        if speaker == "system" and not optional_text_of(item, content):
-            continue
-        messages.append(Message(cast(Role, SPEAKERS.get(speaker, speaker)), text_of(item, content)))
-    return messages
+def fields_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that `conversation_of` reads."""
+    shape = shape_of(values)
+    assert shape is not None
+    answer = (ANSWERS[shape.name],) if shape.name in ANSWERS else ()
+    return (shape.name, *shape.optional, *answer)
 
 
-def text_of(values: Mapping[str, Any], key: str) -> str:
-    """The text under a key.
-
-    Raises:
-        ValueError: there is none, or it is blank.
-    """
-    if key not in values:
-        raise ValueError(f"{key} is missing; there is {', '.join(map(str, values)) or 'nothing'}")
-    text = values[key]
-    if not isinstance(text, str):
-        raise ValueError(f"{key} is {type(text).__name__}, not text")
-    if not text.strip():
-        raise ValueError(f"{key} is empty")
-    return text
-
-
-def optional_text_of(values: Mapping[str, Any], key: str) -> str:
-    """The text under a key; empty where there is none, or it is blank.
+def answer_of(values: Mapping[str, Any], key: str) -> list[Message]:
+    """The answer under a key: text, or a list of messages.
 
     Raises:
-        ValueError: there is something else.
+        ValueError: there is none.
     """
-    found = values.get(key)
-    blank = not (found.strip() if isinstance(found, str) else found)
-    return "" if blank else text_of(values, key)
+    if isinstance(values.get(key), list):
+        return messages_of(values[key])
+    return [Message("assistant", text_of(values, key))]

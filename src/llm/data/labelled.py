@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -14,8 +15,9 @@ import torch
 from llm.data.collation import Encoded, Padding, attended
 from llm.data.errors import DataError
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
+from llm.data.malformed import Malformed
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Paths, Row, read_rows
+from llm.data.rows import Columns, Layout, Paths, Row, read_rows, title
 
 Balance = Literal["none", "undersample", "weights"]
 Repeats = Literal["text", "letters"]
@@ -52,8 +54,10 @@ class LabelledDataModule(ExamplesDataModule):
         text: The column or key of the text.
         label: The column or key of the label: text, a number or a truth value.
         classes: Names of the classes, in their order; by default those that are found, sorted.
-        columns: Names of the columns of a file without a header.
-        quoting: Whether quotes in CSV and TSV enclose a field.
+        columns: As for Layout: the names of the columns of a file without a header.
+        delimiter: As for Layout.
+        encoding: As for Layout.
+        quoting: As for Layout.
         balance: What is done about classes of unequal size in the training part: `none`; `undersample`
             draws as many of each class as the smallest has; `weights` leaves the texts and weights the
             loss by class. The other parts stay as they are.
@@ -88,7 +92,9 @@ class LabelledDataModule(ExamplesDataModule):
         text: str = "text",
         label: str = "label",
         classes: Sequence[str | int | float] | None = None,
-        columns: Sequence[str] | None = None,
+        columns: Columns = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
         quoting: bool = True,
         balance: Balance = "none",
         repeats: Repeats = "text",
@@ -111,8 +117,8 @@ class LabelledDataModule(ExamplesDataModule):
             test_fraction,
             seed,
             workers,
+            Layout(columns, delimiter, encoding, quoting),
         )
-        self.columns, self.quoting = columns, quoting
         self.text, self.label = text, label
         self.balance: Balance = balance
         self.key = {"text": words_of, "letters": letters_of}[repeats]
@@ -127,6 +133,8 @@ class LabelledDataModule(ExamplesDataModule):
         """The examples of each part: without repeats, split, and the training part balanced."""
         parts = super().read()
         labels = {example.label for example in chain(*parts.values())}
+        if not self.classes:
+            self._tell_case(labels)
         self.classes = self.classes or in_order(labels)
         if len(self.classes) < 2:
             raise DataError(
@@ -136,9 +144,22 @@ class LabelledDataModule(ExamplesDataModule):
             parts["train"] = undersampled(parts["train"], self.seed)
         return parts
 
+    def _tell_case(self, labels: Iterable[str]) -> None:
+        """Name the labels that differ only in case, which are classes of their own."""
+        alike: dict[str, list[str]] = {}
+        for label in sorted(labels):
+            alike.setdefault(label.casefold(), []).append(label)
+        groups = [" and ".join(names) for names in alike.values() if len(names) > 1]
+        if groups:
+            warnings.warn(
+                f"{self.title}: labels that differ only in case are different classes: {listed(groups)}; write "
+                "them alike if they are meant to be one class",
+                stacklevel=2,
+            )
+
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
         """The texts of some files and their labels."""
-        for row in read_rows(path, self.columns, self.quoting, malformed):
+        for row in read_rows(path, self.layout, malformed):
             try:
                 yield self._example(row)
             except ValueError as error:
@@ -152,7 +173,10 @@ class LabelledDataModule(ExamplesDataModule):
         for name, parameter in ((self.text, "text"), (self.label, "label")):
             if row.values.get(name) is None:
                 there = ", ".join(row.values) or "none"
-                raise ValueError(f"nothing under {name!r} (data.{parameter}); there are {there}")
+                raise ValueError(
+                    f"nothing under {name!r} (data.{parameter}); there are {there}: data.text and data.label name "
+                    f"two of them{', data.delimiter what separates columns' * (len(row.values) == 1)}"
+                )
         text, label = row.values[self.text], name_of(row.values[self.label])
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"no text under {self.text!r}")
@@ -162,6 +186,8 @@ class LabelledDataModule(ExamplesDataModule):
 
     def select(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
         """Each text once; where files of their own share some, what is held out keeps them."""
+        for examples in parts.values():
+            self._refuse_header(examples)
         seen: set[str] = set()
 
         def is_new(example: Example) -> bool:
@@ -171,7 +197,31 @@ class LabelledDataModule(ExamplesDataModule):
 
         kept = {part: list(filter(is_new, parts[part])) for part in reversed(parts)}
         self.repeated = sum(map(len, parts.values())) - len(seen)
+        for part, examples in parts.items():
+            if examples and not kept[part]:
+                self._refuse_shared(part, len(examples))
         return kept
+
+    def _refuse_header(self, examples: Sequence[Example]) -> None:
+        """Refuse a first row that would become a class of its own where the columns have been named."""
+        if self.layout.header is None or self.classes or not examples:
+            return
+        first = examples[0].label
+        if sum(example.label == first for example in examples) == 1:
+            raise DataError(
+                f"{examples[0].where}: {first!r} is the label of this row alone, as in a header; leave "
+                "data.columns out and let data.text and data.label name two of the header's columns, or list "
+                "the classes in data.classes"
+            )
+
+    def _refuse_shared(self, part: str, count: int) -> None:
+        others = [other for other in self.files if other != part and self.files[other] is not None]
+        keys = " and ".join(f"data.{other}_path" for other in others if other != "train")
+        raise DataError(
+            f"{title(self.files[part] or '')}: all {count:,} texts are in the files of {keys} as well, which "
+            f"leaves nothing for the {part} part; give other files, or leave {keys} out to hold back a share of "
+            "data.path"
+        )
 
     def texts(self, example: Example) -> Iterable[str]:
         """The text."""

@@ -1,15 +1,18 @@
 """Pairs of responses to a prompt, of which people, or a model, chose one and rejected the other."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llm.data.collation import Encoded, Padding, attended
+from llm.data.errors import DataError
 from llm.data.examples import ExamplesDataModule, TokenizerSpec
-from llm.data.instruction import messages_of, optional_text_of, text_of
+from llm.data.malformed import Malformed
+from llm.data.messages import is_transcript, messages_of, text_of
 from llm.data.module import Batch
-from llm.data.rows import Malformed, Paths, Row, read_rows
-from llm.data.template import Message, Template, require_order
+from llm.data.rows import Columns, Layout, Paths, Row, read_rows, title
+from llm.data.shapes import PROMPT, shape_of, unknown_shape
+from llm.data.template import Message, Template
 from llm.nn.targets import IGNORED
 
 
@@ -35,9 +38,11 @@ class PreferenceDataModule(ExamplesDataModule):
     A batch has `tokens`, `targets` and `attention`, (2B, T) each. Targets are the response's tokens, its
     end included; the prompt, which both share, and the padding on the right ask for nothing.
 
-    A row of the file is `{"instruction", "input", "chosen", "rejected"}` (the input may be missing), or
-    `{"messages": [{"role", "content"}, …], "chosen", "rejected"}`, whose last message is the user's. Pairs
-    of equal responses, which prefer nothing, are left out.
+    A row of the file has `chosen` and `rejected`, each a text or a message, and what they respond to in one of
+    the shapes of InstructionDataModule: `prompt`, `instruction` or `messages`, whose last message is the user's.
+    Or `chosen` and `rejected` are whole conversations, as messages or as transcripts (`Human: …`), which differ
+    in the last answer. Pairs of equal responses, which prefer nothing, are left out. Fields that hold something
+    and are not read are named in a warning.
 
     Args:
         path: A JSON, JSON lines, CSV or TSV file, several, or a published file.
@@ -46,6 +51,10 @@ class PreferenceDataModule(ExamplesDataModule):
         template: How messages become tokens.
         collation: How far rows are filled up, and their order.
         batch_size: B, pairs in a batch.
+        columns: As for Layout: names of fields that the files call otherwise, `{chosen: better}`.
+        delimiter: As for Layout.
+        encoding: As for Layout.
+        quoting: As for Layout.
         malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
         validation_fraction: Share of the pairs to validate with.
         test_fraction: Share of the pairs to test with.
@@ -69,6 +78,10 @@ class PreferenceDataModule(ExamplesDataModule):
         template: Template,
         collation: Padding,
         batch_size: int = 8,
+        columns: Columns = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        quoting: bool = True,
         malformed: Literal["stop", "skip"] = "stop",
         validation_fraction: float = 0.05,
         test_fraction: float = 0.1,
@@ -88,6 +101,7 @@ class PreferenceDataModule(ExamplesDataModule):
             test_fraction,
             seed,
             workers,
+            Layout(columns, delimiter, encoding, quoting),
         )
         self.template = template
         self.equal = 0
@@ -96,16 +110,25 @@ class PreferenceDataModule(ExamplesDataModule):
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
         """The pairs of some files."""
-        for row in read_rows(path, malformed=malformed):
+        for row in read_rows(path, self.layout, malformed):
             try:
                 yield as_pair(row, self.template)
             except ValueError as error:
                 malformed.add(row.where, str(error))
+            else:
+                self.note_unused(row.values, fields_of(row.values))
 
     def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         """The pairs whose responses differ: of two equal ones none is better."""
         kept = {part: [p for p in own if p.chosen != p.rejected] for part, own in parts.items()}
         self.equal = sum(map(len, parts.values())) - sum(map(len, kept.values()))
+        for part, own in kept.items():
+            if parts[part] and not own:
+                raise DataError(
+                    f"{title(self.files[part] or '')}: chosen and rejected are the same in all {len(parts[part]):,} "
+                    "pairs, so none is preferred; give other pairs, or name the fields of the two responses with "
+                    "'data.columns={chosen: …, rejected: …}'"
+                )
         return kept
 
     def texts(self, example: Pair) -> Iterable[str]:
@@ -119,6 +142,10 @@ class PreferenceDataModule(ExamplesDataModule):
     def special_tokens(self) -> Sequence[str]:
         """The template's."""
         return self.template.special_tokens
+
+    def content(self, example: Pair) -> object:
+        """The prompt's messages and the responses."""
+        return [[message[:2] for message in example.prompt], *example[2:]]
 
     def settings(self) -> object:
         """The template."""
@@ -176,15 +203,61 @@ def as_pair(row: Row, template: Template) -> Pair:
         ValueError: something is missing, empty or of a wrong kind.
     """
     values = row.values
-    chosen, rejected = text_of(values, "chosen"), text_of(values, "rejected")
-    if "messages" in values:
-        prompt = messages_of(values["messages"], "role", "content")
-        require_order(prompt)
-        if prompt[-1].role != "user":
-            raise ValueError(
-                "the last message is not the user's, so there is nothing to respond to"
-            )
+    if not {"chosen", "rejected"} & {*values}:
+        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
+    chosen, rejected = response_of(values, "chosen"), response_of(values, "rejected")
+    shape = shape_of(values)
+    if len(chosen) > 1 or len(rejected) > 1:
+        prompt, chosen, rejected = divided(chosen, rejected)
+        if shape is PROMPT and not same(PROMPT.read(values, template), prompt):
+            raise ValueError("prompt is not what chosen and rejected begin with")
+    elif shape is None:
+        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
     else:
-        context = optional_text_of(values, "input")
-        prompt = template.messages(text_of(values, "instruction"), context)
-    return Pair(row.where, prompt, chosen, rejected)
+        prompt = shape.read(values, template)
+    template.require(prompt)
+    if prompt[-1].role not in ("user", "tool"):
+        raise ValueError("the last message is not the user's, so there is nothing to respond to")
+    return Pair(row.where, prompt, chosen[0].content, rejected[0].content)
+
+
+def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
+    """A response: text, a message, or the messages or the transcript of a whole conversation.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    found = values.get(key)
+    if isinstance(found, dict):
+        return messages_of([found])
+    if isinstance(found, list) or (isinstance(found, str) and is_transcript(found)):
+        return messages_of(found)
+    return [Message("assistant", text_of(values, key))]
+
+
+Parts = tuple[list[Message], list[Message], list[Message]]
+
+
+def divided(chosen: list[Message], rejected: list[Message]) -> Parts:
+    """The prompt that two conversations share, and the answers in which they differ.
+
+    Raises:
+        ValueError: they differ in more than the last answer.
+    """
+    prompt = chosen[:-1]
+    answers = (chosen[-1], rejected[-1])
+    if rejected[:-1] != prompt or any(answer.role != "assistant" for answer in answers):
+        raise ValueError("chosen and rejected differ in more than the last answer")
+    return prompt, chosen[-1:], rejected[-1:]
+
+
+def same(given: list[Message], prompt: list[Message]) -> bool:
+    """Whether a prompt is what a conversation asks, its system message aside."""
+    return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]
+
+
+def fields_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that `as_pair` reads."""
+    shape = shape_of(values)
+    prompt = () if shape is None else (shape.name, *shape.optional)
+    return (*prompt, "chosen", "rejected")

@@ -16,15 +16,30 @@ from llm.config.build import build
 from llm.config.check import check
 from llm.tokenizers.tokenizer import Tokenizer
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
+FOLLOWING = {
+    ("user", "assistant"),
+    ("assistant", "user"),
+    ("assistant", "tool"),
+    ("tool", "tool"),
+    ("tool", "assistant"),
+}
+REQUIRED = ROLES[:3]  # of a template: few formats have a place for what a tool answers
 
 
 class Message(NamedTuple):
-    """What one side said."""
+    """What one side said.
+
+    Attributes:
+        role: who said it.
+        content: what was said.
+        learned: whether an answer is learned when the conversation is trained on.
+    """
 
     role: Role
     content: str
+    learned: bool = True
 
 
 class Piece(NamedTuple):
@@ -40,7 +55,7 @@ class Template:
     """The text before, after and between the messages of a conversation.
 
     Args:
-        begin: by role (system, user, assistant), what stands before a message.
+        begin: by role (system, user, assistant, and tool if the format has it), what stands before a message.
         end: by role, what stands after it. That of the assistant ends every answer, which a model
             has to learn, so it counts as a part of the answer.
         separator: stands between two messages.
@@ -64,8 +79,12 @@ class Template:
 
     def __post_init__(self) -> None:
         for name in ("begin", "end"):
-            if set(getattr(self, name)) != set(ROLES):
-                raise ValueError(f"{name}: give a text for each of {', '.join(ROLES)}, no others")
+            if set(getattr(self, name)) - {"tool"} != set(REQUIRED):
+                raise ValueError(
+                    f"{name}: give a text for each of {', '.join(REQUIRED)}, and at most for tool beside them"
+                )
+        if ("tool" in self.begin) != ("tool" in self.end):
+            raise ValueError("begin, end: give a text for tool in both or in neither")
         if not self.end["assistant"]:
             raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
         own = [*self.begin.values(), *self.end.values(), self.separator]
@@ -89,7 +108,7 @@ class Template:
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """The tokens of a conversation, and which belong to an assistant's answers, ends included.
+        """The tokens of a conversation, and which belong to an assistant's answers to learn, ends included.
 
         Raises:
             ValueError: the roles do not alternate, or the tokenizer lacks a special token.
@@ -134,12 +153,25 @@ class Template:
         end = self.end["assistant"]
         return [] if end in self.special_tokens else [end]
 
-    def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+    def require(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation that cannot be written down.
+
+        Raises:
+            ValueError: the roles do not alternate, or the template has no place for one.
+        """
         require_order(messages)
+        if "tool" not in self.begin and any(message.role == "tool" for message in messages):
+            raise ValueError(
+                "this template has no place for the messages of tools; use one that does, such as "
+                "data/template=chatml"
+            )
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        self.require(messages)
         if self.system_message is not None and messages[0].role != "system":
             messages = [Message("system", self.system_message), *messages]
-        for index, (role, content) in enumerate(messages):
-            answer = role == "assistant"
+        for index, (role, content, learned) in enumerate(messages):
+            answer = role == "assistant" and learned
             yield Piece((self.separator if index else "") + self.begin[role], True, False)
             yield Piece(content, False, answer)
             yield Piece(self.end[role], True, answer)
@@ -150,7 +182,7 @@ class Template:
 
     def _prompt(self, messages: Sequence[Message]) -> Iterator[Piece]:
         yield from self._pieces(messages)
-        if messages[-1].role != "user":
+        if messages[-1].role not in ("user", "tool"):
             raise ValueError("the last message must be the user's: the assistant answers it")
         yield Piece(self.separator + self.begin["assistant"], True, False)
 
@@ -189,6 +221,8 @@ def stored_template(config: DictConfig) -> Template | None:
 def require_order(messages: Sequence[Message]) -> None:
     """Let pass: perhaps a system message, then the user and the assistant in turn.
 
+    What tools answer comes after the assistant, which answers it.
+
     Raises:
         ValueError: it is otherwise; the message says where.
     """
@@ -202,5 +236,5 @@ def require_order(messages: Sequence[Message]) -> None:
     if first != "user":
         raise ValueError(f"the conversation begins with the {first}, not with the user")
     for before, after in pairwise(turns):
-        if {before.role, after.role} != {"user", "assistant"}:
+        if (before.role, after.role) not in FOLLOWING:
             raise ValueError(f"after the {before.role} comes the {after.role}: they must alternate")

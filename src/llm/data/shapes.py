@@ -1,0 +1,84 @@
+"""The shapes that rows of prompts come in: which fields a shape has, and which messages they make."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llm.data.messages import (
+    history_of,
+    is_transcript,
+    messages_of,
+    optional_text_of,
+    text_of,
+    transcript_of,
+    with_system,
+)
+from llm.data.template import Message, Template
+
+Values = Mapping[str, Any]
+
+
+class Shape(NamedTuple):
+    """A way to write down what is asked.
+
+    Attributes:
+        name: the field that tells the shape.
+        optional: other fields that are read.
+        read: the messages of a row.
+    """
+
+    name: str
+    optional: tuple[str, ...]
+    read: Callable[[Values, Template], list[Message]]
+
+
+def _instruction(values: Values, template: Template) -> list[Message]:
+    context = optional_text_of(values, "input")
+    *before, asked = template.messages(text_of(values, "instruction"), context)
+    system, history = optional_text_of(values, "system"), history_of(values.get("history"))
+    if system:
+        before = [Message("system", system)]
+    return [*before, *history, asked]
+
+
+def _conversation(name: str) -> Callable[[Values, Template], list[Message]]:
+    def read(values: Values, template: Template) -> list[Message]:
+        return with_system(optional_text_of(values, "system"), messages_of(values[name]))
+
+    return read
+
+
+def _prompt(values: Values, template: Template) -> list[Message]:
+    prompt = values["prompt"]
+    if isinstance(prompt, str) and not is_transcript(prompt):
+        messages = [Message("user", text_of(values, "prompt"))]
+    else:
+        messages = transcript_of(prompt) if isinstance(prompt, str) else messages_of(prompt)
+    return with_system(optional_text_of(values, "system"), messages)
+
+
+MESSAGES = Shape("messages", ("system",), _conversation("messages"))
+CONVERSATIONS = Shape("conversations", ("system",), _conversation("conversations"))
+INSTRUCTION = Shape("instruction", ("input", "system", "history"), _instruction)
+PROMPT = Shape("prompt", ("system",), _prompt)
+SHAPES = (MESSAGES, CONVERSATIONS, INSTRUCTION, PROMPT)
+
+
+def shape_of(values: Values) -> Shape | None:
+    """The shape of a row: the first whose field it has."""
+    return next((shape for shape in SHAPES if shape.name in values), None)
+
+
+def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
+    """What is wrong with a row of no shape, with a mapping of its fields as the way out.
+
+    Args:
+        values: the row.
+        needed: our names of the fields, in the order in which theirs are proposed.
+    """
+    theirs = list(map(str, values))
+    names = theirs if len(theirs) >= len(needed) else ["…"] * len(needed)
+    mapping = ", ".join(f"{ours}: {name}" for ours, name in zip(needed, names, strict=False))
+    return ValueError(
+        f"{needed[0]} is missing; there is {', '.join(theirs) or 'nothing'}: 'data.columns={{{mapping}}}' would "
+        "name the fields"
+    )

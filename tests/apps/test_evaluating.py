@@ -8,12 +8,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
 from llm import __main__ as command_line
 from llm.apps import training
 from llm.apps.evaluating import evaluate
+from llm.apps.exporting import export
 from llm.config.errors import ConfigError
 from llm.runs import RESULTS, Run
 
@@ -104,7 +106,8 @@ def evaluated(folder, monkeypatch):
         words = [f"weights.path={run.path}", *CPU, *overrides]
         with initialize_config_module("llm.conf", version_base="1.3"):
             report = evaluate(compose("evaluate", words))
-        assert json.loads((run.path / "evaluation.json").read_text()) == report
+        kept = max(run.path.glob("evaluation*.json"), key=lambda file: file.stat().st_mtime_ns)
+        assert json.loads(kept.read_text()) == report
         return report
 
     return run
@@ -130,6 +133,69 @@ def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
     out = capsys.readouterr().out
     assert "bits_per_byte" in out
     assert "evaluation.json" in out
+
+
+def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, folder, tmp_path):
+    """The run's own held-out text, given as a file, has the figures of the end of the training."""
+    (tokens,) = (folder / "cache" / "tokens").glob("*/validation.bin")
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())
+    report = evaluated(text, "weights.checkpoint=last", f"test_path={held_out}")
+    assert report["part"] == str(held_out)
+    assert_same_figures(report, text, "val")
+
+
+def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, tmp_path):
+    (tmp_path / "few.txt").write_text("red blue green. hat cup.\n" * 20)
+    few = f"test_path={tmp_path / 'few.txt'}"
+    own = evaluated(text, "weights.checkpoint=last", few)
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        words = [f"weights.path={text.path}", "weights.checkpoint=last"]
+        export(compose("export", [*words, f"output={tmp_path / 'exported'}"]))
+        words = ["weights=gpt2", f"weights.path={tmp_path / 'exported'}", *CPU]
+        imported = evaluate(compose("evaluate", [*words, few]))
+        with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
+            evaluate(compose("evaluate", words))
+    assert imported["figures"] == pytest.approx(own["figures"], rel=1e-5)
+    assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
+
+
+def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
+    """A run that learned lower-case text is measured on lower-case text."""
+    for name, content in {"upper": "RED Blue. " * 30, "lower": "red blue. " * 30}.items():
+        (tmp_path / f"{name}.txt").write_text(content)
+    config = text.config.read_text()
+    lowercase = "preprocessing: {lowercase: {_target_: llm.data.preprocessing.Lowercase}}"
+    text.config.write_text(config.replace("\ndata:\n", f"\ndata:\n  {lowercase}\n"))
+    try:
+        upper, lower = (
+            evaluated(text, f"test_path={tmp_path / name}.txt") for name in ("upper", "lower")
+        )
+    finally:
+        text.config.write_text(config)
+    assert upper["figures"] == lower["figures"]
+
+
+def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
+    first = text.path / "evaluation.json"
+    evaluated(text)
+    before = {file: file.read_bytes() for file in text.path.glob("evaluation*.json")}
+    assert first in before
+    evaluated(text, "weights.checkpoint=last")
+    after = {file: file.read_bytes() for file in text.path.glob("evaluation*.json")}
+    assert before.items() < after.items()
+    asked = tmp_path / "results.json"
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("evaluate", [f"weights.path={text.path}", *CPU, f"output={asked}"])
+        assert evaluate(config) == json.loads(asked.read_text())
+        with pytest.raises(ConfigError, match=r"output: .*results\.json exists; name a file"):
+            evaluate(config)
+    assert {file: file.read_bytes() for file in text.path.glob("evaluation*.json")} == after
+
+
+def test_a_text_file_has_no_parts(text, evaluated, folder):
+    with pytest.raises(ConfigError, match="part: a text has no parts and no answers; leave out"):
+        evaluated(text, f"test_path={folder / 'text.txt'}", "part=validation")
 
 
 def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated):
@@ -286,7 +352,7 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
     [
         (["part=test"], "part=test: these data have none"),
         (["part=train"], "part: 'train'"),
-        (["test_path=x.txt"], "data.test_path: no such key"),
+        (["test_path=x.txt"], "test_path: x.txt: no such file"),
         (["judge=openai", "judge.model=m"], "answers no instructions"),
         (["judge=openai"], "judge.model: has no value"),
         (["judge=openai", "judge.model=m", "judge.address=here"], "judge: address=here: give http"),

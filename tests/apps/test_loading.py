@@ -5,8 +5,17 @@ from unittest.mock import create_autospec
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
-from llm.apps.loading import load_writer, open_weights, stop_strings, use_hardware
+from llm.apps.loading import (
+    autocast,
+    load_writer,
+    open_weights,
+    placed,
+    stop_strings,
+    tell_of_cut,
+    use_hardware,
+)
 from llm.config.errors import ConfigError
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
@@ -29,6 +38,36 @@ def test_a_classifier_does_not_write(build):
         load_writer(weights, hardware)
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
+    hardware = Hardware(accelerator="cpu", precision="bf16")
+    network = build(f"model={model}").eval()
+    tokens = torch.arange(12).reshape(2, 6)
+
+    def logits() -> torch.Tensor:
+        """Of two steps with a cache, as in generation."""
+        with torch.inference_mode(), autocast(hardware):
+            cache = network.new_cache(2)
+            return torch.cat([network(part, cache=cache) for part in tokens.split(3, dim=1)], dim=1)
+
+    before = logits()
+    assert placed(network, hardware) is network
+    assert torch.equal(logits(), before)
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert {parameter.dtype for layer in linear for parameter in layer.parameters()} == {
+        torch.bfloat16
+    }
+    assert network.embedding.weight.dtype == torch.float32  # a lookup is not rounded
+
+
+def test_loading_draws_nothing(build, monkeypatch):
+    weights = create_autospec(Weights, instance=True, path="outputs/x")
+    weights.model.side_effect = build
+    state = torch.get_rng_state()
+    load_writer(weights, Hardware(accelerator="cpu", precision=32))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_hardware_is_resolved_and_its_threads_are_used():
     threads = torch.get_num_threads()
     node = {"_target_": "llm.hardware.Hardware", "accelerator": "cpu", "threads": threads + 1}
@@ -45,3 +84,19 @@ def test_hardware_is_resolved_and_its_threads_are_used():
 @pytest.mark.parametrize(("stop", "texts"), [("ab", ["ab"]), (["a", "b"], ["a", "b"]), ([], [])])
 def test_a_stop_string_alone_is_one(stop, texts):
     assert stop_strings(OmegaConf.create({"stop": stop})) == texts
+
+
+@pytest.mark.parametrize(
+    ("lengths", "which", "read"),
+    [([100], "100 tokens", 36), ([3, 70, 65], "2 of 3 prompts", 38)],
+)
+def test_a_prompt_that_is_cut_is_told(build, capsys, lengths, which, read):
+    tell_of_cut(build("size.context_length=64"), [[1] * length for length in lengths])
+    assert capsys.readouterr().err == (
+        f"note: prompt: {which}, more than the model's context of 64; of the longest the last {read} tokens are read\n"
+    )
+
+
+def test_a_prompt_that_fits_is_not_told_of(build, capsys):
+    tell_of_cut(build("size.context_length=64"), [[1] * 64, [1]])
+    assert capsys.readouterr().err == ""

@@ -64,6 +64,11 @@ def test_it_continues_the_prompt_in_the_words_it_learned(written, capsys):
     assert len(set(text.split()) & learned) >= 3
 
 
+def test_a_prompt_longer_than_the_context_is_told(written, capsys):
+    written(f"prompt='{'the cat sat. ' * 80}'", "max_tokens=1")
+    assert "more than the model's context of" in capsys.readouterr().err
+
+
 def test_the_same_seed_writes_the_same_and_another_something_else(written):
     words = ("prompt='the'", "max_tokens=40", "sampler.temperature=1.5", "sampler.top_k=null")
     assert written(*words, "seed=1") == written(*words, "seed=1")

@@ -5,7 +5,14 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
+from llm.apps.loading import (
+    autocast,
+    load_writer,
+    open_weights,
+    stop_strings,
+    tell_of_cut,
+    use_hardware,
+)
 from llm.apps.writing import read_prompts
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
@@ -37,6 +44,7 @@ def choose(config: DictConfig) -> list[str]:
         starts, end_token, stops = openings(template, tokenizer, prompts)
     stops = [*stops, *stop_strings(config)]
     model = load_writer(weights, hardware)
+    tell_of_cut(model, starts, key="prompt" if config.prompts_file is None else "prompts_file")
     with mistakes_at("best_of"), autocast(hardware):
         answers = best_of(
             model,

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from llm.apps.loading import autocast, open_weights, use_hardware
+from llm.apps.loading import autocast, open_weights, placed, use_hardware
 from llm.config.build import mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.collation import attended
 from llm.models.classifier import Classifier
+from llm.nn.init import Undrawn
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
 
@@ -44,7 +45,9 @@ def classify(config: DictConfig) -> None:
     if config.batch_size < 1:
         raise ConfigError(f"batch_size={config.batch_size}: give 1 or more")
     classes = trained_classes(weights)
-    model, tokenizer = weights.model().to(hardware.accelerator), weights.tokenizer()
+    with Undrawn():
+        model = placed(weights.model(), hardware)
+    tokenizer = weights.tokenizer()
     assert isinstance(model, Classifier)
     size = 1 if config.file is None else config.batch_size
     with mistakes_at("text"), autocast(hardware):

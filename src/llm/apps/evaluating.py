@@ -1,28 +1,36 @@
 """How a run is measured, and its answers rated."""
 
 import json
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from llm.apps.loading import autocast, use_hardware
+from llm.apps.loading import autocast, load_writer, open_weights, use_hardware
 from llm.apps.rating import rate
 from llm.apps.reporting import plain, table
 from llm.apps.restoring import restore
 from llm.callbacks.responses import answer, row_of
-from llm.config.build import build
+from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.config.whitelist import locate
 from llm.console import new_console
+from llm.data.files import Files
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
+from llm.data.preprocessing import Preprocessing, steps_of
+from llm.data.text import TextDataModule
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
+from llm.evaluation.text import measure_text
 from llm.hardware import Hardware
 from llm.runs import RESULTS, now, versions
 from llm.tasks.task import Task
 from llm.weights.run import RunWeights
+from llm.weights.weights import Weights
 
 CONSOLE = new_console()
 
@@ -31,17 +39,104 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """Measure what a composed configuration of `llm evaluate` asks for, print it and keep it.
 
     Returns:
-        What `evaluation.json` in the run directory holds.
+        What the file of results holds.
 
     Raises:
-        UserError: the configuration is wrong, the run is none, or its data have changed; the run has
-            no answers to judge, or the judge does not answer.
+        UserError: the configuration is wrong, there are no such weights, or the run's data have changed; the
+            run has no answers to judge, or the judge does not answer.
     """
     check(config)
-    weights, judge = build(config.weights), build(config.judge)
+    weights = open_weights(config)
+    file = results_file(config, weights)
+    report = plain(
+        evaluate_text(config, weights)
+        if predicts_text(config, weights)
+        else evaluate_run(config, weights)
+    )
+    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    CONSOLE.print(table(report))
+    CONSOLE.print(f"kept in {file}", soft_wrap=True)
+    return report
+
+
+def results_file(config: DictConfig, weights: Weights) -> Path:
+    """Where the results go: into a new file, so that no earlier results are lost.
+
+    Raises:
+        ConfigError: the file asked for exists, or its folder does not.
+    """
+    if config.output is not None:
+        file = Path(config.output)
+        if file.exists():
+            raise ConfigError(f"output: {file} exists; name a file that does not")
+        if not file.parent.is_dir():
+            raise ConfigError(f"output: {file.parent} is not a folder; create it first")
+        return file
+    place = Path(weights.path)
+    first = (place if place.is_dir() else Path()) / "evaluation.json"
+    numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
+    return next(file for file in chain([first], numbered) if not file.exists())
+
+
+def predicts_text(config: DictConfig, weights: Weights) -> bool:
+    """Whether a text file is what to measure on: for a model that was trained on text, or that is imported.
+
+    Raises:
+        ConfigError: imported weights without a file.
+    """
     if not isinstance(weights, RunWeights):
-        raise ConfigError("weights: llm evaluate measures runs; use weights=run weights.path=…")
-    other = config.against
+        if config.test_path is None:
+            raise ConfigError(
+                f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
+            )
+        return True
+    task = locate(weights.config.task._target_, weights.config.trust)
+    return config.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
+    """Measure a language model on text files."""
+    unused = [name for name in ("part", "judge", "against") if config[name] is not None]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
+    hardware = use_hardware(config)
+    files = Files(config.test_path)
+    with mistakes_at("test_path"):
+        files.files  # noqa: B018 - a missing file is found before a model is loaded
+    model = load_writer(weights, hardware)
+    steps = training_preprocessing(weights)
+    with autocast(hardware):
+        result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
+    return {
+        **origin(weights, result.description),
+        "part": config.test_path,
+        "figures": result.figures,
+    }
+
+
+def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
+    """The steps that a run's training text went through; none for imported weights."""
+    data = weights.config.get("data")
+    if data is None:
+        return ()
+    check(OmegaConf.create({"data": data, "trust": weights.config.trust}))
+    return steps_of(build(data.get("preprocessing") or {}))
+
+
+def origin(weights: Weights, data: str) -> dict[str, Any]:
+    """What was measured, on which data, when and with which versions."""
+    return {
+        "run": str(weights.path),
+        "checkpoint": getattr(weights, "checkpoint", None),
+        "data": data,
+        "date": now(),
+        "versions": versions(),
+    }
+
+
+def evaluate_run(config: DictConfig, weights: RunWeights) -> dict[str, Any]:
+    """Measure a run on a part of its data, or on a file in their form."""
+    judge, other = build(config.judge), config.against
     theirs = None if other is None else read_answers(Path(other) / RESULTS["responses"])
     hardware = use_hardware(config)
     data, task = restore(weights, hardware, config.test_path, config.malformed)
@@ -50,12 +145,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if (judge or theirs is not None) and not answering:
         raise ConfigError("judge, against: this run answers no instructions; leave both out")
     report = {
-        "run": str(weights.path),
-        "checkpoint": weights.checkpoint,
-        "data": data.describe(),
+        **origin(weights, data.describe()),
         "part": config.test_path or part,
-        "date": now(),
-        "versions": versions(),
         "figures": measure(task, data, part, hardware),
     }
     if answering:
@@ -65,11 +156,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         report |= rate(answers, theirs, judge, weights.run.path / "judgements.jsonl")
     if theirs is not None:
         report["against"] = {"against": other, **report["against"]}
-    report = plain(report)
-    file = weights.run.path / "evaluation.json"
-    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    CONSOLE.print(table(report))
-    CONSOLE.print(f"kept in {file}", soft_wrap=True)
     return report
 
 

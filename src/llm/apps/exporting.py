@@ -9,6 +9,7 @@ from llm.apps.loading import open_weights
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.json_object import read_object
+from llm.nn.init import Undrawn
 from llm.weights.export import require_room, write
 from llm.weights.weights import Weights
 
@@ -30,7 +31,9 @@ def export(config: DictConfig) -> list[Path]:
     folder = Path(config.output)
     require_room(folder, config.overwrite)
     require_language_model(weights)
-    model, tokenizer = weights.language_model(), weights.tokenizer()
+    with Undrawn():
+        model = weights.language_model()
+    tokenizer = weights.tokenizer()
     files = write(model, tokenizer, folder, config.max_shard_gb, config.overwrite)
     for file in files:
         print(f"{file.stat().st_size:>15,} bytes  {file}")

@@ -1,5 +1,7 @@
 """What the verbs that train nothing have in common: a model out of some weights, on some hardware."""
 
+import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,8 +10,10 @@ from torch import nn
 
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError
+from llm.generation.decoding import window_start
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
+from llm.nn.init import Undrawn
 from llm.weights.weights import Weights
 
 
@@ -44,13 +48,32 @@ def load_writer(weights: Weights, hardware: Hardware) -> nn.Module:
     Raises:
         ConfigError: the weights do not fit, or the model is none that writes.
     """
-    model = weights.model()
+    with Undrawn():
+        model = weights.model()
     if isinstance(model, Classifier):
         raise ConfigError(
             f"weights.path: {weights.path} is a classifier or a reward model and writes nothing; "
             "see llm classify, or name the run that it began from"
         )
-    return model.to(hardware.accelerator)
+    return placed(model, hardware)
+
+
+def placed(model: nn.Module, hardware: Hardware) -> nn.Module:
+    """Move a model to where it computes, its matrices in the precision that they are multiplied in.
+
+    `autocast` would convert each float32 matrix again at every call, which at one token a call costs more than
+    the product itself. Converted once, the results are the same to the bit. Embeddings and norms are read in
+    float32, so a tied head gets a converted matrix of its own.
+    """
+    model = model.to(hardware.accelerator)
+    dtype = low_precision(hardware)
+    if dtype is not None:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                for name, parameter in layer.named_parameters(recurse=False):
+                    converted = parameter.detach().to(dtype)
+                    setattr(layer, name, nn.Parameter(converted, requires_grad=False))
+    return model
 
 
 def stop_strings(config: DictConfig) -> list[str]:
@@ -58,8 +81,36 @@ def stop_strings(config: DictConfig) -> list[str]:
     return [config.stop] if isinstance(config.stop, str) else list(config.stop)
 
 
+def low_precision(hardware: Hardware) -> torch.dtype | None:
+    """The dtype that matrix products run in, if it is not float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
+
+
 def autocast(hardware: Hardware) -> AbstractContextManager[object]:
     """The precision that matrix products run in."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
+    dtype = low_precision(hardware)
     device = torch.device(hardware.accelerator).type
     return torch.autocast(device, dtype) if dtype else nullcontext()
+
+
+def tell_of_cut(model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt") -> None:
+    """Say on standard error which prompts are longer than the model's context, of which it reads the end.
+
+    Args:
+        model: with its `context_length`.
+        prompts: the tokens of each.
+        key: where the prompts were named.
+    """
+    context: int = model.context_length  # pyright: ignore[reportAssignmentType]
+    long = [len(prompt) for prompt in prompts if len(prompt) > context]
+    if not long:
+        return
+    which = (
+        f"{max(long):,} tokens" if len(prompts) == 1 else f"{len(long)} of {len(prompts)} prompts"
+    )
+    read = max(long) - window_start(max(long), context)
+    print(
+        f"note: {key}: {which}, more than the model's context of {context:,}; of the longest "
+        f"the last {read:,} tokens are read",
+        file=sys.stderr,
+    )

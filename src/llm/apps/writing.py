@@ -5,7 +5,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
+from llm.apps.loading import (
+    autocast,
+    load_writer,
+    open_weights,
+    stop_strings,
+    tell_of_cut,
+    use_hardware,
+)
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
@@ -30,6 +37,7 @@ def write(config: DictConfig) -> list[str]:
     with mistakes_at("prompt"):
         starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
     model = load_writer(weights, hardware)
+    tell_of_cut(model, starts, key="prompt" if config.prompts_file is None else "prompts_file")
     pieces = stream_tokens(
         model,
         tokenizer,

@@ -15,8 +15,10 @@ Norms begin as they were made, scale 1 and shift 0.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def gpt2(model: nn.Module, std: float = 0.02) -> None:
@@ -86,3 +88,25 @@ def _scale_residual_writes(model: nn.Module) -> None:
 def _reset(module: nn.Module) -> None:
     if callable(reset := getattr(module, "reset_parameters", None)):
         reset()
+
+
+class Undrawn(TorchFunctionMode):
+    """A context in which a module is built without drawing its parameters, because all of them are about to be read.
+
+    Drawing a model of 135 million parameters takes several times as long as reading it. Buffers are computed as ever.
+    """
+
+    DRAWS = (
+        *(Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_),
+        *(nn.init.xavier_normal_, nn.init.xavier_uniform_),
+        *(nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave a tensor as it is, where it would be filled with random numbers."""
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

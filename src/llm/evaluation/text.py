@@ -1,0 +1,118 @@
+"""How well a language model predicts a text: each token once, in windows, whatever the length of the text."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from llm.data.errors import DataError
+from llm.data.files import Files
+from llm.data.preprocessing import Preprocessing
+from llm.data.sampler import ValidationSampler
+from llm.data.token_file import TokenFile, token_dtype
+from llm.data.tokenization import Part, progress_bar, tokenize
+from llm.data.windows import ValidationWindows
+from llm.evaluation.perplexity import Perplexity
+from llm.tokenizers.tokenizer import Tokenizer
+
+TOKENS_AT_ONCE = 4096  # through the model
+LOGITS_AT_ONCE = 512  # rows of V logits: 100 MB for a vocabulary of 50,000
+
+
+class TextResult(NamedTuple):
+    """What a text has shown of a model.
+
+    Attributes:
+        description: what the text is, in a line.
+        figures: `loss` in nats per token, `perplexity`, `bits_per_byte`.
+    """
+
+    description: str
+    figures: dict[str, float]
+
+
+def measure_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    files: Files,
+    *,
+    preprocessing: Sequence[Preprocessing] = (),
+) -> TextResult:
+    """Measure a language model on the text of files.
+
+    The text is tokenized to a temporary file and read in windows of the model's context, so memory does not grow
+    with its length. Windows lie side by side: every token but the first is predicted once, from what stands
+    before it in its window.
+
+    Args:
+        model: a language model: `hidden`, `head` and `context_length`.
+        tokenizer: the one that the model was trained with. What it puts before every text is put before every
+            window, and is not predicted.
+        files: where the documents are.
+        preprocessing: the steps that the model's training text went through.
+
+    Raises:
+        DataError: the text cannot be read or encoded, or has fewer than two tokens.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "text.bin"
+        part = _write(path, tokenizer, _documents(files, preprocessing), name=files.name)
+        file = TokenFile(path, token_dtype(tokenizer.vocab_size))
+        metric = Perplexity(part.bytes / part.tokens).to(_device(model))
+        _measure(model, file, begin=tokenizer.ends[0], metric=metric)
+    description = (
+        f"{files.name}: {part.documents:,} documents, {part.tokens:,} tokens, "
+        f"{part.bytes / part.tokens:.2f} bytes a token"
+    )
+    return TextResult(description, metric.compute())
+
+
+def _documents(files: Files, preprocessing: Sequence[Preprocessing]) -> Iterator[str]:
+    for document in files.documents():
+        for step in preprocessing:
+            document = step(document)
+        if document:
+            yield document
+
+
+def _write(path: Path, tokenizer: Tokenizer, documents: Iterable[str], *, name: str) -> Part:
+    documents = iter(documents)
+    first = list(islice(documents, 2))
+    separator = tokenizer.end_of_text if len(first) == 2 else None  # as in training
+    try:
+        part = tokenize(chain(first, documents), tokenizer, path, separator)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    if part.tokens < 2:
+        raise DataError(f"{name}: holds {part.tokens} tokens, and measuring takes 2 or more")
+    return part
+
+
+@torch.inference_mode()
+def _measure(model: Any, file: TokenFile, *, begin: Sequence[int], metric: Perplexity) -> None:
+    length = min(model.context_length - len(begin), len(file) - 1)
+    windows = ValidationWindows(file, length)
+    batches = ValidationSampler(len(windows), max(1, TOKENS_AT_ONCE // length))
+    device = _device(model)
+    with progress_bar() as bar:
+        for numbers in bar.track(batches, total=len(batches), description="measuring"):
+            batch = {name: value.to(device) for name, value in windows[numbers].items()}
+            before = torch.tensor(begin, dtype=torch.long, device=device)
+            tokens = torch.cat([before.expand(len(numbers), -1), batch["tokens"]], dim=1)
+            # (B, begin + T, C) to rows of C, as the logits of all of them need not exist at once
+            states = model.hidden(tokens).hidden[:, len(begin) :].flatten(0, 1)
+            targets = batch["targets"].flatten()
+            for rows, wanted in zip(
+                states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True
+            ):
+                metric.update(model.head(rows)[None], wanted[None])
+
+
+def _device(model: Any) -> torch.device:
+    return model.head.weight.device

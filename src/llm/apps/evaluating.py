@@ -1,6 +1,7 @@
 """How a run is measured, and its answers rated."""
 
 import json
+import sys
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -186,6 +187,8 @@ def measure(task: Task, data: DataModule, part: str, hardware: Hardware) -> dict
         enable_progress_bar=CONSOLE.is_terminal,
         enable_model_summary=False,
     )
+    if not CONSOLE.is_terminal:
+        print(f"measuring the {part} part", file=sys.stderr, flush=True)
     run = trainer.test if part == "test" else trainer.validate
     run(task, datamodule=data, verbose=False)
     return {name.partition("/")[2]: value for name, value in task.figures.items()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.data.tokenization import progress_bar
+from llm.bars import progress_bar
 from llm.evaluation import pairwise, pointwise
 from llm.evaluation.answers import Answer, difference, matched, quality
 from llm.evaluation.judge import Judgements, Question

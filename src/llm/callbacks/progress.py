@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from llm.bars import progress_bar
 from llm.console import new_console
 from llm.tasks.task import Task
 
@@ -46,6 +47,7 @@ class ProgressBar(Callback):
         self.seconds = seconds
         self.console = new_console(highlight=True)
         self.progress: Progress | None = None
+        self._testing: Progress | None = None
         self._task_id: Any = None
         self._last_refresh = 0.0
         self._last_line = 0  # the step that it told of
@@ -104,6 +106,29 @@ class ProgressBar(Callback):
         if trainer.is_global_zero:
             self.console.print(f"step {step}/{trainer.max_steps}: {figures(pl_module, shown)}")
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show how far the test is, which may take minutes."""
+        if trainer.is_global_zero:
+            self._testing = progress_bar()
+            self._testing.start()
+            self._task_id = self._testing.add_task("testing", total=sum(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar; after the last batch it makes way for what other callbacks show."""
+        if self._testing is not None:
+            self._testing.advance(self._task_id)
+            if batch_idx + 1 == sum(trainer.num_test_batches):
+                self._testing.stop()
+                self._testing = None
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the full bar standing."""
         if self.progress is not None:
@@ -115,9 +140,10 @@ class ProgressBar(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Give the terminal back."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        for bar in (self.progress, self._testing):
+            if bar is not None:
+                bar.stop()
+        self.progress = self._testing = None
 
 
 def figures(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:

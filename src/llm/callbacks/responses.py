@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from llm import distributed
+from llm.bars import progress_bar
 from llm.callbacks.samples import Samples
 from llm.data.instruction import Demonstration, InstructionDataModule
 from llm.data.module import DataModule
 from llm.data.preference import Pair, PreferenceDataModule
-from llm.data.tokenization import progress_bar
 from llm.evaluation.answers import figures, write_answers
 from llm.generation.responses import respond
 from llm.generation.sampling import Sampler

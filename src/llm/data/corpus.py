@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from llm.bars import progress_bar
 from llm.data import fingerprint
 from llm.data.errors import DataError
 from llm.data.preprocessing import Preprocessing
@@ -14,7 +15,7 @@ from llm.data.source import Source
 from llm.data.split import Documents, Split, published_split, split
 from llm.data.token_cache import cached, is_whole, write_metadata
 from llm.data.token_file import token_dtype
-from llm.data.tokenization import progress_bar, tokenize
+from llm.data.tokenization import tokenize
 from llm.tokenizers import char
 from llm.tokenizers.tokenizer import Tokenizer, fit
 

@@ -1,21 +1,12 @@
 """From documents to a token file, in batches: the corpus is never in memory as a whole."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from llm.console import new_console
 from llm.data.token_file import token_dtype
 from llm.tokenizers.tokenizer import Tokenizer
 
@@ -104,16 +95,3 @@ def pieces(document: str) -> Iterator[tuple[str, bool]]:
         yield document[start : cut.start()], False
         start = cut.start()
     yield document[start:], True
-
-
-def progress_bar() -> Progress:
-    """A bar on standard error, where a person is there to see it."""
-    return Progress(
-        TextColumn("{task.description}", style="progress.description", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=new_console(stderr=True, highlight=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )

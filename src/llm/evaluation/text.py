@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from llm.bars import progress_bar
 from llm.data.errors import DataError
 from llm.data.files import Files
 from llm.data.preprocessing import Preprocessing
 from llm.data.sampler import ValidationSampler
 from llm.data.token_file import TokenFile, token_dtype
-from llm.data.tokenization import Part, progress_bar, tokenize
+from llm.data.tokenization import Part, tokenize
 from llm.data.windows import ValidationWindows
 from llm.evaluation.perplexity import Perplexity
 from llm.tokenizers.tokenizer import Tokenizer

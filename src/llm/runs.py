@@ -14,7 +14,6 @@ The directory is found again by its name, which the overrides give it: no time s
 """
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -25,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -33,11 +32,20 @@ from omegaconf import DictConfig
 from llm.config.errors import UserError
 from llm.config.fingerprint import IGNORE, is_among, recipe
 from llm.config.words import key_of, values
+from llm.files import RESTORE, FileError, read_object, require_own, write_json
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 LONGEST_NAME = 120
+# What a record holds where it holds it; the other entries are only shown.
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "task", "command", "error", "fingerprint", "recipe", "data"), (str,)),
+    **dict.fromkeys(("corpus", "vocabulary", "base", "status", "started"), (str,)),
+    **dict.fromkeys(("steps", "stopped_at", "max_steps", "seconds"), (int, float)),
+    "seed": (int, float, str),
+    "trained": (bool,),
+}
 # What a person would look at first, where the task makes it.
 RESULTS = {
     "picture": "loss.png",
@@ -100,6 +108,9 @@ class Run:
 
     Args:
         path: the directory; it need not exist yet.
+
+    Raises:
+        FileError: it holds a link that leads out of it, a pipe, or a damaged record.
     """
 
     path: Path
@@ -107,8 +118,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
+        require_own(self.path, "checkpoints")
         if self._json.is_file():
-            self.record = json.loads(self._json.read_text("utf-8"))
+            self.record = _checked(read_object(self._json), self._json)
 
     @property
     def _json(self) -> Path:
@@ -172,10 +184,7 @@ class Run:
         """Add entries to run.json, atomically: a reader sees the old record or the new one."""
         self.record |= entries
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.record, indent=2, sort_keys=False, default=str) + "\n"
-        partial = self._json.with_name(f".{self._json.name}.{os.getpid()}")
-        partial.write_text(text, "utf-8")
-        partial.replace(self._json)
+        write_json(self._json, self.record)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -255,6 +264,23 @@ class FollowedRun(Run):
     def set_aside(self) -> Path | None:
         """Begin afresh as the first rank does."""
         self.record = {}
+
+
+def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A record whose entries are of the kinds that are sorted, counted and compared.
+
+    Raises:
+        FileError: one is of another kind.
+    """
+    for key, kinds in KINDS.items():
+        value = record.get(key)
+        if value is not None and type(value) not in kinds:
+            words = " or ".join(kind.__name__ for kind in kinds)
+            raise FileError(f"{file}: {key} is {value!r:.60}, not {words}; {RESTORE}")
+    if record.get("status", "new") not in get_args(Status):
+        known = ", ".join(get_args(Status))
+        raise FileError(f"{file}: status is {record['status']!r:.60}, not {known}; {RESTORE}")
+    return record
 
 
 def set_aside(path: Path) -> Path:

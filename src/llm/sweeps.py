@@ -9,7 +9,6 @@
 The runs themselves stand where they always do; a sweep only points to them.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.config.errors import UserError
+from llm.files import RESTORE, FileError, read_object, require_own, write_json
 from llm.runs import ClaimedRunError, Run, now, set_aside
 
 FILE = "sweep.json"
@@ -69,7 +69,7 @@ class Job:
         nor is that a run was done which has been trained anew since.
         """
         file = self.file("json")
-        outcome = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        outcome = read_object(file) if file.is_file() else {}
         is_ours = self._about().items() <= outcome.items()
         is_old = outcome.get("status") == "done" and outcome.get("run") != self._told()
         return outcome if is_ours and not is_old else {}
@@ -151,7 +151,11 @@ class Sweep:
         file = self.path / FILE
         if not file.is_file():
             raise NoSweepError(f"{self.path} holds no {FILE}: it is no sweep's folder")
-        return json.loads(file.read_text("utf-8"))
+        require_own(self.path, "jobs")
+        plan = read_object(file)
+        if not (isinstance(plan.get("jobs"), list) and all(map(_is_entry, plan["jobs"]))):
+            raise FileError(f"{file}: holds no list of jobs; {RESTORE}")
+        return plan
 
     @property
     def name(self) -> str:
@@ -240,9 +244,21 @@ class Sweep:
         )
 
 
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of a plan is a job: a stranger's number must not be the way to another folder."""
+    if not isinstance(entry, dict):
+        return False
+    words = entry.get("overrides")
+    return (
+        type(entry.get("number")) is int
+        and isinstance(words, list)
+        and all(isinstance(word, str) for word in words)
+        and all(isinstance(entry.get(key), str) for key in ("directory", "request"))
+        and isinstance(entry.get("identity"), dict)
+    )
+
+
 def write(file: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", "utf-8")
-    partial.replace(file)
+    write_json(file, content, indent=1)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from made_runs import make
 
@@ -67,13 +69,16 @@ ODD = [
     {"vocabulary": ["x"]},
     {"task": 5},
     {"corpus": {"a": 1}},
+    {"status": "finished"},
+    {"steps": "10"},
 ]
 
 
 def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
     make(tmp_path / "good", [5.0, 4.0])
     for place, odd in enumerate(ODD):
-        make(tmp_path / f"odd{place}", **odd)
+        run = make(tmp_path / f"odd{place}")
+        (run.path / "run.json").write_text(json.dumps(run.record | odd))
     old = {"without": ("overrides", "choices", "recipe")}
     make(tmp_path / "quote", command='llm train model=llama "x', **old)
     make(tmp_path / "large", parameters=10**400)

@@ -1,6 +1,5 @@
 """How a run is measured, and its answers rated."""
 
-import json
 import sys
 from collections.abc import Sequence
 from itertools import chain, count
@@ -27,8 +26,9 @@ from llm.data.preprocessing import Preprocessing, steps_of
 from llm.data.text import TextDataModule
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
 from llm.evaluation.text import measure_text
+from llm.files import write_json
 from llm.hardware import Hardware
-from llm.runs import RESULTS, now, versions
+from llm.runs import RESULTS, Run, now, versions
 from llm.tasks.task import Task
 from llm.weights.run import RunWeights
 from llm.weights.weights import Weights
@@ -54,7 +54,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         if predicts_text(config, weights)
         else evaluate_run(config, weights)
     )
-    file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(file, report)
     CONSOLE.print(table(report))
     CONSOLE.print(f"kept in {file}", soft_wrap=True)
     return report
@@ -138,7 +138,7 @@ def origin(weights: Weights, data: str) -> dict[str, Any]:
 def evaluate_run(config: DictConfig, weights: RunWeights) -> dict[str, Any]:
     """Measure a run on a part of its data, or on a file in their form."""
     judge, other = build(config.judge), config.against
-    theirs = None if other is None else read_answers(Path(other) / RESULTS["responses"])
+    theirs = None if other is None else read_answers(Run(Path(other)).path / RESULTS["responses"])
     hardware = use_hardware(config)
     data, task = restore(weights, hardware, config.test_path, config.malformed)
     part = choose_part(data, config.part, config.test_path)

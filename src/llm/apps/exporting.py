@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm.apps.loading import open_weights
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.config.json_object import read_object
+from llm.files import read_object
 from llm.nn.init import Undrawn
 from llm.weights.export import require_room, write
 from llm.weights.weights import Weights

@@ -13,6 +13,7 @@ from llm.config.fingerprint import difference
 from llm.config.sections import DEFERRED
 from llm.config.whitelist import locate
 from llm.data.module import DataModule
+from llm.files import read_yaml
 from llm.hardware import Hardware
 from llm.runs import Run, short
 from llm.tasks.task import Task
@@ -27,7 +28,7 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     """
     if not run.last.exists() or run.record.get("fingerprint") == new:
         return  # without a checkpoint nothing was learned that could be lost
-    before = OmegaConf.load(run.config)
+    before = read_yaml(run.config)
     if "classes" in config.data and config.data.classes is None:
         before.data.classes = None  # those that were found had been written down
     lines = difference(before, config)

@@ -38,6 +38,7 @@ from llm.config.whitelist import locate
 from llm.config.words import key_of
 from llm.console import new_console
 from llm.data.module import DataModule
+from llm.files import read_yaml, write_text
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
@@ -283,7 +284,7 @@ def save(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> 
         place = config.weights and config.weights.get(key)
         if place and Path(place).exists():
             saved.weights[key] = str(Path(place).resolve())
-    OmegaConf.save(saved, run.config)
+    write_text(run.config, OmegaConf.to_yaml(saved))
     data.tokenizer.save(run.tokenizer)
 
 
@@ -495,7 +496,7 @@ def _say_done(run: Run) -> None:
     say(
         f"{short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
         "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
-        f"  {_next_command(run, OmegaConf.load(run.config))}"
+        f"  {_next_command(run, read_yaml(run.config))}"
     )
 
 

@@ -1,6 +1,7 @@
 """The picture of a run: its loss, and what else a task is known by, against steps."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from llm.files import read_text, replacing
 from llm.runs import Run
 
 LOSS = {"loss": "cross-entropy (nats a token)"}
@@ -53,8 +55,7 @@ def draw(metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = L
         Figure,
     )  # half a second to import: only when there is something to draw
 
-    with metrics.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(metrics), newline="")))
     height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
@@ -73,7 +74,8 @@ def draw(metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = L
             axes.legend(frameon=False)
     all_axes[0].set(title=title)
     all_axes[-1].set(xlabel="optimizer steps")
-    figure.savefig(picture)
+    with replacing(picture) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _plot(axes: Any, rows: list[dict[str, str]], column: str, **style: Any) -> None:

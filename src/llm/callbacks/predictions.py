@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from llm.data.module import DataModule
+from llm.files import replacing
 from llm.tasks.classification import Classification
 from llm.tasks.task import Task
 
@@ -46,7 +47,7 @@ class Predictions(Callback):
 
 def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows(rows)
@@ -76,4 +77,5 @@ def draw(counts: Int[Tensor, "N N"], classes: Sequence[str], picture: Path, titl
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 4 else 0)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="label", title=title)
-    figure.savefig(picture)
+    with replacing(picture) as partial:
+        figure.savefig(partial, format="png")

@@ -15,6 +15,7 @@ from llm import distributed
 from llm.config.errors import ConfigError
 from llm.console import new_console
 from llm.data.module import DataModule
+from llm.files import open_for_appending, read_text
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.generation.text import first_tokens
@@ -119,13 +120,13 @@ class Samples(Callback):
 
 def append(file: Path, texts: Sequence[tuple[int, str]]) -> None:
     """Add texts to a file of samples, each with its step."""
-    with file.open("a", encoding="utf-8") as lines:
+    with open_for_appending(file) as lines:
         lines.writelines(f"=== step {step}\n{text}\n" for step, text in texts)
 
 
 def read(file: Path) -> list[tuple[int, str]]:
     """The texts of a file of samples, each with its step."""
-    _, *parts = re.split(r"^=== step (\d+)\n", file.read_text("utf-8"), flags=re.MULTILINE)
+    _, *parts = re.split(r"^=== step (\d{1,18})\n", read_text(file), flags=re.MULTILINE)
     return [
         (int(step), text.removesuffix("\n"))
         for step, text in zip(parts[::2], parts[1::2], strict=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm.config.errors import UserError
 from llm.runs import Run, short
@@ -13,10 +13,6 @@ from llm.sweeps import FILE, Sweep
 DEEPEST = 4
 # What reading a file that something else wrote may end in.
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-WORDS = (
-    *("status", "name", "task", "command", "error"),
-    *("fingerprint", "recipe", "corpus", "data", "vocabulary"),
-)
 
 
 class Found(NamedTuple):
@@ -50,7 +46,6 @@ def find(folders: Sequence[str | Path]) -> Found:
             is_empty = False
             try:
                 run = read()
-                _require_kinds(run.record)
                 runs[run.path.resolve()] = run
             except ODD as error:
                 line = " ".join(str(error).split())
@@ -74,17 +69,6 @@ def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
             continue
         for job in jobs:
             yield job.directory / "run.json", lambda job=job: job.run
-
-
-def _require_kinds(record: Any) -> None:
-    """Let nothing of another kind than a run records reach what sorts, counts and compares it."""
-    if not isinstance(record, dict):
-        raise TypeError("not a JSON object")
-    for key in WORDS:
-        if not isinstance(record.get(key), str | None):
-            raise TypeError(f"{key} is not a text")
-    if not isinstance(record.get("seed"), str | int | float | None):
-        raise TypeError("seed is not a number")
 
 
 def _fail(error: Exception) -> Run:

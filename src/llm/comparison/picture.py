@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm.comparison.interval import Estimate, estimate
 from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, natural
+from llm.files import replacing
 
 if TYPE_CHECKING:
     from llm.comparison.table import Table
@@ -80,7 +81,8 @@ def draw(table: "Table", path: Path) -> bool:
         if len(grid) > 1:
             axes_of[0].set_title(panels[0].part.label, loc="left")
         _legend(axes_of[len(panels) - 1])
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
     return True
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
 from llm.config.errors import UserError, suggestion
 from llm.console import new_console
+from llm.files import write_text
 from llm.runs import Run
 from llm.units import UNKNOWN
 
@@ -88,11 +88,11 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, write in (("table.csv", self.csv), ("table.md", self.markdown)):
-            (folder / f".{os.getpid()}.{name}").write_text(write(), "utf-8")
-            written.append(name)
-        if draw(self, folder / f".{os.getpid()}.loss.png"):
-            written.append("loss.png")
-        return [(folder / f".{os.getpid()}.{name}").replace(folder / name) for name in written]
+            write_text(folder / name, write())
+            written.append(folder / name)
+        if draw(self, folder / "loss.png"):
+            written.append(folder / "loss.png")
+        return written
 
     def csv(self) -> str:
         """Comma-separated values; intervals are given by half their width."""

@@ -1,6 +1,5 @@
 """Answers beside their references: read from a run's file, measured, and matched with another run's."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from llm.config.errors import ConfigError
 from llm.evaluation.confidence import bootstrap, wilson
 from llm.evaluation.exact_match import exact_match
 from llm.evaluation.rouge import rouge_l
+from llm.files import read_json, write_json
 
 
 class Answer(NamedTuple):
@@ -33,7 +33,7 @@ def read_answers(file: Path) -> list[Answer]:
         ConfigError: the file is missing, or holds something else.
     """
     try:
-        return answers_of(json.loads(file.read_text("utf-8")))
+        return answers_of(read_json(file))
     except FileNotFoundError:
         raise ConfigError(
             f"{file} is missing: the answers of a run, which `llm train experiment=instruct` and "
@@ -48,7 +48,7 @@ def read_answers(file: Path) -> list[Answer]:
 
 def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Write rows as a run's `responses.json` has them, and give them as `read_answers` would."""
-    file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(file, rows)
     return answers_of(rows)
 
 

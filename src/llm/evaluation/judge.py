@@ -7,6 +7,7 @@ the form that was asked for.
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.evaluation.openai import OpenAI
+from llm.files import open_for_appending, read_bytes
 from llm.runs import now
 
 RULES = """\
@@ -131,22 +133,23 @@ class Judgements:
 
     def _keep(self, **record: Any) -> None:
         line = json.dumps(record, ensure_ascii=False) + "\n"
-        with self._lock, self.file.open("a+b") as file:
-            if file.tell() and not _ends_whole(file):
-                line = "\n" + line
-            file.write(line.encode("utf-8", "replace"))
+        with self._lock, open_for_appending(self.file) as file:
+            file.write(line if _ends_whole(self.file) else f"\n{line}")
 
 
-def _ends_whole(file: Any) -> bool:
-    file.seek(-1, 2)
-    return file.read(1) == b"\n"
+def _ends_whole(file: Path) -> bool:
+    with file.open("rb") as opened:
+        if not opened.seek(0, os.SEEK_END):
+            return True
+        opened.seek(-1, os.SEEK_END)
+        return opened.read() == b"\n"
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The records of a file; a line cut short, as a killed process leaves it, is passed over."""
     if not file.is_file():
         return
-    for line in file.read_bytes().split(b"\n"):
+    for line in read_bytes(file).split(b"\n"):
         try:
             record = json.loads(line)
             if record["id"] and record["answers"]:

@@ -1,6 +1,7 @@
 """`metrics.csv`: every metric by step, in a file that survives crashes and resumes."""
 
 import csv
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, TextIO
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
+
+from llm.files import open_for_appending, read_text, replacing
 
 
 class CSVLogger(Logger):
@@ -95,19 +98,19 @@ class CSVLogger(Logger):
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(self.path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self.path)
         if self._file is not None:
             self._file.close()
-        self._file = self.path.open("a", buffering=1, newline="", encoding="utf-8")
+        self._file = open_for_appending(self.path)
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics file; a last line that a crash cut short is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     return [row for row in rows if None not in row.values()]

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llm.files import FileError, read_json, replacing
+
 END_OF_TEXT = "<|endoftext|>"
 
 # A file names its kind and may choose from these only: reading a stranger's file imports nothing of theirs.
@@ -144,10 +146,8 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to one JSON file, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
-        partial.replace(path)
+        with replacing(Path(path)) as partial:
+            partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
@@ -170,8 +170,8 @@ def load(path: str | Path) -> Tokenizer:
         ValueError: The file is damaged or of an unknown kind; the message names it.
     """
     try:
-        state = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        state = read_json(Path(path))
+    except FileError as error:
         raise ValueError(f"{path} is not a tokenizer file: {error}") from error
     kind = state.pop("kind", None) if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:

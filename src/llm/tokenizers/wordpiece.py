@@ -15,7 +15,7 @@ from pathlib import Path
 from string import punctuation
 from typing import Any
 
-from llm.config.json_object import read_object
+from llm.files import read_object, read_text
 from llm.tokenizers.tokenizer import Tokenizer, well_formed
 
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -156,7 +156,7 @@ def read(folder: Path) -> WordPieceTokenizer:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
     config = folder / "tokenizer_config.json"
     settings = read_object(config) if config.is_file() else {}
-    pieces = file.read_text("utf-8").removesuffix("\n").split("\n")
+    pieces = read_text(file).removesuffix("\n").split("\n")
     return WordPieceTokenizer(pieces, lowercase=settings.get("do_lower_case", True))
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llm.config.errors import ConfigError
+from llm.files import write_json
 from llm.models.gpt import GPT
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import Learned, Rotary
@@ -166,4 +167,4 @@ def _move(partial: Path, folder: Path) -> list[Path]:
 
 
 def _write_json(path: Path, content: Settings) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    write_json(path, content)

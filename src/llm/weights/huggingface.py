@@ -17,7 +17,7 @@ from torch import nn
 from llm.config.build import mistakes_at
 from llm.config.composition import open_loader
 from llm.config.errors import ConfigError
-from llm.config.json_object import read_object
+from llm.files import read_object
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.key_map import KeyMap
 from llm.weights.stored import Stored, in_safetensors, in_torch_file

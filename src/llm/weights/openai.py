@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm.config.build import mistakes_at
 from llm.config.errors import ConfigError
-from llm.config.json_object import read_object
+from llm.files import read_object
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.huggingface import Folder, Settings
 from llm.weights.stored import Stored

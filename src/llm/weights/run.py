@@ -14,6 +14,7 @@ from llm.adapters.lora import merge
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.files import read_yaml
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
 from llm.weights.checkpoint import digest_of, stored_weights
@@ -189,7 +190,7 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: a value would be looked up elsewhere, such as in this machine's environment.
     """
-    config = OmegaConf.load(file)
+    config = read_yaml(file)
     plain = OmegaConf.to_container(config, resolve=False)
     for part in _parts(plain):
         looked_up = [value for value in _items(part) if isinstance(value, str) and "${" in value]

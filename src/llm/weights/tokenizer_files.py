@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from llm.config.json_object import read_object
+from llm.files import read_object, read_text, write_json
 from llm.tokenizers.bpe import BYTES, BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
@@ -62,7 +62,7 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     added = vocabulary.with_name("added_tokens.json")
     special = read_object(added) if added.is_file() else {}
     try:
-        pairs = split_merges(merges.read_text("utf-8"))
+        pairs = split_merges(read_text(merges))
         return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
     except ValueError as error:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
@@ -90,7 +90,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> 
         "clean_up_tokenization_spaces": False,
     }
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    write_json(path, settings)
 
 
 def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

@@ -1,0 +1,231 @@
+"""Files of folders that anybody may have made: read within bounds, and written whole.
+
+A run, a sweep or a published model may be a stranger's. A link in it can lead to a file of the user's, reading
+a pipe never ends, and a short text can unfold to more than the memory holds.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm.config.errors import ConfigError
+
+LARGEST = 2**28  # bytes of a text file; the tokenizers of published models take some 20 MB
+LARGEST_YAML = 2**20  # bytes; it is parsed slowly, and a run's configuration takes some 10 kB
+RESTORE = "restore the file from a copy"
+# Far faster where PyYAML was built with libyaml.
+PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class FileError(ConfigError, ValueError):
+    """A file is not what it should be; a constructor that reads one may let it pass as a wrong value."""
+
+
+# Folders
+
+
+def require_own(folder: Path, *within: str) -> None:
+    """Let pass a folder that holds nothing but files and folders of its own.
+
+    Args:
+        folder: the folder, which need not exist.
+        within: folders inside it, the content of which is looked at as well.
+
+    Raises:
+        FileError: a link leads out of it, or something is neither a file nor a folder, such as a pipe.
+    """
+    if not folder.is_dir():
+        return
+    for path in _entries(folder, within):
+        if path.is_symlink():
+            require_within(path, folder)
+        require_regular(path)
+
+
+def _entries(folder: Path, within: Collection[str]) -> Iterator[Path]:
+    for path in folder.iterdir():
+        yield path
+        if path.name in within and not path.is_symlink():
+            yield from path.rglob("*")
+
+
+def require_within(path: Path, folder: Path) -> None:
+    """Let pass a path that lies in a folder when its links are followed.
+
+    Raises:
+        FileError: it lies elsewhere.
+    """
+    try:
+        is_within = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        is_within = False
+    if not is_within:
+        raise FileError(
+            f"{path}: is a link that leads out of its folder; put the file itself there, or delete the link"
+        )
+
+
+def require_regular(path: Path) -> None:
+    """Let pass a file, a folder, or a name at which there is nothing.
+
+    Raises:
+        FileError: there is something else, such as a pipe or a device.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileError(f"{path}: is neither a file nor a folder; delete it, or put the file there")
+
+
+# Reading
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: the file.
+        most: the number of bytes above which it is not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is no file, is too large, or cannot be read.
+    """
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise FileError(
+                    f"{path}: has {size:,} bytes, more than the {most:,} that such a file may have; "
+                    "put the right file there"
+                )
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); put the file there") from None
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The content of a text file in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it cannot be read, or is not text.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: is not UTF-8 text (byte {error.start}); {RESTORE}") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it cannot be read, or is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: is not JSON ({error}); {RESTORE}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileError: there is no such file, or it holds something else.
+    """
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        raise FileError(f"{path.parent} has no {path.name}; put the file there") from None
+    if not isinstance(found, dict):
+        raise FileError(f"{path}: holds no JSON object; {RESTORE}")
+    return found
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """The mapping that a YAML file holds.
+
+    An alias takes a few bytes, and ten levels of ten aliases unfold to ten thousand million values: a file that
+    was written by us has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it cannot be read, is not YAML, has aliases, or holds something else.
+    """
+    text = read_text(path, LARGEST_YAML)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=PARSER)):
+            raise FileError(f"{path}: has YAML aliases (*name); write the values out")
+        found = OmegaConf.load(io.StringIO(text))
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise FileError(f"{path}: is not YAML ({line}); {RESTORE}") from None
+    if not isinstance(found, DictConfig) or not found:
+        raise FileError(f"{path}: holds no YAML mapping; {RESTORE}")
+    return found
+
+
+# Writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The name of a file to write beside another one, whose place it takes when it is written.
+
+    So a reader sees the old content or the new, and a link in the place of the file is not followed.
+
+    Raises:
+        FileError: a link stands there that leads out of the folder.
+    """
+    if path.is_symlink():
+        require_within(path, path.parent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.touch(exist_ok=False)  # anew, and not through a link
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole; half of a character becomes a question mark."""
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8", "replace")
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write a JSON file whole; what JSON does not know is written as text."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
+    write_text(path, text + "\n")
+
+
+def open_for_appending(path: Path) -> TextIO:
+    """A text file in UTF-8, to add lines to, each of which is written at once.
+
+    Raises:
+        FileError: a link stands there that leads out of the folder.
+    """
+    if path.is_symlink():
+        require_within(path, path.parent)
+    if (
+        path.is_file() and path.stat().st_nlink > 1
+    ):  # the same file under another name stays as it is
+        with replacing(path) as partial:
+            shutil.copyfile(path, partial)
+    return path.open("a", buffering=1, encoding="utf-8", errors="replace", newline="")

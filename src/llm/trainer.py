@@ -91,11 +91,16 @@ def make_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     directory: Path,
+    *,
+    before: bool = False,
 ) -> L.Trainer:
-    """Lightning's trainer, lean: no extra bars, summaries or sanity runs, and an endless epoch.
+    """Lightning's trainer, lean: no extra bars or summaries, and an endless epoch.
 
     Data order is a function of (seed, batch number), so an epoch is a word for the budget only: one
     endless epoch resumes from any step.
+
+    With `before` the weights are validated as they are before the first step: Lightning's sanity check over the
+    whole validation part, which leaves random states as it found them.
     """
     for owner in (task, *callbacks):
         skip_empty_hooks(owner)
@@ -117,7 +122,7 @@ def make_trainer(
         check_val_every_n_epoch=None,
         limit_val_batches=settings.val_batches,
         log_every_n_steps=settings.log_every,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1 if before else 0,
         default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),

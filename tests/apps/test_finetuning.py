@@ -8,7 +8,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from llm.apps import training
+from llm.comparison.result import Result
 from llm.config.errors import ConfigError
+from llm.loggers.csv import read
 from llm.runs import Run
 from llm.weights.run import RunWeights
 
@@ -54,6 +56,43 @@ def test_a_finetune_resumes_to_the_bit(finetune, stop_at, adapter):
         )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
+    before, after = (read(run.metrics) for run in (whole, parts))
+    assert [row["step"] for row in after if row["step"] == "0"] == ["0"]
+    assert [row["val/loss"] for row in before] == [row["val/loss"] for row in after]
+
+
+@pytest.fixture
+def without_before(monkeypatch):
+    """Leaves out the validation before the first step."""
+    make = training.make_trainer
+    monkeypatch.setattr(training, "make_trainer", lambda *given, before: make(*given, before=False))
+
+
+def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
+    finetune, base, request, capsys
+):
+    run = finetune("run", "callbacks.early_stopping.patience=1")
+    assert "step 0/12: " in capsys.readouterr().out
+    (before, *_) = read(run.metrics)
+    expected = Run(base.path).record["metrics"]["val/loss"]
+    assert (before["step"], before["train/loss"]) == ("0", "")
+    assert float(before["val/loss"]) == pytest.approx(expected, abs=1e-6)
+    assert "0" not in {row["step"] for row in read(base.metrics)}
+    assert (
+        Result(run).figures["best_loss"] == torch.load(run.last)["callbacks"]["Checkpoints"]["best"]
+    )
+
+    request.getfixturevalue("without_before")
+    other = finetune("other", "callbacks.early_stopping.patience=1")
+    for name in ("last", "best"):
+        left, right = (
+            torch.load(getattr(each, name), weights_only=True)["state_dict"]
+            for each in (run, other)
+        )
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    columns = ("step", "train/loss", "val/loss")
+    rows = [[tuple(row[c] for c in columns) for row in read(r.metrics)] for r in (run, other)]
+    assert rows[0][1:] == rows[1]
 
 
 @pytest.mark.parametrize("adapter", ["lora", "prefix", "last_block"])

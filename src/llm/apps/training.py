@@ -140,7 +140,10 @@ def train(
             say_undivided(config, hardware)
             loggers = progress.loggers
             callbacks = make_callbacks(config, task, data)
-            trainer = make_trainer(settings, hardware, steps, task, callbacks, loggers, run.path)
+            trainer = make_trainer(
+                *(settings, hardware, steps, task, callbacks, loggers, run.path),
+                before=weights is not None and resume is None,
+            )
             progress.trainer = trainer
             trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
             run.update(trained=True)

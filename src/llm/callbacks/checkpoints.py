@@ -51,6 +51,8 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `best.ckpt` where this validation was the best, then `last.ckpt`."""
         assert isinstance(pl_module, Task)
+        if trainer.sanity_checking:  # before the first step
+            return
         loss = pl_module.figures["val/loss"]
         if loss < self.best:
             require_finite(pl_module, trainer.global_step)

@@ -30,6 +30,8 @@ class EarlyStopping(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count this validation for or against going on."""
         assert isinstance(pl_module, Task)
+        if trainer.sanity_checking:  # before the first step
+            return
         loss = pl_module.figures["val/loss"]
         if loss < self.best - self.min_delta:
             self.best, self.waited = loss, 0

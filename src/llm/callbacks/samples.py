@@ -84,6 +84,8 @@ class Samples(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, show and keep: the first rank, or all together where none has the whole model."""
         assert isinstance(pl_module, Task)
+        if trainer.sanity_checking:  # before the first step
+            return
         if trainer.is_global_zero or pl_module.is_sharded:
             texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
             if trainer.is_global_zero:

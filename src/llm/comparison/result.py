@@ -101,10 +101,13 @@ class Result:
 
     # What it reached
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """The numbers of `metrics.csv` by step; none where there is no such file, or a damaged one."""
-        return self._metrics[0]
+        """The numbers of `metrics.csv` by step, from the first on; none where the file is missing or damaged.
+
+        What a finetune measures before its first step is not a result of its own, and its weights are not kept.
+        """
+        return [row for row in self._metrics[0] if row["step"] > 0]
 
     @property
     def damage(self) -> str | None:

@@ -184,14 +184,14 @@ class Task(L.LightningModule):
 
     def _record_results(self, part: str) -> None:
         metrics = {f"{part}/{name}": value for name, value in self.results().items()}
-        if part == "val":
+        before = self.trainer.sanity_checking  # the weights that a finetune begins from
+        if part == "val" and not before:
             require_finite_loss("validation loss", metrics["val/loss"], self.global_step)
-        if not self.trainer.sanity_checking:
-            self.record(metrics)
-            # For callbacks of Lightning's own, which look for what they monitor there.
-            self.trainer.callback_metrics.update(
-                {name: torch.tensor(value) for name, value in metrics.items()}
-            )
+        self.record(metrics)
+        # For callbacks of Lightning's own, which look for what they monitor there.
+        self.trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in metrics.items()}
+        )
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over the groups, each of which remembers its peak learning rate."""

@@ -162,7 +162,7 @@ def row_of(conversation: Demonstration, response: str) -> dict[str, Any]:
     return {
         "instruction": conversation.instruction,
         "input": conversation.context,
-        "messages": [message._asdict() for message in conversation.prompt],
+        "messages": [{"role": m.role, "content": m.content} for m in conversation.prompt],
         "reference": conversation.reference,
         "response": response,
     }

@@ -13,6 +13,49 @@ from omegaconf import OmegaConf
 import llm.__main__ as command
 from llm import __version__
 
+BERT_PREDICTS = (
+    "model: BERT sees the tokens that it would have to predict; finetune it as a classifier "
+    "(experiment=classify), or choose a causal model such as model=gpt"
+)
+# Every rule that spans sections of a configuration, as a command line breaks it, and the line that it ends in.
+ACROSS = [
+    ("train model=bert", BERT_PREDICTS),
+    ("train model=bert check=true", BERT_PREDICTS),
+    ("plan model=bert tokenizer=byte trainer.max_steps=1", BERT_PREDICTS),
+    ("train -m model=bert,gpt2", f"model=bert | {BERT_PREDICTS}"),
+    ("train experiment=instruct model=bert", BERT_PREDICTS),
+    ("train experiment=prefer model=bert", BERT_PREDICTS),
+    ("train experiment=grpo model=bert", BERT_PREDICTS),
+    (
+        "train task=classification",
+        "data: Classification learns from data such as data=labelled, and these are a TextDataModule; "
+        "choose other data= or another task=",
+    ),
+    (
+        "train data=labelled data.path=rows.csv check=true",
+        "data: Pretraining learns from data such as data=text, and these are a LabelledDataModule; "
+        "choose other data= or another task=",
+    ),
+    (
+        "train size=nano data.context_length=128",
+        "data.context_length: 128 is more than the model's 64; set size.context_length, which both follow",
+    ),
+    (
+        "train adapter=lora",
+        "adapter: it would freeze weights that nobody has trained; give some with weights=run "
+        "weights.path=…, or leave it out with adapter=none",
+    ),
+    (
+        "generate weights.path=x best_of=0",
+        "best_of: 0 answers are none; give 1, or more and a reward",
+    ),
+    (
+        "generate weights.path=x best_of=3",
+        "best_of: several answers and a reward that chooses go together; give both, such as best_of=8 "
+        "reward=run reward.path=outputs/reward/…",
+    ),
+]
+
 HEAVY = ("torch", "lightning", "hydra", "omegaconf", "numpy")
 HYDRA_ONLY = ("torch", "lightning", "numpy")
 
@@ -98,6 +141,21 @@ def test_a_wrong_override_is_one_line(llm):
     assert (status, out) == (2, "")
     assert err.startswith("model=gpt3: no such option; did you mean gpt2?")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("line", "told"), ACROSS, ids=[line for line, _ in ACROSS])
+def test_rules_across_sections_fire_from_the_command_line(llm, tmp_path, monkeypatch, line, told):
+    monkeypatch.chdir(tmp_path)
+    assert llm(*line.split()) == (2, "", f"{told}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("experiment=classify", "data.path=rows.csv", "tokenizer=byte", "model=bert")
+    status, out, err = llm("train", *words, "check=true")
+    assert (status, err) == (0, "")
+    assert "point" in out
 
 
 def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):

@@ -396,3 +396,22 @@ def test_files_are_replaced_at_once_and_nothing_else_is_left(tmp_path):
         path.name for path in written
     )
     assert (tmp_path / "sweep" / "table.csv").read_text() == table.csv()
+
+
+def test_a_loss_on_visible_targets_is_not_ranked(tmp_path):
+    honest = make(tmp_path / "gpt", [6.0, 4.0], settings={"model": "gpt"})
+    leaking = make(tmp_path / "bert", [6.0, 0.1], settings={"model": "bert"})
+    table = compare([leaking, honest])
+    assert column(table, "model") == ["gpt", "bert"]
+    assert column(table, "rank") == [1, None]
+    assert table.best == [honest]
+    assert table.notes[0] == (
+        "model=bert: BERT saw the tokens that it was to predict; its loss is not ranked"
+    )
+    classifiers = [
+        make(
+            tmp_path / f"{name}-c", [1.0, loss], settings={"model": name, "task": "classification"}
+        )
+        for name, loss in (("gpt", 0.5), ("bert", 0.1))
+    ]
+    assert column(compare(classifiers), "rank") == [1, 2]

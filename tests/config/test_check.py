@@ -185,12 +185,13 @@ def test_rules_over_the_whole(problems):
     assert not any("more than" in line for line in problems(config)), "shorter rows fit"
 
 
-def test_a_model_that_sees_ahead_does_not_learn_to_write(problems):
-    bert = {"_target_": "llm.models.bert.BERT"}
-    task = {"_target_": "kit.x", "model": bert}
-    assert any(line.startswith("model: BERT sees the tokens") for line in problems({"task": task}))
-    task["model"] = {"_target_": "llm.models.classifier.Classifier", "body": bert}
-    assert not any(line.startswith("model: BERT") for line in problems({"task": task}))
+def test_rules_read_parts_where_they_are_referred_to(problems):
+    config = {
+        "model": "${task.model}",
+        "task": {"_target_": "kit.x", "model": model(context_length=64)},
+        "data": {"_target_": "kit.x", "context_length": 128},
+    }
+    assert any("128 is more than the model's 64" in line for line in problems(config))
 
 
 def test_trust_itself_is_checked(problems):

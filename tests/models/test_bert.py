@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm.generation.decoding import generates
 from llm.models.classifier import Classifier, first_token, last_token
 
 TOKENS = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -85,3 +86,8 @@ def test_it_learns_to_guess_what_only_later_tokens_tell(build):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 < 2.08 - 0.1 < losses[0], "from chance, ln 8, to knowing"
+
+
+def test_bert_says_what_it_cannot_do(bert):
+    assert not bert.causal
+    assert not generates(bert)

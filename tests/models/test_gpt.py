@@ -296,3 +296,11 @@ def test_training_compiles_into_one_graph():
     # In a process of its own: the shape checks of this one would be traced as well.
     result = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_model_is_causal_if_its_mask_is(build):
+    assert build().causal
+    assert build("model/mask=sliding_window").causal
+    model = build()
+    model.mask = lambda queries, keys: (queries[:, None] - keys[None, :]).abs() < 2
+    assert not model.causal

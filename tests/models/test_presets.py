@@ -60,3 +60,38 @@ def test_one_dropout_for_all(build):
     model = build("model=gpt2", "model.dropout=0.3")
     rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.3}
+
+
+# Of size nano with 97 tokens.
+COUNTS = {"gpt": 104_960, "gpt2": 110_400, "llama": 119_232, "bert": 114_913}
+
+
+def biases(model):
+    """Which projections of the blocks have biases."""
+    blocks = model.blocks.named_modules()
+    return {
+        name.split(".", 1)[1]: module.bias is not None
+        for name, module in blocks
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_options_of_a_part_differ_in_their_name_alone(build, preset):
+    """Whatever feed-forward layer or attention is chosen, the model's biases stay as its preset has them."""
+    expected = preset in ("gpt2", "bert")
+    for group in ("feed_forward", "attention"):
+        for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
+            if path.stem == "no_bias":
+                continue
+            found = biases(build(f"model={preset}", f"model/{group}={path.stem}"))
+            assert set(found.values()) == {expected}, path.stem
+    found = biases(build(f"model={preset}", "model/attention=no_bias"))
+    assert not found["attention.query_key_value"]
+    assert not found["attention.output"]
+    assert found["feed_forward.output"] == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_as_many_parameters_as_ever(build, preset):
+    assert sum(p.numel() for p in build(f"model={preset}").parameters()) == COUNTS[preset]

@@ -39,7 +39,7 @@ def test_feed_forward_is_two_projections():
 
 def test_gated_feed_forward_is_three():
     torch.manual_seed(0)
-    layer = GatedFeedForward(8, hidden_dim=12)
+    layer = GatedFeedForward(8, hidden_dim=12, bias=False)
     x = torch.randn(2, 3, 8)
     hidden = F.silu(x @ layer.gate.weight.T) * (x @ layer.input.weight.T)
     torch.testing.assert_close(layer(x), hidden @ layer.output.weight.T)

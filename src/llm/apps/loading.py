@@ -10,7 +10,7 @@ from torch import nn
 
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError
-from llm.generation.decoding import window_start
+from llm.generation.decoding import generates, window_start
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import Undrawn
@@ -54,6 +54,11 @@ def load_writer(weights: Weights, hardware: Hardware) -> nn.Module:
         raise ConfigError(
             f"weights.path: {weights.path} is a classifier or a reward model and writes nothing; "
             "see llm classify, or name the run that it began from"
+        )
+    if not generates(model):
+        raise ConfigError(
+            f"weights.path: {weights.path} is a {type(model).__name__}, which cannot write a text; name a "
+            "model that can, such as a GPT"
         )
     return placed(model, hardware)
 

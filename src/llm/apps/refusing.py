@@ -1,17 +1,15 @@
 """What keeps a run from beginning, or from going on: each refusal is one line with the way out."""
 
-import inspect
 from copy import deepcopy
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.build import build, mistakes_at
-from llm.config.check import PROVISIONAL
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import difference
+from llm.config.requirements import PROVISIONAL
 from llm.config.sections import DEFERRED
-from llm.config.whitelist import locate
 from llm.data.module import DataModule
 from llm.files import read_yaml
 from llm.hardware import Hardware
@@ -132,19 +130,3 @@ def outline(config: DictConfig) -> Task:
         task: Task = build(config.task)
         initialize(task.model, None, build(config.adapter))
     return task
-
-
-def require_fit(config: DictConfig) -> None:
-    """Refuse a task whose batches the data cannot give, before they are read.
-
-    Raises:
-        ConfigError: they are of another kind.
-    """
-    task, data = (locate(config[part]._target_, config.trust) for part in ("task", "data"))
-    needed = getattr(task, "data_module", DataModule)
-    if inspect.isclass(data) and not issubclass(data, needed):
-        word = needed.__name__.removesuffix("DataModule").lower()  # its file, and its leaf
-        raise ConfigError(
-            f"data: {task.__name__} learns from data such as data={word}, and these are a {data.__name__}; "
-            "choose other data= or another task="
-        )

@@ -21,7 +21,6 @@ from torch import nn
 from llm import distributed
 from llm.apps.refusing import (
     require_even_shares,
-    require_fit,
     require_more,
     require_same,
     require_same_base,
@@ -97,7 +96,6 @@ def train(
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
-    require_fit(config)
     data = prepare(config, weights)
     settings: Settings = build(config.trainer)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
@@ -210,13 +208,15 @@ def adopted(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A configuration with the model, size and tokenizer of the weights that it begins from.
 
     Raises:
-        ConfigError: there are no weights, or an override asks for others than theirs.
+        ConfigError: there are no weights, an override asks for others than theirs, or the task cannot
+            work with their model.
     """
     weights = build(config.weights)
     if weights is None:
         return config
     config = deepcopy(config)
     adopt(config, weights, overrides)
+    check(config)
     return config
 
 

@@ -16,6 +16,7 @@ from llm.data.instruction import Demonstration, InstructionDataModule
 from llm.data.module import DataModule
 from llm.data.preference import Pair, PreferenceDataModule
 from llm.evaluation.answers import figures, write_answers
+from llm.generation.decoding import generates
 from llm.generation.responses import respond
 from llm.generation.sampling import Sampler
 from llm.runs import RESULTS
@@ -103,7 +104,7 @@ class Responses(Callback):
 
     def suits(self, task: Task, data: DataModule) -> bool:
         """Whether there is a model that writes, and conversations with answers."""
-        return hasattr(task.model, "new_cache") and isinstance(data, InstructionDataModule)
+        return generates(task.model) and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer, write and record: the first rank, or all together where none has the whole model."""

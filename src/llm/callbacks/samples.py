@@ -16,7 +16,7 @@ from llm.config.errors import ConfigError
 from llm.console import new_console
 from llm.data.module import DataModule
 from llm.files import open_for_appending, read_text
-from llm.generation.decoding import generate
+from llm.generation.decoding import generate, generates
 from llm.generation.sampling import Sampler
 from llm.generation.text import first_tokens
 from llm.runs import Run
@@ -62,7 +62,7 @@ class Samples(Callback):
 
     def suits(self, task: Task, data: DataModule) -> bool:
         """Whether there is a model that writes."""
-        return hasattr(task.model, "new_cache")
+        return generates(task.model)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a prompt that the tokenizer cannot encode now, not after the first validation."""

@@ -23,6 +23,7 @@ def notes(
         confidence: of the intervals.
     """
     found = chain(
+        _seeing(parts, keys),
         _apart(parts),
         *(_counted(part, by) for part in parts),
         _drawn(parts),
@@ -30,6 +31,13 @@ def notes(
         _repeated(parts, confidence),
     )
     return list(dict.fromkeys(found))
+
+
+def _seeing(parts: Sequence[Part], keys: Sequence[str]) -> Iterator[str]:
+    """A model saw what it was to predict."""
+    for row in chain(*(part.rows for part in parts)):
+        if any(each.sees_its_targets for each in row.results):
+            yield f"{told(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
 
 
 def _apart(parts: Sequence[Part]) -> Iterator[str]:

@@ -19,6 +19,9 @@ Curve = list[tuple[float, float, float]]
 # What runs may differ in without being other experiments: seeds are repetitions, the rest only names and watches.
 UNSHOWN = ("seed", "name", "output_dir", "rerun", "check", "match", "trust", "logger", "callbacks")
 
+# Tasks whose loss is that of predicting tokens.
+PREDICTING = ("pretraining", "instruction", "preference")
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -75,6 +78,15 @@ class Result:
         """
         corpus = self.record.get("corpus") or self.record.get("data")
         return f"{self.record.get('task')} {corpus}" if corpus else None
+
+    @property
+    def sees_its_targets(self) -> bool:
+        """Whether its model saw the tokens that it learned to predict, so that its loss says nothing.
+
+        `llm train` refuses this now; runs of earlier versions are known by what was chosen.
+        """
+        chosen = {self.choices.get("model"), self.choices.get("weights")}
+        return self.record.get("task") in PREDICTING and "bert" in chosen
 
     # What it is
 

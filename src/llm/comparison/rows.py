@@ -67,6 +67,11 @@ class Row:
         return next((each.recipe for each in self.results if each.recipe), None)
 
     @property
+    def has_place(self) -> bool:
+        """Whether its figures may be ranked: it is done, and its model did not see its targets."""
+        return self.is_done and not any(each.sees_its_targets for each in self.results)
+
+    @property
     def data(self) -> set[str]:
         """All that its repetitions were measured on."""
         return {each.data for each in self.results if each.data is not None}
@@ -241,7 +246,7 @@ def _part(label: str, rows: Sequence[Row], by: str | None, confidence: float) ->
         figure = ""
 
     def place(row: Row) -> tuple:
-        found = row.estimate(figure, confidence) if row.is_done else None
+        found = row.estimate(figure, confidence) if row.has_place else None
         has_place = found is not None and math.isfinite(found.mean)
         rank = (0, sign * found.mean) if found and has_place else (1, 0.0)
         names = (row.status, *row.settings, row.recipe, row.results[0].name)

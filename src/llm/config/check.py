@@ -19,11 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config import slots
 from llm.config.build import build
 from llm.config.errors import ConfigError, suggestion
+from llm.config.requirements import PROVISIONAL, unmet
 from llm.config.sections import DEFERRED, RULES, SECTIONS
 from llm.config.whitelist import locate, trusted
 
 MISSING = "???"
-PROVISIONAL = 256  # stands in for a deferred number while the model is tried on the meta device
 
 
 def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
@@ -45,8 +45,11 @@ def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
         problems.append(str(error))
     walk = Walk(trust=tuple(trust), deferred=frozenset(deferred))
     problems += walk.sections(plain)
-    problems += [line for rule in RULES for line in rule(plain)]
+    whole = _dereferenced(plain)
+    problems += [line for rule in RULES for line in rule(whole)]
     problems += _refused(config, plain, walk, problems)
+    if not problems:
+        problems += unmet(config, whole, trust)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
 
@@ -77,6 +80,15 @@ def _resolved(node: Any, key: str, problems: list[str]) -> Any:
         name: _value(node, name, f"{key}.{name}" if key else str(name), problems) for name in names
     }
     return plain if isinstance(node, DictConfig) else list(plain.values())
+
+
+def _dereferenced(plain: Any) -> Any:
+    """The tree with every part written out where it is referred to, as rules over the whole read it."""
+    if isinstance(plain, Reference):
+        return _dereferenced(plain.plain)
+    if isinstance(plain, dict):
+        return {name: _dereferenced(value) for name, value in plain.items()}
+    return [_dereferenced(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def _value(node: Any, name: Any, key: str, problems: list[str]) -> Any:

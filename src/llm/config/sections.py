@@ -114,17 +114,6 @@ def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def guesses_unseen(config: Mapping[str, Any]) -> Iterator[str]:
-    """A model that learns to write does not see what it is to write."""
-    task = config.get("task")
-    model = task.get("model") if isinstance(task, Mapping) else None
-    if isinstance(model, Mapping) and model.get("_target_") == "llm.models.bert.BERT":
-        yield (
-            "model: BERT sees the tokens that it would have to guess; finetune it as a classifier "
-            "(experiment=classify), or choose a model that looks back alone, such as model=gpt"
-        )
-
-
 def adapts_what_was_learned(config: Mapping[str, Any]) -> Iterator[str]:
     """An adapter freezes weights, so somebody must have trained them."""
     if config.get("adapter") is not None and "weights" in config and config["weights"] is None:
@@ -134,10 +123,10 @@ def adapts_what_was_learned(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-# Rules over the whole configuration: each takes the plain tree and yields lines like those of the check.
+# Rules over the whole configuration: each takes the plain tree, every reference written out, and yields lines
+# like those of the check.
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     within_context,
     chosen_by_a_reward,
-    guesses_unseen,
     adapts_what_was_learned,
 )

@@ -18,6 +18,11 @@ from llm.nn.cache import Cache
 from llm.parts import is_divided
 
 
+def generates(model: nn.Module) -> bool:
+    """Whether a model can write a text: it says so itself, or it has a cache for its past."""
+    return getattr(model, "generates", hasattr(model, "new_cache"))
+
+
 def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],

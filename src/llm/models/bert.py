@@ -66,9 +66,16 @@ class BERT(nn.Module):
         dropout: probability for the embeddings.
         tie_weights: whether the head uses the embedding's matrix.
 
+    Attributes:
+        causal: False, as each position sees the later ones.
+        generates: False, as a token that is added changes all states before it.
+
     Raises:
         ValueError: a size is not positive, or the position is ALiBi.
     """
+
+    causal = False
+    generates = False
 
     # What a classifier reads unless it is told otherwise: the first token, [CLS], has seen the whole text.
     pooling = staticmethod(first_token)

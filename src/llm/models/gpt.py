@@ -136,6 +136,12 @@ class GPT(nn.Module):
         layers = self._attentions()
         return Cache([layer.new_cache(batch_size, capacity, dtype) for layer in layers])
 
+    @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one, as far as the mask says for the first 64."""
+        places = torch.arange(min(self.context_length, 64), device="cpu")
+        return not self.mask(places, places).triu(1).any()
+
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, shared ones once.
 

@@ -61,7 +61,7 @@ class GatedFeedForward(nn.Module):
         hidden_dim: int | None = None,
         multiple_of: int = 32,
         activation: Activation = silu,
-        bias: bool = False,
+        bias: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

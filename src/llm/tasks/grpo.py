@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: answers that a reward likes become likelier (Shao et al. 2024)."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from llm.nn.targets import IGNORED
 from llm.rewards.reward import RewardFunction, require_template, score
 from llm.tasks.means import MeansTask
 from llm.tasks.reference import Reference
-from llm.tasks.task import Batch, Groups
+from llm.tasks.task import CAUSAL, GENERATES, Batch, Groups
 
 FIGURES = ("reward", "kl", "length")
 
@@ -77,6 +77,7 @@ class GRPO(MeansTask):
     """
 
     data_module = InstructionDataModule
+    requires: ClassVar[Mapping[str, str]] = {**CAUSAL, **GENERATES}
     verb = "chat"
 
     def __init__(

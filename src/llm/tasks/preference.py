@@ -11,7 +11,7 @@ from llm.data.module import DataModule
 from llm.losses import implicit_rewards, sequence_log_probabilities
 from llm.tasks.pairs import Pairs
 from llm.tasks.reference import Reference
-from llm.tasks.task import Batch, Groups
+from llm.tasks.task import CAUSAL, Batch, Groups
 
 
 class Preference(Pairs):
@@ -36,6 +36,7 @@ class Preference(Pairs):
         ValueError: `beta` is not positive, or `label_smoothing` out of range.
     """
 
+    requires = CAUSAL
     verb = "chat"
 
     def __init__(

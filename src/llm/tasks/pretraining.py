@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from llm.data.text import TextDataModule
 from llm.evaluation.perplexity import Perplexity
 from llm.losses import cross_entropy
-from llm.tasks.task import Batch, Groups, Task
+from llm.tasks.task import CAUSAL, Batch, Groups, Task
 
 
 class Pretraining(Task):
@@ -18,6 +18,7 @@ class Pretraining(Task):
     """
 
     data_module = TextDataModule
+    requires = CAUSAL
 
     def __init__(
         self,

@@ -25,6 +25,13 @@ Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
 
+# Capabilities of models that tasks require, and what is wrong with a model that lacks them.
+CAUSAL = {
+    "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
+    "(experiment=classify), or choose a causal model such as model=gpt"
+}
+GENERATES = {"generates": "cannot write a text; choose a model that can, such as model=gpt"}
+
 # Weighed losses are summed in units of so many targets: near a mean's size, where half precision is at home.
 UNIT = 1024
 
@@ -44,6 +51,7 @@ class Task(L.LightningModule):
 
     Attributes:
         data_module: the kind of data that the task learns from.
+        requires: capabilities that the model has to have, each with what is wrong with one that lacks it.
         verb: what `llm` does with a run of this task.
         figures: the newest value of each metric that was recorded.
         measured: the step of each of these values.
@@ -54,6 +62,7 @@ class Task(L.LightningModule):
     """
 
     data_module: ClassVar[type[DataModule]] = DataModule
+    requires: ClassVar[Mapping[str, str]] = {}
     verb: ClassVar[str] = "generate"
 
     def __init__(

@@ -84,6 +84,38 @@ def test_standard_input_is_answered_line_by_line(ask, monkeypatch):
     assert [label for label, *_ in ask()] == ["dog", "cat"]
 
 
+ROWS = {
+    "a.csv": "id,text\n1,a meow xx\n2,a bark yy\n3,\n",
+    "b.csv": "id;text\n1;a meow xx\n2;a bark yy\n",
+    "a.json": '[{"text": "a meow xx"}, {"text": null}, {"text": "a bark yy"}]',
+    "a.jsonl": '{"text": "a meow xx"}\n{"text": "a bark yy"}\n',
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_a_file_give_their_texts(ask, tmp_path, name):
+    (tmp_path / name).write_text(ROWS[name])
+    answers = ask(file=str(tmp_path / name))
+    assert [(label, text) for label, _, text in answers] == [
+        ("cat", "a meow xx"),
+        ("dog", "a bark yy"),
+    ]
+
+
+def test_another_column_and_encoding_are_named(ask, tmp_path):
+    file = tmp_path / "reviews.csv"
+    file.write_bytes('Nr,review\n1,"a meow é\nxx"\n'.encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"file: .*line 2: no column 'text' .*rows\.text="):
+        ask(file=str(file), **{"rows.encoding": "cp1252"})
+    named = {"rows.text": "review", "rows.encoding": "cp1252"}
+    assert [text for *_, text in ask(file=str(file), **named)] == ["a meow é xx"]
+    with pytest.warns(UserWarning, match=r"rows\.encoding="):
+        ask(file=str(file), **{"rows.text": "review"})
+    (tmp_path / "lines.txt").write_bytes("a meow é\n".encode("cp1252"))
+    with pytest.warns(UserWarning, match=r"not UTF-8 .*rows\.encoding="):
+        ask(file=str(tmp_path / "lines.txt"))
+
+
 @pytest.mark.slow
 def test_a_pipe_is_answered_before_it_is_closed(run):
     command = [sys.executable, "-m", "llm", "classify", f"weights.path={run}", "hardware.threads=1"]
@@ -105,7 +137,7 @@ def test_what_cannot_be_done_is_said(ask, run, tmp_path):
         ask(text="a", file="b")
     with pytest.raises(ConfigError, match="text: is blank"):
         ask(text=" ")
-    with pytest.raises(ConfigError, match=r"file: .*none\.txt cannot be read"):
+    with pytest.raises(ConfigError, match=r"file: .*none\.txt: cannot be read"):
         ask(file=str(tmp_path / "none.txt"))
     with pytest.raises(ConfigError, match="batch_size=0"):
         ask(file=str(tmp_path / "none.txt"), batch_size=0)

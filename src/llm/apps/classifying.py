@@ -2,18 +2,19 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.apps.loading import autocast, open_weights, placed, use_hardware
-from llm.config.build import mistakes_at
+from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.collation import attended
+from llm.data.column import Column
+from llm.data.errors import DataError
 from llm.models.classifier import Classifier
 from llm.nn.init import Undrawn
 from llm.tokenizers.tokenizer import Tokenizer
@@ -28,10 +29,10 @@ class Prediction(NamedTuple):
 
 
 def classify(config: DictConfig) -> None:
-    """Print `label<TAB>probability<TAB>text` for each line that a configuration of `llm classify` names.
+    """Print `label<TAB>probability<TAB>text` for each text that a configuration of `llm classify` names.
 
-    Lines of a file are classified in batches; those of standard input one by one, as they come. Blank
-    lines are passed over.
+    A file of rows (CSV, TSV, JSON, JSON lines) has a text a row, any other file a text a line; they are classified
+    in batches. Those of standard input are classified one by one, as they come. Blank texts are passed over.
 
     Raises:
         ConfigError: the configuration is wrong, the run is no classifier, or a text cannot be encoded.
@@ -51,11 +52,12 @@ def classify(config: DictConfig) -> None:
     assert isinstance(model, Classifier)
     size = 1 if config.file is None else config.batch_size
     with mistakes_at("text"), autocast(hardware):
-        for texts in batches(lines_of(config.text, config.file), size):
+        for texts in batches(texts_of(config, weights), size):
             for text, predicted in zip(
                 texts, predict(model, tokenizer, classes, texts), strict=True
             ):
-                print(f"{predicted.label}\t{predicted.probability:.4f}\t{text}", flush=True)
+                line = " ".join(text.splitlines())
+                print(f"{predicted.label}\t{predicted.probability:.4f}\t{line}", flush=True)
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:
@@ -74,20 +76,24 @@ def trained_classes(weights: Weights) -> Sequence[str]:
     return list(classes)
 
 
-def lines_of(text: str | None, file: str | None) -> Iterator[str]:
-    """The text, the lines of the file, or those of standard input, as they come.
+def texts_of(config: DictConfig, weights: Weights) -> Iterator[str]:
+    """The text, those of the file, or the lines of standard input, as they come; none is blank.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    if text is not None:
-        yield " ".join(text.splitlines())
+    if config.text is not None:
+        yield " ".join(config.text.splitlines())
         return
+    if config.file is None:
+        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        return
+    column: Column = build(config.rows)
+    theirs: Any = OmegaConf.to_container(weights.config.data)
     try:
-        with nullcontext(sys.stdin) if file is None else open(file, encoding="utf-8-sig") as stream:  # noqa: PTH123
-            yield from (line.rstrip("\r\n") for line in stream if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"file: {file or 'standard input'} cannot be read ({error})") from error
+        yield from column.following(theirs).texts(config.file)
+    except DataError as error:
+        raise ConfigError(f"file: {error}") from None
 
 
 def batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -47,6 +47,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "reward": _or_none(_class("llm.rewards.reward.RewardFunction")),
     "sampler": _class("llm.generation.sampling.Sampler"),
     "template": _or_none(_class("llm.data.template.Template")),
+    "rows": _class("llm.data.column.Column"),
     "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),

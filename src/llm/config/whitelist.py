@@ -39,6 +39,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "llm.evaluation": ("torchmetrics.Metric",),
     "llm.callbacks": ("lightning.pytorch.Callback",),
     "llm.strategies": ("llm.hardware.Strategy",),
+    "llm.data.column": ("llm.data.column.Column",),
     "llm.data": (
         "lightning.pytorch.LightningDataModule",
         "llm.data.source.Source",

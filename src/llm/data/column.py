@@ -1,0 +1,85 @@
+"""The texts of any file, without labels: a text a line, or a column of its rows."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llm.data.decoding import lines, read_text
+from llm.data.errors import DataError
+from llm.data.rows import Columns, Layout, is_rows, read_rows
+
+KEY = re.compile(r"(?<![\w/.])data\.(?=(?:text|columns|delimiter|encoding|quoting)\b)")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Which texts of a file are classified; in a file of rows those of a column.
+
+    Args:
+        text: the column or key; None for the one that the run learned from.
+        columns: as for Layout, like all that follows; None for the mapping of the run, if it has one.
+        delimiter: as for Layout.
+        encoding: as for Layout.
+        quoting: as for Layout; None for what the run learned with.
+    """
+
+    text: str | None = None
+    columns: Columns = None
+    delimiter: str | None = None
+    encoding: str | None = None
+    quoting: bool | None = None
+
+    def following(self, theirs: Mapping[str, Any]) -> "Column":
+        """The same with what is None taken from the data of a run."""
+        columns = theirs.get("columns")
+        found = {
+            "text": theirs.get("text", "text"),
+            "columns": columns if isinstance(columns, Mapping) else None,
+            "quoting": theirs.get("quoting", True),
+        }
+        return replace(self, **{k: v for k, v in found.items() if getattr(self, k) is None})
+
+    def texts(self, file: str) -> list[str]:
+        """The texts of a file that are not blank.
+
+        Raises:
+            DataError: the file cannot be read, or a row has no such column.
+        """
+        with keys_of_rows():
+            read = self._of_rows(file) if is_rows(file) else self._of_lines(Path(file))
+            return [text for text in read if text.strip()]
+
+    def _of_lines(self, file: Path) -> Iterator[str]:
+        return lines([read_text(file, self.encoding)])
+
+    def _of_rows(self, file: str) -> Iterator[str]:
+        layout = Layout(self.columns, self.delimiter, self.encoding, self.quoting is not False)
+        for where, values in read_rows(file, layout):
+            if self.text not in values:
+                raise DataError(
+                    f"{where}: no column {self.text!r} among {', '.join(values)}; name the column of the texts with "
+                    "data.text=, or those of a file without a header with 'data.columns=[…]'"
+                )
+            text = values[self.text]
+            if text is not None and not isinstance(text, str):
+                raise DataError(f"{where}: {self.text!r} is {type(text).__name__}, not text")
+            yield text or ""
+
+
+@contextmanager
+def keys_of_rows() -> Iterator[None]:
+    """Name keys in errors and warnings as the section `rows` has them: those of data modules are `data`'s."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    except DataError as error:
+        raise DataError(*(KEY.sub("rows.", problem) for problem in error.problems)) from None
+    finally:
+        for each in caught:
+            warnings.warn(KEY.sub("rows.", str(each.message)), stacklevel=2)

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
+from llm import shell
 from llm.apps import training
 from llm.config.errors import ConfigError
 from llm.runs import Run
@@ -88,7 +89,7 @@ def test_whatever_ends_a_process_saves_too(
         training.train(composed(), tmp_path / "run", ["seed=0"])
     message = capsys.readouterr().err
     assert f"stopped by {number.name} after step 5; it is saved." in message
-    assert "To go on: llm train seed=0" in message
+    assert f"To go on: {shell.program()} train seed=0" in message
 
 
 def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
@@ -110,8 +111,8 @@ def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
     record = Run(tmp_path / "run").record
     assert (record["status"], record["steps"], record["error"]) == ("interrupted", 4, None)
     assert (
-        "stopped at once after step 6; step 4 is what is saved.\nTo go on: llm train seed=0"
-        in capsys.readouterr().err
+        "stopped at once after step 6; step 4 is what is saved.\n"
+        f"To go on: {shell.program()} train seed=0" in capsys.readouterr().err
     )
     assert training.train(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
 
@@ -260,7 +261,7 @@ def test_an_interrupted_rerun_goes_on_by_the_command_it_prints(composed, tmp_pat
     stop_at(5)
     with pytest.raises(SystemExit):
         training.train(composed("rerun=true"), tmp_path / "run", ["seed=0", "rerun=true"])
-    assert "To go on: llm train seed=0\n" in capsys.readouterr().err
+    assert f"To go on: {shell.program()} train seed=0\n" in capsys.readouterr().err
     stop_at(None)
     training.train(composed(), tmp_path / "run", ["seed=0"])
     assert Run(tmp_path / "run").status == "done"

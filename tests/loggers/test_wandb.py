@@ -24,6 +24,7 @@ from wandb import wandb_agent
 from wandb.cli import cli
 from wandb.util import get_core_path
 
+from llm import shell
 from llm.apps import training
 from llm.callbacks.samples import append, read
 from llm.loggers import outages
@@ -193,7 +194,7 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     assert first["exit"] == [0]
     shown = capsys.readouterr().out
     for folder in folders:
-        assert f"to send it: wandb sync {folder}/wandb\n" in shown
+        assert f"to send it: {shell.program('wandb')} sync {folder}/wandb\n" in shown
         dry = CliRunner().invoke(cli.cli, ["sync", "--dry-run", f"{folder}/wandb"])
         assert "Would sync 1 run(s)" in dry.output
 

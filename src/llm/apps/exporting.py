@@ -1,10 +1,10 @@
 """How a model leaves for Hugging Face's library."""
 
-import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from llm import shell
 from llm.apps.loading import open_weights
 from llm.config.check import check
 from llm.config.errors import ConfigError
@@ -45,7 +45,7 @@ def export(config: DictConfig) -> list[Path]:
         f"  model = AutoModelForCausalLM.from_pretrained({quoted})\n"
         f"  tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
         "or, to train it further here:\n"
-        f"  llm train weights={family} weights.path={shlex.quote(str(folder))}"
+        f"  {shell.line(shell.program(), 'train', f'weights={family}', f'weights.path={folder}')}"
     )
     return files
 

@@ -7,7 +7,6 @@ done, goes on with what was interrupted and tries once more what failed.
 
 import logging
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
+from llm import shell
 from llm.apps import placing, stopping
 from llm.apps.tables import open_console
 from llm.apps.watching import watched
@@ -80,7 +80,7 @@ def launch(
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
     sweep = Sweep(folder(words, points))
     aside = sweep.begin(
-        command=shlex.join(["llm", verb, "-m", *words]),
+        command=shell.line("llm", verb, *options, "-m", *words),
         verb=verb,
         options=list(options),
         words=list(words),

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,4 +44,14 @@ def main(config: DictConfig) -> None:
     with ranks.reported():
         from llm.apps.training import train
 
-        train(config, directory, overrides, chosen())
+        train(config, directory, overrides, chosen(), options(HydraConfig.get()))
+
+
+def options(hydra: Any) -> list[str]:
+    """What a command line holds beside overrides, and its run is found by: configs of the user's own, and folders."""
+    sources = hydra.runtime.config_sources
+    folders = [Path(each.path) for each in sources if each.provider == "command-line"]
+    words = [word for folder in folders for word in ("--config-dir", str(runs.short(folder)))]
+    if hydra.job.config_name != "train":
+        words += ["--config-name", hydra.job.config_name]
+    return words + [word for word in hydra.overrides.hydra if not word.startswith("hydra.mode=")]

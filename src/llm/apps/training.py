@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +17,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from llm import distributed
+from llm import distributed, shell
 from llm.apps.refusing import (
     require_even_shares,
     require_more,
+    require_room,
     require_same,
     require_same_base,
     require_same_text,
@@ -62,6 +62,7 @@ def train(
     directory: str | Path,
     overrides: Sequence[str] = (),
     choices: Mapping[str, str | None] | None = None,
+    options: Sequence[str] = (),
 ) -> Run:
     """Train what a composed configuration says, in its run directory.
 
@@ -73,6 +74,8 @@ def train(
         directory: the run directory.
         overrides: the words of the command line, to repeat them in what is printed.
         choices: the option chosen of each group, for those who compare runs.
+        options: flags of the command line without which its words mean something else, such as a folder of
+            configs.
 
     Returns:
         The run.
@@ -83,6 +86,7 @@ def train(
         SystemExit: after an interruption, with status 130.
     """
     request = fingerprint(config, WATCHED)
+    again = ["train", *options, *(word for word in overrides if not word.startswith("rerun="))]
     weights: Weights | None = build(config.weights)
     if weights is not None:
         adopt(config, weights, overrides)
@@ -97,6 +101,7 @@ def train(
     if not config.rerun:
         require_same(run, config, meaning)
     data = prepare(config, weights)
+    require_room(data, config)
     settings: Settings = build(config.trainer)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
     base = weights.fingerprint if weights is not None else None
@@ -125,12 +130,13 @@ def train(
             fingerprint=meaning,
             base=base,
             request=request,
-            command=_command(overrides),
+            command=shell.line("llm", *again, modules=config.trust),
             sweep=os.environ.get("LLM_SWEEP"),
             **identity(config, overrides, choices or {}),
             **size(task, data, settings, steps, hardware),
         )
-        with recorded(run, _command(overrides)) as progress:
+        command = shell.line(shell.program(), *again, modules=config.trust)
+        with recorded(run, command) as progress:
             if distributed.is_first():
                 save(run, config, hardware, data)
                 progress.loggers = make_loggers(config, run, resume)
@@ -506,9 +512,5 @@ def _say_done(run: Run) -> None:
 def _next_command(run: Run, config: Any) -> str:
     """What to type next: the verb that puts such a task's runs to use."""
     verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
-    return f"llm {verb} weights.path={shlex.quote(str(short(run.path)))}"
-
-
-def _command(overrides: Sequence[str]) -> str:
-    """The command that goes on with this run: a rerun, once begun, is not begun again."""
-    return shlex.join(["llm", "train", *(w for w in overrides if not w.startswith("rerun="))])
+    words = (shell.program(), verb, f"weights.path={short(run.path)}")
+    return shell.line(*words, modules=config.trust)

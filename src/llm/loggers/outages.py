@@ -17,7 +17,6 @@ What W&B (0.31) does by itself, and what is done about it here:
 """
 
 import os
-import shlex
 import urllib.error
 import urllib.request
 import warnings
@@ -26,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from llm import shell
 from llm.runs import short
 
 Mode = Literal["online", "offline", "disabled"]
@@ -141,8 +141,9 @@ class SteadyRun:
         """The command that sends what is kept here; None where nothing is."""
         if self.mode == "disabled" or (self.mode == "online" and not self.is_cut):
             return None
-        online = "--include-online " if self.is_cut else ""
-        return f"wandb sync {online}{shlex.quote(str(short(self.directory / 'wandb')))}"
+        online = ["--include-online"] if self.is_cut else []
+        folder = str(short(self.directory / "wandb"))
+        return shell.line(shell.program("wandb"), "sync", *online, folder)
 
     def _begin(self) -> Any:
         import wandb

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,6 +16,7 @@ from llm.files import read_yaml
 from llm.hardware import Hardware
 from llm.runs import Run, short
 from llm.tasks.task import Task
+from llm.units import size
 from llm.weights.initial import initialize
 
 
@@ -61,6 +63,22 @@ def require_same_base(run: Run, base: str | None) -> None:
         raise ConfigError(
             f"{short(run.path)} began from other weights than lie there now; choose another name=, or "
             "rerun=true to begin again"
+        )
+
+
+def require_room(data: DataModule, config: DictConfig) -> None:
+    """Refuse a batch whose embeddings alone, in half precision, are more than this machine's memory.
+
+    Raises:
+        ConfigError: they are.
+    """
+    dim = OmegaConf.select(config, "model.dim") or 1
+    needed = data.tokens_per_batch * dim * 2
+    there = psutil.virtual_memory().total
+    if needed > there * config.hardware.num_nodes:
+        raise ConfigError(
+            f"data.batch_size: {data.batch_size:,} rows take {size(needed)} or more, and this machine has "
+            f"{size(there)}; give fewer, and trainer.accumulate for as many in an optimizer step"
         )
 
 

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config import slots
 from llm.config.build import build
 from llm.config.errors import ConfigError, suggestion
+from llm.config.ranges import out_of_range
 from llm.config.requirements import PROVISIONAL, unmet
 from llm.config.sections import DEFERRED, RULES, SECTIONS
 from llm.config.whitelist import locate, trusted
@@ -47,6 +48,7 @@ def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
     problems += walk.sections(plain)
     whole = _dereferenced(plain)
     problems += [line for rule in RULES for line in rule(whole)]
+    problems += out_of_range(config)
     problems += _refused(config, plain, walk, problems)
     if not problems:
         problems += unmet(config, whole, trust)
@@ -273,6 +275,10 @@ def _refused(
             elif name == "model" and _is_module(target):
                 settings[name] = _provisional(node, slots.parameters(target), walk.deferred)
     refused = [line for name in settings if name != "model" for line in _try(config[name], {})]
+    if "callbacks" not in faulty:  # whose constructors come late in a run
+        parts = plain.get("callbacks") or {}
+        given = (name for name, node in parts.items() if node is not None)
+        refused += [line for name in given for line in _try(config.callbacks[name], {})]
     yield from refused
     if "model" in settings and not refused:  # what is wrong with a size is told once
         import torch

@@ -1,0 +1,78 @@
+"""Numbers that a parameter cannot have are refused with its key, before a run's folder is made."""
+
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+import llm.__main__ as command
+from llm.config.ranges import RANGES, out_of_range
+
+UNIT = "0 or more and less than 1"
+COMMANDS = {
+    "": {
+        "seed=-1": "seed: -1 is out of range; give 0 or more and less than 4294967296",
+        "optimizer.lr=inf": "optimizer.lr: inf is not a finite number; give one that is",
+        "optimizer.momentum=1.5": f"optimizer.momentum: 1.5 is out of range; give {UNIT}",
+        "model.dropout=nan": "model.dropout: nan is not a finite number; give one that is",
+        "model.norm.eps=-1": "model.norm.eps: -1 is out of range; give 0 or more",
+        "model.position.theta=0": "model.position.theta: 0 is out of range; give more than 0",
+        "model.init.std=-1": "model.init.std: -1 is out of range; give more than 0",
+        "schedule.warmup_steps=-5": "schedule.warmup_steps: -5 is out of range; give 0 or more",
+        "schedule.decay_fraction=2": (
+            "schedule.decay_fraction: 2 is out of range; give 0 or more and at most 1"
+        ),
+        "data.batch_size=0": "data.batch_size: 0 is out of range; give 1 or more",
+        "data.validation_fraction=nan": (
+            "data.validation_fraction: nan is not a finite number; give one that is"
+        ),
+        "callbacks.gradients.spike=0": "callbacks.gradients: spike=0.0: give a factor above 1",
+        "callbacks.samples.max_tokens=0": "callbacks.samples: max_tokens=0: give a number from 1 on",
+        "callbacks.checkpoints.every=-1": (
+            "callbacks.checkpoints: every=-1: give a number of steps from 1 on, or null"
+        ),
+    },
+    "model=llama optimizer=adamw": {
+        "optimizer.lr=-1": "optimizer.lr: -1 is out of range; give 0 or more",
+        "optimizer.betas=[2,3]": (
+            f"optimizer.betas[0]: 2 is out of range; give {UNIT}\n"
+            f"optimizer.betas[1]: 3 is out of range; give {UNIT}"
+        ),
+        "+optimizer.eps=-1": "optimizer.eps: -1 is out of range; give 0 or more",
+        "model.feed_forward.multiple_of=0": (
+            "model.feed_forward.multiple_of: 0 is out of range; give 1 or more"
+        ),
+        "callbacks.early_stopping.min_delta=-1": (
+            "callbacks.early_stopping.min_delta: -1 is out of range; give 0 or more"
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_numbers_that_cannot_be_are_refused_before_a_folder_is_made(
+    words, tmp_path, monkeypatch, capsys
+):
+    lines = COMMANDS[words]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llm", "train", "size=nano", *words.split(), *lines])
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == sorted(
+        "\n".join(lines.values()).splitlines()
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_a_users_own_parts_mean_what_they_like():
+    theirs = {"_target_": "mine.reward", "beta": -1, "seed": -1, "parts": {"lr": -1}}
+    assert list(out_of_range(OmegaConf.create({"reward": theirs}))) == []
+    assert len(list(out_of_range(OmegaConf.create({"reward": theirs | {"x": float("nan")}})))) == 0
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_holds_what_it_says(name):
+    allowed = RANGES[name]
+    assert float("-inf") not in allowed
+    assert 0.5 in allowed or 1 in allowed

@@ -48,8 +48,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     check(config)
     weights = open_weights(config)
     file = results_file(config, weights)
-    is_text = not isinstance(weights, RunWeights) or predicts_text(config, weights)
-    report = plain(evaluate_text(config, weights) if is_text else evaluate_run(config, weights))
+    if isinstance(weights, RunWeights) and not predicts_text(config, weights):
+        report = plain(evaluate_run(config, weights))
+    else:
+        report = plain(evaluate_text(config, weights))
     write_json(file, report)
     CONSOLE.print(table(report))
     CONSOLE.print(f"kept in {file}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """A run that a stranger has made, opened by the command line: nothing outside it is read or written."""
 
+import json
 import os
 import shutil
 import sys
@@ -12,10 +13,13 @@ from omegaconf import OmegaConf
 from llm import __main__ as command_line
 from llm.config.build import build
 from llm.runs import Run
-from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.char import CharTokenizer
 from llm.weights.checkpoint import save_checkpoint
 
-NANO = ["size=nano", "size.dim=16", "model.vocab_size=257", "tokenizer=byte", "hardware=cpu"]
+# A model with this vocabulary writes little but what a terminal obeys.
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
+TOKENIZER = CharTokenizer("".join(CONTROLS) + "a")
+NANO = ["size=nano", "size.dim=16", f"model.vocab_size={TOKENIZER.vocab_size}", "hardware=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def made(tmp_path_factory) -> Path:
     run = Run(tmp_path_factory.mktemp("strangers") / "run")
     run.update(status="done", steps=3)
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run.config)
-    ByteTokenizer().save(run.tokenizer)
+    TOKENIZER.save(run.tokenizer)
     model = build(config.model)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     save_checkpoint({"state_dict": state, "global_step": 3}, run.best)
@@ -98,3 +102,16 @@ def test_a_pipe_in_a_run_is_not_waited_for(place, run, refused):
     (run / place).unlink()
     os.mkfifo(run / place)
     assert f"{place}: is neither a file nor a folder" in refused(*words("generate", run))
+
+
+def test_nothing_of_a_run_reaches_the_terminal_as_a_command(run, refused, capsys, monkeypatch):
+    record = json.loads((run / "run.json").read_text())
+    record |= {"status": "failed", "error": "\x1b]0;owned\x07", "overrides": {"\x1b[2Jx": "\x9b1m"}}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.csv").write_text("step,val/loss\n1,2.0\n")
+    for line in (["compare", str(run)], [*words("generate", run), "max_tokens=30"]):
+        monkeypatch.setattr(sys, "argv", ["llm", *line])
+        command_line.main()
+        told = capsys.readouterr().out
+        assert not set(told) & set(CONTROLS)
+        assert set(told) & set("␛�")

@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TextIO
 
+from llm.console import printable
+
 
 class Pipe:
     """Standard input and output with nobody there: no prompts, and nobody to be asked."""
@@ -73,5 +75,5 @@ def terminal() -> Pipe:
 
 
 def _put(text: str, stream: TextIO) -> None:
-    stream.write(text)
+    stream.write(printable(text))
     stream.flush()

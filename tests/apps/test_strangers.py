@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -115,3 +116,55 @@ def test_nothing_of_a_run_reaches_the_terminal_as_a_command(run, refused, capsys
         told = capsys.readouterr().out
         assert not set(told) & set(CONTROLS)
         assert set(told) & set("␛�")
+
+
+def rewrite(run: Path, **nodes: Any) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    for key, node in nodes.items():
+        OmegaConf.update(config, key, node, merge=False, force_add=True)
+    OmegaConf.save(config, run / "config.yaml")
+
+
+LORA = {"_target_": "llm.adapters.lora.LoRA", "rank": 2, "alpha": 4.0, "targets": ["query"]}
+
+
+def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch):
+    asked = []
+
+    def snapshot_download(name: str, **how: Any) -> str:
+        asked.append((name, how["local_files_only"]))
+        raise FileNotFoundError("no such snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    hub = {"_target_": "llm.weights.gpt2.GPT2Weights", "path": "somebody/model"}
+    rewrite(run, adapter=LORA, weights=hub)
+    told = refused(*words("generate", run))
+    assert "somebody/model on Hugging Face's hub is named by" in told
+    assert "not by you, so it is not fetched" in told
+    assert "+weights.base=" in told
+    refused(*words("generate", run), "+weights.base=somebody/model")
+    assert asked == [("somebody/model", True), ("somebody/model", False)]
+
+
+def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("fetched"))
+    url = "http://127.0.0.1:9/text.txt"
+    published = {"url": url, "sha256": "0" * 64, "file_name": "text.txt"}
+    rewrite(run, **{"data.source": {"_target_": "llm.data.download.Download", **published}})
+    told = refused(*words("evaluate", run))
+    assert f"{url} is named by {run}, not by you, so it is not fetched" in told
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_weights_of_a_run_that_are_something_else_are_not_built(verb, run, refused, tmp_path):
+    logger = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path / "log")}
+    rewrite(run, adapter=LORA, weights=logger)
+    assert "CSVLogger" in refused(*words(verb, run))
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_run_that_begins_from_itself_is_refused(run, refused):
+    itself = {"_target_": "llm.weights.run.RunWeights", "path": str(run)}
+    rewrite(run, adapter=LORA, weights=itself)
+    assert "begins from itself" in refused(*words("generate", run))

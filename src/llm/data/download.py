@@ -11,7 +11,7 @@ import pooch
 
 from llm import network
 from llm.data import cache
-from llm.data.decoding import decoded
+from llm.data.decoding import chunks
 from llm.data.errors import DataError
 from llm.data.source import Source
 
@@ -43,7 +43,7 @@ class Download(Source):
 
     def documents(self) -> Iterator[str]:
         """Yield the text."""
-        yield decoded(self.file().read_bytes())
+        yield "".join(chunks(self.file()))
 
     def fingerprint(self) -> str:
         """The hash says it all, without the file."""

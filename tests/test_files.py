@@ -1,6 +1,7 @@
 """Files that may be a stranger's: read within bounds, written whole, and never through a link that leads away."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -128,3 +129,21 @@ def test_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(FileError, match="is a link that"):
         files.require_own(tmp_path)
+
+
+def test_what_killed_processes_left_is_swept_and_no_more(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = {f".last.ckpt.{ended.pid}", f".metrics.csv.{ended.pid}"}
+    kept = {
+        f".run.json.{os.getppid()}",
+        f".x.{os.getpid()}",
+        f"notes.{ended.pid}",
+        ".run.lock",
+        ".last.ckpt.before",
+    }
+    for name in left | kept:
+        (tmp_path / name).touch()
+    (tmp_path / f".folder.{ended.pid}x").mkdir()
+    files.sweep_partials(tmp_path, tmp_path / "nowhere")
+    assert {path.name for path in tmp_path.iterdir()} == kept | {f".folder.{ended.pid}x"}

@@ -7,6 +7,7 @@ a pipe never ends, and a short text can unfold to more than the memory holds.
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config.errors import ConfigError
 
 LARGEST = 2**28  # bytes of a text file; the tokenizers of published models take some 20 MB
+# The name of a file that is being written, by the process of this number.
+PARTIAL = re.compile(r"\..+\.\d+")
 LARGEST_YAML = 2**20  # bytes; it is parsed slowly, and a run's configuration takes some 10 kB
 RESTORE = "restore the file from a copy"
 # Far faster where PyYAML was built with libyaml.
@@ -201,6 +204,29 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep_partials(*folders: Path) -> None:
+    """Delete what `replacing` left behind of processes that were killed as they wrote.
+
+    Args:
+        folders: those to look into; they need not exist. Folders inside them are left alone.
+    """
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if PARTIAL.fullmatch(path.name) and not is_running(int(path.suffix[1:])):
+                path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

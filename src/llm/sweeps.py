@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.config.errors import UserError
-from llm.files import RESTORE, FileError, read_object, require_own, write_json
+from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
 from llm.runs import ClaimedRunError, Run, now, set_aside
 
 FILE = "sweep.json"
@@ -193,6 +193,7 @@ class Sweep:
             if before != after[: len(before)]:
                 self._require_idle()  # whoever runs it goes by the numbers of its jobs
             aside = None if set(before) <= set(after) else set_aside(self.path)
+            sweep_partials(self.path, self.path / "jobs")
             write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant})
         return aside
 

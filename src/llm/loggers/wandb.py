@@ -92,6 +92,10 @@ def _mode(asked: str | None) -> Mode:
     return mode
 
 
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if value and name != "step"}
+
+
 def _id(run: Run, project: str) -> str:
     """The same for the same run in the same place; another for a directory elsewhere, or begun anew.
 
@@ -172,6 +176,9 @@ class WandbLogger(Logger):
         if self._beginning.is_file():
             self._first = int(self._beginning.read_text("utf-8"))
         self.service.open()
+        for row in self._rows():  # those that a process that was killed had no time to hand on
+            if int(row["step"]) >= self._first:
+                self.log_metrics(_numbers(row), int(row["step"]))
         if self.service.run is not None and self.service.mode == "online":
             print(f"W&B       {self.service.run.url}", flush=True)
 

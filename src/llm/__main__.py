@@ -11,10 +11,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from llm import __version__, console
+from llm import __version__, console, signals
 
 CONF = "pkg://llm.conf"
 
@@ -110,8 +110,8 @@ def main() -> None:
     try:
         answer(sys.argv[1:] or ["--help"])
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        fail("stopped before there was anything to save", 130)
+    except KeyboardInterrupt as stop:
+        fail(f"stopped by {str(stop) or 'SIGINT'}", signals.status_of(signals.number_of(stop)))
     except BrokenPipeError:  # llm --help | head
         console.stop_printing()
 
@@ -127,11 +127,27 @@ def answer(line: Sequence[str]) -> None:
     elif command in ("-sc", "--shell-completion"):
         complete(words)
     elif command in VERBS:
-        run(command, words)
+        with stoppable() if VERBS[command].is_heavy else contextlib.nullcontext():
+            run(command, words)
     else:
         from llm.config.errors import suggestion
 
         fail(f"llm {command}: no such verb; {suggestion(command, VERBS)}")
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let whatever asks a run to stop be told with what became of it, also before and after it trains.
+
+    Raises:
+        Stopped: outside of training, where nothing of the run was changed.
+    """
+    with signals.heard(signals.stop):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            how = f"{str(stop) or 'SIGINT'} before training; the run is as it was"
+            raise signals.Stopped(signals.number_of(stop), how) from None
 
 
 def require_text(words: Sequence[str]) -> None:
@@ -342,7 +358,7 @@ def complete(words: Sequence[str]) -> None:
 
 def fail(message: str, status: int = 2) -> None:
     """Print what is wrong and leave."""
-    print(console.printable(message), file=sys.stderr)
+    print(message, file=sys.stderr)
     sys.exit(status)
 
 

@@ -17,6 +17,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -32,11 +33,13 @@ from omegaconf import DictConfig
 from llm.config.errors import UserError
 from llm.config.fingerprint import IGNORE, is_among, recipe
 from llm.config.words import key_of, values
-from llm.files import RESTORE, FileError, read_object, require_own, write_json
+from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
+# Entries of a record that a checkpoint repeats, so that no other run goes on from it.
+OWN = ("fingerprint", "data", "base")
 LONGEST_NAME = 120
 # What a record holds where it holds it; the other entries are only shown.
 KINDS: dict[str, tuple[type, ...]] = {
@@ -45,6 +48,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("steps", "stopped_at", "max_steps", "seconds"), (int, float)),
     "seed": (int, float, str),
     "trained": (bool,),
+    "segments": (list,),
 }
 # What a person would look at first, where the task makes it.
 RESULTS = {
@@ -203,12 +207,21 @@ class Run:
             ) from None
         try:
             self.__post_init__()  # what the process before may have recorded since
-            for path in map(self._checkpoint, ("best", "last")):
-                if standing(path) != path:
-                    standing(path).rename(path)
+            self._mend()
             yield
         finally:
             lock.release()
+
+    def _mend(self) -> None:
+        """Put back what a killed process had set aside, and delete what it had not finished writing."""
+        for path in map(self._checkpoint, ("best", "last")):
+            if standing(path) != path:
+                standing(path).rename(path)
+            for leftover in (aside_of(path), parts_of(path)):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                leftover.unlink(missing_ok=True)
+        sweep_partials(self.path, self.path / "checkpoints")
 
     def _lock(self) -> FileLock:
         return FileLock(self.path.parent / f".{self.path.name}.lock")
@@ -241,9 +254,14 @@ class Run:
         """Record how training ended."""
         self.update(status=status, ended=now(), **figures)
 
+    def put_back(self, record: Mapping[str, Any]) -> None:
+        """Let the record be as it was, after an attempt that changed nothing of the run."""
+        self.record = {}
+        self.update(**record)
+
     def set_aside(self) -> Path | None:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
-        if not self._json.is_file():
+        if not (self._json.is_file() or self.best.exists() or self.last.exists()):
             return None
         self.record = {}
         return set_aside(self.path)
@@ -289,6 +307,16 @@ def set_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}~{number}")).exists():
         number += 1
     return path.rename(aside)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint is kept that another one, which is a file, has replaced."""
+    return path.with_stem("previous")
+
+
+def parts_of(path: Path) -> Path:
+    """Where a checkpoint in parts is written while a file is in its place."""
+    return path.with_name(f".{path.name}.parts")
 
 
 def aside_of(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """The signals by which a process is asked to stop, and how they are heard: the same ones everywhere.
 
-Ctrl-C, what a scheduler or `kill` sends, and the end of the terminal. The last one takes away where the
-process prints to: from then on that goes nowhere, so that what is said while a run is saved does no harm.
+Ctrl-C, what a scheduler or `kill` sends (some announce the end of a job's time by a user's signal), and the end
+of the terminal. The last one takes away where the process prints to: from then on that goes nowhere, so that
+what is said while a run is saved does no harm.
 """
 
 import os
@@ -11,19 +12,59 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Those that a process heeds even if it was told to ignore them.
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+# What a process exits with that was asked to stop, and did: by SIGTERM as shells report it, else as after Ctrl-C.
+INTERRUPTED = (130, 143)
 
 Handler = Callable[[int, Any], Any]
 
 
+class Stopped(KeyboardInterrupt):
+    """This process was asked to stop, and does so at once.
+
+    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int, how: str | None = None) -> None:
+        super().__init__(how or signal.Signals(number).name)
+        self.number = number
+
+
+def stop(number: int, frame: object) -> None:
+    """Handle a signal by stopping at once.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped(number)
+
+
+def number_of(error: BaseException) -> int:
+    """The signal behind an exception that stops a process: Ctrl-C, where it does not say."""
+    return getattr(error, "number", signal.SIGINT)
+
+
+def status_of(number: int) -> int:
+    """What a process exits with that a signal has stopped."""
+    return 128 + (signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+
+
 def heeded() -> list[signal.Signals]:
-    """All but the end of the terminal where nohup has told this process to ignore it.
+    """All but what this process was told to ignore, such as the end of the terminal by nohup.
 
     Ctrl-C is heeded even by a script's background job, which ignores it by birth: a sweep and a launcher
     of ranks tell their processes by it.
     """
-    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in STOPPING if number != signal.SIGHUP or not is_deaf]
+    return [
+        number
+        for number in STOPPING
+        if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 def listen(handler: Handler) -> dict[signal.Signals, Any]:

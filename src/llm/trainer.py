@@ -155,8 +155,8 @@ class VerifiedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write whole or not at all."""
-        save_checkpoint(checkpoint, Path(path))
+        """Write whole or not at all; the options are those of `llm.weights.checkpoint`."""
+        save_checkpoint(checkpoint, Path(path), **(storage_options or {}))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -78,6 +78,17 @@ def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
     assert failure.message == "rank 1 failed: KeyError: 'x'"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "told", "failed"),
+    [((143, 130, 0), 1, False), ((143, 1), 0, True), ((143, 1), 1, False), ((1, 1), 1, True)],
+)
+def test_ranks_that_were_told_to_stop_have_not_failed(ended, tmp_path, statuses, told, failed):
+    """The first to go leaves the others waiting for it, and what these say then is no failure."""
+    watch = Watch(ended(*((status, None) for status in statuses)), tmp_path)
+    watch.signals += [signal.SIGTERM] * told
+    assert (bool(watch._failed()) and not watch._was_stopped()) == failed
+
+
 def test_machines_are_told_who_they_are(monkeypatch):
     monkeypatch.delenv("NODE_RANK", raising=False)
     with pytest.raises(ConfigError, match=r"num_nodes=2: set NODE_RANK.*torchrun or srun"):

@@ -239,10 +239,19 @@ def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched
     assert (status, calls) == (2, [])
     assert err.splitlines()[:2] == [
         "outputs/pretraining/mine,seed=1 was trained under another configuration; choose another name=, "
-        "or rerun=true to replace it",
+        "begin with its weights with weights=run weights.path=outputs/pretraining/mine,seed=1 name=NEW, or replace it "
+        "with rerun=true",
         "optimizer.lr: 0.01 → 0.02",
     ]
     assert (only_sweep(tmp_path).path / "sweep.json").read_text() == before
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_job_that_was_stopped_by_a_signal_is_interrupted(llm, stand_in, tmp_path, status):
+    stand_in(lambda job: status)
+    llm("train", "-m", "seed=1,2")
+    outcomes = [job.outcome["status"] for job in only_sweep(tmp_path).jobs]
+    assert outcomes == ["interrupted"] * 2
 
 
 def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in, tmp_path):

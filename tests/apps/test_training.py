@@ -182,9 +182,68 @@ def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkey
     assert torch.load(run.last, weights_only=True)["global_step"] == 8
 
 
-def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp_path):
-    """Weights of 1e28 are finite: it is what the model makes of them that is not."""
-    config = composed("optimizer.lr=1e30", "trainer.val_every=2")
+class Spoil(Callback):
+    """Does something to the model after a backward pass."""
+
+    def __init__(self, spoil) -> None:
+        self.spoil = spoil
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.spoil(trainer, pl_module)
+
+
+def enlarge(trainer: L.Trainer, task: L.LightningModule) -> None:
+    """Finite gradients, whose squares are not."""
+    if trainer.global_step >= 5:
+        for parameter in task.parameters():
+            parameter.grad.mul_(1e25)
+
+
+def overflow(trainer: L.Trainer, task: L.LightningModule) -> None:
+    """An infinite second moment, which moves no weight at all."""
+    if trainer.global_step == 5:
+        trainer.optimizers[0].state[task.model.embedding.weight]["exp_avg_sq"][0, 0] = float("inf")
+
+
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (enlarge, r"the norm of the gradients is inf after step 5\."),
+        (
+            overflow,
+            r"exp_avg_sq of parameter \d+ in the optimizer's state is not finite after step 8",
+        ),
+    ],
+)
+def test_neither_gradients_nor_an_optimizers_state_is_kept_that_is_not_finite(
+    composed, tmp_path, monkeypatch, spoil, said, clip
+):
+    original = training.make_callbacks
+    monkeypatch.setattr(
+        training, "make_callbacks", lambda *given: [*original(*given), Spoil(spoil)]
+    )
+    with pytest.raises(DivergedError, match=said):
+        training.train(composed(f"trainer.gradient_clip={clip}"), tmp_path / "run")
+    saved = torch.load(Run(tmp_path / "run").last, weights_only=True)
+    assert saved["global_step"] == 4
+    for values in saved["optimizer_states"][0]["state"].values():
+        assert all(value.isfinite().all() for value in values.values())
+
+
+def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp_path, monkeypatch):
+    """Weights of 1e38 are finite: it is what the model makes of them that is not."""
+
+    class Enlarge(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_) -> None:
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    for parameter in task.parameters():
+                        parameter.mul_(1e38 if parameter.ndim == 1 else 1e3)
+
+    original = training.make_callbacks
+    monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), Enlarge()])
+    config = composed("trainer.val_every=2")
     config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
     with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) after step 2\."):
         training.train(config, tmp_path / "run")

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from llm.weights.checkpoint import load_checkpoint, save_checkpoint
-from llm.weights.digests import DamagedCheckpointError
+from llm.weights.checkpoint import fall_back, load_checkpoint, save_checkpoint
+from llm.weights.digests import DamagedCheckpointError, note, sha256_of
 
 
 @pytest.fixture
@@ -29,6 +29,36 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(saved, place):
     saved.write_bytes(data)
     with pytest.raises(DamagedCheckpointError, match=r"last\.ckpt is damaged"):
         load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("record", [None, "{}", '{"last.ckpt": []}', "[", '{"last.ckpt": "0"}'])
+def test_without_a_record_of_its_digest_a_file_counts_as_damaged(saved, record):
+    file = saved.with_name("sha256.json")
+    file.unlink() if record is None else file.write_text(record)
+    with pytest.raises(DamagedCheckpointError, match=r"damaged: sha256\.json has no SHA-256 of it"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_checkpoint_before_is_kept_and_takes_the_place_of_a_damaged_one(
+    saved, monkeypatch, has_links
+):
+    if not has_links:
+        monkeypatch.setattr("pathlib.Path.hardlink_to", _refuse)
+    for step in (4, 5):
+        save_checkpoint({"step": step}, saved, keeps_previous=True)
+    previous = saved.with_name("previous.ckpt")
+    assert (load_checkpoint(saved)["step"], load_checkpoint(previous)["step"]) == (5, 4)
+    saved.write_bytes(b"damaged")
+    assert fall_back(saved)
+    assert load_checkpoint(saved)["step"] == 4
+    assert {file.name for file in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+    assert not fall_back(saved)
+    assert load_checkpoint(saved)["step"] == 4
+
+
+def _refuse(*_) -> None:
+    raise OSError("no hard links here")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
@@ -69,6 +99,7 @@ def test_nothing_of_a_strangers_checkpoint_is_executed(tmp_path):
 
     path = tmp_path / "stranger.ckpt"
     torch.save({"state_dict": Harmful()}, path)
+    note(path, sha256_of(path))
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()

@@ -27,13 +27,11 @@ from llm import distributed, signals
 from llm.apps.refusing import require_even_shares
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError, UserError
-from llm.console import printable
 from llm.hardware import Hardware
 from llm.runs import Run
 
 # Names the folder where a rank leaves the reason of its failure, for the launcher to tell.
 REPORTS = "LLM_RANK_REPORTS"
-INTERRUPTED = 130
 GRACE = 5.0  # seconds in which the others may see for themselves that one has failed, and record it
 POLL = 0.1
 
@@ -140,7 +138,7 @@ def launch(words: Sequence[str], hardware: Hardware, directory: str | Path) -> i
         directory: of the run, in whose record a failure belongs.
 
     Returns:
-        The exit status: 0, 130 after an interruption, or that of the rank that failed first.
+        The exit status: 0, 130 or 143 after an interruption, or that of the rank that failed first.
     """
     assert hardware.devices != "auto"
     node = this_node(hardware.num_nodes)
@@ -250,7 +248,7 @@ class Watch:
     def __init__(self, ranks: Sequence[Rank], directory: Path) -> None:
         self.ranks = ranks
         self.directory = directory
-        self.signals = 0
+        self.signals: list[int] = []
 
     def until_all_ended(self) -> int:
         """Wait; pass signals on; when one fails end the others, and say why. Returns the exit status."""
@@ -265,16 +263,16 @@ class Watch:
                 self._kill()
 
     def _pass_on(self, number: int, frame: Any) -> None:
-        self.signals += 1
+        self.signals.append(number)
         for rank in self.ranks:
-            rank.send(number if self.signals < 3 else signal.SIGKILL)
+            rank.send(number if len(self.signals) < 3 else signal.SIGKILL)
 
     def _some_run(self) -> bool:
         return any(rank.status is None for rank in self.ranks)
 
     def _failed(self) -> list[int]:
         """The ranks that have ended badly so far; one that was told to stop has not."""
-        well = (None, 0, INTERRUPTED)
+        well = (None, 0, *signals.INTERRUPTED)
         return [rank.number for rank in self.ranks if rank.status not in well]
 
     def _fail(self) -> int:
@@ -284,12 +282,17 @@ class Watch:
         while self._some_run() and time.monotonic() < deadline:
             time.sleep(POLL)
         self._kill()
-        if self.signals >= 2:
-            return INTERRUPTED
+        if self._was_stopped():
+            return signals.status_of(self.signals[0])
         failure = explain(self.ranks, first)
-        print(printable(failure.text), file=sys.stderr, flush=True)
+        print(failure.text, file=sys.stderr, flush=True)
         self._record(failure)
         return failure.status
+
+    def _was_stopped(self) -> bool:
+        """Whether ranks ended because they were told to; outside of training the first to go leaves others waiting."""
+        has_ended = any(rank.status in signals.INTERRUPTED for rank in self.ranks)
+        return len(self.signals) >= (1 if has_ended else 2)
 
     def _kill(self) -> None:
         for rank in self.ranks:
@@ -350,7 +353,7 @@ def reported() -> Iterator[None]:
         yield
         return
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    signals.listen(signal.default_int_handler)
+    signals.listen(signals.stop)
     try:
         yield
     except Exception as error:

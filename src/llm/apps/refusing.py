@@ -6,13 +6,14 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llm import shell
+from llm.apps.resuming import ALLOW_CHANGES, changes_since, require_last
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import difference
+from llm.config.fingerprint import is_changeable
 from llm.config.requirements import PROVISIONAL
 from llm.config.sections import DEFERRED
 from llm.data.module import DataModule
-from llm.files import read_yaml
 from llm.hardware import Hardware
 from llm.runs import Run, short
 from llm.tasks.task import Task
@@ -26,15 +27,38 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     Raises:
         ConfigError: with one line for each value that differs.
     """
-    if not run.last.exists() or run.record.get("fingerprint") == new:
-        return  # without a checkpoint nothing was learned that could be lost
-    before = read_yaml(run.config)
-    if "classes" in config.data and config.data.classes is None:
-        before.data.classes = None  # those that were found had been written down
-    lines = difference(before, config)
+    if run.record.get("fingerprint") == new:
+        return
+    require_last(run)
+    if run.last.exists():
+        require_changeable(run, config)
+    elif config.resume == ALLOW_CHANGES:
+        raise ConfigError(
+            f"resume={ALLOW_CHANGES}: there is no run to go on with in {short(run.path)}; name one with name="
+        )
+
+
+def require_changeable(run: Run, config: DictConfig) -> None:
+    """Refuse values that a run cannot go on with, or that the user has not allowed to change.
+
+    Raises:
+        ConfigError: with one line for each.
+    """
+    if "fingerprint" not in run.record or not run.config.is_file():
+        raise ConfigError(
+            f"{short(run.path)}: has checkpoints, but not the run.json and config.yaml of the run that wrote them; put "
+            "those back, choose another name=, or begin again with rerun=true"
+        )
+    found = changes_since(run, config)
+    fixed = {key: change for key, change in found.items() if not is_changeable(key)}
+    if config.resume == ALLOW_CHANGES and not fixed:
+        return
+    path = shell.quoted(f"weights.path={short(run.path)}")
+    goes_on = "" if fixed else f"go on from its last checkpoint with resume={ALLOW_CHANGES}, "
     raise ConfigError(
-        f"{short(run.path)} was trained under another configuration; choose another name=, or rerun=true to replace it",
-        *lines,
+        f"{short(run.path)} was trained under another configuration; {goes_on}choose another name=, begin with its "
+        f"weights with weights=run {path} name=NEW, or replace it with rerun=true",
+        *(f"{key}: {change}" for key, change in found.items()),
     )
 
 
@@ -89,7 +113,7 @@ def require_more(run: Run, steps: int) -> None:
         ConfigError: the budget is spent already.
     """
     taken = run.record.get("steps", 0)
-    owes_its_test = run.record.get("trained", False) and taken == steps
+    owes_its_test = taken == steps == run.record.get("max_steps", steps)
     if run.status == "interrupted" and taken >= steps and not owes_its_test:
         raise ConfigError(
             f"{short(run.path)} has taken {taken:,} steps already: give a trainer.max_steps "

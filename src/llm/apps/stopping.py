@@ -29,7 +29,7 @@ Asked = Callable[[], int]
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let whatever ends this process do as Ctrl-C does."""
-    with signals.heard(signal.default_int_handler):
+    with signals.heard(signals.stop):
         yield
 
 
@@ -99,9 +99,7 @@ def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]
     Yields:
         The handlers that there were.
     """
-    before: dict[int, object] = {
-        number: signal.getsignal(number) for number in (*signals.STOPPING, *_scheduled())
-    }
+    before: dict[int, object] = {number: signal.getsignal(number) for number in signals.STOPPING}
     hear = signals.without_terminal(handler)
 
     def heed(number: int, frame: object) -> None:
@@ -127,12 +125,6 @@ def wait(process: subprocess.Popen, asked: Asked) -> int:
         except subprocess.TimeoutExpired:
             for number in range(told + 1, (told := asked()) + 1):
                 process.send_signal(signal.SIGINT if number < KILLING else signal.SIGKILL)
-
-
-def _scheduled() -> list[signal.Signals]:
-    """Those by which a scheduler announces the end of a job's time, where somebody listens to them."""
-    users = (signal.SIGUSR1, signal.SIGUSR2)
-    return [number for number in users if callable(signal.getsignal(number))]
 
 
 def _size(file: Path) -> int:

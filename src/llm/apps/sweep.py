@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import llm.apps.train  # noqa: F401  (which teaches OmegaConf how runs are named, in any process)
-from llm import shell
+from llm import shell, signals
 from llm.apps import placing, stopping
 from llm.apps.tables import open_console
 from llm.apps.watching import watched
@@ -45,7 +45,11 @@ TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"
 NOT_PASSED_ON = (*RANKS, *TASKS, stopping.MARK)
 INTERRUPTED = 130
 LONGEST_REASON = 400  # letters: a refusal may have a line for each value that differs
-STATUSES = {0: "done", INTERRUPTED: "interrupted", ClaimedRunError.status: "elsewhere"}
+STATUSES = {
+    0: "done",
+    **dict.fromkeys(signals.INTERRUPTED, "interrupted"),
+    ClaimedRunError.status: "elsewhere",
+}
 # Launchers whose processes end with ours, several of them at once.
 POOLS = ("JoblibLauncher", "LocalLauncher")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from llm import distributed, shell
+from llm import distributed, shell, signals
 from llm.apps.refusing import (
     require_even_shares,
     require_more,
@@ -26,27 +27,30 @@ from llm.apps.refusing import (
     require_same_base,
     require_same_text,
 )
+from llm.apps.resuming import Resumption, find_resumption, require_last, ways_out
 from llm.callbacks.checkpoints import Checkpoints
-from llm.callbacks.interrupt import InterruptedRunError
+from llm.callbacks.interrupt import Interrupt, InterruptedRunError
 from llm.callbacks.throughput import CountsFlops, peak_memory
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
-from llm.config.errors import ConfigError
+from llm.config.composition import quoted
+from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import WATCHED, fingerprint
 from llm.config.whitelist import locate
 from llm.config.words import key_of
 from llm.console import new_console
 from llm.data.module import DataModule
-from llm.files import write_text
+from llm.files import read_yaml, write_text
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
 from llm.loggers.wandb import WandbLogger
 from llm.optim.muon import Muon
 from llm.runs import FollowedRun, Run, identity, short
+from llm.tasks.divergence import DivergedError
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
-from llm.weights.checkpoint import load_checkpoint
+from llm.weights.digests import DamagedCheckpointError
 from llm.weights.initial import initialize
 from llm.weights.weights import Weights
 
@@ -83,10 +87,10 @@ def train(
     Raises:
         UserError: the configuration is wrong, or differs from the one the directory was trained under,
             another process trains there, or training diverged.
-        SystemExit: after an interruption, with status 130.
+        SystemExit: after an interruption, with status 143 by SIGTERM, else 130.
     """
     request = fingerprint(config, WATCHED)
-    again = ["train", *options, *(word for word in overrides if not word.startswith("rerun="))]
+    again = _again(overrides, options)
     weights: Weights | None = build(config.weights)
     if weights is not None:
         adopt(config, weights, overrides)
@@ -110,8 +114,9 @@ def train(
         require_same_base(run, base)
         require_more(run, steps)
         if _is_done(run, steps):
-            _say_done(run, config)
+            _say_done(run)
             return run
+        require_last(run)
     task = make_task(config, settings, hardware, weights)
     with mistakes_at("task"):
         task.check(data)
@@ -120,39 +125,47 @@ def train(
     with run.claimed():
         run.record = distributed.broadcast(run.record)
         if not config.rerun and _is_done(run, steps):  # by another process, meanwhile
-            _say_done(run, config)
+            _say_done(run)
             return run
         if config.rerun and (aside := run.set_aside()):
             say(f"the run that stood here is kept as {aside}")
-        resume = distributed.broadcast(run.last if run.last.exists() else None)
-        run.start(
-            name=run.path.name,
-            fingerprint=meaning,
-            base=base,
-            request=request,
-            command=shell.line("llm", *again, modules=config.trust),
-            sweep=os.environ.get("LLM_SWEEP"),
-            **identity(config, overrides, choices or {}),
-            **size(task, data, settings, steps, hardware),
+        resume, parts = distributed.broadcast(
+            find_resumption(run, config, meaning) if distributed.is_first() else None
         )
         command = shell.line(shell.program(), *again, modules=config.trust)
-        with recorded(run, command) as progress:
+        rescue = shell.line(shell.program(), *_rescue(again, run), modules=config.trust)
+        with recorded(run, resume, command, rescue) as progress:
+            run.start(
+                name=run.path.name,
+                fingerprint=meaning,
+                base=base,
+                request=request,
+                command=shell.line("llm", *again, modules=config.trust),
+                sweep=os.environ.get("LLM_SWEEP"),
+                **(identity(config, overrides, choices or {}) | parts),
+                **size(task, data, settings, steps, hardware),
+            )
             if distributed.is_first():
                 save(run, config, hardware, data)
                 progress.loggers = make_loggers(config, run, resume)
-            say(summary(run, task, data, hardware, steps, settings, weights))
+            say(
+                "\n".join(
+                    [*resume.notes, summary(run, task, data, hardware, steps, settings, weights)]
+                )
+            )
             say_undivided(config, hardware)
             loggers = progress.loggers
             callbacks = make_callbacks(config, task, data)
             trainer = make_trainer(
                 *(settings, hardware, steps, task, callbacks, loggers, run.path),
-                before=weights is not None and resume is None,
+                before=weights is not None and resume.path is None,
             )
             progress.trainer = trainer
-            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+            trainer.fit(task, datamodule=data, ckpt_path=resume.path, weights_only=True)
             run.update(trained=True)
             test(run, trainer, task, data)
-        close(run, trainer, task, config, progress)
+            progress.end_loggers(0)
+            close(run, trainer, task, config, progress)
     return run
 
 
@@ -322,6 +335,11 @@ def summary(
         lines.append(
             "note      Muon turns the factors of an update one by one: optimizer=adamw suits adapters"
         )
+    lines += [
+        f"note      {key} {change}, from step {each['from_step']} on"
+        for each in run.record.get("segments") or ()
+        for key, change in each["changes"].items()
+    ]
     if "stopped_at" in run.record and run.last.exists():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"
@@ -366,13 +384,22 @@ def make_callbacks(config: DictConfig, task: Task, data: DataModule) -> list[L.C
             callbacks.append(callback)
         else:
             say(f"note      callbacks.{name} is left out: nothing for it in this task")
-    return callbacks
+    return sorted(callbacks, key=place_of)
 
 
-def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logger]:
+def place_of(callback: L.Callback) -> int:
+    """The place of a callback among the others: what they keep of a step is kept before its checkpoint is.
+
+    A process that is killed between the two does the step again, and with it what was kept of it. Who stops the
+    run comes last.
+    """
+    last = (Checkpoints, Interrupt)
+    return next((place for place, kind in enumerate(last, 1) if isinstance(callback, kind)), 0)
+
+
+def make_loggers(config: DictConfig, run: Run, resume: Resumption) -> list[Logger]:
     """The CSV logger, which is always on, and those of the configuration."""
-    resume_step = load_checkpoint(resume)["global_step"] if resume else -1
-    loggers: list[Logger] = [CSVLogger(run.metrics, resume_step)]
+    loggers: list[Logger] = [CSVLogger(run.metrics, resume.step if resume.path else -1)]
     plain: Any = OmegaConf.to_container(config, resolve=True)
     for make in build(config.logger).values():
         if make is not None:
@@ -388,6 +415,7 @@ def make_loggers(config: DictConfig, run: Run, resume: Path | None) -> list[Logg
 class Progress:
     """How far a run is, for the record of its end."""
 
+    resumed: int = 0  # the step of the checkpoint that this sitting began from
     trainer: L.Trainer | None = None
     loggers: Sequence[Logger] = ()
     seconds: float = 0.0
@@ -400,69 +428,110 @@ class Progress:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken."""
-        return self.trainer.global_step if self.trainer is not None else 0
+        """Optimizer steps taken, in earlier sittings too."""
+        return max(self.resumed, self.trainer.global_step if self.trainer is not None else 0)
 
     @property
     def saved_steps(self) -> int:
         """Those of them that the newest checkpoint knows of."""
         callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
-        return max([0, *(each.saved_step for each in callbacks if isinstance(each, Checkpoints))])
+        return max(
+            [
+                self.resumed,
+                *(each.saved_step for each in callbacks if isinstance(each, Checkpoints)),
+            ]
+        )
+
+    def end_loggers(self, exit_code: int) -> None:
+        """End the run on W&B, if there is one, once: the next job of this process would land in it."""
+        loggers, self.loggers = self.loggers, ()
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.finish(exit_code)
 
 
 @contextmanager
-def recorded(run: Run, command: str) -> Iterator[Progress]:
-    """Record how a run ended if it did not end well, and tell an interrupted one how to go on."""
-    progress = Progress(seconds=run.record.get("seconds", 0.0))
-    exit_code = 1
+def recorded(run: Run, resume: Resumption, command: str, rescue: str) -> Iterator[Progress]:
+    """Record how a run ended if it did not end well, and tell how to go on.
+
+    Args:
+        run: the run, its record as it was.
+        resume: where it goes on.
+        command: goes on with it.
+        rescue: goes on with it if it has diverged, when a value is added.
+    """
+    before = dict(run.record)
+    progress = Progress(resume.step, seconds=before.get("seconds", 0.0))
     try:
         yield progress
-        exit_code = 0
     except BaseException as error:
-        if is_interruption(error):
-            exit_code = 130
-            run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
-            tell_interruption(error, progress, command)
-            raise SystemExit(exit_code) from None
-        run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
+        stop = interruption(error)
+        record_end(run, before, progress, error)
+        if stop is not None:
+            status = signals.status_of(signals.number_of(stop))
+            tell_interruption(stop, run, progress, command)
+            progress.end_loggers(status)
+            raise SystemExit(status) from None
+        if isinstance(error, DivergedError) and progress.saved_steps:
+            error.say_more(f"To go on from step {progress.saved_steps}: {rescue}")
+        progress.end_loggers(1)
         raise
-    finally:
-        finish_wandb(progress.loggers, exit_code)
 
 
-def is_interruption(error: BaseException) -> bool:
-    """Whether somebody stopped the run: between two steps, or at once, which Lightning makes an exit of.
+def record_end(
+    run: Run, before: Mapping[str, Any], progress: Progress, error: BaseException
+) -> None:
+    """Record that a run was interrupted or failed, unless it is done: by now, or since an earlier sitting."""
+    if run.status == "done":
+        run.update()  # in whatever line of the writing it was stopped
+    elif before.get("status") == "done" and progress.steps == progress.resumed:
+        run.put_back(before)
+    elif interruption(error) is not None:
+        run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
+    else:
+        run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
 
-    Who closes the pipe that the run prints to (`llm train | head`) stops it as well.
-    """
-    kinds = (InterruptedRunError, KeyboardInterrupt, BrokenPipeError)
-    return isinstance(error, kinds) or isinstance(error.__context__, KeyboardInterrupt)
+
+def interruption(error: BaseException) -> BaseException | None:
+    """What stopped the run, if somebody did: between two steps, or at once, which Lightning makes an exit of."""
+    kinds = (InterruptedRunError, KeyboardInterrupt)
+    return next((each for each in (error, error.__context__) if isinstance(each, kinds)), None)
 
 
-def tell_interruption(error: BaseException, progress: Progress, command: str) -> None:
+def tell_interruption(stop: BaseException, run: Run, progress: Progress, command: str) -> None:
     """Say what is saved of an interrupted run, and how it goes on."""
-    how = f"by {error}" if isinstance(error, InterruptedRunError) else "at once"
-    lost = progress.steps - progress.saved_steps
-    saved = f"step {progress.saved_steps} is what is saved" if lost else "it is saved"
+    is_at_once = signals.number_of(stop) == signal.SIGINT and not isinstance(
+        stop, InterruptedRunError
+    )
+    how = "at once" if is_at_once else f"by {stop}"
     if distributed.is_first():
         new_console(stderr=True).print(
-            f"stopped {how} after step {progress.steps}; {saved}.\nTo go on: {command}",
-            soft_wrap=True,
+            f"stopped {how}{what_is_saved(run, progress)}.\nTo go on: {command}", soft_wrap=True
         )
 
 
-def finish_wandb(loggers: Sequence[Logger], exit_code: int) -> None:
-    """End the run on W&B, if there is one: the next job of this process would land in it."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.finish(exit_code)
+def what_is_saved(run: Run, progress: Progress) -> str:
+    """How far a run came that was interrupted, and how much of it the next sitting begins with."""
+    steps, saved = progress.steps, progress.saved_steps
+    if run.status == "done":
+        return f"; the run is done, with {run.record['steps']} steps"
+    if steps == 0:
+        return " before the first step; nothing was there to save"
+    if saved == 0:
+        return f" after step {steps}; nothing is saved"
+    if steps > saved:
+        return f" after step {steps}; step {saved} is what is saved"
+    return f" after step {steps}; it is saved"
 
 
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
     """Measure the best weights on the test part, where the data have one."""
     if data.dataset("test") is None:
         return
-    best = trainer.strategy.load_checkpoint(run.best if run.best.exists() else run.last)
+    try:
+        best = trainer.strategy.load_checkpoint(run.best if run.best.exists() else run.last)
+    except DamagedCheckpointError as error:
+        raise UserError(f"{error}; {ways_out(run)}") from error
     trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
     trainer.test(task, datamodule=data, verbose=False)
 
@@ -501,11 +570,11 @@ def _is_done(run: Run, steps: int) -> bool:
     return run.status == "done" and run.record["steps"] >= steps
 
 
-def _say_done(run: Run, config: DictConfig) -> None:
+def _say_done(run: Run) -> None:
     say(
         f"{short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
         "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
-        f"  {_next_command(run, config)}"
+        f"  {_next_command(run, read_yaml(run.config))}"
     )
 
 
@@ -514,3 +583,16 @@ def _next_command(run: Run, config: Any) -> str:
     verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
     words = (shell.program(), verb, f"weights.path={short(run.path)}")
     return shell.line(*words, modules=config.trust)
+
+
+def _again(overrides: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words that go on with this run: a rerun or a change, once begun, is not begun again."""
+    kept = [word for word in overrides if not word.startswith(("rerun=", "resume="))]
+    return ["train", *options, *kept]
+
+
+def _rescue(again: Sequence[str], run: Run) -> list[str]:
+    """The words that go on with a run that diverged; the values that it needs are the user's to choose."""
+    is_named = any(key_of(word) == "name" for word in again)
+    name = [] if is_named else [f"name={quoted(run.path.name)}"]
+    return [*again, *name, "resume=allow_changes", "optimizer.lr=LOWER"]

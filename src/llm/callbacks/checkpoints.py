@@ -7,13 +7,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from llm.callbacks.gradients import require_finite
-from llm.runs import Run
+from llm.callbacks.gradients import require_finite, require_finite_state
+from llm.runs import OWN, Run
 from llm.tasks.task import Task
 
 
 class Checkpoints(Callback):
     """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the lowest `val/loss`).
+
+    The `last.ckpt` from before is kept as well, in case a disk damages the newer one.
 
     Both are written after each validation, so that no resumed run owes one. Weights that are not
     finite are never written.
@@ -65,12 +67,24 @@ class Checkpoints(Callback):
         if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        self.saved_step = trainer.global_step
-        for logger in (
-            trainer.loggers
-        ):  # who goes on from here, killed in the next step, logs this one no more
+        # Who goes on from here, killed in the next step, logs this one no more.
+        for logger in trainer.loggers:
             logger.save()
-        trainer.save_checkpoint(_run(trainer).last)
+        trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})
+        self.saved_step = trainer.global_step
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See that the optimizer's state is finite, and write down whose checkpoint it is.
+
+        Raises:
+            DivergedError: a tensor of the state holds a NaN or an infinity.
+        """
+        for state in checkpoint["optimizer_states"]:
+            require_finite_state(state["state"], trainer.global_step)
+        record = _run(trainer).record
+        checkpoint["run"] = {key: record[key] for key in OWN if key in record}
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, so that a resumed run does not overwrite it with a worse one."""

@@ -1,6 +1,7 @@
 """Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from llm.parts import own
 from llm.tasks.divergence import DivergedError, require_finite_loss
@@ -22,6 +24,21 @@ def require_finite(task: L.LightningModule, step: int) -> None:
     for name, parameter in task.named_parameters():
         if not torch.isfinite(own(parameter)).all():
             raise DivergedError(f"{name.removeprefix('model.')} is not finite", step)
+
+
+def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
+    """Raise DivergedError, naming the first value of an optimizer's state that holds a NaN or an infinity.
+
+    Args:
+        state: what the optimizer keeps of each parameter, by the parameter's number.
+        step: the optimizer steps taken.
+    """
+    for number, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not torch.isfinite(own(value)).all():
+                raise DivergedError(
+                    f"{name} of parameter {number} in the optimizer's state is not finite", step
+                )
 
 
 class Gradients(Callback):

@@ -17,8 +17,16 @@ from llm.tasks.task import Task
 class InterruptedRunError(BaseException):
     """A signal stopped the run after a whole step; its last checkpoint is on disk.
 
-    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job.
+    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job. Lightning makes an exit of a
+    KeyboardInterrupt, and lets this one pass.
+
+    Attributes:
+        number: the signal.
     """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class Interrupt(Callback):
@@ -45,7 +53,7 @@ class Interrupt(Callback):
 
     def _receive(self, number: int, frame: Any) -> None:
         if self.received is not None:
-            raise KeyboardInterrupt
+            raise signals.Stopped(number)
         self.received = signal.Signals(number)
         if distributed.is_first():
             new_console(stderr=True, highlight=True).print(
@@ -71,11 +79,21 @@ class Interrupt(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop after the validation that the step owed."""
         number = self._ballot.largest(self.received or 0)
+        if (
+            number and trainer.sanity_checking
+        ):  # before the first step, when there is nothing to save
+            raise InterruptedRunError(number)
         if number and trainer.global_step < trainer.max_steps:
             self._stop(trainer, pl_module, number)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop before the test where a signal came during the last step, which is saved."""
+        number = max(distributed.gather(int(self.received or 0)))
+        if number:
+            raise InterruptedRunError(number)
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, number: int) -> None:
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer, pl_module)
-        raise InterruptedRunError(signal.Signals(number).name)
+        raise InterruptedRunError(number)

@@ -24,6 +24,7 @@ def notes(
     """
     found = chain(
         _seeing(parts, keys),
+        _changed(parts),
         _apart(parts),
         *(_counted(part, by) for part in parts),
         _drawn(parts),
@@ -38,6 +39,13 @@ def _seeing(parts: Sequence[Part], keys: Sequence[str]) -> Iterator[str]:
     for row in chain(*(part.rows for part in parts)):
         if any(each.sees_its_targets for each in row.results):
             yield f"{told(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
+
+
+def _changed(parts: Sequence[Part]) -> Iterator[str]:
+    """A run went on with other values than it had begun with."""
+    for result in chain(*(row.results for part in parts for row in part.rows)):
+        if result.changes:
+            yield f"{result.name} was changed as it learned: {', '.join(result.changes)}"
 
 
 def _apart(parts: Sequence[Part]) -> Iterator[str]:
@@ -87,10 +95,7 @@ def _unlike(part: Part, keys: Sequence[str]) -> Iterator[str]:
 def _repeated(parts: Sequence[Part], confidence: float) -> Iterator[str]:
     """What stands behind ±."""
     if any(len(row.counted) > 1 for part in parts for row in part.rows):
-        yield (
-            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
-            "that of the rows whose whole interval is better than its own"
-        )
+        yield f"± is the {confidence:.0%} interval of a mean over seeds (Student's t)"
 
 
 def told(row: Row, keys: Sequence[str]) -> str:

@@ -17,7 +17,10 @@ from llm.runs import Run, short
 Curve = list[tuple[float, float, float]]
 
 # What runs may differ in without being other experiments: seeds are repetitions, the rest only names and watches.
-UNSHOWN = ("seed", "name", "output_dir", "rerun", "check", "match", "trust", "logger", "callbacks")
+UNSHOWN = (
+    *("seed", "name", "output_dir", "rerun", "resume", "check", "match", "trust", "logger"),
+    "callbacks",
+)
 
 # Tasks whose loss is that of predicting tokens.
 PREDICTING = ("pretraining", "instruction", "preference")
@@ -69,6 +72,18 @@ class Result:
     def recipe(self) -> str | None:
         """What repetitions of it share, known once it has begun."""
         return self.record.get("recipe") if self.has_begun else None
+
+    @property
+    def changes(self) -> list[str]:
+        """What was changed while it learned, and from which step on; a line each."""
+        segments = self.record.get("segments")
+        found = [each for each in segments if isinstance(each, Mapping)] if segments else []
+        return [
+            f"{key} {change} from step {each.get('from_step')} on"
+            for each in found
+            if isinstance(changes := each.get("changes"), Mapping)
+            for key, change in changes.items()
+        ]
 
     @property
     def data(self) -> str | None:

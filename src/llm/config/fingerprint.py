@@ -17,6 +17,7 @@ IGNORE = (
     "name",
     "output_dir",
     "rerun",
+    "resume",
     "check",
     "match",
     "trust",
@@ -26,6 +27,15 @@ IGNORE = (
     "trainer.log_every",
     "data.cache_dir",
     "data.workers",
+)
+# What of a run's meaning may change from one of its steps on, where the user allows it: how it learns, not what.
+CHANGEABLE = (
+    "optimizer.lr",
+    "optimizer.adamw_lr",
+    "schedule",
+    "trainer.gradient_clip",
+    "trainer.accumulate",
+    "data.batch_size",
 )
 # The same but how long: what may change without making it other work.
 WATCHED = tuple(key for key in IGNORE if key not in BUDGET)
@@ -54,22 +64,32 @@ def recipe(config: DictConfig) -> str:
 
 
 def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
-    """What would change the fingerprint: `full.key: old → new`, one line each.
+    """What would change the fingerprint: `full.key: old → new`, one line each."""
+    return [f"{key}: {change}" for key, change in changes(old, new, ignore).items()]
+
+
+def changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> dict[str, str]:
+    """What would change the fingerprint: `old → new` by full key.
 
     A value that one side does not know yet (`???`) does not differ.
     """
     before, after = _meaning(old, ignore), _meaning(new, ignore)
-    changes = {
+    found = {
         key: f"{_shown(before, key)} → {_shown(after, key)}"
         for key in sorted(before.keys() | after.keys())
         if _shown(before, key) != _shown(after, key)
         and "???" not in (before.get(key), after.get(key))
     }
-    return [
-        f"{key}: {change}"
-        for key, change in changes.items()
-        if not any(changes.get(shorter) == change for shorter in _endings(key))
-    ]
+    return {
+        key: change
+        for key, change in found.items()
+        if not any(found.get(shorter) == change for shorter in _endings(key))
+    }
+
+
+def is_changeable(key: str) -> bool:
+    """Whether a run may go on with another value of a key."""
+    return is_among(key.removeprefix("task."), CHANGEABLE)
 
 
 def _endings(key: str) -> Iterator[str]:

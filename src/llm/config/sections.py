@@ -58,6 +58,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "name": _plain(str | None),
     "output_dir": _plain(str),
     "rerun": _plain(bool),
+    "resume": _plain(Literal["exact", "allow_changes"]),
     "check": _plain(bool),
     "match": _plain(Literal["parameters", "flops", "tokens"] | Sequence[str] | None),
     "gpu": _plain(str | None),

@@ -154,11 +154,10 @@ class FilesDataModule(TextDataModule):
         suffixes: As for Files.
         stride: Tokens between the starts of windows.
         validation_fraction: Share of the text held out.
-        seed: Decides the order.
+        seed: Decides the split and the order.
         preprocessing: Steps applied to each document.
         workers: Processes that gather batches.
         cache_dir: Where token files are kept.
-        split_seed: As for TextDataModule.
         encoding: As for Files.
         document_separator: As for Files.
     """
@@ -178,7 +177,6 @@ class FilesDataModule(TextDataModule):
         workers: int = 0,
         cache_dir: str | Path | None = None,
         *,
-        split_seed: int | None = None,
         encoding: str | None = None,
         document_separator: str | None = None,
     ) -> None:
@@ -199,7 +197,6 @@ class FilesDataModule(TextDataModule):
             preprocessing,
             workers,
             cache_dir,
-            split_seed=split_seed,
         )
 
 

@@ -151,11 +151,19 @@ class DataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, int | str]:
         """The position, and of what."""
-        return {"position": self.position, "fingerprint": self.fingerprint}
+        return {
+            "position": self.position,
+            "batch_size": self.batch_size,
+            "fingerprint": self.fingerprint,
+        }
 
     def load_state_dict(self, state_dict: dict[str, int | str]) -> None:
-        """Let the next training loader begin where a stored one stood."""
-        self._restored = int(state_dict["position"])
+        """Let the next training loader begin where a stored one stood.
+
+        With another batch size that is the first whole batch after the rows that were read.
+        """
+        rows = int(state_dict["position"]) * int(state_dict.get("batch_size", self.batch_size))
+        self._restored = -(-rows // self.batch_size)
         stored, found = state_dict["fingerprint"], getattr(self, "fingerprint", None)
         if found and stored != found:
             warnings.warn(

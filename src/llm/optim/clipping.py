@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # The _foreach operations, one launch for a whole list, are private in name only.
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -53,6 +54,8 @@ def clip_gradients(
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if others is not None:
         norm = _joint(norm, others)
+    if math.isinf(limit):
+        return norm
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     for gradients in parts.values():
         torch._foreach_mul_(gradients, scale.to(gradients[0].device))

@@ -78,7 +78,7 @@ class MeshStrategy(ModelParallelStrategy):
     ) -> None:
         """Write it: every device its part, or the first device all."""
         if self.in_parts:
-            sharded.save(checkpoint, Path(filepath))
+            sharded.save(checkpoint, Path(filepath), **(storage_options or {}))
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

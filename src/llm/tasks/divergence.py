@@ -11,8 +11,13 @@ class DivergedError(UserError):
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
             f"training diverged: {what} after step {step}. The checkpoints from before are untouched. "
-            "Try a lower optimizer.lr, a longer schedule.warmup_steps or trainer.gradient_clip=1."
+            "Try a lower optimizer.lr, a longer schedule.warmup_steps or trainer.gradient_clip=1: resume=allow_changes "
+            "goes on with them from the last checkpoint."
         )
+
+    def say_more(self, line: str) -> None:
+        """Add a line to what is said."""
+        self.args = (f"{self}\n{line}",)
 
 
 def require_finite_loss(name: str, loss: float, step: int) -> None:

@@ -142,6 +142,7 @@ class GRPO(MeansTask):
 
     def on_train_start(self) -> None:
         """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        super().on_train_start()
         self.model.eval()
 
     def compile_step(self) -> None:

@@ -72,6 +72,7 @@ class Preference(Pairs):
 
     def on_train_start(self) -> None:
         """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        super().on_train_start()
         self.model.eval()
 
     def rewards(self, batch: Batch) -> Tensor:

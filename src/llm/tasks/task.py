@@ -87,6 +87,7 @@ class Task(L.LightningModule):
         self.is_sharded = False
         # Of this rank's micro-batches since they were last logged: loss, and how many targets it is a mean of.
         self._losses: list[tuple[Tensor, Tensor | None]] = []
+        self._rates: list[float] = []  # the peak rate of each group
         self._targets: list[Tensor] = []  # of the optimizer step under way
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,9 +209,15 @@ class Task(L.LightningModule):
         # A fused optimizer would unscale fp16 gradients inside its step, after clipping saw them scaled.
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["initial_lr"] = rate
         return optimizer
+
+    def on_train_start(self) -> None:
+        """Take the peak rates of the configuration: of an optimizer that was restored they are the checkpoint's."""
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["initial_lr"] = rate
 
     def optimizer_step(
         self,
@@ -235,13 +242,28 @@ class Task(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to a global norm and keep the norm from before (Pascanu et al. 2013)."""
+        """Clip to a global norm and keep the norm from before (Pascanu et al. 2013).
+
+        The norm is looked at before the optimizer takes its step: in every step on the CPU, where that is free,
+        and at logged steps elsewhere, where a look waits for the device.
+
+        Raises:
+            DivergedError: the norm is NaN or infinite.
+        """
         if self._targets:
             self._to_mean(optimizer)
-        if gradient_clip_val is not None or self.is_log_step:
+        is_looked_at = self.is_log_step or self.device.type == "cpu"
+        if gradient_clip_val is not None or is_looked_at:
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradient_norm = clip_gradients(parameters, limit, self.peers)
+            if is_looked_at:
+                self._require_finite(self.gradient_norm.item())
+
+    def _require_finite(self, norm: float) -> None:
+        """Refuse a step by gradients that are not finite; a scaler of fp16 skips such a step itself."""
+        if not math.isfinite(norm) and not getattr(self.trainer.precision_plugin, "scaler", None):
+            require_finite_loss("norm of the gradients", norm, self.global_step)
 
     def begins_step(self, batch_idx: int) -> bool:
         """Whether the micro-batch of this number is the first of its optimizer step."""
@@ -307,6 +329,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: the checkpoint is that of another adapter.
         """
+        count_batches(checkpoint, self.trainer.accumulate_grad_batches)
         losses = distributed.take_back(checkpoint["losses"], lambda lists: list(chain(*lists)))
         self._losses = [(torch.tensor(loss), torch.tensor(weight)) for loss, weight in losses or ()]
         if self.is_adapted:
@@ -326,6 +349,23 @@ class Task(L.LightningModule):
         self.measured |= dict.fromkeys(metrics, self.global_step)
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)
+
+
+def count_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Let the micro-batches that a checkpoint counts be those of its steps.
+
+    They are already unless the run goes on with another number of them to a step: Lightning divides their count
+    to tell where a step ends.
+
+    Args:
+        checkpoint: of a whole step.
+        accumulate: micro-batches that an optimizer step gathers from now on.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    missing = checkpoint["global_step"] * accumulate - progress["total"]["processed"]
+    for counts in (progress["total"], progress["current"]):
+        for name in counts:
+            counts[name] += missing
 
 
 def sum_of(losses: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -10,13 +10,22 @@ from typing import Any
 
 import torch
 
+from llm.runs import previous_of
 from llm.weights import digests, sharded
-from llm.weights.digests import sha256_of, verified
+from llm.weights.digests import DamagedCheckpointError, sha256_of, verified
 from llm.weights.stored import Stored, in_torch_file
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint as a file, under another name in the same folder first, and record its SHA-256."""
+def save_checkpoint(
+    checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False
+) -> None:
+    """Write a checkpoint as a file, under another name in the same folder first, and record its SHA-256.
+
+    Args:
+        checkpoint: tensors and plain data.
+        path: the file.
+        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -25,9 +34,26 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         with digests.set_aside(path, is_wrong=path.is_dir()):
-            digests.replace(partial, path)
+            digests.replace(partial, path, previous=previous_of(path) if keeps_previous else None)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fall_back(path: Path) -> bool:
+    """Let the checkpoint from before this one take its place.
+
+    Returns:
+        Whether there was one, and it was whole.
+    """
+    if path.is_dir():
+        return sharded.fall_back(path)
+    previous = previous_of(path)
+    try:
+        verified(previous)
+    except (FileNotFoundError, DamagedCheckpointError):
+        return False
+    digests.bring_back(previous, path)
+    return True
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -57,6 +83,18 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return sharded.read(path)
     return torch.load(verified(path), map_location="cpu", weights_only=True, mmap=True)
+
+
+def open_whole(path: Path) -> dict[str, Any]:
+    """As `open_checkpoint`, but all files of a folder are checked at once, not when they are needed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if path.is_dir():
+        sharded.require_whole(path)
+    return open_checkpoint(path)
 
 
 def stored_weights(path: Path) -> dict[str, Stored]:

@@ -4,33 +4,65 @@ Neither `torch.load` nor safetensors notices a flipped byte.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from llm.config.errors import UserError
+from llm.files import FileError, read_json, write_json
 from llm.runs import aside_of
-
-# What to do about a checkpoint that is damaged.
-OTHERWISE = "weights.checkpoint=last or best reads the run's other one, rerun=true trains it again"
 
 
 class DamagedCheckpointError(UserError):
     """A checkpoint's bytes are not those that were written."""
 
 
-def replace(partial: Path, path: Path) -> None:
+def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
     """Let a file that is wholly written take another's place, and record its digest.
 
     The record names the old and the new digest while one file replaces the other, so that no moment of a
     crash makes a whole file look damaged.
+
+    Args:
+        partial: the file, in the same folder.
+        path: its place.
+        previous: where to keep the file that it replaces; None keeps none.
     """
     digest = sha256_of(partial)
-    _write(path, [*_read(path), digest])
+    if previous is not None and path.is_file():
+        _keep(path, previous)
+    _write(path, [*recorded(path), digest])
     partial.replace(path)
+    _write(path, [digest])
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name. There is no moment at which it has none."""
+    partial = previous.with_name(f".{previous.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, partial)
+    _write(previous, [*recorded(previous), *recorded(path)])
+    partial.replace(previous)
+    _write(previous, recorded(path))
+
+
+def bring_back(previous: Path, path: Path) -> None:
+    """Let a file that was kept take the place of the one that had replaced it."""
+    digests = recorded(previous)
+    _write(path, [*recorded(path), *digests])
+    previous.replace(path)
+    _write(path, digests)
+    _write(previous, [])
+
+
+def note(path: Path, digest: str) -> None:
+    """Record that something was written, for who finds it gone: a folder, whose files have a record of their own."""
     _write(path, [digest])
 
 
@@ -52,7 +84,7 @@ def set_aside(path: Path, is_wrong: bool) -> Iterator[None]:
     aside = aside_of(path)
     if is_wrong and path.exists():
         remove(aside)  # of an earlier kill, after the new one was in its place
-        _write(aside, _read(path))
+        _write(aside, recorded(path))
         path.rename(aside)
     try:
         yield
@@ -73,22 +105,22 @@ def verified(path: Path) -> Path:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    digests = _read(path)
-    if digests:
-        require_digest(path, digests, _record(path).name)
+    require_digest(path, recorded(path), _record(path).name)
     return path
 
 
 def require_digest(path: Path, digests: list[str], record: str) -> None:
     """See that a file's content has one of the digests that a record has of it.
 
+    A record that lacks the file proves nothing, so it counts as damage.
+
     Raises:
-        DamagedCheckpointError: it is missing, or has another.
+        DamagedCheckpointError: the file is missing, the record lacks it, or its content is other than recorded.
     """
+    if not digests:
+        raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
     if not path.is_file() or sha256_of(path) not in digests:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: its SHA-256 is not the one in {record}; {OTHERWISE}"
-        )
+        raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {record}")
 
 
 def sha256_of(path: Path) -> str:
@@ -103,21 +135,25 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def recorded(path: Path) -> list[str]:
+    """The digests that the folder of a file has of it; none where its record cannot be read."""
+    digests = _entries(_record(path)).get(path.name, [])
+    return digests if isinstance(digests, list) else []
+
+
 def _record(path: Path) -> Path:
     return path.with_name("sha256.json")
 
 
-def _read(path: Path) -> list[str]:
-    record = _record(path)
-    return json.loads(record.read_text("utf-8")).get(path.name, []) if record.is_file() else []
+def _entries(record: Path) -> dict[str, Any]:
+    try:
+        entries = read_json(record)
+    except (FileNotFoundError, FileError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def _write(path: Path, digests: list[str]) -> None:
     record = _record(path)
-    entries = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    entries.pop(path.name, None)
-    if digests:
-        entries[path.name] = digests
-    partial = record.with_name(f".{record.name}.{os.getpid()}")
-    partial.write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-    partial.replace(record)
+    entries = {name: known for name, known in _entries(record).items() if name != path.name}
+    write_json(record, entries | ({path.name: digests} if digests else {}), indent=1)

@@ -5,11 +5,12 @@
       7-00000-of-00002.safetensors    what device 0 of 2 holds, in the 7th save
       7-00001-of-00002.safetensors
       7.pt                            all else: progress, random states, figures; plain data
-      sha256.json                     of the index, which holds that of each file
+      previous.json                   the index of the save before, whose files are still there
+      sha256.json                     of the indexes, which hold that of each file
 
 The index is what counts. The files of a new save stand beside the old ones, under other names; then the
-new index takes the old one's place in one step, and the old files go. A save that is killed leaves the
-old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
+new index takes the old one's place in one step, and files that no index names go. A save that is killed leaves
+the old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
 
 A folder may be a stranger's, or half of one: the index names files of the folder alone, its parts make up
 each tensor without a gap, and no memory is asked for before the files are seen to hold that much.
@@ -32,10 +33,13 @@ from torch import Tensor
 
 from llm import distributed
 from llm.parts import is_divided, own, place
+from llm.runs import parts_of, previous_of
 from llm.weights.digests import (
-    OTHERWISE,
     DamagedCheckpointError,
+    bring_back,
     flush,
+    note,
+    remove,
     replace,
     require_digest,
     set_aside,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 INDEX = "index.json"
+PREVIOUS = "previous.json"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *INTEGERS)}
@@ -103,10 +108,10 @@ class Files:
             with safe_open(path, "pt") as file:
                 found = file.get_slice(name).get_shape()
         except SafetensorError as error:
-            raise DamagedCheckpointError(f"{path} is damaged: {error}; {OTHERWISE}") from error
+            raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
         if found != part.shape:
             raise DamagedCheckpointError(
-                f"{path} is damaged: {name} has shape {found} there and {part.shape} in {INDEX}; {OTHERWISE}"
+                f"{path} is damaged: {name} has shape {found} there and {part.shape} in {INDEX}"
             )
 
 
@@ -175,32 +180,58 @@ def read(path: Path) -> dict[str, Any]:
     index = read_index(path)
     rest = Files(path, index.files).path(index.rest)
     checkpoint = torch.load(rest, map_location="cpu", weights_only=True)
-    with _damaged(path):
+    with _damaged(path / INDEX):
         for tensor, keys in index.tensors:
             for key in keys:
                 _put(checkpoint, key, tensor)
     return checkpoint
 
 
-def read_index(path: Path) -> Index:
-    """The index of a checkpoint in parts, seen to make sense.
+def require_whole(path: Path, name: str = INDEX) -> None:
+    """See that all files of an index are what was written, by reading them.
+
+    Raises:
+        FileNotFoundError: the folder has no such index.
+        DamagedCheckpointError: they are not.
+    """
+    index = read_index(path, name)
+    for file, digest in index.files.items():
+        require_digest(path / file, [digest], name)
+
+
+def fall_back(path: Path) -> bool:
+    """Let the index of the save before take the place of the last one's.
+
+    Returns:
+        Whether there was one, and all its files were whole.
+    """
+    try:
+        require_whole(path, PREVIOUS)
+    except (FileNotFoundError, DamagedCheckpointError):
+        return False
+    bring_back(path / PREVIOUS, path / INDEX)
+    return True
+
+
+def read_index(path: Path, name: str = INDEX) -> Index:
+    """An index of a checkpoint in parts, seen to make sense.
 
     Raises:
         FileNotFoundError: there is none.
         DamagedCheckpointError: it is not what was written, or does not make sense.
     """
-    with _damaged(path):
-        return _parsed(json.loads(verified(path / INDEX).read_bytes()), path)
+    with _damaged(path / name):
+        return _parsed(json.loads(verified(path / name).read_bytes()), path)
 
 
 @contextmanager
-def _damaged(path: Path) -> Iterator[None]:
+def _damaged(index: Path) -> Iterator[None]:
     """Around the reading of an index that may not be one of ours, or was cut short."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
-        raise DamagedCheckpointError(f"{path / INDEX} is damaged: {what}; {OTHERWISE}") from error
+        raise DamagedCheckpointError(f"{index} is damaged: {what}") from error
 
 
 def _parsed(index: Any, folder: Path) -> Index:
@@ -269,13 +300,14 @@ def _mapped(value: Any, read: Callable[[Divided], Tensor], known: dict[int, Tens
 # Writing
 
 
-def save(checkpoint: dict[str, Any], path: Path) -> None:
+def save(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False) -> None:
     """Write a checkpoint in parts; all devices must call this at once.
 
     Args:
         checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its part
             of every DTensor, and the first one all else.
         path: the folder, on a disk that all devices see.
+        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
     """
     rank, size, *_ = distributed.world()
     folder, number = distributed.broadcast(_prepare(path) if rank == 0 else None)
@@ -298,38 +330,44 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
             for name, (tensor, keys) in tensors.items()
         ]
         files = {name: digest for name, digest, _ in written}
-        _commit(folder, number, rest, files, entries)
+        index = {**_write_rest(folder, number, rest), "tensors": entries}
+        index["files"] = {**index["files"], **files}
+        _commit(folder, index, keeps_previous)
         with set_aside(path, is_wrong=folder != path):
             folder.replace(path)
+        note(path, sha256_of(path / INDEX))
+        if previous_of(path).exists():  # of when this was a file
+            remove(previous_of(path))
     distributed.barrier()
 
 
 def _prepare(path: Path) -> tuple[Path, int]:
     """The folder to write in, made if need be, and the number of this save."""
-    folder = path.with_name(f".{path.name}.parts") if path.is_file() else path
+    folder = parts_of(path) if path.is_file() else path
     folder.mkdir(parents=True, exist_ok=True)
     return folder, read_index(folder).save + 1 if (folder / INDEX).is_file() else 1
 
 
-def _commit(
-    folder: Path, number: int, rest: Any, files: dict[str, str], tensors: list[dict[str, Any]]
-) -> None:
-    """Write all else, then the index, in whose place the old one's files are needed no more."""
+def _write_rest(folder: Path, number: int, rest: Any) -> dict[str, Any]:
+    """Write all but the divided tensors; returns what the index says of it."""
     file = folder / f"{number}.pt"
     torch.save(rest, file)
     flush(file)
-    index = {
-        "save": number,
-        "rest": file.name,
-        "files": files | {file.name: sha256_of(file)},
-        "tensors": tensors,
-    }
+    return {"save": number, "rest": file.name, "files": {file.name: sha256_of(file)}}
+
+
+def _commit(folder: Path, index: dict[str, Any], keeps_previous: bool) -> None:
+    """Write the index, then delete the files that no index needs any more."""
     partial = folder / f".{INDEX}"
     partial.write_text(json.dumps(index, indent=1) + "\n", "utf-8")
     flush(partial)
-    replace(partial, folder / INDEX)
+    previous = folder / PREVIOUS
+    replace(partial, folder / INDEX, previous=previous if keeps_previous else None)
+    if not keeps_previous:
+        remove(previous)
+    kept = {*index["files"], *(read_index(folder, PREVIOUS).files if previous.is_file() else ())}
     for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
-        if old.name not in index["files"]:
+        if old.name not in kept:
             old.unlink()
 
 

@@ -1,0 +1,177 @@
+"""What a run goes on from: its last checkpoint, or the one before it where that is damaged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm import shell
+from llm.config.errors import ConfigError, UserError
+from llm.config.fingerprint import changes, fingerprint, recipe
+from llm.files import read_yaml
+from llm.runs import OWN, Run, short
+from llm.weights.checkpoint import fall_back, open_whole
+from llm.weights.digests import DamagedCheckpointError, recorded
+
+# Of `resume`: go on with other values of what may change.
+ALLOW_CHANGES = "allow_changes"
+
+
+class Resumption(NamedTuple):
+    """Where training begins.
+
+    Attributes:
+        path: the checkpoint; None begins anew.
+        step: the optimizer steps that it knows of.
+        notes: what the user has to know of it, a line each.
+    """
+
+    path: Path | None = None
+    step: int = 0
+    notes: Sequence[str] = ()
+
+
+def find_resumption(
+    run: Run, config: DictConfig, meaning: str
+) -> tuple[Resumption, dict[str, Any]]:
+    """Find where a run goes on, and what that adds to its record.
+
+    Args:
+        run: the run, its record as it was.
+        config: under which it goes on.
+        meaning: the fingerprint of that, as it was composed.
+
+    Raises:
+        UserError: there are checkpoints, but none of them can be used.
+    """
+    resume = resumption(run)
+    return resume, segments(run, resume, config=config, meaning=meaning)
+
+
+def resumption(run: Run) -> Resumption:
+    """Find the checkpoint that a run goes on from, whole and its own.
+
+    A damaged one is replaced by the one that was saved before it.
+
+    Raises:
+        UserError: there are checkpoints, but none of them can be used.
+    """
+    if not run.last.exists():
+        return Resumption()
+    notes = []
+    try:
+        checkpoint = open_whole(run.last)
+    except (DamagedCheckpointError, FileNotFoundError) as error:
+        if not fall_back(run.last):
+            raise UserError(
+                f"{error}, and there is no whole one from before it; {ways_out(run)}"
+            ) from error
+        checkpoint = open_whole(run.last)
+        notes.append(
+            f"note      {error}: going on from the checkpoint before it, of step {checkpoint['global_step']}"
+        )
+    require_own(run, checkpoint)
+    return Resumption(run.last, checkpoint["global_step"], notes)
+
+
+def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:
+    """What a run's record has to say of its parts, where one begins now in which other values hold.
+
+    Runs that were never changed have no such entries. One that was is no repetition of a run that was trained by
+    its present values from the start on, so its recipe is another.
+
+    Args:
+        run: the run, its record as it was.
+        resume: where it goes on.
+        config: under which it goes on.
+        meaning: the fingerprint of that, as it was composed.
+    """
+    known = [
+        {**each, "from_step": min(each["from_step"], resume.step)}
+        for each in run.record.get("segments") or []
+    ]
+    if resume.path is not None and run.record.get("fingerprint", meaning) != meaning:
+        first = {"from_step": 0, "fingerprint": run.record["fingerprint"], "changes": {}}
+        now = {
+            "from_step": resume.step,
+            "fingerprint": meaning,
+            "changes": changes_since(run, config),
+        }
+        known = [*(known or [first]), now]
+    if resume.path is None or not known:
+        return {"segments": None} if "segments" in run.record else {}
+    parts = {str(place): each for place, each in enumerate(known)}
+    return {"segments": known, "recipe": fingerprint({"recipe": recipe(config), "segments": parts})}
+
+
+def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
+    """In what a configuration differs from the one that a run was last trained under, by key."""
+    before = read_yaml(run.config)
+    if "classes" in config.data and config.data.classes is None:
+        before.data.classes = None  # those that were found had been written down
+    for key in ("weights.path", "weights.base"):  # which are saved as absolute paths
+        old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
+        if old and new and Path(old).resolve() == Path(new).resolve():
+            OmegaConf.update(before, key, new)
+    return changes(before, config)
+
+
+def require_own(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another run has written.
+
+    Raises:
+        ConfigError: it is another's.
+    """
+    stored = checkpoint.get("run", {})  # none before checkpoints knew their run
+    for key in OWN:
+        if key in stored and key in run.record and stored[key] not in _own(run, key):
+            raise ConfigError(
+                f"{short(run.last)}: is the checkpoint of another run (its {key} is {stored[key]}, that of this run "
+                f"{run.record[key]}); put this run's own checkpoints back, choose another name=, or train again with "
+                "rerun=true"
+            )
+
+
+def _own(run: Run, key: str) -> list[Any]:
+    """What a checkpoint of a run may have under a key: of a run that was changed several fingerprints."""
+    earlier = run.record.get("segments") or []
+    return [run.record[key], *(each[key] for each in earlier if key in each)]
+
+
+def require_last(run: Run) -> None:
+    """Refuse to begin anew where a run was trained whose last checkpoint is gone.
+
+    A run that was killed between its first best checkpoint and its first last one begins anew.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    if has_lost_last(run):
+        raise ConfigError(
+            f"{short(run.last)}: is gone, so this run cannot go on, and beginning anew would replace what it has "
+            f"learned; {ways_out(run)}"
+        )
+
+
+def has_lost_last(run: Run) -> bool:
+    """Whether a run was trained, and the checkpoint to go on from is no longer there."""
+    was_saved = run.status == "done" or run.record.get("trained") or recorded(run.last)
+    return bool(was_saved) and not run.last.exists()
+
+
+def ways_out(run: Run) -> str:
+    """What to do with a run that cannot go on: the commands that work."""
+    again = "rerun=true trains it again, and keeps this one aside"
+    if not _is_whole(run.best):
+        return again
+    path = shell.quoted(f"weights.path={short(run.path)}")
+    return f"weights=run {path} name=NEW begins another run with its best weights, {again}"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        open_whole(path)
+    except (DamagedCheckpointError, FileNotFoundError):
+        return False
+    return True

@@ -1,0 +1,312 @@
+"""What a run goes on from: its last checkpoint, whole and its own, or else nothing is replaced."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm import shell
+from llm.apps import training
+from llm.callbacks.checkpoints import Checkpoints
+from llm.config.errors import UserError
+from llm.runs import Run
+from llm.tasks.divergence import DivergedError
+from llm.weights.checkpoint import open_checkpoint
+
+SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
+LONGER = ("trainer.max_steps=6", "trainer.val_every=2")
+
+
+@pytest.fixture
+def done(composed, tmp_path) -> Run:
+    """A run that is done, of four steps, the checkpoints of the last two validations kept."""
+    return training.train(composed(*SHORT), tmp_path / "run")
+
+
+def content(run: Run) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def refused(composed, run: Run, *words: str) -> str:
+    """The message of a refusal, which is one line and leaves the directory as it was."""
+    before = content(run)
+    with pytest.raises(UserError) as refusal:
+        training.train(composed(*words), run.path)
+    assert content(run) == before
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("change", [(), ("optimizer.lr=0.5",)])
+def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, change):
+    done.last.unlink()
+    said = refused(composed, done, *LONGER, *change)
+    assert "last.ckpt: is gone" in said
+    assert "rerun=true" in said
+    assert f"weights=run weights.path={done.path} name=NEW" in said
+
+
+def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys):
+    done.last.unlink()
+    assert training.train(composed(*SHORT), done.path).status == "done"
+    assert "is done already" in capsys.readouterr().out
+    words = ("weights=run", f"weights.path={done.path}", *LONGER)
+    assert training.train(composed(*words), tmp_path / "other").status == "done"
+    assert training.train(composed(*LONGER, "rerun=true"), done.path).record["steps"] == 6
+    assert Run(tmp_path / "run~1").best.is_file()
+
+
+def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
+    composed, tmp_path, stop_at
+):
+    stop_at(3)
+    with pytest.raises(SystemExit):
+        training.train(composed(*SHORT), tmp_path / "run")
+    stop_at(None)
+    run = Run(tmp_path / "run")
+    run.last.unlink()
+    assert "last.ckpt: is gone" in refused(composed, run, *SHORT)
+
+
+def test_a_kill_between_the_first_best_and_the_first_last_checkpoint_begins_anew(
+    composed, done, tmp_path
+):
+    record = json.loads((done.path / "run.json").read_text())
+    for file in (done.last, done.path / "checkpoints" / "previous.ckpt"):
+        file.unlink()
+    (digests := done.path / "checkpoints" / "sha256.json").write_text(
+        json.dumps({"best.ckpt": json.loads(digests.read_text())["best.ckpt"]})
+    )
+    started = {k: v for k, v in record.items() if k not in ("steps", "trained", "metrics")}
+    Run(done.path).put_back(started | {"status": "running"})
+    assert training.train(composed(*SHORT), done.path).status == "done"
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_path, done, capsys):
+    whole = training.train(composed(*LONGER), tmp_path / "whole")
+    flip(done.last)
+    training.train(composed(*LONGER), done.path)
+    out = capsys.readouterr().out
+    assert "last.ckpt is damaged" in out
+    assert "going on from the checkpoint before it, of step 2" in out
+    expected, found = (torch.load(run.last, weights_only=True) for run in (whole, done))
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], tensor), name
+    assert done.metrics.read_text().count("\n") == whole.metrics.read_text().count("\n")
+
+
+@pytest.mark.parametrize("damage", ["both", "no record", "empty record"])
+def test_where_no_checkpoint_is_whole_a_done_run_stays_done(composed, done, damage):
+    digests = done.path / "checkpoints" / "sha256.json"
+    if damage == "both":
+        flip(done.last)
+        flip(done.path / "checkpoints" / "previous.ckpt")
+    elif damage == "no record":
+        digests.unlink()
+    else:
+        digests.write_text("{}")
+    said = refused(composed, done, *LONGER)
+    assert "last.ckpt is damaged" in said
+    assert "rerun=true trains it again" in said
+    assert ("weights=run" in said) == (damage == "both"), "the best one is as good as its record"
+    assert Run(done.path).status == "done"
+
+
+def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
+    other = training.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    shutil.rmtree(done.path / "checkpoints")
+    shutil.copytree(other.path / "checkpoints", done.path / "checkpoints")
+    said = refused(composed, done, *LONGER)
+    assert "last.ckpt: is the checkpoint of another run (its fingerprint is" in said
+    begun = Run(tmp_path / "begun")
+    shutil.copytree(other.path / "checkpoints", begun.path / "checkpoints")
+    assert "has checkpoints, but not the run.json" in refused(composed, begun, *LONGER)
+    again = training.train(composed(*SHORT, "rerun=true"), begun.path)
+    assert open_checkpoint(again.last)["run"]["fingerprint"] == again.record["fingerprint"]
+
+
+def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):
+    def fail(*_) -> None:
+        raise RuntimeError("no logger today")
+
+    before = (done.path / "run.json").read_bytes()
+    monkeypatch.setattr(training, "make_loggers", fail)
+    with pytest.raises(RuntimeError, match="no logger today"):
+        training.train(composed(*LONGER), done.path)
+    assert (done.path / "run.json").read_bytes() == before
+
+
+def test_a_damaged_best_checkpoint_is_told_with_the_way_out(done):
+    from llm.config.errors import ConfigError
+    from llm.weights.run import RunWeights
+
+    flip(done.best)
+    with pytest.raises(
+        ConfigError, match=r"best\.ckpt is damaged.*; weights\.checkpoint=last reads"
+    ):
+        RunWeights(str(done.path)).model()
+    assert RunWeights(str(done.path), checkpoint="last").model()
+
+
+CHANGES = {
+    "optimizer.lr=1e-4": "optimizer.lr: 0.001 → 0.0001",
+    "schedule=constant": 'schedule._target_: "llm.optim.schedules.cosine" → "llm.optim.schedules.constant"',
+    "trainer.gradient_clip=0.5": "trainer.gradient_clip: 1.0 → 0.5",
+    "data.batch_size=6": "data.batch_size: 4 → 6",
+    "trainer.accumulate=3": "trainer.accumulate: 1 → 3",
+}
+
+
+def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, done, capsys):
+    words = (*LONGER, *CHANGES)
+    with pytest.raises(UserError) as refusal:
+        training.train(composed(*words), done.path)
+    header, *lines = str(refusal.value).splitlines()
+    assert "go on from its last checkpoint with resume=allow_changes" in header
+    assert "weights=run" in header
+    assert set(CHANGES.values()) <= set(lines)
+    batches = read_batches(tmp_path, composed, done, *words)
+    run = Run(done.path)
+    assert (run.status, run.record["steps"]) == ("done", 6)
+    assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
+    assert run.record["segments"][1]["changes"]["optimizer.lr"] == "0.001 → 0.0001"
+    assert "optimizer.lr 0.001 → 0.0001, from step 4 on" in capsys.readouterr().out
+    state = torch.load(run.last, weights_only=True)
+    assert {group["lr"] for group in state["optimizer_states"][0]["param_groups"]} == {1e-4}
+    assert state["global_step"] == 6
+    assert state["FilesDataModule"]["position"] == 3 + 6, "16 rows read before are 3 batches of 6"
+    assert batches == 6
+    training.train(composed(*words), done.path)
+    assert "is done already (6 steps)" in capsys.readouterr().out
+
+
+def read_batches(tmp_path, composed, run: Run, *words: str) -> int:
+    """Train on with changes, and count the micro-batches of the training."""
+    from llm.tasks.pretraining import Pretraining
+
+    count, step = 0, Pretraining.step
+
+    def counted(self, batch):
+        nonlocal count
+        count += self.training
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "step", counted)
+        training.train(composed(*words, "resume=allow_changes"), run.path)
+    return count
+
+
+def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
+    words = (*LONGER, "resume=allow_changes", "model.dropout=0.2", "optimizer.lr=1e-4")
+    with pytest.raises(UserError, match=r"model\.dropout: 0.1 → 0.2") as refusal:
+        training.train(composed(*words), done.path)
+    assert "resume=" not in str(refusal.value).splitlines()[0]
+    with pytest.raises(UserError, match="resume=allow_changes: there is no run to go on with in"):
+        training.train(composed("resume=allow_changes"), tmp_path / "elsewhere")
+
+
+def test_a_comparison_says_what_was_changed_and_repeats_nothing_with_it(composed, tmp_path, done):
+    from llm.comparison.table import compare
+
+    words = ("trainer.max_steps=6", "optimizer.lr=1e-4")
+    training.train(composed(*words, "resume=allow_changes"), done.path)
+    plain = training.train(composed(*words, "seed=1"), tmp_path / "plain")
+    table = compare([Run(done.path), Run(plain.path)])
+    assert (
+        "run was changed as it learned: optimizer.lr 0.001 → 0.0001 from step 4 on" in table.notes
+    )
+    assert sum(len(part.rows) for part in table.parts) == 2
+
+
+def test_a_changed_run_that_stops_before_its_first_step_goes_on(
+    composed, tmp_path, done, monkeypatch
+):
+    words = (*LONGER, "optimizer.lr=1e-4", "resume=allow_changes")
+    Run(done.path).update(status="interrupted")
+
+    def fail(*_, **__) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_trainer", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(composed(*words), done.path)
+    run = training.train(composed(*words[:-1]), done.path)
+    assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
+
+
+def test_a_run_that_diverged_is_rescued_by_the_line_that_is_printed(composed, tmp_path):
+    wild = ("optimizer=sgd", "optimizer.lr=1e20", "trainer.gradient_clip=null", "model.dropout=0")
+    wild += ("schedule=linear", "schedule.warmup_steps=0", "trainer.val_every=2")
+    calm = ("optimizer.lr=0.01", *wild[:1], *wild[2:])
+    run = training.train(composed(*calm, "trainer.max_steps=2"), tmp_path / "run")
+    words = (*wild, "resume=allow_changes", "trainer.max_steps=8")
+    with pytest.raises(DivergedError) as diverged:
+        training.train(composed(*words), run.path, ["seed=0", "resume=allow_changes"])
+    first, second = str(diverged.value).splitlines()
+    assert "resume=allow_changes" in first
+    again = ("seed=0", 'name="run"', "resume=allow_changes", "optimizer.lr=LOWER")
+    command = shell.line(shell.program(), "train", *again)
+    assert second == f"To go on from step 2: {command}"
+    words = (*calm, "resume=allow_changes", "trainer.max_steps=8")
+    rescued = training.train(composed(*words), run.path)
+    assert rescued.status == "done"
+    assert [each["from_step"] for each in rescued.record["segments"]] == [0, 2, 2]
+
+
+@pytest.mark.parametrize("after_checkpoint", [True, False])
+def test_a_kill_at_a_checkpoint_loses_no_sample_and_no_metric(
+    composed, tmp_path, monkeypatch, logged, after_checkpoint
+):
+    config = composed("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1")
+    config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 3}
+    whole = training.train(config.copy(), tmp_path / "whole")
+    save = Checkpoints.save_last
+
+    def killed(self, trainer, task) -> None:
+        if after_checkpoint or trainer.global_step < 4:
+            save(self, trainer, task)
+        if trainer.global_step == 4:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_last", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(config.copy(), tmp_path / "parts")
+    parts = training.train(config.copy(), tmp_path / "parts")
+    assert parts.samples.read_text() == whole.samples.read_text()
+    assert logged(parts) == logged(whole)
+
+
+def test_a_checkpoint_is_written_after_what_is_kept_of_its_step_and_before_the_stop(composed):
+    from llm.callbacks.interrupt import Interrupt
+    from llm.callbacks.picture import Picture
+
+    callbacks = [Interrupt(), Checkpoints(), Picture()]
+    kinds = [type(each) for each in sorted(callbacks, key=training.place_of)]
+    assert kinds == [Picture, Checkpoints, Interrupt]
+
+
+def test_who_goes_on_deletes_what_a_killed_process_had_not_finished(composed, done):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = done.path / "checkpoints"
+    left = [folder / f".last.ckpt.{ended.pid}", done.path / f".metrics.csv.{ended.pid}"]
+    for file in left:
+        file.touch()
+    left += [folder / ".last.ckpt.parts", folder / ".best.ckpt.before"]
+    for each in left[2:]:
+        each.mkdir()
+        (each / "index.json").touch()
+    training.train(composed(*LONGER), done.path)
+    assert not any(each.exists() for each in left)

@@ -1,12 +1,17 @@
 """check=true: a row for each point, without training, and what keeps one from being counted."""
 
+from itertools import islice
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from llm.apps import checking, training
 from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
+from llm.apps.estimating import estimate
 from llm.config.composition import check_points, open_loader
 from llm.config.errors import ConfigError
+from llm.planning.cost import context
 from llm.planning.matching import match
 
 
@@ -54,6 +59,40 @@ def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
     output = capsys.readouterr().out
     assert "needs data" in output
     assert rows(output)[0][-1].strip() == "–"  # nor how long it takes
+
+
+CASE = Path(__file__).parents[1] / "cases" / "prompt_completion.json"
+FINETUNE = [
+    *("experiment=instruct", "weights=scratch", "model=gpt2", "size=nano", "tokenizer=byte"),
+    *("size.context_length=1024", "hardware=cpu", "trainer.max_epochs=3"),
+]
+
+
+def test_a_finetune_is_counted_with_the_lengths_of_its_rows(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # the published rows are not there
+    memory, told = [], []
+    for words in ([f"data.path={CASE}"], [], ["data.malformed=skip", f"data.path={CASE}"]):
+        points = check_points(loader, "train", [*FINETUNE, *words], multirun=False)
+        checking.show(points)
+        told.append(capsys.readouterr().out)
+        memory.append(estimate(points[0].config).memory.total)
+    assert memory[0] < memory[1] / 10
+    assert ["upper bound" in each for each in told] == [False, True, False]
+    assert memory[0] == memory[2]
+    cost = estimate(points[0].config).cost
+    data = training.prepare(points[0].config, None)
+    assert cost.steps == 3 * data.batches_per_epoch
+    assert cost.tokens_per_step == round(data.tokens_per_batch)
+    batch = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
+    assert context(points[0].config) == batch
+
+
+def test_pairs_are_counted_a_row_each(loader):
+    words = [*FINETUNE[1:], "experiment=prefer", f"data.path={CASE.with_name('pref_prompt.json')}"]
+    (point,) = check_points(loader, "train", words, multirun=False)
+    data = training.prepare(point.config, None)
+    longest = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
+    assert context(point.config) == longest
 
 
 def test_several_devices_share_the_memory(loader, capsys):

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from llm.apps import plan as _  # registers what its configuration resolves  # noqa: F401
 from llm.apps.planning import optimum_table, plan
 from llm.apps.tables import put
+from llm.config.budget import give_one_budget
 from llm.config.composition import compose, open_loader
 from llm.config.errors import ConfigError
 
@@ -24,7 +25,13 @@ SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
 def planned():
     """planned("size=nano", …): what `llm plan` composes."""
     loader = open_loader("llm.apps.plan", "pkg://llm.conf")
-    return lambda *words: compose(loader, "plan", list(words))
+
+    def planned(*words):
+        config = compose(loader, "plan", list(words))
+        give_one_budget(config, words)
+        return config
+
+    return planned
 
 
 def lines(text: str) -> dict[str, list[str]]:
@@ -112,6 +119,17 @@ def test_a_finetune_is_planned_as_far_as_it_is_known(planned, capsys, tmp_path):
     assert "6·N·D" not in printed
 
 
+def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
+    planned, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))
+    for words in ([], ["trainer.max_steps=7"]):
+        plan(planned(*SMALL, "experiment=spam", *words), words)
+    printed = capsys.readouterr().out
+    assert "budget    669 steps; tokens –: examples are as long as they are" in printed
+    assert "budget    7 steps; tokens –" in printed
+
+
 def test_who_trains_on_is_told_no_best_size(planned, capsys, tmp_path):
     """The fits are of training from scratch."""
     base = planned(*SMALL, "model.vocab_size=300")
@@ -155,7 +173,7 @@ def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, 
         (["trainer.max_tokens=1e9", *PIPELINE], "4 stages need a block each, and num_layers=2"),
         (["trainer.max_epochs=1", "gpu=h100"], "how much there is .* trainer.max_tokens"),
         (["trainer.max_steps=1", "gpu=h100", "tokenizer=char"], "how large the vocabulary is"),
-        (["gpu=h100"], "set exactly one of them"),
+        (["trainer.max_steps=1", "trainer.max_tokens=1e9"], "set exactly one of them"),
         (["trainer.max_tokens=1e9", "hardware.devices=2"], "hardware=ddp"),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from llm.apps.estimating import MFU, Estimate, estimate
+from llm.apps.estimating import BOUND, MFU, Estimate, estimate
 from llm.apps.refusing import require_division
 from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
@@ -105,6 +105,8 @@ def notes(estimates: Sequence[Estimate]) -> Iterator[str]:
             f"time: {first.world} × {first.device.name} at {MFU:.0%} of {first.device.flops / 1e12:.3g} TFLOP/s; "
             "tiny models reach less, and validating is not counted"
         )
+    if any(each.is_bound for each in estimates):
+        yield BOUND
     if any(each.cost is None or each.cost.tokens is None for each in estimates):
         yield "needs data: the vocabulary, or how many tokens there are, is known once the data have been read"
     crowded = [each for each in estimates if each.memory and each.memory.total > each.device.memory]

@@ -14,7 +14,7 @@ from llm.config.build import build, mistakes_at
 from llm.config.whitelist import locate
 from llm.data.preference import PreferenceDataModule
 from llm.hardware import Hardware, Strategy
-from llm.planning.cost import Cost, completed, context, cost
+from llm.planning.cost import Cost, completed, context, cost, mean_row
 from llm.planning.device import Device, named, present
 from llm.planning.memory import Memory, Timeline, measure
 from llm.tasks.task import Batch, Task
@@ -24,6 +24,7 @@ from llm.weights.initial import initialize
 # The share of the matrix rate that training is taken to reach, where nobody says better: PaLM reached 46 %,
 # Llama 3 from 38 to 43 %, a GPT of two million parameters on two CPU cores 39 %. Tiny models reach a tenth.
 MFU = 0.4
+BOUND = "memory is an upper bound: the examples are not on this machine yet, so rows are counted as long as the context"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Estimate:
     def cost(self) -> Cost | None:
         """What it computes; None where its vocabulary is not known yet."""
         return cost(self.config)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether rows are counted as long as they may be, because nobody knows how long they are."""
+        return mean_row(self.config) is None
 
     @cached_property
     def timeline(self) -> Timeline | None:

@@ -6,11 +6,13 @@ import torch
 from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from llm.apps.estimating import Estimate, estimate
+from llm.apps.estimating import BOUND, Estimate, estimate
 from llm.apps.refusing import require_division
 from llm.apps.tables import new_table, note, put
 from llm.apps.training import adopted
+from llm.config.budget import give_one_budget
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
@@ -36,6 +38,7 @@ def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: the configuration is wrong, or what it asks for is not known before its data are read.
     """
+    give_one_budget(config, overrides)
     check(config)
     if not 0 < config.mfu <= 1:
         raise ConfigError(f"mfu={config.mfu}: give a share of the matrix rate, above 0 and up to 1")
@@ -102,7 +105,8 @@ def summary(planned: Estimate, cost: Cost, mfu: float) -> Iterator[str]:
 def budget(cost: Cost) -> str:
     """What a run reads, or why nobody knows."""
     if cost.tokens is None:
-        return f"{UNKNOWN}: examples are as long as they are, which is known once the data have been read"
+        taken = "" if cost.steps is None else f"{cost.steps:,} steps; tokens "
+        return f"{taken}{UNKNOWN}: examples are as long as they are, which is known once the data have been read"
     return (
         f"{number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
         f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
@@ -132,7 +136,7 @@ def memory_tables(planned: Estimate) -> Iterator[RenderableType]:
     rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():
         fits = memory.total <= USABLE * planned.room(plans[name])
-        mark = "[green]✓[/]" if fits else "[red]✗[/]"
+        mark = Text("✓", style="green") if fits else Text("✗", style="red")
         style = "bold" if name == chosen(planned) else ""
         rows.add_row(name, *map(shown, (*memory, memory.total)), mark, style=style)
     yield rows
@@ -152,6 +156,8 @@ def memory_notes(planned: Estimate, plans: Mapping[str, Strategy | None]) -> Ite
         "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
         f"a tenth of the device's {size(planned.device.memory)}"
     )
+    if planned.is_bound:
+        yield BOUND
     if "tensor_parallel" in plans:
         yield (
             "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "

@@ -31,6 +31,7 @@ from llm.apps.resuming import Resumption, find_resumption, require_last, ways_ou
 from llm.callbacks.checkpoints import Checkpoints
 from llm.callbacks.interrupt import Interrupt, InterruptedRunError
 from llm.callbacks.throughput import CountsFlops, peak_memory
+from llm.config.budget import give_one_budget
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.composition import quoted
@@ -89,6 +90,7 @@ def train(
             another process trains there, or training diverged.
         SystemExit: after an interruption, with status 143 by SIGTERM, else 130.
     """
+    give_one_budget(config, overrides)
     request = fingerprint(config, WATCHED)
     again = _again(overrides, options)
     weights: Weights | None = build(config.weights)

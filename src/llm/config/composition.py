@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from llm.config import slots
+from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.whitelist import locate
@@ -128,6 +129,7 @@ def point(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Point:
         ConfigError: with all its problems.
     """
     config = compose(loader, name, overrides)
+    give_one_budget(config, overrides)
     check(config)
     return Point(list(overrides), config, chosen(), str(HydraConfig.get().run.dir))
 

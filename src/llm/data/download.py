@@ -40,6 +40,11 @@ class Download(Source):
         """The file on this machine, fetched if need be."""
         return fetch(self.url, self.sha256, self.file_name, self.member)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the file is in the cache."""
+        return is_cached(self.sha256, self.file_name)
+
     def documents(self) -> Iterator[str]:
         """Yield the text."""
         yield decoded(self.file().read_bytes())
@@ -61,9 +66,8 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
     Raises:
         DataError: It cannot be fetched, or is not the file that was published.
     """
-    there = cache.folder() / file_name
-    if there.is_file() and pooch.file_hash(str(there)) == sha256:
-        return there
+    if is_cached(sha256, file_name):
+        return cache.folder() / file_name
     folder = cache.writable_folder("")
     pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
     try:
@@ -80,6 +84,12 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
             f"cannot download {url} ({type(error).__name__}): fetch it by other means and put it "
             f"at {folder / file_name}, or set LLM_CACHE to a folder that holds {file_name}"
         ) from None
+
+
+def is_cached(sha256: str, file_name: str) -> bool:
+    """Whether the cache holds the file that was published."""
+    there = cache.folder() / file_name
+    return there.is_file() and pooch.file_hash(str(there)) == sha256
 
 
 def _fetch_member(url: str, sha256: str, path: Path, member: str) -> Path:

@@ -16,7 +16,7 @@ from llm.data.errors import DataError
 from llm.data.malformed import Malformed
 from llm.data.messages import unused_fields
 from llm.data.module import Batch, DataModule, at_least
-from llm.data.rows import Layout, Paths, title
+from llm.data.rows import Layout, Paths, is_here, title
 from llm.data.split import split_examples
 from llm.nn.targets import IGNORED
 from llm.tokenizers.tokenizer import Tokenizer, fit
@@ -275,6 +275,21 @@ class ExamplesDataModule(DataModule):
         """Training tokens in a row, on average."""
         rows = self.encoded["train"]
         return sum(len(row["tokens"]) for row in rows) / max(len(rows), 1)
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether all files are on this machine."""
+        return all(is_here(path) for path in self.files.values() if path is not None)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest training row, filled up as its batch is."""
+        longest = max(self.rows_of_a_model("train"), key=lambda row: len(row["tokens"]))
+        return self.collation.width([longest], self.context_length)
+
+    def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
+        """The rows of a part as a model reads them."""
+        return self.encoded[part]
 
     def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
         """The order of training, which is the collation's."""

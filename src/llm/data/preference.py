@@ -184,6 +184,10 @@ class PreferenceDataModule(ExamplesDataModule):
         rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
         return attended(rows, self.collation.width(rows, self.context_length))
 
+    def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
+        """The chosen and the rejected conversation of each pair, which are rows of their own."""
+        return (half for example in self.encoded[part] for half in halves(example))
+
     def remarks(self) -> list[str]:
         """What was left out."""
         return [f"{self.equal:,} of equal responses left out"] if self.equal else []

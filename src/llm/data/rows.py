@@ -112,6 +112,13 @@ def files_of(path: Paths) -> list[Path]:
     return [Path(file).expanduser() for file in ([path] if isinstance(path, str | Path) else path)]
 
 
+def is_here(path: Paths) -> bool:
+    """Whether the files are on this machine already."""
+    if isinstance(path, Download):
+        return path.is_here
+    return all(file.is_file() for file in files_of(path))
+
+
 def title(path: Paths) -> str:
     """What a summary line calls the files."""
     if isinstance(path, Download):

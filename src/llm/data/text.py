@@ -98,7 +98,12 @@ class TextDataModule(DataModule):
         )
 
     @property
-    def is_cached(self) -> bool:
+    def longest_row(self) -> int:
+        """Tokens of every row."""
+        return self.context_length
+
+    @property
+    def is_at_hand(self) -> bool:
         """Whether the tokens are there already, so that `setup` has nothing to do but open them."""
         return self.text.is_written(self._root())
 

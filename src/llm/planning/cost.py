@@ -4,6 +4,7 @@ import inspect
 import json
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,6 +15,7 @@ from llm.callbacks.throughput import CountsFlops
 from llm.config.build import build, mistakes_at
 from llm.config.errors import UserError
 from llm.config.whitelist import locate
+from llm.data.examples import ExamplesDataModule
 from llm.data.module import at_least
 from llm.data.text import TextDataModule
 from llm.tokenizers.tokenizer import Tokenizer
@@ -71,8 +73,7 @@ def cost(config: DictConfig) -> Cost | None:
     complete = completed(config)
     if complete is None:
         return None
-    tokens = tokens_per_step(complete)
-    return Cost(*counts(complete), tokens, steps(complete, tokens))
+    return Cost(*counts(complete), tokens_per_step(complete), steps(complete))
 
 
 def completed(config: DictConfig) -> DictConfig | None:
@@ -103,42 +104,98 @@ def vocabulary(config: DictConfig) -> int | None:
     target = locate(node._target_, config.trust)
     if inspect.isclass(target) and issubclass(target, Tokenizer):  # nothing is fitted
         return build(node).vocab_size
-    data = cached_data(config)
-    return None if data is None else data.tokenizer.vocab_size
+    read = extent(config)
+    return None if read is None else read.vocabulary
 
 
-def cached_data(config: DictConfig) -> TextDataModule | None:
-    """The text of a configuration, if its tokens are there already."""
-    target: Any = locate(config.data._target_, config.trust)
-    if not issubclass(target, TextDataModule) or OmegaConf.missing_keys(config.data):
+class Extent(NamedTuple):
+    """What data that can be read tell of a run.
+
+    Attributes:
+        longest: tokens of the longest row of training, filled up as its batch is.
+        mean: tokens of a row, on average.
+        batches: that an epoch has.
+        vocabulary: ids of the tokenizer.
+    """
+
+    longest: int
+    mean: float
+    batches: int
+    vocabulary: int
+
+
+def extent(config: DictConfig) -> Extent | None:
+    """The extent of the data of a configuration, if they can be read without fetching or tokenizing a corpus.
+
+    Data of examples can where their files are on this machine, text where its tokens are cached.
+    """
+    if OmegaConf.missing_keys(config.data):
         return None
+    node = {key: config.get(key) for key in ("data", "weights", "trust")}
+    plain = {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in node.items()
+    }
+    target: Any = locate(config.data._target_, config.trust)
+    if issubclass(target, ExamplesDataModule):
+        return _examples(json.dumps({**plain, "times": times(plain["data"])}))
+    return _read(OmegaConf.create(plain)) if issubclass(target, TextDataModule) else None
+
+
+def times(node: Any) -> list[float]:
+    """When the files that a node names were written."""
+    if isinstance(node, dict | list):
+        values = node.values() if isinstance(node, dict) else node
+        return [each for value in values for each in times(value)]
+    file = Path(node).expanduser() if isinstance(node, str) and len(node) < 256 else None
+    return [file.stat().st_mtime] if file and file.is_file() else []
+
+
+@cache
+def _examples(text: str) -> Extent | None:
+    """Points of a sweep that share their data read them once."""
+    return _read(OmegaConf.create(json.loads(text)))
+
+
+def _read(config: Any) -> Extent | None:
     try:
-        data = build(config.data)
-        if not data.is_cached:
+        weights = build(config.weights)
+        data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
+        if not data.is_at_hand:
             return None
         data.setup("fit")
     except (UserError, OSError):  # what is wrong with the data is theirs to say, when they are read
         return None
-    return data
+    return Extent(
+        data.longest_row, data.tokens_per_row, data.batches_per_epoch, data.tokenizer.vocab_size
+    )
 
 
 def tokens_per_step(config: DictConfig) -> int | None:
-    """Tokens of an optimizer step; None for examples, which are as long as they are."""
+    """Tokens of an optimizer step; of examples on average, and None where they cannot be read."""
+    row = mean_row(config)
+    return None if row is None else round(config.data.batch_size * row * config.trainer.accumulate)
+
+
+def mean_row(config: DictConfig) -> float | None:
+    """Tokens of a row of training, on average; None for examples that cannot be read."""
     target: Any = locate(config.data._target_, config.trust)
-    if not issubclass(target, TextDataModule):
-        return None
-    return config.data.batch_size * config.data.context_length * config.trainer.accumulate
+    if issubclass(target, TextDataModule):
+        return config.data.context_length
+    read = extent(config)
+    return None if read is None else read.mean
 
 
-def steps(config: DictConfig, tokens: int | None) -> int | None:
+def steps(config: DictConfig) -> int | None:
     """Optimizer steps of the budget."""
     settings = build(config.trainer)
     if settings.max_steps is not None:
         return settings.max_steps
     if settings.max_tokens is not None:
-        return None if tokens is None else settings.steps(1, tokens / settings.accumulate)
-    data = cached_data(config)
-    return None if data is None else settings.steps(data.batches_per_epoch, data.tokens_per_batch)
+        row = mean_row(config)
+        return None if row is None else settings.steps(1, config.data.batch_size * row)
+    read = extent(config)
+    return None if read is None else settings.steps(read.batches, 0)
 
 
 class Counts(NamedTuple):
@@ -158,7 +215,7 @@ def counts(config: DictConfig) -> Counts:
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in node.items()
     }
-    return _counts(json.dumps({**plain, "context": context(config)}))
+    return _counts(json.dumps({**plain, "row": max(1, round(mean_row(config) or context(config)))}))
 
 
 @cache
@@ -171,15 +228,18 @@ def _counts(text: str) -> Counts:
     trained = sizes(p for p in model.parameters() if p.requires_grad)
     flops = None
     if isinstance(model, CountsFlops) and trained == total:
-        flops = model.flops_per_token(config.context)
+        flops = model.flops_per_token(config.row)
     stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
     block = max((sizes(each.parameters()) for each in stack), default=0)
     return Counts(total, embedding_parameters(model), block, trained, flops)
 
 
 def context(config: DictConfig) -> int:
-    """The most tokens in a row of training."""
-    return config.data.get("context_length") or config.size.context_length
+    """The most tokens in a row of training: of examples that can be read those of the longest."""
+    most = config.data.get("context_length") or config.size.context_length
+    target: Any = locate(config.data._target_, config.trust)
+    read = None if issubclass(target, TextDataModule) else extent(config)
+    return most if read is None else read.longest
 
 
 def embedding_parameters(model: nn.Module) -> int:

@@ -1,0 +1,21 @@
+"""The budget of a run: a command line names one in place of that of the experiment."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.fingerprint import BUDGET
+from llm.config.words import key_of
+
+
+def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Set the budgets to null that are not on the command line, if one of them is.
+
+    So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget.
+    """
+    given = {*map(key_of, overrides)}
+    if given.isdisjoint(BUDGET):
+        return
+    for key in BUDGET:
+        if key not in given and OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, None)

@@ -1,5 +1,7 @@
 """The budget: one of three words, and what follows from it."""
 
+import math
+
 import pytest
 from divided import train_all, write_text
 from ranks import on_ranks
@@ -80,3 +82,17 @@ def test_every_strategy_computes_in_bfloat16_what_one_device_does(few, tmp_path)
     found = on_ranks(2, train_all, tmp_path / "2", runs)[0]
     assert_near(found, alone, 2e-2)
     assert found["ddp"] != found["tensor_parallel"]  # sums are rounded at other places
+
+
+def test_a_validation_reads_no_more_text_than_training_leaves_time_for():
+    settings = Settings(max_steps=1000)
+    assert settings.validation_bytes(1000, 1024) == 1.5 * 100 * 1024
+    assert Settings(max_steps=300, val_every=30).validation_bytes(300, 64) == 1 << 15
+    assert Settings(max_steps=9, accumulate=4, val_every=3).validation_bytes(9, 1e5) == 1.8e6
+    assert Settings(max_steps=9, val_bytes=7).validation_bytes(9, 1) == 7
+    assert Settings(max_steps=9, val_batches=2).validation_bytes(9, 1) == math.inf
+
+
+def test_the_part_of_the_default_experiment_is_read_whole():
+    """README's figures are of the whole part, of 90 kB."""
+    assert Settings(max_steps=1000).validation_bytes(1000, 8 * 128) > 1.5 * 90_000

@@ -23,6 +23,10 @@ from llm.hardware import Hardware
 from llm.tasks.task import Task
 from llm.weights.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 
+# Validating a token costs a third of training on it, and a token is a byte or, of byte pairs, three or four.
+VALIDATED_BYTES = 1.5  # for each token trained on
+LEAST_VALIDATED = 1 << 15  # bytes: less tells too little
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -35,7 +39,10 @@ class Settings:
         accumulate: micro-batches an optimizer step gathers.
         gradient_clip: the global norm gradients are clipped to; null does not clip.
         val_every: steps between validations; null takes a tenth of the run.
-        val_batches: at most this many validation batches; null takes the whole part.
+        val_batches: at most this many validation batches; null leaves it to `val_bytes`.
+        val_bytes: bytes of text that a validation during training reads at most, spread over the part; null takes
+            half as many again as tokens are trained on between two validations, so that validating takes at most
+            half as long as training, and an eighth of it with byte-pair tokens. Smaller parts are read whole.
         log_every: steps between logged training metrics.
     """
 
@@ -46,6 +53,7 @@ class Settings:
     gradient_clip: float | None = 1.0
     val_every: int | None = None
     val_batches: int | None = None
+    val_bytes: float | None = None
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -57,7 +65,15 @@ class Settings:
             raise ValueError(
                 f"{told} given: set exactly one of them and the others to null{example}"
             )
-        for key in (*given, "accumulate", "val_every", "val_batches", "log_every", "gradient_clip"):
+        for key in (
+            *given,
+            "accumulate",
+            "val_every",
+            "val_batches",
+            "val_bytes",
+            "log_every",
+            "gradient_clip",
+        ):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise ValueError(f"{key}={value}: give a number above 0")
@@ -81,6 +97,20 @@ class Settings:
     def validation_interval(self, steps: int) -> int:
         """Optimizer steps between validations in a run of `steps`."""
         return min(self.val_every or math.ceil(steps / 10), steps)
+
+    def validation_bytes(self, steps: int, tokens_per_batch: float) -> float:
+        """Bytes of text that a validation during training reads at most.
+
+        Args:
+            steps: of the run.
+            tokens_per_batch: as for `steps`.
+        """
+        if self.val_batches is not None:
+            return math.inf
+        if self.val_bytes is not None:
+            return self.val_bytes
+        trained = self.validation_interval(steps) * self.accumulate * tokens_per_batch
+        return max(LEAST_VALIDATED, VALIDATED_BYTES * trained)
 
 
 def make_trainer(

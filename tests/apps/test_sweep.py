@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import forked
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 import llm.__main__ as command
 from llm.apps import sweep
 from llm.comparison.table import Table
+from llm.config.composition import open_loader, point
 from llm.config.fingerprint import fingerprint
 from llm.runs import Run
 from llm.sweeps import Sweep
@@ -365,6 +367,7 @@ import sys
 import llm.__main__ as command
 from llm.apps import sweep
 from llm.comparison.table import Table
+from llm.config.composition import open_loader, point
 sweep.sys = type("sys", (), {{"executable": {str(job)!r}}})
 sys.argv = ["llm", "train", "-m", "seed=1,2"]
 command.main()
@@ -459,3 +462,15 @@ def test_a_sweep_may_be_moved_with_its_runs(llm, stand_in, tmp_path):
     assert [run.status for run in only_sweep(tmp_path / "elsewhere").runs] == ["done", "done"]
     plan = json.loads(next(tmp_path.glob("**/sweep.json")).read_text())
     assert str(tmp_path) not in json.dumps(plan["jobs"])
+
+
+def test_points_of_different_budgets_validate_on_the_same_text():
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    make = partial(point, loader, "train")
+    words = (*WORDS, "data.path=x.txt")
+    unequal = [make([*words, f"data.batch_size={size}"]) for size in (4096, 8192)]
+    found = sweep.adjusted(unequal, make)
+    assert [each.config.trainer.val_bytes for each in found] == [1.5 * 2 * 4096 * 16] * 2
+    assert [each.directory for each in found] == [each.directory for each in unequal]
+    equal = [make([*words, f"model={name}"]) for name in ("gpt", "llama")]
+    assert [each.config.trainer.val_bytes for each in sweep.adjusted(equal, make)] == [None] * 2

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from llm import shell
 from llm.apps import training
+from llm.comparison.result import Result
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.tasks.divergence import DivergedError
@@ -460,6 +461,25 @@ def test_early_stopping_waits_for_its_patience(composed, tmp_path):
     assert run.record["stopped_at"] == 8, (
         "the first validation is the best, the second is no better"
     )
+
+
+def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp_path, capsys):
+    """The training is that of a run that reads the whole part, and so are the figures of its best weights."""
+    bounded = training.train(composed("trainer.val_bytes=200"), tmp_path / "bounded")
+    assert "note      validated on a fixed 13 of " in capsys.readouterr().out
+    whole = training.train(composed(), tmp_path / "whole")
+    assert "note" not in capsys.readouterr().out, "a small part is read whole"
+    first, second = Result(bounded), Result(whole)
+    losses = [
+        [row["val/loss"] for row in each.rows if "val/loss" in row] for each in (first, second)
+    ]
+    assert len(losses[0]) == len(losses[1]) == 3
+    assert losses[0] != losses[1]
+    assert all(abs(a - b) < 0.3 for a, b in zip(*losses, strict=True))
+    assert first.figures["best_loss"] == second.figures["best_loss"] == min(losses[1])
+    assert first.figures["bits_per_byte"] == second.figures["bits_per_byte"]
+    assert first.record["corpus"] == second.record["corpus"]
+    assert_same_weights(bounded.last, whole.last)
 
 
 def test_weights_of_a_run_begin_another(composed, tmp_path):

@@ -6,6 +6,7 @@ done, goes on with what was interrupted and tries once more what failed.
 """
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -168,7 +169,7 @@ def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point])
     by = points[0].config.get("match") if points else None
     if by is not None:
         points = matched(points, by, compose)
-    points = told_apart(points, compose)
+    points = told_apart(validated_alike(points, compose), compose)
     require_same(points)
     return points
 
@@ -214,6 +215,37 @@ def matched(
         compose([*point.overrides, *each.overrides]) if each.overrides else point
         for point, each in zip(points, found, strict=True)
     ]
+
+
+def validated_alike(
+    points: Sequence[Point], compose: Callable[[Sequence[str]], Point]
+) -> Sequence[Point]:
+    """Let points of different budgets validate on the same part of a text: that of the smallest."""
+    budgets = [budget(point.config) for point in points]
+    if len({*budgets}) < 2 or None in budgets:
+        return points
+    from llm.trainer import Settings  # which imports torch: only where asked
+
+    least = math.inf
+    for tokens_per_batch, words in filter(None, budgets):
+        settings = Settings(**dict(words))
+        steps = settings.steps(1, tokens_per_batch)
+        least = min(least, settings.validation_bytes(steps, tokens_per_batch))
+    return [compose([*point.overrides, f"trainer.val_bytes={least:.0f}"]) for point in points]
+
+
+def budget(config: DictConfig) -> tuple[int, tuple[tuple[str, Any], ...]] | None:
+    """The tokens of a batch of text and the settings that decide how much of it a validation reads.
+
+    None if that is chosen, or known only once data are read.
+    """
+    keys = ("max_steps", "max_epochs", "max_tokens", "accumulate", "val_every")
+    words = {key: config.trainer.get(key) for key in keys}
+    length = OmegaConf.select(config, "data.context_length", throw_on_missing=False)
+    is_chosen = config.trainer.get("val_bytes") or config.trainer.get("val_batches")
+    if is_chosen or length is None or words["max_epochs"] is not None:
+        return None
+    return config.data.batch_size * length, tuple(words.items())
 
 
 def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:

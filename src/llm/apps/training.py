@@ -110,6 +110,7 @@ def train(
     require_room(data, config)
     settings: Settings = build(config.trainer)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
+    data.bound_validation(settings.validation_bytes(steps, data.tokens_per_batch))
     base = weights.fingerprint if weights is not None else None
     if not config.rerun:
         require_same_text(run, data)
@@ -331,6 +332,8 @@ def summary(
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
         f"hardware  {describe_hardware(hardware)}",
     ]
+    if data.is_bounded:
+        lines.append(f"note      {data.describe_validation()}")
     if weights is not None:
         lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
@@ -527,9 +530,11 @@ def what_is_saved(run: Run, progress: Progress) -> str:
 
 
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
-    """Measure the best weights on the test part, where the data have one."""
+    """Measure the best weights on the test part, or on the whole validation part if training read some of it."""
     if data.dataset("test") is None:
-        return
+        if not data.is_bounded:
+            return
+        task.tested = "whole"
     try:
         best = trainer.strategy.load_checkpoint(run.best if run.best.exists() else run.last)
     except DamagedCheckpointError as error:
@@ -551,12 +556,14 @@ def close(
         metrics=task.figures,
     )
     lines = [f"\ndone: {short(run.path)}"]
-    figures = {k: v for k, v in task.figures.items() if k.startswith("test/")}
-    if figures:
-        text = ", ".join(
-            f"{name.removeprefix('test/')} {value:.4g}" for name, value in figures.items()
-        )
-        lines.append(f"  test      {text}")
+    for part, what in (("test", "test"), ("whole", "whole validation part:")):
+        figures = [
+            f"{name.removeprefix(f'{part}/')} {value:.4g}"
+            for name, value in task.figures.items()
+            if name.startswith(f"{part}/")
+        ]
+        if figures:
+            lines.append(f"  {what:9s} {', '.join(figures)}")
     lines += [f"  {what:9s} {short(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {_next_command(run, config)}")
     say("\n".join(lines))

@@ -152,13 +152,19 @@ class Result:
     def figures(self) -> dict[str, float]:
         """Everything a table may show, by name; what is unknown is missing."""
         metrics = numbers(self.record.get("metrics"))
-        at_best = self._at_best(metrics)
+        # Of a part that was validated by a subset, what the best weights came to on the whole of it.
+        whole = {
+            f"val/{name.removeprefix('whole/')}": value
+            for name, value in metrics.items()
+            if name.startswith("whole/")
+        }
+        at_best = self._at_best(metrics) | whole
         found: dict[str, float | None] = {
             **{name: value for name, value in metrics.items() if name.startswith("test/")},
             **{name: value for name, value in at_best.items() if name.startswith("val/")},
             **numbers(self.record, "parameters", "trained_parameters", "seconds"),
             "tokens": self.tokens_at(self.last_step) if self.last_step else None,
-            "final_loss": self._newest("val/loss", metrics),
+            "final_loss": None if whole else self._newest("val/loss", metrics),
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
             "tokens_per_second": self._typical("speed/tokens_per_second"),

@@ -24,6 +24,7 @@ IGNORE = (
     *BUDGET,
     "trainer.val_every",
     "trainer.val_batches",
+    "trainer.val_bytes",
     "trainer.log_every",
     "data.cache_dir",
     "data.workers",

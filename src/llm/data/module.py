@@ -30,12 +30,14 @@ class DataModule(LightningDataModule):
         tokenizer: The tokenizer, fitted; from `setup` on, as all that follows.
         fingerprint: A short name of the data, which changes when they do.
         corpus: A short name of what is held out, whatever the tokenizer: figures compare where it is the same.
+        is_bounded: Whether validations during training read a fixed subset of the validation part.
         vocabulary: A short name of what else a loss is counted in, the tokenizer above all.
 
     Raises:
         ValueError: A parameter is out of range.
     """
 
+    is_bounded: bool = False
     tokenizer: Tokenizer
     fingerprint: str
     corpus: str
@@ -63,6 +65,13 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def tokens_per_row(self) -> float:
         """Training tokens in a row, on average."""
+
+    def bound_validation(self, most: float) -> None:
+        """Let validations during training read at most so many bytes of text, where the part is text."""
+
+    def describe_validation(self) -> str:
+        """One line that says what validations during training read, where that is not the whole part."""
+        return ""
 
     # What there is
 
@@ -92,7 +101,7 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, self.training_sampler(start, *self._device()))
 
     def val_dataloader(self) -> DataLoader:
-        """A loader over the whole validation part, once and in order."""
+        """A loader over what validations during training read, the whole part or a subset, once and in order."""
         return self._whole("validation")
 
     def test_dataloader(self) -> DataLoader:
@@ -107,6 +116,9 @@ class DataModule(LightningDataModule):
         dataset = self.dataset(part)
         if dataset is None:
             raise ValueError(f"these data have no {part} part")
+        return self._once(dataset)
+
+    def _once(self, dataset: Dataset) -> DataLoader:
         sampler = ValidationSampler(_length(dataset), self.batch_size, *self._device())
         return self._loader(dataset, sampler)
 

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -55,6 +55,7 @@ class Task(L.LightningModule):
         verb: what `llm` does with a run of this task.
         figures: the newest value of each metric that was recorded.
         measured: the step of each of these values.
+        tested: what a test measures, as its figures are called: `test`, or `whole` for the whole validation part.
         is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
         peers: ranks that train other parameters of the same model; None where each trains all.
@@ -81,6 +82,7 @@ class Task(L.LightningModule):
         self.gradient_norm: Tensor | None = None
         self.figures: dict[str, float] = {}
         self.measured: dict[str, int] = {}
+        self.tested: Literal["test", "whole"] = "test"
         self.is_adapted = False
         self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
         self.peers: ProcessGroup | None = None
@@ -189,8 +191,8 @@ class Task(L.LightningModule):
         self.evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Record the figures of the test part."""
-        self._record_results("test")
+        """Record the figures of the test part, or of the whole validation part."""
+        self._record_results(self.tested)
 
     def _record_results(self, part: str) -> None:
         metrics = {f"{part}/{name}": value for name, value in self.results().items()}

@@ -515,3 +515,18 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_named(composed, tmp_path):
         ConfigError, match=r"model\.vocab_size: 100 is smaller than the tokenizer's 257"
     ):
         training.train(composed("model.vocab_size=100"), tmp_path / "run")
+
+
+def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path, capsys):
+    words = ("~callbacks.checkpoints", "~callbacks.random_states", "trainer.max_steps=2")
+    training.train(composed(*words), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "note      callbacks.checkpoints is left out: nothing that is learned is saved\n" in out
+    assert "  then      (nothing was saved to be used: callbacks.checkpoints is left out)\n" in out
+    assert "generate" not in out
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_a_folder_is_made(composed, tmp_path):
+    with pytest.raises(ConfigError, match=r"^data\.batch_size: 1,000,000,000 rows take 9\d\d GiB"):
+        training.train(composed("data.batch_size=1000000000"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

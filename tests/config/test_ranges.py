@@ -32,6 +32,16 @@ COMMANDS = {
             "callbacks.checkpoints: every=-1: give a number of steps from 1 on, or null"
         ),
     },
+    "data=text": {
+        "output_dir=": "output_dir: is empty; give a value, or leave output_dir= out",
+        "name=": "name: is empty; give a value, or leave name= out",
+        "data.path=": "data.path: is empty; give a value, or leave data.path= out",
+        "weights=run weights.path=": "weights.path: is empty; give a value, or leave weights.path= out",
+        "~callbacks.random_states": (
+            "callbacks.random_states: is left out, so a run that goes on from a checkpoint would draw other random "
+            "numbers; keep it, or leave out callbacks.checkpoints too and save nothing"
+        ),
+    },
     "model=llama optimizer=adamw": {
         "optimizer.lr=-1": "optimizer.lr: -1 is out of range; give 0 or more",
         "optimizer.betas=[2,3]": (
@@ -55,7 +65,9 @@ def test_numbers_that_cannot_be_are_refused_before_a_folder_is_made(
 ):
     lines = COMMANDS[words]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["llm", "train", "size=nano", *words.split(), *lines])
+    monkeypatch.setattr(
+        sys, "argv", ["llm", "train", "size=nano", *words.split(), *" ".join(lines).split()]
+    )
     with pytest.raises(SystemExit) as error:
         command.main()
     assert error.value.code == 2

@@ -389,6 +389,8 @@ def make_callbacks(config: DictConfig, task: Task, data: DataModule) -> list[L.C
             callbacks.append(callback)
         else:
             say(f"note      callbacks.{name} is left out: nothing for it in this task")
+    if not any(isinstance(each, Checkpoints) for each in callbacks):
+        say("note      callbacks.checkpoints is left out: nothing that is learned is saved")
     return sorted(callbacks, key=place_of)
 
 
@@ -529,17 +531,26 @@ def what_is_saved(run: Run, progress: Progress) -> str:
     return f" after step {steps}; it is saved"
 
 
+def kept(run: Run) -> Path | None:
+    """The checkpoint of a run to be used, if it has any: callbacks.checkpoints may be left out."""
+    return next((file for file in (run.best, run.last) if file.exists()), None)
+
+
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
-    """Measure the best weights on the test part, or on the whole validation part if training read some of it."""
+    """Measure the best weights on the test part, or on the whole validation part if training read some of it.
+
+    Without any that were saved, it measures the last.
+    """
     if data.dataset("test") is None:
         if not data.is_bounded:
             return
         task.tested = "whole"
-    try:
-        best = trainer.strategy.load_checkpoint(run.best if run.best.exists() else run.last)
-    except DamagedCheckpointError as error:
-        raise UserError(f"{error}; {ways_out(run)}") from error
-    trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
+    if file := kept(run):
+        try:
+            best = trainer.strategy.load_checkpoint(file)
+        except DamagedCheckpointError as error:
+            raise UserError(f"{error}; {ways_out(run)}") from error
+        trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
     trainer.test(task, datamodule=data, verbose=False)
 
 
@@ -589,6 +600,8 @@ def _say_done(run: Run) -> None:
 
 def _next_command(run: Run, config: Any) -> str:
     """What to type next: the verb that puts such a task's runs to use."""
+    if kept(run) is None:
+        return "(nothing was saved to be used: callbacks.checkpoints is left out)"
     verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
     words = (shell.program(), verb, f"weights.path={short(run.path)}")
     return shell.line(*words, modules=config.trust)

@@ -1,13 +1,15 @@
-"""The ranges of numbers that a parameter can have, by its name, which means one thing in the whole package.
+"""What values a parameter can have, by its name, which means one thing in the whole package.
 
 torch's optimizers check some of their arguments and only when they are built, which is after the run's folder
 has been made; a mask or a norm computes with any number. So ranges are compared with the configuration, with
 every other problem, before anything starts. What our dataclasses refuse themselves is not repeated here.
+Nor can the name of a file or of a run be empty.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -68,20 +70,47 @@ RANGES: dict[str, Range] = {
 OURS = ("llm.", "torch.optim.")
 
 
+# Texts that name a file, a folder or a run; null leaves one out, an empty one would name the current folder.
+NAMES = (
+    *("path", "output_dir", "name", "file", "file_name", "base", "against"),
+    *("validation_path", "test_path", "prompts_file"),
+)
+
+
+class Leaf(NamedTuple):
+    """A value in a configuration that holds no others.
+
+    Attributes:
+        key: its full key.
+        name: of the parameter that it is given to, alone or in a list.
+        value: the value.
+    """
+
+    key: str
+    name: str
+    value: Any
+
+
 def out_of_range(config: DictConfig) -> Iterator[str]:
-    """Yield a line for each number that its parameter cannot have, or that no parameter can.
+    """Yield a line for each value that its parameter cannot have: numbers out of range, and empty names.
 
     A value that follows another by interpolation is not repeated.
 
     Args:
         config: the composed tree.
     """
-    yield from _in_node(config, "", is_ours=True)
+    for leaf in _leaves(config, "", is_ours=True):
+        if isinstance(leaf.value, str):
+            if leaf.name in NAMES and not leaf.value.strip():
+                yield f"{leaf.key}: is empty; give a value, or leave {leaf.key}= out"
+        elif isinstance(leaf.value, int | float) and not isinstance(leaf.value, bool):
+            yield from _number(leaf)
 
 
-def _in_node(
+def _leaves(
     node: DictConfig | ListConfig, key: str, is_ours: bool, name: str = ""
-) -> Iterator[str]:
+) -> Iterator[Leaf]:
+    """The values of a node, and of those below it, that are parameters of ours."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
     for at in node.keys() if isinstance(node, DictConfig) else range(len(node)):
@@ -90,13 +119,13 @@ def _in_node(
         value, of = node[at], name if isinstance(node, ListConfig) else str(at)
         child = f"{key}[{at}]" if isinstance(node, ListConfig) else f"{key}.{at}".lstrip(".")
         if isinstance(value, DictConfig | ListConfig):
-            yield from _in_node(value, child, is_ours, of)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and is_ours:
-            yield from _number(value, of, child)
+            yield from _leaves(value, child, is_ours, of)
+        elif is_ours:
+            yield Leaf(child, of, value)
 
 
-def _number(value: float, name: str, key: str) -> Iterator[str]:
-    if not math.isfinite(value):
-        yield f"{key}: {value} is not a finite number; give one that is"
-    elif name in RANGES and value not in RANGES[name]:
-        yield f"{key}: {value} is out of range; give {RANGES[name]}"
+def _number(leaf: Leaf) -> Iterator[str]:
+    if not math.isfinite(leaf.value):
+        yield f"{leaf.key}: {leaf.value} is not a finite number; give one that is"
+    elif leaf.name in RANGES and leaf.value not in RANGES[leaf.name]:
+        yield f"{leaf.key}: {leaf.value} is out of range; give {RANGES[leaf.name]}"

@@ -125,10 +125,24 @@ def adapts_what_was_learned(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def resumes_exactly(config: Mapping[str, Any]) -> Iterator[str]:
+    """Checkpoints hold the random states as well, or a resumed run would silently be another."""
+    callbacks = config.get("callbacks")
+    nodes = callbacks.values() if isinstance(callbacks, Mapping) else ()
+    made = {str(node.get("_target_")) for node in nodes if isinstance(node, Mapping)}
+    kept = "llm.callbacks.checkpoints.Checkpoints", "llm.callbacks.random_states.RandomStates"
+    if kept[0] in made and kept[1] not in made:
+        yield (
+            "callbacks.random_states: is left out, so a run that goes on from a checkpoint would draw other random "
+            "numbers; keep it, or leave out callbacks.checkpoints too and save nothing"
+        )
+
+
 # Rules over the whole configuration: each takes the plain tree, every reference written out, and yields lines
 # like those of the check.
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     within_context,
     chosen_by_a_reward,
     adapts_what_was_learned,
+    resumes_exactly,
 )

@@ -61,7 +61,7 @@ RANGES: dict[str, Range] = {
     "dropout": PROPER_SHARE,
     # data, tasks and what stands at the top of the tree
     **dict.fromkeys(("batch_size", "group", "multiple", "min_frequency"), COUNT),
-    **dict.fromkeys(("beta", "workers", "min_delta", "seconds"), NOT_NEGATIVE),
+    **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
     "seed": Range(at_least=0, below=2**32),  # what NumPy takes

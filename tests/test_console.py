@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 import llm.__main__ as command
-from llm.console import new_console
+from llm.console import new_console, printable
 
 SOURCE = Path(__file__).parents[1] / "src/llm"
 # What rich takes for styles, ends of styles and emoji.
@@ -28,6 +28,20 @@ def test_a_console_prints_text_as_it_stands(text):
     console.print(text)
     console.print(rows)
     assert out.getvalue().count(text) == 4
+
+
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
+
+
+def test_no_control_character_reaches_a_terminal():
+    text = "".join(CONTROLS) + "\x1b]0;title\x07\ud800"
+    out = io.StringIO()
+    console = new_console(file=out, width=200)
+    console.print(text, Panel(text))
+    told = out.getvalue()
+    assert not set(told) & {*CONTROLS, "\ud800"}
+    assert "␛]0;title" in told
+    assert printable("a\tb\nä 📚 [x]") == "a\tb\nä 📚 [x]"
 
 
 def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:

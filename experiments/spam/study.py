@@ -6,8 +6,8 @@
     python experiments/spam/study.py --speed                                     # seconds for the same few steps
 
 The sweep is one command, which the script prints and runs. What a figure is compared on is the same for
-all: a seed decides the split, and the logistic regression of that seed reads the very same training
-messages, chooses its C on the same validation part and answers the same test part.
+all: a seed decides the split (`data.split_seed=null`), and the logistic regression of that seed reads the
+very same training messages, chooses its C on the same validation part and answers the same test part.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def train(base: Path, output: Path, words: list[str]) -> None:
     command = [
         *("llm", "train", "-m", "--config-dir", str(HERE / "conf"), "experiment=spam"),
         *("weights=run", f"weights.path={base}", f"+method={','.join(METHODS)}"),
-        *(f"output_dir={output}", *DROPOUT, *words),
+        *(f"output_dir={output}", "data.split_seed=null", *DROPOUT, *words),
     ]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", *command], check=True)

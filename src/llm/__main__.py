@@ -358,7 +358,7 @@ def complete(words: Sequence[str]) -> None:
 
 def fail(message: str, status: int = 2) -> None:
     """Print what is wrong and leave."""
-    print(message, file=sys.stderr)
+    print(console.printable(message), file=sys.stderr)
     sys.exit(status)
 
 

@@ -2,27 +2,51 @@
 
 Values (overrides, paths, names, texts of a model) contain brackets and colons, which rich would read as
 styles and emoji. So no console of this package reads markup: a style is given beside the text.
+
+They may also contain control characters, by which a terminal moves its cursor, changes its title or answers
+as if the user had typed. So all that is printed goes through `printable`, of a console by itself.
 """
 
 import codecs
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Control characters by their pictures, where there are some; the line feed and the tab stay.
+CONTROLS: dict[int, int] = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD),
+}
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey, each such character as a sign that can be seen."""
+    return text.translate(CONTROLS)
+
 
 def new_console(stderr: bool = False, **options: Any) -> "Console":
     """Return a console on standard output, or standard error, that prints every text as it stands."""
     from rich.console import Console  # takes a tenth of a second, and help does not need it
+    from rich.segment import Segment
 
     class Plain(Console):
+        def render(self, *what: Any, **how: Any) -> Iterable[Segment]:
+            for segment in super().render(*what, **how):
+                yield (
+                    segment if segment.control else Segment(printable(segment.text), segment.style)
+                )
+
         def on_broken_pipe(self) -> None:
             stop_printing()
             raise  # the error that is being handled; rich would exit with a status of its own
 
-    return Plain(stderr=stderr, markup=False, emoji=False, **({"highlight": False} | options))
+    settings: dict[str, Any] = {"highlight": False} | options
+    return Plain(stderr=stderr, markup=False, emoji=False, **settings)
 
 
 def use_utf8() -> None:

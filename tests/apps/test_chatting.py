@@ -83,7 +83,7 @@ def test_what_is_saved_is_instruction_data(run, tmp_path):
         data = build(compose("train", words).data)
     data.prepare_data()
     (conversation,) = data.raw["validation"]
-    assert conversation.messages == [
+    assert [(message.role, message.content) for message in conversation.messages] == [
         ("system", "Be brief."),
         *(("user", "one"), ("assistant", "aaa"), ("user", "two"), ("assistant", "aaa")),
     ]
@@ -131,9 +131,12 @@ def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, mo
     sys.stdin.seek(0)
     with initialize_config_module("llm.conf", version_base="1.3"):
         chat(compose("chat", [f"weights.path={run.path}", *WORDS]))
+        sys.stdin.seek(0)
+        chat(compose("chat", [f"weights.path={run.path}", *WORDS, "system=''"]))
     run.config.write_bytes(original)
     assert prompts[0].startswith("Below is an instruction")
     assert prompts[0].endswith("\n\n### Instruction:\nhello\n\n### Response:\n")
+    assert prompts[2].startswith("\n\n### Instruction:"), "an empty system message is sent"
     assert prompts[1].startswith("Be brief.\n\n### Instruction:\nhello\n\n### Response:\nyes<|end")
 
 
@@ -195,7 +198,7 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.wait_for("aaaa")
     terminal.type("\x03")
     terminal.wait_for("> ")
-    terminal.type("two\n")
+    terminal.type("\x1b[200~two\nlines\x1b[201~\n")  # as terminals mark what is pasted
     terminal.wait_for("aaaa")
     terminal.process.send_signal(signal.SIGINT)
     terminal.wait_for("> ")
@@ -210,7 +213,7 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     assert terminal.process.wait(timeout=30) == 0
     (row,) = json.loads(Path(saved).read_text("utf-8"))
     questions, answers = row["messages"][::2], row["messages"][1::2]
-    assert [message["content"] for message in questions] == ["one", "two"]
+    assert [message["content"] for message in questions] == ["one", "two\nlines"]
     for message in answers:
         assert set(message["content"]) == {"a"}
         assert 4 <= len(message["content"]) < CONTEXT // 2, "it was stopped before its end"

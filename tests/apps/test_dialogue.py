@@ -140,10 +140,29 @@ def test_a_saved_conversation_is_read_as_rows_of_messages(tmp_path, name):
     (row,) = read_rows(path)
     messages = [Message(**message) for message in row.values["messages"]]
     expected = [
-        (role, text.replace("\udcff", "?")) for role, text in dialogue.conversation.messages
+        message._replace(content=message.content.replace("\udcff", "?"))
+        for message in dialogue.conversation.messages
     ]
     assert messages == expected
     assert "字" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["talk.json", "talk.jsonl"])
+def test_a_later_system_message_is_not_saved_above_turns_that_never_had_it(tmp_path, name):
+    from llm.data.rows import read_rows
+
+    path = tmp_path / name
+    _, script, seen = talk("one", "/system Be brief.", "two", "three", f"/save {path}")
+    assert seen[1][0] == "Be brief.\nU:one\nA:ONE\nU:two\nA:", "what the model saw"
+    assert script.notes == [
+        f"9 messages are in {path}, in 2 conversations: one for each system message"
+    ]
+    first, second = (row.values["messages"] for row in read_rows(path))
+    assert [message["content"] for message in first] == ["one", "ONE"]
+    assert [message["content"] for message in second] == (
+        ["Be brief.", "one", "ONE", "two", "TWO", "three", "THREE"]
+    )
+    assert [message.get("weight") for message in second] == [None, 0, 0, *[None] * 4]
 
 
 def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):

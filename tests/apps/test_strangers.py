@@ -1,9 +1,11 @@
 """A run that a stranger has made, opened by the command line: nothing outside it is read or written."""
 
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -12,10 +14,13 @@ from omegaconf import OmegaConf
 from llm import __main__ as command_line
 from llm.config.build import build
 from llm.runs import Run
-from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.char import CharTokenizer
 from llm.weights.checkpoint import save_checkpoint
 
-NANO = ["size=nano", "size.dim=16", "model.vocab_size=257", "tokenizer=byte", "hardware=cpu"]
+# A model with this vocabulary writes little but what a terminal obeys.
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
+TOKENIZER = CharTokenizer("".join(CONTROLS) + "a")
+NANO = ["size=nano", "size.dim=16", f"model.vocab_size={TOKENIZER.vocab_size}", "hardware=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def made(tmp_path_factory) -> Path:
     run = Run(tmp_path_factory.mktemp("strangers") / "run")
     run.update(status="done", steps=3)
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run.config)
-    ByteTokenizer().save(run.tokenizer)
+    TOKENIZER.save(run.tokenizer)
     model = build(config.model)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     save_checkpoint({"state_dict": state, "global_step": 3}, run.best)
@@ -98,3 +103,68 @@ def test_a_pipe_in_a_run_is_not_waited_for(place, run, refused):
     (run / place).unlink()
     os.mkfifo(run / place)
     assert f"{place}: is neither a file nor a folder" in refused(*words("generate", run))
+
+
+def test_nothing_of_a_run_reaches_the_terminal_as_a_command(run, refused, capsys, monkeypatch):
+    record = json.loads((run / "run.json").read_text())
+    record |= {"status": "failed", "error": "\x1b]0;owned\x07", "overrides": {"\x1b[2Jx": "\x9b1m"}}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.csv").write_text("step,val/loss\n1,2.0\n")
+    for line in (["compare", str(run)], [*words("generate", run), "max_tokens=30"]):
+        monkeypatch.setattr(sys, "argv", ["llm", *line])
+        command_line.main()
+        told = capsys.readouterr().out
+        assert not set(told) & set(CONTROLS)
+        assert set(told) & set("␛�")
+
+
+def rewrite(run: Path, **nodes: Any) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    for key, node in nodes.items():
+        OmegaConf.update(config, key, node, merge=False, force_add=True)
+    OmegaConf.save(config, run / "config.yaml")
+
+
+LORA = {"_target_": "llm.adapters.lora.LoRA", "rank": 2, "alpha": 4.0, "targets": ["query"]}
+
+
+def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch):
+    asked = []
+
+    def snapshot_download(name: str, **how: Any) -> str:
+        asked.append((name, how["local_files_only"]))
+        raise FileNotFoundError("no such snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    hub = {"_target_": "llm.weights.gpt2.GPT2Weights", "path": "somebody/model"}
+    rewrite(run, adapter=LORA, weights=hub)
+    told = refused(*words("generate", run))
+    assert "somebody/model on Hugging Face's hub is named by" in told
+    assert "not by you, so it is not fetched" in told
+    assert "+weights.base=" in told
+    refused(*words("generate", run), "+weights.base=somebody/model")
+    assert asked == [("somebody/model", True), ("somebody/model", False)]
+
+
+def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("fetched"))
+    url = "http://127.0.0.1:9/text.txt"
+    published = {"url": url, "sha256": "0" * 64, "file_name": "text.txt"}
+    rewrite(run, **{"data.source": {"_target_": "llm.data.download.Download", **published}})
+    told = refused(*words("evaluate", run))
+    assert f"{url} is named by {run}, not by you, so it is not fetched" in told
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_weights_of_a_run_that_are_something_else_are_not_built(verb, run, refused, tmp_path):
+    logger = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path / "log")}
+    rewrite(run, adapter=LORA, weights=logger)
+    assert "CSVLogger" in refused(*words(verb, run))
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_run_that_begins_from_itself_is_refused(run, refused):
+    itself = {"_target_": "llm.weights.run.RunWeights", "path": str(run)}
+    rewrite(run, adapter=LORA, weights=itself)
+    assert "begins from itself" in refused(*words("generate", run))

@@ -211,9 +211,22 @@ def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):
     ]
     table = compare(runs)
     assert column(table, "model") == ["llama", "gpt"]
-    assert column(table, "rank") == [1, 2]
+    assert column(table, "rank") == [1, 1], "3.5 and 4.5, each ± 6.4"
     assert any("each seed draws its own texts" in note for note in table.notes)
     assert not any("different data" in note for note in table.notes)
+
+
+def test_rows_whose_intervals_overlap_share_a_number(tmp_path):
+    losses = {"a": (1.0, 1.01, 0.99), "b": (1.0, 1.04, 1.02), "c": (1.2, 1.21, 1.19), "d": (1.6,)}
+    runs = [
+        make(tmp_path / f"{model}{seed}", [loss], settings={"model": model}, seed=seed)
+        for model, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    table = compare(runs)
+    assert column(table, "model") == ["a", "b", "c", "d"]
+    assert column(table, "rank") == [1, 1, 3, 4]
+    assert any("number is one more than that of the rows whose" in note for note in table.notes)
 
 
 def test_one_seed_each_on_texts_of_their_own_does_not_compare(tmp_path):

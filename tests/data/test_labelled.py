@@ -85,9 +85,9 @@ def test_a_message_with_open_quotes_is_one_message(spam):
     assert all("\n" not in example.text for example in messages)
 
 
-def test_the_split_of_spam_is_the_seeds(spam):
-    assert spam(seed=1).raw == spam(seed=1).raw
-    first, second = ([e.where for e in spam(seed=seed).raw["test"]] for seed in (1, 2))
+def test_the_split_of_spam_is_the_split_seeds(spam):
+    assert spam(seed=1).raw == spam(seed=2).raw
+    first, second = ([e.where for e in spam(split_seed=seed).raw["test"]] for seed in (1, 2))
     assert first != second
     assert len(set(first) & set(second)) < 0.3 * len(first)
 

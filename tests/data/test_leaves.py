@@ -1,5 +1,6 @@
 """The data group of the configuration: every corpus composes, is judged right and is built."""
 
+import json
 from pathlib import Path
 
 import llm.conf
@@ -66,3 +67,20 @@ def test_preprocessing_is_picked_by_name_in_order():
     data = build(composed(f"data/preprocessing=[{','.join(steps[::-1])}]", "data=verdict").data)
     assert [type(step).__name__ for step in data.text.preprocessing] == names[::-1]
     assert not build(composed().data).text.preprocessing, "off by default"
+
+
+@pytest.mark.parametrize(("words", "is_same"), [((), True), (("data.split_seed=null",), False)])
+def test_a_seed_draws_another_validation_part_only_where_that_is_asked_for(
+    words, is_same: bool, tmp_path: Path
+):
+    texts = [{"text": f"text number {n}", "label": "ab"[n % 2]} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)), "utf-8")
+    for name in (("data=text",), ("experiment=classify", "task.model.num_classes=2")):
+        found = []
+        for seed in (1, 2):
+            given = (*name, f"data.path={tmp_path}/rows.jsonl", f"seed={seed}")
+            data = build(composed(*given, *words, "model.context_length=16").data)
+            data.prepare_data()
+            data.setup("fit")
+            found.append(data.corpus)
+        assert (found[0] == found[1]) is is_same

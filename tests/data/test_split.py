@@ -2,14 +2,19 @@ import numpy as np
 import pytest
 
 from llm.data.errors import DataError
-from llm.data.split import choose, published_split, split, split_examples
+from llm.data.source import Piece, Source, joined
+from llm.data.split import choose, effective_number, published_split, split, split_examples
+
+
+def read(part) -> list[str]:
+    return list(joined(part()))
 
 
 def test_one_document_is_split_by_position_as_nanogpt_does(texts):
     text = "".join(chr(65 + i % 26) for i in range(1003))
     parts = split(texts(text), 0.1, seed=3)
-    assert list(parts.train()) == [text[: int(0.9 * 1003)]]
-    assert list(parts.validation()) == [text[int(0.9 * 1003) :]]
+    assert read(parts.train) == [text[: int(0.9 * 1003)]]
+    assert read(parts.validation) == [text[int(0.9 * 1003) :]]
     assert not parts.separated
     assert parts.characters == 1003
 
@@ -17,18 +22,18 @@ def test_one_document_is_split_by_position_as_nanogpt_does(texts):
 def test_every_document_is_in_exactly_one_part_and_in_order(texts):
     documents = [f"document {i} " * (1 + i % 7) for i in range(200)]
     parts = split(texts(*documents), 0.1, seed=0)
-    train, held_out = list(parts.train()), list(parts.validation())
+    train, held_out = read(parts.train), read(parts.validation)
     assert sorted(train + held_out) == sorted(documents)
     assert not set(train) & set(held_out)
     assert train == [document for document in documents if document in set(train)]
     assert sum(map(len, held_out)) == pytest.approx(0.1 * sum(map(len, documents)), rel=0.1)
-    assert list(parts.train()) == train, "it can be read again"
+    assert read(parts.train) == train, "it can be read again"
     assert parts.separated
 
 
 def test_the_seed_draws(texts):
     documents = [f"document {i}" for i in range(100)]
-    draws = [tuple(split(texts(*documents), 0.1, seed).validation()) for seed in (0, 0, 1)]
+    draws = [tuple(read(split(texts(*documents), 0.1, seed).validation)) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -42,7 +47,55 @@ def test_neither_part_is_without_a_document(lengths: list[int], fraction: float)
 
 def test_documents_without_text_count_for_nothing(texts):
     parts = split(texts("", "some text", ""), 0.5, seed=0)
-    assert list(parts.train()) + list(parts.validation()) == ["some", " text"]
+    assert read(parts.train) + read(parts.validation) == ["some", " text"]
+
+
+def test_the_end_of_each_of_few_documents_is_held_out(texts):
+    """Two files of which one is held out, or six of which one is of another kind, tell nothing of a model."""
+    documents = ["a" * 100, "b" * 250, "c" * 31]
+    parts = split(texts(*documents), 0.1, seed=3)
+    assert read(parts.train) == ["a" * 90, "b" * 225, "c" * 27]
+    assert read(parts.validation) == ["a" * 10, "b" * 25, "c" * 4]
+    assert parts.separated
+    assert not parts.is_drawn
+    assert parts.held_out == "the last 10 % of each of 3 documents"
+
+
+def test_two_long_documents_among_short_ones_are_few(texts):
+    documents = ["x" * 100_000, "y" * 100_000, *(f"short {i}" for i in range(300))]
+    parts = split(texts(*documents), 0.1, seed=0)
+    assert not parts.is_drawn
+    assert read(parts.validation)[:2] == ["x" * 10_000, "y" * 10_000]
+
+
+def test_the_effective_number_is_that_of_documents_of_one_length():
+    assert effective_number(np.full(30, 7)) == pytest.approx(30)
+    assert effective_number(np.array([10**9, 10**9, *[1] * 1000])) == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 33, 1000])
+@pytest.mark.parametrize("number", [1, 3, 30])
+def test_parts_are_the_same_however_documents_come(texts, size: int, number: int):
+    documents = [chr(97 + i % 26) * (50 + 3 * i) + "." for i in range(number)]
+
+    class InPieces(Source):
+        name = "pieces"
+
+        def documents(self):
+            yield from documents
+
+        def pieces(self):
+            for text in documents:
+                for at in range(0, len(text), size):
+                    yield Piece(text[at : at + size], ends=at + size >= len(text))
+
+        def fingerprint(self) -> str:
+            return "pieces"
+
+    first, second = (split(source, 0.1, 0) for source in (texts(*documents), InPieces()))
+    assert read(first.train) == read(second.train)
+    assert read(first.validation) == read(second.validation)
+    assert first.held_out == second.held_out
 
 
 def test_a_large_document_does_not_swell_the_held_out_part():
@@ -55,8 +108,8 @@ def test_a_large_document_does_not_swell_the_held_out_part():
 
 def test_a_published_split_is_kept(texts):
     parts = published_split(texts("a", "b"), texts("c"))
-    assert list(parts.train()) == ["a", "b"]
-    assert list(parts.validation()) == ["c"]
+    assert read(parts.train) == ["a", "b"]
+    assert read(parts.validation) == ["c"]
     assert parts.separated
     assert not published_split(texts("a"), texts("c")).separated
 

@@ -279,6 +279,16 @@ def test_metadata_says_what_the_files_are(make):
     )
 
 
+def test_tokens_of_another_width_are_not_read(make, cache_folder: Path):
+    """A wrong type in the metadata would train on other tokens, in silence."""
+    first = make()
+    file = next((cache_folder / "tokens").glob("*/metadata.json"))
+    file.write_text(file.read_text("utf-8").replace('"uint16"', '"uint32"'), "utf-8")
+    with pytest.warns(UserWarning, match=r"metadata.json is not what was written; the token files"):
+        again = make()
+    assert same(take(first.train_dataloader(), 5), take(again.train_dataloader(), 5))
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_two_processes_at_once(make, cache_folder: Path):
     context = multiprocessing.get_context("fork")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -31,7 +32,11 @@ def test_it_is_written_once(tmp_path: Path):
     for _ in range(3):
         folder = cached(tmp_path / "root" / "key", writer(calls=calls))
     assert len(calls) == 1
-    assert read_metadata(folder) == {"tokens": 6, "files": {"train.bin": 6}}
+    metadata = read_metadata(folder)
+    assert metadata["tokens"] == 6
+    assert metadata["files"] == {
+        "train.bin": {"bytes": 6, "sha256": hashlib.sha256(b"tokens").hexdigest()}
+    }
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["key"], "nothing is left over"
 
 
@@ -46,20 +51,60 @@ def test_what_was_not_finished_is_never_used(tmp_path: Path):
     assert (cached(tmp_path / "key", writer()) / "train.bin").read_bytes() == b"tokens"
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "garble", "unfinished"])
-def test_what_was_damaged_is_written_again(tmp_path: Path, damage: str):
+def flip(file: Path) -> None:
+    """Change one bit, and set the time back."""
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda folder: (folder / "train.bin").write_bytes(b"tok"), "train.bin has 3 bytes, not 6"),
+        (lambda folder: (folder / "train.bin").unlink(), "train.bin is missing"),
+        (lambda folder: flip(folder / "train.bin"), "train.bin is not what was written"),
+        (lambda folder: (folder / METADATA).write_text("{"), "metadata.json is missing or cannot"),
+        (lambda folder: (folder / METADATA).write_text("[]"), "metadata.json is missing or cannot"),
+        (lambda folder: (folder / METADATA).unlink(), "metadata.json is missing or cannot"),
+        (
+            lambda folder: (folder / METADATA).write_text(
+                (folder / METADATA).read_text().replace('"tokens": 6', '"tokens": 7')
+            ),
+            "metadata.json is not what was written",
+        ),
+    ],
+    ids=["truncate", "remove", "flip", "garble", "list", "unfinished", "metadata"],
+)
+def test_what_was_damaged_is_written_again_aloud(tmp_path: Path, damage, problem: str):
     folder = cached(tmp_path / "key", writer())
-    if damage == "truncate":
-        (folder / "train.bin").write_bytes(b"tok")
-    elif damage == "remove":
-        (folder / "train.bin").unlink()
-    elif damage == "garble":
-        (folder / METADATA).write_text("{")
-    else:
-        (folder / METADATA).unlink()
+    damage(folder)
     assert not is_whole(folder)
-    assert (cached(folder, writer()) / "train.bin").read_bytes() == b"tokens"
+    with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made anew"):
+        assert (cached(folder, writer()) / "train.bin").read_bytes() == b"tokens"
     assert is_whole(folder)
+
+
+def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch):
+    folder = cached(tmp_path / "key", writer())
+    hashed: list[str] = []
+
+    def sha256_of(file: Path) -> str:
+        hashed.append(file.name)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("llm.data.token_cache.sha256_of", sha256_of)
+    assert is_whole(folder)
+    assert hashed == []
+    os.utime(folder / "train.bin")
+    assert is_whole(folder)
+    assert is_whole(folder)
+    assert hashed == ["train.bin"]
+    (folder / "verified.json").write_text("{")
+    assert is_whole(folder)
+    assert hashed == ["train.bin"] * 2
 
 
 def test_of_two_at_once_one_wins_and_both_read_the_whole(tmp_path: Path):

@@ -1,10 +1,13 @@
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llm.data.errors import DataError
 from llm.data.token_file import TokenFile, token_dtype
+from llm.data.windows import TrainingWindows
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,20 @@ def test_it_travels_to_another_process_as_its_path(tmp_path: Path):
     assert len(travelled) < 1000
     assert np.array_equal(pickle.loads(travelled).tokens, tokens)
     assert len(file) == 100_000
+
+
+def test_a_file_cut_while_it_is_mapped_is_one_line(tmp_path: Path):
+    """Reading beyond its end would kill the process without a word."""
+    np.arange(100_000, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    windows = TrainingWindows(TokenFile(tmp_path / "train.bin", np.dtype(np.uint16)), 8, 8)
+    assert windows[np.array([12_000])]["tokens"][0, 0] == 30_464
+    os.truncate(tmp_path / "train.bin", 4096)
+    with pytest.raises(DataError, match=r"train.bin: was cut while it was read; run the same"):
+        windows[np.array([12_000])]
+
+
+def test_a_file_that_is_removed_is_read_on(tmp_path: Path):
+    np.arange(10, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    file = TokenFile(tmp_path / "train.bin", np.dtype(np.uint16))
+    (tmp_path / "train.bin").unlink()
+    assert file.tokens.tolist() == list(range(10))

@@ -1,20 +1,27 @@
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llm.data import tokenization
+from llm.data.source import Piece
 from llm.data.tokenization import batches, pieces, tokenize
 from llm.tokenizers import bpe
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.gpt2 import gpt2
 
 
+def whole(documents: Iterable[str]) -> Iterator[Piece]:
+    """Each document in one piece."""
+    return (Piece(document, ends=True) for document in documents)
+
+
 def test_documents_are_followed_by_the_separator(tmp_path: Path):
     tokenizer = ByteTokenizer()
     end = tokenizer.end_of_text
-    part = tokenize(["ab", "é"], tokenizer, tmp_path / "t", separator=end)
+    part = tokenize(whole(["ab", "é"]), tokenizer, tmp_path / "t", separator=end)
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert tokens == [97, 98, end, *"é".encode(), end]
     assert (part.documents, part.characters, part.bytes, part.tokens) == (2, 3, 4, 6)
@@ -22,7 +29,7 @@ def test_documents_are_followed_by_the_separator(tmp_path: Path):
 
 def test_text_that_spells_the_separator_is_text(tmp_path: Path):
     tokenizer = bpe.train(["<|endoftext|> a <|endoftext|>"], vocab_size=257)
-    tokenize(["a<|endoftext|>b"], tokenizer, tmp_path / "t", separator=tokenizer.end_of_text)
+    tokenize(whole(["a<|endoftext|>b"]), tokenizer, tmp_path / "t", separator=tokenizer.end_of_text)
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert tokens.count(tokenizer.end_of_text) == 1
 
@@ -36,7 +43,7 @@ def test_large_vocabularies_are_written_with_four_bytes(tmp_path: Path):
         def encode_ordinary(self, text: str) -> list[int]:
             return [69_999 for _ in text]
 
-    tokenize(["abc"], Wide(), tmp_path / "t")
+    tokenize(whole(["abc"]), Wide(), tmp_path / "t")
     assert np.fromfile(tmp_path / "t", dtype=np.uint32).tolist() == [69_999] * 3
 
 
@@ -64,10 +71,22 @@ def random_texts(number: int, length: int) -> list[str]:
 def test_pieces_join_to_the_document(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenization, "PIECE", 20)
     for document in random_texts(50, 60):
-        cut = list(pieces(document))
+        cut = list(pieces(whole([document])))
         assert "".join(text for text, _ in cut) == document
         assert [last for _, last in cut] == [False] * (len(cut) - 1) + [True]
     assert len(cut) > 3
+
+
+@pytest.mark.parametrize("step", [1, 3, 17, 50])
+def test_documents_are_cut_at_the_same_places_however_they_come(monkeypatch, step: int):
+    monkeypatch.setattr(tokenization, "PIECE", 20)
+    documents = [*random_texts(20, 60), "x" * 200, "日本語" * 30]
+    parts = [
+        Piece(document[at : at + step], ends=at + step >= len(document))
+        for document in documents
+        for at in range(0, len(document), step)
+    ]
+    assert list(pieces(parts)) == list(pieces(whole(documents)))
 
 
 @pytest.mark.parametrize("name", ["bpe", "gpt2"])
@@ -81,9 +100,9 @@ def test_cutting_documents_changes_no_token(
         shared = request.getfixturevalue("shared_data")
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
     tokenizer = gpt2() if name == "gpt2" else bpe.train(texts, vocab_size=300)
-    tokenize(texts, tokenizer, tmp_path / "t")
-    whole = [token for text in texts for token in tokenizer.encode(text)]
-    assert np.fromfile(tmp_path / "t", dtype=np.uint16).tolist() == whole
+    tokenize(whole(texts), tokenizer, tmp_path / "t")
+    tokens = [token for text in texts for token in tokenizer.encode(text)]
+    assert np.fromfile(tmp_path / "t", dtype=np.uint16).tolist() == tokens
 
 
 def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +114,7 @@ def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
             read.append(i)
             yield "12345"
 
-    stream = batches(documents())
+    stream = batches(whole(documents()))
     for i in range(1, 5):
         next(stream)
         assert len(read) == 2 * i
@@ -104,13 +123,13 @@ def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
 def test_progress_adds_up_to_all_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenization, "BATCH", 10)
     done: list[int] = []
-    tokenize(["12345"] * 9, ByteTokenizer(), tmp_path / "t", advance=done.append)
+    tokenize(whole(["12345"] * 9), ByteTokenizer(), tmp_path / "t", advance=done.append)
     assert sum(done) == 45
     assert len(done) == 5
 
 
 def test_half_a_character_from_json_is_counted_and_written(tmp_path: Path):
-    part = tokenize(["a\ud800b"], ByteTokenizer(), tmp_path / "t")
+    part = tokenize(whole(["a\ud800b"]), ByteTokenizer(), tmp_path / "t")
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert ByteTokenizer().decode(tokens) == "a\N{REPLACEMENT CHARACTER}b"
     assert part.bytes == part.tokens == 5

@@ -1,6 +1,8 @@
 """Byte-pair encoding: written out against the fast libraries, and what users meet."""
 
 import random
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -164,6 +166,25 @@ def test_training_texts_are_read_once_and_one_by_one():
             alive -= 1
 
     train((Text(f"document number {n}") for n in range(1000)), vocab_size=270)
+
+
+def test_long_texts_are_learned_in_pieces_by_the_same_merges(monkeypatch, hard_texts: list[str]):
+    text = "\n".join(hard_texts) + " prose, 1984 and\n\nmore  of it.\tThe end" * 50
+    monkeypatch.setattr("llm.tokenizers.bpe.PIECE", 40)
+    assert learn_merges_fast([text], 150, 2) == learn_merges([text], 150, 2)
+
+
+def test_memory_does_not_grow_with_a_document():
+    """Handed over whole, 6 MB take the Rust trainer half a gigabyte."""
+    script = (
+        "import resource; from llm.tokenizers import bpe; text = 'some words of it and 12 more. ' * 200_000; "
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak(); "
+        "bpe.train([text], 270); print((peak() - before) // 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 150, "MB"
 
 
 @pytest.mark.parametrize("unit", [" ", "a", "\n", "漢", "a1", "\t \n"])

@@ -13,6 +13,7 @@ from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.template import Template, stored_template
 from llm.generation.conversation import Conversation
+from llm.generation.memory import Memory
 from llm.generation.text import stream_tokens
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.weights import Weights
@@ -33,14 +34,15 @@ def chat(config: DictConfig) -> None:
     with mistakes_at("max_tokens"):
         room = min(config.max_tokens, model.context_length // 2)
         conversation = Conversation(template, tokenizer, model.context_length, room)
-    conversation.system = config.system or None
+    conversation.system = config.system
     # A model that begins another turn has ended its own.
     ends = [tokenizer.special_tokens[name] for name in template.special_tokens]
     stops = [*template.stops, *stop_strings(config)]
+    memory = Memory()
 
     def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:
         most = min(config.max_tokens, model.context_length - len(prompt))
-        pieces = stream_tokens(model, tokenizer, [prompt], most, sampler, seed, stops, ends)
+        pieces = stream_tokens(model, tokenizer, [prompt], most, sampler, seed, stops, ends, memory)
         return (piece for _, piece in pieces)
 
     with autocast(hardware), mistakes_at("weights"):

@@ -12,6 +12,7 @@ from llm.apps.loading import autocast, open_weights, placed, use_hardware
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.console import printable
 from llm.data.collation import attended
 from llm.data.column import Column
 from llm.data.errors import DataError
@@ -57,7 +58,8 @@ def classify(config: DictConfig) -> None:
                 texts, predict(model, tokenizer, classes, texts), strict=True
             ):
                 line = " ".join(text.splitlines())
-                print(f"{predicted.label}\t{predicted.probability:.4f}\t{line}", flush=True)
+                row = f"{predicted.label}\t{predicted.probability:.4f}\t{line}"
+                print(printable(row), flush=True)
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:

@@ -118,15 +118,18 @@ def _save(dialogue: Dialogue, path: Path) -> str:
         return "nothing was said yet"
     if path.exists() and not dialogue.terminal.agrees(f"{path} exists: overwrite it?"):
         return f"{path} exists, and stays as it is"
-    messages = [message._asdict() for message in dialogue.conversation.messages]
-    line = json.dumps({"messages": messages}, ensure_ascii=False)
+    conversations = dialogue.conversation.demonstrations
+    rows = [{"messages": [message.as_row() for message in each]} for each in conversations]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = f"[{', '.join(lines)}]" if path.suffix == ".json" else "\n".join(lines)
     try:
-        path.write_text(
-            f"[{line}]\n" if path.suffix == ".json" else f"{line}\n", "utf-8", "replace"
-        )
+        path.write_text(f"{text}\n", "utf-8", "replace")
     except OSError as error:
         return f"{path} cannot be written: {error.strerror}"
-    return f"{len(messages)} messages are in {path}"
+    said = f"{sum(map(len, conversations))} messages are in {path}"
+    if len(rows) > 1:
+        said += f", in {len(rows)} conversations: one for each system message"
+    return said
 
 
 def show_help(dialogue: Dialogue, text: str) -> None:

@@ -1,6 +1,5 @@
 """How a run is measured, and its answers rated."""
 
-import sys
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -49,11 +48,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     check(config)
     weights = open_weights(config)
     file = results_file(config, weights)
-    report = plain(
-        evaluate_text(config, weights)
-        if predicts_text(config, weights)
-        else evaluate_run(config, weights)
-    )
+    if isinstance(weights, RunWeights) and not predicts_text(config, weights):
+        report = plain(evaluate_run(config, weights))
+    else:
+        report = plain(evaluate_text(config, weights))
     write_json(file, report)
     CONSOLE.print(table(report))
     CONSOLE.print(f"kept in {file}", soft_wrap=True)
@@ -79,24 +77,22 @@ def results_file(config: DictConfig, weights: Weights) -> Path:
     return next(file for file in chain([first], numbered) if not file.exists())
 
 
-def predicts_text(config: DictConfig, weights: Weights) -> bool:
-    """Whether a text file is what to measure on: for a model that was trained on text, or that is imported.
-
-    Raises:
-        ConfigError: imported weights without a file.
-    """
-    if not isinstance(weights, RunWeights):
-        if config.test_path is None:
-            raise ConfigError(
-                f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
-            )
-        return True
-    task = locate(weights.config.task._target_, weights.config.trust)
+def predicts_text(config: DictConfig, run: RunWeights) -> bool:
+    """Whether a text file is what to measure on, and the run was trained on text."""
+    task = locate(run.config.task._target_, run.config.trust)
     return config.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
-    """Measure a language model on text files."""
+    """Measure a language model on text files.
+
+    Raises:
+        ConfigError: no file is named, or what only a run has.
+    """
+    if config.test_path is None:
+        raise ConfigError(
+            f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
+        )
     unused = [name for name in ("part", "judge", "against") if config[name] is not None]
     if unused:
         raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
@@ -188,7 +184,7 @@ def measure(task: Task, data: DataModule, part: str, hardware: Hardware) -> dict
         enable_model_summary=False,
     )
     if not CONSOLE.is_terminal:
-        print(f"measuring the {part} part", file=sys.stderr, flush=True)
+        CONSOLE.print(f"measuring the {part} part")
     run = trainer.test if part == "test" else trainer.validate
     run(task, datamodule=data, verbose=False)
     return {name.partition("/")[2]: value for name, value in task.figures.items()}

@@ -8,6 +8,7 @@ from llm import shell
 from llm.apps.loading import open_weights
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.console import printable
 from llm.files import read_object
 from llm.nn.init import Undrawn
 from llm.weights.export import require_room, write
@@ -36,7 +37,7 @@ def export(config: DictConfig) -> list[Path]:
     tokenizer = weights.tokenizer()
     files = write(model, tokenizer, folder, config.max_shard_gb, config.overwrite)
     for file in files:
-        print(f"{file.stat().st_size:>15,} bytes  {file}")
+        print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
     quoted = repr(str(folder))
     family = read_object(folder / "config.json")["model_type"]
     print(

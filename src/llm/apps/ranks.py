@@ -27,6 +27,7 @@ from llm import distributed, signals
 from llm.apps.refusing import require_even_shares
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError, UserError
+from llm.console import printable
 from llm.hardware import Hardware
 from llm.runs import Run
 
@@ -285,7 +286,7 @@ class Watch:
         if self._was_stopped():
             return signals.status_of(self.signals[0])
         failure = explain(self.ranks, first)
-        print(failure.text, file=sys.stderr, flush=True)
+        print(printable(failure.text), file=sys.stderr, flush=True)
         self._record(failure)
         return failure.status
 

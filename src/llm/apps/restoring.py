@@ -4,6 +4,7 @@ from copy import deepcopy
 
 from omegaconf import DictConfig, OmegaConf
 
+from llm import network
 from llm.apps.training import make_task, prepare
 from llm.config.build import build
 from llm.config.check import check
@@ -12,7 +13,7 @@ from llm.console import new_console
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.tasks.task import Task
-from llm.weights.run import RunWeights
+from llm.weights.run import RunWeights, require_weights
 
 CONSOLE = new_console()
 # What is built of a run's configuration; it may be a stranger's, so these are checked first.
@@ -39,7 +40,8 @@ def restore(
     # An adapter stands on the weights that the run began from, and a reference is those weights.
     from_base = config.get("adapter") is not None or "reference" in config.task
     base = weights.base_weights(config) if from_base else None
-    data = prepare(config, weights) if test_path is not None else same_data(config, weights)
+    with network.offline(str(weights.path)):  # the run names its data, and may be a stranger's
+        data = prepare(config, weights) if test_path is not None else same_data(config, weights)
     task = make_task(config, build(config.trainer), hardware, base)
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
@@ -56,11 +58,13 @@ def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
     Raises:
         ConfigError: they have changed.
     """
+    if config.weights is not None:
+        require_weights(config)
     try:
         base = build(config.weights)
     except ConfigError:
         CONSOLE.print(
-            f"note: {config.weights.path}, from which {weights.path} began, is gone: "
+            f"note: {OmegaConf.select(config, 'weights.path')}, from which {weights.path} began, is gone: "
             "whether its data are the same cannot be told",
             soft_wrap=True,
         )

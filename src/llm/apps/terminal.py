@@ -8,6 +8,8 @@ import sys
 from importlib import import_module
 from typing import TextIO
 
+from llm.console import printable
+
 
 class Pipe:
     """Standard input and output with nobody there: no prompts, and nobody to be asked."""
@@ -50,10 +52,12 @@ class Terminal(Pipe):
     def __init__(self) -> None:
         super().__init__()
         with contextlib.suppress(ImportError):
-            import_module("readline")  # from now on `input` uses it
+            readline = import_module("readline")  # from now on `input` uses it
+            # What is pasted is one message, however many lines it has. Python turns this off by itself.
+            readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self) -> str:
-        """The next line that the person enters; raises EOFError at Ctrl-D."""
+        """What the person enters: a line, or several that were pasted; raises EOFError at Ctrl-D."""
         return input("> ")
 
     def hint(self, text: str) -> None:
@@ -71,5 +75,5 @@ def terminal() -> Pipe:
 
 
 def _put(text: str, stream: TextIO) -> None:
-    stream.write(text)
+    stream.write(printable(text))
     stream.flush()

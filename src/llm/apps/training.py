@@ -41,7 +41,7 @@ from llm.config.whitelist import locate
 from llm.config.words import key_of
 from llm.console import new_console
 from llm.data.module import DataModule
-from llm.files import read_yaml, write_text
+from llm.files import write_text
 from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
@@ -117,7 +117,7 @@ def train(
         require_same_base(run, base)
         require_more(run, steps)
         if _is_done(run, steps):
-            _say_done(run)
+            _say_done(run, config)
             return run
         require_last(run)
     task = make_task(config, settings, hardware, weights)
@@ -128,7 +128,7 @@ def train(
     with run.claimed():
         run.record = distributed.broadcast(run.record)
         if not config.rerun and _is_done(run, steps):  # by another process, meanwhile
-            _say_done(run)
+            _say_done(run, config)
             return run
         if config.rerun and (aside := run.set_aside()):
             say(f"the run that stood here is kept as {aside}")
@@ -590,11 +590,11 @@ def _is_done(run: Run, steps: int) -> bool:
     return run.status == "done" and run.record["steps"] >= steps
 
 
-def _say_done(run: Run) -> None:
+def _say_done(run: Run, config: DictConfig) -> None:
     say(
         f"{short(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
         "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
-        f"  {_next_command(run, read_yaml(run.config))}"
+        f"  {_next_command(run, config)}"
     )
 
 

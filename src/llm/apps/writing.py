@@ -16,6 +16,7 @@ from llm.apps.loading import (
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.console import printable
 from llm.generation.text import first_tokens, stream_tokens
 
 
@@ -80,5 +81,5 @@ def read_prompts(prompt: str, file: str | None) -> list[str]:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
     sys.stdout.flush()

@@ -95,7 +95,10 @@ def _unlike(part: Part, keys: Sequence[str]) -> Iterator[str]:
 def _repeated(parts: Sequence[Part], confidence: float) -> Iterator[str]:
     """What stands behind ±."""
     if any(len(row.counted) > 1 for part in parts for row in part.rows):
-        yield f"± is the {confidence:.0%} interval of a mean over seeds (Student's t)"
+        yield (
+            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
+            "that of the rows whose whole interval is better than its own"
+        )
 
 
 def told(row: Row, keys: Sequence[str]) -> str:

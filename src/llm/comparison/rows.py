@@ -112,6 +112,27 @@ class Part(NamedTuple):
         choose = min if is_less_better(self.figure) else max
         return choose(known, key=lambda each: each.figures[self.figure]).run
 
+    def rank(self, row: Row, confidence: float) -> int | None:
+        """Return one more than the number of rows that are better beyond both intervals; None without a place.
+
+        Rows whose intervals overlap may so share a rank: their seeds do not tell which is better.
+
+        Args:
+            row: One of the rows.
+            confidence: Of the intervals.
+        """
+        ranked = self.rows[: self.ranked]
+        if row not in ranked:
+            return None
+        sign = 1 if is_less_better(self.figure) else -1
+        found = {each: each.estimate(self.figure, confidence) for each in ranked}
+        ends = {
+            each: (sign * known.mean - (known.margin or 0), sign * known.mean + (known.margin or 0))
+            for each, known in found.items()
+            if known is not None
+        }
+        return 1 + sum(highest < ends[row][0] for _, highest in ends.values())
+
 
 def best_loss(run: Run) -> float | None:
     """The lowest validation loss of a run so far."""

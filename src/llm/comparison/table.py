@@ -171,16 +171,11 @@ class Table:
 
     @cached_property
     def _lines(self) -> list[dict[str, Cell]]:
-        return [
-            self._line(part, place, row)
-            for part in self.parts
-            for place, row in enumerate(part.rows)
-        ]
+        return [self._line(part, row) for part in self.parts for row in part.rows]
 
-    def _line(self, part: Part, place: int, row: Row) -> dict[str, Cell]:
+    def _line(self, part: Part, row: Row) -> dict[str, Cell]:
         """The cells of a row by column."""
-        rank = place + 1 if place < part.ranked else None
-        line = {"rank": word(rank)}
+        line = {"rank": word(part.rank(row, self.confidence))}
         if len(self.parts) > 1:
             told = (w for w in part.label.split() if w.partition("=")[0] not in self.keys)
             line["data"] = word(" ".join(told) or None)  # and the rest in columns of its own

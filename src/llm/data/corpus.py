@@ -10,16 +10,16 @@ from typing import Any
 from llm.bars import progress_bar
 from llm.data import fingerprint
 from llm.data.errors import DataError
-from llm.data.preprocessing import Preprocessing
-from llm.data.source import Source
+from llm.data.preprocessing import Preprocessing, preprocessed
+from llm.data.source import Piece, Source
 from llm.data.split import Documents, Split, published_split, split
 from llm.data.token_cache import cached, is_whole, write_metadata
 from llm.data.token_file import token_dtype
-from llm.data.tokenization import tokenize
+from llm.data.tokenization import pieces, tokenize
 from llm.tokenizers import char
 from llm.tokenizers.tokenizer import Tokenizer, fit
 
-VERSION = 1  # of the files written here: a new one leaves all older ones unused
+VERSION = 2  # of the files written here: a new one leaves all older ones unused
 # An alphabet has no token for what it lacks, so it is that of the whole text, as nanoGPT has it. It
 # tells a model which characters there are and nothing of where they stand.
 FITTED_TO_ALL_TEXT = (char.train,)
@@ -35,7 +35,7 @@ class Corpus:
         tokenizer: A tokenizer, or a function that fits one to the training part.
         preprocessing: Applied in order to each document.
         validation_fraction: Share of the characters held out.
-        seed: Decides which documents are held out.
+        seed: Decides which documents are held out, where there are many.
         validation: A source of its own for the held-out part, where one is published.
     """
 
@@ -62,14 +62,12 @@ class Corpus:
     def held_out(self, metadata: Mapping[str, Any]) -> str:
         """A short name of the validation part, whatever the tokenizer.
 
-        The seed is part of it where there are documents to draw: a single one is cut at the same place
-        under every seed.
+        The seed is part of it where it draws documents: few are cut at the same places under every seed.
 
         Args:
             metadata: what `write` has written.
         """
-        documents = sum(metadata[part]["documents"] for part in ("train", "validation"))
-        apart = ("version", "tokenizer", *(() if documents > 2 else ("seed",)))
+        apart = ("version", "tokenizer", *(() if metadata["is_drawn"] else ("seed",)))
         marks = {name: value for name, value in self.settings.items() if name not in apart}
         return fingerprint.of_settings({**marks, "bytes": metadata["validation"]["bytes"]})
 
@@ -116,6 +114,8 @@ class Corpus:
                 written[name] = asdict(part)
         metadata = {
             "source": self.source.name,
+            "held_out": parts.held_out,
+            "is_drawn": parts.is_drawn,
             "settings": self.settings,
             "dtype": token_dtype(tokenizer.vocab_size).name,
             "invalid_bytes": self.source.invalid_bytes,
@@ -129,15 +129,11 @@ class Corpus:
         return split(self.source, self.validation_fraction, self.seed)
 
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
-        """The training part; both parts where a character not seen could not be written."""
-        train = self._preprocessed(parts.train)
+        """The training part, cut between words; both parts where a character not seen could not be written."""
+        texts = self._preprocessed(parts.train)
         if getattr(self.tokenizer, "func", self.tokenizer) in FITTED_TO_ALL_TEXT:
-            return chain(train, self._preprocessed(parts.validation))
-        return train
+            texts = chain(texts, self._preprocessed(parts.validation))
+        return (text for text, _ in pieces(texts))
 
-    def _preprocessed(self, documents: Documents) -> Iterator[str]:
-        for document in documents():
-            for step in self.preprocessing:
-                document = step(document)
-            if document:
-                yield document
+    def _preprocessed(self, documents: Documents) -> Iterator[Piece]:
+        return preprocessed(documents(), self.preprocessing)

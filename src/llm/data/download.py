@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pooch
 
+from llm import network
 from llm.data import cache
-from llm.data.decoding import decoded
+from llm.data.decoding import chunks
 from llm.data.errors import DataError
 from llm.data.source import Source
 
@@ -47,7 +48,7 @@ class Download(Source):
 
     def documents(self) -> Iterator[str]:
         """Yield the text."""
-        yield decoded(self.file().read_bytes())
+        yield "".join(chunks(self.file()))
 
     def fingerprint(self) -> str:
         """The hash says it all, without the file."""
@@ -66,8 +67,13 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
     Raises:
         DataError: It cannot be fetched, or is not the file that was published.
     """
+    there = cache.folder() / file_name
     if is_cached(sha256, file_name):
-        return cache.folder() / file_name
+        return there
+    if refusal := network.refusal(url):
+        raise DataError(
+            f"{refusal}: put it at {there} if you trust it, or name a file of your own with test_path="
+        )
     folder = cache.writable_folder("")
     pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
     try:

@@ -73,9 +73,12 @@ class ExamplesDataModule(DataModule):
         seed: int,
         workers: int,
         layout: Layout,
+        *,
+        split_seed: int | None,
     ) -> None:
         super().__init__(batch_size, seed, workers)
         self.layout = layout
+        self.split_seed = seed if split_seed is None else split_seed
         self.files, self.spec, self.collation = files, tokenizer, collation
         self.context_length = at_least("context_length", context_length, 1)
         self.malformed: Literal["stop", "skip"] = Malformed(malformed).policy
@@ -209,7 +212,7 @@ class ExamplesDataModule(DataModule):
         fractions = {part: share for part, share in self.fractions.items() if part not in given}
         examples = given["train"]
         shares = {"train": 1 - sum(fractions.values()), **fractions}
-        places = split_examples([self.group(each) for each in examples], shares, self.seed)
+        places = split_examples([self.group(each) for each in examples], shares, self.split_seed)
         return given | {part: [examples[at] for at in own] for part, own in places.items()}
 
     def _require(self, part: str, examples: Sequence[Any]) -> None:

@@ -154,10 +154,11 @@ class FilesDataModule(TextDataModule):
         suffixes: As for Files.
         stride: Tokens between the starts of windows.
         validation_fraction: Share of the text held out.
-        seed: Decides the split and the order.
+        seed: Decides the order.
         preprocessing: Steps applied to each document.
         workers: Processes that gather batches.
         cache_dir: Where token files are kept.
+        split_seed: As for TextDataModule.
         encoding: As for Files.
         document_separator: As for Files.
     """
@@ -177,6 +178,7 @@ class FilesDataModule(TextDataModule):
         workers: int = 0,
         cache_dir: str | Path | None = None,
         *,
+        split_seed: int | None = None,
         encoding: str | None = None,
         document_separator: str | None = None,
     ) -> None:
@@ -197,6 +199,7 @@ class FilesDataModule(TextDataModule):
             preprocessing,
             workers,
             cache_dir,
+            split_seed=split_seed,
         )
 
 

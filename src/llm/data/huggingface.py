@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm import network
 from llm.data.errors import DataError
 from llm.data.paths import SAVED
 from llm.data.source import Source
@@ -79,9 +81,33 @@ class HuggingFaceDataset(Source):
         if any((place / name).is_file() for name in SAVED):
             saved = load_from_disk(str(place))
             return saved[self.split] if isinstance(saved, dict) else saved
-        return load_dataset(
-            self.path, self.configuration, split=self.split, data_files=self.data_files
-        )
+        with self._as_allowed():
+            return load_dataset(
+                self.path, self.configuration, split=self.split, data_files=self.data_files
+            )
+
+    @contextmanager
+    def _as_allowed(self) -> Iterator[None]:
+        """Load from the library's cache alone where nothing may be fetched.
+
+        Raises:
+            DataError: the files stand on the network.
+        """
+        from datasets import config as settings
+
+        if not network.is_offline():
+            yield
+            return
+        files = self.data_files or ()
+        for file in (self.path, *([files] if isinstance(files, str) else files)):
+            if "://" in file and (refusal := network.refusal(file)):
+                raise DataError(f"{refusal}; name a file of your own with test_path=")
+        before = settings.HF_HUB_OFFLINE
+        settings.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            settings.HF_HUB_OFFLINE = before
 
     def documents(self) -> Iterator[str]:
         """Yield the documents that are not empty."""

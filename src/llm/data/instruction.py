@@ -70,8 +70,9 @@ class InstructionDataModule(ExamplesDataModule):
         test_fraction: Share of the conversations to test with.
         validation_path: A file of its own for validation; nothing is taken from the first then.
         test_path: The same for the test.
-        seed: Decides the split and the order.
+        seed: Decides the order.
         workers: Processes that gather batches.
+        split_seed: Decides what is held out; None takes `seed`.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -101,6 +102,8 @@ class InstructionDataModule(ExamplesDataModule):
         test_path: Paths | None = None,
         seed: int = 0,
         workers: int = 0,
+        *,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
             {"train": path, "validation": validation_path, "test": test_path},
@@ -114,6 +117,7 @@ class InstructionDataModule(ExamplesDataModule):
             seed,
             workers,
             Layout(columns, delimiter, encoding, quoting),
+            split_seed=split_seed,
         )
         if loss_on not in ("response", "all"):
             raise ValueError(f"loss_on={loss_on}: give response or all")

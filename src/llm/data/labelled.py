@@ -68,8 +68,9 @@ class LabelledDataModule(ExamplesDataModule):
         test_fraction: Share of each class to test with.
         validation_path: A file of its own for validation; nothing is taken from the first then.
         test_path: The same for the test.
-        seed: Decides the split and the order.
+        seed: Decides the order.
         workers: Processes that gather batches.
+        split_seed: Decides what is held out; None takes `seed`.
 
     Attributes:
         classes: Names of the classes; a label is a place among them. From `prepare_data` on.
@@ -105,6 +106,8 @@ class LabelledDataModule(ExamplesDataModule):
         test_path: Paths | None = None,
         seed: int = 0,
         workers: int = 0,
+        *,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
             {"train": path, "validation": validation_path, "test": test_path},
@@ -118,6 +121,7 @@ class LabelledDataModule(ExamplesDataModule):
             seed,
             workers,
             Layout(columns, delimiter, encoding, quoting),
+            split_seed=split_seed,
         )
         self.text, self.label = text, label
         self.balance: Balance = balance

@@ -60,8 +60,9 @@ class PreferenceDataModule(ExamplesDataModule):
         test_fraction: Share of the pairs to test with.
         validation_path: A file of its own for validation; nothing is taken from the first then.
         test_path: The same for the test.
-        seed: Decides the split and the order.
+        seed: Decides the order.
         workers: Processes that gather batches.
+        split_seed: Decides what is held out; None takes `seed`.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -89,6 +90,8 @@ class PreferenceDataModule(ExamplesDataModule):
         test_path: Paths | None = None,
         seed: int = 0,
         workers: int = 0,
+        *,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(
             {"train": path, "validation": validation_path, "test": test_path},
@@ -102,6 +105,7 @@ class PreferenceDataModule(ExamplesDataModule):
             seed,
             workers,
             Layout(columns, delimiter, encoding, quoting),
+            split_seed=split_seed,
         )
         self.template = template
         self.equal = 0

@@ -7,7 +7,7 @@ otherwise; steps apply in the order in which they are given.
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from importlib import import_module, metadata
 from types import ModuleType
@@ -17,6 +17,7 @@ import regex
 
 from llm.data import fingerprint
 from llm.data.errors import DataError
+from llm.data.source import Piece, joined
 
 WORD = regex.compile(r"[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*")
 WORDS_REMEMBERED = 1 << 18  # text repeats its words, and the libraries are slow
@@ -37,6 +38,21 @@ class Preprocessing(ABC):
         version = metadata.version(self.library) if self.library else ""
         code = fingerprint.digest(fingerprint.of_code(type(self)))
         return f"{type(self).__qualname__} {settings} {version} {code}"
+
+
+def preprocessed(pieces: Iterable[Piece], steps: Sequence[Preprocessing]) -> Iterator[Piece]:
+    """Yield documents as the steps leave them; those of which nothing is left are left out.
+
+    A step may look at the whole of a document, so each is joined first; without steps none is.
+    """
+    if not steps:
+        yield from pieces
+        return
+    for document in joined(pieces):
+        for step in steps:
+            document = step(document)
+        if document:
+            yield Piece(document, ends=True)
 
 
 class Lowercase(Preprocessing):

@@ -1,7 +1,7 @@
 """What every corpus is to the rest of the code: documents, read lazily, and a fingerprint."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -44,7 +44,7 @@ class Source(ABC):
         """A string that changes when the documents change, told without reading them all."""
 
 
-def joined(pieces: Iterator[Piece]) -> Iterator[str]:
+def joined(pieces: Iterable[Piece]) -> Iterator[str]:
     """Yield the documents that pieces make."""
     document: list[str] = []
     for text, ends in pieces:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from llm.data.errors import DataError
-from llm.data.source import Source
+from llm.data.source import Piece, Source
 
-Documents = Callable[[], Iterator[str]]
+Documents = Callable[[], Iterator[Piece]]
+FEW = 20  # documents of equal length that a draw is made from at least
 
 
 @dataclass(frozen=True)
@@ -20,56 +20,106 @@ class Split:
     Attributes:
         train: Documents to learn from.
         validation: Documents held out.
-        characters: How many characters both parts have together.
+        characters: Number of characters in both parts together.
         separated: Whether there are several documents, with something to set between them.
+        held_out: What the validation part is, in words.
+        is_drawn: Whether a seed draws the documents held out.
     """
 
     train: Documents
     validation: Documents
     characters: int
     separated: bool
+    held_out: str = ""
+    is_drawn: bool = False
 
 
 def split(source: Source, validation_fraction: float, seed: int) -> Split:
-    """Split by document where there are several, by position where there is one.
+    """Draw documents to hold out where there are many; hold out the end of each where there are few.
 
-    By position is the split of nanoGPT and of the book: the last part of the text is held out.
+    The end of the only document is the split of nanoGPT and of the book. Few documents are divided in the same
+    way: one drawn from six may be of a kind that the others are not, and its loss then tells of the kind.
 
     Raises:
         DataError: The source has no text, or too little to split.
     """
     lengths = _lengths(source)
-    if len(lengths) == 1:
-        cut = int(lengths[0] * (1 - validation_fraction))
-        if not 0 < cut < lengths[0]:
-            raise DataError(
-                f"{source.name}: {lengths[0]} characters cannot be split by "
-                f"validation_fraction={validation_fraction}: give more text"
-            )
-        return Split(
-            train=lambda: (document[:cut] for document in documents_of(source)),
-            validation=lambda: (document[cut:] for document in documents_of(source)),
-            characters=int(lengths.sum()),
-            separated=False,
-        )
+    if effective_number(lengths) < FEW:
+        return _split_by_position(source, lengths, validation_fraction)
     held_out = choose(lengths, validation_fraction, seed)
     return Split(
-        train=lambda: compress(documents_of(source), ~held_out),
-        validation=lambda: compress(documents_of(source), held_out),
+        train=lambda: _chosen(source, ~held_out),
+        validation=lambda: _chosen(source, held_out),
         characters=int(lengths.sum()),
         separated=True,
+        held_out=f"{held_out.sum():,} of {len(lengths):,} documents, drawn by split_seed={seed}",
+        is_drawn=True,
     )
+
+
+def _split_by_position(source: Source, lengths: np.ndarray, validation_fraction: float) -> Split:
+    cuts = (lengths * (1 - validation_fraction)).astype(np.int64)
+    if not 0 < cuts.sum() < lengths.sum():
+        raise DataError(
+            f"{source.name}: {lengths.sum()} characters cannot be split by "
+            f"validation_fraction={validation_fraction}: give more text"
+        )
+    of_what = "the text" if len(lengths) == 1 else f"each of {len(lengths):,} documents"
+    return Split(
+        train=lambda: _beginnings(source, cuts),
+        validation=lambda: _ends(source, cuts),
+        characters=int(lengths.sum()),
+        separated=len(lengths) > 1,
+        held_out=f"the last {100 * validation_fraction:.3g} % of {of_what}",
+    )
+
+
+def effective_number(lengths: np.ndarray) -> float:
+    """The number of documents of equal length that are as unlike in what a draw of them holds out.
+
+    It is the inverse Simpson index: the number of documents where all are equally long, and near 2 for two long
+    ones among any number of short ones.
+    """
+    return float(lengths.sum() ** 2 / (lengths.astype(np.float64) ** 2).sum())
 
 
 def published_split(train: Source, validation: Source) -> Split:
     """Keep the split that a corpus was published with, so that figures compare with others'."""
     lengths = [_lengths(train), _lengths(validation)]
     return Split(
-        train=lambda: documents_of(train),
-        validation=lambda: documents_of(validation),
+        train=train.pieces,
+        validation=validation.pieces,
         characters=int(sum(each.sum() for each in lengths)),
         separated=max(len(each) for each in lengths) > 1,
+        held_out=validation.name,
     )
+
+
+def _numbered(source: Source) -> Iterator[tuple[int, int, Piece]]:
+    """The pieces of a source, each with its document's number and its place in that."""
+    document = place = 0
+    for piece in source.pieces():
+        yield document, place, piece
+        document, place = (document + 1, 0) if piece.ends else (document, place + len(piece.text))
+
+
+def _chosen(source: Source, chosen: np.ndarray) -> Iterator[Piece]:
+    return (piece for document, _, piece in _numbered(source) if chosen[document])
+
+
+def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[Piece]:
+    """Each document up to its cut."""
+    for document, place, (text, ends) in _numbered(source):
+        if place < cuts[document]:
+            left = int(cuts[document]) - place
+            yield Piece(text[:left], ends=ends or len(text) >= left)
+
+
+def _ends(source: Source, cuts: np.ndarray) -> Iterator[Piece]:
+    """Each document from its cut on."""
+    for document, place, (text, ends) in _numbered(source):
+        if ends or place + len(text) > cuts[document]:
+            yield Piece(text[max(0, int(cuts[document]) - place) :], ends=ends)
 
 
 def choose(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -94,17 +144,21 @@ def choose(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return held_out
 
 
-def documents_of(source: Source) -> Iterator[str]:
-    """The documents that have text: an empty one can stand for neither part."""
-    return filter(None, source.documents())
-
-
 def _lengths(source: Source) -> np.ndarray:
     """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
-    lengths = np.fromiter((len(document) for document in documents_of(source)), dtype=np.int64)
+    lengths = np.fromiter(_each_length(source), dtype=np.int64)
     if not len(lengths):
         raise DataError(f"{source.name}: has no text")
     return lengths
+
+
+def _each_length(source: Source) -> Iterator[int]:
+    length = 0
+    for text, ends in source.pieces():
+        length += len(text)
+        if ends:
+            yield length
+            length = 0
 
 
 def split_examples(

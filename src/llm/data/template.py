@@ -41,6 +41,11 @@ class Message(NamedTuple):
     content: str
     learned: bool = True
 
+    def as_row(self) -> dict[str, str | int]:
+        """The message as files of conversations have it."""
+        row: dict[str, str | int] = {"role": self.role, "content": self.content}
+        return row if self.learned else row | {"weight": 0}
+
 
 class Piece(NamedTuple):
     """A part of the written conversation: who wrote it decides how it is encoded."""

@@ -29,13 +29,14 @@ class TextDataModule(DataModule):
         batch_size: B, windows in a batch; in a parallel run the devices share them.
         stride: Tokens from the start of one training window to the next; context_length by
             default, 1 for every window there is.
-        validation_fraction: Share of the text held out: whole documents where there are several,
-            the end of the text where there is one.
-        seed: Decides the split and the order.
+        validation_fraction: Share of the text held out: whole documents where there are many, the end of
+            each where there are few.
+        seed: Decides the order.
         preprocessing: Steps applied to each document, in order; in a configuration by name.
         workers: Processes that gather batches; the batches are the same for any number.
         cache_dir: Where token files are kept, instead of the cache folder.
         validation: A source of its own for the held-out part; then nothing is split.
+        split_seed: Decides which documents are held out; None takes `seed`.
 
     Attributes:
         train_tokens: Tokens of the training part; from `setup` on, as all that follows.
@@ -61,10 +62,17 @@ class TextDataModule(DataModule):
         workers: int = 0,
         cache_dir: str | Path | None = None,
         validation: Source | None = None,
+        *,
+        split_seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, seed, workers)
         self.text = Corpus(
-            source, tokenizer, steps_of(preprocessing), validation_fraction, seed, validation
+            source,
+            tokenizer,
+            steps_of(preprocessing),
+            validation_fraction,
+            seed if split_seed is None else split_seed,
+            validation,
         )
         self.context_length = at_least("context_length", context_length, 1)
         self.stride = at_least("stride", context_length if stride is None else stride, 1)
@@ -194,5 +202,7 @@ class TextDataModule(DataModule):
             f"documents, {train['tokens']:,} + {held_out['tokens']:,} tokens "
             f"(training + validation), {self.val_bytes_per_token:.2f} bytes a token"
         )
+        if not self.metadata["is_drawn"]:
+            line += f"; held out: {self.metadata['held_out']}"
         invalid = self.metadata["invalid_bytes"]
         return f"{line}, {invalid:,} invalid bytes replaced" if invalid else line

@@ -1,20 +1,18 @@
 """From documents to a token file, in batches: the corpus is never in memory as a whole."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from llm.data.source import Piece
 from llm.data.token_file import token_dtype
+from llm.tokenizers.pieces import cut_between_words
 from llm.tokenizers.tokenizer import Tokenizer
 
 PIECE = 1 << 15  # characters handed to one thread at a time
 BATCH = 1 << 22  # characters in flight
-# Byte-pair tokenizers first cut a text into words, and all of them cut before a single space and
-# after a line's only newline: cutting there changes no token.
-BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Part:
 
 
 def tokenize(
-    documents: Iterable[str],
+    documents: Iterable[Piece],
     tokenizer: Tokenizer,
     path: Path,
     separator: int | None = None,
@@ -44,7 +42,7 @@ def tokenize(
     """Write the tokens of all documents to a file, each document followed by the separator.
 
     Args:
-        documents: Read once.
+        documents: Read once, in pieces of any length.
         tokenizer: Its encode_batch decides how many threads work.
         path: Where to write.
         separator: The end-of-text token, or None to join documents as they are.
@@ -71,27 +69,27 @@ def tokenize(
     return Part(documents=count, characters=characters, bytes=size, tokens=tokens)
 
 
-def batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+def batches(documents: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Group pieces of documents into batches of some BATCH characters."""
     batch, size = [], 0
-    for document in documents:
-        for piece in pieces(document):
-            batch.append(piece)
-            size += len(piece[0])
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
+    for piece in pieces(documents):
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-def pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long document between words, each piece with whether it is the last one."""
-    start = 0
-    while len(document) - start > PIECE:
-        cut = BETWEEN_WORDS.search(document, start + PIECE)
-        if cut is None:
-            break
-        yield document[start : cut.start()], False
-        start = cut.start()
-    yield document[start:], True
+def pieces(documents: Iterable[Piece]) -> Iterator[Piece]:
+    """Cut documents between words, wherever the pieces they came in end."""
+    held, searched = "", 0
+    for text, ends in documents:
+        # A place to cut is known by the two characters after it.
+        *whole, held = cut_between_words(held + text, PIECE, searched)
+        yield from (Piece(each, ends=False) for each in whole)
+        searched = max(0, len(held) - 2)
+        if ends:
+            yield Piece(held, ends=True)
+            held, searched = "", 0

@@ -1,7 +1,7 @@
 """How well a language model predicts a text: each token once, in windows, whatever the length of the text."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from torch import nn
 from llm.bars import progress_bar
 from llm.data.errors import DataError
 from llm.data.files import Files
-from llm.data.preprocessing import Preprocessing
+from llm.data.preprocessing import Preprocessing, preprocessed
 from llm.data.sampler import ValidationSampler
 from llm.data.token_file import TokenFile, token_dtype
 from llm.data.tokenization import Part, tokenize
@@ -61,7 +61,7 @@ def measure_text(
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text.bin"
-        part = _write(path, tokenizer, _documents(files, preprocessing), name=files.name)
+        part = _write(path, tokenizer, files, preprocessing)
         file = TokenFile(path, token_dtype(tokenizer.vocab_size))
         metric = Perplexity(part.bytes / part.tokens).to(_device(model))
         _measure(model, file, begin=tokenizer.ends[0], metric=metric)
@@ -72,26 +72,21 @@ def measure_text(
     return TextResult(description, metric.compute())
 
 
-def _documents(files: Files, preprocessing: Sequence[Preprocessing]) -> Iterator[str]:
-    for document in files.documents():
-        for step in preprocessing:
-            document = step(document)
-        if document:
-            yield document
-
-
-def _write(path: Path, tokenizer: Tokenizer, documents: Iterable[str], *, name: str) -> Part:
-    documents = iter(documents)
-    first = list(islice(documents, 2))
-    separator = tokenizer.end_of_text if len(first) == 2 else None  # as in training
+def _write(
+    path: Path, tokenizer: Tokenizer, files: Files, preprocessing: Sequence[Preprocessing]
+) -> Part:
+    ends = (piece for piece in preprocessed(files.pieces(), preprocessing) if piece.ends)
+    several = len(list(islice(ends, 2))) == 2
+    separator = tokenizer.end_of_text if several else None  # as in training
     try:
-        part = tokenize(chain(first, documents), tokenizer, path, separator)
+        documents = preprocessed(files.pieces(), preprocessing)
+        part = tokenize(documents, tokenizer, path, separator)
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{name}: {error}") from error
+        raise DataError(f"{files.name}: {error}") from error
     if part.tokens < 2:
-        raise DataError(f"{name}: holds {part.tokens} tokens, and measuring takes 2 or more")
+        raise DataError(f"{files.name}: holds {part.tokens} tokens, and measuring takes 2 or more")
     return part
 
 

@@ -1,5 +1,6 @@
 """A conversation with a model that remembers no more than its context holds."""
 
+from itertools import groupby
 from typing import NamedTuple
 
 from llm.data.template import Message, Template
@@ -7,10 +8,11 @@ from llm.tokenizers.tokenizer import Tokenizer
 
 
 class Turn(NamedTuple):
-    """A question and what was answered."""
+    """A question and what was answered, under which system message."""
 
     question: str
     answer: str
+    system: str | None = None
 
 
 class Conversation:
@@ -52,6 +54,21 @@ class Conversation:
         """All that was said, as the template takes it."""
         return self._messages(self.turns)
 
+    @property
+    def demonstrations(self) -> list[list[Message]]:
+        """What was said, as data to learn from: a conversation for each system message that turns were had under.
+
+        Each holds all that stood before its answers. Answers given under an earlier system message are in it as
+        they were read, and are not learned.
+        """
+        found, before = [], 0
+        for system, turns in groupby(self.turns, key=lambda turn: turn.system):
+            end = before + len(list(turns))
+            old = [message._replace(learned=False) for message in _said(self.turns[:before])]
+            found.append([*_system(system), *old, *_said(self.turns[before:end])])
+            before = end
+        return found
+
     def prompt(self, question: str) -> list[int]:
         """The tokens that ask a question: after the system message and the turns that fit.
 
@@ -75,7 +92,7 @@ class Conversation:
 
     def add(self, question: str, answer: str) -> None:
         """Remember a turn."""
-        self.turns.append(Turn(question, answer))
+        self.turns.append(Turn(question, answer, self.system))
 
     def reset(self) -> None:
         """Forget the turns; the system message stays."""
@@ -87,7 +104,13 @@ class Conversation:
         return self.template.encode_prompt(asked, self.tokenizer)
 
     def _messages(self, turns: list[Turn]) -> list[Message]:
-        messages = [] if self.system is None else [Message("system", self.system)]
-        for question, answer in turns:
-            messages += [Message("user", question), Message("assistant", answer)]
-        return messages
+        return [*_system(self.system), *_said(turns)]
+
+
+def _system(message: str | None) -> list[Message]:
+    return [] if message is None else [Message("system", message)]
+
+
+def _said(turns: list[Turn]) -> list[Message]:
+    pairs = ((Message("user", turn.question), Message("assistant", turn.answer)) for turn in turns)
+    return [message for pair in pairs for message in pair]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from llm.generation.memory import Memory
 from llm.generation.sampling import Sampler
 from llm.nn.cache import Cache
 from llm.parts import is_divided
@@ -79,6 +80,7 @@ class Decoding(Iterator[dict[int, int]]):
         end_token: ends the row that draws it, and is not given out.
         use_cache: whether to keep the keys and values of earlier tokens. Without, every window is
             computed anew: slow, and the specification of the other.
+        memory: where the cache of a single row comes from, if its text begins as the last one did, and goes to.
 
     Raises:
         ValueError: an empty prompt, a negative `max_tokens`, or a model that gives NaN.
@@ -93,6 +95,7 @@ class Decoding(Iterator[dict[int, int]]):
         seed: int = 0,
         end_token: int | None = None,
         use_cache: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         if max_tokens < 0:
             raise ValueError(f"max_tokens={max_tokens} is negative: choose 0 or more")
@@ -105,6 +108,7 @@ class Decoding(Iterator[dict[int, int]]):
         self.sampler = sampler
         self.end_token = end_token
         self.use_cache = use_cache
+        self.memory = memory if len(prompts) == 1 else None
         self._model: Any = model
         # The quicker way is closed to tensors that devices share.
         is_shared = any(is_divided(parameter) for parameter in model.parameters())
@@ -184,9 +188,13 @@ class Decoding(Iterator[dict[int, int]]):
         self._cache = None  # lets go of the old one before the new one is made
         if self.use_cache:
             capacity = min(limit, tokens.shape[1] + self._remaining)
-            self._cache = model.new_cache(len(windows), capacity)
+            recalled = self.memory and self.memory.recall(windows[0], capacity)
+            cache: Cache = recalled or model.new_cache(len(windows), capacity)
+            tokens, self._cache = tokens[:, cache.length :], cache
         output = model.hidden(tokens, cache=self._cache, attention=attention)
         logits = model.head(output.hidden[:, -1])
+        if self.memory is not None and len(windows[0]) == len(texts[0]):
+            self.memory.keep(texts[0], self._cache)
         if logits.isnan().any():
             raise ValueError("the model's logits are NaN: its weights are broken, or its input is")
         self._seen = self._seen_in(texts, logits)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import nn
 
 from llm.generation.decoding import Decoding
+from llm.generation.memory import Memory
 from llm.generation.sampling import Sampler
 from llm.generation.stopping import StopStrings
 from llm.generation.streaming import IncrementalDecoder
@@ -67,14 +68,17 @@ def stream_tokens(
     seed: int = 0,
     stop: Sequence[str] = (),
     end_tokens: Collection[int] = (),
+    memory: Memory | None = None,
 ) -> Iterator[tuple[int, str]]:
     """As `stream`, for prompts that are tokens already, at least one a row.
 
-    A row ends at each of `end_tokens` too, such as the one that ends an answer.
+    A row ends at each of `end_tokens` too, such as the one that ends an answer. `memory` is as for `Decoding`.
     """
     decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
     stops = [StopStrings(stop) for _ in prompts]
-    decoding = Decoding(model, prompts, max_tokens, sampler, seed, tokenizer.end_of_text)
+    decoding = Decoding(
+        model, prompts, max_tokens, sampler, seed, tokenizer.end_of_text, memory=memory
+    )
     for tokens in decoding:
         for row, token in tokens.items():
             if token in end_tokens:

@@ -48,6 +48,15 @@ class LayerCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def enlarged(self, length: int, capacity: int) -> "LayerCache":
+        """A copy of the first `length` columns with room for `capacity`."""
+        batch, heads, _, width = self.keys.shape
+        shape = (batch, heads, capacity, width)
+        copy = LayerCache.empty(shape, self.keys.device, self.keys.dtype)
+        copy.keys[:, :, :length] = self.keys[:, :, :length]
+        copy.values[:, :, :length] = self.values[:, :, :length]
+        return copy
+
 
 class Cache:
     """One `LayerCache` a layer, and what is known of the columns, which all layers share.
@@ -78,6 +87,21 @@ class Cache:
     def capacity(self) -> int:
         """How many columns there is room for."""
         return self.layers[0].capacity
+
+    def beginning(self, length: int, capacity: int) -> "Cache":
+        """Return a cache of the first `length` columns with room for `capacity`, in this one's memory if it has it.
+
+        Raises:
+            ValueError: there are not as many columns, or some are padding or have positions of their own.
+        """
+        if length > min(layer.length for layer in self.layers) or self.per_row:
+            raise ValueError(f"length={length}: give columns that are filled, and of one text")
+        layers = self.layers
+        if capacity > self.capacity:
+            layers = [layer.enlarged(length, capacity) for layer in layers]
+        for layer in layers:
+            layer.length = length
+        return Cache(layers)
 
     def describe(
         self,

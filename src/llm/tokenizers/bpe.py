@@ -21,6 +21,7 @@ import regex
 import tiktoken
 import tokenizers
 
+from llm.tokenizers.pieces import cut_between_words
 from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
 
 Pair = tuple[int, int]
@@ -36,6 +37,9 @@ BYTE_ID = {byte: token for token, byte in enumerate(BYTES)}
 
 # No written language comes near this many characters on one side of the line between blank and not blank.
 LONG_RUN = 4096
+
+# Characters handed to the Rust trainer at a time: it takes in 256 texts at once, and 90 bytes for each of theirs.
+PIECE = 4096
 
 
 def split_long_runs(text: str) -> Iterator[str]:
@@ -119,7 +123,10 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
 
 
 def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int) -> list[Pair]:
-    """The merges of `learn_merges`, learnt by the Rust library `tokenizers` on all cores."""
+    """The merges of `learn_merges`, learnt by the Rust library `tokenizers` on all cores.
+
+    Long texts are handed over in pieces: the merges are the same, and memory does not grow with the texts.
+    """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -128,9 +135,13 @@ def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int)
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model.train_from_iterator(
-        (part for text in texts for part in split_long_runs(well_formed(text))), trainer
+    pieces = (
+        piece
+        for text in texts
+        for part in split_long_runs(well_formed(text))
+        for piece in cut_between_words(part, PIECE)
     )
+    model.train_from_iterator(pieces, trainer)
     ids = model.get_vocab()
     return [
         (ids[left], ids[right]) for left, right in json.loads(model.to_str())["model"]["merges"]

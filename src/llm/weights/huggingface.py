@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from llm import network
 from llm.config.build import mistakes_at
 from llm.config.composition import open_loader
 from llm.config.errors import ConfigError
@@ -279,7 +280,13 @@ def download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(name, allow_patterns=[*DESCRIPTION, *patterns]))
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=[*DESCRIPTION, *patterns],
+                local_files_only=network.is_offline(),
+            )
+        )
 
     try:
         folder = fetch("model*.safetensors", f"{SAFETENSORS}.index.json")
@@ -287,6 +294,8 @@ def download(name: str) -> Path:
             folder = fetch("pytorch_model*.bin", f"{TORCH}.index.json")
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if refusal := network.refusal(f"{name} on Hugging Face's hub"):
+            raise ConfigError(f"{refusal}, and it is not in the hub's cache here") from error
         raise ConfigError(
             f"weights.path: {name} is no folder here, and cannot be fetched from Hugging Face's hub ({reason}): "
             "correct the name, or fetch it where there is a network and give the folder"

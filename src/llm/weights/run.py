@@ -1,6 +1,9 @@
 """Weights, architecture and tokenizer out of a run directory of ours."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +12,14 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from llm import network
 from llm.adapters.adapter import Adapted, load_adapter_state
 from llm.adapters.lora import merge
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.files import read_yaml
+from llm.config.whitelist import locate
+from llm.files import RESTORE, read_yaml
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
 from llm.weights.checkpoint import digest_of, stored_weights
@@ -23,6 +28,9 @@ from llm.weights.fill import TABLES, fill
 from llm.weights.initial import initialize
 from llm.weights.stored import Stored, in_memory
 from llm.weights.weights import Weights
+
+# The runs that are being loaded, each for the one before it.
+_OPENED: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,10 @@ class RunWeights(Weights):
             ConfigError: the configuration is no model's, the checkpoint is missing or damaged, or the
                 weights that an adapter was trained on are gone or others.
         """
-        config = self.config
+        with opened(self.run):
+            return self._model(self.config)
+
+    def _model(self, config: DictConfig) -> nn.Module:
         adapter = config.get("adapter")
         parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
         check(OmegaConf.create(parts))
@@ -165,27 +176,67 @@ class RunWeights(Weights):
     def base_weights(self, config: DictConfig) -> Weights | None:
         """The weights that the run's adapter was trained on, and no others.
 
+        They are not fetched, unless `base` says so: the run may be a stranger's.
+
         Raises:
             ConfigError: they are gone, or have changed since.
         """
         if config.weights is None:  # a checkpoint of drawn weights holds them all
             return None
+        require_weights(config)
         if self.base is not None:
             config.weights.path = self.base
         try:
             weights: Weights = build(config.weights)
-            found = weights.fingerprint
+            with network.offline(self.path) if self.base is None else nullcontext():
+                found = weights.fingerprint
         except ConfigError as error:
             raise ConfigError(
                 f"weights.path: {self.path} holds an adapter of {config.weights.path}, which cannot be read "
-                f"({error}); say where its weights lie now with weights.base=…"
+                f"({error}); say where its weights lie now with +weights.base=…"
             ) from error
         if found != self.run.record.get("base", found):
             raise ConfigError(
                 f"weights.path: {self.path} holds an adapter of {config.weights.path}, whose weights have "
-                "changed since: say with weights.base=… where the old ones lie, or train the adapter again"
+                "changed since: say with +weights.base=… where the old ones lie, or train the adapter again"
             )
         return weights
+
+
+def require_weights(config: DictConfig) -> None:
+    """Let pass a configuration whose node `weights` makes weights and nothing else, before it is built.
+
+    Raises:
+        ConfigError: it makes something else.
+    """
+    node = config.weights
+    check(OmegaConf.create({"weights": node, "trust": config.trust}))
+    target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
+    made = locate(str(target), config.trust) if target else None
+    if not (inspect.isclass(made) and issubclass(made, Weights)) or "path" not in node:
+        raise ConfigError(
+            f"weights: {target} in the run's config.yaml is not a source of weights; {RESTORE}"
+        )
+
+
+@contextmanager
+def opened(run: Run) -> Iterator[None]:
+    """Around the loading of a run, which may load the run that its adapter was trained on.
+
+    Raises:
+        ConfigError: that is the run itself, or one that is being loaded for it.
+    """
+    place, outer = run.path.resolve(), _OPENED.get()
+    if place in outer:
+        raise ConfigError(
+            f"weights.path: {run.path} begins from itself (weights.path in its config.yaml); "
+            "say where its weights lie with +weights.base=…"
+        )
+    token = _OPENED.set((*outer, place))
+    try:
+        yield
+    finally:
+        _OPENED.reset(token)
 
 
 def read_config(file: Path, trust: Sequence[str]) -> DictConfig:

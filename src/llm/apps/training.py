@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm import distributed, shell, signals
+from llm.apps.advising import few_steps
 from llm.apps.refusing import (
     require_even_shares,
     require_more,
@@ -345,6 +346,14 @@ def summary(
         for each in run.record.get("segments") or ()
         for key, change in each["changes"].items()
     ]
+    advice = few_steps(
+        settings,
+        steps,
+        rows=data.train_rows,
+        batches_per_epoch=data.batches_per_epoch,
+        schedule=task.schedule,
+    )
+    lines += [f"note      {line}" for line in advice]
     if "stopped_at" in run.record and run.last.exists():
         lines.append(
             "note      this run was done: its learning rate follows the longer schedule now"

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm import __version__
+from llm.config.texts import as_text
 
 BERT_PREDICTS = (
     "model: BERT sees the tokens that it would have to predict; finetune it as a classifier "
@@ -175,6 +176,39 @@ def test_a_verbs_help_lists_groups_and_an_example(llm):
     assert "\nmodel/position: " in out
 
 
+def test_a_verbs_help_lists_no_groups_of_another(llm):
+    out = llm("generate", "--help")[1]
+    assert "\nreward: contains, format, length, none, run\n" in out
+    assert "\nmodel: " not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["generate", "hardware=cpu"],
+            "hardware=cpu: here hardware has values and no options; set hardware.accelerator=…, or another of them",
+        ),
+        (
+            ["generate", "data=text"],
+            "data=text: this command chooses nothing from data; leave it out",
+        ),
+        (
+            ["train", "name=a/b"],
+            "name=a/b: a run's name is one folder's; leave out slashes and a leading dot",
+        ),
+        (
+            ["train", "--experimental-rerun", "x.pickle"],
+            "--experimental-rerun: is not supported; the same command goes on with its run",
+        ),
+        (["compare", "x", "by=y"], "x: no such folder; name a sweep, a run, or a folder of runs"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(llm, tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    assert llm(*words) == (2, "", line + "\n")
+
+
 def test_a_missing_folder_of_configs(llm):
     assert llm("train", "--config-dir", "/nowhere")[2] == (
         "--config-dir /nowhere: no such folder; name one that holds your configs\n"
@@ -206,7 +240,7 @@ def test_runs_are_compared_from_the_command_line(llm, tmp_path):
     assert out.index("llama") < out.index("gpt")
     assert (tmp_path / "out,=1" / "table.csv").is_file()
     assert llm("compare", str(tmp_path / "c"))[::2] == (
-        1,
+        2,
         f"{tmp_path}/c: no such folder; name a sweep, a run, or a folder of runs\n",
     )
 
@@ -232,27 +266,24 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_prompt_is_taken_literally(text):
-    override = OverridesParser.create().parse_override(
-        command.as_text(f"prompt={text}", ("prompt",))
-    )
+    override = OverridesParser.create().parse_override(as_text(f"prompt={text}"))
     assert OmegaConf.create({"prompt": override.value()}).prompt == text
 
 
 @pytest.mark.parametrize(
     "word",
-    ["prompt='quoted already'", 'prompt="a, b"', "prompt=[a,b]", "seed=(", "--cfg", "prompt"],
+    ["prompt='quoted already'", 'prompt="a, b"', 'prompt=["a","b"]', "seed=(", "--cfg", "prompt"],
 )
 def test_what_is_quoted_or_a_list_or_no_text_stays(word):
-    assert command.as_text(word, ("prompt",)) == word
+    assert as_text(word) == word
 
 
 APP = """
 import json, pathlib
-import hydra
 from llm.config.errors import ConfigError
 
-@hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="toy")
-def main(config):
+def main(point):
+    config = point.config
     if config.seed == 13:
         raise ConfigError("seed: is unlucky; choose another")
     if config.seed == 14:
@@ -269,11 +300,11 @@ def toy(tmp_path, monkeypatch, llm):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "toy.yaml").write_text(
         "defaults: [_self_, override hydra/job_logging: none, override hydra/hydra_logging: none]\n"
-        "seed: 0\nprompt: ''\nhydra: {run: {dir: .}, sweep: {dir: .}, output_subdir: null}\n"
+        "seed: 0\nprompt: ''\nhydra: {run: {dir: .}, output_subdir: null}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    verb = command.Verb("toy_app", "plays", "llm toy", texts=("prompt",))
+    verb = command.Verb("toy_app", "plays", "llm toy")
     monkeypatch.setitem(command.VERBS, "toy", verb)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.delenv("HYDRA_FULL_ERROR")

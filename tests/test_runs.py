@@ -4,7 +4,27 @@ import json
 
 import pytest
 
-from llm.runs import LONGEST_NAME, ClaimedRunError, Run, list_runs, name_of
+from llm.runs import LONGEST_NAME, ClaimedRunError, Run, base_of, list_runs, name_of
+
+
+@pytest.mark.parametrize(
+    ("choices", "words", "name"),
+    [
+        ({"experiment": "python_docs", "data": "python_docs"}, ["seed=1"], "python_docs,seed=1"),
+        (
+            {"experiment": "python_docs", "data": "text"},
+            ["data=text", "data.path=a b.txt"],
+            "text,data.path=a-b.txt",
+        ),
+        ({"experiment": "spam", "data": "labelled"}, ["data=labelled"], "spam,data=labelled"),
+    ],
+)
+def test_a_name_begins_with_the_experiment_or_the_data(choices, words, name):
+    assert name_of(base_of(choices), words) == name
+
+
+def test_a_name_is_no_longer_than_a_file_s_may_be():
+    assert len(name_of("text", [f"data.path={'語' * 100}"]).encode()) <= LONGEST_NAME
 
 
 def test_a_name_is_the_experiment_and_the_overrides_in_order():

@@ -6,27 +6,28 @@ Nothing heavy is imported before there is something to run: help and completion 
 import contextlib
 import functools
 import importlib
-import inspect
 import io
+import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm import __version__, console, signals
 
-CONF = "pkg://llm.conf"
+if TYPE_CHECKING:
+    from llm.config.loader import Loader
+    from llm.config.point import Point
 
 
 class Verb(NamedTuple):
     """What a verb is.
 
     Attributes:
-        module: the app, whose `main(config)` does it.
+        module: the app, whose `main(point)` does it.
         help: what it does, in a line.
         example: a command to start from.
-        texts: keys whose values are a person's own words, taken as they stand.
         folders: the key that gathers words which are no overrides: folders.
         is_heavy: whether each point of a sweep (`-m`) deserves a process of its own.
     """
@@ -34,13 +35,9 @@ class Verb(NamedTuple):
     module: str
     help: str
     example: str
-    texts: Sequence[str] = ()
     folders: str | None = None
     is_heavy: bool = False
 
-
-# Paths are a person's words too: a run's derived name has commas and equals signs in it.
-PATHS = ("weights.path", "weights.base", "reward.path", "data.path", "against", "output", "file")
 
 VERBS = {
     "train": Verb(
@@ -58,19 +55,16 @@ VERBS = {
         "llm.apps.generate",
         "let a trained model go on with a text",
         'llm generate weights.path=outputs/pretraining/python_docs prompt="The class statement"',
-        texts=("prompt", "stop"),
     ),
     "chat": Verb(
         "llm.apps.chat",
         "talk with a model that was trained on conversations",
         "llm chat weights.path=outputs/instruction/instruct",
-        texts=("system", "stop"),
     ),
     "classify": Verb(
         "llm.apps.classify",
         "name the class of each line with a trained classifier",
         'llm classify weights.path=outputs/classification/spam text="You have won a prize"',
-        texts=("text",),
     ),
     "evaluate": Verb(
         "llm.apps.evaluate",
@@ -167,36 +161,90 @@ def usage() -> str:
 
 
 def run(name: str, words: Sequence[str]) -> None:
-    """Compose and check what is asked for, all of it, and only then let Hydra start it."""
-    from hydra._internal.utils import get_args_parser
-
-    from llm.config.composition import compose, open_loader, quoted
+    """Compose and check what is asked for, all of it, and only then start it."""
     from llm.config.errors import UserError
 
-    verb = VERBS[name]
-    texts = verb.texts if "-m" in words or "--multirun" in words else (*verb.texts, *PATHS)
-    if verb.folders:
-        words = gathered(words, verb.folders)
-    # Overrides last: the parser of the flags takes no flag between two of them.
-    words = sorted((as_text(word, texts) for word in words), key=is_override)
-    sys.argv = ["llm", *words]
-    args = get_args_parser().parse_args(words)
-    if args.help:
-        sys.argv += ["hydra/help=verb", f"hydra.help.header={quoted(header(name))}"]
     try:
-        loader = open_loader(verb.module, args.config_path or CONF, config_dir(args.config_dir))
-        module = importlib.import_module(verb.module)
-        if args.cfg or args.help or args.info:
-            compose(loader, args.config_name or name, args.overrides)
-        elif not (args.shell_completion or args.hydra_help):
-            begin(name, args, loader)
-            return
-        start(module.main, name, args.multirun)
+        if words[:1] == ["--job"]:
+            sys.argv = ["llm", *words]
+            start(name, read_job(words[1:]))
+        else:
+            run_composed(name, words)
     except UserError as error:
         fail(str(error), error.status)
 
 
-def begin(name: str, args: Any, loader: Any) -> None:
+def read_job(words: Sequence[str]) -> "Point":
+    """The point that another process composed; the words are its file and the packages that it may trust."""
+    from llm.config.errors import ConfigError
+    from llm.jobs import read_point
+
+    if not words:
+        raise ConfigError("--job: name the file of a job, as in a sweep's folder")
+    return read_point(Path(words[0]), words[1:])
+
+
+def run_composed(name: str, words: Sequence[str]) -> None:
+    """Compose what is asked for, and show it or begin it."""
+    from hydra._internal.utils import get_args_parser
+
+    from llm.config.composition import compose
+    from llm.config.loader import CONF, open_loader
+    from llm.config.texts import as_text
+
+    verb, is_sweep = VERBS[name], "-m" in words or "--multirun" in words
+    if verb.folders:
+        words = gathered(words, verb.folders)
+    # Overrides last: the parser of the flags takes no flag between two of them.
+    words = sorted((as_text(word, is_sweep) for word in words), key=is_override)
+    sys.argv = ["llm", *words]  # which the ranks of a run are started with
+    parser = get_args_parser()
+    args = parser.parse_args(words)
+    if args.experimental_rerun is not None:  # which opens a pickle
+        fail("--experimental-rerun: is not supported; the same command goes on with its run")
+    importlib.import_module(verb.module)  # registers what its configuration resolves
+    loader = open_loader(verb.module, args.config_path or CONF, config_dir(args.config_dir))
+    if args.cfg or args.help or args.info:
+        compose(loader, args.config_name or name, args.overrides)
+        show(name, loader, parser, args)
+    elif args.shell_completion or args.hydra_help:
+        show(name, loader, parser, args)
+    else:
+        begin(name, args, loader)
+
+
+def show(name: str, loader: "Loader", parser: Any, args: Any) -> None:
+    """Let Hydra show a configuration, its help or what a shell may offer."""
+    from hydra._internal.hydra import Hydra
+
+    from llm.config.composition import chosen
+    from llm.config.texts import quoted
+
+    class Shown(Hydra):
+        """Of all groups of configs, those from which this command chooses."""
+
+        def list_all_config_groups(self, parent: str = "") -> Sequence[str]:
+            roots = {group.partition("/")[0] for group in ("hydra", *chosen())}
+            groups = super().list_all_config_groups(parent)
+            return [group for group in groups if group.partition("/")[0] in roots]
+
+    hydra, config_name = Shown("llm", loader), args.config_name or name
+    if args.help:
+        ours = ["hydra/help=verb", f"hydra.help.header={quoted(header(name))}"]
+        loader.own |= set(ours)
+        args.overrides += ours
+        hydra.app_help(config_name, parser, args)
+    elif args.hydra_help:
+        hydra.hydra_help(config_name, parser, args)
+    elif args.cfg:
+        hydra.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
+    elif args.info:
+        hydra.show_info(args.info, config_name, args.overrides)
+    else:
+        hydra.shell_completion(config_name, args.overrides)
+
+
+def begin(name: str, args: Any, loader: "Loader") -> None:
     """Check every point that is asked for; then run it, or a sweep of them, or tell what they would cost."""
     from llm.config.composition import check_points, is_multirun, point
 
@@ -204,18 +252,66 @@ def begin(name: str, args: Any, loader: Any) -> None:
     is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
     points = check_points(loader, config_name, args.overrides, is_sweep)
     asks = points and (points[0].config.get("check") or points[0].config.get("match"))
-    if not (verb.is_heavy and (is_sweep or asks)):
-        return start(importlib.import_module(verb.module).main, name, is_sweep)
+    flags = options(args)
+    if not (is_sweep or (verb.is_heavy and asks)):
+        hydras = [
+            word
+            for word in args.overrides
+            if word.startswith("hydra") and "hydra.mode=" not in word
+        ]
+        return start(name, points[0]._replace(options=[*flags, *hydras]))
+    launch = functools.partial(let_hydra_launch, loader, config_name, args.overrides)
+    if not verb.is_heavy:
+        return launch(functools.partial(start_point, name))
 
     from llm.apps import sweep
 
     points = sweep.adjusted(points, functools.partial(point, loader, config_name))
     if asks and points[0].config.check:
-        from llm.apps.checking import show
+        from llm.apps import checking
 
-        return show(points)
-    start_jobs = functools.partial(start_sweep, sweep.job, name)
-    sys.exit(sweep.launch(name, args.overrides, points, options(args), start_jobs))
+        return checking.show(points)
+    sys.exit(
+        sweep.launch(name, args.overrides, points, flags, functools.partial(launch, sweep.job))
+    )
+
+
+def start(name: str, point: "Point") -> None:
+    """Run one point in this process."""
+    # As Hydra's jobs have it; who has set up logging already keeps it.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    importlib.import_module(VERBS[name].module).main(point)
+
+
+def start_point(name: str, config: Any) -> None:
+    """Run what Hydra's launcher has composed."""
+    from llm.config.composition import launched
+
+    start(name, launched(config))
+
+
+def let_hydra_launch(
+    loader: "Loader",
+    config_name: str,
+    overrides: Sequence[str],
+    job: Callable[..., Any],
+    own: Sequence[str] = (),
+) -> None:
+    """Let Hydra's sweeper and launcher call `job` for each point.
+
+    Args:
+        loader: composes.
+        config_name: of the primary config.
+        overrides: those of the command line.
+        job: is given each point's configuration.
+        own: words more than were typed.
+    """
+    from hydra._internal.hydra import Hydra
+
+    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    loader.own |= {*own}
+    Hydra("llm", loader).multirun(config_name, job, [*overrides, *own, "hydra.mode=MULTIRUN"])
 
 
 def gathered(words: Sequence[str], key: str) -> list[str]:
@@ -225,7 +321,7 @@ def gathered(words: Sequence[str], key: str) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    from llm.config.composition import quoted
+    from llm.config.texts import quoted
 
     positional = get_args_parser().parse_known_intermixed_args(words)[0].overrides
     folders = [word for word in positional if "=" not in word or os.path.isdir(word)]  # noqa: PTH112
@@ -240,47 +336,11 @@ def is_override(word: str) -> bool:
 
 def options(args: Any) -> list[str]:
     """The flags of a command line that each of its jobs needs as well."""
-    flags = {"--config-dir": config_dir(args.config_dir), "--config-name": args.config_name}
+    from llm.runs import short
+
+    folder = config_dir(args.config_dir)
+    flags = {"--config-dir": folder and str(short(Path(folder))), "--config-name": args.config_name}
     return [word for flag, value in flags.items() if value for word in (flag, value)]
-
-
-def start(main: Callable[..., Any], name: str, multirun: bool) -> None:
-    """Let Hydra compose again and call the app.
-
-    Hydra reports an exception of a single job in a line of its own before it raises it again; that of a
-    mistake is ours to report, so it passes Hydra by, as does that nobody reads the output any more.
-    """
-    from llm.config.errors import UserError
-
-    task = inspect.unwrap(main)
-
-    @functools.wraps(task)
-    def job(config: Any) -> Any:
-        try:
-            return task(config)
-        except UserError as error:
-            if multirun:  # the other jobs still want to run
-                raise
-            return fail(str(error), error.status)
-        except BrokenPipeError:
-            return console.stop_printing()
-
-    let_hydra_call(job, name)
-
-
-def start_sweep(job: Callable[..., Any], name: str, words: Sequence[str]) -> None:
-    """Let Hydra call `job` for each point of a sweep, with some words more than were typed."""
-    sys.argv += [*words, "hydra.mode=MULTIRUN"]
-    let_hydra_call(job, name)
-
-
-def let_hydra_call(job: Callable[..., Any], name: str) -> None:
-    """Hand the command line to Hydra, which composes the configuration of this name for `job`."""
-    import hydra
-
-    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)()
 
 
 def header(name: str) -> str:
@@ -302,35 +362,6 @@ def config_dir(folder: str | None) -> str | None:
             f"--config-dir {folder}: no such folder; name one that holds your configs"
         )
     return folder and os.path.abspath(folder)  # noqa: PTH100
-
-
-def as_text(word: str, keys: Sequence[str]) -> str:
-    """A command-line word whose value, if its key is among `keys`, is quoted for Hydra's grammar.
-
-    What is quoted already stays, and so does a list of values.
-    """
-    key, equals, value = word.partition("=")
-    if not equals or key.lstrip("+") not in keys or _is_quoted(value) or _is_list(value):
-        return word
-    from llm.config.composition import quoted
-
-    return f"{key}={quoted(value)}"
-
-
-def _is_quoted(value: str) -> bool:
-    return re.fullmatch(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", value, re.DOTALL) is not None
-
-
-def _is_list(value: str) -> bool:
-    if not (value.startswith("[") and value.endswith("]")):
-        return False
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return isinstance(OverridesParser.create().parse_override(f"x={value}").value(), list)
-    except HydraException:
-        return False
 
 
 def complete(words: Sequence[str]) -> None:

@@ -40,7 +40,8 @@ Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 # Entries of a record that a checkpoint repeats, so that no other run goes on from it.
 OWN = ("fingerprint", "data", "base")
-LONGEST_NAME = 120
+DEFAULT_EXPERIMENT = "python_docs"
+LONGEST_NAME = 120  # bytes
 # What a record holds where it holds it; the other entries are only shown.
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "task", "command", "error", "fingerprint", "recipe", "data"), (str,)),
@@ -60,22 +61,29 @@ RESULTS = {
 }
 
 
-def name_of(experiment: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
+def base_of(choices: Mapping[str, str | None]) -> str:
+    """What a run's name begins with: the experiment, or where that is the default one the data."""
+    experiment = str(choices["experiment"])
+    return str(choices["data"]) if experiment == DEFAULT_EXPERIMENT else experiment
+
+
+def name_of(base: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
     """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
 
     Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
 
     Args:
-        experiment: what the name begins with.
+        base: what the name begins with; the word that chooses data of this name is not repeated.
         overrides: words of a command line.
         named: those of them that are named in any case.
     """
     words = [each for each in overrides if each in named or not _is_nameless(each)]
-    name = ",".join([experiment, *map(_plain, words)])
-    if len(name) <= LONGEST_NAME:
+    name = ",".join([base, *(_plain(each) for each in words if each != f"data={base}")])
+    whole = name.encode("utf-8", "replace")
+    if len(whole) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[: LONGEST_NAME - 9]}-{digest}"
+    digest = hashlib.sha256(whole).hexdigest()[:8]
+    return f"{whole[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}-{digest}"
 
 
 def identity(

@@ -2,7 +2,8 @@
 
     outputs/sweeps/NAME/
       sweep.json              the command, and for each job its overrides and its run's directory
-      jobs/N.json             how the job of this number went: status, error, attempts
+      jobs/N.yaml             what the job of this number is, composed, for its process to read
+      jobs/N.json             how it went: status, error, attempts
       jobs/N.log, jobs/N.err  what it printed
       table.csv, table.md, loss.png   the comparison, as of the job that ended last
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm.config.errors import UserError
+from llm.config.errors import ConfigError, UserError
 from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
 from llm.runs import ClaimedRunError, Run, now, set_aside
 
@@ -27,7 +28,7 @@ FILE = "sweep.json"
 TOLD = ("request", "ended")
 
 
-class NoSweepError(UserError):
+class NoSweepError(ConfigError):
     """A folder holds no sweep."""
 
 
@@ -58,7 +59,7 @@ class Job:
     identity: Mapping[str, Any]
 
     def file(self, ending: str) -> Path:
-        """One of the job's own files: `json`, `log` or `err`."""
+        """One of the job's own files: `yaml`, `json`, `log` or `err`."""
         return self.sweep / "jobs" / f"{self.number}.{ending}"
 
     @property

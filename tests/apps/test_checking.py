@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from llm.apps import checking, training
 from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
 from llm.apps.estimating import estimate
-from llm.config.composition import check_points, open_loader
+from llm.config.composition import check_points
 from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
 from llm.planning.cost import context
 from llm.planning.matching import match
 

@@ -22,7 +22,7 @@ from llm.runs import Run
 from llm.sweeps import Sweep
 
 # What a script knows of the job whose process it is, and the record of a run that is done.
-SEED = "for word; do case $word in seed=*) seed=${word#seed=};; esac; done\n"
+SEED = "seed=$(sed -n 's/^  seed: //p' \"${@: -1}\")\n"  # out of the file that it is given last
 DONE = (
     'run="outputs/pretraining/python_docs,seed=$seed"; mkdir -p "$run"\n'
     'echo \'{"status": "done"}\' > "$run/run.json"\n'

@@ -12,8 +12,9 @@ from llm.apps import plan as _  # registers what its configuration resolves  # n
 from llm.apps.planning import optimum_table, plan
 from llm.apps.tables import put
 from llm.config.budget import give_one_budget
-from llm.config.composition import compose, open_loader
+from llm.config.composition import compose
 from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 NODE = ["hardware=fsdp", "hardware.devices=8", "gpu=h100", "data.batch_size=16"]

@@ -23,6 +23,7 @@ from llm.config.composition import open_loader, point
 from llm.config.fingerprint import fingerprint
 from llm.runs import Run
 from llm.sweeps import Sweep
+from llm.weights.run import read_config
 
 WORDS = [
     *("size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte", "data=text"),
@@ -164,8 +165,10 @@ def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
 
 
 def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
-    """As typed in a shell, with what another launcher left in the environment."""
-    line = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={text}", "seed=1,2"]
+    """As typed in a shell, with what another launcher left in the environment, on a path full of signs."""
+    odd = text.rename(tmp_path / "my text: a\\b, c ${x}='1'.txt")
+    path = str(odd).replace(",", "\\,")
+    line = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={path}", "seed=1,2"]
     line += [f"output_dir={tmp_path}/runs", "trainer.max_steps=2"]
     environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache"), "WORLD_SIZE": "7"}
     subprocess.run(line, env=environment, check=True)
@@ -173,6 +176,9 @@ def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
     assert len({record["process"] for record in records} | {os.getpid()}) == 3
     assert {record["sweep"] for record in records} == {only_sweep(tmp_path / "runs").name}
     assert {record["devices"] for record in records} == {1}
+    assert {record["overrides"]["data.path"] for record in records} == {str(odd)}
+    (saved, _) = (read_config(run.config, ()) for run in only_sweep(tmp_path / "runs").runs)
+    assert saved.data.path == str(odd)
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):

@@ -3,8 +3,9 @@
 import pytest
 
 from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
-from llm.config.composition import check_points, open_loader
+from llm.config.composition import check_points
 from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
 
 
 def test_a_budget_on_the_command_line_is_the_only_one():

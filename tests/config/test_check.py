@@ -194,6 +194,45 @@ def test_rules_read_parts_where_they_are_referred_to(problems):
     assert any("128 is more than the model's 64" in line for line in problems(config))
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            {"name": "a/b"},
+            "name=a/b: a run's name is one folder's; leave out slashes and a leading dot",
+        ),
+        (
+            {"name": "../x"},
+            "name=../x: a run's name is one folder's; leave out slashes and a leading dot",
+        ),
+        (
+            {"name": ".x"},
+            "name=.x: a run's name is one folder's; leave out slashes and a leading dot",
+        ),
+        ({"name": "a\nb"}, "name='a\\nb': has characters that cannot be printed; leave them out"),
+        ({"name": "é" * 150}, f"name: {'é' * 20}… has 300 bytes; give 200 at most"),
+        (
+            {"output_dir": "runs/" + "x" * 300},
+            "output_dir: runs/xxxxxxxxxxxxxxx… cannot be a file's; no part of it may have more than 255 bytes",
+        ),
+        ({"mfu": "2.5B"}, "mfu: '2.5B' (str) is no float; write 2.5e9"),
+        ({"max_tokens": "10k"}, "max_tokens: '10k' (str) is no int; write 10000"),
+    ],
+)
+def test_what_cannot_be_a_name_a_path_or_a_number_is_told_in_a_line(problems, config, line):
+    assert problems(config) == [line]
+
+
+def test_a_name_may_have_any_sign(problems):
+    assert problems({"name": "a b:c,d=\\${e} (f) ünï"}) == []
+
+
+def test_trust_is_refused_once(problems):
+    hardware = {"_target_": "llm.hardware.Hardware"}
+    (line,) = problems({"trust": ["os"], "hardware": hardware, "strategies": {"a": hardware}})
+    assert line.startswith("trust: os cannot be trusted as a whole")
+
+
 def test_trust_itself_is_checked(problems):
     assert (
         "trust: os cannot be trusted as a whole; wrap what you need"

@@ -7,8 +7,9 @@ from omegaconf import OmegaConf
 from llm.apps import train  # registers the resolver that its configuration names  # noqa: F401
 from llm.config.build import build
 from llm.config.check import check
-from llm.config.composition import compose, open_loader
+from llm.config.composition import compose
 from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
 from llm.models.classifier import first_token, last_token, mean
 
 GROUPS = [

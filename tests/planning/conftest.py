@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 def composed() -> Callable[[str], DictConfig]:
     """composed("model=gpt2 size=nano"): the tree of that command, with 97 tokens unless it says more."""
     from llm.apps import train  # registers what its configuration resolves  # noqa: F401
-    from llm.config.composition import compose, open_loader
+    from llm.config.composition import compose
+    from llm.config.loader import open_loader
 
     compose_words = partial(compose, open_loader("llm.apps.train", "pkg://llm.conf"), "train")
 

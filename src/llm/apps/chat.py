@@ -1,12 +1,10 @@
 """`llm chat`: talk with a model that was trained on conversations."""
 
-import hydra
-from omegaconf import DictConfig
+from llm.config.point import Point
 
 
-@hydra.main(version_base="1.3", config_path="pkg://llm.conf", config_name="chat")
-def main(config: DictConfig) -> None:
-    """Compose, then talk. What is slow to import waits until there is somebody to talk with."""
+def main(point: Point) -> None:
+    """Talk. What is slow to import waits until there is somebody to talk with."""
     from llm.apps.chatting import chat
 
-    chat(config)
+    chat(point.config)

@@ -64,7 +64,7 @@ def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
 
 def labels(points: Sequence[Point]) -> list[str]:
     """What tells each point from the others, or all its words where it is alone."""
-    ours = [[word for word in point.overrides if not word.startswith("hydra")] for point in points]
+    ours = [point.own for point in points]
     if len(points) == 1:
         return [
             " ".join(word for word in ours[0] if not word.startswith("check=")) or "as configured"

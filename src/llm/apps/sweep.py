@@ -27,12 +27,15 @@ from llm.apps.tables import open_console
 from llm.apps.watching import watched
 from llm.comparison.rows import best_loss
 from llm.comparison.table import compare
-from llm.config.composition import Point, chosen, quoted
+from llm.config.composition import launched
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import WATCHED, fingerprint
-from llm.config.words import differing, key_of
+from llm.config.point import Point, trusted
+from llm.config.texts import pieces, quoted
+from llm.config.words import differing, key_of, unquoted
 from llm.console import new_console
-from llm.runs import ClaimedRunError, Run, identity, name_of, short
+from llm.jobs import write_point
+from llm.runs import ClaimedRunError, Run, base_of, identity, name_of, short
 from llm.sweeps import Job, Sweep
 
 CONSOLE = new_console()
@@ -92,6 +95,8 @@ def launch(
         searches=not points,
         jobs=[entry(sweep, number, point) for number, point in enumerate(points)] or None,
     )
+    for each, point in zip(sweep.jobs, points, strict=False):
+        hand_over(each, point, options)
     if aside:
         CONSOLE.print(f"the sweep that stood here is kept as {short(aside)}", soft_wrap=True)
     CONSOLE.print(f"sweep {sweep.name}\n  in {short(sweep.path)}", soft_wrap=True)
@@ -136,8 +141,11 @@ def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
     hydra: Any = HydraConfig.get()
     choices = dict(hydra.runtime.choices)
     saved = choices.get("sweep")
-    base = choices.get("experiment") if saved in (None, "none") else saved
-    given = next((word.partition("=")[2] for word in words if key_of(word) == "name"), None)
+    bases = {base_of(each) for each in (*(point.choices for point in points), choices)}
+    base = choices["experiment"] if len(bases) > 1 else bases.pop()
+    base = base if saved in (None, "none") else saved
+    names = (pieces(word.partition("=")[2]) for word in words if key_of(word) == "name")
+    given = ",".join(map(unquoted, next(names, ())))
     ours = [word for word in words if not word.startswith("hydra") and key_of(word) != "sweep"]
     common = {word for word in ours if points and all(word in each.overrides for each in points)}
     name = given or name_of(str(base), ours, named=[word for word in ours if word not in common])
@@ -148,15 +156,23 @@ def folder(words: Sequence[str], points: Sequence[Point]) -> Path:
 
 def entry(sweep: Sweep, number: int, point: Point) -> dict:
     """What the sweep's folder keeps of a point."""
-    overrides = [word for word in point.overrides if not word.startswith("hydra")]
     directory = Path(point.directory).resolve()
     called = {
         "name": directory.name,
         "sweep": sweep.name,
-        **identity(point.config, overrides, point.choices),
+        **identity(point.config, point.own, point.choices),
     }
     request = fingerprint(point.config, WATCHED)
-    return sweep.entry(number, overrides, directory, request, called)
+    return sweep.entry(number, point.own, directory, request, called)
+
+
+def hand_over(each: Job, point: Point, options: Sequence[str]) -> None:
+    """Write what a job's process reads: one run, however it was composed."""
+    config = point.config.copy()
+    config.match = None
+    words = [*each.overrides, "match=null"]
+    directory = str(each.directory)
+    write_point(each.file("yaml"), Point(words, config, point.choices, directory, options))
 
 
 def adjusted(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:
@@ -259,8 +275,7 @@ def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point
         return list(points)
     renamed = []
     for point, own in zip(points, differing([each.overrides for each in points]), strict=True):
-        words = [word for word in point.overrides if not word.startswith("hydra")]
-        name = own_name(point.config, point.choices, words, own)
+        name = own_name(point.config, point.choices, point.own, own)
         others = [word for word in point.overrides if key_of(word) != "name"]
         renamed.append(compose([*others, f"name={quoted(name)}"]))
     counts = Counter(point.directory for point in renamed)
@@ -280,9 +295,7 @@ def own_name(
     own: Sequence[str],
 ) -> str:
     """What a point is called, by all its words; where the user named them all, by those of its own."""
-    return name_of(
-        config.name or str(choices["experiment"]), own if config.name else words, named=own
-    )
+    return name_of(config.name or base_of(choices), own if config.name else words, named=own)
 
 
 def job(config: DictConfig) -> float | None:
@@ -310,13 +323,15 @@ def job(config: DictConfig) -> float | None:
 
 def found(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
     """The job of a point that a sweeper has found: the one that it found before, or a new one."""
-    hydra = HydraConfig.get()
-    words = [word for word in hydra.overrides.task if key_of(word) != "name"]
+    point = launched(config)
+    words = [word for word in point.overrides if key_of(word) != "name"]
     own = [word for word in words if word not in plan["words"]]
-    name = own_name(config, chosen(), words, own)
-    directory = str(Path(hydra.run.dir).parent / name)
-    point = Point([*words, f"name={quoted(name)}"], config, chosen(), directory)
-    return sweep.add(**entry(sweep, 0, point))
+    name = own_name(config, point.choices, words, own)
+    directory = str(Path(point.directory).parent / name)
+    point = point._replace(overrides=[*words, f"name={quoted(name)}"], directory=directory)
+    each = sweep.add(**entry(sweep, 0, point))
+    hand_over(each, point, plan["options"])
+    return each
 
 
 def carry_out(
@@ -336,8 +351,8 @@ def carry_out(
             return False
         attempts = each.outcome.get("attempts", 0)
         each.record(status="running", error=None, attempts=attempts + 1)
-        words = [*each.overrides, "match=null", "hydra.mode=RUN"]  # one run, however it is composed
-        command = [sys.executable, "-m", "llm", plan["verb"], *plan["options"], *words]
+        file = each.file("yaml")
+        command = [sys.executable, "-m", "llm", plan["verb"], "--job", str(file), *trusted(config)]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         before = Run(each.directory).record.get("ended")
         status = run_process(each, command, kept | devices | {"LLM_SWEEP": plan["name"]}, asked)

@@ -35,9 +35,10 @@ from llm.callbacks.throughput import CountsFlops, peak_memory
 from llm.config.budget import give_one_budget
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
-from llm.config.composition import quoted
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import WATCHED, fingerprint
+from llm.config.resolvers import escaped
+from llm.config.texts import quoted
 from llm.config.whitelist import locate
 from llm.config.words import key_of
 from llm.console import new_console
@@ -303,7 +304,7 @@ def resolve_classes(config: DictConfig, data: DataModule) -> None:
 
 def save(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> None:
     """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
-    saved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    saved = OmegaConf.create(escaped(OmegaConf.to_container(config, resolve=True)))
     for key in ("accelerator", "devices", "precision"):
         saved.hardware[key] = getattr(hardware, key)
     for key in ("path", "base"):  # found again from any folder

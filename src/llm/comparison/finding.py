@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.config.errors import UserError
+from llm.config.errors import ConfigError
 from llm.runs import Run, short
 from llm.sweeps import FILE, Sweep
 
@@ -34,13 +34,13 @@ def find(folders: Sequence[str | Path]) -> Found:
         folders: run directories, sweeps, or folders above either.
 
     Raises:
-        UserError: there is no such folder, or no run in it.
+        ConfigError: there is no such folder, or no run in it.
     """
     runs: dict[Path, Run] = {}
     damaged: set[str] = set()
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; name a sweep, a run, or a folder of runs")
+            raise ConfigError(f"{folder}: no such folder; name a sweep, a run, or a folder of runs")
         is_empty = True
         for file, read in _meant(folder):
             is_empty = False
@@ -51,7 +51,7 @@ def find(folders: Sequence[str | Path]) -> Found:
                 line = " ".join(str(error).split())
                 damaged.add(f"{short(file)} is damaged and left out: {line}")
         if is_empty:
-            raise UserError(
+            raise ConfigError(
                 f"{folder}: no run in it; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
             )
     return Found([runs[path] for path in sorted(runs)], sorted(damaged))

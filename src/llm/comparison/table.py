@@ -17,7 +17,7 @@ from llm.comparison.figures import REPEATED, Figure, figures
 from llm.comparison.notes import notes, told
 from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
-from llm.config.errors import UserError, suggestion
+from llm.config.errors import ConfigError, suggestion
 from llm.console import new_console
 from llm.files import write_text
 from llm.runs import Run
@@ -243,13 +243,13 @@ def compare(
         remarks: notes of the caller's, such as of runs that cannot be read.
 
     Raises:
-        UserError: no run has the figure to rank by.
+        ConfigError: no run has the figure to rank by.
     """
     results = [Result(run) for run in sorted(runs, key=lambda run: str(run.path))]
     names = {name for each in results for name in each.figures}
     by = by and SYNONYMS.get(by, by)
     if by is not None and by not in names:
-        raise UserError(f"by={by}: no run has this figure; {suggestion(by, names)}")
+        raise ConfigError(f"by={by}: no run has this figure; {suggestion(by, names)}")
     keys = differing(results)
     rows = fold(results, keys, by_seed=seeds == "rows")
     if seeds == "rows" and len({each.seed for each in results}) > 1:

@@ -25,6 +25,7 @@ from llm.config.sections import DEFERRED, RULES, SECTIONS
 from llm.config.whitelist import locate, trusted
 
 MISSING = "???"
+LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
 
 def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
@@ -44,12 +45,14 @@ def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
     except ConfigError as error:
         trust = ()
         problems.append(str(error))
+    is_trusted = not any(line.startswith("trust: ") for line in problems)
     walk = Walk(trust=tuple(trust), deferred=frozenset(deferred))
     problems += walk.sections(plain)
     whole = _dereferenced(plain)
     problems += [line for rule in RULES for line in rule(whole)]
-    problems += out_of_range(config)
-    problems += _refused(config, plain, walk, problems)
+    if is_trusted:  # without which nothing can be built
+        problems += out_of_range(config)
+        problems += _refused(config, plain, walk, problems)
     if not problems:
         problems += unmet(config, whole, trust)
     if problems:
@@ -321,7 +324,25 @@ def _misplaced(value: Any, hint: Any) -> str:
     if choices := slots.choices(hint):
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not what it can be; give {listed}"
-    return f"{_shown(value)} is no {slots.describe(hint)}; {_remedy(hint)}"
+    return (
+        f"{_shown(value)} is no {slots.describe(hint)}; {_in_digits(value, hint) or _remedy(hint)}"
+    )
+
+
+def _in_digits(value: Any, hint: Any) -> str | None:
+    """What to write for a number with a letter behind it, such as 2.5B tokens."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", value.lower())
+        if isinstance(value, str)
+        else None
+    )
+    kinds = {int, float} & {*slots.alternatives(hint)}
+    if found is None or not kinds:
+        return None
+    digits, power = found[1], LETTERS[found[2]]
+    return (
+        f"write {digits}e{power}" if float in kinds else f"write {round(float(digits) * 10**power)}"
+    )
 
 
 def _remedy(hint: Any) -> str:

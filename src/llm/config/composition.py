@@ -6,19 +6,14 @@ So when it refuses, the overrides are looked at one by one against the groups an
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.core.utils import setup_globals
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -29,31 +24,13 @@ from llm.config import slots
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
+from llm.config.point import Point
+from llm.config.resolvers import settle
 from llm.config.whitelist import locate
 from llm.config.words import differing
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
-
-
-def open_loader(module: str, config_path: str, config_dir: str | None = None) -> ConfigLoader:
-    """Hydra's loader over our configs.
-
-    Args:
-        module: the app's module, against which a relative `config_path` is read.
-        config_path: where the primary configs lie, such as `pkg://llm.conf`.
-        config_dir: a user's own folder of configs beside them.
-    """
-    version.setbase("1.3")
-    setup_globals()
-    search_path = create_automatic_config_search_path(None, module, config_path)
-    if config_dir is not None:
-        search_path.prepend(
-            provider="command-line",
-            path=f"file://{config_dir}",
-            anchor=SearchPathQuery(provider="schema"),
-        )
-    return ConfigLoaderImpl(config_search_path=search_path)
 
 
 def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -71,22 +48,6 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
     with open_dict(config):
         del config["hydra"]
     return config
-
-
-class Point(NamedTuple):
-    """One thing that is going to run.
-
-    Attributes:
-        overrides: the words that make it.
-        config: the composed tree, without Hydra's own section.
-        choices: the option chosen of each group.
-        directory: where Hydra would let it run.
-    """
-
-    overrides: list[str]
-    config: DictConfig
-    choices: dict[str, str | None]
-    directory: str
 
 
 def check_points(
@@ -131,18 +92,24 @@ def point(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Point:
     config = compose(loader, name, overrides)
     give_one_budget(config, overrides)
     check(config)
-    return Point(list(overrides), config, chosen(), str(HydraConfig.get().run.dir))
+    return _point(overrides, config)
+
+
+def launched(config: DictConfig) -> Point:
+    """What a launcher of Hydra's has composed and calls a job with."""
+    return _point(HydraConfig.get().overrides.task, config)
+
+
+def _point(overrides: Sequence[str], config: DictConfig) -> Point:
+    """What was composed last."""
+    hydra: Any = HydraConfig.get()
+    return Point(list(overrides), settle(config), chosen(), str(hydra.run.dir))
 
 
 def chosen() -> dict[str, str | None]:
     """The option chosen of each group but Hydra's own, in what was composed last."""
     groups = HydraConfig.get().runtime.choices.items()
     return {group: option for group, option in groups if not group.startswith("hydra/")}
-
-
-def quoted(text: str) -> str:
-    """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
-    return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
 
 
 def is_multirun(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> bool:
@@ -207,7 +174,23 @@ def _explain(
             yield f"{override.key_or_group}: no such group; {suggestion(override.key_or_group, groups)}"
         elif not override.is_hydra_override():
             keys.append(override)
+    yield from _groupless(loader, name, choices)
     yield from _wrong_keys(loader, name, choices, keys, groups)
+
+
+def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Iterator[str]:
+    """Options of groups from which the command chooses none."""
+    config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
+    for word in choices:
+        group = word.partition("=")[0]
+        if word.startswith(("+", "~")) or "@" in group or group in config.hydra.runtime.choices:
+            continue
+        node = config.get(group)
+        if isinstance(node, DictConfig):
+            values = [f"{group}.{key}" for key in node if key != "_target_"]
+            yield f"{word}: here {group} has values and no options; set {values[0]}=…, or another of them"
+        else:
+            yield f"{word}: this command chooses nothing from {group}; leave it out"
 
 
 def _is_hydras(loader: ConfigLoader, group: str) -> bool:

@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from llm.config.texts import PATHS
+
 
 def _class(path: str) -> Callable[[], Any]:
     module, _, name = path.rpartition(".")
@@ -138,6 +140,38 @@ def resumes_exactly(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+LONGEST_NAME = 200  # bytes; files hold 255, and what stands beside a run is named after it
+LONGEST_PART = 255  # bytes of one part of a path
+
+
+def named_as_a_folder(config: Mapping[str, Any]) -> Iterator[str]:
+    """A run's name is that of one folder, which can be seen and listed."""
+    name = config.get("name")
+    if not isinstance(name, str) or not name:
+        return
+    if "/" in name or "\\" in name or name.startswith("."):
+        yield f"name={name}: a run's name is one folder's; leave out slashes and a leading dot"
+    elif not name.isprintable():
+        yield f"name={name!r}: has characters that cannot be printed; leave them out"
+    elif (length := len(name.encode("utf-8", "replace"))) > LONGEST_NAME:
+        yield f"name: {name[:20]}… has {length} bytes; give {LONGEST_NAME} at most"
+
+
+def paths_can_be_files(config: Mapping[str, Any]) -> Iterator[str]:
+    """No part of a path is longer than the name of a file can be."""
+    for key in sorted(PATHS):
+        value: Any = config
+        for word in key.split("."):
+            value = value.get(word) if isinstance(value, Mapping) else None
+        for path in value if isinstance(value, list) else [value]:
+            parts = path.split("/") if isinstance(path, str) else ()
+            longest = max((len(part.encode("utf-8", "replace")) for part in parts), default=0)
+            if longest > LONGEST_PART:
+                yield f"{key}: {path[:20]}… cannot be a file's; no part of it may have more than {LONGEST_PART} bytes"
+            elif isinstance(path, str) and "\0" in path:
+                yield f"{key}: {path!r} cannot be a file's; leave out the NUL"
+
+
 # Rules over the whole configuration: each takes the plain tree, every reference written out, and yields lines
 # like those of the check.
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
@@ -145,4 +179,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     chosen_by_a_reward,
     adapts_what_was_learned,
     resumes_exactly,
+    named_as_a_folder,
+    paths_can_be_files,
 )

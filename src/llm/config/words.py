@@ -1,5 +1,6 @@
 """The words of a command line: what they set, and which of them tell several jobs from one another."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -9,8 +10,27 @@ def key_of(word: str) -> str:
 
 
 def values(words: Iterable[str]) -> dict[str, str]:
-    """What each override sets, under its key as it was written."""
-    return {key: value for key, _, value in (word.partition("=") for word in words)}
+    """What each override sets, under its key as it was written; a text without its quotes."""
+    return {key: unquoted(value) for key, _, value in (word.partition("=") for word in words)}
+
+
+def is_quoted(value: str) -> bool:
+    """Whether a value is one text in quotes."""
+    return re.fullmatch(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", value, re.DOTALL) is not None
+
+
+def unquoted(value: str) -> str:
+    """A value without the quotes around it, if it is one text in quotes."""
+    if not is_quoted(value):
+        return value
+    mark = value[0]
+    inner = re.sub(rf"\\+(?={mark}|$)", lambda found: found[0][: len(found[0]) // 2], value[1:-1])
+    return re.sub(r"(\\*)\$\{", lambda found: found[1][: len(found[1]) // 2] + "${", inner)
+
+
+def escaped_text(text: str) -> str:
+    """A text that is not taken for an interpolation."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def differing(jobs: Sequence[Sequence[str]]) -> list[list[str]]:

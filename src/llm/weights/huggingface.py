@@ -16,8 +16,8 @@ from torch import nn
 
 from llm import network
 from llm.config.build import mistakes_at
-from llm.config.composition import open_loader
 from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
 from llm.files import read_object
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.key_map import KeyMap

@@ -18,6 +18,7 @@ from llm.adapters.lora import merge
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
+from llm.config.resolvers import refers
 from llm.config.whitelist import locate
 from llm.files import RESTORE, read_yaml
 from llm.runs import Run, list_runs
@@ -252,7 +253,7 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     config = read_yaml(file)
     plain = OmegaConf.to_container(config, resolve=False)
     for part in _parts(plain):
-        looked_up = [value for value in _items(part) if isinstance(value, str) and "${" in value]
+        looked_up = [value for value in _items(part) if isinstance(value, str) and refers(value)]
         if looked_up:
             raise ConfigError(
                 f"{file}: {looked_up[0]} would be looked up on this machine, and a saved configuration has "

@@ -1,0 +1,149 @@
+"""What a configuration may say of Hydra itself: where runs go, and how a sweep searches and launches.
+
+Hydra obeys its own section before anything of ours runs: it builds what `hydra.callbacks` names, opens the
+files of `hydra.job_logging`, changes folders and sets environment variables. So that section is judged apart.
+Of a command line it takes the keys in TYPED; of files that are not ours and not Hydra's it takes plain settings
+of known launchers and sweepers. Everything else has to be as our own files or Hydra's have it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from llm.config.errors import ConfigError, suggestion
+from llm.config.fingerprint import is_among
+from llm.config.whitelist import locate
+from llm.config.words import key_of
+
+# What a person may type, with all that is below it.
+TYPED = (
+    *("hydra.mode", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
+    *("hydra.launcher", "hydra.sweeper"),
+)
+# What Hydra itself writes into its section while it composes.
+WRITTEN = (
+    *("hydra.runtime", "hydra.overrides"),
+    *("hydra.job.override_dirname", "hydra.job.config_name"),
+)
+# Text that a file may hand to a scheduler or a study; numbers and yes or no are free.
+FREE_TEXT = (
+    *(f"hydra.launcher.{key}" for key in ("partition", "qos", "constraint", "account", "comment")),
+    *(f"hydra.launcher.{key}" for key in ("exclude", "gres", "mem_per_gpu", "mem_per_cpu")),
+    *("hydra.sweeper.direction", "hydra.sweeper.study_name"),
+)
+# Tables whose keys are overrides.
+WORDS = ("hydra.sweeper.params", "hydra.sweeper.search_space")
+SAMPLERS = ("Grid", "TPE", "Random", "CmaEs", "NSGAII", "MOTPE")
+TARGETS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+    "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
+    *(f"optuna.samplers.{name}Sampler" for name in SAMPLERS),
+)
+
+
+def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Iterator[str]:
+    """Keys of Hydra's that a command line may not set.
+
+    Args:
+        overrides: those of the command line.
+        own: words that the program itself added to it.
+    """
+    for override in overrides:
+        if override.input_line in own:
+            continue
+        key = key_of(str(override.input_line))
+        package = str(override.package or "")
+        if "hydra" in (key.split(".")[0], package.split(".")[0]) and (
+            package or not is_among(key, TYPED)
+        ):
+            yield f"{package or key}: cannot be set; {_remedy(key)}"
+
+
+def _remedy(key: str) -> str:
+    if key == "hydra.searchpath":
+        return "add a folder of your own configs with --config-dir"
+    return f"of Hydra's own keys a command takes {', '.join(TYPED)}"
+
+
+def target_problems(plain: Any, key: str, trust: Sequence[str]) -> Iterator[str]:
+    """Objects that Hydra would build or call and that it has no need of.
+
+    Args:
+        plain: Hydra's section or a part of it, as plain data.
+        key: its full key.
+        trust: packages of the user's, which a search may take its space from.
+    """
+    if not isinstance(plain, dict | list):
+        return
+    for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+        child = f"{key}.{name}"
+        if name == "_target_" and value not in TARGETS:
+            yield f"{child}: {value} is not a launcher, sweeper or sampler; {_known(str(value))}"
+        elif child == "hydra.sweeper.custom_search_space" and value is not None:
+            try:
+                locate(str(value), trust)
+            except ConfigError as error:
+                yield f"{child}: {error}"
+        yield from target_problems(value, child, trust)
+
+
+def _known(path: str) -> str:
+    names = {target.rpartition(".")[2]: target for target in TARGETS}
+    return suggestion(path.rpartition(".")[2], names)
+
+
+def file_problems(
+    section: Mapping[str, Any], references: Sequence[Mapping[str, Any]], typed: Collection[str]
+) -> Iterator[str]:
+    """What files of a user's own folder say of Hydra and may not.
+
+    Args:
+        section: Hydra's, as composed with the folder, as plain data.
+        references: the same as composed of packaged files alone.
+        typed: full keys that the command line sets.
+    """
+    known = [dict(_values(reference, "hydra")) for reference in references]
+    for key, value in _values(section, "hydra"):
+        if is_among(key, (*WRITTEN, *typed)) or any(
+            key in reference and reference[key] == value for reference in known
+        ):
+            continue
+        if is_among(key, WORDS):
+            yield from _word_problems(section, key)
+        elif not _is_free(key, value):
+            yield f"{key}: a file of a --config-dir may not set it so; remove it there"
+
+
+def _is_free(key: str, value: Any) -> bool:
+    """Whether a file may set a key to this value."""
+    if key == "hydra.mode":
+        return True
+    if not is_among(key, ("hydra.launcher", "hydra.sweeper")):
+        return False
+    if key.endswith("._target_"):
+        return value in TARGETS
+    if isinstance(value, str):  # sbatch's options are lines of a script: no text may begin another
+        return key in FREE_TEXT and value.isprintable()
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _word_problems(section: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Overrides in a sweep's table that no file may bring along."""
+    table = next(table for table in WORDS if is_among(key, (table,)))
+    word = key.removeprefix(f"{table}.")
+    if "hydra" in word or "trust" in key_of(word).split("."):
+        yield f"{key}: a file of a --config-dir may not set it; type it on the command line"
+
+
+def _values(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Each value that is not a dictionary with entries, with its full key."""
+    if isinstance(plain, Mapping) and plain:
+        for name, value in plain.items():
+            yield from _values(value, f"{key}.{name}")
+    else:
+        yield key, plain

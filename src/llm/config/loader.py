@@ -1,0 +1,192 @@
+"""Hydra's loader over our configs and a user's own, who may have them from a stranger.
+
+Every composition goes through it, Hydra's own in a launcher's process too. Files that are not ours and the
+section that Hydra itself obeys are judged here, before anybody acts on them; the rest of the tree is judged by
+the check.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config import hydra_section
+from llm.config.errors import ConfigError
+from llm.config.point import trusts
+from llm.config.resolvers import lookups, resolve_lookups
+from llm.config.words import key_of
+
+CONF = "pkg://llm.conf"
+FOLDER = "command-line"  # Hydra's name for who adds --config-dir
+PARTS = ("group", "value", "path", "package")  # of an entry of a defaults list
+
+
+def open_loader(module: str, config_path: str, config_dir: str | None = None) -> "Loader":
+    """The loader over our configs.
+
+    Args:
+        module: the app's module, against which a relative `config_path` is read.
+        config_path: where the primary configs lie, such as `pkg://llm.conf`.
+        config_dir: a user's own folder of configs beside them.
+    """
+    version.setbase("1.3")
+    setup_globals()
+    search_path = create_automatic_config_search_path(None, module, config_path)
+    if config_dir is not None:
+        search_path.prepend(
+            provider=FOLDER,
+            path=f"file://{config_dir}",
+            anchor=SearchPathQuery(provider="schema"),
+        )
+    return Loader(search_path, is_packaged=config_dir is None and config_path == CONF)
+
+
+class Loader(ConfigLoaderImpl):
+    """Composes, and refuses what a file or a command line may not say.
+
+    Args:
+        config_search_path: where configs lie.
+        is_packaged: whether all of them are ours or Hydra's.
+
+    Attributes:
+        own: words that the program itself adds to a command line.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath, is_packaged: bool = True) -> None:
+        super().__init__(config_search_path)
+        self.is_packaged = is_packaged
+        self.own: set[str] = set()
+        if not is_packaged:
+            self.repository = JudgedRepository(config_search_path)
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose as Hydra does.
+
+        Raises:
+            ConfigError: a word or a file says what it may not.
+        """
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        if lines := list(hydra_section.typed_problems(parsed, self.own)):
+            raise ConfigError(*lines)
+        config = super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
+        lines = {line.partition(": ")[0]: line for line in self._problems(config, parsed)}
+        if lines:
+            raise ConfigError(*lines.values())
+        choices = config.hydra.runtime.choices
+        resolve_lookups(config, [each for each in parsed if each.key_or_group not in choices])
+        return config
+
+    def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:
+        """What the composed tree says, of Hydra or of trust, that only a person may say."""
+        choices = dict(config.hydra.runtime.choices)
+        typed = {
+            key_of(str(each.input_line)) for each in parsed if each.key_or_group not in choices
+        }
+        section: Any = OmegaConf.to_container(config.hydra, resolve=False)
+        trust = config.get("trust") or () if "trust" in typed else ()
+        yield from hydra_section.target_problems(section, "hydra", trust)
+        if self.is_packaged:
+            return
+        words = section["overrides"]["hydra"] + section["overrides"]["task"]
+        if sorted(words) != sorted(str(each.input_line) for each in parsed):
+            yield "hydra.overrides: a file of a --config-dir may not set it; remove it there"
+        yield from hydra_section.file_problems(section, references(*_options(choices)), typed)
+        yield from _trust_problems(config, typed)
+
+    def _process_config_searchpath(
+        self, config_name: str | None, parsed_overrides: list[Override], repo: Any
+    ) -> None:
+        """Refuse a search path in a file: Hydra would import or read what it names at once."""
+        primary = repo.load_config(config_path=config_name) if config_name is not None else None
+        if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath"):
+            raise ConfigError(
+                f"hydra.searchpath: {config_name}.yaml may not set it; name the folder with --config-dir"
+            )
+
+
+class JudgedRepository(ConfigRepository):
+    """A repository that reads files of a user's own folder with care."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Load a file.
+
+        Raises:
+            ConfigError: it lies outside the folder, or looks up what is no business of a file's.
+        """
+        if ".." in PurePosixPath(config_path).parts:
+            raise ConfigError(f"{config_path}: leads out of the folder of configs; name it inside")
+        found = super().load_config(config_path)
+        if found is None or found.provider not in (FOLDER, "main"):
+            return found
+        options = [
+            [getattr(each, name, None) for name in PARTS] for each in found.defaults_list or ()
+        ]
+        plain = OmegaConf.to_container(found.config, resolve=False)
+        file = f"{found.path.removeprefix('file://')}/{config_path.removesuffix('.yaml')}.yaml"
+        lines = [
+            f"{file}: {text} would be looked up on this machine; write the value itself, or type it on the command line"
+            for text in lookups([plain, options])
+        ]
+        if lines:
+            raise ConfigError(*lines)
+        return found
+
+
+def _options(choices: dict[str, Any]) -> tuple[str, ...]:
+    """The options of Hydra's own groups, as overrides."""
+    groups = sorted(name for name in choices if name.startswith("hydra/") and choices[name])
+    return tuple(f"{name}={choices[name]}" for name in groups)
+
+
+@lru_cache
+def references(*options: str) -> tuple[dict[str, Any], ...]:
+    """Hydra's section of packaged files alone: as our commands have it, and as Hydra has it.
+
+    Raises:
+        ConfigError: an option is not packaged.
+    """
+    loader = open_loader(__name__, CONF)
+    lines = [
+        f"{option}: is not packaged; an option of Hydra's own groups has to be installed"
+        for option in options
+        for group, _, name in (option.partition("="),)
+        if name not in loader.get_group_options(group)
+    ]
+    if lines:
+        raise ConfigError(*lines)
+    loader.own |= {*options}
+    composed = [
+        loader.load_configuration(name, list(options), run_mode=RunMode.RUN)
+        for name in ("train", "generate", None)
+    ]
+    sections: Any = [OmegaConf.to_container(each.hydra, resolve=False) for each in composed]
+    return tuple(sections)
+
+
+def _trust_problems(config: DictConfig, typed: set[str]) -> Iterator[str]:
+    """Packages that a file would have trusted."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for key, value in trusts({name: plain[name] for name in plain if name != "hydra"}):
+        if value not in (None, [], "${trust}") and key not in typed:
+            yield f"{key}: a file may not say what is trusted; type trust=[…] on the command line"

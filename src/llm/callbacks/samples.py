@@ -16,9 +16,9 @@ from llm.config.errors import ConfigError
 from llm.console import new_console
 from llm.data.module import DataModule
 from llm.files import open_for_appending, read_text
-from llm.generation.decoding import generate, generates
+from llm.generation.decoding import generates
 from llm.generation.sampling import Sampler
-from llm.generation.text import first_tokens
+from llm.generation.text import complete, first_tokens
 from llm.runs import Run
 from llm.tasks.task import Task
 from llm.tokenizers.tokenizer import Tokenizer
@@ -105,19 +105,8 @@ class Samples(Callback):
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
         """Prompts with their continuations."""
-        prompts = [first_tokens(tokenizer, prompt) for prompt in self.prompts]
-        outputs = generate(
-            model,
-            prompts,
-            max_tokens=self.max_tokens,
-            sampler=self.sampler,
-            seed=self.seed,
-            end_token=tokenizer.end_of_text,
-        )
-        return [
-            prompt + tokenizer.decode(tokens)
-            for prompt, tokens in zip(self.prompts, outputs, strict=True)
-        ]
+        texts = complete(model, tokenizer, self.prompts, self.max_tokens, self.sampler, self.seed)
+        return [prompt + text for prompt, text in zip(self.prompts, texts, strict=True)]
 
 
 def append(file: Path, texts: Sequence[tuple[int, str]]) -> None:

@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 
-from llm.tokenizers.tokenizer import Tokenizer
-
-# What stands for bytes that are no character: wrong ones, or the first of one that is not complete.
-REPLACEMENT = "\ufffd"
-# A character has at most four bytes and a token at least one, so what an unfinished character needs
-# of the past lies within this many tokens.
-CONTEXT = 4
+from llm.tokenizers.tokenizer import Tokenizer, ends_within_character
 
 
 class IncrementalDecoder:
     """Decodes a row of tokens one by one; the pieces joined are the text of the whole row.
 
-    A tokenizer of words may set the past anew when a word comes: the space after an opening quote
-    is known to be wrong only at the closing one. What was shown stays, and the word follows it.
+    Text is held back while a later token can change it, so that nothing shown is ever wrong: the bytes of
+    an unfinished character, and with a tokenizer of words what follows an opening quote. Special tokens
+    stand for no text.
 
     Args:
         tokenizer: what the tokens are of.
@@ -25,27 +20,24 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
-        special = set(tokenizer.special_tokens.values())
-        self._tokens = [token for token in prompt[-CONTEXT:] if token not in special]
-        self._shown = self._certain()
+        self._special = set(tokenizer.special_tokens.values())
+        self._tokens = [token for token in prompt if token not in self._special]
+        last = b"".join(map(tokenizer.token_bytes, self._tokens[-4:]))
+        decode = tokenizer.decode_settled if ends_within_character(last) else tokenizer.decode
+        self._shown = len(decode(self._tokens))
 
     def add(self, token: int) -> str:
-        """Take the next token; return the characters that are complete and were not shown yet."""
+        """Take the next token; return the text that is settled and was not shown yet."""
+        if token in self._special:
+            return ""
         self._tokens.append(token)
-        certain = self._certain()
-        respelled = not certain.startswith(self._shown)
-        piece = " " + self.tokenizer.decode([token]) if respelled else certain[len(self._shown) :]
-        self._tokens = self._tokens[-CONTEXT:]
-        self._shown = self._certain()
+        piece = self.tokenizer.decode_settled(self._tokens)[self._shown :]
+        self._shown += len(piece)
+        if piece and self.tokenizer.context is not None:
+            self._tokens = self._tokens[-self.tokenizer.context :]
+            self._shown = len(self.tokenizer.decode_settled(self._tokens))
         return piece
 
     def close(self) -> str:
-        """No token follows: return what stands for a character that was never completed."""
-        return self.tokenizer.decode(self._tokens)[len(self._shown) :]
-
-    def _certain(self) -> str:
-        """The text but for a last mark of replacement, which one more token may turn into a letter.
-
-        Those before it are final: only bytes at the end can still be completed.
-        """
-        return self.tokenizer.decode(self._tokens).removesuffix(REPLACEMENT)
+        """No token follows: return what was held back."""
+        return self.tokenizer.decode(self._tokens)[self._shown :]

@@ -39,8 +39,8 @@ def stream(
 ) -> Iterator[tuple[int, str]]:
     """Pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
 
-    A row ends at the tokenizer's end-of-text token, at a stop string, neither of which is part of
-    the text, or after `max_tokens`.
+    A row ends at one of the tokenizer's end tokens, at a stop string, neither of which is part of
+    the text, or after `max_tokens`. Other special tokens are no part of the text either.
 
     Args:
         model: a language model, see `Decoding`.
@@ -74,6 +74,7 @@ def stream_tokens(
 
     A row ends at each of `end_tokens` too, such as the one that ends an answer. `memory` is as for `Decoding`.
     """
+    ends = {*tokenizer.end_tokens, *end_tokens}
     decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
     stops = [StopStrings(stop) for _ in prompts]
     decoding = Decoding(
@@ -81,7 +82,7 @@ def stream_tokens(
     )
     for tokens in decoding:
         for row, token in tokens.items():
-            if token in end_tokens:
+            if token in ends:
                 decoding.end(row)
             elif piece := stops[row].add(decoders[row].add(token)):
                 yield row, piece

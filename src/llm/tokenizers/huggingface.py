@@ -52,7 +52,11 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(
                 f"definition has the id {largest:,}; {MOST_IDS:,} are the most there can be"
             )
-        spell = _spelling(json.loads(definition).get("decoder"))
+        decoder = json.loads(definition).get("decoder")
+        spell = _spelling(decoder)
+        falls_back = any(part.get("type") == "ByteFallback" for part in _parts(decoder or {}))
+        # Bytes beside each other are decoded together: one that is wrong spoils them all.
+        self._byte_tokens = {i for name, i in ids.items() if falls_back and _byte_of(name)}
         self._bytes = dict.fromkeys(range(largest + 1), b"")
         self._bytes |= {token: spell(name) for name, token in ids.items()}
         self._bytes |= {token: added.content.encode() for token, added in added.items()}
@@ -107,6 +111,19 @@ class HuggingFaceTokenizer(Tokenizer):
         self._spell(ids)
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
+    def decode_settled(self, ids: Sequence[int]) -> str:
+        """As `Tokenizer.decode_settled`: of tokens that are bytes, only where another token follows.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        if not self._byte_tokens:
+            return super().decode_settled(ids)
+        settled = len(ids)
+        while settled and ids[settled - 1] in self._byte_tokens:
+            settled -= 1
+        return self.decode(ids[:settled])
+
     def with_special_tokens(self, names: Iterable[str]) -> "HuggingFaceTokenizer":
         """The same tokenizer with further special tokens, whose ids follow the last one.
 
@@ -133,7 +150,9 @@ def _spelling(decoder: dict[str, Any] | None) -> Spell:
     kinds = {part.get("type") for part in parts}
     if "ByteLevel" in kinds:
         byte = dict(zip(CHARACTERS, BYTES, strict=True))
-        return lambda token: b"".join(bytes([byte[c]]) if c in byte else c.encode() for c in token)
+        return lambda token: (
+            bytes(byte[c] for c in token) if byte.keys() >= {*token} else token.encode()
+        )
     if "WordPiece" in kinds:
         (prefix,) = (part["prefix"] for part in parts if part["type"] == "WordPiece")
         return lambda token: (
@@ -152,6 +171,10 @@ def _parts(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _spell_piece(token: str) -> bytes:
     """A token of SentencePiece: `▁` is a space, `<0x0A>` a byte."""
-    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
-        return bytes.fromhex(byte[1])
-    return token.replace("▁", " ").encode()
+    return _byte_of(token) or token.replace("▁", " ").encode()
+
+
+def _byte_of(token: str) -> bytes | None:
+    """The byte that a token such as `<0x0A>` stands for."""
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else None

@@ -1,5 +1,6 @@
 """What every tokenizer promises, and how one is saved, loaded and fitted to text."""
 
+import codecs
 import json
 import re
 from abc import ABC, abstractmethod
@@ -35,6 +36,7 @@ class Tokenizer(ABC):
     Attributes:
         kind: The name of the kind in a saved file, which is also the name of its module.
         lossless: Whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
+        context: Number of tokens before a token that can change how it is spelled; None if all of them can.
         special_tokens: The tokens that stand for no text of a document, with their ids.
 
     Raises:
@@ -43,6 +45,7 @@ class Tokenizer(ABC):
 
     kind: ClassVar[str]
     lossless: ClassVar[bool] = True
+    context: ClassVar[int | None] = 4
 
     def __init__(
         self, tokens: Sequence[bytes], special_tokens: Sequence[str] = (END_OF_TEXT,)
@@ -63,6 +66,11 @@ class Tokenizer(ABC):
     def end_of_text(self) -> int | None:
         """The id of the token that separates documents, if there is one."""
         return self.special_tokens.get(END_OF_TEXT)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids at which writing ends: `end_of_text`, and what else a published model ends a text with."""
+        return frozenset() if self.end_of_text is None else frozenset({self.end_of_text})
 
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
@@ -135,6 +143,16 @@ class Tokenizer(ABC):
         """
         return self._spell(ids).decode("utf-8", errors="replace")
 
+    def decode_settled(self, ids: Sequence[int]) -> str:
+        """The beginning of `decode(ids)` that no further id can change.
+
+        By default that is all but the first bytes of a character whose last byte is still missing.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        return self.decode(ids)[: -1 if ends_within_character(self._spell(ids[-4:])) else None]
+
     def _spell(self, ids: Sequence[int]) -> bytes:
         try:
             return b"".join([self._bytes[token] for token in ids])
@@ -160,6 +178,13 @@ def well_formed(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def ends_within_character(data: bytes) -> bool:
+    """Whether bytes of UTF-8 end with some, but not all, bytes of a character: decoded, one U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return bool(decoder.getstate()[0])
 
 
 def load(path: str | Path) -> Tokenizer:

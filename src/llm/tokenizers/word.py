@@ -18,8 +18,10 @@ _SPACING = [
     (regex.compile(r" (?=[,.:;?!%)\]}])"), ""),
     (regex.compile(r"(?<=[(\[{]) "), ""),
     (regex.compile(r"(?<=\w) (['’]) (?=(?:s|t|d|m|re|ve|ll)\b)"), r"\1"),
-    (regex.compile(r'" ([^"]*) "'), r'"\1"'),
 ]
+_QUOTED = regex.compile(r'" ([^"]*) "')
+# An apostrophe whose space depends on the next word.
+_LAST_APOSTROPHE = regex.compile(r"(?<=\w) ['’]$")
 
 
 class WordTokenizer(Tokenizer):
@@ -39,6 +41,7 @@ class WordTokenizer(Tokenizer):
 
     kind = "word"
     lossless = False
+    context = None
 
     def __init__(
         self, words: Sequence[str], special_tokens: Sequence[str] = (END_OF_TEXT, UNKNOWN)
@@ -69,6 +72,23 @@ class WordTokenizer(Tokenizer):
         Raises:
             ValueError: An id is not in the vocabulary.
         """
+        return _QUOTED.sub(r'"\1"', self._spaced(ids))
+
+    def decode_settled(self, ids: Sequence[int]) -> str:
+        """As `Tokenizer.decode_settled`: up to a quote that may be closed yet, or before a last apostrophe.
+
+        Raises:
+            ValueError: An id is not in the vocabulary.
+        """
+        spaced = self._spaced(ids)
+        closed = max((match.end() for match in _QUOTED.finditer(spaced)), default=0)
+        text = _QUOTED.sub(r'"\1"', spaced)
+        if spaced.rfind('"') >= closed:
+            text = text[: text.rfind('"') + 1]
+        return _LAST_APOSTROPHE.sub("", text)
+
+    def _spaced(self, ids: Sequence[int]) -> str:
+        """The words with spaces between them, those inside quotes not removed yet."""
         text = " ".join(self.token_bytes(token).decode() for token in ids)
         for gap, spacing in _SPACING:
             text = gap.sub(spacing, text)

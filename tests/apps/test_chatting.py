@@ -1,5 +1,6 @@
 """`llm chat`: a run directory is all it needs, and Ctrl-C stops an answer and nothing else."""
 
+import io
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from made_folders import SHAPES, make_folder
 from omegaconf import OmegaConf
 
 from llm.apps.chatting import chat
@@ -138,6 +140,37 @@ def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, mo
     assert prompts[0].endswith("\n\n### Instruction:\nhello\n\n### Response:\n")
     assert prompts[2].startswith("\n\n### Instruction:"), "an empty system message is sent"
     assert prompts[1].startswith("Be brief.\n\n### Instruction:\nhello\n\n### Response:\nyes<|end")
+
+
+def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypatch):
+    folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
+    asked = []
+
+    def stream(model, tokenizer, starts, most, sampler, seed, stops, ends):
+        asked.append((tokenizer.decode(starts[0]), {*ends} | tokenizer.end_tokens))
+        yield 0, "yes"
+
+    monkeypatch.setattr("llm.apps.chatting.stream_tokens", stream)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/system Be loud.\nagain\n"))
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        chat(compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS]))
+    (first, ends), (second, _) = asked
+    begin = "<|im_start|>system\nYou are brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+    assert first == begin + "<|im_start|>assistant\n"
+    assert second == begin.replace("You are brief", "Be loud") + (
+        "<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert ends >= {293, 294}
+
+
+def test_a_chat_template_that_cannot_be_read_is_a_line(tmp_path):
+    folder = make_folder(SHAPES["smollm2"]._replace(template="{% for %}"), tmp_path / "folder")
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
+    with pytest.raises(ConfigError, match=r"^template: the model's chat template fails: ") as error:
+        chat(config)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from made_folders import SHAPES, make_folder
 from omegaconf import OmegaConf
 
 from llm.apps import checking, training
@@ -19,6 +20,12 @@ from llm.planning.matching import match
 @pytest.fixture(scope="module")
 def loader():
     return open_loader("llm.apps.train", "pkg://llm.conf")
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A published chat model with a context of 256 tokens."""
+    return make_folder(SHAPES["smollm2"], tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +191,27 @@ def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path
     assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
     assert found.cost.trained < found.cost.parameters / 2
     assert found.memory.optimizer < found.memory.weights  # LoRA's few have states
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data.context_length=200", None),
+        ("weights.context_length=200", None),
+        ("data.context_length=512", r"data.context_length: 512 is more than the 256 tokens of "),
+        ("size.context_length=200", r"for shorter examples: weights.context_length=200"),
+        ("weights.context_length=512", r"weights.context_length: 512 is more than the 256 tokens"),
+    ],
+)
+def test_the_context_of_published_weights_is_theirs(word, told, chat_model, loader, capsys):
+    words = ["experiment=instruct", "weights=llama", f"weights.path={chat_model}", "hardware=cpu"]
+
+    def show():
+        checking.show(check_points(loader, "train", [*words, word], multirun=False))
+
+    if told is None:
+        show()
+        assert "parameters" in capsys.readouterr().out
+    else:
+        with pytest.raises(ConfigError, match=told):
+            show()

@@ -1,17 +1,21 @@
 """`llm export`: from a run, or from published files, to a folder."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from made_folders import SHAPES, make_folder, settings_in
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm import __main__ as command_line
 from llm.apps import exporting, training
+from llm.config.build import build
 from llm.config.errors import ConfigError
+from llm.data.template import Message, stored_template
 from llm.weights.run import RunWeights
 
 TOKENS = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -49,6 +53,101 @@ def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys)
         further = training.train(config, tmp_path / "further", ["weights=gpt2"])
     after = torch.load(further.last, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+
+
+def test_another_run_does_not_take_the_place_of_an_export(base, composed, tmp_path, capsys):
+    words = [f"weights.path={base.path}", f"output={tmp_path / 'out'}"]
+    exported(*words)
+    exported(*words)  # the same again
+    other = training.train(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="holds the export of another model or run"):
+        exported(f"weights.path={other.path}", words[1])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    exported(f"weights.path={other.path}", words[1], "overwrite=true")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Some questions with their answers."""
+    rows = [{"instruction": f"the {word}?", "output": f"a {word}."} for word in "abcdefghijkl"]
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def instructed(folder, talk, directory, *words):
+    """A run that goes on from a published chat model."""
+    words = [
+        *("experiment=instruct", "weights=llama", f"weights.path={folder}"),
+        *("data=instruction", f"data.path={talk}", "data.test_fraction=0", "data.batch_size=4"),
+        *("hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
+        *("callbacks.picture=null", "callbacks.response_samples=null"),
+        *("trainer.max_epochs=null", "trainer.max_steps=1", *words),
+    ]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", words)
+    with torch.enable_grad():
+        return training.train(config, directory, words)
+
+
+ASKED = [{"role": "user", "content": "the c?"}]
+
+
+@torch.no_grad()
+def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_path):
+    folder = make_folder(SHAPES["llama3"], tmp_path / "folder")
+    run = instructed(folder, talk, tmp_path / "run")
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}", "dtype=bfloat16")
+    assert settings_in(tmp_path / "out") == settings_in(folder)
+    further = instructed(
+        folder, talk, tmp_path / "further", "weights=run", f"weights.path={run.path}"
+    )
+    exported(f"weights.path={further.path}", f"output={tmp_path / 'again'}")
+    assert settings_in(tmp_path / "again") == {**settings_in(folder), "dtype": "float32"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    state = torch.load(further.best, weights_only=True)["state_dict"]
+    assert torch.equal(model.lm_head.weight, state["model.head.weight"])
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "again").apply_chat_template(
+        ASKED, add_generation_prompt=True
+    )["input_ids"]
+    weights = RunWeights(str(further.path))
+    template, tokenizer = stored_template(weights.config), weights.tokenizer()
+    assert template.encode_prompt([Message("user", "the c?")], tokenizer) == prompt
+    assert {*model.generation_config.eos_token_id} == tokenizer.end_tokens
+
+
+@torch.no_grad()
+def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path):
+    folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
+    run = instructed(folder, talk, tmp_path / "run", "data/template=phi3")
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end == tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id == [end, 294]  # and the folder's own
+    weights = RunWeights(str(run.path))
+    ours = stored_template(weights.config).encode_prompt(
+        [Message("user", "the c?")], weights.tokenizer()
+    )
+    theirs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("experiment", ["instruct", "prefer", "reward", "grpo"])
+def test_what_is_learned_from_conversations_takes_a_chat_models_template(experiment, tmp_path):
+    folder = make_folder(SHAPES["qwen3"], tmp_path / "folder")
+    words = [f"experiment={experiment}", "weights=llama", f"weights.path={folder}"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", words + ["reward=length"] * (experiment == "grpo"))
+    template = build(training.adopted(config, words).data.template)
+    assert template.text == SHAPES["qwen3"].template
+    chosen = [*words, "data/template=alpaca"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", chosen + ["reward=length"] * (experiment == "grpo"))
+    assert training.adopted(config, chosen).data.template.separator == "\n\n"
 
 
 def test_openais_files_become_hugging_faces(tmp_path):

@@ -38,6 +38,23 @@ def template(request):
     return preset(request.param)
 
 
+@pytest.mark.parametrize("messages", [TALK[:2], TALK[:4], TALK, TALK[1:2], TALK[1:]])
+def test_what_is_written_in_jinja_renders_the_same(template, messages):
+    from llm.data.jinja_template import JinjaTemplate
+
+    theirs = JinjaTemplate([template.jinja("<s>")])
+    assert theirs.render(messages) == "<s>" + template.render(messages)
+
+
+def test_any_text_can_be_written_in_jinja():
+    from llm.data.jinja_template import JinjaTemplate
+
+    odd = "{{ 'a' }} {% if %} {# #} \"'\\n\n\t\x01 é \u2028 😀 {{"
+    roles = dict.fromkeys(("system", "user", "assistant"), odd)
+    template = Template(begin=roles, end=roles, separator=odd, system_message=odd)
+    assert JinjaTemplate([template.jinja(odd)]).render(TALK[1:]) == odd + template.render(TALK[1:])
+
+
 @pytest.mark.parametrize("name", JINJA)
 @pytest.mark.parametrize("last", [4, 5])
 def test_renders_as_transformers_does_with_the_formats_own_definition(name, last):

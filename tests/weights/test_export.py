@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm.config.errors import ConfigError
 from llm.tokenizers import word
 from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.tokenizer import END_OF_TEXT
 from llm.weights.export import write
 from llm.weights.gpt2 import GPT2Weights
 from llm.weights.llama import LlamaWeights
+from llm.weights.tokenizer_files import settings_of
 
 TOKENS = torch.randint(257, (2, 40), generator=torch.Generator().manual_seed(0))
 MODELS = {
@@ -161,6 +163,32 @@ def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"is a file; name a folder"):
             write(gpt2, ByteTokenizer(), folder / "thesis.txt", overwrite=overwrite)
+
+
+def test_the_export_of_another_model_is_replaced_only_if_asked(gpt2, tmp_path):
+    folder = tmp_path / "out"
+    talking = settings_of(ByteTokenizer()).speaking("{{ messages }}", 256, END_OF_TEXT)
+    before = write(gpt2, ByteTokenizer(), folder, settings=talking, origin="one")
+    content = {file: file.read_bytes() for file in before}
+    with pytest.raises(ConfigError, match=r"another model or run; name another .*overwrite=true"):
+        write(gpt2, ByteTokenizer(), folder, origin="two")
+    assert {file: file.read_bytes() for file in folder.iterdir()} == content
+    assert write(gpt2, ByteTokenizer(), folder, settings=talking, origin="one") == before
+    after = write(gpt2, ByteTokenizer(), folder, overwrite=True, origin="two")
+    assert {*folder.iterdir()} == {*after}
+    assert "chat_template.jinja" not in {file.name for file in after}
+
+
+def test_what_ends_an_answer_ends_generation(gpt2, tmp_path):
+    tokenizer = ByteTokenizer(["<|endoftext|>", "<|end|>"])
+    talking = settings_of(tokenizer).speaking("{{ messages }}", 257, "<|end|>")
+    write(gpt2, tokenizer, tmp_path / "out", settings=talking)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [257, 256]
+    assert theirs.generation_config.bos_token_id == 256
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (found.eos_token, found.bos_token) == ("<|end|>", "<|endoftext|>")
+    assert found.chat_template == "{{ messages }}"
 
 
 def test_an_export_before_is_replaced_whole(gpt2, tmp_path):

@@ -11,7 +11,7 @@ from llm.apps.terminal import terminal
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.data.template import Template, stored_template
+from llm.data.template import ChatTemplate, stored_template
 from llm.generation.conversation import Conversation
 from llm.generation.memory import Memory
 from llm.generation.text import stream_tokens
@@ -36,7 +36,7 @@ def chat(config: DictConfig) -> None:
         conversation = Conversation(template, tokenizer, model.context_length, room)
     conversation.system = config.system
     # A model that begins another turn has ended its own.
-    ends = [tokenizer.special_tokens[name] for name in template.special_tokens]
+    ends = template.end_tokens(tokenizer)
     stops = [*template.stops, *stop_strings(config)]
     memory = Memory()
 
@@ -49,11 +49,11 @@ def chat(config: DictConfig) -> None:
         Dialogue(conversation, answer, terminal(), config.seed).run()
 
 
-def trained_template(weights: Weights) -> Template:
-    """The template that the weights were trained with.
+def trained_template(weights: Weights) -> ChatTemplate:
+    """The template that the weights were trained with, or that their folder brings.
 
     Raises:
-        ConfigError: they were trained with none.
+        ConfigError: there is none.
     """
     template = stored_template(weights.config)
     if template is None:
@@ -65,7 +65,7 @@ def trained_template(weights: Weights) -> Template:
     return template
 
 
-def require_tokens(template: Template, tokenizer: Tokenizer) -> None:
+def require_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None:
     """Let pass a template that the model can have been trained on.
 
     Raises:

@@ -17,7 +17,7 @@ from llm.apps.writing import read_prompts
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.console import new_console
-from llm.data.template import Message, Template, stored_template
+from llm.data.template import ChatTemplate, Message, stored_template
 from llm.generation.best_of import Scored, best_of
 from llm.generation.text import first_tokens
 from llm.rewards.reward import require_template, score
@@ -64,7 +64,7 @@ def choose(config: DictConfig) -> list[str]:
 
 
 def openings(
-    template: Template | None, tokenizer: Tokenizer, prompts: Sequence[str]
+    template: ChatTemplate | None, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> tuple[list[list[int]], int | None, Sequence[str]]:
     """The tokens that ask each prompt, the token that ends an answer, and texts that do.
 

@@ -1,18 +1,31 @@
 """How a model leaves for Hugging Face's library."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm import shell
 from llm.apps.loading import open_weights
+from llm.config.build import mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.console import printable
+from llm.data.template import stored_template
 from llm.files import read_object
 from llm.nn.init import Undrawn
+from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.export import require_room, write
+from llm.weights.folder_settings import FolderSettings
+from llm.weights.run import RunWeights
+from llm.weights.tokenizer_files import name_of, settings_of
 from llm.weights.weights import Weights
+
+DTYPES = {
+    str(each).removeprefix("torch."): each
+    for each in (torch.float32, torch.bfloat16, torch.float16)
+}
 
 
 def export(config: DictConfig) -> list[Path]:
@@ -30,12 +43,23 @@ def export(config: DictConfig) -> list[Path]:
     check(config)
     weights = open_weights(config)
     folder = Path(config.output)
-    require_room(folder, config.overwrite)
+    require_room(folder, config.overwrite, weights.origin)
     require_language_model(weights)
+    tokenizer = weights.tokenizer()
+    settings = settings_for(weights, tokenizer)
     with Undrawn():
         model = weights.language_model()
-    tokenizer = weights.tokenizer()
-    files = write(model, tokenizer, folder, config.max_shard_gb, config.overwrite)
+    if (dtype := DTYPES.get(str(config.dtype or weights.dtype))) is not None:
+        model = model.to(dtype)
+    files = write(
+        model,
+        tokenizer,
+        folder,
+        config.max_shard_gb,
+        config.overwrite,
+        settings=settings,
+        origin=weights.origin,
+    )
     for file in files:
         print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
     quoted = repr(str(folder))
@@ -49,6 +73,28 @@ def export(config: DictConfig) -> list[Path]:
         f"  {shell.line(shell.program(), 'train', f'weights={family}', f'weights.path={folder}')}"
     )
     return files
+
+
+def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
+    """The special tokens, the chat template and the generation settings that belong to some weights.
+
+    They are those of the folder that the weights came from; a run adds the template that it was trained with.
+
+    Raises:
+        ConfigError: the template cannot be written for this tokenizer.
+    """
+    settings = weights.published or settings_of(tokenizer)
+    if not settings.tokens:
+        settings = replace(settings, tokens=settings_of(tokenizer).tokens)
+    template = stored_template(weights.config) if isinstance(weights, RunWeights) else None
+    if template is None:
+        return settings
+    with mistakes_at("data.template"):
+        end = template.end_token(tokenizer)
+        begin = "".join(name_of(tokenizer, token) for token in tokenizer.ends[0])
+        return settings.speaking(
+            template.jinja(begin), end, None if end is None else name_of(tokenizer, end)
+        )
 
 
 def require_language_model(weights: Weights) -> None:

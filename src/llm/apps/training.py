@@ -144,6 +144,7 @@ def train(
                 name=run.path.name,
                 fingerprint=meaning,
                 base=base,
+                **published(weights),
                 request=request,
                 command=shell.line("llm", *again, modules=config.trust),
                 sweep=os.environ.get("LLM_SWEEP"),
@@ -172,6 +173,12 @@ def train(
             progress.end_loggers(0)
             close(run, trainer, task, config, progress)
     return run
+
+
+def published(weights: Weights | None) -> dict[str, Any]:
+    """What the published folder says that a run gets its weights from, for the run's record."""
+    settings = weights.published if weights is not None else None
+    return {} if settings is None else {"published": settings.plain()}
 
 
 def size(
@@ -258,7 +265,7 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
     if refused:
         raise ConfigError(
             f"{' '.join(refused)}: the model, its size and its tokenizer are those of {weights.path}; leave these "
-            "overrides out, or train from weights=scratch"
+            f"overrides out, or train from weights=scratch{_shorter(config, refused)}"
         )
     chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
     theirs = weights.config
@@ -267,10 +274,33 @@ def adopt(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> Non
             OmegaConf.update(config, group, theirs[group], merge=False, force_add=True)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
+    require_context(config, weights)
     template = OmegaConf.select(theirs, "data.template")
     is_chosen = any(key.startswith("data.template") for key in keys.values())
     if template is not None and "template" in config.data and not is_chosen:
         config.data.template = template  # what a model learned to answer in, it is asked in
+
+
+def require_context(config: DictConfig, weights: Weights) -> None:
+    """Refuse examples that are longer than the context of the weights.
+
+    Raises:
+        ConfigError: they are.
+    """
+    asked, most = (OmegaConf.select(config, f"{part}.context_length") for part in ("data", "model"))
+    if isinstance(asked, int) and isinstance(most, int) and asked > most:
+        raise ConfigError(
+            f"data.context_length: {asked} is more than the {most} tokens of {weights.path}; give {most} or less"
+        )
+
+
+def _shorter(config: DictConfig, refused: Sequence[str]) -> str:
+    """The override that does what one of `size.context_length` was to do."""
+    lengths = [word for word in refused if key_of(word) == "size.context_length"]
+    if not lengths:
+        return ""
+    part = "weights" if "context_length" in config.weights else "data"
+    return f"; for shorter examples: {part}.context_length={lengths[0].partition('=')[2]}"
 
 
 def resolve_vocabulary(config: DictConfig, size: int) -> None:

@@ -48,7 +48,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "adapter": _class("llm.adapters.adapter.Adapter"),
     "reward": _or_none(_class("llm.rewards.reward.RewardFunction")),
     "sampler": _class("llm.generation.sampling.Sampler"),
-    "template": _or_none(_class("llm.data.template.Template")),
+    "template": _or_none(_class("llm.data.template.ChatTemplate")),
     "rows": _class("llm.data.column.Column"),
     "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
@@ -86,6 +86,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "watch": _plain(bool),
     "max_shard_gb": _plain(float),
     "overwrite": _plain(bool),
+    "dtype": _plain(Literal["float32", "bfloat16", "float16"] | None),
 }
 
 # Full keys that may be missing: the app fills them in when it builds.
@@ -93,7 +94,9 @@ DEFERRED: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
 def within_context(config: Mapping[str, Any]) -> Iterator[str]:
-    """Training rows are no longer than the model's context."""
+    """Training rows are no longer than the model's context; that of given weights is known when they are read."""
+    if config.get("weights") is not None:
+        return
     parts = [config.get(name) for name in ("data", "model")]
     given = [part.get("context_length") for part in parts if isinstance(part, Mapping)]
     lengths = [length for length in given if isinstance(length, int)]

@@ -19,6 +19,7 @@ PARTS = (
     "hardware",
     *(
         "data.template",
+        "data.jinja_template",
         "weights.weights",
         "weights.run",
         "weights.gpt2",
@@ -44,7 +45,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "lightning.pytorch.LightningDataModule",
         "llm.data.source.Source",
         "llm.data.preprocessing.Preprocessing",
-        "llm.data.template.Template",
+        "llm.data.template.ChatTemplate",
         "llm.data.collation.Padding",
     ),
     "torch.optim": ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),

@@ -11,7 +11,7 @@ from llm.data.messages import messages_of, optional_text_of, text_of
 from llm.data.module import Batch
 from llm.data.rows import Columns, Layout, Paths, Row, read_rows
 from llm.data.shapes import INSTRUCTION, PROMPT, shape_of, unknown_shape
-from llm.data.template import Message, Template
+from llm.data.template import ChatTemplate, Message
 from llm.nn.targets import IGNORED
 
 # The field of the answer, by shape; in the others it is the last message.
@@ -87,7 +87,7 @@ class InstructionDataModule(ExamplesDataModule):
         path: Paths,
         tokenizer: TokenizerSpec,
         context_length: int,
-        template: Template,
+        template: ChatTemplate,
         collation: Padding,
         batch_size: int = 8,
         loss_on: Literal["response", "all"] = "response",
@@ -149,7 +149,7 @@ class InstructionDataModule(ExamplesDataModule):
 
     def settings(self) -> object:
         """The template, and what is learned."""
-        return {"template": asdict(self.template), "loss_on": self.loss_on}
+        return {"template": asdict(self.template), "loss_on": self.loss_on}  # pyright: ignore[reportArgumentType]
 
     # Encoding
 
@@ -184,7 +184,7 @@ class InstructionDataModule(ExamplesDataModule):
         return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
 
 
-def conversation_of(row: Row, template: Template) -> Demonstration:
+def conversation_of(row: Row, template: ChatTemplate) -> Demonstration:
     """A row of any shape as a conversation, up to the last answer to learn.
 
     Raises:

@@ -12,7 +12,7 @@ from llm.data.messages import is_transcript, messages_of, text_of
 from llm.data.module import Batch
 from llm.data.rows import Columns, Layout, Paths, Row, read_rows, title
 from llm.data.shapes import PROMPT, shape_of, unknown_shape
-from llm.data.template import Message, Template
+from llm.data.template import ChatTemplate, Message
 from llm.nn.targets import IGNORED
 
 
@@ -76,7 +76,7 @@ class PreferenceDataModule(ExamplesDataModule):
         path: Paths,
         tokenizer: TokenizerSpec,
         context_length: int,
-        template: Template,
+        template: ChatTemplate,
         collation: Padding,
         batch_size: int = 8,
         columns: Columns = None,
@@ -153,7 +153,7 @@ class PreferenceDataModule(ExamplesDataModule):
 
     def settings(self) -> object:
         """The template."""
-        return asdict(self.template)
+        return asdict(self.template)  # pyright: ignore[reportArgumentType]
 
     def counted_in(self) -> dict[str, object]:
         """A pair counts as one, however many tokens it has."""
@@ -204,7 +204,7 @@ def halves(example: Encoded) -> tuple[Encoded, Encoded]:
     return {n: example[n][:place] for n in names}, {n: example[n][place:] for n in names}
 
 
-def as_pair(row: Row, template: Template) -> Pair:
+def as_pair(row: Row, template: ChatTemplate) -> Pair:
     """A row of a file as a pair.
 
     Raises:

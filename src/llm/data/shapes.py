@@ -12,7 +12,7 @@ from llm.data.messages import (
     transcript_of,
     with_system,
 )
-from llm.data.template import Message, Template
+from llm.data.template import ChatTemplate, Message
 
 Values = Mapping[str, Any]
 
@@ -28,10 +28,10 @@ class Shape(NamedTuple):
 
     name: str
     optional: tuple[str, ...]
-    read: Callable[[Values, Template], list[Message]]
+    read: Callable[[Values, ChatTemplate], list[Message]]
 
 
-def _instruction(values: Values, template: Template) -> list[Message]:
+def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
     context = optional_text_of(values, "input")
     *before, asked = template.messages(text_of(values, "instruction"), context)
     system, history = optional_text_of(values, "system"), history_of(values.get("history"))
@@ -40,14 +40,14 @@ def _instruction(values: Values, template: Template) -> list[Message]:
     return [*before, *history, asked]
 
 
-def _conversation(name: str) -> Callable[[Values, Template], list[Message]]:
-    def read(values: Values, template: Template) -> list[Message]:
+def _conversation(name: str) -> Callable[[Values, ChatTemplate], list[Message]]:
+    def read(values: Values, template: ChatTemplate) -> list[Message]:
         return with_system(optional_text_of(values, "system"), messages_of(values[name]))
 
     return read
 
 
-def _prompt(values: Values, template: Template) -> list[Message]:
+def _prompt(values: Values, template: ChatTemplate) -> list[Message]:
     prompt = values["prompt"]
     if isinstance(prompt, str) and not is_transcript(prompt):
         messages = [Message("user", text_of(values, "prompt"))]

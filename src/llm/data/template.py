@@ -4,7 +4,9 @@ A template is made of pieces, not of one format string, so it is known of every 
 What people wrote is encoded as plain text: nobody can forge the token that ends a turn by spelling it.
 """
 
+import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,8 +57,77 @@ class Piece(NamedTuple):
     is_response: bool
 
 
+class ChatTemplate(ABC):
+    """How conversations become tokens: ours in pieces, or a published model's own.
+
+    Attributes:
+        special_tokens: names of tokens that a tokenizer needs for it.
+    """
+
+    special_tokens: Sequence[str]
+
+    @abstractmethod
+    def messages(self, instruction: str, context: str = "") -> list[Message]:
+        """Return an instruction, and an input that it is about, as a conversation."""
+
+    @abstractmethod
+    def require(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation that cannot be written down.
+
+        Raises:
+            ValueError: the roles do not alternate, or the template has no place for one.
+        """
+
+    @abstractmethod
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        """Return the tokens of a conversation, and which belong to answers to learn, ends included.
+
+        Raises:
+            ValueError: the messages cannot be written.
+        """
+
+    @abstractmethod
+    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+
+        Raises:
+            ValueError: as `encode`, or the last message is not the user's.
+        """
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of a conversation; after a user's message, up to where the assistant begins."""
+
+    @abstractmethod
+    def ordinary_text(self, messages: Sequence[Message]) -> str:
+        """Return what `render` gives without special tokens: what a tokenizer is fitted to."""
+
+    @abstractmethod
+    def end_token(self, tokenizer: Tokenizer) -> int | None:
+        """Return the token that ends an answer; None if it takes several: then there are `stops`."""
+
+    @abstractmethod
+    def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
+        """Return the special tokens of the template: a model that writes one has ended its answer."""
+
+    @property
+    @abstractmethod
+    def stops(self) -> list[str]:
+        """The text that ends an answer, if that is not one special token."""
+
+    @abstractmethod
+    def jinja(self, begin: str = "") -> str:
+        """Return the template as Hugging Face's library writes it, in Jinja.
+
+        Args:
+            begin: what a tokenizer puts before every text.
+        """
+
+
 @dataclass(frozen=True)
-class Template:
+class Template(ChatTemplate):
     """The text before, after and between the messages of a conversation.
 
     Args:
@@ -152,11 +223,29 @@ class Template:
         """The token that ends an answer; None where it takes several: then there are `stops`."""
         return tokenizer.special_tokens.get(self.end["assistant"])
 
+    def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
+        """The special tokens of the template: a model that begins another turn has ended its own."""
+        return {tokenizer.special_tokens[name] for name in self.special_tokens}
+
     @property
     def stops(self) -> list[str]:
         """The text that ends an answer, where that is not one special token."""
         end = self.end["assistant"]
         return [] if end in self.special_tokens else [end]
+
+    def jinja(self, begin: str = "") -> str:
+        """The template as Hugging Face's library writes it, in Jinja."""
+        first = ""
+        if self.system_message is not None:
+            system = Message("system", self.system_message)
+            written = "".join(piece.text for piece in self._message(system, is_first=True))
+            first = _JINJA_SYSTEM.format(_quoted(written + self.separator))
+        roles = "".join(
+            _JINJA_ROLE.format(*map(_quoted, (role, self.begin[role], self.end[role])))
+            for role in self.begin
+        )
+        opening = _quoted(self.separator + self.begin["assistant"])
+        return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
 
     def require(self, messages: Sequence[Message]) -> None:
         """Refuse a conversation that cannot be written down.
@@ -175,11 +264,15 @@ class Template:
         self.require(messages)
         if self.system_message is not None and messages[0].role != "system":
             messages = [Message("system", self.system_message), *messages]
-        for index, (role, content, learned) in enumerate(messages):
-            answer = role == "assistant" and learned
-            yield Piece((self.separator if index else "") + self.begin[role], True, False)
-            yield Piece(content, False, answer)
-            yield Piece(self.end[role], True, answer)
+        for index, message in enumerate(messages):
+            yield from self._message(message, is_first=index == 0)
+
+    def _message(self, message: Message, is_first: bool) -> Iterator[Piece]:
+        role, content, learned = message
+        answer = role == "assistant" and learned
+        yield Piece(("" if is_first else self.separator) + self.begin[role], True, False)
+        yield Piece(content, False, answer)
+        yield Piece(self.end[role], True, answer)
 
     def _written(self, messages: Sequence[Message]) -> Iterator[Piece]:
         answered = messages and messages[-1].role == "assistant"
@@ -187,8 +280,7 @@ class Template:
 
     def _prompt(self, messages: Sequence[Message]) -> Iterator[Piece]:
         yield from self._pieces(messages)
-        if messages[-1].role not in ("user", "tool"):
-            raise ValueError("the last message must be the user's: the assistant answers it")
+        require_question(messages)
         yield Piece(self.separator + self.begin["assistant"], True, False)
 
     def _encode(
@@ -208,7 +300,29 @@ class Template:
         return tokens, is_response
 
 
-def stored_template(config: DictConfig) -> Template | None:
+# A template in Jinja: what begins a text, a system message by default, the separator, the roles, an answer's
+# beginning. White space between its statements is removed.
+_JINJA = """\
+{{{{- {0} -}}}}
+{1}{{%- for message in messages -%}}
+{{%- if not loop.first -%}}{{{{- {2} -}}}}{{%- endif -%}}
+{3}{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{{{{- {4} -}}}}{{%- endif -%}}
+"""
+_JINJA_SYSTEM = """\
+{{%- if messages[0]['role'] != 'system' -%}}{{{{- {0} -}}}}{{%- endif -%}}
+"""
+_JINJA_ROLE = """\
+{{%- if message['role'] == {0} -%}}{{{{- {1} + message['content'] + {2} -}}}}{{%- endif -%}}
+"""
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of Jinja, which reads Python's escapes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def stored_template(config: DictConfig) -> ChatTemplate | None:
     """The template in a run's configuration; None where it was trained on no conversations.
 
     Raises:
@@ -221,6 +335,16 @@ def stored_template(config: DictConfig) -> Template | None:
     stored = OmegaConf.create({"template": node, "trust": trust})
     check(stored)  # a run directory may be a stranger's
     return build(stored.template)
+
+
+def require_question(messages: Sequence[Message]) -> None:
+    """Let pass messages whose last one is the user's.
+
+    Raises:
+        ValueError: it is another's.
+    """
+    if messages[-1].role not in ("user", "tool"):
+        raise ValueError("the last message must be the user's: the assistant answers it")
 
 
 def require_order(messages: Sequence[Message]) -> None:

@@ -3,7 +3,7 @@
 from itertools import groupby
 from typing import NamedTuple
 
-from llm.data.template import Message, Template
+from llm.data.template import ChatTemplate, Message
 from llm.tokenizers.tokenizer import Tokenizer
 
 
@@ -34,7 +34,7 @@ class Conversation:
     """
 
     def __init__(
-        self, template: Template, tokenizer: Tokenizer, context_length: int, room: int
+        self, template: ChatTemplate, tokenizer: Tokenizer, context_length: int, room: int
     ) -> None:
         if not 0 < room < context_length:
             raise ValueError(

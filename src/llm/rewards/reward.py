@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from llm.data.template import Template
+from llm.data.template import ChatTemplate
 
 # (prompts, responses, references) -> scores, higher is better. A prompt is the text that the model read,
 # the template's included; a reference is the data's answer to it, empty where there is none.
@@ -15,7 +15,7 @@ RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequenc
 class ReadsTemplate(Protocol):
     """A reward that has learned from prompts in the words of one template."""
 
-    def require_template(self, template: Template | None) -> None:
+    def require_template(self, template: ChatTemplate | None) -> None:
         """Let pass prompts in the words of that template.
 
         Raises:
@@ -24,7 +24,7 @@ class ReadsTemplate(Protocol):
         ...
 
 
-def require_template(reward: RewardFunction, template: Template | None) -> None:
+def require_template(reward: RewardFunction, template: ChatTemplate | None) -> None:
     """Let pass a template, or None for bare prompts, that the reward can read.
 
     Raises:

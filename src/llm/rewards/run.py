@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm.config.errors import ConfigError
 from llm.data.collation import attended
-from llm.data.template import Template, stored_template
+from llm.data.template import ChatTemplate, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.tokenizers.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class RunReward:
         starts = range(0, len(rows), self.batch_size)
         return [each for at in starts for each in self._score(rows[at : at + self.batch_size])]
 
-    def require_template(self, template: Template | None) -> None:
+    def require_template(self, template: ChatTemplate | None) -> None:
         """Let pass the template that the run was trained with.
 
         Raises:

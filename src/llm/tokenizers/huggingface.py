@@ -27,6 +27,7 @@ class HuggingFaceTokenizer(Tokenizer):
     Args:
         definition: the content of a tokenizer.json.
         end_of_text: the name of the special token that ends a text, if there is one.
+        end_tokens: the ids at which the model stops writing, beside that one.
 
     Raises:
         ValueError: the definition cannot be read, or has no such special token.
@@ -35,7 +36,9 @@ class HuggingFaceTokenizer(Tokenizer):
     kind = "huggingface"
     lossless = False  # most of them normalise
 
-    def __init__(self, definition: str, end_of_text: str | None = None) -> None:
+    def __init__(
+        self, definition: str, end_of_text: str | None = None, end_tokens: Sequence[int] = ()
+    ) -> None:
         try:
             self._backend = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises no narrower one
@@ -47,6 +50,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if end_of_text is not None and end_of_text not in self.special_tokens:
             raise ValueError(f"end_of_text={end_of_text} is none of {list(self.special_tokens)}")
         self._end_of_text = end_of_text
+        self._end_tokens = frozenset(end_tokens)
         ids = self._backend.get_vocab(with_added_tokens=True)
         if (largest := max(ids.values(), default=-1)) >= MOST_IDS:
             raise ValueError(
@@ -86,6 +90,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def end_of_text(self) -> int | None:
         """The id of the token that separates documents, if there is one."""
         return None if self._end_of_text is None else self.special_tokens[self._end_of_text]
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids at which writing ends."""
+        return super().end_tokens | self._end_tokens
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text; the text of a special token is text like any other."""
@@ -137,11 +146,13 @@ class HuggingFaceTokenizer(Tokenizer):
             return self
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
-        return HuggingFaceTokenizer(backend.to_str(), self._end_of_text)
+        return HuggingFaceTokenizer(backend.to_str(), self._end_of_text, sorted(self._end_tokens))
 
     def state(self) -> dict[str, Any]:
-        """The definition, and which token ends a text."""
-        return {"definition": self._backend.to_str(), "end_of_text": self._end_of_text}
+        """The definition, and which tokens end a text."""
+        state = {"definition": self._backend.to_str(), "end_of_text": self._end_of_text}
+        further = sorted(self.end_tokens - super().end_tokens)
+        return {**state, "end_tokens": further} if further else state
 
 
 def _spelling(decoder: dict[str, Any] | None) -> Spell:

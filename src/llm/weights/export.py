@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,11 +19,13 @@ from llm.nn.positions import Learned, Rotary
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights import gpt2, llama
 from llm.weights.counterparts import Part, dtype_of, require
-from llm.weights.huggingface import SAFETENSORS, Settings
+from llm.weights.folder_settings import CONFIG, GENERATION, SETTINGS_FILES, FolderSettings
+from llm.weights.huggingface import DESCRIPTION, SAFETENSORS, Settings
 from llm.weights.key_map import KeyMap
-from llm.weights.tokenizer_files import write_tokenizer
+from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
 MARK = "exported_by"  # in config.json, by which a folder of ours is known
+ORIGIN = "exported_from"  # and there, a digest that differs between models and runs
 
 
 def write(
@@ -31,11 +34,14 @@ def write(
     folder: Path,
     max_shard_gb: float = 5.0,
     overwrite: bool = False,
+    *,
+    settings: FolderSettings | None = None,
+    origin: str = "",
 ) -> list[Path]:
-    """Write config.json, the weights and the tokenizer of a model with GPT-2's or Llama's parts.
+    """Write config.json, the weights, the tokenizer and the chat template of a model with GPT-2's or Llama's parts.
 
-    They are written beside the folder and moved when all is there. A folder that was exported before is
-    written anew.
+    They are written beside the folder and moved when all is there. A folder that was exported from the same
+    weights before is written anew.
 
     Args:
         model: a language model; parameters keep their precision.
@@ -43,6 +49,9 @@ def write(
         folder: where to.
         max_shard_gb: above so many gigabytes the weights are split into several files.
         overwrite: whether to write into a folder with other files in it.
+        settings: special tokens, chat template and how to generate; by default those of a model that was
+            trained from scratch on documents.
+        origin: what tells these weights from others, see `require_room`.
 
     Returns:
         The files.
@@ -56,22 +65,24 @@ def write(
             f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
             "only language models are exported"
         )
-    settings, key_map = describe(model)
-    require_room(folder, overwrite)
+    architecture, key_map = describe(model)
+    require_room(folder, overwrite, origin)
     if max_shard_gb <= 0:
         raise ConfigError(f"max_shard_gb: {max_shard_gb} holds no weights; give a positive number")
-    end = tokenizer.end_of_text
-    settings |= {"bos_token_id": end, "eos_token_id": end, "dtype": dtype_of(model)}
+    settings = settings or settings_of(tokenizer)
+    length = architecture.get("n_positions", model.context_length)
+    mark = {MARK: f"llm {metadata.version('llm')}", ORIGIN: origin}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         try:
-            write_tokenizer(tokenizer, partial, settings.get("n_positions", model.context_length))
+            write_tokenizer(tokenizer, partial, length, settings)
         except ValueError as error:
             raise ConfigError(f"weights.path: {error}") from error
-        mark = f"llm {metadata.version('llm')}"
-        _write_json(partial / "config.json", {**settings, MARK: mark})
-        _write_json(partial / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        config = {**architecture, **settings.ids, "dtype": dtype_of(model), **mark}
+        _write_json(partial / CONFIG, config)
+        generation = settings.ids if settings.generation is None else settings.generation
+        _write_json(partial / GENERATION, generation)
         _write_shards(_their_state(model, key_map), partial, int(max_shard_gb * 1e9))
         return _move(partial, folder)
     finally:
@@ -93,23 +104,34 @@ def describe(model: GPT) -> tuple[Settings, KeyMap]:
     return llama.describe(model)
 
 
-def require_room(folder: Path, overwrite: bool = False) -> None:
-    """Refuse to write in the place of a file, or among files of someone else.
+def require_room(folder: Path, overwrite: bool = False, origin: str = "") -> None:
+    """Refuse to write in the place of a file, among files of someone else, or over another model.
+
+    Args:
+        folder: where an export is to go.
+        overwrite: whether to write there in any case, unless it is a file.
+        origin: what tells the exported weights from others.
 
     Raises:
-        ConfigError: it is a file, or the folder holds other files than an export wrote.
+        ConfigError: it is a file, or the folder holds other files than an export of the same weights wrote.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: {folder} is a file; name a folder")
     if overwrite or not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        ours = MARK in json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
+        found = json.loads((folder / CONFIG).read_text("utf-8"))
+        is_export, is_same = MARK in found, found.get(ORIGIN) == origin
+    except (AttributeError, OSError, TypeError, ValueError):
+        is_export = is_same = False
+    if not is_export:
         raise ConfigError(
             f"output: {folder} holds files that no export wrote; name another folder, or overwrite=true"
+        )
+    if not is_same:
+        raise ConfigError(
+            f"output: {folder} holds the export of another model or run; name another folder, or "
+            "replace it with overwrite=true"
         )
 
 
@@ -155,9 +177,10 @@ def _shards(state: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tenso
 
 
 def _move(partial: Path, folder: Path) -> list[Path]:
-    """Put the new files in the place of those of an export before."""
+    """Put the new files in the place of all that described a model there before."""
     folder.mkdir(exist_ok=True)
-    for old in [*folder.glob("model*.safetensors"), *folder.glob(f"{SAFETENSORS}.index.json")]:
+    patterns = ("model*.safetensors", f"{SAFETENSORS}.index.json", *DESCRIPTION, *SETTINGS_FILES)
+    for old in {file for pattern in patterns for file in folder.glob(pattern)}:
         old.unlink()
     # config.json comes last: what has none is no model.
     files = sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name))
@@ -166,5 +189,5 @@ def _move(partial: Path, folder: Path) -> list[Path]:
     return [file.replace(folder / file.name) for file in files]
 
 
-def _write_json(path: Path, content: Settings) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, content)

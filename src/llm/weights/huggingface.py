@@ -20,6 +20,7 @@ from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 from llm.files import read_object
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.folder_settings import SETTINGS_FILES, FolderSettings, read_settings
 from llm.weights.key_map import KeyMap
 from llm.weights.stored import Stored, in_safetensors, in_torch_file
 from llm.weights.tokenizer_files import read_tokenizer
@@ -52,6 +53,11 @@ class Folder(ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """All files that decide what the model is."""
+
+    @property
+    def published(self) -> FolderSettings | None:
+        """What the folder says of the use of its model, if anything."""
+        return None
 
     @abstractmethod
     def tensors(self) -> dict[str, Stored]:
@@ -88,6 +94,16 @@ class HuggingFaceFolder(Folder):
         described = {file for pattern in DESCRIPTION for file in self.path.glob(pattern)}
         return sorted(described | {*self._tensor_files()})
 
+    @cached_property
+    def published(self) -> FolderSettings:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What its settings' files say.
+
+        Raises:
+            ConfigError: one cannot be read.
+        """
+        with mistakes_at("weights.path"):
+            return read_settings(self.path)
+
     def tensors(self) -> dict[str, Stored]:
         """The parameters, of every shard.
 
@@ -108,7 +124,7 @@ class HuggingFaceFolder(Folder):
             ConfigError: its files cannot be read.
         """
         try:
-            return read_tokenizer(self.path)
+            return read_tokenizer(self.path, self.published)
         except ValueError as error:
             raise ConfigError(f"weights.path: {error}") from error
 
@@ -193,7 +209,7 @@ class HuggingFaceWeights(Weights):
 
     @property
     def config(self) -> DictConfig:
-        """The nodes `model`, `size` and `tokenizer`; a copy, which the caller may change."""
+        """The nodes `model`, `size` and `tokenizer`, of a chat model `data.template` too; a copy."""
         return copy.deepcopy(self._config)
 
     @cached_property
@@ -209,9 +225,24 @@ class HuggingFaceWeights(Weights):
                 )
             values["size.context_length"] = self.context_length
         cls = type(self)
+        if self.published is not None and (template := self.published.template) is not None:
+            values["data.template"] = template
         weights = {"_target_": f"{cls.__module__}.{cls.__qualname__}", "path": self.path}
         tokenizer = {"_target_": "llm.weights.weights.tokenizer_of", "weights": weights}
         return compose(options, {**values, "tokenizer": tokenizer})
+
+    @property
+    def published(self) -> FolderSettings | None:
+        """What the folder says of the use of its model."""
+        return self.folder.published
+
+    @property
+    def dtype(self) -> str | None:
+        """What config.json says, or the precision of the first tensor."""
+        if self.published is not None and self.published.dtype is not None:
+            return self.published.dtype
+        first = next(iter(self.folder.tensors().values()), None)
+        return None if first is None else str(first.read().dtype).removeprefix("torch.")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the folder.
@@ -283,7 +314,7 @@ def download(name: str) -> Path:
         return Path(
             snapshot_download(
                 name,
-                allow_patterns=[*DESCRIPTION, *patterns],
+                allow_patterns=[*DESCRIPTION, *SETTINGS_FILES, *patterns],
                 local_files_only=network.is_offline(),
             )
         )

@@ -1,5 +1,6 @@
 """Weights, architecture and tokenizer out of a run directory of ours."""
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ from llm.tokenizers.tokenizer import Tokenizer, load
 from llm.weights.checkpoint import digest_of, stored_weights
 from llm.weights.digests import DamagedCheckpointError
 from llm.weights.fill import TABLES, fill
+from llm.weights.folder_settings import FolderSettings
 from llm.weights.initial import initialize
 from llm.weights.stored import Stored, in_memory
 from llm.weights.weights import Weights
@@ -78,6 +80,25 @@ class RunWeights(Weights):
     def fingerprint(self) -> str:
         """The SHA-256 of the checkpoint."""
         return digest_of(self.file())[:16]
+
+    @property
+    def origin(self) -> str:
+        """A digest of where the run is and when it was begun."""
+        begun = f"{self.run.path.resolve()} {self.run.record.get('started')}"
+        return hashlib.sha256(begun.encode()).hexdigest()[:16]
+
+    @property
+    def published(self) -> FolderSettings | None:
+        """What the published folder said that the run, or the run that it began from, got its weights from.
+
+        Raises:
+            ConfigError: the record of it is damaged.
+        """
+        recorded = self.run.record.get("published")
+        try:
+            return None if recorded is None else FolderSettings(**recorded)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"weights.path: {self.path}: run.json: published: {error}") from None
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""

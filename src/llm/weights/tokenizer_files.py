@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm.tokenizers.char import CharTokenizer
 from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from llm.weights.folder_settings import TEMPLATE, TOKENIZER, FolderSettings, read_settings
 
 # What a tokenizer.json must say, where it says anything, to mean our byte-pair encoding and no other.
 BPE_MODEL = {
@@ -27,10 +29,14 @@ BPE_MODEL = {
 BPE_PIECES = {"add_prefix_space": False, "use_regex": True}
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
+def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Tokenizer | None:
     """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None where there is neither.
 
     What is our byte-pair encoding, token by token, becomes that; anything else stays what it is.
+
+    Args:
+        folder: where the files are.
+        settings: the folder's own settings, if they are read already.
 
     Raises:
         ValueError: a file cannot be read; the message names it.
@@ -41,11 +47,16 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not file.is_file():
         there = vocabulary.is_file() and merges.is_file()
         return read_vocabulary(vocabulary, merges) if there else None
+    settings = settings or read_settings(folder)
     definition = read_object(file)
-    end = _end_of_text(folder, definition)
+    with suppress(Exception):  # what is wrong with a definition, the tokenizer says
+        definition = _with_special_tokens(definition, {*settings.tokens.values()})
+    end = _end_of_text(settings, definition)
     ours = _as_bpe(definition) if end == END_OF_TEXT else None
+    if ours is not None and ours.end_tokens >= {*settings.end_ids}:
+        return ours
     try:
-        return ours or HuggingFaceTokenizer(json.dumps(definition), end)
+        return HuggingFaceTokenizer(json.dumps(definition), end, settings.end_ids)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -68,29 +79,50 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json.
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    folder: Path,
+    context_length: int,
+    settings: FolderSettings | None = None,
+) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template.
 
     Args:
         tokenizer: what is to be written.
         folder: where to.
         context_length: the most tokens that the model reads.
+        settings: which tokens have a role, and the chat template; see `settings_of`.
 
     Raises:
         ValueError: the tokenizer does something that the format has no words for.
     """
     as_huggingface(tokenizer).save(str(folder / "tokenizer.json"))
-    names = {token: name for name, token in tokenizer.special_tokens.items()}
-    end = None if tokenizer.end_of_text is None else names[tokenizer.end_of_text]
-    settings = {
+    settings = settings or settings_of(tokenizer)
+    content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
-        "bos_token": end,
-        "eos_token": end,
         "clean_up_tokenization_spaces": False,
+        **settings.tokenizer,
+        **settings.tokens,
     }
-    path = folder / "tokenizer_config.json"
-    write_json(path, settings)
+    write_json(folder / TOKENIZER, content)
+    if settings.chat_template is not None:
+        (folder / TEMPLATE).write_bytes(settings.chat_template.encode("utf-8"))
+
+
+def settings_of(tokenizer: Tokenizer) -> FolderSettings:
+    """What a folder says of a model that was trained from scratch: documents stand behind the end of one."""
+    end = tokenizer.end_of_text
+    if end is None:
+        return FolderSettings()
+    name = name_of(tokenizer, end)
+    ids: dict[str, Any] = {"bos_token_id": end, "eos_token_id": end}
+    return FolderSettings(ids=ids, generation=ids, tokens={"bos_token": name, "eos_token": name})
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str:
+    """The name of a special token."""
+    return next(name for name, own in tokenizer.special_tokens.items() if own == token)
 
 
 def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
@@ -196,17 +228,21 @@ def _is_plain_token(token: dict[str, Any]) -> bool:
     )
 
 
-def _end_of_text(folder: Path, definition: dict[str, Any]) -> str | None:
-    """The name of the token that ends a text, from whichever file says so."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            token = read_object(folder / name).get("eos_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                return token
-    if not (folder / "config.json").is_file():
-        return None
-    token = read_object(folder / "config.json").get("eos_token_id")
-    first = token[0] if isinstance(token, list) and token else token
+def _with_special_tokens(definition: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """A tokenizer.json in which the tokens of these names are special, if it has them."""
     added = definition.get("added_tokens") or []
-    return next((entry["content"] for entry in added if entry["id"] == first), None)
+    if {*names} <= {token.get("content") for token in added if token.get("special")}:
+        return definition
+    backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    known = [name for name in names if backend.token_to_id(name) is not None]
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in known])
+    return json.loads(backend.to_str())
+
+
+def _end_of_text(settings: FolderSettings, definition: dict[str, Any]) -> str | None:
+    """The name of the token that ends a text, from whichever file says so."""
+    ids = {entry["content"]: entry["id"] for entry in definition.get("added_tokens") or []}
+    if (name := settings.tokens.get("eos_token")) in ids:
+        return name
+    first = next(iter(settings.end_ids), None)
+    return next((name for name, token in ids.items() if token == first), None)

@@ -8,6 +8,7 @@ from torch import nn
 from llm.config.build import build
 from llm.config.check import check
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.folder_settings import FolderSettings
 
 
 class Weights(ABC):
@@ -51,6 +52,21 @@ class Weights(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A short name of the content, which changes when the files do."""
+
+    @property
+    def origin(self) -> str:
+        """What tells these weights from others, and stays the same when a run goes on."""
+        return self.fingerprint
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that the weights lie in and are passed on in; None for that of the model."""
+        return None
+
+    @property
+    def published(self) -> FolderSettings | None:
+        """What the published folder that the weights come from says of their use; None if there was none."""
+        return None
 
     def model(self) -> nn.Module:
         """The model with its weights, in evaluation mode on the CPU.

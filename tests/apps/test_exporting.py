@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from made_folders import SHAPES, make_folder, settings_in
+from made_folders import SHAPES, make_folder, settings_in, tokenizer_of
 from omegaconf import OmegaConf
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm import __main__ as command_line
 from llm.apps import exporting, training
 from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.data.template import Message, stored_template
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.weights.run import RunWeights
+from llm.weights.tokenizer_files import as_huggingface
 
 TOKENS = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
 ORIGINAL = Path(__file__).parents[1] / "weights" / "openai" / "original"
@@ -96,9 +98,10 @@ ASKED = [{"role": "user", "content": "the c?"}]
 
 
 @torch.no_grad()
-def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_path):
+def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_path, capsys):
     folder = make_folder(SHAPES["llama3"], tmp_path / "folder")
-    run = instructed(folder, talk, tmp_path / "run")
+    run = instructed(folder, talk, tmp_path / "run", "adapter=lora")
+    assert "new to these weights" not in capsys.readouterr().out
     exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}", "dtype=bfloat16")
     assert settings_in(tmp_path / "out") == settings_in(folder)
     further = instructed(
@@ -119,9 +122,11 @@ def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_pa
 
 
 @torch.no_grad()
-def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path):
+def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path, capsys):
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
-    run = instructed(folder, talk, tmp_path / "run", "data/template=phi3")
+    run = instructed(folder, talk, tmp_path / "run", "data/template=phi3", "adapter=lora")
+    names = "<|system|>, <|user|>, <|assistant|>, <|end|>"
+    assert f"note      {names}: new to these weights" in capsys.readouterr().out
     exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -134,6 +139,29 @@ def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path):
     )
     theirs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
     assert ours == theirs
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["chatml", "phi3", "alpaca"])
+def test_a_prompt_has_the_tokens_of_training_under_the_exported_template(shape, name, capsys):
+    """Also where the tokenizer puts a space before each text, and so before each piece of a template."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        template = build(compose("chat", [f"template={name}", "weights.path=none"]).template)
+    before = HuggingFaceTokenizer(tokenizer_of(SHAPES[shape]).to_str())
+    tokenizer = before.with_special_tokens(template.special_tokens)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=as_huggingface(tokenizer),
+        chat_template=exporting.as_jinja(template, tokenizer, {}),
+    )
+    assert "note" not in capsys.readouterr().out
+    messages = [
+        *(Message("system", "the (mat)"), Message("user", "the c?")),
+        *(Message("assistant", "Don't."), Message("user", "on the mat")),
+    ]
+    for given in (messages, messages[1:], messages[1:2]):
+        asked = [{"role": message.role, "content": message.content} for message in given]
+        found = theirs.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+        assert found == template.encode_prompt(given, tokenizer)
 
 
 @pytest.mark.parametrize("experiment", ["instruct", "prefer", "reward", "grpo"])

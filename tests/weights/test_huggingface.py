@@ -215,6 +215,8 @@ def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_
     ((name, patterns),) = asked
     assert name == "someone/some-model_1.0"
     assert {"config.json", "model*.safetensors", "merges.txt"} <= set(patterns)
+    settings = {"generation_config.json", "chat_template.jinja", "special_tokens_map.json"}
+    assert settings <= set(patterns)
 
 
 def test_torch_files_are_fetched_where_there_is_nothing_else(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """How a model leaves for Hugging Face's library."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +13,26 @@ from llm.config.build import mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.console import printable
-from llm.data.template import stored_template
+from llm.data.jinja_template import JinjaTemplate
+from llm.data.template import ChatTemplate, Message, stored_template
 from llm.files import read_object
 from llm.nn.init import Undrawn
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.export import require_room, write
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.run import RunWeights
-from llm.weights.tokenizer_files import name_of, settings_of
+from llm.weights.tokenizer_files import as_huggingface, name_of, settings_of
 from llm.weights.weights import Weights
 
-DTYPES = {
-    str(each).removeprefix("torch."): each
-    for each in (torch.float32, torch.bfloat16, torch.float16)
-}
+# A conversation on which the tokens of two templates are compared.
+PROBE = [
+    Message("user", "Who are you?"),
+    Message("assistant", "A model."),
+    Message("user", "Name 2 colours, (please)!"),
+]
+# The precisions that weights are passed on in.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export(config: DictConfig) -> list[Path]:
@@ -91,10 +98,33 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
         return settings
     with mistakes_at("data.template"):
         end = template.end_token(tokenizer)
-        begin = "".join(name_of(tokenizer, token) for token in tokenizer.ends[0])
-        return settings.speaking(
-            template.jinja(begin), end, None if end is None else name_of(tokenizer, end)
-        )
+        name = None if end is None else name_of(tokenizer, end)
+        return settings.speaking(as_jinja(template, tokenizer, settings.tokens), end, name)
+
+
+def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:
+    """A template in Jinja, under which a prompt has the tokens that it had in training.
+
+    A tokenizer that puts a space before every text does so before each piece of a template of ours, and before the
+    whole of a text from Jinja: then the spaces are written out. Where that does not help, a line says so.
+    """
+    begin = "".join(name_of(tokenizer, token) for token in tokenizer.ends[0])
+    try:
+        exported = HuggingFaceTokenizer(as_huggingface(tokenizer).to_str())
+        expected = template.encode_prompt(PROBE, tokenizer)
+    except (
+        ValueError
+    ):  # one that has no counterpart, or does not know these letters, and so adds no space
+        return template.jinja(begin)
+    for gap in ("", " "):
+        jinja = template.jinja(begin, gap)
+        if JinjaTemplate([jinja], tokens).encode_prompt(PROBE, exported) == expected:
+            return jinja
+    print(
+        "note: under the exported chat template a prompt has other tokens than it had in training; "
+        "generate with the tokens that llm chat gives it"
+    )
+    return template.jinja(begin)
 
 
 def require_language_model(weights: Weights) -> None:

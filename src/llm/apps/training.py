@@ -368,6 +368,11 @@ def summary(
         lines.append(f"note      {data.describe_validation()}")
     if weights is not None:
         lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
+    if untrained := untrained_tokens(task, data):
+        lines.append(
+            f"note      {', '.join(untrained)}: new to these weights, their rows of the embedding are drawn at random "
+            "and the adapter does not train them; choose a data/template whose tokens the weights know, or adapter=none"
+        )
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
         lines.append(
             "note      Muon turns the factors of an update one by one: optimizer=adamw suits adapters"
@@ -390,6 +395,15 @@ def summary(
             "note      this run was done: its learning rate follows the longer schedule now"
         )
     return "\n".join(lines)
+
+
+def untrained_tokens(task: Task, data: DataModule) -> list[str]:
+    """The special tokens that a model learns nothing of: its weights do not know them, and it is frozen."""
+    before = getattr(data, "spec", None)  # the tokenizer of the weights
+    body: Any = getattr(task.model, "body", task.model)
+    if not task.is_adapted or body.embedding.weight.requires_grad or before is None:
+        return []
+    return [name for name in data.tokenizer.special_tokens if name not in before.special_tokens]
 
 
 def say_undivided(config: DictConfig, hardware: Hardware) -> None:

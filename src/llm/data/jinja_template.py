@@ -289,7 +289,7 @@ class JinjaTemplate(ChatTemplate):
         end = self.render(PROBE).rpartition(PROBE[1].content)[2].strip()
         return [end] if end else []
 
-    def jinja(self, begin: str = "") -> str:
+    def jinja(self, begin: str = "", gap: str = "") -> str:
         """The source."""
         return self.text
 

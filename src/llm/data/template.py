@@ -118,11 +118,12 @@ class ChatTemplate(ABC):
         """The text that ends an answer, if that is not one special token."""
 
     @abstractmethod
-    def jinja(self, begin: str = "") -> str:
+    def jinja(self, begin: str = "", gap: str = "") -> str:
         """Return the template as Hugging Face's library writes it, in Jinja.
 
         Args:
             begin: what a tokenizer puts before every text.
+            gap: what a tokenizer puts before each piece of a text that it encodes by itself.
         """
 
 
@@ -233,19 +234,27 @@ class Template(ChatTemplate):
         end = self.end["assistant"]
         return [] if end in self.special_tokens else [end]
 
-    def jinja(self, begin: str = "") -> str:
+    def jinja(self, begin: str = "", gap: str = "") -> str:
         """The template as Hugging Face's library writes it, in Jinja."""
         first = ""
         if self.system_message is not None:
-            system = Message("system", self.system_message)
-            written = "".join(piece.text for piece in self._message(system, is_first=True))
+            written = "".join(self._around("system", self.system_message, gap))
             first = _JINJA_SYSTEM.format(_quoted(written + self.separator))
-        roles = "".join(
-            _JINJA_ROLE.format(*map(_quoted, (role, self.begin[role], self.end[role])))
-            for role in self.begin
-        )
+        roles = ""
+        for role in self.begin:
+            before, _, after = self._around(role, "", gap)
+            roles += _JINJA_ROLE.format(*map(_quoted, (role, before, after)))
         opening = _quoted(self.separator + self.begin["assistant"])
         return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
+
+    def _around(self, role: Role | str, content: str, gap: str) -> tuple[str, str, str]:
+        """What is written before and after a message, with a gap at each edge that is no special token."""
+        begin, end = self.begin[role], self.end[role]
+        special = tuple(self.special_tokens)
+        before = "" if not begin or begin.endswith(special) else gap
+        after = "" if end.startswith(special) else gap
+        behind = "" if not end or end.endswith(special) else gap
+        return begin + before, content, after + end + behind
 
     def require(self, messages: Sequence[Message]) -> None:
         """Refuse a conversation that cannot be written down.

@@ -194,7 +194,7 @@ def test_files_that_are_missing_are_named(weights, family, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lacks model-00001-of-00002.safetensors" in message()
     (folder / "config.json").write_text("{half")
-    assert "config.json is no JSON" in message()
+    assert "config.json: is not JSON" in message()
     (folder / "config.json").unlink()
     assert "has no config.json" in message()
 
@@ -203,7 +203,7 @@ def test_files_that_are_missing_are_named(weights, family, tmp_path):
 def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_path):
     asked = []
 
-    def fetch(name, allow_patterns):
+    def fetch(name, allow_patterns, local_files_only):
         asked.append((name, allow_patterns))
         return weights.path
 
@@ -222,7 +222,7 @@ def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_
 def test_torch_files_are_fetched_where_there_is_nothing_else(tmp_path, monkeypatch):
     asked = []
 
-    def fetch(name, allow_patterns):
+    def fetch(name, allow_patterns, local_files_only):
         asked.append(allow_patterns)
         return str(tmp_path)
 

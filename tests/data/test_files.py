@@ -268,3 +268,13 @@ def test_a_dataset_on_disk_is_refused_with_the_way_out(tmp_path: Path):
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
     with pytest.raises(DataError, match=r"save_to_disk wrote.*data=huggingface data.source.path="):
         documents(tmp_path)
+
+
+def test_columns_of_text_are_read_as_delimiter_and_quoting_say(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text/label\n"one, she said/1\n')
+    files = Files(path, delimiter="/", quoting=False)
+    assert list(files.documents()) == ['"one, she said']
+    with pytest.raises(DataError, match=r"data\.quoting=false"):
+        list(Files(path).documents())
+    assert files.fingerprint() != Files(path).fingerprint()

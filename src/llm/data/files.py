@@ -38,6 +38,8 @@ class Files(Source):
         suffixes: Which files of a folder to read, gzipped or not.
         encoding: The encoding of files without a byte-order mark; None for UTF-8.
         document_separator: A string between the documents of one file; None where a file is one document.
+        delimiter: What separates the columns of a CSV file; None finds it out.
+        quoting: Whether quotes in a CSV file enclose a field.
     """
 
     def __init__(
@@ -48,7 +50,10 @@ class Files(Source):
         *,
         encoding: str | None = None,
         document_separator: str | None = None,
+        delimiter: str | None = None,
+        quoting: bool = True,
     ) -> None:
+        self.layout = Layout(delimiter=delimiter, encoding=encoding, quoting=quoting)
         self.paths = [path] if isinstance(path, str | Path) else list(path)
         self.text_field, self.suffixes = text_field, tuple(suffixes)
         self.encoding, self.document_separator = encoding, document_separator
@@ -95,7 +100,7 @@ class Files(Source):
     def _pieces_in(self, file: Path) -> Iterator[Piece]:
         invalid: list[int] = []
         if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
-            yield from self._fields(read_rows(file, Layout(encoding=self.encoding)))
+            yield from self._fields(read_rows(file, self.layout))
             return
         text = chunks(file, self.encoding, invalid.append)
         if suffix(file) in JSON_LINES:
@@ -139,6 +144,8 @@ class Files(Source):
         """The settings, and each file's name, size and content, or time where it is large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
         settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
+        if self.layout != Layout(encoding=self.encoding):
+            settings += f" {self.layout}"
         return digest(f"{settings} {files}".encode())
 
 
@@ -161,6 +168,8 @@ class FilesDataModule(TextDataModule):
         split_seed: As for TextDataModule.
         encoding: As for Files.
         document_separator: As for Files.
+        delimiter: As for Files.
+        quoting: As for Files.
     """
 
     def __init__(
@@ -181,6 +190,8 @@ class FilesDataModule(TextDataModule):
         split_seed: int | None = None,
         encoding: str | None = None,
         document_separator: str | None = None,
+        delimiter: str | None = None,
+        quoting: bool = True,
     ) -> None:
         super().__init__(
             Files(
@@ -189,6 +200,8 @@ class FilesDataModule(TextDataModule):
                 suffixes,
                 encoding=encoding,
                 document_separator=document_separator,
+                delimiter=delimiter,
+                quoting=quoting,
             ),
             tokenizer,
             context_length,

@@ -179,6 +179,20 @@ def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
     output = capsys.readouterr().out
     assert "model.feed_forward.hidden_dim=" in output
     assert rows(output)[0][1:] == ["  0 %"] * 4 or "0 %" in output
+    assert "size.dim" not in output
+
+
+def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
+    """An untied head of 4,096 tokens is more than the feed-forward layers could give up."""
+    words = ["model=gpt,llama", "size=nano", "tokenizer=bpe", "match=parameters"]
+    points = check_points(loader, "train", words, multirun=True)
+    checking.show_matched(points, match([point.config for point in points], "parameters"))
+    output = capsys.readouterr().out
+    assert "  size.dim=40 (for 64)" in output
+    assert (
+        "· size.dim: the feed-forward layers alone would be less than 0.5 or more than 2 times"
+        in output
+    )
 
 
 def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from llm.apps.estimating import BOUND, MFU, Estimate, estimate
@@ -11,9 +12,9 @@ from llm.apps.training import adopted
 from llm.config.build import build, mistakes_at
 from llm.config.composition import Point
 from llm.config.errors import ConfigError
-from llm.config.words import differing
+from llm.config.words import differing, key_of
 from llm.hardware import Hardware
-from llm.planning.matching import Matched, unequal
+from llm.planning.matching import BOUNDS, Matched, unequal
 from llm.units import duration, flops, number, percent, size
 
 
@@ -56,10 +57,28 @@ def require_divisible(points: Sequence[Point]) -> None:
 def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
     """Print what was changed to make the points of a sweep equal, and what remains unequal."""
     rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
-    for label, point, left in zip(labels(points), matched, unequal(matched), strict=True):
-        name = "\n".join([label, *(f"  {word}" for word in point.overrides)])
+    lines = zip(labels(points), points, matched, unequal(matched), strict=True)
+    for label, point, made, left in lines:
+        name = "\n".join([label, *(f"  {change}" for change in changes(point, made))])
         rows.add_row(name, *(percent(each) for each in left.values()))
-    put(rows)
+    put(rows, *map(note, matching_notes(matched)))
+
+
+def changes(point: Point, made: Matched) -> Iterator[str]:
+    """What was changed of a point, and from what."""
+    for word in made.overrides:
+        own = OmegaConf.select(point.config, key_of(word))
+        yield word if own is None else f"{word} (for {own})"
+
+
+def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
+    """What a reader of the changes has to know."""
+    if any(key_of(word) == "size.dim" for made in matched for word in made.overrides):
+        low, high = BOUNDS
+        yield (
+            f"size.dim: the feed-forward layers alone would be less than {low:g} or more than {high:g} times as wide "
+            "as they are, so the whole model's width was changed, and FLOPs change with it"
+        )
 
 
 def labels(points: Sequence[Point]) -> list[str]:

@@ -11,10 +11,11 @@ from llm.config.words import key_of
 def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """Set the budgets to null that are not on the command line, if one of them is.
 
-    So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget.
+    So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget. A budget that the
+    command line sets to null takes the place of none.
     """
     given = {*map(key_of, overrides)}
-    if given.isdisjoint(BUDGET):
+    if all(OmegaConf.select(config, key) is None for key in given.intersection(BUDGET)):
         return
     for key in BUDGET:
         if key not in given and OmegaConf.select(config, key) is not None:

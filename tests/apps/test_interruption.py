@@ -2,7 +2,9 @@
 
 import signal
 
+import lightning as L
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 from llm import __main__ as command
 from llm import shell, signals
@@ -97,3 +99,21 @@ def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys,
     assert stopped.value.code == status
     said = f"stopped by {signal.Signals(number).name} before training; the run is as it was\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
+    composed, tmp_path, monkeypatch, capsys
+):
+    class ToAll(Callback):
+        def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+            if trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    original = training.make_callbacks
+    monkeypatch.setattr(training, "make_callbacks", lambda *given: [*original(*given), ToAll()])
+    with pytest.raises(SystemExit) as stopped:
+        training.train(composed(*SHORT), tmp_path / "run")
+    assert stopped.value.code == 143
+    assert Run(tmp_path / "run").status == "interrupted"
+    assert "by SIGTERM after step 3; step 2 is what is saved" in capsys.readouterr().err

@@ -495,13 +495,18 @@ class Progress:
     @property
     def saved_steps(self) -> int:
         """Those of them that the newest checkpoint knows of."""
-        callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
-        return max(
-            [
-                self.resumed,
-                *(each.saved_step for each in callbacks if isinstance(each, Checkpoints)),
-            ]
-        )
+        found = [each.saved_step for each in self._callbacks if isinstance(each, Checkpoints)]
+        return max([self.resumed, *found])
+
+    @property
+    def received(self) -> int:
+        """The signal that asked training to stop; 0 if there was none."""
+        found = [each.received or 0 for each in self._callbacks if isinstance(each, Interrupt)]
+        return max([0, *found])
+
+    @property
+    def _callbacks(self) -> list[L.Callback]:
+        return getattr(self.trainer, "callbacks", [])
 
     def end_loggers(self, exit_code: int) -> None:
         """End the run on W&B, if there is one, once: the next job of this process would land in it."""
@@ -526,8 +531,8 @@ def recorded(run: Run, resume: Resumption, command: str, rescue: str) -> Iterato
     try:
         yield progress
     except BaseException as error:
-        stop = interruption(error)
-        record_end(run, before, progress, error)
+        stop = interruption(error, progress)
+        record_end(run, before, progress, error, was_stopped=stop is not None)
         if stop is not None:
             status = signals.status_of(signals.number_of(stop))
             tell_interruption(stop, run, progress, command)
@@ -540,21 +545,31 @@ def recorded(run: Run, resume: Resumption, command: str, rescue: str) -> Iterato
 
 
 def record_end(
-    run: Run, before: Mapping[str, Any], progress: Progress, error: BaseException
+    run: Run,
+    before: Mapping[str, Any],
+    progress: Progress,
+    error: BaseException,
+    *,
+    was_stopped: bool,
 ) -> None:
     """Record that a run was interrupted or failed, unless it is done: by now, or since an earlier sitting."""
     if run.status == "done":
         run.update()  # in whatever line of the writing it was stopped
     elif before.get("status") == "done" and progress.steps == progress.resumed:
         run.put_back(before)
-    elif interruption(error) is not None:
+    elif was_stopped:
         run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
     else:
         run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
 
 
-def interruption(error: BaseException) -> BaseException | None:
-    """What stopped the run, if somebody did: between two steps, or at once, which Lightning makes an exit of."""
+def interruption(error: BaseException, progress: Progress) -> BaseException | None:
+    """What stopped the run, if somebody did: between two steps, or at once, which Lightning makes an exit of.
+
+    A signal to all processes of a job ends those that gather batches as well, before the step is finished.
+    """
+    if progress.received and "DataLoader worker" in str(error):
+        return signals.Stopped(progress.received)
     kinds = (InterruptedRunError, KeyboardInterrupt)
     return next((each for each in (error, error.__context__) if isinstance(each, kinds)), None)
 

@@ -1,5 +1,6 @@
 """Ctrl-C and whatever else asks a run to stop: finish the step, save, and stop."""
 
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Interrupt(Callback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._ballot = distributed.Ballot()
+        self._process = os.getpid()
         self._previous: Mapping[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -52,6 +54,10 @@ class Interrupt(Callback):
         self._previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:
+        if (
+            os.getpid() != self._process
+        ):  # one that gathers batches, which has inherited this handler
+            return
         if self.received is not None:
             raise signals.Stopped(number)
         self.received = signal.Signals(number)

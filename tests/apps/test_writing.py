@@ -7,9 +7,12 @@ import torch
 from hydra import compose, initialize_config_module
 
 from llm.apps import training, writing
+from llm.apps.writing import read_prompts
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.tokenizers.tokenizer import load as load_tokenizer
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,9 @@ def run(tmp_path_factory, module_text) -> Run:
         trained = training.train(compose("train", words), folder / "run")
     module_text.unlink()
     return trained
+
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,33 @@ def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
     assert len(texts) == 2
     assert "=== 2\nthe dog ran" in capsys.readouterr().out
     assert texts[0] == written("prompt='the cat'", *words)[0], "a row does not depend on the others"
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        (b"\xef\xbb\xbfone\r\ntwo", ["one", "two"]),
+        ("one\ftwo\u2028three\rfour\n".encode(), ["one\ftwo\u2028three\rfour"]),
+        ("é\n日本".encode("utf-16"), ["é", "日本"]),
+        ((CASES / "prompts_bom.txt").read_bytes(), ["one", "two"]),
+    ],
+    ids=["mark", "feeds", "utf-16", "case"],
+)
+def test_only_line_feeds_end_a_prompt(tmp_path, content, prompts):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert read_prompts("", str(tmp_path / "prompts.txt")) == prompts
+
+
+def test_a_prompts_file_that_is_not_text_is_one_line(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    for name, problem in [
+        ("latin.txt", "1 bytes are not UTF-8; save it as UTF-8, or with a byte-order mark"),
+        ("binary.txt", "holds NUL characters, .*; save it as UTF-8, or with a byte-order mark"),
+        ("", "is a folder; name a file with one prompt a line"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"prompts_file: .*{name}.* {problem}$"):
+            read_prompts("", str(tmp_path / name))
 
 
 def test_an_empty_prompt_begins_a_document(written, capsys):

@@ -165,3 +165,19 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
     (own / "model" / "mine.yaml").write_text("defaults: [gpt]\ndim: 8\n")
     loader = open_loader("llm.apps.train", str(tmp_path), str(own))
     assert compose(loader, "main", ["model=mine", "trust=[kit]"]).model.dim == 8
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        (
+            "data.path=b",
+            r"path belongs to data=instruction, labelled, preference, text: choose one",
+        ),
+        ("data.document_separator=x", "document_separator belongs to data=text: choose one"),
+    ],
+)
+def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str):
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    with pytest.raises(ConfigError, match=remedy):
+        check_points(loader, "train", [word], multirun=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.data import decoding
-from llm.data.decoding import chunks, decoded, lines, read_text, suffix
+from llm.data.decoding import chunks, lines, read_text, suffix
 from llm.data.errors import DataError
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -99,12 +99,6 @@ def test_an_encoding_that_cannot_be_the_files_is_one_line():
 def test_only_line_feeds_end_lines():
     text = ["one\ftwo\u2028th", "ree\n\nfo", "ur"]
     assert list(lines(text)) == ["one\ftwo\u2028three", "", "four"]
-
-
-def test_bytes_that_are_no_character_become_one_mark_each():
-    invalid: list[int] = []
-    assert decoded(b"\xef\xbb\xbfcaf\xe9 \xf0\x9f\r\nx", invalid.append) == "caf� ��\nx"
-    assert invalid == [3]
 
 
 def test_the_suffix_is_that_of_what_is_unpacked():

@@ -17,6 +17,8 @@ from llm.config.build import build, mistakes_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.console import printable
+from llm.data.decoding import chunks, lines
+from llm.data.errors import DataError
 from llm.generation.text import first_tokens, stream_tokens
 
 
@@ -72,12 +74,33 @@ def read_prompts(prompt: str, file: str | None) -> list[str]:
         return [prompt]
     if prompt:
         raise ConfigError("prompt and prompts_file are both given: leave one out")
-    if not Path(file).is_file():
+    place = Path(file).expanduser()
+    if place.is_dir():
+        raise ConfigError(f"prompts_file: {file} is a folder; name a file with one prompt a line")
+    if not place.exists():
         raise ConfigError(f"prompts_file: {file} does not exist")
-    lines = [line for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
-    if not lines:
+    prompts = [line.removesuffix("\r") for line in _lines(place) if line.strip()]
+    if not prompts:
         raise ConfigError(f"prompts_file: {file} holds no prompt: write one a line")
-    return lines
+    return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file, which only line feeds end: a form feed or U+2028 is part of a prompt.
+
+    Raises:
+        ConfigError: the file is not text in UTF-8, or behind a byte-order mark.
+    """
+    save_it = "save it as UTF-8, or with a byte-order mark"
+    invalid: list[int] = []
+    try:
+        text = chunks(file, count=invalid.append, way_out=save_it, translate=False)
+        found = list(lines(text))
+    except DataError as error:
+        raise ConfigError(f"prompts_file: {error}") from None
+    if sum(invalid):
+        raise ConfigError(f"prompts_file: {file}: {sum(invalid):,} bytes are not UTF-8; {save_it}")
+    return found
 
 
 def _print(text: str) -> None:

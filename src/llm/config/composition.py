@@ -228,7 +228,9 @@ def _wrong_keys(
         return
     for override in keys:
         if not (override.is_add() or override.is_force_add()):
-            yield from _wrong_key(config, override.key_or_group, groups)
+            for problem in _wrong_key(config, override.key_or_group, groups):
+                is_unknown = ": no such key;" in problem
+                yield problem + (_options_with(loader, override.key_or_group) if is_unknown else "")
 
 
 def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
@@ -258,6 +260,19 @@ def _remedy(
         return f"no such key here; did you mean {' or '.join(elsewhere)}?"
     names = {str(name) for name in config if name != "hydra"} | set(groups)
     return f"no such group or key; {suggestion(word, names)}"
+
+
+def _options_with(loader: ConfigLoader, key: str) -> str:
+    """Which options of a key's group have it, as the end of a line; those that need it to be set before others."""
+    section, _, word = key.rpartition(".")
+    group = section.replace(".", "/")
+    found: dict[str, bool] = {}
+    for option in loader.get_group_options(group, ObjectType.CONFIG) if group else ():
+        result = loader.repository.load_config(f"{group}/{option}")  # pyright: ignore[reportAttributeAccessIssue]
+        if result is not None and word in result.config.keys():  # noqa: SIM118  (`in` denies a `???`)
+            found[option] = OmegaConf.is_missing(result.config, word)
+    options = [option for option, is_open in found.items() if is_open] or list(found)
+    return f"; {word} belongs to {group}={', '.join(options)}: choose one" if options else ""
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:

@@ -61,7 +61,12 @@ def suffix(file: Path) -> str:
 
 
 def chunks(
-    file: Path, encoding: str | None = None, count: Count = lambda invalid: None
+    file: Path,
+    encoding: str | None = None,
+    count: Count = lambda invalid: None,
+    *,
+    way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
+    translate: bool = True,
 ) -> Iterator[str]:
     """Yield the text of a file, about a megabyte at a time.
 
@@ -72,6 +77,8 @@ def chunks(
         file: The file; gzipped if its name ends in `.gz`.
         encoding: The encoding of a file without a byte-order mark; None for UTF-8.
         count: Called with the number of bytes that were replaced.
+        way_out: What to do about a file with NUL characters.
+        translate: Whether each kind of line end becomes a newline.
 
     Raises:
         DataError: The file cannot be read, is damaged or is not text, or the encoding is unknown.
@@ -80,7 +87,7 @@ def chunks(
         content = stream.read(CHUNK)
         _require_text(file, content)
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
-        decode = _decoder(BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8")
+        decode = _decoder(BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate)
         while content:
             following = stream.read(CHUNK)
             text, invalid = replaced(decode(content, not following))
@@ -88,7 +95,7 @@ def chunks(
             if "\0" in text and not mark:
                 raise DataError(
                     f"{file}: holds NUL characters, as binary files do and UTF-16 text without a byte-order mark; "
-                    "name its encoding, as in data.encoding=utf-16-le, or leave the file out"
+                    f"{way_out}"
                 )
             yield text
             content = following
@@ -126,19 +133,12 @@ def warn_invalid(file: Path, invalid: int, encoding: str | None) -> None:
         )
 
 
-def decoded(content: bytes, count: Count = lambda invalid: None) -> str:
-    """Decode UTF-8, with U+FFFD for each byte that is not; line ends become newlines."""
-    text, invalid = replaced(_decoder("utf-8-sig")(content, True))
-    count(invalid)
-    return text
-
-
 def replaced(text: str) -> tuple[str, int]:
     """Return a text with U+FFFD for each byte that was not decoded, and their number."""
     return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
 
 
-def _decoder(encoding: str) -> Callable[[bytes, bool], str]:
+def _decoder(encoding: str, translate: bool) -> Callable[[bytes, bool], str]:
     try:
         found = codecs.lookup(encoding)
         if not found._is_text_encoding:  # pyright: ignore[reportAttributeAccessIssue]
@@ -149,7 +149,7 @@ def _decoder(encoding: str) -> Callable[[bytes, bool], str]:
             "cp1252, latin-1, shift_jis or gb18030"
         ) from None
     decoder = codecs.getincrementaldecoder(encoding)("llm.mark")
-    return IncrementalNewlineDecoder(decoder, translate=True).decode
+    return IncrementalNewlineDecoder(decoder, translate).decode
 
 
 def _require_text(file: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -75,6 +76,26 @@ def test_a_silent_server_times_out(stand_in):
         server.judge(timeout=0.1, retries=1).complete(HELLO)
     over.set()
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 400 No\r\n\r\n"])
+def test_a_server_that_sends_a_byte_now_and_then_times_out(head, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(head or b"HTTP/1.1 200 ")
+            while not over.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        judge = OpenAI("j", f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.5, retries=0)
+        with pytest.raises(NoAnswerError, match="timed out: no whole answer"):
+            judge.complete(HELLO)
+    over.set()
 
 
 def test_an_address_where_nobody_is(monkeypatch):

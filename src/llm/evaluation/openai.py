@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPMessage
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from llm.config.errors import UserError
+from llm.network import within
 
 LARGEST_REPLY = 2**20  # bytes
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
@@ -21,6 +23,20 @@ LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 
 class NoAnswerError(UserError):
     """The address does not answer, or not with a chat completion."""
+
+
+class RefusedError(Exception):
+    """A server answers with a status that is none of success.
+
+    Args:
+        problem: what it says.
+        code: the status.
+        wait: seconds after which it may be asked again, as it says; empty where it does not.
+    """
+
+    def __init__(self, problem: str, code: int, wait: str) -> None:
+        super().__init__(problem)
+        self.code, self.wait = code, wait
 
 
 class Reply(NamedTuple):
@@ -50,7 +66,7 @@ class OpenAI:
         temperature: 0 asks for the likeliest answer; None leaves it to the server.
         seed: sent along, for the servers that heed it; None leaves it out.
         max_tokens: longest answer; None leaves it to the server.
-        timeout: seconds that the server may be silent.
+        timeout: seconds that the server has for a whole answer.
         retries: further attempts after the first.
         backoff: seconds before the second attempt; each wait is twice the one before, or what the server
             asks for.
@@ -126,10 +142,10 @@ class OpenAI:
         payload, problem = self.payload(messages), ""
         for attempt in range(self.retries + 1):
             try:
-                return self._read(self._post(payload))
-            except HTTPError as error:
-                problem, asked = self._explain(error), error.headers.get("Retry-After", "")
-                if error.code not in (408, 429) and error.code < 500:
+                return self._read(within(self.timeout, partial(self._post, payload)))
+            except RefusedError as refused:
+                problem, asked = str(refused), refused.wait
+                if refused.code not in (408, 429) and refused.code < 500:
                     raise NoAnswerError(problem) from None
             except (OSError, HTTPException) as error:
                 problem, asked = f"{self.address} does not answer ({_one_line(error)})", ""
@@ -146,8 +162,12 @@ class OpenAI:
             data=json.dumps(payload).encode(),
             headers=self.headers(),
         )
-        with build_opener(_StayHere).open(request, timeout=self.timeout) as response:
-            return response.read(LARGEST_REPLY)
+        try:
+            with build_opener(_StayHere).open(request, timeout=self.timeout) as response:
+                return response.read(LARGEST_REPLY)
+        except HTTPError as error:
+            wait = error.headers.get("Retry-After", "")
+            raise RefusedError(self._explain(error), error.code, wait) from None
 
     def _read(self, body: bytes) -> Reply:
         """The answer in the body of a reply."""

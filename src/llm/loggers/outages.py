@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm import shell
+from llm.network import within
 from llm.runs import short
 
 Mode = Literal["online", "offline", "disabled"]
@@ -178,7 +179,7 @@ class SteadyRun:
 
 def _expect_answer(url: str) -> None:
     with suppress(urllib.error.HTTPError):  # an answer all the same
-        urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close()
+        within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
 
 
 def _forget_service() -> None:

@@ -168,3 +168,26 @@ def test_a_run_that_begins_from_itself_is_refused(run, refused):
     itself = {"_target_": "llm.weights.run.RunWeights", "path": str(run)}
     rewrite(run, adapter=LORA, weights=itself)
     assert "begins from itself" in refused(*words("generate", run))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("num_layers", 10**9, "num_layers=1000000000: must be at most 1,024"),
+        ("dim", 2**18, "GiB of this machine; choose a smaller size"),
+        ("feed_forward.hidden_dim", 10**18, "cannot be built (Storage size calculation overflowed"),
+    ],
+)
+def test_sizes_are_seen_before_anything_is_built(key, value, told, run, refused):
+    rewrite(run, **{f"{node}.{key}": value for node in ("model", "task.model")})
+    if key == "dim":
+        rewrite(run, **{f"{node}.position.dim": value for node in ("model", "task.model")})
+    assert told in refused(*words("generate", run))
+
+
+def test_sizes_of_a_published_model_are_seen_before_it_is_built(refused, tmp_path):
+    sizes = {"num_hidden_layers": 10**9, "hidden_size": 16, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "vocab_size": 257, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    told = refused("generate", "weights=llama", f"weights.path={tmp_path}")
+    assert "num_layers=1000000000: must be at most 1,024" in told

@@ -48,6 +48,7 @@ from llm.hardware import Hardware
 from llm.hardware import describe as describe_hardware
 from llm.loggers.csv import CSVLogger
 from llm.loggers.wandb import WandbLogger
+from llm.models.size import require_memory
 from llm.optim.muon import Muon
 from llm.runs import FollowedRun, Run, identity, short
 from llm.tasks.divergence import DivergedError
@@ -218,6 +219,8 @@ def make_task(
     L.seed_everything(config.seed, verbose=False)
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
+    if config.task.get("model") is not None:
+        require_memory(config.task.model)
     task: Task = build(config.task)
     adapter = build(config.adapter)
     with mistakes_at("adapter"):

@@ -303,6 +303,9 @@ def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:
         build(node, **extra)
     except ConfigError as error:
         return error.problems
+    except (RuntimeError, OverflowError) as error:  # of torch: no tensor can be as large as that
+        reason = str(error).splitlines()[0]
+        return (f"{node._get_full_key(None)}: cannot be built ({reason}); choose smaller sizes",)
     return ()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm.models.classifier import first_token
 from llm.models.output import Output
+from llm.models.size import require_sizes
 from llm.nn.activations import gelu
 from llm.nn.attention import Attention
 from llm.nn.block import Block
@@ -99,14 +100,8 @@ class BERT(nn.Module):
         tie_weights: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"vocab_size": vocab_size, "context_length": context_length, "dim": dim}
-        for name, value in {
-            **sizes,
-            "num_layers": num_layers,
-            "num_segments": num_segments,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        require_sizes(vocab_size=vocab_size, context_length=context_length, dim=dim)
+        require_sizes(num_layers=num_layers, num_segments=num_segments)
         if isinstance(position, ALiBi):
             raise ValueError(
                 "position: ALiBi lowers what lies before and knows of nothing behind; choose learned, "

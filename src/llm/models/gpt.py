@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.output import Output
+from llm.models.size import require_sizes
 from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.cache import Cache
@@ -58,10 +59,9 @@ class GPT(nn.Module):
         tie_weights: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"vocab_size": vocab_size, "context_length": context_length}
-        for name, value in {**sizes, "dim": dim, "num_layers": num_layers}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        require_sizes(
+            vocab_size=vocab_size, context_length=context_length, dim=dim, num_layers=num_layers
+        )
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.mask = mask

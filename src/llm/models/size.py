@@ -1,8 +1,23 @@
-"""How large a model is, apart from what it is made of."""
+"""How large a model is, apart from what it is made of; and whether this machine can hold it."""
 
 from dataclasses import dataclass
 
+import psutil
+import torch
+from omegaconf import DictConfig
+
+from llm.config.build import build
+from llm.config.errors import ConfigError
 from llm.nn.heads import group_size, head_width
+
+# Far above all that was ever trained; below them a model without memory of its own is built in seconds.
+LARGEST = {
+    "num_layers": 2**10,
+    "dim": 2**20,
+    "context_length": 2**30,
+    "vocab_size": 2**24,
+    "num_segments": 2**10,
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +42,38 @@ class Size:
     num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        require_sizes(num_layers=self.num_layers, context_length=self.context_length)
+        require_sizes(dim=max(self.dim, 1))
         head_width(self.dim, self.num_heads)
         if self.num_kv_heads is not None:
             group_size(self.num_heads, self.num_kv_heads)
+
+
+def require_sizes(**sizes: int) -> None:
+    """Let pass sizes that a model can have, before a part is made for each.
+
+    Raises:
+        ValueError: one is not positive, or beyond all reason.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}: must be at least 1")
+        if size > LARGEST[name]:
+            raise ValueError(f"{name}={size}: must be at most {LARGEST[name]:,}")
+
+
+def require_memory(model: DictConfig) -> None:
+    """Let pass the node of a model whose parameters fit into the memory of this machine, before it is built.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        outline = build(model)
+    parameters = {id(each): each for each in (*outline.parameters(), *outline.buffers())}.values()
+    needed, memory = sum(each.nbytes for each in parameters), psutil.virtual_memory().total
+    if needed > memory:
+        raise ConfigError(
+            f"model: its {sum(each.numel() for each in parameters):,} parameters take {needed / 2**30:,.0f} GiB, more "
+            f"than the {memory / 2**30:,.0f} GiB of this machine; choose a smaller size"
+        )

@@ -22,6 +22,7 @@ from llm.config.errors import ConfigError
 from llm.config.resolvers import refers
 from llm.config.whitelist import locate
 from llm.files import RESTORE, read_yaml
+from llm.models.size import require_memory
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
 from llm.weights.checkpoint import digest_of, stored_weights
@@ -121,6 +122,7 @@ class RunWeights(Weights):
         adapter = config.get("adapter")
         parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
         check(OmegaConf.create(parts))
+        require_memory(config.task.model)
         model = build(config.task.model)
         base = self.base_weights(config) if adapter is not None else None
         if adapter is not None:

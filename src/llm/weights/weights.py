@@ -7,6 +7,7 @@ from torch import nn
 
 from llm.config.build import build
 from llm.config.check import check
+from llm.models.size import require_memory
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.folder_settings import FolderSettings
 
@@ -86,6 +87,7 @@ class Weights(ABC):
         """
         config = self.config
         check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
+        require_memory(config.model)
         model = build(config.model)
         self.load(model)
         return model

@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from llm import __main__ as command_line
 from llm.config.build import build
 from llm.runs import Run
+from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
 from llm.weights.checkpoint import save_checkpoint
+from llm.weights.tokenizer_files import write_tokenizer
 
 # A model with this vocabulary writes little but what a terminal obeys.
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
@@ -188,6 +190,31 @@ def test_sizes_are_seen_before_anything_is_built(key, value, told, run, refused)
 def test_sizes_of_a_published_model_are_seen_before_it_is_built(refused, tmp_path):
     sizes = {"num_hidden_layers": 10**9, "hidden_size": 16, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "vocab_size": 257, "max_position_embeddings": 64}
+    write_tokenizer(ByteTokenizer(), tmp_path, 64)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
     told = refused("generate", "weights=llama", f"weights.path={tmp_path}")
     assert "num_layers=1000000000: must be at most 1,024" in told
+
+
+BROKEN = {
+    "empty": b"",
+    "truncated": b'{"kind": "byte", "sta',
+    "list": b"[1, 2]",
+    "other": b'{"a": "b"}',
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("place", ["config.yaml", "run.json", "tokenizer.json"])
+def test_a_broken_file_of_a_run_is_named_in_one_line(place, content, run, refused):
+    if (place, content) == ("run.json", BROKEN["other"]):
+        return  # a record with entries that nobody knows is one
+    (run / place).write_bytes(content)
+    assert place in refused(*words("generate", run))
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(run, refused):
+    (run / "tokenizer.json").unlink()
+    (run / "tokenizer.json").mkdir()
+    assert "tokenizer.json: cannot be read (Is a directory)" in refused(*words("generate", run))

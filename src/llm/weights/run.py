@@ -103,7 +103,8 @@ class RunWeights(Weights):
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
-        return load(self.run.tokenizer)
+        with mistakes_at("weights.path"):
+            return load(self.run.tokenizer)
 
     def model(self) -> nn.Module:
         """The whole model that the run trained, in evaluation mode on the CPU.
@@ -285,6 +286,11 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
         if isinstance(part, dict) and "trust" in part:
             part["trust"] = list(trust)
     assert isinstance(plain, dict)
+    for key in ("task", "model"):
+        if not (isinstance(plain.get(key), dict) and "_target_" in plain[key]):
+            raise ConfigError(
+                f"{file}: has no {key}, so it is not the configuration of a run; {RESTORE}"
+            )
     return OmegaConf.create({**plain, "trust": list(trust)})
 
 

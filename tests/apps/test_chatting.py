@@ -146,7 +146,7 @@ def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypat
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
     asked = []
 
-    def stream(model, tokenizer, starts, most, sampler, seed, stops, ends):
+    def stream(model, tokenizer, starts, most, sampler, seed, stops, ends, memory):
         asked.append((tokenizer.decode(starts[0]), {*ends} | tokenizer.end_tokens))
         yield 0, "yes"
 
@@ -164,8 +164,9 @@ def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypat
     assert ends >= {293, 294}
 
 
-def test_a_chat_template_that_cannot_be_read_is_a_line(tmp_path):
-    folder = make_folder(SHAPES["smollm2"]._replace(template="{% for %}"), tmp_path / "folder")
+@pytest.mark.parametrize("source", ["{% for %}", "{{ raise_exception('no') }}"])
+def test_a_chat_template_that_fails_is_a_line(source, tmp_path):
+    folder = make_folder(SHAPES["smollm2"]._replace(template=source), tmp_path / "folder")
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
     with pytest.raises(ConfigError, match=r"^template: the model's chat template fails: ") as error:

@@ -102,10 +102,9 @@ def test_a_template_without_end_is_ended(source, monkeypatch):
     endless = template("{% if messages[0].content == 'x' %}" + source + "{% endif %}fine")
     assert endless.render(ASKED) == "fine"
     monkeypatch.setattr(jinja_template, "SECONDS", 1.0)
-    with pytest.raises(ValueError, match="the model's chat template takes"):
-        endless.render([Message("user", "x")])
-    monkeypatch.undo()
-    assert endless.render(ASKED) == "fine"  # by another process
+    for _ in range(2):  # and is not asked again
+        with pytest.raises(ValueError, match="the model's chat template takes"):
+            endless.render([Message("user", "x")])
 
 
 def test_it_knows_nothing_of_this_process(monkeypatch):
@@ -128,8 +127,9 @@ def test_what_their_library_gives_to_templates_is_there():
 def test_a_template_in_a_configuration_is_read_before_it_is_used():
     node = {"_target_": "llm.data.jinja_template.JinjaTemplate", "source": ["{{ a", " }}"]}
     assert build(node).text == "{{ a }}"
-    with pytest.raises(ConfigError, match="chat template fails"):
-        build({**node, "source": ["{% if %}"]})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="chat template fails"):
+            build({**node, "source": ["{% if %}"]})
     with pytest.raises(ConfigError, match="more than a chat template has"):
         build({**node, "source": ["a" * 2**20]})
 

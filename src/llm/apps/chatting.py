@@ -36,8 +36,9 @@ def chat(config: DictConfig) -> None:
         conversation = Conversation(template, tokenizer, model.context_length, room)
     conversation.system = config.system
     # A model that begins another turn has ended its own.
-    ends = template.end_tokens(tokenizer)
-    stops = [*template.stops, *stop_strings(config)]
+    with mistakes_at("template"):
+        ends = template.end_tokens(tokenizer)
+        stops = [*template.stops, *stop_strings(config)]
     memory = Memory()
 
     def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:

@@ -21,7 +21,7 @@ from llm.data.template import ChatTemplate, Message, require_order, require_ques
 from llm.tokenizers.tokenizer import Tokenizer
 
 WORKER = Path(__file__).with_name("jinja_worker.py")
-SECONDS = 60.0  # for one text, on a busy machine too
+SECONDS = 30.0  # for one text, on a busy machine too
 BYTES = 2**26  # of an answer
 LONGEST = 2**18  # characters of a template; the longest that are published have 30 thousand
 PRIVATE_USE = range(0xE000, 0xF900)  # characters that no text has
@@ -38,6 +38,7 @@ class Renderer:
     def __init__(self, source: str) -> None:
         self.source = source
         self._process: subprocess.Popen[bytes] | None = None
+        self._failure: str | None = None  # of a template that is not asked again
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Return the text that the template makes of some values.
@@ -57,6 +58,8 @@ class Renderer:
         self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
+        if self._failure is not None:
+            raise ValueError(self._failure)
         if self._process is not None and self._process.poll() is None:
             return self._process
         # No environment but where modules are found: it may hold secrets. A session of its own, which the
@@ -71,7 +74,12 @@ class Renderer:
             env={**kept, "PYTHONIOENCODING": "utf-8"},
         )
         weakref.finalize(self, end, process)
-        self._ask(process, self.source)
+        try:
+            self._ask(process, self.source)
+        except ValueError as error:
+            end(process)
+            self._failure = str(error)
+            raise
         return process
 
     def _ask(self, process: "subprocess.Popen[bytes]", request: Any) -> str:
@@ -85,7 +93,8 @@ class Renderer:
                 return str(answer["text"])
         except (OSError, LookupError, TypeError, ValueError) as error:
             end(process)
-            raise ValueError(f"the model's chat template {error or 'fails'}") from None
+            self._failure = f"the model's chat template {error or 'fails'}"
+            raise ValueError(self._failure) from None
         words = " ".join(str(answer["error"]).split())[:300]
         shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
         raise ValueError(f"the model's chat template fails: {shown}")

@@ -19,7 +19,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY = 2**30  # bytes of addresses
-SECONDS = 30  # of the processor, for one text
+SECONDS = 10  # of the processor, for one text
 CHARACTERS = 2**20  # of a text, beyond four times what it is made of
 
 

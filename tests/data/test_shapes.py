@@ -215,6 +215,20 @@ def test_a_developer_is_the_system(prepared):
             {"messages": [{"role": "user", "content": "q", "weight": 0.5}]},
             "weight is 0.5, not 0 or 1",
         ),
+        ({"messages": [{"role": "user", "content": [1]}]}, "parts of type int"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "tool_calls": [1]},
+                ]
+            },
+            "the call of a tool cannot be the answer",
+        ),
+        (
+            {"instruction": "q", "response": "a"},
+            r"output is missing; .*data\.columns=\{output: …\}",
+        ),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history is not a list of pairs"),
         (
             {
@@ -229,6 +243,11 @@ def test_what_cannot_be_read_is_refused_in_one_line(prepared, row, problem):
     with pytest.raises(ConfigError, match=problem) as error:
         prepared("instruct", [row] * 40)
     assert len(error.value.problems) == 1
+
+
+def test_a_mapping_names_each_field_once(prepared):
+    with pytest.raises(ConfigError, match=r"columns: two of q, q are the same"):
+        prepared("instruct", [{"q": "a"}], "data.columns={instruction: q, output: q}")
 
 
 def test_fields_are_named_by_a_mapping(prepared):

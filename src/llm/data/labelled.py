@@ -179,7 +179,8 @@ class LabelledDataModule(ExamplesDataModule):
                 there = ", ".join(row.values) or "none"
                 raise ValueError(
                     f"nothing under {name!r} (data.{parameter}); there are {there}: data.text and data.label name "
-                    f"two of them{', data.delimiter what separates columns' * (len(row.values) == 1)}"
+                    "two of them, 'data.columns=[…]' the columns of a CSV file without a header"
+                    f"{', data.delimiter what separates columns' * (len(row.values) == 1)}"
                 )
         text, label = row.values[self.text], name_of(row.values[self.label])
         if not isinstance(text, str) or not text.strip():

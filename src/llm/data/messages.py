@@ -70,13 +70,21 @@ def content_of(item: Mapping[str, Any], may_be_blank: bool = False) -> str:
     _, key = _keys(item)
     parts = item.get(key)
     if isinstance(parts, list):
-        kinds = {str(p.get("type", "text")) if isinstance(p, dict) else "text" for p in parts}
-        if kinds - {"text"}:
-            raise ValueError(
-                f"{key} has parts of type {', '.join(sorted(kinds - {'text'}))}, not text alone"
-            )
-        item = {key: "".join(p if isinstance(p, str) else text_of(p, "text") for p in parts)}
+        item = {key: "".join(_text_of_part(part, key) for part in parts)}
+    elif parts is None and item.get("tool_calls") and not may_be_blank:
+        raise ValueError(
+            "tool_calls is not text, so the call of a tool cannot be the answer to learn"
+        )
     return optional_text_of(item, key) if may_be_blank else text_of(item, key)
+
+
+def _text_of_part(part: Any, key: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind != "text":
+        raise ValueError(f"{key} has parts of type {kind}, not text alone")
+    return text_of(part, "text")
 
 
 def is_transcript(text: str) -> bool:
@@ -157,7 +165,10 @@ def text_of(values: Mapping[str, Any], key: str) -> str:
         ValueError: there is none, or it is blank.
     """
     if key not in values:
-        raise ValueError(f"{key} is missing; there is {', '.join(map(str, values)) or 'nothing'}")
+        there = ", ".join(map(str, values)) or "nothing"
+        raise ValueError(
+            f"{key} is missing; there is {there}: 'data.columns={{{key}: …}}' names another field"
+        )
     text = values[key]
     if not isinstance(text, str):
         raise ValueError(f"{key} is {type(text).__name__}, not text")

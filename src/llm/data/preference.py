@@ -233,14 +233,18 @@ def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     """A response: text, a message, or the messages or the transcript of a whole conversation.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or does not end with the assistant.
     """
     found = values.get(key)
     if isinstance(found, dict):
-        return messages_of([found])
-    if isinstance(found, list) or (isinstance(found, str) and is_transcript(found)):
-        return messages_of(found)
-    return [Message("assistant", text_of(values, key))]
+        messages = messages_of([found])
+    elif isinstance(found, list) or (isinstance(found, str) and is_transcript(found)):
+        messages = messages_of(found)
+    else:
+        return [Message("assistant", text_of(values, key))]
+    if not messages or messages[-1].role != "assistant":
+        raise ValueError(f"{key} does not end with a message of the assistant's")
+    return messages
 
 
 Parts = tuple[list[Message], list[Message], list[Message]]
@@ -253,8 +257,7 @@ def divided(chosen: list[Message], rejected: list[Message]) -> Parts:
         ValueError: they differ in more than the last answer.
     """
     prompt = chosen[:-1]
-    answers = (chosen[-1], rejected[-1])
-    if rejected[:-1] != prompt or any(answer.role != "assistant" for answer in answers):
+    if rejected[:-1] != prompt:
         raise ValueError("chosen and rejected differ in more than the last answer")
     return prompt, chosen[-1:], rejected[-1:]
 

@@ -41,7 +41,7 @@ class Layout:
         quoting: Whether quotes in CSV and TSV enclose a field; otherwise they are part of the text.
 
     Raises:
-        ValueError: The delimiter is not one character.
+        ValueError: The delimiter is not one character, or two of our names have one of theirs.
     """
 
     columns: Columns = None
@@ -50,6 +50,11 @@ class Layout:
     quoting: bool = True
 
     def __post_init__(self) -> None:
+        theirs = [*self.columns.values()] if isinstance(self.columns, Mapping) else []
+        if len(set(theirs)) < len(theirs):
+            raise ValueError(
+                f"columns: two of {', '.join(theirs)} are the same; map each field once"
+            )
         if self.delimiter is not None:
             object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
             if len(self.delimiter) != 1 or self.delimiter in '"\n\r':

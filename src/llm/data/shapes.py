@@ -75,10 +75,11 @@ def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
         values: the row.
         needed: our names of the fields, in the order in which theirs are proposed.
     """
-    theirs = list(map(str, values))
-    names = theirs if len(theirs) >= len(needed) else ["…"] * len(needed)
-    mapping = ", ".join(f"{ours}: {name}" for ours, name in zip(needed, names, strict=False))
+    missing = [name for name in needed if name not in values]
+    theirs = [str(name) for name in values if name not in needed]
+    names = theirs if len(theirs) >= len(missing) else ["…"] * len(missing)
+    mapping = ", ".join(f"{ours}: {name}" for ours, name in zip(missing, names, strict=False))
     return ValueError(
-        f"{needed[0]} is missing; there is {', '.join(theirs) or 'nothing'}: 'data.columns={{{mapping}}}' would "
-        "name the fields"
+        f"{missing[0]} is missing; there is {', '.join(map(str, values)) or 'nothing'}: "
+        f"'data.columns={{{mapping}}}' would name the fields"
     )

@@ -19,12 +19,21 @@ PATHS = {
 # What is said to a model or looked for in its answers: never several values.
 SAID = {"prompt", "stop", "system", "text", "reward.text", "reward.pattern"}
 NAMES = {
-    *("name", "data.text", "data.label", "data.text_field", "data.delimiter", "judge.model"),
+    *(
+        "name",
+        "data.text",
+        "data.label",
+        "data.text_field",
+        "data.delimiter",
+        "rows.text",
+        "rows.delimiter",
+        "judge.model",
+    ),
     *("judge.address", "data.document_separator", "logger.wandb.project", "logger.wandb.group"),
 }
 TEXTS = PATHS | SAID | NAMES
 # Texts in which a backslash with n or t is a line feed or a tab.
-ESCAPED = {"stop", "data.delimiter", "data.document_separator"}
+ESCAPED = {"stop", "data.delimiter", "rows.delimiter", "data.document_separator"}
 # Keys that take a list of texts as well, in brackets.
 LISTS = {"prompt", "stop", "data.path", "data.validation_path", "data.test_path"}
 # Keys that cannot be null: the word is a text in them.

@@ -311,6 +311,7 @@ def let_hydra_launch(
     # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     loader.own |= {*own}
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches shows by what it does
     Hydra("llm", loader).multirun(config_name, job, [*overrides, *own, "hydra.mode=MULTIRUN"])
 
 

@@ -99,6 +99,12 @@ def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
     assert len(texts) == 2
     assert "=== 2\nthe dog ran" in capsys.readouterr().out
     assert texts[0] == written("prompt='the cat'", *words)[0], "a row does not depend on the others"
+    assert texts == written("prompt=['the cat','the dog ran']", *words), "nor on where it stands"
+
+
+def test_a_list_of_no_prompts_is_refused(written):
+    with pytest.raises(ConfigError, match=r"^prompt: \[\] is a list of no prompts"):
+        written("prompt=[]")
 
 
 @pytest.mark.parametrize(

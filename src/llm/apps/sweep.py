@@ -84,8 +84,7 @@ def launch(
         from llm.apps.checking import require_divisible  # which imports torch
 
         require_divisible(points)
-    logging.getLogger("hydra").setLevel(logging.WARNING)  # what it launches we tell ourselves
-    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # and what fails, in the table
+    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # what fails is in the table
     sweep = Sweep(folder(words, points))
     aside = sweep.begin(
         command=shell.line("llm", verb, *options, "-m", *words),

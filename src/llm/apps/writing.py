@@ -1,6 +1,7 @@
 """How prompts are continued on a terminal."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -25,7 +26,7 @@ from llm.generation.text import first_tokens, stream_tokens
 def write(config: DictConfig) -> list[str]:
     """Continue what a composed configuration of `llm generate` asks for, and print it as it is written.
 
-    One prompt streams; several, from a file, are continued as one batch and printed one by one.
+    One prompt streams; several, from a list or a file, are continued as one batch and printed one by one.
 
     Returns:
         The continuations, without their prompts.
@@ -64,14 +65,16 @@ def write(config: DictConfig) -> list[str]:
     return texts
 
 
-def read_prompts(prompt: str, file: str | None) -> list[str]:
-    """The prompt, or those of a file, one a line; blank lines are passed over.
+def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
+    """The prompt, several of a list, or those of a file, one a line; blank lines are passed over.
 
     Raises:
-        ConfigError: both are given, or the file is missing or holds none.
+        ConfigError: both are given, or the list is empty, or the file is missing or holds none.
     """
+    if file is None and not isinstance(prompt, str) and not prompt:
+        raise ConfigError("prompt: [] is a list of no prompts; leave it out to begin a document")
     if file is None:
-        return [prompt]
+        return [prompt] if isinstance(prompt, str) else list(prompt)
     if prompt:
         raise ConfigError("prompt and prompts_file are both given: leave one out")
     place = Path(file).expanduser()

@@ -159,6 +159,22 @@ def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
     assert "point" in out
 
 
+def test_a_group_that_is_set_to_null_is_one_line(llm):
+    status, out, err = llm("generate", "+judge=null", "weights.path=x")
+    assert (status, out) == (2, "")
+    assert err == "judge=null: is not an option; choose one of none, openai\n"
+
+
+@pytest.mark.parametrize("content", [b"\xd3\xff\x00 not text", b"model: [", b"\x00\x01"])
+def test_a_config_that_is_no_text_is_one_line_with_its_name(llm, tmp_path, content):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "broken.yaml").write_bytes(content)
+    status, out, err = llm("train", "--config-dir", str(tmp_path), "model=broken")
+    assert (status, out) == (2, "")
+    assert "broken.yaml" in err
+    assert err.count("\n") == 1
+
+
 def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = llm("train", "+model.n_layers=3", "seed=x")

@@ -5,6 +5,7 @@ So when it refuses, the overrides are looked at one by one against the groups an
 """
 
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ from llm.config.resolvers import settle
 from llm.config.whitelist import locate
 from llm.config.words import differing
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+# ValueError is what Hydra raises of a group that is set to null, and of a file that is not UTF-8.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
 
 
@@ -206,7 +208,10 @@ def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator())
     for option in chosen if isinstance(chosen, list) else [chosen]:
-        if isinstance(option, str | int | float) and str(option) not in options:
+        if option is None:
+            there = "choose one of" if options else "it has no options; leave it out"
+            yield f"{group}=null: is not an option; {there} {', '.join(options)}".rstrip()
+        elif isinstance(option, str | int | float) and str(option) not in options:
             guess = nearest(str(option), options)
             there = f"(there are {', '.join(options)})"
             hint = f"did you mean {guess}? {there}" if guess else there.strip("()")
@@ -310,6 +315,10 @@ def _groups(loader: ConfigLoader, parent: str) -> list[str]:
 
 def _told_by_hydra(error: Exception) -> str:
     """Hydra's message in one line, without its advice."""
+    if isinstance(error, UnicodeDecodeError):
+        frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
+        files = [str(each["full_path"]) for each in frames if "full_path" in each]
+        return f"{(files or ['a configuration file'])[-1]}: is not UTF-8 text ({error.reason}); write it in UTF-8"
     told = f"{error}\n{error.__cause__ or ''}".splitlines()
     kept = [line.strip() for line in told if not ADVICE.match(line)]
     return "; ".join(dict.fromkeys(line for line in kept if not line.startswith("provider=")))

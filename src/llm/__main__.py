@@ -162,14 +162,16 @@ def usage() -> str:
 
 def run(name: str, words: Sequence[str]) -> None:
     """Compose and check what is asked for, all of it, and only then start it."""
+    from llm.apps.explaining import explained
     from llm.config.errors import UserError
 
     try:
-        if words[:1] == ["--job"]:
-            sys.argv = ["llm", *words]
-            start(name, read_job(words[1:]))
-        else:
-            run_composed(name, words)
+        with explained():
+            if words[:1] == ["--job"]:
+                sys.argv = ["llm", *words]
+                start(name, read_job(words[1:]))
+            else:
+                run_composed(name, words)
     except UserError as error:
         fail(str(error), error.status)
 

@@ -202,6 +202,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a full disk does not name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

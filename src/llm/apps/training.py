@@ -6,7 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import nn
 
 from llm import distributed, shell, signals
 from llm.apps.advising import few_steps
+from llm.apps.explaining import explained
 from llm.apps.refusing import (
     require_even_shares,
     require_more,
@@ -140,7 +141,7 @@ def train(
         )
         command = shell.line(shell.program(), *again, modules=config.trust)
         rescue = shell.line(shell.program(), *_rescue(again, run), modules=config.trust)
-        with recorded(run, resume, command, rescue) as progress:
+        with recorded(run, resume, command, rescue) as progress, explained():
             run.start(
                 name=run.path.name,
                 fingerprint=meaning,
@@ -535,7 +536,8 @@ def recorded(run: Run, resume: Resumption, command: str, rescue: str) -> Iterato
         yield progress
     except BaseException as error:
         stop = interruption(error, progress)
-        record_end(run, before, progress, error, was_stopped=stop is not None)
+        with suppress(OSError):  # on a full disk it stays at what was written last
+            record_end(run, before, progress, error, was_stopped=stop is not None)
         if stop is not None:
             status = signals.status_of(signals.number_of(stop))
             tell_interruption(stop, run, progress, command)

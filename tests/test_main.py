@@ -114,6 +114,17 @@ def test_looking_at_a_configuration_does_not_import_torch(words):
     assert imported(words, names=HYDRA_ONLY) == []
 
 
+def test_a_misspelt_path_is_told_before_torch_is_imported(llm, tmp_path):
+    (tmp_path / "notes").mkdir()
+    words = ["train", "data=text", f"data.path={tmp_path / 'notse'}"]
+    assert imported(words, names=["torch", "lightning"]) == []
+    status, _, err = llm(*words)
+    assert status == 2
+    assert err.strip().endswith(
+        f"no such file, folder or pattern: correct data.path; did you mean {tmp_path / 'notes'}?"
+    )
+
+
 def test_completion_does_not_import_torch(monkeypatch):
     monkeypatch.setenv("COMP_LINE", "llm train model=")
     assert imported(["-sc", "query=bash"], names=HYDRA_ONLY) == []

@@ -252,7 +252,8 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
 
     verb, config_name = VERBS[name], args.config_name or name
     is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
-    points = check_points(loader, config_name, args.overrides, is_sweep)
+    first = require_data if name == "train" else lambda config: None
+    points = check_points(loader, config_name, args.overrides, is_sweep, first=first)
     asks = points and (points[0].config.get("check") or points[0].config.get("match"))
     flags = options(args)
     if not (is_sweep or (verb.is_heavy and asks)):
@@ -276,6 +277,18 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
     sys.exit(
         sweep.launch(name, args.overrides, points, flags, functools.partial(launch, sweep.job))
     )
+
+
+def require_data(config: Any) -> None:
+    """Refuse paths of data that lead nowhere before anything heavy is imported; `check=true` needs no data.
+
+    Raises:
+        ConfigError: there is no such file, folder or pattern.
+    """
+    from llm.data.paths import require_paths
+
+    if not config.get("check"):
+        require_paths(config.get("data") or {})
 
 
 def start(name: str, point: "Point") -> None:

@@ -278,3 +278,21 @@ def test_columns_of_text_are_read_as_delimiter_and_quoting_say(tmp_path):
     with pytest.raises(DataError, match=r"data\.quoting=false"):
         list(Files(path).documents())
     assert files.fingerprint() != Files(path).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "data.path: is empty; give a file, a folder or a pattern"),
+        ([], "data.path: names no file; give a file, a folder or a pattern"),
+        (
+            "notse",
+            r"notse: no such file, folder or pattern: correct data.path; did you mean notes\?",
+        ),
+    ],
+)
+def test_a_path_that_names_nothing_is_refused(notes: Path, monkeypatch, path, message: str):
+    """An empty one would read the whole current folder."""
+    monkeypatch.chdir(notes.parent)
+    with pytest.raises(DataError, match=message):
+        documents(path)

@@ -6,7 +6,7 @@ So when it refuses, the overrides are looked at one by one against the groups an
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -53,9 +53,21 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
 
 
 def check_points(
-    loader: ConfigLoader, name: str, overrides: Sequence[str], multirun: bool
+    loader: ConfigLoader,
+    name: str,
+    overrides: Sequence[str],
+    multirun: bool,
+    *,
+    first: Callable[[DictConfig], None] = lambda config: None,
 ) -> list[Point]:
     """Compose and check what is going to run, every point of it before the first one starts.
+
+    Args:
+        loader: Finds configs.
+        name: The config to compose.
+        overrides: The words of the command line.
+        multirun: Whether they may name several points.
+        first: Checks what can be told before the parts of a point are imported, which takes seconds.
 
     Returns:
         What each job is; none where the sweeper chooses them as it goes.
@@ -72,7 +84,7 @@ def check_points(
     composed = []
     for label, job in zip(labels, jobs, strict=True):
         try:
-            composed.append(point(loader, name, job))
+            composed.append(point(loader, name, job, first=first))
         except ConfigError as error:
             for problem in error.problems:
                 found.setdefault(problem, []).append(label)
@@ -85,7 +97,13 @@ def check_points(
     return composed
 
 
-def point(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Point:
+def point(
+    loader: ConfigLoader,
+    name: str,
+    overrides: Sequence[str],
+    *,
+    first: Callable[[DictConfig], None] = lambda config: None,
+) -> Point:
     """Compose and check one job.
 
     Raises:
@@ -93,6 +111,7 @@ def point(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Point:
     """
     config = compose(loader, name, overrides)
     give_one_budget(config, overrides)
+    first(config)
     check(config)
     return _point(overrides, config)
 

@@ -2,12 +2,15 @@
 
 import glob
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from llm.data.errors import DataError
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk of `datasets` writes
+KEYS = ("path", "validation_path", "test_path")  # of data, which name files
 MOST_NAMED = 6  # kinds of files in a warning
 
 
@@ -27,17 +30,57 @@ def expand(
     Raises:
         DataError: A path leads nowhere, or to a folder without such files.
     """
+    require_paths({"path": [str(path) for path in paths]})
     for path in (Path(path).expanduser() for path in paths):
         if path.is_file():
             yield path
         elif path.is_dir():
             yield from _in_folder(path, tuple(each.lower() for each in suffixes), warn)
         else:
-            found = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns
-            files = [file for file in found if file.is_file()]
+            files = [file for file in _matching(path) if file.is_file()]
             if not files:
                 raise DataError(f"{path}: no such file, folder or pattern: correct data.path")
             yield from files
+
+
+def require_paths(data: Mapping[str, Any]) -> None:
+    """Refuse paths of data that lead nowhere. Nothing heavy is imported for it.
+
+    Args:
+        data: The section of a configuration.
+
+    Raises:
+        DataError: A path is empty, or there is no such file, folder or pattern.
+    """
+    for key in KEYS:
+        value = data.get(key)
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, Sequence):
+            continue  # none, or something to download
+        if not given:
+            raise DataError(f"data.{key}: names no file; give a file, a folder or a pattern")
+        for path in map(str, given):
+            if not path.strip():
+                raise DataError(f"data.{key}: is empty; give a file, a folder or a pattern")
+            place = Path(path).expanduser()
+            if not place.exists() and not _matching(place):
+                raise DataError(
+                    f"{path}: no such file, folder or pattern: correct data.{key}{_nearest(place)}"
+                )
+
+
+def _matching(pattern: Path) -> list[Path]:
+    return sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - absolute patterns
+
+
+def _nearest(place: Path) -> str:
+    """The file or folder whose name is most like a misspelt one, as the end of a line."""
+    try:
+        names = [each.name for each in place.parent.iterdir()]
+    except OSError:
+        return ""
+    near = get_close_matches(place.name, names, n=1)
+    return f"; did you mean {place.with_name(near[0])}?" if near else ""
 
 
 def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], None]) -> list[Path]:

@@ -106,6 +106,7 @@ def test_finetuning_leads_from_command_to_command(folder, shared_data, monkeypat
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     rows = ["review,stars", *(f"film number {n},{n % 3}" for n in range(60))]
     (folder / "reviews.csv").write_text("\n".join(rows))
+    (folder / "messages.csv").write_text("day,body\n1,You have won a prize\n")
     question = '{"instruction": "Say yes.", "output": "Yes."}\n'
     (folder / "questions.jsonl").write_text(question * 60)
     text = ["data=text", "data.path=book.txt", "tokenizer=byte", "size.context_length=640", *SMALL]

@@ -96,6 +96,9 @@ FILES = {
     "data/outside.yaml": "defaults: [../../secret]",
     "data/lookups.yaml": "a: ${oc.env:HOME}\nb: ${oc.select:x,${oc.env:HOME}}\nc: [\"${oc.decode:'x'}\"]\n"
     "o: oc\nd: '${${.o}.env:HOME}'\n",
+    "data/bomb.yaml": "a0: &a0 [x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)),
+    "data/ring.yaml": "a: &a [*a]\n",
     "data/option.yaml": "defaults: ['optional x: ${oc.env:HOME}']\n",
 }
 

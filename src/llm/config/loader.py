@@ -5,16 +5,20 @@ section that Hydra itself obeys are judged here, before anybody acts on them; th
 the check.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
@@ -30,6 +34,7 @@ from llm.config.words import key_of
 
 CONF = "pkg://llm.conf"
 FOLDER = "command-line"  # Hydra's name for who adds --config-dir
+MOST_VALUES = 100_000  # of one file
 PARTS = ("group", "value", "path", "package")  # of an entry of a defaults list
 
 
@@ -136,6 +141,9 @@ class JudgedRepository(ConfigRepository):
         """
         if ".." in PurePosixPath(config_path).parts:
             raise ConfigError(f"{config_path}: leads out of the folder of configs; name it inside")
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is not None and source.scheme() == "file":
+            _require_few_values(Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml")
         found = super().load_config(config_path)
         if found is None or found.provider not in (FOLDER, "main"):
             return found
@@ -151,6 +159,29 @@ class JudgedRepository(ConfigRepository):
         if lines:
             raise ConfigError(*lines)
         return found
+
+
+def _require_few_values(file: Path) -> None:
+    """Refuse a file that aliases unfold to more than memory holds.
+
+    Raises:
+        ConfigError: they do.
+    """
+    with file.open("rb") as opened, suppress(yaml.YAMLError):  # which is told when it is read
+        if _values(yaml.compose(opened, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+            raise ConfigError(
+                f"{file}: its YAML aliases unfold to more than {MOST_VALUES:,} values; write them out"
+            )
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many values a YAML node has with its aliases written out; infinitely many inside of itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        content = node.value if isinstance(node, yaml.CollectionNode) else ()
+        pairs = content if isinstance(node, yaml.SequenceNode) else (value for _, value in content)
+        known[id(node)] = 1 + sum(_values(child, known) for child in pairs)
+    return known[id(node)]
 
 
 def _options(choices: dict[str, Any]) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 import llm.__main__ as command
 from llm.apps import sweep
 from llm.comparison.table import Table
-from llm.config.composition import open_loader, point
+from llm.config.composition import point
 from llm.config.fingerprint import fingerprint
+from llm.config.loader import open_loader
 from llm.runs import Run
 from llm.sweeps import Sweep
 from llm.weights.run import read_config
@@ -373,7 +374,6 @@ import sys
 import llm.__main__ as command
 from llm.apps import sweep
 from llm.comparison.table import Table
-from llm.config.composition import open_loader, point
 sweep.sys = type("sys", (), {{"executable": {str(job)!r}}})
 sys.argv = ["llm", "train", "-m", "seed=1,2"]
 command.main()

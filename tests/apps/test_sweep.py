@@ -247,9 +247,9 @@ def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched
     status, _, err = llm("train", "-m", "name=mine", "seed=1,2", "optimizer.lr=0.02")
     assert (status, calls) == (2, [])
     assert err.splitlines()[:2] == [
-        "outputs/pretraining/mine,seed=1 was trained under another configuration; choose another name=, "
-        "begin with its weights with weights=run weights.path=outputs/pretraining/mine,seed=1 name=NEW, or replace it "
-        "with rerun=true",
+        "outputs/pretraining/mine,seed=1 was trained under another configuration; go on from its last checkpoint "
+        "with resume=allow_changes, choose another name=, begin with its weights with weights=run "
+        "weights.path=outputs/pretraining/mine,seed=1 name=NEW, or replace it with rerun=true",
         "optimizer.lr: 0.01 → 0.02",
     ]
     assert (only_sweep(tmp_path).path / "sweep.json").read_text() == before

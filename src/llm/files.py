@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,6 +181,27 @@ def read_yaml(path: Path) -> DictConfig:
     if not isinstance(found, DictConfig) or not found:
         raise FileError(f"{path}: holds no YAML mapping; {RESTORE}")
     return found
+
+
+def stored_archive(path: Path) -> Path:
+    """The path of an archive that torch may open: what it holds takes no more room in memory than in the file.
+
+    torch writes its archives uncompressed. A compressed one of a megabyte could unfold to a thousand.
+
+    Raises:
+        FileError: it is compressed.
+    """
+    if not zipfile.is_zipfile(path):
+        return path  # which torch says itself
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise FileError(f"{path}: is damaged ({error}); {RESTORE}") from None
+    is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not is_stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise FileError(f"{path}: is compressed, as torch writes none; put the file itself there")
+    return path
 
 
 # Writing

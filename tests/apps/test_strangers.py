@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from omegaconf import OmegaConf
 
 from llm import __main__ as command_line
 from llm.config.build import build
+from llm.files import FileError
 from llm.runs import Run
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
-from llm.weights.checkpoint import save_checkpoint
+from llm.weights.checkpoint import load_checkpoint, save_checkpoint
+from llm.weights.digests import sha256_of
 from llm.weights.tokenizer_files import write_tokenizer
 
 # A model with this vocabulary writes little but what a terminal obeys.
@@ -218,3 +221,18 @@ def test_a_folder_in_the_place_of_a_file_is_named(run, refused):
     (run / "tokenizer.json").unlink()
     (run / "tokenizer.json").mkdir()
     assert "tokenizer.json: cannot be read (Is a directory)" in refused(*words("generate", run))
+
+
+def test_a_compressed_checkpoint_is_not_unfolded(run, refused):
+    """Its pickle alone could be a thousand times as large as the file."""
+    path = run / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content + bytes(2**20) * name.endswith("data.pkl"))
+    record = path.with_name("sha256.json")
+    record.write_text(json.dumps({"best.ckpt": [sha256_of(path)]}))
+    assert "best.ckpt: is compressed" in refused(*words("generate", run))
+    with pytest.raises(FileError, match="is compressed"):
+        load_checkpoint(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from llm.files import stored_archive
 from llm.runs import previous_of
 from llm.weights import digests, sharded
 from llm.weights.digests import DamagedCheckpointError, sha256_of, verified
@@ -70,7 +71,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     if path.is_dir():
         return sharded.consolidated(sharded.read(path), map_location)
-    return torch.load(verified(path), map_location=map_location, weights_only=True)
+    return torch.load(stored_archive(verified(path)), map_location=map_location, weights_only=True)
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
@@ -82,7 +83,9 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         return sharded.read(path)
-    return torch.load(verified(path), map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(
+        stored_archive(verified(path)), map_location="cpu", weights_only=True, mmap=True
+    )
 
 
 def open_whole(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm import distributed
+from llm.files import stored_archive
 from llm.parts import is_divided, own, place
 from llm.runs import parts_of, previous_of
 from llm.weights.digests import (
@@ -179,7 +180,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     index = read_index(path)
     rest = Files(path, index.files).path(index.rest)
-    checkpoint = torch.load(rest, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(stored_archive(rest), map_location="cpu", weights_only=True)
     with _damaged(path / INDEX):
         for tensor, keys in index.tensors:
             for key in keys:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm.config.errors import ConfigError
+from llm.files import stored_archive
 
 Shape = tuple[int, ...]
 
@@ -74,7 +75,7 @@ def in_torch_file(path: Path, *keys: str) -> dict[str, Stored]:
     """
     try:
         # On the device `meta` torch builds every tensor but reads none, and notes where its bytes begin.
-        found = torch.load(path, map_location="meta", weights_only=True)
+        found = torch.load(stored_archive(path), map_location="meta", weights_only=True)
         for key in keys:
             found = found[key]
         return {name: _in_record(path, name, found[name]) for name in found}

@@ -239,9 +239,13 @@ def share_of_cores() -> int | None:
     ranks = distributed.world().local_size
     if ranks == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
-    has_affinity = hasattr(os, "sched_getaffinity")  # the cores of a job, which may be fewer
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // ranks)
+    return max(1, cores() // ranks)
+
+
+def cores() -> int:
+    """The cores that this process may use, which may be fewer than the machine has."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _available(accelerator: str) -> str:

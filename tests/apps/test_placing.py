@@ -157,3 +157,18 @@ def test_who_needs_no_place_gets_none():
     for launcher in ("BasicLauncher", "SlurmLauncher"):
         with placing.placed(hardware, {"_target_": f"x.{launcher}"}, never) as environment:
             assert environment == {}
+
+
+def test_jobs_that_share_a_cpu_wait_passively(monkeypatch):
+    monkeypatch.delenv(placing.WAITING, raising=False)
+    for threads, told in (("4", {"OMP_WAIT_POLICY": "passive"}), ("1", {})):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)  # as joblib divides the cores
+        with place(accelerator="cpu") as environment:
+            assert environment == told
+    hardware = OmegaConf.create({"devices": 1, "accelerator": "cpu"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with placing.placed(hardware, {"_target_": "x.BasicLauncher"}, never) as environment:
+        assert environment == {}, "one job at a time has the cores to itself"
+    monkeypatch.setenv(placing.WAITING, "active")
+    with place(accelerator="cpu") as environment:
+        assert environment == {}, "what the user has set stays"

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,9 +15,11 @@ import pytest
 from forked import llm
 from omegaconf import OmegaConf
 
-from llm.apps.ranks import Rank, Watch, adopt_slurm, explain, place, this_node
+from llm.apps.ranks import Rank, Watch, adopt_slurm, explain, place, this_node, waiting
 from llm.config.errors import ConfigError
+from llm.hardware import Hardware
 from llm.runs import Run
+from llm.strategies.ddp import DDP
 
 
 class Ended(Rank):
@@ -271,3 +274,14 @@ def test_launchers_on_two_machines_make_one_run(tmp_path):
     assert (record["status"], record["devices"]) == ("done", 2)
     assert "2 machines × 1 × cpu, DDP" in (tmp_path / "out0").read_text()
     assert (tmp_path / "out1").read_text() == ""
+
+
+def test_ranks_that_share_a_cpu_wait_passively(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    two = Hardware("cpu", devices=2, strategy=DDP(), precision=32, threads=3)
+    assert waiting(two) == {"OMP_WAIT_POLICY": "passive"}
+    assert waiting(replace(two, threads=1)) == {}
+    assert waiting(replace(two, devices=1, strategy=None)) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert waiting(replace(two, threads=None)) == {}

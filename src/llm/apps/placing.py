@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from llm.config.errors import ConfigError
 
 POOL = "JoblibLauncher"
+WAITING = "OMP_WAIT_POLICY"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL = 0.5  # seconds from one try to the next
 
@@ -62,8 +63,8 @@ def placed(
     """
     is_pooled = str(launcher.get("_target_")).endswith(POOL)
     devices = gpus() if is_pooled and _is_for_gpus(hardware) else []
-    if not devices:
-        yield {}
+    if not devices:  # jobs of a pool share the cores, as joblib divides them
+        yield patience(int(os.environ.get("OMP_NUM_THREADS") or 1)) if is_pooled else {}
         return
     at_once = launcher["n_jobs"] if launcher["n_jobs"] > 0 else len(devices)
     wanted = min(_wanted(hardware, devices, at_once), len(devices))  # who wants more will say so
@@ -136,3 +137,16 @@ def _wanted(hardware: DictConfig, devices: Sequence[str], at_once: int) -> int:
     if hardware.devices == "auto":
         return max(1, len(devices) // at_once)
     return hardware.devices
+
+
+def patience(threads: int) -> dict[str, str]:
+    """What lets the threads of processes that share a CPU wait without using a core, as environment variables.
+
+    By default they spin, which is faster for a process that has its cores to itself. What the user has set stays.
+
+    Args:
+        threads: of each process; one has nobody to wait for.
+    """
+    if threads == 1 or WAITING in os.environ:
+        return {}
+    return {WAITING: "passive"}

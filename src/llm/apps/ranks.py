@@ -24,11 +24,12 @@ import torch
 from omegaconf import DictConfig
 
 from llm import distributed, signals
+from llm.apps.placing import patience
 from llm.apps.refusing import require_even_shares
 from llm.config.build import build, mistakes_at
 from llm.config.errors import ConfigError, UserError
 from llm.console import printable
-from llm.hardware import Hardware
+from llm.hardware import Hardware, cores
 from llm.runs import Run
 
 # Names the folder where a rank leaves the reason of its failure, for the launcher to tell.
@@ -109,6 +110,15 @@ class Node(NamedTuple):
     port: int
 
 
+def waiting(hardware: Hardware) -> dict[str, str]:
+    """How the threads of ranks that share a CPU wait for one another."""
+    assert hardware.devices != "auto"
+    if hardware.accelerator != "cpu" or hardware.devices == 1:
+        return {}
+    given = hardware.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
+    return patience(given or max(1, cores() // hardware.devices))
+
+
 def this_node(num_nodes: int) -> Node:
     """What the environment says of this machine; the only one says it itself.
 
@@ -155,6 +165,7 @@ def launch(words: Sequence[str], hardware: Hardware, directory: str | Path) -> i
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # the meeting place is here, not at rank 0
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
             REPORTS: folder,
+            **waiting(hardware),
         }
         first = node.number * hardware.devices
         command = [sys.executable, "-m", "llm", *words]

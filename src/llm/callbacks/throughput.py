@@ -8,8 +8,10 @@ import lightning as L
 import psutil
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llm import distributed
+from llm.callbacks.crowding import Crowding
 from llm.hardware import peak_flops
 from llm.tasks.task import Task
 
@@ -34,6 +36,8 @@ class Throughput(Callback):
     and backward pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and
     token, plus attention); a reference's passes, and drawing answers, are not counted. Frozen parameters
     take fewer than 6, how many depends on where they lie, so with them `speed/mfu` is left out.
+
+    Where other programs take the cores that a run on the CPU is ready to use, it says so once (`Crowding`).
     """
 
     def __init__(self) -> None:
@@ -46,6 +50,7 @@ class Throughput(Callback):
         self._sharing = 1  # ranks that work on one batch
         self._flops: dict[int, int] = {}  # a token's, by the context that it was read in
         self._since: float | None = None
+        self._crowding = Crowding()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learn the hardware's matrix rate, if all the model is trained."""
@@ -67,11 +72,15 @@ class Throughput(Callback):
         """Start the clock where it stands: after a validation, and the samples and checkpoints behind it."""
         if self._since is None:
             self._since = time.perf_counter()
+            if pl_module.device.type == "cpu":
+                self._crowding.start()
 
     def _pause(self, pl_module: L.LightningModule) -> None:
         if self._since is not None:
             _wait_for(pl_module.device)
-            self.seconds += time.perf_counter() - self._since
+            elapsed = time.perf_counter() - self._since
+            self._crowding.stop(elapsed)
+            self.seconds += elapsed
             self._since = None
 
     def on_train_batch_end(
@@ -89,6 +98,8 @@ class Throughput(Callback):
             self._pause(pl_module)
             speed = self._report(pl_module, batch["tokens"].shape[1])
             pl_module.record(pl_module.take_training_metrics() | speed)
+            if line := self._crowding.tell():
+                rank_zero_warn(line)
 
     def _count(self) -> None:
         """Add what all ranks have read, and each batch once, however many ranks have worked on it."""

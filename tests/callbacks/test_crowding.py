@@ -1,0 +1,68 @@
+"""A machine is called crowded when a thread is ready to run and has no core, and at no other time."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from llm.callbacks import crowding
+from llm.callbacks.crowding import Crowding, waited
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the thread has waited, as the system would say, with two threads a process."""
+    now = {"waited": 0.0}
+    monkeypatch.setattr(crowding, "waited", lambda: now["waited"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    return now
+
+
+def look(crowding, clock, lost, elapsed=6.0):
+    crowding.start()
+    clock["waited"] += lost
+    crowding.stop(elapsed)
+    return crowding.tell()
+
+
+def test_a_crowded_machine_is_told_once(clock):
+    watch = Crowding()
+    assert look(watch, clock, lost=3.0) is None, "six seconds are too few to tell"
+    told = look(watch, clock, lost=3.0)
+    assert told == (
+        "hardware.threads: other programs use this machine's cores, and training waited for one 50% of the time; "
+        "2 threads wait for one another as well, so try hardware.threads=1, or set OMP_WAIT_POLICY=passive"
+    )
+    assert all(look(watch, clock, lost=6.0) is None for _ in range(5))
+
+
+def test_a_quiet_machine_is_not(clock, monkeypatch):
+    watch = Crowding()
+    assert all(look(watch, clock, lost=0.3) is None for _ in range(5))
+    clock["waited"] += 100  # while it validated
+    assert look(watch, clock, lost=0.0) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert all(look(watch, clock, lost=5.0) is None for _ in range(5)), "there is nothing to advise"
+    monkeypatch.setattr(crowding, "waited", lambda: None)
+    assert all(look(watch, clock, lost=5.0) is None for _ in range(5)), "not every system says"
+
+
+def test_who_waits_passively_already_is_not_told_to(clock, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert "OMP_WAIT_POLICY" not in (
+        look(Crowding(), clock, lost=6.0, elapsed=12.0) or "OMP_WAIT_POLICY"
+    )
+
+
+@pytest.mark.skipif(waited() is None, reason="this system does not say how long a thread waits")
+def test_a_sleeping_thread_waits_for_no_core():
+    """A file, a lock or a download: nothing is ready to run, so no core is missing."""
+    before = waited()
+    threading.Event().wait(0.2)
+    time.sleep(0.2)
+    after = waited()
+    assert before is not None
+    assert after is not None
+    assert after - before < 0.2

@@ -1,7 +1,9 @@
 """`llm classify` from the outside: a file, a text, a pipe, and what is no classifier."""
 
+import csv
 import io
 import json
+import random
 import subprocess
 import sys
 
@@ -160,3 +162,34 @@ def test_a_language_model_is_no_classifier(ask, run, tmp_path):
     OmegaConf.save(config, tmp_path / "other" / "config.yaml")
     with pytest.raises(ConfigError, match="is no classifier; make one of it with llm train"):
         ask(**{"weights.path": str(tmp_path / "other"), "text": "a"})
+
+
+WORDS = [f"w{n}" for n in range(40)]
+
+
+def test_a_classifier_learns_from_nothing_at_the_defaults(tmp_path, capsys):
+    """Texts of random words, three in ten of which are of their class: a bag of words tells them apart."""
+    draw = random.Random(0)
+    lines = []
+    for n in range(400):
+        label = n % 2
+        own = WORDS[5 * label : 5 * label + 5]
+        words = [draw.choice(own if draw.random() < 0.3 else WORDS[10:]) for _ in range(20)]
+        lines.append(json.dumps({"text": " ".join(words), "label": f"class {label}"}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    words = [
+        *("task=classification", "data=labelled", f"data.path={tmp_path / 'rows.jsonl'}"),
+        *("tokenizer=word", "size=nano", "size.context_length=16", "hardware=cpu"),
+        *("hardware.precision=32", "hardware.threads=1", "trainer.max_steps=90"),
+    ]
+    with (
+        initialize_config_module("llm.conf", version_base="1.3"),
+        pytest.warns(UserWarning, match="400 of 400 texts have more than 16 .*context_length=20 "),
+    ):
+        run = train(compose("train", words), tmp_path / "run")
+    assert run.record["metrics"]["test/accuracy"] > 0.85
+    with run.metrics.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+    best = max(rows, key=lambda row: (float(row["val/balanced_accuracy"]), -float(row["val/loss"])))
+    assert run.record["best_step"] == int(best["step"])
+    assert "warning" not in capsys.readouterr().out

@@ -27,6 +27,16 @@ PARTS = ["position", "norm", "attention", "kernel", "feed_forward", "residual", 
 REST = ["hardware", "logger", "callbacks", "experiment"]
 
 
+# Data that tasks other than pretraining learn from; two tasks may learn from the same.
+LEARNED_FROM = {
+    "classification": ["labelled", "spam"],
+    "grpo": ["instruction", "instruction_1100"],
+    "instruction": ["instruction", "instruction_1100"],
+    "preference": ["preference", "preference_1100"],
+    "reward": ["preference", "preference_1100"],
+}
+
+
 @pytest.mark.parametrize("group", [*GROUPS, *(f"model/{part}" for part in PARTS), *REST])
 def test_every_option_passes(group):
     loader = open_loader("llm.apps.train", "pkg://llm.conf")
@@ -35,6 +45,10 @@ def test_every_option_passes(group):
     words = ["size=nano"] if group != "size" else []
     # What an option does not pass without.
     only = {"bert": ["experiment=classify"]}
+    if group == "data":
+        only |= {option: [f"task={task}"] for task, own in LEARNED_FROM.items() for option in own}
+    if group == "task":
+        only |= {task: [f"data={own[0]}"] for task, own in LEARNED_FROM.items()}
     if group == "adapter":
         only |= {option: ["weights=run"] for option in options}
     problems = {
@@ -79,7 +93,8 @@ def test_every_part_of_a_task_passes(group, task):
     loader = open_loader("llm.apps.train", "pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
         if option != "none":  # which is for llm generate
-            problems = _problems(loader, ["size=nano", f"task={task}", f"{group}={option}"])
+            words = [f"task={task}", f"data={LEARNED_FROM[task][0]}"]
+            problems = _problems(loader, ["size=nano", *words, f"{group}={option}"])
             assert [line for line in problems if "has no value; set" not in line] == [], option
 
 

@@ -2,7 +2,13 @@ import pytest
 import torch
 from sklearn import metrics
 
-from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
+from llm.evaluation.classification import (
+    Probabilities,
+    WeightedLoss,
+    confusion,
+    faults,
+    scores,
+)
 from llm.nn.targets import IGNORED
 
 
@@ -61,3 +67,29 @@ def test_probabilities_come_in_the_order_of_the_texts_without_those_not_asked_fo
     rows, probabilities = answers.compute()
     assert rows.tolist() == [0, 1, 2]
     torch.testing.assert_close(probabilities, logits[[1, 2, 0]].softmax(-1))
+
+
+def test_a_classifier_of_one_answer_is_named():
+    assert faults(torch.tensor([[60, 0], [40, 0]]), ["ham", "spam"], is_weighted=False)[
+        0
+    ].startswith("all 100 texts are classified as ham: ")
+    assert faults(torch.zeros(2, 2, dtype=torch.int64), ["ham", "spam"], is_weighted=False) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_weighted", "told"),
+    [
+        ([[55, 5], [35, 5]], False, "accuracy 60.0%: always answering ham gives 60.0%"),
+        ([[56, 4], [33, 7]], False, "accuracy 63.0%: always answering ham gives 60.0%"),  # ± 4.9 %
+        ([[55, 5], [20, 20]], False, None),
+        (
+            [[800, 80], [60, 60]],
+            True,
+            None,
+        ),  # fewer are right than 88 %, but more than half of both
+        ([[440, 440], [60, 60]], True, "balanced accuracy 50.0%: always answering ham gives 50.0%"),
+    ],
+)
+def test_a_classifier_is_compared_with_always_one_answer(counts, is_weighted, told):
+    found = faults(torch.tensor(counts), ["ham", "spam"], is_weighted=is_weighted)
+    assert [line.partition(",")[0] for line in found] == ([told] if told else [])

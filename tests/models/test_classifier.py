@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm.models.classifier import Classifier, first_token, last_token, mean
+from llm.models.classifier import Classifier, first_token, last_token, mean, some_of
 
 TEXT = torch.arange(1, 8)
 POOLINGS = [last_token, first_token, mean]
@@ -104,3 +104,25 @@ def test_flops_are_those_of_the_body_without_the_table_of_words(make, build):
 def test_a_classifier_needs_a_class(build):
     with pytest.raises(ValueError, match="num_classes=0: give 1 or more"):
         Classifier(build(), 0)
+
+
+def test_left_out_tokens_are_not_seen_and_some_always_is():
+    torch.manual_seed(0)
+    tokens = torch.zeros(4000, 5, dtype=torch.int64)
+    real = torch.arange(5) < torch.tensor([1, 3, 4, 5]).repeat(1000)[:, None]
+    kept = some_of(tokens, real, 0.4)
+    assert not (kept & ~real).any()
+    assert kept.any(dim=1).all()
+    assert kept[:, 0][real.sum(1) == 1].all()
+    assert kept[real.sum(1) == 5].float().mean() == pytest.approx(0.6, abs=0.03)
+    assert some_of(tokens, None, 0.4).float().mean() == pytest.approx(0.6, abs=0.03)
+
+
+def test_tokens_are_left_out_in_training_only(build):
+    torch.manual_seed(0)
+    model = Classifier(build("size.dim=32"), 2, pooling=mean, token_dropout=0.5)
+    tokens = torch.randint(97, (3, 12))
+    assert not torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model.eval()(tokens), model(tokens))
+    with pytest.raises(ValueError, match="token_dropout=1"):
+        Classifier(build("size.dim=32"), 2, token_dropout=1.0)

@@ -638,6 +638,7 @@ def close(
         stopped_at=trainer.global_step,
         seconds=progress.elapsed,
         peak_memory=peak_memory(task.device),
+        best_step=best_step(trainer),
         metrics=task.figures,
     )
     lines = [f"\ndone: {short(run.path)}"]
@@ -649,9 +650,17 @@ def close(
         ]
         if figures:
             lines.append(f"  {what:9s} {', '.join(figures)}")
+    lines += [f"  warning   {line}" for line in task.warnings()]
     lines += [f"  {what:9s} {short(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {_next_command(run, config)}")
     say("\n".join(lines))
+
+
+def best_step(trainer: L.Trainer) -> int | None:
+    """The step of the validation whose weights were kept as the best."""
+    callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+    steps = [each.best_step for each in callbacks if isinstance(each, Checkpoints)]
+    return steps[0] if steps else None
 
 
 def say(text: str) -> None:

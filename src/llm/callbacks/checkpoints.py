@@ -8,12 +8,32 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from llm.callbacks.gradients import require_finite, require_finite_state
+from llm.comparison.rows import is_less_better
+from llm.config.errors import UserError, suggestion
 from llm.runs import OWN, Run
 from llm.tasks.task import Task
 
+Score = tuple[float, ...]
+WORST: Score = (math.inf, math.inf)
+
+
+def score_of(task: Task, monitor: str) -> Score:
+    """How good the newest validation is, the lower the better: a metric, then the loss.
+
+    Raises:
+        UserError: the task does not measure this metric.
+    """
+    if monitor not in task.figures:
+        measured = [name for name in task.figures if name.startswith("val/")]
+        raise UserError(
+            f"monitor={monitor}: this task does not measure it; {suggestion(monitor, measured)}"
+        )
+    sign = 1 if is_less_better(monitor) else -1
+    return sign * task.figures[monitor], task.figures["val/loss"]
+
 
 class Checkpoints(Callback):
-    """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the lowest `val/loss`).
+    """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the best validation).
 
     The `last.ckpt` from before is kept as well, in case a disk damages the newer one.
 
@@ -22,16 +42,18 @@ class Checkpoints(Callback):
 
     Args:
         every: write `last.ckpt` at every so many steps as well; null leaves it to the validations.
+        monitor: the metric that says which validation is the best; of equal ones the lower `val/loss` is.
 
     Attributes:
         saved_step: of `last.ckpt`; -1 before there is training.
     """
 
-    def __init__(self, every: int | None = None) -> None:
+    def __init__(self, every: int | None = None, monitor: str = "val/loss") -> None:
         if every is not None and every < 1:
             raise ValueError(f"every={every}: give a number of steps from 1 on, or null")
         self.every = every
-        self.best = math.inf
+        self.monitor = monitor
+        self.best = WORST
         self.best_step = 0
         self.saved_step = -1
 
@@ -55,10 +77,10 @@ class Checkpoints(Callback):
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
-        loss = pl_module.figures["val/loss"]
-        if loss < self.best:
+        score = score_of(pl_module, self.monitor)
+        if score < self.best:
             require_finite(pl_module, trainer.global_step)
-            self.best, self.best_step = loss, trainer.global_step
+            self.best, self.best_step = score, trainer.global_step
             trainer.save_checkpoint(_run(trainer).best, weights_only=True)
         self.save_last(trainer, pl_module)
 
@@ -88,11 +110,14 @@ class Checkpoints(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, so that a resumed run does not overwrite it with a worse one."""
-        return {"best": self.best, "best_step": self.best_step}
+        return {"monitor": self.monitor, "best": list(self.best), "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved best."""
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        """Go on from a saved best, unless it was the best by another metric."""
+        if state_dict.get("monitor", "val/loss") == self.monitor:
+            best = state_dict["best"]  # of earlier versions the loss alone
+            self.best = tuple(best) if isinstance(best, list) else (best, best)
+            self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Of a resumed run's first step there is a checkpoint already."""

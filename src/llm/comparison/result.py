@@ -209,8 +209,11 @@ class Result:
         return steps, [0.0, *(known[step] for step in steps[1:])]
 
     def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
-        """The figures of the validation with the lowest loss, whose weights are kept."""
+        """The figures of the validation whose weights are kept: that of the lowest loss, if no other was."""
         measured = [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
+        kept = [row for row in measured if row["step"] == self.record.get("best_step")]
+        if kept:
+            return kept[-1]
         return min(measured, key=lambda row: row["val/loss"]) if measured else otherwise
 
     def _newest(self, metric: str, otherwise: dict[str, float]) -> float | None:

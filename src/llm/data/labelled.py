@@ -129,7 +129,8 @@ class LabelledDataModule(ExamplesDataModule):
         self.classes: list[str] = [name_of(name) for name in classes or ()]
         if classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError(f"classes={list(classes)}: give two or more, each once, or null")
-        self.repeated = self.cut = 0
+        self.repeated = 0
+        self.lengths: list[int] = []
 
     # Reading
 
@@ -252,7 +253,7 @@ class LabelledDataModule(ExamplesDataModule):
         if not tokens:
             raise ValueError("the tokenizer makes no token of this text")
         before, after = self.tokenizer.ends
-        self.cut += len(before) + len(tokens) + len(after) > self.context_length
+        self.lengths.append(len(before) + len(tokens) + len(after))
         return {
             "tokens": self.tokenizer.with_ends(tokens, self.context_length),
             "labels": [self.classes.index(example.label)],
@@ -260,10 +261,30 @@ class LabelledDataModule(ExamplesDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """As for all examples; each row remembers its place in `raw`."""
-        super().setup(stage)
+        if not self.encoded:
+            super().setup(stage)
+            self._tell_cut()
         for rows in self.encoded.values():
             for place, row in enumerate(rows):
                 row["rows"] = [place]
+
+    @property
+    def cut(self) -> int:
+        """How many texts have more tokens than are read."""
+        return sum(length > self.context_length for length in self.lengths)
+
+    def _tell_cut(self) -> None:
+        """Say how long the texts are where most of them are cut."""
+        if 2 * self.cut <= len(self.lengths):
+            return
+        half, most = np.quantile(self.lengths, (0.5, 0.95), method="higher").tolist()
+        warnings.warn(
+            f"data.context_length: {self.cut:,} of {len(self.lengths):,} texts have more than "
+            f"{self.context_length:,} tokens and only their beginning is read (half of all have {half:,} or more, "
+            f"95 % at most {most:,}); size.context_length={most} reads these whole, a tokenizer with longer tokens "
+            "makes them shorter",
+            stacklevel=2,
+        )
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """`tokens` and `attention` (B, T), `labels` and `rows` (B)."""

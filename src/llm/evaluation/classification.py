@@ -1,5 +1,7 @@
 """How well texts are classified: loss, shares of right answers, and the answers themselves."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +15,11 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from llm.nn.targets import IGNORED
+
+REMEDY = (
+    "try another optimizer.lr, more steps or more texts, or begin with pretrained weights "
+    "(experiment=classify weights=run weights.path=…)"
+)
 
 
 def scores(num_classes: int) -> MetricCollection:
@@ -42,6 +49,39 @@ def scores(num_classes: int) -> MetricCollection:
 def confusion(num_classes: int) -> MulticlassConfusionMatrix:
     """Counts (N, N) of texts by their class (row) and the predicted one (column)."""
     return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
+
+
+def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: bool) -> list[str]:
+    """What a confusion matrix shows to be wrong: one answer to all texts, or no more than guessing.
+
+    A classifier is compared with one that always answers the largest class; where classes weigh alike in the
+    loss, by the mean of the classes' shares. A difference within one standard error is none.
+
+    Args:
+        counts: texts by their class (row) and the predicted one (column).
+        classes: names of the classes.
+        is_weighted: whether each class weighs alike in the loss, whatever its size.
+    """
+    sizes, total = counts.sum(dim=1).double(), float(counts.sum())
+    if not total:
+        return []
+    answered = counts.sum(dim=0)
+    if int(answered.count_nonzero()) == 1:
+        name = classes[int(answered.argmax())]
+        return [f"all {total:,.0f} texts are classified as {name}: {REMEDY}"]
+    shares = counts.diagonal().double() / sizes.clamp(min=1)
+    if is_weighted:
+        found, guessed, what = shares[sizes > 0].mean(), 1 / (sizes > 0).sum(), "balanced accuracy"
+    else:
+        found, guessed, what = counts.diagonal().sum() / total, sizes.max() / total, "accuracy"
+    error = (guessed * (1 - guessed) / total) ** 0.5
+    if found > guessed + error:
+        return []
+    always = classes[int(sizes.argmax())]
+    return [
+        f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that holds "
+        f"for other texts; {REMEDY}"
+    ]
 
 
 class WeightedLoss(Metric):

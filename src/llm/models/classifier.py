@@ -43,6 +43,15 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
 
+def some_of(
+    tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None, dropout: float
+) -> Bool[Tensor, "B T"]:
+    """Where tokens are real and not left out; each is left out with this probability, but never all of a text."""
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention is None else attention
+    kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
+    return torch.where(kept.any(dim=1, keepdim=True), kept, real)
+
+
 class Classifier(nn.Module):
     """The body of a language model and a linear head over one pooled state (Radford et al. 2018).
 
@@ -52,9 +61,12 @@ class Classifier(nn.Module):
         pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read; None
             for what the body says of itself, its `pooling`, or `last_token`.
         dropout: probability before the head.
+        token_dropout: probability with which a token of a text is left out in training, as if it were padding
+            (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification"): a
+            model that begins from nothing would know its few texts by their rare words.
 
     Raises:
-        ValueError: num_classes is not positive.
+        ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
     """
 
     def __init__(
@@ -63,10 +75,14 @@ class Classifier(nn.Module):
         num_classes: int,
         pooling: Pooling | None = None,
         dropout: float = 0.0,
+        token_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: give 1 or more")
+        if not 0 <= token_dropout < 1:
+            raise ValueError(f"token_dropout={token_dropout}: give 0, or a probability below 1")
+        self.token_dropout = token_dropout
         self.num_classes = num_classes
         self.pooling: Pooling = pooling or getattr(body, "pooling", last_token)
         dim = cast(nn.Linear, body.head).in_features
@@ -88,6 +104,8 @@ class Classifier(nn.Module):
             attention: True where a token is real; without it all are.
         """
         body: Any = self.body
+        if self.training and self.token_dropout:
+            attention = some_of(tokens, attention, self.token_dropout)
         hidden = body.hidden(tokens, attention=attention).hidden
         return self.head(self.dropout(self.pooling(hidden, attention)))
 

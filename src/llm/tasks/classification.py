@@ -9,7 +9,13 @@ from torch.optim import Optimizer
 
 from llm.data.labelled import LabelledDataModule
 from llm.data.module import DataModule
-from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
+from llm.evaluation.classification import (
+    Probabilities,
+    WeightedLoss,
+    confusion,
+    faults,
+    scores,
+)
 from llm.models.classifier import Classifier
 from llm.nn.targets import IGNORED
 from llm.tasks.task import Batch, Groups, Task
@@ -23,6 +29,7 @@ class Classification(Task):
     Attributes:
         confusion: the confusion matrix of the evaluation under way.
         probabilities: the answers of the evaluation under way.
+        counts: the confusion matrix of the newest evaluation, (N, N).
     """
 
     data_module = LabelledDataModule
@@ -43,6 +50,7 @@ class Classification(Task):
         self.scores = scores(model.num_classes)
         self.confusion = confusion(model.num_classes)
         self.probabilities = Probabilities()
+        self.counts: Tensor | None = None
 
     def check(self, data: DataModule) -> None:
         """Refuse data with another number of classes than the model has.
@@ -85,9 +93,17 @@ class Classification(Task):
     def results(self) -> dict[str, float]:
         """`loss`, and the figures of `llm.evaluation.classification.scores`."""
         results = {"loss": self.loss.compute(), **self.scores.compute()}
+        self.counts = self.confusion.compute().cpu()
         for metric in (self.loss, self.scores, self.confusion, self.probabilities):
             metric.reset()
         return {name: value.item() for name, value in results.items()}
+
+    def warnings(self) -> list[str]:
+        """What the newest evaluation shows to be wrong with the classifier."""
+        data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if self.counts is None:
+            return []
+        return faults(self.counts, data.classes, is_weighted=data.class_weights is not None)
 
     def _logits(self, batch: Batch) -> Tensor:
         return self.model(batch["tokens"], batch["attention"])

@@ -142,6 +142,10 @@ class Task(L.LightningModule):
     def results(self) -> dict[str, float]:
         """The figures of what was evaluated since the last call, of all devices; `loss` is among them."""
 
+    def warnings(self) -> list[str]:
+        """What the newest evaluation shows to be wrong with the model, a line each."""
+        return []
+
     def compile_step(self) -> None:
         """Compile the model together with its loss: one graph, and Lightning stays outside of it."""
         self.step = torch.compile(self.step)

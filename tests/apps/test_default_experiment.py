@@ -40,8 +40,11 @@ def run(tmp_path_factory) -> Run:
     del environment["OMP_NUM_THREADS"]  # it is alone
     start = time.monotonic()
     command = [sys.executable, "-m", "llm", "train"]
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8"
+    )
     trained = Run(folder / "outputs" / "pretraining" / "python_docs")
+    trained.record["printed"] = done.stdout
     trained.record["wall_seconds"] = time.monotonic() - start
     return trained
 
@@ -68,6 +71,23 @@ def words(text: str) -> list[str]:
 def test_the_default_experiment_takes_minutes(run):
     """Three minutes on two quiet cores; the bound leaves room for a machine that does other work too."""
     assert run.record["wall_seconds"] < 360
+
+
+def shape(text: str) -> list[str]:
+    """The lines of an output without its numbers, the text of a sample and what the machine decides."""
+    lines = [line.rstrip() for line in text.strip().splitlines() if not line.startswith("│")]
+    told = (re.sub(r"(?<=precision )\w+|\d[\d,.]*", "#", line) for line in lines)
+    return [re.sub(r"\S*llm generate", "llm generate", line) for line in told]
+
+
+def test_the_readme_shows_what_it_prints(run):
+    """Line by line, from the beginning to the dots, and from them to the end."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    shown = next(block for block in readme.split("```") if block.startswith("\nrun  "))
+    begins, ends = map(shape, shown.split("\n...\n"))
+    printed = shape(run.record["printed"])
+    assert printed[: len(begins)] == begins
+    assert printed[-len(ends) :] == ends
 
 
 def test_bits_per_byte_are_bounded(run):

@@ -77,6 +77,18 @@ def test_numbers_that_cannot_be_are_refused_before_a_folder_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_length_is_not_blamed_on_the_weights(tmp_path, monkeypatch, capsys):
+    words = ["llm", "generate", f"weights.path={tmp_path}", "max_tokens=-3", "seed=-1"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as error:
+        command.main()
+    assert error.value.code == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "max_tokens: -3 is out of range; give 0 or more",
+        "seed: -1 is out of range; give 0 or more and less than 4294967296",
+    ]
+
+
 def test_names_of_a_users_own_parts_mean_what_they_like():
     theirs = {"_target_": "mine.reward", "beta": -1, "seed": -1, "parts": {"lr": -1}}
     assert list(out_of_range(OmegaConf.create({"reward": theirs}))) == []

@@ -66,6 +66,8 @@ RANGES: dict[str, Range] = {
     "max_shard_gb": POSITIVE,
     "seed": Range(at_least=0, below=2**32),  # what NumPy takes
 }
+# Of a command's own words, at the top of the tree.
+WORDS: dict[str, Range] = {"max_tokens": NOT_NEGATIVE}
 # Whose parameters these are: a function of the user's may mean another thing by a name.
 OURS = ("llm.", "torch.optim.")
 
@@ -127,5 +129,5 @@ def _leaves(
 def _number(leaf: Leaf) -> Iterator[str]:
     if not math.isfinite(leaf.value):
         yield f"{leaf.key}: {leaf.value} is not a finite number; give one that is"
-    elif leaf.name in RANGES and leaf.value not in RANGES[leaf.name]:
-        yield f"{leaf.key}: {leaf.value} is out of range; give {RANGES[leaf.name]}"
+    elif (allowed := RANGES.get(leaf.name) or WORDS.get(leaf.key)) and leaf.value not in allowed:
+        yield f"{leaf.key}: {leaf.value} is out of range; give {allowed}"

@@ -236,3 +236,9 @@ def test_a_compressed_checkpoint_is_not_unfolded(run, refused):
     assert "best.ckpt: is compressed" in refused(*words("generate", run))
     with pytest.raises(FileError, match="is compressed"):
         load_checkpoint(path)
+
+
+def test_merges_that_double_a_token_do_not_fill_the_memory(run, refused):
+    merges = [[97, 97], *([256 + n, 256 + n] for n in range(50))]
+    (run / "tokenizer.json").write_text(json.dumps({"kind": "bpe", "merges": merges}))
+    assert "the tokens have more than 67,108,864 bytes" in refused(*words("generate", run))

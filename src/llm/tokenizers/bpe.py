@@ -175,6 +175,9 @@ def encode_from_scratch(text: str, merges: Sequence[Pair]) -> list[int]:
     ]
 
 
+LARGEST = 2**26  # bytes of all tokens together; GPT-2's have 320 thousand
+
+
 class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding by given merges.
 
@@ -222,14 +225,19 @@ class BPETokenizer(Tokenizer):
 def _tokens(merges: Sequence[Pair]) -> list[bytes]:
     """The bytes of every token that the merges make, checked."""
     tokens = [bytes([byte]) for byte in BYTES]
-    known = set(tokens)
+    known, total = set(tokens), 0
     for rank, (left, right) in enumerate(merges):
         if not (0 <= left < len(tokens) and 0 <= right < len(tokens)):
             raise ValueError(f"merges[{rank}] = {left}, {right} names a token that it comes before")
         token = tokens[left] + tokens[right]
+        total += len(token)
+        if total > LARGEST:  # merges may double: sixty of them would make an exabyte
+            raise ValueError(
+                f"merges[{rank}] = {left}, {right}: the tokens have more than {LARGEST:,} bytes"
+            )
         if token in known:
             raise ValueError(
-                f"merges[{rank}] = {left}, {right} makes {token}, which exists already"
+                f"merges[{rank}] = {left}, {right} makes {token!r:.60}, which exists already"
             )
         tokens.append(token)
         known.add(token)

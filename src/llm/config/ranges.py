@@ -109,13 +109,12 @@ def out_of_range(config: DictConfig) -> Iterator[str]:
             yield from _number(leaf)
 
 
-def _leaves(
-    node: DictConfig | ListConfig, key: str, is_ours: bool, name: str = ""
-) -> Iterator[Leaf]:
+def _leaves(node: Any, key: str, is_ours: bool, name: str = "") -> Iterator[Leaf]:
     """The values of a node, and of those below it, that are parameters of ours."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
-    for at in node.keys() if isinstance(node, DictConfig) else range(len(node)):
+    names: Any = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    for at in names:
         if OmegaConf.is_missing(node, at) or OmegaConf.is_interpolation(node, at):
             continue
         value, of = node[at], name if isinstance(node, ListConfig) else str(at)

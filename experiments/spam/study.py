@@ -67,6 +67,7 @@ def train(base: Path, output: Path, words: list[str]) -> None:
         *("llm", "train", "-m", "--config-dir", str(HERE / "conf"), "experiment=spam"),
         *("weights=run", f"weights.path={base}", f"+method={','.join(METHODS)}"),
         *(f"output_dir={output}", "data.split_seed=null", *DROPOUT, *words),
+        "callbacks.checkpoints.monitor=val/loss",  # what the committed figures were chosen by
     ]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", *command], check=True)

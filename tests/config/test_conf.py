@@ -75,9 +75,10 @@ def test_every_leaf_instantiates(group, tmp_path):
         config = compose(loader, "train", [f"{group}={option}"])
         if group == "data":
             config.tokenizer = {"_target_": "llm.tokenizers.byte.ByteTokenizer"}
-            for key in config.data:  # files and names that only the user knows
-                if OmegaConf.is_missing(config.data, key):
-                    config.data[key] = str(tmp_path / "text.txt")
+            for node in (config.data, config.data.get("source") or {}):
+                for key in node:  # files and names that only the user knows
+                    if OmegaConf.is_missing(node, key):
+                        node[key] = str(tmp_path / "text.txt")
         assert build(config[group]) is not None
 
 

@@ -208,21 +208,22 @@ class RunWeights(Weights):
         """
         if config.weights is None:  # a checkpoint of drawn weights holds them all
             return None
-        require_weights(config)
-        if self.base is not None:
+        if self.base is not None and isinstance(config.weights, DictConfig):
             config.weights.path = self.base
+        path = OmegaConf.select(config, "weights.path")
         try:
+            require_weights(config)
             weights: Weights = build(config.weights)
             with network.offline(self.path) if self.base is None else nullcontext():
                 found = weights.fingerprint
         except ConfigError as error:
             raise ConfigError(
-                f"weights.path: {self.path} holds an adapter of {config.weights.path}, which cannot be read "
+                f"weights.path: {self.path} holds an adapter of {path}, which cannot be read "
                 f"({error}); say where its weights lie now with +weights.base=…"
             ) from error
         if found != self.run.record.get("base", found):
             raise ConfigError(
-                f"weights.path: {self.path} holds an adapter of {config.weights.path}, whose weights have "
+                f"weights.path: {self.path} holds an adapter of {path}, whose weights have "
                 "changed since: say with +weights.base=… where the old ones lie, or train the adapter again"
             )
         return weights

@@ -176,6 +176,15 @@ def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
     assert upper["figures"] == lower["figures"]
 
 
+def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 red blue. ".encode("cp1252") * 20)
+    (tmp_path / "utf8.txt").write_text("caf\xe9 red blue. " * 20, "utf-8")
+    with pytest.warns(UserWarning, match=r"[^.]files\.encoding="):
+        evaluated(text, f"test_path={tmp_path / 'latin.txt'}")
+    latin = evaluated(text, f"test_path={tmp_path / 'latin.txt'}", "files.encoding=cp1252")
+    assert latin["figures"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["figures"]
+
+
 def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
     first = text.path / "evaluation.json"
     evaluated(text)
@@ -352,7 +361,10 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
     [
         (["part=test"], "part=test: these data have none"),
         (["part=train"], "part: 'train'"),
-        (["test_path=x.txt"], "test_path: x.txt: no such file"),
+        (
+            ["test_path=x.txt"],
+            "test_path: x.txt: no such file, folder or pattern: correct test_path",
+        ),
         (["judge=openai", "judge.model=m"], "answers no instructions"),
         (["judge=openai"], "judge.model: has no value"),
         (["judge=openai", "judge.model=m", "judge.address=here"], "judge: address=here: give http"),

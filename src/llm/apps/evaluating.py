@@ -21,6 +21,7 @@ from llm.console import new_console
 from llm.data.files import Files
 from llm.data.instruction import InstructionDataModule
 from llm.data.module import DataModule
+from llm.data.naming import keys_named
 from llm.data.preprocessing import Preprocessing, steps_of
 from llm.data.text import TextDataModule
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
@@ -33,6 +34,12 @@ from llm.weights.run import RunWeights
 from llm.weights.weights import Weights
 
 CONSOLE = new_console()
+# How the keys by which text files are read are called here.
+KEYS = {
+    **{key: f"files.{key}" for key in ("text_field", "suffixes", "encoding")},
+    **{key: f"files.{key}" for key in ("delimiter", "quoting", "document_separator")},
+    "path": "test_path",
+}
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -97,12 +104,12 @@ def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
     if unused:
         raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
     hardware = use_hardware(config)
-    files = Files(config.test_path)
-    with mistakes_at("test_path"):
+    files: Files = build(config.files)(config.test_path)
+    with mistakes_at("test_path"), keys_named(KEYS):
         files.files  # noqa: B018 - a missing file is found before a model is loaded
     model = load_writer(weights, hardware)
     steps = training_preprocessing(weights)
-    with autocast(hardware):
+    with autocast(hardware), keys_named(KEYS):
         result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
     return {
         **origin(weights, result.description),

@@ -50,6 +50,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "sampler": _class("llm.generation.sampling.Sampler"),
     "template": _or_none(_class("llm.data.template.ChatTemplate")),
     "rows": _class("llm.data.column.Column"),
+    "files": _factory([str], "llm.data.files.Files"),
     "judge": _or_none(_class("llm.evaluation.openai.OpenAI")),
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),

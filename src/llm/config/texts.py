@@ -27,13 +27,19 @@ NAMES = {
         "data.delimiter",
         "rows.text",
         "rows.delimiter",
+        "files.text_field",
+        "files.delimiter",
+        "files.document_separator",
         "judge.model",
     ),
     *("judge.address", "data.document_separator", "logger.wandb.project", "logger.wandb.group"),
 }
 TEXTS = PATHS | SAID | NAMES
 # Texts in which a backslash with n or t is a line feed or a tab.
-ESCAPED = {"stop", "data.delimiter", "rows.delimiter", "data.document_separator"}
+ESCAPED = {
+    *("stop", "data.delimiter", "rows.delimiter", "files.delimiter"),
+    *("data.document_separator", "files.document_separator"),
+}
 # Keys that take a list of texts as well, in brackets.
 LISTS = {"prompt", "stop", "data.path", "data.validation_path", "data.test_path"}
 # Keys that cannot be null: the word is a text in them.

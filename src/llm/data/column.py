@@ -1,18 +1,16 @@
 """The texts of any file, without labels: a text a line, or a column of its rows."""
 
-import re
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm.data.decoding import lines, read_text
 from llm.data.errors import DataError
+from llm.data.naming import keys_named
 from llm.data.rows import Columns, Layout, is_rows, read_rows
 
-KEY = re.compile(r"(?<![\w/.])data\.(?=(?:text|columns|delimiter|encoding|quoting)\b)")
+KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Column:
         Raises:
             DataError: the file cannot be read, or a row has no such column.
         """
-        with keys_of_rows():
+        with keys_named(KEYS):
             read = self._of_rows(file) if is_rows(file) else self._of_lines(Path(file))
             return [text for text in read if text.strip()]
 
@@ -68,18 +66,3 @@ class Column:
             if text is not None and not isinstance(text, str):
                 raise DataError(f"{where}: {self.text!r} is {type(text).__name__}, not text")
             yield text or ""
-
-
-@contextmanager
-def keys_of_rows() -> Iterator[None]:
-    """Name keys in errors and warnings as the section `rows` has them: those of data modules are `data`'s."""
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-    except DataError as error:
-        raise DataError(*(KEY.sub("rows.", problem) for problem in error.problems)) from None
-    finally:
-        for each in caught:
-            warnings.warn(KEY.sub("rows.", str(each.message)), stacklevel=2)

@@ -141,9 +141,14 @@ def test_what_killed_processes_left_is_swept_and_no_more(tmp_path):
         f"notes.{ended.pid}",
         ".run.lock",
         ".last.ckpt.before",
+        ".backup.20240101",  # not a name that we write
     }
     for name in left | kept:
         (tmp_path / name).touch()
     (tmp_path / f".folder.{ended.pid}x").mkdir()
+    (tmp_path / f".a.json.{ended.pid}").mkdir()
     files.sweep_partials(tmp_path, tmp_path / "nowhere")
-    assert {path.name for path in tmp_path.iterdir()} == kept | {f".folder.{ended.pid}x"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {
+        f".folder.{ended.pid}x",
+        f".a.json.{ended.pid}",
+    }

@@ -97,7 +97,12 @@ SMALLER = {
     "llm chat": ["max_tokens=2"],
     "llm evaluate": ["max_tokens=2"],
 }
-ELSEWHERE = ("openai-community/", "Llama-3.2", "judge=")  # what a test cannot have
+ELSEWHERE = (
+    "openai-community/",
+    "Llama-3.2",
+    "HuggingFaceTB/",
+    "judge=",
+)  # what a test cannot have
 
 
 @pytest.mark.slow

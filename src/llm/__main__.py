@@ -101,6 +101,7 @@ def main() -> None:
     """Run the command line; a wrong command or configuration ends with status 2."""
     console.use_utf8()
     console.replace_what_cannot_be_printed()
+    console.warn_in_one_line()
     try:
         answer(sys.argv[1:] or ["--help"])
         sys.stdout.flush()

@@ -10,6 +10,7 @@ as if the user had typed. So all that is printed goes through `printable`, of a 
 import codecs
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,24 @@ def replace_what_cannot_be_printed() -> None:
     encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
     if codecs.lookup(encoding).name == "ascii":  # of which UTF-8 is the superset that people send
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore
+
+
+def warn_in_one_line() -> None:
+    """Print our warnings as sentences, without the place in the code from which they come."""
+    usual = warnings.formatwarning
+
+    def sentence(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is not UserWarning:
+            return usual(message, category, filename, lineno, line)
+        return f"warning: {printable(str(message))}\n"
+
+    warnings.formatwarning = sentence
 
 
 def stop_printing() -> None:

@@ -23,7 +23,7 @@ from llm.config.errors import ConfigError
 
 LARGEST = 2**28  # bytes of a text file; the tokenizers of published models take some 20 MB
 # The name of a file that is being written, by the process of this number.
-PARTIAL = re.compile(r"\..+\.\d+")
+PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
 LARGEST_YAML = 2**20  # bytes; it is parsed slowly, and a run's configuration takes some 10 kB
 RESTORE = "restore the file from a copy"
 # Far faster where PyYAML was built with libyaml.
@@ -239,7 +239,8 @@ def sweep_partials(*folders: Path) -> None:
     """
     for folder in folders:
         for path in folder.glob(".*"):
-            if PARTIAL.fullmatch(path.name) and not is_running(int(path.suffix[1:])):
+            is_partial = PARTIAL.fullmatch(path.name) and path.is_file()
+            if is_partial and not is_running(int(path.suffix[1:])):
                 path.unlink(missing_ok=True)
 
 

@@ -140,7 +140,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
 @pytest.mark.parametrize("experiment", ["shakespeare", "instruct"])
 def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
     words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
-    with pytest.raises(ConfigError, match=r"^data: batch_size=0: must be 1 or more$"):
+    with pytest.raises(ConfigError, match=r"^data.batch_size: 0 is out of range; give 1 or more$"):
         checking.show(check_points(loader, "train", words, multirun=False))
 
 

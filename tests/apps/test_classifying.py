@@ -141,7 +141,7 @@ def test_what_cannot_be_done_is_said(ask, run, tmp_path):
         ask(text=" ")
     with pytest.raises(ConfigError, match=r"file: .*none\.txt: cannot be read"):
         ask(file=str(tmp_path / "none.txt"))
-    with pytest.raises(ConfigError, match="batch_size=0"):
+    with pytest.raises(ConfigError, match="batch_size: 0 is out of range; give 1 or more"):
         ask(file=str(tmp_path / "none.txt"), batch_size=0)
 
 

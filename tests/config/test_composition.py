@@ -129,9 +129,7 @@ def test_every_point_is_checked_and_named(loader):
         )
     dim = "model.norm: dim={0} is odd: choose an even one"
     first, *rest = caught.value.problems
-    assert first.startswith(
-        "hardware.workers: -1 is out of range"
-    )  # told once, for it is wrong everywhere
+    assert first.startswith("hardware: workers=-1: give 0")  # told once, for it is wrong everywhere
     assert rest == [] or all(" | " in line for line in rest)
     with pytest.raises(ConfigError) as caught:
         check_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], multirun=True)

@@ -59,7 +59,7 @@ hydra:
   callbacks: {e: {_target_: pathlib.Path.write_text}}
   job_logging: {handlers: {console: {class: logging.FileHandler, filename: made}}}
   overrides: {task: ['trust=[numpy]']}
-  launcher: {setup: [touch made], partition: "a\\ntouch made"}
+  launcher: {setup: [touch made], partition: "a\\ntouch made", additional_parameters: {wrap: true}}
   sweeper:
     custom_search_space: os.system
     params: {trust: '[numpy]', hydra.job.chdir: 'true', +reward@hydra.callbacks.e: length}
@@ -71,6 +71,7 @@ LINES = {
     "hydra.job_logging.handlers.console.class",
     "hydra.job_logging.handlers.console.filename",
     *(f"hydra.launcher.{key}" for key in ("setup", "partition")),
+    "hydra.launcher.additional_parameters.wrap",
     "hydra.sweeper.custom_search_space",
     *(
         f"hydra.sweeper.params.{key}"

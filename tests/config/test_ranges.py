@@ -32,10 +32,9 @@ COMMANDS = {
             "callbacks.checkpoints: every=-1: give a number of steps from 1 on, or null"
         ),
     },
-    "data=text": {
+    "data=text data.path=.": {
         "output_dir=": "output_dir: is empty; give a value, or leave output_dir= out",
         "name=": "name: is empty; give a value, or leave name= out",
-        "data.path=": "data.path: is empty; give a value, or leave data.path= out",
         "weights=run weights.path=": "weights.path: is empty; give a value, or leave weights.path= out",
         "~callbacks.random_states": (
             "callbacks.random_states: is left out, so a run that goes on from a checkpoint would draw other random "

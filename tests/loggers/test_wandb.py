@@ -226,18 +226,23 @@ def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train, tmp_path):
     assert after["summary"]["samples.nrows"] == 2, "one table for both sittings"
 
 
-def test_a_row_that_a_killed_process_had_not_handed_on_is_logged_by_the_next_sitting(tmp_path):
+@pytest.mark.parametrize(
+    ("known", "logged"), [("3", [3, 4]), ("", [2, 3, 4])]
+)  # the last is damaged
+def test_a_row_that_a_killed_process_had_not_handed_on_is_logged_by_the_next_sitting(
+    tmp_path, known, logged
+):
     """W&B keeps a row when that of a later step begins; metrics.csv has it with the checkpoint."""
     first = wandb_logger(str(tmp_path), "run")
     (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / f"{first.version}.step").write_text("3")
+    (tmp_path / "wandb" / f"{first.version}.step").write_text(known)
     (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n2,1.5,\n3,1.25,2.5\n")
     logger = wandb_logger(str(tmp_path), "run")
     logger.log_hyperparams({})
     logger.log_metrics({"train/loss": 1.0}, 4)
     logger.finish(0)
     (piece,) = pieces(tmp_path)
-    assert steps(piece) == [3, 4]
+    assert steps(piece) == logged
 
 
 def test_steps_that_are_trained_again_after_a_crash_are_logged_once(tmp_path):

@@ -8,7 +8,10 @@ from ranks import on_ranks
 from llm.hardware import Hardware
 from llm.strategies.fsdp import FSDP
 
-CLASSES = ("task=classification", "data=labelled", "data.test_fraction=0.1", "data.balance=weights")
+CLASSES = (
+    *("task=classification", "task.model.dropout=0", "task.model.token_dropout=0"),
+    *("data=labelled", "data.test_fraction=0.1", "data.balance=weights"),
+)
 ACCUMULATED = ("trainer.accumulate=2", "hardware.activation_checkpointing=true")
 
 

@@ -125,7 +125,7 @@ def test_it_writes_on_with_the_tokenizer(gpt2, tmp_path):
         (("model=gpt2", "model/feed_forward=swiglu"), r"model.feed_forward: GatedFeedForward "),
         (("model=gpt2", "model/feed_forward=relu_squared"), r"activation: relu_squared "),
         (("model=llama", "model/feed_forward=gelu"), r"model.feed_forward: FeedForward "),
-        (("model=llama", "model/attention=multi_head"), r"model.attention.query_key_value.bias"),
+        (("model=llama", "model.attention.qkv_bias=true"), r"model.attention.query_key_value.bias"),
         (("model=llama", "model.final_norm.eps=1e-3"), r"model.final_norm.eps"),
     ],
 )

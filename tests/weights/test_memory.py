@@ -69,7 +69,10 @@ def write_run(path: Path, folder: Path) -> Path:
     run = Run(path)
     run.update(status="done")
     config = OmegaConf.to_container(GPT2Weights(str(folder)).config, resolve=True)
-    config["task"] = {"model": config["model"]}
+    config["task"] = {
+        "_target_": "llm.tasks.pretraining.Pretraining",
+        "model": config["model"],
+    }
     OmegaConf.save(OmegaConf.create(config), run.config)
     with torch.device("meta"):
         model = build(config["model"])

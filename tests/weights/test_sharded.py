@@ -48,7 +48,7 @@ def save(path: Path, step: int, fails: bool = False) -> None:
     sharded.save({"state_dict": state, "optimizer": [{0: {"average": rows}}], **plain}, path)
 
 
-def _fail(*_) -> None:
+def _fail(*_, **__) -> None:
     raise OSError("disk full")
 
 

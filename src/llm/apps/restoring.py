@@ -13,7 +13,7 @@ from llm.console import new_console
 from llm.data.module import DataModule
 from llm.hardware import Hardware
 from llm.tasks.task import Task
-from llm.weights.run import RunWeights, require_weights
+from llm.weights.run import RunWeights, require_source, require_weights
 
 CONSOLE = new_console()
 # What is built of a run's configuration; it may be a stranger's, so these are checked first.
@@ -59,8 +59,10 @@ def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
         ConfigError: they have changed.
     """
     if config.weights is not None:
-        require_weights(config)
+        require_source(config)
     try:
+        if config.weights is not None:
+            require_weights(config)
         base = build(config.weights)
     except ConfigError:
         CONSOLE.print(

@@ -119,11 +119,15 @@ def file_problems(
             yield f"{key}: a file of a --config-dir may not set it so; remove it there"
 
 
+# Tables whose keys become lines of a script as they stand.
+SCRIPTED = ("hydra.launcher.additional_parameters",)
+
+
 def _is_free(key: str, value: Any) -> bool:
     """Whether a file may set a key to this value."""
     if key == "hydra.mode":
         return True
-    if not is_among(key, ("hydra.launcher", "hydra.sweeper")):
+    if not is_among(key, ("hydra.launcher", "hydra.sweeper")) or is_among(key, SCRIPTED):
         return False
     if key.endswith("._target_"):
         return value in TARGETS

@@ -167,11 +167,15 @@ def _require_few_values(file: Path) -> None:
     Raises:
         ConfigError: they do.
     """
-    with file.open("rb") as opened, suppress(yaml.YAMLError):  # which is told when it is read
-        if _values(yaml.compose(opened, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
-            raise ConfigError(
-                f"{file}: its YAML aliases unfold to more than {MOST_VALUES:,} values; write them out"
-            )
+    try:
+        with file.open("rb") as opened, suppress(yaml.YAMLError):  # which is told when it is read
+            if _values(yaml.compose(opened, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+                raise ConfigError(
+                    f"{file}: has more than {MOST_VALUES:,} values, those of YAML aliases (*name) counted each "
+                    "time; a config needs fewer"
+                )
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deeply; a config needs a few levels") from None
 
 
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:

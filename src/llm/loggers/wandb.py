@@ -12,6 +12,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
+from llm.files import read_text, write_text
 from llm.loggers.csv import read
 from llm.loggers.outages import WRITING, Mode, SteadyRun
 from llm.runs import Run
@@ -174,7 +175,10 @@ class WandbLogger(Logger):
         """
         self.service.identity["config"] = params
         if self._beginning.is_file():
-            self._first = int(self._beginning.read_text("utf-8"))
+            known = read_text(self._beginning)
+            self._first = (
+                int(known) if known.isdecimal() else 0
+            )  # damaged: all rows are handed on again
         self.service.open()
         for row in self._rows():  # those that a process that was killed had no time to hand on
             if int(row["step"]) >= self._first:
@@ -276,4 +280,4 @@ class WandbLogger(Logger):
         if first > self._first:
             self._first = first
             self._beginning.parent.mkdir(parents=True, exist_ok=True)
-            self._beginning.write_text(str(first), "utf-8")
+            write_text(self._beginning, str(first))

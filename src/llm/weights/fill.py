@@ -12,6 +12,7 @@ from llm.weights.stored import Shape, Stored
 # Tables with a row a token: these grow when tokens are added.
 TABLES = ("embedding.weight", "head.weight")
 ROWS = 4096
+MOST_TOLD = 20  # problems of one model
 
 
 @torch.no_grad()
@@ -63,7 +64,8 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         head = f"weights: they do not fit the model, {count}:"
-        raise ConfigError(head, *(f"  {line}" for line in problems))
+        more = [f"and {len(problems) - MOST_TOLD:,} more"] if len(problems) > MOST_TOLD else []
+        raise ConfigError(head, *(f"  {line}" for line in [*problems[:MOST_TOLD], *more]))
 
 
 def _misfits(

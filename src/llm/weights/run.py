@@ -230,13 +230,22 @@ class RunWeights(Weights):
 
 
 def require_weights(config: DictConfig) -> None:
-    """Let pass a configuration whose node `weights` makes weights and nothing else, before it is built.
+    """Let pass a configuration whose node `weights` can be built, and makes weights and nothing else.
 
     Raises:
-        ConfigError: it makes something else.
+        ConfigError: it cannot, or makes something else.
+    """
+    require_source(config)
+    check(OmegaConf.create({"weights": config.weights, "trust": config.trust}))
+
+
+def require_source(config: DictConfig) -> None:
+    """Let pass a configuration whose node `weights` names a source of weights, whether or not they are there.
+
+    Raises:
+        ConfigError: it names something else.
     """
     node = config.weights
-    check(OmegaConf.create({"weights": node, "trust": config.trust}))
     target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
     made = locate(str(target), config.trust) if target else None
     if not (inspect.isclass(made) and issubclass(made, Weights)) or "path" not in node:

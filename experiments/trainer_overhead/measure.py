@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from llm.apps import training
+from llm.apps.resuming import Resumption
 from llm.config.build import build
 from llm.hardware import Hardware
 from llm.runs import Run
@@ -97,7 +98,7 @@ def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> fl
         steps,
         task,
         [*training.make_callbacks(config, task, data), clock],
-        training.make_loggers(config, run, None),
+        training.make_loggers(config, run, Resumption()),
         run.path,
     )
     trainer.fit(task, datamodule=data)

@@ -19,6 +19,7 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from llm.apps.loading import by_columns
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
@@ -43,7 +44,7 @@ def main() -> None:
     theirs = GPT2LMHeadModel(GPT2Config(n_layer=arguments.layers)).eval().to(arguments.device)
     ours = gpt2(arguments.layers)
     KEY_MAP.load(in_memory(theirs.state_dict()), ours)
-    ours.eval().to(arguments.device)
+    ours = by_columns(ours.eval().to(arguments.device))  # as `llm generate` loads a model
     prompt = torch.randint(50257, (arguments.prompt_tokens,)).tolist()
 
     write_ours = partial(generate, ours, [prompt], arguments.new_tokens, Sampler(temperature=0.0))

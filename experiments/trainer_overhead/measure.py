@@ -1,10 +1,12 @@
 """What Lightning, our callbacks and the loggers cost a step, over a raw loop on the same model and data.
 
-    python experiments/trainer_overhead/measure.py [--rounds 5] [--steps 300] [--json]
+    python experiments/trainer_overhead/measure.py [--steps 3000] [--json]
 
-Thread time of the training thread, a nano model in float32 on the CPU, default callbacks and loggers. Raw loop and
-trainer are measured in turn. The model is as small as can be, for its own noise drowns what is measured, and the
-figure is the difference of the best rounds of each, in milliseconds a step: other work only ever adds to a time.
+Thread time of the training thread, a nano model in float32 on the CPU, default callbacks and loggers, with the model
+as small as can be, for its own noise drowns what is measured. A machine's speed drifts by more than the overhead
+within seconds, so the two are measured in turn in short stretches: twenty steps under the trainer, two of them logged,
+then twenty of the raw loop, and so on. The figure is the difference of the best stretch of each, in milliseconds a
+step: other work only ever adds to a time.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from llm.hardware import Hardware
 from llm.runs import Run
 from llm.trainer import make_trainer
 
-WARM_UP = 20  # steps that are not counted: allocations, first kernels, the first log
+STRETCH = 20  # steps in a row: twice `trainer.log_every`
 
 
 def composed(folder: Path, steps: int) -> DictConfig:
@@ -54,44 +56,53 @@ def composed(folder: Path, steps: int) -> DictConfig:
         return compose("train", overrides)
 
 
-def raw_loop(task, data, steps: int) -> float:
-    """Milliseconds of thread time a step of the loop anyone would write by hand."""
-    model = task.model
-    optimizer = task.make_optimizer(task.parameter_groups(model))
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    batches = iter(data.train_dataloader())
-    model.train()
-    for step in range(steps):
-        if step == WARM_UP:
-            start = time.thread_time()
-        multiplier = task.schedule(step, steps)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * multiplier
-        batch = next(batches)
-        optimizer.zero_grad()
-        loss = task.step(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return 1e3 * (time.thread_time() - start) / (steps - WARM_UP)
+class RawLoop:
+    """The loop anyone would write by hand."""
+
+    def __init__(self, task, data, max_steps: int) -> None:
+        self.task, self.batches, self.max_steps = task, iter(data.train_dataloader()), max_steps
+        self.optimizer = task.make_optimizer(task.parameter_groups(task.model))
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        task.model.train()
+
+    def stretch(self) -> float:
+        """Milliseconds of thread time a step, over one stretch."""
+        start = time.thread_time()
+        for _ in range(STRETCH):
+            multiplier = self.task.schedule(self.step, self.max_steps)
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * multiplier
+            batch = next(self.batches)
+            self.optimizer.zero_grad()
+            loss = self.task.step(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.step += 1
+        return 1e3 * (time.thread_time() - start) / STRETCH
 
 
 class Clock(Callback):
-    """Reads the thread's time after the warm-up and after the last step but its validation."""
+    """Times the trainer's stretches, and a stretch of the raw loop after each of them."""
+
+    def __init__(self, raw: RawLoop) -> None:
+        self.raw = raw
+        self.raw_times: list[float] = []
+        self.trainer_times: list[float] = []
+        self._start = 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == WARM_UP:
-            self.start = time.thread_time()
-        if trainer.global_step == trainer.max_steps:
-            steps = trainer.max_steps - WARM_UP
-            self.milliseconds = 1e3 * (time.thread_time() - self.start) / steps
+        if trainer.global_step % STRETCH == 0:
+            self.trainer_times.append(1e3 * (time.thread_time() - self._start) / STRETCH)
+            self.raw_times.append(self.raw.stretch())
+            self._start = time.thread_time()
 
 
-def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> float:
-    """Milliseconds of thread time a step under the trainer with its default callbacks and loggers."""
+def train(config: DictConfig, task, data, folder: Path, clock: Clock, steps: int) -> None:
+    """Train under the trainer with its default callbacks and loggers, and the clock last."""
     run = Run(folder / "run")
-    run.path.mkdir(exist_ok=True)
-    clock = Clock()
+    run.path.mkdir()
     trainer = make_trainer(
         build(config.trainer),
         Hardware("cpu", precision=32),
@@ -102,39 +113,34 @@ def with_trainer(config: DictConfig, task, data, folder: Path, steps: int) -> fl
         run.path,
     )
     trainer.fit(task, datamodule=data)
-    return clock.milliseconds
 
 
-def measure(rounds: int, steps: int) -> dict[str, float]:
-    """Both in turn, `rounds` times; the best of each in milliseconds a step."""
+def measure(steps: int) -> dict[str, float]:
+    """Both in turn, stretch by stretch: the best stretch of each, in milliseconds a step."""
     torch.set_num_threads(1)
-    pairs = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = composed(folder, steps)
-        for _ in range(rounds):
-            data = build(config.data)
-            data.prepare_data()
-            data.setup("fit")
-            training.resolve_vocabulary(config, data.tokenizer.vocab_size)
-            L.seed_everything(0, verbose=False)
-            task = build(config.task)
-            raw = raw_loop(task, data, steps)
-            pairs.append((raw, with_trainer(config, build(config.task), data, folder, steps)))
-    raw, trained = (min(times) for times in zip(*pairs, strict=True))
+        data = build(config.data)
+        data.prepare_data()
+        data.setup("fit")
+        training.resolve_vocabulary(config, data.tokenizer.vocab_size)
+        L.seed_everything(0, verbose=False)
+        clock = Clock(RawLoop(build(config.task), data, steps))
+        train(config, build(config.task), data, folder, clock, steps)
+    raw, trained = min(clock.raw_times), min(clock.trainer_times)
     return {"raw_ms": raw, "trainer_ms": trained, "overhead_ms": trained - raw}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     arguments = parser.parse_args()
-    result = measure(arguments.rounds, arguments.steps)
+    result = measure(arguments.steps)
     if arguments.json:
         print(json.dumps(result))
     else:
-        print(f"torch {torch.__version__}, lightning {L.__version__}, {arguments.rounds} rounds")
+        print(f"torch {torch.__version__}, lightning {L.__version__}, {arguments.steps} steps")
         for key, value in result.items():
             print(f"{key:12} {value:.3f}")

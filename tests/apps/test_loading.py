@@ -60,6 +60,22 @@ def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
     assert network.embedding.weight.dtype == torch.float32  # a lookup is not rounded
 
 
+def test_a_model_that_writes_reads_its_matrices_by_columns(build):
+    """The head stays tied to the embedding, and the numbers are the same."""
+    network = build("model=gpt2").eval()
+    tokens = torch.arange(12).reshape(2, 6)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = network(tokens)
+    weights = create_autospec(Weights, instance=True, path="outputs/x")
+    weights.model.return_value = network
+    load_writer(weights, Hardware(accelerator="cpu", precision=32))
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert all(layer.weight.stride(0) == 1 for layer in linear)
+    assert network.head.weight is network.embedding.weight
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    torch.testing.assert_close(network(tokens), before)
+
+
 def test_loading_draws_nothing(build, monkeypatch):
     weights = create_autospec(Weights, instance=True, path="outputs/x")
     weights.model.side_effect = build

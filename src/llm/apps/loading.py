@@ -60,7 +60,24 @@ def load_writer(weights: Weights, hardware: Hardware) -> nn.Module:
             f"weights.path: {weights.path} is a {type(model).__name__}, which cannot write a text; name a "
             "model that can, such as a GPT"
         )
-    return placed(model, hardware)
+    return by_columns(placed(model, hardware))
+
+
+def by_columns(model: nn.Module) -> nn.Module:
+    """Store a model's float32 matrices on the CPU by columns: the same numbers, in another order in memory.
+
+    A model that writes multiplies each matrix with a single token's vector most of the time, which is limited by
+    how fast the matrix is read. Read by columns it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
+    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classifying keep
+    torch's order.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        matrix = layer.weight.data
+        if matrix.device.type == "cpu" and matrix.dtype == torch.float32:
+            layer.weight.data = matrix.t().contiguous().t()
+    return model
 
 
 def placed(model: nn.Module, hardware: Hardware) -> nn.Module:

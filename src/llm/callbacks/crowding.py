@@ -20,8 +20,8 @@ def waited() -> float | None:
 
     A thread that sleeps, for a file or a lock, is not ready to run: slow disks do not count.
     """
-    with suppress(OSError, ValueError, IndexError):
-        return int(SCHEDSTAT.read_text("ascii").split()[1]) / 1e9
+    with suppress(OSError, ValueError, IndexError), SCHEDSTAT.open("rb", buffering=0) as file:
+        return int(file.read().split()[1]) / 1e9
     return None
 
 

@@ -50,8 +50,8 @@ def clip_gradients(
             parts[_owners(gradient)].append(own(gradient))
         elif gradient is not None:
             parts[()].append(gradient)
-    norms = [_norm(gradients, owners) for owners, gradients in parts.items()]
-    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    norms = [_norm(gradients, owners) for owners, gradients in parts.items()] or [torch.zeros(())]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if others is not None:
         norm = _joint(norm, others)
     if math.isinf(limit):

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -160,6 +161,9 @@ class Task(L.LightningModule):
             self._targets.clear()
         self._targets.append(weight)
         return loss * weight / UNIT
+
+    # Lightning asks for it at every step, and working it out anew takes longer than a layer norm.
+    training_step.__signature__ = signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
 
     @property
     def _shares(self) -> int:

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from llm.config.errors import UserError
+from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import IGNORE, is_among, recipe
 from llm.config.words import key_of, values
 from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
@@ -162,6 +162,35 @@ class Run:
         return standing(self._checkpoint("last"))
 
     @property
+    def has_last(self) -> bool:
+        """Whether there is a checkpoint to resume from: the newest one, or the one before it."""
+        return self.last.exists() or previous_of(self._checkpoint("last")).exists()
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """Entries of the record that a checkpoint repeats, so that it can be told from another run's."""
+        return {key: self.record[key] for key in OWN if key in self.record}
+
+    def require_wrote(self, file: Path, stamp: Any) -> None:
+        """Refuse a checkpoint that another run has written.
+
+        Args:
+            file: the checkpoint.
+            stamp: what it says of its run; empty in checkpoints of earlier versions.
+
+        Raises:
+            ConfigError: it is another run's.
+        """
+        for key, own in self.stamp.items():
+            earlier = [each[key] for each in self.record.get("segments") or () if key in each]
+            if isinstance(stamp, Mapping) and stamp.get(key, own) not in (own, *earlier):
+                raise ConfigError(
+                    f"{short(file)}: is the checkpoint of another run (its {key} is {stamp[key]}, that of this run "
+                    f"{own}); put this run's own checkpoints back, choose another name=, or train again with "
+                    "rerun=true"
+                )
+
+    @property
     def metrics(self) -> Path:
         """Every metric by step."""
         return self.path / "metrics.csv"
@@ -269,7 +298,7 @@ class Run:
 
     def set_aside(self) -> Path | None:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
-        if not (self._json.is_file() or self.best.exists() or self.last.exists()):
+        if not (self._json.is_file() or self.best.exists() or self.has_last):
             return None
         self.record = {}
         return set_aside(self.path)

@@ -1,6 +1,7 @@
 """What a run goes on from: its last checkpoint, whole and its own, or else nothing is replaced."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from llm import shell
 from llm.apps import training
 from llm.callbacks.checkpoints import Checkpoints
-from llm.config.errors import UserError
+from llm.config.errors import ConfigError, UserError
 from llm.runs import Run
 from llm.tasks.divergence import DivergedError
 from llm.weights.checkpoint import open_checkpoint
+from llm.weights.digests import sha256_of
+from llm.weights.run import RunWeights
 
 SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
 LONGER = ("trainer.max_steps=6", "trainer.val_every=2")
@@ -46,9 +49,14 @@ def refused(composed, run: Run, *words: str) -> str:
     return str(refusal.value)
 
 
+def lose_last(run: Run) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run.path / "checkpoints" / name).unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("change", [(), ("optimizer.lr=0.5",)])
 def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, change):
-    done.last.unlink()
+    lose_last(done)
     said = refused(composed, done, *LONGER, *change)
     assert "last.ckpt: is gone" in said
     assert "rerun=true" in said
@@ -56,7 +64,7 @@ def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, cha
 
 
 def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys):
-    done.last.unlink()
+    lose_last(done)
     assert training.train(composed(*SHORT), done.path).status == "done"
     assert "is done already" in capsys.readouterr().out
     words = ("weights=run", f"weights.path={done.path}", *LONGER)
@@ -73,22 +81,58 @@ def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
         training.train(composed(*SHORT), tmp_path / "run")
     stop_at(None)
     run = Run(tmp_path / "run")
-    run.last.unlink()
+    lose_last(run)
     assert "last.ckpt: is gone" in refused(composed, run, *SHORT)
 
 
-def test_a_kill_between_the_first_best_and_the_first_last_checkpoint_begins_anew(
-    composed, done, tmp_path
+@pytest.mark.parametrize("lost", ["sha256.json", "run.json", "config.yaml"])
+def test_a_killed_run_that_lost_its_records_too_keeps_its_best_weights(composed, done, lost):
+    record = {k: v for k, v in done.record.items() if k not in ("steps", "trained", "metrics")}
+    done.put_back(record | {"status": "running"})
+    lose_last(done)
+    if lost != "sha256.json":
+        digests = done.path / "checkpoints" / "sha256.json"
+        kept = {"best.ckpt": json.loads(digests.read_text())["best.ckpt"]}
+        digests.write_text(json.dumps(kept))
+    next(done.path.rglob(lost)).unlink()
+    said = refused(composed, done, *SHORT)
+    assert "last.ckpt: is gone" in said
+    assert "rerun=true" in said
+    assert ("weights=run" in said) == (lost == "run.json"), "only what works is advised"
+
+
+def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
+    composed, tmp_path, monkeypatch
 ):
-    record = json.loads((done.path / "run.json").read_text())
-    for file in (done.last, done.path / "checkpoints" / "previous.ckpt"):
-        file.unlink()
-    (digests := done.path / "checkpoints" / "sha256.json").write_text(
-        json.dumps({"best.ckpt": json.loads(digests.read_text())["best.ckpt"]})
-    )
-    started = {k: v for k, v in record.items() if k not in ("steps", "trained", "metrics")}
-    Run(done.path).put_back(started | {"status": "running"})
-    assert training.train(composed(*SHORT), done.path).status == "done"
+    def killed(*_) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save_best", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            training.train(composed(*SHORT), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.last.is_file()
+    assert not run.best.exists()
+    saved = Checkpoints._save_best
+    steps = []
+
+    def save(self, trainer, task) -> None:
+        steps.append(trainer.global_step)
+        saved(self, trainer, task)
+
+    monkeypatch.setattr(Checkpoints, "_save_best", save)
+    training.train(composed(*SHORT), run.path)
+    assert steps == [2, 4]
+    assert open_checkpoint(run.best)["global_step"] == 4
+
+
+def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
+    done.last.unlink()
+    training.train(composed(*LONGER), done.path)
+    out = capsys.readouterr().out
+    assert "last.ckpt: there is no such checkpoint: going on from the checkpoint before it" in out
+    assert open_checkpoint(done.last)["global_step"] == 6
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_path, done, capsys):
@@ -134,6 +178,22 @@ def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
     assert open_checkpoint(again.last)["run"]["fingerprint"] == again.record["fingerprint"]
 
 
+def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_path, done):
+    other = training.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    for run, file in ((done, other.best), (other, done.best)):
+        shutil.copy(file, run.path / "taken.ckpt")
+    for run in (done, other):
+        (run.path / "taken.ckpt").replace(run.best)
+        digests = run.path / "checkpoints" / "sha256.json"
+        record = json.loads(digests.read_text()) | {"best.ckpt": [sha256_of(run.best)]}
+        digests.write_text(json.dumps(record))
+    told = "best.ckpt: is the checkpoint of another run (its fingerprint is"
+    assert told in refused(composed, done, *LONGER)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        RunWeights(str(done.path)).model()
+    assert RunWeights(str(done.path), checkpoint="last").model()
+
+
 def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):
     def fail(*_) -> None:
         raise RuntimeError("no logger today")
@@ -146,9 +206,6 @@ def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, mo
 
 
 def test_a_damaged_best_checkpoint_is_told_with_the_way_out(done):
-    from llm.config.errors import ConfigError
-    from llm.weights.run import RunWeights
-
     flip(done.best)
     with pytest.raises(
         ConfigError, match=r"best\.ckpt is damaged.*; weights\.checkpoint=last reads"

@@ -30,7 +30,7 @@ def require_same(run: Run, config: DictConfig, new: str) -> None:
     if run.record.get("fingerprint") == new:
         return
     require_last(run)
-    if run.last.exists():
+    if run.has_last:
         require_changeable(run, config)
     elif config.resume == ALLOW_CHANGES:
         raise ConfigError(
@@ -83,7 +83,7 @@ def require_same_base(run: Run, base: str | None) -> None:
     Raises:
         ConfigError: the weights have changed.
     """
-    if run.last.exists() and run.record.get("base", base) != base:
+    if run.has_last and run.record.get("base", base) != base:
         raise ConfigError(
             f"{short(run.path)} began from other weights than lie there now; choose another name=, or "
             "rerun=true to begin again"

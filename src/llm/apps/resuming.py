@@ -1,4 +1,4 @@
-"""What a run goes on from: its last checkpoint, or the one before it where that is damaged."""
+"""What a run goes on from: its last checkpoint, or the one before it if that is damaged or gone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from llm import shell
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import changes, fingerprint, recipe
 from llm.files import read_yaml
-from llm.runs import OWN, Run, short
-from llm.weights.checkpoint import fall_back, open_whole
+from llm.runs import Run, short
+from llm.weights.checkpoint import fall_back, header_of, open_whole
 from llm.weights.digests import DamagedCheckpointError, recorded
 
 # Of `resume`: go on with other values of what may change.
@@ -52,12 +52,12 @@ def find_resumption(
 def resumption(run: Run) -> Resumption:
     """Find the checkpoint that a run goes on from, whole and its own.
 
-    A damaged one is replaced by the one that was saved before it.
+    One that is damaged or gone is replaced by the one that was saved before it.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
     """
-    if not run.last.exists():
+    if not run.has_last:
         return Resumption()
     notes = []
     try:
@@ -71,7 +71,9 @@ def resumption(run: Run) -> Resumption:
         notes.append(
             f"note      {error}: going on from the checkpoint before it, of step {checkpoint['global_step']}"
         )
-    require_own(run, checkpoint)
+    run.require_wrote(run.last, checkpoint.get("run"))
+    if run.best.exists():
+        run.require_wrote(run.best, header_of(run.best).get("run"))
     return Resumption(run.last, checkpoint["global_step"], notes)
 
 
@@ -117,32 +119,8 @@ def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
     return changes(before, config)
 
 
-def require_own(run: Run, checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint that another run has written.
-
-    Raises:
-        ConfigError: it is another's.
-    """
-    stored = checkpoint.get("run", {})  # none before checkpoints knew their run
-    for key in OWN:
-        if key in stored and key in run.record and stored[key] not in _own(run, key):
-            raise ConfigError(
-                f"{short(run.last)}: is the checkpoint of another run (its {key} is {stored[key]}, that of this run "
-                f"{run.record[key]}); put this run's own checkpoints back, choose another name=, or train again with "
-                "rerun=true"
-            )
-
-
-def _own(run: Run, key: str) -> list[Any]:
-    """What a checkpoint of a run may have under a key: of a run that was changed several fingerprints."""
-    earlier = run.record.get("segments") or []
-    return [run.record[key], *(each[key] for each in earlier if key in each)]
-
-
 def require_last(run: Run) -> None:
     """Refuse to begin anew where a run was trained whose last checkpoint is gone.
-
-    A run that was killed between its first best checkpoint and its first last one begins anew.
 
     Raises:
         ConfigError: it is gone.
@@ -157,21 +135,22 @@ def require_last(run: Run) -> None:
 def has_lost_last(run: Run) -> bool:
     """Whether a run was trained, and the checkpoint to go on from is no longer there."""
     was_saved = run.status == "done" or run.record.get("trained") or recorded(run.last)
-    return bool(was_saved) and not run.last.exists()
+    return bool(was_saved or run.best.exists()) and not run.has_last
 
 
 def ways_out(run: Run) -> str:
     """What to do with a run that cannot go on: the commands that work."""
     again = "rerun=true trains it again, and keeps this one aside"
-    if not _is_whole(run.best):
+    if not (run.config.is_file() and _is_own(run)):
         return again
     path = shell.quoted(f"weights.path={short(run.path)}")
     return f"weights=run {path} name=NEW begins another run with its best weights, {again}"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_own(run: Run) -> bool:
+    """Whether a run's best checkpoint is whole, and the run's."""
     try:
-        open_whole(path)
-    except (DamagedCheckpointError, FileNotFoundError):
+        run.require_wrote(run.best, open_whole(run.best).get("run"))
+    except (UserError, FileNotFoundError):
         return False
     return True

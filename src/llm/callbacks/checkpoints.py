@@ -7,11 +7,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from llm import distributed
 from llm.callbacks.gradients import require_finite, require_finite_state
 from llm.comparison.rows import is_less_better
 from llm.config.errors import UserError, suggestion
-from llm.runs import OWN, Run
+from llm.runs import Run
 from llm.tasks.task import Task
+from llm.weights.checkpoint import header_of
 
 Score = tuple[float, ...]
 WORST: Score = (math.inf, math.inf)
@@ -73,16 +75,20 @@ class Checkpoints(Callback):
             self.save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `best.ckpt` where this validation was the best, then `last.ckpt`."""
+        """Write `last.ckpt`, then `best.ckpt` if this validation was the best.
+
+        In this order a folder with weights in it always has a checkpoint to resume from.
+        """
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
         score = score_of(pl_module, self.monitor)
-        if score < self.best:
-            require_finite(pl_module, trainer.global_step)
+        is_best = score < self.best
+        if is_best:
             self.best, self.best_step = score, trainer.global_step
-            trainer.save_checkpoint(_run(trainer).best, weights_only=True)
         self.save_last(trainer, pl_module)
+        if is_best:
+            self._save_best(trainer, pl_module)
 
     def save_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `last.ckpt`, unless this step's is there or the weights are not finite (DivergedError)."""
@@ -95,18 +101,20 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})
         self.saved_step = trainer.global_step
 
+    def _save_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        require_finite(pl_module, trainer.global_step)
+        trainer.save_checkpoint(_run(trainer).best, weights_only=True)
+
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See that the optimizer's state is finite, and write down whose checkpoint it is.
+        """See that the optimizer's state is finite.
 
         Raises:
             DivergedError: a tensor of the state holds a NaN or an infinity.
         """
         for state in checkpoint["optimizer_states"]:
             require_finite_state(state["state"], trainer.global_step)
-        record = _run(trainer).record
-        checkpoint["run"] = {key: record[key] for key in OWN if key in record}
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, so that a resumed run does not overwrite it with a worse one."""
@@ -120,12 +128,24 @@ class Checkpoints(Callback):
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Of a resumed run's first step there is a checkpoint already."""
+        """A resumed run has a `last.ckpt` of its first step; write `best.ckpt` if a kill came between the two."""
         self.saved_step = trainer.global_step
+        if 0 < trainer.global_step == self.best_step and distributed.broadcast(
+            _step_of(_run(trainer).best) < self.best_step
+        ):
+            self._save_best(trainer, pl_module)
 
 
 def _run(trainer: L.Trainer) -> Run:
     return Run(Path(trainer.default_root_dir))
+
+
+def _step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint knows of; -1 if there is none that can be read."""
+    try:
+        return int(header_of(path)["global_step"])
+    except (OSError, UserError, LookupError):
+        return -1
 
 
 def validates_now(trainer: L.Trainer) -> bool:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -20,6 +21,7 @@ from llm.config.build import mistakes_at
 from llm.data.module import DataModule
 from llm.optim.clipping import clip_gradients
 from llm.parts import own
+from llm.runs import Run
 from llm.tasks.divergence import require_finite_loss
 
 Batch = dict[str, Tensor]
@@ -327,7 +329,9 @@ class Task(L.LightningModule):
         """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
 
         Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
+        The checkpoint, whether of weights alone or of everything, also says which run has written it.
         """
+        checkpoint["run"] = Run(Path(self.trainer.default_root_dir)).stamp
         checkpoint["losses"] = distributed.gather(self._plain_losses())
         if self.is_adapted:
             state, trained = checkpoint["state_dict"], self.trained_names()

@@ -14,7 +14,7 @@ from llm.files import stored_archive
 from llm.runs import previous_of
 from llm.weights import digests, sharded
 from llm.weights.digests import DamagedCheckpointError, sha256_of, verified
-from llm.weights.stored import Stored, in_torch_file
+from llm.weights.stored import Stored, in_torch_file, read_header
 
 
 def save_checkpoint(
@@ -98,6 +98,19 @@ def open_whole(path: Path) -> dict[str, Any]:
     if path.is_dir():
         sharded.require_whole(path)
     return open_checkpoint(path)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside its tensors, which have shapes and no numbers; nothing is verified.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ConfigError: it cannot be read.
+        DamagedCheckpointError: an index of parts is not what was written.
+    """
+    if path.is_dir():
+        return sharded.read(path)
+    return read_header(path)
 
 
 def stored_weights(path: Path) -> dict[str, Stored]:

@@ -25,7 +25,7 @@ from llm.files import RESTORE, read_yaml
 from llm.models.size import require_memory
 from llm.runs import Run, list_runs
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import digest_of, stored_weights
+from llm.weights.checkpoint import digest_of, header_of, stored_weights
 from llm.weights.digests import DamagedCheckpointError
 from llm.weights.fill import TABLES, fill
 from llm.weights.folder_settings import FolderSettings
@@ -170,12 +170,14 @@ class RunWeights(Weights):
         """The tensors of the checkpoint by name, at rest in their file.
 
         Raises:
-            ConfigError: the run has no checkpoint yet, or its file is not what was written.
+            ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
         """
+        file = self.file()
         try:
-            entries = stored_weights(self.file())
+            entries = stored_weights(file)
         except (FileNotFoundError, DamagedCheckpointError) as error:
             raise ConfigError(f"weights.path: {error}; {self._otherwise()}") from error
+        self.run.require_wrote(file, header_of(file).get("run"))
         prefix = "model."
         return {
             name.removeprefix(prefix): stored

@@ -5,10 +5,12 @@ that filling a model needs the model's own memory and that of the one tensor bei
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,12 +75,31 @@ def in_torch_file(path: Path, *keys: str) -> dict[str, Stored]:
     Raises:
         ConfigError: the file holds no such dictionary, or is damaged.
     """
-    try:
-        # On the device `meta` torch builds every tensor but reads none, and notes where its bytes begin.
-        found = torch.load(stored_archive(path), map_location="meta", weights_only=True)
+    with _readable(path):
+        found = read_header(path)
         for key in keys:
             found = found[key]
         return {name: _in_record(path, name, found[name]) for name in found}
+
+
+def read_header(path: Path) -> Any:
+    """What `torch.save` wrote, its tensors with shapes alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: the file is none of torch's, or is damaged.
+    """
+    with _readable(path):
+        # On the device `meta` torch builds every tensor but reads none, and notes where its bytes begin.
+        return torch.load(stored_archive(path), map_location="meta", weights_only=True)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ConfigError):
+        raise
     except Exception as error:  # a damaged archive fails anywhere, in torch or in its pickle
         raise ConfigError(
             f"{path} cannot be read as a file of torch ({_first_line(error)}): fetch it anew, or save it "

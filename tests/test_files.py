@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from llm import files
+from llm.config.reading import LARGEST
 from llm.files import FileError, read_object
 
 
@@ -34,7 +35,7 @@ def test_anything_else_is_told(content, told, tmp_path):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
-        file.truncate(files.LARGEST + 1)  # takes no room on the disk
+        file.truncate(LARGEST + 1)  # takes no room on the disk
     with pytest.raises(FileError, match=r"a\.json: has 268,435,457 bytes"):
         read_object(tmp_path / "a.json")
 

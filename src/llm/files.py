@@ -19,19 +19,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm.config.errors import ConfigError
+from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_text, require_regular
 
-LARGEST = 2**28  # bytes of a text file; the tokenizers of published models take some 20 MB
 # The name of a file that is being written, by the process of this number.
 PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
-LARGEST_YAML = 2**20  # bytes; it is parsed slowly, and a run's configuration takes some 10 kB
-RESTORE = "restore the file from a copy"
 # Far faster where PyYAML was built with libyaml.
 PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class FileError(ConfigError, ValueError):
-    """A file is not what it should be; a constructor that reads one may let it pass as a wrong value."""
 
 
 # Folders
@@ -78,57 +71,7 @@ def require_within(path: Path, folder: Path) -> None:
         )
 
 
-def require_regular(path: Path) -> None:
-    """Let pass a file, a folder, or a name at which there is nothing.
-
-    Raises:
-        FileError: there is something else, such as a pipe or a device.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise FileError(f"{path}: is neither a file nor a folder; delete it, or put the file there")
-
-
 # Reading
-
-
-def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """The content of a file.
-
-    Args:
-        path: the file.
-        most: the number of bytes above which it is not read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileError: it is no file, is too large, or cannot be read.
-    """
-    require_regular(path)
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > most:
-                raise FileError(
-                    f"{path}: has {size:,} bytes, more than the {most:,} that such a file may have; "
-                    "put the right file there"
-                )
-            return file.read()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); put the file there") from None
-
-
-def read_text(path: Path, most: int = LARGEST) -> str:
-    """The content of a text file in UTF-8.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FileError: it cannot be read, or is not text.
-    """
-    try:
-        return read_bytes(path, most).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: is not UTF-8 text (byte {error.start}); {RESTORE}") from None
 
 
 def read_json(path: Path) -> Any:
@@ -225,7 +168,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a full disk does not name
+        if error.filename in (None, str(partial)):  # a full disk names no file
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

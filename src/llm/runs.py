@@ -131,7 +131,7 @@ class Run:
     def __post_init__(self) -> None:
         self.path = Path(self.path)
         require_own(self.path, "checkpoints")
-        if self._json.is_file():
+        if self._json.exists():
             self.record = _checked(read_object(self._json), self._json)
 
     @property

@@ -64,6 +64,19 @@ def test_an_output_folder_that_is_a_file_is_named(train, tmp_path):
     assert "file/pretraining: a part of this path is a file; name a folder" in told
 
 
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [("pretraining/.x.lock", ()), ("sweeps/x/.sweep.json.lock", ("-m", "seed=1,2"))],
+)
+def test_a_link_in_the_place_of_a_lock_is_named(lock, words, train, tmp_path):
+    (place := tmp_path / "runs" / lock).parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "mine")
+    status, told = train("output_dir=runs", *words)
+    assert (status, told.count("\n")) == (2, 1), told
+    assert f"{lock}: is a link, where none is followed; delete it" in told
+    assert not (tmp_path / "mine").exists()
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(FileNotFoundError), explained():
         raise FileNotFoundError(2, "No such file", "x")

@@ -8,9 +8,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from llm.apps import training
-from llm.comparison.result import Result
+from llm.comparison.result import Result, read_rows
 from llm.config.errors import ConfigError
-from llm.loggers.csv import read
 from llm.runs import Run
 from llm.weights.run import RunWeights
 
@@ -56,7 +55,7 @@ def test_a_finetune_resumes_to_the_bit(finetune, stop_at, adapter):
         )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
-    before, after = (read(run.metrics) for run in (whole, parts))
+    before, after = (read_rows(run.metrics) for run in (whole, parts))
     assert [row["step"] for row in after if row["step"] == "0"] == ["0"]
     assert [row["val/loss"] for row in before] == [row["val/loss"] for row in after]
 
@@ -73,11 +72,11 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
 ):
     run = finetune("run", "callbacks.early_stopping.patience=1")
     assert "step 0/12: " in capsys.readouterr().out
-    (before, *_) = read(run.metrics)
+    (before, *_) = read_rows(run.metrics)
     expected = Run(base.path).record["metrics"]["val/loss"]
     assert (before["step"], before["train/loss"]) == ("0", "")
     assert float(before["val/loss"]) == pytest.approx(expected, abs=1e-6)
-    assert "0" not in {row["step"] for row in read(base.metrics)}
+    assert "0" not in {row["step"] for row in read_rows(base.metrics)}
     assert (
         Result(run).figures["best_loss"]
         == torch.load(run.last)["callbacks"]["Checkpoints"]["best"][-1]
@@ -92,7 +91,7 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
         )
         assert all(torch.equal(left[key], right[key]) for key in left)
     columns = ("step", "train/loss", "val/loss")
-    rows = [[tuple(row[c] for c in columns) for row in read(r.metrics)] for r in (run, other)]
+    rows = [[tuple(row[c] for c in columns) for row in read_rows(r.metrics)] for r in (run, other)]
     assert rows[0][1:] == rows[1]
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from llm import shell
 from llm.apps import training
+from llm.apps.explaining import explained
 from llm.callbacks.checkpoints import Checkpoints
 from llm.config.errors import ConfigError, UserError
 from llm.runs import Run
@@ -163,6 +165,32 @@ def test_where_no_checkpoint_is_whole_a_done_run_stays_done(composed, done, dama
     assert "rerun=true trains it again" in said
     assert ("weights=run" in said) == (damage == "both"), "the best one is as good as its record"
     assert Run(done.path).status == "done"
+
+
+HALF, TABLE, BINARY, FOLDER = b'{"status": "do', b"a,b\nc,d\n", bytes(range(256)), None
+BROKEN = {
+    "metrics.csv": (BINARY, TABLE, FOLDER),
+    "run.json": (HALF, FOLDER),
+    "config.yaml": (FOLDER,),
+    "tokenizer.json": (FOLDER,),
+    "checkpoints/sha256.json": (b"", FOLDER),
+}
+
+
+def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
+    config = composed(*LONGER)
+    for place, contents in BROKEN.items():
+        kept = (file := done.path / place).read_bytes()
+        for content in contents:
+            file.unlink()
+            file.mkdir() if content is None else file.write_bytes(content)
+            with pytest.raises(ConfigError) as end, explained():
+                training.train(deepcopy(config), done.path)
+            told = str(end.value)
+            assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in told
+            assert "\n" not in told
+            file.rmdir() if file.is_dir() else file.unlink()
+            file.write_bytes(kept)
 
 
 def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):

@@ -5,6 +5,7 @@ from made_runs import make
 
 from llm.apps.watching import newest
 from llm.comparison.result import Result, read_metrics
+from llm.config.reading import LARGEST
 from llm.runs import Run
 
 
@@ -63,6 +64,35 @@ def test_a_number_that_was_cut_short_is_not_believed(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/loss\n10,5.0\n20,4")
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 10, "val/loss": 5.0}]
     assert newest(tmp_path / "metrics.csv")["val/loss"] == 5.0
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def huge(path):
+    with path.open("ab") as file:
+        file.truncate(LARGEST + 1)  # takes no room on the disk
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: path.write_bytes(b"\xff" * 9), "is not UTF-8 text"),
+        (lambda path: path.write_text("a,b\nc,d\n"), "step is None, not a whole number"),
+        (lambda path: path.write_text("step,a\n1e3,d\n"), "step is '1e3', not a whole number"),
+        (folder, "Is a directory"),
+        (huge, "has 268,435,457 bytes"),
+    ],
+)
+def test_a_damaged_metrics_file_is_told_and_left_out(spoil, told, tmp_path):
+    run = make(tmp_path / "run")
+    spoil(run.metrics)
+    result = Result(run)
+    assert result.rows == []
+    assert f"{run.metrics} is damaged and left out: " in str(result.damage)
+    assert told in str(result.damage)
 
 
 def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):

@@ -152,6 +152,12 @@ def test_it_is_judged_however_the_command_goes(llm, words):
     assert err.startswith("hydra.callbacks.e")
 
 
+def test_a_file_of_a_folder_is_read_within_bounds(llm):
+    status, _, err, _ = llm({"reward/r.yaml": "a: 1 #" + "x" * 2**20}, "train", "+reward=r")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "reward/r.yaml: has 1,048,582 bytes, more than the 1,048,576" in err
+
+
 def test_a_point_is_judged_when_a_launcher_composes_it(tmp_path):
     """A search finds its points as it goes."""
     (tmp_path / "reward").mkdir()

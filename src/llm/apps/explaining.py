@@ -23,6 +23,8 @@ WRONG = {
     errno.ENOTDIR: "a part of this path is a file; name a folder",
     errno.EEXIST: "is there already, and is not a folder; choose another name",
     errno.EISDIR: "is a folder; move it away, or choose another name",
+    errno.ELOOP: "is a link, where none is followed; delete it, or choose another folder",
+    errno.ENXIO: "is neither a file nor a folder; delete it, or choose another folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 

@@ -36,7 +36,9 @@ def restore(
             config.data.malformed = malformed
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
         config.task.reward.accelerator = hardware.accelerator  # this machine's, not the training's
-    check(OmegaConf.create({**{part: config.get(part) for part in PARTS}, "trust": config.trust}))
+    with weights.named():
+        parts = {part: config.get(part) for part in PARTS}
+        check(OmegaConf.create({**parts, "trust": config.trust}))
     # An adapter stands on the weights that the run began from, and a reference is those weights.
     from_base = config.get("adapter") is not None or "reference" in config.task
     base = weights.base_weights(config) if from_base else None

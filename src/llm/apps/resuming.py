@@ -64,7 +64,7 @@ def resumption(run: Run) -> Resumption:
         checkpoint = open_whole(run.last)
     except (DamagedCheckpointError, FileNotFoundError) as error:
         if not fall_back(run.last):
-            raise UserError(
+            raise ConfigError(
                 f"{error}, and there is no whole one from before it; {ways_out(run)}"
             ) from error
         checkpoint = open_whole(run.last)

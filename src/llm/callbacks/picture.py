@@ -1,7 +1,5 @@
 """The picture of a run: its loss, and what else a task is known by, against steps."""
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from llm.files import read_text, replacing
+from llm.comparison.result import read_rows
+from llm.files import replacing
 from llm.runs import Run
 
 LOSS = {"loss": "cross-entropy (nats a token)"}
@@ -55,7 +54,7 @@ def draw(metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = L
         Figure,
     )  # half a second to import: only when there is something to draw
 
-    rows = list(csv.DictReader(io.StringIO(read_text(metrics), newline="")))
+    rows = read_rows(metrics)
     height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()

@@ -1,7 +1,9 @@
 """What one run came to, read from its `run.json` and `metrics.csv`."""
 
 import csv
+import io
 import math
+import re
 import shlex
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from llm.config.reading import RESTORE, FileError, read_text
 from llm.config.words import values
 from llm.runs import Run, short
 
@@ -145,8 +148,9 @@ class Result:
     def _metrics(self) -> tuple[list[dict[str, float]], str | None]:
         try:
             return read_metrics(self.run.metrics), None
-        except (OSError, csv.Error) as error:
-            return [], f"{short(self.run.metrics)} is damaged and left out: {error}"
+        except (OSError, FileError) as error:
+            reason = str(error).removeprefix(f"{self.run.metrics}: ")
+            return [], f"{short(self.run.metrics)} is damaged and left out: {reason}"
 
     @cached_property
     def figures(self) -> dict[str, float]:
@@ -260,23 +264,39 @@ def numbers(values: Any, *names: str) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The numbers of a metrics file, row by row; a last line that is cut short or no number is left out.
+    """The numbers of a metrics file, row by row; none if there is no such file.
 
     Raises:
-        csv.Error: it is no such file.
+        FileError: it is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(whole(file)) if None not in row.values()]
-    if any(None in row for row in rows):  # no crash makes a line longer
-        raise csv.Error("a line has more fields than the header")
-    found = [{name: number(text) for name, text in row.items() if text} for row in rows]
-    return [
-        {name: value for name, value in row.items() if value is not None}
-        for row in found
-        if row.get("step") is not None
-    ]
+    found = [{name: number(text) for name, text in row.items() if text} for row in read_rows(path)]
+    return [{name: value for name, value in row.items() if value is not None} for row in found]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file as they were written; a last line that a crash cut short is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is not a table by step.
+    """
+    lines = io.StringIO(read_text(path), newline="")
+    try:
+        rows = [row for row in csv.DictReader(whole(lines)) if None not in row.values()]
+    except csv.Error as error:
+        raise _damaged(path, str(error)) from None
+    for row in rows:
+        if None in row:  # no crash makes a line longer
+            raise _damaged(path, "a line has more fields than the header")
+        if not re.fullmatch(r"\d{1,18}", row.get("step", "")):
+            raise _damaged(path, f"step is {row.get('step')!r:.60}, not a whole number")
+    return rows
+
+
+def _damaged(path: Path, what: str) -> FileError:
+    return FileError(f"{path}: {what}; {RESTORE}, or delete it")
 
 
 def whole(lines: Iterable[str]) -> Iterator[str]:

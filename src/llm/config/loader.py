@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config import hydra_section
 from llm.config.errors import ConfigError
 from llm.config.point import trusts
+from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
 from llm.config.words import key_of
 
@@ -162,14 +163,15 @@ class JudgedRepository(ConfigRepository):
 
 
 def _require_few_values(file: Path) -> None:
-    """Refuse a file that aliases unfold to more than memory holds.
+    """Refuse a file that is too large, or that aliases unfold to more than memory holds.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: it is, or they do.
     """
     try:
-        with file.open("rb") as opened, suppress(yaml.YAMLError):  # which is told when it is read
-            if _values(yaml.compose(opened, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+        content = read_bytes(file, LARGEST_YAML)
+        with suppress(yaml.YAMLError):  # which is told when it is read
+            if _values(yaml.compose(content, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
                 raise ConfigError(
                     f"{file}: has more than {MOST_VALUES:,} values, those of YAML aliases (*name) counted each "
                     "time; a config needs fewer"

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm.config.reading import read_bytes
 from llm.evaluation.openai import OpenAI
-from llm.files import open_for_appending, read_bytes
+from llm.files import open_for_appending
 from llm.runs import now
 
 RULES = """\

@@ -1,7 +1,6 @@
 """`metrics.csv`: every metric by step, in a file that survives crashes and resumes."""
 
 import csv
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from llm.files import open_for_appending, read_text, replacing
+from llm.comparison.result import read_rows
+from llm.files import open_for_appending, replacing
 
 
 class CSVLogger(Logger):
@@ -53,7 +53,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def _begin(self, resume_step: int) -> None:
-        rows = read(self.path) if self.path.is_file() and resume_step >= 0 else []
+        rows = read_rows(self.path) if self.path.exists() and resume_step >= 0 else []
         kept = [row for row in rows if int(row["step"]) <= resume_step]
         if kept:
             self.columns = list(kept[0])
@@ -77,7 +77,7 @@ class CSVLogger(Logger):
             os.truncate(self.path, self._start)
         new = [name for name in self._row if name not in self.columns]
         if new:
-            rows = read(self.path)
+            rows = read_rows(self.path)
             self.columns += new
             self._rewrite(rows)
         self._start = self.path.stat().st_size
@@ -108,9 +108,3 @@ class CSVLogger(Logger):
         if self._file is not None:
             self._file.close()
         self._file = open_for_appending(self.path)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file; a last line that a crash cut short is left out."""
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    return [row for row in rows if None not in row.values()]

@@ -12,8 +12,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
+from llm.comparison.result import read_rows
 from llm.files import read_text, write_text
-from llm.loggers.csv import read
 from llm.loggers.outages import WRITING, Mode, SteadyRun
 from llm.runs import Run
 
@@ -247,7 +247,7 @@ class WandbLogger(Logger):
 
     def _rows(self) -> list[dict[str, str]]:
         """What all sittings measured: W&B's own minimum would be that of one offline piece."""
-        return read(self.run.metrics) if self.run.metrics.is_file() else []
+        return read_rows(self.run.metrics) if self.run.metrics.is_file() else []
 
     def _keep(self, part: str) -> None:
         import wandb

@@ -122,14 +122,28 @@ class RunWeights(Weights):
     def _model(self, config: DictConfig) -> nn.Module:
         adapter = config.get("adapter")
         parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
-        check(OmegaConf.create(parts))
-        require_memory(config.task.model)
+        with self.named():
+            check(OmegaConf.create(parts))
+            require_memory(config.task.model)
         model = build(config.task.model)
         base = self.base_weights(config) if adapter is not None else None
         if adapter is not None:
             initialize(model, base, build(adapter))
         self.restore(model, is_adapted=base is not None)
         return model.eval()
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Around the check of the run's configuration: say in which file its problems are.
+
+        Raises:
+            ConfigError: with every problem behind the file's name.
+        """
+        try:
+            yield
+        except ConfigError as error:
+            lines = [f"{self.run.config}: {problem}" for problem in error.problems]
+            raise ConfigError(*lines) from error
 
     def restore(self, model: nn.Module, is_adapted: bool) -> None:
         """Fill a model that was built as the run's was with what the run learned.

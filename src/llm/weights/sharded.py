@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm import distributed
+from llm.config.reading import read_bytes
 from llm.files import stored_archive
 from llm.parts import is_divided, own, place
 from llm.runs import parts_of, previous_of
@@ -222,7 +223,7 @@ def read_index(path: Path, name: str = INDEX) -> Index:
         DamagedCheckpointError: it is not what was written, or does not make sense.
     """
     with _damaged(path / name):
-        return _parsed(json.loads(verified(path / name).read_bytes()), path)
+        return _parsed(json.loads(read_bytes(verified(path / name))), path)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from llm.config.errors import ConfigError
+from llm.config.reading import read_bytes
 from llm.weights.stored import Stored, in_bytes
 
 MAGIC = 0xDB4775248B80FB57
@@ -48,7 +49,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
     """
     index = Path(f"{prefix}.index")
     try:
-        entries = dict(_table(index.read_bytes()))
+        entries = dict(_table(read_bytes(index)))
         header = _message(entries.pop(b""))
         if header.get(2, [0]) != [0]:
             raise ValueError("its numbers are big-endian")

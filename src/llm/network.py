@@ -5,13 +5,18 @@ an address of his choice. What such a name stands for is then read only if it is
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+# A download has to bring so many bytes a second in every period of so many seconds.
+SLOWEST = 1024
+PERIOD = 60.0
 
 _OFFLINE: ContextVar[str | None] = ContextVar("offline", default=None)
 
@@ -46,19 +51,66 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
     Raises:
         TimeoutError: the seconds are over.
     """
+    try:
+        return _started(call)(seconds)
+    except Empty:
+        raise TimeoutError(f"timed out: no whole answer within {seconds:g} seconds") from None
+
+
+def downloaded(call: Callable[[], Result], *folders: Path, seconds: float | None = None) -> Result:
+    """Return the result of a download, however long it takes, unless it becomes too slow.
+
+    How long a file may take depends on its size, so the deadline is a rate: in each period at least
+    `SLOWEST` bytes a second have to arrive. A download that is given up goes on in a thread that nobody waits for.
+
+    Args:
+        call: downloads.
+        folders: those that it writes to as the bytes arrive; they need not exist.
+        seconds: length of a period; None takes `PERIOD`.
+
+    Raises:
+        TimeoutError: less than that has arrived in a period.
+    """
+    seconds = PERIOD if seconds is None else seconds
+    result, before = _started(call), _size(folders)
+    while True:
+        try:
+            return result(seconds)
+        except Empty:
+            now = _size(folders)
+            if now - before < SLOWEST * seconds:
+                raise TimeoutError(
+                    f"less than {SLOWEST:,} bytes a second arrived in {seconds:g} seconds"
+                ) from None
+            before = now
+
+
+def _started(call: Callable[[], Result]) -> Callable[[float], Result]:
+    """Begin a call in a thread; returns what waits for its result for some seconds, and raises Empty after them."""
     results: Queue[tuple[Any, BaseException | None]] = Queue()
+    context = copy_context()  # whether the network may be used, among others
 
     def run() -> None:
         try:
-            results.put((call(), None))
+            results.put((context.run(call), None))
         except BaseException as error:
             results.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
-    try:
+    def wait(seconds: float) -> Result:
         result, error = results.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"timed out: no whole answer within {seconds:g} seconds") from None
-    if error is not None:
-        raise error
-    return result
+        if error is not None:
+            raise error
+        return result
+
+    threading.Thread(target=run, daemon=True).start()
+    return wait
+
+
+def _size(folders: Iterable[Path]) -> int:
+    """Bytes in all files below some folders; a file that goes meanwhile counts nothing."""
+    total = 0
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                total += path.lstat().st_size
+    return total

@@ -1,6 +1,8 @@
+import contextlib
 import http.server
 import io
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llm import network
 from llm.data.download import Download, fetch
 from llm.data.errors import DataError
 
@@ -50,6 +53,52 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/story.txt"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that sends a byte every tenth of a second, which no timeout of a socket notices."""
+    ended = threading.Event()
+
+    def drip(self: Server) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.1):
+                self.wfile.write(b"x")
+
+    monkeypatch.setattr(Server, "do_GET", drip)
+    monkeypatch.setattr(network, "PERIOD", 0.5)
+    yield address
+    ended.set()
+
+
+@pytest.mark.parametrize("member", [None, "a/story"])
+def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cache_folder: Path):
+    with pytest.raises(DataError, match=r"TimeoutError, less than 1,024 bytes a second arrived"):
+        fetch(dripping, SHA256, "story.txt", member)
+    assert list(cache_folder.rglob("*story*")) == []
+
+
+def test_a_slow_download_may_take_several_periods(tmp_path: Path):
+    """What arrives fast enough is waited for, however long it takes."""
+
+    def download() -> str:
+        for _ in range(4):
+            with (tmp_path / "file").open("ab") as file:
+                file.write(bytes(2048))
+            time.sleep(0.2)
+        return "done"
+
+    assert network.downloaded(download, tmp_path, seconds=0.3) == "done"
+    with pytest.raises(TimeoutError):
+        network.downloaded(lambda: time.sleep(2), tmp_path, seconds=0.1)
+
+
+def test_a_download_in_a_thread_knows_that_it_may_not_use_the_network(tmp_path: Path):
+    with network.offline("a run"):
+        assert network.downloaded(network.is_offline, tmp_path)
+        assert network.within(5, network.is_offline)
 
 
 NOWHERE = "http://127.0.0.1:9/story.txt"  # the port of the discard protocol: nobody answers

@@ -5,6 +5,7 @@ import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pooch
@@ -79,15 +80,16 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
     try:
         if member is not None:
             return _fetch_member(url, sha256, folder / file_name, member)
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", fname=file_name, path=folder))
+        return _retrieved(url, f"sha256:{sha256}", folder / file_name)
     except (ValueError, zipfile.BadZipFile, KeyError):
         raise DataError(
             f"{url} is not the file that was published (its SHA-256 is not {sha256}): it was not "
             f"kept; put the right file at {folder / file_name}"
         ) from None
     except OSError as error:
+        slow = f", {error}" if isinstance(error, TimeoutError) else ""
         raise DataError(
-            f"cannot download {url} ({type(error).__name__}): fetch it by other means and put it "
+            f"cannot download {url} ({type(error).__name__}{slow}): fetch it by other means and put it "
             f"at {folder / file_name}, or set LLM_CACHE to a folder that holds {file_name}"
         ) from None
 
@@ -98,10 +100,22 @@ def is_cached(sha256: str, file_name: str) -> bool:
     return there.is_file() and pooch.file_hash(str(there)) == sha256
 
 
+def _retrieved(url: str, known_hash: str | None, path: Path) -> Path:
+    """Download a file to a path, through a temporary folder beside it.
+
+    Raises:
+        OSError: the server does not answer, or is too slow (TimeoutError).
+        ValueError: the file has another hash.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temporary:
+        retrieve = partial(pooch.retrieve, url, known_hash, fname=path.name, path=temporary)
+        return Path(network.downloaded(retrieve, Path(temporary))).replace(path)
+
+
 def _fetch_member(url: str, sha256: str, path: Path, member: str) -> Path:
     """Keep one file of an archive; the archive itself may be packed anew with other bytes."""
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        archive = pooch.retrieve(url, None, fname="archive.zip", path=temporary)
+        archive = _retrieved(url, None, Path(temporary) / "archive.zip")
         with zipfile.ZipFile(archive) as opened:
             content = opened.read(member)
         if hashlib.sha256(content).hexdigest() != sha256:

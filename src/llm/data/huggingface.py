@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from llm.data.source import Source
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Seconds in which something has to arrive; lists of files, which leave no trace, come before the files.
+PERIOD = 300.0
 ROWS = 1000  # read together: one at a time is many times slower
 
 
@@ -73,7 +75,9 @@ class HuggingFaceDataset(Source):
         return dataset.select_columns(self.text_field)
 
     def _load(self) -> "Dataset":
+        from datasets import config as settings
         from datasets import load_dataset, load_from_disk
+        from huggingface_hub import constants
 
         place = Path(self.path).expanduser()
         if place.suffix.lower() == ".parquet" and place.is_file():
@@ -82,8 +86,10 @@ class HuggingFaceDataset(Source):
             saved = load_from_disk(str(place))
             return saved[self.split] if isinstance(saved, dict) else saved
         with self._as_allowed():
-            return load_dataset(
-                self.path, self.configuration, split=self.split, data_files=self.data_files
+            load = partial(load_dataset, self.path, self.configuration, split=self.split)
+            caches = (constants.HF_HUB_CACHE, constants.HF_XET_CACHE, settings.HF_DATASETS_CACHE)
+            return network.downloaded(
+                partial(load, data_files=self.data_files), *map(Path, caches), seconds=PERIOD
             )
 
     @contextmanager

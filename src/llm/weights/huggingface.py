@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -308,16 +308,17 @@ def download(name: str) -> Path:
     Raises:
         ConfigError: it is not in the cache and cannot be fetched.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     def fetch(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                allow_patterns=[*DESCRIPTION, *SETTINGS_FILES, *patterns],
-                local_files_only=network.is_offline(),
-            )
+        snapshot = partial(
+            snapshot_download,
+            name,
+            allow_patterns=[*DESCRIPTION, *SETTINGS_FILES, *patterns],
+            local_files_only=network.is_offline(),
         )
+        caches = (Path(constants.HF_HUB_CACHE), Path(constants.HF_XET_CACHE))
+        return Path(network.downloaded(snapshot, *caches))
 
     try:
         folder = fetch("model*.safetensors", f"{SAFETENSORS}.index.json")

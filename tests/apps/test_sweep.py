@@ -392,7 +392,7 @@ command.main()
             time.sleep(0.01)
         tell(parent.pid, number)
         out, _ = parent.communicate(timeout=30)
-        assert parent.returncode == 130
+        assert parent.returncode == 128 + number
         assert "the sweep stopped; the same line goes on" in out
         outcomes = [job.outcome.get("status") for job in only_sweep(tmp_path).jobs]
         assert outcomes == ["interrupted", None]

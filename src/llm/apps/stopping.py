@@ -38,11 +38,13 @@ def marking(mark: Path) -> Iterator[None]:
     """Leave a mark when told to stop, and start processes that do not hear it themselves.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if it was told.
+        Stopped: at the end of the block, if it was told.
     """
+    told: list[int] = []
 
     def leave(number: int, frame: object) -> None:
         _say(NEWS)
+        told.append(number)
         with mark.open("ab") as file:
             file.write(b".")
 
@@ -57,10 +59,9 @@ def marking(mark: Path) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signals.give_back(before)
         is_over.set()
-        is_marked = mark.exists()
         mark.unlink(missing_ok=True)
-    if is_marked:
-        raise KeyboardInterrupt
+    if told:
+        raise signals.Stopped(told[0])
 
 
 @contextmanager

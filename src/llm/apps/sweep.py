@@ -47,7 +47,6 @@ RANKS = (
 # And what srun does: of several tasks in a step only one has the job.
 TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 NOT_PASSED_ON = (*RANKS, *TASKS, stopping.MARK)
-INTERRUPTED = 130
 LONGEST_REASON = 400  # letters: a refusal may have a line for each value that differs
 STATUSES = {
     0: "done",
@@ -75,7 +74,8 @@ def launch(
         start: lets Hydra run `job` for each point, given overrides of its own.
 
     Returns:
-        The exit status: 0 if every job is done, or in others' hands; 130 after an interruption, else 1.
+        The exit status: 0 if every job is done, or in others' hands; 143 after SIGTERM, 130 after another
+            interruption, else 1.
 
     Raises:
         RunningSweepError: another sweep is running under the name of this one.
@@ -103,8 +103,9 @@ def launch(
     with watched(sweep):
         try:
             run_all(sweep, start)
-        except KeyboardInterrupt:
-            status, said = INTERRUPTED, "the sweep stopped; the same line goes on"
+        except KeyboardInterrupt as stop:
+            status = signals.status_of(signals.number_of(stop))
+            said = "the sweep stopped; the same line goes on"
         except Exception as error:  # the launcher's or sweeper's: a job's own is a row of the table
             (sweep.path / "launcher.err").write_text(traceback.format_exc(), "utf-8")
             status, said = 1, f"{type(error).__name__}: {error} (more in launcher.err)"

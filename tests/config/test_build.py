@@ -80,7 +80,7 @@ def test_a_refusal_comes_out_in_one_line_under_the_full_key(kit):
     )
     with pytest.raises(ConfigError) as caught:
         build(config.part)
-    assert str(caught.value) == "part.inner: dim=3 is odd: choose an even one"
+    assert str(caught.value) == "part.inner.dim=3 is odd: choose an even one"
 
 
 def test_a_refusal_inside_a_factory_names_the_factorys_node(kit):
@@ -96,7 +96,7 @@ def test_a_refusal_inside_a_factory_names_the_factorys_node(kit):
             },
         }
     )
-    with pytest.raises(ConfigError, match=r"^model\.attention: num_heads=3 does not divide dim=4"):
+    with pytest.raises(ConfigError, match=r"^model\.attention\.num_heads=3 does not divide dim=4"):
         build(config.model)
 
 

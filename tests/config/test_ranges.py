@@ -22,14 +22,28 @@ COMMANDS = {
         "schedule.decay_fraction=2": (
             "schedule.decay_fraction: 2 is out of range; give 0 or more and at most 1"
         ),
-        "data.batch_size=0": "data.batch_size: 0 is out of range; give 1 or more",
+        "data.batch_size=1000000000": (
+            "data.batch_size: 1000000000 is out of range; give 1 or more and at most 1048576"
+        ),
+        "model.num_layers=1000000000": (
+            "model.num_layers: 1000000000 is out of range; give 1 or more and at most 1024"
+        ),
+        "size.context_length=1000000000000": (
+            "size.context_length: 1000000000000 is out of range; give 1 or more and at most 1073741824"
+        ),
+        "tokenizer.vocab_size=100000000000": (
+            "tokenizer.vocab_size: 100000000000 is out of range; give 1 or more and at most 16777216"
+        ),
+        "hardware.threads=1000000000": (
+            "hardware.threads: 1000000000 is out of range; give 1 or more and at most 1024"
+        ),
         "data.validation_fraction=nan": (
             "data.validation_fraction: nan is not a finite number; give one that is"
         ),
-        "callbacks.gradients.spike=0": "callbacks.gradients: spike=0.0: give a factor above 1",
-        "callbacks.samples.max_tokens=0": "callbacks.samples: max_tokens=0: give a number from 1 on",
+        "callbacks.gradients.spike=0": "callbacks.gradients.spike=0.0: give a factor above 1",
+        "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: give a number from 1 on",
         "callbacks.checkpoints.every=-1": (
-            "callbacks.checkpoints: every=-1: give a number of steps from 1 on, or null"
+            "callbacks.checkpoints.every=-1: give a number of steps from 1 on, or null"
         ),
     },
     "data=text data.path=.": {
@@ -49,7 +63,7 @@ COMMANDS = {
         ),
         "+optimizer.eps=-1": "optimizer.eps: -1 is out of range; give 0 or more",
         "model.feed_forward.multiple_of=0": (
-            "model.feed_forward.multiple_of: 0 is out of range; give 1 or more"
+            "model.feed_forward.multiple_of: 0 is out of range; give 1 or more and at most 1048576"
         ),
         "callbacks.early_stopping.min_delta=-1": (
             "callbacks.early_stopping.min_delta: -1 is out of range; give 0 or more"

@@ -55,7 +55,7 @@ def test_what_cannot_be_built_is_refused(build):
         build("model=bert", "model/position=alibi")
     with pytest.raises(ValueError, match="cannot write"):
         build("model=bert").new_cache(1)
-    with pytest.raises(Exception, match="num_segments=0: must be at least 1"):
+    with pytest.raises(Exception, match="num_segments=0 is out of range; give 1 or more"):
         build("model=bert", "model.num_segments=0")
 
 

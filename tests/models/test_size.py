@@ -19,9 +19,12 @@ def test_a_size_is_its_numbers():
         ({"num_layers": 0}, "num_layers=0"),
         ({"context_length": -1}, "context_length=-1"),
         ({"dim": 0}, "dim=0"),
-        ({"num_layers": 10**9}, "num_layers=1000000000: must be at most 1,024"),
-        ({"dim": 10**9}, "dim=1000000000: must be at most 1,048,576"),
-        ({"context_length": 10**12}, "context_length=1000000000000: must be at most"),
+        (
+            {"num_layers": 10**9},
+            "num_layers=1000000000 is out of range; give 1 or more and at most 1024",
+        ),
+        ({"dim": 10**9}, "dim=1000000000 is out of range; give 1 or more and at most 1048576"),
+        ({"context_length": 10**12}, "context_length=1000000000000 is out of range"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(wrong, message):

@@ -7,7 +7,7 @@ kernel is called in every layer of every step; and it wraps errors in text of it
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import CodeType
@@ -50,7 +50,7 @@ def build(node: Any, **kwargs: Any) -> Any:
     try:
         return _build(plain, key, targets, kwargs)
     except MISTAKES as error:
-        raise ConfigError(f"{_culprit(error, targets) or key}: {_one_line(error)}") from error
+        raise ConfigError(_told_of(_culprit(error, targets) or key, targets, error)) from error
 
 
 @contextmanager
@@ -137,6 +137,14 @@ def _culprit(error: Exception, targets: dict[str, Callable[..., Any]]) -> str | 
         keys.setdefault(_code(target), key)
     running = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((keys[code] for code in reversed(running) if code in keys), None)
+
+
+def _told_of(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
+    """The line about a node: what begins with a parameter (`rank=0: give 1 or more`) is about the parameter's key."""
+    told = _one_line(error)
+    name, equals, _ = told.partition("=")
+    is_parameter = equals and key in targets and name in slots.parameters(targets[key])
+    return f"{key}.{told}" if is_parameter else f"{key}: {told}"
 
 
 def _code(target: Callable[..., Any]) -> Any:

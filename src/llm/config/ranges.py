@@ -1,9 +1,9 @@
 """What values a parameter can have, by its name, which means one thing in the whole package.
 
 torch's optimizers check some of their arguments and only when they are built, which is after the run's folder
-has been made; a mask or a norm computes with any number. So ranges are compared with the configuration, with
-every other problem, before anything starts. What our dataclasses refuse themselves is not repeated here.
-Nor can the name of a file or of a run be empty.
+has been made; a mask or a norm computes with any number; and a size that is far too large ends the process when
+memory is asked for. So ranges are compared with the configuration, with every other problem, before anything
+starts. What our dataclasses refuse themselves is not repeated here. Nor can the name of a file or of a run be empty.
 """
 
 import math
@@ -48,26 +48,44 @@ COUNT = Range(at_least=1)
 SHARE = Range(at_least=0, at_most=1)
 PROPER_SHARE = Range(at_least=0, below=1)
 
+# Far above all that was ever trained; below them a model without memory of its own is built in seconds.
+SIZES: dict[str, Range] = {
+    **dict.fromkeys(("num_layers", "num_segments"), Range(at_least=1, at_most=2**10)),
+    **dict.fromkeys(
+        ("dim", "num_heads", "num_kv_heads", "head_dim"), Range(at_least=1, at_most=2**20)
+    ),
+    **dict.fromkeys(("hidden_dim", "vocab_size"), Range(at_least=1, at_most=2**24)),
+    "context_length": Range(at_least=1, at_most=2**30),
+}
 RANGES: dict[str, Range] = {
+    **SIZES,
     # optimizers and schedules
     **dict.fromkeys(("lr", "adamw_lr", "weight_decay", "eps", "lr_decay"), NOT_NEGATIVE),
     **dict.fromkeys(("initial_accumulator_value", "warmup_steps", "final_ratio"), NOT_NEGATIVE),
     **dict.fromkeys(("betas", "momentum", "dampening"), PROPER_SHARE),
     "decay_fraction": SHARE,
     # the model and its adapter
-    **dict.fromkeys(("hidden_dim", "multiple_of", "num_segments"), COUNT),
+    **dict.fromkeys(("multiple_of", "rank"), Range(at_least=1, at_most=2**20)),
     **dict.fromkeys(("theta", "std"), POSITIVE),
     "alpha": NOT_NEGATIVE,
     "dropout": PROPER_SHARE,
     # data, tasks and what stands at the top of the tree
-    **dict.fromkeys(("batch_size", "group", "multiple", "min_frequency"), COUNT),
+    "batch_size": Range(at_least=1, at_most=2**20),
+    **dict.fromkeys(("group", "multiple", "min_frequency"), COUNT),
     **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
     "seed": Range(at_least=0, below=2**32),  # what NumPy takes
+    # the machine; processes and threads by the thousand end it
+    **dict.fromkeys(("devices", "threads"), Range(at_least=1, at_most=2**10)),
+    "workers": Range(at_least=0, at_most=2**10),
+    "num_nodes": Range(at_least=1, at_most=2**16),
 }
 # Of a command's own words, at the top of the tree.
-WORDS: dict[str, Range] = {"max_tokens": NOT_NEGATIVE}
+WORDS: dict[str, Range] = {
+    "max_tokens": NOT_NEGATIVE,
+    "best_of": Range(at_most=2**20),
+}
 # Whose parameters these are: a function of the user's may mean another thing by a name.
 OURS = ("llm.", "torch.optim.")
 

@@ -8,16 +8,8 @@ from omegaconf import DictConfig
 
 from llm.config.build import build
 from llm.config.errors import ConfigError
+from llm.config.ranges import SIZES
 from llm.nn.heads import group_size, head_width
-
-# Far above all that was ever trained; below them a model without memory of its own is built in seconds.
-LARGEST = {
-    "num_layers": 2**10,
-    "dim": 2**20,
-    "context_length": 2**30,
-    "vocab_size": 2**24,
-    "num_segments": 2**10,
-}
 
 
 @dataclass(frozen=True)
@@ -42,8 +34,7 @@ class Size:
     num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
-        require_sizes(num_layers=self.num_layers, context_length=self.context_length)
-        require_sizes(dim=max(self.dim, 1))
+        require_sizes(num_layers=self.num_layers, context_length=self.context_length, dim=self.dim)
         head_width(self.dim, self.num_heads)
         if self.num_kv_heads is not None:
             group_size(self.num_heads, self.num_kv_heads)
@@ -56,10 +47,8 @@ def require_sizes(**sizes: int) -> None:
         ValueError: one is not positive, or beyond all reason.
     """
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}: must be at least 1")
-        if size > LARGEST[name]:
-            raise ValueError(f"{name}={size}: must be at most {LARGEST[name]:,}")
+        if size not in SIZES[name]:
+            raise ValueError(f"{name}={size} is out of range; give {SIZES[name]}")
 
 
 def require_memory(model: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """The command line: what answers at once, what is taken literally, what a shell is offered."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,11 +48,11 @@ ACROSS = [
         "weights.path=…, or leave it out with adapter=none",
     ),
     (
-        "generate weights.path=x best_of=0",
+        "generate weights=scratch best_of=0",
         "best_of: 0 answers are none; give 1, or more and a reward",
     ),
     (
-        "generate weights.path=x best_of=3",
+        "generate weights=scratch best_of=3",
         "best_of: several answers and a reward that chooses go together; give both, such as best_of=8 "
         "reward=run reward.path=outputs/reward/…",
     ),
@@ -121,7 +122,7 @@ def test_a_misspelt_path_is_told_before_torch_is_imported(llm, tmp_path):
     status, _, err = llm(*words)
     assert status == 2
     assert err.strip().endswith(
-        f"no such file, folder or pattern: correct data.path; did you mean {tmp_path / 'notes'}?"
+        f"data.path: {tmp_path / 'notse'} does not exist; did you mean {tmp_path / 'notes'}?"
     )
 
 
@@ -191,7 +192,7 @@ def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
     status, _, err = llm("train", "+model.n_layers=3", "seed=x")
     assert status == 2
     assert "model.n_layers: no such key; did you mean model.num_layers?" in err.splitlines()
-    assert "seed: 'x' (str) is no int; give one such as 8" in err.splitlines()
+    assert "seed: 'x' is not an int; use a whole number such as 8" in err.splitlines()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +215,16 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
     [
         (
             ["generate", "hardware=cpu"],
-            "hardware=cpu: here hardware has values and no options; set hardware.accelerator=…, or another of them",
+            "hardware=cpu: this command has single keys of hardware, not its options; set hardware.accelerator=cpu",
+        ),
+        (
+            ["classify", "hardware=ddp"],
+            "hardware=ddp: this command has single keys of hardware, not its options; set hardware.accelerator=… or "
+            "hardware.precision=… or hardware.threads=…",
+        ),
+        (
+            ["export", "foo=1"],
+            "foo: no such group or key; there are dtype, max_shard_gb, output, overwrite, trust, weights",
         ),
         (
             ["generate", "data=text"],
@@ -222,7 +232,11 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
         ),
         (
             ["train", "name=a/b"],
-            "name=a/b: a run's name is one folder's; leave out slashes and a leading dot",
+            "name: a/b has a slash, and is to be the name of a folder; leave that out",
+        ),
+        (
+            ["train", "name=a\\b"],
+            "name: a\\b has a backslash, and is to be the name of a folder; leave that out",
         ),
         (
             ["train", "--experimental-rerun", "x.pickle"],
@@ -371,7 +385,7 @@ def test_no_point_runs_when_one_is_wrong(toy):
     status, _, err, calls = toy("-m", "seed=1,x,y")
     assert (status, calls) == (2, [])
     assert err.splitlines() == [
-        f"seed={bad} | seed: {bad!r} (str) is no int; give one such as 8" for bad in "xy"
+        f"seed={bad} | seed: {bad!r} is not an int; use a whole number such as 8" for bad in "xy"
     ]
 
 
@@ -420,7 +434,49 @@ def test_a_path_with_commas_is_one_path(llm, tmp_path):
     path = tmp_path / "spam,adapter=lora,seed=1"
     status, _, err = llm("generate", f"weights.path={path}")
     assert status == 2
-    assert err.startswith(f"weights: {path} is no run directory")
+    assert err.startswith(f"weights.path: {path} is not a run directory")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "classify weights.path=x",
+            "weights.path: x is not a run directory (it has no config.yaml); {}",
+        ),
+        (
+            "chat weights.path=x",
+            "weights.path: x is not a run directory (it has no config.yaml); {}",
+        ),
+        (
+            "export weights.path=x output=y",
+            "weights.path: x is not a run directory (it has no config.yaml); {}",
+        ),
+    ],
+)
+def test_runs_that_a_command_can_use_are_named_the_newest_first(
+    llm, tmp_path, monkeypatch, line, told
+):
+    monkeypatch.chdir(tmp_path)
+    for age, task in enumerate(
+        ("classification", "pretraining", "instruction", "instruction", "reward")
+    ):
+        run = make(tmp_path / "outputs" / task / f"run{age}", task=task)
+        os.utime(run.path / "run.json", (age, age))
+    (tmp_path / "outputs" / "pretraining" / "broken").mkdir()
+    (tmp_path / "outputs" / "pretraining" / "broken" / "run.json").write_text("{")
+    here = {
+        "classify": "classification runs here: outputs/classification/run0",
+        "chat": "instruction or preference or grpo runs here: outputs/instruction/run3, outputs/instruction/run2",
+        "export": "pretraining or instruction or preference or grpo runs here: outputs/instruction/run3, "
+        "outputs/instruction/run2, outputs/pretraining/run1",
+    }
+    assert llm(*line.split()) == (2, "", told.format(here[line.split()[0]]) + "\n")
+    reward = "generate weights.path=outputs/instruction/run2 best_of=2 reward=run reward.path=x"
+    (tmp_path / "outputs" / "instruction" / "run2" / "config.yaml").touch()
+    assert llm(*reward.split())[2] == (
+        "reward.path: x is not a run directory (it has no config.yaml); reward runs here: outputs/reward/run4\n"
+    )
 
 
 def test_flags_may_stand_anywhere(toy, tmp_path):

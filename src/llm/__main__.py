@@ -28,6 +28,7 @@ class Verb(NamedTuple):
         module: the app, whose `main(point)` does it.
         help: what it does, in a line.
         example: a command to start from.
+        runs: tasks whose runs it reads; none for all.
         folders: the key that gathers words which are no overrides: folders.
         is_heavy: whether each point of a sweep (`-m`) deserves a process of its own.
     """
@@ -35,9 +36,13 @@ class Verb(NamedTuple):
     module: str
     help: str
     example: str
+    runs: tuple[str, ...] = ()
     folders: str | None = None
     is_heavy: bool = False
 
+
+CONVERSING = ("instruction", "preference", "grpo")
+WRITING = ("pretraining", *CONVERSING)
 
 VERBS = {
     "train": Verb(
@@ -55,16 +60,19 @@ VERBS = {
         "llm.apps.generate",
         "let a trained model go on with a text",
         'llm generate weights.path=outputs/pretraining/python_docs prompt="The class statement"',
+        runs=WRITING,
     ),
     "chat": Verb(
         "llm.apps.chat",
         "talk with a model that was trained on conversations",
         "llm chat weights.path=outputs/instruction/instruct",
+        runs=CONVERSING,
     ),
     "classify": Verb(
         "llm.apps.classify",
         "name the class of each line with a trained classifier",
         'llm classify weights.path=outputs/classification/spam text="You have won a prize"',
+        runs=("classification",),
     ),
     "evaluate": Verb(
         "llm.apps.evaluate",
@@ -81,6 +89,7 @@ VERBS = {
         "llm.apps.export",
         "write a model as a folder that Hugging Face's library reads",
         "llm export weights.path=outputs/pretraining/my_gpt2 output=my_gpt2",
+        runs=WRITING,
     ),
 }
 
@@ -253,7 +262,7 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
 
     verb, config_name = VERBS[name], args.config_name or name
     is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
-    first = require_data if name == "train" else lambda config: None
+    first = functools.partial(require_places, verb)
     points = check_points(loader, config_name, args.overrides, is_sweep, first=first)
     asks = points and (points[0].config.get("check") or points[0].config.get("match"))
     flags = options(args)
@@ -280,15 +289,25 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
     )
 
 
-def require_data(config: Any) -> None:
-    """Refuse paths of data that lead nowhere before anything heavy is imported; `check=true` needs no data.
+def require_places(verb: Verb, config: Any) -> None:
+    """Refuse paths of data and of runs that lead nowhere before anything heavy is imported.
+
+    `check=true` needs no data, and `llm plan` none either.
 
     Raises:
-        ConfigError: there is no such file, folder or pattern.
+        ConfigError: there is no such file, folder, pattern or run.
     """
-    from llm.data.paths import require_paths
+    from omegaconf import OmegaConf
 
-    if not config.get("check"):
+    from llm.config.composition import chosen
+    from llm.data.paths import require_paths
+    from llm.runs import require_run
+
+    for group, tasks in {"weights": verb.runs, "reward": ("reward",)}.items():
+        path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
+        if chosen().get(group) == "run" and isinstance(path, str) and path.strip():
+            require_run(path, f"{group}.path", tasks)
+    if verb is VERBS["train"] and not config.get("check"):
         require_paths(config.get("data") or {})
 
 
@@ -352,11 +371,8 @@ def is_override(word: str) -> bool:
 
 
 def options(args: Any) -> list[str]:
-    """The flags of a command line that each of its jobs needs as well."""
-    from llm.runs import short
-
-    folder = config_dir(args.config_dir)
-    flags = {"--config-dir": folder and str(short(Path(folder))), "--config-name": args.config_name}
+    """The flags of a command line that each of its jobs needs as well, as they were typed."""
+    flags = {"--config-dir": args.config_dir, "--config-name": args.config_name}
     return [word for flag, value in flags.items() if value for word in (flag, value)]
 
 

@@ -373,10 +373,44 @@ def short(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def list_runs(folder: Path) -> list[Run]:
-    """All run directories under `folder`, the newest first."""
-    found = sorted(Path(folder).glob("*/*/run.json"), key=lambda file: -file.stat().st_mtime)
-    return [Run(file.parent) for file in found if "~" not in file.parent.name]
+def require_run(path: str, key: str, tasks: Collection[str] = (), folder: str = "outputs") -> None:
+    """Refuse what is not a run directory; name runs that are.
+
+    Args:
+        path: what was given.
+        key: by which.
+        tasks: those whose runs are meant; none for all.
+        folder: where the runs to name are looked for.
+
+    Raises:
+        ConfigError: there is no configuration of a run in it.
+    """
+    if Run(Path(path)).config.is_file():
+        return
+    found = [str(run.path) for run in list_runs(Path(folder), tasks)]
+    kind = f"{' or '.join(tasks)} " if tasks else ""
+    there = (
+        f"{kind}runs here: {', '.join(found[:5])}"
+        if found
+        else f"there are no {kind}runs in {folder}/; train one with llm train"
+    )
+    raise ConfigError(f"{key}: {path} is not a run directory (it has no config.yaml); {there}")
+
+
+def list_runs(folder: Path, tasks: Collection[str] = ()) -> list[Run]:
+    """All run directories under `folder` whose records can be read, the newest first.
+
+    Args:
+        folder: of runs by kind, and of sweeps.
+        tasks: those whose runs are wanted; none for all.
+    """
+    files = [file for depth in ("*/*", "sweeps/*/*/*") for file in folder.glob(f"{depth}/run.json")]
+    runs = []
+    for file in sorted(files, key=lambda file: -file.stat().st_mtime):
+        with suppress(FileError):
+            runs.append(Run(file.parent))
+    named = (run for run in runs if "~" not in run.path.name)
+    return [run for run in named if not tasks or run.record.get("task") in tasks]
 
 
 def now() -> str:

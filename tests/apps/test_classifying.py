@@ -160,7 +160,9 @@ def test_a_language_model_is_no_classifier(ask, run, tmp_path):
     config.task.model = config.model
     (tmp_path / "other").mkdir()
     OmegaConf.save(config, tmp_path / "other" / "config.yaml")
-    with pytest.raises(ConfigError, match="is no classifier; make one of it with llm train"):
+    with pytest.raises(
+        ConfigError, match=r"is not a classifier; train one from it with \S*llm train"
+    ):
         ask(**{"weights.path": str(tmp_path / "other"), "text": "a"})
 
 

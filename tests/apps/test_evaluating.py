@@ -363,11 +363,11 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
         (["part=train"], "part: 'train'"),
         (
             ["test_path=x.txt"],
-            "test_path: x.txt: no such file, folder or pattern: correct test_path",
+            "test_path: x.txt does not exist; name a file, a folder or a pattern",
         ),
         (["judge=openai", "judge.model=m"], "answers no instructions"),
         (["judge=openai"], "judge.model: has no value"),
-        (["judge=openai", "judge.model=m", "judge.address=here"], "judge: address=here: give http"),
+        (["judge=openai", "judge.model=m", "judge.address=here"], "judge.address=here: give http"),
         (["against=nowhere"], r"nowhere/responses.json is missing"),
     ],
 )

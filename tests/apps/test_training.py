@@ -506,7 +506,7 @@ def test_dropout_may_be_chosen_anew_for_a_base_run(composed, tmp_path):
 
 def test_a_directory_that_is_no_run_is_named(composed, tmp_path):
     config = composed("weights=run", f"weights.path={tmp_path / 'nothing'}")
-    with pytest.raises(ConfigError, match="nothing is no run directory"):
+    with pytest.raises(ConfigError, match="nothing is not a run directory"):
         training.train(config, tmp_path / "run")
 
 

@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from llm.apps import training, writing
-from llm.apps.writing import read_prompts
+from llm.apps.prompting import read_prompts
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.tokenizers.tokenizer import load as load_tokenizer
@@ -125,9 +125,13 @@ def test_only_line_feeds_end_a_prompt(tmp_path, content, prompts):
 def test_a_prompts_file_that_is_not_text_is_one_line(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "binary.txt").write_bytes(b"a\0b")
+    (tmp_path / "x.parquet").write_bytes((CASES / "x.parquet").read_bytes())
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
     for name, problem in [
         ("latin.txt", "1 bytes are not UTF-8; save it as UTF-8, or with a byte-order mark"),
         ("binary.txt", "holds NUL characters, .*; save it as UTF-8, or with a byte-order mark"),
+        ("x.parquet", "is a Parquet file, not text; name a text file with one prompt a line"),
+        ("picture.png", "is a PNG image, not text; name a text file with one prompt a line"),
         ("", "is a folder; name a file with one prompt a line"),
     ]:
         with pytest.raises(ConfigError, match=rf"prompts_file: .*{name}.* {problem}$"):
@@ -166,14 +170,14 @@ def test_a_run_without_a_checkpoint_is_named(run, written, tmp_path):
 
 
 def test_what_is_wrong_is_told_of_what_is_wrong(run, written, monkeypatch):
-    load = writing.load_writer
+    load = prompting.load_writer
 
     def broken(*arguments):
         model = load(*arguments)
         torch.nn.init.constant_(model.final_norm.weight, torch.nan)
         return model
 
-    monkeypatch.setattr(writing, "load_writer", broken)
+    monkeypatch.setattr(prompting, "load_writer", broken)
     with pytest.raises(ConfigError, match=r"^weights: the model's logits are NaN"):
         written("prompt='the'")
     monkeypatch.setattr(type(load_tokenizer(run.tokenizer)), "end_of_text", None)

@@ -38,27 +38,27 @@ def test_a_sound_configuration_passes(problems):
 VALUES = [
     ({"cuont": 3}, "weights.cuont: no such key; did you mean weights.count?"),
     ({"zzz": 3}, "weights.zzz: no such key; there are apply, count, flag, maybe"),
-    ({"count": "three"}, "weights.count: 'three' (str) is no int; give one such as 8"),
-    ({"count": 1.5}, "weights.count: 1.5 (float) is no int"),
-    ({"count": True}, "weights.count: True (bool) is no int"),
-    ({"count": None}, "weights.count: null is no int"),
-    ({"rate": True}, "weights.rate: True (bool) is no float"),
-    ({"flag": 1}, "weights.flag: 1 (int) is no bool; give one such as true"),
-    ({"maybe": "x"}, "weights.maybe: 'x' (str) is no int or null"),
-    ({"mode": "fast"}, "weights.mode: 'fast' (str) is not what it can be; give auto or 32"),
-    ({"pair": [1.0]}, "weights.pair: [1.0] (list) is no tuple[float, float]"),
-    ({"pair": [1.0, "b"]}, "weights.pair: [1.0, 'b'] (list) is no tuple"),
-    ({"words": "abc", "steps": 3}, "weights.steps: 3 (int) is no Sequence"),
-    ({"words": ["a", 3]}, "weights.words: ['a', 3] (list) is no Sequence[str]"),
-    ({"table": {"a": "b"}}, "weights.table: {'a': 'b'} (dict) is no Mapping[str, float] or null"),
-    ({"apply": "lower"}, "weights.apply: 'lower' (str) is no (str) -> str or null"),
+    ({"count": "three"}, "weights.count: 'three' is not an int; use a whole number such as 8"),
+    ({"count": 1.5}, "weights.count: 1.5 is not an int"),
+    ({"count": True}, "weights.count: True is not an int"),
+    ({"count": None}, "weights.count: null is not an int"),
+    ({"rate": True}, "weights.rate: True is not a float"),
+    ({"flag": 1}, "weights.flag: 1 is not a bool; use true or false"),
+    ({"maybe": "x"}, "weights.maybe: 'x' is not an int or null"),
+    ({"mode": "fast"}, "weights.mode: 'fast' is not one of the choices; use auto or 32"),
+    ({"pair": [1.0]}, "weights.pair: [1.0] is not a tuple[float, float]"),
+    ({"pair": [1.0, "b"]}, "weights.pair: [1.0, 'b'] is not a tuple"),
+    ({"words": "abc", "steps": 3}, "weights.steps: 3 is not a Sequence"),
+    ({"words": ["a", 3]}, "weights.words: ['a', 3] is not a Sequence[str]"),
+    ({"table": {"a": "b"}}, "weights.table: {'a': 'b'} is not a Mapping[str, float] or null"),
+    ({"apply": "lower"}, "weights.apply: 'lower' is not a (str) -> str or null"),
     ({"count": "???"}, "weights.count: has no value; set it with weights.count=…"),
     ({"count": "${nowhere}"}, "weights.count: ${nowhere} cannot be resolved"),
-    ({"count": -1}, "weights: count=-1: must not be negative"),
+    ({"count": -1}, "weights.count=-1: must not be negative"),
     ({"_args_": [1]}, "weights._args_: no such key"),
     ({"_recursive_": False}, "weights._recursive_: no such key"),
-    ({"_partial_": "yes"}, "weights._partial_: 'yes' (str) is no bool; write true or leave it out"),
-    ({"apply": factory("number")}, "weights.apply: number makes no (str) -> str or null"),
+    ({"_partial_": "yes"}, "weights._partial_: 'yes' is not a bool; write true or leave it out"),
+    ({"apply": factory("number")}, "weights.apply: number does not make a (str) -> str or null"),
     (
         {"apply": factory("cut")},
         "weights.apply.length: is required and not there; add it (int)",
@@ -108,7 +108,7 @@ def test_top_level_keys_are_known(problems):
     assert problems({"foo": 1})[0].startswith(
         "foo: no such key; there are adapter, against, batch_size, "
     )
-    assert problems({"seed": "x"}) == ["seed: 'x' (str) is no int; give one such as 8"]
+    assert problems({"seed": "x"}) == ["seed: 'x' is not an int; use a whole number such as 8"]
 
 
 def test_what_is_required_must_be_there_unless_deferred(problems):
@@ -139,10 +139,10 @@ def test_a_part_in_a_slot_for_a_factory(problems):
 
 def test_a_section_takes_its_own_kind_of_part(problems):
     assert problems({"model": {"_target_": "kit.Values"}}) == [
-        "model: Values is no Module; choose another _target_"
+        "model: Values is not a Module; choose another _target_"
     ]
     assert problems({"callbacks": {"a": {"_target_": "kit.Values"}, "b": None}}) == [
-        "callbacks.a: Values is no Callback or null; choose another _target_"
+        "callbacks.a: Values is not a Callback or null; choose another _target_"
     ]
 
 
@@ -157,7 +157,7 @@ def test_a_module_without_a_constructor_takes_nothing(problems):
 def test_constructors_of_the_model_speak_without_its_memory(problems):
     found = problems({"model": model(dim=2**40, attention=factory("Attention", num_heads=3))})
     assert found == [
-        "model.attention: num_heads=3 does not divide dim=1099511627776: choose a divisor"
+        "model.attention.num_heads=3 does not divide dim=1099511627776: choose a divisor"
     ]
 
 
@@ -199,24 +199,24 @@ def test_rules_read_parts_where_they_are_referred_to(problems):
     [
         (
             {"name": "a/b"},
-            "name=a/b: a run's name is one folder's; leave out slashes and a leading dot",
+            "name: a/b has a slash, and is to be the name of a folder; leave that out",
         ),
         (
             {"name": "../x"},
-            "name=../x: a run's name is one folder's; leave out slashes and a leading dot",
+            "name: ../x has a slash and a leading dot, and is to be the name of a folder; leave that out",
         ),
         (
             {"name": ".x"},
-            "name=.x: a run's name is one folder's; leave out slashes and a leading dot",
+            "name: .x has a leading dot, and is to be the name of a folder; leave that out",
         ),
-        ({"name": "a\nb"}, "name='a\\nb': has characters that cannot be printed; leave them out"),
+        ({"name": "a\nb"}, "name: 'a\\nb' has characters that cannot be printed; leave them out"),
         ({"name": "é" * 150}, f"name: {'é' * 20}… has 300 bytes; give 200 at most"),
         (
             {"output_dir": "runs/" + "x" * 300},
             "output_dir: runs/xxxxxxxxxxxxxxx… cannot be a file's; no part of it may have more than 255 bytes",
         ),
-        ({"mfu": "2.5B"}, "mfu: '2.5B' (str) is no float; write 2.5e9"),
-        ({"max_tokens": "10k"}, "max_tokens: '10k' (str) is no int; write 10000"),
+        ({"mfu": "2.5B"}, "mfu: '2.5B' is not a float; write 2.5e9"),
+        ({"max_tokens": "10k"}, "max_tokens: '10k' is not an int; write 10000"),
     ],
 )
 def test_what_cannot_be_a_name_a_path_or_a_number_is_told_in_a_line(problems, config, line):

@@ -127,9 +127,11 @@ def test_every_point_is_checked_and_named(loader):
             ["model=gpt,llama", "model.dim=4,3,5", "hardware.workers=-1"],
             multirun=True,
         )
-    dim = "model.norm: dim={0} is odd: choose an even one"
+    dim = "model.norm.dim={0} is odd: choose an even one"
     first, *rest = caught.value.problems
-    assert first.startswith("hardware: workers=-1: give 0")  # told once, for it is wrong everywhere
+    assert first.startswith(
+        "hardware.workers: -1 is out of range; give 0"
+    )  # told once, for it is wrong everywhere
     assert rest == [] or all(" | " in line for line in rest)
     with pytest.raises(ConfigError) as caught:
         check_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], multirun=True)
@@ -170,9 +172,13 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
     [
         (
             "data.path=b",
-            r"path belongs to data=instruction, labelled, preference, text: choose one",
+            r"data.path: data=python_docs has no such key; add data=text "
+            r"\(instruction, labelled, preference have it too\)",
         ),
-        ("data.document_separator=x", "document_separator belongs to data=text: choose one"),
+        (
+            "data.document_separator=x",
+            "data.document_separator: data=python_docs has no such key; add data=text$",
+        ),
     ],
 )
 def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str):

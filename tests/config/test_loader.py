@@ -210,4 +210,4 @@ def test_the_environment_is_looked_up_where_a_person_typed_it(llm, monkeypatch):
     monkeypatch.setenv("LLM_TEST_SEED", "7")
     status, _, err, _ = llm({}, "train", "seed=${oc.env:LLM_TEST_SEED}x")
     assert status == 2
-    assert "seed: '7x' (str) is no int" in err
+    assert "seed: '7x' is not an int" in err

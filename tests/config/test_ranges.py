@@ -91,6 +91,7 @@ def test_numbers_that_cannot_be_are_refused_before_a_folder_is_made(
 
 
 def test_a_wrong_length_is_not_blamed_on_the_weights(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").touch()
     words = ["llm", "generate", f"weights.path={tmp_path}", "max_tokens=-3", "seed=-1"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as error:

@@ -7,6 +7,7 @@ import pytest
 from llm.data import decoding
 from llm.data.decoding import chunks, lines, read_text, suffix
 from llm.data.errors import DataError
+from llm.data.files import TrainingFiles
 
 CASES = Path(__file__).parents[1] / "cases"
 TEXT = "L'été coûte 3 €.\nZoë 日本 𝄞\n"
@@ -76,13 +77,20 @@ def test_a_nul_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
 )
 def test_binary_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes, what: str):
     (tmp_path / "x.txt").write_bytes(content)
-    with pytest.raises(DataError, match=rf"x.txt: is {what}.*convert it to text first"):
+    with pytest.raises(DataError, match=rf"x.txt: is {what}.*convert it to .txt, .csv or .jsonl"):
         read_text(tmp_path / "x.txt")
 
 
 def test_parquet_is_refused_with_the_way_out():
-    with pytest.raises(DataError, match=r"x.parquet: is a Parquet file, not text; .*"):
+    with pytest.raises(
+        DataError, match=r"x.parquet: is a Parquet file, not text; convert it to .*"
+    ):
         read_text(CASES / "x.parquet")
+    way_out = (
+        r"x.parquet: .*; read a column of it with data=huggingface data.source.path=.*x.parquet$"
+    )
+    with pytest.raises(DataError, match=way_out):
+        list(TrainingFiles(CASES / "x.parquet").documents())
 
 
 @pytest.mark.parametrize("encoding", ["hex", "nonsense", "a\0b"])
@@ -92,7 +100,7 @@ def test_an_unknown_encoding_is_named_with_examples(encoding: str):
 
 
 def test_an_encoding_that_cannot_be_the_files_is_one_line():
-    with pytest.raises(DataError, match=r"cp1252.txt: cannot be decoded .*correct data.encoding"):
+    with pytest.raises(DataError, match=r"cp1252.txt: cannot be decoded .*set data.encoding"):
         read_text(CASES / "cp1252.txt", "utf-16")
 
 

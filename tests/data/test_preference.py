@@ -170,7 +170,9 @@ def test_too_few_pairs_and_fractions_beyond_the_whole_are_named(module):
 def test_the_published_pairs(shared_data, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     node = OmegaConf.load(Path(llm.conf.__file__).parent / "data/preference_1100.yaml")
-    data = PreferenceDataModule(build(node.path), ByteTokenizer(), 512, TEMPLATE, Padding())
+    parts = (build(node.path), ByteTokenizer(), 512, TEMPLATE, Padding())
+    data = PreferenceDataModule(*parts, ignored=node.ignored)
     data.prepare_data()
+    assert data.unused == {}
     assert [len(data.raw[part]) for part in ("train", "validation", "test")] == [930, 55, 109]
     assert "6 of equal responses left out" in data.describe()

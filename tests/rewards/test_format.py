@@ -13,5 +13,5 @@ def test_the_whole_response_has_the_form():
 
 
 def test_a_broken_pattern_is_named():
-    with pytest.raises(ValueError, match=r"pattern: .* is no regular expression"):
+    with pytest.raises(ValueError, match=r"pattern: .* is not a regular expression"):
         of("a", pattern="(")

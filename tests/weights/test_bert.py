@@ -179,7 +179,7 @@ def test_the_tokenizer_is_theirs(published):
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "tanh"}, "hidden_act"),
         ({"model_type": "roberta"}, "a model of type roberta, not bert"),
-        ({"hidden_size": None}, "hidden_size=None is no size"),
+        ({"hidden_size": None}, "hidden_size=None is not a size"),
     ],
 )
 def test_another_architecture_is_refused(published, tmp_path, changes, problem):

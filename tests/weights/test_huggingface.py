@@ -149,8 +149,8 @@ def edit(folder, **changes):
         ("gpt2", {"model_type": "bert"}, "model of type bert"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "idx=True is not"),
         ("gpt2", {"activation_function": "tanh"}, "function=tanh is not"),
-        ("gpt2", {"n_layer": None}, "n_layer=None is no size"),
-        ("gpt2", {"n_embd": "wide"}, "n_embd=wide is no size"),
+        ("gpt2", {"n_layer": None}, "n_layer=None is not a size"),
+        ("gpt2", {"n_embd": "wide"}, "n_embd=wide is not a size"),
         ("llama", {"model_type": "gpt2"}, "model of type gpt2"),
         ("llama", {"attention_bias": True}, "attention_bias=True is not"),
         ("llama", {"hidden_act": "relu"}, "hidden_act=relu is not"),
@@ -238,7 +238,7 @@ def test_without_a_network_a_line_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ConfigError, match=r"models/gpt2 is no folder here, .* give the folder"
+        ConfigError, match=r"models/gpt2 is not a folder here, .* give the folder"
     ) as e:
         GPT2Weights("models/gpt2").model()
     assert "\n" not in str(e.value)

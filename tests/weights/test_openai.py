@@ -52,7 +52,7 @@ def test_files_that_do_not_fit_are_named(folder):
     with pytest.raises(ConfigError, match=r"model/wte has 265 rows, .* vocab_size=266"):
         GPT2Weights(str(folder)).model()
     (folder / "hparams.json").write_text(json.dumps({"n_layer": 2}))
-    with pytest.raises(ConfigError, match=r"n_head=None is no size"):
+    with pytest.raises(ConfigError, match=r"n_head=None is not a size"):
         GPT2Weights(str(folder)).model()
     (folder / "vocab.bpe").write_text("#version: 0.2\nt h\nq\n")
     with pytest.raises(ConfigError, match=r"vocab.bpe and encoder.json: merge 1 names no two"):

@@ -133,7 +133,7 @@ def test_a_definition_without_its_merges_is_named(lacking, tmp_path):
     del definition["model"][lacking]
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    with pytest.raises(ValueError, match=r"tokenizer\.json: definition is no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: definition is not a tokenizer"):
         read_tokenizer(tmp_path)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from llm import shell
 from llm.apps.dialogue import Dialogue
 from llm.apps.loading import autocast, load_writer, open_weights, stop_strings, use_hardware
 from llm.apps.terminal import terminal
@@ -46,7 +47,7 @@ def chat(config: DictConfig) -> None:
         pieces = stream_tokens(model, tokenizer, [prompt], most, sampler, seed, stops, ends, memory)
         return (piece for _, piece in pieces)
 
-    with autocast(hardware), mistakes_at("weights"):
+    with autocast(hardware):
         Dialogue(conversation, answer, terminal(), config.seed).run()
 
 
@@ -58,10 +59,11 @@ def trained_template(weights: Weights) -> ChatTemplate:
     """
     template = stored_template(weights.config)
     if template is None:
+        train = shell.line(shell.program(), "train", "experiment=instruct")
         raise ConfigError(
-            f"template: {weights.path} was trained on no conversations; name a run that was, by "
-            f"llm train experiment=instruct weights=… weights.path={weights.path}, or a template to use: "
-            "template=plain lets any model continue a dialogue"
+            f"template: {weights.path} was not trained on conversations; train it on some with {train} weights=… "
+            f"{shell.quoted(f'weights.path={weights.path}')}, or choose a template: template=plain lets any model "
+            "continue a dialogue"
         )
     return template
 

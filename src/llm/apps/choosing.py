@@ -5,23 +5,16 @@ from functools import partial
 
 from omegaconf import DictConfig
 
-from llm.apps.loading import (
-    autocast,
-    load_writer,
-    open_weights,
-    stop_strings,
-    tell_of_cut,
-    use_hardware,
-)
-from llm.apps.writing import read_prompts
+from llm.apps.loading import autocast
+from llm.apps.prompting import Openings, prepare
 from llm.config.build import build, mistakes_at
-from llm.config.check import check
 from llm.console import new_console
 from llm.data.template import ChatTemplate, Message, stored_template
-from llm.generation.best_of import Scored, best_of
+from llm.generation.best_of import Scored, best_of, require_choice
 from llm.generation.text import first_tokens
 from llm.rewards.reward import require_template, score
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.weights import Weights
 
 
 def choose(config: DictConfig) -> list[str]:
@@ -33,48 +26,47 @@ def choose(config: DictConfig) -> list[str]:
     Raises:
         ConfigError: the configuration is wrong, a run is none, or a prompt cannot be encoded.
     """
-    check(config)
-    weights, hardware = open_weights(config), use_hardware(config)
-    reward, sampler, tokenizer = build(config.reward), build(config.sampler), weights.tokenizer()
-    prompts = read_prompts(config.prompt, config.prompts_file)
-    template = stored_template(weights.config)
-    with mistakes_at("reward"):
-        require_template(reward, template)
-    with mistakes_at("prompt"):
-        starts, end_token, stops = openings(template, tokenizer, prompts)
-    stops = [*stops, *stop_strings(config)]
-    model = load_writer(weights, hardware)
-    tell_of_cut(model, starts, key="prompt" if config.prompts_file is None else "prompts_file")
-    with mistakes_at("best_of"), autocast(hardware):
+    reward, sampler = build(config.reward), build(config.sampler)
+
+    def asked(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
+        with mistakes_at("best_of"):
+            require_choice(config.best_of, sampler)
+        template = stored_template(weights.config)
+        with mistakes_at("reward"):
+            require_template(reward, template)
+        return openings_of(template, tokenizer, prompts)
+
+    model, tokenizer, hardware, prompts, openings = prepare(config, asked)
+    with autocast(hardware):
         answers = best_of(
             model,
             tokenizer,
-            starts,
+            openings.starts,
             config.best_of,
             partial(score, reward),
             config.max_tokens,
             sampler,
             config.seed,
-            end_token,
-            stops,
+            openings.end_token,
+            openings.stops,
         )
     for prompt, scored in zip(prompts, answers, strict=True):
         show(prompt if len(prompts) > 1 else "", scored)
     return [scored[0].text for scored in answers]
 
 
-def openings(
+def openings_of(
     template: ChatTemplate | None, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> tuple[list[list[int]], int | None, Sequence[str]]:
+) -> Openings:
     """The tokens that ask each prompt, the token that ends an answer, and texts that do.
 
     A model that was trained on a template is asked in its words; any other goes on with the prompt.
     """
     if template is None:
-        return [first_tokens(tokenizer, prompt) for prompt in prompts], None, ()
+        return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
     asked = ([Message("user", prompt)] for prompt in prompts)
     starts = [template.encode_prompt(messages, tokenizer) for messages in asked]
-    return starts, template.end_token(tokenizer), template.stops
+    return Openings(starts, template.end_token(tokenizer), template.stops)
 
 
 def show(prompt: str, scored: Sequence[Scored]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from llm import shell
 from llm.apps.loading import autocast, open_weights, placed, use_hardware
 from llm.config.build import build, mistakes_at
 from llm.config.check import check
@@ -44,8 +45,6 @@ def classify(config: DictConfig) -> None:
         raise ConfigError("text and file are both given: leave one out")
     if config.text is not None and not config.text.strip():
         raise ConfigError("text: is blank; give a text to classify")
-    if config.batch_size < 1:
-        raise ConfigError(f"batch_size={config.batch_size}: give 1 or more")
     classes = trained_classes(weights)
     with Undrawn():
         model = placed(weights.model(), hardware)
@@ -71,9 +70,12 @@ def trained_classes(weights: Weights) -> Sequence[str]:
     target = OmegaConf.select(weights.config, "task.model._target_")
     classes = OmegaConf.select(weights.config, "data.classes")
     if target != f"{Classifier.__module__}.{Classifier.__name__}" or not classes:
+        train = shell.line(
+            *(shell.program(), "train", "experiment=classify", "weights=run"),
+            f"weights.path={weights.path}",
+        )
         raise ConfigError(
-            f"weights.path: {weights.path} is no classifier; make one of it with "
-            f"llm train experiment=classify weights=run weights.path={weights.path} data.path=…"
+            f"weights.path: {weights.path} is not a classifier; train one from it with {train} data.path=…"
         )
     return list(classes)
 

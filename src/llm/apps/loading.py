@@ -99,8 +99,17 @@ def placed(model: nn.Module, hardware: Hardware) -> nn.Module:
 
 
 def stop_strings(config: DictConfig) -> list[str]:
-    """The texts at which a configuration has writing end: one, or a list of them."""
-    return [config.stop] if isinstance(config.stop, str) else list(config.stop)
+    """The texts at which a configuration has writing end: one, or a list of them.
+
+    Raises:
+        ConfigError: one is empty, and so found in every text.
+    """
+    stops = [config.stop] if isinstance(config.stop, str) else list(config.stop)
+    if not all(stops):
+        raise ConfigError(
+            "stop: one of the texts is empty; give at least one character, or leave it out"
+        )
+    return stops
 
 
 def low_precision(hardware: Hardware) -> torch.dtype | None:

@@ -17,7 +17,7 @@ def plain(report: Any) -> Any:
 def table(report: Mapping[str, Any]) -> Table:
     """What a person looks at: each figure, with its interval where it has one."""
     lines = Table(title=f"{report['run']}, {report['part']}", title_justify="left")
-    lines.add_column("figure")
+    lines.add_column("metric")
     lines.add_column("value", justify="right")
     lines.add_column("95 % interval", justify="right")
     for section in ("figures", "quality", "judge", "against"):

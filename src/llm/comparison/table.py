@@ -249,7 +249,7 @@ def compare(
     names = {name for each in results for name in each.figures}
     by = by and SYNONYMS.get(by, by)
     if by is not None and by not in names:
-        raise ConfigError(f"by={by}: no run has this figure; {suggestion(by, names)}")
+        raise ConfigError(f"by: no run has the metric {by}; {suggestion(by, names)}")
     keys = differing(results)
     rows = fold(results, keys, by_seed=seeds == "rows")
     if seeds == "rows" and len({each.seed for each in results}) > 1:

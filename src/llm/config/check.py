@@ -25,6 +25,12 @@ from llm.config.sections import DEFERRED, RULES, SECTIONS
 from llm.config.whitelist import locate, trusted
 
 MISSING = "???"
+REMEDIES: dict[Any, str] = {
+    int: "use a whole number such as 8",
+    float: "use a number such as 0.1",
+    bool: "use true or false",
+    str: "use a text such as word",
+}
 LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
 
@@ -205,7 +211,7 @@ class Walk:
             child = f"{key}.{name}"
             if name in ("_target_", "_partial_"):
                 if name == "_partial_" and not isinstance(value, bool):
-                    yield f"{child}: {_shown(value)} is no bool; write true or leave it out"
+                    yield f"{child}: {_shown(value)} is not a bool; write true or leave it out"
             elif name in given:
                 yield f"{child}: is given by the code; remove it"
             elif name in parameters:
@@ -247,11 +253,11 @@ def _misfit(target: Any, is_factory: bool, hint: Any, key: str) -> Iterator[str]
         if not factory_fits and slots.takes(hint, made):
             yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
         elif not factory_fits:
-            yield f"{key}: {name} makes no {wanted}; choose another _target_"
+            yield f"{key}: {name} does not make {_with_article(wanted)}; choose another _target_"
     elif factory_fits and slots.wants_factory(hint, made):
         yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
     elif not slots.takes(hint, made):
-        yield f"{key}: {name} is no {wanted}; choose another _target_"
+        yield f"{key}: {name} is not {_with_article(wanted)}; choose another _target_"
 
 
 def _is_module(target: Any) -> bool:
@@ -319,17 +325,20 @@ def _provisional(
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+    return "null" if value is None else repr(value)
 
 
 def _misplaced(value: Any, hint: Any) -> str:
     """Why a value does not fit its slot, and what does."""
     if choices := slots.choices(hint):
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-        return f"{_shown(value)} is not what it can be; give {listed}"
-    return (
-        f"{_shown(value)} is no {slots.describe(hint)}; {_in_digits(value, hint) or _remedy(hint)}"
-    )
+        return f"{_shown(value)} is not one of the choices; use {listed}"
+    kind = _with_article(slots.describe(hint))
+    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or _remedy(hint)}"
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOaeio' else 'a'} {kind}"
 
 
 def _in_digits(value: Any, hint: Any) -> str | None:
@@ -349,6 +358,4 @@ def _in_digits(value: Any, hint: Any) -> str | None:
 
 
 def _remedy(hint: Any) -> str:
-    if len(slots.alternatives(hint)) == 1 and hint in (int, float, bool, str):
-        return f"give one such as {({int: 8, float: 0.1, bool: 'true', str: 'word'})[hint]}"
-    return "give one of that type"
+    return REMEDIES.get(hint, "use a value of that type")

@@ -208,10 +208,37 @@ def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Itera
             continue
         node = config.get(group)
         if isinstance(node, DictConfig):
-            values = [f"{group}.{key}" for key in node if key != "_target_"]
-            yield f"{word}: here {group} has values and no options; set {values[0]}=…, or another of them"
+            yield f"{word}: this command has single keys of {group}, not its options; {_keys_for(loader, word, node)}"
         else:
             yield f"{word}: this command chooses nothing from {group}; leave it out"
+
+
+def _keys_for(loader: ConfigLoader, word: str, node: DictConfig) -> str:
+    """The single keys to set in place of an option, as far as a command has them, or those that it has."""
+    group, _, option = word.partition("=")
+    own = _loaded(loader, group, option)
+    plain = [key for key in own if not (OmegaConf.is_missing(own, key) or key == "_target_")]
+    keys = [
+        f"{group}.{key}={_written(own[key])}"
+        for key in plain
+        if key in node and own[key] != node[key]
+    ]
+    if keys:
+        return f"set {' '.join(keys)}"
+    return "set " + " or ".join(f"{group}.{key}=…" for key in node if key != "_target_")
+
+
+def _loaded(loader: ConfigLoader, group: str, option: str) -> DictConfig:
+    """What an option of a group says itself, without the options that it builds on."""
+    result = loader.repository.load_config(f"{group}/{option}")  # pyright: ignore[reportAttributeAccessIssue]
+    return OmegaConf.create() if result is None else result.config
+
+
+def _written(value: Any) -> str:
+    """A plain value as a command line has it."""
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 def _is_hydras(loader: ConfigLoader, group: str) -> bool:
@@ -254,7 +281,9 @@ def _wrong_keys(
         if not (override.is_add() or override.is_force_add()):
             for problem in _wrong_key(config, override.key_or_group, groups):
                 is_unknown = ": no such key;" in problem
-                yield problem + (_options_with(loader, override.key_or_group) if is_unknown else "")
+                yield (
+                    is_unknown and _of_other_options(loader, config, override.key_or_group)
+                ) or problem
 
 
 def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
@@ -282,21 +311,32 @@ def _remedy(
     elsewhere = _ending_in(config, key)
     if elsewhere:
         return f"no such key here; did you mean {' or '.join(elsewhere)}?"
-    names = {str(name) for name in config if name != "hydra"} | set(groups)
+    roots = {str(group).partition("/")[0] for group in config.hydra.runtime.choices}
+    own = {group for group in groups if group.partition("/")[0] in roots}
+    names = {str(name) for name in config if name != "hydra"} | own
     return f"no such group or key; {suggestion(word, names)}"
 
 
-def _options_with(loader: ConfigLoader, key: str) -> str:
-    """Which options of a key's group have it, as the end of a line; those that need it to be set before others."""
+def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str | None:
+    """The line about a key that other options of its group have: those that need it set before the others.
+
+    The first one named is the one that has most in common with what is chosen.
+    """
     section, _, word = key.rpartition(".")
     group = section.replace(".", "/")
-    found: dict[str, bool] = {}
-    for option in loader.get_group_options(group, ObjectType.CONFIG) if group else ():
-        result = loader.repository.load_config(f"{group}/{option}")  # pyright: ignore[reportAttributeAccessIssue]
-        if result is not None and word in result.config.keys():  # noqa: SIM118  (`in` denies a `???`)
-            found[option] = OmegaConf.is_missing(result.config, word)
-    options = [option for option, is_open in found.items() if is_open] or list(found)
-    return f"; {word} belongs to {group}={', '.join(options)}: choose one" if options else ""
+    chosen = config.hydra.runtime.choices.get(group)
+    found: dict[str, DictConfig] = {}
+    for option in loader.get_group_options(group, ObjectType.CONFIG) if chosen else ():
+        own = _loaded(loader, group, option)
+        if word in own.keys():  # noqa: SIM118  (`in` denies a `???`)
+            found[option] = own
+    is_open = {option: own for option, own in found.items() if OmegaConf.is_missing(own, word)}
+    if not found:
+        return None
+    here = {*OmegaConf.select(config, section)}
+    options = sorted(is_open or found, key=lambda option: -len(here & {*found[option]}))
+    also = f" ({', '.join(options[1:])} have it too)" if options[1:] else ""
+    return f"{key}: {group}={chosen} has no such key; add {group}={options[0]}{also}"
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:

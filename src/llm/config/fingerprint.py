@@ -27,6 +27,7 @@ IGNORE = (
     "trainer.val_bytes",
     "trainer.log_every",
     "data.cache_dir",
+    "data.ignored",
     "data.workers",
 )
 # What of a run's meaning may change from one of its steps on, where the user allows it: how it learns, not what.

@@ -148,15 +148,24 @@ LONGEST_NAME = 200  # bytes; files hold 255, and what stands beside a run is nam
 LONGEST_PART = 255  # bytes of one part of a path
 
 
+# What the name of a folder cannot have, or should not: a hidden one is not listed.
+_UNFIT: dict[str, Callable[[str], bool]] = {
+    "a slash": lambda name: "/" in name,
+    "a backslash": lambda name: "\\" in name,
+    "a leading dot": lambda name: name.startswith("."),
+}
+
+
 def named_as_a_folder(config: Mapping[str, Any]) -> Iterator[str]:
     """A run's name is that of one folder, which can be seen and listed."""
     name = config.get("name")
     if not isinstance(name, str) or not name:
         return
-    if "/" in name or "\\" in name or name.startswith("."):
-        yield f"name={name}: a run's name is one folder's; leave out slashes and a leading dot"
+    wrong = [what for what, is_there in _UNFIT.items() if is_there(name)]
+    if wrong:
+        yield f"name: {name} has {' and '.join(wrong)}, and is to be the name of a folder; leave that out"
     elif not name.isprintable():
-        yield f"name={name!r}: has characters that cannot be printed; leave them out"
+        yield f"name: {name!r} has characters that cannot be printed; leave them out"
     elif (length := len(name.encode("utf-8", "replace"))) > LONGEST_NAME:
         yield f"name: {name[:20]}… has {length} bytes; give {LONGEST_NAME} at most"
 

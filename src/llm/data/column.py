@@ -12,6 +12,8 @@ from llm.data.rows import Columns, Layout, is_rows, read_rows
 
 KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}
 
+INSTEAD = "name a text file with one text a line, or rows in .csv, .tsv, .json or .jsonl"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -52,7 +54,7 @@ class Column:
             return [text for text in read if text.strip()]
 
     def _of_lines(self, file: Path) -> Iterator[str]:
-        return lines([read_text(file, self.encoding)])
+        return lines([read_text(file, self.encoding, instead=INSTEAD)])
 
     def _of_rows(self, file: str) -> Iterator[str]:
         layout = Layout(self.columns, self.delimiter, self.encoding, self.quoting is not False)

@@ -45,6 +45,9 @@ SIGNATURES = {
 }
 TABLES = ("a Parquet file", "an Arrow file")
 Count = Callable[[int], None]
+CONVERT = (
+    "convert it to .txt, .csv or .jsonl, or leave it out"  # what to do about another kind of file
+)
 
 codecs.register_error("llm.mark", lambda error: (MARK * (error.end - error.start), error.end))  # pyright: ignore
 
@@ -66,6 +69,8 @@ def chunks(
     count: Count = lambda invalid: None,
     *,
     way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
+    instead: str = CONVERT,
+    tables: str | None = None,
     translate: bool = True,
 ) -> Iterator[str]:
     """Yield the text of a file, about a megabyte at a time.
@@ -78,6 +83,8 @@ def chunks(
         encoding: The encoding of a file without a byte-order mark; None for UTF-8.
         count: Called with the number of bytes that were replaced.
         way_out: What to do about a file with NUL characters.
+        instead: What to do about a file of a known format that is not text.
+        tables: What to do about a Parquet or Arrow file; None for `instead`.
         translate: Whether each kind of line end becomes a newline.
 
     Raises:
@@ -85,7 +92,7 @@ def chunks(
     """
     with _reading(file), opened(file) as stream:
         content = stream.read(CHUNK)
-        _require_text(file, content)
+        _require_text(file, content, instead, tables or instead)
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
         decode = _decoder(BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate)
         while content:
@@ -101,14 +108,19 @@ def chunks(
             content = following
 
 
-def read_text(file: Path, encoding: str | None = None) -> str:
+def read_text(file: Path, encoding: str | None = None, *, instead: str = CONVERT) -> str:
     """Return the whole text of a file; how many bytes could not be decoded is said in a warning.
+
+    Args:
+        file: As for `chunks`, like the other arguments.
+        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
+        instead: What to do about a file of a known format that is not text.
 
     Raises:
         DataError: As for `chunks`.
     """
     invalid: list[int] = []
-    text = "".join(chunks(file, encoding, invalid.append))
+    text = "".join(chunks(file, encoding, invalid.append, instead=instead))
     warn_invalid(file, sum(invalid), encoding)
     return text
 
@@ -152,24 +164,31 @@ def _decoder(encoding: str, translate: bool) -> Callable[[bytes, bool], str]:
     return IncrementalNewlineDecoder(decoder, translate).decode
 
 
-def _require_text(file: Path, content: bytes) -> None:
+def _require_text(file: Path, content: bytes, instead: str, tables: str) -> None:
     what = next((what for mark, what in SIGNATURES.items() if content.startswith(mark)), None)
-    if what in TABLES:
-        raise DataError(
-            f"{file}: is {what}, not text; to pretrain on a column of it: data=huggingface "
-            f"data.source.path={file}"
-        )
     if what:
-        raise DataError(f"{file}: is {what}, not text; convert it to text first, or leave it out")
+        way_out = tables if what in TABLES else instead
+        raise DataError(f"{file}: is {what}, not text; {way_out}")
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: damaged gzip file ({error})") from None
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"{file}: is not a whole gzip file, as .gz says ({error}); rename it if it is not compressed, fetch it "
+            "again if it is damaged, or leave it out"
+        ) from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file}: is a damaged gzip file ({error}); fetch it again, or leave it out"
+        ) from None
     except UnicodeError as error:
-        raise DataError(f"{file}: cannot be decoded ({error}); correct data.encoding") from None
+        raise DataError(
+            f"{file}: cannot be decoded ({error}); set data.encoding to its encoding"
+        ) from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror or error}); name a file that can be read"
+        ) from None

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llm import shell
 from llm.data.decoding import chunks, lines, suffix, warn_invalid
 from llm.data.errors import DataError
 from llm.data.fingerprint import digest
@@ -102,7 +103,7 @@ class Files(Source):
         if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
             yield from self._fields(read_rows(file, self.layout))
             return
-        text = chunks(file, self.encoding, invalid.append)
+        text = chunks(file, self.encoding, invalid.append, tables=self.instead_of_table(file))
         if suffix(file) in JSON_LINES:
             yield from self._fields(json_lines(file, lines(text)))
         else:
@@ -111,14 +112,18 @@ class Files(Source):
             warn_invalid(file, sum(invalid), self.encoding)
         self._invalid[file] = sum(invalid)
 
+    def instead_of_table(self, file: Path) -> str | None:
+        """What to do about a Parquet or Arrow file, where there is more to do than to convert it."""
+        return None
+
     def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Piece]:
         """The text of each row."""
         for where, values in rows:
             if not isinstance(text := values.get(self.text_field), str):
                 there = [name for name, value in values.items() if isinstance(value, str)]
                 raise DataError(
-                    f"{where}: no text in the field {self.text_field!r}: set data.text_field (text fields: "
-                    f"{', '.join(there) or 'none'})"
+                    f"{where}: has no text in the field {self.text_field!r}; set data.text_field to one of its text "
+                    f"fields ({', '.join(there) or 'there are none'})"
                 )
             yield Piece(text, ends=True)
 
@@ -147,6 +152,16 @@ class Files(Source):
         if self.layout != Layout(encoding=self.encoding):
             settings += f" {self.layout}"
         return digest(f"{settings} {files}".encode())
+
+
+class TrainingFiles(Files):
+    """Files to train on; `data=huggingface` reads other formats."""
+
+    def instead_of_table(self, file: Path) -> str:
+        """The options that read a column of it."""
+        return (
+            f"read a column of it with data=huggingface {shell.quoted(f'data.source.path={file}')}"
+        )
 
 
 class FilesDataModule(TextDataModule):
@@ -194,7 +209,7 @@ class FilesDataModule(TextDataModule):
         quoting: bool = True,
     ) -> None:
         super().__init__(
-            Files(
+            TrainingFiles(
                 path,
                 text_field,
                 suffixes,
@@ -229,9 +244,13 @@ def json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict[str,
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error})") from None
+            raise DataError(
+                f"{where}: is not JSON ({error}); correct the line, or leave it out"
+            ) from None
         if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+            raise DataError(
+                f'{where}: is {type(row).__name__} in JSON; write an object such as {{"text": …}}'
+            )
         yield where, row
 
 

@@ -332,7 +332,7 @@ def name_of(label: Any) -> str:
     """
     name = label.strip() if isinstance(label, str) else json.dumps(label)
     if not name or isinstance(label, list | dict):
-        raise ValueError(f"{name or 'an empty text'} is no label")
+        raise ValueError(f"{name or 'an empty text'} is not a label")
     return name
 
 

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from llm import shell
 from llm.data.errors import DataError
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk of `datasets` writes
@@ -39,7 +40,9 @@ def expand(
         else:
             files = [file for file in _matching(path) if file.is_file()]
             if not files:
-                raise DataError(f"{path}: no such file, folder or pattern: correct data.path")
+                raise DataError(
+                    f"data.path: {path} matches no file; name a file, a folder or a pattern"
+                )
             yield from files
 
 
@@ -50,7 +53,7 @@ def require_paths(data: Mapping[str, Any]) -> None:
         data: The section of a configuration.
 
     Raises:
-        DataError: A path is empty, or there is no such file, folder or pattern.
+        DataError: There is no such file, folder or pattern.
     """
     for key in KEYS:
         value = data.get(key)
@@ -61,11 +64,11 @@ def require_paths(data: Mapping[str, Any]) -> None:
             raise DataError(f"data.{key}: names no file; give a file, a folder or a pattern")
         for path in map(str, given):
             if not path.strip():
-                raise DataError(f"data.{key}: is empty; give a file, a folder or a pattern")
+                continue  # which the check refuses in every command
             place = Path(path).expanduser()
             if not place.exists() and not _matching(place):
                 raise DataError(
-                    f"{path}: no such file, folder or pattern: correct data.{key}{_nearest(place)}"
+                    f"data.{key}: {path} does not exist; {_nearest(place) or 'name a file, a folder or a pattern'}"
                 )
 
 
@@ -74,20 +77,20 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _nearest(place: Path) -> str:
-    """The file or folder whose name is most like a misspelt one, as the end of a line."""
+    """The file or folder whose name is most like a misspelt one, as a question."""
     try:
         names = [each.name for each in place.parent.iterdir()]
     except OSError:
         return ""
     near = get_close_matches(place.name, names, n=1)
-    return f"; did you mean {place.with_name(near[0])}?" if near else ""
+    return f"did you mean {place.with_name(near[0])}?" if near else ""
 
 
 def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], None]) -> list[Path]:
     if any((folder / name).is_file() for name in SAVED):
         raise DataError(
-            f"{folder}: a dataset that save_to_disk wrote, not a folder of text files; read it with "
-            f"data=huggingface data.source.path={folder}"
+            f"{folder}: is a dataset that save_to_disk wrote, not a folder of text files; read it with "
+            f"data=huggingface {shell.quoted(f'data.source.path={folder}')}"
         )
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     runs = {file.parent for file in files if file.name == "run.json"}
@@ -105,9 +108,9 @@ def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], No
     more = ["…"] if len(others) > MOST_NAMED else []
     left_out = f"{others.total():,} files ({', '.join([*kinds, *more])})"
     if not found:
-        there = f"; it holds {left_out}" if others else ""
+        there = f" but {left_out}" if others else ""
         raise DataError(
-            f"{folder}: no file that ends in {', '.join(suffixes)}: name others in data.suffixes{there}"
+            f"{folder}: holds no file that ends in {', '.join(suffixes)}{there}; name other endings in data.suffixes"
         )
     if others:
         warn(f"{folder}: {left_out} were left out; data.suffixes= names the endings that are read")

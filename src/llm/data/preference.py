@@ -63,6 +63,7 @@ class PreferenceDataModule(ExamplesDataModule):
         seed: Decides the order.
         workers: Processes that gather batches.
         split_seed: Decides what is held out; None takes `seed`.
+        ignored: Fields that are known not to be read, so that no warning names them.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -92,6 +93,7 @@ class PreferenceDataModule(ExamplesDataModule):
         workers: int = 0,
         *,
         split_seed: int | None = None,
+        ignored: Sequence[str] = (),
     ) -> None:
         super().__init__(
             {"train": path, "validation": validation_path, "test": test_path},
@@ -108,6 +110,7 @@ class PreferenceDataModule(ExamplesDataModule):
             split_seed=split_seed,
         )
         self.template = template
+        self.ignored = frozenset(ignored)
         self.equal = 0
 
     # Reading
@@ -120,7 +123,7 @@ class PreferenceDataModule(ExamplesDataModule):
             except ValueError as error:
                 malformed.add(row.where, str(error))
             else:
-                self.note_unused(row.values, fields_of(row.values))
+                self.note_unused(row.values, {*fields_of(row.values), *self.ignored})
 
     def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         """The pairs whose responses differ: of two equal ones none is better."""

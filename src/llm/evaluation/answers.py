@@ -36,13 +36,12 @@ def read_answers(file: Path) -> list[Answer]:
         return answers_of(read_json(file))
     except FileNotFoundError:
         raise ConfigError(
-            f"{file} is missing: the answers of a run, which `llm train experiment=instruct` and "
-            "`llm evaluate` write"
+            f"{file}: does not exist; run llm evaluate on that run, which writes its answers there"
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{file} holds no answers ({type(error).__name__}: {error}); delete it, and "
-            "`llm evaluate` writes it anew"
+            f"{file}: does not hold answers ({type(error).__name__}: {error}); delete it and run llm evaluate, which "
+            "writes it again"
         ) from None
 
 

@@ -48,13 +48,24 @@ def best_of(
     Raises:
         ValueError: fewer than 1 answer, or a temperature at which all are the same.
     """
-    if number < 1:
-        raise ValueError(f"number={number}: give 1 or more answers")
-    if number > 1 and sampler.temperature == 0:
-        raise ValueError("temperature=0 gives the same answer every time: choose one above 0")
+    require_choice(number, sampler)
     every = [prompt for prompt in prompts for _ in range(number)]
     texts = respond(model, tokenizer, every, max_tokens, sampler, seed, end_token, stops, number)
     scores = reward([tokenizer.decode(prompt) for prompt in every], texts, [""] * len(every))
     scored = [Scored(*each) for each in zip(texts, scores, strict=True)]
     groups = [scored[at : at + number] for at in range(0, len(every), number)]
     return [sorted(group, key=lambda each: -each.score) for group in groups]
+
+
+def require_choice(number: int, sampler: Sampler) -> None:
+    """Let pass a number of answers among which there is something to choose.
+
+    Raises:
+        ValueError: fewer than 1 answer, or a temperature at which all are the same.
+    """
+    if number < 1:
+        raise ValueError(f"{number} answers are none; give 1 or more")
+    if number > 1 and sampler.temperature == 0:
+        raise ValueError(
+            "sampler.temperature=0 gives the same answer every time; choose a temperature above 0"
+        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llm.generation.memory import Memory
 from llm.generation.sampling import Sampler
+from llm.models.errors import ModelError
 from llm.nn.cache import Cache
 from llm.parts import is_divided
 
@@ -83,7 +84,8 @@ class Decoding(Iterator[dict[int, int]]):
         memory: where the cache of a single row comes from, if its text begins as the last one did, and goes to.
 
     Raises:
-        ValueError: an empty prompt, a negative `max_tokens`, or a model that gives NaN.
+        ValueError: an empty prompt or a negative `max_tokens`.
+        ModelError: the model gives NaN.
     """
 
     def __init__(
@@ -196,7 +198,10 @@ class Decoding(Iterator[dict[int, int]]):
         if self.memory is not None and len(windows[0]) == len(texts[0]):
             self.memory.keep(texts[0], self._cache)
         if logits.isnan().any():
-            raise ValueError("the model's logits are NaN: its weights are broken, or its input is")
+            raise ModelError(
+                "weights: the model's logits are NaN, so its weights are damaged or its training diverged; use "
+                "another checkpoint or another run"
+            )
         self._seen = self._seen_in(texts, logits)
         return logits
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from llm.models.errors import ModelError
 from llm.models.output import Output
 from llm.models.size import require_sizes
 from llm.nn.attention import Attention
@@ -173,9 +174,9 @@ class GPT(nn.Module):
             return self.embedding(tokens)
         except IndexError as error:  # asked for afterwards: a check before would wait for a device
             low, high = tokens.min().item(), tokens.max().item()
-            raise ValueError(
-                f"token ids from {low} to {high} do not fit vocab_size={self.vocab_size}: "
-                "the model needs the tokenizer that it was made for"
+            raise ModelError(
+                f"model: token ids from {low} to {high} do not fit vocab_size={self.vocab_size}; use the tokenizer "
+                "that the model was made for"
             ) from error
 
     def _mask(

@@ -16,10 +16,10 @@ def matches(
         pattern: a regular expression, such as `[A-Z].*[.]`, a sentence; a dot matches line ends too.
 
     Raises:
-        ValueError: the pattern is no regular expression.
+        ValueError: the pattern is not a regular expression.
     """
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"pattern: {pattern!r} is no regular expression ({error})") from None
+        raise ValueError(f"pattern: {pattern!r} is not a regular expression ({error})") from None
     return [float(compiled.fullmatch(response.strip()) is not None) for response in responses]

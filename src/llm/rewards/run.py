@@ -13,6 +13,7 @@ from llm.data.collation import attended
 from llm.data.template import ChatTemplate, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
+from llm.runs import require_run
 from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.run import RunWeights
 
@@ -40,7 +41,7 @@ class RunReward:
     trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._weights()
+        require_run(self.path, "reward.path", ("reward",))
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: give 1 or more")
 
@@ -91,7 +92,7 @@ class RunReward:
         model = self._weights().model()
         if not (isinstance(model, Classifier) and model.num_classes == 1):
             raise ConfigError(
-                f"reward.path: {self.path} holds no reward model; train one with llm train experiment=reward"
+                f"reward.path: {self.path} is not a reward model; train one with llm train experiment=reward"
             )
         accelerator = Hardware(accelerator=self.accelerator, precision=32).resolve().accelerator
         return model.to(accelerator)

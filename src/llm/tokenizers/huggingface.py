@@ -42,7 +42,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._backend = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises no narrower one
-            raise ValueError(f"definition is no tokenizer.json: {error}") from None
+            raise ValueError(f"definition is not a tokenizer.json: {error}") from None
         self._backend.no_truncation()
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()

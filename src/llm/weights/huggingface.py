@@ -329,7 +329,7 @@ def download(name: str) -> Path:
         if refusal := network.refusal(f"{name} on Hugging Face's hub"):
             raise ConfigError(f"{refusal}, and it is not in the hub's cache here") from error
         raise ConfigError(
-            f"weights.path: {name} is no folder here, and cannot be fetched from Hugging Face's hub ({reason}): "
+            f"weights.path: {name} is not a folder here, and cannot be fetched from Hugging Face's hub ({reason}): "
             "correct the name, or fetch it where there is a network and give the folder"
         ) from error
     return folder
@@ -362,7 +362,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
     for ours, theirs in keys.items():
         size = settings.get(theirs)
         if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"weights.path: config.json: {theirs}={size} is no size")
+            raise ConfigError(f"weights.path: config.json: {theirs}={size} is not a size")
         sizes[ours] = size
     return sizes
 

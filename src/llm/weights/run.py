@@ -23,7 +23,7 @@ from llm.config.resolvers import refers
 from llm.config.whitelist import locate
 from llm.files import RESTORE, read_yaml
 from llm.models.size import require_memory
-from llm.runs import Run, list_runs
+from llm.runs import Run, require_run
 from llm.tokenizers.tokenizer import Tokenizer, load
 from llm.weights.checkpoint import digest_of, header_of, stored_weights
 from llm.weights.digests import DamagedCheckpointError
@@ -55,10 +55,7 @@ class RunWeights(Weights):
     base: str | None = None
 
     def __post_init__(self) -> None:
-        if not Run(Path(self.path)).config.is_file():
-            raise ValueError(
-                f"{self.path} is no run directory (it has no config.yaml); {_known_runs()}"
-            )
+        require_run(self.path, "weights.path")
 
     @property
     def run(self) -> Run:
@@ -338,10 +335,3 @@ def language_model_part(state: Mapping[str, Stored]) -> Mapping[str, Stored]:
         key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")
     }
     return inner or state
-
-
-def _known_runs() -> str:
-    runs = list_runs(Path("outputs"))
-    if not runs:
-        return "there are none under outputs/ here: train one with `llm train`"
-    return "runs here: " + ", ".join(str(run.path) for run in runs[:5])

@@ -240,8 +240,10 @@ def _parsed(index: Any, folder: Path) -> Index:
     """An index that holds what it should and no more; else a ValueError, LookupError or TypeError."""
     files = Files(folder, index["files"])
     for name in files.digests:
-        _require(re.fullmatch(r"\w[\w.-]*", name), f"{name!r} is no name of a file of the folder")
-    _require(type(index["save"]) is int, f"save {index['save']!r} is no number")
+        _require(
+            re.fullmatch(r"\w[\w.-]*", name), f"{name!r} is not a name of a file of the folder"
+        )
+    _require(type(index["save"]) is int, f"save {index['save']!r} is not a number")
     _require(index["rest"] in files.digests, f"no digest of {index['rest']}")
     tensors = [
         (_tensor(entry, files), [tuple(key) for key in entry["keys"]]) for entry in index["tensors"]
@@ -254,7 +256,7 @@ def _tensor(entry: Any, files: Files) -> Divided:
     name, shape, parts = entry["name"], entry["shape"], [Part(**p) for p in entry["parts"]]
     for sizes in (shape, *(numbers for part in parts for numbers in (part.offsets, part.shape))):
         are_sizes = len(sizes) == len(shape) and all(type(n) is int and n >= 0 for n in sizes)
-        _require(are_sizes, f"{name}: {sizes} are no sizes of a tensor")
+        _require(are_sizes, f"{name}: {sizes} are not sizes of a tensor")
     _require(entry["dtype"] in DTYPES, f"{name}: unknown dtype {entry['dtype']!r}")
     for part in parts:
         _require(part.file in files.digests, f"{name}: no digest of {part.file}")
@@ -402,7 +404,7 @@ def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
     for step in way:
         tree = tree[step]
     _require(
-        isinstance(tree, dict | list), f"{'.'.join(map(str, key))} is no place in a checkpoint"
+        isinstance(tree, dict | list), f"{'.'.join(map(str, key))} is not a place in a checkpoint"
     )
     tree[last] = value
 

@@ -63,7 +63,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
     except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ConfigError(
-            f"weights.path: {index} is no whole checkpoint of TensorFlow ({reason}): fetch it anew"
+            f"weights.path: {index} is not a whole checkpoint of TensorFlow ({reason}): fetch it anew"
         ) from error
 
 
@@ -72,7 +72,7 @@ def _stored(prefix: Path, name: str, entry: Message, shards: int) -> Stored:
     if 7 in entry:
         raise ValueError(f"{name} is cut into slices")
     if (code := entry.get(1, [0])[0]) not in DTYPES:
-        raise ValueError(f"{name} has the type {code}, which is no floating-point number")
+        raise ValueError(f"{name} has the type {code}, which is not a floating-point type")
     dimensions = _message(entry.get(2, [b""])[0]).get(2, [])
     shape = tuple(_message(dimension).get(1, [0])[0] for dimension in dimensions)
     shard, start, size = (entry.get(field, [0])[0] for field in (3, 4, 5))

@@ -150,6 +150,11 @@ def stored_archive(path: Path) -> Path:
 # Writing
 
 
+def partial_of(path: Path) -> Path:
+    """The name under which this process writes a file before it takes its place, for `sweep_partials` to know."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The name of a file to write beside another one, whose place it takes when it is written.
@@ -161,7 +166,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if path.is_symlink():
         require_within(path, path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     partial.unlink(missing_ok=True)
     partial.touch(exist_ok=False)  # anew, and not through a link
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llm.files import stored_archive
+from llm.files import partial_of, stored_archive
 from llm.runs import previous_of
 from llm.weights import digests, sharded
 from llm.weights.digests import DamagedCheckpointError, sha256_of, verified
@@ -28,7 +28,7 @@ def save_checkpoint(
         keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             torch.save(checkpoint, file)

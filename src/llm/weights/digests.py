@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.errors import UserError
-from llm.files import FileError, read_json, write_json
+from llm.files import FileError, partial_of, read_json, write_json
 from llm.runs import aside_of
 
 
@@ -41,7 +41,7 @@ def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
 
 def _keep(path: Path, previous: Path) -> None:
     """Give a file a second name. There is no moment at which it has none."""
-    partial = previous.with_name(f".{previous.name}.{os.getpid()}")
+    partial = partial_of(previous)
     partial.unlink(missing_ok=True)
     try:
         partial.hardlink_to(path)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_runs import make
 from omegaconf import OmegaConf
@@ -254,6 +255,14 @@ def test_a_missing_folder_of_configs(llm):
     assert llm("train", "--config-dir", "/nowhere")[2] == (
         "--config-dir /nowhere: no such folder; name one that holds your configs\n"
     )
+
+
+def test_a_folder_of_configs_is_handed_on_as_it_was_typed(tmp_path, monkeypatch):
+    """A line with an absolute path runs from elsewhere too."""
+    monkeypatch.chdir(tmp_path.parent)
+    for typed in (str(tmp_path), tmp_path.name):
+        args = get_args_parser().parse_args(["--config-dir", typed, "seed=1"])
+        assert command.options(args) == ["--config-dir", typed]
 
 
 def test_folders_are_plain_words(tmp_path, monkeypatch):

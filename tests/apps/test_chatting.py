@@ -106,7 +106,7 @@ def test_lightning_is_not_imported(run):
 def test_a_run_without_conversations_says_what_to_do(run):
     done = talk(run, "hello\n")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"template: {run.path} was trained on no conversations; ")
+    assert done.stderr.startswith(f"template: {run.path} was not trained on conversations; ")
     assert "experiment=instruct" in done.stderr
     assert "template=plain" in done.stderr
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import shlex
 import subprocess
 import sys
 
@@ -135,7 +136,7 @@ def test_a_pipe_is_answered_before_it_is_closed(run):
 
 
 def test_what_cannot_be_done_is_said(ask, run, tmp_path):
-    with pytest.raises(ConfigError, match="both given"):
+    with pytest.raises(ConfigError, match="both are given"):
         ask(text="a", file="b")
     with pytest.raises(ConfigError, match="text: is blank"):
         ask(text=" ")
@@ -158,12 +159,15 @@ def test_a_line_without_a_token_is_named(ask, monkeypatch, tmp_path):
 def test_a_language_model_is_no_classifier(ask, run, tmp_path):
     config = OmegaConf.load(run / "config.yaml")
     config.task.model = config.model
-    (tmp_path / "other").mkdir()
-    OmegaConf.save(config, tmp_path / "other" / "config.yaml")
-    with pytest.raises(
-        ConfigError, match=r"is not a classifier; train one from it with \S*llm train"
-    ):
-        ask(**{"weights.path": str(tmp_path / "other"), "text": "a"})
+    other = tmp_path / "other [1]"
+    other.mkdir()
+    OmegaConf.save(config, other / "config.yaml")
+    with pytest.raises(ConfigError, match="is not a classifier; train one from it with ") as caught:
+        ask(**{"weights.path": str(other), "text": "a"})
+    _, _, line = str(caught.value).partition("train one from it with ")
+    assert shlex.split(line)[1:] == [
+        *("train", "experiment=classify", "weights=run", f"weights.path={other}", "data.path=…")
+    ]
 
 
 WORDS = [f"w{n}" for n in range(40)]

@@ -23,7 +23,7 @@ from llm.weights.weights import Weights
 
 
 def test_nothing_was_learned_from_scratch():
-    with pytest.raises(ConfigError, match="weights=scratch has learned nothing: use weights=run"):
+    with pytest.raises(ConfigError, match="weights: scratch has learned nothing; use weights=run"):
         open_weights(OmegaConf.create({"weights": None}))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from llm.apps import training, writing
+from llm.apps import prompting, training, writing
 from llm.apps.prompting import read_prompts
 from llm.config.errors import ConfigError
 from llm.runs import Run
@@ -103,7 +103,7 @@ def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
 
 
 def test_a_list_of_no_prompts_is_refused(written):
-    with pytest.raises(ConfigError, match=r"^prompt: \[\] is a list of no prompts"):
+    with pytest.raises(ConfigError, match=r"^prompt: \[\] holds no prompts"):
         written("prompt=[]")
 
 

@@ -30,5 +30,5 @@ def test_nowhere_to_write_is_an_error_that_says_what_to_set(
     (tmp_path / "file").touch()
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "file" / project)
-    with pytest.raises(DataError, match=r"cannot write to .*file.*: set LLM_CACHE"):
+    with pytest.raises(DataError, match=r"LLM_CACHE: .*file.* cannot be written to; set it"):
         cache.writable_folder("tokens")

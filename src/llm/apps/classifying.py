@@ -42,7 +42,7 @@ def classify(config: DictConfig) -> None:
     check(config)
     weights, hardware = open_weights(config), use_hardware(config)
     if config.text is not None and config.file is not None:
-        raise ConfigError("text and file are both given: leave one out")
+        raise ConfigError("text, file: both are given; leave one out")
     if config.text is not None and not config.text.strip():
         raise ConfigError("text: is blank; give a text to classify")
     classes = trained_classes(weights)

@@ -174,7 +174,7 @@ def choose_part(data: DataModule, part: str | None, test_path: str | None) -> st
     if part is None:
         return "validation" if data.dataset("test") is None else "test"
     if data.dataset(part) is None:
-        raise ConfigError(f"part={part}: these data have none ({data.describe()})")
+        raise ConfigError(f"part={part}: these data have none ({data.describe()}); leave part out")
     return part
 
 

@@ -25,7 +25,7 @@ def open_weights(config: DictConfig) -> Weights:
     """
     weights: Weights | None = build(config.weights)
     if weights is None:
-        raise ConfigError("weights=scratch has learned nothing: use weights=run")
+        raise ConfigError("weights: scratch has learned nothing; use weights=run weights.path=…")
     return weights
 
 

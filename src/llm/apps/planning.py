@@ -41,7 +41,9 @@ def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     give_one_budget(config, overrides)
     check(config)
     if not 0 < config.mfu <= 1:
-        raise ConfigError(f"mfu={config.mfu}: give a share of the matrix rate, above 0 and up to 1")
+        raise ConfigError(
+            f"mfu: {config.mfu} is out of range; give a share of the matrix rate, above 0 and up to 1"
+        )
     planned = estimate(adopted(config, overrides), config.gpu)
     cost = known(planned.cost)
     with mistakes_at("hardware"):

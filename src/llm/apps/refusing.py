@@ -116,7 +116,7 @@ def require_more(run: Run, steps: int) -> None:
     owes_its_test = taken == steps == run.record.get("max_steps", steps)
     if run.status == "interrupted" and taken >= steps and not owes_its_test:
         raise ConfigError(
-            f"{short(run.path)} has taken {taken:,} steps already: give a trainer.max_steps "
+            f"{short(run.path)} has taken {taken:,} steps already; give a trainer.max_steps "
             "above that, or rerun=true to begin again"
         )
 

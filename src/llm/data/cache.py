@@ -29,7 +29,9 @@ def writable_folder(name: str) -> Path:
         if _is_writable(candidate):
             return candidate
     tried = " and ".join(str(candidate) for candidate in dict.fromkeys(candidates))
-    raise DataError(f"cannot write to {tried}: set LLM_CACHE to a folder that can be written to")
+    raise DataError(
+        f"LLM_CACHE: {tried} cannot be written to; set it to a folder that can be written to"
+    )
 
 
 def _is_writable(path: Path) -> bool:

@@ -66,5 +66,7 @@ class Column:
                 )
             text = values[self.text]
             if text is not None and not isinstance(text, str):
-                raise DataError(f"{where}: {self.text!r} is {type(text).__name__}, not text")
+                raise DataError(
+                    f"{where}: {self.text!r} is {type(text).__name__}, not text; name another column with data.text="
+                )
             yield text or ""

@@ -49,12 +49,12 @@ def array(file: Path, text: str, report: Report) -> Iterator[Found]:
             if text[place : place + 1] not in (",", "]"):
                 raise ValueError("no comma after this element")
         except (ValueError, RecursionError) as error:  # what follows cannot be told apart
-            raise DataError(f"{where}: not JSON ({error}): correct the file") from None
+            raise DataError(f"{where}: not JSON ({error}); correct the file") from None
         yield from _objects(where, value, report)
         more = text[place] == ","
         place = _skip(text, place + 1) if more else place
     if text[place:].strip() != "]":
-        raise DataError(f"{file}: not JSON (more follows the array): correct the file")
+        raise DataError(f"{file}: not JSON (more follows the array); correct the file")
 
 
 def _refuse_one_object(file: Path, text: str) -> None:

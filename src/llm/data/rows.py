@@ -139,7 +139,9 @@ def _values_in(
     file: Path, layout: Layout, report: delimited.Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_rows(file):
-        raise DataError(f"{file}: its name ends in none of {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{file}: its name ends in none of {', '.join(SUFFIXES)}; rename or convert it"
+        )
     text = read_text(file, layout.encoding)
     if suffix(file) in delimited.DELIMITERS:
         return delimited.delimited(

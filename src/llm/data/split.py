@@ -148,7 +148,7 @@ def _lengths(source: Source) -> np.ndarray:
     """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
     lengths = np.fromiter(_each_length(source), dtype=np.int64)
     if not len(lengths):
-        raise DataError(f"{source.name}: has no text")
+        raise DataError(f"{source.name}: has no text; give one that has")
     return lengths
 
 

@@ -86,7 +86,9 @@ def _write(
     except ValueError as error:
         raise DataError(f"{files.name}: {error}") from error
     if part.tokens < 2:
-        raise DataError(f"{files.name}: holds {part.tokens} tokens, and measuring takes 2 or more")
+        raise DataError(
+            f"{files.name}: holds {part.tokens} tokens, and measuring takes 2 or more; give a longer text"
+        )
     return part
 
 

@@ -54,7 +54,9 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
 def _require_sense(asked: Sequence[str], points: int) -> None:
     word = f"match={asked[0]}" if len(asked) == 1 else f"match=[{','.join(asked)}]"
     if unknown := [each for each in asked if each not in ("parameters", "flops", "tokens")]:
-        raise ConfigError(f"match={unknown[0]}: there are parameters, flops, tokens")
+        raise ConfigError(
+            f"match: {unknown[0]} is not one of the choices; use parameters, flops or tokens"
+        )
     if {"flops", "tokens"} <= {*asked}:
         raise ConfigError(f"{word}: both would set the number of steps; choose one of them")
     if points < 2:

@@ -340,7 +340,7 @@ def _shards(index: Path) -> list[Path]:
     with mistakes_at("weights.path"):
         names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ConfigError(f"weights.path: {index} has no weight_map")
+        raise ConfigError(f"weights.path: {index} has no weight_map; fetch the folder again")
     files = [index.with_name(Path(str(name)).name) for name in sorted({*names.values()})]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
@@ -362,7 +362,9 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
     for ours, theirs in keys.items():
         size = settings.get(theirs)
         if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"weights.path: config.json: {theirs}={size} is not a size")
+            raise ConfigError(
+                f"weights.path: config.json: {theirs}={size} is not a size; restore the file"
+            )
         sizes[ours] = size
     return sizes
 

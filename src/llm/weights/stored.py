@@ -57,7 +57,7 @@ def in_safetensors(path: Path) -> dict[str, Stored]:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ConfigError(
-            f"{path} cannot be read as safetensors ({error}): fetch it anew"
+            f"{path} cannot be read as safetensors ({error}); fetch it anew"
         ) from None
     return {
         name: Stored(name, shape, partial(_from_safetensors, path, name))
@@ -102,7 +102,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged archive fails anywhere, in torch or in its pickle
         raise ConfigError(
-            f"{path} cannot be read as a file of torch ({_first_line(error)}): fetch it anew, or save it "
+            f"{path} cannot be read as a file of torch ({_first_line(error)}); fetch it anew, or save it "
             "with safetensors"
         ) from error
 

@@ -59,7 +59,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
             for key, value in entries.items()
         }
     except FileNotFoundError as error:
-        raise ConfigError(f"weights.path: {error.filename} is missing") from None
+        raise ConfigError(f"weights.path: {error.filename} is missing; fetch it again") from None
     except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ConfigError(

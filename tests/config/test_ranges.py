@@ -22,9 +22,7 @@ COMMANDS = {
         "schedule.decay_fraction=2": (
             "schedule.decay_fraction: 2 is out of range; give 0 or more and at most 1"
         ),
-        "data.batch_size=1000000000": (
-            "data.batch_size: 1000000000 is out of range; give 1 or more and at most 1048576"
-        ),
+        "data.batch_size=0": "data.batch_size: 0 is out of range; give 1 or more",
         "model.num_layers=1000000000": (
             "model.num_layers: 1000000000 is out of range; give 1 or more and at most 1024"
         ),

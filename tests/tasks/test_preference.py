@@ -121,5 +121,5 @@ def test_without_an_adapter_there_is_none_to_turn_off(dpo):
     ("word", "message"), [("beta=0", "beta"), ("label_smoothing=0.5", "label")]
 )
 def test_numbers_out_of_range_are_named(dpo, word, message):
-    with pytest.raises(ConfigError, match=f"task: {message}.*: give"):
+    with pytest.raises(ConfigError, match=rf"task\.{message}.*: give"):
         dpo("run", f"task.{word}")

@@ -70,8 +70,7 @@ RANGES: dict[str, Range] = {
     "alpha": NOT_NEGATIVE,
     "dropout": PROPER_SHARE,
     # data, tasks and what stands at the top of the tree
-    "batch_size": Range(at_least=1, at_most=2**20),
-    **dict.fromkeys(("group", "multiple", "min_frequency"), COUNT),
+    **dict.fromkeys(("batch_size", "group", "multiple", "min_frequency"), COUNT),
     **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,

@@ -1,11 +1,16 @@
-"""Accuracy of logistic regression over a bag of words, on the split that `llm train` makes.
+"""Logistic regression over a bag of words, on the splits that `llm train` makes, and runs beside it.
 
-python experiments/classification_from_scratch/baseline.py FILE.csv [WORDS]
+python experiments/classification_from_scratch/baseline.py FILE.csv [WORDS [RUN ...]]
+
+The runs, if given, are those of the seeds 0, 1, 2, ... in this order; their folders hold predictions.csv.
 """
 
+import csv
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -17,10 +22,11 @@ VECTORS: dict[str, Callable] = {
     "counts": CountVectorizer,
     "TF-IDF": lambda: TfidfVectorizer(sublinear_tf=True),
 }
+Right = dict[str, np.ndarray]
 
 
-def accuracies(path: str, seed: int, words: int | None) -> dict[str, float]:
-    """Accuracy on the test part by the kind of vector.
+def right_answers(path: str, seed: int, words: int | None) -> tuple[list[str], Right]:
+    """The rows of the test part, and by the kind of vector which of them are classified correctly.
 
     Args:
         path: a CSV file with the columns `text` and `label`.
@@ -32,20 +38,47 @@ def accuracies(path: str, seed: int, words: int | None) -> dict[str, float]:
     texts = {
         part: [" ".join(e.text.split()[:words]) for e in own] for part, own in data.raw.items()
     }
-    labels = {part: [example.label for example in own] for part, own in data.raw.items()}
-    found = {}
+    labels = {part: np.array([e.label for e in own]) for part, own in data.raw.items()}
+    right = {}
     for name, make in VECTORS.items():
         vectors = make()
         model = LogisticRegression(max_iter=2000).fit(
             vectors.fit_transform(texts["train"]), labels["train"]
         )
-        found[name] = float(model.score(vectors.transform(texts["test"]), labels["test"]))
-    return found
+        right[name] = model.predict(vectors.transform(texts["test"])) == labels["test"]
+    return [example.where for example in data.raw["test"]], right
+
+
+def right_answers_of(run: str, rows: list[str]) -> np.ndarray:
+    """Which rows of the test part a run classified correctly.
+
+    Raises:
+        ValueError: the run was tested on other rows.
+    """
+    with (Path(run) / "predictions.csv").open(newline="", encoding="utf-8") as stream:
+        answers = list(csv.DictReader(stream))
+    if [answer["row"] for answer in answers] != rows:
+        raise ValueError(f"{run}: tested on other rows; train it with data.split_seed=null")
+    return np.array([answer["label"] == answer["predicted"] for answer in answers])
+
+
+def differences(per_seed: list[Right], name: str) -> str:
+    """The mean of the run's accuracy minus the bag of words', with its 95 % interval."""
+    paired = [right["run"].astype(float) - right[name] for right in per_seed]
+    mean = np.mean([one.mean() for one in paired])
+    texts = 1.96 * np.sqrt(sum(one.var(ddof=1) / len(one) for one in paired)) / len(paired)
+    return f"run - {name}: {100 * mean:+.1f} points, +- {100 * texts:.1f} (95 %, texts paired)"
 
 
 if __name__ == "__main__":
     limit = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    for seed in (0, 1, 2):
-        print(
-            seed, {name: f"{one:.1%}" for name, one in accuracies(sys.argv[1], seed, limit).items()}
-        )
+    runs = sys.argv[3:]
+    found = []
+    for seed in range(len(runs) or 3):
+        rows, right = right_answers(sys.argv[1], seed, limit)
+        if runs:
+            right["run"] = right_answers_of(runs[seed], rows)
+        found.append(right)
+        print(seed, {name: f"{one.mean():.1%}" for name, one in right.items()})
+    if runs:
+        print(*(differences(found, name) for name in VECTORS), sep="\n")

@@ -193,7 +193,7 @@ def test_a_classifier_learns_from_nothing_at_the_defaults(tmp_path, capsys):
         pytest.warns(UserWarning, match="400 of 400 texts have more than 16 .*context_length=20 "),
     ):
         run = train(compose("train", words), tmp_path / "run")
-    assert run.record["metrics"]["test/accuracy"] > 0.85
+    assert run.record["metrics"]["test/accuracy"] > 0.95
     with run.metrics.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val/loss"]]
     best = max(rows, key=lambda row: (float(row["val/balanced_accuracy"]), -float(row["val/loss"])))

@@ -1,6 +1,7 @@
 """What ships in conf/: every option of every group composes and passes the check."""
 
 import pytest
+import torch
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
@@ -106,6 +107,18 @@ def test_a_classifier_pools_as_it_is_told(pooling):
     node = compose(loader, "train", words).task.model
     model = build(node.body, vocab_size=256)
     assert build(node, body=model, num_classes=2).pooling is pooling
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_a_classifier_from_nothing_begins_as_a_bag_of_words(model):
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    words = ["size=nano", "task=classification", f"model={model}"]
+    node = compose(loader, "train", words).task.model
+    torch.manual_seed(0)
+    classifier = build(node, body=build(node.body, vocab_size=256), num_classes=2).eval()
+    tokens = torch.randint(256, (4, 32))
+    shuffled = tokens[:, torch.randperm(32)]
+    torch.testing.assert_close(classifier(shuffled), classifier(tokens))
 
 
 def _problems(loader, words):

@@ -33,6 +33,18 @@ def test_residual_writes_are_smaller(initialize):
     torch.testing.assert_close(model.embedding.weight.std().item(), 0.02, rtol=0.03, atol=0)
 
 
+def test_blocks_that_write_nothing_are_the_identity_and_learn():
+    torch.manual_seed(0)
+    init.zero_writes(model := Tiny())
+    for block in model.blocks:
+        assert not block["output"].weight.any()
+        torch.testing.assert_close(block["input"].weight.std().item(), 0.02, rtol=0.03, atol=0)
+    x = torch.randn(3, 256)
+    block = model.blocks[0]
+    (x + block["output"](block["input"](x).relu())).square().sum().backward()
+    assert block["output"].weight.grad.any()
+
+
 def test_truncation():
     init.truncated_normal(model := Tiny(), std=0.1)
     assert model.embedding.weight.abs().max() <= 0.3

@@ -3,6 +3,7 @@
 | name             | matrices and embeddings                                | biases |
 | ---------------- | ------------------------------------------------------ | ------ |
 | gpt2             | N(0, 0.02), `output` projections by 1/√(2·layers)      | 0      |
+| zero_writes      | as gpt2, `output` projections 0                        | 0      |
 | truncated_normal | as gpt2, nothing beyond three standard deviations      | 0      |
 | torch_default    | as torch makes them: uniform, embeddings N(0, 1)       | torch  |
 | xavier_uniform   | uniform, variance 2 / (inputs + outputs)               | 0      |
@@ -29,6 +30,17 @@ def gpt2(model: nn.Module, std: float = 0.02) -> None:
     """
     _draw(model, lambda weight: nn.init.normal_(weight, std=std))
     _scale_residual_writes(model)
+
+
+def zero_writes(model: nn.Module, std: float = 0.02) -> None:
+    """As `gpt2`, but what writes to the residual stream is 0: every block begins as the identity.
+
+    A classifier whose states are pooled by their mean then begins as a bag of words, which its blocks come to correct
+    (Zhang et al. 2019, "Fixup initialization", does so for depth; Bachlechner et al. 2021, "ReZero").
+    """
+    _draw(model, lambda weight: nn.init.normal_(weight, std=std))
+    for weight in _residual_writes(model):
+        nn.init.zeros_(weight)
 
 
 def truncated_normal(model: nn.Module, std: float = 0.02) -> None:
@@ -80,9 +92,13 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
 
 
 def _scale_residual_writes(model: nn.Module) -> None:
-    writes = [p for name, p in model.named_parameters() if name.endswith("output.weight")]
+    writes = _residual_writes(model)
     for weight in writes:
         weight.data.mul_(len(writes) ** -0.5)
+
+
+def _residual_writes(model: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in model.named_parameters() if name.endswith("output.weight")]
 
 
 def _reset(module: nn.Module) -> None:

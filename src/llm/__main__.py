@@ -218,9 +218,10 @@ def run_composed(name: str, words: Sequence[str]) -> None:
     loader = open_loader(verb.module, args.config_path or CONF, config_dir(args.config_dir))
     if args.cfg or args.help or args.info:
         compose(loader, args.config_name or name, args.overrides)
-        show(name, loader, parser, args)
-    elif args.shell_completion or args.hydra_help:
-        show(name, loader, parser, args)
+    if args.cfg or args.help or args.info or args.shell_completion or args.hydra_help:
+        # A folder of configs may be a stranger's, and Hydra prints the names in it as they are.
+        with contextlib.redirect_stdout(console.Printable(sys.stdout)):  # pyright: ignore
+            show(name, loader, parser, args)
     else:
         begin(name, args, loader)
 

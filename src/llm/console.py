@@ -30,6 +30,24 @@ def printable(text: str) -> str:
     return text.translate(CONTROLS)
 
 
+class Printable:
+    """A text stream that writes to another one what `printable` leaves of a text.
+
+    Args:
+        stream: the other one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def new_console(stderr: bool = False, **options: Any) -> "Console":
     """Return a console on standard output, or standard error, that prints every text as it stands."""
     from rich.console import Console  # takes a tenth of a second, and help does not need it

@@ -9,6 +9,7 @@ from made_runs import make
 
 from llm.comparison.table import compare
 from llm.config.errors import UserError
+from llm.console import printable
 from llm.runs import Run
 
 CLOCKED = ["tokens_per_second", "mfu", "peak_gib", "seconds"]
@@ -387,6 +388,20 @@ def test_markdown_has_units_and_no_broken_cells(tmp_path):
     assert len({line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}) == 1
     for cell in ("1.00 M", "2.00 k", "4.0000", "1,002", "25.0%", "1.00 GiB", "1.02 min", "a \\| b"):
         assert f" {cell} |" in lines[2] + lines[3]
+
+
+def test_files_show_control_characters_of_a_stranger_as_signs(tmp_path):
+    runs = [
+        make(tmp_path / "a", settings={"model": "\x1b[2J"}),
+        make(tmp_path / "b", settings={"model": "x\ny"}, status="failed", error="\x07\x9b"),
+    ]
+    table = compare(runs)
+    for text in (table.csv(), table.markdown()):
+        assert text == printable(text)
+        assert "␛[2J" in text
+    rows = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert len({line.count("|") for line in rows}) == 1
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -158,6 +158,14 @@ def test_a_file_of_a_folder_is_read_within_bounds(llm):
     assert "reward/r.yaml: has 1,048,582 bytes, more than the 1,048,576" in err
 
 
+@pytest.mark.parametrize("words", [("--help",), ("--info", "all")])
+def test_names_in_a_folder_do_not_reach_the_terminal_as_commands(llm, words):
+    status, out, err, _ = llm({"optimizer/\x1b[2J.yaml": "a: 1"}, "train", *words)
+    assert status == 0, err
+    assert "\x1b" not in out + err
+    assert words[0] != "--help" or "␛[2J" in out
+
+
 def test_a_point_is_judged_when_a_launcher_composes_it(tmp_path):
     """A search finds its points as it goes."""
     (tmp_path / "reward").mkdir()

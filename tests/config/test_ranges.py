@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.config.ranges import RANGES, out_of_range
+from llm.config.sections import projects_can_be_named
 
 UNIT = "0 or more and less than 1"
 COMMANDS = {
@@ -42,6 +43,12 @@ COMMANDS = {
         "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: give a number from 1 on",
         "callbacks.checkpoints.every=-1": (
             "callbacks.checkpoints.every=-1: give a number of steps from 1 on, or null"
+        ),
+    },
+    "logger=wandb": {
+        "logger.wandb.project=a/b": (
+            "logger.wandb.project: 'a/b' contains /, which W&B refuses; leave it out; a team is named by "
+            "logger.wandb.entity"
         ),
     },
     "data=text data.path=.": {
@@ -99,6 +106,13 @@ def test_a_wrong_length_is_not_blamed_on_the_weights(tmp_path, monkeypatch, caps
         "max_tokens: -3 is out of range; give 0 or more",
         "seed: -1 is out of range; give 0 or more and less than 4294967296",
     ]
+
+
+@pytest.mark.parametrize(("length", "lines"), [(0, 1), (1, 0), (128, 0), (129, 1)])
+def test_a_project_has_a_name_that_is_neither_empty_nor_too_long(length, lines):
+    config = {"logger": {"wandb": {"project": "x" * length}, "other": None}}
+    found = list(projects_can_be_named(config))
+    assert found == [f"logger.wandb.project: has {length} characters; give 1 to 128"] * lines
 
 
 def test_names_of_a_users_own_parts_mean_what_they_like():

@@ -18,7 +18,7 @@ from llm.comparison.notes import notes, told
 from llm.comparison.result import Result
 from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
 from llm.config.errors import ConfigError, suggestion
-from llm.console import new_console
+from llm.console import new_console, printable
 from llm.files import write_text
 from llm.runs import Run
 from llm.units import UNKNOWN
@@ -100,7 +100,7 @@ class Table:
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        return text.getvalue()
+        return printable(text.getvalue())
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown, with the notes below it."""
@@ -108,10 +108,11 @@ class Table:
         lines = [
             [self._title(name) for name in names],
             ["---:" if self._is_number(name) else "---" for name in names],
-            *([line[name].text.replace("|", "\\|") for name in names] for line in self._lines),
+            *([_in_markdown(line[name].text) for name in names] for line in self._lines),
         ]
         table = [f"| {' | '.join(line)} |" for line in lines]
-        return "\n".join([*table, *(["", *(f"- {note}" for note in self.notes)]), ""])
+        text = "\n".join([*table, *(["", *(f"- {note}" for note in self.notes)]), ""])
+        return printable(text)
 
     def render(self, width: int | None = None) -> Group:
         """A table for a terminal, without the columns there is no room for.
@@ -293,6 +294,11 @@ def _shown_figures(results: Sequence[Result], by: str | None) -> list[Figure]:
 def word(value: object) -> Cell:
     """A cell that files and people read alike."""
     return Cell(value, UNKNOWN if value is None else str(value))
+
+
+def _in_markdown(text: str) -> str:
+    """A text as a cell of a table has it, which is one line."""
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def _seed(row: Row) -> str | None:

@@ -185,6 +185,25 @@ def paths_can_be_files(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{key}: {path!r} cannot be a file's; leave out the NUL"
 
 
+LONGEST_PROJECT = 128  # characters, as W&B has it
+FOREIGN = frozenset("/\\#?%:")  # which W&B refuses in the name of a project
+
+
+def projects_can_be_named(config: Mapping[str, Any]) -> Iterator[str]:
+    """A project of Weights & Biases has a name that W&B takes, which it would say only when training begins."""
+    loggers = config.get("logger")
+    for name, node in (loggers if isinstance(loggers, Mapping) else {}).items():
+        project = node.get("project") if isinstance(node, Mapping) else None
+        if not isinstance(project, str):
+            continue
+        key = f"logger.{name}.project"
+        if found := sorted(FOREIGN & {*project}):
+            team = f"; a team is named by logger.{name}.entity" if "/" in found else ""
+            yield f"{key}: {project!r:.60} contains {' '.join(found)}, which W&B refuses; leave it out{team}"
+        elif not 0 < len(project) <= LONGEST_PROJECT:
+            yield f"{key}: has {len(project)} characters; give 1 to {LONGEST_PROJECT}"
+
+
 # Rules over the whole configuration: each takes the plain tree, every reference written out, and yields lines
 # like those of the check.
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
@@ -194,4 +213,5 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     resumes_exactly,
     named_as_a_folder,
     paths_can_be_files,
+    projects_can_be_named,
 )

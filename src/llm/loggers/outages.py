@@ -89,7 +89,8 @@ class SteadyRun:
             self.run = self._begin()
         except UsageError as error:
             _forget_service()
-            raise ValueError(f"Weights & Biases: {_line(error)} Or choose mode=offline") from error
+            way_out = " Or choose mode=offline" if self.mode == "online" else ""
+            raise ValueError(f"Weights & Biases: {_line(error)}{way_out}") from error
         except ValidationError as error:  # of W&B's settings, by our hand or the environment's
             _forget_service()
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

@@ -127,6 +127,8 @@ def train(
     task = make_task(config, settings, hardware, weights)
     with mistakes_at("task"):
         task.check(data)
+    with mistakes_at("optimizer"):  # which may not suit what the adapter trains
+        task.make_optimizer(task.parameter_groups(task.model))
 
     distributed.barrier()  # no rank reads what the first one is about to write
     with run.claimed():

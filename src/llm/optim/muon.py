@@ -113,8 +113,8 @@ class Muon(Optimizer):
         hidden = [parameter for g in groups if g.get("hidden") for parameter in g["params"]]
         if not hidden:
             raise ValueError(
-                "Muon needs a group marked hidden, as llm.optim.groups marks the matrices in "
-                "`blocks`; for a model without any, choose another optimizer, such as adamw"
+                "Muon turns the matrices in a model's blocks, and none of them is trained here; "
+                "set optimizer=adamw"
             )
         if any(parameter.ndim < 2 for parameter in hidden):
             raise ValueError("Muon's hidden groups take matrices only, and one holds a vector")

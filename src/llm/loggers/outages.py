@@ -137,6 +137,13 @@ class SteadyRun:
         self.run = None
         if self._owns_data:
             os.environ.pop("WANDB_DATA_DIR", None)
+            self._let_delete()
+
+    def _let_delete(self) -> None:
+        """Let the user delete the copies that `wandb sync` sends: W&B leaves them read-only."""
+        for copy in (self.directory / "wandb" / "artifacts" / "staging").glob("*"):
+            if copy.is_file() and not copy.is_symlink():
+                copy.chmod(0o600)
 
     @property
     def sending(self) -> str | None:

@@ -193,7 +193,8 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     )
     assert first["exit"] == [0]
     copies = list((folders[0] / "wandb" / "artifacts" / "staging").iterdir())
-    assert copies and all(copy.stat().st_mode & 0o200 for copy in copies), "rm -r asks for nothing"
+    assert copies
+    assert all(copy.stat().st_mode & 0o200 for copy in copies), "rm -r asks for nothing"
     shown = capsys.readouterr().out
     for folder in folders:
         assert f"to send it: {shell.program('wandb')} sync {folder}/wandb\n" in shown

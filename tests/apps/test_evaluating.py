@@ -152,6 +152,8 @@ def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, t
     with initialize_config_module("llm.conf", version_base="1.3"):
         words = [f"weights.path={text.path}", "weights.checkpoint=last"]
         export(compose("export", [*words, f"output={tmp_path / 'exported'}"]))
+        template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+        (tmp_path / "exported" / "chat_template.jinja").write_text(template)
         words = ["weights=gpt2", f"weights.path={tmp_path / 'exported'}", *CPU]
         imported = evaluate(compose("evaluate", [*words, few]))
         with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
@@ -368,7 +370,7 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
         (["judge=openai", "judge.model=m"], "answers no instructions"),
         (["judge=openai"], "judge.model: has no value"),
         (["judge=openai", "judge.model=m", "judge.address=here"], "judge.address=here: give http"),
-        (["against=nowhere"], r"nowhere/responses.json is missing"),
+        (["against=nowhere"], r"nowhere/responses.json: does not exist"),
     ],
 )
 def test_what_cannot_be_measured_is_said(text, evaluated, words, told):

@@ -129,6 +129,37 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
     assert open_checkpoint(run.best)["global_step"] == 4
 
 
+def test_a_kill_after_the_last_step_owes_the_best_checkpoint_and_the_picture(
+    composed, tmp_path, monkeypatch
+):
+    def killed(checkpoints, trainer, *_) -> None:
+        if trainer.global_step == 4:
+            raise SystemExit(1)
+        saved(checkpoints, trainer, *_)
+
+    saved = Checkpoints._save_best
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save_best", killed)
+        with pytest.raises(SystemExit):
+            training.train(composed(*SHORT, picture=True), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert open_checkpoint(run.best)["global_step"] == 2
+    run.picture.unlink(missing_ok=True)
+    assert training.train(composed(*SHORT, picture=True), run.path).status == "done"
+    assert open_checkpoint(run.best)["global_step"] == 4
+    assert run.picture.is_file()
+
+
+def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(composed, done):
+    with done.best.open("r+b") as file:
+        file.truncate(300)
+    with pytest.raises(ConfigError, match=r"best.ckpt is damaged; delete it, and the next valid"):
+        training.train(composed(*LONGER), done.path)
+    done.best.unlink()
+    training.train(composed(*LONGER), done.path)
+    assert open_checkpoint(done.best)["global_step"] > 4
+
+
 def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
     done.last.unlink()
     training.train(composed(*LONGER), done.path)

@@ -99,7 +99,7 @@ def test_a_number_that_parameters_do_not_follow_is_left_alone(composed, monkeypa
         ("parameters", ["", "size.dim=256 size.num_heads=64"], "is as near as a point comes"),
         ("tokens", ["trainer.max_steps=1", "data.batch_size=512"], "is as near as a point comes"),
         ("parameters", [""], "nothing to match a single run with"),
-        ("width", ["", ""], "there are parameters, flops, tokens"),
+        ("width", ["", ""], "use parameters, flops or tokens"),
         (["flops", "tokens"], ["", ""], "choose one of them"),
         ("flops", ["experiment=spam", ""], "known before its data are read"),
         ("tokens", ["", "experiment=instruct"], "known before its data are read"),

@@ -34,7 +34,7 @@ def test_a_run_of_another_kind_is_no_reward(train, pairs, tmp_path):
     run = train("run", "task=preference", "data=preference", f"data.path={pairs}")
     with pytest.raises(ConfigError, match="is not a reward model; train one with"):
         RunReward(str(run.path))(["a"], ["b"], ["c"])
-    with pytest.raises(ValueError, match="no run directory"):
+    with pytest.raises(ConfigError, match=r"^reward\.path: .* is not a run directory"):
         RunReward(str(tmp_path))
 
 

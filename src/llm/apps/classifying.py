@@ -20,6 +20,7 @@ from llm.data.errors import DataError
 from llm.models.classifier import Classifier
 from llm.nn.init import Undrawn
 from llm.tokenizers.tokenizer import Tokenizer
+from llm.weights.run import RunWeights
 from llm.weights.weights import Weights
 
 
@@ -70,8 +71,9 @@ def trained_classes(weights: Weights) -> Sequence[str]:
     target = OmegaConf.select(weights.config, "task.model._target_")
     classes = OmegaConf.select(weights.config, "data.classes")
     if target != f"{Classifier.__module__}.{Classifier.__name__}" or not classes:
+        option = "run" if isinstance(weights, RunWeights) else "…"
         train = shell.line(
-            *(shell.program(), "train", "experiment=classify", "weights=run"),
+            *(shell.program(), "train", "experiment=classify", f"weights={option}"),
             f"weights.path={weights.path}",
         )
         raise ConfigError(

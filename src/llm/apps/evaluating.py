@@ -13,7 +13,7 @@ from llm.apps.rating import rate
 from llm.apps.reporting import plain, table
 from llm.apps.restoring import restore
 from llm.callbacks.responses import answer, row_of
-from llm.config.build import build, mistakes_at
+from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.whitelist import locate
@@ -105,7 +105,7 @@ def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
         raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
     hardware = use_hardware(config)
     files: Files = build(config.files)(config.test_path)
-    with mistakes_at("test_path"), keys_named(KEYS):
+    with keys_named(KEYS):
         files.files  # noqa: B018 - a missing file is found before a model is loaded
     model = load_writer(weights, hardware)
     steps = training_preprocessing(weights)
@@ -120,11 +120,11 @@ def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
 
 def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
     """The steps that a run's training text went through; none for imported weights."""
-    data = weights.config.get("data")
-    if data is None:
+    steps = OmegaConf.select(weights.config, "data.preprocessing")
+    if not steps:
         return ()
-    check(OmegaConf.create({"data": data, "trust": weights.config.trust}))
-    return steps_of(build(data.get("preprocessing") or {}))
+    check(OmegaConf.create({"data": weights.config.data, "trust": weights.config.trust}))
+    return steps_of(build(steps))
 
 
 def origin(weights: Weights, data: str) -> dict[str, Any]:

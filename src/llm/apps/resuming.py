@@ -73,7 +73,13 @@ def resumption(run: Run) -> Resumption:
         )
     run.require_wrote(run.last, checkpoint.get("run"))
     if run.best.exists():
-        run.require_wrote(run.best, header_of(run.best).get("run"))
+        try:
+            stamp = header_of(run.best).get("run")
+        except (ConfigError, DamagedCheckpointError) as error:
+            raise ConfigError(
+                f"{short(run.best)} is damaged; delete it, and the next validation writes another"
+            ) from error
+        run.require_wrote(run.best, stamp)
     return Resumption(run.last, checkpoint["global_step"], notes)
 
 

@@ -128,12 +128,25 @@ class Checkpoints(Callback):
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has a `last.ckpt` of its first step; write `best.ckpt` if a kill came between the two."""
+        """A resumed run has a `last.ckpt` of its first step, and may owe its `best.ckpt`."""
         self.saved_step = trainer.global_step
-        if 0 < trainer.global_step == self.best_step and distributed.broadcast(
-            _step_of(_run(trainer).best) < self.best_step
+        self._make_up(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that was killed after its last step is not trained again, and may owe its `best.ckpt` too."""
+        self._make_up(trainer, pl_module)
+
+    def _make_up(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write `best.ckpt` if a kill came before it; where it was lost later, let the next validation write it."""
+        if (
+            self.best_step == 0
+            or distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step
         ):
+            return
+        if trainer.global_step == self.best_step:
             self._save_best(trainer, pl_module)
+        else:
+            self.best, self.best_step = WORST, 0
 
 
 def _run(trainer: L.Trainer) -> Run:

@@ -25,8 +25,8 @@ class Picture(Callback):
     def __init__(self, panels: Mapping[str, str] | None = None) -> None:
         self.panels = LOSS if panels is None else panels
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw after a whole run."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw after a whole run, one that was killed after its last step included."""
         self._draw(trainer)
 
     def on_exception(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from llm import shell
+from llm import hardware, shell
 from llm.apps import training
 from llm.apps.explaining import explained
 from llm.callbacks.checkpoints import Checkpoints
@@ -158,6 +159,17 @@ def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(com
     done.best.unlink()
     training.train(composed(*LONGER), done.path)
     assert open_checkpoint(done.best)["global_step"] > 4
+
+
+def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_path, monkeypatch):
+    """`auto` measures the processor, and what it measures differs from one moment to the next."""
+    for fastest, steps in (("bf16", 4), (32, 6)):
+        monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)
+        words = ("trainer.val_every=2", "hardware.precision=auto", f"trainer.max_steps={steps}")
+        run = training.train(composed(*words), tmp_path / "run")
+    assert OmegaConf.load(run.config).hardware.precision == "bf16"
+    assert training.train(composed(*words), tmp_path / "other").status == "done"
+    assert OmegaConf.load(tmp_path / "other" / "config.yaml").hardware.precision == 32
 
 
 def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):

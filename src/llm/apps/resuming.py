@@ -1,6 +1,7 @@
 """What a run goes on from: its last checkpoint, or the one before it if that is damaged or gone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from llm import shell
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import changes, fingerprint, recipe
 from llm.files import read_yaml
+from llm.hardware import Hardware
 from llm.runs import Run, short
 from llm.weights.checkpoint import fall_back, header_of, open_whole
 from llm.weights.digests import DamagedCheckpointError, recorded
@@ -81,6 +83,20 @@ def resumption(run: Run) -> Resumption:
             ) from error
         run.require_wrote(run.best, stamp)
     return Resumption(run.last, checkpoint["global_step"], notes)
+
+
+def in_the_same_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
+    """The hardware, and where a run goes on in the precision that `auto` became when it began.
+
+    On a CPU `auto` is measured, and on another day the measurement may come out the other way.
+    """
+    if config.rerun or not run.has_last or not run.config.is_file():
+        return hardware
+    before = read_yaml(run.config).get("hardware") or {}
+    is_kept = (
+        config.hardware.precision == "auto" and before.get("accelerator") == hardware.accelerator
+    )
+    return replace(hardware, precision=before["precision"]) if is_kept else hardware
 
 
 def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:

@@ -29,7 +29,13 @@ from llm.apps.refusing import (
     require_same_base,
     require_same_text,
 )
-from llm.apps.resuming import Resumption, find_resumption, require_last, ways_out
+from llm.apps.resuming import (
+    Resumption,
+    find_resumption,
+    in_the_same_precision,
+    require_last,
+    ways_out,
+)
 from llm.callbacks.checkpoints import Checkpoints
 from llm.callbacks.interrupt import Interrupt, InterruptedRunError
 from llm.callbacks.throughput import CountsFlops, peak_memory
@@ -110,6 +116,7 @@ def train(
     meaning = fingerprint(config)
     if not config.rerun:
         require_same(run, config, meaning)
+    hardware = in_the_same_precision(hardware, run, config)
     data = prepare(config, weights)
     require_room(data, config)
     settings: Settings = build(config.trainer)

@@ -6,7 +6,7 @@ Thread time of the training thread, a nano model in float32 on the CPU, default 
 as small as can be, for its own noise drowns what is measured. A machine's speed drifts by more than the overhead
 within seconds, so the two are measured in turn in short stretches: twenty steps under the trainer, two of them logged,
 then twenty of the raw loop, and so on. The figure is the difference of the best stretch of each, in milliseconds a
-step: other work only ever adds to a time.
+step: other work only ever adds to a time. Validations and checkpoints, which come less often, are not in it.
 """
 
 import argparse

@@ -339,7 +339,7 @@ def test_an_infinite_figure_of_one_seed_is_a_row_without_a_place(tmp_path):
 
 
 def test_a_figure_that_no_run_has_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"by=val/acuracy: .* did you mean val/accuracy\?"):
+    with pytest.raises(UserError, match=r"by: .* val/acuracy; did you mean val/accuracy\?"):
         compare([classifier(tmp_path / "a", 0.9)], by="val/acuracy")
 
 

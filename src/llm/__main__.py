@@ -296,7 +296,7 @@ def require_places(verb: Verb, config: Any) -> None:
     `check=true` needs no data, and `llm plan` none either.
 
     Raises:
-        ConfigError: there is no such file, folder, pattern or run.
+        ConfigError: a path leads to no file, folder or run.
     """
     from omegaconf import OmegaConf
 

@@ -383,7 +383,7 @@ def require_run(path: str, key: str, tasks: Collection[str] = (), folder: str = 
         folder: where the runs to name are looked for.
 
     Raises:
-        ConfigError: there is no configuration of a run in it.
+        ConfigError: the folder does not hold the configuration of a run.
     """
     if Run(Path(path)).config.is_file():
         return

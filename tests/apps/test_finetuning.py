@@ -186,7 +186,7 @@ def test_callbacks_that_do_not_suit_a_task_are_left_out(classify, capsys):
 def test_what_a_task_refuses_is_said_before_there_is_a_directory(classify, tmp_path):
     with pytest.raises(ConfigError, match="task: num_classes=3: the data have 2 classes"):
         classify("task.model.num_classes=3")
-    with pytest.raises(ConfigError, match=r"^optimizer: Muon turns .* set optimizer=adamw "):
+    with pytest.raises(ConfigError, match=r"^optimizer: Muon turns .* set optimizer=adamw$"):
         classify("adapter=head")
     assert not (tmp_path / "run").exists()
     assert classify().status == "done"

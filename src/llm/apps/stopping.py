@@ -38,7 +38,7 @@ def marking(mark: Path) -> Iterator[None]:
     """Leave a mark when told to stop, and start processes that do not hear it themselves.
 
     Raises:
-        Stopped: at the end of the block, if it was told.
+        Stopped: at the end of the block, if a signal came.
     """
     told: list[int] = []
 

@@ -264,7 +264,7 @@ def numbers(values: Any, *names: str) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The numbers of a metrics file, row by row; none if there is no such file.
+    """The numbers of a metrics file, row by row; an empty list if the file does not exist.
 
     Raises:
         FileError: it is damaged.
@@ -279,7 +279,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics file as they were written; a last line that a crash cut short is left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         FileError: it is not a table by step.
     """
     lines = io.StringIO(read_text(path), newline="")

@@ -170,7 +170,7 @@ def _require_few_values(file: Path) -> None:
     """
     try:
         content = read_bytes(file, LARGEST_YAML)
-        with suppress(yaml.YAMLError):  # which is told when it is read
+        with suppress(yaml.YAMLError):  # reported when Hydra reads the file
             if _values(yaml.compose(content, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
                 raise ConfigError(
                     f"{file}: has more than {MOST_VALUES:,} values, those of YAML aliases (*name) counted each "

@@ -32,8 +32,8 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         most: the number of bytes above which it is not read.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileError: it is no file, is too large, or cannot be read.
+        FileNotFoundError: the file does not exist.
+        FileError: it is not a regular file, is too large, or cannot be read.
     """
     require_regular(path)
     try:
@@ -55,7 +55,7 @@ def read_text(path: Path, most: int = LARGEST) -> str:
     """The content of a text file in UTF-8.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         FileError: it cannot be read, or is not text.
     """
     try:

@@ -53,7 +53,7 @@ def require_paths(data: Mapping[str, Any]) -> None:
         data: The section of a configuration.
 
     Raises:
-        DataError: There is no such file, folder or pattern.
+        DataError: A path leads to no file or folder, and no file matches it as a pattern.
     """
     for key in KEYS:
         value = data.get(key)

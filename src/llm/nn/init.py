@@ -38,7 +38,7 @@ def zero_writes(model: nn.Module, std: float = 0.02) -> None:
     A classifier whose states are pooled by their mean then begins as a bag of words, which its blocks come to correct
     (Zhang et al. 2019, "Fixup initialization", does so for depth; Bachlechner et al. 2021, "ReZero").
     """
-    _draw(model, lambda weight: nn.init.normal_(weight, std=std))
+    gpt2(model, std)
     for weight in _residual_writes(model):
         nn.init.zeros_(weight)
 

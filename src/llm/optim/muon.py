@@ -114,7 +114,7 @@ class Muon(Optimizer):
         if not hidden:
             raise ValueError(
                 "Muon turns the matrices in a model's blocks, and none of them is trained here; "
-                "set optimizer=adamw (experiment=classify has the settings for pretrained weights)"
+                "set optimizer=adamw"
             )
         if any(parameter.ndim < 2 for parameter in hidden):
             raise ValueError("Muon's hidden groups take matrices only, and one holds a vector")

@@ -86,7 +86,7 @@ def read_header(path: Path) -> Any:
     """What `torch.save` wrote, its tensors with shapes alone.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ConfigError: the file is none of torch's, or is damaged.
     """
     with _readable(path):

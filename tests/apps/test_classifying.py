@@ -23,8 +23,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A small classifier, trained."""
+def trained(tmp_path_factory):
+    """Trains a small classifier."""
     folder = tmp_path_factory.mktemp("classifier")
     lines = [json.dumps({"text": text, "label": label}) for label, text in TEXTS]
     (folder / "rows.jsonl").write_text("\n".join(lines))
@@ -34,9 +34,19 @@ def run(tmp_path_factory):
         *("hardware.precision=32", "hardware.threads=1", "trainer.max_epochs=null"),
         *("trainer.max_steps=60", "optimizer.lr=3e-3", "schedule.warmup_steps=2"),
     ]
-    with initialize_config_module("llm.conf", version_base="1.3"):
-        train(compose("train", words), folder / "run")
-    return folder / "run"
+
+    def train_it(name: str, *more: str):
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            train(compose("train", [*words, *more]), folder / name)
+        return folder / name
+
+    return train_it
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    """A small classifier."""
+    return trained("run")
 
 
 @pytest.fixture
@@ -62,6 +72,23 @@ def test_a_run_keeps_what_it_takes_to_classify(run):
     assert not (run / "samples.txt").exists()
     figures = json.loads((run / "run.json").read_text())["metrics"]
     assert figures["test/accuracy"] > 0.95
+
+
+def test_validation_is_bounded_while_training_and_whole_before_the_test(run, trained, capsys):
+    bounded = trained("bounded", "trainer.val_bytes=20")
+    out = capsys.readouterr().out
+    assert "note      validated on a fixed 1 of 6 rows, spread over the part (trainer.val_" in out
+    assert "whole validation part: loss " in out
+    record = json.loads((bounded / "run.json").read_text())
+    validated = [
+        {row["step"]: float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"]}
+        for lines in ((each / "metrics.csv").read_text().splitlines() for each in (run, bounded))
+    ]
+    step = str(record["best_step"])
+    assert validated[0].keys() == validated[1].keys()
+    assert validated[0][step] != validated[1][step], "the subset's"
+    assert record["metrics"]["whole/loss"] == pytest.approx(validated[0][step], rel=1e-6)
+    assert len((bounded / "predictions.csv").read_text().splitlines()) == 13, "the test part's"
 
 
 def test_lines_of_a_file_get_label_and_probability(ask, tmp_path):

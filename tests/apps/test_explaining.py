@@ -6,10 +6,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from torch.utils.data import DataLoader
 
 from llm import __main__ as command_line
 from llm.apps.explaining import StorageError, explained
 from llm.config.errors import ConfigError
+from llm.data.errors import DataError
 
 SMALL = [
     *("data=text", "tokenizer=byte", "size=nano", "hardware=cpu", "hardware.threads=1"),
@@ -92,3 +94,21 @@ def test_the_first_cause_is_looked_for():
     assert "\n" not in str(told.value)
     with pytest.raises(ConfigError, match=r"a/b: the file system is read-only"), explained():
         raise OSError(30, "Read-only file system", "a/b")
+
+
+class Cut:
+    """Rows that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: int) -> int:
+        raise DataError("train.bin: was cut")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_process_that_gathers_batches_is_one_line(workers):
+    with pytest.raises(DataError) as caught, explained():
+        next(iter(DataLoader(Cut(), num_workers=workers)))  # pyright: ignore[reportArgumentType]
+    assert str(caught.value) == "train.bin: was cut"
+    assert caught.value.problems == ("train.bin: was cut",)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -478,5 +479,8 @@ def test_points_of_different_budgets_validate_on_the_same_text():
     found = sweep.adjusted(unequal, make)
     assert [each.config.trainer.val_bytes for each in found] == [1.5 * 2 * 4096 * 16] * 2
     assert [each.directory for each in found] == [each.directory for each in unequal]
+    epochs = [make([*words, "trainer.max_steps=null", f"trainer.max_epochs={n}"]) for n in (1, 2)]
+    found = sweep.adjusted(epochs, make)
+    assert [each.config.trainer.val_bytes for each in found] == [math.inf] * 2, "the whole part"
     equal = [make([*words, f"model={name}"]) for name in ("gpt", "llama")]
     assert [each.config.trainer.val_bytes for each in sweep.adjusted(equal, make)] == [None] * 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llm.data.token_file import TokenFile
-from llm.data.windows import SpacedWindows, TrainingWindows, ValidationWindows, count_windows
+from llm.data.windows import TrainingWindows, ValidationWindows, count_windows
 from llm.nn.targets import IGNORED
 
 
@@ -61,12 +61,3 @@ def test_windows_beyond_the_end_ask_for_nothing(tmp_path: Path):
     batch = windows[np.array([len(windows), len(windows) + 1])]
     assert (batch["targets"] == IGNORED).all()
     assert batch["tokens"].shape == (2, 8)
-
-
-def test_a_subset_of_windows_is_spread_over_the_part(tmp_path: Path):
-    windows = ValidationWindows(token_file(tmp_path, 10 * 8 + 1), context_length=8)
-    some = SpacedWindows(windows, 4)
-    assert len(some) == 4
-    expected = windows[np.array([0, 2, 5, 7])]
-    assert torch.equal(some[np.arange(4)]["tokens"], expected["tokens"])
-    assert (some[np.array([4, 9])]["targets"] == IGNORED).all(), "beyond its end nothing is asked"

@@ -35,7 +35,7 @@ class StorageError(UserError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what the operating system says of a file into one line.
+    """Turn what the operating system says of a file, or a process that gathers batches of its data, into one line.
 
     Raises:
         StorageError: the disk is full or broken.
@@ -43,7 +43,9 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if (line := _from_worker(error)) is not None:
+            raise type(error)(line) from error
         raise
     except Exception as error:
         if (cause := _cause(error)) is None:
@@ -52,6 +54,13 @@ def explained() -> Iterator[None]:
         if cause.errno in WRONG:
             raise ConfigError(f"{place}{WRONG[cause.errno]}") from error
         raise StorageError(f"{place}{FULL[cause.errno or 0]}") from error
+
+
+def _from_worker(error: UserError) -> str | None:
+    """The message of an error in a process that gathers batches: torch repeats it behind that process's traceback."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    before, _, line = str(error).rpartition(f"\n{name}: ")
+    return line.strip() if "DataLoader worker" in before else None
 
 
 def _cause(error: BaseException) -> OSError | None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,32 +236,40 @@ def matched(
 def validated_alike(
     points: Sequence[Point], compose: Callable[[Sequence[str]], Point]
 ) -> Sequence[Point]:
-    """Let points of different budgets validate on the same part of a text: that of the smallest."""
+    """Let points of different budgets validate on the same part of their data: that of the smallest budget.
+
+    How long an epoch is shows only once data are read: where a budget is in epochs, all validate on the whole part.
+    """
     budgets = [budget(point.config) for point in points]
     if len({*budgets}) < 2 or None in budgets:
         return points
-    from llm.trainer import Settings  # which imports torch: only where asked
-
-    least = math.inf
-    for tokens_per_batch, words in filter(None, budgets):
-        settings = Settings(**dict(words))
-        steps = settings.steps(1, tokens_per_batch)
-        least = min(least, settings.validation_bytes(steps, tokens_per_batch))
-    return [compose([*point.overrides, f"trainer.val_bytes={least:.0f}"]) for point in points]
+    read = [validated_bytes(*each) for each in budgets if each]
+    bound = ".inf" if math.inf in read else f"{min(read):.0f}"
+    return [compose([*point.overrides, f"trainer.val_bytes={bound}"]) for point in points]
 
 
-def budget(config: DictConfig) -> tuple[int, tuple[tuple[str, Any], ...]] | None:
-    """The tokens of a batch of text and the settings that decide how much of it a validation reads.
+def budget(config: DictConfig) -> tuple[int | None, tuple[tuple[str, Any], ...]] | None:
+    """The tokens of a batch at most, None if unknown, and the settings that decide how much a validation reads.
 
-    None if that is chosen, or known only once data are read.
+    None if how much it reads is chosen.
     """
+    if config.trainer.get("val_bytes") or config.trainer.get("val_batches"):
+        return None
     keys = ("max_steps", "max_epochs", "max_tokens", "accumulate", "val_every")
     words = {key: config.trainer.get(key) for key in keys}
     length = OmegaConf.select(config, "data.context_length", throw_on_missing=False)
-    is_chosen = config.trainer.get("val_bytes") or config.trainer.get("val_batches")
-    if is_chosen or length is None or words["max_epochs"] is not None:
-        return None
-    return config.data.batch_size * length, tuple(words.items())
+    return length and config.data.batch_size * length, tuple(words.items())
+
+
+def validated_bytes(tokens_per_batch: int | None, words: Iterable[tuple[str, Any]]) -> float:
+    """The bytes that a validation reads at most under a budget; infinite where data decide it."""
+    from llm.trainer import Settings  # which imports torch: only where asked
+
+    settings = Settings(**dict(words))
+    if tokens_per_batch is None or settings.max_epochs is not None:
+        return math.inf
+    steps = settings.steps(1, tokens_per_batch)
+    return settings.validation_bytes(steps, tokens_per_batch)
 
 
 def told_apart(points: Sequence[Point], compose: Callable[[Sequence[str]], Point]) -> list[Point]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -620,21 +620,25 @@ def kept(run: Run) -> Path | None:
 
 
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
-    """Measure the best weights on the test part, or on the whole validation part if training read some of it.
+    """Measure the best weights on the test part, and on the whole validation part if training read some of it.
 
     Without any that were saved, it measures the last.
     """
-    if data.dataset("test") is None:
-        if not data.is_bounded:
-            return
-        task.tested = "whole"
+    parts: dict[Literal["test", "whole"], str] = {}
+    if data.is_bounded:
+        parts["whole"] = "validation"
+    if data.dataset("test") is not None:
+        parts["test"] = "test"
+    if not parts:
+        return
     if file := kept(run):
         try:
             best = trainer.strategy.load_checkpoint(file)
         except DamagedCheckpointError as error:
             raise UserError(f"{error}; {ways_out(run)}") from error
         trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
-    trainer.test(task, datamodule=data, verbose=False)
+    for task.tested, part in parts.items():
+        trainer.test(task, dataloaders=data.whole(part), verbose=False)
 
 
 def close(

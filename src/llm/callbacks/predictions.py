@@ -25,6 +25,8 @@ class Predictions(Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, before the task closes its sums; every device takes part in gathering them."""
         assert isinstance(pl_module, Classification)
+        if pl_module.tested != "test":
+            return
         rows, probabilities = pl_module.probabilities.compute()
         counts = pl_module.confusion.compute()
         if not trainer.is_global_zero:

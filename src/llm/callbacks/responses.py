@@ -109,6 +109,8 @@ class Responses(Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer, write and record: the first rank, or all together where none has the whole model."""
         assert isinstance(pl_module, Task)
+        if pl_module.tested != "test":
+            return
         if trainer.is_global_zero or pl_module.is_sharded:
             self._answer(trainer, pl_module)
         distributed.barrier()

@@ -280,6 +280,12 @@ class ExamplesDataModule(DataModule):
         return sum(len(row["tokens"]) for row in rows) / max(len(rows), 1)
 
     @property
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of the texts of the validation part."""
+        examples = self.raw["validation"]
+        return sum(len(text.encode()) for each in examples for text in self.texts(each))
+
+    @property
     def is_at_hand(self) -> bool:
         """Whether all files are on this machine."""
         return all(is_here(path) for path in self.files.values() if path is not None)

@@ -1,7 +1,9 @@
 """What every data module shares: the order of training, the place in it, and its loaders."""
 
+import math
 import warnings
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm.data.sampler import TrainingSampler, ValidationSampler
+from llm.data.spaced import SpacedRows
 from llm.tokenizers.tokenizer import Tokenizer
 
 Batch = dict[str, Tensor]
@@ -30,14 +33,13 @@ class DataModule(LightningDataModule):
         tokenizer: The tokenizer, fitted; from `setup` on, as all that follows.
         fingerprint: A short name of the data, which changes when they do.
         corpus: A short name of what is held out, whatever the tokenizer: figures compare where it is the same.
-        is_bounded: Whether validations during training read a fixed subset of the validation part.
         vocabulary: A short name of what else a loss is counted in, the tokenizer above all.
 
     Raises:
         ValueError: A parameter is out of range.
     """
 
-    is_bounded: bool = False
+    rows_are: ClassVar[str] = "rows"  # what a line calls them
     tokenizer: Tokenizer
     fingerprint: str
     corpus: str
@@ -48,6 +50,7 @@ class DataModule(LightningDataModule):
         self.batch_size = at_least("batch_size", batch_size, 1)
         self.workers = at_least("workers", workers, 0)
         self.seed = seed
+        self._most_bytes = math.inf  # of text that a validation during training reads
         self._offset = 0  # the position less what the trainer has counted
         self._restored: int | None = None  # a position that waits for its loader
 
@@ -66,12 +69,38 @@ class DataModule(LightningDataModule):
     def tokens_per_row(self) -> float:
         """Training tokens in a row, on average."""
 
+    @property
+    @abstractmethod
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of text in the validation part."""
+
+    # Validating during training
+
     def bound_validation(self, most: float) -> None:
-        """Let validations during training read at most so many bytes of text, where the part is text."""
+        """Let validations during training read at most so many bytes of text.
+
+        The subset is a share of the rows, spread evenly: whatever the tokenizer and the context, it is the same
+        share of the same text.
+        """
+        self._most_bytes = most
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether validations during training read a fixed subset of the validation part."""
+        return self._most_bytes < self.validation_bytes
 
     def describe_validation(self) -> str:
-        """One line that says what validations during training read, where that is not the whole part."""
-        return ""
+        """One line that says what a bounded validation reads."""
+        whole = _length(self.dataset("validation"))
+        return (
+            f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.rows_are}, spread over the part "
+            "(trainer.val_bytes); the whole part is measured at the end"
+        )
+
+    @property
+    def _bounded_rows(self) -> int:
+        share = self._most_bytes / self.validation_bytes
+        return math.ceil(share * _length(self.dataset("validation")))
 
     # What there is
 
@@ -102,21 +131,27 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """A loader over what validations during training read, the whole part or a subset, once and in order."""
-        return self._whole("validation")
+        if self.is_bounded:
+            return self._once(SpacedRows(self._rows("validation"), self._bounded_rows))
+        return self.whole("validation")
 
     def test_dataloader(self) -> DataLoader:
         """A loader over the whole test part, once and in order."""
-        return self._whole("test")
+        return self.whole("test")
 
     def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
         """The order of training from batch `start` on."""
         return TrainingSampler(self.train_rows, self.batch_size, self.seed, start, rank, world_size)
 
-    def _whole(self, part: str) -> DataLoader:
+    def whole(self, part: str) -> DataLoader:
+        """A loader over all rows of a part, once and in order."""
+        return self._once(self._rows(part))
+
+    def _rows(self, part: str) -> Dataset:
         dataset = self.dataset(part)
         if dataset is None:
             raise ValueError(f"these data have no {part} part")
-        return self._once(dataset)
+        return dataset
 
     def _once(self, dataset: Dataset) -> DataLoader:
         sampler = ValidationSampler(_length(dataset), self.batch_size, *self._device())

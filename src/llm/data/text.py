@@ -1,11 +1,10 @@
 """Text for pretraining: any source and any tokenizer, in windows of context_length tokens."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from llm.data import cache
 from llm.data.corpus import Corpus
@@ -15,7 +14,7 @@ from llm.data.preprocessing import Preprocessing, steps_of
 from llm.data.source import Source
 from llm.data.token_cache import read_metadata
 from llm.data.token_file import TokenFile
-from llm.data.windows import SpacedWindows, TrainingWindows, ValidationWindows
+from llm.data.windows import TrainingWindows, ValidationWindows
 from llm.tokenizers.tokenizer import Tokenizer, load
 
 
@@ -49,6 +48,8 @@ class TextDataModule(DataModule):
         DataError: The text is shorter than a window (from `setup`).
     """
 
+    rows_are = "windows"
+
     def __init__(
         self,
         source: Source,
@@ -77,7 +78,6 @@ class TextDataModule(DataModule):
         self.context_length = at_least("context_length", context_length, 1)
         self.stride = at_least("stride", context_length if stride is None else stride, 1)
         self.cache_dir = cache_dir
-        self._most_bytes = math.inf
         if not 0 < validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction={validation_fraction} is not between 0 and 1: try 0.1"
@@ -134,41 +134,7 @@ class TextDataModule(DataModule):
             f"(now {self.text.validation_fraction})"
         )
 
-    # Validating
-
-    def bound_validation(self, most: float) -> None:
-        """Let validations during training read at most so many bytes of text.
-
-        The subset is a share of the windows, spread evenly: whatever the tokenizer and the context, it is the same
-        share of the same text.
-        """
-        self._most_bytes = most
-
-    def val_dataloader(self) -> DataLoader:
-        """A loader over the validation part, or over a fixed subset of it where it is bounded."""
-        return self._once(self._bounded()) if self.is_bounded else super().val_dataloader()
-
-    def test_dataloader(self) -> DataLoader:
-        """A loader over the whole validation part: text has no other to test on."""
-        return self._whole("validation")
-
-    def _bounded(self) -> SpacedWindows:
-        share = self._most_bytes / self.metadata["validation"]["bytes"]
-        return SpacedWindows(self._validation, math.ceil(share * len(self._validation)))
-
-    def describe_validation(self) -> str:
-        """One line that says what validations during training read."""
-        return (
-            f"validated on a fixed {len(self._bounded()):,} of {len(self._validation):,} windows, spread over the part "
-            "(trainer.val_bytes); the whole part is measured at the end"
-        )
-
     # What there is
-
-    @property
-    def is_bounded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether validations during training read a fixed subset of the validation part."""
-        return self._most_bytes < self.metadata["validation"]["bytes"]
 
     @property
     def train_tokens(self) -> int:
@@ -181,9 +147,14 @@ class TextDataModule(DataModule):
         return self.metadata["validation"]["tokens"]
 
     @property
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of the validation part."""
+        return self.metadata["validation"]["bytes"]
+
+    @property
     def val_bytes_per_token(self) -> float:
         """UTF-8 bytes of text for each validation token."""
-        return self.metadata["validation"]["bytes"] / self.val_tokens
+        return self.validation_bytes / self.val_tokens
 
     @property
     def tokens_per_row(self) -> int:

@@ -63,21 +63,6 @@ class ValidationWindows(Dataset[Batch]):
         return batch | {"targets": batch["targets"].masked_fill(beyond, IGNORED)}
 
 
-class SpacedWindows(Dataset[Batch]):
-    """Some validation windows, spread evenly over the part: the same ones every time."""
-
-    def __init__(self, windows: ValidationWindows, number: int) -> None:
-        self.windows, self.number = windows, number
-
-    def __len__(self) -> int:
-        return self.number
-
-    def __getitem__(self, windows: np.ndarray) -> Batch:
-        """Gather a batch, as ValidationWindows does; numbers beyond the end ask for nothing."""
-        whole = len(self.windows)
-        return self.windows[np.where(windows < self.number, windows * whole // self.number, whole)]
-
-
 def shifted(windows: Int64[Tensor, "B _"]) -> Batch:
     """Part windows into what is read and what is to be predicted."""
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}

@@ -244,7 +244,7 @@ def validated_alike(
     if len({*budgets}) < 2 or None in budgets:
         return points
     read = [validated_bytes(*each) for each in budgets if each]
-    bound = ".inf" if math.inf in read else f"{min(read):.0f}"
+    bound = "inf" if math.inf in read else f"{min(read):.0f}"
     return [compose([*point.overrides, f"trainer.val_bytes={bound}"]) for point in points]
 
 

@@ -167,6 +167,11 @@ class Run:
         return self.last.exists() or previous_of(self._checkpoint("last")).exists()
 
     @property
+    def has_weights(self) -> bool:
+        """Whether there is a checkpoint to use: `callbacks.checkpoints` may be left out."""
+        return self.best.exists() or self.has_last
+
+    @property
     def stamp(self) -> dict[str, Any]:
         """Entries of the record that a checkpoint repeats, so that it can be told from another run's."""
         return {key: self.record[key] for key in OWN if key in self.record}
@@ -298,7 +303,7 @@ class Run:
 
     def set_aside(self) -> Path | None:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
-        if not (self._json.is_file() or self.best.exists() or self.has_last):
+        if not (self._json.is_file() or self.has_weights):
             return None
         self.record = {}
         return set_aside(self.path)

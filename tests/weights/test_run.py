@@ -9,7 +9,7 @@ from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.tokenizers.byte import ByteTokenizer
-from llm.weights.checkpoint import save_checkpoint
+from llm.weights.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from llm.weights.run import RunWeights
 
 
@@ -87,6 +87,34 @@ def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):
     digests = run.last.with_name("sha256.json")
     digests.write_text(digests.read_text().replace("best.ckpt", "last.ckpt"))
     assert RunWeights(str(run.path)).file() == run.last
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_checkpoint_before_stands_in_for_a_last_one_that_is_damaged_or_gone(
+    run, checkpoint, is_gone
+):
+    state = load_checkpoint(run.best)["state_dict"]
+    remove_checkpoint(run.best)
+    for step in (2, 4):
+        state = {name: torch.full_like(each, step) for name, each in state.items()}
+        save_checkpoint({"state_dict": state, "global_step": step}, run.last, keeps_previous=True)
+    newest = RunWeights(str(run.path)).fingerprint
+    if is_gone:
+        run.last.unlink()
+    else:
+        run.last.write_bytes(run.last.read_bytes()[:-1])
+    before = {f.name: f.read_bytes() for f in (run.path / "checkpoints").iterdir()}
+    weights = RunWeights(str(run.path), checkpoint)
+    with pytest.warns(UserWarning, match="last.ckpt.*; using the checkpoint before it, of step 2"):
+        model = weights.model()
+    assert all((parameter == 2).all() for parameter in model.parameters())
+    with pytest.warns(UserWarning, match="of step 2"):
+        assert weights.fingerprint != newest
+    assert {file.name: file.read_bytes() for file in (run.path / "checkpoints").iterdir()} == before
+    (run.path / "checkpoints" / "previous.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"\.ckpt(: there is no such| is damaged)"):
+        weights.model()
 
 
 @pytest.mark.parametrize("key", ["task.reward.trust", "data.path.trust", "callbacks.x.y.trust"])

@@ -23,9 +23,9 @@ from llm.weights.checkpoint import (
     fall_back,
     load_checkpoint,
     open_checkpoint,
+    open_weights,
     open_whole,
     save_checkpoint,
-    stored_weights,
 )
 from llm.weights.digests import DamagedCheckpointError
 from llm.weights.run import RunWeights
@@ -84,7 +84,7 @@ def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
     assert torch.equal(found["optimizer"][0][0]["average"], MATRIX + 1)
     assert found["step"] == 1
     assert torch.equal(found["states"][0], torch.arange(3))
-    assert {name: s.shape for name, s in stored_weights(saved).items()}["bias"] == (3,)
+    assert {name: s.shape for name, s in open_weights(saved).weights.items()}["bias"] == (3,)
     assert [row for part in on_ranks(3, read, saved) for row in part] == (MATRIX + 1).tolist()
 
 
@@ -119,6 +119,8 @@ def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
     (saved / "2-00001-of-00002.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedCheckpointError):
         open_whole(saved)
+    before = open_weights(saved / "previous.json")
+    assert torch.equal(before.weights["embedding"].read(), MATRIX + 1)
     assert fall_back(saved)
     assert open_whole(saved)["step"] == 1
     assert torch.equal(load_checkpoint(saved)["state_dict"]["embedding"], MATRIX + 1)
@@ -187,7 +189,7 @@ def written(path: Path, change) -> None:
     index = json.loads((path / "index.json").read_text())
     change(index)
     (path / "index.json").write_text(json.dumps(index))
-    digests.note(path / "index.json", digest_of(path))
+    digests.note(path / "index.json", digests.sha256_of(path / "index.json"))
 
 
 def reaching(name):
@@ -260,9 +262,9 @@ def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):
 
     torch.save(Harmful(), saved / "1.pt")
     index = json.loads((saved / "index.json").read_text())
-    index["files"]["1.pt"] = digest_of(saved / "1.pt")
+    index["files"]["1.pt"] = digests.sha256_of(saved / "1.pt")
     (saved / "index.json").write_text(json.dumps(index))
-    digests.note(saved / "index.json", digest_of(saved))
+    digests.note(saved / "index.json", digests.sha256_of(saved / "index.json"))
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(saved)
     assert not (tmp_path / "executed").exists()

@@ -204,9 +204,16 @@ def answers_to(
     run = weights.run
     file = run.path / RESULTS["responses"]
     own = part == "test" and config.test_path is None and weights.checkpoint == "best"
-    if own and file.is_file() and file.stat().st_mtime >= weights.file().stat().st_mtime:
-        return read_answers(file)  # no step was taken since
+    if own and file.is_file() and is_of(file, weights):
+        return read_answers(file)
     conversations = data.raw[part]
     responses = answer(data, conversations, task.model.eval(), config.max_tokens)
     rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
     return write_answers(file, rows) if own else answers_of(rows)
+
+
+def is_of(answers: Path, weights: RunWeights) -> bool:
+    """Whether a run's answers are those of its weights: no step was taken since, and none was lost."""
+    used, run = weights.file(), weights.run
+    is_newest = used in (run.best, run.last)
+    return is_newest and answers.stat().st_mtime >= used.stat().st_mtime

@@ -61,6 +61,7 @@ from llm.runs import FollowedRun, Run, identity, short
 from llm.tasks.divergence import DivergedError
 from llm.tasks.task import Task
 from llm.trainer import Settings, checkpoint_activations, make_trainer
+from llm.weights.checkpoint import read_usable
 from llm.weights.digests import DamagedCheckpointError
 from llm.weights.initial import initialize
 from llm.weights.weights import Weights
@@ -614,11 +615,6 @@ def what_is_saved(run: Run, progress: Progress) -> str:
     return f" after step {steps}; it is saved"
 
 
-def kept(run: Run) -> Path | None:
-    """The checkpoint of a run to be used, if it has any: callbacks.checkpoints may be left out."""
-    return next((file for file in (run.best, run.last) if file.exists()), None)
-
-
 def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
     """Measure the best weights on the test part, and on the whole validation part if training read some of it.
 
@@ -631,9 +627,9 @@ def test(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
         parts["test"] = "test"
     if not parts:
         return
-    if file := kept(run):
+    if run.has_weights:
         try:
-            best = trainer.strategy.load_checkpoint(file)
+            best = read_usable(run, trainer.strategy.load_checkpoint)
         except DamagedCheckpointError as error:
             raise UserError(f"{error}; {ways_out(run)}") from error
         trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
@@ -696,7 +692,7 @@ def _say_done(run: Run, config: DictConfig) -> None:
 
 def _next_command(run: Run, config: Any) -> str:
     """What to type next: the verb that puts such a task's runs to use."""
-    if kept(run) is None:
+    if not run.has_weights:
         return "(nothing was saved to be used: callbacks.checkpoints is left out)"
     verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
     words = (shell.program(), verb, f"weights.path={short(run.path)}")

@@ -5,16 +5,35 @@ One is a file, which one device writes, or a folder, in which every device has w
 """
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
+from llm import distributed
 from llm.files import partial_of, stored_archive
-from llm.runs import previous_of
+from llm.runs import Run, previous_of
 from llm.weights import digests, sharded
-from llm.weights.digests import DamagedCheckpointError, sha256_of, verified
-from llm.weights.stored import Stored, in_torch_file, read_header
+from llm.weights.digests import DamagedCheckpointError, verified
+from llm.weights.stored import Stored, in_header, read_header
+
+Result = TypeVar("Result")
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose weights are at rest.
+
+    Attributes:
+        path: the checkpoint.
+        header: what it holds beside its tensors.
+        weights: the tensors of its `state_dict`, by name.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    weights: dict[str, Stored]
 
 
 def save_checkpoint(
@@ -46,15 +65,60 @@ def fall_back(path: Path) -> bool:
     Returns:
         Whether there was one, and it was whole.
     """
-    if path.is_dir():
-        return sharded.fall_back(path)
-    previous = previous_of(path)
-    try:
-        verified(previous)
-    except (FileNotFoundError, DamagedCheckpointError):
+    previous = whole_before(path)
+    if previous is None:
         return False
-    digests.bring_back(previous, path)
+    digests.bring_back(previous, path / sharded.INDEX if path.is_dir() else path)
     return True
+
+
+def whole_before(path: Path) -> Path | None:
+    """Return the checkpoint that another one has replaced, if it was kept and is whole.
+
+    That of a folder is the previous index in it.
+    """
+    previous = path / sharded.PREVIOUS if path.is_dir() else previous_of(path)
+    try:
+        digest_of(previous)
+    except (FileNotFoundError, DamagedCheckpointError):
+        return None
+    return previous
+
+
+def asked_of(run: Run, checkpoint: Literal["best", "last"]) -> Path:
+    """Return where a run's checkpoint of this name is, or its last one if the best was not written yet."""
+    is_best = checkpoint == "best" and (run.best.exists() or not run.has_last)
+    return run.best if is_best else run.last
+
+
+def read_usable(
+    run: Run, read: Callable[[Path], Result], checkpoint: Literal["best", "last"] = "best"
+) -> Result:
+    """Read the checkpoint of a run that is to be used; the run is left as it is.
+
+    That is the one of this name. A run without a best checkpoint has its last one read, and a last checkpoint that
+    is damaged or gone is replaced by the one that was saved before it, which a warning tells.
+
+    Args:
+        run: the run.
+        read: opens a checkpoint; it raises one of the errors below.
+        checkpoint: the name.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        DamagedCheckpointError: it is not what was written, and none from before it can be read.
+    """
+    path = asked_of(run, checkpoint)
+    try:
+        return read(path)
+    except (FileNotFoundError, DamagedCheckpointError) as error:
+        previous = whole_before(path) if path == run.last else None
+        if previous is None:
+            raise
+        if distributed.is_first():
+            step = header_of(previous)["global_step"]
+            warnings.warn(f"{error}; using the checkpoint before it, of step {step}", stacklevel=2)
+        return read(previous)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -69,8 +133,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: it is not what was written.
     """
-    if path.is_dir():
-        return sharded.consolidated(sharded.read(path), map_location)
+    if index := sharded.index_of(path):
+        return sharded.consolidated(sharded.read(index), map_location)
     return torch.load(stored_archive(verified(path)), map_location=map_location, weights_only=True)
 
 
@@ -81,8 +145,8 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: it is not what was written.
     """
-    if path.is_dir():
-        return sharded.read(path)
+    if index := sharded.index_of(path):
+        return sharded.read(index)
     return torch.load(
         stored_archive(verified(path)), map_location="cpu", weights_only=True, mmap=True
     )
@@ -95,8 +159,8 @@ def open_whole(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: it is not what was written.
     """
-    if path.is_dir():
-        sharded.require_whole(path)
+    if index := sharded.index_of(path):
+        sharded.require_whole(index)
     return open_checkpoint(path)
 
 
@@ -108,24 +172,35 @@ def header_of(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read.
         DamagedCheckpointError: an index of parts is not what was written.
     """
-    if path.is_dir():
-        return sharded.read(path)
+    if index := sharded.index_of(path):
+        return sharded.read(index)
     return read_header(path)
 
 
-def stored_weights(path: Path) -> dict[str, Stored]:
-    """The tensors of a checkpoint's `state_dict` by name, at rest.
+def open_weights(path: Path) -> Opened:
+    """Open a checkpoint whose weights stay at rest until they are read.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         DamagedCheckpointError: it is not what was written.
     """
-    if not path.is_dir():
-        return in_torch_file(verified(path), "state_dict")
-    found = sharded.read(path)["state_dict"]
-    return {name: Stored(name, tuple(tensor.shape), tensor.read) for name, tensor in found.items()}
+    if index := sharded.index_of(path):
+        sharded.require_whole(index)
+        header = sharded.read(index)
+        found = header["state_dict"].items()
+        weights = {name: Stored(name, tuple(each.shape), each.read) for name, each in found}
+        return Opened(path, header, weights)
+    header = read_header(verified(path))
+    return Opened(path, header, in_header(path, header, "state_dict"))
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a checkpoint: of a folder that of its index, which holds those of its files."""
-    return sha256_of(path / sharded.INDEX if path.is_dir() else path)
+    """The SHA-256 of a checkpoint that is whole: of a folder that of its index, which holds those of its files.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        sharded.require_whole(index)
+    return digests.verified_digest(index or path)

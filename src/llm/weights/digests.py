@@ -103,14 +103,24 @@ def verified(path: Path) -> Path:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: the file is not what was written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    require_digest(path, recorded(path), _record(path).name)
+    verified_digest(path)
     return path
 
 
-def require_digest(path: Path, digests: list[str], record: str) -> None:
-    """See that a file's content has one of the digests that a record has of it.
+def verified_digest(path: Path) -> str:
+    """The SHA-256 of a checkpoint, which is the recorded one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is not what was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    return require_digest(path, recorded(path), _record(path).name)
+
+
+def require_digest(path: Path, digests: list[str], record: str) -> str:
+    """Return the digest of a file's content, which is one of those that a record has of it.
 
     A record that lacks the file proves nothing, so it counts as damage.
 
@@ -119,8 +129,10 @@ def require_digest(path: Path, digests: list[str], record: str) -> None:
     """
     if not digests:
         raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
-    if not path.is_file() or sha256_of(path) not in digests:
+    digest = sha256_of(path) if path.is_file() else None
+    if digest not in digests:
         raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {record}")
+    return digest
 
 
 def sha256_of(path: Path) -> str:

@@ -2,13 +2,13 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -25,13 +25,15 @@ from llm.files import RESTORE, read_yaml
 from llm.models.size import require_memory
 from llm.runs import Run, require_run
 from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import digest_of, header_of, stored_weights
+from llm.weights.checkpoint import asked_of, digest_of, open_weights, read_usable
 from llm.weights.digests import DamagedCheckpointError
 from llm.weights.fill import TABLES, fill
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.initial import initialize
 from llm.weights.stored import Stored, in_memory
 from llm.weights.weights import Weights
+
+Result = TypeVar("Result")
 
 # The runs that are being loaded, each for the one before it.
 _OPENED: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
@@ -69,7 +71,7 @@ class RunWeights(Weights):
         An update of a tied head, folded in, unties it from the embedding.
         """
         config = read_config(self.run.config, self.trust)
-        if config.get("adapter") is not None and self.file().exists():
+        if config.get("adapter") is not None and asked_of(self.run, self.checkpoint).exists():
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
         return config
@@ -77,7 +79,7 @@ class RunWeights(Weights):
     @property
     def fingerprint(self) -> str:
         """The SHA-256 of the checkpoint."""
-        return digest_of(self.file())[:16]
+        return self._read(digest_of)[:16]
 
     @property
     def origin(self) -> str:
@@ -183,33 +185,41 @@ class RunWeights(Weights):
         Raises:
             ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
         """
-        file = self.file()
-        try:
-            entries = stored_weights(file)
-        except (FileNotFoundError, DamagedCheckpointError) as error:
-            raise ConfigError(f"weights.path: {error}; {self._otherwise()}") from error
-        self.run.require_wrote(file, header_of(file).get("run"))
+        opened = self._read(open_weights)
+        self.run.require_wrote(opened.path, opened.header.get("run"))
         prefix = "model."
         return {
             name.removeprefix(prefix): stored
-            for name, stored in entries.items()
+            for name, stored in opened.weights.items()
             if name.startswith(prefix)
         }
 
     def file(self) -> Path:
-        """The checkpoint to read: the one asked for, or the last one where no best was written yet."""
-        asked = self.run.best if self.checkpoint == "best" else self.run.last
-        if asked.exists() or not self.run.last.exists():
-            return asked
-        return self.run.last
+        """Return the checkpoint that is read, which is whole.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return self._read(open_weights).path
+
+    def _read(self, read: Callable[[Path], Result]) -> Result:
+        """Read the checkpoint with a function that raises if it is not what was written.
+
+        Raises:
+            ConfigError: there is none that can be read.
+        """
+        try:
+            return read_usable(self.run, read, self.checkpoint)
+        except (FileNotFoundError, DamagedCheckpointError) as error:
+            raise ConfigError(f"weights.path: {error}; {self._otherwise()}") from error
 
     def _otherwise(self) -> str:
         """What to do where the checkpoint cannot be read."""
-        read = self.file()
-        for name, other in (("last", self.run.last), ("best", self.run.best)):
-            if other != read and other.exists():
-                return f"weights.checkpoint={name} reads the run's other one, llm train with rerun=true trains it again"
-        return "llm train with rerun=true trains it again"
+        is_best = asked_of(self.run, self.checkpoint) == self.run.best
+        has_other = self.run.has_last if is_best else self.run.best.exists()
+        name = "last" if is_best else "best"
+        other = f"weights.checkpoint={name} reads the run's other one, " if has_other else ""
+        return f"{other}llm train with rerun=true trains it again"
 
     def base_weights(self, config: DictConfig) -> Weights | None:
         """The weights that the run's adapter was trained on, and no others.

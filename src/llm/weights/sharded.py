@@ -38,7 +38,6 @@ from llm.parts import is_divided, own, place
 from llm.runs import parts_of, previous_of
 from llm.weights.digests import (
     DamagedCheckpointError,
-    bring_back,
     flush,
     note,
     remove,
@@ -172,58 +171,53 @@ class Index:
     tensors: list[tuple[Divided, list[Key]]]
 
 
+def index_of(path: Path) -> Path | None:
+    """Return the index of a checkpoint in parts, which is a folder or the previous index in one; of others None."""
+    if path.is_dir():
+        return path / INDEX
+    return path if path.name == PREVIOUS else None
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint in parts, its divided tensors at rest, as `Divided`.
 
+    Args:
+        path: its index.
+
     Raises:
-        FileNotFoundError: the folder has no index: nothing was ever wholly written there.
+        FileNotFoundError: there is no such index: nothing was ever wholly written there.
         DamagedCheckpointError: a file is not what was written, or the index does not make sense.
     """
     index = read_index(path)
-    rest = Files(path, index.files).path(index.rest)
+    rest = Files(path.parent, index.files).path(index.rest)
     checkpoint = torch.load(stored_archive(rest), map_location="cpu", weights_only=True)
-    with _damaged(path / INDEX):
+    with _damaged(path):
         for tensor, keys in index.tensors:
             for key in keys:
                 _put(checkpoint, key, tensor)
     return checkpoint
 
 
-def require_whole(path: Path, name: str = INDEX) -> None:
+def require_whole(path: Path) -> None:
     """See that all files of an index are what was written, by reading them.
 
     Raises:
         FileNotFoundError: the folder has no such index.
         DamagedCheckpointError: they are not.
     """
-    index = read_index(path, name)
-    for file, digest in index.files.items():
-        require_digest(path / file, [digest], name)
+    for file, digest in read_index(path).files.items():
+        require_digest(path.with_name(file), [digest], path.name)
 
 
-def fall_back(path: Path) -> bool:
-    """Let the index of the save before take the place of the last one's.
-
-    Returns:
-        Whether there was one, and all its files were whole.
-    """
-    try:
-        require_whole(path, PREVIOUS)
-    except (FileNotFoundError, DamagedCheckpointError):
-        return False
-    bring_back(path / PREVIOUS, path / INDEX)
-    return True
-
-
-def read_index(path: Path, name: str = INDEX) -> Index:
+def read_index(path: Path) -> Index:
     """An index of a checkpoint in parts, seen to make sense.
 
     Raises:
         FileNotFoundError: there is none.
         DamagedCheckpointError: it is not what was written, or does not make sense.
     """
-    with _damaged(path / name):
-        return _parsed(json.loads(read_bytes(verified(path / name))), path)
+    with _damaged(path):
+        return _parsed(json.loads(read_bytes(verified(path))), path.parent)
 
 
 @contextmanager
@@ -349,7 +343,8 @@ def _prepare(path: Path) -> tuple[Path, int]:
     """The folder to write in, made if need be, and the number of this save."""
     folder = parts_of(path) if path.is_file() else path
     folder.mkdir(parents=True, exist_ok=True)
-    return folder, read_index(folder).save + 1 if (folder / INDEX).is_file() else 1
+    index = folder / INDEX
+    return folder, read_index(index).save + 1 if index.is_file() else 1
 
 
 def _write_rest(folder: Path, number: int, rest: Any) -> dict[str, Any]:
@@ -369,7 +364,7 @@ def _commit(folder: Path, index: dict[str, Any], keeps_previous: bool) -> None:
     replace(partial, folder / INDEX, previous=previous if keeps_previous else None)
     if not keeps_previous:
         remove(previous)
-    kept = {*index["files"], *(read_index(folder, PREVIOUS).files if previous.is_file() else ())}
+    kept = {*index["files"], *(read_index(previous).files if previous.is_file() else ())}
     for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
         if old.name not in kept:
             old.unlink()

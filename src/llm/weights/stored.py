@@ -75,11 +75,24 @@ def in_torch_file(path: Path, *keys: str) -> dict[str, Stored]:
     Raises:
         ConfigError: the file holds no such dictionary, or is damaged.
     """
+    return in_header(path, read_header(path), *keys)
+
+
+def in_header(path: Path, header: Any, *keys: str) -> dict[str, Stored]:
+    """The tensors of a dictionary in a file of which the header was read.
+
+    Args:
+        path: the file.
+        header: what `read_header` has of it.
+        keys: where in the header the dictionary is.
+
+    Raises:
+        ConfigError: the file holds no such dictionary.
+    """
     with _readable(path):
-        found = read_header(path)
         for key in keys:
-            found = found[key]
-        return {name: _in_record(path, name, found[name]) for name in found}
+            header = header[key]
+        return {name: _in_record(path, name, header[name]) for name in header}
 
 
 def read_header(path: Path) -> Any:

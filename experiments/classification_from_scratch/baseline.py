@@ -1,8 +1,9 @@
 """Logistic regression over a bag of words, on the splits that `llm train` makes, and runs beside it.
 
-python experiments/classification_from_scratch/baseline.py FILE.csv [WORDS [RUN ...]]
+python experiments/classification_from_scratch/baseline.py FILE.csv [TOKENS [RUN ...]]
 
-The runs, if given, are those of the seeds 0, 1, 2, ... in this order; their folders hold predictions.csv.
+Both read the same part of a text: its first TOKENS tokens of `tokenizer=word`, of which a punctuation mark is one. The
+runs, if given, are those of the seeds 0, 1, 2, ... in this order; their folders hold predictions.csv.
 """
 
 import csv
@@ -17,27 +18,33 @@ from sklearn.linear_model import LogisticRegression
 from llm.data.collation import Padding
 from llm.data.labelled import LabelledDataModule
 from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.word import PATTERN
 
 VECTORS: dict[str, Callable] = {
     "counts": CountVectorizer,
+    "presence-IDF": lambda: TfidfVectorizer(binary=True),
     "TF-IDF": lambda: TfidfVectorizer(sublinear_tf=True),
 }
 Right = dict[str, np.ndarray]
 
 
-def right_answers(path: str, seed: int, words: int | None) -> tuple[list[str], Right]:
+def beginning(text: str, tokens: int | None) -> str:
+    """What a run reads of a text: as much as its first `tokens` tokens span, or all of it."""
+    spans = [match.end() for match in PATTERN.finditer(text)]
+    return text if tokens is None or len(spans) <= tokens else text[: spans[tokens - 1]]
+
+
+def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], Right]:
     """The rows of the test part, and by the kind of vector which of them are classified correctly.
 
     Args:
         path: a CSV file with the columns `text` and `label`.
         seed: of the split.
-        words: how many words of a text are read; None reads all.
+        tokens: how many tokens of a text are read; None reads all.
     """
     data = LabelledDataModule(path, ByteTokenizer(), 64, Padding(), seed=seed, split_seed=None)
     data.prepare_data()
-    texts = {
-        part: [" ".join(e.text.split()[:words]) for e in own] for part, own in data.raw.items()
-    }
+    texts = {part: [beginning(e.text, tokens) for e in own] for part, own in data.raw.items()}
     labels = {part: np.array([e.label for e in own]) for part, own in data.raw.items()}
     right = {}
     for name, make in VECTORS.items():

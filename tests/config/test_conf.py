@@ -11,7 +11,7 @@ from llm.config.check import check
 from llm.config.composition import compose
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
-from llm.models.classifier import first_token, last_token, mean
+from llm.models.classifier import AttentionPooling, first_token, last_token, mean
 
 GROUPS = [
     "model",
@@ -107,6 +107,19 @@ def test_a_classifier_pools_as_it_is_told(pooling):
     node = compose(loader, "train", words).task.model
     model = build(node.body, vocab_size=256)
     assert build(node, body=model, num_classes=2).pooling is pooling
+
+
+@pytest.mark.parametrize("model", ["gpt", "bert"])
+def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
+    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    node = compose(loader, "train", ["size=nano", "task=classification", f"model={model}"]).task
+    classifier = build(node.model, body=build(node.model.body, vocab_size=256), num_classes=2)
+    assert classifier.distinct
+    assert isinstance(classifier.pooling, AttentionPooling)
+    vector = next(
+        group for group in build(node.parameter_groups)(classifier) if group["name"] == "vector"
+    )
+    assert any(parameter is classifier.pooling.query for parameter in vector["params"])
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama"])

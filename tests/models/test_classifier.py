@@ -1,8 +1,18 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from llm.models.classifier import Classifier, first_token, last_token, mean, some_of
+from llm.models.classifier import (
+    AttentionPooling,
+    Classifier,
+    first_token,
+    last_of_each,
+    last_token,
+    mean,
+    some_of,
+)
 
 TEXT = torch.arange(1, 8)
 POOLINGS = [last_token, first_token, mean]
@@ -69,6 +79,60 @@ def test_pooling_is_that_of_a_loop_over_the_texts(pooling):
         wanted = {last_token: real[-1], first_token: real[0], mean: real.mean(0)}[pooling]
         torch.testing.assert_close(pooling(hidden, attention)[row], wanted)
         torch.testing.assert_close(pooling(real[None], None)[0], wanted)
+
+
+def weighing() -> AttentionPooling:
+    """Attention pooling that is far from its beginning as a mean."""
+    pooling = AttentionPooling(64).double()
+    nn.init.normal_(pooling.query)
+    return pooling
+
+
+def test_attention_pooling_is_that_of_a_loop_over_the_texts():
+    pooling = weighing()
+    hidden = torch.randn(2, 6, 64, dtype=torch.float64)
+    attention = torch.tensor([[True, True, False, False, False, False], [False, True] * 3])
+    hidden[~attention] = torch.nan
+    for row in range(2):
+        real = hidden[row, attention[row]]
+        weights = [math.exp((pooling.query @ state).item()) for state in real]
+        wanted = sum(w * state for w, state in zip(weights, real, strict=True)) / sum(weights)
+        torch.testing.assert_close(pooling(hidden, attention)[row], wanted)
+        torch.testing.assert_close(pooling(real[None], None)[0], wanted)
+
+
+def test_attention_pooling_begins_as_the_mean_and_learns():
+    pooling, hidden = AttentionPooling(4), torch.randn(2, 5, 4)
+    attention = torch.arange(5) < torch.tensor([[3], [5]])
+    torch.testing.assert_close(pooling(hidden, attention), mean(hidden, attention))
+    assert not pooling(hidden, torch.zeros_like(attention)).any()
+    pooling(hidden, attention).sum().backward()
+    assert pooling.query.grad is not None
+    assert pooling.query.grad.abs().min() > 0
+
+
+def test_the_last_of_each_token_is_found_where_tokens_are_real():
+    torch.manual_seed(0)
+    tokens, real = torch.randint(5, (40, 9)), torch.rand(40, 9) < 0.7
+    found = last_of_each(tokens, real)
+    for row in range(40):
+        last = {int(t): p for p, t in enumerate(tokens[row]) if real[row, p]}
+        assert found[row].nonzero().flatten().tolist() == sorted(last.values())
+    assert last_of_each(torch.tensor([[3, 1, 3, 3, 2]]), None).tolist() == [
+        [False, True, False, True, True]
+    ]
+
+
+def test_a_token_that_occurs_again_is_read_once(build):
+    """How often a token occurs changes the answer only where all are read; no block writes here."""
+    torch.manual_seed(0)
+    body = build("model/init=zero_writes", "model/position=none")
+    once, often = torch.tensor([[3, 1, 2, 5, 5]]), torch.tensor([[3, 3, 1, 3, 2]])
+    real = torch.tensor([[True, True, True, False, False]])
+    model = Classifier(body, 3, weighing().float(), distinct=True).eval()
+    torch.testing.assert_close(model(often), model(once, real))
+    model.distinct = False
+    assert not torch.allclose(model(often), model(once, real), atol=1e-4)
 
 
 def test_the_language_models_head_is_gone(make, build):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -39,6 +40,31 @@ def mean(
     return real.sum(dim=1) / attention.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+class AttentionPooling(nn.Module):
+    """A mean of the states of all real tokens whose weights are learned (Yang et al. 2016, equations 8 to 10).
+
+    A state weighs exp(query · state), so that words that say little come to weigh little, as inverse document
+    frequencies have it in a bag of words. The query begins at 0: at first it is the mean.
+
+    Args:
+        dim: width C of the states.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(dim))
+
+    def forward(
+        self, hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+    ) -> Float[Tensor, "B C"]:
+        """The pooled states: zeros for a text without any real token, as of `mean`."""
+        scores = hidden @ self.query  # (B, T)
+        if attention is not None:
+            scores = scores.masked_fill(~attention, torch.finfo(scores.dtype).min)
+            hidden = hidden.masked_fill(~attention.unsqueeze(-1), 0.0)
+        return (scores.softmax(dim=1).unsqueeze(1) @ hidden).squeeze(1)
+
+
 def _at(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
@@ -50,6 +76,18 @@ def some_of(
     real = torch.ones_like(tokens, dtype=torch.bool) if attention is None else attention
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
+
+
+def last_of_each(
+    tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None
+) -> Bool[Tensor, "B T"]:
+    """Where a real token occurs for the last time in its text."""
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention is None else attention
+    ordered, places = tokens.masked_fill(~real, -1).sort(
+        dim=1, stable=True
+    )  # equal tokens side by side, in order
+    last = F.pad(ordered[:, 1:] != ordered[:, :-1], (0, 1), value=True)
+    return real & torch.zeros_like(real).scatter(1, places, last)
 
 
 class Classifier(nn.Module):
@@ -64,6 +102,8 @@ class Classifier(nn.Module):
         token_dropout: probability with which a token of a text is left out in training, as if it were padding
             (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification"): a
             model that begins from nothing would know its few texts by their rare words.
+        distinct: whether of a token that occurs several times in a text the pooling reads the last state only, the one
+            that has seen the most under a causal mask: whether a word occurs says more of a text than how often.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -76,6 +116,8 @@ class Classifier(nn.Module):
         pooling: Pooling | None = None,
         dropout: float = 0.0,
         token_dropout: float = 0.0,
+        *,
+        distinct: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -83,6 +125,7 @@ class Classifier(nn.Module):
         if not 0 <= token_dropout < 1:
             raise ValueError(f"token_dropout={token_dropout}: give 0, or a probability below 1")
         self.token_dropout = token_dropout
+        self.distinct = distinct
         self.num_classes = num_classes
         self.pooling: Pooling = pooling or getattr(body, "pooling", last_token)
         dim = cast(nn.Linear, body.head).in_features
@@ -107,7 +150,8 @@ class Classifier(nn.Module):
         if self.training and self.token_dropout:
             attention = some_of(tokens, attention, self.token_dropout)
         hidden = body.hidden(tokens, attention=attention).hidden
-        return self.head(self.dropout(self.pooling(hidden, attention)))
+        read = last_of_each(tokens, attention) if self.distinct else attention
+        return self.head(self.dropout(self.pooling(hidden, read)))
 
     @property
     def blocks(self) -> nn.Module:

@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from llm.models.classifier import Classifier
+from llm.models.classifier import AttentionPooling, Classifier
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward, GatedFeedForward
@@ -145,6 +145,7 @@ STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
     Learned: lambda module, size: {"": WholeTable()},
     ALiBi: lambda module, size: {"": OwnSlopes()},
     Classifier: _classifier,
+    AttentionPooling: lambda module, size: {"": WholePooling()},
 }
 
 
@@ -244,6 +245,21 @@ class WholeTable(ParallelStyle):
 
         position.embed = on_every_device
         return distribute_module(module, device_mesh)
+
+
+class WholePooling(ParallelStyle):
+    """A pooling with weights that every device has, over states that every device has."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def replicated(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
+            return tuple(
+                t if t is None else DTensor.from_local(t, mesh, [Replicate()]) for t in inputs
+            )
+
+        def local(module: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, input_fn=replicated, output_fn=local)
 
 
 class OwnSlopes(ParallelStyle):

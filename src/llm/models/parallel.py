@@ -256,7 +256,7 @@ class WholePooling(ParallelStyle):
                 t if t is None else DTensor.from_local(t, mesh, [Replicate()]) for t in inputs
             )
 
-        def local(module: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+        def local(module: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
             return output.to_local()
 
         return distribute_module(module, device_mesh, input_fn=replicated, output_fn=local)

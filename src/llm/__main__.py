@@ -384,18 +384,21 @@ def header(name: str) -> str:
 
 
 def config_dir(folder: str | None) -> str | None:
-    """The user's folder of configs as an absolute path.
+    """The user's folder of configs as an absolute path; a leading `~` is the home folder.
 
     Raises:
         ConfigError: there is no such folder.
     """
     from llm.config.errors import ConfigError
 
-    if folder is not None and not os.path.isdir(folder):  # noqa: PTH112
+    if folder is None:
+        return None
+    place = os.path.abspath(os.path.expanduser(folder))  # noqa: PTH100, PTH111
+    if not os.path.isdir(place):  # noqa: PTH112
         raise ConfigError(
             f"--config-dir {folder}: no such folder; name one that holds your configs"
         )
-    return folder and os.path.abspath(folder)  # noqa: PTH100
+    return place
 
 
 def complete(words: Sequence[str]) -> None:

@@ -5,6 +5,7 @@
       jobs/N.yaml             what the job of this number is, composed, for its process to read
       jobs/N.json             how it went: status, error, attempts
       jobs/N.log, jobs/N.err  what it printed
+      settled.json            what was measured once for all jobs: the precision on a CPU
       table.csv, table.md, loss.png   the comparison, as of the job that ended last
 
 The runs themselves stand where they always do; a sweep only points to them.
@@ -24,6 +25,8 @@ from llm.files import RESTORE, FileError, read_object, require_own, sweep_partia
 from llm.runs import ClaimedRunError, Run, now, set_aside
 
 FILE = "sweep.json"
+SETTLED = "settled.json"
+FOLDER = "LLM_SWEEP_FOLDER"  # the variable that tells a job's process where its sweep is
 # What of a run's record tells one training from another in its place.
 TOLD = ("request", "ended")
 
@@ -216,6 +219,15 @@ class Sweep:
             plan["jobs"][number : number + 1] = [entry]
             write(self.path / FILE, plan)
         return self._job(entry)
+
+    def settle(self, key: str, value: Any) -> Any:
+        """Return the value that a job recorded under a key before; if none did, record this one and return it."""
+        with self._held():
+            file = self.path / SETTLED
+            settled = read_object(file) if file.is_file() else {}
+            if key not in settled:
+                write(file, settled | {key: value})
+        return settled.get(key, value)
 
     def _held(self) -> FileLock:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from llm import hardware, shell
 from llm.apps import training
 from llm.apps.explaining import explained
+from llm.apps.resuming import in_the_same_precision
 from llm.callbacks.checkpoints import Checkpoints
 from llm.config.errors import ConfigError, UserError
+from llm.hardware import Hardware
 from llm.runs import Run
 from llm.tasks.divergence import DivergedError
 from llm.weights.checkpoint import open_checkpoint
@@ -163,6 +165,9 @@ def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(com
 
 def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_path, monkeypatch):
     """`auto` measures the processor, and what it measures differs from one moment to the next."""
+    monkeypatch.setattr(
+        hardware, "matmul_rate", lambda dtype: 1e9
+    )  # takes long without AVX512-BF16
     for fastest, steps in (("bf16", 4), (32, 6)):
         monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)
         words = ("trainer.val_every=2", "hardware.precision=auto", f"trainer.max_steps={steps}")
@@ -170,6 +175,22 @@ def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_pat
     assert OmegaConf.load(run.config).hardware.precision == "bf16"
     assert training.train(composed(*words), tmp_path / "other").status == "done"
     assert OmegaConf.load(tmp_path / "other" / "config.yaml").hardware.precision == 32
+
+
+def test_points_of_a_sweep_agree_on_a_precision(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_SWEEP_FOLDER", str(tmp_path / "sweep"))
+    config = composed("hardware.precision=auto")
+    for measured in ("bf16", 32):
+        point = Hardware(accelerator="cpu", precision=measured)
+        run = Run(tmp_path / str(measured))
+        assert in_the_same_precision(point, run, config).precision == "bf16"
+    chosen = composed("hardware.precision=32")
+    assert in_the_same_precision(point, run, chosen).precision == 32
+    device = Hardware(accelerator="cuda", precision="fp16")  # which is not measured
+    assert in_the_same_precision(device, run, config).precision == "fp16"
+    (tmp_path / "sweep" / "settled.json").write_text('{"precision on cpu": "int1"}')
+    with pytest.raises(ConfigError, match=r"settled.json: precision on cpu is 'int1', not bf16"):
+        in_the_same_precision(point, run, config)
 
 
 def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):

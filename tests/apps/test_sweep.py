@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import llm.__main__ as command
+from llm import hardware
 from llm.apps import sweep
 from llm.comparison.table import Table
 from llm.config.composition import point
@@ -181,6 +182,25 @@ def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
     assert {record["overrides"]["data.path"] for record in records} == {str(odd)}
     (saved, _) = (read_config(run.config, ()) for run in only_sweep(tmp_path / "runs").runs)
     assert saved.data.path == str(odd)
+
+
+def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_path, monkeypatch):
+    """The first measurement counts: with another one the points would differ in more than their seeds."""
+    seen = tmp_path / "seen"
+
+    def measure(_):
+        if seen.exists():
+            return "bf16"
+        seen.touch()
+        return 32
+
+    monkeypatch.setattr(hardware, "faster_precision", measure)
+    words = [word for word in WORDS if not word.startswith("hardware.precision")]
+    words += [f"data.path={text}", "trainer.max_steps=1", "hardware.precision=auto", "seed=1,2"]
+    status, _, err = llm("train", "-m", *words, "output_dir=runs")
+    assert status == 0, err
+    runs = only_sweep(tmp_path / "runs").runs
+    assert [read_config(run.config, ()).hardware.precision for run in runs] == [32, 32]
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):

@@ -4,6 +4,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from llm.__main__ import config_dir
+from llm.config.composition import compose
+from llm.config.loader import CONF, open_loader
 from llm.config.texts import as_text
 from llm.config.words import values
 
@@ -66,3 +69,20 @@ def test_commas_separate_paths_and_names_in_a_sweep(word, values):
 @pytest.mark.parametrize("text", ['a "b" \\', "it's", "a\\b\\\\c", "${x}", "\\\\${x}", "1e5", ""])
 def test_a_text_is_recorded_without_its_quotes(text):
     assert values([as_text(f"data.path={text}")]) == {"data.path": text}
+
+
+def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    """Shells leave it as it is behind `data.path=` and `--config-dir=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "configs" / "data").mkdir(parents=True)
+    (tmp_path / "configs" / "data" / "mine.yaml").write_text(
+        "defaults: [text]\npath: [~/a.txt, b~.txt]\ncache_dir: ${output_dir}/~\n"
+    )
+    loader = open_loader("llm.apps.train", CONF, config_dir("~/configs"))
+    words = ["data=mine", "output_dir=~", "weights=run", "weights.path=~/r${seed}"]
+    config = compose(loader, "train", [as_text(word) for word in words])
+    assert config.data.path == [f"{tmp_path}/a.txt", "b~.txt"]
+    assert (config.output_dir, config.data.cache_dir) == (str(tmp_path), f"{tmp_path}/~")
+    assert config.weights.path == f"{tmp_path}/r${{seed}}"  # typed, and so a text
+    runs = compose(loader, "compare", ['runs=["~/a"]', as_text("output=~nobody_here/x")])
+    assert (runs.runs, runs.output) == ([f"{tmp_path}/a"], "~nobody_here/x")

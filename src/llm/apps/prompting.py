@@ -87,7 +87,7 @@ def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
         return [prompt] if isinstance(prompt, str) else list(prompt)
     if prompt:
         raise ConfigError("prompt, prompts_file: both are given; leave one out")
-    place = Path(file).expanduser()
+    place = Path(file)
     if place.is_dir():
         raise ConfigError(f"prompts_file: {file} is a folder; name a file with one prompt a line")
     if not place.exists():

@@ -1,5 +1,6 @@
 """What a run goes on from: its last checkpoint, or the one before it if that is damaged or gone."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm import shell
+from llm import shell, sweeps
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import changes, fingerprint, recipe
 from llm.files import read_yaml
@@ -86,17 +87,27 @@ def resumption(run: Run) -> Resumption:
 
 
 def in_the_same_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
-    """The hardware, and where a run goes on in the precision that `auto` became when it began.
+    """Return the hardware in the precision that `auto` became when the run began, or in another run of its sweep.
 
-    On a CPU `auto` is measured, and on another day the measurement may come out the other way.
+    On a CPU `auto` is measured, and at another time the measurement may come out the other way: points of a sweep
+    would differ in more than their overrides.
     """
-    if config.rerun or not run.has_last or not run.config.is_file():
+    if config.hardware.precision != "auto":
         return hardware
-    before = read_yaml(run.config).get("hardware") or {}
-    is_kept = (
-        config.hardware.precision == "auto" and before.get("accelerator") == hardware.accelerator
-    )
-    return replace(hardware, precision=before["precision"]) if is_kept else hardware
+    if not config.rerun and run.has_last and run.config.is_file():
+        before = read_yaml(run.config).get("hardware") or {}
+        if before.get("accelerator") == hardware.accelerator:
+            return replace(hardware, precision=before["precision"])
+    folder = os.environ.get(sweeps.FOLDER)
+    if folder is None or hardware.accelerator != "cpu":
+        return hardware
+    settled = sweeps.Sweep(Path(folder)).settle("precision on cpu", hardware.precision)
+    if settled not in ("bf16", 32):
+        file = Path(folder) / sweeps.SETTLED
+        raise ConfigError(
+            f"{file}: precision on cpu is {settled!r}, not bf16 or 32; delete the file"
+        )
+    return replace(hardware, precision=settled)
 
 
 def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from llm.config.words import differing, key_of, unquoted
 from llm.console import new_console
 from llm.jobs import write_point
 from llm.runs import ClaimedRunError, Run, base_of, identity, name_of, short
-from llm.sweeps import Job, Sweep
+from llm.sweeps import FOLDER, Job, Sweep
 
 CONSOLE = new_console()
 # What a launcher of parallel processes leaves behind, which would let a job take itself for one of many.
@@ -363,7 +363,8 @@ def carry_out(
         command = [sys.executable, "-m", "llm", plan["verb"], "--job", str(file), *trusted(config)]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         before = Run(each.directory).record.get("ended")
-        status = run_process(each, command, kept | devices | {"LLM_SWEEP": plan["name"]}, asked)
+        about = {"LLM_SWEEP": plan["name"], FOLDER: str(each.sweep)}
+        status = run_process(each, command, kept | devices | about, asked)
     conclude(each, status, before)
     return True
 

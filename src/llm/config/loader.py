@@ -31,6 +31,7 @@ from llm.config.errors import ConfigError
 from llm.config.point import trusts
 from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
+from llm.config.texts import expand_homes
 from llm.config.words import key_of
 
 CONF = "pkg://llm.conf"
@@ -101,6 +102,7 @@ class Loader(ConfigLoaderImpl):
             raise ConfigError(*lines.values())
         choices = config.hydra.runtime.choices
         resolve_lookups(config, [each for each in parsed if each.key_or_group not in choices])
+        expand_homes(config)
         return config
 
     def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:

@@ -5,8 +5,11 @@ number. A text is taken as it was typed, whatever is in it. Written on the comma
 and from then on nobody reads it again.
 """
 
+import os
 import re
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from llm.config.words import escaped_text, is_quoted, key_of
 
@@ -50,6 +53,28 @@ PIECE = re.compile(
     re.DOTALL,
 )
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def expand_homes(config: DictConfig) -> None:
+    """Write the home folder in place of a leading `~` or `~name` of every path: behind `=` shells leave it.
+
+    Args:
+        config: the composed tree; what refers to other keys stays.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for key in sorted({*PATHS, "runs"}):
+        value = plain
+        for word in key.split("."):
+            value = value.get(word) if isinstance(value, dict) else None
+        expanded = _expanded(value)
+        if expanded != value:
+            OmegaConf.update(config, key, expanded, merge=False)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
 
 
 def as_text(word: str, is_sweep: bool = False) -> str:

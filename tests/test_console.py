@@ -68,7 +68,7 @@ def test_a_terminal_in_ascii_gets_question_marks(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     monkeypatch.setattr(sys, "argv", ["llm", "--help"])
     command.main()
-    assert b"llm VERB [key=value ?]" in raw.getvalue()
+    assert b"llm COMMAND [key=value ?]" in raw.getvalue()
 
 
 def test_another_locale_leaves_words_and_files_utf8():
@@ -76,7 +76,7 @@ def test_another_locale_leaves_words_and_files_utf8():
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = [sys.executable, "-m", "llm", "Käse"]
     done = subprocess.run(line, capture_output=True, env=os.environ | locale)
-    assert done.stderr.startswith(rb"llm K\xe4se: no such verb")
+    assert done.stderr.startswith(rb"llm K\xe4se: no such command")
     assert done.returncode == 2
 
 

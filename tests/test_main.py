@@ -50,7 +50,7 @@ ACROSS = [
     ),
     (
         "generate weights=scratch best_of=0",
-        "best_of: 0 answers are none; give 1, or more and a reward",
+        "best_of: 0 is not a number of answers; give 1, or more and a reward",
     ),
     (
         "generate weights=scratch best_of=3",
@@ -147,7 +147,7 @@ def test_version(llm):
 
 
 def test_an_unknown_verb_gets_the_nearest(llm):
-    assert llm("trian") == (2, "", "llm trian: no such verb; did you mean train?\n")
+    assert llm("trian") == (2, "", "llm trian: no such command; did you mean train?\n")
 
 
 def test_a_wrong_override_is_one_line(llm):

@@ -1,4 +1,4 @@
-"""`llm VERB …`: picks the app and lets Hydra compose its configuration.
+"""`llm COMMAND …`: picks the app and lets Hydra compose its configuration.
 
 Nothing heavy is imported before there is something to run: help and completion answer at once.
 """
@@ -94,15 +94,15 @@ VERBS = {
 }
 
 USAGE = """\
-llm VERB [key=value …]
+llm COMMAND [key=value …]
 
 {verbs}
 
-  llm VERB --help                   the groups, options and values of a verb
-  llm VERB … --cfg job              the composed configuration; nothing is run
-  llm VERB … -m key=a,b             a run for each value
-  llm VERB … --config-dir FOLDER    with configs of your own
-  eval "$(llm -sc install=bash)"    tab completion; zsh=… and fish=… likewise
+  llm COMMAND --help                   the groups, options and values of a command
+  llm COMMAND … --cfg job              the composed configuration; nothing is run
+  llm COMMAND … -m key=a,b             a run for each value
+  llm COMMAND … --config-dir FOLDER    with configs of your own
+  eval "$(llm -sc install=bash)"       tab completion; zsh=… and fish=… likewise
   llm --version"""
 
 
@@ -136,7 +136,7 @@ def answer(line: Sequence[str]) -> None:
     else:
         from llm.config.errors import suggestion
 
-        fail(f"llm {command}: no such verb; {suggestion(command, VERBS)}")
+        fail(f"llm {command}: no such command; {suggestion(command, VERBS)}")
 
 
 @contextlib.contextmanager
@@ -310,6 +310,7 @@ def require_places(verb: Verb, config: Any) -> None:
             require_run(path, f"{group}.path", tasks)
     if verb is VERBS["train"] and not config.get("check"):
         require_paths(config.get("data") or {})
+    require_paths(config, keys=("test_path", "file"), section="")
 
 
 def start(name: str, point: "Point") -> None:

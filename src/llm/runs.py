@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
+from llm import shell
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import IGNORE, is_among, recipe
 from llm.config.words import key_of, values
@@ -50,6 +51,14 @@ KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int, float, str),
     "trained": (bool,),
     "segments": (list,),
+}
+# The experiments that train runs of a task; without one a run is pretrained.
+EXPERIMENTS = {
+    "classification": "classify",
+    "instruction": "instruct",
+    "preference": "prefer",
+    "reward": "reward",
+    "grpo": "grpo",
 }
 # What a person would look at first, where the task makes it.
 RESULTS = {
@@ -394,10 +403,13 @@ def require_run(path: str, key: str, tasks: Collection[str] = (), folder: str = 
         return
     found = [str(run.path) for run in list_runs(Path(folder), tasks)]
     kind = f"{' or '.join(tasks)} " if tasks else ""
+    experiments = [f"experiment={EXPERIMENTS[task]}" for task in tasks if task in EXPERIMENTS]
+    chosen = experiments[:1] if len(experiments) == len(tasks) else []
+    train = shell.line(shell.program(), "train", *chosen)
     there = (
         f"{kind}runs here: {', '.join(found[:5])}"
         if found
-        else f"there are no {kind}runs in {folder}/; train one with llm train"
+        else f"there are no {kind}runs in {folder}/; train one with {train}"
     )
     raise ConfigError(f"{key}: {path} is not a run directory (it has no config.yaml); {there}")
 

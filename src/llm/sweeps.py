@@ -154,7 +154,9 @@ class Sweep:
         """
         file = self.path / FILE
         if not file.is_file():
-            raise NoSweepError(f"{self.path} holds no {FILE}: it is no sweep's folder")
+            raise NoSweepError(
+                f"{self.path}: is not the folder of a sweep (it has no {FILE}); name one"
+            )
         require_own(self.path, "jobs")
         plan = read_object(file)
         if not (isinstance(plan.get("jobs"), list) and all(map(_is_entry, plan["jobs"]))):

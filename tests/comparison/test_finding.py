@@ -108,7 +108,9 @@ def test_a_damaged_sweep_is_named(tmp_path):
     assert "sweep.json is damaged" in found.damaged[0]
 
 
-@pytest.mark.parametrize(("name", "message"), [("nowhere", "no such folder"), ("", "no run in it")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "no such folder"), ("", "contains no run")]
+)
 def test_nothing_to_find_is_one_line_with_the_way_out(tmp_path, name, message):
     with pytest.raises(UserError, match=message) as error:
         find([tmp_path / name])

@@ -1,5 +1,7 @@
 """What Hydra cannot compose is said in one line with the nearest right name."""
 
+import re
+
 import pytest
 
 from llm.config.composition import check_points, compose, points
@@ -159,6 +161,33 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, loader):
         compose(loader, "main", ["model=torn"])
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data=mine"], r"^data.batch_size: 'many' is not an int; .* \(set in {}/data/mine.yaml\)"),
+        (["data=mine"], r"\ndata.nope: no such key; .* \(set in {}/data/mine.yaml\)"),
+        (["experiment=mine"], r"^seed: 'x' is not an int; .* \(set in {}/experiment/mine.yaml\)"),
+        (
+            ["experiment=mine", "seed=y"],
+            r"^seed: 'y' is not an int; use a whole number such as 8\n",
+        ),
+        (["experiment=wrong"], r"gtp2.*; read from {}/experiment/wrong.yaml$"),
+    ],
+)
+def test_a_wrong_value_of_ones_own_file_is_told_with_the_file(tmp_path, words, told):
+    files = {
+        "data/mine": "defaults: [text]\npath: x\nbatch_size: many\nnope: 3\n",
+        "experiment/mine": "# @package _global_\nseed: x\n",
+        "experiment/wrong": "# @package _global_\ndefaults: [{override /model: gtp2}]\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(text)
+    loader = open_loader("llm.apps.train", "pkg://llm.conf", str(tmp_path))
+    with pytest.raises(ConfigError, match=told.format(re.escape(str(tmp_path)))):
+        check_points(loader, "train", words, multirun=False)
+
+
 def test_a_folder_of_ones_own_configs(tmp_path, loader):
     own = tmp_path / "own"
     (own / "model").mkdir(parents=True)
@@ -183,5 +212,8 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
 )
 def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str):
     loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    typed = remedy.replace("add data=text", "replace data=python_docs by data=text")
+    with pytest.raises(ConfigError, match=typed):
+        check_points(loader, "train", ["data=python_docs", word], multirun=False)
     with pytest.raises(ConfigError, match=remedy):
         check_points(loader, "train", [word], multirun=False)

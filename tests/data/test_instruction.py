@@ -120,7 +120,7 @@ def test_targets_are_the_tokens_one_place_further_on(module):
         ({"messages": "hello"}, "a list of objects with role and content"),
         ({"messages": TALK[:4]}, "the last message is not the assistant's"),
         ({"messages": [*TALK[:2], TALK[1]]}, "after the user comes the user"),
-        ({"messages": [TALK[1], {"role": "bot", "content": "x"}]}, "'bot' is none of"),
+        ({"messages": [TALK[1], {"role": "bot", "content": "x"}]}, "'bot' is not one of"),
         ({"messages": [TALK[1], {"role": "assistant"}]}, "content is missing"),
         ({"messages": []}, "no message"),
         ({"conversations": [{"from": "gpt", "value": "hi"}]}, "begins with the assistant"),

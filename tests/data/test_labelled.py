@@ -185,7 +185,7 @@ def test_classes_that_are_given_keep_their_order_and_refuse_others(write):
     path = write("a.jsonl", TEXTS)
     assert make(path, classes=["odd", "never", "even"]).classes == ["odd", "never", "even"]
     with pytest.raises(
-        DataError, match=r"a\.jsonl, line \d+: 'odd' is none of the classes even, x"
+        DataError, match=r"a\.jsonl, line \d+: 'odd' is not one of the classes even, x"
     ):
         make(path, classes=["even", "x"])
     data = make(write("n.jsonl", [(n % 2, "x" * (n + 1)) for n in range(40)]), classes=[1, 0])

@@ -160,7 +160,7 @@ def test_an_end_in_plain_text_is_a_stop_string():
         ([Message("assistant", "x")], "begins with the assistant"),
         ([Message("user", "x"), Message("user", "y")], "after the user comes the user"),
         ([Message("user", "x"), Message("system", "y")], "after the user comes the system"),
-        ([Message("user", "x"), ("bot", "y")], "'bot' is none of"),
+        ([Message("user", "x"), ("bot", "y")], "'bot' is not one of"),
     ],
 )
 def test_roles_out_of_order_are_refused(talk, complaint):
@@ -185,7 +185,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
         ({"begin": {"user": "U"}}, "begin: give a text for each"),
         ({"end": {"system": "", "user": "", "assistant": ""}}, "never end"),
         ({"special_tokens": ["<x>"]}, "<x> is not in"),
-        ({"special_tokens": ["</s>"], "input_separator": "</s>"}, "a person's message"),
+        ({"special_tokens": ["</s>"], "input_separator": "</s>"}, "a user's message"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(changed, complaint):

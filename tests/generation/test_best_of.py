@@ -51,5 +51,5 @@ def test_answers_that_are_all_the_same_are_not_drawn(model):
     nothing = lambda prompts, responses, references: [0.0] * len(responses)  # noqa: E731
     with pytest.raises(ValueError, match="temperature=0 gives the same answer"):
         best_of(model, ByteTokenizer(), PROMPTS, 2, nothing, 5, Sampler(temperature=0.0))
-    with pytest.raises(ValueError, match="0 answers are none; give 1 or more"):
+    with pytest.raises(ValueError, match="0 is not a number of answers; give 1 or more"):
         best_of(model, ByteTokenizer(), PROMPTS, 0, nothing, 5, Sampler())

@@ -52,7 +52,7 @@ def find(folders: Sequence[str | Path]) -> Found:
                 damaged.add(f"{short(file)} is damaged and left out: {line}")
         if is_empty:
             raise ConfigError(
-                f"{folder}: no run in it; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
+                f"{folder}: contains no run; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
             )
     return Found([runs[path] for path in sorted(runs)], sorted(damaged))
 

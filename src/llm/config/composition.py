@@ -6,7 +6,8 @@ So when it refuses, the overrides are looked at one by one against the groups an
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,10 +26,11 @@ from llm.config import slots
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
+from llm.config.loader import Loader, OwnOption
 from llm.config.point import Point
 from llm.config.resolvers import settle
 from llm.config.whitelist import locate
-from llm.config.words import differing
+from llm.config.words import differing, key_of
 
 # ValueError is what Hydra raises of a group that is set to null, and of a file that is not UTF-8.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -45,7 +47,10 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
         config = loader.load_configuration(name, list(overrides), run_mode=RunMode.RUN)
     except HYDRA_ERRORS as error:
         lines = list(dict.fromkeys(_explain(loader, name, overrides)))
-        raise ConfigError(*(lines or [_told_by_hydra(error)])) from error
+        pairs = (word.partition("=")[::2] for word in overrides)
+        files = [own.file for own in _own_options(loader, pairs)]
+        read = f"; read from {', '.join(files)}" if files else ""
+        raise ConfigError(*(lines or [f"{_told_by_hydra(error)}{read}"])) from error
     HydraConfig.instance().set_config(config)  # for values that ask for `${hydra:…}`
     with open_dict(config):
         del config["hydra"]
@@ -110,10 +115,39 @@ def point(
         ConfigError: with all its problems.
     """
     config = compose(loader, name, overrides)
-    give_one_budget(config, overrides)
-    first(config)
-    check(config)
+    try:
+        give_one_budget(config, overrides)
+        first(config)
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(*_with_files(loader, error.problems, overrides)) from error
     return _point(overrides, config)
+
+
+def _with_files(
+    loader: ConfigLoader, problems: Sequence[str], overrides: Sequence[str]
+) -> Iterator[str]:
+    """The problems of a configuration, each with the user's own file that sets its key, unless a word does."""
+    typed = {key_of(word) for word in overrides}
+    options = list(_own_options(loader, chosen().items()))
+    for problem in problems:
+        key = problem.partition(": ")[0]
+        files = [each.file for each in options if key not in typed and each.sets(key)]
+        yield f"{problem} (set in {files[-1]})" if files else problem
+
+
+def _own_options(
+    loader: ConfigLoader, choices: Iterable[tuple[str, str | None]]
+) -> Iterator[OwnOption]:
+    """Of chosen options, by group, those that are files of the user's own."""
+    for group, option in choices:
+        if option and isinstance(loader, Loader):
+            own = None
+            with suppress(
+                *HYDRA_ERRORS, ConfigError
+            ):  # of a file that cannot be read, which is told
+                own = loader.own_option(group.partition("@")[0], option)
+            yield from [own] if own is not None else ()
 
 
 def launched(config: DictConfig) -> Point:
@@ -289,9 +323,11 @@ def _wrong_keys(
 def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
     """The first word of a dotted key that leads nowhere."""
     node, path = config, ""
+    typed = {key_of(each): each for each in config.hydra.overrides.task}
     for word in key.split("."):
         if node is None:
-            yield f"{key}: {path} is null here; choose one first with {path}=…"
+            cure = f"replace {typed[path]} by another {path}=…" if path in typed else ""
+            yield f"{key}: {path} is null here; {cure or f'choose one first with {path}=…'}"
             return
         if isinstance(node, DictConfig) and word not in node.keys():  # noqa: SIM118  (`in` denies a `???`)
             yield f"{key}: {_remedy(config, node, path, word, key, groups)}"
@@ -336,7 +372,11 @@ def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str
     here = {*OmegaConf.select(config, section)}
     options = sorted(is_open or found, key=lambda option: -len(here & {*found[option]}))
     also = f" ({', '.join(options[1:])} have it too)" if options[1:] else ""
-    return f"{key}: {group}={chosen} has no such key; add {group}={options[0]}{also}"
+    is_typed = any(key_of(typed) == group for typed in config.hydra.overrides.task)
+    cure = f"add {group}={options[0]}"
+    if is_typed:
+        cure = f"replace {group}={chosen} by {group}={options[0]}"
+    return f"{key}: {group}={chosen} has no such key; {cure}{also}"
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:

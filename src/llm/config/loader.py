@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import version
@@ -105,6 +105,16 @@ class Loader(ConfigLoaderImpl):
         expand_homes(config)
         return config
 
+    def own_option(self, group: str, option: str) -> "OwnOption | None":
+        """The option of a group, if it is a file of the user's own folder."""
+        found = self.repository.load_config(f"{group}/{option}")
+        if found is None or found.provider != FOLDER:
+            return None
+        package = found.header.get("package") or "_group_"
+        place = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
+        file = f"{found.path.removeprefix('file://')}/{group}/{option}.yaml"
+        return OwnOption(file, place, OmegaConf.to_container(found.config, resolve=False))
+
     def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:
         """What the composed tree says, of Hydra or of trust, that only a person may say."""
         choices = dict(config.hydra.runtime.choices)
@@ -131,6 +141,33 @@ class Loader(ConfigLoaderImpl):
             raise ConfigError(
                 f"hydra.searchpath: {config_name}.yaml may not set it; name the folder with --config-dir"
             )
+
+
+class OwnOption(NamedTuple):
+    """An option of a group that is a file of the user's own.
+
+    Attributes:
+        file: its path.
+        place: the key at which its values go into the tree; empty at the top.
+        values: what it says itself.
+    """
+
+    file: str
+    place: str
+    values: Any
+
+    def sets(self, key: str) -> bool:
+        """Whether a full key, such as `model.dim` or `data.path[0]`, is one of this file's, or its place."""
+        if key == self.place:
+            return True
+        before, value = f"{self.place}." if self.place else "", self.values
+        if not key.startswith(before):
+            return False
+        for word in key.partition("[")[0].removeprefix(before).split("."):
+            if not isinstance(value, dict) or word not in value:
+                return False
+            value = value[word]
+        return True
 
 
 class JudgedRepository(ConfigRepository):

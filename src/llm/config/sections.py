@@ -114,7 +114,7 @@ def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(number, int):
         return
     if number < 1:
-        yield f"best_of: {number} answers are none; give 1, or more and a reward"
+        yield f"best_of: {number} is not a number of answers; give 1, or more and a reward"
     elif (number > 1) != (config.get("reward") is not None):
         yield (
             "best_of: several answers and a reward that chooses go together; give both, such as "

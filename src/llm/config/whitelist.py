@@ -134,7 +134,7 @@ def _refusal(target: Any, allowed: dict[str, tuple[str, ...]]) -> str | None:
         return f"is really {target.__module__}.{target.__qualname__}, which is not on the whitelist"
     bases = tuple(_constant(base) for base in allowed[package])
     if bases and not (inspect.isclass(target) and issubclass(target, bases)):
-        return f"is none of {', '.join(base.__name__ for base in bases)}"
+        return f"is not one of {', '.join(base.__name__ for base in bases)}"
     if inspect.isclass(target) and issubclass(target, BaseException):
         return "is an exception"
     return None

@@ -187,7 +187,7 @@ class LabelledDataModule(ExamplesDataModule):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"no text under {self.text!r}")
         if self.classes and label not in self.classes:
-            raise ValueError(f"{label!r} is none of the classes {', '.join(self.classes)}")
+            raise ValueError(f"{label!r} is not one of the classes {', '.join(self.classes)}")
         return Example(row.where, text, label)
 
     def select(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:

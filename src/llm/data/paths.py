@@ -46,29 +46,33 @@ def expand(
             yield from files
 
 
-def require_paths(data: Mapping[str, Any]) -> None:
+def require_paths(
+    data: Mapping[str, Any], *, keys: Sequence[str] = KEYS, section: str = "data."
+) -> None:
     """Refuse paths of data that lead nowhere. Nothing heavy is imported for it.
 
     Args:
         data: The section of a configuration.
+        keys: Those of its keys that name files.
+        section: What stands before a key where it is typed.
 
     Raises:
         DataError: A path leads to no file or folder, and no file matches it as a pattern.
     """
-    for key in KEYS:
+    for key in keys:
         value = data.get(key)
         given = [value] if isinstance(value, str) else value
         if not isinstance(given, Sequence):
             continue  # none, or something to download
         if not given:
-            raise DataError(f"data.{key}: names no file; give a file, a folder or a pattern")
+            raise DataError(f"{section}{key}: names no file; give a file, a folder or a pattern")
         for path in map(str, given):
             if not path.strip():
                 continue  # which the check refuses in every command
             place = Path(path).expanduser()
             if not place.exists() and not _matching(place):
                 raise DataError(
-                    f"data.{key}: {path} does not exist; {_nearest(place) or 'name a file, a folder or a pattern'}"
+                    f"{section}{key}: {path} does not exist; {_nearest(place) or 'name a file, a folder or a pattern'}"
                 )
 
 

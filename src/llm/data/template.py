@@ -170,7 +170,7 @@ class Template(ChatTemplate):
                 raise ValueError(f"special_tokens: {token} is not in begin, end or separator")
             if token in self.input_separator:
                 raise ValueError(
-                    f"input_separator: {token} is special, and this stands in a person's message"
+                    f"input_separator: {token} is a special token, and a user's message cannot contain one"
                 )
 
     def messages(self, instruction: str, context: str = "") -> list[Message]:
@@ -366,7 +366,7 @@ def require_order(messages: Sequence[Message]) -> None:
     """
     unknown = [message.role for message in messages if message.role not in ROLES]
     if unknown:
-        raise ValueError(f"role {unknown[0]!r} is none of {', '.join(ROLES)}")
+        raise ValueError(f"role {unknown[0]!r} is not one of {', '.join(ROLES)}")
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
         raise ValueError("there is no message of the user's")

@@ -64,7 +64,7 @@ def require_choice(number: int, sampler: Sampler) -> None:
         ValueError: fewer than 1 answer, or a temperature at which all are the same.
     """
     if number < 1:
-        raise ValueError(f"{number} answers are none; give 1 or more")
+        raise ValueError(f"{number} is not a number of answers; give 1 or more")
     if number > 1 and sampler.temperature == 0:
         raise ValueError(
             "sampler.temperature=0 gives the same answer every time; choose a temperature above 0"

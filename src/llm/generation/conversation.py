@@ -83,7 +83,7 @@ class Conversation:
         while len(tokens := self._encode(dropped, question)) > limit:
             if dropped == len(self.turns):
                 raise ValueError(
-                    f"the question takes {len(tokens):,} tokens, what stands around it included, and "
+                    f"the question takes {len(tokens):,} tokens, including the template around it, and "
                     f"{limit:,} are left for it in a context of {self.context_length:,}: shorten it"
                 )
             dropped += 1

@@ -18,5 +18,7 @@ def contains(
         ValueError: the text is empty, and stands in everything.
     """
     if not text:
-        raise ValueError("text: is empty, and stands in every response; give what is to be said")
+        raise ValueError(
+            "text: is empty, and every response contains that; give the text to look for"
+        )
     return [float(text.lower() in response.lower()) for response in responses]

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llm import shell
 from llm.config.errors import ConfigError
 from llm.data.collation import attended
 from llm.data.template import ChatTemplate, stored_template
@@ -92,7 +93,8 @@ class RunReward:
         model = self._weights().model()
         if not (isinstance(model, Classifier) and model.num_classes == 1):
             raise ConfigError(
-                f"reward.path: {self.path} is not a reward model; train one with llm train experiment=reward"
+                f"reward.path: {self.path} is not a reward model; train one with "
+                f"{shell.line(shell.program(), 'train', 'experiment=reward')}"
             )
         accelerator = Hardware(accelerator=self.accelerator, precision=32).resolve().accelerator
         return model.to(accelerator)

@@ -281,7 +281,7 @@ def train(
     if tokenizer.vocab_size < vocab_size:
         warnings.warn(
             f"the training text of {characters:,} characters has pairs for a vocabulary of "
-            f"{tokenizer.vocab_size:,}, not of the {vocab_size:,} asked: no other pair occurs "
+            f"{tokenizer.vocab_size:,}, not of the requested {vocab_size:,}: no other pair occurs "
             f"{min_frequency} times",
             stacklevel=2,
         )

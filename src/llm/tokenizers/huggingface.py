@@ -48,7 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
         added = self._backend.get_added_tokens_decoder()
         self.special_tokens = {t.content: i for i, t in sorted(added.items()) if t.special}
         if end_of_text is not None and end_of_text not in self.special_tokens:
-            raise ValueError(f"end_of_text={end_of_text} is none of {list(self.special_tokens)}")
+            raise ValueError(f"end_of_text={end_of_text} is not one of {list(self.special_tokens)}")
         self._end_of_text = end_of_text
         self._end_tokens = frozenset(end_tokens)
         ids = self._backend.get_vocab(with_added_tokens=True)

@@ -21,7 +21,7 @@ class StandIn:
     paths: list[str] = field(default_factory=list)
 
     def judge(self, **options: Any) -> Any:
-        from llm.evaluation.openai import OpenAI  # not before its annotations can be checked
+        from llm.evaluation.openai_client import OpenAI  # not before its annotations can be checked
 
         return OpenAI("judge-1", self.address, **{"backoff": 0.0, "timeout": 5.0, **options})
 

@@ -3,14 +3,17 @@
 import csv
 import gc
 import json
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chat_server import stand_in  # noqa: F401
+from small_runs import composed, stop_at, text  # noqa: F401
 
 # One thread a process: the tests run in several processes, and threads that wait for one another's cores
 # cost more than they give. Processes that tests start inherit it.
@@ -30,6 +33,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A folder beside the checkout that holds published data files; LLM_TEST_DATA points elsewhere.
 SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _handlers_of_the_root_logger() -> Iterator[None]:
+    """Remove the handlers that a command sets: they would print to the output captured for its test."""
+    handlers = [*logging.root.handlers]
+    yield
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +106,12 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Any]:
-    """train("name", "task=preference", …): a small run of `llm train` in a directory of that name."""
+    """train("name", "task=dpo", …): a small run of `llm train` in a directory of that name."""
 
     def train(name: str, *words: str) -> Any:
         from hydra import compose, initialize_config_module
 
-        from llm.apps import training
+        from llm.training import lifecycle
 
         given = {word.split("=")[0] for word in words}
         words = (*(word for word in SMALL if word.split("=")[0] not in given), *words)
@@ -108,7 +119,7 @@ def train(tmp_path: Path) -> Callable[..., Any]:
             words = tuple(w for w in words if not w.startswith(("model=", "size", "tokenizer")))
         with initialize_config_module("llm.conf", version_base="1.3"):
             config = compose("train", [*words])
-        return training.train(config, tmp_path / name, words)
+        return lifecycle.train(config, tmp_path / name, words)
 
     return train
 
@@ -120,16 +131,16 @@ def interrupted(train, monkeypatch) -> Callable[..., Any]:
     def train_in_parts(name: str, *words: str, step: int) -> Any:
         from lightning.pytorch.callbacks import Callback
 
-        from llm.apps import training
+        from llm.training import lifecycle
 
         class CtrlC(Callback):
             def on_before_backward(self, trainer: Any, *_: Any) -> None:
                 if trainer.global_step + 1 == step:
                     signal.raise_signal(signal.SIGINT)
 
-        original = training.make_callbacks
+        original = lifecycle.make_callbacks
         with monkeypatch.context() as patch:
-            patch.setattr(training, "make_callbacks", lambda *given: [*original(*given), CtrlC()])
+            patch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), CtrlC()])
             with pytest.raises(SystemExit):
                 train(name, *words)
         return train(name, *words)

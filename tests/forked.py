@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["llm.apps.training", "llm.__main__", "hydra"])
+SERVER.set_forkserver_preload(["llm.training.lifecycle", "llm.__main__", "hydra"])
 
 
 def llm(words: Sequence[str], log: Path, err: Path, environment: Mapping[str, str]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-PRELOADED = ["llm.apps.training", "llm.strategies.ddp", "torch.distributed", "hydra", "pytest"]
+PRELOADED = ["llm.training.lifecycle", "llm.parallel.ddp", "torch.distributed", "hydra", "pytest"]
 
 
 def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:

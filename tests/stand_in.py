@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from llm.apps import sweep
+from llm.launch import sweep_runner
 
 SCRIPT = "LLM_TEST_JOB"
-real = sweep.job
+real = sweep_runner.job
 
 
 def job(config):
-    """What takes the place of `sweep.job`."""
-    sweep.sys = SimpleNamespace(executable=os.environ[SCRIPT])
+    """What takes the place of `sweep_runner.job`."""
+    sweep_runner.sys = SimpleNamespace(executable=os.environ[SCRIPT])
     return real(config)
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     """`python -m stand_in WORDS` is `llm WORDS`, but for the jobs."""
     from llm.__main__ import main
 
-    sweep.job = job
+    sweep_runner.job = job
     sys.argv[0] = "llm"
     main()
 

@@ -8,17 +8,17 @@ import torch
 
 from llm.hardware import (
     Hardware,
-    describe,
+    describe_hardware,
     faster_precision,
     matmul_rate,
     peak_flops,
     share_of_cores,
 )
-from llm.strategies.ddp import DDP
-from llm.strategies.fsdp import FSDP
-from llm.strategies.pipeline import Pipeline
-from llm.strategies.tensor_parallel import TensorParallel
-from llm.strategies.zero import ZeRO
+from llm.parallel.ddp import DDP
+from llm.parallel.fsdp import FSDP
+from llm.parallel.pipeline import Pipeline
+from llm.parallel.tensor_parallel import TensorParallel
+from llm.parallel.zero import ZeRO
 
 
 def test_auto_becomes_words_that_a_trainer_takes():
@@ -27,7 +27,7 @@ def test_auto_becomes_words_that_a_trainer_takes():
     assert isinstance(resolved.devices, int)
     assert resolved.precision in (32, "bf16", "fp16")
     assert resolved.lightning_precision in ("32-true", "bf16-mixed", "16-mixed")
-    assert str(resolved.devices) in describe(resolved)
+    assert str(resolved.devices) in describe_hardware(resolved)
 
 
 def test_the_cpu_takes_bfloat16_just_where_its_products_are_faster():
@@ -67,7 +67,7 @@ def test_numbers_out_of_range_are_named(setting, message):
 def test_several_devices_are_counted_and_described():
     hardware = Hardware(accelerator="cpu", devices=2, num_nodes=3, strategy=DDP(), precision=32)
     assert hardware.place().world == 6
-    assert describe(hardware.resolve()) == "3 machines × 2 × cpu, DDP, precision 32"
+    assert describe_hardware(hardware.resolve()) == "3 machines × 2 × cpu, DDP, precision 32"
 
 
 def test_one_device_needs_no_strategy():
@@ -75,7 +75,7 @@ def test_one_device_needs_no_strategy():
 
 
 def test_a_strategy_is_checked_though_one_device_has_no_use_for_it(monkeypatch):
-    monkeypatch.setattr("llm.strategies.zero.find_spec", lambda name: None)
+    monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs DeepSpeed"):
         Hardware(accelerator="cpu", strategy=ZeRO()).place()
     with pytest.raises(ValueError, match="precision=fp16: divided weights"):

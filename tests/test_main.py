@@ -1,5 +1,6 @@
 """The command line: what answers at once, what is taken literally, what a shell is offered."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ BERT_PREDICTS = (
 # Every rule that spans sections of a configuration, as a command line breaks it, and the line that it ends in.
 ACROSS = [
     ("train model=bert", BERT_PREDICTS),
-    ("train model=bert check=true", BERT_PREDICTS),
+    ("train model=bert dry_run=true", BERT_PREDICTS),
     ("plan model=bert tokenizer=byte trainer.max_steps=1", BERT_PREDICTS),
     ("train -m model=bert,gpt2", f"model=bert | {BERT_PREDICTS}"),
     ("train experiment=instruct model=bert", BERT_PREDICTS),
@@ -35,7 +36,7 @@ ACROSS = [
         "choose other data= or another task=",
     ),
     (
-        "train data=labelled data.path=rows.csv check=true",
+        "train data=labelled data.path=rows.csv dry_run=true",
         "data: Pretraining learns from data such as data=text, and these are a LabelledDataModule; "
         "choose other data= or another task=",
     ),
@@ -136,7 +137,7 @@ def test_help_lists_every_verb_with_an_example(llm):
     status, out, _ = llm("--help")
     assert status == 0
     assert llm()[1] == out
-    for name, verb in command.VERBS.items():
+    for name, verb in command.COMMANDS.items():
         assert name in out
         assert verb.example in out
         assert verb.example.startswith(f"llm {name} ")
@@ -167,7 +168,7 @@ def test_rules_across_sections_fire_from_the_command_line(llm, tmp_path, monkeyp
 def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("experiment=classify", "data.path=rows.csv", "tokenizer=byte", "model=bert")
-    status, out, err = llm("train", *words, "check=true")
+    status, out, err = llm("train", *words, "dry_run=true")
     assert (status, err) == (0, "")
     assert "point" in out
 
@@ -200,7 +201,7 @@ def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
 def test_a_verbs_help_lists_groups_and_an_example(llm):
     status, out, _ = llm("train", "--help")
     assert status == 0
-    assert command.VERBS["train"].example in out
+    assert command.COMMANDS["train"].example in out
     assert "\nmodel: bert, gpt, gpt2, llama" in out
     assert "\nmodel/position: " in out
 
@@ -345,7 +346,7 @@ def main(point):
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch, llm):
-    """A verb of its own with its config in a user's folder; what it was called with."""
+    """A command of its own with its config in a user's folder; what it was called with."""
     (tmp_path / "toy_app.py").write_text(APP)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "toy.yaml").write_text(
@@ -354,8 +355,10 @@ def toy(tmp_path, monkeypatch, llm):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    verb = command.Verb("toy_app", "plays", "llm toy")
-    monkeypatch.setitem(command.VERBS, "toy", verb)
+    toy = command.Command("plays", "llm toy")
+    monkeypatch.setitem(command.COMMANDS, "toy", toy)
+    app = importlib.import_module("toy_app")
+    monkeypatch.setitem(sys.modules, "llm.commands.toy", app)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.delenv("HYDRA_FULL_ERROR")
 
@@ -401,7 +404,7 @@ def test_no_point_runs_when_one_is_wrong(toy):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("llm ", " ".join(command.VERBS)),
+        ("llm ", " ".join(command.COMMANDS)),
         ("llm tr", "train"),
         ("llm train mode", "model model."),
         ("llm train model=ll", "model=llama"),
@@ -467,22 +470,20 @@ def test_runs_that_a_command_can_use_are_named_the_newest_first(
     llm, tmp_path, monkeypatch, line, told
 ):
     monkeypatch.chdir(tmp_path)
-    for age, task in enumerate(
-        ("classification", "pretraining", "instruction", "instruction", "reward")
-    ):
+    for age, task in enumerate(("classification", "pretraining", "sft", "sft", "reward")):
         run = make(tmp_path / "outputs" / task / f"run{age}", task=task)
         os.utime(run.path / "run.json", (age, age))
     (tmp_path / "outputs" / "pretraining" / "broken").mkdir()
     (tmp_path / "outputs" / "pretraining" / "broken" / "run.json").write_text("{")
     here = {
         "classify": "classification runs here: outputs/classification/run0",
-        "chat": "instruction or preference or grpo runs here: outputs/instruction/run3, outputs/instruction/run2",
-        "export": "pretraining or instruction or preference or grpo runs here: outputs/instruction/run3, "
-        "outputs/instruction/run2, outputs/pretraining/run1",
+        "chat": "sft or dpo or grpo runs here: outputs/sft/run3, outputs/sft/run2",
+        "export": "pretraining or sft or dpo or grpo runs here: outputs/sft/run3, "
+        "outputs/sft/run2, outputs/pretraining/run1",
     }
     assert llm(*line.split()) == (2, "", told.format(here[line.split()[0]]) + "\n")
-    reward = "generate weights.path=outputs/instruction/run2 best_of=2 reward=run reward.path=x"
-    (tmp_path / "outputs" / "instruction" / "run2" / "config.yaml").touch()
+    reward = "generate weights.path=outputs/sft/run2 best_of=2 reward=run reward.path=x"
+    (tmp_path / "outputs" / "sft" / "run2" / "config.yaml").touch()
     assert llm(*reward.split())[2] == (
         "reward.path: x is not a run directory (it has no config.yaml); reward runs here: outputs/reward/run4\n"
     )

@@ -70,7 +70,7 @@ def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
 @pytest.mark.parametrize("line", CHECKED)
 def test_every_point_of_a_command_could_run(line, folder, cache, monkeypatch, capsys):
     monkeypatch.setenv("LLM_CACHE", str(cache))
-    few = ["hardware.accelerator=cpu", "hardware.precision=32", "check=true"]
+    few = ["hardware.accelerator=cpu", "hardware.precision=32", "dry_run=true"]
     if " hardware=" in line:
         few += ["hardware.devices=2", "data.batch_size=8"]
     monkeypatch.setattr(sys, "argv", ["llm", *shlex.split(line)[1:], *few])

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llm.runs import LONGEST_NAME, ClaimedRunError, Run, base_of, list_runs, name_of
+from llm.config.run_name import LONGEST_NAME, base_name, run_name
+from llm.runs import ClaimedRunError, Run, list_runs
 
 
 @pytest.mark.parametrize(
@@ -20,15 +21,15 @@ from llm.runs import LONGEST_NAME, ClaimedRunError, Run, base_of, list_runs, nam
     ],
 )
 def test_a_name_begins_with_the_experiment_or_the_data(choices, words, name):
-    assert name_of(base_of(choices), words) == name
+    assert run_name(base_name(choices), words) == name
 
 
 def test_a_name_is_no_longer_than_a_file_s_may_be():
-    assert len(name_of("text", [f"data.path={'語' * 100}"]).encode()) <= LONGEST_NAME
+    assert len(run_name("text", [f"data.path={'語' * 100}"]).encode()) <= LONGEST_NAME
 
 
 def test_a_name_is_the_experiment_and_the_overrides_in_order():
-    assert name_of("verdict", ["model=llama", "seed=2"]) == "verdict,model=llama,seed=2"
+    assert run_name("verdict", ["model=llama", "seed=2"]) == "verdict,model=llama,seed=2"
 
 
 @pytest.mark.parametrize(
@@ -46,11 +47,11 @@ def test_a_name_is_the_experiment_and_the_overrides_in_order():
     ],
 )
 def test_what_leaves_a_run_what_it_is_stays_out_of_its_name(override):
-    assert name_of("verdict", [override, "seed=2"]) == "verdict,seed=2"
+    assert run_name("verdict", [override, "seed=2"]) == "verdict,seed=2"
 
 
 def test_a_name_is_one_folder_whatever_the_overrides_hold():
-    name = name_of("text", ["model/norm=rms", "data.path=/home/me/my notes/*.txt"])
+    name = run_name("text", ["model/norm=rms", "data.path=/home/me/my notes/*.txt"])
     assert "/" not in name
     assert " " not in name
     assert name.startswith("text,model-norm=rms")
@@ -58,7 +59,7 @@ def test_a_name_is_one_folder_whatever_the_overrides_hold():
 
 def test_long_names_are_cut_and_stay_different():
     words = [f"model.part{i}={i}" for i in range(40)]
-    first, second = name_of("x", [*words, "seed=1"]), name_of("x", [*words, "seed=2"])
+    first, second = run_name("x", [*words, "seed=1"]), run_name("x", [*words, "seed=2"])
     assert len(first) == len(second) == LONGEST_NAME
     assert first != second
 
@@ -82,10 +83,10 @@ def test_a_record_survives_and_grows(tmp_path):
 
 def test_setting_aside_keeps_every_earlier_run(tmp_path):
     run = Run(tmp_path / "run")
-    assert run.set_aside() is None, "nothing stood there"
+    assert run.archive() is None, "nothing stood there"
     for number in (1, 2):
         run.update(status="done")
-        assert run.set_aside() == tmp_path / f"run~{number}"
+        assert run.archive() == tmp_path / f"run~{number}"
         assert run.status == "new"
     assert {path.name for path in tmp_path.iterdir()} == {"run~1", "run~2"}
 

@@ -12,11 +12,11 @@ from llm import signals
 
 @pytest.mark.parametrize("number", signals.STOPPING)
 def test_each_is_heard_within_the_block_alone(number, monkeypatch):
-    monkeypatch.setattr(signals, "let_go_of_terminal", lambda: None)
+    monkeypatch.setattr(signals, "detach_terminal", lambda: None)
     before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
     received: list[int] = []
     try:
-        with signals.heard(lambda number, frame: received.append(number)):
+        with signals.received(lambda number, frame: received.append(number)):
             signal.raise_signal(number)
         assert received == [number]
         assert signal.getsignal(number) is signal.SIG_DFL
@@ -27,7 +27,7 @@ def test_each_is_heard_within_the_block_alone(number, monkeypatch):
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.heard(lambda number, frame: pytest.fail("it was to be ignored")):
+        with signals.received(lambda number, frame: pytest.fail("it was to be ignored")):
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -36,7 +36,7 @@ def test_what_nohup_ignores_stays_ignored():
 def test_a_background_job_of_a_script_hears_ctrl_c_nevertheless():
     before, received = signal.signal(signal.SIGINT, signal.SIG_IGN), []
     try:
-        with signals.heard(lambda number, frame: received.append(number)):
+        with signals.received(lambda number, frame: received.append(number)):
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -2,24 +2,24 @@
 
 import pytest
 
-from llm.units import common, duration, flops, number, percent, size
+from llm.units import common, duration, flops, format_bytes, format_number, percent
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (number(124_439_808), "124 M"),
-        (number(2.5e9), "2.50 B"),
-        (number(97), "97"),
-        (number(999_600), "1.00 M"),
-        (number(999.6), "1.00 k"),
-        (number(9_996), "10.0 k"),
-        (number(float("nan")), "nan"),
-        (number(None), "–"),
-        (size(80 * 2**30), "80.0 GiB"),
-        (size(0), "0 B"),
-        (size(1023.9 * 2**20), "1.00 GiB"),
-        (size(1023 * 2**20), "1023 MiB"),
+        (format_number(124_439_808), "124 M"),
+        (format_number(2.5e9), "2.50 B"),
+        (format_number(97), "97"),
+        (format_number(999_600), "1.00 M"),
+        (format_number(999.6), "1.00 k"),
+        (format_number(9_996), "10.0 k"),
+        (format_number(float("nan")), "nan"),
+        (format_number(None), "–"),
+        (format_bytes(80 * 2**30), "80.0 GiB"),
+        (format_bytes(0), "0 B"),
+        (format_bytes(1023.9 * 2**20), "1.00 GiB"),
+        (format_bytes(1023 * 2**20), "1023 MiB"),
         (duration(59.98), "1.00 min"),
         (duration(45.04), "45.0 s"),
         (duration(3 * 86400), "3.00 days"),

@@ -15,8 +15,8 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from llm.data.collation import Padding
-from llm.data.labelled import LabelledDataModule
+from llm.data.examples.collation import Padding
+from llm.data.examples.labelled import LabelledDataModule
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.word import PATTERN
 

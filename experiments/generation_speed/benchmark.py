@@ -19,8 +19,9 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from llm.apps.loading import by_columns
+from llm.checkpoints.lazy_tensor import in_memory
 from llm.generation.decoding import generate
+from llm.generation.model_loading import by_columns
 from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
@@ -28,7 +29,6 @@ from llm.nn.feed_forward import FeedForward
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import Learned
 from llm.weights.gpt2 import KEY_MAP
-from llm.weights.stored import in_memory
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm.callbacks.responses import answer
+from llm.callbacks.responses import answer_conversations
 from llm.config.build import build
-from llm.data.instruction import InstructionDataModule
+from llm.data.examples.instruction import InstructionDataModule
 from llm.evaluation.rouge import rouge_l
 from llm.runs import Run
 from llm.weights.run import RunWeights
@@ -79,7 +79,7 @@ def before_and_after(weights: RunWeights) -> str:
     base = weights.base_weights(weights.config)
     assert base is not None
     base.load(model)
-    before = answer(data, conversations, model.eval(), 40)
+    before = answer_conversations(data, conversations, model.eval(), 40)
     score = sum(rouge_l(b, c.reference) for b, c in zip(before, conversations, strict=True)) / len(
         before
     )

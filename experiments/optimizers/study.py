@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llm.comparison.interval import estimate
+from llm.comparison.interval import mean_interval
 from llm.comparison.result import Result
 from llm.runs import list_runs
 
@@ -59,7 +59,7 @@ def table(found: dict[str, Losses]) -> str:
     for name, losses in found.items():
         rate = best_rate(losses)
         own = [losses[rate][seed] for seed in SEEDS]
-        loss = estimate([each.figures["best_loss"] for each in own])
+        loss = mean_interval([each.figures["best_loss"] for each in own])
         rates = sorted(losses, key=float)
         first = ", ".join(f"{losses[r][CHOOSING].figures['best_loss']:.3f}" for r in rates)
         edge = " (at the edge)" if rate in (rates[0], rates[-1]) else ""

@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from llm.config.build import build
-from llm.data.labelled import LabelledDataModule
+from llm.data.examples.labelled import LabelledDataModule
 
 HERE = Path(__file__).parent
 METHODS = ("all", "last_block", "head", "lora", "prefix")

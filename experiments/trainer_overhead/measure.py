@@ -22,12 +22,12 @@ from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from llm.apps import training
-from llm.apps.resuming import Resumption
 from llm.config.build import build
 from llm.hardware import Hardware
 from llm.runs import Run
-from llm.trainer import make_trainer
+from llm.training import lifecycle, setup
+from llm.training.resumption import Resumption
+from llm.training.trainer import make_trainer
 
 STRETCH = 20  # steps in a row: twice `trainer.log_every`
 
@@ -108,8 +108,8 @@ def train(config: DictConfig, task, data, folder: Path, clock: Clock, steps: int
         Hardware("cpu", precision=32),
         steps,
         task,
-        [*training.make_callbacks(config, task, data), clock],
-        training.make_loggers(config, run, Resumption()),
+        [*lifecycle.make_callbacks(config, task, data), clock],
+        lifecycle.make_loggers(config, run, Resumption()),
         run.path,
     )
     trainer.fit(task, datamodule=data)
@@ -124,7 +124,7 @@ def measure(steps: int) -> dict[str, float]:
         data = build(config.data)
         data.prepare_data()
         data.setup("fit")
-        training.resolve_vocabulary(config, data.tokenizer.vocab_size)
+        setup.resolve_vocabulary(config, data.tokenizer.vocab_size)
         L.seed_everything(0, verbose=False)
         clock = Clock(RawLoop(build(config.task), data, steps))
         train(config, build(config.task), data, folder, clock, steps)

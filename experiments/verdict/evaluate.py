@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from llm.config.build import build
+from llm.data.corpora.token_file import TokenFile
+from llm.data.corpora.windows import ValidationWindows
 from llm.data.sampler import ValidationSampler
-from llm.data.token_file import TokenFile
-from llm.data.windows import ValidationWindows
 from llm.evaluation.perplexity import Perplexity
 from llm.weights.run import RunWeights
 

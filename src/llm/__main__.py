@@ -1,4 +1,4 @@
-"""`llm COMMAND …`: picks the app and lets Hydra compose its configuration.
+"""`llm COMMAND …`: compose a command's configuration and run it.
 
 Nothing heavy is imported before there is something to run: help and completion answer at once.
 """
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm import __version__, console, signals
+from llm import __version__, signals
+from llm.terminal import console
 
 if TYPE_CHECKING:
     from llm.config.loader import Loader
     from llm.config.point import Point
 
 
-class Verb(NamedTuple):
-    """What a verb is.
+class Command(NamedTuple):
+    """What a command is; `llm/commands/NAME.py` runs it.
 
     Attributes:
-        module: the app, whose `main(point)` does it.
         help: what it does, in a line.
         example: a command to start from.
         runs: tasks whose runs it reads; none for all.
@@ -33,7 +33,6 @@ class Verb(NamedTuple):
         is_heavy: whether each point of a sweep (`-m`) deserves a process of its own.
     """
 
-    module: str
     help: str
     example: str
     runs: tuple[str, ...] = ()
@@ -41,52 +40,44 @@ class Verb(NamedTuple):
     is_heavy: bool = False
 
 
-CONVERSING = ("instruction", "preference", "grpo")
+CONVERSING = ("sft", "dpo", "grpo")
 WRITING = ("pretraining", *CONVERSING)
 
-VERBS = {
-    "train": Verb(
-        "llm.apps.train",
+COMMANDS = {
+    "train": Command(
         "pretrain a model and watch it speak",
         "llm train model=llama size=micro trainer.max_steps=500",
         is_heavy=True,
     ),
-    "plan": Verb(
-        "llm.apps.plan",
+    "plan": Command(
         "say what a run would take, on hardware that need not be here",
         "llm plan size=124m tokenizer=gpt2 trainer.max_tokens=2.5e9 hardware=fsdp hardware.devices=8 gpu=h100",
     ),
-    "generate": Verb(
-        "llm.apps.generate",
+    "generate": Command(
         "let a trained model go on with a text",
         'llm generate weights.path=outputs/pretraining/python_docs prompt="The class statement"',
         runs=WRITING,
     ),
-    "chat": Verb(
-        "llm.apps.chat",
+    "chat": Command(
         "talk with a model that was trained on conversations",
-        "llm chat weights.path=outputs/instruction/instruct",
+        "llm chat weights.path=outputs/sft/instruct",
         runs=CONVERSING,
     ),
-    "classify": Verb(
-        "llm.apps.classify",
+    "classify": Command(
         "name the class of each line with a trained classifier",
         'llm classify weights.path=outputs/classification/spam text="You have won a prize"',
         runs=("classification",),
     ),
-    "evaluate": Verb(
-        "llm.apps.evaluate",
+    "evaluate": Command(
         "measure what a run has learned, and let a model judge its answers",
-        "llm evaluate weights.path=outputs/instruction/instruct judge=openai judge.model=llama3.1",
+        "llm evaluate weights.path=outputs/sft/instruct judge=openai judge.model=llama3.1",
     ),
-    "compare": Verb(
-        "llm.apps.compare",
+    "compare": Command(
         "put runs beside one another, in a table and a picture",
         "llm compare outputs/pretraining output=comparison",
         folders="runs",
     ),
-    "export": Verb(
-        "llm.apps.export",
+    "export": Command(
         "write a model as a folder that Hugging Face's library reads",
         "llm export weights.path=outputs/pretraining/my_gpt2 output=my_gpt2",
         runs=WRITING,
@@ -96,7 +87,7 @@ VERBS = {
 USAGE = """\
 llm COMMAND [key=value …]
 
-{verbs}
+{commands}
 
   llm COMMAND --help                   the groups, options and values of a command
   llm COMMAND … --cfg job              the composed configuration; nothing is run
@@ -112,7 +103,7 @@ def main() -> None:
     console.replace_what_cannot_be_printed()
     console.warn_in_one_line()
     try:
-        answer(sys.argv[1:] or ["--help"])
+        run_line(sys.argv[1:] or ["--help"])
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
         fail(f"stopped by {str(stop) or 'SIGINT'}", signals.status_of(signals.number_of(stop)))
@@ -120,23 +111,23 @@ def main() -> None:
         console.stop_printing()
 
 
-def answer(line: Sequence[str]) -> None:
+def run_line(line: Sequence[str]) -> None:
     """Do what a command line asks for."""
-    command, *words = line
+    name, *words = line
     require_text(line)
-    if command in ("-h", "--help"):
+    if name in ("-h", "--help"):
         print(usage())
-    elif command == "--version":
+    elif name == "--version":
         print(f"llm {__version__}")
-    elif command in ("-sc", "--shell-completion"):
-        complete(words)
-    elif command in VERBS:
-        with stoppable() if VERBS[command].is_heavy else contextlib.nullcontext():
-            run(command, words)
+    elif name in ("-sc", "--shell-completion"):
+        complete_line(words)
+    elif name in COMMANDS:
+        with stoppable() if COMMANDS[name].is_heavy else contextlib.nullcontext():
+            run(name, words)
     else:
         from llm.config.errors import suggestion
 
-        fail(f"llm {command}: no such command; {suggestion(command, VERBS)}")
+        fail(f"llm {name}: no such command; {suggestion(name, COMMANDS)}")
 
 
 @contextlib.contextmanager
@@ -146,10 +137,12 @@ def stoppable() -> Iterator[None]:
     Raises:
         Stopped: outside of training, where nothing of the run was changed.
     """
-    with signals.heard(signals.stop):
+    with signals.received(signals.stop):
         try:
             yield
-        except KeyboardInterrupt as stop:
+        except BaseException as error:
+            if (stop := signals.stop_behind(error)) is None:
+                raise
             how = f"{str(stop) or 'SIGINT'} before training; the run is as it was"
             raise signals.Stopped(signals.number_of(stop), how) from None
 
@@ -165,15 +158,18 @@ def require_text(words: Sequence[str]) -> None:
 
 
 def usage() -> str:
-    """What `llm --help` prints: each verb with an example."""
-    verbs = (f"  {name:10s}{verb.help}\n{'':12s}{verb.example}" for name, verb in VERBS.items())
-    return USAGE.format(verbs="\n".join(verbs))
+    """What `llm --help` prints: each command with an example."""
+    commands = (
+        f"  {name:10s}{command.help}\n{'':12s}{command.example}"
+        for name, command in COMMANDS.items()
+    )
+    return USAGE.format(commands="\n".join(commands))
 
 
 def run(name: str, words: Sequence[str]) -> None:
     """Compose and check what is asked for, all of it, and only then start it."""
-    from llm.apps.explaining import explained
     from llm.config.errors import UserError
+    from llm.config.os_errors import explained
 
     try:
         with explained():
@@ -189,7 +185,7 @@ def run(name: str, words: Sequence[str]) -> None:
 def read_job(words: Sequence[str]) -> "Point":
     """The point that another process composed; the words are its file and the packages that it may trust."""
     from llm.config.errors import ConfigError
-    from llm.jobs import read_point
+    from llm.launch.job_file import read_point
 
     if not words:
         raise ConfigError("--job: name the file of a job, as in a sweep's folder")
@@ -204,9 +200,9 @@ def run_composed(name: str, words: Sequence[str]) -> None:
     from llm.config.loader import CONF, open_loader
     from llm.config.texts import as_text
 
-    verb, is_sweep = VERBS[name], "-m" in words or "--multirun" in words
-    if verb.folders:
-        words = gathered(words, verb.folders)
+    command, is_sweep = COMMANDS[name], "-m" in words or "--multirun" in words
+    if command.folders:
+        words = gathered(words, command.folders)
     # Overrides last: the parser of the flags takes no flag between two of them.
     words = sorted((as_text(word, is_sweep) for word in words), key=is_override)
     sys.argv = ["llm", *words]  # which the ranks of a run are started with
@@ -214,36 +210,35 @@ def run_composed(name: str, words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     if args.experimental_rerun is not None:  # which opens a pickle
         fail("--experimental-rerun: is not supported; the same command goes on with its run")
-    importlib.import_module(verb.module)  # registers what its configuration resolves
-    loader = open_loader(verb.module, args.config_path or CONF, config_dir(args.config_dir))
+    loader = open_loader(args.config_path or CONF, config_dir(args.config_dir))
     if args.cfg or args.help or args.info:
         compose(loader, args.config_name or name, args.overrides)
     if args.cfg or args.help or args.info or args.shell_completion or args.hydra_help:
         # A folder of configs may be a stranger's, and Hydra prints the names in it as they are.
         with contextlib.redirect_stdout(console.Printable(sys.stdout)):  # pyright: ignore
-            show(name, loader, parser, args)
+            show_configuration(name, loader, parser, args)
     else:
         begin(name, args, loader)
 
 
-def show(name: str, loader: "Loader", parser: Any, args: Any) -> None:
+def show_configuration(name: str, loader: "Loader", parser: Any, args: Any) -> None:
     """Let Hydra show a configuration, its help or what a shell may offer."""
     from hydra._internal.hydra import Hydra
 
-    from llm.config.composition import chosen
-    from llm.config.texts import quoted
+    from llm.config.composition import chosen_options
+    from llm.config.texts import quoted_text
 
     class Shown(Hydra):
         """Of all groups of configs, those from which this command chooses."""
 
         def list_all_config_groups(self, parent: str = "") -> Sequence[str]:
-            roots = {group.partition("/")[0] for group in ("hydra", *chosen())}
+            roots = {group.partition("/")[0] for group in ("hydra", *chosen_options())}
             groups = super().list_all_config_groups(parent)
             return [group for group in groups if group.partition("/")[0] in roots]
 
     hydra, config_name = Shown("llm", loader), args.config_name or name
     if args.help:
-        ours = ["hydra/help=verb", f"hydra.help.header={quoted(header(name))}"]
+        ours = ["hydra/help=command", f"hydra.help.header={quoted_text(header(name))}"]
         loader.own |= set(ours)
         args.overrides += ours
         hydra.app_help(config_name, parser, args)
@@ -261,13 +256,15 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
     """Check every point that is asked for; then run it, or a sweep of them, or tell what they would cost."""
     from llm.config.composition import check_points, is_multirun, point
 
-    verb, config_name = VERBS[name], args.config_name or name
-    is_sweep = args.multirun or (verb.is_heavy and is_multirun(loader, config_name, args.overrides))
-    first = functools.partial(require_places, verb)
+    command, config_name = COMMANDS[name], args.config_name or name
+    is_sweep = args.multirun or (
+        command.is_heavy and is_multirun(loader, config_name, args.overrides)
+    )
+    first = functools.partial(require_places, command)
     points = check_points(loader, config_name, args.overrides, is_sweep, first=first)
-    asks = points and (points[0].config.get("check") or points[0].config.get("match"))
+    asks = points and (points[0].config.get("dry_run") or points[0].config.get("match"))
     flags = options(args)
-    if not (is_sweep or (verb.is_heavy and asks)):
+    if not (is_sweep or (command.is_heavy and asks)):
         hydras = [
             word
             for word in args.overrides
@@ -275,40 +272,42 @@ def begin(name: str, args: Any, loader: "Loader") -> None:
         ]
         return start(name, points[0]._replace(options=[*flags, *hydras]))
     launch = functools.partial(let_hydra_launch, loader, config_name, args.overrides)
-    if not verb.is_heavy:
+    if not command.is_heavy:
         return launch(functools.partial(start_point, name))
 
-    from llm.apps import sweep
+    from llm.launch import sweep_runner
 
-    points = sweep.adjusted(points, functools.partial(point, loader, config_name))
-    if asks and points[0].config.check:
-        from llm.apps import checking
+    points = sweep_runner.adjusted(points, functools.partial(point, loader, config_name))
+    if asks and points[0].config.dry_run:
+        from llm.training import dry_run
 
-        return checking.show(points)
+        return dry_run.show_dry_run(points)
     sys.exit(
-        sweep.launch(name, args.overrides, points, flags, functools.partial(launch, sweep.job))
+        sweep_runner.launch_sweep(
+            name, args.overrides, points, flags, functools.partial(launch, sweep_runner.job)
+        )
     )
 
 
-def require_places(verb: Verb, config: Any) -> None:
+def require_places(command: Command, config: Any) -> None:
     """Refuse paths of data and of runs that lead nowhere before anything heavy is imported.
 
-    `check=true` needs no data, and `llm plan` none either.
+    `dry_run=true` needs no data, and `llm plan` none either.
 
     Raises:
         ConfigError: a path leads to no file, folder or run.
     """
     from omegaconf import OmegaConf
 
-    from llm.config.composition import chosen
+    from llm.config.composition import chosen_options
     from llm.data.paths import require_paths
     from llm.runs import require_run
 
-    for group, tasks in {"weights": verb.runs, "reward": ("reward",)}.items():
+    for group, tasks in {"weights": command.runs, "reward": ("reward",)}.items():
         path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
-        if chosen().get(group) == "run" and isinstance(path, str) and path.strip():
+        if chosen_options().get(group) == "run" and isinstance(path, str) and path.strip():
             require_run(path, f"{group}.path", tasks)
-    if verb is VERBS["train"] and not config.get("check"):
+    if command is COMMANDS["train"] and not config.get("dry_run"):
         require_paths(config.get("data") or {})
     require_paths(config, keys=("test_path", "file"), section="")
 
@@ -317,7 +316,7 @@ def start(name: str, point: "Point") -> None:
     """Run one point in this process."""
     # As Hydra's jobs have it; who has set up logging already keeps it.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    importlib.import_module(VERBS[name].module).main(point)
+    importlib.import_module(f"llm.commands.{name}").main(point)
 
 
 def start_point(name: str, config: Any) -> None:
@@ -359,12 +358,12 @@ def gathered(words: Sequence[str], key: str) -> list[str]:
     """
     from hydra._internal.utils import get_args_parser
 
-    from llm.config.texts import quoted
+    from llm.config.texts import quoted_text
 
     positional = get_args_parser().parse_known_intermixed_args(words)[0].overrides
     folders = [word for word in positional if "=" not in word or os.path.isdir(word)]  # noqa: PTH112
     others = [word for word in words if word not in folders]
-    return [*others, f"{key}=[{','.join(map(quoted, folders))}]"] if folders else others
+    return [*others, f"{key}=[{','.join(map(quoted_text, folders))}]"] if folders else others
 
 
 def is_override(word: str) -> bool:
@@ -379,9 +378,9 @@ def options(args: Any) -> list[str]:
 
 
 def header(name: str) -> str:
-    """The head of a verb's `--help`."""
-    verb = VERBS[name]
-    return f"llm {name}: {verb.help}\n\n    {verb.example}"
+    """The head of a command's `--help`."""
+    command = COMMANDS[name]
+    return f"llm {name}: {command.help}\n\n    {command.example}"
 
 
 def config_dir(folder: str | None) -> str | None:
@@ -402,27 +401,27 @@ def config_dir(folder: str | None) -> str | None:
     return place
 
 
-def complete(words: Sequence[str]) -> None:
-    """Serve a shell's completion: Hydra's own, which knows of no verbs, behind the verb.
+def complete_line(words: Sequence[str]) -> None:
+    """Serve a shell's completion: Hydra's own, which knows of no commands, behind the command.
 
     The shell calls `llm -sc query=bash` with the line typed so far in COMP_LINE.
     """
-    verb = next(iter(VERBS))
+    command = next(iter(COMMANDS))
     if words and words[0].startswith("query="):
         line = os.environ.get("COMP_LINE", "")
         program, *typed = line.split(maxsplit=2)
         if len(typed) + line.endswith(" ") < 2:
-            print(" ".join(name for name in VERBS if name.startswith("".join(typed))))
+            print(" ".join(name for name in COMMANDS if name.startswith("".join(typed))))
             return
-        verb, *rest = typed
+        command, *rest = typed
         os.environ["COMP_LINE"] = " ".join([program, *rest]) + ("" if rest else " ")
-        if verb not in VERBS:
+        if command not in COMMANDS:
             return
         # Half a line is often no line yet: then there is nothing to offer, and nothing to say.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception, SystemExit):
-            run(verb, ["-sc", *words])
+            run(command, ["-sc", *words])
         return
-    run(verb, ["-sc", *words])
+    run(command, ["-sc", *words])
 
 
 def fail(message: str, status: int = 2) -> None:

@@ -60,7 +60,7 @@ def is_first() -> bool:
 _group: Any = None
 
 
-def join(accelerator: str) -> None:
+def join_ranks(accelerator: str) -> None:
     """Meet the other ranks, once; alone, do nothing.
 
     Args:
@@ -109,7 +109,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def collect(value: T, owner: int) -> T | None:
+def gather_to_first(value: T, owner: int) -> T | None:
     """One rank's value on the first rank, None on the others; plain data and tensors of the CPU."""
     here = world().rank
     if owner == 0 or _group is None:
@@ -122,7 +122,7 @@ def collect(value: T, owner: int) -> T | None:
     return values[0]
 
 
-def take_back(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
+def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
     """This rank's of the values that `gather` gave to a run, perhaps one of another number of ranks.
 
     Then the first rank goes on with all of them, merged, and the others with None.
@@ -133,7 +133,7 @@ def take_back(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | N
     return merge(gathered) if here.rank == 0 else None
 
 
-class Ballot:
+class MaxVote:
     """The largest number that any rank has named, without waiting for it.
 
     A vote that is cast at one step is counted at the next, when it has long arrived. So all ranks

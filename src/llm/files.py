@@ -19,7 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_text, require_regular
+from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_utf8, require_regular
 
 # The name of a file that is being written, by the process of this number.
 PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         FileError: it cannot be read, or is not JSON.
     """
-    text = read_text(path)
+    text = read_utf8(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> DictConfig:
         FileNotFoundError: there is no such file.
         FileError: it cannot be read, is not YAML, has aliases, or holds something else.
     """
-    text = read_text(path, LARGEST_YAML)
+    text = read_utf8(path, LARGEST_YAML)
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=PARSER)):
             raise FileError(f"{path}: has YAML aliases (*name); write the values out")

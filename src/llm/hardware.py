@@ -205,7 +205,7 @@ class Hardware:
             ValueError: what is asked for is not there.
         """
         placed = self.place()
-        distributed.join(placed.accelerator)
+        distributed.join_ranks(placed.accelerator)
         precision = self.precision
         if precision == "auto":
             measured = faster_precision(placed.accelerator) if distributed.is_first() else None
@@ -311,7 +311,7 @@ def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
     return next((rate for key, rate in rates.items() if re.search(rf"\b{key}\b", name)), None)
 
 
-def describe(hardware: Hardware) -> str:
+def describe_hardware(hardware: Hardware) -> str:
     """One line for the start of a run: device, count, strategy, precision."""
     name = torch.cuda.get_device_name() if hardware.accelerator == "cuda" else hardware.accelerator
     devices = f"{hardware.devices} × {name}"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llm.nn.targets import IGNORED
+from llm.nn.ignore_index import IGNORE_INDEX
 
 
 def cross_entropy(logits: Float[Tensor, "*N V"], targets: Int[Tensor, "*N"]) -> Float[Tensor, ""]:
@@ -16,13 +16,13 @@ def cross_entropy(logits: Float[Tensor, "*N V"], targets: Int[Tensor, "*N"]) -> 
     Args:
         logits: one row of scores a token; half-precision ones are raised to float32 first,
             for the sum of 50,000 exponentials does not fit in eight bits.
-        targets: the right ids, -100 where nothing is asked.
+        targets: the right ids, -100 where none is learned.
 
     Returns:
         The loss in nats a token; 0, with a zero gradient, where every target is ignored.
     """
-    losses, asked = _token_losses(logits, targets)
-    return losses.sum() / asked.sum().clamp(min=1)
+    losses, mask = _token_losses(logits, targets)
+    return losses.sum() / mask.sum().clamp(min=1)
 
 
 def cross_entropy_sum(
@@ -32,17 +32,17 @@ def cross_entropy_sum(
 
     Args:
         logits: one row of scores a token.
-        targets: the right ids, -100 where nothing is asked.
+        targets: the right ids, -100 where none is learned.
 
     Returns:
         The sum of the losses in nats, in float64, which a million tokens do not wear out, and
         the number of targets that are not ignored. Both stay on the device of the logits, but
         on Apple's, which knows no float64: there the sum is on the CPU.
     """
-    losses, asked = _token_losses(logits, targets)
+    losses, mask = _token_losses(logits, targets)
     if losses.device.type == "mps":
         losses = losses.cpu()
-    return losses.sum(dtype=torch.float64), asked.sum()
+    return losses.sum(dtype=torch.float64), mask.sum()
 
 
 def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,8 +50,8 @@ def _token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     targets = targets.flatten()
     logits = logits.reshape(len(targets), logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-    return losses, targets != IGNORED
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return losses, targets != IGNORE_INDEX
 
 
 # Preferences
@@ -73,12 +73,12 @@ def sequence_log_probabilities(
         reduction: over the tokens of a row.
 
     Returns:
-        Nats, at most 0; 0 for a row in which nothing is asked.
+        Nats, at most 0; 0 for a row without targets.
     """
     log_probabilities = token_log_probabilities(logits, targets)
     if reduction == "sum":
         return log_probabilities.sum(-1)
-    return log_probabilities.sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
+    return log_probabilities.sum(-1) / (targets != IGNORE_INDEX).sum(-1).clamp(min=1)
 
 
 def token_log_probabilities(
@@ -175,7 +175,7 @@ def group_advantages(rewards: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
 def policy_gradient_loss(
     log_probabilities: Float[Tensor, "B T"],
     advantages: Float[Tensor, "B"],
-    asked: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
 ) -> Float[Tensor, ""]:
     """Minus the advantage of a response, at each of its tokens: REINFORCE (Williams 1992).
 
@@ -187,10 +187,10 @@ def policy_gradient_loss(
     Args:
         log_probabilities: of the response's tokens under the policy, with gradient.
         advantages: one a response.
-        asked: True at the response's tokens.
+        mask: True at the response's tokens.
     """
     ratio = (log_probabilities - log_probabilities.detach()).exp()
-    return -masked_mean(ratio * advantages[:, None], asked)
+    return -masked_mean(ratio * advantages[:, None], mask)
 
 
 def kl_estimate(policy: Float[Tensor, "*N"], reference: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
@@ -207,6 +207,6 @@ def kl_estimate(policy: Float[Tensor, "*N"], reference: Float[Tensor, "*N"]) -> 
     return log_ratio.exp() - 1 - log_ratio
 
 
-def masked_mean(values: Float[Tensor, "*N"], asked: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
-    """The mean of the values that are asked for; 0 where none is."""
-    return (values * asked).sum() / asked.sum().clamp(min=1)
+def masked_mean(values: Float[Tensor, "*N"], mask: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
+    """Return the mean of the values in the mask; 0 if it is empty."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -13,10 +13,8 @@
 The directory is found again by its name, which the overrides give it: no time stamps.
 """
 
-import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -30,19 +28,17 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from llm import shell
 from llm.config.errors import ConfigError, UserError
-from llm.config.fingerprint import IGNORE, is_among, recipe
-from llm.config.words import key_of, values
+from llm.config.fingerprint import recipe
+from llm.config.overrides import values
 from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
+from llm.terminal import shell
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 # Entries of a record that a checkpoint repeats, so that no other run goes on from it.
 OWN = ("fingerprint", "data", "base")
-DEFAULT_EXPERIMENT = "python_docs"
-LONGEST_NAME = 120  # bytes
 # What a record holds where it holds it; the other entries are only shown.
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "task", "command", "error", "fingerprint", "recipe", "data"), (str,)),
@@ -70,32 +66,7 @@ RESULTS = {
 }
 
 
-def base_of(choices: Mapping[str, str | None]) -> str:
-    """What a run's name begins with: the experiment, or where that is the default one the data."""
-    experiment = str(choices["experiment"])
-    return str(choices["data"]) if experiment == DEFAULT_EXPERIMENT else experiment
-
-
-def name_of(base: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
-    """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
-
-    Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
-
-    Args:
-        base: what the name begins with; the word that chooses data of this name is not repeated.
-        overrides: words of a command line.
-        named: those of them that are named in any case.
-    """
-    words = [each for each in overrides if each in named or not _is_nameless(each)]
-    name = ",".join([base, *(_plain(each) for each in words if each != f"data={base}")])
-    whole = name.encode("utf-8", "replace")
-    if len(whole) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(whole).hexdigest()[:8]
-    return f"{whole[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}-{digest}"
-
-
-def identity(
+def run_metadata(
     config: DictConfig, overrides: Iterable[str], choices: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What a run is called by whoever compares it with others, for its record."""
@@ -106,15 +77,6 @@ def identity(
         "choices": dict(choices),
         "overrides": values(overrides),
     }
-
-
-def _is_nameless(override: str) -> bool:
-    return is_among(key_of(override), (*IGNORE, "experiment"))
-
-
-def _plain(override: str) -> str:
-    unquoted = re.sub("[\"']", "", override)
-    return re.sub(r"[^\w.=+~,-]+", "-", unquoted).strip("-")
 
 
 class ClaimedRunError(UserError):
@@ -163,12 +125,12 @@ class Run:
     @property
     def best(self) -> Path:
         """The checkpoint with the lowest validation loss."""
-        return standing(self._checkpoint("best"))
+        return existing_checkpoint(self._checkpoint("best"))
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return standing(self._checkpoint("last"))
+        return existing_checkpoint(self._checkpoint("last"))
 
     @property
     def has_last(self) -> bool:
@@ -199,8 +161,8 @@ class Run:
             earlier = [each[key] for each in self.record.get("segments") or () if key in each]
             if isinstance(stamp, Mapping) and stamp.get(key, own) not in (own, *earlier):
                 raise ConfigError(
-                    f"{short(file)}: is the checkpoint of another run (its {key} is {stamp[key]}, that of this run "
-                    f"{own}); put this run's own checkpoints back, choose another name=, or train again with "
+                    f"{display_path(file)}: is the checkpoint of another run (its {key} is {stamp[key]}, that of this "
+                    f"run {own}); put this run's own checkpoints back, choose another name=, or train again with "
                     "rerun=true"
                 )
 
@@ -266,9 +228,9 @@ class Run:
     def _mend(self) -> None:
         """Put back what a killed process had set aside, and delete what it had not finished writing."""
         for path in map(self._checkpoint, ("best", "last")):
-            if standing(path) != path:
-                standing(path).rename(path)
-            for leftover in (aside_of(path), parts_of(path)):
+            if existing_checkpoint(path) != path:
+                existing_checkpoint(path).rename(path)
+            for leftover in (backup_path(path), parts_of(path)):
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
                 leftover.unlink(missing_ok=True)
@@ -310,15 +272,15 @@ class Run:
         self.record = {}
         self.update(**record)
 
-    def set_aside(self) -> Path | None:
+    def archive(self) -> Path | None:
         """Rename an existing directory to make room for a fresh run; returns its new place."""
         if not (self._json.is_file() or self.has_weights):
             return None
         self.record = {}
-        return set_aside(self.path)
+        return archive_folder(self.path)
 
 
-class FollowedRun(Run):
+class ReadOnlyRun(Run):
     """A run directory for the ranks of a run that write nothing: the first one does."""
 
     def update(self, **entries: Any) -> None:
@@ -330,7 +292,7 @@ class FollowedRun(Run):
         """Nothing: the first rank holds the directory."""
         yield
 
-    def set_aside(self) -> Path | None:
+    def archive(self) -> Path | None:
         """Begin afresh as the first rank does."""
         self.record = {}
 
@@ -352,7 +314,7 @@ def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
     return record
 
 
-def set_aside(path: Path) -> Path:
+def archive_folder(path: Path) -> Path:
     """Rename a folder to make room for a fresh one; returns its new place."""
     number = 1
     while (aside := path.with_name(f"{path.name}~{number}")).exists():
@@ -370,18 +332,18 @@ def parts_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.parts")
 
 
-def aside_of(path: Path) -> Path:
+def backup_path(path: Path) -> Path:
     """Where a checkpoint stands while one of the other form, a file or a folder, takes its place."""
     return path.with_name(f".{path.name}.before")
 
 
-def standing(path: Path) -> Path:
+def existing_checkpoint(path: Path) -> Path:
     """Where a checkpoint is: aside, if the process was killed that was about to write another in its place."""
-    aside = aside_of(path)
+    aside = backup_path(path)
     return aside if aside.exists() and not path.exists() else path
 
 
-def short(path: Path) -> Path:
+def display_path(path: Path) -> Path:
     """A path relative to here where it lies below here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
@@ -405,7 +367,7 @@ def require_run(path: str, key: str, tasks: Collection[str] = (), folder: str = 
     kind = f"{' or '.join(tasks)} " if tasks else ""
     experiments = [f"experiment={EXPERIMENTS[task]}" for task in tasks if task in EXPERIMENTS]
     chosen = experiments[:1] if len(experiments) == len(tasks) else []
-    train = shell.line(shell.program(), "train", *chosen)
+    train = shell.command_line(shell.program(), "train", *chosen)
     there = (
         f"{kind}runs here: {', '.join(found[:5])}"
         if found

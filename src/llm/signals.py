@@ -20,6 +20,8 @@ INTERRUPTED = (130, 143)
 
 Handler = Callable[[int, Any], Any]
 
+_raised: list[int] = []  # signals at which this process was to stop at once
+
 
 class Stopped(KeyboardInterrupt):
     """This process was asked to stop, and does so at once.
@@ -41,7 +43,21 @@ def stop(number: int, frame: object) -> None:
     Raises:
         Stopped: always.
     """
+    _raised.append(number)
     raise Stopped(number)
+
+
+def stop_behind(error: BaseException) -> BaseException | None:
+    """Return what stopped this process if an error came of it, else None.
+
+    `Stopped` is raised wherever the process happens to be. A library that is being imported, or is changing its own
+    state, may fail because of it later and in another way.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    if not _raised or (isinstance(error, SystemExit) and error.code in INTERRUPTED):
+        return None
+    return Stopped(_raised[-1])
 
 
 def number_of(error: BaseException) -> int:
@@ -54,7 +70,7 @@ def status_of(number: int) -> int:
     return 128 + (signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
 
-def heeded() -> list[signal.Signals]:
+def handling() -> list[signal.Signals]:
     """All but what this process was told to ignore, such as the end of the terminal by nohup.
 
     Ctrl-C is heeded even by a script's background job, which ignores it by birth: a sweep and a launcher
@@ -74,7 +90,7 @@ def listen(handler: Handler) -> dict[signal.Signals, Any]:
         The handlers that there were, for `give_back`.
     """
     hear = without_terminal(handler)
-    return {number: signal.signal(number, hear) for number in heeded()}
+    return {number: signal.signal(number, hear) for number in handling()}
 
 
 def without_terminal(handler: Handler) -> Handler:
@@ -82,33 +98,35 @@ def without_terminal(handler: Handler) -> Handler:
 
     def hear(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
-            let_go_of_terminal()
+            detach_terminal()
         handler(number, frame)
 
     return hear
 
 
-def give_back(handlers: Mapping[Any, Any]) -> None:
+def restore_handlers(handlers: Mapping[Any, Any]) -> None:
     """Let signals do again what they did."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @contextmanager
-def heard(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
+def received(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
     """Listen within a block.
 
     Yields:
         The handlers that there were.
     """
+    _raised.clear()
     before = listen(handler)
     try:
         yield before
     finally:
-        give_back(before)
+        restore_handlers(before)
+        _raised.clear()
 
 
-def let_go_of_terminal() -> None:
+def detach_terminal() -> None:
     """Print nowhere instead of to a terminal that is gone, where each word would be an error; files stay."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):

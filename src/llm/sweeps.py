@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from llm.config.errors import ConfigError, UserError
 from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
-from llm.runs import ClaimedRunError, Run, now, set_aside
+from llm.runs import ClaimedRunError, Run, archive_folder, now
 
 FILE = "sweep.json"
 SETTLED = "settled.json"
@@ -80,7 +80,9 @@ class Job:
 
     def record(self, **entries: Any) -> None:
         """Add to the outcome, which is about the run as its record stands now."""
-        write(self.file("json"), self.outcome | entries | self._about() | {"run": self._told()})
+        write_plan(
+            self.file("json"), self.outcome | entries | self._about() | {"run": self._told()}
+        )
 
     def _about(self) -> dict[str, str]:
         """What an outcome is about; the directory relative to the sweep's, as in its plan."""
@@ -198,9 +200,11 @@ class Sweep:
             after = [job["directory"] for job in meant]
             if before != after[: len(before)]:
                 self._require_idle()  # whoever runs it goes by the numbers of its jobs
-            aside = None if set(before) <= set(after) else set_aside(self.path)
+            aside = None if set(before) <= set(after) else archive_folder(self.path)
             sweep_partials(self.path, self.path / "jobs")
-            write(self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant})
+            write_plan(
+                self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant}
+            )
         return aside
 
     def _require_idle(self) -> None:
@@ -219,7 +223,7 @@ class Sweep:
             number = places.get(entry["directory"], len(plan["jobs"]))
             entry["number"] = number
             plan["jobs"][number : number + 1] = [entry]
-            write(self.path / FILE, plan)
+            write_plan(self.path / FILE, plan)
         return self._job(entry)
 
     def settle(self, key: str, value: Any) -> Any:
@@ -228,7 +232,7 @@ class Sweep:
             file = self.path / SETTLED
             settled = read_object(file) if file.is_file() else {}
             if key not in settled:
-                write(file, settled | {key: value})
+                write_plan(file, settled | {key: value})
         return settled.get(key, value)
 
     def _held(self) -> FileLock:
@@ -274,7 +278,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def write(file: Path, content: Mapping[str, Any]) -> None:
+def write_plan(file: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, content, indent=1)

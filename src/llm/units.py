@@ -11,12 +11,12 @@ BINARY: Units = ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"), (2**4
 TIMES: Units = ((1, "s"), (60, "min"), (3600, "h"), (86400, "days"), (86400 * 365, "years"))
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Three digits and a letter: 124 M parameters, 2.50 B tokens."""
     return _scaled(value, LETTERS)
 
 
-def size(value: float | None) -> str:
+def format_bytes(value: float | None) -> str:
     """Bytes in a binary unit: 1.25 GiB."""
     return _scaled(value, BINARY)
 

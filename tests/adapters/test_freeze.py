@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm.adapters.adapter import adapter_state
+from llm.adapters.base import adapter_state
 from llm.adapters.freeze import Head, LastBlock
 from llm.models.classifier import Classifier
 

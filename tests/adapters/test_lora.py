@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from llm.adapters.adapter import adapter_state, disabled
-from llm.adapters.lora import LoRA, LoRALinear, activate, merge, unmerge
+from llm.adapters.base import adapter_state, disabled
+from llm.adapters.lora import LoRA, LoRALinear, activate, merge_updates, unmerge
 from llm.models.classifier import Classifier
 from llm.optim.groups import decay_matrices
-from llm.trainer import checkpoint_activations
+from llm.training.trainer import checkpoint_activations
 
 GROUPED = ["model=llama", "size.num_heads=4", "size.num_kv_heads=2"]
 MODELS = {"gpt2": ["model=gpt2"], "gpt": ["model=gpt"], "grouped": GROUPED}
@@ -165,7 +165,7 @@ def test_merged_is_plain_and_computes_the_same(build, tokens, stir, words, dtype
     plain = model(tokens)
     LoRA(rank=4).apply(model)
     adapted = stir(model)(tokens)
-    layers = merge(model)
+    layers = merge_updates(model)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(tokens), adapted, rtol=0, atol=tolerance)
     assert not torch.allclose(model(tokens), plain, atol=1e-3)
@@ -181,7 +181,7 @@ def test_merging_unties_a_tied_head_and_unmerging_ties_it_again(build, tokens, s
     LoRA(targets=["head"]).apply(model)
     assert model.head.weight is model.embedding.weight
     adapted = stir(model)(tokens)
-    layers = merge(model)
+    layers = merge_updates(model)
     assert torch.equal(model.embedding.weight, embedding)
     assert not torch.allclose(model.head.weight, embedding)
     torch.testing.assert_close(model(tokens), adapted, rtol=0, atol=1e-5)
@@ -194,7 +194,7 @@ def test_a_merge_that_adds_nothing_leaves_the_layers_themselves(build):
     LoRA(targets=EVERYTHING).apply(model)
     head = model.head.base
     activate(model, None)
-    merge(model)
+    merge_updates(model)
     assert model.head is head
     assert model.head.weight is model.embedding.weight
 
@@ -206,7 +206,7 @@ def test_merging_into_bfloat16_loses_nothing(build, stir):
     layer = model.blocks[0].feed_forward.input
     x = torch.randn(3, 64).bfloat16().float()
     expected = written_out(copy.deepcopy(layer).float(), x, 2.0)
-    merge(model)
+    merge_updates(model)
     torch.testing.assert_close(model.blocks[0].feed_forward.input(x), expected)
 
 
@@ -313,7 +313,7 @@ COMPILE = """
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from llm.adapters.adapter import disabled
+from llm.adapters.base import disabled
 from llm.adapters.lora import LoRA
 from llm.adapters.prefix import Prefix
 

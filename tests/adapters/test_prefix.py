@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from llm.adapters.adapter import adapter_state, disabled
+from llm.adapters.base import adapter_state, disabled
 from llm.adapters.prefix import Prefix, PrefixKernel
 from llm.models.classifier import Classifier
 from llm.nn.attention import naive_attention
-from llm.trainer import checkpoint_activations
+from llm.training.trainer import checkpoint_activations
 
 VARIANTS = {
     "gpt2": ["model=gpt2"],
@@ -75,7 +75,7 @@ def test_padding_changes_nothing(build, tokens, stir, words, side):
     model = adapted(build(*words), stir)
     real = torch.ones(2, 12, dtype=torch.bool)
     real[0] = torch.arange(12) >= 5 if side == "left" else torch.arange(12) < 7
-    padded = model(tokens, attention=real)
+    padded = model(tokens, attention_mask=real)
     assert padded.isfinite().all()
     assert_same(padded[0, real[0]], model(tokens[:1, real[0]])[0])
     assert_same(padded[1], model(tokens[1:])[0])
@@ -88,7 +88,7 @@ def test_padded_rows_with_a_cache(build, tokens, stir, words):
     real[0, :5] = False
     cache, starts = model.new_cache(2), itertools.accumulate([6, 1, 5], initial=0)
     parts = [
-        model(part, cache, attention=real[:, start : start + part.shape[1]])
+        model(part, cache, attention_mask=real[:, start : start + part.shape[1]])
         for part, start in zip(tokens.split([6, 1, 5], dim=1), starts, strict=False)
     ]
     assert_same(torch.cat(parts, dim=1)[0, real[0]], model(tokens[:1, real[0]])[0])

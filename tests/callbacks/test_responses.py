@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 from hydra import compose, initialize_config_module
 
-from llm.apps.training import train
 from llm.callbacks.responses import Responses, ResponseSamples
 from llm.runs import RESULTS
+from llm.training.lifecycle import train
 
 COLOURS = ["red", "blue"]
 THINGS = ["hat", "cup", "dog"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from llm.comparison.interval import estimate, quantile
+from llm.comparison.interval import mean_interval, quantile
 
 # Two-sided, from the tables of Abramowitz and Stegun (26.10) and any textbook.
 PUBLISHED = [
@@ -21,21 +21,21 @@ def test_many_repetitions_come_to_the_normal_distribution():
 
 
 def test_an_interval_is_t_standard_errors_wide():
-    found = estimate([1.0, 2.0, 3.0], 0.95)
+    found = mean_interval([1.0, 2.0, 3.0], 0.95)
     assert found.mean == 2.0
     assert found.margin == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
 
 
 def test_a_single_repetition_has_no_interval():
-    assert estimate([2.5]) == (2.5, None)
+    assert mean_interval([2.5]) == (2.5, None)
 
 
 def test_equal_repetitions_leave_no_doubt():
-    assert estimate([2.5, 2.5, 2.5]) == (2.5, 0.0)
+    assert mean_interval([2.5, 2.5, 2.5]) == (2.5, 0.0)
 
 
 @pytest.mark.parametrize("odd", [math.inf, math.nan])
 def test_of_what_is_not_finite_there_is_no_interval(odd):
-    found = estimate([1.0, odd])
+    found = mean_interval([1.0, odd])
     assert not math.isfinite(found.mean)
     assert found.margin is None

@@ -3,9 +3,9 @@ import math
 import pytest
 from made_runs import make
 
-from llm.apps.watching import newest
 from llm.comparison.result import Result, read_metrics
 from llm.config.reading import LARGEST
+from llm.launch.dashboard import newest
 from llm.runs import Run
 
 

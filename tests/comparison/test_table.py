@@ -9,8 +9,8 @@ from made_runs import make
 
 from llm.comparison.table import compare
 from llm.config.errors import UserError
-from llm.console import printable
 from llm.runs import Run
+from llm.terminal.console import printable
 
 CLOCKED = ["tokens_per_second", "mfu", "peak_gib", "seconds"]
 
@@ -194,9 +194,9 @@ def test_data_are_called_by_the_setting_that_tells_them_apart(tmp_path):
 
 
 def test_tasks_do_not_compare_on_the_same_texts(tmp_path):
-    runs = [make(tmp_path / task, settings={"task": task}) for task in ("preference", "reward")]
+    runs = [make(tmp_path / task, settings={"task": task}) for task in ("dpo", "reward")]
     assert column(compare(runs), "rank") == [1, 1]
-    assert column(compare(runs), "task") == ["preference", "reward"]
+    assert column(compare(runs), "task") == ["dpo", "reward"]
 
 
 def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):

@@ -2,14 +2,13 @@
 
 import pytest
 
-from llm.apps import train as _  # registers what its configuration resolves  # noqa: F401
 from llm.config.composition import check_points
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 
 
 def test_a_budget_on_the_command_line_is_the_only_one():
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     words = ["experiment=instruct", "weights=scratch", "trainer.max_steps=2"]
     (point,) = check_points(loader, "train", words, multirun=False)
     assert (point.config.trainer.max_steps, point.config.trainer.max_epochs) == (2, None)

@@ -35,11 +35,11 @@ def loader(tmp_path, kit, monkeypatch):
         path.write_text(text)
     with monkeypatch.context() as patch:
         patch.setattr("llm.config.loader.CONF", str(tmp_path))
-        return open_loader("llm.apps.train", str(tmp_path))
+        return open_loader(str(tmp_path))
 
 
 def test_an_option_of_hydras_own_groups_is_named_with_those_there_are():
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     with pytest.raises(ConfigError) as refused:
         compose(loader, "train", ["hydra/launcher=basc"])
     (line,) = refused.value.problems
@@ -183,7 +183,7 @@ def test_a_wrong_value_of_ones_own_file_is_told_with_the_file(tmp_path, words, t
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
-    loader = open_loader("llm.apps.train", "pkg://llm.conf", str(tmp_path))
+    loader = open_loader("pkg://llm.conf", str(tmp_path))
     with pytest.raises(ConfigError, match=told.format(re.escape(str(tmp_path)))):
         check_points(loader, "train", words, multirun=False)
 
@@ -192,7 +192,7 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
     own = tmp_path / "own"
     (own / "model").mkdir(parents=True)
     (own / "model" / "mine.yaml").write_text("defaults: [gpt]\ndim: 8\n")
-    loader = open_loader("llm.apps.train", str(tmp_path), str(own))
+    loader = open_loader(str(tmp_path), str(own))
     assert compose(loader, "main", ["model=mine", "trust=[kit]"]).model.dim == 8
 
 
@@ -211,7 +211,7 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
     ],
 )
 def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str):
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     typed = remedy.replace("add data=text", "replace data=python_docs by data=text")
     with pytest.raises(ConfigError, match=typed):
         check_points(loader, "train", ["data=python_docs", word], multirun=False)

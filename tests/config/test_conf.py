@@ -5,7 +5,6 @@ import torch
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
 
-from llm.apps import train  # registers the resolver that its configuration names  # noqa: F401
 from llm.config.build import build
 from llm.config.check import check
 from llm.config.composition import compose
@@ -32,15 +31,15 @@ REST = ["hardware", "logger", "callbacks", "experiment"]
 LEARNED_FROM = {
     "classification": ["labelled", "spam"],
     "grpo": ["instruction", "instruction_1100"],
-    "instruction": ["instruction", "instruction_1100"],
-    "preference": ["preference", "preference_1100"],
+    "sft": ["instruction", "instruction_1100"],
+    "dpo": ["preference", "preference_1100"],
     "reward": ["preference", "preference_1100"],
 }
 
 
 @pytest.mark.parametrize("group", [*GROUPS, *(f"model/{part}" for part in PARTS), *REST])
 def test_every_option_passes(group):
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     options = loader.get_group_options(group, ObjectType.CONFIG)
     assert options
     words = ["size=nano"] if group != "size" else []
@@ -69,7 +68,7 @@ def test_every_option_passes(group):
 def test_every_leaf_instantiates(group, tmp_path):
     """The parts of a model are built by the check above, optimizers by the tests of training."""
     (tmp_path / "text.txt").write_text("text")
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
         if option == "gpt2":
             continue  # reads published files: tests/tokenizers/test_gpt2.py
@@ -86,13 +85,13 @@ def test_every_leaf_instantiates(group, tmp_path):
 @pytest.mark.parametrize(
     ("group", "task"),
     [
-        *(("reward", "grpo"), ("task/reference", "preference"), ("task/reference", "grpo")),
+        *(("reward", "grpo"), ("task/reference", "dpo"), ("task/reference", "grpo")),
         ("task/pooling", "classification"),
     ],
 )
 def test_every_part_of_a_task_passes(group, task):
     """Groups that are there with a task that takes them only."""
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
         if option != "none":  # which is for llm generate
             words = [f"task={task}", f"data={LEARNED_FROM[task][0]}"]
@@ -102,7 +101,7 @@ def test_every_part_of_a_task_passes(group, task):
 
 @pytest.mark.parametrize("pooling", [last_token, first_token, mean])
 def test_a_classifier_pools_as_it_is_told(pooling):
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"task/pooling={pooling.__name__}"]
     node = compose(loader, "train", words).task.model
     model = build(node.body, vocab_size=256)
@@ -111,7 +110,7 @@ def test_a_classifier_pools_as_it_is_told(pooling):
 
 @pytest.mark.parametrize("model", ["gpt", "bert"])
 def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     node = compose(loader, "train", ["size=nano", "task=classification", f"model={model}"]).task
     classifier = build(node.model, body=build(node.model.body, vocab_size=256), num_classes=2)
     assert classifier.distinct
@@ -124,7 +123,7 @@ def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
 
 @pytest.mark.parametrize("model", ["gpt", "llama"])
 def test_a_classifier_from_nothing_begins_as_a_bag_of_words(model):
-    loader = open_loader("llm.apps.train", "pkg://llm.conf")
+    loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"model={model}"]
     node = compose(loader, "train", words).task.model
     torch.manual_seed(0)

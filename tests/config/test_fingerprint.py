@@ -5,7 +5,7 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from llm.config.fingerprint import difference, fingerprint
+from llm.config.fingerprint import fingerprint, fingerprint_difference
 
 CONFIG = {
     "model": {"dim": "${size.dim}", "parts": [1, {"a": 2}]},
@@ -49,7 +49,7 @@ def test_it_is_short_and_stable():
 )
 def test_where_how_long_and_who_watches_do_not_count(values):
     assert fingerprint(changed(**values)) == fingerprint(changed())
-    assert difference(changed(), changed(**values)) == []
+    assert fingerprint_difference(changed(), changed(**values)) == []
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_where_how_long_and_who_watches_do_not_count(values):
 )
 def test_what_is_learned_counts_and_is_named(values, lines):
     assert fingerprint(changed(**values)) != fingerprint(changed())
-    assert difference(changed(), changed(**values)) == lines
+    assert fingerprint_difference(changed(), changed(**values)) == lines
 
 
 def test_what_is_not_known_yet_is_no_difference():
-    assert difference(changed(seed=3), changed(seed="???")) == []
+    assert fingerprint_difference(changed(seed=3), changed(seed="???")) == []
 
 
 def test_what_to_ignore_is_the_callers():

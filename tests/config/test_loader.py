@@ -170,7 +170,7 @@ def test_a_point_is_judged_when_a_launcher_composes_it(tmp_path):
     """A search finds its points as it goes."""
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "r.yaml").write_text(GLOBAL + CALLBACK)
-    loader = open_loader("llm.apps.train", CONF, str(tmp_path))
+    loader = open_loader(CONF, str(tmp_path))
     shared = loader.load_configuration("train", [], RunMode.MULTIRUN)
     with pytest.raises(ConfigError, match=r"^hydra\.callbacks\.e"):
         loader.load_sweep_config(shared, ["+reward=r"])
@@ -209,7 +209,7 @@ def test_a_folder_may_bring_a_sweep_and_settings_of_a_launcher(tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
-    loader = open_loader("llm.apps.train", CONF, str(tmp_path))
+    loader = open_loader(CONF, str(tmp_path))
     points = check_points(loader, "train", ["sweep=mine", "experiment=mine"], multirun=True)
     assert [(point.config.seed, point.config.name) for point in points] == [(1, "gpt"), (2, "gpt")]
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.config.ranges import RANGES, out_of_range
-from llm.config.sections import projects_can_be_named
+from llm.config.rules import projects_can_be_named
 
 UNIT = "0 or more and less than 1"
 COMMANDS = {

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from llm.__main__ import config_dir
 from llm.config.composition import compose
 from llm.config.loader import CONF, open_loader
+from llm.config.overrides import values
 from llm.config.texts import as_text
-from llm.config.words import values
 
 
 def meant(word, is_sweep=False):
@@ -78,7 +78,7 @@ def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeyp
     (tmp_path / "configs" / "data" / "mine.yaml").write_text(
         "defaults: [text]\npath: [~/a.txt, b~.txt]\ncache_dir: ${output_dir}/~\n"
     )
-    loader = open_loader("llm.apps.train", CONF, config_dir("~/configs"))
+    loader = open_loader(CONF, config_dir("~/configs"))
     words = ["data=mine", "output_dir=~", "weights=run", "weights.path=~/r${seed}"]
     config = compose(loader, "train", [as_text(word) for word in words])
     assert config.data.path == [f"{tmp_path}/a.txt", "b~.txt"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.data.source import Source
+from llm.data.corpora.base import Source
 
 
 class Texts(Source):

@@ -6,7 +6,7 @@ import pytest
 
 from llm.data.errors import DataError
 from llm.data.malformed import Malformed
-from llm.data.rows import Layout, read_rows
+from llm.data.record_reader import Layout, read_records
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def rows(tmp_path):
     def rows(content, name="a.csv", malformed=None, **layout):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [row.values for row in read_rows(path, Layout(**layout), malformed)]
+        return [row.values for row in read_records(path, Layout(**layout), malformed)]
 
     return rows
 
@@ -57,7 +57,7 @@ def test_a_delimiter_is_one_character(delimiter):
 def test_the_line_with_which_excel_names_the_delimiter_is_obeyed(tmp_path, first):
     path = tmp_path / "a.csv"
     path.write_text(first + "text;label\none, two;a\n")
-    (row,) = read_rows(path)
+    (row,) = read_records(path)
     assert row.values == {"text": "one, two", "label": "a"}
     assert row.where.endswith("line 3")
 

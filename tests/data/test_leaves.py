@@ -8,12 +8,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-import llm.apps.train  # registers the resolvers that train.yaml uses
 from llm.config.build import build
 from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.data.files import FilesDataModule
-from llm.data.text import TextDataModule
+from llm.data.corpora.text import TextDataModule
+from llm.data.corpora.text_files import FilesDataModule
 
 LEAVES = Path(next(iter(llm.conf.__path__))) / "data"
 STEPS = sorted(path.stem for path in (LEAVES / "preprocessing").glob("*.yaml"))

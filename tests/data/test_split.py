@@ -1,18 +1,24 @@
 import numpy as np
 import pytest
 
+from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.errors import DataError
-from llm.data.source import Piece, Source, joined
-from llm.data.split import choose, effective_number, published_split, split, split_examples
+from llm.data.split import (
+    choose_held_out,
+    effective_number,
+    published_split,
+    split_corpus,
+    split_examples,
+)
 
 
 def read(part) -> list[str]:
-    return list(joined(part()))
+    return list(join_pieces(part()))
 
 
 def test_one_document_is_split_by_position_as_nanogpt_does(texts):
     text = "".join(chr(65 + i % 26) for i in range(1003))
-    parts = split(texts(text), 0.1, seed=3)
+    parts = split_corpus(texts(text), 0.1, seed=3)
     assert read(parts.train) == [text[: int(0.9 * 1003)]]
     assert read(parts.validation) == [text[int(0.9 * 1003) :]]
     assert not parts.separated
@@ -21,7 +27,7 @@ def test_one_document_is_split_by_position_as_nanogpt_does(texts):
 
 def test_every_document_is_in_exactly_one_part_and_in_order(texts):
     documents = [f"document {i} " * (1 + i % 7) for i in range(200)]
-    parts = split(texts(*documents), 0.1, seed=0)
+    parts = split_corpus(texts(*documents), 0.1, seed=0)
     train, held_out = read(parts.train), read(parts.validation)
     assert sorted(train + held_out) == sorted(documents)
     assert not set(train) & set(held_out)
@@ -33,27 +39,29 @@ def test_every_document_is_in_exactly_one_part_and_in_order(texts):
 
 def test_the_seed_draws(texts):
     documents = [f"document {i}" for i in range(100)]
-    draws = [tuple(read(split(texts(*documents), 0.1, seed).validation)) for seed in (0, 0, 1)]
+    draws = [
+        tuple(read(split_corpus(texts(*documents), 0.1, seed).validation)) for seed in (0, 0, 1)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("lengths", [[5, 5], [1, 1000], [1000, 1], [3, 1000, 1000]])
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.9])
 def test_neither_part_is_without_a_document(lengths: list[int], fraction: float):
-    held_out = choose(np.array(lengths), fraction, seed=0)
+    held_out = choose_held_out(np.array(lengths), fraction, seed=0)
     assert 0 < held_out.sum() < len(lengths)
     assert np.array(lengths)[~held_out].sum() > 0
 
 
 def test_documents_without_text_count_for_nothing(texts):
-    parts = split(texts("", "some text", ""), 0.5, seed=0)
+    parts = split_corpus(texts("", "some text", ""), 0.5, seed=0)
     assert read(parts.train) + read(parts.validation) == ["some", " text"]
 
 
 def test_the_end_of_each_of_few_documents_is_held_out(texts):
     """Two files of which one is held out, or six of which one is of another kind, tell nothing of a model."""
     documents = ["a" * 100, "b" * 250, "c" * 31]
-    parts = split(texts(*documents), 0.1, seed=3)
+    parts = split_corpus(texts(*documents), 0.1, seed=3)
     assert read(parts.train) == ["a" * 90, "b" * 225, "c" * 27]
     assert read(parts.validation) == ["a" * 10, "b" * 25, "c" * 4]
     assert parts.separated
@@ -63,7 +71,7 @@ def test_the_end_of_each_of_few_documents_is_held_out(texts):
 
 def test_two_long_documents_among_short_ones_are_few(texts):
     documents = ["x" * 100_000, "y" * 100_000, *(f"short {i}" for i in range(300))]
-    parts = split(texts(*documents), 0.1, seed=0)
+    parts = split_corpus(texts(*documents), 0.1, seed=0)
     assert not parts.is_drawn
     assert read(parts.validation)[:2] == ["x" * 10_000, "y" * 10_000]
 
@@ -87,12 +95,12 @@ def test_parts_are_the_same_however_documents_come(texts, size: int, number: int
         def pieces(self):
             for text in documents:
                 for at in range(0, len(text), size):
-                    yield Piece(text[at : at + size], ends=at + size >= len(text))
+                    yield DocumentPiece(text[at : at + size], ends=at + size >= len(text))
 
         def fingerprint(self) -> str:
             return "pieces"
 
-    first, second = (split(source, 0.1, 0) for source in (texts(*documents), InPieces()))
+    first, second = (split_corpus(source, 0.1, 0) for source in (texts(*documents), InPieces()))
     assert read(first.train) == read(second.train)
     assert read(first.validation) == read(second.validation)
     assert first.held_out == second.held_out
@@ -101,7 +109,7 @@ def test_parts_are_the_same_however_documents_come(texts, size: int, number: int
 def test_a_large_document_does_not_swell_the_held_out_part():
     lengths = np.array([1_000_000] + [1000] * 200)
     for seed in range(20):
-        held_out = choose(lengths, 0.1, seed)
+        held_out = choose_held_out(lengths, 0.1, seed)
         assert lengths[held_out].sum() <= 0.1 * lengths.sum()
         assert not held_out[0]
 
@@ -114,15 +122,15 @@ def test_a_published_split_is_kept(texts):
     assert not published_split(texts("a"), texts("c")).separated
 
 
-@pytest.mark.parametrize("documents", [[], [""], ["", ""]])
+@pytest.mark.parametrize("document_ids", [[], [""], ["", ""]])
 def test_no_text_is_an_error_that_names_the_source(texts, documents: list[str]):
     with pytest.raises(DataError, match=r"my notes: has no text"):
-        split(texts(*documents, name="my notes"), 0.1, seed=0)
+        split_corpus(texts(*documents, name="my notes"), 0.1, seed=0)
 
 
 def test_too_little_text_to_split_is_an_error_with_numbers(texts):
     with pytest.raises(DataError, match=r"x: 1 characters cannot be split .*fraction=0.1"):
-        split(texts("a", name="x"), 0.1, seed=0)
+        split_corpus(texts("a", name="x"), 0.1, seed=0)
 
 
 def test_examples_are_dealt_out_in_each_groups_proportions():

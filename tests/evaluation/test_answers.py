@@ -8,8 +8,8 @@ from llm.config.errors import ConfigError
 from llm.evaluation.answers import (
     Answer,
     answers_of,
-    difference,
-    matched,
+    match_answers,
+    paired_difference,
     quality,
     read_answers,
 )
@@ -67,10 +67,10 @@ def test_quality_is_a_mean_over_answers():
 def test_answers_are_matched_in_our_order_each_once():
     ours = [Answer(each, "r", f"ours {n}") for n, each in enumerate("aabc")]
     theirs = [Answer(each, "r", f"theirs {n}") for n, each in enumerate("cada")]
-    pairs = [(own.response, other.response) for own, other in matched(ours, theirs)]
+    pairs = [(own.response, other.response) for own, other in match_answers(ours, theirs)]
     assert pairs == [("ours 0", "theirs 1"), ("ours 1", "theirs 3"), ("ours 3", "theirs 0")]
     with pytest.raises(ConfigError, match="no instruction in common"):
-        matched(ours, [Answer("a", "another reference", "")])
+        match_answers(ours, [Answer("a", "another reference", "")])
 
 
 def test_a_gain_is_paired():
@@ -80,7 +80,7 @@ def test_a_gain_is_paired():
     for right in range(1, 10):
         answer = Answer("", " ".join(words), " ".join(words[: right + 1]))
         pairs.append((answer, answer._replace(response=" ".join(words[:right]))))
-    found = difference(pairs)
+    found = paired_difference(pairs)
     assert found["compared"] == 9
     assert found["rouge_l_gain"]["low"] > 0
     assert found["rouge_l_gain"]["high"] < 0.2

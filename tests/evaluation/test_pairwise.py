@@ -5,12 +5,12 @@ import re
 import pytest
 
 from llm.evaluation.judge import Judgements
-from llm.evaluation.pairwise import both_orders, parse, summary
+from llm.evaluation.pairwise import both_orders, parse_choice, summarize_choices
 
 
 @pytest.mark.parametrize("choice", ["A", "B", "tie"])
 def test_the_form_is_read(choice):
-    assert parse(f'{{"better": "{choice}"}}\n') == choice
+    assert parse_choice(f'{{"better": "{choice}"}}\n') == choice
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_the_form_is_read(choice):
     ],
 )
 def test_all_else_is_refused(answer):
-    assert parse(answer) is None
+    assert parse_choice(answer) is None
 
 
 def test_both_orders_show_the_same_texts_in_exchanged_places():
@@ -42,7 +42,7 @@ def test_a_win_takes_both_orders():
         (None, "B"),
         ("A", None),
     ]
-    found = summary(choices)
+    found = summarize_choices(choices)
     assert (found["wins"], found["losses"], found["ties"], found["unparsed"]) == (3, 1, 5, 2)
     assert found["win_rate"]["mean"] == (3 + 5 / 2) / 9
     assert found["win_rate_unparsed_as_lost"]["mean"] == (3 + 5 / 2) / 11
@@ -60,7 +60,7 @@ def _judged(stand_in, tmp_path, prefer):
     asked = [question for pair in pairs for question in pair]
     judgements = Judgements(stand_in(answer).judge(), tmp_path / "judgements.jsonl")
     verdicts = list(judgements.ask(asked))
-    return summary(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
+    return summarize_choices(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
 
 
 def test_a_judge_of_places_finds_no_winner(stand_in, tmp_path):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from llm.evaluation.pointwise import FORM, TASK, parse, score, summary
+from llm.evaluation.pointwise import FORM, TASK, ask_score, parse_score, summarize_scores
 
 
 @pytest.mark.parametrize("number", [0, 1, 9, 10, 99, 100])
 def test_the_form_is_read(number):
-    assert parse(f'{{"score": {number}}}') == number
-    assert parse(f'\n {{ "score" :{number} }}\n') == number
+    assert parse_score(f'{{"score": {number}}}') == number
+    assert parse_score(f'\n {{ "score" :{number} }}\n') == number
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ def test_the_form_is_read(number):
     ],
 )  # fmt: skip
 def test_all_else_is_refused(answer):
-    assert parse(answer) is None
+    assert parse_score(answer) is None
 
 
 def test_the_question_shows_all_three_texts_and_the_form():
-    rules, shown = (m["content"] for m in score("do it", "done well", "done").messages())
+    rules, shown = (m["content"] for m in ask_score("do it", "done well", "done").messages())
     assert TASK in rules
     assert FORM in rules
     for name, text in (("instruction", "do it"), ("reference", "done well"), ("response", "done")):
@@ -36,7 +36,7 @@ def test_the_question_shows_all_three_texts_and_the_form():
 
 
 def test_unparsed_answers_are_counted():
-    found = summary([80, None, 60, 100, None])
+    found = summarize_scores([80, None, 60, 100, None])
     assert (found["scored"], found["unparsed"]) == (3, 2)
     assert found["score"]["mean"] == 80
     assert found["score_unparsed_as_0"]["mean"] == 48
@@ -44,6 +44,6 @@ def test_unparsed_answers_are_counted():
 
 
 def test_with_none_scored_there_is_no_mean():
-    found = summary([None, None])
+    found = summarize_scores([None, None])
     assert math.isnan(found["score"]["mean"])
     assert found["score_unparsed_as_0"]["mean"] == 0

@@ -10,8 +10,8 @@ RANK = """
 import json, sys
 import torch
 from torch import distributed
-from llm.evaluation.classification import Probabilities, WeightedLoss, confusion, scores
-from llm.evaluation.means import Means
+from llm.evaluation.classification_metrics import Probabilities, WeightedLoss, confusion, scores
+from llm.evaluation.running_mean import Means
 from llm.evaluation.perplexity import Perplexity
 
 rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -5,7 +5,7 @@ import random
 import pytest
 from torchmetrics.functional.text.rouge import rouge_score
 
-from llm.evaluation.rouge import common_subsequence, rouge_l, words
+from llm.evaluation.rouge import common_subsequence, rouge_l, rouge_words
 
 
 def table(first, second):
@@ -55,4 +55,4 @@ def test_a_text_without_words_has_nothing_in_common(said, wanted):
 
 
 def test_letters_are_letters_in_any_script():
-    assert words("Naïve Größe, слово_два!") == ["naïve", "größe", "слово", "два"]
+    assert rouge_words("Naïve Größe, слово_два!") == ["naïve", "größe", "слово", "два"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from llm.generation.batch_responses import respond
 from llm.generation.best_of import best_of
-from llm.generation.responses import respond
 from llm.generation.sampling import Sampler
 from llm.tokenizers.byte import ByteTokenizer
 

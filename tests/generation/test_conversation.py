@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from llm.config.build import build
-from llm.data.template import Message, Template
+from llm.data.examples.template import Message, Template
 from llm.generation.conversation import Conversation
 from llm.tokenizers.byte import ByteTokenizer
 

@@ -9,7 +9,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llm.generation.sampling import Sampler, draw, repetition_penalty, top_k, top_p
+from llm.generation.sampling import Sampler, draw_token, repetition_penalty, top_k, top_p
 
 V = 50
 
@@ -69,7 +69,7 @@ def test_draw_follows_the_probabilities(unlikely):
     logits[:, 1:5] = logits[:, 1:5].log()
     n = 100_000
     uniform = (torch.arange(n) + 0.5) / n
-    counts = draw(logits.expand(n, -1), uniform).bincount(minlength=6) / n
+    counts = draw_token(logits.expand(n, -1), uniform).bincount(minlength=6) / n
     expected = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.0])
     torch.testing.assert_close(counts, expected, rtol=0, atol=2 / n)
 
@@ -78,7 +78,7 @@ def test_the_ends_of_the_interval_draw_possible_tokens():
     logits = torch.full((2, 1000), -math.inf)
     logits[:, 300:700] = torch.randn(400, generator=torch.Generator().manual_seed(0))
     largest = 1 - 2**-24  # of the float32 numbers that torch.rand gives
-    first, last = draw(logits, torch.tensor([0.0, largest])).tolist()
+    first, last = draw_token(logits, torch.tensor([0.0, largest])).tolist()
     assert first == 300
     assert last == 699
 
@@ -117,7 +117,7 @@ def test_the_narrowest_settings_are_greedy(logits, uniform, sampler):
 def test_open_settings_change_nothing(logits, uniform):
     plain = Sampler()(logits, uniform)
     assert torch.equal(Sampler(top_p=1.0, top_k=10**9)(logits, uniform), plain)
-    assert torch.equal(plain, draw(logits, uniform))
+    assert torch.equal(plain, draw_token(logits, uniform))
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.5, 10, 0.9, 1.1), Sampler(0.0)])

@@ -106,8 +106,8 @@ def wordpiece():
 
 TOKENIZERS = {
     "byte": lambda: ByteTokenizer(),
-    "char": lambda: char.train([PROSE]),
-    "bpe": lambda: bpe.train([PROSE * 3], 270),
+    "char": lambda: char.train_char([PROSE]),
+    "bpe": lambda: bpe.train_bpe([PROSE * 3], 270),
     "word": lambda: WordTokenizer(["he", "don", "t", "'", "’", '"', ",", "(", ")", "--", "."]),
     "wordpiece": lambda: WordPieceTokenizer(["[UNK]", "[CLS]", "[SEP]", "a", "##b", "##c", "."]),
     "byte level": lambda: HuggingFaceTokenizer(byte_level(add_prefix_space=True).to_str()),

@@ -1,6 +1,6 @@
 """metrics.csv: appended, merged by step, and cut back to the checkpoint on resume."""
 
-from llm.comparison.result import read_rows
+from llm.comparison.result import read_metric_rows
 from llm.loggers.csv import CSVLogger
 
 
@@ -10,7 +10,7 @@ def test_metrics_of_one_step_share_a_row_and_new_columns_may_come_late(tmp_path)
     logger.log_metrics({"train/loss": 2.0}, step=20)
     logger.log_metrics({"val/loss": 2.5}, step=20)
     logger.finalize("success")
-    assert read_rows(tmp_path / "metrics.csv") == [
+    assert read_metric_rows(tmp_path / "metrics.csv") == [
         {"step": "10", "train/loss": "3.0", "val/loss": ""},
         {"step": "20", "train/loss": "2.0", "val/loss": "2.5"},
     ]
@@ -23,7 +23,7 @@ def test_a_row_that_was_saved_is_written_over_when_more_of_its_step_comes(tmp_pa
         logger.log_metrics(metrics, step=20)
         logger.save()
         logger.save()
-    assert read_rows(tmp_path / "metrics.csv") == [
+    assert read_metric_rows(tmp_path / "metrics.csv") == [
         {"step": "10", "train/loss": "3.0", "val/loss": ""},
         {"step": "20", "train/loss": "2.0", "val/loss": "2.4"},
     ]
@@ -38,7 +38,7 @@ def test_a_resumed_file_loses_just_the_rows_after_the_checkpoint(tmp_path):
     resumed = CSVLogger(path, resume_step=20)
     resumed.log_metrics({"train/loss": 31.0}, step=30)
     resumed.save()
-    assert [(row["step"], row["train/loss"]) for row in read_rows(path)] == [
+    assert [(row["step"], row["train/loss"]) for row in read_metric_rows(path)] == [
         ("10", "10.0"),
         ("20", "20.0"),
         ("30", "31.0"),
@@ -49,10 +49,10 @@ def test_a_fresh_run_begins_a_fresh_file(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n10,1.0\n")
     CSVLogger(path)
-    assert read_rows(path) == []
+    assert read_metric_rows(path) == []
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss,val/loss\n10,1.0,2.0\n20,1")
-    assert [row["step"] for row in read_rows(path)] == ["10"]
+    assert [row["step"] for row in read_metric_rows(path)] == ["10"]

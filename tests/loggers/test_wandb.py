@@ -24,12 +24,12 @@ from wandb import wandb_agent
 from wandb.cli import cli
 from wandb.util import get_core_path
 
-from llm import shell
-from llm.apps import training
-from llm.callbacks.samples import append, read
-from llm.loggers import outages
+from llm.callbacks.samples import append_samples, read_samples
+from llm.loggers import wandb_retry
 from llm.loggers.wandb import wandb_logger
 from llm.runs import Run
+from llm.terminal import shell
+from llm.training import lifecycle
 
 PLAIN = ["callbacks.samples=null", "callbacks.picture=null"]
 README = Path(__file__).parents[2] / "README.md"
@@ -59,16 +59,16 @@ def train(tmp_path, monkeypatch) -> Callable[..., Path]:
             *("trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
             *("callbacks.samples.max_tokens=3", "callbacks.progress=null"),
         ]
-        make = training.make_callbacks
+        make = lifecycle.make_callbacks
         with (
             monkeypatch.context() as patch,
             initialize_config_module("llm.conf", version_base="1.3"),
         ):
             patch.setattr(
-                training, "make_callbacks", lambda *a: [*make(*a), *filter(None, [callback])]
+                lifecycle, "make_callbacks", lambda *a: [*make(*a), *filter(None, [callback])]
             )
             choices = {"model": "gpt2", "task": "pretraining", "logger": "wandb", "weights": None}
-            training.train(compose("train", [*common, *words]), tmp_path / name, words, choices)
+            lifecycle.train(compose("train", [*common, *words]), tmp_path / name, words, choices)
         return tmp_path / name
 
     return train
@@ -154,8 +154,8 @@ def requests(monkeypatch) -> Iterator[list[bytes]]:
 OFFLINE = """
 import sys
 from pathlib import Path
-from llm.loggers.outages import SteadyRun
-run = SteadyRun(Path(sys.argv[1]), "offline", 60, {"id": "one", "project": "llm"})
+from llm.loggers.wandb_retry import ResilientRun
+run = ResilientRun(Path(sys.argv[1]), "offline", 60, {"id": "one", "project": "llm"})
 run.open()
 run.do(lambda run: run.log({"x": 1}), print)
 run.finish(0, print)
@@ -187,7 +187,7 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     assert all("train/loss" in row for row in first["rows"])
     losses = [row["val/loss"] for row in first["rows"] if "val/loss" in row]
     assert first["summary"]["best/val/loss"] == pytest.approx(min(losses), abs=1e-6)
-    assert first["summary"]["samples.nrows"] == len(read(Run(folders[0]).samples)) == 2
+    assert first["summary"]["samples.nrows"] == len(read_samples(Run(folders[0]).samples)) == 2
     assert {f"picture-{first['run_id']}", f"checkpoint-{first['run_id']}"} <= set(
         first["artifacts"]
     )
@@ -220,7 +220,7 @@ def test_weights_in_parts_are_kept_whole(tmp_path):
 def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train, tmp_path):
     with pytest.raises(SystemExit):
         train("run", callback=At(3, lambda: signal.raise_signal(signal.SIGINT)))
-    append(tmp_path / "run" / "samples.txt", [(4, "of a sitting that crashed")])
+    append_samples(tmp_path / "run" / "samples.txt", [(4, "of a sitting that crashed")])
     folder = train("run")
     (before, after) = pieces(folder)
     assert before["run_id"] == after["run_id"]
@@ -286,7 +286,7 @@ def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatc
 def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_ends(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("llm.loggers.outages.SIGN_OF_LIFE", 0.2)
+    monkeypatch.setattr("llm.loggers.wandb_retry.SIGN_OF_LIFE", 0.2)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -298,7 +298,7 @@ def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_en
 
 
 def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
-    monkeypatch.setattr("llm.loggers.outages.WRITING", 0.1)
+    monkeypatch.setattr("llm.loggers.wandb_retry.WRITING", 0.1)
 
     def kill() -> None:
         time.sleep(0.5)  # what it has is written now
@@ -384,7 +384,7 @@ def test_the_jobs_of_a_sweep_that_an_agent_drives_have_ids_of_their_own(tmp_path
 
 
 def test_a_setting_that_is_refused_is_no_outage(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setitem(outages.PRIVATE, "no_such_setting", True)
+    monkeypatch.setitem(wandb_retry.PRIVATE, "no_such_setting", True)
     with pytest.raises(ValueError, match=r"refuses a setting \(no_such_setting: ") as refusal:
         wandb_logger(str(tmp_path), "run").log_hyperparams({})
     assert "\n" not in str(refusal.value)
@@ -417,5 +417,5 @@ def test_a_wrong_setting_is_named(tmp_path, settings, message):
 
 def test_samples_are_read_back_as_they_were_written(tmp_path):
     texts = [(0, "one\n\ntwo\n"), (0, ""), (12, "=== step none")]
-    append(tmp_path / "samples.txt", texts)
-    assert read(tmp_path / "samples.txt") == texts
+    append_samples(tmp_path / "samples.txt", texts)
+    assert read_samples(tmp_path / "samples.txt") == texts

@@ -20,19 +20,19 @@ def bert(build):
 def test_every_position_sees_the_whole_text(bert):
     changed = TOKENS.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 97
-    difference = (bert.hidden(TOKENS).hidden - bert.hidden(changed).hidden).abs().amax(dim=(0, 2))
+    difference = (bert.hidden_states(TOKENS) - bert.hidden_states(changed)).abs().amax(dim=(0, 2))
     assert (difference > 1e-6).all()
 
 
 def test_order_segments_and_padding_count(bert):
-    before = bert.hidden(TOKENS).hidden
-    assert not torch.allclose(bert.hidden(TOKENS.flip(1)).hidden.flip(1), before)
+    before = bert.hidden_states(TOKENS)
+    assert not torch.allclose(bert.hidden_states(TOKENS.flip(1)).flip(1), before)
     segments = (torch.arange(12) >= 6).long().expand(2, -1)
-    assert not torch.allclose(bert.hidden(TOKENS, segments=segments).hidden, before)
+    assert not torch.allclose(bert.hidden_states(TOKENS, segments=segments), before)
     real = torch.arange(12) < torch.tensor([[12], [5]])
-    padded = bert.hidden(TOKENS, attention=real).hidden
+    padded = bert.hidden_states(TOKENS, attention_mask=real)
     torch.testing.assert_close(padded[0], before[0])
-    torch.testing.assert_close(padded[1, :5], bert.hidden(TOKENS[1:, :5]).hidden[0])
+    torch.testing.assert_close(padded[1, :5], bert.hidden_states(TOKENS[1:, :5])[0])
 
 
 def test_the_head_shares_the_embedding_and_starts_at_even_odds(bert):
@@ -63,7 +63,7 @@ def test_a_classifier_reads_the_first_token_unless_told_otherwise(build):
     real = torch.arange(12) < torch.tensor([[12], [5]])
     classifier = Classifier(build("model=bert"), num_classes=3).eval()
     body: Any = classifier.body
-    hidden = body.hidden(TOKENS, attention=real).hidden
+    hidden = body.hidden_states(TOKENS, attention_mask=real)
     torch.testing.assert_close(classifier(TOKENS, real), classifier.head(hidden[:, 0]))
     assert Classifier(build("model=bert"), 3, pooling=last_token).pooling is last_token
     assert Classifier(build("model=bert"), 3).pooling is first_token

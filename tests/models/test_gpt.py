@@ -67,7 +67,7 @@ def test_padding_changes_nothing(model, side):
     real[0, : 5 if side == "left" else -5] = False
     if side == "right":
         real[0, :] = torch.arange(12) < 7
-    padded = model(tokens, attention=real)
+    padded = model(tokens, attention_mask=real)
     assert padded.isfinite().all()
     assert_same(padded[0, real[0]], model(tokens[:1, real[0]])[0])
     assert_same(padded[1], model(tokens[1:])[0])
@@ -76,13 +76,13 @@ def test_padding_changes_nothing(model, side):
 def test_gradients_of_a_padded_batch_are_finite_and_padding_has_none(model):
     tokens, real = draw(2, 8), torch.ones(2, 8, dtype=torch.bool)
     real[0, :5] = False
-    model(tokens, attention=real)[real].square().sum().backward()
+    model(tokens, attention_mask=real)[real].square().sum().backward()
     gradients = [p.grad for p in model.parameters()]
     model.zero_grad()
     assert all(g.isfinite().all() for g in gradients)
     other = tokens.clone()
     other[0, :5] = 3
-    model(other, attention=real)[real].square().sum().backward()
+    model(other, attention_mask=real)[real].square().sum().backward()
     for gradient, parameter in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
     model.zero_grad()
@@ -107,7 +107,7 @@ def test_cached_equals_uncached_in_a_padded_batch(model, chunks):
     parts = []
     for part, start in zip(tokens.split(chunks, dim=1), starts, strict=False):
         seen = real[:, start : start + part.shape[1]]
-        parts.append(model(part, cache, attention=None if seen.all() else seen))
+        parts.append(model(part, cache, attention_mask=None if seen.all() else seen))
     cached = torch.cat(parts, dim=1)
     for row in range(3):
         assert_same(cached[row, real[row]], model(tokens[row : row + 1, real[row]])[0])
@@ -117,7 +117,7 @@ def test_documents_are_texts_apart(model):
     tokens = draw(1, 12)
     documents = torch.tensor([[4] * 5 + [2] * 7])
     positions = torch.tensor([[*range(5), *range(7)]])
-    packed = model(tokens, documents=documents, positions=positions)
+    packed = model(tokens, document_ids=documents, positions=positions)
     apart = torch.cat((model(tokens[:, :5]), model(tokens[:, 5:])), dim=1)
     assert_same(packed, apart)
 
@@ -205,7 +205,7 @@ def test_tying(build):
 
 def test_post_norm_ends_with_the_blocks_own_norm(build):
     model = build("model=gpt2", "model/residual=post_norm")
-    hidden = model.hidden(draw(2, 12)).hidden
+    hidden = model.hidden_states(draw(2, 12))
     assert not any(name.startswith("final_norm") for name, _ in model.named_parameters())
     torch.testing.assert_close(hidden.mean(dim=-1), torch.zeros(2, 12), rtol=0, atol=1e-5)
 
@@ -232,12 +232,7 @@ def test_flops_are_those_counted(build, preset):
 
 def test_hidden_and_head_are_forward(build):
     model, tokens = build(), draw(2, 5)
-    output = model.hidden(tokens)
-    torch.testing.assert_close(model.head(output.hidden), model(tokens))
-    assert output.cache is None
-    assert output.auxiliary_loss is None
-    cache = model.new_cache(2)
-    assert model.hidden(tokens, cache).cache is cache
+    torch.testing.assert_close(model.head(model.hidden_states(tokens)), model(tokens))
 
 
 def test_errors_name_the_thing_and_the_way_out(build):
@@ -251,8 +246,8 @@ def test_errors_name_the_thing_and_the_way_out(build):
     model(draw(1, 4), cache)
     with pytest.raises(ValueError, match="no room for 2 more"):
         model(draw(1, 2), cache)
-    with pytest.raises(ValueError, match="documents and a cache"):
-        model(draw(1, 4), model.new_cache(1), documents=torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="document_ids and a cache"):
+        model(draw(1, 4), model.new_cache(1), document_ids=torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(Exception, match="num_layers=0"):
         build("size.num_layers=0")
 

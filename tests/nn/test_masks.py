@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from llm.nn import masks
-from llm.nn.masks import as_bias, both, causal, draw, not_padding, same_document, sliding_window
+from llm.nn.masks import (
+    as_bias,
+    both,
+    causal,
+    draw_mask,
+    not_padding,
+    same_document,
+    sliding_window,
+)
 
 
 def test_pictures_in_the_docstrings_are_true():
@@ -14,8 +22,8 @@ def test_pictures_in_the_docstrings_are_true():
 
 
 def test_last_queries_of_longer_keys():
-    assert draw(causal, 2, 4) == "■ ■ ■ ·\n■ ■ ■ ■"
-    assert draw(sliding_window(2), 1, 4) == "· · ■ ■"
+    assert draw_mask(causal, 2, 4) == "■ ■ ■ ·\n■ ■ ■ ■"
+    assert draw_mask(sliding_window(2), 1, 4) == "· · ■ ■"
 
 
 def test_causal_is_the_lower_triangle():

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from llm import distributed
+from llm.dtensor import to_full
 from llm.optim.clipping import clip_gradients
-from llm.parts import whole
 
 SHAPES = [(7, 3), (4, 6), (5,), (3, 2), (6, 4)]
 
@@ -26,7 +26,7 @@ def parameters() -> list[nn.Parameter]:
 
 def clipped(limit: float) -> tuple[float, list[list[float]]]:
     """The norm and the gradients of the same parameters, each lying in another way."""
-    distributed.join("cpu")
+    distributed.join_ranks("cpu")
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     ways = [(line, [Shard(0)]), (square, [Shard(0), Shard(1)]), None]
     ways += [(line, [Replicate()]), (square, [Shard(0), Replicate()])]
@@ -39,7 +39,7 @@ def clipped(limit: float) -> tuple[float, list[list[float]]]:
         given.append(parameter)
     given[3].grad = DTensor.from_local(given[3].grad.to_local() / 4, line, [Partial()])
     norm = clip_gradients(given, limit)
-    return norm.item(), [whole(parameter.grad).flatten().tolist() for parameter in given]
+    return norm.item(), [to_full(parameter.grad).flatten().tolist() for parameter in given]
 
 
 @pytest.mark.parametrize("limit", [0.5, math.inf])
@@ -61,7 +61,7 @@ def test_parts_on_several_meshes_are_clipped_as_one_vector():
 
 def stages() -> float:
     """The norm where each rank has one of the parameters only, and the last has none with a gradient."""
-    distributed.join("cpu")
+    distributed.join_ranks("cpu")
     rank = distributed.world().rank
     mine = parameters()[rank : rank + 1] if rank < 2 else [nn.Parameter(torch.zeros(2))]
     return clip_gradients(mine, 1.0, others=torch.distributed.group.WORLD).item()

@@ -10,11 +10,10 @@ from omegaconf import DictConfig
 @pytest.fixture(scope="session")
 def composed() -> Callable[[str], DictConfig]:
     """composed("model=gpt2 size=nano"): the tree of that command, with 97 tokens unless it says more."""
-    from llm.apps import train  # registers what its configuration resolves  # noqa: F401
     from llm.config.composition import compose
     from llm.config.loader import open_loader
 
-    compose_words = partial(compose, open_loader("llm.apps.train", "pkg://llm.conf"), "train")
+    compose_words = partial(compose, open_loader("pkg://llm.conf"), "train")
 
     def composed(words: str = "") -> DictConfig:
         given = words.split()

@@ -12,8 +12,8 @@ import torch
 
 from llm.config.build import build
 from llm.planning.cost import completed
-from llm.planning.memory import KINDS, Memory, measure
-from llm.trainer import checkpoint_activations
+from llm.planning.memory import KINDS, Memory, measure_step
+from llm.training.trainer import checkpoint_activations
 
 
 def weigh(config, dtype=torch.float32, accelerator="cpu"):
@@ -27,7 +27,7 @@ def weigh(config, dtype=torch.float32, accelerator="cpu"):
 
     shape = config.data.batch_size, config.size.context_length
     keys = ("tokens", "targets")
-    return measure(
+    return measure_step(
         make,
         lambda: {key: torch.zeros(shape, dtype=torch.long) for key in keys},
         dtype,
@@ -149,8 +149,8 @@ def test_other_objectives_are_weighed_too(composed):
     def batch():
         return {key: torch.zeros(8, 64, dtype=torch.long) for key in ("tokens", "targets")}
 
-    single = measure(partial(build, plain.task), batch, torch.float32)
-    double = measure(make, batch, torch.float32).peak().weights
+    single = measure_step(partial(build, plain.task), batch, torch.float32)
+    double = measure_step(make, batch, torch.float32).peak().weights
     assert double == pytest.approx(2 * single.peak().weights, rel=1e-3)
 
 
@@ -165,9 +165,9 @@ def test_weights_that_are_drawn_until_they_suit_are_weighed(words, composed):
     def batch():
         tokens, real = torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool)
         labels = torch.zeros(2, dtype=torch.long)
-        return {"tokens": tokens, "targets": tokens, "labels": labels, "attention": real}
+        return {"tokens": tokens, "targets": tokens, "labels": labels, "attention_mask": real}
 
-    weights = measure(partial(build, node), batch, torch.float32).peak().weights
+    weights = measure_step(partial(build, node), batch, torch.float32).peak().weights
     assert weights == pytest.approx(sum(p.nbytes for p in task.parameters()), rel=0.01)
 
 
@@ -191,16 +191,17 @@ M_MMAP_THRESHOLD = -3
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, composed) -> str:
     """Words that make a run real and short; one has been trained, as libraries grow when first used."""
-    from llm.apps import training
+    from llm.terminal import announce
+    from llm.training import lifecycle
 
     folder = tmp_path_factory.mktemp("real")
     text = folder / "text.txt"
     text.write_text("It was a dark and stormy night. " * 500)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_CACHE", str(folder))
-        patch.setattr(training.CONSOLE, "quiet", True)
+        patch.setattr(announce.CONSOLE, "quiet", True)
         words = REAL.format(text=text)
-        training.train(composed(f"model=gpt2 size=nano optimizer=muon {words}"), folder / "warm")
+        lifecycle.train(composed(f"model=gpt2 size=nano optimizer=muon {words}"), folder / "warm")
         yield words
 
 
@@ -227,17 +228,17 @@ def _train_and_tell(pipe, config, folder):
 
     glibc keeps freed memory for later, more of it the larger the pieces were; told to, it returns them.
     """
-    from llm.apps import training
+    from llm.training import lifecycle
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    make_task, before = training.make_task, []
+    make_task, before = lifecycle.make_task, []
 
     def spying(*given):
         before.append(psutil.Process().memory_info().rss)
         return make_task(*given)
 
-    training.make_task = spying
-    training.train(config, folder)
+    lifecycle.make_task = spying
+    lifecycle.train(config, folder)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before[0])
 
 

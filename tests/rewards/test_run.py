@@ -6,8 +6,8 @@ import pytest
 
 from llm.config.build import build
 from llm.config.errors import ConfigError
-from llm.data.template import stored_template
-from llm.rewards.reward import require_template
+from llm.data.examples.template import stored_template
+from llm.rewards.base import require_template
 from llm.rewards.run import RunReward
 from llm.weights.run import RunWeights
 
@@ -31,7 +31,7 @@ def test_it_scores_as_in_training(train, pairs, logged):
 
 
 def test_a_run_of_another_kind_is_no_reward(train, pairs, tmp_path):
-    run = train("run", "task=preference", "data=preference", f"data.path={pairs}")
+    run = train("run", "task=dpo", "data=preference", f"data.path={pairs}")
     with pytest.raises(ConfigError, match="is not a reward model; train one with"):
         RunReward(str(run.path))(["a"], ["b"], ["c"])
     with pytest.raises(ConfigError, match=r"^reward\.path: .* is not a run directory"):

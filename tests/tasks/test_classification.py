@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from llm.callbacks.predictions import Predictions
-from llm.data.collation import Padding
-from llm.data.labelled import LabelledDataModule
+from llm.data.examples.collation import Padding
+from llm.data.examples.labelled import LabelledDataModule
 from llm.models.classifier import Classifier
-from llm.nn.targets import IGNORED
+from llm.nn.ignore_index import IGNORE_INDEX
 from llm.optim.groups import decay_matrices
 from llm.tasks.classification import Classification
 from llm.tokenizers.byte import ByteTokenizer
@@ -129,7 +129,7 @@ def test_weights_make_every_class_count_alike(make, rows):
     task.trainer = SimpleNamespace(datamodule=data)
     task.setup("fit")
     (batch,) = [b for b in data.val_dataloader() if len(b["labels"]) == 16][:1]
-    logits = task.model(batch["tokens"], batch["attention"])
+    logits = task.model(batch["tokens"], batch["attention_mask"])
     labels = batch["labels"]
     nats = F.cross_entropy(logits, labels, reduction="none")
     sizes = torch.tensor(
@@ -146,14 +146,14 @@ def test_rows_with_nothing_asked_change_nothing(make, rows):
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
     extra = {name: torch.cat([value, value[:3]]) for name, value in batch.items()}
-    extra["labels"][-3:] = IGNORED
+    extra["labels"][-3:] = IGNORE_INDEX
     torch.testing.assert_close(task.step(extra), task.step(batch))
     assert task.weight(extra) == task.weight(batch) == len(batch["labels"])
     task.evaluate(batch)
     expected = task.results()
     task.evaluate(extra)
     assert task.results() == pytest.approx(expected)
-    nothing = {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
     assert task.step(nothing) == 0
     assert task.weight(nothing) == 0
 

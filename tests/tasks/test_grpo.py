@@ -12,8 +12,8 @@ from llm.config.errors import ConfigError
 from llm.hardware import Hardware
 from llm.optim.groups import decay_matrices
 from llm.optim.schedules import constant
-from llm.strategies.fsdp import FSDP
-from llm.tasks.grpo import GRPO, joined
+from llm.parallel.fsdp import FSDP
+from llm.tasks.grpo import GRPO, join_answer
 from llm.tasks.reference import FrozenCopy
 
 WORDS = (
@@ -109,7 +109,7 @@ def build_task(build):
 
 def batch_of(*rows):
     """Rows of (prompt, answer), padded."""
-    pairs = [joined(*row) for row in rows]
+    pairs = [join_answer(*row) for row in rows]
     longest = max(len(pair["tokens"]) for pair in pairs)
     fill = {"tokens": 0, "targets": -100}
     return {

@@ -25,7 +25,7 @@ def batch_of(pairs, blank=0):
     tokens = torch.randint(97, (rows, 6), generator=torch.Generator().manual_seed(pairs))
     targets = tokens.clone()
     targets.view(2, pairs + blank, 6)[:, pairs:] = -100
-    return {"tokens": tokens, "targets": targets, "attention": torch.ones(rows, 6).bool()}
+    return {"tokens": tokens, "targets": targets, "attention_mask": torch.ones(rows, 6).bool()}
 
 
 def test_the_figures_are_means_over_pairs(task):

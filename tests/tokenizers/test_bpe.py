@@ -20,7 +20,7 @@ from llm.tokenizers.bpe import (
     learn_merges,
     learn_merges_fast,
     split_long_runs,
-    train,
+    train_bpe,
 )
 
 TRAINING_TEXTS = {
@@ -75,7 +75,7 @@ def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
 @pytest.mark.parametrize("learn", [learn_merges, learn_merges_fast])
 def test_a_pair_worked_by_hand(learn: LearnMerges):
     # The example of Sennrich et al.: "es" occurs nine times, and so does "est" once "es" is merged.
-    tokenizer = train(
+    tokenizer = train_bpe(
         [" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2, learn=learn
     )
     assert [tokenizer.token_bytes(token) for token in (256, 257)] == [b"es", b"est"]
@@ -83,7 +83,7 @@ def test_a_pair_worked_by_hand(learn: LearnMerges):
 
 @pytest.fixture(scope="module")
 def tokenizer(hard_texts: list[str]) -> BPETokenizer:
-    return train(["the cat sat on the mat. " * 5, *hard_texts], vocab_size=600)
+    return train_bpe(["the cat sat on the mat. " * 5, *hard_texts], vocab_size=600)
 
 
 def test_tiktoken_encodes_as_the_specification_and_as_rust(
@@ -98,7 +98,7 @@ def test_tiktoken_encodes_as_the_specification_and_as_rust(
 
 def test_a_prose_tokenizer_encodes_as_the_specification_and_as_rust(shared_data: Path):
     text = (shared_data / "tinyshakespeare.txt").read_text()[:300_000]
-    tokenizer = train([text], 4096)
+    tokenizer = train_bpe([text], 4096)
     assert tokenizer.vocab_size == 4096
     ids = tokenizer.encode(text)
     assert ids == rust_tokenizer(tokenizer.merges).encode(text).ids
@@ -117,7 +117,7 @@ def test_ids_are_bytes_in_gpt2_order_then_merges_then_specials():
 
 
 def test_no_merges_make_a_byte_tokenizer():
-    tokenizer = train(["anything at all"], vocab_size=257)
+    tokenizer = train_bpe(["anything at all"], vocab_size=257)
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
     assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"
     assert len(tokenizer.encode("naïve")) == 6
@@ -126,12 +126,12 @@ def test_no_merges_make_a_byte_tokenizer():
 @pytest.mark.parametrize("vocab_size", [256, 0, -1])
 def test_less_than_the_bytes_is_an_error(vocab_size: int):
     with pytest.raises(ValueError, match=f"vocab_size={vocab_size} is too small.*257"):
-        train(["text"], vocab_size=vocab_size)
+        train_bpe(["text"], vocab_size=vocab_size)
 
 
 def test_too_little_text_gives_fewer_and_says_so():
     with pytest.warns(UserWarning, match=r"vocabulary of 258, not of the 50,000 asked"):
-        tokenizer = train(["abab"], vocab_size=50_000)
+        tokenizer = train_bpe(["abab"], vocab_size=50_000)
     assert tokenizer.vocab_size == 258
     assert tokenizer.end_of_text == 257
 
@@ -139,13 +139,13 @@ def test_too_little_text_gives_fewer_and_says_so():
 def test_no_warning_where_all_is_found():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(["the cat sat on the mat " * 5], vocab_size=260)
+        train_bpe(["the cat sat on the mat " * 5], vocab_size=260)
 
 
 def test_fifty_thousand_tokens():
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(20_000)]
-    tokenizer = train([" ".join(words)], vocab_size=50_257, min_frequency=1)
+    tokenizer = train_bpe([" ".join(words)], vocab_size=50_257, min_frequency=1)
     assert tokenizer.vocab_size == 50_257
     text = " ".join(words[:1000])
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -165,7 +165,7 @@ def test_training_texts_are_read_once_and_one_by_one():
             nonlocal alive
             alive -= 1
 
-    train((Text(f"document number {n}") for n in range(1000)), vocab_size=270)
+    train_bpe((Text(f"document number {n}") for n in range(1000)), vocab_size=270)
 
 
 def test_long_texts_are_learned_in_pieces_by_the_same_merges(monkeypatch, hard_texts: list[str]):
@@ -179,7 +179,7 @@ def test_memory_does_not_grow_with_a_document():
     script = (
         "import resource; from llm.tokenizers import bpe; text = 'some words of it and 12 more. ' * 200_000; "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak(); "
-        "bpe.train([text], 270); print((peak() - before) // 1024)"
+        "bpe.train_bpe([text], 270); print((peak() - before) // 1024)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -8,9 +8,9 @@ import requests
 import tiktoken
 import transformers
 
+from llm.tokenizers.base import load
 from llm.tokenizers.bpe import BPETokenizer, encode_from_scratch
-from llm.tokenizers.gpt2 import gpt2
-from llm.tokenizers.tokenizer import load
+from llm.tokenizers.gpt2 import gpt2_tokenizer
 
 MERGES_FILE = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
 VOCABULARY_FILE = "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
@@ -33,7 +33,7 @@ def cached(cache: Path, monkeypatch: pytest.MonkeyPatch):
 def tokenizer(cache: Path) -> BPETokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
-        return gpt2()
+        return gpt2_tokenizer()
 
 
 def test_published_ids(tokenizer: BPETokenizer):
@@ -95,5 +95,5 @@ def test_offline_without_the_file_says_what_to_fetch(
     with pytest.raises(
         FileNotFoundError, match=r"vocab\.bpe as 6d1c.*TIKTOKEN_CACHE_DIR"
     ) as raised:
-        gpt2()
+        gpt2_tokenizer()
     assert "\n" not in str(raised.value)

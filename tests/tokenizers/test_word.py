@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.tokenizers.word import split, train
+from llm.tokenizers.word import split_words_and_marks, train_word
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,12 @@ from llm.tokenizers.word import split, train
     ],
 )
 def test_prose_comes_back_as_it_was(text: str):
-    tokenizer = train([text])
+    tokenizer = train_word([text])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_unknown_words_map_to_unk_and_are_counted():
-    tokenizer = train(["the cat sat"])
+    tokenizer = train_word(["the cat sat"])
     ids = tokenizer.encode("the dog sat, the dog")
     assert tokenizer.decode(ids) == "the <|unk|> sat <|unk|> the <|unk|>"
     assert ids.count(tokenizer.special_tokens["<|unk|>"]) == 3
@@ -31,15 +31,15 @@ def test_unknown_words_map_to_unk_and_are_counted():
 
 
 def test_vocab_size_keeps_the_most_frequent_words():
-    tokenizer = train(["b b b a a c d", "d"], vocab_size=5)
+    tokenizer = train_word(["b b b a a c d", "d"], vocab_size=5)
     assert tokenizer.words == ["a", "b", "d"]
     assert tokenizer.vocab_size == 5
     with pytest.raises(ValueError, match="vocab_size=2 is too small"):
-        train(["a"], vocab_size=2)
+        train_word(["a"], vocab_size=2)
 
 
 def test_splits_the_verdict_as_the_book_does(shared_data: Path):
     text = (shared_data / "the-verdict.txt").read_text()
     reference = [p for p in re.split(r'([,.:;?_!"()\']|--|\s)', text) if p.strip()]
-    assert split(text) == reference
-    assert train([text]).vocab_size == 1130 + 2
+    assert split_words_and_marks(text) == reference
+    assert train_word([text]).vocab_size == 1130 + 2

@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from llm.tokenizers.tokenizer import load
-from llm.tokenizers.wordpiece import WordPieceTokenizer, read
+from llm.tokenizers.base import load
+from llm.tokenizers.wordpiece import WordPieceTokenizer, read_wordpiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PROSE = [
@@ -113,13 +113,13 @@ def test_reads_what_transformers_writes_and_the_older_list_of_words(tmp_path, lo
     ids = {piece: token for token, piece in enumerate(vocabulary)}
     BertTokenizer(vocab=ids, do_lower_case=lowercase).save_pretrained(tmp_path)
     ours = WordPieceTokenizer(vocabulary, lowercase=lowercase)
-    assert read(tmp_path).state() == ours.state()
+    assert read_wordpiece(tmp_path).state() == ours.state()
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
-    assert read(tmp_path).state() == ours.state()
+    assert read_wordpiece(tmp_path).state() == ours.state()
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
-        read(tmp_path)
+        read_wordpiece(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, problem):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=problem):
-        read(tmp_path)
+        read_wordpiece(tmp_path)
     file.write_text("[]")
     with pytest.raises(ValueError, match="no JSON object"):
-        read(tmp_path)
+        read_wordpiece(tmp_path)
 
 
 @pytest.mark.parametrize(

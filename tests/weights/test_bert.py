@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
-from llm.apps import training
-from llm.apps.classifying import predict
+from llm.commands.classify import predict
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.models.classifier import Classifier, first_token
-from llm.tokenizers.tokenizer import load
+from llm.tokenizers.base import load
+from llm.training import lifecycle
 from llm.weights.bert import KEY_MAP, BERTWeights
 from llm.weights.run import RunWeights
 
@@ -80,8 +80,8 @@ def test_hidden_states_and_guesses_of_a_padded_batch(pair, segments):
     expected = theirs(
         TOKENS, attention_mask=REAL.long(), token_type_ids=segments, output_hidden_states=True
     )
-    output = ours.hidden(TOKENS, attention=REAL, segments=segments)
-    hidden, logits = output.hidden, ours(TOKENS, REAL, segments)
+    output = ours.hidden_states(TOKENS, attention_mask=REAL, segments=segments)
+    hidden, logits = output, ours(TOKENS, REAL, segments)
     near = {"rtol": 0, "atol": tolerance}
     torch.testing.assert_close(hidden[REAL], expected.hidden_states[-1][REAL], **near)
     torch.testing.assert_close(logits[REAL], expected.logits[REAL], **near)
@@ -202,7 +202,7 @@ def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
         *("optimizer.lr=0.003", "schedule.warmup_steps=0"),
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
-        run = training.train(compose("train", words), tmp_path / "run", words)
+        run = lifecycle.train(compose("train", words), tmp_path / "run", words)
     assert run.record["metrics"]["test/accuracy"] == 1
     trained: Any = RunWeights(str(run.path)).model()
     tokenizer = load(run.tokenizer)

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_module
 from made_folders import SHAPES, make_folder, settings_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm.apps import exporting
+from llm.commands import export as export_command
 from llm.config.build import build
-from llm.data.template import Message
+from llm.data.examples.template import Message
 from llm.generation.sampling import Sampler
-from llm.generation.text import complete, first_tokens
+from llm.generation.text_generation import complete_prompts, first_tokens
 from llm.weights.folder_settings import read_settings
 from llm.weights.llama import LlamaWeights
 
@@ -49,7 +49,7 @@ def plain(messages):
 
 def export(*overrides):
     with initialize_config_module("llm.conf", version_base="1.3"):
-        return exporting.export(compose("export", ["weights=llama", *overrides]))
+        return export_command.export(compose("export", ["weights=llama", *overrides]))
 
 
 @pytest.mark.parametrize("messages", [TALK[:1], TALK[:3], [SYSTEM, TALK[0]]])
@@ -111,7 +111,7 @@ def test_a_special_token_is_not_written_as_text_and_each_end_ends_the_text(folde
             def __call__(self, logits, uniform, seen=None, script=script):
                 return torch.tensor([script.pop(0)])
 
-        assert complete(model, tokenizer, ["the c"], 20, Scripted()) == ["aton"]
+        assert complete_prompts(model, tokenizer, ["the c"], 20, Scripted()) == ["aton"]
 
 
 @pytest.mark.parametrize("shape", ["smollm2", "llama2", "llama3"])

@@ -43,7 +43,7 @@ def test_logits_of_texts_padded_on_the_left(pair):
     real = torch.arange(40) >= torch.tensor([[0], [13], [25]])
     places = (real.cumsum(1) - 1).clamp(min=0)
     expected = theirs(TOKENS, attention_mask=real.long(), position_ids=places).logits
-    found = ours(TOKENS, attention=real)
+    found = ours(TOKENS, attention_mask=real)
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=tolerance)
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from llm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from llm.config.errors import ConfigError
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule, Transposed
-from llm.weights.stored import Stored, in_memory
 
 MAP = KeyMap(
     rules=(
@@ -53,7 +53,7 @@ def unreadable(state):
     def read():
         raise AssertionError("a tensor was read before all was checked")
 
-    return {name: Stored(name, tuple(tensor.shape), read) for name, tensor in state.items()}
+    return {name: LazyTensor(name, tuple(tensor.shape), read) for name, tensor in state.items()}
 
 
 def problems(state, model):

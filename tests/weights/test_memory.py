@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from llm.checkpoints.checkpoint_file import save_checkpoint
 from llm.config.build import build
 from llm.runs import Run
-from llm.weights.checkpoint import save_checkpoint
 from llm.weights.gpt2 import GPT2Weights
 
 SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}

@@ -5,11 +5,11 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from llm.checkpoints.checkpoint_file import load_checkpoint, remove_checkpoint, save_checkpoint
 from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.tokenizers.byte import ByteTokenizer
-from llm.weights.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from llm.weights.run import RunWeights
 
 
@@ -49,7 +49,7 @@ def test_model_and_tokenizer_come_back(run):
     [
         {"_target_": "llm.loggers.csv.CSVLogger", "path": "VICTIM"},
         {"_target_": "llm.data.download.fetch", "url": "u", "sha256": "s", "file_name": "VICTIM"},
-        {"_target_": "llm.data.cache.writable_folder", "name": "VICTIM"},
+        {"_target_": "llm.data.cache_folder.writable_folder", "name": "VICTIM"},
         {"_target_": "llm.runs.Run", "path": "VICTIM"},
         {"_target_": "os.system", "command": "rm VICTIM"},
     ],

@@ -8,14 +8,14 @@ from made_tokenizers import PROSE, byte_level, sentencepiece_like
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llm.data.template import Message, Template
-from llm.generation.text import first_tokens
+from llm.data.examples.template import Message, Template
+from llm.generation.text_generation import first_tokens
 from llm.tokenizers import bpe, char, word
+from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.bpe import BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
-from llm.tokenizers.gpt2 import gpt2
+from llm.tokenizers.gpt2 import gpt2_tokenizer
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
-from llm.tokenizers.tokenizer import Tokenizer
 from llm.weights.tokenizer_files import read_tokenizer, read_vocabulary, write_tokenizer
 
 DRAWN = [
@@ -42,13 +42,13 @@ def saved(backend, folder, end):
 def ours(request) -> Tokenizer:
     match request.param:
         case "bpe":
-            return bpe.train([PROSE * 3], 270)
+            return bpe.train_bpe([PROSE * 3], 270)
         case "bpe and more":
-            return bpe.train([PROSE * 3], 270).with_special_tokens(["<|user|>", "<|end|>"])
+            return bpe.train_bpe([PROSE * 3], 270).with_special_tokens(["<|user|>", "<|end|>"])
         case "byte":
             return ByteTokenizer()
         case "char":
-            return char.train([PROSE, *DRAWN])
+            return char.train_char([PROSE, *DRAWN])
         case _:
             return HuggingFaceTokenizer(sentencepiece_like().to_str(), "</s>")
 
@@ -74,14 +74,14 @@ def test_what_is_written_tokenises_the_same_there_and_here(ours, tmp_path, hard_
 
 
 def test_a_character_that_is_unknown_here_is_unknown_there(tmp_path):
-    write_tokenizer(char.train(["ab"]), tmp_path, context_length=64)
+    write_tokenizer(char.train_char(["ab"]), tmp_path, context_length=64)
     with pytest.raises(Exception, match="UNK"):
         AutoTokenizer.from_pretrained(tmp_path)("abc")
 
 
 def test_words_have_no_counterpart(tmp_path):
     with pytest.raises(ValueError, match=r"kind word has no counterpart"):
-        write_tokenizer(word.train([PROSE]), tmp_path, context_length=64)
+        write_tokenizer(word.train_word([PROSE]), tmp_path, context_length=64)
 
 
 def test_gpt2s_encoding_becomes_ours(tmp_path, hard_texts):
@@ -181,7 +181,7 @@ def test_gpt2s_own_files_are_gpt2s_tokenizer(shared_data, tmp_path, hard_texts, 
         pytest.skip(f"GPT-2's vocabulary is not in {cache}")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
     ours = read_vocabulary(vocabulary, merges)
-    assert ours.state() == gpt2().state()
+    assert ours.state() == gpt2_tokenizer().state()
     write_tokenizer(ours, tmp_path, context_length=1024)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     verdict = (shared_data / "the-verdict.txt").read_text()

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from llm.adapters.adapter import Adapter
+from llm.adapters.base import Adapter
 
 
 class LastBlock(Adapter):

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm.adapters.adapter import Adapted, Adapter
-from llm.adapters.targets import Target, choose
+from llm.adapters.base import Adapted, Adapter
+from llm.adapters.targets import Target, choose_targets
 from llm.config.errors import suggestion
 
 
@@ -168,7 +168,7 @@ class LoRA(Adapter):
         """
         if self.name in adapters(model):
             raise ValueError(f"name={self.name}: the model has such an adapter; give another name")
-        for target in choose(model, self.targets):
+        for target in choose_targets(model, self.targets):
             self._put(model, target)
         activate(model, self.name)
 
@@ -203,7 +203,7 @@ def activate(model: nn.Module, name: str | None) -> None:
             updates.requires_grad_(each == name)
 
 
-def merge(model: nn.Module) -> dict[str, LoRALinear]:
+def merge_updates(model: nn.Module) -> dict[str, LoRALinear]:
     """Adds what counts into the layers themselves: the model is plain again, names and all.
 
     Returns:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm.adapters.adapter import Adapted, Adapter
+from llm.adapters.base import Adapted, Adapter
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention, Kernel
 
@@ -113,6 +113,6 @@ class Prefix(Adapter):
         dtype = torch.promote_types(table.dtype, torch.float32)
         tokens = torch.randint(model.vocab_size, (1, self.length), device=table.device)
         cache = model.eval().new_cache(1, self.length, dtype)
-        model.hidden(tokens, cache)
+        model.hidden_states(tokens, cache)
         model.train(was_training)
         return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from llm.adapters.adapter import Adapted
+from llm.adapters.base import Adapted
 from llm.config.errors import suggestion
 from llm.nn.attention import Attention
 
@@ -31,7 +31,7 @@ class Target(NamedTuple):
         return self.part == _last_word(self.layer)
 
 
-def choose(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
+def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
     """The targets whose full name, or its last word, matches a pattern of `*`, `?` and `[…]`.
 
     Where parts of a fused projection match, it is not taken as a whole as well.

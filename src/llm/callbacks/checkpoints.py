@@ -8,12 +8,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from llm import distributed
-from llm.callbacks.gradients import require_finite, require_finite_state
+from llm.callbacks.gradient_monitor import require_finite, require_finite_state
+from llm.checkpoints.checkpoint_file import header_of
 from llm.comparison.rows import is_less_better
 from llm.config.errors import UserError, suggestion
 from llm.runs import Run
-from llm.tasks.task import Task
-from llm.weights.checkpoint import header_of
+from llm.tasks.base import Task
 
 Score = tuple[float, ...]
 WORST: Score = (math.inf, math.inf)

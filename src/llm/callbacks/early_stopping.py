@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from llm.callbacks.checkpoints import score_of
-from llm.tasks.task import Task
+from llm.tasks.base import Task
 
 
 class EarlyStopping(Callback):

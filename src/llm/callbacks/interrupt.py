@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 
 from llm import distributed, signals
 from llm.callbacks.checkpoints import Checkpoints, validates_now
-from llm.console import new_console
-from llm.tasks.task import Task
+from llm.tasks.base import Task
+from llm.terminal.console import new_console
 
 
 class InterruptedRunError(BaseException):
@@ -39,7 +39,7 @@ class Interrupt(Callback):
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._ballot = distributed.Ballot()
+        self._ballot = distributed.MaxVote()
         self._process = os.getpid()
         self._previous: Mapping[signal.Signals, Any] = {}
 
@@ -50,7 +50,7 @@ class Interrupt(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        signals.give_back(self._previous)
+        signals.restore_handlers(self._previous)
         self._previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:

@@ -9,10 +9,10 @@ from jaxtyping import Int
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from llm.data.module import DataModule
+from llm.data.base import DataModule
 from llm.files import replacing
+from llm.tasks.base import Task
 from llm.tasks.classification import Classification
-from llm.tasks.task import Task
 
 
 class Predictions(Callback):
@@ -41,13 +41,13 @@ class Predictions(Callback):
         ]
         names = [f"p({name})" for name in data.classes]
         header = ["row", "text", "label", "predicted", *names]
-        write(folder / "predictions.csv", header, answers)
+        write_predictions(folder / "predictions.csv", header, answers)
         table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
-        write(folder / "confusion.csv", ["label", *data.classes], table)
-        draw(counts.cpu(), data.classes, folder / "confusion.png", title="test part")
+        write_predictions(folder / "confusion.csv", ["label", *data.classes], table)
+        draw_confusion(counts.cpu(), data.classes, folder / "confusion.png", title="test part")
 
 
-def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_predictions(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a table as CSV."""
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -55,7 +55,9 @@ def write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -
         writer.writerows(rows)
 
 
-def draw(counts: Int[Tensor, "N N"], classes: Sequence[str], picture: Path, title: str) -> None:
+def draw_confusion(
+    counts: Int[Tensor, "N N"], classes: Sequence[str], picture: Path, title: str
+) -> None:
     """Draw a confusion matrix as a PNG: how many texts of each class were taken for which.
 
     Args:

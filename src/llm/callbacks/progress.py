@@ -14,9 +14,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from llm.bars import progress_bar
-from llm.console import new_console
-from llm.tasks.task import Task
+from llm.tasks.base import Task
+from llm.terminal.bars import progress_bar
+from llm.terminal.console import new_console
 
 SHOWN = {
     "train/loss": "loss {:.3f}",
@@ -90,7 +90,7 @@ class ProgressBar(Callback):
 
     def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.progress is not None:
-            text = figures(pl_module, ON_THE_BAR)
+            text = progress_line(pl_module, ON_THE_BAR)
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
         else:
             assert isinstance(pl_module, Task)
@@ -104,7 +104,9 @@ class ProgressBar(Callback):
         self._last_line = step
         shown = [name for name, at in pl_module.measured.items() if at == step]
         if trainer.is_global_zero:
-            self.console.print(f"step {step}/{trainer.max_steps}: {figures(pl_module, shown)}")
+            self.console.print(
+                f"step {step}/{trainer.max_steps}: {progress_line(pl_module, shown)}"
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show how far the test is, which may take minutes."""
@@ -146,7 +148,7 @@ class ProgressBar(Callback):
         self.progress = self._testing = None
 
 
-def figures(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
+def progress_line(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
     """The logged figures that matter most, in one line; empty before the first."""
     assert isinstance(task, Task)
     logged = task.figures

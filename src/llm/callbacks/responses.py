@@ -10,18 +10,18 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from llm import distributed
-from llm.bars import progress_bar
 from llm.callbacks.samples import Samples
-from llm.data.instruction import Demonstration, InstructionDataModule
-from llm.data.module import DataModule
-from llm.data.preference import Pair, PreferenceDataModule
-from llm.evaluation.answers import figures, write_answers
+from llm.data.base import DataModule
+from llm.data.examples.instruction import Demonstration, InstructionDataModule
+from llm.data.examples.preference import Pair, PreferenceDataModule
+from llm.evaluation.answers import answer_metrics, write_answers
+from llm.generation.batch_responses import respond
 from llm.generation.decoding import generates
-from llm.generation.responses import respond
 from llm.generation.sampling import Sampler
 from llm.runs import RESULTS
-from llm.tasks.task import Task
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tasks.base import Task
+from llm.terminal.bars import progress_bar
+from llm.tokenizers.base import Tokenizer
 
 
 class ResponseSamples(Samples):
@@ -67,7 +67,7 @@ class ResponseSamples(Samples):
         """The conversations as the model reads them, each with its answer."""
         assert self.data is not None
         conversations = self.data.raw["validation"][: self.number]
-        answers = answer(
+        answers = answer_conversations(
             self.data, conversations, model, self.max_tokens, sampler=self.sampler, seed=self.seed
         )
         return [
@@ -118,7 +118,7 @@ class Responses(Callback):
     def _answer(self, trainer: L.Trainer, pl_module: Task) -> None:
         data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         conversations = data.raw["test"]
-        answers = answer(
+        answers = answer_conversations(
             data,
             conversations,
             pl_module.model,
@@ -134,10 +134,12 @@ class Responses(Callback):
             for conversation, response in zip(conversations, answers, strict=True)
         ]
         kept = write_answers(Path(trainer.default_root_dir) / RESULTS["responses"], rows)
-        pl_module.record({f"test/{name}": fmean(each) for name, each in figures(kept).items()})
+        pl_module.record(
+            {f"test/{name}": fmean(each) for name, each in answer_metrics(kept).items()}
+        )
 
 
-def answer(
+def answer_conversations(
     data: InstructionDataModule | PreferenceDataModule,
     conversations: Sequence[Demonstration | Pair],
     model: nn.Module,

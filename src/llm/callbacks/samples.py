@@ -13,19 +13,19 @@ from torch import nn
 
 from llm import distributed
 from llm.config.errors import ConfigError
-from llm.console import new_console
-from llm.data.module import DataModule
-from llm.files import open_for_appending, read_text
+from llm.data.base import DataModule
+from llm.files import open_for_appending, read_utf8
 from llm.generation.decoding import generates
 from llm.generation.sampling import Sampler
-from llm.generation.text import complete, first_tokens
+from llm.generation.text_generation import complete_prompts, first_tokens
 from llm.runs import Run
-from llm.tasks.task import Task
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tasks.base import Task
+from llm.terminal.console import new_console
+from llm.tokenizers.base import Tokenizer
 
 
 @runtime_checkable
-class ShowsTexts(Protocol):
+class LogsText(Protocol):
     """A logger that has a place for texts."""
 
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], step: int) -> None:
@@ -77,9 +77,9 @@ class Samples(Callback):
         file = Run(Path(trainer.default_root_dir)).samples
         if trainer.is_global_zero and file.is_file():
             done = trainer.global_step
-            kept = [(step, text) for step, text in read(file) if 0 < done >= step]
+            kept = [(step, text) for step, text in read_samples(file) if 0 < done >= step]
             file.unlink()
-            append(file, kept)
+            append_samples(file, kept)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write, show and keep: the first rank, or all together where none has the whole model."""
@@ -94,30 +94,32 @@ class Samples(Callback):
 
     def _keep(self, trainer: L.Trainer, texts: Sequence[str]) -> None:
         run = Run(Path(trainer.default_root_dir))
-        append(run.samples, [(trainer.global_step, text) for text in texts])
+        append_samples(run.samples, [(trainer.global_step, text) for text in texts])
         for text in texts:
             new_console(highlight=True).print(
                 Panel(Text(text), title=f"step {trainer.global_step}", title_align="left")
             )
         for logger in trainer.loggers:
-            if isinstance(logger, ShowsTexts):
-                logger.log_texts("samples", read(run.samples), trainer.global_step)
+            if isinstance(logger, LogsText):
+                logger.log_texts("samples", read_samples(run.samples), trainer.global_step)
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
         """Prompts with their continuations."""
-        texts = complete(model, tokenizer, self.prompts, self.max_tokens, self.sampler, self.seed)
+        texts = complete_prompts(
+            model, tokenizer, self.prompts, self.max_tokens, self.sampler, self.seed
+        )
         return [prompt + text for prompt, text in zip(self.prompts, texts, strict=True)]
 
 
-def append(file: Path, texts: Sequence[tuple[int, str]]) -> None:
+def append_samples(file: Path, texts: Sequence[tuple[int, str]]) -> None:
     """Add texts to a file of samples, each with its step."""
     with open_for_appending(file) as lines:
         lines.writelines(f"=== step {step}\n{text}\n" for step, text in texts)
 
 
-def read(file: Path) -> list[tuple[int, str]]:
+def read_samples(file: Path) -> list[tuple[int, str]]:
     """The texts of a file of samples, each with its step."""
-    _, *parts = re.split(r"^=== step (\d{1,18})\n", read_text(file), flags=re.MULTILINE)
+    _, *parts = re.split(r"^=== step (\d{1,18})\n", read_utf8(file), flags=re.MULTILINE)
     return [
         (int(step), text.removesuffix("\n"))
         for step, text in zip(parts[::2], parts[1::2], strict=True)

@@ -13,14 +13,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from llm import distributed
 from llm.callbacks.crowding import Crowding
 from llm.hardware import peak_flops
-from llm.tasks.task import Task
+from llm.tasks.base import Task
 
 if sys.platform != "win32":
     import resource
 
 
 @runtime_checkable
-class CountsFlops(Protocol):
+class SupportsFlops(Protocol):
     """A model that knows its training cost."""
 
     def flops_per_token(self, context: int) -> int:
@@ -117,7 +117,7 @@ class Throughput(Callback):
             "memory/peak_gib": peak_memory(task.device) / 2**30,
             "tokens": float(self.total_tokens),
         }
-        if self.peak_flops is not None and isinstance(task.model, CountsFlops):
+        if self.peak_flops is not None and isinstance(task.model, SupportsFlops):
             if context not in self._flops:
                 self._flops[context] = task.model.flops_per_token(context)
             rate = self.tokens_per_second * self._flops[context]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm.config.errors import ConfigError
-from llm.runs import Run, short
+from llm.runs import Run, display_path
 from llm.sweeps import FILE, Sweep
 
 # Levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
@@ -49,7 +49,7 @@ def find(folders: Sequence[str | Path]) -> Found:
                 runs[run.path.resolve()] = run
             except ODD as error:
                 line = " ".join(str(error).split())
-                damaged.add(f"{short(file)} is damaged and left out: {line}")
+                damaged.add(f"{display_path(file)} is damaged and left out: {line}")
         if is_empty:
             raise ConfigError(
                 f"{folder}: contains no run; name a sweep, a run, or a folder of runs, such as outputs/pretraining"

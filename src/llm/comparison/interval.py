@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 
-class Estimate(NamedTuple):
+class MeanInterval(NamedTuple):
     """A mean over repetitions.
 
     Attributes:
@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     margin: float | None = None
 
 
-def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
     """The mean of some values and the interval of Student's t around it (1908).
 
     Args:
@@ -28,9 +28,9 @@ def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """
     mean = fmean(values)
     if len(values) < 2 or not math.isfinite(mean):
-        return Estimate(mean)
+        return MeanInterval(mean)
     t = quantile(confidence, len(values) - 1)
-    return Estimate(mean, t * stdev(values, mean) / math.sqrt(len(values)))
+    return MeanInterval(mean, t * stdev(values, mean) / math.sqrt(len(values)))
 
 
 def quantile(confidence: float, freedom: int) -> float:

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from statistics import fmean
 
-from llm.comparison.rows import Part, Row, natural
-from llm.units import number
+from llm.comparison.rows import TablePart, TableRow, natural
+from llm.units import format_number
 
 UNLIKE = 0.01  # share by which budgets may differ and still be called the same: finetuning counts padding
 
 
-def notes(
-    parts: Sequence[Part], keys: Sequence[str], by: str | None, confidence: float
+def table_notes(
+    parts: Sequence[TablePart], keys: Sequence[str], by: str | None, confidence: float
 ) -> list[str]:
     """Lines below a table, most important first.
 
@@ -34,21 +34,21 @@ def notes(
     return list(dict.fromkeys(found))
 
 
-def _seeing(parts: Sequence[Part], keys: Sequence[str]) -> Iterator[str]:
+def _seeing(parts: Sequence[TablePart], keys: Sequence[str]) -> Iterator[str]:
     """A model saw what it was to predict."""
     for row in chain(*(part.rows for part in parts)):
         if any(each.sees_its_targets for each in row.results):
-            yield f"{told(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
+            yield f"{row_label(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
 
 
-def _changed(parts: Sequence[Part]) -> Iterator[str]:
+def _changed(parts: Sequence[TablePart]) -> Iterator[str]:
     """A run went on with other values than it had begun with."""
     for result in chain(*(row.results for part in parts for row in part.rows)):
         if result.changes:
             yield f"{result.name} was changed as it learned: {', '.join(result.changes)}"
 
 
-def _apart(parts: Sequence[Part]) -> Iterator[str]:
+def _apart(parts: Sequence[TablePart]) -> Iterator[str]:
     """Data differ."""
     labels = [part.label for part in parts if part.label]
     if len(labels) < 2:
@@ -63,7 +63,7 @@ def _apart(parts: Sequence[Part]) -> Iterator[str]:
         yield "the seed draws what is held out of many texts: compare runs of the same seeds"
 
 
-def _counted(part: Part, by: str | None) -> Iterator[str]:
+def _counted(part: TablePart, by: str | None) -> Iterator[str]:
     """Tokenizers differ, or what else a loss is counted in."""
     if part.tokenizers == 1:
         return
@@ -72,27 +72,29 @@ def _counted(part: Part, by: str | None) -> Iterator[str]:
     yield f"different tokenizers: losses by token do not compare and are left out; {ranking}"
 
 
-def _drawn(parts: Sequence[Part]) -> Iterator[str]:
+def _drawn(parts: Sequence[TablePart]) -> Iterator[str]:
     """Repetitions were measured on different texts."""
     if any(len(row.data) > 1 for part in parts for row in part.rows):
         yield "each seed draws its own texts to hold out: figures of different seeds are not of the same texts"
 
 
-def _unlike(part: Part, keys: Sequence[str]) -> Iterator[str]:
+def _unlike(part: TablePart, keys: Sequence[str]) -> Iterator[str]:
     """Budgets or repetitions differ among rows that are ranked."""
     ranked = part.rows[: part.ranked]
     tokens = {row: fmean(values) for row in ranked if (values := row.values("tokens"))}
     if tokens and max(tokens.values()) > (1 + UNLIKE) * min(tokens.values()):
         ends = min(tokens, key=lambda row: tokens[row]), max(tokens, key=lambda row: tokens[row])
-        least, most = (f"{number(tokens[row])} tokens ({told(row, keys)})" for row in ends)
+        least, most = (
+            f"{format_number(tokens[row])} tokens ({row_label(row, keys)})" for row in ends
+        )
         yield f"not the same budget: from {least} to {most}"
     seeds = {row: sorted({str(r.seed) for r in row.counted}, key=natural) for row in ranked}
     if len(set(map(tuple, seeds.values()))) > 1:
         fewest = min(seeds, key=lambda row: len(seeds[row]))
-        yield f"not the same seeds: {told(fewest, keys)} has {', '.join(seeds[fewest])} alone"
+        yield f"not the same seeds: {row_label(fewest, keys)} has {', '.join(seeds[fewest])} alone"
 
 
-def _repeated(parts: Sequence[Part], confidence: float) -> Iterator[str]:
+def _repeated(parts: Sequence[TablePart], confidence: float) -> Iterator[str]:
     """What stands behind ±."""
     if any(len(row.counted) > 1 for part in parts for row in part.rows):
         yield (
@@ -101,7 +103,7 @@ def _repeated(parts: Sequence[Part], confidence: float) -> Iterator[str]:
         )
 
 
-def told(row: Row, keys: Sequence[str]) -> str:
+def row_label(row: TableRow, keys: Sequence[str]) -> str:
     """A row in the words that made it."""
     words = [f"{key}={value}" for key, value in zip(keys, row.settings, strict=True) if value]
     return " ".join(words) or row.results[0].name

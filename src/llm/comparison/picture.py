@@ -5,9 +5,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm.comparison.interval import Estimate, estimate
+from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
-from llm.comparison.rows import Part, Row, natural
+from llm.comparison.rows import TablePart, TableRow, natural
 from llm.files import replacing
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Panel(NamedTuple):
         scale: what a token counts there, by run; None where that is unknown.
     """
 
-    part: Part
+    part: TablePart
     metric: str
     label: str
     scale: Callable[[Result], float | None]
 
 
-def draw(table: "Table", path: Path) -> bool:
+def draw_comparison(table: "Table", path: Path) -> bool:
     """Draw a comparison as a PNG, a row of panels for each part; nothing where no run has a curve.
 
     Args:
@@ -86,7 +86,7 @@ def draw(table: "Table", path: Path) -> bool:
     return True
 
 
-def _panels(part: Part) -> list[Panel]:
+def _panels(part: TablePart) -> list[Panel]:
     """Against tokens, and against compute where that is known of every curve."""
     results = [each for row in part.rows for each in row.counted]
     metric = next(
@@ -101,12 +101,12 @@ def _panels(part: Part) -> list[Panel]:
     return panels
 
 
-def _metrics(part: Part) -> tuple[str, ...]:
+def _metrics(part: TablePart) -> tuple[str, ...]:
     """What may stand upwards: losses a token only where they compare."""
     return ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
 
 
-def _draw(axes: Any, panel: Panel, styles: dict[Row, Style], table: "Table") -> None:
+def _draw(axes: Any, panel: Panel, styles: dict[TableRow, Style], table: "Table") -> None:
     """One pair of axes: a row's seeds thin, their mean thick, the mean's interval as a band."""
     for row in panel.part.rows:
         curves = [_curve(each, panel) for each in row.counted if each.curve(panel.metric)]
@@ -140,13 +140,13 @@ def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
 
 def _mean(
     curves: Sequence[dict[float, tuple[float, float]]], confidence: float
-) -> list[tuple[float, Estimate]]:
+) -> list[tuple[float, MeanInterval]]:
     """The mean over repetitions at the steps that all of them have."""
     steps = sorted(set.intersection(*map(set, curves)))
     return [
         (
             fmean(curve[step][0] for curve in curves),
-            estimate([curve[step][1] for curve in curves], confidence),
+            mean_interval([curve[step][1] for curve in curves], confidence),
         )
         for step in steps
     ]
@@ -186,7 +186,7 @@ def _ends(axes: Any, of: int) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _styles(rows: Sequence[Row], keys: Sequence[str]) -> dict[Row, Style]:
+def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, Style]:
     """One colour and marker an architecture, or a value of what differs first; lines tell the rest apart."""
     models = [
         at for at, key in enumerate(keys) if key == "model" or key.startswith(("model/", "model."))
@@ -210,7 +210,7 @@ def _places(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, 
     return {value: place for place, value in enumerate(found)}
 
 
-def _name(row: Row, keys: Sequence[str], data: str) -> str:
+def _name(row: TableRow, keys: Sequence[str], data: str) -> str:
     """A row in a legend: the value alone where one thing differs, and nothing that the data are called by."""
     if len(keys) == 1:
         return str(row.settings[0])

@@ -13,20 +13,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llm.config.reading import RESTORE, FileError, read_text
-from llm.config.words import values
-from llm.runs import Run, short
+from llm.config.overrides import values
+from llm.config.reading import RESTORE, FileError, read_utf8
+from llm.runs import Run, display_path
 
 Curve = list[tuple[float, float, float]]
 
 # What runs may differ in without being other experiments: seeds are repetitions, the rest only names and watches.
 UNSHOWN = (
-    *("seed", "name", "output_dir", "rerun", "resume", "check", "match", "trust", "logger"),
+    *("seed", "name", "output_dir", "rerun", "resume", "dry_run", "match", "trust", "logger"),
     "callbacks",
 )
 
 # Tasks whose loss is that of predicting tokens.
-PREDICTING = ("pretraining", "instruction", "preference")
+PREDICTING = ("pretraining", "sft", "dpo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Result:
         """The words of its command line by key, in their order."""
         found = self.record.get("overrides")
         if not isinstance(found, Mapping):
-            said = words(str(self.record.get("command", "")))[2:]
+            said = split_words(str(self.record.get("command", "")))[2:]
             found = values(word for word in said if "=" in word)
         return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
 
@@ -150,25 +150,25 @@ class Result:
             return read_metrics(self.run.metrics), None
         except (OSError, FileError) as error:
             reason = str(error).removeprefix(f"{self.run.metrics}: ")
-            return [], f"{short(self.run.metrics)} is damaged and left out: {reason}"
+            return [], f"{display_path(self.run.metrics)} is damaged and left out: {reason}"
 
     @cached_property
     def figures(self) -> dict[str, float]:
         """Everything a table may show, by name; what is unknown is missing."""
         metrics = numbers(self.record.get("metrics"))
         # Of a part that was validated by a subset, what the best weights came to on the whole of it.
-        whole = {
+        complete_lines = {
             f"val/{name.removeprefix('whole/')}": value
             for name, value in metrics.items()
             if name.startswith("whole/")
         }
-        at_best = self._at_best(metrics) | whole
+        at_best = self._at_best(metrics) | complete_lines
         found: dict[str, float | None] = {
             **{name: value for name, value in metrics.items() if name.startswith("test/")},
             **{name: value for name, value in at_best.items() if name.startswith("val/")},
             **numbers(self.record, "parameters", "trained_parameters", "seconds"),
             "tokens": self.tokens_at(self.last_step) if self.last_step else None,
-            "final_loss": None if whole else self._newest("val/loss", metrics),
+            "final_loss": None if complete_lines else self._newest("val/loss", metrics),
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
             "tokens_per_second": self._typical("speed/tokens_per_second"),
@@ -238,7 +238,7 @@ class Result:
         )
 
 
-def words(command: str) -> list[str]:
+def split_words(command: str) -> list[str]:
     """A command line's words; where its quotes do not match, what blanks part."""
     try:
         return shlex.split(command)
@@ -256,7 +256,7 @@ def numbers(values: Any, *names: str) -> dict[str, float]:
     if not isinstance(values, Mapping):
         return {}
     found = {
-        name: number(value)
+        name: as_number(value)
         for name in names or values
         if isinstance(value := values.get(name), int | float) and not isinstance(value, bool)
     }
@@ -271,20 +271,23 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     if not path.exists():
         return []
-    found = [{name: number(text) for name, text in row.items() if text} for row in read_rows(path)]
+    found = [
+        {name: as_number(text) for name, text in row.items() if text}
+        for row in read_metric_rows(path)
+    ]
     return [{name: value for name, value in row.items() if value is not None} for row in found]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_metric_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics file as they were written; a last line that a crash cut short is left out.
 
     Raises:
         FileNotFoundError: the file does not exist.
         FileError: it is not a table by step.
     """
-    lines = io.StringIO(read_text(path), newline="")
+    lines = io.StringIO(read_utf8(path), newline="")
     try:
-        rows = [row for row in csv.DictReader(whole(lines)) if None not in row.values()]
+        rows = [row for row in csv.DictReader(complete_lines(lines)) if None not in row.values()]
     except csv.Error as error:
         raise _damaged(path, str(error)) from None
     for row in rows:
@@ -299,12 +302,12 @@ def _damaged(path: Path, what: str) -> FileError:
     return FileError(f"{path}: {what}; {RESTORE}, or delete it")
 
 
-def whole(lines: Iterable[str]) -> Iterator[str]:
+def complete_lines(lines: Iterable[str]) -> Iterator[str]:
     """Lines that were written to their end: what is left of a cut 3.14 is a number too."""
     return (line for line in lines if line.endswith("\n"))
 
 
-def number(text: Any) -> float | None:
+def as_number(text: Any) -> float | None:
     """A text as a number, or None."""
     try:
         return float(text)

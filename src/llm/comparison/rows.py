@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-from llm.comparison.interval import Estimate, estimate
+from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
 from llm.runs import Run
 
@@ -27,7 +27,7 @@ PER_TOKEN = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class TableRow:
     """Repetitions of one recipe: runs that differ in their seed.
 
     Attributes:
@@ -80,13 +80,13 @@ class Row:
         """A figure of each counted repetition that has it."""
         return [each.figures[figure] for each in self.counted if figure in each.figures]
 
-    def estimate(self, figure: str, confidence: float) -> Estimate | None:
+    def estimate(self, figure: str, confidence: float) -> MeanInterval | None:
         """The mean of a figure and its interval."""
         values = self.values(figure)
-        return estimate(values, confidence) if values else None
+        return mean_interval(values, confidence) if values else None
 
 
-class Part(NamedTuple):
+class TablePart(NamedTuple):
     """Rows whose figures compare, because they were measured on the same data.
 
     Attributes:
@@ -98,7 +98,7 @@ class Part(NamedTuple):
     """
 
     label: str
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     ranked: int
     tokenizers: int
     figure: str
@@ -112,7 +112,7 @@ class Part(NamedTuple):
         choose = min if is_less_better(self.figure) else max
         return choose(known, key=lambda each: each.figures[self.figure]).run
 
-    def rank(self, row: Row, confidence: float) -> int | None:
+    def rank(self, row: TableRow, confidence: float) -> int | None:
         """Return one more than the number of rows that are better beyond both intervals; None without a place.
 
         Rows whose intervals overlap may so share a rank: their seeds do not tell which is better.
@@ -142,7 +142,7 @@ def best_loss(run: Run) -> float | None:
 # What differs
 
 
-def differing(results: Sequence[Result]) -> list[str]:
+def differing_keys(results: Sequence[Result]) -> list[str]:
     """Keys that tell runs apart: those that somebody set, then choices that followed but tell more.
 
     A model brings options of its own; these are no news beside its name.
@@ -181,7 +181,7 @@ def _settings(result: Result, keys: Sequence[str]) -> tuple[str | None, ...]:
 # Repetitions
 
 
-def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) -> list[Row]:
+def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) -> list[TableRow]:
     """Rows of repetitions.
 
     Two runs of one recipe and one seed repeat nothing: the second is a row of its own, and so is a run
@@ -206,13 +206,13 @@ def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) 
         again = seen[settings, recipe, each.seed]
         own = (each.run.path if is_alone else None, each.seed if by_seed else None)
         rows.setdefault((settings, recipe, again, own), []).append(each)
-    return [Row(key[0], tuple(found)) for key, found in rows.items()]  # type: ignore
+    return [TableRow(key[0], tuple(found)) for key, found in rows.items()]  # type: ignore
 
 
 # What compares
 
 
-def parts(rows: Sequence[Row], by: str | None, confidence: float) -> list[Part]:
+def parts(rows: Sequence[TableRow], by: str | None, confidence: float) -> list[TablePart]:
     """Rows that compare, together; a row with several seeds joins what each of them was measured on.
 
     Args:
@@ -221,7 +221,7 @@ def parts(rows: Sequence[Row], by: str | None, confidence: float) -> list[Part]:
             would speak of the tokenizer.
         confidence: of the intervals.
     """
-    groups: list[list[Row]] = []
+    groups: list[list[TableRow]] = []
     for row in rows:
         if row.data:
             near = [own for own in groups if any(row.data & other.data for other in own)]
@@ -239,7 +239,7 @@ def parts(rows: Sequence[Row], by: str | None, confidence: float) -> list[Part]:
     return sorted(made, key=lambda part: (not part.label, part.label))
 
 
-def told_apart(found: Sequence[Part]) -> tuple[str | None, list[Part]]:
+def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[TablePart]]:
     """Parts with one more column in their rows, and its name, where settings leave some of a part alike."""
     alike = [
         own
@@ -251,7 +251,7 @@ def told_apart(found: Sequence[Part]) -> tuple[str | None, list[Part]]:
         return None, list(found)
     by_recipe = all(len({row.recipe for row in own} - {None}) == len(own) for own in alike)
 
-    def more(row: Row) -> Row:
+    def more(row: TableRow) -> TableRow:
         name = row.recipe if by_recipe else row.results[0].name
         return replace(row, settings=(*row.settings, name))
 
@@ -259,14 +259,14 @@ def told_apart(found: Sequence[Part]) -> tuple[str | None, list[Part]]:
     return "recipe" if by_recipe else "run", told
 
 
-def _part(label: str, rows: Sequence[Row], by: str | None, confidence: float) -> Part:
+def _part(label: str, rows: Sequence[TableRow], by: str | None, confidence: float) -> TablePart:
     tokenizers = _tokenizers(rows)
     figure = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
     sign = 1 if is_less_better(figure) else -1
     if tokenizers > 1 and is_per_token(figure):
         figure = ""
 
-    def place(row: Row) -> tuple:
+    def place(row: TableRow) -> tuple:
         found = row.estimate(figure, confidence) if row.has_place else None
         has_place = found is not None and math.isfinite(found.mean)
         rank = (0, sign * found.mean) if found and has_place else (1, 0.0)
@@ -274,10 +274,10 @@ def _part(label: str, rows: Sequence[Row], by: str | None, confidence: float) ->
         return (*rank, *map(natural, names))
 
     ordered = sorted(rows, key=place)
-    return Part(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers, figure)
+    return TablePart(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers, figure)
 
 
-def _tokenizers(rows: Sequence[Row]) -> int:
+def _tokenizers(rows: Sequence[TableRow]) -> int:
     """The most ways to count a loss that one text was measured in: a tokenizer may be fitted to each split."""
     ways: dict[str | None, set[Any]] = {}
     for each in chain(*(row.results for row in rows)):
@@ -285,7 +285,7 @@ def _tokenizers(rows: Sequence[Row]) -> int:
     return max(1, *(len(found) for found in ways.values()))
 
 
-def _labels(groups: Sequence[Sequence[Row]]) -> list[str]:
+def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
     """What the data of each group are called: the option, and the settings of data in which groups differ.
 
     Where no setting tells two groups apart their files do, and the beginning of a fingerprint stands for these.

@@ -13,14 +13,22 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from llm.comparison.figures import REPEATED, Figure, figures
-from llm.comparison.notes import notes, told
+from llm.comparison.metric_columns import REPEATED, MetricColumn, metric_columns
+from llm.comparison.notes import row_label, table_notes
 from llm.comparison.result import Result
-from llm.comparison.rows import Part, Row, differing, fold, is_per_token, parts, told_apart
+from llm.comparison.rows import (
+    TablePart,
+    TableRow,
+    differing_keys,
+    fold,
+    is_per_token,
+    parts,
+    split_identical_rows,
+)
 from llm.config.errors import ConfigError, suggestion
-from llm.console import new_console, printable
 from llm.files import write_text
 from llm.runs import Run
+from llm.terminal.console import new_console, printable
 from llm.units import UNKNOWN
 
 Seeds = Literal["folded", "rows"]
@@ -53,8 +61,8 @@ class Table:
     """
 
     keys: Sequence[str]
-    parts: Sequence[Part]
-    figures: Sequence[Figure]
+    parts: Sequence[TablePart]
+    figures: Sequence[MetricColumn]
     notes: Sequence[str]
     confidence: float
 
@@ -83,14 +91,14 @@ class Table:
         Returns:
             The files that were written.
         """
-        from llm.comparison.picture import draw
+        from llm.comparison.picture import draw_comparison
 
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, write in (("table.csv", self.csv), ("table.md", self.markdown)):
             write_text(folder / name, write())
             written.append(folder / name)
-        if draw(self, folder / "loss.png"):
+        if draw_comparison(self, folder / "loss.png"):
             written.append(folder / "loss.png")
         return written
 
@@ -166,7 +174,7 @@ class Table:
     def _errors(self) -> list[str]:
         """A line for each row of which something failed."""
         rows = [row for part in self.parts for row in part.rows]
-        return [f"{told(row, self.keys)} failed: {row.errors}" for row in rows if row.errors]
+        return [f"{row_label(row, self.keys)} failed: {row.errors}" for row in rows if row.errors]
 
     # What the cells say
 
@@ -174,7 +182,7 @@ class Table:
     def _lines(self) -> list[dict[str, Cell]]:
         return [self._line(part, row) for part in self.parts for row in part.rows]
 
-    def _line(self, part: Part, row: Row) -> dict[str, Cell]:
+    def _line(self, part: TablePart, row: TableRow) -> dict[str, Cell]:
         """The cells of a row by column."""
         line = {"rank": word(part.rank(row, self.confidence))}
         if len(self.parts) > 1:
@@ -191,7 +199,7 @@ class Table:
             line |= self._cells(part, row, figure)
         return line
 
-    def _cells(self, part: Part, row: Row, figure: Figure) -> dict[str, Cell]:
+    def _cells(self, part: TablePart, row: TableRow, figure: MetricColumn) -> dict[str, Cell]:
         """A figure, and its interval where some row has repetitions."""
         is_told = part.tokenizers == 1 or not is_per_token(figure.name)
         found = row.estimate(figure.name, self.confidence) if is_told else None
@@ -251,22 +259,22 @@ def compare(
     by = by and SYNONYMS.get(by, by)
     if by is not None and by not in names:
         raise ConfigError(f"by: no run has the metric {by}; {suggestion(by, names)}")
-    keys = differing(results)
+    keys = differing_keys(results)
     rows = fold(results, keys, by_seed=seeds == "rows")
     if seeds == "rows" and len({each.seed for each in results}) > 1:
         keys = [*keys, "seed"]
         rows = [replace(row, settings=(*row.settings, _seed(row))) for row in rows]
-    more, found = told_apart(parts(rows, by, confidence))
+    more, found = split_identical_rows(parts(rows, by, confidence))
     keys = [*keys, more] if more else keys
     lines = [
         *remarks,
         *(each.damage for each in results if each.damage),
-        *notes(found, keys, by, confidence),
+        *table_notes(found, keys, by, confidence),
     ]
     return Table(keys, found, _shown_figures(results, by), lines, confidence)
 
 
-def _shown_figures(results: Sequence[Result], by: str | None) -> list[Figure]:
+def _shown_figures(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
     """The figures that some run has, of a task's own those that differ."""
     values: dict[str, set[float]] = {}
     for each in results:
@@ -280,7 +288,7 @@ def _shown_figures(results: Sequence[Result], by: str | None) -> list[Figure]:
         ),
         key=lambda name: (name.startswith("test/"), name),
     )
-    shown = figures([name for name in own if len(values[name]) > 1 or name == by])
+    shown = metric_columns([name for name in own if len(values[name]) > 1 or name == by])
     is_adapted = any(
         each.figures.get("trained_parameters") != each.figures.get("parameters") for each in results
     )
@@ -301,7 +309,7 @@ def _in_markdown(text: str) -> str:
     return " ".join(text.replace("|", "\\|").splitlines())
 
 
-def _seed(row: Row) -> str | None:
+def _seed(row: TableRow) -> str | None:
     seed = row.results[0].seed
     return None if seed is None else str(seed)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.fingerprint import BUDGET
-from llm.config.words import key_of
+from llm.config.overrides import key_of
 
 
 def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config import slots
+from llm.config import annotations
+from llm.config.allowlist import locate
 from llm.config.errors import ConfigError
-from llm.config.whitelist import locate
 
 # What a constructor raises when it is the user's values that are wrong.
 MISTAKES = (ValueError, FileNotFoundError)
@@ -54,7 +54,7 @@ def build(node: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def mistakes_at(key: str) -> Iterator[None]:
+def config_errors_at(key: str) -> Iterator[None]:
     """Turn what a constructor says of the user's values into a ConfigError about `key`.
 
     Raises:
@@ -117,9 +117,9 @@ def _build(plain: Any, key: str, targets: dict[str, Callable[..., Any]], extra: 
         return list(built.values())
     if "_target_" not in plain:
         return built | extra
-    hints = slots.parameters(targets[key])
+    hints = annotations.parameters(targets[key])
     for name in built.keys() & hints.keys():
-        built[name] = slots.conform(built[name], hints[name].annotation)
+        built[name] = annotations.conform(built[name], hints[name].annotation)
     missing = [name for name, value in built.items() if isinstance(value, str) and value == "???"]
     if plain.get("_partial_", False):
         arguments = {name: built[name] for name in built if name not in missing} | extra
@@ -143,7 +143,7 @@ def _told_of(key: str, targets: Mapping[str, Callable[..., Any]], error: Excepti
     """The line about a node: what begins with a parameter (`rank=0: give 1 or more`) is about the parameter's key."""
     told = _one_line(error)
     name, equals, _ = told.partition("=")
-    is_parameter = equals and key in targets and name in slots.parameters(targets[key])
+    is_parameter = equals and key in targets and name in annotations.parameters(targets[key])
     return f"{key}.{told}" if is_parameter else f"{key}: {told}"
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llm.config import slots
+from llm.config import annotations
+from llm.config.allowlist import locate, trusted_packages
 from llm.config.build import build
 from llm.config.errors import ConfigError, suggestion
 from llm.config.ranges import out_of_range
 from llm.config.requirements import PROVISIONAL, unmet
-from llm.config.sections import DEFERRED, RULES, SECTIONS
-from llm.config.whitelist import locate, trusted
+from llm.config.rules import DEFERRED, RULES, SECTIONS
 
 MISSING = "???"
 REMEDIES: dict[Any, str] = {
@@ -47,7 +47,7 @@ def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
     problems: list[str] = []
     plain = _resolved(config, "", problems)
     try:
-        trust = trusted(plain.get("trust") or ())
+        trust = trusted_packages(plain.get("trust") or ())
     except ConfigError as error:
         trust = ()
         problems.append(str(error))
@@ -73,7 +73,7 @@ UNRESOLVED = Unresolved()
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class NodeReference:
     """A part that stands elsewhere in the tree and is judged there; here it must only fit its slot."""
 
     plain: Any
@@ -95,7 +95,7 @@ def _resolved(node: Any, key: str, problems: list[str]) -> Any:
 
 def _dereferenced(plain: Any) -> Any:
     """The tree with every part written out where it is referred to, as rules over the whole read it."""
-    if isinstance(plain, Reference):
+    if isinstance(plain, NodeReference):
         return _dereferenced(plain.plain)
     if isinstance(plain, dict):
         return {name: _dereferenced(value) for name, value in plain.items()}
@@ -113,7 +113,7 @@ def _value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
         problems.append(f"{key}: {written} cannot be resolved ({reason}); name a key that exists")
         return UNRESOLVED
     if OmegaConf.is_interpolation(node, name) and OmegaConf.is_config(value):
-        return Reference(_resolved(value, key, []))
+        return NodeReference(_resolved(value, key, []))
     return None if value is None else _resolved(value, key, problems)
 
 
@@ -143,14 +143,14 @@ class Walk:
         """Any value in its slot."""
         if isinstance(value, Unresolved):
             return
-        if isinstance(value, Reference):
+        if isinstance(value, NodeReference):
             yield from self.reference(value.plain, hint, key)
         elif isinstance(value, str) and value == MISSING:
             if key not in self.deferred:
                 yield f"{key}: has no value; set it with {key}=…"
         elif isinstance(value, dict) and "_target_" in value:
             yield from self.node(value, hint, key, beneath_factory)
-        elif not slots.accepts(hint, value):
+        elif not annotations.accepts(hint, value):
             yield f"{key}: {_misplaced(value, hint)}"
         else:
             yield from self.items(value, hint, key, beneath_factory)
@@ -161,7 +161,7 @@ class Walk:
         items = value.items() if named else enumerate(value if isinstance(value, list) else ())
         for at, item in items:
             child = f"{key}.{at}" if named else f"{key}[{at}]"
-            yield from self.value(item, slots.element_hint(hint, at), child, beneath_factory)
+            yield from self.value(item, annotations.element_hint(hint, at), child, beneath_factory)
 
     def reference(self, plain: Any, hint: Any, key: str) -> Iterator[str]:
         """A part that stands elsewhere in the tree, in its slot."""
@@ -186,7 +186,7 @@ class Walk:
                 f"{key}: one module would be shared by everything that the factory around it makes; "
                 "add `_partial_: true`, so that each gets its own"
             )
-        parameters = slots.parameters(target)
+        parameters = annotations.parameters(target)
         if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()):
             yield (
                 f"{key}: {target.__name__} takes * or ** arguments, which cannot be checked; "
@@ -195,7 +195,7 @@ class Walk:
             return
         given = _given_by_code(parameters, hint, is_factory)
         yield from self.arguments(node, parameters, given, key, beneath_factory or is_factory)
-        if not is_factory or slots.positional(hint) is not None:
+        if not is_factory or annotations.positional(hint) is not None:
             yield from self.absent(node, parameters, given, key)
 
     def arguments(
@@ -232,7 +232,7 @@ class Walk:
             child = f"{key}.{name}"
             required = parameter.default is inspect.Parameter.empty and name not in given
             if required and name not in node and child not in self.deferred:
-                hint = slots.describe(parameter.annotation)
+                hint = annotations.describe_hint(parameter.annotation)
                 yield f"{child}: is required and not there; add it ({hint})"
 
 
@@ -240,30 +240,30 @@ def _given_by_code(
     parameters: dict[str, inspect.Parameter], hint: Any, is_factory: bool
 ) -> Collection[str]:
     """The names of the parameters that a factory's caller gives by position."""
-    count = len(slots.positional(hint) or ()) if is_factory else 0
+    count = len(annotations.positional(hint) or ()) if is_factory else 0
     return list(parameters)[:count]
 
 
 def _misfit(target: Any, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
     """Why a target does not belong into a slot."""
-    made = slots.product(target)
-    name, wanted = target.__name__, slots.describe(hint)
-    factory_fits = slots.takes_factory(hint, made)
+    made = annotations.product(target)
+    name, wanted = target.__name__, annotations.describe_hint(hint)
+    factory_fits = annotations.takes_factory(hint, made)
     if is_factory:
-        if not factory_fits and slots.takes(hint, made):
+        if not factory_fits and annotations.takes(hint, made):
             yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
         elif not factory_fits:
             yield f"{key}: {name} does not make {_with_article(wanted)}; choose another _target_"
-    elif factory_fits and slots.wants_factory(hint, made):
+    elif factory_fits and annotations.wants_factory(hint, made):
         yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
-    elif not slots.takes(hint, made):
+    elif not annotations.takes(hint, made):
         yield f"{key}: {name} is not {_with_article(wanted)}; choose another _target_"
 
 
 def _is_module(target: Any) -> bool:
     from torch import nn
 
-    made = slots.product(target)
+    made = annotations.product(target)
     return inspect.isclass(made) and issubclass(made, nn.Module)
 
 
@@ -282,7 +282,7 @@ def _refused(
             if dataclasses.is_dataclass(target):
                 settings[name] = {}
             elif name == "model" and _is_module(target):
-                settings[name] = _provisional(node, slots.parameters(target), walk.deferred)
+                settings[name] = _provisional(node, annotations.parameters(target), walk.deferred)
     refused = [line for name in settings if name != "model" for line in _try(config[name], {})]
     if "callbacks" not in faulty:  # whose constructors come late in a run
         parts = plain.get("callbacks") or {}
@@ -301,7 +301,7 @@ def _refers(plain: Any) -> bool:
     children = (
         plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
     )
-    return isinstance(plain, Reference) or any(map(_refers, children))
+    return isinstance(plain, NodeReference) or any(map(_refers, children))
 
 
 def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:
@@ -330,10 +330,10 @@ def _shown(value: Any) -> str:
 
 def _misplaced(value: Any, hint: Any) -> str:
     """Why a value does not fit its slot, and what does."""
-    if choices := slots.choices(hint):
+    if choices := annotations.choices(hint):
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not one of the choices; use {listed}"
-    kind = _with_article(slots.describe(hint))
+    kind = _with_article(annotations.describe_hint(hint))
     return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or _remedy(hint)}"
 
 
@@ -348,7 +348,7 @@ def _in_digits(value: Any, hint: Any) -> str | None:
         if isinstance(value, str)
         else None
     )
-    kinds = {int, float} & {*slots.alternatives(hint)}
+    kinds = {int, float} & {*annotations.alternatives(hint)}
     if found is None or not kinds:
         return None
     digits, power = found[1], LETTERS[found[2]]

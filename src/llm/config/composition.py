@@ -22,15 +22,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from llm.config import slots
+from llm.config import annotations
+from llm.config.allowlist import locate
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.loader import Loader, OwnOption
+from llm.config.overrides import differing_words, key_of
 from llm.config.point import Point
 from llm.config.resolvers import settle
-from llm.config.whitelist import locate
-from llm.config.words import differing, key_of
 
 # ValueError is what Hydra raises of a group that is set to null, and of a file that is not UTF-8.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
@@ -47,7 +47,7 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> DictCo
         config = loader.load_configuration(name, list(overrides), run_mode=RunMode.RUN)
     except HYDRA_ERRORS as error:
         lines = list(dict.fromkeys(_explain(loader, name, overrides)))
-        pairs = (word.partition("=")[::2] for word in overrides)
+        pairs = [(key, value) for key, _, value in (word.partition("=") for word in overrides)]
         files = [own.file for own in _own_options(loader, pairs)]
         read = f"; read from {', '.join(files)}" if files else ""
         raise ConfigError(*(lines or [f"{_told_by_hydra(error)}{read}"])) from error
@@ -84,7 +84,7 @@ def check_points(
     jobs = points(loader, name, overrides) if multirun else [list(overrides)]
     if not jobs:
         point(loader, name, fixed(loader, overrides))
-    labels = [" ".join(words) for words in differing(jobs)]
+    labels = [" ".join(words) for words in differing_words(jobs)]
     found: dict[str, list[str]] = {}
     composed = []
     for label, job in zip(labels, jobs, strict=True):
@@ -129,7 +129,7 @@ def _with_files(
 ) -> Iterator[str]:
     """The problems of a configuration, each with the user's own file that sets its key, unless a word does."""
     typed = {key_of(word) for word in overrides}
-    options = list(_own_options(loader, chosen().items()))
+    options = list(_own_options(loader, chosen_options().items()))
     for problem in problems:
         key = problem.partition(": ")[0]
         files = [each.file for each in options if key not in typed and each.sets(key)]
@@ -158,10 +158,10 @@ def launched(config: DictConfig) -> Point:
 def _point(overrides: Sequence[str], config: DictConfig) -> Point:
     """What was composed last."""
     hydra: Any = HydraConfig.get()
-    return Point(list(overrides), settle(config), chosen(), str(hydra.run.dir))
+    return Point(list(overrides), settle(config), chosen_options(), str(hydra.run.dir))
 
 
-def chosen() -> dict[str, str | None]:
+def chosen_options() -> dict[str, str | None]:
     """The option chosen of each group but Hydra's own, in what was composed last."""
     groups = HydraConfig.get().runtime.choices.items()
     return {group: option for group, option in groups if not group.startswith("hydra/")}
@@ -397,7 +397,7 @@ def _more_parameters(node: DictConfig) -> Sequence[str]:
     if "_target_" not in node:
         return ()
     try:
-        return list(slots.parameters(locate(str(node["_target_"]))))
+        return list(annotations.parameters(locate(str(node["_target_"]))))
     except ConfigError:
         return ()
 

@@ -18,7 +18,7 @@ IGNORE = (
     "output_dir",
     "rerun",
     "resume",
-    "check",
+    "dry_run",
     "match",
     "trust",
     *BUDGET,
@@ -65,12 +65,12 @@ def recipe(config: DictConfig) -> str:
     return fingerprint(config, WATCHED)
 
 
-def difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
+def fingerprint_difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
     """What would change the fingerprint: `full.key: old → new`, one line each."""
-    return [f"{key}: {change}" for key, change in changes(old, new, ignore).items()]
+    return [f"{key}: {change}" for key, change in fingerprint_changes(old, new, ignore).items()]
 
 
-def changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> dict[str, str]:
+def fingerprint_changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> dict[str, str]:
     """What would change the fingerprint: `old → new` by full key.
 
     A value that one side does not know yet (`???`) does not differ.

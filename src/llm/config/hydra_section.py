@@ -11,10 +11,10 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, suggestion
 from llm.config.fingerprint import is_among
-from llm.config.whitelist import locate
-from llm.config.words import key_of
+from llm.config.overrides import key_of
 
 # What a person may type, with all that is below it.
 TYPED = (

@@ -26,13 +26,14 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
 from llm.config.errors import ConfigError
+from llm.config.overrides import key_of
 from llm.config.point import trusts
 from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
 from llm.config.texts import expand_homes
-from llm.config.words import key_of
 
 CONF = "pkg://llm.conf"
 FOLDER = "command-line"  # Hydra's name for who adds --config-dir
@@ -40,17 +41,16 @@ MOST_VALUES = 100_000  # of one file
 PARTS = ("group", "value", "path", "package")  # of an entry of a defaults list
 
 
-def open_loader(module: str, config_path: str, config_dir: str | None = None) -> "Loader":
+def open_loader(config_path: str, config_dir: str | None = None) -> "Loader":
     """The loader over our configs.
 
     Args:
-        module: the app's module, against which a relative `config_path` is read.
         config_path: where the primary configs lie, such as `pkg://llm.conf`.
         config_dir: a user's own folder of configs beside them.
     """
     version.setbase("1.3")
     setup_globals()
-    search_path = create_automatic_config_search_path(None, module, config_path)
+    search_path = create_automatic_config_search_path(None, "llm.__main__", config_path)
     if config_dir is not None:
         search_path.prepend(
             provider=FOLDER,
@@ -242,7 +242,7 @@ def references(*options: str) -> tuple[dict[str, Any], ...]:
     Raises:
         ConfigError: an option is not packaged.
     """
-    loader = open_loader(__name__, CONF)
+    loader = open_loader(CONF)
     lines = [
         f"{option}: is not packaged; an option of Hydra's own groups has to be installed"
         for option in options

@@ -29,7 +29,7 @@ class Point(NamedTuple):
         return [word for word in self.overrides if not word.startswith("hydra")]
 
 
-def trusted(config: DictConfig) -> list[str]:
+def all_trusted(config: DictConfig) -> list[str]:
     """All packages that a tree trusts anywhere."""
     lists = (value for _, value in trusts(OmegaConf.to_container(config, resolve=False)))
     return sorted({str(each) for value in lists if isinstance(value, list) for each in value})

@@ -51,7 +51,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
         raise FileError(f"{path}: cannot be read ({error.strerror}); put the file there") from None
 
 
-def read_text(path: Path, most: int = LARGEST) -> str:
+def read_utf8(path: Path, most: int = LARGEST) -> str:
     """The content of a text file in UTF-8.
 
     Raises:

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from llm.config.allowlist import locate
+from llm.config.annotations import parameters
 from llm.config.build import build
-from llm.config.slots import parameters
-from llm.config.whitelist import locate
 
 PROVISIONAL = 256  # stands in for a vocabulary size that is known once the data have been read
 

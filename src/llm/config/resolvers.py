@@ -14,7 +14,7 @@ from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
-from llm.config.words import escaped_text
+from llm.config.overrides import escaped_text
 
 # Resolvers that belong to one composition: Hydra's own, and ours.
 COMPOSED = {"hydra", "run_name", "now", "python_version"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.words import escaped_text, is_quoted, key_of
+from llm.config.overrides import escaped_text, is_quoted, key_of
 
 # Files and folders; `\\,` is a comma in them, for in a sweep a plain one separates values.
 PATHS = {
@@ -96,12 +96,12 @@ def as_text(word: str, is_sweep: bool = False) -> str:
         return f"{left}={_quoted(key, value)}"
     if _is_function(value):
         return word
-    values = pieces(value)
+    values = split_at_commas(value)
     values = [each.strip() for each in values] if len(values) > 1 else values
     return f"{left}={','.join(_quoted(key, each) for each in values)}"
 
 
-def quoted(text: str) -> str:
+def quoted_text(text: str) -> str:
     """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -116,10 +116,10 @@ def _quoted(key: str, text: str) -> str:
         text = re.sub(r"\\([nt\\])", lambda found: ESCAPES[found[1]], text)
     elif key in PATHS:
         text = text.replace("\\,", ",")
-    return quoted(text)
+    return quoted_text(text)
 
 
-def pieces(text: str) -> list[str]:
+def split_at_commas(text: str) -> list[str]:
     """The parts between commas that are neither in a quoted part nor escaped."""
     return PIECE.findall(text)
 
@@ -129,7 +129,7 @@ def _items(value: str) -> list[str] | None:
     parsed = _parsed(value) if value.startswith("[") and value.endswith("]") else None
     if parsed is None or not isinstance(parsed.value(), list):
         return None
-    items = [item.strip() for item in pieces(value[1:-1])] if value[1:-1].strip() else []
+    items = [item.strip() for item in split_at_commas(value[1:-1])] if value[1:-1].strip() else []
     is_flat = all(isinstance(item, str | int | float | bool | None) for item in parsed.value())
     return items if is_flat and len(items) == len(parsed.value()) else None
 

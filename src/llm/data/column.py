@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llm.data.decoding import lines, read_text
 from llm.data.errors import DataError
 from llm.data.naming import keys_named
-from llm.data.rows import Columns, Layout, is_rows, read_rows
+from llm.data.record_reader import Columns, Layout, is_rows, read_records
+from llm.data.text_decoding import decoded_lines, read_decoded_text
 
 KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}
 
@@ -54,11 +54,11 @@ class Column:
             return [text for text in read if text.strip()]
 
     def _of_lines(self, file: Path) -> Iterator[str]:
-        return lines([read_text(file, self.encoding, instead=INSTEAD)])
+        return decoded_lines([read_decoded_text(file, self.encoding, instead=INSTEAD)])
 
     def _of_rows(self, file: str) -> Iterator[str]:
         layout = Layout(self.columns, self.delimiter, self.encoding, self.quoting is not False)
-        for where, values in read_rows(file, layout):
+        for where, values in read_records(file, layout):
             if self.text not in values:
                 raise DataError(
                     f"{where}: no column {self.text!r} among {', '.join(values)}; name the column of the texts with "

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llm.data.decoding import suffix
 from llm.data.errors import DataError
+from llm.data.text_decoding import suffix
 
 Report = Callable[[str, str], None]
 Record = tuple[str, list[str]]

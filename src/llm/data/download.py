@@ -11,10 +11,10 @@ from pathlib import Path
 import pooch
 
 from llm import network
-from llm.data import cache
-from llm.data.decoding import chunks
+from llm.data import cache_folder
+from llm.data.corpora.base import Source
 from llm.data.errors import DataError
-from llm.data.source import Source
+from llm.data.text_decoding import chunks
 
 
 class Download(Source):
@@ -68,14 +68,14 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
     Raises:
         DataError: It cannot be fetched, or is not the file that was published.
     """
-    there = cache.folder() / file_name
+    there = cache_folder.cache_folder() / file_name
     if is_cached(sha256, file_name):
         return there
     if refusal := network.refusal(url):
         raise DataError(
             f"{refusal}: put it at {there} if you trust it, or name a file of your own with test_path="
         )
-    folder = cache.writable_folder("")
+    folder = cache_folder.writable_folder("")
     pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
     try:
         if member is not None:
@@ -96,7 +96,7 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
 
 def is_cached(sha256: str, file_name: str) -> bool:
     """Whether the cache holds the file that was published."""
-    there = cache.folder() / file_name
+    there = cache_folder.cache_folder() / file_name
     return there.is_file() and pooch.file_hash(str(there)) == sha256
 
 

@@ -11,7 +11,7 @@ Report = Callable[[str, str], None]
 Found = tuple[str, dict[str, Any]]
 
 
-def lines(file: Path, text: str, report: Report) -> Iterator[Found]:
+def json_lines(file: Path, text: str, report: Report) -> Iterator[Found]:
     """Yield the place and the values of an object a line; blank lines are passed over.
 
     Raises:

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from llm import shell
 from llm.data.errors import DataError
+from llm.terminal import shell
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk of `datasets` writes
 KEYS = ("path", "validation_path", "test_path")  # of data, which name files
@@ -94,7 +94,7 @@ def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], No
     if any((folder / name).is_file() for name in SAVED):
         raise DataError(
             f"{folder}: is a dataset that save_to_disk wrote, not a folder of text files; read it with "
-            f"data=huggingface {shell.quoted(f'data.source.path={folder}')}"
+            f"data=huggingface {shell.quoted_word(f'data.source.path={folder}')}"
         )
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     runs = {file.parent for file in files if file.name == "run.json"}

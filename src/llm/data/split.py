@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from llm.data.corpora.base import DocumentPiece, Source
 from llm.data.errors import DataError
-from llm.data.source import Piece, Source
 
-Documents = Callable[[], Iterator[Piece]]
+Documents = Callable[[], Iterator[DocumentPiece]]
 FEW = 20  # documents of equal length that a draw is made from at least
 
 
@@ -34,7 +34,7 @@ class Split:
     is_drawn: bool = False
 
 
-def split(source: Source, validation_fraction: float, seed: int) -> Split:
+def split_corpus(source: Source, validation_fraction: float, seed: int) -> Split:
     """Draw documents to hold out where there are many; hold out the end of each where there are few.
 
     The end of the only document is the split of nanoGPT and of the book. Few documents are divided in the same
@@ -46,7 +46,7 @@ def split(source: Source, validation_fraction: float, seed: int) -> Split:
     lengths = _lengths(source)
     if effective_number(lengths) < FEW:
         return _split_by_position(source, lengths, validation_fraction)
-    held_out = choose(lengths, validation_fraction, seed)
+    held_out = choose_held_out(lengths, validation_fraction, seed)
     return Split(
         train=lambda: _chosen(source, ~held_out),
         validation=lambda: _chosen(source, held_out),
@@ -95,7 +95,7 @@ def published_split(train: Source, validation: Source) -> Split:
     )
 
 
-def _numbered(source: Source) -> Iterator[tuple[int, int, Piece]]:
+def _numbered(source: Source) -> Iterator[tuple[int, int, DocumentPiece]]:
     """The pieces of a source, each with its document's number and its place in that."""
     document = place = 0
     for piece in source.pieces():
@@ -103,26 +103,26 @@ def _numbered(source: Source) -> Iterator[tuple[int, int, Piece]]:
         document, place = (document + 1, 0) if piece.ends else (document, place + len(piece.text))
 
 
-def _chosen(source: Source, chosen: np.ndarray) -> Iterator[Piece]:
+def _chosen(source: Source, chosen: np.ndarray) -> Iterator[DocumentPiece]:
     return (piece for document, _, piece in _numbered(source) if chosen[document])
 
 
-def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[Piece]:
+def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
     """Each document up to its cut."""
     for document, place, (text, ends) in _numbered(source):
         if place < cuts[document]:
             left = int(cuts[document]) - place
-            yield Piece(text[:left], ends=ends or len(text) >= left)
+            yield DocumentPiece(text[:left], ends=ends or len(text) >= left)
 
 
-def _ends(source: Source, cuts: np.ndarray) -> Iterator[Piece]:
+def _ends(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
     """Each document from its cut on."""
     for document, place, (text, ends) in _numbered(source):
         if ends or place + len(text) > cuts[document]:
-            yield Piece(text[max(0, int(cuts[document]) - place) :], ends=ends)
+            yield DocumentPiece(text[max(0, int(cuts[document]) - place) :], ends=ends)
 
 
-def choose(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def choose_held_out(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Draw documents to hold out, close to but not above a fraction of all characters.
 
     Where every single document is larger than that, the smallest is held out.

@@ -63,7 +63,7 @@ def _asked(row: Mapping[str, Any]) -> str:
     return "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
 
 
-def figures(answers: Sequence[Answer]) -> dict[str, list[float]]:
+def answer_metrics(answers: Sequence[Answer]) -> dict[str, list[float]]:
     """ROUGE-L and exact match of each answer."""
     return {
         "rouge_l": _rouge(answers),
@@ -73,7 +73,7 @@ def figures(answers: Sequence[Answer]) -> dict[str, list[float]]:
 
 def quality(answers: Sequence[Answer]) -> dict[str, Any]:
     """ROUGE-L and exact match, each a mean over the answers with its interval."""
-    measured = figures(answers)
+    measured = answer_metrics(answers)
     return {
         "answers": len(answers),
         "rouge_l": bootstrap(measured["rouge_l"])._asdict(),
@@ -81,7 +81,7 @@ def quality(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def matched(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
     """Answers of two runs to the same instruction with the same reference, in our order.
 
     Raises:
@@ -99,7 +99,7 @@ def matched(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answ
     return pairs
 
 
-def difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
+def paired_difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
     """How many answers were matched, and how much higher ROUGE-L is than theirs, by a paired interval."""
     ours, theirs = (_rouge(side) for side in zip(*pairs, strict=True))
     gains = [own - other for own, other in zip(ours, theirs, strict=True)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.reading import read_bytes
-from llm.evaluation.openai import OpenAI
+from llm.evaluation.openai_client import OpenAI
 from llm.files import open_for_appending
 from llm.runs import now
 

@@ -30,18 +30,20 @@ def both_orders(
 
     def ask(first: str, second: str) -> Question:
         texts = {"instruction": instruction, "reference": reference}
-        return Question(TASK, texts | {"response A": first, "response B": second}, FORM, parse)
+        return Question(
+            TASK, texts | {"response A": first, "response B": second}, FORM, parse_choice
+        )
 
     return ask(ours, theirs), ask(theirs, ours)
 
 
-def parse(answer: str) -> Choice | None:
+def parse_choice(answer: str) -> Choice | None:
     """The choice that an answer is, or None where it is anything else or anything more."""
     found = ANSWER.fullmatch(answer)
     return found[1] if found else None  # pyright: ignore[reportReturnType]
 
 
-def summary(choices: Sequence[Choices]) -> dict[str, Any]:
+def summarize_choices(choices: Sequence[Choices]) -> dict[str, Any]:
     """What the choices on all instructions come to, seen from our side.
 
     Args:

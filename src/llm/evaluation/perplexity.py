@@ -42,10 +42,10 @@ class Perplexity(Metric):
     def compute(self) -> dict[str, float]:
         """`loss`, `perplexity` and, where bytes are known, `bits_per_byte`; NaN before any token."""
         loss = (self.nats / self.tokens).item()
-        return summary(loss, self.bytes_per_token)
+        return summarize_loss(loss, self.bytes_per_token)
 
 
-def summary(loss: float, bytes_per_token: float | None) -> dict[str, float]:
+def summarize_loss(loss: float, bytes_per_token: float | None) -> dict[str, float]:
     """What a mean loss in nats a token amounts to."""
     perplexity = math.exp(loss) if loss < 700 else math.inf
     results = {"loss": loss, "perplexity": perplexity}

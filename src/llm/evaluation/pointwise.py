@@ -16,19 +16,19 @@ FORM = 'one JSON object of exactly this shape, {"score": N}, where N is an integ
 ANSWER = re.compile(r'\s*\{\s*"score"\s*:\s*(100|[1-9]?[0-9])\s*\}\s*')
 
 
-def score(instruction: str, reference: str, response: str) -> Question:
+def ask_score(instruction: str, reference: str, response: str) -> Question:
     """Ask for a score from 0 to 100."""
     texts = {"instruction": instruction, "reference": reference, "response": response}
-    return Question(TASK, texts, FORM, parse)
+    return Question(TASK, texts, FORM, parse_score)
 
 
-def parse(answer: str) -> int | None:
+def parse_score(answer: str) -> int | None:
     """The score that an answer is, or None where it is anything else or anything more."""
     found = ANSWER.fullmatch(answer)
     return int(found[1]) if found else None
 
 
-def summary(scores: Sequence[int | None]) -> dict[str, Any]:
+def summarize_scores(scores: Sequence[int | None]) -> dict[str, Any]:
     """What the scores of all responses come to.
 
     Returns:

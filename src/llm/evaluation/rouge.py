@@ -7,7 +7,7 @@ from collections.abc import Sequence
 WORD = re.compile(r"[^\W_]+")
 
 
-def words(text: str) -> list[str]:
+def rouge_words(text: str) -> list[str]:
     """The words of a text: runs of letters and digits of any script, in lower case.
 
     Nothing is stemmed. On ASCII text these are the words of the `rouge-score` package, which knows no
@@ -48,7 +48,7 @@ def rouge_l(candidate: str, reference: str) -> float:
     Returns:
         From 0 (nothing in common, or a text without words) to 1 (the same words).
     """
-    said, wanted = words(candidate), words(reference)
+    said, wanted = rouge_words(candidate), rouge_words(reference)
     if not said or not wanted:
         return 0.0
     return 2 * common_subsequence(said, wanted) / (len(said) + len(wanted))

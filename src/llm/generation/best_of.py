@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from llm.generation.responses import respond
+from llm.generation.batch_responses import respond
 from llm.generation.sampling import Sampler
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.base import Tokenizer
 
 
 class Scored(NamedTuple):

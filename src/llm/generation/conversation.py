@@ -3,8 +3,8 @@
 from itertools import groupby
 from typing import NamedTuple
 
-from llm.data.template import ChatTemplate, Message
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.data.examples.template import ChatTemplate, Message
+from llm.tokenizers.base import Tokenizer
 
 
 class Turn(NamedTuple):
@@ -100,8 +100,8 @@ class Conversation:
         self.dropped = 0
 
     def _encode(self, dropped: int, question: str) -> list[int]:
-        asked = [*self._messages(self.turns[dropped:]), Message("user", question)]
-        return self.template.encode_prompt(asked, self.tokenizer)
+        messages = [*self._messages(self.turns[dropped:]), Message("user", question)]
+        return self.template.encode_prompt(messages, self.tokenizer)
 
     def _messages(self, turns: list[Turn]) -> list[Message]:
         return [*_system(self.system), *_said(turns)]

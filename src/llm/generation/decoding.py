@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from llm.generation.memory import Memory
+from llm.dtensor import is_dtensor
+from llm.generation.prefix_cache import PrefixCache
 from llm.generation.sampling import Sampler
 from llm.models.errors import ModelError
-from llm.nn.cache import Cache
-from llm.parts import is_divided
+from llm.nn.kv_cache import Cache
 
 
 def generates(model: nn.Module) -> bool:
@@ -73,7 +73,7 @@ class Decoding(Iterator[dict[int, int]]):
     seed, it would be the same. The model is put in evaluation mode for each step, and back.
 
     Args:
-        model: a language model: `hidden`, `head`, `new_cache` and `context_length`.
+        model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
         prompts: the tokens to continue, a row each, of any lengths.
         max_tokens: most tokens to add to a row; 0 is none.
         sampler: chooses a token from the logits.
@@ -97,7 +97,7 @@ class Decoding(Iterator[dict[int, int]]):
         seed: int = 0,
         end_token: int | None = None,
         use_cache: bool = True,
-        memory: Memory | None = None,
+        memory: PrefixCache | None = None,
     ) -> None:
         if max_tokens < 0:
             raise ValueError(f"max_tokens={max_tokens} is negative: choose 0 or more")
@@ -113,7 +113,7 @@ class Decoding(Iterator[dict[int, int]]):
         self.memory = memory if len(prompts) == 1 else None
         self._model: Any = model
         # The quicker way is closed to tensors that devices share.
-        is_shared = any(is_divided(parameter) for parameter in model.parameters())
+        is_shared = any(is_dtensor(parameter) for parameter in model.parameters())
         self._without_gradients = torch.no_grad if is_shared else torch.inference_mode
         self._remaining = max_tokens
         self._texts = [list(prompt) for prompt in prompts]
@@ -175,8 +175,8 @@ class Decoding(Iterator[dict[int, int]]):
 
     def _go_on(self) -> Float[Tensor, "B V"]:
         assert self._newest is not None
-        output = self._model.hidden(self._newest[:, None], cache=self._cache)
-        return self._model.head(output.hidden[:, -1])
+        output = self._model.hidden_states(self._newest[:, None], cache=self._cache)
+        return self._model.head(output[:, -1])
 
     def _start_over(self) -> Float[Tensor, "B V"]:
         """Compute the whole windows of the rows that go on, padded on the left to one length."""
@@ -185,7 +185,7 @@ class Decoding(Iterator[dict[int, int]]):
         self._rows = sorted(self._running)
         texts = [self._texts[row] for row in self._rows]
         windows = [text[window_start(len(text), limit) :] for text in texts]
-        tokens, attention = pad_left(windows, model.head.weight.device)
+        tokens, attention_mask = pad_left(windows, model.head.weight.device)
 
         self._cache = None  # lets go of the old one before the new one is made
         if self.use_cache:
@@ -193,8 +193,8 @@ class Decoding(Iterator[dict[int, int]]):
             recalled = self.memory and self.memory.recall(windows[0], capacity)
             cache: Cache = recalled or model.new_cache(len(windows), capacity)
             tokens, self._cache = tokens[:, cache.length :], cache
-        output = model.hidden(tokens, cache=self._cache, attention=attention)
-        logits = model.head(output.hidden[:, -1])
+        output = model.hidden_states(tokens, cache=self._cache, attention_mask=attention_mask)
+        logits = model.head(output[:, -1])
         if self.memory is not None and len(windows[0]) == len(texts[0]):
             self.memory.keep(texts[0], self._cache)
         if logits.isnan().any():

@@ -49,7 +49,7 @@ def top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     return logits.masked_fill(outside.scatter(1, tokens, outside), -math.inf)
 
 
-def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+def draw_token(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
     """Draw a token from softmax(logits) by inverting its cumulative distribution.
 
     One number from [0, 1) decides a row, so a row's token never depends on its neighbours.
@@ -120,4 +120,4 @@ class Sampler:
             logits = top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1:
             logits = top_p(logits, self.top_p)
-        return draw(logits, uniform)
+        return draw_token(logits, uniform)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm.tokenizers.tokenizer import Tokenizer, ends_within_character
+from llm.tokenizers.base import Tokenizer, ends_within_character
 
 
 class IncrementalDecoder:

@@ -10,7 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from llm.comparison.result import read_rows
+from llm.comparison.result import read_metric_rows
 from llm.files import open_for_appending, replacing
 
 
@@ -53,7 +53,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def _begin(self, resume_step: int) -> None:
-        rows = read_rows(self.path) if self.path.exists() and resume_step >= 0 else []
+        rows = read_metric_rows(self.path) if self.path.exists() and resume_step >= 0 else []
         kept = [row for row in rows if int(row["step"]) <= resume_step]
         if kept:
             self.columns = list(kept[0])
@@ -77,7 +77,7 @@ class CSVLogger(Logger):
             os.truncate(self.path, self._start)
         new = [name for name in self._row if name not in self.columns]
         if new:
-            rows = read_rows(self.path)
+            rows = read_metric_rows(self.path)
             self.columns += new
             self._rewrite(rows)
         self._start = self.path.stat().st_size

@@ -12,9 +12,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from llm.comparison.result import read_rows
-from llm.files import read_text, write_text
-from llm.loggers.outages import WRITING, Mode, SteadyRun
+from llm.comparison.result import read_metric_rows
+from llm.files import read_utf8, write_text
+from llm.loggers.wandb_retry import WRITING, Mode, ResilientRun
 from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
@@ -42,7 +42,7 @@ def wandb_logger(
 
     Nothing is sent unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a
     W&B sweep; a key alone is no choice. Code, git, console, packages, hardware and host stay
-    here as well, each unless W&B's own variable for it is set (see `llm.loggers.outages`).
+    here as well, each unless W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
 
     Args:
         directory: the run directory; W&B's files go to its folder `wandb`.
@@ -75,7 +75,7 @@ def wandb_logger(
         "job_type": run.record.get("task"),
         "tags": tags if tags is not None else _tags(run.record.get("choices", {})),
     }
-    return WandbLogger(run, SteadyRun(run.path, _mode(mode), patience, identity), parts)
+    return WandbLogger(run, ResilientRun(run.path, _mode(mode), patience, identity), parts)
 
 
 def _known(upload: Sequence[str]) -> list[str]:
@@ -85,9 +85,9 @@ def _known(upload: Sequence[str]) -> list[str]:
     return list(upload)
 
 
-def _mode(asked: str | None) -> Mode:
+def _mode(requested: str | None) -> Mode:
     is_agent = "WANDB_SWEEP_ID" in os.environ  # its server waits for what the run finds
-    mode = asked or os.environ.get("WANDB_MODE") or ("online" if is_agent else "offline")
+    mode = requested or os.environ.get("WANDB_MODE") or ("online" if is_agent else "offline")
     if mode not in MODES:
         raise ValueError(f"mode={mode}: choose one of {', '.join(MODES)}")
     return mode
@@ -142,7 +142,7 @@ class WandbLogger(Logger):
         upload: names of `PARTS`.
     """
 
-    def __init__(self, run: Run, service: SteadyRun, upload: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run, service: ResilientRun, upload: Sequence[str] = ()) -> None:
         super().__init__()
         self.run = run
         self.service = service
@@ -175,7 +175,7 @@ class WandbLogger(Logger):
         """
         self.service.identity["config"] = params
         if self._beginning.is_file():
-            known = read_text(self._beginning)
+            known = read_utf8(self._beginning)
             self._first = (
                 int(known) if known.isdecimal() else 0
             )  # damaged: all rows are handed on again
@@ -247,7 +247,7 @@ class WandbLogger(Logger):
 
     def _rows(self) -> list[dict[str, str]]:
         """What all sittings measured: W&B's own minimum would be that of one offline piece."""
-        return read_rows(self.run.metrics) if self.run.metrics.is_file() else []
+        return read_metric_rows(self.run.metrics) if self.run.metrics.is_file() else []
 
     def _keep(self, part: str) -> None:
         import wandb

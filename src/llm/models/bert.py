@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.classifier import first_token
-from llm.models.output import Output
 from llm.models.size import require_sizes
 from llm.nn.activations import gelu
 from llm.nn.attention import Attention
@@ -127,40 +126,40 @@ class BERT(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
-        attention: Bool[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token at each position itself; the arguments are those of `hidden`."""
-        return self.head(self.hidden(tokens, attention, segments).hidden)
+        return self.head(self.hidden_states(tokens, attention_mask, segments))
 
-    def hidden(
+    def hidden_states(
         self,
         tokens: Int[Tensor, "B T"],
-        attention: Bool[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
-    ) -> Output:
+    ) -> Float[Tensor, "B T C"]:
         """The states that the head reads.
 
         Args:
             tokens: ids below `vocab_size`.
-            attention: True where a token is real, False where it is padding, on either side.
+            attention_mask: True where a token is real, False where it is padding, on either side.
             segments: which part of the text each token is of; by default all are of the first, 0.
 
         Raises:
             ValueError: there are more tokens than positions.
         """
-        places = _places(tokens, attention)
+        places = _places(tokens, attention_mask)
         segments = torch.zeros_like(tokens) if segments is None else segments
         x = self.position.embed(self.embedding(tokens) + self.segment(segments), places)
         x = self.dropout(self.embedding_norm(x))
         rotation = self.position.rotation(x, places)
         mask = None
-        if attention is not None:
+        if attention_mask is not None:
             columns = torch.arange(tokens.shape[1], device=tokens.device)
-            mask = not_padding(attention)(columns, columns).unsqueeze(-3)
+            mask = not_padding(attention_mask)(columns, columns).unsqueeze(-3)
         for block in self.blocks:
             x = block(x, rotation, mask, causal=False)
-        return Output(self.final_norm(x))
+        return self.final_norm(x)
 
     def new_cache(self, *_: object) -> NoReturn:
         """There is none: what an earlier position holds depends on the later ones.
@@ -179,8 +178,8 @@ class BERT(nn.Module):
         return 6 * numbers + 12 * width * (context or self.context_length)
 
 
-def _places(tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None) -> Positions:
+def _places(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:
     """Positions from 0 on: a slice, or (B, T) where rows are padded, which count their real tokens alone."""
-    if attention is None:
+    if attention_mask is None:
         return slice(0, tokens.shape[1])
-    return attention.cumsum(dim=1) - 1
+    return attention_mask.cumsum(dim=1) - 1

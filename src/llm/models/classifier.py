@@ -12,32 +12,32 @@ Pooling = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def last_token(
-    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+    hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
     """The state of the last real token: the only one that has seen the whole text, under a causal mask."""
-    if attention is None:
+    if attention_mask is None:
         return hidden[:, -1]
     places = torch.arange(hidden.shape[1], device=hidden.device)
-    return _at(hidden, torch.where(attention, places, -1).argmax(dim=1))
+    return _at(hidden, torch.where(attention_mask, places, -1).argmax(dim=1))
 
 
 def first_token(
-    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+    hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
     """The state of the first real token, as BERT's [CLS] is read: for models that see both ways."""
-    if attention is None:
+    if attention_mask is None:
         return hidden[:, 0]
-    return _at(hidden, attention.int().argmax(dim=1))
+    return _at(hidden, attention_mask.int().argmax(dim=1))
 
 
 def mean(
-    hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+    hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
     """The mean of the states of all real tokens."""
-    if attention is None:
+    if attention_mask is None:
         return hidden.mean(dim=1)
-    real = hidden.masked_fill(~attention.unsqueeze(-1), 0.0)
-    return real.sum(dim=1) / attention.sum(dim=1, keepdim=True).clamp(min=1)
+    real = hidden.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+    return real.sum(dim=1) / attention_mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class AttentionPooling(nn.Module):
@@ -55,13 +55,13 @@ class AttentionPooling(nn.Module):
         self.query = nn.Parameter(torch.zeros(dim))
 
     def forward(
-        self, hidden: Float[Tensor, "B T C"], attention: Bool[Tensor, "B T"] | None
+        self, hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
     ) -> Float[Tensor, "B C"]:
         """The pooled states: zeros for a text without any real token, as of `mean`."""
         scores = hidden @ self.query  # (B, T)
-        if attention is not None:
-            scores = scores.masked_fill(~attention, torch.finfo(scores.dtype).min)
-            hidden = hidden.masked_fill(~attention.unsqueeze(-1), 0.0)
+        if attention_mask is not None:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+            hidden = hidden.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
         return (scores.softmax(dim=1).unsqueeze(1) @ hidden).squeeze(1)
 
 
@@ -70,19 +70,19 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def some_of(
-    tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None, dropout: float
+    tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, dropout: float
 ) -> Bool[Tensor, "B T"]:
     """Where tokens are real and not left out; each is left out with this probability, but never all of a text."""
-    real = torch.ones_like(tokens, dtype=torch.bool) if attention is None else attention
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
 
 
 def last_of_each(
-    tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None
+    tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Bool[Tensor, "B T"]:
     """Where a real token occurs for the last time in its text."""
-    real = torch.ones_like(tokens, dtype=torch.bool) if attention is None else attention
+    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
     ordered, places = tokens.masked_fill(~real, -1).sort(
         dim=1, stable=True
     )  # equal tokens side by side, in order
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
     """The body of a language model and a linear head over one pooled state (Radford et al. 2018).
 
     Args:
-        body: a language model with `hidden` and a linear `head`, which is taken off.
+        body: a language model with `hidden_states` and a linear `head`, which is taken off.
         num_classes: scores a text is given; 1 makes a reward model.
         pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read; None
             for what the body says of itself, its `pooling`, or `last_token`.
@@ -138,19 +138,19 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, tokens: Int[Tensor, "B T"], attention: Bool[Tensor, "B T"] | None = None
+        self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B N"]:
         """The logits of the classes.
 
         Args:
             tokens: ids of the texts, padded on either side to one length.
-            attention: True where a token is real; without it all are.
+            attention_mask: True where a token is real; without it all are.
         """
         body: Any = self.body
         if self.training and self.token_dropout:
-            attention = some_of(tokens, attention, self.token_dropout)
-        hidden = body.hidden(tokens, attention=attention).hidden
-        read = last_of_each(tokens, attention) if self.distinct else attention
+            attention_mask = some_of(tokens, attention_mask, self.token_dropout)
+        hidden = body.hidden_states(tokens, attention_mask=attention_mask)
+        read = last_of_each(tokens, attention_mask) if self.distinct else attention_mask
         return self.head(self.dropout(self.pooling(hidden, read)))
 
     @property

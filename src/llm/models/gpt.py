@@ -8,12 +8,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.errors import ModelError
-from llm.models.output import Output
 from llm.models.size import require_sizes
 from llm.nn.attention import Attention
 from llm.nn.block import Block
-from llm.nn.cache import Cache
 from llm.nn.init import gpt2
+from llm.nn.kv_cache import Cache
 from llm.nn.masks import Predicate, as_bias, both, causal, not_padding, same_document
 from llm.nn.positions import Position, Positions
 from llm.nn.residual import Residual, pre_norm
@@ -88,20 +87,20 @@ class GPT(nn.Module):
         tokens: Int[Tensor, "B T"],
         cache: Cache | None = None,
         positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
-        documents: Int[Tensor, "B T"] | None = None,
-        attention: Bool[Tensor, "B T"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of each next token; the arguments are those of `hidden`."""
-        return self.head(self.hidden(tokens, cache, positions, documents, attention).hidden)
+        return self.head(self.hidden_states(tokens, cache, positions, document_ids, attention_mask))
 
-    def hidden(
+    def hidden_states(
         self,
         tokens: Int[Tensor, "B T"],
         cache: Cache | None = None,
         positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
-        documents: Int[Tensor, "B T"] | None = None,
-        attention: Bool[Tensor, "B T"] | None = None,
-    ) -> Output:
+        document_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T C"]:
         """The states that the head reads.
 
         Args:
@@ -109,25 +108,25 @@ class GPT(nn.Module):
             cache: what earlier calls computed; the new tokens continue it and are appended.
             positions: of the tokens, (T) or (B, T). By default they go on from the cache, or from
                 0, and each row counts only its real tokens.
-            documents: which document each token is of; attention stays within it.
-            attention: True where a token is real, False where it is padding, on either side.
+            document_ids: which document each token is of; attention stays within it.
+            attention_mask: True where a token is real, False where it is padding, on either side.
 
         Raises:
             ValueError: a token id is out of range, the cache or the positions are full, or
-                `documents` come with a cache.
+                `document_ids` come with a cache.
         """
-        places = _next_places(tokens, cache, attention) if positions is None else positions
+        places = _next_places(tokens, cache, attention_mask) if positions is None else positions
         if cache is not None:
             given = None if isinstance(places, slice) else places
-            cache.describe(tokens.shape[1], given, attention)
+            cache.describe(tokens.shape[1], given, attention_mask)
 
         x = self.dropout(self.position.embed(self._embed(tokens), places))
         rotation = self.position.rotation(x, places)
-        mask = self._mask(x, places, cache, documents, attention)
+        mask = self._mask(x, places, cache, document_ids, attention_mask)
         for index, block in enumerate(self.blocks):
             layer_cache = cache.layers[index] if cache is not None else None
             x = block(x, rotation, mask, mask is None, layer_cache)
-        return Output(self.final_norm(x), cache)
+        return self.final_norm(x)
 
     def new_cache(
         self, batch_size: int, capacity: int | None = None, dtype: torch.dtype | None = None
@@ -184,21 +183,21 @@ class GPT(nn.Module):
         x: Float[Tensor, "B T C"],
         places: Positions,
         cache: Cache | None,
-        documents: Int[Tensor, "B T"] | None,
-        attention: Bool[Tensor, "B T"] | None,
+        document_ids: Int[Tensor, "B T"] | None,
+        attention_mask: Bool[Tensor, "B T"] | None,
     ) -> Tensor | None:
         """All that limits or shades attention, in one mask; None where that is causality alone."""
-        if cache is not None and documents is not None:
-            raise ValueError("documents and a cache do not go together: a cache holds one text")
+        if cache is not None and document_ids is not None:
+            raise ValueError("document_ids and a cache do not go together: a cache holds one text")
         start = cache.length if cache is not None else 0
         end = start + x.shape[1]
-        real = cache.valid if cache is not None else attention
+        real = cache.valid if cache is not None else attention_mask
 
         limits = [self.mask]
         if real is not None:
             limits.append(not_padding(real))
-        if documents is not None:
-            limits.append(same_document(documents))
+        if document_ids is not None:
+            limits.append(same_document(document_ids))
         bias = self.position.bias(x, *_query_and_key_places(places, start, end, cache))
         if self.mask_is_causal and len(limits) == 1 and bias is None:
             return None
@@ -208,7 +207,7 @@ class GPT(nn.Module):
 
 
 def _next_places(
-    tokens: Int[Tensor, "B T"], cache: Cache | None, attention: Bool[Tensor, "B T"] | None
+    tokens: Int[Tensor, "B T"], cache: Cache | None, attention_mask: Bool[Tensor, "B T"] | None
 ) -> Positions:
     """Positions that go on from the cache: a slice, or (B, T) where rows are padded.
 
@@ -216,9 +215,9 @@ def _next_places(
     Padding before the text stands at -1, which nothing real sees.
     """
     start = cache.length if cache is not None else 0
-    if attention is None and (cache is None or not cache.per_row):
+    if attention_mask is None and (cache is None or not cache.per_row):
         return slice(start, start + tokens.shape[1])
-    real = torch.ones_like(tokens) if attention is None else attention
+    real = torch.ones_like(tokens) if attention_mask is None else attention_mask
     last = cache.positions[:, start - 1 : start] if cache is not None and start else -1
     return last + real.cumsum(dim=1)
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from llm.nn.cache import LayerCache
 from llm.nn.heads import group_size, head_width
+from llm.nn.kv_cache import LayerCache
 from llm.nn.positions import Rotation, rotate
 
 Kernel = Callable[..., Tensor]

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.attention import Attention
-from llm.nn.cache import LayerCache
+from llm.nn.kv_cache import LayerCache
 from llm.nn.positions import Rotation
 from llm.nn.residual import Residual
 

@@ -3,7 +3,7 @@
 A predicate takes the places of T queries and of S keys and answers with a boolean (…, T, S), True
 where the query may see the key. Places are columns of the batch: 0 is its first, padding or not.
 
-    >>> print(draw(causal, 4))
+    >>> print(draw_mask(causal, 4))
     ■ · · ·
     ■ ■ · ·
     ■ ■ ■ ·
@@ -27,7 +27,7 @@ def causal(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T
 def sliding_window(size: int) -> Predicate:
     """Of the keys up to the query, the last `size`, its own included (Beltagy et al. 2020).
 
-    >>> print(draw(sliding_window(2), 4))
+    >>> print(draw_mask(sliding_window(2), 4))
     ■ · · ·
     ■ ■ · ·
     · ■ ■ ·
@@ -46,21 +46,21 @@ def sliding_window(size: int) -> Predicate:
     return predicate
 
 
-def same_document(documents: Int[Tensor, "B S"]) -> Predicate:
+def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
     """Keys of the query's own document, for texts packed into one row.
 
-    >>> print(draw(both(causal, same_document(torch.tensor([[7, 7, 8, 8]]))), 4))
+    >>> print(draw_mask(both(causal, same_document(torch.tensor([[7, 7, 8, 8]]))), 4))
     ■ · · ·
     ■ ■ · ·
     · · ■ ·
     · · ■ ■
 
     Args:
-        documents: which document each place belongs to, any numbers.
+        document_ids: which document each place belongs to, any numbers.
     """
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "B T S"]:
-        return documents[:, queries, None] == documents[:, None, keys]
+        return document_ids[:, queries, None] == document_ids[:, None, keys]
 
     return predicate
 
@@ -71,7 +71,7 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     A padding place sees itself as well: a query that sees nothing has no softmax, and its NaN would
     spread.
 
-    >>> print(draw(both(causal, not_padding(torch.tensor([[False, True, True]]))), 3))
+    >>> print(draw_mask(both(causal, not_padding(torch.tensor([[False, True, True]]))), 3))
     ■ · ·
     · ■ ·
     · ■ ■
@@ -105,7 +105,7 @@ def as_bias(
     return bias.masked_fill(~allowed, -torch.inf)
 
 
-def draw(predicate: Predicate, num_queries: int, num_keys: int | None = None) -> str:
+def draw_mask(predicate: Predicate, num_queries: int, num_keys: int | None = None) -> str:
     """The mask as text, a row a query (of the batch's first row): ■ sees, · does not."""
     num_keys = num_keys or num_queries
     queries = torch.arange(num_keys - num_queries, num_keys)

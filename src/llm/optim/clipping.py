@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
-from llm.parts import is_divided, own
+from llm.dtensor import is_dtensor, to_local
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -45,9 +45,9 @@ def clip_gradients(
     parts: dict[Owners, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         gradient = parameter.grad
-        if is_divided(gradient):
+        if is_dtensor(gradient):
             gradient = parameter.grad = _summed(gradient)
-            parts[_owners(gradient)].append(own(gradient))
+            parts[_owners(gradient)].append(to_local(gradient))
         elif gradient is not None:
             parts[()].append(gradient)
     norms = [_norm(gradients, owners) for owners, gradients in parts.items()] or [torch.zeros(())]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from llm.parts import join, own, place, whole
+from llm.dtensor import from_local, local_slices, to_full, to_local
 
 # The quintic p(x) = a x + b x³ + c x⁵: its slope at 0 is as steep as it gets, and it keeps singular
 # values within about 0.7 and 1.2 of 1 instead of converging, which trains just as well.
@@ -157,8 +157,8 @@ class Muon(Optimizer):
     def _muon(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
-        averages = [own(average) for average in self._state("momentum_buffer", parameters)]
-        gradients, weights = [own(g) for g in gradients], [own(p) for p in parameters]
+        averages = [to_local(average) for average in self._state("momentum_buffer", parameters)]
+        gradients, weights = [to_local(g) for g in gradients], [to_local(p) for p in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead along the average.
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
@@ -168,21 +168,21 @@ class Muon(Optimizer):
         for parameter, direction in zip(parameters, directions, strict=True):
             alike[parameter.shape, parameter.dtype, parameter.device].append((parameter, direction))
         for (shape, dtype, _), pairs in alike.items():
-            stacked = torch.stack([whole(join(direction, p)) for p, direction in pairs])
+            stacked = torch.stack([to_full(from_local(direction, p)) for p, direction in pairs])
             turned = newton_schulz(stacked.view(-1, *shape[-2:]), dtype=self.precision)
             turned = turned.to(dtype).view_as(stacked)
             rate = group["lr"] * math.sqrt(max(1, shape[-2] / shape[-1]))
-            steps = [matrix[place(p)] for matrix, (p, _) in zip(turned, pairs, strict=True)]
-            torch._foreach_add_([own(p) for p, _ in pairs], steps, alpha=-rate)
+            steps = [matrix[local_slices(p)] for matrix, (p, _) in zip(turned, pairs, strict=True)]
+            torch._foreach_add_([to_local(p) for p, _ in pairs], steps, alpha=-rate)
 
     def _adamw(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
         adamw(
-            [own(parameter) for parameter in parameters],
-            [own(gradient) for gradient in gradients],
-            [own(average) for average in self._state("exp_avg", parameters)],
-            [own(average) for average in self._state("exp_avg_sq", parameters)],
+            [to_local(parameter) for parameter in parameters],
+            [to_local(gradient) for gradient in gradients],
+            [to_local(average) for average in self._state("exp_avg", parameters)],
+            [to_local(average) for average in self._state("exp_avg_sq", parameters)],
             [],
             self._state("step", parameters),
             fused=group["fused"],

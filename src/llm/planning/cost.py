@@ -11,18 +11,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from llm.callbacks.throughput import CountsFlops
-from llm.config.build import build, mistakes_at
+from llm.callbacks.throughput import SupportsFlops
+from llm.config.allowlist import locate
+from llm.config.build import build, config_errors_at
 from llm.config.errors import UserError
-from llm.config.whitelist import locate
-from llm.data.examples import ExamplesDataModule
-from llm.data.module import at_least
-from llm.data.text import TextDataModule
-from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.initial import initialize
+from llm.data.base import at_least
+from llm.data.corpora.text import TextDataModule
+from llm.data.examples.base import ExamplesDataModule
+from llm.tokenizers.base import Tokenizer
+from llm.weights.model_setup import initialize
 
 # Tokenizers that are read from published files, of which a plan has no need.
-PUBLISHED = {"llm.tokenizers.gpt2.gpt2": 50257}
+PUBLISHED = {"llm.tokenizers.gpt2.gpt2_tokenizer": 50257}
 
 
 class Cost(NamedTuple):
@@ -68,7 +68,7 @@ def cost(config: DictConfig) -> Cost | None:
     Raises:
         ConfigError: a part cannot be built, or a batch has no rows.
     """
-    with mistakes_at("data"):
+    with config_errors_at("data"):
         at_least("batch_size", config.data.batch_size, 1)
     complete = completed(config)
     if complete is None:
@@ -227,7 +227,7 @@ def _counts(text: str) -> Counts:
     total = sizes(model.parameters())
     trained = sizes(p for p in model.parameters() if p.requires_grad)
     flops = None
-    if isinstance(model, CountsFlops) and trained == total:
+    if isinstance(model, SupportsFlops) and trained == total:
         flops = model.flops_per_token(config.row)
     stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
     block = max((sizes(each.parameters()) for each in stack), default=0)

@@ -112,12 +112,14 @@ def _rates(precision: Any) -> dict[str, float]:
     return FLOAT32_FLOPS if precision == 32 else PEAK_FLOPS
 
 
-def _accelerator(asked: str) -> str:
+def _accelerator(requested: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cpu": ()}.get(asked, (asked,))
+    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cpu": ()}.get(
+        requested, (requested,)
+    )
     found = next((name for name in wanted if there[name]), None)
-    if found is None and asked not in ("auto", "cpu"):
+    if found is None and requested not in ("auto", "cpu"):
         raise ConfigError(
-            f"hardware.accelerator={asked}: this machine has none; name the one you plan for, such as gpu=h100"
+            f"hardware.accelerator={requested}: this machine has none; name the one you plan for, such as gpu=h100"
         )
     return found or "cpu"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config.errors import ConfigError
 from llm.planning.cost import Cost, cost
-from llm.units import number, percent
+from llm.units import format_number, percent
 
 HIDDEN = "model.feed_forward.hidden_dim"
 BOUNDS = (0.5, 2.0)  # of a feed-forward layer's own width
@@ -45,19 +45,22 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
         ConfigError: there is nothing to match with, what a point has is not known before its data are read,
             or a point cannot be brought near to the first.
     """
-    asked = [by] if isinstance(by, str) else list(by)
-    _require_sense(asked, len(configs))
+    measures = [by] if isinstance(by, str) else list(by)
+    _require_sense(measures, len(configs))
     reference = _known(configs[0])
-    return [Matched([], reference), *(_matched(point, reference, asked) for point in configs[1:])]
+    return [
+        Matched([], reference),
+        *(_matched(point, reference, measures) for point in configs[1:]),
+    ]
 
 
-def _require_sense(asked: Sequence[str], points: int) -> None:
-    word = f"match={asked[0]}" if len(asked) == 1 else f"match=[{','.join(asked)}]"
-    if unknown := [each for each in asked if each not in ("parameters", "flops", "tokens")]:
+def _require_sense(measures: Sequence[str], points: int) -> None:
+    word = f"match={measures[0]}" if len(measures) == 1 else f"match=[{','.join(measures)}]"
+    if unknown := [each for each in measures if each not in ("parameters", "flops", "tokens")]:
         raise ConfigError(
             f"match: {unknown[0]} is not one of the choices; use parameters, flops or tokens"
         )
-    if {"flops", "tokens"} <= {*asked}:
+    if {"flops", "tokens"} <= {*measures}:
         raise ConfigError(f"{word}: both would set the number of steps; choose one of them")
     if points < 2:
         raise ConfigError(
@@ -65,28 +68,28 @@ def _require_sense(asked: Sequence[str], points: int) -> None:
         )
 
 
-def _matched(point: DictConfig, reference: Cost, asked: Sequence[str]) -> Matched:
+def _matched(point: DictConfig, reference: Cost, measures: Sequence[str]) -> Matched:
     changed: dict[str, object] = {}
-    if "parameters" in asked:
+    if "parameters" in measures:
         changed |= match_parameters(point, reference.parameters)
     now = _with(point, changed)
-    for what in asked:
+    for what in measures:
         if what != "parameters":
             changed |= match_steps(now, what, getattr(reference, what))
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
     now = _known(_with(point, changed))
-    _require_near(now, reference, asked)
+    _require_near(now, reference, measures)
     return Matched(words, now)
 
 
-def _require_near(now: Cost, reference: Cost, asked: Sequence[str]) -> None:
-    for what in asked:
+def _require_near(now: Cost, reference: Cost, measures: Sequence[str]) -> None:
+    for what in measures:
         value, target = getattr(now, what), getattr(reference, what)
         left = _excess(value, target)
         if left is not None and abs(left) > NEAR:
             raise ConfigError(
-                f"match={what}: {number(value)} is as near as a point comes to the first one's {number(target)} "
-                f"({percent(left)}); choose points that differ less"
+                f"match={what}: {format_number(value)} is as near as a point comes to the first one's "
+                f"{format_number(target)} ({percent(left)}); choose points that differ less"
             )
 
 

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm.tasks.task import Batch, Task
+from llm.tasks.base import Batch, Task
 
 
 class Memory(NamedTuple):
@@ -56,7 +56,7 @@ WHOLE = (1.0,) * len(KINDS)
 
 
 @dataclass
-class Block:
+class AllocatedBlock:
     """A piece of memory: how many bytes, what for, and between which moments it is held."""
 
     kind: str
@@ -89,20 +89,20 @@ class Timeline:
         return Memory(*map(float, held[held.sum(axis=1).argmax()]))
 
 
-class Ledger(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):
     """Writes down when each storage comes and when it goes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks: list[Block] = []
+        self.blocks: list[AllocatedBlock] = []
         self.kind = "activations"
-        self._held: dict[int, Block] = {}  # by the storage's address
+        self._held: dict[int, AllocatedBlock] = {}  # by the storage's address
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return answer(args[0])
+            return fake_scalar(args[0])
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -112,7 +112,7 @@ class Ledger(TorchDispatchMode):
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._held:
-            block = Block(self.kind, storage.nbytes(), born=len(self.blocks))
+            block = AllocatedBlock(self.kind, storage.nbytes(), born=len(self.blocks))
             self.blocks.append(block)
             self._held[storage._cdata] = block
             weakref.finalize(storage, self._forget, storage._cdata).atexit = False
@@ -142,7 +142,7 @@ class Ledger(TorchDispatchMode):
         return Timeline(changes.cumsum(axis=0))
 
 
-def answer(tensor: Tensor) -> float | bool:
+def fake_scalar(tensor: Tensor) -> float | bool:
     """What a tensor without contents says of them, as to an optimizer that asks for the step: the first.
 
     Nothing is true of them: who draws again for as long as a condition holds goes on at once.
@@ -150,10 +150,10 @@ def answer(tensor: Tensor) -> float | bool:
     return False if tensor.dtype == torch.bool else 1.0
 
 
-class NoContents(FakeTensorMode):
+class FakeTensors(FakeTensorMode):
     """torch's mode of tensors without contents; a model copied in it stays in it."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NoContents":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
 
 
@@ -172,7 +172,7 @@ def on_accelerator() -> Iterator[None]:
         del Tensor.is_cpu  # that of the class above is there again
 
 
-def measure(
+def measure_step(
     make_task: Callable[[], Task],
     make_batch: Callable[[], Batch],
     dtype: torch.dtype,
@@ -190,9 +190,9 @@ def measure(
         accumulate: micro-batches of a step.
         accelerator: what it will run on, `cpu` or another.
     """
-    ledger = Ledger()
+    ledger = AllocationTracker()
     place = nullcontext() if accelerator == "cpu" else on_accelerator()
-    with warnings.catch_warnings(), NoContents(), ledger, place:
+    with warnings.catch_warnings(), FakeTensors(), ledger, place:
         warnings.simplefilter("ignore")  # of torch, about tensors that have no address
         ledger.switch("weights")
         task = make_task()
@@ -213,7 +213,7 @@ def measure(
         return ledger.timeline()
 
 
-def _step_before(task: Task, optimizer: Optimizer, ledger: Ledger) -> None:
+def _step_before(task: Task, optimizer: Optimizer, ledger: AllocationTracker) -> None:
     """Leave what the end of an earlier step left: gradients, and the optimizer's states."""
     ledger.switch("gradients")
     for parameter in task.parameters():
@@ -225,7 +225,7 @@ def _step_before(task: Task, optimizer: Optimizer, ledger: Ledger) -> None:
     ledger.name("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
 
 
-def _tell_logits(task: Task, ledger: Ledger) -> None:
+def _tell_logits(task: Task, ledger: AllocationTracker) -> None:
     """Have the ledger see where the head begins, and where its backward pass ends."""
     head = getattr(task.model, "head", None)
     if not isinstance(head, nn.Module):

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llm import shell
 from llm.config.errors import ConfigError
-from llm.data.collation import attended
-from llm.data.template import ChatTemplate, stored_template
+from llm.data.examples.collation import attended
+from llm.data.examples.template import ChatTemplate, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.runs import require_run
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.terminal import shell
+from llm.tokenizers.base import Tokenizer
 from llm.weights.run import RunWeights
 
 
@@ -78,7 +78,7 @@ class RunReward:
         rows = [row[-self._model.context_length :] for row in rows]
         batch = attended([{"tokens": row} for row in rows])
         device = self._model.head.weight.device
-        scores: Tensor = self._model(batch["tokens"].to(device), batch["attention"].to(device))
+        scores: Tensor = self._model(batch["tokens"].to(device), batch["attention_mask"].to(device))
         return scores.squeeze(-1).tolist()
 
     def _weights(self) -> RunWeights:
@@ -94,7 +94,7 @@ class RunReward:
         if not (isinstance(model, Classifier) and model.num_classes == 1):
             raise ConfigError(
                 f"reward.path: {self.path} is not a reward model; train one with "
-                f"{shell.line(shell.program(), 'train', 'experiment=reward')}"
+                f"{shell.command_line(shell.program(), 'train', 'experiment=reward')}"
             )
         accelerator = Hardware(accelerator=self.accelerator, precision=32).resolve().accelerator
         return model.to(accelerator)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llm.data.labelled import LabelledDataModule
-from llm.data.module import DataModule
-from llm.evaluation.classification import (
+from llm.data.base import DataModule
+from llm.data.examples.labelled import LabelledDataModule
+from llm.evaluation.classification_metrics import (
     Probabilities,
     WeightedLoss,
     confusion,
@@ -17,8 +17,8 @@ from llm.evaluation.classification import (
     scores,
 )
 from llm.models.classifier import Classifier
-from llm.nn.targets import IGNORED
-from llm.tasks.task import Batch, Groups, Task
+from llm.nn.ignore_index import IGNORE_INDEX
+from llm.tasks.base import Batch, Groups, Task
 
 
 class Classification(Task):
@@ -79,7 +79,7 @@ class Classification(Task):
     def weight(self, batch: Batch) -> Tensor:
         """The sum of the weights of a batch's labels, none of which is below 1."""
         labels = batch["labels"]
-        return (self.class_weights[labels.clamp(min=0)] * (labels != IGNORED)).sum()
+        return (self.class_weights[labels.clamp(min=0)] * (labels != IGNORE_INDEX)).sum()
 
     def evaluate(self, batch: Batch) -> None:
         """Add a batch to the sums, and its answers to the answers."""
@@ -91,7 +91,7 @@ class Classification(Task):
         self.probabilities.update(batch["rows"], labels, logits)
 
     def results(self) -> dict[str, float]:
-        """`loss`, and the figures of `llm.evaluation.classification.scores`."""
+        """`loss`, and the figures of `llm.evaluation.classification_metrics.scores`."""
         results = {"loss": self.loss.compute(), **self.scores.compute()}
         self.counts = self.confusion.compute().cpu()
         for metric in (self.loss, self.scores, self.confusion, self.probabilities):
@@ -106,9 +106,9 @@ class Classification(Task):
         return faults(self.counts, data.classes, is_weighted=data.class_weights is not None)
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self.model(batch["tokens"], batch["attention"])
+        return self.model(batch["tokens"], batch["attention_mask"])
 
     def _nats(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = self.class_weights.to(logits.dtype)
-        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction="sum")

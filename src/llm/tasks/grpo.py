@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm.data.collation import pad
-from llm.data.instruction import InstructionDataModule
-from llm.data.module import DataModule
+from llm.data.base import DataModule
+from llm.data.examples.collation import pad
+from llm.data.examples.instruction import InstructionDataModule
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
 from llm.losses import (
@@ -20,11 +20,11 @@ from llm.losses import (
     policy_gradient_loss,
     token_log_probabilities,
 )
-from llm.nn.targets import IGNORED
-from llm.rewards.reward import RewardFunction, require_template, score
-from llm.tasks.means import MeansTask
+from llm.nn.ignore_index import IGNORE_INDEX
+from llm.rewards.base import RewardFunction, checked_scores, require_template
+from llm.tasks.averaged_task import MeansTask
+from llm.tasks.base import CAUSAL, GENERATES, Batch, Groups
 from llm.tasks.reference import Reference
-from llm.tasks.task import CAUSAL, GENERATES, Batch, Groups
 
 FIGURES = ("reward", "kl", "length")
 
@@ -119,7 +119,7 @@ class GRPO(MeansTask):
                 "every token; use hardware=ddp"
             )
         assert isinstance(data, InstructionDataModule)
-        if data.loss_on != "response" or "documents" in data.encoded["train"][0]:
+        if data.loss_on != "response" or "document_ids" in data.encoded["train"][0]:
             raise ValueError(
                 "GRPO reads one prompt a row, which ends where the response begins; set "
                 "data.loss_on=response and data/collation=padding"
@@ -162,11 +162,11 @@ class GRPO(MeansTask):
         answers, rewards = self.answer(prompts, self.batch_number)
         groups = rewards.view(-1, self.group_size)
         advantages = group_advantages(groups).flatten()
-        policy, kl, asked = self.compare(answers)
+        policy, kl, mask = self.compare(answers)
         spread = groups.std(-1).repeat_interleave(self.group_size)
-        self.trained.update({**self.figures_of(rewards, kl, asked), "reward_std": spread})
-        self._tokens = asked.sum()
-        return policy_gradient_loss(policy, advantages, asked) + self.beta * masked_mean(kl, asked)
+        self.trained.update({**self.figures_of(rewards, kl, mask), "reward_std": spread})
+        self._tokens = mask.sum()
+        return policy_gradient_loss(policy, advantages, mask) + self.beta * masked_mean(kl, mask)
 
     def weight(self, batch: Batch) -> Tensor | None:
         """How many tokens the answers of the last step have."""
@@ -180,8 +180,8 @@ class GRPO(MeansTask):
         self._evaluated_batches += 1
         if prompts:
             answers, rewards = self.answer(prompts, -self._evaluated_batches)
-            _, kl, asked = self.compare(answers)
-            self.evaluated.update(self.figures_of(rewards, kl, asked))
+            _, kl, mask = self.compare(answers)
+            self.evaluated.update(self.figures_of(rewards, kl, mask))
 
     def results(self) -> dict[str, float]:
         """The means over all answers since the last call."""
@@ -194,13 +194,13 @@ class GRPO(MeansTask):
         """What each row of `tokens` and `targets` asks; rows that ask for nothing are left out."""
         prompts = []
         for tokens, targets in zip(batch["tokens"], batch["targets"], strict=True):
-            asked = (targets != IGNORED).nonzero().flatten()
-            if len(asked):
+            positions = (targets != IGNORE_INDEX).nonzero().flatten()
+            if len(positions):
                 # Of several answers in a conversation it is the last that is to be given.
-                before = (targets[: asked[-1]] == IGNORED).nonzero().flatten()
+                before = (targets[: positions[-1]] == IGNORE_INDEX).nonzero().flatten()
                 start = int(before[-1]) + 1 if len(before) else 0
                 own = tokens[: start + 1].tolist()
-                reference = targets[start : asked[-1] + 1].tolist()
+                reference = targets[start : positions[-1] + 1].tolist()
                 prompts.append(Prompt(own, self.tokenizer.decode(own), self.text(reference)))
         return prompts
 
@@ -222,13 +222,15 @@ class GRPO(MeansTask):
         )
         # An answer that is shorter than it might be has ended, and it is to learn when to.
         answers = [own + [self.end_token] * (len(own) < most) for own in answers]
-        rewards = score(
+        rewards = checked_scores(
             self.reward,
             [prompt.text for prompt in prompts],
             [self.text(answer) for answer in answers],
             [prompt.reference for prompt in prompts],
         )
-        rows = [joined(prompt.tokens, own) for prompt, own in zip(prompts, answers, strict=True)]
+        rows = [
+            join_answer(prompt.tokens, own) for prompt, own in zip(prompts, answers, strict=True)
+        ]
         batch = pad(rows, max(len(row["tokens"]) for row in rows))
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         return batch, torch.tensor(rewards, device=self.device)
@@ -238,16 +240,16 @@ class GRPO(MeansTask):
         policy = self.log_probabilities(self.model, answers)
         with torch.no_grad(), self.reference.of(self.model) as model:
             reference = self.log_probabilities(model, answers)
-        return policy, kl_estimate(policy, reference), answers["targets"] != IGNORED
+        return policy, kl_estimate(policy, reference), answers["targets"] != IGNORE_INDEX
 
     def log_probabilities(self, model: nn.Module, answers: Batch) -> Tensor:
         """The log-probability of each token of the answers under a model, (B, T), in nats."""
         return token_log_probabilities(model(answers["tokens"]), answers["targets"])
 
-    def figures_of(self, rewards: Tensor, kl: Tensor, asked: Tensor) -> dict[str, Tensor]:
+    def figures_of(self, rewards: Tensor, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What is logged of each answer, (B) each."""
-        lengths = asked.sum(-1)
-        divergence = (kl.detach() * asked).sum(-1) / lengths
+        lengths = mask.sum(-1)
+        divergence = (kl.detach() * mask).sum(-1) / lengths
         return {
             "loss": self.beta * divergence - rewards,
             "reward": rewards,
@@ -260,10 +262,10 @@ class GRPO(MeansTask):
         return self.tokenizer.decode([token for token in tokens if token != self.end_token])
 
 
-def joined(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
+def join_answer(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
     """A prompt and its answer as `tokens` and `targets`, of which the prompt's are ignored."""
     tokens = [*prompt, *answer]
-    return {"tokens": tokens[:-1], "targets": [IGNORED] * (len(prompt) - 1) + list(answer)}
+    return {"tokens": tokens[:-1], "targets": [IGNORE_INDEX] * (len(prompt) - 1) + list(answer)}
 
 
 def draw_seed(seed: int, number: int, rank: int) -> int:

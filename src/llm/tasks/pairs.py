@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm.data.preference import PreferenceDataModule
+from llm.data.examples.preference import PreferenceDataModule
 from llm.losses import ranking_loss
-from llm.nn.targets import IGNORED
-from llm.tasks.means import MeansTask
-from llm.tasks.task import Batch, Groups
+from llm.nn.ignore_index import IGNORE_INDEX
+from llm.tasks.averaged_task import MeansTask
+from llm.tasks.base import Batch, Groups
 
 FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward")
 
@@ -67,7 +67,7 @@ class Pairs(MeansTask):
 
     def evaluate(self, batch: Batch) -> None:
         """Add a batch; pairs in which nothing is asked fill the shares of devices and do not count."""
-        chosen, _ = (batch["targets"] != IGNORED).any(-1).chunk(2)
+        chosen, _ = (batch["targets"] != IGNORE_INDEX).any(-1).chunk(2)
         self.evaluated.update(self.figures_of(batch), chosen)
 
     def figures_of(self, batch: Batch) -> dict[str, Tensor]:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm.data.text import TextDataModule
+from llm.data.corpora.text import TextDataModule
 from llm.evaluation.perplexity import Perplexity
 from llm.losses import cross_entropy
-from llm.tasks.task import CAUSAL, Batch, Groups, Task
+from llm.tasks.base import CAUSAL, Batch, Groups, Task
 
 
 class Pretraining(Task):

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 from torch import nn
 
-from llm.adapters.adapter import disabled
+from llm.adapters.base import disabled
 
 
 class Reference(ABC):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from llm.tasks.base import Batch
 from llm.tasks.pairs import Pairs
-from llm.tasks.task import Batch
 
 
 class Reward(Pairs):
@@ -18,4 +18,4 @@ class Reward(Pairs):
 
     def rewards(self, batch: Batch) -> Tensor:
         """The score of each row, (2B)."""
-        return self.model(batch["tokens"], batch["attention"]).squeeze(-1)
+        return self.model(batch["tokens"], batch["attention_mask"]).squeeze(-1)

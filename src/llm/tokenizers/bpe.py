@@ -21,8 +21,8 @@ import regex
 import tiktoken
 import tokenizers
 
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 from llm.tokenizers.pieces import cut_between_words
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
 
 Pair = tuple[int, int]
 LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
@@ -60,7 +60,7 @@ def split_long_runs(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def merge(ids: list[int], pair: Pair, token: int) -> list[int]:
+def merge_pair(ids: list[int], pair: Pair, token: int) -> list[int]:
     """Replace each occurrence of `pair` in `ids`, from left to right, by `token`."""
     merged: list[int] = []
     position = 0
@@ -114,7 +114,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
             word, count = words[place]
             for pair in pairwise(word):
                 frequency[pair] -= count
-            word = merge(word, best, token)
+            word = merge_pair(word, best, token)
             for pair in pairwise(word):
                 frequency[pair] += count
                 places[pair].add(place)
@@ -160,7 +160,7 @@ def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
         first = min(pairwise(ids), key=lambda pair: tokens.get(pair, math.inf))
         if first not in tokens:
             break
-        ids = merge(ids, first, tokens[first])
+        ids = merge_pair(ids, first, tokens[first])
     return ids
 
 
@@ -244,7 +244,7 @@ def _tokens(merges: Sequence[Pair]) -> list[bytes]:
     return tokens
 
 
-def train(
+def train_bpe(
     texts: Iterable[str],
     vocab_size: int,
     min_frequency: int = 2,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer
 
 
 class ByteTokenizer(Tokenizer):

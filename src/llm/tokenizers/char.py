@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
 
 class CharTokenizer(Tokenizer):
@@ -59,7 +59,7 @@ class CharTokenizer(Tokenizer):
         return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
 
 
-def train(texts: Iterable[str]) -> CharTokenizer:
+def train_char(texts: Iterable[str]) -> CharTokenizer:
     """The tokenizer of all characters in the texts, in the order of their code points.
 
     Raises:

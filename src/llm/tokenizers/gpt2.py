@@ -17,7 +17,7 @@ CHARACTERS = "".join(
 SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
-def gpt2() -> BPETokenizer:
+def gpt2_tokenizer() -> BPETokenizer:
     """GPT-2's tokenizer, 50,257 ids, `<|endoftext|>` the last of them.
 
     The merges come through tiktoken, which fetches and checks the file on first use and keeps it in

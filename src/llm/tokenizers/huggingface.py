@@ -9,9 +9,9 @@ from typing import Any
 
 import tokenizers
 
+from llm.tokenizers.base import Tokenizer, well_formed
 from llm.tokenizers.bpe import BYTES
 from llm.tokenizers.gpt2 import CHARACTERS
-from llm.tokenizers.tokenizer import Tokenizer, well_formed
 
 # The largest vocabularies that are published have some 260 thousand; each id is a row of a model's tables.
 MOST_IDS = 2**22

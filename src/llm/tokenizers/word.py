@@ -6,7 +6,7 @@ from typing import Any
 
 import regex
 
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
 UNKNOWN = "<|unk|>"
 
@@ -51,7 +51,7 @@ class WordTokenizer(Tokenizer):
         if not self.words or len(self._ids) < len(self.words):
             raise ValueError("words must be one or more and differ")
         for word in self.words:
-            if split(word) != [word]:
+            if split_words_and_marks(word) != [word]:
                 raise ValueError(f"words holds {word!r}, which is not one word")
         if UNKNOWN not in special_tokens:
             raise ValueError(f"special_tokens lacks {UNKNOWN}, which unknown words become")
@@ -60,11 +60,11 @@ class WordTokenizer(Tokenizer):
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the words of a text, that of `<|unk|>` for each word it does not know."""
         unknown = self.special_tokens[UNKNOWN]
-        return [self._ids.get(word, unknown) for word in split(text)]
+        return [self._ids.get(word, unknown) for word in split_words_and_marks(text)]
 
     def unknown(self, text: str) -> Counter[str]:
         """How often each word that the tokenizer does not know occurs in a text."""
-        return Counter(word for word in split(text) if word not in self._ids)
+        return Counter(word for word in split_words_and_marks(text) if word not in self._ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words with spaces between them, as English prose sets them.
@@ -99,12 +99,12 @@ class WordTokenizer(Tokenizer):
         return {"words": self.words, "special_tokens": list(self.special_tokens)}
 
 
-def split(text: str) -> list[str]:
+def split_words_and_marks(text: str) -> list[str]:
     """The words and punctuation marks of a text."""
     return PATTERN.findall(well_formed(text))
 
 
-def train(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:
+def train_word(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:
     """The tokenizer of the words in the texts, in alphabetical order.
 
     Args:
@@ -119,7 +119,7 @@ def train(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: a word, {END_OF_TEXT} and {UNKNOWN} make 3 at least"
         )
-    frequency = Counter(word for text in texts for word in split(text))
+    frequency = Counter(word for text in texts for word in split_words_and_marks(text))
     if not frequency:
         raise ValueError(
             "the tokenizer's training text has no words: give it at least one document"

@@ -15,8 +15,8 @@ from pathlib import Path
 from string import punctuation
 from typing import Any
 
-from llm.files import read_object, read_text
-from llm.tokenizers.tokenizer import Tokenizer, well_formed
+from llm.files import read_object, read_utf8
+from llm.tokenizers.base import Tokenizer, well_formed
 
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 GOES_ON = "##"
@@ -68,7 +68,9 @@ class WordPieceTokenizer(Tokenizer):
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of the pieces of a text, without those that stand around it."""
         return [
-            token for word in split(well_formed(text), self.lowercase) for token in self.spell(word)
+            token
+            for word in split_wordpiece_words(well_formed(text), self.lowercase)
+            for token in self.spell(word)
         ]
 
     def spell(self, word: str) -> list[int]:
@@ -111,7 +113,7 @@ class WordPieceTokenizer(Tokenizer):
         }
 
 
-def split(text: str, lowercase: bool) -> Iterator[str]:
+def split_wordpiece_words(text: str, lowercase: bool) -> Iterator[str]:
     """The words of a text: what white space separates, punctuation marks and Chinese characters alone."""
     text = "".join(map(_clean, text))
     if lowercase:
@@ -140,7 +142,7 @@ def _stands_alone(character: str) -> bool:
     )
 
 
-def read(folder: Path) -> WordPieceTokenizer:
+def read_wordpiece(folder: Path) -> WordPieceTokenizer:
     """The tokenizer of a folder that Hugging Face's library wrote: of tokenizer.json, or of vocab.txt.
 
     Raises:
@@ -156,7 +158,7 @@ def read(folder: Path) -> WordPieceTokenizer:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
     config = folder / "tokenizer_config.json"
     settings = read_object(config) if config.is_file() else {}
-    pieces = read_text(file).removesuffix("\n").split("\n")
+    pieces = read_utf8(file).removesuffix("\n").split("\n")
     return WordPieceTokenizer(pieces, lowercase=settings.get("do_lower_case", True))
 
 

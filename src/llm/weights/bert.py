@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from llm.config.build import mistakes_at
-from llm.tokenizers.tokenizer import Tokenizer
-from llm.tokenizers.wordpiece import read
+from llm.checkpoints.lazy_tensor import LazyTensor
+from llm.config.build import config_errors_at
+from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.wordpiece import read_wordpiece
 from llm.weights.huggingface import (
     Folder,
     HuggingFaceFolder,
@@ -22,7 +23,6 @@ from llm.weights.huggingface import (
     unsupported,
 )
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
-from llm.weights.stored import Stored
 
 SIZES = {
     "size.num_layers": "num_hidden_layers",
@@ -82,7 +82,7 @@ def _rules() -> tuple[Rule, ...]:
 class BERTMap(KeyMap):
     """BERT's names, and those of older files."""
 
-    def load(self, theirs: Mapping[str, Stored], model: nn.Module) -> None:
+    def load(self, theirs: Mapping[str, LazyTensor], model: nn.Module) -> None:
         """Fill a model of ours, in place, with their tensors; a model without its head needs none for it.
 
         Raises:
@@ -132,8 +132,8 @@ class BERTFolder(HuggingFaceFolder):
         Raises:
             ConfigError: it lists none, or they cannot be read.
         """
-        with mistakes_at("weights.path"):
-            return read(self.path)
+        with config_errors_at("weights.path"):
+            return read_wordpiece(self.path)
 
 
 @dataclass(frozen=True)

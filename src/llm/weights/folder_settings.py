@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm.files import read_object, read_text
+from llm.files import read_object, read_utf8
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -26,7 +26,7 @@ KEPT = (
     "model_input_names",
     "padding_side",
 )
-TEMPLATE_TARGET = "llm.data.jinja_template.JinjaTemplate"
+TEMPLATE_TARGET = "llm.data.examples.jinja_template.JinjaTemplate"
 MOST_CHARACTERS = 2**18
 
 
@@ -150,7 +150,7 @@ def _chat_template(folder: Path, named: Any) -> Any:
     """The template of its own file, or else of tokenizer_config.json, which may have several by name."""
     file = folder / TEMPLATE
     if file.is_file():
-        return read_text(file, 4 * MOST_CHARACTERS)
+        return read_utf8(file, 4 * MOST_CHARACTERS)
     if isinstance(named, list):
         by_name = {
             each.get("name"): each.get("template") for each in named if isinstance(each, dict)

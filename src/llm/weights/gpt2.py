@@ -11,12 +11,18 @@ from llm.nn.activations import gelu, gelu_tanh, relu, silu
 from llm.nn.feed_forward import FeedForward
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import Learned
-from llm.tokenizers.gpt2 import gpt2
-from llm.tokenizers.tokenizer import Tokenizer
-from llm.weights.counterparts import Part, first_block, in_every_decoder, plain, require
+from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.gpt2 import gpt2_tokenizer
+from llm.weights.compatibility import (
+    ModelPart,
+    first_block,
+    in_every_decoder,
+    require,
+    unwrap_partial,
+)
 from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, unsupported
 from llm.weights.key_map import KeyMap, Rule, Transposed
-from llm.weights.openai import OpenAIFolder
+from llm.weights.openai_checkpoint import OpenAIFolder
 
 SIZES = {
     "size.num_layers": "n_layer",
@@ -73,7 +79,7 @@ KEY_MAP = KeyMap(
 )
 
 
-def describe(model: GPT) -> tuple[Settings, KeyMap]:
+def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
     """The config.json of a model with learned positions, and whose tensors are which of its own.
 
     Raises:
@@ -82,22 +88,24 @@ def describe(model: GPT) -> tuple[Settings, KeyMap]:
     block, attention = first_block(model)
     dim = model.embedding.embedding_dim
     kind = getattr(block.feed_forward, "activation", None)
-    activation = EXPORTED.get(plain(kind))
+    activation = EXPORTED.get(unwrap_partial(kind))
     require(
         "GPT-2",
         *in_every_decoder(model, LayerNorm),
-        Part(
+        ModelPart(
             "model.attention.num_kv_heads",
             attention.num_kv_heads,
             attention.num_kv_heads == attention.num_heads,
         ),
-        Part(
+        ModelPart(
             "model.attention.head_dim",
             attention.head_dim,
             attention.head_dim * attention.num_heads == dim,
         ),
-        Part("model.feed_forward", block.feed_forward, type(block.feed_forward) is FeedForward),
-        Part("model.feed_forward.activation", kind, activation is not None),
+        ModelPart(
+            "model.feed_forward", block.feed_forward, type(block.feed_forward) is FeedForward
+        ),
+        ModelPart("model.feed_forward.activation", kind, activation is not None),
     )
     return {
         "model_type": "gpt2",
@@ -155,4 +163,4 @@ class GPT2Weights(HuggingFaceWeights):
 
     def default_tokenizer(self) -> Tokenizer | None:
         """The one that all of GPT-2's sizes share, where the vocabulary is its."""
-        return gpt2() if self.settings["vocab_size"] == 50257 else None
+        return gpt2_tokenizer() if self.settings["vocab_size"] == 50257 else None

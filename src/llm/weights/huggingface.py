@@ -15,16 +15,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from llm import network
-from llm.config.build import mistakes_at
+from llm.checkpoints.lazy_tensor import LazyTensor, in_safetensors, in_torch_file
+from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
-from llm.config.loader import open_loader
+from llm.config.loader import CONF, open_loader
 from llm.files import read_object
-from llm.tokenizers.tokenizer import Tokenizer
+from llm.tokenizers.base import Tokenizer
+from llm.weights.base import Weights
 from llm.weights.folder_settings import SETTINGS_FILES, FolderSettings, read_settings
 from llm.weights.key_map import KeyMap
-from llm.weights.stored import Stored, in_safetensors, in_torch_file
 from llm.weights.tokenizer_files import read_tokenizer
-from llm.weights.weights import Weights
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 DESCRIPTION = [
@@ -60,7 +60,7 @@ class Folder(ABC):
         return None
 
     @abstractmethod
-    def tensors(self) -> dict[str, Stored]:
+    def tensors(self) -> dict[str, LazyTensor]:
         """The parameters by Hugging Face's names."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class HuggingFaceFolder(Folder):
         Raises:
             ConfigError: there is none, or it is no JSON object.
         """
-        with mistakes_at("weights.path"):
+        with config_errors_at("weights.path"):
             return read_object(self.path / "config.json")
 
     @property
@@ -101,16 +101,16 @@ class HuggingFaceFolder(Folder):
         Raises:
             ConfigError: one cannot be read.
         """
-        with mistakes_at("weights.path"):
+        with config_errors_at("weights.path"):
             return read_settings(self.path)
 
-    def tensors(self) -> dict[str, Stored]:
+    def tensors(self) -> dict[str, LazyTensor]:
         """The parameters, of every shard.
 
         Raises:
             ConfigError: a file is missing or damaged.
         """
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, LazyTensor] = {}
         for file in self._tensor_files():
             tensors |= (
                 in_safetensors(file) if file.suffix == ".safetensors" else in_torch_file(file)
@@ -228,8 +228,8 @@ class HuggingFaceWeights(Weights):
         if self.published is not None and (template := self.published.template) is not None:
             values["data.template"] = template
         weights = {"_target_": f"{cls.__module__}.{cls.__qualname__}", "path": self.path}
-        tokenizer = {"_target_": "llm.weights.weights.tokenizer_of", "weights": weights}
-        return compose(options, {**values, "tokenizer": tokenizer})
+        tokenizer = {"_target_": "llm.weights.base.tokenizer_of", "weights": weights}
+        return compose_architecture(options, {**values, "tokenizer": tokenizer})
 
     @property
     def published(self) -> FolderSettings | None:
@@ -291,9 +291,9 @@ class HuggingFaceWeights(Weights):
         return digest.hexdigest()[:16]
 
 
-def compose(options: Iterable[str], values: Mapping[str, Any]) -> DictConfig:
+def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> DictConfig:
     """A tree of the packaged configuration, with values set by full key."""
-    loader = open_loader(__name__, "pkg://llm.conf")
+    loader = open_loader(CONF)
     config = loader.load_configuration(None, list(options), run_mode=RunMode.RUN)
     with open_dict(config):
         del config["hydra"]
@@ -337,7 +337,7 @@ def download(name: str) -> Path:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, all of them there, beside it."""
-    with mistakes_at("weights.path"):
+    with config_errors_at("weights.path"):
         names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ConfigError(f"weights.path: {index} has no weight_map; fetch the folder again")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llm.weights.fill import TABLES, fill, refuse
-from llm.weights.stored import Stored
+from llm.checkpoints.lazy_tensor import LazyTensor
+from llm.weights.state_loading import TABLES, fill, raise_problems
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class KeyMap:
     ignored: tuple[str, ...] = ()
     prefix: str = ""
 
-    def load(self, theirs: Mapping[str, Stored], model: nn.Module) -> None:
+    def load(self, theirs: Mapping[str, LazyTensor], model: nn.Module) -> None:
         """Fill a model of ours, in place, with their tensors.
 
         Raises:
@@ -104,7 +104,7 @@ class KeyMap:
             if name not in state and stand_in in state:
                 state[name] = state[stand_in]
         rules = _for_layers(self.rules, _layers((n for r in self.rules for n in r.theirs), state))
-        ours: dict[str, Stored] = {}
+        ours: dict[str, LazyTensor] = {}
         problems: dict[str, str] = {}
         for rule in rules:
             if missing := [name for name in rule.theirs if name not in state]:
@@ -127,7 +127,7 @@ class KeyMap:
         rules = _for_layers(self.rules, _layers((r.ours for r in self.rules), ours))
         expected = [rule.ours for rule in rules]
         missing = [f"missing: {name}" for name in expected if name not in ours]
-        refuse(missing + [f"left over: {name}" for name in ours if name not in expected])
+        raise_problems(missing + [f"left over: {name}" for name in ours if name not in expected])
         pairs = (zip(rule.theirs, rule.split(ours[rule.ours]), strict=True) for rule in rules)
         return {name: tensor for pair in pairs for name, tensor in pair}
 
@@ -136,7 +136,7 @@ class KeyMap:
         return self.prefix + name if _matches(known, self.prefix + name) else name
 
 
-def _joined(rule: Rule, theirs: list[Stored]) -> Stored:
+def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
     """Our tensor, still at rest; its shape is that of the same join of tensors that hold nothing.
 
     Raises:
@@ -148,7 +148,7 @@ def _joined(rule: Rule, theirs: list[Stored]) -> Stored:
         shapes = ", ".join(f"{stored.name} {stored.shape}" for stored in theirs)
         raise ValueError(f"wrong shape: {shapes} do not make one {rule.ours}") from None
     names = ", ".join(stored.name for stored in theirs)
-    return Stored(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
+    return LazyTensor(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -9,7 +9,13 @@ from llm.nn.activations import gelu_tanh, silu
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Llama3Scaling, Rotary
-from llm.weights.counterparts import Part, first_block, in_every_decoder, plain, require
+from llm.weights.compatibility import (
+    ModelPart,
+    first_block,
+    in_every_decoder,
+    require,
+    unwrap_partial,
+)
 from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, unsupported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
@@ -63,7 +69,7 @@ def key_map(queries_to_keys: int) -> KeyMap:
     )
 
 
-def describe(model: GPT) -> tuple[Settings, KeyMap]:
+def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
     """The config.json of a model with rotary positions, and whose tensors are which of its own.
 
     Raises:
@@ -71,23 +77,23 @@ def describe(model: GPT) -> tuple[Settings, KeyMap]:
     """
     block, attention = first_block(model)
     gate = getattr(block.feed_forward, "activation", None)
-    activation = EXPORTED.get(plain(gate))
+    activation = EXPORTED.get(unwrap_partial(gate))
     position = cast(Rotary, model.position)
     scaling = position.scaling
     biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]
     require(
         "Llama",
-        Part(
+        ModelPart(
             "model.position.scaling",
             scaling,
             scaling is None or isinstance(scaling, Llama3Scaling),
         ),
         *in_every_decoder(model, RMSNorm),
-        Part(
+        ModelPart(
             "model.feed_forward", block.feed_forward, type(block.feed_forward) is GatedFeedForward
         ),
-        Part("model.feed_forward.activation", gate, activation is not None),
-        Part(f"model.{''.join(biased[:1])}", "a bias", not biased),
+        ModelPart("model.feed_forward.activation", gate, activation is not None),
+        ModelPart(f"model.{''.join(biased[:1])}", "a bias", not biased),
     )
     rope: Settings = {"rope_type": "default", "rope_theta": position.theta}
     if scaling is not None:

@@ -14,24 +14,29 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm import network
-from llm.adapters.adapter import Adapted, load_adapter_state
-from llm.adapters.lora import merge
-from llm.config.build import build, mistakes_at
+from llm.adapters.base import Adapted, load_adapter_state
+from llm.adapters.lora import merge_updates
+from llm.checkpoints.checkpoint_file import (
+    asked_of,
+    digest_of,
+    open_weights,
+    read_usable,
+)
+from llm.checkpoints.checksums import DamagedCheckpointError
+from llm.checkpoints.lazy_tensor import LazyTensor, in_memory
+from llm.config.allowlist import locate
+from llm.config.build import build, config_errors_at
 from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.config.resolvers import refers
-from llm.config.whitelist import locate
 from llm.files import RESTORE, read_yaml
 from llm.models.size import require_memory
 from llm.runs import Run, require_run
-from llm.tokenizers.tokenizer import Tokenizer, load
-from llm.weights.checkpoint import asked_of, digest_of, open_weights, read_usable
-from llm.weights.digests import DamagedCheckpointError
-from llm.weights.fill import TABLES, fill
+from llm.tokenizers.base import Tokenizer, load
+from llm.weights.base import Weights
 from llm.weights.folder_settings import FolderSettings
-from llm.weights.initial import initialize
-from llm.weights.stored import Stored, in_memory
-from llm.weights.weights import Weights
+from llm.weights.model_setup import initialize
+from llm.weights.state_loading import TABLES, fill
 
 Result = TypeVar("Result")
 
@@ -102,7 +107,7 @@ class RunWeights(Weights):
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer."""
-        with mistakes_at("weights.path"):
+        with config_errors_at("weights.path"):
             return load(self.run.tokenizer)
 
     def model(self) -> nn.Module:
@@ -156,7 +161,7 @@ class RunWeights(Weights):
         """
         parameters = self.parameters()
         if is_adapted:
-            with mistakes_at("weights.path"):
+            with config_errors_at("weights.path"):
                 load_adapter_state(model, {name: t.read() for name, t in parameters.items()})
         else:
             fill(model, parameters)
@@ -171,7 +176,7 @@ class RunWeights(Weights):
             fill(model, language_model_part(self.parameters()), grow=TABLES)
             return
         trained = self.model()
-        merge(trained)
+        merge_updates(trained)
         if any(isinstance(module, Adapted) for module in trained.modules()):
             raise ConfigError(
                 f"weights.path: {self.path} holds a prefix, which cannot be folded into weights; "
@@ -179,18 +184,18 @@ class RunWeights(Weights):
             )
         fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
 
-    def parameters(self) -> dict[str, Stored]:
+    def parameters(self) -> dict[str, LazyTensor]:
         """The tensors of the checkpoint by name, at rest in their file.
 
         Raises:
             ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
         """
-        opened = self._read(open_weights)
-        self.run.require_wrote(opened.path, opened.header.get("run"))
+        opening = self._read(open_weights)
+        self.run.require_wrote(opening.path, opening.header.get("run"))
         prefix = "model."
         return {
             name.removeprefix(prefix): stored
-            for name, stored in opened.weights.items()
+            for name, stored in opening.weights.items()
             if name.startswith(prefix)
         }
 
@@ -339,7 +344,7 @@ def _items(part: dict[Any, Any] | list[Any]) -> list[Any]:
     return list(part.values() if isinstance(part, dict) else part)
 
 
-def language_model_part(state: Mapping[str, Stored]) -> Mapping[str, Stored]:
+def language_model_part(state: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
     """Of a classifier's parameters those of the language model inside it, or all of a language model's."""
     inner = {
         key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")

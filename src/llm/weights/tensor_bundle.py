@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
+from llm.checkpoints.lazy_tensor import LazyTensor, in_bytes
 from llm.config.errors import ConfigError
 from llm.config.reading import read_bytes
-from llm.weights.stored import Stored, in_bytes
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
@@ -38,7 +38,7 @@ DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.floa
 Message = dict[int, list[Any]]
 
 
-def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
+def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
     """The tensors of a checkpoint, by name; the numbers themselves are not read yet.
 
     Args:
@@ -67,7 +67,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, Stored]:
         ) from error
 
 
-def _stored(prefix: Path, name: str, entry: Message, shards: int) -> Stored:
+def _stored(prefix: Path, name: str, entry: Message, shards: int) -> LazyTensor:
     """A tensor from its BundleEntryProto, checked against the file that holds it."""
     if 7 in entry:
         raise ValueError(f"{name} is cut into slices")
@@ -82,7 +82,7 @@ def _stored(prefix: Path, name: str, entry: Message, shards: int) -> Stored:
         raise ValueError(f"{name} has {size} bytes for the shape {shape}")
     if start + size > path.stat().st_size:
         raise ValueError(f"{name} ends beyond {path.name}")
-    return Stored(name, shape, partial(in_bytes, path, start, dtype, shape))
+    return LazyTensor(name, shape, partial(in_bytes, path, start, dtype, shape))
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

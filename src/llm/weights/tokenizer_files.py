@@ -9,13 +9,13 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from llm.files import read_object, read_text, write_json
+from llm.files import read_object, read_utf8, write_json
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer
 from llm.tokenizers.bpe import BYTES, BPETokenizer
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
 from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
-from llm.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from llm.weights.folder_settings import TEMPLATE, TOKENIZER, FolderSettings, read_settings
 
 # What a tokenizer.json must say, where it says anything, to mean our byte-pair encoding and no other.
@@ -73,7 +73,7 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     added = vocabulary.with_name("added_tokens.json")
     special = read_object(added) if added.is_file() else {}
     try:
-        pairs = split_merges(read_text(merges))
+        pairs = split_merges(read_utf8(merges))
         return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
     except ValueError as error:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
@@ -115,12 +115,12 @@ def settings_of(tokenizer: Tokenizer) -> FolderSettings:
     end = tokenizer.end_of_text
     if end is None:
         return FolderSettings()
-    name = name_of(tokenizer, end)
+    name = token_name(tokenizer, end)
     ids: dict[str, Any] = {"bos_token_id": end, "eos_token_id": end}
     return FolderSettings(ids=ids, generation=ids, tokens={"bos_token": name, "eos_token": name})
 
 
-def name_of(tokenizer: Tokenizer, token: int) -> str:
+def token_name(tokenizer: Tokenizer, token: int) -> str:
     """The name of a special token."""
     return next(name for name, own in tokenizer.special_tokens.items() if own == token)
 

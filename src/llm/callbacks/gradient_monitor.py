@@ -1,0 +1,86 @@
+"""Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from llm.dtensor import to_local
+from llm.tasks.base import Task
+from llm.tasks.non_finite import DivergedError, require_finite_loss
+
+
+def require_finite(task: L.LightningModule, step: int) -> None:
+    """Raise DivergedError, naming the first parameter of `task` that holds a NaN or an infinity.
+
+    Of parameters that are divided among devices, each looks at its part.
+    """
+    for name, parameter in task.named_parameters():
+        if not torch.isfinite(to_local(parameter)).all():
+            raise DivergedError(f"{name.removeprefix('model.')} is not finite", step)
+
+
+def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
+    """Raise DivergedError, naming the first value of an optimizer's state that holds a NaN or an infinity.
+
+    Args:
+        state: what the optimizer keeps of each parameter, by the parameter's number.
+        step: the optimizer steps taken.
+    """
+    for number, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not torch.isfinite(to_local(value)).all():
+                raise DivergedError(
+                    f"{name} of parameter {number} in the optimizer's state is not finite", step
+                )
+
+
+class Gradients(Callback):
+    """Stop at a non-finite loss; warn of gradient spikes.
+
+    The loss is looked at in every step on the CPU, where that is free, and at logged steps elsewhere,
+    where a look waits for the device. (Lightning trains on through a NaN.)
+
+    Args:
+        spike: warn when the gradient norm is this many times its recent median.
+        window: logged norms the median is taken over.
+    """
+
+    def __init__(self, spike: float = 10.0, window: int = 50) -> None:
+        if spike <= 1:
+            raise ValueError(f"spike={spike}: give a factor above 1")
+        self.spike = spike
+        self.norms: deque[float] = deque(maxlen=window)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check the loss where the check is free or due."""
+        assert isinstance(pl_module, Task)
+        is_logged = (
+            pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0
+        )
+        if pl_module.device.type != "cpu" and not is_logged:
+            return
+        require_finite_loss("loss", outputs["loss"].item(), trainer.global_step)
+        if is_logged and pl_module.gradient_norm is not None:
+            self._watch(pl_module.gradient_norm.item(), trainer.global_step)
+
+    def _watch(self, norm: float, step: int) -> None:
+        usual = median(self.norms) if len(self.norms) >= 5 else float("inf")
+        if norm > self.spike * usual:
+            rank_zero_warn(
+                f"step {step}: gradient norm {norm:.3g}, {norm / usual:.0f} × its median"
+            )
+        self.norms.append(norm)

@@ -1,0 +1,85 @@
+"""The picture of a run: its loss, and what else a task is known by, against steps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from llm.comparison.result import read_metric_rows
+from llm.files import replacing
+from llm.runs import Run
+
+LOSS = {"loss": "cross-entropy (nats a token)"}
+
+
+class Picture(Callback):
+    """Draw `loss.png` from `metrics.csv` when training ends, however it ends.
+
+    Args:
+        panels: metrics to draw, one below the other, by their names without `train/` and `val/`, each
+            with what its axis is called; None draws the loss.
+    """
+
+    def __init__(self, panels: Mapping[str, str] | None = None) -> None:
+        self.panels = LOSS if panels is None else panels
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw after a whole run, one that was killed after its last step included."""
+        self._draw(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Draw what there is of an interrupted run."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: L.Trainer) -> None:
+        run = Run(Path(trainer.default_root_dir))
+        if trainer.is_global_zero and run.metrics.is_file():
+            draw_metrics(run.metrics, run.picture, run.path.name, self.panels)
+
+
+def draw_metrics(
+    metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = LOSS
+) -> None:
+    """Draw figures of training and validation against steps as a PNG.
+
+    Args:
+        metrics: a CSV file with columns `step`, and `train/…` and `val/…` for each panel.
+        picture: where to write.
+        title: above the axes.
+        panels: names of metrics, each with what its axis is called.
+    """
+    from matplotlib.figure import (
+        Figure,
+    )  # half a second to import: only when there is something to draw
+
+    rows = read_metric_rows(metrics)
+    height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
+    figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
+    for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
+        # Blue and orange of Okabe and Ito's palette, told apart by colour-blind readers too.
+        _plot(
+            axes, rows, f"train/{name}", color="#0072B2", alpha=0.8, linewidth=1, label="training"
+        )
+        _plot(
+            axes, rows, f"val/{name}", color="#D55E00", marker="o", markersize=4, label="validation"
+        )
+        axes.set(ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend(frameon=False)
+    all_axes[0].set(title=title)
+    all_axes[-1].set(xlabel="optimizer steps")
+    with replacing(picture) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _plot(axes: Any, rows: list[dict[str, str]], column: str, **style: Any) -> None:
+    points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)

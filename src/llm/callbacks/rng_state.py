@@ -1,0 +1,92 @@
+"""Random states in the checkpoint: half of what makes a resumed run equal an uninterrupted one."""
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from llm import distributed
+
+
+class RandomStates(Callback):
+    """Save the random generators' states and restore them before the first batch after a resume.
+
+    The other half, the order of the data, is a function of (seed, position) and needs no state. Restoring
+    waits for the first batch because setting up a trainer draws random numbers of its own.
+
+    Ranks begin with one state, which gives all of them the same weights. From the first batch on those
+    that read batches of their own draw numbers of their own, too: dropout is not to repeat itself.
+    """
+
+    def __init__(self) -> None:
+        self._saved: list[dict[str, Any]] | None = None
+        self._is_set = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of every rank's generators, by rank, as tensors and plain data."""
+        return {"ranks": distributed.gather(states())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the saved states for the first batch."""
+        self._saved = state_dict["ranks"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore what was saved, or diverge from the other ranks, once."""
+        if self._is_set:
+            return
+        self._is_set = True
+        here = distributed.world()
+        if self._saved is not None and len(self._saved) == here.size:
+            restore_generators(self._saved[here.rank])
+        else:
+            if self._saved is not None:  # of another number of ranks
+                restore_generators(self._saved[0])
+            diverge(stream_of(trainer))
+        self._saved = None
+
+
+def stream_of(trainer: L.Trainer) -> int:
+    """The number of this rank's stream: that of its batches, unless the strategy gives it its own."""
+    batches = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
+    return getattr(trainer.strategy, "stream", batches)
+
+
+def states() -> dict[str, Any]:
+    """The states of this process's generators."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    internal = numpy_state.pop("state")
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state | {"state": {"key": internal["key"].tolist(), "pos": internal["pos"]}},
+        "torch": torch.get_rng_state(),
+        # Of the device in use: asking the others would take memory on each of them.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set this process's generators."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state(states["numpy"] | {"state": states["numpy"]["state"] | {"key": key}})
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def diverge(number: int) -> None:
+    """Draw on in a stream of this number; number 0 goes on in the stream that there is."""
+    if number == 0:
+        return
+    entropy = [torch.initial_seed() % 2**32, int(torch.randint(2**31, ())), number]
+    seeds = [int(word) for word in np.random.SeedSequence(entropy).generate_state(3)]
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.manual_seed(seeds[2])

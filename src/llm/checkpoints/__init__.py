@@ -1,0 +1,1 @@
+"""Our checkpoint format: written whole, with checksums, in one file or in shards, read lazily."""

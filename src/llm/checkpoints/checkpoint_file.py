@@ -1,0 +1,206 @@
+"""Checkpoints: written whole or not at all, checked when read, and holding nothing that executes.
+
+One is a file, which one device writes, or a folder, in which every device has written its part
+(`llm.checkpoints.sharded`). Who reads one need not ask which.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+
+from llm import distributed
+from llm.checkpoints import checksums, sharded
+from llm.checkpoints.checksums import DamagedCheckpointError, verified
+from llm.checkpoints.lazy_tensor import LazyTensor, in_header, read_header
+from llm.files import partial_of, stored_archive
+from llm.runs import Run, previous_of
+
+Result = TypeVar("Result")
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose weights are at rest.
+
+    Attributes:
+        path: the checkpoint.
+        header: what it holds beside its tensors.
+        weights: the tensors of its `state_dict`, by name.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    weights: dict[str, LazyTensor]
+
+
+def save_checkpoint(
+    checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False
+) -> None:
+    """Write a checkpoint as a file, under another name in the same folder first, and record its SHA-256.
+
+    Args:
+        checkpoint: tensors and plain data.
+        path: the file.
+        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with checksums.replacing_folder(path, is_wrong=path.is_dir()):
+            checksums.replace(partial, path, previous=previous_of(path) if keeps_previous else None)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fall_back(path: Path) -> bool:
+    """Let the checkpoint from before this one take its place.
+
+    Returns:
+        Whether there was one, and it was whole.
+    """
+    previous = whole_before(path)
+    if previous is None:
+        return False
+    checksums.bring_back(previous, path / sharded.INDEX if path.is_dir() else path)
+    return True
+
+
+def whole_before(path: Path) -> Path | None:
+    """Return the checkpoint that another one has replaced, if it was kept and is whole.
+
+    That of a folder is the previous index in it.
+    """
+    previous = path / sharded.PREVIOUS if path.is_dir() else previous_of(path)
+    try:
+        digest_of(previous)
+    except (FileNotFoundError, DamagedCheckpointError):
+        return None
+    return previous
+
+
+def asked_of(run: Run, checkpoint: Literal["best", "last"]) -> Path:
+    """Return where a run's checkpoint of this name is, or its last one if the best was not written yet."""
+    is_best = checkpoint == "best" and (run.best.exists() or not run.has_last)
+    return run.best if is_best else run.last
+
+
+def read_usable(
+    run: Run, read: Callable[[Path], Result], checkpoint: Literal["best", "last"] = "best"
+) -> Result:
+    """Read the checkpoint of a run that is to be used; the run is left as it is.
+
+    That is the one of this name. A run without a best checkpoint has its last one read, and a last checkpoint that
+    is damaged or gone is replaced by the one that was saved before it, which a warning tells.
+
+    Args:
+        run: the run.
+        read: opens a checkpoint; it raises one of the errors below.
+        checkpoint: the name.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        DamagedCheckpointError: it is not what was written, and none from before it can be read.
+    """
+    path = asked_of(run, checkpoint)
+    try:
+        return read(path)
+    except (FileNotFoundError, DamagedCheckpointError) as error:
+        previous = whole_before(path) if path == run.last else None
+        if previous is None:
+            raise
+        if distributed.is_first():
+            step = header_of(previous)["global_step"]
+            warnings.warn(f"{error}; using the checkpoint before it, of step {step}", stacklevel=2)
+        return read(previous)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint and its record."""
+    checksums.remove(path)
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain data, whole, after checking its recorded SHA-256.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        return sharded.consolidated(sharded.read_sharded(index), map_location)
+    return torch.load(stored_archive(verified(path)), map_location=map_location, weights_only=True)
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of which this device needs parts: large tensors stay at rest until they are sliced.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        return sharded.read_sharded(index)
+    return torch.load(
+        stored_archive(verified(path)), map_location="cpu", weights_only=True, mmap=True
+    )
+
+
+def open_whole(path: Path) -> dict[str, Any]:
+    """As `open_checkpoint`, but all files of a folder are checked at once, not when they are needed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        sharded.require_all_shards(index)
+    return open_checkpoint(path)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside its tensors, which have shapes and no numbers; nothing is verified.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ConfigError: it cannot be read.
+        DamagedCheckpointError: an index of parts is not what was written.
+    """
+    if index := sharded.index_of(path):
+        return sharded.read_sharded(index)
+    return read_header(path)
+
+
+def open_weights(path: Path) -> Opened:
+    """Open a checkpoint whose weights stay at rest until they are read.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        sharded.require_all_shards(index)
+        header = sharded.read_sharded(index)
+        found = header["state_dict"].items()
+        weights = {name: LazyTensor(name, tuple(each.shape), each.read) for name, each in found}
+        return Opened(path, header, weights)
+    header = read_header(verified(path))
+    return Opened(path, header, in_header(path, header, "state_dict"))
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a checkpoint that is whole: of a folder that of its index, which holds those of its files.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        sharded.require_all_shards(index)
+    return checksums.verified_digest(index or path)

@@ -1,0 +1,171 @@
+"""Files that are known to be what was written: each folder keeps the SHA-256 of its files.
+
+Neither `torch.load` nor safetensors notices a flipped byte.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm.config.errors import UserError
+from llm.files import FileError, partial_of, read_json, write_json
+from llm.runs import backup_path
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint's bytes are not those that were written."""
+
+
+def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
+    """Let a file that is wholly written take another's place, and record its digest.
+
+    The record names the old and the new digest while one file replaces the other, so that no moment of a
+    crash makes a whole file look damaged.
+
+    Args:
+        partial: the file, in the same folder.
+        path: its place.
+        previous: where to keep the file that it replaces; None keeps none.
+    """
+    digest = sha256_of_file(partial)
+    if previous is not None and path.is_file():
+        _keep(path, previous)
+    _write(path, [*recorded_digests(path), digest])
+    partial.replace(path)
+    _write(path, [digest])
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name. There is no moment at which it has none."""
+    partial = partial_of(previous)
+    partial.unlink(missing_ok=True)
+    try:
+        partial.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, partial)
+    _write(previous, [*recorded_digests(previous), *recorded_digests(path)])
+    partial.replace(previous)
+    _write(previous, recorded_digests(path))
+
+
+def bring_back(previous: Path, path: Path) -> None:
+    """Let a file that was kept take the place of the one that had replaced it."""
+    digests = recorded_digests(previous)
+    _write(path, [*recorded_digests(path), *digests])
+    previous.replace(path)
+    _write(path, digests)
+    _write(previous, [])
+
+
+def note_folder(path: Path, digest: str) -> None:
+    """Record that something was written, for who finds it gone: a folder, whose files have a record of their own."""
+    _write(path, [digest])
+
+
+def remove(path: Path) -> None:
+    """Delete a file, and its record, or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    _write(path, [])
+
+
+@contextmanager
+def replacing_folder(path: Path, is_wrong: bool) -> Iterator[None]:
+    """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
+
+    What stood there is kept under another name until the new one is in its place. Who is killed before
+    that leaves it there, where `llm.runs.existing_checkpoint` finds it.
+    """
+    aside = backup_path(path)
+    if is_wrong and path.exists():
+        remove(aside)  # of an earlier kill, after the new one was in its place
+        _write(aside, recorded_digests(path))
+        path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
+    if aside.exists():
+        remove(aside)
+
+
+def verified(path: Path) -> Path:
+    """The path of a checkpoint whose content is what its recorded SHA-256 says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is not what was written.
+    """
+    verified_digest(path)
+    return path
+
+
+def verified_digest(path: Path) -> str:
+    """The SHA-256 of a checkpoint, which is the recorded one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is not what was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    return require_digest(path, recorded_digests(path), _record(path).name)
+
+
+def require_digest(path: Path, digests: list[str], record: str) -> str:
+    """Return the digest of a file's content, which is one of those that a record has of it.
+
+    A record that lacks the file proves nothing, so it counts as damage.
+
+    Raises:
+        DamagedCheckpointError: the file is missing, the record lacks it, or its content is other than recorded.
+    """
+    if not digests:
+        raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
+    digest = sha256_of_file(path) if path.is_file() else None
+    if digest not in digests:
+        raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {record}")
+    return digest
+
+
+def sha256_of_file(path: Path) -> str:
+    """The digest of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def recorded_digests(path: Path) -> list[str]:
+    """The digests that the folder of a file has of it; none where its record cannot be read."""
+    digests = _entries(_record(path)).get(path.name, [])
+    return digests if isinstance(digests, list) else []
+
+
+def _record(path: Path) -> Path:
+    return path.with_name("sha256.json")
+
+
+def _entries(record: Path) -> dict[str, Any]:
+    try:
+        entries = read_json(record)
+    except (FileNotFoundError, FileError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def _write(path: Path, digests: list[str]) -> None:
+    record = _record(path)
+    entries = {name: known for name, known in _entries(record).items() if name != path.name}
+    write_json(record, entries | ({path.name: digests} if digests else {}), indent=1)

@@ -1,0 +1,416 @@
+"""Checkpoints in parts: a folder in which every device has written what it holds.
+
+    last.ckpt/
+      index.json                      each large tensor: its shape, and which file holds which part
+      7-00000-of-00002.safetensors    what device 0 of 2 holds, in the 7th save
+      7-00001-of-00002.safetensors
+      7.pt                            all else: progress, random states, figures; plain data
+      previous.json                   the index of the save before, whose files are still there
+      sha256.json                     of the indexes, which hold that of each file
+
+The index is what counts. The files of a new save stand beside the old ones, under other names; then the
+new index takes the old one's place in one step, and files that no index names go. A save that is killed leaves
+the old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
+
+A folder may be a stranger's, or half of one: the index names files of the folder alone, its parts make up
+each tensor without a gap, and no memory is asked for before the files are seen to hold that much.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm import distributed
+from llm.checkpoints.checksums import (
+    DamagedCheckpointError,
+    flush,
+    note_folder,
+    remove,
+    replace,
+    replacing_folder,
+    require_digest,
+    sha256_of_file,
+    verified,
+)
+from llm.config.reading import read_bytes
+from llm.dtensor import is_dtensor, local_slices, to_local
+from llm.files import stored_archive
+from llm.runs import parts_of, previous_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+INDEX = "index.json"
+PREVIOUS = "previous.json"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *INTEGERS)}
+Key = tuple[str | int, ...]  # the way to a value through nested dictionaries and lists
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a tensor in a file: where in the whole it begins, and its sizes."""
+
+    file: str
+    offsets: list[int]
+    shape: list[int]
+
+    @property
+    def slices(self) -> Slices:
+        """Its place in the whole."""
+        both = zip(self.offsets, self.shape, strict=True)
+        return tuple(slice(offset, offset + size) for offset, size in both)
+
+    def common(self, slices: Slices) -> list[tuple[int, int]] | None:
+        """From where to where, in each dimension of the whole, this part has what is asked; None if nothing."""
+        bounds = [
+            (max(s.start, offset), min(s.stop, offset + size))
+            for s, offset, size in zip(slices, self.offsets, self.shape, strict=True)
+        ]
+        return bounds if all(start < stop for start, stop in bounds) else None
+
+
+@dataclass
+class ShardFiles:
+    """The files of a folder, each of which is checked when it is first read."""
+
+    folder: Path
+    digests: Mapping[str, str]
+    _checked: set[str] = field(default_factory=set)
+
+    def path(self, name: str) -> Path:
+        """Where a file lies whose content is what was written; DamagedCheckpointError if it is not."""
+        if name not in self._checked:
+            require_digest(self.folder / name, [self.digests[name]], INDEX)
+            self._checked.add(name)
+        return self.folder / name
+
+    def require(self, part: Shard, name: str) -> None:
+        """See that a file holds the part of a tensor that the index says, without reading it.
+
+        Raises:
+            DamagedCheckpointError: it does not.
+        """
+        path = self.path(part.file)
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.get_slice(name).get_shape()
+        except SafetensorError as error:
+            raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
+        if found != part.shape:
+            raise DamagedCheckpointError(
+                f"{path} is damaged: {name} has shape {found} there and {part.shape} in {INDEX}"
+            )
+
+
+@dataclass(frozen=True)
+class ShardedTensor:
+    """A tensor at rest in parts. A slice of it reads those numbers alone, from the files that hold them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: list[Shard]
+    files: ShardFiles
+
+    def __getitem__(self, slices: Slices) -> Tensor:
+        """The numbers between the slices' starts and stops, one slice for each dimension."""
+        found = [(part, part.common(slices)) for part in self.parts]
+        needed = [(part, bounds) for part, bounds in found if bounds is not None]
+        for part, _ in needed:  # before memory is asked for
+            self.files.require(part, self.name)
+        result = torch.empty([s.stop - s.start for s in slices], dtype=self.dtype)
+        for part, bounds in needed:
+            here = _relative(bounds, [s.start for s in slices])
+            there = _relative(bounds, part.offsets)
+            with safe_open(self.files.path(part.file), "pt") as file:
+                result[here] = (
+                    file.get_slice(self.name)[there] if there else file.get_tensor(self.name)
+                )
+        return result
+
+    def read(self) -> Tensor:
+        """The whole."""
+        return self[tuple(slice(0, size) for size in self.shape)]
+
+
+def _relative(bounds: list[tuple[int, int]], to: list[int]) -> Slices:
+    return tuple(slice(a - o, b - o) for (a, b), o in zip(bounds, to, strict=True))
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is written in `index.json`.
+
+    Attributes:
+        save: the number of the save.
+        rest: the file of all but the divided tensors.
+        files: the SHA-256 of each file.
+        tensors: the divided tensors, each with every place where it stands.
+    """
+
+    save: int
+    rest: str
+    files: dict[str, str]
+    tensors: list[tuple[ShardedTensor, list[Key]]]
+
+
+def index_of(path: Path) -> Path | None:
+    """Return the index of a checkpoint in parts, which is a folder or the previous index in one; of others None."""
+    if path.is_dir():
+        return path / INDEX
+    return path if path.name == PREVIOUS else None
+
+
+def read_sharded(path: Path) -> dict[str, Any]:
+    """A checkpoint in parts, its divided tensors at rest, as `Divided`.
+
+    Args:
+        path: its index.
+
+    Raises:
+        FileNotFoundError: there is no such index: nothing was ever wholly written there.
+        DamagedCheckpointError: a file is not what was written, or the index does not make sense.
+    """
+    index = read_index(path)
+    rest = ShardFiles(path.parent, index.files).path(index.rest)
+    checkpoint = torch.load(stored_archive(rest), map_location="cpu", weights_only=True)
+    with _damaged(path):
+        for tensor, keys in index.tensors:
+            for key in keys:
+                _put(checkpoint, key, tensor)
+    return checkpoint
+
+
+def require_all_shards(path: Path) -> None:
+    """See that all files of an index are what was written, by reading them.
+
+    Raises:
+        FileNotFoundError: the folder has no such index.
+        DamagedCheckpointError: they are not.
+    """
+    for file, digest in read_index(path).files.items():
+        require_digest(path.with_name(file), [digest], path.name)
+
+
+def read_index(path: Path) -> Index:
+    """An index of a checkpoint in parts, seen to make sense.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedCheckpointError: it is not what was written, or does not make sense.
+    """
+    with _damaged(path):
+        return _parsed(json.loads(read_bytes(verified(path))), path.parent)
+
+
+@contextmanager
+def _damaged(index: Path) -> Iterator[None]:
+    """Around the reading of an index that may not be one of ours, or was cut short."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise DamagedCheckpointError(f"{index} is damaged: {what}") from error
+
+
+def _parsed(index: Any, folder: Path) -> Index:
+    """An index that holds what it should and no more; else a ValueError, LookupError or TypeError."""
+    files = ShardFiles(folder, index["files"])
+    for name in files.digests:
+        _require(
+            re.fullmatch(r"\w[\w.-]*", name), f"{name!r} is not a name of a file of the folder"
+        )
+    _require(type(index["save"]) is int, f"save {index['save']!r} is not a number")
+    _require(index["rest"] in files.digests, f"no digest of {index['rest']}")
+    tensors = [
+        (_tensor(entry, files), [tuple(key) for key in entry["keys"]]) for entry in index["tensors"]
+    ]
+    return Index(index["save"], index["rest"], dict(files.digests), tensors)
+
+
+def _tensor(entry: Any, files: ShardFiles) -> ShardedTensor:
+    """A divided tensor whose parts lie within it, do not overlap, and leave nothing out."""
+    name, shape, parts = entry["name"], entry["shape"], [Shard(**p) for p in entry["parts"]]
+    for sizes in (shape, *(numbers for part in parts for numbers in (part.offsets, part.shape))):
+        are_sizes = len(sizes) == len(shape) and all(type(n) is int and n >= 0 for n in sizes)
+        _require(are_sizes, f"{name}: {sizes} are not sizes of a tensor")
+    _require(entry["dtype"] in DTYPES, f"{name}: unknown dtype {entry['dtype']!r}")
+    for part in parts:
+        _require(part.file in files.digests, f"{name}: no digest of {part.file}")
+        within = all(s.stop <= size for s, size in zip(part.slices, shape, strict=True))
+        _require(within, f"{name}: a part reaches beyond shape {shape}")
+    _require(not _overlap(parts), f"{name}: parts overlap")
+    missing = math.prod(shape) - sum(math.prod(part.shape) for part in parts)
+    _require(missing == 0, f"{name}: the parts leave out {missing} numbers")
+    return ShardedTensor(name, tuple(shape), DTYPES[entry["dtype"]], parts, files)
+
+
+def _overlap(parts: Sequence[Shard]) -> bool:
+    """Whether two parts have a number in common; of those in order only neighbours can."""
+    ordered = sorted(parts, key=lambda part: part.offsets)
+    for number, part in enumerate(ordered, 1):
+        end = [s.stop for s in part.slices[:1]]
+        after = takewhile(lambda other, end=end: other.offsets[:1] <= end, ordered[number:])
+        if any(part.common(other.slices) is not None for other in after):
+            return True
+    return False
+
+
+def _require(holds: Any, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
+    """The same with every divided tensor read, once if it stands in several places."""
+    return _mapped(checkpoint, lambda tensor: tensor.read().to(device), {})
+
+
+def _mapped(value: Any, read: Callable[[ShardedTensor], Tensor], known: dict[int, Tensor]) -> Any:
+    if isinstance(value, ShardedTensor):
+        if id(value) not in known:
+            known[id(value)] = read(value)
+        return known[id(value)]
+    if isinstance(value, dict):
+        return {key: _mapped(each, read, known) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_mapped(each, read, known) for each in value]
+    return value
+
+
+# Writing
+
+
+def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False) -> None:
+    """Write a checkpoint in parts; all devices must call this at once.
+
+    Args:
+        checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its part
+            of every DTensor, and the first one all else.
+        path: the folder, on a disk that all devices see.
+        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
+    """
+    rank, size, *_ = distributed.world()
+    folder, number = distributed.broadcast(_prepare(path) if rank == 0 else None)
+    rest, tensors = _split(checkpoint)
+    file = folder / f"{number}-{rank:05}-of-{size:05}.safetensors"
+    mine = {name: tensor for name, (tensor, _) in tensors.items() if _writes(tensor)}
+    save_file({name: to_local(t).detach().cpu().contiguous() for name, t in mine.items()}, file)
+    flush(file)
+    parts = {name: asdict(_part(file.name, tensor)) for name, tensor in mine.items()}
+    written = distributed.gather((file.name, sha256_of_file(file), parts))
+    if rank == 0:
+        entries = [
+            {
+                "name": name,
+                "keys": keys,
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "parts": [found[name] for *_, found in written if name in found],
+            }
+            for name, (tensor, keys) in tensors.items()
+        ]
+        files = {name: digest for name, digest, _ in written}
+        index = {**_write_rest(folder, number, rest), "tensors": entries}
+        index["files"] = {**index["files"], **files}
+        _commit(folder, index, keeps_previous)
+        with replacing_folder(path, is_wrong=folder != path):
+            folder.replace(path)
+        note_folder(path, sha256_of_file(path / INDEX))
+        if previous_of(path).exists():  # of when this was a file
+            remove(previous_of(path))
+    distributed.barrier()
+
+
+def _prepare(path: Path) -> tuple[Path, int]:
+    """The folder to write in, made if need be, and the number of this save."""
+    folder = parts_of(path) if path.is_file() else path
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / INDEX
+    return folder, read_index(index).save + 1 if index.is_file() else 1
+
+
+def _write_rest(folder: Path, number: int, rest: Any) -> dict[str, Any]:
+    """Write all but the divided tensors; returns what the index says of it."""
+    file = folder / f"{number}.pt"
+    torch.save(rest, file)
+    flush(file)
+    return {"save": number, "rest": file.name, "files": {file.name: sha256_of_file(file)}}
+
+
+def _commit(folder: Path, index: dict[str, Any], keeps_previous: bool) -> None:
+    """Write the index, then delete the files that no index needs any more."""
+    partial = folder / f".{INDEX}"
+    partial.write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+    flush(partial)
+    previous = folder / PREVIOUS
+    replace(partial, folder / INDEX, previous=previous if keeps_previous else None)
+    if not keeps_previous:
+        remove(previous)
+    kept = {*index["files"], *(read_index(previous).files if previous.is_file() else ())}
+    for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
+        if old.name not in kept:
+            old.unlink()
+
+
+# The tree
+
+
+def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, list[Key]]]]":
+    """All but the DTensors; and those by a name each, with every place where one stands."""
+    tensors: dict[str, tuple[DTensor, list[Key]]] = {}
+    names: dict[int, str] = {}
+
+    def rest(value: Any, key: Key) -> Any:
+        if isinstance(value, dict):
+            return {k: rest(v, (*key, k)) for k, v in value.items() if not found(v, (*key, k))}
+        if isinstance(value, list):
+            return [rest(v, (*key, i)) for i, v in enumerate(value)]
+        return value
+
+    def found(value: Any, key: Key) -> bool:
+        if is_dtensor(value):
+            name = names.setdefault(id(value), ".".join(map(str, key)))
+            tensors.setdefault(name, (value, []))[1].append(key)
+        return is_dtensor(value)
+
+    return rest(checkpoint, ()), tensors
+
+
+def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
+    *way, last = key
+    for step in way:
+        tree = tree[step]
+    _require(
+        isinstance(tree, dict | list), f"{'.'.join(map(str, key))} is not a place in a checkpoint"
+    )
+    tree[last] = value
+
+
+def _writes(tensor: "DTensor") -> bool:
+    """Whether this device has a part, and of those that have the same one is the first."""
+    coordinates = tensor.device_mesh.get_coordinate() or []
+    copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
+    return to_local(tensor).numel() > 0 and not any(copies)
+
+
+def _part(file: str, tensor: "DTensor") -> Shard:
+    where = local_slices(tensor)
+    return Shard(file, [s.start for s in where], [s.stop - s.start for s in where])

@@ -1,0 +1,1 @@
+"""The commands of `llm`, one file each."""

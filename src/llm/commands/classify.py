@@ -1,0 +1,143 @@
+"""`llm classify`: name the class of each line with what a run has learned."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.build import build, config_errors_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.config.point import Point
+from llm.data.column import Column
+from llm.data.errors import DataError
+from llm.data.examples.collation import attended
+from llm.generation.model_loading import autocast, open_weights, place_model, use_hardware
+from llm.models.classifier import Classifier
+from llm.nn.init import Undrawn
+from llm.terminal import shell
+from llm.terminal.console import printable
+from llm.tokenizers.base import Tokenizer
+from llm.weights.base import Weights
+from llm.weights.run import RunWeights
+
+
+class Prediction(NamedTuple):
+    """The likeliest class of a text, and how likely it is."""
+
+    label: str
+    probability: float
+
+
+def main(point: Point) -> None:
+    """Classify the texts of a composed configuration."""
+    classify(point.config)
+
+
+def classify(config: DictConfig) -> None:
+    """Print `label<TAB>probability<TAB>text` for each text that a configuration of `llm classify` names.
+
+    A file of rows (CSV, TSV, JSON, JSON lines) has a text a row, any other file a text a line; they are classified
+    in batches. Those of standard input are classified one by one, as they come. Blank texts are passed over.
+
+    Raises:
+        ConfigError: the configuration is wrong, the run is no classifier, or a text cannot be encoded.
+    """
+    check(config)
+    weights, hardware = open_weights(config), use_hardware(config)
+    if config.text is not None and config.file is not None:
+        raise ConfigError("text, file: both are given; leave one out")
+    if config.text is not None and not config.text.strip():
+        raise ConfigError("text: is blank; give a text to classify")
+    classes = trained_classes(weights)
+    with Undrawn():
+        model = place_model(weights.model(), hardware)
+    tokenizer = weights.tokenizer()
+    assert isinstance(model, Classifier)
+    size = 1 if config.file is None else config.batch_size
+    with config_errors_at("text"), autocast(hardware):
+        for texts in text_batches(texts_of(config, weights), size):
+            for text, predicted in zip(
+                texts, predict(model, tokenizer, classes, texts), strict=True
+            ):
+                line = " ".join(text.splitlines())
+                row = f"{predicted.label}\t{predicted.probability:.4f}\t{line}"
+                print(printable(row), flush=True)
+
+
+def trained_classes(weights: Weights) -> Sequence[str]:
+    """The names of the classes that a run has learned.
+
+    Raises:
+        ConfigError: it has learned none.
+    """
+    target = OmegaConf.select(weights.config, "task.model._target_")
+    classes = OmegaConf.select(weights.config, "data.classes")
+    if target != f"{Classifier.__module__}.{Classifier.__name__}" or not classes:
+        option = "run" if isinstance(weights, RunWeights) else "…"
+        train = shell.command_line(
+            *(shell.program(), "train", "experiment=classify", f"weights={option}"),
+            f"weights.path={weights.path}",
+        )
+        raise ConfigError(
+            f"weights.path: {weights.path} is not a classifier; train one from it with {train} data.path=…"
+        )
+    return list(classes)
+
+
+def texts_of(config: DictConfig, weights: Weights) -> Iterator[str]:
+    """The text, those of the file, or the lines of standard input, as they come; none is blank.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if config.text is not None:
+        yield " ".join(config.text.splitlines())
+        return
+    if config.file is None:
+        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        return
+    column: Column = build(config.rows)
+    theirs: Any = OmegaConf.to_container(weights.config.data)
+    try:
+        yield from column.following(theirs).texts(config.file)
+    except DataError as error:
+        raise ConfigError(f"file: {error}") from None
+
+
+def text_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The lines, some at a time."""
+    lines = iter(lines)
+    while batch := list(islice(lines, size)):
+        yield batch
+
+
+@torch.inference_mode()
+def predict(
+    model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
+) -> list[Prediction]:
+    """The likeliest class of each text; a text longer than the context is judged by its beginning.
+
+    Args:
+        model: a classifier of as many classes.
+        tokenizer: the one it was trained with.
+        classes: their names.
+        texts: to be judged.
+
+    Raises:
+        ValueError: a text cannot be encoded, or has no token.
+    """
+    rows = [tokenizer.encode(text) for text in texts]
+    if [] in rows:
+        raise ValueError(f"the tokenizer makes no token of {texts[rows.index([])]!r}")
+    batch = attended([{"tokens": tokenizer.with_ends(r, model.context_length)} for r in rows])
+    device = next(model.parameters()).device
+    logits = model(batch["tokens"].to(device), batch["attention_mask"].to(device))
+    probabilities, labels = logits.float().softmax(dim=-1).max(dim=-1)
+    return [
+        Prediction(classes[int(label)], float(probability))
+        for label, probability in zip(labels, probabilities, strict=True)
+    ]

@@ -1,0 +1,225 @@
+"""`llm evaluate`: measure what a run has learned."""
+
+from collections.abc import Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from llm.callbacks.responses import answer_conversations, row_of
+from llm.config.allowlist import locate
+from llm.config.build import build
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.config.point import Point
+from llm.data.base import DataModule
+from llm.data.corpora.preprocessing import Preprocessing, steps_of
+from llm.data.corpora.text import TextDataModule
+from llm.data.corpora.text_files import TextFiles
+from llm.data.examples.instruction import InstructionDataModule
+from llm.data.naming import keys_named
+from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
+from llm.evaluation.evaluation_table import plain_report, report_table
+from llm.evaluation.scoring import rate
+from llm.evaluation.text_likelihood import measure_text
+from llm.files import write_json
+from llm.generation.model_loading import autocast, load_language_model, open_weights, use_hardware
+from llm.hardware import Hardware
+from llm.runs import RESULTS, Run, now, versions
+from llm.tasks.base import Task
+from llm.terminal.console import new_console
+from llm.training.saved_run import restore_run
+from llm.weights.base import Weights
+from llm.weights.run import RunWeights
+
+CONSOLE = new_console()
+# How the keys by which text files are read are called here.
+KEYS = {
+    **{key: f"files.{key}" for key in ("text_field", "suffixes", "encoding")},
+    **{key: f"files.{key}" for key in ("delimiter", "quoting", "document_separator")},
+    "path": "test_path",
+}
+
+
+def main(point: Point) -> None:
+    """Measure the run of a composed configuration."""
+    evaluate(point.config)
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Measure what a composed configuration of `llm evaluate` asks for, print it and keep it.
+
+    Returns:
+        What the file of results holds.
+
+    Raises:
+        UserError: the configuration is wrong, there are no such weights, or the run's data have changed; the
+            run has no answers to judge, or the judge does not answer.
+    """
+    check(config)
+    weights = open_weights(config)
+    file = results_file(config, weights)
+    if isinstance(weights, RunWeights) and not predicts_text(config, weights):
+        report = plain_report(evaluate_run(config, weights))
+    else:
+        report = plain_report(evaluate_text(config, weights))
+    write_json(file, report)
+    CONSOLE.print(report_table(report))
+    CONSOLE.print(f"kept in {file}", soft_wrap=True)
+    return report
+
+
+def results_file(config: DictConfig, weights: Weights) -> Path:
+    """Where the results go: into a new file, so that no earlier results are lost.
+
+    Raises:
+        ConfigError: the file asked for exists, or its folder does not.
+    """
+    if config.output is not None:
+        file = Path(config.output)
+        if file.exists():
+            raise ConfigError(f"output: {file} exists; name a file that does not")
+        if not file.parent.is_dir():
+            raise ConfigError(f"output: {file.parent} is not a folder; create it first")
+        return file
+    place = Path(weights.path)
+    first = (place if place.is_dir() else Path()) / "evaluation.json"
+    numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
+    return next(file for file in chain([first], numbered) if not file.exists())
+
+
+def predicts_text(config: DictConfig, run: RunWeights) -> bool:
+    """Whether a text file is what to measure on, and the run was trained on text."""
+    task = locate(run.config.task._target_, run.config.trust)
+    return config.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
+    """Measure a language model on text files.
+
+    Raises:
+        ConfigError: no file is named, or what only a run has.
+    """
+    if config.test_path is None:
+        raise ConfigError(
+            f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
+        )
+    unused = [name for name in ("part", "judge", "against") if config[name] is not None]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
+    hardware = use_hardware(config)
+    files: TextFiles = build(config.files)(config.test_path)
+    with keys_named(KEYS):
+        files.files  # noqa: B018 - a missing file is found before a model is loaded
+    model = load_language_model(weights, hardware)
+    steps = training_preprocessing(weights)
+    with autocast(hardware), keys_named(KEYS):
+        result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
+    return {
+        **origin(weights, result.description),
+        "part": config.test_path,
+        "figures": result.figures,
+    }
+
+
+def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
+    """The steps that a run's training text went through; none for imported weights."""
+    steps = OmegaConf.select(weights.config, "data.preprocessing")
+    if not steps:
+        return ()
+    check(OmegaConf.create({"data": weights.config.data, "trust": weights.config.trust}))
+    return steps_of(build(steps))
+
+
+def origin(weights: Weights, data: str) -> dict[str, Any]:
+    """What was measured, on which data, when and with which versions."""
+    return {
+        "run": str(weights.path),
+        "checkpoint": getattr(weights, "checkpoint", None),
+        "data": data,
+        "date": now(),
+        "versions": versions(),
+    }
+
+
+def evaluate_run(config: DictConfig, weights: RunWeights) -> dict[str, Any]:
+    """Measure a run on a part of its data, or on a file in their form."""
+    judge, other = build(config.judge), config.against
+    theirs = None if other is None else read_answers(Run(Path(other)).path / RESULTS["responses"])
+    hardware = use_hardware(config)
+    data, task = restore_run(weights, hardware, config.test_path, config.malformed)
+    part = choose_part(data, config.part, config.test_path)
+    answering = isinstance(data, InstructionDataModule)
+    if (judge or theirs is not None) and not answering:
+        raise ConfigError("judge, against: this run answers no instructions; leave both out")
+    report = {
+        **origin(weights, data.describe()),
+        "part": config.test_path or part,
+        "figures": measure_part(task, data, part, hardware),
+    }
+    if answering:
+        task.to(hardware.accelerator)
+        with autocast(hardware):
+            answers = answers_to(data, task, part, config, weights)
+        report |= rate(answers, theirs, judge, weights.run.path / "judgements.jsonl")
+    if theirs is not None:
+        report["against"] = {"against": other, **report["against"]}
+    return report
+
+
+def choose_part(data: DataModule, part: str | None, test_path: str | None) -> str:
+    """The part to measure on: the one asked for, or the test part where there is one.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    if test_path is not None and part == "validation":
+        raise ConfigError("part, test_path: a file of its own is a test part; leave part out")
+    if part is None:
+        return "validation" if data.dataset("test") is None else "test"
+    if data.dataset(part) is None:
+        raise ConfigError(f"part={part}: these data have none ({data.describe()}); leave part out")
+    return part
+
+
+def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) -> dict[str, float]:
+    """The task's own figures over a part."""
+    trainer = L.Trainer(
+        accelerator=hardware.accelerator,
+        devices=1,
+        precision=hardware.lightning_precision,  # pyright: ignore[reportArgumentType]
+        logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=CONSOLE.is_terminal,
+        enable_model_summary=False,
+    )
+    if not CONSOLE.is_terminal:
+        CONSOLE.print(f"measuring the {part} part")
+    run = trainer.test if part == "test" else trainer.validate
+    run(task, datamodule=data, verbose=False)
+    return {name.partition("/")[2]: value for name, value in task.figures.items()}
+
+
+def answers_to(
+    data: InstructionDataModule, task: Task, part: str, config: DictConfig, weights: RunWeights
+) -> list[Answer]:
+    """The answers to a part: those of the end of the training, or new ones, likeliest token by token."""
+    run = weights.run
+    file = run.path / RESULTS["responses"]
+    own = part == "test" and config.test_path is None and weights.checkpoint == "best"
+    if own and file.is_file() and is_of(file, weights):
+        return read_answers(file)
+    conversations = data.raw[part]
+    responses = answer_conversations(data, conversations, task.model.eval(), config.max_tokens)
+    rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
+    return write_answers(file, rows) if own else answers_of(rows)
+
+
+def is_of(answers: Path, weights: RunWeights) -> bool:
+    """Whether a run's answers are those of its weights: no step was taken since, and none was lost."""
+    used, run = weights.file(), weights.run
+    is_newest = used in (run.best, run.last)
+    return is_newest and answers.stat().st_mtime >= used.stat().st_mtime

@@ -1,0 +1,147 @@
+"""`llm export`: write a language model as a folder that Hugging Face's library reads."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.build import config_errors_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.config.point import Point
+from llm.data.examples.jinja_template import JinjaTemplate
+from llm.data.examples.template import ChatTemplate, Message, stored_template
+from llm.files import read_object
+from llm.generation.model_loading import open_weights
+from llm.nn.init import Undrawn
+from llm.terminal import shell
+from llm.terminal.console import printable
+from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
+from llm.weights.base import Weights
+from llm.weights.folder_export import require_free_folder, write_folder
+from llm.weights.folder_settings import FolderSettings
+from llm.weights.run import RunWeights
+from llm.weights.tokenizer_files import as_huggingface, settings_of, token_name
+
+# A conversation on which the tokens of two templates are compared.
+PROBE = [
+    Message("user", "Who are you?"),
+    Message("assistant", "A model."),
+    Message("user", "Name 2 colours, (please)!"),
+]
+# The precisions that weights are passed on in.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(point: Point) -> None:
+    """Export the model of a composed configuration."""
+    export(point.config)
+
+
+def export(config: DictConfig) -> list[Path]:
+    """Write the folder that a composed configuration of `llm export` asks for, and say how to load it.
+
+    An adapter is folded into the weights that it was trained on.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: the configuration is wrong, the model has no counterpart in Hugging Face's library,
+            or the folder holds something else.
+    """
+    check(config)
+    weights = open_weights(config)
+    folder = Path(config.output)
+    require_free_folder(folder, config.overwrite, weights.origin)
+    require_language_model(weights)
+    tokenizer = weights.tokenizer()
+    settings = settings_for(weights, tokenizer)
+    with Undrawn():
+        model = weights.language_model()
+    if (dtype := DTYPES.get(str(config.dtype or weights.dtype))) is not None:
+        model = model.to(dtype)
+    files = write_folder(
+        model,
+        tokenizer,
+        folder,
+        config.max_shard_gb,
+        config.overwrite,
+        settings=settings,
+        origin=weights.origin,
+    )
+    for file in files:
+        print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
+    quoted = repr(str(folder))
+    family = read_object(folder / "config.json")["model_type"]
+    print(
+        "\nto load it:\n"
+        "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"  model = AutoModelForCausalLM.from_pretrained({quoted})\n"
+        f"  tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
+        "or, to train it further here:\n"
+        f"  {shell.command_line(shell.program(), 'train', f'weights={family}', f'weights.path={folder}')}"
+    )
+    return files
+
+
+def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
+    """The special tokens, the chat template and the generation settings that belong to some weights.
+
+    They are those of the folder that the weights came from; a run adds the template that it was trained with.
+
+    Raises:
+        ConfigError: the template cannot be written for this tokenizer.
+    """
+    settings = weights.published or settings_of(tokenizer)
+    if not settings.tokens:
+        settings = replace(settings, tokens=settings_of(tokenizer).tokens)
+    template = stored_template(weights.config) if isinstance(weights, RunWeights) else None
+    if template is None:
+        return settings
+    with config_errors_at("data.template"):
+        end = template.end_token(tokenizer)
+        name = None if end is None else token_name(tokenizer, end)
+        return settings.speaking(as_jinja(template, tokenizer, settings.tokens), end, name)
+
+
+def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:
+    """A template in Jinja, under which a prompt has the tokens that it had in training.
+
+    A tokenizer that puts a space before every text does so before each piece of a template of ours, and before the
+    whole of a text from Jinja: then the spaces are written out. Where that does not help, a line says so.
+    """
+    begin = "".join(token_name(tokenizer, token) for token in tokenizer.ends[0])
+    try:
+        exported = HuggingFaceTokenizer(as_huggingface(tokenizer).to_str())
+        expected = template.encode_prompt(PROBE, tokenizer)
+    except (
+        ValueError
+    ):  # one that has no counterpart, or does not know these letters, and so adds no space
+        return template.jinja(begin)
+    for gap in ("", " "):
+        jinja = template.jinja(begin, gap)
+        if JinjaTemplate([jinja], tokens).encode_prompt(PROBE, exported) == expected:
+            return jinja
+    print(
+        "note: under the exported chat template a prompt has other tokens than it had in training; "
+        "generate with the tokens that llm chat gives it"
+    )
+    return template.jinja(begin)
+
+
+def require_language_model(weights: Weights) -> None:
+    """Let pass what was trained to write.
+
+    Raises:
+        ConfigError: it is a classifier or a reward model.
+    """
+    config = weights.config
+    whole = OmegaConf.select(config, "task.model._target_")
+    if whole not in (None, config.model._target_):
+        raise ConfigError(
+            f"weights.path: {weights.path} holds a {whole.rpartition('.')[2]}; only language models are exported"
+        )

@@ -1,0 +1,252 @@
+"""`llm plan`: what a model, a budget and some devices would take, before anybody pays for them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from omegaconf import DictConfig
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llm.config.budget import give_one_budget
+from llm.config.build import build, config_errors_at
+from llm.config.check import check
+from llm.config.errors import ConfigError
+from llm.config.point import Point
+from llm.hardware import Strategy
+from llm.planning.cost import Cost, context
+from llm.planning.memory import KINDS, Memory
+from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
+from llm.terminal.tables import new_table, note_line, print_tables
+from llm.training.forecast import BOUND, Forecast, forecast
+from llm.training.preflight import require_division
+from llm.training.setup import adopted
+from llm.units import UNKNOWN, common, duration, flops, format_bytes, format_number
+
+# What a GPU's tensors may fill: its driver and what lies between tensors take the rest.
+USABLE = 0.9
+ALONE = "one device"
+BEYOND = 1e-3  # of the least budget of the fits: what they say of losses below is of no use
+
+
+def main(point: Point) -> None:
+    """Print the plan of a composed configuration."""
+    plan(point.config, point.own)
+
+
+def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Print what a composed configuration of `llm plan` asks for.
+
+    Args:
+        config: the composed tree.
+        overrides: the words of the command line.
+
+    Raises:
+        ConfigError: the configuration is wrong, or what it asks for is not known before its data are read.
+    """
+    give_one_budget(config, overrides)
+    check(config)
+    if not 0 < config.mfu <= 1:
+        raise ConfigError(
+            f"mfu: {config.mfu} is out of range; give a share of the matrix rate, above 0 and up to 1"
+        )
+    planned = forecast(adopted(config, overrides), config.gpu)
+    cost = known(planned.cost)
+    with config_errors_at("hardware"):
+        hardware = planned.on(planned.strategy)
+    require_division(planned.config, hardware)
+    print_tables(*plan_summary(planned, cost, config.mfu))
+    if planned.timeline is None:
+        print_tables(
+            note_line(
+                "memory depends on what the batches hold, which is known once the data have been read"
+            )
+        )
+    else:
+        print_tables(*memory_tables(planned))
+    if cost.tokens is not None and planned.config.weights is None:
+        print_tables(*optimum_table(cost.parameters, cost.tokens))
+
+
+def known(cost: Cost | None) -> Cost:
+    """What can be planned with: the size of a model, and of a text's tokens how many are read.
+
+    Raises:
+        ConfigError: that is not known before the data are read, and may be given.
+    """
+    if cost is None:
+        raise ConfigError(
+            "how large the vocabulary is is known once the data have been read; give a tokenizer that says it, such "
+            "as tokenizer=gpt2, or model.vocab_size"
+        )
+    if cost.tokens is None and cost.tokens_per_step is not None:
+        raise ConfigError(
+            "how much there is to train on is known once the data have been read; give trainer.max_tokens or max_steps"
+        )
+    return cost
+
+
+def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
+    """What is planned, and how long it takes."""
+    device = planned.device
+    blocks = cost.parameters - cost.embedding
+    trained = (
+        f", {format_number(cost.trained)} of them trained" if cost.trained < cost.parameters else ""
+    )
+    yield (
+        f"model     {format_number(cost.parameters)} parameters: {format_number(cost.embedding)} in embeddings and "
+        f"head, {format_number(blocks)} in the rest{trained}"
+    )
+    yield f"budget    {describe_budget(cost)}"
+    yield f"compute   {compute(cost)}"
+    rate = UNKNOWN if device.flops is None else f"{device.flops / 1e12:.3g} TFLOP/s"
+    yield (
+        f"devices   {planned.world} × {device.name} of {rate} and {format_bytes(device.memory)}, "
+        f"precision {device.precision}"
+    )
+    seconds = planned.seconds(mfu)
+    yield (
+        f"time      {UNKNOWN}: the FLOPs of the run or the rate of the device are not known"
+        if seconds is None
+        else f"time      {duration(seconds)} at an MFU of {mfu:g}, an assumption: set mfu= to yours"
+    )
+
+
+def describe_budget(cost: Cost) -> str:
+    """What a run reads, or why nobody knows."""
+    if cost.tokens is None:
+        taken = "" if cost.steps is None else f"{cost.steps:,} steps; tokens "
+        return f"{taken}{UNKNOWN}: examples are as long as they are, which is known once the data have been read"
+    return (
+        f"{format_number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
+        f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
+    )
+
+
+def compute(cost: Cost) -> str:
+    """What a run computes, or why nobody knows."""
+    if cost.flops_per_token is not None:
+        return f"{flops(cost.flops)} FLOPs, {flops(cost.flops_per_token)} a token"
+    if cost.trained < cost.parameters:
+        return f"{UNKNOWN}: only a part of the model is trained, whose FLOPs are not counted"
+    return f"{UNKNOWN}: the model does not count its FLOPs"
+
+
+def memory_tables(planned: Forecast) -> Iterator[RenderableType]:
+    """A row for each strategy; then what checkpointing and precision would change under the chosen one."""
+    timeline, plans, refused = planned.timeline, strategies(planned), []
+    held: dict[str, Memory] = {}
+    assert timeline is not None
+    for name, strategy in plans.items():
+        try:
+            held[name] = planned.peak(strategy, timeline)
+        except ValueError as error:
+            refused.append(f"{name}: {error}")
+    unit, shown = common(max(memory.total for memory in held.values()))
+    rows = new_table(f"{unit} a device", *KINDS, "sum", "")
+    for name, memory in held.items():
+        fits = memory.total <= USABLE * planned.room(plans[name])
+        mark = Text("✓", style="green") if fits else Text("✗", style="red")
+        style = "bold" if name == strategy_name(planned) else ""
+        rows.add_row(name, *map(shown, (*memory, memory.total)), mark, style=style)
+    yield rows
+    yield from map(note_line, refused)
+    yield from map(note_line, memory_notes(planned, {name: plans[name] for name in held}))
+    yield variants(planned)
+
+
+def memory_notes(planned: Forecast, plans: Mapping[str, Strategy | None]) -> Iterator[str]:
+    """What the rows of these strategies are, and what they leave out."""
+    config = planned.config
+    shared = (
+        "" if planned.world == 1 else f", which {planned.world} devices share (one has it alone)"
+    )
+    yield (
+        f"memory of each device for a micro-batch of {config.data.batch_size} × {context(config)} tokens{shared}: "
+        "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
+        f"a tenth of the device's {format_bytes(planned.device.memory)}"
+    )
+    if planned.is_bound:
+        yield BOUND
+    if "tensor_parallel" in plans:
+        yield (
+            "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "
+            "feed-forward layers' own are divided within it, what the layers pass on is not"
+        )
+    casting = [name for name, used in plans.items() if used and used.casts_weights]
+    if casting and planned.device.dtype != torch.float32:
+        yield (
+            f"{', '.join(casting)}: counted with float32 weights, an upper bound of those in "
+            f"{planned.device.precision} that the engine keeps; it keeps float32 copies of them as well, which the "
+            "devices share, beside the optimizer's states"
+        )
+
+
+def strategies(planned: Forecast) -> dict[str, Strategy | None]:
+    """Every strategy there is for several devices, the chosen one as it was chosen; and doing without."""
+    plans: dict[str, Strategy | None] = {ALONE: None}
+    if planned.world > 1:
+        plans |= {
+            name: hardware.strategy for name, hardware in build(planned.config.strategies).items()
+        }
+        plans[strategy_name(planned)] = planned.strategy
+    return plans
+
+
+def strategy_name(planned: Forecast) -> str:
+    """The name of the chosen strategy: that of the group's option, or of its class where it is none of them."""
+    if planned.strategy is None:
+        return ALONE
+    node, options = planned.config.hardware.strategy, planned.config.strategies.items()
+    same = [name for name, option in options if option.strategy == node]
+    alike = [name for name, option in options if option.strategy._target_ == node._target_]
+    return next(iter((*same, *alike)), type(planned.strategy).__name__)
+
+
+def variants(planned: Forecast) -> Table:
+    """The same step with and without activation checkpointing, in 32 bits and in 16."""
+    shorter = torch.float16 if planned.device.precision == "fp16" else torch.bfloat16
+    held = {
+        (dtype, checkpointing): planned.peak(planned.strategy, timeline)
+        for dtype in (torch.float32, shorter)
+        for checkpointing in (False, True)
+        if (timeline := planned.timeline_with(checkpointing, dtype)) is not None
+    }
+    unit, shown = common(max(memory.total for memory in held.values()))
+    rows = new_table(f"{unit} a device", "checkpointing", "activations", "logits", "sum")
+    present = (planned.device.dtype, planned.hardware.activation_checkpointing)
+    for (dtype, checkpointing), memory in held.items():
+        rows.add_row(
+            str(dtype).removeprefix("torch."),
+            "on" if checkpointing else "off",
+            *map(shown, (memory.activations, memory.logits, memory.total)),
+            style="bold" if (dtype, checkpointing) == present else "",
+        )
+    return rows
+
+
+def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
+    """What size the budget would be best spent on, by two fits and a rule, beside the plan."""
+    budget = FLOPS * parameters * tokens
+    least, most = FITTED
+    says_loss = budget >= BEYOND * least
+    rows = new_table(f"6·N·D = {flops(budget)}", "parameters N", "tokens D", "D/N", "loss")
+    sizes = {
+        "this plan": (parameters, tokens),
+        "best by Besiroglu et al. 2024": BESIROGLU.optimum(budget),
+        "best by Hoffmann et al. 2022": HOFFMANN.optimum(budget),
+        "20 tokens a parameter": twenty_tokens(budget),
+    }
+    for name, (n, d) in sizes.items():
+        loss = f"{BESIROGLU.loss(n, d):.3f}" if says_loss else UNKNOWN
+        rows.add_row(name, format_number(n), format_number(d), f"{d / n:.3g}", loss)
+    yield rows
+    if not least <= budget <= most:
+        yield note_line(
+            f"the fits are of runs of {flops(least)} to {flops(most)} FLOPs: of {flops(budget)} they extrapolate"
+        )
+    if says_loss:
+        yield note_line(
+            "the loss is what Besiroglu's fit of Hoffmann's runs says of their text and their tokens: it compares "
+            "sizes, and is not what yours will be"
+        )

@@ -1,0 +1,59 @@
+"""The name of a run, made of the overrides that give it."""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from llm.config.fingerprint import IGNORE, is_among
+from llm.config.overrides import key_of
+
+DEFAULT_EXPERIMENT = "python_docs"
+
+
+LONGEST_NAME = 120  # bytes
+
+
+def base_name(choices: Mapping[str, str | None]) -> str:
+    """What a run's name begins with: the experiment, or where that is the default one the data."""
+    experiment = str(choices["experiment"])
+    return str(choices["data"]) if experiment == DEFAULT_EXPERIMENT else experiment
+
+
+def run_name(base: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
+    """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
+
+    Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
+
+    Args:
+        base: what the name begins with; the word that chooses data of this name is not repeated.
+        overrides: words of a command line.
+        named: those of them that are named in any case.
+    """
+    words = [each for each in overrides if each in named or not _is_nameless(each)]
+    name = ",".join([base, *(_plain(each) for each in words if each != f"data={base}")])
+    whole = name.encode("utf-8", "replace")
+    if len(whole) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(whole).hexdigest()[:8]
+    return f"{whole[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}-{digest}"
+
+
+def _is_nameless(override: str) -> bool:
+    return is_among(key_of(override), (*IGNORE, "experiment"))
+
+
+def _plain(override: str) -> str:
+    unquoted = re.sub("[\"']", "", override)
+    return re.sub(r"[^\w.=+~,-]+", "-", unquoted).strip("-")
+
+
+def _resolve(name: str | None) -> str:
+    """Return the name that was given, or one made of the overrides of the command that is being composed."""
+    hydra = HydraConfig.get()
+    return name or run_name(base_name(hydra.runtime.choices), hydra.overrides.task)
+
+
+OmegaConf.register_new_resolver("run_name", _resolve, replace=True)

@@ -1,0 +1,1 @@
+"""Text for pretraining: sources, token files and windows."""

@@ -1,0 +1,299 @@
+"""Your own text: files, folders and patterns; plain text, and rows of JSON and CSV."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm.data.corpora.base import DocumentPiece, Source, join_pieces
+from llm.data.corpora.preprocessing import Preprocessing
+from llm.data.corpora.text import TextDataModule
+from llm.data.data_fingerprint import digest
+from llm.data.errors import DataError
+from llm.data.paths import expand
+from llm.data.record_reader import Layout, read_records
+from llm.data.text_decoding import chunks, decoded_lines, suffix, warn_invalid
+from llm.terminal import shell
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer
+
+SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
+JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".json", ".csv", ".tsv")
+SMALL = 1 << 24  # bytes: a larger file is known by its size and time instead of its content
+
+
+class TextFiles(Source):
+    """Each file is a document, and so is each row of a JSON or CSV file; any may be gzipped (`.gz`).
+
+    A byte-order mark decides the encoding of a file. Bytes that cannot be decoded are replaced by U+FFFD and
+    counted in a warning; any kind of line ends is read. Files without text, and those of a folder that are not
+    read, are named or counted in warnings. Suffixes match in capitals too.
+
+    Args:
+        path: A file of any name; a folder, of which the files with one of the suffixes are read,
+            sub-folders included, hidden ones and run directories (what a model wrote) not; a pattern
+            such as `notes/**/*.md`; or several of these.
+        text_field: The field of a JSON row, or the column of a CSV file, that holds its text.
+        suffixes: Which files of a folder to read, gzipped or not.
+        encoding: The encoding of files without a byte-order mark; None for UTF-8.
+        document_separator: A string between the documents of one file; None where a file is one document.
+        delimiter: What separates the columns of a CSV file; None finds it out.
+        quoting: Whether quotes in a CSV file enclose a field.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Sequence[str | Path],
+        text_field: str = "text",
+        suffixes: Sequence[str] = SUFFIXES,
+        *,
+        encoding: str | None = None,
+        document_separator: str | None = None,
+        delimiter: str | None = None,
+        quoting: bool = True,
+    ) -> None:
+        self.layout = Layout(delimiter=delimiter, encoding=encoding, quoting=quoting)
+        self.paths = [path] if isinstance(path, str | Path) else list(path)
+        self.text_field, self.suffixes = text_field, tuple(suffixes)
+        self.encoding, self.document_separator = encoding, document_separator
+        self.name = ", ".join(map(str, self.paths))
+        self._invalid: dict[Path, int] = {}
+        self._said: set[str] = set()
+
+    @property
+    def invalid_bytes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How many bytes were replaced in the files read so far."""
+        return sum(self._invalid.values())
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The files that are meant, in order, each once.
+
+        Raises:
+            DataError: A path leads nowhere, or to a folder without text files.
+        """
+        return list(dict.fromkeys(expand(self.paths, self.suffixes, self._say)))
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents.
+
+        Raises:
+            DataError: A file is damaged or is not text, a row is malformed or lacks the field.
+        """
+        return join_pieces(self.pieces())
+
+    def pieces(self) -> Iterator[DocumentPiece]:
+        """Yield the documents in pieces of about a megabyte.
+
+        Raises:
+            DataError: As for `documents`.
+        """
+        for file in self.files:
+            empty = True
+            for piece in without_blank(self._pieces_in(file)):
+                empty = False
+                yield piece
+            if empty:
+                self._say(f"{file} is empty and was left out")
+
+    def _pieces_in(self, file: Path) -> Iterator[DocumentPiece]:
+        invalid: list[int] = []
+        if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
+            yield from self._fields(read_records(file, self.layout))
+            return
+        text = chunks(file, self.encoding, invalid.append, tables=self.instead_of_table(file))
+        if suffix(file) in JSON_LINES:
+            yield from self._fields(read_json_lines(file, decoded_lines(text)))
+        else:
+            yield from self._divided(file, text)
+        if sum(invalid) and file not in self._invalid:
+            warn_invalid(file, sum(invalid), self.encoding)
+        self._invalid[file] = sum(invalid)
+
+    def instead_of_table(self, file: Path) -> str | None:
+        """What to do about a Parquet or Arrow file, where there is more to do than to convert it."""
+        return None
+
+    def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[DocumentPiece]:
+        """The text of each row."""
+        for where, values in rows:
+            if not isinstance(text := values.get(self.text_field), str):
+                there = [name for name, value in values.items() if isinstance(value, str)]
+                raise DataError(
+                    f"{where}: has no text in the field {self.text_field!r}; set data.text_field to one of its text "
+                    f"fields ({', '.join(there) or 'there are none'})"
+                )
+            yield DocumentPiece(text, ends=True)
+
+    def _divided(self, file: Path, text: Iterator[str]) -> Iterator[DocumentPiece]:
+        """The documents of a text file."""
+        if self.document_separator:
+            return split_documents(text, self.document_separator)
+        return counted(text, END_OF_TEXT, lambda number: self._say_separator(file, number))
+
+    def _say_separator(self, file: Path, number: int) -> None:
+        self._say(
+            f"{file}: {END_OF_TEXT} occurs {number:,} times and is read as text; "
+            f"data.document_separator='{END_OF_TEXT}' ends a document there"
+        )
+
+    def _say(self, line: str) -> None:
+        """Warn, once for each line: the files are read several times."""
+        if line not in self._said:
+            self._said.add(line)
+            warnings.warn(line, stacklevel=2)
+
+    def fingerprint(self) -> str:
+        """The settings, and each file's name, size and content, or time where it is large."""
+        files = [f"{file} {_state_of(file)}" for file in self.files]
+        settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
+        if self.layout != Layout(encoding=self.encoding):
+            settings += f" {self.layout}"
+        return digest(f"{settings} {files}".encode())
+
+
+class TrainingFiles(TextFiles):
+    """Files to train on; `data=huggingface` reads other formats."""
+
+    def instead_of_table(self, file: Path) -> str:
+        """The options that read a column of it."""
+        return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
+
+
+class FilesDataModule(TextDataModule):
+    """TextDataModule over Files, so that `data.path=…` is all that a user has to say.
+
+    Args:
+        path: As for Files.
+        tokenizer: As for TextDataModule, like all that follows but for text_field and suffixes.
+        context_length: T, tokens in a window.
+        batch_size: B, windows in a batch.
+        text_field: As for Files.
+        suffixes: As for Files.
+        stride: Tokens between the starts of windows.
+        validation_fraction: Share of the text held out.
+        seed: Decides the order.
+        preprocessing: Steps applied to each document.
+        workers: Processes that gather batches.
+        cache_dir: Where token files are kept.
+        split_seed: As for TextDataModule.
+        encoding: As for Files.
+        document_separator: As for Files.
+        delimiter: As for Files.
+        quoting: As for Files.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Sequence[str | Path],
+        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        context_length: int,
+        batch_size: int,
+        text_field: str = "text",
+        suffixes: Sequence[str] = SUFFIXES,
+        stride: int | None = None,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
+        workers: int = 0,
+        cache_dir: str | Path | None = None,
+        *,
+        split_seed: int | None = None,
+        encoding: str | None = None,
+        document_separator: str | None = None,
+        delimiter: str | None = None,
+        quoting: bool = True,
+    ) -> None:
+        super().__init__(
+            TrainingFiles(
+                path,
+                text_field,
+                suffixes,
+                encoding=encoding,
+                document_separator=document_separator,
+                delimiter=delimiter,
+                quoting=quoting,
+            ),
+            tokenizer,
+            context_length,
+            batch_size,
+            stride,
+            validation_fraction,
+            seed,
+            preprocessing,
+            workers,
+            cache_dir,
+            split_seed=split_seed,
+        )
+
+
+def read_json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each JSON row with its file and line; blank lines are skipped.
+
+    Raises:
+        DataError: A row is not a JSON object.
+    """
+    for number, line in enumerate(rows, start=1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: is not JSON ({error}); correct the line, or leave it out"
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f'{where}: is {type(row).__name__} in JSON; write an object such as {{"text": …}}'
+            )
+        yield where, row
+
+
+def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPiece]:
+    """Yield the documents of a text that has a separator between them."""
+    rest = ""
+    for chunk in text:
+        *whole, rest = (rest + chunk).split(separator)
+        yield from (DocumentPiece(document, ends=True) for document in whole)
+        sure = max(0, len(rest) - len(separator) + 1)  # what follows may begin a separator
+        yield DocumentPiece(rest[:sure], ends=False)
+        rest = rest[sure:]
+    yield DocumentPiece(rest, ends=True)
+
+
+def counted(text: Iterable[str], word: str, say: Callable[[int], None]) -> Iterator[DocumentPiece]:
+    """Yield a text as one document; say how often a word occurs in it, if it does."""
+    number, end = 0, ""
+    for chunk in text:
+        number += (end + chunk).count(word)
+        end = (end + chunk)[-(len(word) - 1) :]  # too short to be counted again
+        yield DocumentPiece(chunk, ends=False)
+    yield DocumentPiece("", ends=True)
+    if number:
+        say(number)
+
+
+def without_blank(pieces: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
+    """Leave out documents of white space alone."""
+    held = ""  # white space at the beginning of a document
+    begun = False
+    for text, ends in pieces:
+        if begun:
+            yield DocumentPiece(text, ends)
+        elif (held + text).strip():
+            yield DocumentPiece(held + text, ends)
+            held, begun = "", True
+        else:
+            held += text
+        if ends:
+            held, begun = "", False
+
+
+def _state_of(file: Path) -> str:
+    status = file.stat()
+    if status.st_size <= SMALL:
+        return digest(file.read_bytes())
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,157 @@
+"""Token files made once: a folder for each fingerprint, which is there as a whole or not at all."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm.files import is_running
+
+METADATA = "metadata.json"
+VERIFIED = "verified.json"  # states of files whose content was found to be what was written
+# The name of a folder that is being filled: what it will be called, by whom it is filled, and something unique.
+UNFINISHED = re.compile(r"\w+\.((?P<machine>[\w-]*)\.(?P<process>\d+)\.)?[0-9a-f]{32}")
+LONG = 7 * 24 * 3600  # seconds, in which any folder is filled
+
+
+def cached(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Return the folder, written first if it is not there, and written anew, with a warning, if it is damaged.
+
+    It is written under another name and then renamed, in one step. So nothing half-written is ever
+    used, and of two processes at once the first to finish wins while the other, whose files are
+    the same, drops its own.
+
+    Args:
+        folder: Where it is to be; its name is a fingerprint of what it depends on.
+        write: Fills the folder that it is given, its `metadata.json` last.
+    """
+    problem = damage(folder)
+    if problem is None:
+        return folder
+    if folder.exists():
+        warnings.warn(f"{folder}: {problem}; the token files are made anew", stacklevel=2)
+    shutil.rmtree(folder, ignore_errors=True)
+    sweep_unfinished(folder.parent)
+    unfinished = folder.with_name(f"{folder.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    try:
+        write(unfinished)
+        os.replace(unfinished, folder)  # noqa: PTH105 - the pair of words everybody knows
+    except OSError:
+        if not is_whole(folder):
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _machine() -> str:
+    return re.sub(r"\W", "-", platform.node())
+
+
+def sweep_unfinished(cache: Path) -> None:
+    """Delete what was not finished by processes that were killed.
+
+    Of this machine's processes it is known which are gone; several machines may share the cache, and of another's
+    a folder counts as left behind when it is old.
+    """
+    for folder in cache.glob("*.*"):
+        if found := UNFINISHED.fullmatch(folder.name):
+            is_ours = found["machine"] == _machine()
+            is_old = time.time() - folder.stat().st_mtime > LONG
+            if is_old or (is_ours and not is_running(int(found["process"]))):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file is there as it was written."""
+    return damage(folder) is None
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a folder, or None.
+
+    A file is read and hashed once for each state that the file system knows it in: its size, its times and its
+    inode.
+    """
+    try:
+        metadata = read_metadata(folder)
+        if metadata.pop("sha256") != _hash_of(metadata):
+            return f"{METADATA} is not what was written"
+        return _damage_of_files(folder, metadata["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{METADATA} is missing or cannot be read"
+
+
+def _damage_of_files(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
+    known = _verified(folder)
+    states = {name: state_of(folder / name) for name in files if (folder / name).is_file()}
+    for name, written in files.items():
+        if name not in states:
+            return f"{name} is missing"
+        if states[name][0] != written["bytes"]:
+            return f"{name} has {states[name][0]:,} bytes, not {written['bytes']:,}"
+        if known.get(name) != states[name] and sha256_of_tokens(folder / name) != written["sha256"]:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    if known != states:
+        _remember(folder, states)
+    return None
+
+
+def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
+    """Write what is known of the files in a folder, their sizes and hashes."""
+    files = sorted(folder.iterdir())
+    hashes = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_tokens(file)}
+        for file in files
+    }
+    whole = {**metadata, "files": hashes}
+    text = json.dumps({**whole, "sha256": _hash_of(whole)}, indent=2, ensure_ascii=False)
+    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+    _remember(folder, {file.name: state_of(file) for file in files})
+
+
+def read_metadata(folder: Path) -> dict:
+    """Read what `write_metadata` wrote."""
+    return json.loads((folder / METADATA).read_text(encoding="utf-8"))
+
+
+def sha256_of_tokens(file: Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def state_of(file: Path) -> list[int]:
+    """What the file system knows of a file; writing to it changes the last but one, whatever sets its time back."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _hash_of(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _verified(folder: Path) -> dict[str, list[int]]:
+    try:
+        return json.loads((folder / VERIFIED).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(folder: Path, states: dict[str, list[int]]) -> None:
+    """Note that files were found whole; a folder that cannot be written to is hashed each time."""
+    temporary = folder / f".{uuid.uuid4().hex}"
+    try:
+        temporary.write_text(json.dumps(states), "utf-8")
+        temporary.replace(folder / VERIFIED)
+    except OSError:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""From documents to a token file, in batches: the corpus is never in memory as a whole."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from llm.data.corpora.base import DocumentPiece
+from llm.data.corpora.token_file import token_dtype
+from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.pieces import cut_between_words
+
+PIECE = 1 << 15  # characters handed to one thread at a time
+BATCH = 1 << 22  # characters in flight
+
+
+@dataclass(frozen=True)
+class TokenFileStats:
+    """What is known of a written token file.
+
+    Attributes:
+        documents: How many documents were written.
+        characters: Their length in characters.
+        bytes: Their length in UTF-8.
+        tokens: Their length in tokens, separators included.
+    """
+
+    documents: int
+    characters: int
+    bytes: int
+    tokens: int
+
+
+def tokenize(
+    documents: Iterable[DocumentPiece],
+    tokenizer: Tokenizer,
+    path: Path,
+    separator: int | None = None,
+    advance: Callable[[int], None] = lambda characters: None,
+) -> TokenFileStats:
+    """Write the tokens of all documents to a file, each document followed by the separator.
+
+    Args:
+        documents: Read once, in pieces of any length.
+        tokenizer: Its encode_batch decides how many threads work.
+        path: Where to write.
+        separator: The end-of-text token, or None to join documents as they are.
+        advance: Told of the characters done after each batch.
+    """
+    dtype = token_dtype(tokenizer.vocab_size)
+    end = np.array([] if separator is None else [separator], dtype=dtype)
+    count, characters, size, tokens = 0, 0, 0, 0
+    with path.open("wb") as file:
+        for batch in text_batches_of(documents):
+            texts = [text for text, _ in batch]
+            for ids, (text, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
+                row = np.asarray(ids, dtype=dtype)
+                row.tofile(file)
+                tokens += len(row)
+                size += len(text.encode("utf-8", "surrogatepass"))
+                if ends:
+                    end.tofile(file)
+                    tokens += len(end)
+                    count += 1
+            done = sum(map(len, texts))
+            characters += done
+            advance(done)
+    return TokenFileStats(documents=count, characters=characters, bytes=size, tokens=tokens)
+
+
+def text_batches_of(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
+    """Group pieces of documents into batches of some BATCH characters."""
+    batch, size = [], 0
+    for piece in cut_documents(documents):
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def cut_documents(documents: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
+    """Cut documents between words, wherever the pieces they came in end."""
+    held, searched = "", 0
+    for text, ends in documents:
+        # A place to cut is known by the two characters after it.
+        *whole, held = cut_between_words(held + text, PIECE, searched)
+        yield from (DocumentPiece(each, ends=False) for each in whole)
+        searched = max(0, len(held) - 2)
+        if ends:
+            yield DocumentPiece(held, ends=True)
+            held, searched = "", 0

@@ -1,0 +1,1 @@
+"""Examples for finetuning: read, formatted by a template, and joined to batches."""

@@ -1,0 +1,186 @@
+"""Messages out of rows: the ways in which other libraries write conversations down."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from llm.data.examples.template import Message, Role
+
+# What other formats call the roles.
+SPEAKERS: dict[str, Role] = {
+    "human": "user",
+    "gpt": "assistant",
+    "developer": "system",
+    "observation": "tool",
+    "function": "tool",
+    "function_call": "assistant",
+}
+KEYS = (("role", "content"), ("from", "value"))
+READ = {"role", "content", "from", "value", "weight"}  # keys of a message that are used
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
+
+
+def messages_of(found: Any) -> list[Message]:
+    """Messages from a list of objects with role and content (or from and value), or from a transcript.
+
+    A blank system message is none. An answer of weight 0 is not learned, nor is one without content that a
+    tool's message follows: it called the tool.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(found, str) and is_transcript(found):
+        return transcript_of(found)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise ValueError("a list of objects with role and content is needed")
+    speakers = [_speaker(item) for item in found]
+    messages = []
+    for at, item in enumerate(found):
+        speaker, calls = speakers[at], speakers[at + 1 : at + 2] == ["tool"]
+        content = content_of(item, speaker == "system" or (speaker == "assistant" and calls))
+        if content or speaker != "system":
+            learned = bool(content) and _weight(item) != 0
+            messages.append(Message(cast(Role, speaker), content, learned))
+    return messages
+
+
+def _speaker(item: Mapping[str, Any]) -> str:
+    role, _ = _keys(item)
+    speaker = text_of(item, role)
+    return SPEAKERS.get(speaker, speaker)
+
+
+def _keys(item: Mapping[str, Any]) -> tuple[str, str]:
+    return next((keys for keys in KEYS if keys[0] in item), KEYS[0])
+
+
+def _weight(item: Mapping[str, Any]) -> float:
+    weight = item.get("weight")
+    if weight not in (None, 0, 1):
+        raise ValueError(f"weight is {weight!r}, not 0 or 1")
+    return 1 if weight is None else weight
+
+
+def content_of(item: Mapping[str, Any], may_be_blank: bool = False) -> str:
+    """The content of a message: text, or a list of parts that are text.
+
+    Raises:
+        ValueError: it is something else, or blank where it may not be.
+    """
+    _, key = _keys(item)
+    parts = item.get(key)
+    if isinstance(parts, list):
+        item = {key: "".join(_text_of_part(part, key) for part in parts)}
+    elif parts is None and item.get("tool_calls") and not may_be_blank:
+        raise ValueError(
+            "tool_calls is not text, so the call of a tool cannot be the answer to learn"
+        )
+    return optional_text_of(item, key) if may_be_blank else text_of(item, key)
+
+
+def _text_of_part(part: Any, key: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind != "text":
+        raise ValueError(f"{key} has parts of type {kind}, not text alone")
+    return text_of(part, "text")
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text is a conversation in one piece, `Human: …`, `Assistant: …`, with blank lines between."""
+    speakers = [turn[1] for turn in TURN.finditer(text)]
+    return TURN.match(text) is not None and speakers[:2] == ["Human", "Assistant"]
+
+
+def transcript_of(text: str) -> list[Message]:
+    """The messages of a transcript; an assistant's turn without text at its end is left out.
+
+    Raises:
+        ValueError: a turn has no text.
+    """
+    _, *pieces = TURN.split(text)
+    turns = list(zip(pieces[::2], (piece.strip() for piece in pieces[1::2]), strict=True))
+    if turns[-1] == ("Assistant", ""):
+        turns.pop()
+    if not all(content for _, content in turns):
+        raise ValueError("a turn of the transcript is empty")
+    return [
+        Message(cast(Role, SPEAKERS.get(who.lower(), "assistant")), said) for who, said in turns
+    ]
+
+
+def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
+    """The messages after a system message, if there is one beside them.
+
+    Raises:
+        ValueError: they begin with another one.
+    """
+    if not system or (messages and messages[0] == Message("system", system)):
+        return list(messages)
+    if messages and messages[0].role == "system":
+        raise ValueError("system is given twice: in its own field and as the first message")
+    return [Message("system", system), *messages]
+
+
+def history_of(found: Any) -> list[Message]:
+    """The messages of earlier turns, a list of pairs of what was asked and what was answered.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    turns = found or []
+    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
+        raise ValueError("history is not a list of pairs of an instruction and an answer")
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return [
+        Message(role, text_of({"history": text}, "history"))
+        for turn in turns
+        for role, text in zip(roles, turn, strict=True)
+    ]
+
+
+def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
+    """The names of the fields of a row, and of its messages, that hold something and are not read."""
+    for name, value in values.items():
+        if name not in used:
+            yield from () if is_blank(value) else (name,)
+        elif isinstance(value, list):
+            items = [item for item in value if isinstance(item, dict)]
+            keys = {
+                k for item in items for k, v in item.items() if k not in READ and not is_blank(v)
+            }
+            yield from (f"{name}.{key}" for key in sorted(keys))
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a field holds nothing: no text, null, 0, false, an empty list or object."""
+    return not (value.strip() if isinstance(value, str) else value)
+
+
+def text_of(values: Mapping[str, Any], key: str) -> str:
+    """The text under a key.
+
+    Raises:
+        ValueError: there is none, or it is blank.
+    """
+    if key not in values:
+        there = ", ".join(map(str, values)) or "nothing"
+        raise ValueError(
+            f"{key} is missing; there is {there}: 'data.columns={{{key}: …}}' names another field"
+        )
+    text = values[key]
+    if not isinstance(text, str):
+        raise ValueError(f"{key} is {type(text).__name__}, not text")
+    if not text.strip():
+        raise ValueError(f"{key} is empty")
+    return text
+
+
+def optional_text_of(values: Mapping[str, Any], key: str) -> str:
+    """The text under a key; empty if there is none, or it is blank.
+
+    Raises:
+        ValueError: there is something else.
+    """
+    return "" if is_blank(values.get(key)) else text_of(values, key)

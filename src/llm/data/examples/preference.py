@@ -1,0 +1,277 @@
+"""Pairs of responses to a prompt, of which people, or a model, chose one and rejected the other."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple
+
+from llm.data.base import Batch
+from llm.data.errors import DataError
+from llm.data.examples.base import ExamplesDataModule, TokenizerSpec
+from llm.data.examples.collation import Encoded, Padding, attended
+from llm.data.examples.messages import is_transcript, messages_of, text_of
+from llm.data.examples.shapes import PROMPT, record_shape, unknown_shape
+from llm.data.examples.template import ChatTemplate, Message
+from llm.data.malformed import Malformed
+from llm.data.record_reader import Columns, Layout, Paths, Record, read_records, title
+from llm.nn.ignore_index import IGNORE_INDEX
+
+
+class Pair(NamedTuple):
+    """Two responses to one prompt.
+
+    Attributes:
+        where: The file and the line it stands on.
+        prompt: The messages that are responded to; the last is the user's.
+        chosen: The better response.
+        rejected: The worse one.
+    """
+
+    where: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class PreferenceDataModule(ExamplesDataModule):
+    """Batches of pairs: B rows with the chosen responses, then B with the rejected ones, in their order.
+
+    A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each. Targets are the response's tokens, its
+    end included; the prompt, which both share, and the padding on the right ask for nothing.
+
+    A row of the file has `chosen` and `rejected`, each a text or a message, and what they respond to in one of
+    the shapes of InstructionDataModule: `prompt`, `instruction` or `messages`, whose last message is the user's.
+    Or `chosen` and `rejected` are whole conversations, as messages or as transcripts (`Human: …`), which differ
+    in the last answer. Pairs of equal responses, which prefer nothing, are left out. Fields that hold something
+    and are not read are named in a warning.
+
+    Args:
+        path: A JSON, JSON lines, CSV or TSV file, several, or a published file.
+        tokenizer: As for ExamplesDataModule; the template's special tokens are added to it.
+        context_length: The most tokens of a prompt with a response, but for the last, which is not read.
+        template: How messages become tokens.
+        collation: How far rows are filled up, and their order.
+        batch_size: B, pairs in a batch.
+        columns: As for Layout: names of fields that the files call otherwise, `{chosen: better}`.
+        delimiter: As for Layout.
+        encoding: As for Layout.
+        quoting: As for Layout.
+        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
+        validation_fraction: Share of the pairs to validate with.
+        test_fraction: Share of the pairs to test with.
+        validation_path: A file of its own for validation; nothing is taken from the first then.
+        test_path: The same for the test.
+        seed: Decides the order.
+        workers: Processes that gather batches.
+        split_seed: Decides what is held out; None takes `seed`.
+        ignored: Fields that are known not to be read, so that no warning names them.
+
+    Raises:
+        ValueError: A parameter is out of range.
+        DataError: A file or, unless they are skipped, a row cannot be used.
+    """
+
+    kind = "preference pairs"
+
+    def __init__(
+        self,
+        path: Paths,
+        tokenizer: TokenizerSpec,
+        context_length: int,
+        template: ChatTemplate,
+        collation: Padding,
+        batch_size: int = 8,
+        columns: Columns = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        quoting: bool = True,
+        malformed: Literal["stop", "skip"] = "stop",
+        validation_fraction: float = 0.05,
+        test_fraction: float = 0.1,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        *,
+        split_seed: int | None = None,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            {"train": path, "validation": validation_path, "test": test_path},
+            tokenizer,
+            context_length,
+            collation,
+            batch_size,
+            malformed,
+            validation_fraction,
+            test_fraction,
+            seed,
+            workers,
+            Layout(columns, delimiter, encoding, quoting),
+            split_seed=split_seed,
+        )
+        self.template = template
+        self.ignored = frozenset(ignored)
+        self.equal = 0
+
+    # Reading
+
+    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
+        """The pairs of some files."""
+        for row in read_records(path, self.layout, malformed):
+            try:
+                yield as_pair(row, self.template)
+            except ValueError as error:
+                malformed.add(row.where, str(error))
+            else:
+                self.note_unused(row.values, {*pair_fields(row.values), *self.ignored})
+
+    def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
+        """The pairs whose responses differ: of two equal ones none is better."""
+        kept = {part: [p for p in own if p.chosen != p.rejected] for part, own in parts.items()}
+        self.equal = sum(map(len, parts.values())) - sum(map(len, kept.values()))
+        for part, own in kept.items():
+            if parts[part] and not own:
+                raise DataError(
+                    f"{title(self.files[part] or '')}: chosen and rejected are the same in all {len(parts[part]):,} "
+                    "pairs, so none is preferred; give other pairs, or name the fields of the two responses with "
+                    "'data.columns={chosen: …, rejected: …}'"
+                )
+        return kept
+
+    def texts(self, example: Pair) -> Iterable[str]:
+        """Both conversations as they are written down, without what is a token already."""
+        return [
+            self.template.ordinary_text([*example.prompt, Message("assistant", response)])
+            for response in (example.chosen, example.rejected)
+        ]
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """The template's."""
+        return self.template.special_tokens
+
+    def content(self, example: Pair) -> object:
+        """The prompt's messages and the responses."""
+        return [[message[:2] for message in example.prompt], *example[2:]]
+
+    def settings(self) -> object:
+        """The template."""
+        return asdict(self.template)  # pyright: ignore[reportArgumentType]
+
+    def counted_in(self) -> dict[str, object]:
+        """A pair counts as one, however many tokens it has."""
+        return {}
+
+    # Encoding
+
+    def encode(self, example: Pair) -> Encoded:
+        """Both conversations, one after the other, and where the second begins.
+
+        Raises:
+            ValueError: one does not fit the context.
+        """
+        chosen = self._encode("chosen", example.prompt, example.chosen)
+        rejected = self._encode("rejected", example.prompt, example.rejected)
+        joined = {name: chosen[name] + rejected[name] for name in chosen}
+        return {**joined, "second": [len(chosen["tokens"])]}
+
+    def _encode(self, what: str, prompt: Sequence[Message], response: str) -> Encoded:
+        tokens, _ = self.template.encode([*prompt, Message("assistant", response)], self.tokenizer)
+        start = len(self.template.encode_prompt(prompt, self.tokenizer))
+        if len(tokens) - 1 > self.context_length:
+            raise ValueError(
+                f"the prompt and the {what} response have {start} + {len(tokens) - start} tokens, "
+                f"which do not fit context_length={self.context_length}"
+            )
+        return {"tokens": tokens[:-1], "targets": [IGNORE_INDEX] * (start - 1) + tokens[start:]}
+
+    def collate(self, examples: Sequence[Encoded]) -> Batch:
+        """The chosen responses, then the rejected ones, filled up to the longest of all."""
+        pairs = [halves(example) for example in examples]
+        rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+        return attended(rows, self.collation.width(rows, self.context_length))
+
+    def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
+        """The chosen and the rejected conversation of each pair, which are rows of their own."""
+        return (half for example in self.encoded[part] for half in halves(example))
+
+    def remarks(self) -> list[str]:
+        """What was left out."""
+        return [f"{self.equal:,} of equal responses left out"] if self.equal else []
+
+
+def halves(example: Encoded) -> tuple[Encoded, Encoded]:
+    """The chosen and the rejected conversation of an encoded pair."""
+    place = example["second"][0]
+    names = ("tokens", "targets")
+    return {n: example[n][:place] for n in names}, {n: example[n][place:] for n in names}
+
+
+def as_pair(row: Record, template: ChatTemplate) -> Pair:
+    """A row of a file as a pair.
+
+    Raises:
+        ValueError: something is missing, empty or of a wrong kind.
+    """
+    values = row.values
+    if not {"chosen", "rejected"} & {*values}:
+        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
+    chosen, rejected = response_of(values, "chosen"), response_of(values, "rejected")
+    shape = record_shape(values)
+    if len(chosen) > 1 or len(rejected) > 1:
+        prompt, chosen, rejected = split_pair(chosen, rejected)
+        if shape is PROMPT and not same(PROMPT.read(values, template), prompt):
+            raise ValueError("prompt is not what chosen and rejected begin with")
+    elif shape is None:
+        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
+    else:
+        prompt = shape.read(values, template)
+    template.require(prompt)
+    if prompt[-1].role not in ("user", "tool"):
+        raise ValueError("the last message is not the user's, so there is nothing to respond to")
+    return Pair(row.where, prompt, chosen[0].content, rejected[0].content)
+
+
+def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
+    """A response: text, a message, or the messages or the transcript of a whole conversation.
+
+    Raises:
+        ValueError: it is none of them, or does not end with the assistant.
+    """
+    found = values.get(key)
+    if isinstance(found, dict):
+        messages = messages_of([found])
+    elif isinstance(found, list) or (isinstance(found, str) and is_transcript(found)):
+        messages = messages_of(found)
+    else:
+        return [Message("assistant", text_of(values, key))]
+    if not messages or messages[-1].role != "assistant":
+        raise ValueError(f"{key} does not end with a message of the assistant's")
+    return messages
+
+
+Parts = tuple[list[Message], list[Message], list[Message]]
+
+
+def split_pair(chosen: list[Message], rejected: list[Message]) -> Parts:
+    """The prompt that two conversations share, and the answers in which they differ.
+
+    Raises:
+        ValueError: they differ in more than the last answer.
+    """
+    prompt = chosen[:-1]
+    if rejected[:-1] != prompt:
+        raise ValueError("chosen and rejected differ in more than the last answer")
+    return prompt, chosen[-1:], rejected[-1:]
+
+
+def same(given: list[Message], prompt: list[Message]) -> bool:
+    """Whether a prompt is what a conversation asks, its system message aside."""
+    return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]
+
+
+def pair_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields of a row that `as_pair` reads."""
+    shape = record_shape(values)
+    prompt = () if shape is None else (shape.name, *shape.optional)
+    return (*prompt, "chosen", "rejected")

@@ -1,0 +1,85 @@
+"""The shapes that rows of prompts come in: which fields a shape has, and which messages they make."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llm.data.examples.messages import (
+    history_of,
+    is_transcript,
+    messages_of,
+    optional_text_of,
+    text_of,
+    transcript_of,
+    with_system,
+)
+from llm.data.examples.template import ChatTemplate, Message
+
+Values = Mapping[str, Any]
+
+
+class Shape(NamedTuple):
+    """A way to write down what is asked.
+
+    Attributes:
+        name: the field that tells the shape.
+        optional: other fields that are read.
+        read: the messages of a row.
+    """
+
+    name: str
+    optional: tuple[str, ...]
+    read: Callable[[Values, ChatTemplate], list[Message]]
+
+
+def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
+    context = optional_text_of(values, "input")
+    *before, question = template.messages(text_of(values, "instruction"), context)
+    system, history = optional_text_of(values, "system"), history_of(values.get("history"))
+    if system:
+        before = [Message("system", system)]
+    return [*before, *history, question]
+
+
+def _conversation(name: str) -> Callable[[Values, ChatTemplate], list[Message]]:
+    def read(values: Values, template: ChatTemplate) -> list[Message]:
+        return with_system(optional_text_of(values, "system"), messages_of(values[name]))
+
+    return read
+
+
+def _prompt(values: Values, template: ChatTemplate) -> list[Message]:
+    prompt = values["prompt"]
+    if isinstance(prompt, str) and not is_transcript(prompt):
+        messages = [Message("user", text_of(values, "prompt"))]
+    else:
+        messages = transcript_of(prompt) if isinstance(prompt, str) else messages_of(prompt)
+    return with_system(optional_text_of(values, "system"), messages)
+
+
+MESSAGES = Shape("messages", ("system",), _conversation("messages"))
+CONVERSATIONS = Shape("conversations", ("system",), _conversation("conversations"))
+INSTRUCTION = Shape("instruction", ("input", "system", "history"), _instruction)
+PROMPT = Shape("prompt", ("system",), _prompt)
+SHAPES = (MESSAGES, CONVERSATIONS, INSTRUCTION, PROMPT)
+
+
+def record_shape(values: Values) -> Shape | None:
+    """The shape of a row: the first whose field it has."""
+    return next((shape for shape in SHAPES if shape.name in values), None)
+
+
+def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
+    """What is wrong with a row of no shape, with a mapping of its fields as the way out.
+
+    Args:
+        values: the row.
+        needed: our names of the fields, in the order in which theirs are proposed.
+    """
+    missing = [name for name in needed if name not in values]
+    theirs = [str(name) for name in values if name not in needed]
+    names = theirs if len(theirs) >= len(missing) else ["…"] * len(missing)
+    mapping = ", ".join(f"{ours}: {name}" for ours, name in zip(missing, names, strict=False))
+    return ValueError(
+        f"{missing[0]} is missing; there is {', '.join(map(str, values)) or 'nothing'}: "
+        f"'data.columns={{{mapping}}}' would name the fields"
+    )

@@ -1,0 +1,380 @@
+"""How a conversation is written down: the text around the messages, and which of it is an answer.
+
+A template is made of pieces, not of one format string, so it is known of every token who wrote it.
+What people wrote is encoded as plain text: nobody can forge the token that ends a turn by spelling it.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple, get_args
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.build import build
+from llm.config.check import check
+from llm.tokenizers.base import Tokenizer
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = get_args(Role)
+FOLLOWING = {
+    ("user", "assistant"),
+    ("assistant", "user"),
+    ("assistant", "tool"),
+    ("tool", "tool"),
+    ("tool", "assistant"),
+}
+REQUIRED = ROLES[:3]  # of a template: few formats have a place for what a tool answers
+
+
+class Message(NamedTuple):
+    """What one side said.
+
+    Attributes:
+        role: who said it.
+        content: what was said.
+        learned: whether an answer is learned when the conversation is trained on.
+    """
+
+    role: Role
+    content: str
+    learned: bool = True
+
+    def as_row(self) -> dict[str, str | int]:
+        """The message as files of conversations have it."""
+        row: dict[str, str | int] = {"role": self.role, "content": self.content}
+        return row if self.learned else row | {"weight": 0}
+
+
+class ConversationPiece(NamedTuple):
+    """A part of the written conversation: who wrote it decides how it is encoded."""
+
+    text: str
+    is_template: bool
+    is_response: bool
+
+
+class ChatTemplate(ABC):
+    """How conversations become tokens: ours in pieces, or a published model's own.
+
+    Attributes:
+        special_tokens: names of tokens that a tokenizer needs for it.
+    """
+
+    special_tokens: Sequence[str]
+
+    @abstractmethod
+    def messages(self, instruction: str, context: str = "") -> list[Message]:
+        """Return an instruction, and an input that it is about, as a conversation."""
+
+    @abstractmethod
+    def require(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation that cannot be written down.
+
+        Raises:
+            ValueError: the roles do not alternate, or the template has no place for one.
+        """
+
+    @abstractmethod
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        """Return the tokens of a conversation, and which belong to answers to learn, ends included.
+
+        Raises:
+            ValueError: the messages cannot be written.
+        """
+
+    @abstractmethod
+    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+
+        Raises:
+            ValueError: as `encode`, or the last message is not the user's.
+        """
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of a conversation; after a user's message, up to where the assistant begins."""
+
+    @abstractmethod
+    def ordinary_text(self, messages: Sequence[Message]) -> str:
+        """Return what `render` gives without special tokens: what a tokenizer is fitted to."""
+
+    @abstractmethod
+    def end_token(self, tokenizer: Tokenizer) -> int | None:
+        """Return the token that ends an answer; None if it takes several: then there are `stops`."""
+
+    @abstractmethod
+    def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
+        """Return the special tokens of the template: a model that writes one has ended its answer."""
+
+    @property
+    @abstractmethod
+    def stops(self) -> list[str]:
+        """The text that ends an answer, if that is not one special token."""
+
+    @abstractmethod
+    def jinja(self, begin: str = "", gap: str = "") -> str:
+        """Return the template as Hugging Face's library writes it, in Jinja.
+
+        Args:
+            begin: what a tokenizer puts before every text.
+            gap: what a tokenizer puts before each piece of a text that it encodes by itself.
+        """
+
+
+@dataclass(frozen=True)
+class Template(ChatTemplate):
+    """The text before, after and between the messages of a conversation.
+
+    Args:
+        begin: by role (system, user, assistant, and tool if the format has it), what stands before a message.
+        end: by role, what stands after it. That of the assistant ends every answer, which a model
+            has to learn, so it counts as a part of the answer.
+        separator: stands between two messages.
+        special_tokens: names in the pieces above that are one token each.
+        system_message: the system message of a conversation that brings none; None for none.
+        system_message_with_input: the same for an instruction with an input; None for no difference.
+        input_separator: stands between an instruction and its input, in one message.
+
+    Raises:
+        ValueError: a role is missing or unknown, nothing ends an answer, or a special token stands
+            nowhere or where a person's text is.
+    """
+
+    begin: Mapping[str, str]
+    end: Mapping[str, str]
+    separator: str = ""
+    special_tokens: Sequence[str] = ()
+    system_message: str | None = None
+    system_message_with_input: str | None = None
+    input_separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        for name in ("begin", "end"):
+            if set(getattr(self, name)) - {"tool"} != set(REQUIRED):
+                raise ValueError(
+                    f"{name}: give a text for each of {', '.join(REQUIRED)}, and at most for tool beside them"
+                )
+        if ("tool" in self.begin) != ("tool" in self.end):
+            raise ValueError("begin, end: give a text for tool in both or in neither")
+        if not self.end["assistant"]:
+            raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
+        own = [*self.begin.values(), *self.end.values(), self.separator]
+        for token in self.special_tokens:
+            if not any(token in text for text in own):
+                raise ValueError(f"special_tokens: {token} is not in begin, end or separator")
+            if token in self.input_separator:
+                raise ValueError(
+                    f"input_separator: {token} is a special token, and a user's message cannot contain one"
+                )
+
+    def messages(self, instruction: str, context: str = "") -> list[Message]:
+        """An instruction, and an input that it is about, as a conversation."""
+        if not context:
+            return [Message("user", instruction)]
+        user = Message("user", f"{instruction}{self.input_separator}{context}")
+        if self.system_message_with_input is None:
+            return [user]
+        return [Message("system", self.system_message_with_input), user]
+
+    def encode(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        """The tokens of a conversation, and which belong to an assistant's answers to learn, ends included.
+
+        Raises:
+            ValueError: the roles do not alternate, or the tokenizer lacks a special token.
+        """
+        return self._encode(self._pieces(messages), tokenizer)
+
+    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """The tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+
+        Raises:
+            ValueError: as `encode`, or the last message is not the user's.
+        """
+        return self._encode(self._prompt(messages), tokenizer)[0]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation; after a user's message, up to where the assistant begins.
+
+        Raises:
+            ValueError: the roles do not alternate.
+        """
+        return "".join(piece.text for piece in self._written(messages))
+
+    def ordinary_text(self, messages: Sequence[Message]) -> str:
+        """What `render` gives without the template's special tokens: what a tokenizer is fitted to.
+
+        Raises:
+            ValueError: the roles do not alternate.
+        """
+        names = "|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True)))
+        return "".join(
+            re.sub(names, "", piece.text) if piece.is_template and names else piece.text
+            for piece in self._written(messages)
+        )
+
+    def end_token(self, tokenizer: Tokenizer) -> int | None:
+        """The token that ends an answer; None where it takes several: then there are `stops`."""
+        return tokenizer.special_tokens.get(self.end["assistant"])
+
+    def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
+        """The special tokens of the template: a model that begins another turn has ended its own."""
+        return {tokenizer.special_tokens[name] for name in self.special_tokens}
+
+    @property
+    def stops(self) -> list[str]:
+        """The text that ends an answer, where that is not one special token."""
+        end = self.end["assistant"]
+        return [] if end in self.special_tokens else [end]
+
+    def jinja(self, begin: str = "", gap: str = "") -> str:
+        """The template as Hugging Face's library writes it, in Jinja."""
+        first = ""
+        if self.system_message is not None:
+            written = "".join(self._around("system", self.system_message, gap))
+            first = _JINJA_SYSTEM.format(_quoted(written + self.separator))
+        roles = ""
+        for role in self.begin:
+            before, _, after = self._around(role, "", gap)
+            roles += _JINJA_ROLE.format(*map(_quoted, (role, before, after)))
+        opening = _quoted(self.separator + self.begin["assistant"])
+        return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
+
+    def _around(self, role: Role | str, content: str, gap: str) -> tuple[str, str, str]:
+        """What is written before and after a message, with a gap at each edge that is no special token."""
+        begin, end = self.begin[role], self.end[role]
+        special = tuple(self.special_tokens)
+        before = "" if not begin or begin.endswith(special) else gap
+        after = "" if end.startswith(special) else gap
+        behind = "" if not end or end.endswith(special) else gap
+        return begin + before, content, after + end + behind
+
+    def require(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation that cannot be written down.
+
+        Raises:
+            ValueError: the roles do not alternate, or the template has no place for one.
+        """
+        require_order(messages)
+        if "tool" not in self.begin and any(message.role == "tool" for message in messages):
+            raise ValueError(
+                "this template has no place for the messages of tools; use one that does, such as "
+                "data/template=chatml"
+            )
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
+        self.require(messages)
+        if self.system_message is not None and messages[0].role != "system":
+            messages = [Message("system", self.system_message), *messages]
+        for index, message in enumerate(messages):
+            yield from self._message(message, is_first=index == 0)
+
+    def _message(self, message: Message, is_first: bool) -> Iterator[ConversationPiece]:
+        role, content, learned = message
+        answer = role == "assistant" and learned
+        yield ConversationPiece(
+            ("" if is_first else self.separator) + self.begin[role], True, False
+        )
+        yield ConversationPiece(content, False, answer)
+        yield ConversationPiece(self.end[role], True, answer)
+
+    def _written(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
+        answered = messages and messages[-1].role == "assistant"
+        return self._pieces(messages) if answered else self._prompt(messages)
+
+    def _prompt(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
+        yield from self._pieces(messages)
+        require_question(messages)
+        yield ConversationPiece(self.separator + self.begin["assistant"], True, False)
+
+    def _encode(
+        self, pieces: Iterator[ConversationPiece], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[bool]]:
+        lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
+        if lacking:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(lacking)}: give it with_special_tokens({lacking})"
+            )
+        tokens = list(tokenizer.ends[0])  # what a published model expects before every text
+        is_response = [False] * len(tokens)
+        for piece in pieces:
+            new = tokenizer.encode(piece.text, special=piece.is_template)
+            tokens += new
+            is_response += [piece.is_response] * len(new)
+        return tokens, is_response
+
+
+# A template in Jinja: what begins a text, a system message by default, the separator, the roles, an answer's
+# beginning. White space between its statements is removed.
+_JINJA = """\
+{{{{- {0} -}}}}
+{1}{{%- for message in messages -%}}
+{{%- if not loop.first -%}}{{{{- {2} -}}}}{{%- endif -%}}
+{3}{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}{{{{- {4} -}}}}{{%- endif -%}}
+"""
+_JINJA_SYSTEM = """\
+{{%- if messages[0]['role'] != 'system' -%}}{{{{- {0} -}}}}{{%- endif -%}}
+"""
+_JINJA_ROLE = """\
+{{%- if message['role'] == {0} -%}}{{{{- {1} + message['content'] + {2} -}}}}{{%- endif -%}}
+"""
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of Jinja, which reads Python's escapes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def stored_template(config: DictConfig) -> ChatTemplate | None:
+    """The template in a run's configuration; None where it was trained on no conversations.
+
+    Raises:
+        ConfigError: there is no such template.
+    """
+    node = OmegaConf.select(config, "data.template")
+    if node is None:
+        return None
+    trust = OmegaConf.select(config, "trust") or []
+    stored = OmegaConf.create({"template": node, "trust": trust})
+    check(stored)  # a run directory may be a stranger's
+    return build(stored.template)
+
+
+def require_question(messages: Sequence[Message]) -> None:
+    """Let pass messages whose last one is the user's.
+
+    Raises:
+        ValueError: it is another's.
+    """
+    if messages[-1].role not in ("user", "tool"):
+        raise ValueError("the last message must be the user's: the assistant answers it")
+
+
+def require_order(messages: Sequence[Message]) -> None:
+    """Let pass: perhaps a system message, then the user and the assistant in turn.
+
+    What tools answer comes after the assistant, which answers it.
+
+    Raises:
+        ValueError: it is otherwise; the message says where.
+    """
+    unknown = [message.role for message in messages if message.role not in ROLES]
+    if unknown:
+        raise ValueError(f"role {unknown[0]!r} is not one of {', '.join(ROLES)}")
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns:
+        raise ValueError("there is no message of the user's")
+    first = turns[0].role
+    if first != "user":
+        raise ValueError(f"the conversation begins with the {first}, not with the user")
+    for before, after in pairwise(turns):
+        if (before.role, after.role) not in FOLLOWING:
+            raise ValueError(f"after the {before.role} comes the {after.role}: they must alternate")

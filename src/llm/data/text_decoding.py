@@ -1,0 +1,194 @@
+"""Text out of files: unpacked, decoded by its byte-order mark or a named encoding, with newlines for line ends."""
+
+import codecs
+import gzip
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader, IncrementalNewlineDecoder
+from pathlib import Path
+
+from llm.data.errors import DataError
+
+CHUNK = 1 << 20  # bytes decoded at a time
+MARK = "\udc80"  # stands for a byte that cannot be decoded, until it is counted
+# The longer marks first: UTF-32's begins as UTF-16's does.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+# How files that are not text begin.
+SIGNATURES = {
+    b"%PDF-": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx, .epub and .npz files are",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old Office document",
+    b"{\\rtf": "an RTF document",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3\0": "an SQLite database",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"\x7fELF": "a program",
+    b"\x1f\x8b": "a gzip archive whose name does not end in .gz",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"(\xb5/\xfd": "a Zstandard archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+}
+TABLES = ("a Parquet file", "an Arrow file")
+Count = Callable[[int], None]
+CONVERT = (
+    "convert it to .txt, .csv or .jsonl, or leave it out"  # what to do about another kind of file
+)
+
+codecs.register_error("llm.mark", lambda error: (MARK * (error.end - error.start), error.end))  # pyright: ignore
+
+
+def open_unpacked(file: Path) -> BufferedReader | gzip.GzipFile:
+    """Open a file for reading bytes, unpacked where it is gzipped."""
+    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def suffix(file: Path) -> str:
+    """The end of a file's name that says its format, in lower case: `.json` of `A.JSON.gz`."""
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def chunks(
+    file: Path,
+    encoding: str | None = None,
+    count: Count = lambda invalid: None,
+    *,
+    way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
+    instead: str = CONVERT,
+    tables: str | None = None,
+    translate: bool = True,
+) -> Iterator[str]:
+    """Yield the text of a file, about a megabyte at a time.
+
+    A byte-order mark decides the encoding and is dropped; without one it is `encoding`, or UTF-8. Bytes that
+    cannot be decoded become U+FFFD, one for each.
+
+    Args:
+        file: The file; gzipped if its name ends in `.gz`.
+        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
+        count: Called with the number of bytes that were replaced.
+        way_out: What to do about a file with NUL characters.
+        instead: What to do about a file of a known format that is not text.
+        tables: What to do about a Parquet or Arrow file; None for `instead`.
+        translate: Whether each kind of line end becomes a newline.
+
+    Raises:
+        DataError: The file cannot be read, is damaged or is not text, or the encoding is unknown.
+    """
+    with _reading(file), open_unpacked(file) as stream:
+        content = stream.read(CHUNK)
+        _require_text(file, content, instead, tables or instead)
+        mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
+        decode = _decoder(BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate)
+        while content:
+            following = stream.read(CHUNK)
+            text, invalid = replaced(decode(content, not following))
+            count(invalid)
+            if "\0" in text and not mark:
+                raise DataError(
+                    f"{file}: holds NUL characters, as binary files do and UTF-16 text without a byte-order mark; "
+                    f"{way_out}"
+                )
+            yield text
+            content = following
+
+
+def read_decoded_text(file: Path, encoding: str | None = None, *, instead: str = CONVERT) -> str:
+    """Return the whole text of a file; how many bytes could not be decoded is said in a warning.
+
+    Args:
+        file: As for `chunks`, like the other arguments.
+        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
+        instead: What to do about a file of a known format that is not text.
+
+    Raises:
+        DataError: As for `chunks`.
+    """
+    invalid: list[int] = []
+    text = "".join(chunks(file, encoding, invalid.append, instead=instead))
+    warn_invalid(file, sum(invalid), encoding)
+    return text
+
+
+def decoded_lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text, without their ends; only a line feed ends a line."""
+    rest = ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split("\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def warn_invalid(file: Path, invalid: int, encoding: str | None) -> None:
+    """Say how many bytes of a file were replaced, if any were."""
+    if invalid:
+        warnings.warn(
+            f"{file}: {invalid:,} bytes are not {encoding or 'UTF-8'} and were replaced by U+FFFD; "
+            "data.encoding= names another encoding, such as cp1252",
+            stacklevel=3,
+        )
+
+
+def replaced(text: str) -> tuple[str, int]:
+    """Return a text with U+FFFD for each byte that was not decoded, and their number."""
+    return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _decoder(encoding: str, translate: bool) -> Callable[[bytes, bool], str]:
+    try:
+        found = codecs.lookup(encoding)
+        if not found._is_text_encoding:  # pyright: ignore[reportAttributeAccessIssue]
+            raise LookupError
+    except (LookupError, ValueError):  # ValueError: a NUL in the name
+        raise DataError(
+            f"data.encoding: {encoding!r} is not an encoding that Python knows; use one such as utf-8, utf-16, "
+            "cp1252, latin-1, shift_jis or gb18030"
+        ) from None
+    decoder = codecs.getincrementaldecoder(encoding)("llm.mark")
+    return IncrementalNewlineDecoder(decoder, translate).decode
+
+
+def _require_text(file: Path, content: bytes, instead: str, tables: str) -> None:
+    what = next((what for mark, what in SIGNATURES.items() if content.startswith(mark)), None)
+    if what:
+        way_out = tables if what in TABLES else instead
+        raise DataError(f"{file}: is {what}, not text; {way_out}")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"{file}: is not a whole gzip file, as .gz says ({error}); rename it if it is not compressed, fetch it "
+            "again if it is damaged, or leave it out"
+        ) from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file}: is a damaged gzip file ({error}); fetch it again, or leave it out"
+        ) from None
+    except UnicodeError as error:
+        raise DataError(
+            f"{file}: cannot be decoded ({error}); set data.encoding to its encoding"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror or error}); name a file that can be read"
+        ) from None

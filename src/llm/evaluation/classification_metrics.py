@@ -1,0 +1,135 @@
+"""How well texts are classified: loss, shares of right answers, and the answers themselves."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+from torchmetrics.utilities import dim_zero_cat
+
+from llm.nn.ignore_index import IGNORE_INDEX
+
+REMEDY = (
+    "try another optimizer.lr, more steps or more texts, or begin with pretrained weights "
+    "(experiment=classify weights=run weights.path=…)"
+)
+
+
+def scores(num_classes: int) -> MetricCollection:
+    """Figures of predicted classes (B) against right ones (B); labels of -100 count for nothing.
+
+    `accuracy` is the share of right answers, `balanced_accuracy` the mean of the classes' shares (their
+    recall), `f1_macro` the mean of the classes' F1; of two classes the second is the positive one, and
+    `f1` is its own.
+    """
+    metrics: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(
+            num_classes, average="micro", ignore_index=IGNORE_INDEX, validate_args=False
+        ),
+        "balanced_accuracy": MulticlassAccuracy(
+            num_classes, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
+        ),
+        "f1_macro": MulticlassF1Score(
+            num_classes, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
+        ),
+    }
+    if num_classes == 2:
+        metrics["f1"] = BinaryF1Score(ignore_index=IGNORE_INDEX, validate_args=False)
+    # Groups are found by the values after the first batch, where states of other figures may be equal too.
+    return MetricCollection(metrics, compute_groups=False)  # pyright: ignore[reportArgumentType]
+
+
+def confusion(num_classes: int) -> MulticlassConfusionMatrix:
+    """Counts (N, N) of texts by their class (row) and the predicted one (column)."""
+    return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+
+
+def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: bool) -> list[str]:
+    """What a confusion matrix shows to be wrong: one answer to all texts, or no more than guessing.
+
+    A classifier is compared with one that always answers the largest class; where classes weigh alike in the
+    loss, by the mean of the classes' shares. A difference within one standard error is none.
+
+    Args:
+        counts: texts by their class (row) and the predicted one (column).
+        classes: names of the classes.
+        is_weighted: whether each class weighs alike in the loss, whatever its size.
+    """
+    sizes, total = counts.sum(dim=1).double(), float(counts.sum())
+    if not total:
+        return []
+    answered = counts.sum(dim=0)
+    if int(answered.count_nonzero()) == 1:
+        name = classes[int(answered.argmax())]
+        return [f"all {total:,.0f} texts are classified as {name}: {REMEDY}"]
+    shares = counts.diagonal().double() / sizes.clamp(min=1)
+    if is_weighted:
+        found, guessed, what = shares[sizes > 0].mean(), 1 / (sizes > 0).sum(), "balanced accuracy"
+    else:
+        found, guessed, what = counts.diagonal().sum() / total, sizes.max() / total, "accuracy"
+    error = (guessed * (1 - guessed) / total) ** 0.5
+    if found > guessed + error:
+        return []
+    always = classes[int(sizes.argmax())]
+    return [
+        f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that holds "
+        f"for other texts; {REMEDY}"
+    ]
+
+
+class WeightedLoss(Metric):
+    """The mean loss in nats, over texts that weigh more or less."""
+
+    full_state_update = False
+    nats: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Apple's MPS has no float64; there each batch's sum is exact and their sum is float32.
+        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("nats", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+
+    def update(self, nats: Float[Tensor, ""], weight: Float[Tensor, ""]) -> None:
+        """Add a batch: the weighted sum of its losses and the sum of the weights."""
+        self.nats += nats
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean; NaN before any text."""
+        return self.nats / self.weight
+
+
+class Probabilities(Metric):
+    """What the model gave to each class, text by text, from all devices."""
+
+    full_state_update = False
+    rows: list[Tensor]
+    probabilities: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("probabilities", [], dist_reduce_fx="cat")
+
+    def update(
+        self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], logits: Float[Tensor, "B N"]
+    ) -> None:
+        """Add a batch: the texts' places, their labels (-100 leaves a text out) and logits."""
+        mask = labels != IGNORE_INDEX
+        self.rows.append(rows[mask])
+        self.probabilities.append(logits[mask].float().softmax(dim=-1))
+
+    def compute(self) -> tuple[Int[Tensor, "M"], Float[Tensor, "M N"]]:
+        """The places, in order, and the probabilities of each text's classes."""
+        rows = dim_zero_cat(self.rows)
+        order = rows.argsort()
+        return rows[order], dim_zero_cat(self.probabilities)[order]

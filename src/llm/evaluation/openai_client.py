@@ -1,0 +1,205 @@
+"""A model behind an OpenAI-compatible address: OpenAI's own, Ollama's, vLLM's, llama.cpp's."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException, HTTPMessage
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from llm.config.errors import UserError
+from llm.network import within
+
+LARGEST_REPLY = 2**20  # bytes
+LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+
+
+class NoAnswerError(UserError):
+    """The address does not answer, or not with a chat completion."""
+
+
+class RefusedError(Exception):
+    """A server answers with a status that is none of success.
+
+    Args:
+        problem: what it says.
+        code: the status.
+        wait: seconds after which it may be asked again, as it says; empty where it does not.
+    """
+
+    def __init__(self, problem: str, code: int, wait: str) -> None:
+        super().__init__(problem)
+        self.code, self.wait = code, wait
+
+
+class Reply(NamedTuple):
+    """What a model answered.
+
+    Attributes:
+        text: the answer; empty where the model gave none.
+        model: the name of the model that says it gave it.
+    """
+
+    text: str
+    model: str
+
+
+@dataclass(frozen=True)
+class OpenAI:
+    """Asks a model over the chat completions API.
+
+    Too many requests (429), a server's own errors (5xx), timeouts and broken connections are tried
+    again; a redirect is not followed, for the key would go with it.
+
+    Args:
+        model: its name there.
+        address: where the API begins, up to `/v1`.
+        key_variable: name of the environment variable that holds the key; None sends none. The key itself
+            stays out of configurations, files and messages.
+        temperature: 0 asks for the likeliest answer; None leaves it to the server.
+        seed: sent along, for the servers that heed it; None leaves it out.
+        max_tokens: longest answer; None leaves it to the server.
+        timeout: seconds that the server has for a whole answer.
+        retries: further attempts after the first.
+        backoff: seconds before the second attempt; each wait is twice the one before, or what the server
+            asks for.
+        concurrency: requests under way at a time.
+    """
+
+    model: str
+    address: str = "http://localhost:11434/v1"
+    key_variable: str | None = None
+    temperature: float | None = 0.0
+    seed: int | None = 0
+    max_tokens: int | None = 1024
+    timeout: float = 120.0
+    retries: int = 3
+    backoff: float = 1.0
+    concurrency: int = 4
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"address={self.address}: give http://… or https://…, up to /v1, as in {OpenAI.address}"
+            )
+        if parts.username or parts.password:
+            raise ValueError(
+                "address: holds a password; put it into an environment variable and name that in key_variable"
+            )
+        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
+            raise ValueError(
+                f"timeout={self.timeout}, retries={self.retries}, backoff={self.backoff}, concurrency="
+                f"{self.concurrency}: give a timeout above 0, a concurrency of 1 or more, the rest not below 0"
+            )
+        self.headers()
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request, the key among them.
+
+        Raises:
+            ValueError: the variable of the key is not set, or what it holds is no key.
+        """
+        headers = {"Content-Type": "application/json"}
+        if self.key_variable is None:
+            return headers
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+            raise ValueError("key_variable: give the name of an environment variable, not the key")
+        key = os.environ.get(self.key_variable, "").strip()
+        if not re.fullmatch(r"[!-~]+", key):
+            raise ValueError(
+                f"key_variable={self.key_variable}: no such environment variable is set to a key; "
+                "set it, or leave key_variable out where the server wants none"
+            )
+        return headers | {"Authorization": f"Bearer {key}"}
+
+    def payload(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """What is sent: plain data, without the key."""
+        options = {
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"model": self.model, "messages": list(messages), **given, "stream": False}
+
+    def complete(self, messages: Sequence[dict[str, str]]) -> Reply:
+        """The model's answer to a conversation.
+
+        Args:
+            messages: each with `role` and `content`.
+
+        Raises:
+            NoAnswerError: there is none, after all attempts.
+        """
+        payload, problem = self.payload(messages), ""
+        for attempt in range(self.retries + 1):
+            try:
+                return self._read(within(self.timeout, partial(self._post, payload)))
+            except RefusedError as refused:
+                problem, retry_after = str(refused), refused.wait
+                if refused.code not in (408, 429) and refused.code < 500:
+                    raise NoAnswerError(problem) from None
+            except (OSError, HTTPException) as error:
+                problem, retry_after = f"{self.address} does not answer ({_one_line(error)})", ""
+            if attempt < self.retries:
+                wait = float(retry_after) if retry_after.isdecimal() else self.backoff * 2**attempt
+                time.sleep(min(wait, LONGEST_WAIT))
+        raise NoAnswerError(
+            f"{problem}, {self.retries + 1} times; is judge.address right, and its server running?"
+        )
+
+    def _post(self, payload: dict[str, Any]) -> bytes:
+        request = Request(
+            f"{self.address.rstrip('/')}/chat/completions",
+            data=json.dumps(payload).encode(),
+            headers=self.headers(),
+        )
+        try:
+            with build_opener(_StayHere).open(request, timeout=self.timeout) as response:
+                return response.read(LARGEST_REPLY)
+        except HTTPError as error:
+            wait = error.headers.get("Retry-After", "")
+            raise RefusedError(self._explain(error), error.code, wait) from None
+
+    def _read(self, body: bytes) -> Reply:
+        """The answer in the body of a reply."""
+        try:
+            reply = json.loads(body)
+            text = reply["choices"][0]["message"].get("content") or ""
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise NoAnswerError(
+                f"{self.address} answers, but with no chat completion: {_one_line(body.decode(errors='replace'))}; "
+                "is judge.address right? it mostly ends in /v1"
+            ) from None
+        return Reply(str(text), str(reply.get("model", self.model)))
+
+    def _explain(self, error: HTTPError) -> str:
+        """What a server says of its refusal, without the key, which some repeat."""
+        body = ""
+        with suppress(OSError, HTTPException):  # the connection may break while it is told
+            body = error.read(LARGEST_REPLY).decode(errors="replace")
+        authorization = self.headers().get("Authorization", "")
+        key = authorization.removeprefix("Bearer ")
+        told = _one_line(body.replace(key, "…") if key else body)
+        hint = {401: "; name the variable of your key in judge.key_variable"}.get(error.code, "")
+        return f"{self.address} refuses with status {error.code} ({told or error.reason}){hint}"
+
+
+class _StayHere(HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        return None
+
+
+def _one_line(told: object) -> str:
+    line = " ".join(str(told).split())
+    return "".join(letter for letter in line if letter.isprintable())[:200]

@@ -1,0 +1,48 @@
+"""How good a run's answers are: beside references, by a judge, and against another run's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm.evaluation import pairwise, pointwise
+from llm.evaluation.answers import Answer, match_answers, paired_difference, quality
+from llm.evaluation.judge import Judgements, Question
+from llm.evaluation.openai_client import OpenAI
+from llm.terminal.bars import progress_bar
+
+
+def rate(
+    answers: Sequence[Answer],
+    theirs: Sequence[Answer] | None,
+    judge: OpenAI | None,
+    file: Path,
+) -> dict[str, Any]:
+    """How good answers are beside their references, by a judge, and against another run's.
+
+    Args:
+        answers: the run's own.
+        theirs: another run's.
+        judge: the model that judges; None leaves it to the references.
+        file: where its judgements are kept.
+    """
+    report = {"quality": quality(answers)}
+    pairs = match_answers(answers, theirs) if theirs is not None else []
+    if pairs:
+        report["against"] = paired_difference(pairs)
+    if judge is not None:
+        judgements = Judgements(judge, file)
+        scores = ask(judgements, [pointwise.ask_score(*each) for each in answers], "scoring")
+        report["judge"] = {"judge": judge.model, "address": judge.address}
+        report["judge"] |= pointwise.summarize_scores(scores)
+        if pairs:
+            orders = [pairwise.both_orders(*our, other.response) for our, other in pairs]
+            choices = ask(judgements, [each for both in orders for each in both], "comparing")
+            both = list(zip(choices[::2], choices[1::2], strict=True))
+            report["against"] |= pairwise.summarize_choices(both)
+    return report
+
+
+def ask(judgements: Judgements, questions: Sequence[Question], what: str) -> list[Any]:
+    """The verdicts on some questions, with a bar."""
+    with progress_bar() as bar:
+        return list(bar.track(judgements.ask(questions), len(questions), description=what))

@@ -1,0 +1,116 @@
+"""How well a language model predicts a text: each token once, in windows, whatever the length of the text."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from llm.data.corpora.preprocessing import Preprocessing, preprocessed
+from llm.data.corpora.text_files import TextFiles
+from llm.data.corpora.token_file import TokenFile, token_dtype
+from llm.data.corpora.tokenization import TokenFileStats, tokenize
+from llm.data.corpora.windows import ValidationWindows
+from llm.data.errors import DataError
+from llm.data.sampler import ValidationSampler
+from llm.evaluation.perplexity import Perplexity
+from llm.terminal.bars import progress_bar
+from llm.tokenizers.base import Tokenizer
+
+TOKENS_AT_ONCE = 4096  # through the model
+LOGITS_AT_ONCE = 512  # rows of V logits: 100 MB for a vocabulary of 50,000
+
+
+class TextResult(NamedTuple):
+    """What a text has shown of a model.
+
+    Attributes:
+        description: what the text is, in a line.
+        figures: `loss` in nats per token, `perplexity`, `bits_per_byte`.
+    """
+
+    description: str
+    figures: dict[str, float]
+
+
+def measure_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    files: TextFiles,
+    *,
+    preprocessing: Sequence[Preprocessing] = (),
+) -> TextResult:
+    """Measure a language model on the text of files.
+
+    The text is tokenized to a temporary file and read in windows of the model's context, so memory does not grow
+    with its length. Windows lie side by side: every token but the first is predicted once, from what stands
+    before it in its window.
+
+    Args:
+        model: a language model: `hidden`, `head` and `context_length`.
+        tokenizer: the one that the model was trained with. What it puts before every text is put before every
+            window, and is not predicted.
+        files: where the documents are.
+        preprocessing: the steps that the model's training text went through.
+
+    Raises:
+        DataError: the text cannot be read or encoded, or has fewer than two tokens.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "text.bin"
+        part = _write(path, tokenizer, files, preprocessing)
+        file = TokenFile(path, token_dtype(tokenizer.vocab_size))
+        metric = Perplexity(part.bytes / part.tokens).to(_device(model))
+        _measure(model, file, begin=tokenizer.ends[0], metric=metric)
+    description = (
+        f"{files.name}: {part.documents:,} documents, {part.tokens:,} tokens, "
+        f"{part.bytes / part.tokens:.2f} bytes a token"
+    )
+    return TextResult(description, metric.compute())
+
+
+def _write(
+    path: Path, tokenizer: Tokenizer, files: TextFiles, preprocessing: Sequence[Preprocessing]
+) -> TokenFileStats:
+    ends = (piece for piece in preprocessed(files.pieces(), preprocessing) if piece.ends)
+    several = len(list(islice(ends, 2))) == 2
+    separator = tokenizer.end_of_text if several else None  # as in training
+    try:
+        documents = preprocessed(files.pieces(), preprocessing)
+        part = tokenize(documents, tokenizer, path, separator)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{files.name}: {error}") from error
+    if part.tokens < 2:
+        raise DataError(
+            f"{files.name}: holds {part.tokens} tokens, and measuring takes 2 or more; give a longer text"
+        )
+    return part
+
+
+@torch.inference_mode()
+def _measure(model: Any, file: TokenFile, *, begin: Sequence[int], metric: Perplexity) -> None:
+    length = min(model.context_length - len(begin), len(file) - 1)
+    windows = ValidationWindows(file, length)
+    batches = ValidationSampler(len(windows), max(1, TOKENS_AT_ONCE // length))
+    device = _device(model)
+    with progress_bar() as bar:
+        for numbers in bar.track(batches, total=len(batches), description="measuring"):
+            batch = {name: value.to(device) for name, value in windows[numbers].items()}
+            before = torch.tensor(begin, dtype=torch.long, device=device)
+            tokens = torch.cat([before.expand(len(numbers), -1), batch["tokens"]], dim=1)
+            # (B, begin + T, C) to rows of C, as the logits of all of them need not exist at once
+            states = model.hidden_states(tokens)[:, len(begin) :].flatten(0, 1)
+            targets = batch["targets"].flatten()
+            for rows, wanted in zip(
+                states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True
+            ):
+                metric.update(model.head(rows)[None], wanted[None])
+
+
+def _device(model: Any) -> torch.device:
+    return model.head.weight.device

@@ -1,0 +1,147 @@
+"""What the verbs that train nothing have in common: a model out of some weights, on some hardware."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from llm.config.build import build, config_errors_at
+from llm.config.errors import ConfigError
+from llm.generation.decoding import generates, window_start
+from llm.hardware import Hardware
+from llm.models.classifier import Classifier
+from llm.nn.init import Undrawn
+from llm.weights.base import Weights
+
+
+def open_weights(config: DictConfig) -> Weights:
+    """The weights that a configuration names.
+
+    Raises:
+        ConfigError: there are none at that place, or it names none.
+    """
+    weights: Weights | None = build(config.weights)
+    if weights is None:
+        raise ConfigError("weights: scratch has learned nothing; use weights=run weights.path=…")
+    return weights
+
+
+def use_hardware(config: DictConfig) -> Hardware:
+    """The hardware that a configuration names, resolved, with the number of threads that it says.
+
+    Raises:
+        ConfigError: this machine has no such hardware.
+    """
+    with config_errors_at("hardware"):
+        hardware: Hardware = build(config.hardware).resolve()
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    return hardware
+
+
+def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
+    """The model of some weights, where it is to compute.
+
+    Raises:
+        ConfigError: the weights do not fit, or the model is none that writes.
+    """
+    with Undrawn():
+        model = weights.model()
+    if isinstance(model, Classifier):
+        raise ConfigError(
+            f"weights.path: {weights.path} is a classifier or a reward model and writes nothing; "
+            "see llm classify, or name the run that it began from"
+        )
+    if not generates(model):
+        raise ConfigError(
+            f"weights.path: {weights.path} is a {type(model).__name__}, which cannot write a text; name a "
+            "model that can, such as a GPT"
+        )
+    return by_columns(place_model(model, hardware))
+
+
+def by_columns(model: nn.Module) -> nn.Module:
+    """Store a model's float32 matrices on the CPU by columns: the same numbers, in another order in memory.
+
+    A model that writes multiplies each matrix with a single token's vector most of the time, which is limited by
+    how fast the matrix is read. Read by columns it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
+    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classifying keep
+    torch's order.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        matrix = layer.weight.data
+        if matrix.device.type == "cpu" and matrix.dtype == torch.float32:
+            layer.weight.data = matrix.t().contiguous().t()
+    return model
+
+
+def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
+    """Move a model to where it computes, its matrices in the precision that they are multiplied in.
+
+    `autocast` would convert each float32 matrix again at every call, which at one token a call costs more than
+    the product itself. Converted once, the results are the same to the bit. Embeddings and norms are read in
+    float32, so a tied head gets a converted matrix of its own.
+    """
+    model = model.to(hardware.accelerator)
+    dtype = low_precision(hardware)
+    if dtype is not None:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                for name, parameter in layer.named_parameters(recurse=False):
+                    converted = parameter.detach().to(dtype)
+                    setattr(layer, name, nn.Parameter(converted, requires_grad=False))
+    return model
+
+
+def stop_strings(config: DictConfig) -> list[str]:
+    """The texts at which a configuration has writing end: one, or a list of them.
+
+    Raises:
+        ConfigError: one is empty, and so found in every text.
+    """
+    stops = [config.stop] if isinstance(config.stop, str) else list(config.stop)
+    if not all(stops):
+        raise ConfigError(
+            "stop: one of the texts is empty; give at least one character, or leave it out"
+        )
+    return stops
+
+
+def low_precision(hardware: Hardware) -> torch.dtype | None:
+    """The dtype that matrix products run in, if it is not float32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
+
+
+def autocast(hardware: Hardware) -> AbstractContextManager[object]:
+    """The precision that matrix products run in."""
+    dtype = low_precision(hardware)
+    device = torch.device(hardware.accelerator).type
+    return torch.autocast(device, dtype) if dtype else nullcontext()
+
+
+def tell_of_cut(model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt") -> None:
+    """Say on standard error which prompts are longer than the model's context, of which it reads the end.
+
+    Args:
+        model: with its `context_length`.
+        prompts: the tokens of each.
+        key: where the prompts were named.
+    """
+    context: int = model.context_length  # pyright: ignore[reportAssignmentType]
+    long = [len(prompt) for prompt in prompts if len(prompt) > context]
+    if not long:
+        return
+    which = (
+        f"{max(long):,} tokens" if len(prompts) == 1 else f"{len(long)} of {len(prompts)} prompts"
+    )
+    read = max(long) - window_start(max(long), context)
+    print(
+        f"note: {key}: {which}, more than the model's context of {context:,}; of the longest "
+        f"the last {read:,} tokens are read",
+        file=sys.stderr,
+    )

@@ -1,0 +1,204 @@
+"""A run on Weights & Biases that costs training nothing when W&B is out of reach.
+
+What W&B (0.31) does by itself, and what is done about it here:
+
+- Online without a network, `wandb.init` tries its login, the server's features and the run one after
+  another, 100 seconds in all, and then raises. So the server is asked for a sign of life first, the wait
+  for the run is cut, and whatever goes wrong then leads to a run that is offline.
+- Everything that is logged goes through a process, wandb-core. When it dies, every call raises
+  (`ConnectionResetError`), `finish` included. So the run is opened again, offline and under the same id:
+  `wandb sync` joins the pieces. A second death is the last: metrics.csv has it all.
+- That process writes its file every 15 seconds, and what it had not written dies with it: here every second.
+- `finish` waits for the server without an end: here for a while; the run's folder keeps what was not sent.
+- Even a process whose runs are all offline reports on itself to W&B's makers when it ends, unless
+  WANDB_ERROR_REPORTING is false.
+- It would save code, git state, console, packages, hardware and the host's name: all this is off here,
+  each unless W&B's own variable for it (WANDB_CONSOLE, WANDB_DISABLE_GIT, …) is set.
+"""
+
+import os
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from llm.network import within
+from llm.runs import display_path
+from llm.terminal import shell
+
+Mode = Literal["online", "offline", "disabled"]
+SIGN_OF_LIFE = 5.0  # seconds to wait for any answer of the server
+WRITING = 1.0  # seconds between W&B's writes of its file
+OPENING = 20.0  # seconds to wait for the server to take the run
+PRIVATE = {
+    "console": "off",
+    "disable_git": True,
+    "label_disable": True,
+    "save_code": False,
+    "host": "",
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+class ResilientRun:
+    """One run on W&B, open until `finish`, whatever becomes of the network and of W&B's process.
+
+    Args:
+        directory: where W&B makes its folder `wandb`.
+        mode: `online`, `offline` or `disabled`.
+        patience: seconds to wait at the end until all is sent.
+        identity: what the run is: arguments of `wandb.init` (id, name, project, config, …).
+    """
+
+    def __init__(
+        self, directory: Path, mode: Mode, patience: float, identity: dict[str, Any]
+    ) -> None:
+        self.directory = directory
+        self.mode: Mode = mode
+        self.patience = patience
+        self.identity = identity
+        self.lives = 2
+        self.run: Any = None
+        self.is_cut = False  # W&B does not have all of what was logged online
+        self._owns_data = False
+
+    def open(self) -> None:
+        """Begin the run, or go on with it; offline if the server cannot be reached.
+
+        Raises:
+            ValueError: W&B refuses the user's own words: there is no key, or a setting is wrong.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._owns_data = "WANDB_DATA_DIR" not in os.environ  # copies of artifacts: not in the home
+        if self._owns_data:
+            os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
+        import wandb  # after its environment is set
+        from pydantic import ValidationError
+        from wandb.errors import UsageError
+
+        try:
+            if self.mode == "online":
+                _expect_answer(wandb.setup().settings.base_url)
+            self.run = self._begin()
+        except UsageError as error:
+            _forget_service()
+            way_out = " Or choose mode=offline" if self.mode == "online" else ""
+            raise ValueError(f"Weights & Biases: {_line(error)}{way_out}") from error
+        except ValidationError as error:  # of W&B's settings, by our hand or the environment's
+            _forget_service()
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(
+                f"Weights & Biases refuses a setting ({wrong}): mend its WANDB_ variable"
+            ) from error
+        except Exception as error:
+            self._fall_back(error)
+
+    def do(self, act: Callable[[Any], object], anew: Callable[[Any], object]) -> None:
+        """Apply `act` to W&B's run; if that breaks, `anew` to one that is opened in its place.
+
+        Args:
+            act: what to do with a `wandb.Run`.
+            anew: the same, after what the run before may not have written.
+        """
+        while self.run is not None:
+            try:
+                act(self.run)
+                return
+            except Exception as error:  # of any kind: none is worth a training run
+                self._fall_back(error)
+                act = anew
+
+    def finish(self, exit_code: int, anew: Callable[[Any], object]) -> None:
+        """End the run, and let the next one have its own place for data.
+
+        Args:
+            exit_code: of the training; the run's state on W&B follows from it.
+            anew: what the run before may not have written, for one opened in its place.
+        """
+
+        def end(run: Any) -> None:
+            try:
+                run.finish(exit_code=exit_code)
+            except TimeoutError:  # patience is at its end
+                self.is_cut = True
+
+        def end_anew(run: Any) -> None:
+            anew(run)
+            end(run)
+
+        self.do(end, end_anew)
+        self.run = None
+        if self._owns_data:
+            os.environ.pop("WANDB_DATA_DIR", None)
+            self._let_delete()
+
+    def _let_delete(self) -> None:
+        """Let the user delete the copies that `wandb sync` sends: W&B leaves them read-only."""
+        for copy in (self.directory / "wandb" / "artifacts" / "staging").glob("*"):
+            if copy.is_file() and not copy.is_symlink():
+                copy.chmod(0o600)
+
+    @property
+    def sending(self) -> str | None:
+        """The command that sends what is kept here; None where nothing is."""
+        if self.mode == "disabled" or (self.mode == "online" and not self.is_cut):
+            return None
+        online = ["--include-online"] if self.is_cut else []
+        folder = str(display_path(self.directory / "wandb"))
+        return shell.command_line(shell.program("wandb"), "sync", *online, folder)
+
+    def _begin(self) -> Any:
+        import wandb
+
+        private = {k: v for k, v in PRIVATE.items() if f"WANDB_{k.upper()}" not in os.environ}
+        settings = wandb.Settings(
+            silent=True,
+            init_timeout=OPENING,
+            login_timeout=OPENING,
+            finish_timeout=self.patience,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=WRITING,
+            **private,
+        )
+        return wandb.init(
+            **self.identity, dir=self.directory, mode=self.mode, resume="allow", settings=settings
+        )
+
+    def _fall_back(self, error: Exception) -> None:
+        """Open the run offline in place of what broke, as long as it has lives."""
+        _forget_service()
+        self.is_cut |= self.mode == "online" and self.run is not None
+        self.run = None
+        self.lives -= 1
+        if self.lives:
+            self.mode = "offline"
+            with suppress(Exception):
+                self.run = self._begin()
+        rest = "the run goes on offline" if self.run else "only metrics.csv goes on"
+        warnings.warn(f"Weights & Biases is out of reach ({_line(error)}): {rest}", stacklevel=2)
+
+
+def _expect_answer(url: str) -> None:
+    with suppress(urllib.error.HTTPError):  # an answer all the same
+        within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
+
+
+def _forget_service() -> None:
+    """Let W&B start anew: it would go on with the connection that broke."""
+    import wandb
+
+    with suppress(
+        Exception, SystemExit
+    ):  # closing what is broken raises; forgotten it is all the same
+        wandb.teardown()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Several devices: strategies, and how a model is divided for each."""

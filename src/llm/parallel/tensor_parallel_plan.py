@@ -1,0 +1,290 @@
+"""How a GPT is divided among devices that compute each layer together: tensor parallelism.
+
+A plan in the words of `torch.distributed.tensor.parallel`, beside the model and never in it. Each device
+keeps whole heads of attention and a slice of the feed-forward layer's width, computes with these alone,
+and one sum over the devices a sublayer makes the stream whole again (Shoeybi et al. 2019, Megatron-LM,
+section 3). Embedding and head are divided by tokens; norms and positions are on every device.
+
+The stream is the same on all devices, so dropout has to draw the same there: they share their seed.
+Within attention, where each has other heads, the heads of one device drop what those of the next do.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from llm.models.classifier import AttentionPooling, Classifier
+from llm.models.gpt import GPT
+from llm.nn.attention import Attention
+from llm.nn.feed_forward import FeedForward, GatedFeedForward
+from llm.nn.norms import LayerNorm, RMSNorm
+from llm.nn.positions import ALiBi, Learned, Positions, as_index
+
+Plan = dict[str, ParallelStyle]
+
+
+def plan_of(model: nn.Module, size: int) -> Plan:
+    """What becomes of each part of a model on `size` devices, by the part's name.
+
+    Raises:
+        ValueError: the model holds no GPT, or has a part that so many cannot share.
+    """
+    if not any(isinstance(module, GPT) for module in model.modules()):
+        raise ValueError(
+            f"tensor parallelism divides a GPT, and {type(model).__name__} holds none: use hardware=fsdp"
+        )
+    plan: Plan = {}
+    for name, module in model.named_modules():
+        parts = STYLES[type(module)](module, size) if type(module) in STYLES else {}
+        for part, style in parts.items():
+            # Attention comes before the norms inside it and knows more of them than they do.
+            plan.setdefault(_linear(model, f"{name}.{part}".strip(".")), style)
+    return plan
+
+
+def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
+    """Divide a model in place; every parameter becomes a DTensor, and tied ones stay one.
+
+    Args:
+        model: the model, with the same numbers on every device.
+        mesh: the devices, in one dimension.
+        plan: from `plan_of`.
+
+    Raises:
+        ValueError: the model has a parameter that the plan knows nothing of.
+    """
+    require_complete_plan(model, plan)
+    tied = _tied(model)
+    for name, style in plan.items():
+        parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=None)
+    for owner, name, first in tied:
+        setattr(owner, name, model.get_parameter(first))
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.num_heads //= mesh.size()
+            module.num_kv_heads //= mesh.size()
+    for parameter in cast(Iterator[DTensor], model.parameters()):
+        if parameter.requires_grad:
+            parameter.register_hook(partial(DTensor.redistribute, placements=parameter.placements))
+
+
+def require_complete_plan(model: nn.Module, plan: Plan) -> None:
+    """Refuse a model that has more than a plan knows of.
+
+    Raises:
+        ValueError: it does; the first such parameter is named.
+    """
+    for name, _ in model.named_parameters():
+        if not any(name.startswith(f"{part}.") for part in plan):
+            raise ValueError(
+                f"{name}: tensor parallelism does not know how to divide this part: use hardware=fsdp"
+            )
+
+
+def row_orders(model: nn.Module) -> dict[str, Int[Tensor, "rows"]]:
+    """Of each parameter whose rows were put in another order to be divided: which row stands where, by name."""
+    return {
+        f"{name}.{own}".strip("."): order
+        for name, module in model.named_modules()
+        for own, order in getattr(module, "row_order", {}).items()
+    }
+
+
+def _language_model(module: GPT, size: int) -> Plan:
+    plan: Plan = {"embedding": RowwiseParallel(input_layouts=Replicate())}
+    if not isinstance(module.head, nn.Identity):  # a classifier takes it off
+        plan["head"] = ColwiseParallel(output_layouts=Replicate())
+    return plan
+
+
+def _attention(module: Attention, size: int) -> Plan:
+    heads, kv_heads = module.num_heads, module.num_kv_heads
+    _require_divisor("num_heads", heads, size)
+    _require_divisor("num_kv_heads", kv_heads, size)
+    plan: Plan = {
+        "query_key_value": Heads((heads, kv_heads, kv_heads), module.head_dim),
+        "output": RowwiseParallel(),
+    }
+    for name in ("query_norm", "key_norm"):
+        if getattr(module, name) is not None:
+            plan[name] = ReplicatedNorm(Partial())  # each device has the gradient of its own heads
+    return plan
+
+
+def _feed_forward(module: FeedForward | GatedFeedForward, size: int) -> Plan:
+    _require_divisor("hidden_dim", module.output.weight.shape[1], size)
+    outputs = {name: ColwiseParallel() for name in ("gate", "input") if hasattr(module, name)}
+    return {**outputs, "output": RowwiseParallel()}
+
+
+def _classifier(module: Classifier, size: int) -> Plan:
+    """The head by the states' width, which always divides, as the number of classes may not."""
+    return {"head": RowwiseParallel(input_layouts=Replicate())}
+
+
+# For each kind of module the styles of its parts; under "" that of itself.
+STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
+    GPT: _language_model,
+    Attention: _attention,
+    FeedForward: _feed_forward,
+    GatedFeedForward: _feed_forward,
+    LayerNorm: lambda module, size: {"": ReplicatedNorm()},
+    RMSNorm: lambda module, size: {"": ReplicatedNorm()},
+    Learned: lambda module, size: {"": ReplicatedPositions()},
+    ALiBi: lambda module, size: {"": ShardedSlopes()},
+    Classifier: _classifier,
+    AttentionPooling: lambda module, size: {"": ReplicatedPooling()},
+}
+
+
+def _require_divisor(name: str, number: int, size: int) -> None:
+    if number % size:
+        raise ValueError(
+            f"{name}={number} cannot be divided among {size} devices: give a hardware.strategy.size that divides it "
+            "and the number of devices"
+        )
+
+
+def _linear(model: nn.Module, name: str) -> str:
+    """The name of the layer itself, where an adapter stands in its place."""
+    return (
+        f"{name}.base"
+        if isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
+        else name
+    )
+
+
+class Heads(ColwiseParallel):
+    """The fused projection of queries, keys and values, divided by heads.
+
+    Its rows are H query heads, then K key heads, then K value heads, and a device needs a share of each
+    of the three. So the rows are put in an order first in which those of a device are neighbours. Nothing
+    that turns a matrix cares for the order of its rows; who stores it asks `row_orders`.
+
+    Args:
+        counts: the numbers of heads of the three parts.
+        head_dim: rows of a head.
+    """
+
+    def __init__(self, counts: tuple[int, int, int], head_dim: int) -> None:
+        super().__init__()
+        self.counts = counts
+        self.head_dim = head_dim
+
+    def order(self, size: int) -> Int[Tensor, "rows"]:
+        """Which row stands where among `size` devices."""
+        rows = torch.arange(sum(self.counts) * self.head_dim).view(-1, self.head_dim)
+        shares = zip(*(part.chunk(size) for part in rows.split(self.counts)), strict=True)
+        return torch.cat([part.flatten() for share in shares for part in share])
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        order = self.order(device_mesh.size())
+        reorder_rows(module, {name: order for name, _ in module.named_parameters()})
+        return super()._apply(module, device_mesh)
+
+
+def reorder_rows(module: nn.Module, orders: dict[str, Int[Tensor, "rows"]]) -> None:
+    """Put the rows of a module's own parameters in another order, and note which."""
+    for name, order in orders.items():
+        parameter = module.get_parameter(name)
+        parameter.data = parameter.data[order]
+    module.row_order = orders  # pyright: ignore[reportArgumentType]
+
+
+class ReplicatedNorm(ParallelStyle):
+    """A norm that every device has.
+
+    Args:
+        gradient: how the gradient of its parameters comes out: `Partial` where the devices norm different
+            heads and each has a summand; the same on all where they norm the same stream.
+    """
+
+    def __init__(self, gradient: Placement | None = None) -> None:
+        super().__init__()
+        self.gradient = gradient or Replicate()
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        norm = cast(LayerNorm | RMSNorm, module)
+        norm.kernel = partial(self._local, norm.kernel)
+        return distribute_module(module, device_mesh)
+
+    def _local(self, kernel: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
+        """The kernel's result for the parameters' plain tensors."""
+        local = [
+            p.to_local(grad_placements=[self.gradient]) if isinstance(p, DTensor) else p
+            for p in given
+        ]
+        return kernel(x, *local)
+
+
+class ReplicatedPositions(ParallelStyle):
+    """Learned positions that every device has."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        position = cast(Learned, module)
+        embed = position.embed
+
+        def on_every_device(
+            x: Float[Tensor, "B T C"], positions: Positions
+        ) -> Float[Tensor, "B T C"]:
+            given = (x, as_index(positions, x.device))
+            x, index = (DTensor.from_local(t, device_mesh, [Replicate()]) for t in given)
+            return cast(DTensor, embed(x, index)).to_local()
+
+        position.embed = on_every_device
+        return distribute_module(module, device_mesh)
+
+
+class ReplicatedPooling(ParallelStyle):
+    """A pooling with weights that every device has, over states that every device has."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def replicated(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
+            return tuple(
+                t if t is None else DTensor.from_local(t, mesh, [Replicate()]) for t in inputs
+            )
+
+        def local(module: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, input_fn=replicated, output_fn=local)
+
+
+class ShardedSlopes(ParallelStyle):
+    """ALiBi's slopes of a device's own heads."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        position, rank = cast(ALiBi, module), device_mesh.get_local_rank()
+        bias = position.bias
+
+        def own(
+            x: Tensor, query_positions: Positions, key_positions: Positions
+        ) -> Float[Tensor, "*rows H T S"]:
+            every = bias(x, query_positions, key_positions)
+            return every.chunk(device_mesh.size(), dim=-3)[rank]
+
+        position.bias = own
+        return module
+
+
+def _tied(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """Where a parameter stands that stood before: the module, its name there, and its first full name."""
+    first: dict[int, str] = {}
+    again = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            owner, _, own = name.rpartition(".")
+            again.append((model.get_submodule(owner), own, first[id(parameter)]))
+    return again

@@ -1,0 +1,390 @@
+"""What every training objective shares: optimizer, schedule, clipping, and what is logged."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+
+from llm import distributed
+from llm.config.build import config_errors_at
+from llm.data.base import DataModule
+from llm.dtensor import to_local
+from llm.optim.clipping import clip_gradients
+from llm.runs import Run
+from llm.tasks.non_finite import require_finite_loss
+
+Batch = dict[str, Tensor]
+Groups = list[dict[str, Any]]
+
+
+# Capabilities of models that tasks require, and what is wrong with a model that lacks them.
+CAUSAL = {
+    "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
+    "(experiment=classify), or choose a causal model such as model=gpt"
+}
+GENERATES = {"generates": "cannot write a text; choose a model that can, such as model=gpt"}
+
+# Weighed losses are summed in units of so many targets: near a mean's size, where half precision is at home.
+UNIT = 1024
+
+
+class Task(L.LightningModule):
+    """A model, an objective, and how the one learns from the other.
+
+    A subclass says what a batch costs in `step`, and how well the model does in `evaluate` and
+    `results`. Metrics stay on the device and leave it every `log_every` steps only: a value read is a
+    wait for the GPU.
+
+    Args:
+        model: the network; it knows nothing of training.
+        optimizer: makes the optimizer from parameter groups.
+        schedule: `(step, max_steps)` to a multiplier of every group's learning rate.
+        parameter_groups: sorts a model's trainable parameters into groups, with and without decay.
+
+    Attributes:
+        data_module: the kind of data that the task learns from.
+        requires: capabilities that the model has to have, each with what is wrong with one that lacks it.
+        verb: what `llm` does with a run of this task.
+        figures: the newest value of each metric that was recorded.
+        measured: the step of each of these values.
+        tested: what a test measures, as its figures are called: `test`, or `whole` for the whole validation part.
+        is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
+        shard: divides the model among the devices of a mesh, in place; None leaves it whole.
+        peers: ranks that train other parameters of the same model; None where each trains all.
+        is_sharded: whether all ranks are needed to run the model, for none has the whole of it.
+    """
+
+    data_module: ClassVar[type[DataModule]] = DataModule
+    requires: ClassVar[Mapping[str, str]] = {}
+    verb: ClassVar[str] = "generate"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Groups], Optimizer],
+        schedule: Callable[[int, int], float],
+        parameter_groups: Callable[[nn.Module], Groups],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.parameter_groups = parameter_groups
+        self.log_every = 10
+        self.gradient_norm: Tensor | None = None
+        self.figures: dict[str, float] = {}
+        self.measured: dict[str, int] = {}
+        self.tested: Literal["test", "whole"] = "test"
+        self.is_adapted = False
+        self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
+        self.peers: ProcessGroup | None = None
+        self.is_sharded = False
+        # Of this rank's micro-batches since they were last logged: loss, and how many targets it is a mean of.
+        self._losses: list[tuple[Tensor, Tensor | None]] = []
+        self._rates: list[float] = []  # the peak rate of each group
+        self._targets: list[Tensor] = []  # of the optimizer step under way
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; but Lightning notes the hook it is in forty times a step, a word that is no layer."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        """Divide the model among devices, once: Lightning asks for it before each fit and test."""
+        shard, self.shard = self.shard, None
+        if shard is not None and self.device_mesh is not None:
+            with config_errors_at("hardware.strategy"):
+                shard(self.model, self.device_mesh)
+
+    @property
+    def data_parallel(self) -> int:
+        """How many ranks read batches of their own; the others work on those of one of them."""
+        return (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+
+    def check(self, data: DataModule) -> None:
+        """Refuse data or a model that this task cannot work with, before anything starts.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+
+    @abstractmethod
+    def step(self, batch: Batch) -> Tensor:
+        """The training loss of one batch, a scalar with gradient."""
+
+    def weight(self, batch: Batch) -> Tensor | None:
+        """How many targets the loss of `step` is the mean of; None where all batches have as many.
+
+        Micro-batches and devices weigh by it, so that an optimizer step follows the mean over all its
+        targets, however they were divided.
+        """
+        return None
+
+    def training_figures(self) -> dict[str, float]:
+        """More figures of the training since the last call; asked for at logged steps only."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> None:
+        """Add a batch to the sums of the evaluation under way."""
+
+    @abstractmethod
+    def results(self) -> dict[str, float]:
+        """The figures of what was evaluated since the last call, of all devices; `loss` is among them."""
+
+    def warnings(self) -> list[str]:
+        """What the newest evaluation shows to be wrong with the model, a line each."""
+        return []
+
+    def compile_step(self) -> None:
+        """Compile the model together with its loss: one graph, and Lightning stays outside of it."""
+        self.step = torch.compile(self.step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch; the mean of them is what gets logged."""
+        loss, weight = self.step(batch), self.weight(batch)
+        self._losses.append((loss.detach(), weight))
+        if weight is None or self._shares == 1:
+            return loss
+        if self.begins_step(batch_idx):
+            self._targets.clear()
+        self._targets.append(weight)
+        return loss * weight / UNIT
+
+    # Lightning asks for it at every step, and working it out anew takes longer than a layer norm.
+    training_step.__signature__ = signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
+
+    @property
+    def _shares(self) -> int:
+        """How many batches a step is divided into, by accumulation and by devices."""
+        return self.trainer.accumulate_grad_batches * self.data_parallel
+
+    def _to_mean(self, optimizer: Optimizer) -> None:
+        """Turn gradients, which Lightning has averaged over the shares, into those of the mean loss."""
+        targets = torch.stack(self._targets).sum()
+        targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
+        assert isinstance(targets, Tensor)
+        targets = targets * self.data_parallel / self.trainer.world_size  # ranks may share a batch
+        scale = self._shares * UNIT / targets.clamp(min=1)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    to_local(parameter.grad).mul_(scale)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        self.evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the figures of the validation part, on all ranks the same.
+
+        Raises:
+            DivergedError: the loss is NaN or infinite; nobody samples from such a model, or saves it.
+        """
+        self._record_results("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test sums."""
+        self.evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Record the figures of the test part, or of the whole validation part."""
+        self._record_results(self.tested)
+
+    def _record_results(self, part: str) -> None:
+        metrics = {f"{part}/{name}": value for name, value in self.results().items()}
+        before = self.trainer.sanity_checking  # the weights that a finetune begins from
+        if part == "val" and not before:
+            require_finite_loss("validation loss", metrics["val/loss"], self.global_step)
+        self.record(metrics)
+        # For callbacks of Lightning's own, which look for what they monitor there.
+        self.trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in metrics.items()}
+        )
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer over the groups, each of which remembers its peak learning rate."""
+        optimizer = self.make_optimizer(self.parameter_groups(self.model))
+        # A fused optimizer would unscale fp16 gradients inside its step, after clipping saw them scaled.
+        if hasattr(optimizer, "_step_supports_amp_scaling"):
+            optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["initial_lr"] = rate
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Take the peak rates of the configuration: of an optimizer that was restored they are the checkpoint's."""
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
+            group["initial_lr"] = rate
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Set the learning rates, a pure function of the step, and let the optimizer go one step.
+
+        A scheduler object would hold state to save and cost more than the arithmetic.
+        """
+        step, max_steps = self.global_step, self.trainer.max_steps
+        multiplier = self.schedule(min(step, max_steps - 1), max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        optimizer.step(closure=optimizer_closure)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a global norm and keep the norm from before (Pascanu et al. 2013).
+
+        The norm is looked at before the optimizer takes its step: in every step on the CPU, where that is free,
+        and at logged steps elsewhere, where a look waits for the device.
+
+        Raises:
+            DivergedError: the norm is NaN or infinite.
+        """
+        if self._targets:
+            self._to_mean(optimizer)
+        is_looked_at = self.is_log_step or self.device.type == "cpu"
+        if gradient_clip_val is not None or is_looked_at:
+            limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.gradient_norm = clip_gradients(parameters, limit, self.peers)
+            if is_looked_at:
+                self._require_finite(self.gradient_norm.item())
+
+    def _require_finite(self, norm: float) -> None:
+        """Refuse a step by gradients that are not finite; a scaler of fp16 skips such a step itself."""
+        if not math.isfinite(norm) and not getattr(self.trainer.precision_plugin, "scaler", None):
+            require_finite_loss("norm of the gradients", norm, self.global_step)
+
+    def begins_step(self, batch_idx: int) -> bool:
+        """Whether the micro-batch of this number is the first of its optimizer step."""
+        return batch_idx % self.trainer.accumulate_grad_batches == 0
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the micro-batch of this number is the last of its optimizer step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask for a validation after the last step: Lightning's own come at an interval only."""
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the optimizer step now under way is one whose metrics are logged."""
+        return (self.global_step + 1) % self.log_every == 0
+
+    def take_training_metrics(self) -> dict[str, float]:
+        """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""
+        metrics: dict[str, float] = {}
+        if self._losses:
+            metrics["train/loss"] = self._mean_loss()
+            self._losses.clear()
+        if self.gradient_norm is not None:
+            metrics["train/gradient_norm"] = self.gradient_norm.item()
+        optimizer = self.trainer.optimizers[0]
+        rates = {group.get("name", "all"): group["lr"] for group in optimizer.param_groups}
+        metrics["train/learning_rate"] = next(iter(rates.values()))
+        if len(set(rates.values())) > 1:
+            metrics |= {f"train/learning_rate_{name}": rate for name, rate in rates.items()}
+        return metrics | {f"train/{name}": value for name, value in self.training_figures().items()}
+
+    def _mean_loss(self) -> float:
+        """The mean over the micro-batches of all ranks; ranks that share a batch count it alike."""
+        sums = [sum_of(losses) for losses in distributed.gather(self._plain_losses())]
+        losses, weights = zip(*sums, strict=True)
+        return math.fsum(losses) / max(math.fsum(weights), 1)
+
+    def _plain_losses(self) -> list[tuple[float, float]]:
+        """The losses not yet logged and their weights as plain numbers; waits for the device."""
+        if not self._losses:
+            return []
+        losses = torch.stack([loss.to(self.device) for loss, _ in self._losses])
+        weights = [torch.ones_like(losses[0]) if w is None else w for _, w in self._losses]
+        both = torch.stack([losses, torch.stack([each.to(losses) for each in weights])])
+        return list(zip(*both.tolist(), strict=True))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
+
+        Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
+        The checkpoint, whether of weights alone or of everything, also says which run has written it.
+        """
+        checkpoint["run"] = Run(Path(self.trainer.default_root_dir)).stamp
+        checkpoint["losses"] = distributed.gather(self._plain_losses())
+        if self.is_adapted:
+            state, trained = checkpoint["state_dict"], self.trained_names()
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the losses not yet logged; what an adapted model's checkpoint lacks stays as it is.
+
+        Raises:
+            ValueError: the checkpoint is that of another adapter.
+        """
+        count_batches(checkpoint, self.trainer.accumulate_grad_batches)
+        losses = distributed.state_of_this_rank(
+            checkpoint["losses"], lambda lists: list(chain(*lists))
+        )
+        self._losses = [(torch.tensor(loss), torch.tensor(weight)) for loss, weight in losses or ()]
+        if self.is_adapted:
+            if checkpoint["state_dict"].keys() != self.trained_names():
+                raise ValueError(
+                    "the checkpoint is not this adapter's: it holds other parameters than are trained here"
+                )
+            self.strict_loading = False
+
+    def trained_names(self) -> set[str]:
+        """The names of the parameters that are trained, on any rank."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Hand metrics of the present step to every logger; the newest of each stay in `figures`."""
+        self.figures |= metrics
+        self.measured |= dict.fromkeys(metrics, self.global_step)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(metrics), step=self.global_step)
+
+
+def count_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Let the micro-batches that a checkpoint counts be those of its steps.
+
+    They are already unless the run goes on with another number of them to a step: Lightning divides their count
+    to tell where a step ends.
+
+    Args:
+        checkpoint: of a whole step.
+        accumulate: micro-batches that an optimizer step gathers from now on.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    missing = checkpoint["global_step"] * accumulate - progress["total"]["processed"]
+    for counts in (progress["total"], progress["current"]):
+        for name in counts:
+            counts[name] += missing
+
+
+def sum_of(losses: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The weighted sum of losses, and the sum of their weights, exactly: in whatever order they come."""
+    weighted = math.fsum(loss * weight for loss, weight in losses)
+    return weighted, math.fsum(weight for _, weight in losses)

@@ -1,0 +1,29 @@
+"""Training that has come apart: what is said of it, and how it is told from a loss."""
+
+import math
+
+from llm.config.errors import UserError
+
+
+class DivergedError(UserError):
+    """The loss, a gradient or a weight became NaN or infinite."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(
+            f"training diverged: {what} after step {step}; use a lower optimizer.lr, a longer schedule.warmup_steps "
+            "or trainer.gradient_clip=1."
+        )
+
+    def say_more(self, line: str) -> None:
+        """Add a line to what is said."""
+        self.args = (f"{self}\n{line}",)
+
+
+def require_finite_loss(name: str, loss: float, step: int) -> None:
+    """Refuse to go on with a loss that is no number.
+
+    Raises:
+        DivergedError: it is NaN or infinite.
+    """
+    if not math.isfinite(loss):
+        raise DivergedError(f"the {name} is {loss}", step)

@@ -1,0 +1,1 @@
+"""What a person reads and types: consoles, tables, progress bars, commands to paste."""

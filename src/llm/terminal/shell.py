@@ -1,0 +1,43 @@
+"""Commands that a person may paste into a shell: what is printed runs as it stands."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def command_line(*words: str, modules: Iterable[str] = ()) -> str:
+    """Return a command as a line for a shell.
+
+    Args:
+        words: the program and its arguments.
+        modules: packages of the user's that the command imports. Where Python looks for them is part of the line.
+    """
+    path = os.environ.get("PYTHONPATH")
+    places = [f"PYTHONPATH={quoted_word(path)}"] if path and list(modules) else []
+    return " ".join([*places, *map(quoted_word, words)])
+
+
+def program(name: str = "llm") -> str:
+    """Return the word that starts a program of this environment: its name, or its path if the name does not."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not own.is_file() or (found is not None and Path(found).samefile(own)):
+        return name
+    here = Path.cwd()
+    return str(own.relative_to(here) if own.is_relative_to(here) else own)
+
+
+def quoted_word(word: str) -> str:
+    """Return a word as a shell reads it, in characters that the terminal has and that do not control it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    if word.isprintable() and word.encode(encoding, "replace").decode(encoding) == word:
+        return shlex.quote(word)
+    return f"$'{''.join(map(_escaped, word.encode('utf-8', 'surrogateescape')))}'"
+
+
+def _escaped(byte: int) -> str:
+    is_plain = 32 <= byte < 127 and byte not in b"'\\"
+    return chr(byte) if is_plain else f"\\x{byte:02x}"

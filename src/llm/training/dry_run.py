@@ -1,0 +1,134 @@
+"""`llm train … dry_run=true`: what a run, or each point of a sweep, would be and cost; nothing is trained."""
+
+from collections.abc import Iterator, Sequence
+
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from llm.config.build import build, config_errors_at
+from llm.config.composition import Point
+from llm.config.errors import ConfigError
+from llm.config.overrides import differing_words, key_of
+from llm.hardware import Hardware
+from llm.planning.matching import BOUNDS, Matched, unequal
+from llm.terminal.tables import new_table, note_line, print_tables
+from llm.training.forecast import BOUND, MFU, Forecast, forecast
+from llm.training.preflight import require_division
+from llm.training.setup import adopted
+from llm.units import duration, flops, format_bytes, format_number, percent
+
+
+def show_dry_run(points: Sequence[Point]) -> None:
+    """Print a table with a row for each point.
+
+    Raises:
+        ConfigError: a point cannot be built, or this machine has not what it asks for.
+    """
+    estimates = [forecast(adopted(point.config, point.overrides)) for point in points]
+    for each in estimates:
+        with config_errors_at("hardware"):
+            hardware = each.counted
+        require_division(each.config, hardware)
+    with config_errors_at("hardware"):
+        rows = check_table(labels(points), estimates)
+    print_tables(rows, *map(note_line, dry_run_notes(estimates)))
+
+
+def require_divisible(points: Sequence[Point]) -> None:
+    """Refuse points that as many devices as they name cannot divide, wherever they are going to run.
+
+    Raises:
+        ConfigError: they cannot; each line begins with the overrides of its point.
+    """
+    problems = []
+    for label, point in zip(labels(points), points, strict=True):
+        with config_errors_at("hardware"):
+            hardware: Hardware = build(point.config.hardware)
+        if hardware.strategy is None or hardware.devices == "auto" or hardware.world == 1:
+            continue
+        try:
+            require_division(adopted(point.config, point.overrides), hardware)
+        except ConfigError as error:
+            problems += [f"{label} | {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
+    """Print what was changed to make the points of a sweep equal, and what remains unequal."""
+    rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
+    lines = zip(labels(points), points, matched, unequal(matched), strict=True)
+    for label, point, made, left in lines:
+        name = "\n".join([label, *(f"  {change}" for change in point_changes(point, made))])
+        rows.add_row(name, *(percent(each) for each in left.values()))
+    print_tables(rows, *map(note_line, matching_notes(matched)))
+
+
+def point_changes(point: Point, made: Matched) -> Iterator[str]:
+    """What was changed of a point, and from what."""
+    for word in made.overrides:
+        own = OmegaConf.select(point.config, key_of(word))
+        yield word if own is None else f"{word} (for {own})"
+
+
+def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
+    """What a reader of the changes has to know."""
+    if any(key_of(word) == "size.dim" for made in matched for word in made.overrides):
+        low, high = BOUNDS
+        yield (
+            f"size.dim: the feed-forward layers alone would be less than {low:g} or more than {high:g} times as wide "
+            "as they are, so the whole model's width was changed, and FLOPs change with it"
+        )
+
+
+def labels(points: Sequence[Point]) -> list[str]:
+    """What tells each point from the others, or all its words where it is alone."""
+    ours = [point.own for point in points]
+    if len(points) == 1:
+        return [
+            " ".join(word for word in ours[0] if not word.startswith("check=")) or "as configured"
+        ]
+    return [" ".join(words) for words in differing_words(ours)]
+
+
+def check_table(names: Sequence[str], estimates: Sequence[Forecast]) -> Table:
+    """A row for each point: what it is, what it reads and computes, what that takes."""
+    names_of = ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time")
+    rows = new_table("point", *names_of)
+    for name, each in zip(names, estimates, strict=True):
+        cost, memory = each.cost, each.memory
+        if cost is None:
+            rows.add_row(name, "needs data")
+            continue
+        rows.add_row(
+            name,
+            format_number(cost.parameters),
+            flops(cost.flops_per_token),
+            "needs data" if cost.tokens is None else format_number(cost.tokens),
+            flops(cost.flops),
+            format_bytes(memory and memory.total),
+            duration(each.seconds()),
+        )
+    return rows
+
+
+def dry_run_notes(estimates: Sequence[Forecast]) -> Iterator[str]:
+    """What a reader of the table has to know."""
+    first = estimates[0]
+    yield (
+        "memory: tensors that one device holds at most, in a step without compilation; the process itself "
+        "takes half a GiB more"
+    )
+    if first.device.flops is not None:
+        yield (
+            f"time: {first.world} × {first.device.name} at {MFU:.0%} of {first.device.flops / 1e12:.3g} TFLOP/s; "
+            "tiny models reach less, and validating is not counted"
+        )
+    if any(each.is_bound for each in estimates):
+        yield BOUND
+    if any(each.cost is None or each.cost.tokens is None for each in estimates):
+        yield "needs data: the vocabulary, or how many tokens there are, is known once the data have been read"
+    crowded = [each for each in estimates if each.memory and each.memory.total > each.device.memory]
+    if crowded:
+        room = format_bytes(first.device.memory)
+        yield f"{len(crowded)} of {len(estimates)} take more than the {room} of {first.device.name}"

@@ -1,0 +1,159 @@
+"""How a run ended, for its record: done, interrupted or failed, and how it goes on."""
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from llm import distributed, signals
+from llm.callbacks.checkpoints import Checkpoints
+from llm.callbacks.interrupt import Interrupt, InterruptedRunError
+from llm.loggers.wandb import WandbLogger
+from llm.runs import Run
+from llm.tasks.non_finite import DivergedError
+from llm.terminal.console import new_console
+from llm.training.resumption import (
+    Resumption,
+)
+
+
+@dataclass
+class Progress:
+    """How far a run is, for the record of its end."""
+
+    resumed: int = 0  # the step of the checkpoint that this sitting began from
+    trainer: L.Trainer | None = None
+    loggers: Sequence[Logger] = ()
+    seconds: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run's training, validations and all, those of earlier sittings included."""
+        return round(self.seconds + time.perf_counter() - self.since, 1)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, in earlier sittings too."""
+        return max(self.resumed, self.trainer.global_step if self.trainer is not None else 0)
+
+    @property
+    def saved_steps(self) -> int:
+        """Those of them that the newest checkpoint knows of."""
+        found = [each.saved_step for each in self._callbacks if isinstance(each, Checkpoints)]
+        return max([self.resumed, *found])
+
+    @property
+    def received(self) -> int:
+        """The signal that asked training to stop; 0 if there was none."""
+        found = [each.received or 0 for each in self._callbacks if isinstance(each, Interrupt)]
+        return max([0, *found])
+
+    @property
+    def _callbacks(self) -> list[L.Callback]:
+        return getattr(self.trainer, "callbacks", [])
+
+    def end_loggers(self, exit_code: int) -> None:
+        """End the run on W&B, if there is one, once: the next job of this process would land in it."""
+        loggers, self.loggers = self.loggers, ()
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.finish(exit_code)
+
+
+@contextmanager
+def recording(
+    run: Run, resume: Resumption, command: str, *, rescue: str, restart: str
+) -> Iterator[Progress]:
+    """Record how a run ended if it did not end well, and tell how to go on.
+
+    Args:
+        run: the run, its record as it was.
+        resume: where it goes on.
+        command: goes on with it.
+        rescue: goes on with it at a lower learning rate, if it has diverged.
+        restart: begins it again at a lower learning rate, if it has diverged before it was saved.
+    """
+    before = dict(run.record)
+    progress = Progress(resume.step, seconds=before.get("seconds", 0.0))
+    try:
+        yield progress
+    except BaseException as error:
+        stop = interruption(error, progress)
+        with suppress(OSError):  # on a full disk it stays at what was written last
+            record_end(run, before, progress, error, was_stopped=stop is not None)
+        if stop is not None:
+            status = signals.status_of(signals.number_of(stop))
+            tell_interruption(stop, run, progress, command)
+            progress.end_loggers(status)
+            raise SystemExit(status) from None
+        if isinstance(error, DivergedError):
+            error.say_more(
+                f"To go on from step {progress.saved_steps}: {rescue}"
+                if progress.saved_steps
+                else f"No checkpoint was saved. To begin again: {restart}"
+            )
+        progress.end_loggers(1)
+        raise
+
+
+def record_end(
+    run: Run,
+    before: Mapping[str, Any],
+    progress: Progress,
+    error: BaseException,
+    *,
+    was_stopped: bool,
+) -> None:
+    """Record that a run was interrupted or failed, unless it is done: by now, or since an earlier sitting."""
+    if run.status == "done":
+        run.update()  # in whatever line of the writing it was stopped
+    elif before.get("status") == "done" and progress.steps == progress.resumed:
+        run.put_back(before)
+    elif was_stopped:
+        run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
+    else:
+        run.finish("failed", steps=progress.steps, error=f"{type(error).__name__}: {error}")
+
+
+def interruption(error: BaseException, progress: Progress) -> BaseException | None:
+    """What stopped the run, if somebody did: between two steps, or at once, which Lightning makes an exit of.
+
+    A signal to all processes of a job ends those that gather batches as well, before the step is finished.
+    """
+    if progress.received and "DataLoader worker" in str(error):
+        return signals.Stopped(progress.received)
+    kinds = (InterruptedRunError, KeyboardInterrupt)
+    found = (each for each in (error, error.__context__) if isinstance(each, kinds))
+    return next(found, None) or signals.stop_behind(error)
+
+
+def tell_interruption(stop: BaseException, run: Run, progress: Progress, command: str) -> None:
+    """Say what is saved of an interrupted run, and how it goes on."""
+    is_at_once = signals.number_of(stop) == signal.SIGINT and not isinstance(
+        stop, InterruptedRunError
+    )
+    how = "at once" if is_at_once else f"by {stop}"
+    if distributed.is_first():
+        new_console(stderr=True).print(
+            f"stopped {how}{what_is_saved(run, progress)}.\nTo go on: {command}", soft_wrap=True
+        )
+
+
+def what_is_saved(run: Run, progress: Progress) -> str:
+    """How far a run came that was interrupted, and how much of it the next sitting begins with."""
+    steps, saved = progress.steps, progress.saved_steps
+    if run.status == "done":
+        return f"; the run is done, with {run.record['steps']} steps"
+    if steps == 0:
+        return " before the first step; nothing was there to save"
+    if saved == 0:
+        return f" after step {steps}; nothing is saved"
+    if steps > saved:
+        return f" after step {steps}; step {saved} is what is saved"
+    return f" after step {steps}; it is saved"

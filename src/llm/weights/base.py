@@ -1,0 +1,98 @@
+"""What every source of pretrained weights promises, whatever files it reads."""
+
+from abc import ABC, abstractmethod
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from llm.config.build import build
+from llm.config.check import check
+from llm.models.size import require_memory
+from llm.tokenizers.base import Tokenizer
+from llm.weights.folder_settings import FolderSettings
+
+
+class Weights(ABC):
+    """A pretrained language model at rest: its architecture, its tokenizer and its parameters.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    path: str
+
+    @property
+    @abstractmethod
+    def config(self) -> DictConfig:
+        """The nodes `model`, `size` and `tokenizer` as `llm train` would compose them, all numbers set.
+
+        Raises:
+            ConfigError: the files describe no model, or one that has parts unknown here.
+        """
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with.
+
+        Raises:
+            ConfigError: there is none, or it cannot be read.
+        """
+
+    @abstractmethod
+    def load(self, model: nn.Module) -> None:
+        """Fill a language model in place, one tensor at a time.
+
+        The tables of tokens (`embedding.weight`, `head.weight`) may have more rows than the weights have:
+        the new ones, for special tokens that the weights never saw, are drawn like the old (`new_rows`).
+
+        Raises:
+            ConfigError: with everything that is missing, left over or wrongly shaped.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short name of the content, which changes when the files do."""
+
+    @property
+    def origin(self) -> str:
+        """What tells these weights from others, and stays the same when a run goes on."""
+        return self.fingerprint
+
+    @property
+    def dtype(self) -> str | None:
+        """The precision that the weights lie in and are passed on in; None for that of the model."""
+        return None
+
+    @property
+    def published(self) -> FolderSettings | None:
+        """What the published folder that the weights come from says of their use; None if there was none."""
+        return None
+
+    def model(self) -> nn.Module:
+        """The model with its weights, in evaluation mode on the CPU.
+
+        Raises:
+            ConfigError: as `language_model` does.
+        """
+        return self.language_model().eval()
+
+    def language_model(self) -> nn.Module:
+        """The language model alone, adapters folded in.
+
+        Its configuration is checked before anything is built: the files may be a stranger's.
+
+        Raises:
+            ConfigError: the configuration is no model's, or the weights do not fit it.
+        """
+        config = self.config
+        check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
+        require_memory(config.model)
+        model = build(config.model)
+        self.load(model)
+        return model
+
+
+def tokenizer_of(weights: Weights) -> Tokenizer:
+    """The tokenizer of some weights, for a configuration to name."""
+    return weights.tokenizer()

@@ -1,0 +1,101 @@
+"""GPT-2 as OpenAI released it in 2019: a checkpoint of TensorFlow, and the files of its tokenizer."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llm.checkpoints.lazy_tensor import LazyTensor
+from llm.config.build import config_errors_at
+from llm.config.errors import ConfigError
+from llm.files import read_object
+from llm.tokenizers.base import Tokenizer
+from llm.weights.huggingface import Folder, Settings
+from llm.weights.tensor_bundle import in_tensor_bundle
+from llm.weights.tokenizer_files import read_vocabulary
+
+# What hparams.json calls the sizes, by the words of Hugging Face's config.json.
+SIZES = {
+    "vocab_size": "n_vocab",
+    "n_positions": "n_ctx",
+    "n_embd": "n_embd",
+    "n_head": "n_head",
+    "n_layer": "n_layer",
+}
+CHECKPOINT = "model.ckpt"
+TOKENIZER = ("encoder.json", "vocab.bpe")
+
+
+@dataclass(frozen=True)
+class OpenAIFolder(Folder):
+    """hparams.json, model.ckpt.index, model.ckpt.data-…, encoder.json and vocab.bpe.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Settings:
+        """The sizes in the words of Hugging Face's config.json; all else is GPT-2's own.
+
+        Raises:
+            ConfigError: hparams.json cannot be read, or lacks one.
+        """
+        with config_errors_at("weights.path"):
+            hparams = read_object(self.path / "hparams.json")
+        sizes = {theirs: hparams.get(name) for theirs, name in SIZES.items()}
+        return {"model_type": "gpt2", **sizes}
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoint's files, the sizes and the tokenizer."""
+        names = ("hparams.json", *TOKENIZER)
+        described = [self.path / name for name in names if (self.path / name).is_file()]
+        return sorted([*described, *self.path.glob(f"{CHECKPOINT}.*")])
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """The parameters by Hugging Face's names.
+
+        Raises:
+            ConfigError: the checkpoint is missing or damaged.
+        """
+        stored = in_tensor_bundle(self.path / CHECKPOINT)
+        return {_name(name): _without_first_axis(tensor) for name, tensor in stored.items()}
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of encoder.json and vocab.bpe; None where they are not there.
+
+        Raises:
+            ConfigError: the two do not fit each other.
+        """
+        vocabulary, merges = (self.path / name for name in TOKENIZER)
+        if not (vocabulary.is_file() and merges.is_file()):
+            return None
+        try:
+            return read_vocabulary(vocabulary, merges)
+        except ValueError as error:
+            raise ConfigError(f"weights.path: {error}") from error
+
+
+def _name(name: str) -> str:
+    """`model/h0/attn/c_attn/w` is `h.0.attn.c_attn.weight`; another program's names stay as they are."""
+    words = re.sub(r"^model/(?:h(\d+)/)?", lambda m: f"h/{m[1]}/" if m[1] else "", name).split("/")
+    if words[-1] in ("wte", "wpe"):
+        return f"{words[-1]}.weight"
+    last = {"w": "weight", "g": "weight", "b": "bias"}.get(words[-1], words[-1])
+    return ".".join([*words[:-1], last])
+
+
+def _without_first_axis(stored: LazyTensor) -> LazyTensor:
+    """A projection's matrix: OpenAI wrote it as a convolution of width 1, (1, in, out)."""
+    if len(stored.shape) != 3 or stored.shape[0] != 1:
+        return stored
+
+    def read() -> Tensor:
+        return torch.squeeze(stored.read(), 0)
+
+    return replace(stored, shape=stored.shape[1:], read=read)

@@ -1,0 +1,172 @@
+"""What holds of every adapter: what is frozen, how it is stored, what a checkpoint needs."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from llm.adapters.base import adapter_state, disabled, load_adapter_state
+from llm.adapters.freeze import Head, LastBlock
+from llm.adapters.lora import LoRA
+from llm.adapters.prefix import Prefix
+from llm.models.classifier import Classifier
+from llm.optim.groups import decay_matrices
+
+ADAPTERS = [LoRA, Prefix, LastBlock, Head]
+ADDING = [LoRA, Prefix]
+
+
+def bfloat16():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("preset", ["gpt2", "gpt", "llama"])
+def test_gradients_reach_all_that_learns_and_nothing_else(build, tokens, stir, preset, adapter):
+    model = Classifier(build(f"model={preset}"), 2)
+    adapter().apply(model, new=["head.weight", "head.bias"])
+    stir(model)(tokens).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.grad is None or parameter.grad.any(), name
+    assert {"head.weight", "head.bias"} <= adapter_state(model).keys()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_optimizer_gets_what_learns(build, adapter):
+    model = build()
+    adapter().apply(model)
+    grouped = [p for group in decay_matrices(model) for p in group["params"]]
+    learns = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in learns}
+    assert 0 < len(grouped) < len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
+def test_a_tied_parameter_is_new_under_either_name(build, name):
+    model = build("model=gpt2")
+    LastBlock().apply(model, new=[name])
+    assert model.head.weight.requires_grad
+    assert model.head.weight is model.embedding.weight
+
+
+def test_new_parameters_must_exist(build):
+    with pytest.raises(ValueError, match=r"new: GPT has no head\.bias$"):
+        LoRA().apply(build(), new=["head.weight", "head.bias"])
+
+
+@pytest.mark.parametrize("adapter", ADDING)
+@pytest.mark.parametrize("preset", ["gpt2", "gpt"])
+def test_disabled_is_the_base(build, tokens, stir, preset, adapter):
+    model = build(f"model={preset}").eval()
+    before = model(tokens)
+    adapter().apply(model)
+    adapted = stir(model)(tokens)
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    with disabled(model):
+        assert torch.equal(model(tokens), before)
+        with disabled(model):
+            assert torch.equal(model(tokens), before)
+        assert torch.equal(model(tokens), before)
+    assert torch.equal(model(tokens), adapted)
+    with pytest.raises(ValueError, match="vocab_size"), disabled(model):
+        model(tokens + 97)
+    assert torch.equal(model(tokens), adapted)
+
+
+def test_without_additions_there_is_nothing_to_disable(build):
+    model = build()
+    LastBlock().apply(model)
+    with pytest.raises(ValueError, match="no adapter to switch off"), disabled(model):
+        pass
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_checkpoint_of_what_learns_brings_it_back(build, tokens, stir, adapter):
+    base = build("model=gpt").eval()
+    trained, fresh = copy.deepcopy(base), copy.deepcopy(base)
+    for model in (trained, fresh):
+        adapter().apply(model)
+    stir(trained)
+    assert not torch.equal(trained(tokens), fresh(tokens))
+    load_adapter_state(fresh, adapter_state(trained))
+    assert torch.equal(trained(tokens), fresh(tokens))
+    assert not any(tensor.requires_grad for tensor in adapter_state(fresh).values())
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_in_full_and_not_used(build, tokens):
+    model = build("model=gpt2").eval()
+    LastBlock().apply(model)
+    before = model(tokens)
+    state = {name: tensor + 1 for name, tensor in adapter_state(model).items()}
+    del state["final_norm.bias"]
+    state["final_norm.weight"] = torch.zeros(3)
+    state["extra"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="3 problems") as error:
+        load_adapter_state(model, state)
+    assert "missing: final_norm.bias" in str(error.value)
+    assert "left over: extra" in str(error.value)
+    assert "wrong shape: final_norm.weight is (3,), the model's (64,)" in str(error.value)
+    assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("preset", ["gpt2", "gpt", "llama"])
+def test_frozen_matrices_in_bfloat16_compute_what_autocast_does(build, tokens, preset, adapter):
+    """To the bit: autocast rounds matrices just so. Embeddings it leaves alone; they are rounded here."""
+    model = build(f"model={preset}").eval()
+    stored = copy.deepcopy(model)
+    for each, dtype in ((model, None), (stored, "bfloat16")):
+        torch.manual_seed(1)
+        adapter(frozen_dtype=dtype).apply(each)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16().float()
+    with bfloat16():
+        assert torch.equal(stored(tokens), model(tokens))
+        assert stored.hidden_states(tokens).dtype == torch.float32
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_what_is_stored_how(build, adapter):
+    model = build("model=gpt2", "model.tie_weights=false")
+    adapter(frozen_dtype="bfloat16").apply(model)
+    for name, parameter in model.named_parameters():
+        is_norm = "norm" in name
+        expected = torch.float32 if parameter.requires_grad or is_norm else torch.bfloat16
+        assert parameter.dtype == expected, name
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("preset", ["gpt2", "gpt"])
+def test_frozen_matrices_in_bfloat16_work_without_autocast(build, tokens, stir, preset, adapter):
+    torch.manual_seed(0)
+    model = build(f"model={preset}").eval()
+    stored = copy.deepcopy(model)
+    for each, dtype in ((model, None), (stored, "bfloat16")):
+        torch.manual_seed(1)
+        adapter(frozen_dtype=dtype).apply(each)
+        stir(each)
+    exact, low = model(tokens), stored(tokens)
+    assert low.dtype == torch.float32
+    assert (low - exact).abs().max() < 0.03 * exact.abs().max()
+    low.square().sum().backward()
+    gradients = [p.grad for p in stored.parameters() if p.requires_grad]
+    assert all(g.dtype == torch.float32 and g.any() for g in gradients)
+
+    cache = stored.new_cache(2)
+    cached = torch.cat([stored(part, cache) for part in tokens.split([7, 1, 4], dim=1)], dim=1)
+    assert (cached - low).abs().max() < 0.03 * low.abs().max()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_copy_is_its_own(build, tokens, stir, adapter):
+    """As a frozen reference for preferences is made."""
+    model = build("model=gpt").eval()
+    adapter(frozen_dtype="bfloat16").apply(model)
+    reference = copy.deepcopy(model)
+    before = model(tokens)
+    stir(model)
+    assert not torch.equal(model(tokens), before)
+    assert torch.equal(reference(tokens), before)

@@ -1,0 +1,289 @@
+"""Checkpoints in parts: read back whole or by the slice, under any number of ranks, and never half."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from divided import train, write_text
+from ranks import on_ranks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from llm import distributed
+from llm.checkpoints import checksums, sharded
+from llm.checkpoints.checkpoint_file import (
+    digest_of,
+    fall_back,
+    load_checkpoint,
+    open_checkpoint,
+    open_weights,
+    open_whole,
+    save_checkpoint,
+)
+from llm.checkpoints.checksums import DamagedCheckpointError
+from llm.dtensor import local_slices, to_local
+from llm.runs import Run, backup_path
+from llm.weights.run import RunWeights
+
+MATRIX, BIAS = torch.arange(35.0).view(7, 5), torch.arange(3.0).bfloat16()
+
+
+def save(path: Path, step: int, fails: bool = False) -> None:
+    """A checkpoint of matrices divided in several ways, one of them in two places."""
+    distributed.join_ranks("cpu")
+    line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+    rows = distribute_tensor(MATRIX + step, line, [Shard(0)])
+    state = {"embedding": rows, "head": rows}
+    state["bias"] = distribute_tensor(BIAS, line, [Shard(0)])  # the last rank has nothing of it
+    state["square"] = distribute_tensor(MATRIX - step, square, [Replicate(), Shard(1)])
+    state["scalar"] = distribute_tensor(torch.tensor(2.5), line, [Replicate()])
+    plain = {"step": step, "states": [torch.arange(3), {"name": "x"}]}
+    if fails and distributed.is_first():
+        sharded.replace = _fail
+    sharded.save_sharded(
+        {"state_dict": state, "optimizer": [{0: {"average": rows}}], **plain}, path
+    )
+
+
+def _fail(*_, **__) -> None:
+    raise OSError("disk full")
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("once") / "last.ckpt"
+    on_ranks(4, save, path, 1)
+    return path
+
+
+@pytest.fixture
+def saved(once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(once, tmp_path / "last.ckpt")
+
+
+def read(path: Path) -> list[list[float]]:
+    """This rank's part of the matrix, out of a checkpoint of another number of ranks."""
+    distributed.join_ranks("cpu")
+    like = distribute_tensor(MATRIX, init_device_mesh("cpu", (3,)), [Shard(0)])
+    found = open_checkpoint(path)["state_dict"]["embedding"][local_slices(like)]
+    assert torch.equal(found, to_local(like) + 1)
+    return found.tolist()
+
+
+def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
+    found = load_checkpoint(saved)
+    state = found["state_dict"]
+    assert torch.equal(state["embedding"], MATRIX + 1)
+    assert state["head"] is state["embedding"]
+    assert torch.equal(state["square"], MATRIX - 1)
+    assert torch.equal(state["bias"], BIAS)
+    assert state["scalar"] == 2.5
+    assert torch.equal(found["optimizer"][0][0]["average"], MATRIX + 1)
+    assert found["step"] == 1
+    assert torch.equal(found["states"][0], torch.arange(3))
+    assert {name: s.shape for name, s in open_weights(saved).weights.items()}["bias"] == (3,)
+    assert [row for part in on_ranks(3, read, saved) for row in part] == (MATRIX + 1).tolist()
+
+
+def test_a_slice_reads_the_files_that_hold_it_and_no_others(saved):
+    for file in saved.glob("*.safetensors"):
+        if "00000-of" not in file.name:
+            file.unlink()
+    matrix = open_checkpoint(saved)["state_dict"]["embedding"]
+    assert torch.equal(matrix[0:2, 1:3], MATRIX[0:2, 1:3] + 1)
+    with pytest.raises(DamagedCheckpointError):
+        matrix[0:3, 0:5]
+
+
+def test_the_next_save_takes_its_place_and_leaves_nothing_behind(saved):
+    before = digest_of(saved)
+    on_ranks(2, _again, saved)
+    assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
+    assert digest_of(saved) != before
+    index = json.loads((saved / "index.json").read_text())
+    assert {f.name for f in saved.iterdir()} == {*index["files"], "index.json", "sha256.json"}
+
+
+def _again(path: Path, keeps_previous: bool = False) -> None:
+    distributed.join_ranks("cpu")
+    mesh = init_device_mesh("cpu", (2,))
+    x = distribute_tensor(torch.full((4,), 2.0), mesh, [Shard(0)])
+    sharded.save_sharded({"state_dict": {"x": x}}, path, keeps_previous=keeps_previous)
+
+
+def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
+    on_ranks(2, _again, saved, True)
+    (saved / "2-00001-of-00002.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DamagedCheckpointError):
+        open_whole(saved)
+    before = open_weights(saved / "previous.json")
+    assert torch.equal(before.weights["embedding"].read(), MATRIX + 1)
+    assert fall_back(saved)
+    assert open_whole(saved)["step"] == 1
+    assert torch.equal(load_checkpoint(saved)["state_dict"]["embedding"], MATRIX + 1)
+    assert not fall_back(saved)
+    on_ranks(2, _again, saved)
+    index = json.loads((saved / "index.json").read_text())
+    assert {f.name for f in saved.iterdir()} == {*index["files"], "index.json", "sha256.json"}
+
+
+def test_a_save_that_fails_leaves_the_old_one_whole(saved):
+    with pytest.raises(AssertionError, match="disk full"):
+        on_ranks(4, save, saved, 2, True)
+    assert load_checkpoint(saved)["step"] == 1
+    assert torch.equal(load_checkpoint(saved)["state_dict"]["head"], MATRIX + 1)
+
+
+@pytest.mark.parametrize("name", ["index.json", "1.pt", "1-00002-of-00004.safetensors"])
+def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
+    data = bytearray((saved / name).read_bytes())
+    data[-2] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(DamagedCheckpointError, match=f"{name} is damaged"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypatch, is_folder):
+    """What stood there is found aside, and put back by who goes on."""
+    path = Run(tmp_path / "run").last
+    path.parent.mkdir(parents=True)
+    if is_folder:
+        shutil.move(saved, path)
+    else:
+        save_checkpoint({"step": 1}, path)
+    if (child := os.fork()) == 0:
+        with checksums.replacing_folder(path, is_wrong=True):
+            os._exit(0)
+    os.waitpid(child, 0)
+    run = Run(tmp_path / "run")
+    assert run.last.exists()
+    assert load_checkpoint(run.last)["step"] == 1
+    with run.claimed():
+        assert load_checkpoint(path)["step"] == 1
+        assert not backup_path(path).exists()
+    save_checkpoint({"step": 2}, path)
+    assert load_checkpoint(run.last) == {"step": 2}
+    assert {f.name for f in path.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def test_a_write_that_fails_puts_back_what_stood_there(saved):
+    with (
+        pytest.raises(OSError, match="disk full"),
+        checksums.replacing_folder(saved, is_wrong=True),
+    ):
+        raise OSError("disk full")
+    assert load_checkpoint(saved)["step"] == 1
+
+
+def test_file_and_folder_take_each_others_place(saved):
+    save_checkpoint({"step": 9}, saved)
+    assert load_checkpoint(saved) == {"step": 9}
+    on_ranks(2, _again, saved)
+    assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
+    assert {f.name for f in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
+
+
+def written(path: Path, change) -> None:
+    """A change of the index, by one who knows of no digest of it."""
+    index = json.loads((path / "index.json").read_text())
+    change(index)
+    (path / "index.json").write_text(json.dumps(index))
+    checksums.note_folder(path / "index.json", checksums.sha256_of_file(path / "index.json"))
+
+
+def reaching(name):
+    """An index that names a file elsewhere, and its digest."""
+    return lambda index: index.update(rest=name, files={**index["files"], name: "0" * 64})
+
+
+def changed(index, key, value):
+    """The matrix's entry, changed."""
+    index["tensors"][0][key] = value
+
+
+NO_INDEX = {
+    "a part is missing": (lambda i: i["tensors"][0]["parts"].pop(), "leave out 5 numbers"),
+    "parts overlap": (
+        lambda i: i["tensors"][0]["parts"][1].update(offsets=[1, 0]),
+        "parts overlap",
+    ),
+    "a part is beyond": (
+        lambda i: i["tensors"][0]["parts"][3].update(offsets=[7, 0]),
+        "reaches beyond",
+    ),
+    "negative": (lambda i: changed(i, "shape", [-7, -5]), "are not sizes"),
+    "other dimensions": (lambda i: changed(i, "shape", [35]), "are not sizes"),
+    "dtype": (lambda i: changed(i, "dtype", "load"), "unknown dtype 'load'"),
+    "unknown file": (
+        lambda i: i["tensors"][0]["parts"][0].update(file="9.safetensors"),
+        "no digest of 9.safetensors",
+    ),
+    "above": (reaching("../out.pt"), "'../out.pt' is not a name"),
+    "parent": (reaching(".."), "'..' is not a name"),
+    "absolute": (reaching("/etc/passwd"), "'/etc/passwd' is not a name"),
+    "no key": (lambda i: i.pop("files"), "no 'files'"),
+    "no list": (lambda i: i.update(tensors=3), "not iterable"),
+    "no place": (lambda i: changed(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
+    "huge": (
+        lambda i: i["tensors"].append(
+            i["tensors"][0]
+            | {"shape": [10**12, 3]}
+            | {"parts": [i["tensors"][0]["parts"][0] | {"shape": [10**12, 3]}]}
+        ),
+        "has shape [2, 5] there and [1000000000000, 3]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NO_INDEX)
+def test_an_index_that_makes_no_sense_is_refused_in_a_line(saved, what):
+    change, message = NO_INDEX[what]
+    written(saved, change)
+    with pytest.raises(DamagedCheckpointError, match=re.escape(message)) as found:
+        load_checkpoint(saved)
+    assert "\n" not in str(found.value)
+
+
+def test_an_index_that_was_cut_is_refused(saved):
+    index = saved / "index.json"
+    index.write_text(index.read_text()[:-200])
+    checksums.note_folder(index, checksums.sha256_of_file(index))
+    with pytest.raises(
+        DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"
+    ):
+        load_checkpoint(saved)
+
+
+def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save(Harmful(), saved / "1.pt")
+    index = json.loads((saved / "index.json").read_text())
+    index["files"]["1.pt"] = checksums.sha256_of_file(saved / "1.pt")
+    (saved / "index.json").write_text(json.dumps(index))
+    checksums.note_folder(saved / "index.json", checksums.sha256_of_file(saved / "index.json"))
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_with_such_checkpoints_is_a_run_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    text = write_text(tmp_path)
+    train(tmp_path / "one", (text,))
+    words = (text, "hardware=fsdp", "hardware.strategy.sharded_checkpoint=true")
+    on_ranks(2, train, tmp_path / "two", words)
+    assert (tmp_path / "two" / "checkpoints" / "best.ckpt" / "index.json").is_file()
+    expected = RunWeights(str(tmp_path / "one")).model().state_dict()
+    found = RunWeights(str(tmp_path / "two"))
+    for name, tensor in found.model().state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+    assert len(found.fingerprint) == 16

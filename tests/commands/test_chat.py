@@ -1,0 +1,253 @@
+"""`llm chat`: a run directory is all it needs, and Ctrl-C stops an answer and nothing else."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from made_folders import SHAPES, make_folder
+from omegaconf import OmegaConf
+
+from llm.checkpoints.checkpoint_file import save_checkpoint
+from llm.commands.chat import chat
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.runs import Run
+from llm.tokenizers.byte import ByteTokenizer
+
+WORDS = ("hardware.accelerator=cpu", "hardware.threads=1", "sampler.temperature=0")
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A run whose model writes the letter a, and no end."""
+    run = Run(tmp_path_factory.mktemp("chatting"))
+    words = ["size=nano", f"size.context_length={CONTEXT}", "model.vocab_size=257"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", [*words, "model.tie_weights=false"])
+    OmegaConf.save(config, run.config, resolve=True)
+    ByteTokenizer().save(run.tokenizer)
+    model = build(config.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(0.0 if name.startswith(("blocks", "head")) else 1.0)
+        model.head.weight[ord("a")] = 1.0
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint({"state_dict": state}, run.best)
+    return run
+
+
+def trained_on(run: Run, template: str) -> None:
+    """Let the run say that it was trained on a template."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        node = compose("chat", [f"template={template}"]).template
+    config = OmegaConf.load(run.config)
+    config.data.template = node
+    OmegaConf.save(config, run.config)
+
+
+def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What `llm chat` makes of lines that come through a pipe."""
+    command = [sys.executable, "-m", "llm", "chat", f"weights.path={run.path}", *WORDS, *words]
+    return subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
+
+
+def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
+    saved = tmp_path / "talk.json"
+    done = talk(run, f"Grüße\n/nothing\nb\n/save {saved}\n", "template=plain", "max_tokens=9")
+    assert done.stdout == "aaaaaaaaa\naaaaaaaaa\n"
+    assert done.returncode == 0
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "/nothing",
+        f"4 messages are in {saved}",
+    ]
+    (row,) = json.loads(saved.read_text("utf-8"))
+    assert row["messages"][0] == {"role": "user", "content": "Grüße"}
+
+
+def test_what_is_saved_is_instruction_data(run, tmp_path):
+    saved = tmp_path / "talk.jsonl"
+    lines = f"/system Be brief.\none\ntwo\n/save {saved}\n"
+    talk(run, lines, "template=plain", "max_tokens=3")
+    paths = [f"data.{part}path={saved}" for part in ("", "validation_", "test_")]
+    words = ["experiment=instruct", "data=instruction", "tokenizer=byte", *paths]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        data = build(compose("train", words).data)
+    data.prepare_data()
+    (conversation,) = data.raw["validation"]
+    assert [(message.role, message.content) for message in conversation.messages] == [
+        ("system", "Be brief."),
+        *(("user", "one"), ("assistant", "aaa"), ("user", "two"), ("assistant", "aaa")),
+    ]
+
+
+def test_lightning_is_not_imported(run):
+    code = (
+        "import sys; from llm.__main__ import main\n"
+        f"sys.argv = ['llm', 'chat', 'weights.path={run.path}', 'template=plain', *{WORDS!r}]\n"
+        "main(); print('lightning' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+def test_a_run_without_conversations_says_what_to_do(run):
+    done = talk(run, "hello\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"template: {run.path} was not trained on conversations; ")
+    assert "experiment=instruct" in done.stderr
+    assert "template=plain" in done.stderr
+
+
+def test_a_template_whose_tokens_the_model_does_not_know(run):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("chat", [f"weights.path={run.path}", *WORDS, "template=phi3"])
+    with pytest.raises(ConfigError, match=r"template: the tokenizer has no <\|system\|>, <\|user"):
+        chat(config)
+
+
+def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, monkeypatch):
+    original = run.config.read_bytes()
+    trained_on(run, "alpaca")
+    prompts = []
+
+    def stream(model, tokenizer, starts, *rest):
+        prompts.append(tokenizer.decode(starts[0]))
+        yield 0, "yes"
+
+    monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)
+    monkeypatch.setattr(sys, "stdin", (tmp_path / "in").open("w+"))
+    sys.stdin.write("hello\n/system Be brief.\nagain\n")
+    sys.stdin.seek(0)
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        chat(compose("chat", [f"weights.path={run.path}", *WORDS]))
+        sys.stdin.seek(0)
+        chat(compose("chat", [f"weights.path={run.path}", *WORDS, "system=''"]))
+    run.config.write_bytes(original)
+    assert prompts[0].startswith("Below is an instruction")
+    assert prompts[0].endswith("\n\n### Instruction:\nhello\n\n### Response:\n")
+    assert prompts[2].startswith("\n\n### Instruction:"), "an empty system message is sent"
+    assert prompts[1].startswith("Be brief.\n\n### Instruction:\nhello\n\n### Response:\nyes<|end")
+
+
+def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypatch):
+    folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
+    asked = []
+
+    def stream(model, tokenizer, starts, most, sampler, seed, stops, ends, memory):
+        asked.append((tokenizer.decode(starts[0]), {*ends} | tokenizer.end_tokens))
+        yield 0, "yes"
+
+    monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/system Be loud.\nagain\n"))
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        chat(compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS]))
+    (first, ends), (second, _) = asked
+    begin = "<|im_start|>system\nYou are brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+    assert first == begin + "<|im_start|>assistant\n"
+    assert second == begin.replace("You are brief", "Be loud") + (
+        "<|im_start|>assistant\nyes<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert ends >= {293, 294}
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ raise_exception('no') }}"])
+def test_a_chat_template_that_fails_is_a_line(source, tmp_path):
+    folder = make_folder(SHAPES["smollm2"]._replace(template=source), tmp_path / "folder")
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
+    with pytest.raises(ConfigError, match=r"^template: the model's chat template fails: ") as error:
+        chat(config)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def terminal(run):
+    """`llm chat` at a terminal of its own: what it shows, and keys for it."""
+    main, other = pty.openpty()
+    words = [f"weights.path={run.path}", *WORDS, "template=plain", f"max_tokens={CONTEXT // 2}"]
+    code = (
+        "import fcntl, sys, termios; from llm.__main__ import main\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # whose keys send signals here\n"
+        f"sys.argv = ['llm', 'chat', *{words!r}]; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        start_new_session=True,
+    )
+    os.close(other)
+    yield Terminal(main, process)
+    process.kill()
+    process.wait()
+    os.close(main)
+
+
+class Terminal:
+    """The person's side of a terminal."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self.descriptor = descriptor
+        self.process = process
+        self.unread = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, text: str, key: str = "") -> None:
+        """Read what is shown up to a text, and with it, pressing a key now and then."""
+        end, next_key = time.monotonic() + 60, 0.0
+        while text not in self.unread:
+            if (
+                key and time.monotonic() > next_key
+            ):  # a key that rings the bell would else answer itself
+                self.type(key)
+                next_key = time.monotonic() + 1
+            ready = select.select([self.descriptor], [], [], 0.5)[0]
+            assert time.monotonic() < end, f"{text!r} never came, but {self.unread!r}"
+            if ready:
+                self.unread += os.read(self.descriptor, 1024).decode("utf-8", "replace")
+        self.unread = self.unread.partition(text)[2]
+
+
+def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp_path):
+    saved = tmp_path / "talk.json"
+    terminal.wait_for("> ")
+    terminal.type("one\n")
+    terminal.wait_for("aaaa")
+    terminal.type("\x03")
+    terminal.wait_for("> ")
+    terminal.type("\x1b[200~two\nlines\x1b[201~\n")  # as terminals mark what is pasted
+    terminal.wait_for("aaaa")
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait_for("> ")
+    terminal.type(f"/save {saved}\n")
+    terminal.wait_for("4 messages are in ")
+    terminal.wait_for("> ")
+    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone:
+    # another Ctrl-C.
+    terminal.wait_for("Ctrl-D or /quit leaves", key="\x03")
+    terminal.wait_for("> ")
+    terminal.type("/quit\n")
+    assert terminal.process.wait(timeout=30) == 0
+    (row,) = json.loads(Path(saved).read_text("utf-8"))
+    questions, answers = row["messages"][::2], row["messages"][1::2]
+    assert [message["content"] for message in questions] == ["one", "two\nlines"]
+    for message in answers:
+        assert set(message["content"]) == {"a"}
+        assert 4 <= len(message["content"]) < CONTEXT // 2, "it was stopped before its end"

@@ -1,0 +1,73 @@
+import pytest
+from made_runs import make
+from omegaconf import OmegaConf
+
+from llm.commands.compare import compare_runs
+from llm.config.errors import UserError
+from llm.sweeps import Sweep
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Compares folders below this one as `llm compare` does."""
+    monkeypatch.chdir(tmp_path)
+    defaults = {"output": "", "by": None, "confidence": 0.95, "seeds": "folded", "watch": False}
+    return lambda *runs, **words: compare_runs(
+        OmegaConf.create({**defaults, "runs": list(runs), **words})
+    )
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    runs = [
+        make(tmp_path / "runs" / name, settings={"model": name}, request=name)
+        for name in ("gpt", "llama")
+    ]
+    sweep = Sweep(tmp_path / "sweeps" / "s")
+    sweep.begin(
+        jobs=[
+            sweep.entry(n, [f"model={run.path.name}"], run.path, run.path.name, {})
+            for n, run in enumerate(runs)
+        ]
+    )
+    return sweep
+
+
+def test_a_sweeps_table_is_kept_in_its_folder(compare, sweep, capsys):
+    table = compare("sweeps/s")
+    assert (sweep.path / "table.csv").read_text() == table.csv()
+    out = capsys.readouterr().out
+    assert "wrote  sweeps/s/table.csv, sweeps/s/table.md, sweeps/s/loss.png" in out
+    assert "best   runs/gpt" in out
+
+
+def test_other_folders_are_left_as_they_are_unless_told(compare, sweep, tmp_path, capsys):
+    compare("runs")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["gpt", "llama"]
+    assert "output=FOLDER" in capsys.readouterr().out
+    compare("runs/gpt", "runs/llama", output="here")
+    assert (tmp_path / "here" / "table.md").is_file()
+
+
+def test_what_is_damaged_is_named_below_the_table(compare, tmp_path, capsys):
+    make(tmp_path / "runs" / "good")
+    make(tmp_path / "runs" / "bad").path.joinpath("run.json").write_text("{")
+    compare("runs")
+    assert "runs/bad/run.json is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("runs", "words", "message"),
+    [
+        ((), {}, "runs: nothing to compare; name folders"),
+        (("runs",), {"confidence": 95.0}, "confidence: 95.0 is not between 0 and 1; try 0.95"),
+        (("runs",), {"watch": True}, "watch: name one sweep"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(compare, runs, words, message):
+    with pytest.raises(UserError, match=message):
+        compare(*runs, **words)
+
+
+def test_a_sweep_that_is_over_is_followed_no_longer(compare, sweep, capsys):
+    assert compare("sweeps/s", watch=True).rows

@@ -1,0 +1,378 @@
+"""`llm evaluate`: the figures of the end of the training once more, answers beside references, a judge."""
+
+import json
+import os
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+
+from llm import __main__ as command_line
+from llm.commands.evaluate import evaluate
+from llm.commands.export import export
+from llm.config.errors import ConfigError
+from llm.runs import RESULTS, Run
+from llm.training import lifecycle
+
+SMALL = [
+    *("model=gpt2", "size=nano", "size.dim=32", "size.context_length=192", "tokenizer=byte"),
+    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1", "data.batch_size=8"),
+    *("optimizer=adamw", "optimizer.lr=0.003", "schedule=cosine", "schedule.warmup_steps=2"),
+    *("trainer.max_epochs=null", "trainer.max_steps=6", "trainer.val_every=3"),
+]
+CPU = ["hardware.accelerator=cpu", "hardware.threads=1"]
+WORDS = "red blue green hat cup dog pen box".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data of four kinds."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    drawn = random.Random(0)
+    lines = [" ".join(drawn.choices(WORDS, k=8)) + "." for _ in range(200)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    rows = [{"instruction": f"Say {a} {b}.", "output": f"{a} {b}"} for a in WORDS for b in WORDS]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "more.json").write_text(json.dumps(rows[:5]))
+    pairs = [
+        {"instruction": row["instruction"], "chosen": row["output"], "rejected": "no"}
+        for row in rows
+    ]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    labels = [{"text": f"{n} {line}", "label": line.split()[0]} for n, line in enumerate(lines)]
+    (folder / "labels.json").write_text(json.dumps([x for x in labels if x["label"] < "d"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """trained(name, *overrides): a run, made once; those of `experiment`s begin from `text`."""
+    runs: dict[str, Run] = {}
+
+    def train(name: str, *overrides: str) -> Run:
+        if name not in runs:
+            words = [*SMALL, *overrides]
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                initialize_config_module("llm.conf", version_base="1.3"),
+            ):
+                patch.setenv("LLM_CACHE", str(folder / "cache"))
+                config = compose("train", words)
+                runs[name] = lifecycle.train(config, folder / name)
+        return runs[name]
+
+    return train
+
+
+@pytest.fixture
+def text(trained, folder) -> Run:
+    return trained(
+        "text",
+        "data=text",
+        f"data.path={folder / 'text.txt'}",
+        "callbacks.samples=null",
+        "callbacks.picture=null",
+    )
+
+
+@pytest.fixture
+def finetuned(trained, folder, text):
+    def finetune(name: str, *overrides: str) -> Run:
+        weights = ["weights=run", f"weights.path={text.path}"]
+        return trained(name, *overrides, *weights)
+
+    return finetune
+
+
+@pytest.fixture
+def instructed(finetuned, folder) -> Run:
+    return finetuned(
+        *("instruct", "experiment=instruct", "data=instruction", "data.test_fraction=0.2"),
+        *(f"data.path={folder / 'rows.json'}", "callbacks.responses.max_tokens=12"),
+    )
+
+
+@pytest.fixture
+def evaluated(folder, monkeypatch):
+    """evaluated(run, *overrides): the report."""
+    monkeypatch.setenv("LLM_CACHE", str(folder / "cache"))
+
+    def run(run: Run, *overrides: str) -> dict:
+        words = [f"weights.path={run.path}", *CPU, *overrides]
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            report = evaluate(compose("evaluate", words))
+        kept = max(run.path.glob("evaluation*.json"), key=lambda file: file.stat().st_mtime_ns)
+        assert json.loads(kept.read_text()) == report
+        return report
+
+    return run
+
+
+def assert_same_figures(report, run: Run, part: str):
+    recorded = {
+        name.removeprefix(f"{part}/"): value
+        for name, value in run.record["metrics"].items()
+        if name.startswith(f"{part}/") and name.partition("/")[2] in report["figures"]
+    }
+    assert "loss" in recorded
+    assert report["figures"] == pytest.approx(recorded, rel=1e-5)
+
+
+def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
+    report = evaluated(text, "weights.checkpoint=last")
+    assert report["part"] == "validation"
+    assert_same_figures(report, text, "val")
+    assert {"perplexity", "bits_per_byte"} <= report["figures"].keys()
+    assert report["versions"]["torch"]
+    assert report["date"]
+    out = capsys.readouterr().out
+    assert "bits_per_byte" in out
+    assert "evaluation.json" in out
+
+
+def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, folder, tmp_path):
+    """The run's own held-out text, given as a file, has the figures of the end of the training."""
+    (tokens,) = (folder / "cache" / "tokens").glob("*/validation.bin")
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())
+    report = evaluated(text, "weights.checkpoint=last", f"test_path={held_out}")
+    assert report["part"] == str(held_out)
+    assert_same_figures(report, text, "val")
+
+
+def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, tmp_path):
+    (tmp_path / "few.txt").write_text("red blue green. hat cup.\n" * 20)
+    few = f"test_path={tmp_path / 'few.txt'}"
+    own = evaluated(text, "weights.checkpoint=last", few)
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        words = [f"weights.path={text.path}", "weights.checkpoint=last"]
+        export(compose("export", [*words, f"output={tmp_path / 'exported'}"]))
+        template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+        (tmp_path / "exported" / "chat_template.jinja").write_text(template)
+        words = ["weights=gpt2", f"weights.path={tmp_path / 'exported'}", *CPU]
+        imported = evaluate(compose("evaluate", [*words, few]))
+        with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
+            evaluate(compose("evaluate", words))
+    assert imported["figures"] == pytest.approx(own["figures"], rel=1e-5)
+    assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
+
+
+def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
+    """A run that learned lower-case text is measured on lower-case text."""
+    for name, content in {"upper": "RED Blue. " * 30, "lower": "red blue. " * 30}.items():
+        (tmp_path / f"{name}.txt").write_text(content)
+    config = text.config.read_text()
+    lowercase = "preprocessing: {lowercase: {_target_: llm.data.corpora.preprocessing.Lowercase}}"
+    text.config.write_text(config.replace("\ndata:\n", f"\ndata:\n  {lowercase}\n"))
+    try:
+        upper, lower = (
+            evaluated(text, f"test_path={tmp_path / name}.txt") for name in ("upper", "lower")
+        )
+    finally:
+        text.config.write_text(config)
+    assert upper["figures"] == lower["figures"]
+
+
+def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 red blue. ".encode("cp1252") * 20)
+    (tmp_path / "utf8.txt").write_text("caf\xe9 red blue. " * 20, "utf-8")
+    with pytest.warns(UserWarning, match=r"[^.]files\.encoding="):
+        evaluated(text, f"test_path={tmp_path / 'latin.txt'}")
+    latin = evaluated(text, f"test_path={tmp_path / 'latin.txt'}", "files.encoding=cp1252")
+    assert latin["figures"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["figures"]
+
+
+def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
+    first = text.path / "evaluation.json"
+    evaluated(text)
+    before = {file: file.read_bytes() for file in text.path.glob("evaluation*.json")}
+    assert first in before
+    evaluated(text, "weights.checkpoint=last")
+    after = {file: file.read_bytes() for file in text.path.glob("evaluation*.json")}
+    assert before.items() < after.items()
+    asked = tmp_path / "results.json"
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("evaluate", [f"weights.path={text.path}", *CPU, f"output={asked}"])
+        assert evaluate(config) == json.loads(asked.read_text())
+        with pytest.raises(ConfigError, match=r"output: .*results\.json exists; name a file"):
+            evaluate(config)
+    assert {file: file.read_bytes() for file in text.path.glob("evaluation*.json")} == after
+
+
+def test_a_text_file_has_no_parts(text, evaluated, folder):
+    with pytest.raises(ConfigError, match="part: a text has no parts and no answers; leave out"):
+        evaluated(text, f"test_path={folder / 'text.txt'}", "part=validation")
+
+
+def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated):
+    run = finetuned(
+        *("classify", "experiment=classify", f"data.path={folder / 'labels.json'}"),
+        *("data.batch_size=4", "adapter=lora"),
+    )
+    report = evaluated(run)
+    assert report["part"] == "test"
+    assert_same_figures(report, run, "test")
+    assert "accuracy" in report["figures"]
+    assert "quality" not in report
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("copy", ["task/reference=frozen_copy"]), ("off", ["task/reference=adapter_off", "adapter=lora"])],
+)  # fmt: skip
+def test_preferences_are_measured_against_the_beginning(finetuned, folder, evaluated, name, words):
+    run = finetuned(
+        *(name, "task=dpo", "data=preference", f"data.path={folder / 'pairs.json'}"),
+        *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
+    )
+    assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
+    assert_same_figures(evaluated(run), run, "test")
+
+
+def test_answers_are_measured_beside_their_references(instructed, evaluated):
+    report = evaluated(instructed)
+    assert_same_figures(report, instructed, "test")
+    metrics, quality = instructed.record["metrics"], report["quality"]
+    rows = json.loads((instructed.path / RESULTS["responses"]).read_text())
+    assert quality["answers"] == len(rows)
+    assert quality["rouge_l"]["mean"] == pytest.approx(metrics["test/rouge_l"])
+    assert quality["rouge_l"]["low"] <= quality["rouge_l"]["mean"] <= quality["rouge_l"]["high"]
+    assert quality["exact_match"]["mean"] == pytest.approx(metrics["test/exact_match"])
+
+
+def test_answers_that_are_missing_are_written(instructed, evaluated):
+    file = instructed.path / RESULTS["responses"]
+    before = file.read_text()
+    file.unlink()
+    evaluated(instructed, "max_tokens=12")
+    assert file.read_text() == before
+
+
+def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
+    """A run trained further and interrupted has answers that are older than its weights."""
+    file = instructed.path / RESULTS["responses"]
+    before = file.read_text()
+    file.write_text(before.replace('"response": "', '"response": "stale '))
+    assert evaluated(instructed)["quality"]["answers"] == before.count('"response"')
+    os.utime(file, (0, 0))
+    evaluated(instructed, "max_tokens=12")
+    assert file.read_text() == before
+
+
+def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated):
+    before = (instructed.path / RESULTS["responses"]).read_text()
+    aside = instructed.last.rename(instructed.last.with_name("aside"))
+    try:
+        assert evaluated(instructed)["quality"]["answers"] == before.count('"response"')
+    finally:
+        aside.rename(instructed.last)
+
+
+def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
+    before = (instructed.path / RESULTS["responses"]).read_bytes()
+    whole = evaluated(instructed, "part=validation", "max_tokens=4")
+    assert whole["quality"]["answers"] != len(json.loads(before))
+    assert whole["figures"]["loss"] != evaluated(instructed)["figures"]["loss"]
+    other = evaluated(instructed, f"test_path={folder / 'more.json'}", "max_tokens=4")
+    assert other["quality"]["answers"] == 5
+    assert other["part"].endswith("more.json")
+    assert (instructed.path / RESULTS["responses"]).read_bytes() == before
+
+
+def verdicts(request) -> str:
+    """Long answers are good: a judge for tests."""
+    shown = request["messages"][1]["content"]
+    texts = re.findall(r" (response[ AB]*) begins\]\n(.*?)\n\[\w+ \1 ends\]", shown, re.DOTALL)
+    if len(texts) == 1:
+        return f'{{"score": {min(100, len(texts[0][1]))}}}'
+    (_, first), (_, second) = texts
+    better = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+    return f'{{"better": "{better}"}}'
+
+
+def test_a_judge_scores_answers_and_compares_runs(instructed, evaluated, stand_in, tmp_path):
+    server = stand_in(verdicts)
+    other = tmp_path / "other"
+    shutil.copytree(instructed.path, other)
+    rows = json.loads((other / RESULTS["responses"]).read_text())
+    for row in rows[:3]:
+        row["response"] += " and quite a few words more"
+    for row in rows[3:5]:
+        row["response"] = ""
+    (other / RESULTS["responses"]).write_text(json.dumps(rows[::-1]))
+    words = ["judge=openai", "judge.model=judge-1", f"judge.address={server.address}"]
+    report = evaluated(instructed, *words, f"against={other}")
+    assert report["judge"]["judge"] == "judge-1"
+    assert report["judge"]["scored"] == len(rows)
+    assert report["judge"]["unparsed"] == 0
+    against = report["against"]
+    assert against["compared"] == len(rows)
+    counts = [against[name] for name in ("wins", "ties", "losses")]
+    assert counts == [2, len(rows) - 5, 3]
+    assert against["rouge_l_gain"]["low"] <= against["rouge_l_gain"]["mean"]
+    lines = (instructed.path / "judgements.jsonl").read_text().splitlines()
+    assert len(lines) == len(server.requests) == 3 * len(rows)
+    assert evaluated(instructed, *words, f"against={other}")["judge"] == report["judge"]
+    assert len(server.requests) == 3 * len(rows), "nothing is asked twice"
+
+
+def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, capsys):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    words = [
+        *("llm", "evaluate", f"weights.path={instructed.path}", *CPU, "judge=openai"),
+        *("judge.model=judge-1", "judge.address=http://127.0.0.1:9/v1", "judge.retries=0"),
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        command_line.main()
+    assert left.value.code == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("http://127.0.0.1:9/v1 does not answer")
+    assert "\n" not in told
+
+
+def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluated, capsys):
+    expected = evaluated(instructed)["figures"]
+    aside = text.path.rename(text.path.with_name("aside"))
+    capsys.readouterr()
+    try:
+        assert evaluated(instructed)["figures"] == expected
+        assert "is gone: whether its data are the same cannot be told" in capsys.readouterr().out
+    finally:
+        aside.rename(text.path)
+
+
+def test_changed_data_are_no_test(instructed, evaluated, folder):
+    file = folder / "rows.json"
+    before = file.read_text()
+    file.write_text(json.dumps([*json.loads(before), {"instruction": "Say no.", "output": "no"}]))
+    try:
+        with pytest.raises(ConfigError, match=r"have changed since.*test_path="):
+            evaluated(instructed)
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["part=test"], "part=test: these data have none"),
+        (["part=train"], "part: 'train'"),
+        (
+            ["test_path=x.txt"],
+            "test_path: x.txt does not exist; name a file, a folder or a pattern",
+        ),
+        (["judge=openai", "judge.model=m"], "answers no instructions"),
+        (["judge=openai"], "judge.model: has no value"),
+        (["judge=openai", "judge.model=m", "judge.address=here"], "judge.address=here: give http"),
+        (["against=nowhere"], r"nowhere/responses.json: does not exist"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(text, evaluated, words, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        evaluated(text, *words)

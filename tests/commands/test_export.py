@@ -1,0 +1,222 @@
+"""`llm export`: from a run, or from published files, to a folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from made_folders import SHAPES, make_folder, settings_in, tokenizer_of
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from llm import __main__ as command_line
+from llm.commands import export
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.data.examples.template import Message, stored_template
+from llm.tokenizers.huggingface import HuggingFaceTokenizer
+from llm.training import lifecycle, setup
+from llm.weights.run import RunWeights
+from llm.weights.tokenizer_files import as_huggingface
+
+TOKENS = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
+ORIGINAL = Path(__file__).parents[1] / "weights" / "openai" / "original"
+
+
+def exported(*overrides):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("export", list(overrides))
+    return export.export(config)
+
+
+@pytest.fixture
+def base(composed, tmp_path):
+    return lifecycle.train(composed("model=gpt2", "trainer.max_steps=2"), tmp_path / "base")
+
+
+@torch.no_grad()
+def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys):
+    folder = tmp_path / "out"
+    exported(f"weights.path={base.path}", f"output={folder}")
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed
+    assert f"AutoTokenizer.from_pretrained('{folder}')" in printed
+    assert f"llm train weights=gpt2 weights.path={folder}" in printed
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    state = torch.load(base.best, weights_only=True)["state_dict"]
+    expected = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    assert torch.equal(theirs.transformer.wte.weight, expected["embedding.weight"])
+
+    overrides = ["weights=gpt2", f"weights.path={folder}", "trainer.max_steps=1"]
+    config = composed(*overrides)
+    config.optimizer.lr = 0.0
+    with torch.enable_grad():
+        further = lifecycle.train(config, tmp_path / "further", ["weights=gpt2"])
+    after = torch.load(further.last, weights_only=True)["state_dict"]
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+
+
+def test_another_run_does_not_take_the_place_of_an_export(base, composed, tmp_path, capsys):
+    words = [f"weights.path={base.path}", f"output={tmp_path / 'out'}"]
+    exported(*words)
+    exported(*words)  # the same again
+    other = lifecycle.train(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="holds the export of another model or run"):
+        exported(f"weights.path={other.path}", words[1])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    exported(f"weights.path={other.path}", words[1], "overwrite=true")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Some questions with their answers."""
+    rows = [{"instruction": f"the {word}?", "output": f"a {word}."} for word in "abcdefghijkl"]
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def instructed(folder, talk, directory, *words):
+    """A run that goes on from a published chat model."""
+    words = [
+        *("experiment=instruct", "weights=llama", f"weights.path={folder}"),
+        *("data=instruction", f"data.path={talk}", "data.test_fraction=0", "data.batch_size=4"),
+        *("hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
+        *("callbacks.picture=null", "callbacks.response_samples=null"),
+        *("trainer.max_epochs=null", "trainer.max_steps=1", *words),
+    ]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", words)
+    with torch.enable_grad():
+        return lifecycle.train(config, directory, words)
+
+
+ASKED = [{"role": "user", "content": "the c?"}]
+
+
+@torch.no_grad()
+def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_path, capsys):
+    folder = make_folder(SHAPES["llama3"], tmp_path / "folder")
+    run = instructed(folder, talk, tmp_path / "run", "adapter=lora")
+    assert "new to these weights" not in capsys.readouterr().out
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}", "dtype=bfloat16")
+    assert settings_in(tmp_path / "out") == settings_in(folder)
+    further = instructed(
+        folder, talk, tmp_path / "further", "weights=run", f"weights.path={run.path}"
+    )
+    exported(f"weights.path={further.path}", f"output={tmp_path / 'again'}")
+    assert settings_in(tmp_path / "again") == {**settings_in(folder), "dtype": "float32"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    state = torch.load(further.best, weights_only=True)["state_dict"]
+    assert torch.equal(model.lm_head.weight, state["model.head.weight"])
+    prompt = AutoTokenizer.from_pretrained(tmp_path / "again").apply_chat_template(
+        ASKED, add_generation_prompt=True
+    )["input_ids"]
+    weights = RunWeights(str(further.path))
+    template, tokenizer = stored_template(weights.config), weights.tokenizer()
+    assert template.encode_prompt([Message("user", "the c?")], tokenizer) == prompt
+    assert {*model.generation_config.eos_token_id} == tokenizer.end_tokens
+
+
+@torch.no_grad()
+def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path, capsys):
+    folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
+    run = instructed(folder, talk, tmp_path / "run", "data/template=phi3", "adapter=lora")
+    names = "<|system|>, <|user|>, <|assistant|>, <|end|>"
+    assert f"note      {names}: new to these weights" in capsys.readouterr().out
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end == tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id == [end, 294]  # and the folder's own
+    weights = RunWeights(str(run.path))
+    ours = stored_template(weights.config).encode_prompt(
+        [Message("user", "the c?")], weights.tokenizer()
+    )
+    theirs = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)["input_ids"]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["chatml", "phi3", "alpaca"])
+def test_a_prompt_has_the_tokens_of_training_under_the_exported_template(shape, name, capsys):
+    """Also where the tokenizer puts a space before each text, and so before each piece of a template."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        template = build(compose("chat", [f"template={name}", "weights.path=none"]).template)
+    before = HuggingFaceTokenizer(tokenizer_of(SHAPES[shape]).to_str())
+    tokenizer = before.with_special_tokens(template.special_tokens)
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=as_huggingface(tokenizer),
+        chat_template=export.as_jinja(template, tokenizer, {}),
+    )
+    assert "note" not in capsys.readouterr().out
+    messages = [
+        *(Message("system", "the (mat)"), Message("user", "the c?")),
+        *(Message("assistant", "Don't."), Message("user", "on the mat")),
+    ]
+    for given in (messages, messages[1:], messages[1:2]):
+        asked = [{"role": message.role, "content": message.content} for message in given]
+        found = theirs.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+        assert found == template.encode_prompt(given, tokenizer)
+
+
+@pytest.mark.parametrize("experiment", ["instruct", "prefer", "reward", "grpo"])
+def test_what_is_learned_from_conversations_takes_a_chat_models_template(experiment, tmp_path):
+    folder = make_folder(SHAPES["qwen3"], tmp_path / "folder")
+    words = [f"experiment={experiment}", "weights=llama", f"weights.path={folder}"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", words + ["reward=length"] * (experiment == "grpo"))
+    template = build(setup.adopted(config, words).data.template)
+    assert template.text == SHAPES["qwen3"].template
+    chosen = [*words, "data/template=alpaca"]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", chosen + ["reward=length"] * (experiment == "grpo"))
+    assert setup.adopted(config, chosen).data.template.separator == "\n\n"
+
+
+def test_openais_files_become_hugging_faces(tmp_path):
+    exported("weights=gpt2", f"weights.path={ORIGINAL}", f"output={tmp_path / 'out'}")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = AutoModelForCausalLM.from_pretrained(ORIGINAL.with_name("converted"))
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
+
+
+def test_what_is_no_language_model_is_refused(base, tmp_path):
+    config = OmegaConf.load(base.config)
+    config.task.model = {"_target_": "llm.models.classifier.Classifier", "body": config.model}
+    OmegaConf.save(config, base.config)
+    with pytest.raises(ConfigError, match=r"holds a Classifier; only language models"):
+        exported(f"weights.path={base.path}", f"output={tmp_path / 'out'}")
+
+
+def test_the_command_fails_in_a_line_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    words = ["weights=gpt2", f"weights.path={ORIGINAL}", f"output={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["llm", "export", *words])
+    with pytest.raises(SystemExit) as left:
+        command_line.main()
+    assert left.value.code == 2
+    printed = capsys.readouterr().err
+    assert "holds files that no export wrote" in printed
+    assert "Traceback" not in printed
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@torch.no_grad()
+def test_an_adapter_is_folded_in(base, composed, tmp_path):
+    overrides = ["weights=run", f"weights.path={base.path}", "adapter=lora"]
+    config = composed(*overrides, "trainer.max_steps=3", "optimizer.lr=0.1")
+    with torch.enable_grad():
+        run = lifecycle.train(config, tmp_path / "lora", overrides)
+    exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
+    adapted = RunWeights(str(run.path)).model()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(theirs(TOKENS).logits, adapted(TOKENS), rtol=0, atol=1e-5)
+    before = RunWeights(str(base.path)).model()
+    assert not torch.allclose(before(TOKENS), adapted(TOKENS), atol=1e-3)

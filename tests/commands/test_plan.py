@@ -1,0 +1,184 @@
+"""llm plan: on a machine without GPUs, for machines with some."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf
+
+from llm.commands.plan import optimum_table, plan
+from llm.config.budget import give_one_budget
+from llm.config.composition import compose
+from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
+from llm.terminal.tables import print_tables
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+NODE = ["hardware=fsdp", "hardware.devices=8", "gpu=h100", "data.batch_size=16"]
+PIPELINE = ["hardware=pipeline", "hardware.devices=4", "gpu=h100"]
+SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """planned("size=nano", …): what `llm plan` composes."""
+    loader = open_loader("pkg://llm.conf")
+
+    def planned(*words):
+        config = compose(loader, "plan", list(words))
+        give_one_budget(config, words)
+        return config
+
+    return planned
+
+
+def lines(text: str) -> dict[str, list[str]]:
+    """What was printed, by the first word of each line."""
+    return {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+
+
+def test_the_readme_shows_what_is_printed(planned, capsys):
+    """GPUs are planned for without any."""
+    words = shlex.split(re.findall(r"^llm plan (.*)$", README, re.MULTILINE)[0])
+    plan(planned(*words))
+    printed = capsys.readouterr().out
+    ours = [line.rstrip() for line in printed.splitlines() if not line.startswith("·")]
+    shown = README.partition("llm plan ")[2].partition("```\n\n```\n")[2].partition("```")[0]
+    assert [line for line in ours if line] == [line for line in shown.splitlines() if line]
+
+
+def test_strategies_take_less_the_more_they_divide(planned, capsys):
+    plan(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
+    told = lines(capsys.readouterr().out)
+    for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
+        *kinds, total, mark = told[name]
+        assert sum(map(float, kinds)) == pytest.approx(float(total), abs=0.06)
+        assert mark == "✓"
+    sums = [float(told[name][-2]) for name in ("one", "ddp", "fsdp")]
+    assert sums == sorted(sums, reverse=True)
+    assert len(set(sums)) == 3
+
+
+def test_every_strategy_is_a_row(planned):
+    loader = open_loader("pkg://llm.conf")
+    options = {
+        option
+        for option in loader.get_group_options("hardware", ObjectType.CONFIG)
+        if planned(f"hardware={option}").hardware.strategy is not None
+    }
+    assert options == planned().strategies.keys()
+
+
+def test_what_is_too_much_is_marked(planned, capsys):
+    plan(planned(*SMALL, "gpu=t4", "data.batch_size=262144", "trainer.max_tokens=1e9"))
+    printed = capsys.readouterr().out
+    assert "✗" in printed
+    assert "precision fp16" in printed
+    told = lines(printed)
+    assert {"float32", "float16", "best", "20"} <= told.keys()
+
+
+def test_a_strategy_that_does_not_divide_the_model_is_no_row(planned, capsys):
+    words = ["hardware=ddp", "hardware.devices=4", "gpu=h100", "trainer.max_tokens=1e9"]
+    plan(planned(*SMALL, *words, "size.num_heads=4"))
+    printed = capsys.readouterr().out
+    assert "pipeline" not in lines(printed)
+    assert "· pipeline: 4 stages need a block each, and num_layers=2" in printed
+    assert lines(printed)["tensor_parallel"][-1] == "✓"
+
+
+def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
+    times = []
+    for mfu in ("0.5", "0.25"):
+        plan(
+            planned(
+                *SMALL, "gpu=a100", "data.batch_size=16", "trainer.max_tokens=1e12", f"mfu={mfu}"
+            )
+        )
+        times.append(lines(capsys.readouterr().out)["time"])
+    assert float(times[1][0]) == pytest.approx(2 * float(times[0][0]), rel=0.02)
+    assert "assumption:" in times[0]
+
+
+def test_a_finetune_is_planned_as_far_as_it_is_known(planned, capsys, tmp_path):
+    """Its size and its memory, with the context of the weights; not how much it reads."""
+    base = planned(*SMALL, "size.context_length=48", "model.vocab_size=300")
+    OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
+    words = ["experiment=instruct", "adapter=lora", "trainer.max_epochs=3", "gpu=h100"]
+    weights = ["weights=run", f"weights.path='{tmp_path}'"]
+    plan(planned(*words, *weights), [*words, *weights])
+    printed = capsys.readouterr().out
+    assert "of them trained" in printed
+    assert "budget    –: examples are as long as they are" in printed
+    assert "compute   –: only a part of the model is trained" in printed
+    assert "time      –: " in printed
+    assert "micro-batch of 8 × 48 tokens" in printed
+    assert "one" in lines(printed)
+    assert "6·N·D" not in printed
+
+
+def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
+    planned, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))
+    for words in ([], ["trainer.max_steps=7"]):
+        plan(planned(*SMALL, "experiment=spam", *words), words)
+    printed = capsys.readouterr().out
+    assert "budget    669 steps; tokens –: examples are as long as they are" in printed
+    assert "budget    7 steps; tokens –" in printed
+
+
+def test_who_trains_on_is_told_no_best_size(planned, capsys, tmp_path):
+    """The fits are of training from scratch."""
+    base = planned(*SMALL, "model.vocab_size=300")
+    OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
+    words = ["weights=run", f"weights.path='{tmp_path}'", "trainer.max_tokens=1e9", "gpu=h100"]
+    plan(planned(*words), words)
+    told = lines(capsys.readouterr().out)
+    assert told["budget"][:3] == ["1.00", "B", "tokens"]
+    assert "best" not in told
+
+
+@pytest.mark.parametrize(
+    ("tokens", "extrapolates", "says_loss"),
+    [(8e5, True, False), (8e10, True, True), (2e13, False, True)],
+)
+def test_what_the_fits_do_not_reach_is_said(tokens, extrapolates, says_loss, capsys):
+    """They are of runs of 6e18 FLOPs or more: of a thousandth of these no loss is told."""
+    print_tables(*optimum_table(100_000, int(tokens)))
+    printed = capsys.readouterr().out
+    assert ("they extrapolate" in printed) == extrapolates
+    assert (lines(printed)["this"][-1] != "–") == ("the loss is" in printed) == says_loss
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, planned, capsys):
+    words = ["hardware=ddp", "hardware.devices=2", "gpu=h100", "trainer.max_tokens=1e9"]
+    plan(planned(*SMALL, *words, f"hardware.precision={precision}"))
+    noted = "· zero2, zero3: counted with float32 weights" in capsys.readouterr().out
+    assert noted == (precision == "bf16")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer.max_tokens=1e9", "gpu=h999"], "gpu=h999: not known here"),
+        (["trainer.max_tokens=1e9", "gpu=h100", "mfu=40"], "mfu: 40"),
+        (
+            ["trainer.max_tokens=1e9", *NODE, "data.batch_size=12"],
+            "cannot be divided into 8 equal parts",
+        ),
+        (["trainer.max_tokens=1e9", *PIPELINE], "4 stages need a block each, and num_layers=2"),
+        (["trainer.max_epochs=1", "gpu=h100"], "how much there is .* trainer.max_tokens"),
+        (["trainer.max_steps=1", "gpu=h100", "tokenizer=char"], "how large the vocabulary is"),
+        (["trainer.max_steps=1", "trainer.max_tokens=1e9"], "set exactly one of them"),
+        (["trainer.max_tokens=1e9", "hardware.devices=2"], "hardware=ddp"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_line(words, told, planned, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # no data have been read
+    with pytest.raises(ConfigError, match=told) as refusal:
+        plan(planned(*SMALL, *words))
+    assert "\n" not in str(refusal.value)

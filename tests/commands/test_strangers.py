@@ -1,0 +1,248 @@
+"""A run that a stranger has made, opened by the command line: nothing outside it is read or written."""
+
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from llm import __main__ as command_line
+from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
+from llm.checkpoints.checksums import sha256_of_file
+from llm.config.build import build
+from llm.files import FileError
+from llm.runs import Run
+from llm.tokenizers.byte import ByteTokenizer
+from llm.tokenizers.char import CharTokenizer
+from llm.weights.tokenizer_files import write_tokenizer
+
+# A model with this vocabulary writes little but what a terminal obeys.
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
+TOKENIZER = CharTokenizer("".join(CONTROLS) + "a")
+NANO = ["size=nano", "size.dim=16", f"model.vocab_size={TOKENIZER.vocab_size}", "hardware=cpu"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run directory with a nano model, as training leaves it."""
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", NANO)
+    run = Run(tmp_path_factory.mktemp("strangers") / "run")
+    run.update(status="done", steps=3)
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run.config)
+    TOKENIZER.save(run.tokenizer)
+    model = build(config.model)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    save_checkpoint({"state_dict": state, "global_step": 3}, run.best)
+    return run.path
+
+
+@pytest.fixture
+def run(made, tmp_path) -> Path:
+    """A copy of it that may be broken."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """refused("generate", …): the line that a command ends with; whatever it is, it is one."""
+
+    def refused(*words: str, status: int = 2) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["llm", *words])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+        told = capsys.readouterr().err
+        assert end.value.code == status, told
+        assert told.count("\n") == 1, told
+        return told
+
+    return refused
+
+
+VERBS = {
+    "generate": ("generate", "max_tokens=2", "hardware.accelerator=cpu", "weights.path=RUN"),
+    "export": ("export", "output=exported", "weights.path=RUN"),
+    "evaluate": ("evaluate", "hardware.accelerator=cpu", "weights.path=RUN"),
+    "train": ("train", "weights=run", "hardware=cpu", "name=new", "weights.path=RUN"),
+}
+
+
+def words(verb: str, run: Path) -> list[str]:
+    return [word.replace("RUN", str(run)) for word in VERBS[verb]]
+
+
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [
+        ("generate", "config.yaml"),
+        ("generate", "run.json"),
+        ("export", "tokenizer.json"),
+        ("evaluate", "responses.json"),
+        ("evaluate", "evaluation.json"),
+        ("train", "checkpoints"),
+    ],
+)
+def test_a_link_that_leads_out_of_a_run_is_neither_read_nor_written(
+    verb, place, run, refused, tmp_path
+):
+    mine = tmp_path / "mine"
+    if (run / place).exists():
+        shutil.move(run / place, mine)
+    else:
+        mine.write_text("mine")
+    (run / place).symlink_to(mine)
+    assert f"{place}: is a link that leads out of its folder" in refused(*words(verb, run))
+    if mine.is_file() and place not in ("config.yaml", "run.json", "tokenizer.json"):
+        assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "run.json", "checkpoints/best.ckpt"])
+def test_a_pipe_in_a_run_is_not_waited_for(place, run, refused):
+    (run / place).unlink()
+    os.mkfifo(run / place)
+    assert f"{place}: is neither a file nor a folder" in refused(*words("generate", run))
+
+
+def test_nothing_of_a_run_reaches_the_terminal_as_a_command(run, refused, capsys, monkeypatch):
+    record = json.loads((run / "run.json").read_text())
+    record |= {"status": "failed", "error": "\x1b]0;owned\x07", "overrides": {"\x1b[2Jx": "\x9b1m"}}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.csv").write_text("step,val/loss\n1,2.0\n")
+    for line in (["compare", str(run)], [*words("generate", run), "max_tokens=30"]):
+        monkeypatch.setattr(sys, "argv", ["llm", *line])
+        command_line.main()
+        told = capsys.readouterr().out
+        assert not set(told) & set(CONTROLS)
+        assert set(told) & set("␛�")
+
+
+def rewrite(run: Path, **nodes: Any) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    for key, node in nodes.items():
+        OmegaConf.update(config, key, node, merge=False, force_add=True)
+    OmegaConf.save(config, run / "config.yaml")
+
+
+LORA = {"_target_": "llm.adapters.lora.LoRA", "rank": 2, "alpha": 4.0, "targets": ["query"]}
+
+
+def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch):
+    asked = []
+
+    def snapshot_download(name: str, **how: Any) -> str:
+        asked.append((name, how["local_files_only"]))
+        raise FileNotFoundError("no such snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    hub = {"_target_": "llm.weights.gpt2.GPT2Weights", "path": "somebody/model"}
+    rewrite(run, adapter=LORA, weights=hub)
+    told = refused(*words("generate", run))
+    assert "somebody/model on Hugging Face's hub is named by" in told
+    assert "not by you, so it is not fetched" in told
+    assert "+weights.base=" in told
+    refused(*words("generate", run), "+weights.base=somebody/model")
+    assert asked == [("somebody/model", True), ("somebody/model", False)]
+
+
+def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("fetched"))
+    url = "http://127.0.0.1:9/text.txt"
+    published = {"url": url, "sha256": "0" * 64, "file_name": "text.txt"}
+    rewrite(run, **{"data.source": {"_target_": "llm.data.download.Download", **published}})
+    told = refused(*words("evaluate", run))
+    assert f"{url} is named by {run}, not by you, so it is not fetched" in told
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_weights_of_a_run_that_are_something_else_are_not_built(verb, run, refused, tmp_path):
+    logger = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path / "log")}
+    rewrite(run, adapter=LORA, weights=logger)
+    assert "CSVLogger" in refused(*words(verb, run))
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_run_that_begins_from_itself_is_refused(run, refused):
+    itself = {"_target_": "llm.weights.run.RunWeights", "path": str(run)}
+    rewrite(run, adapter=LORA, weights=itself)
+    assert "begins from itself" in refused(*words("generate", run))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "num_layers",
+            10**9,
+            "model.num_layers: 1000000000 is out of range; give 1 or more and at most 1024",
+        ),
+        ("dim", 2**18, "GiB of this machine; choose a smaller size"),
+        ("feed_forward.hidden_dim", 10**18, "hidden_dim: 1000000000000000000 is out of range"),
+    ],
+)
+def test_sizes_are_seen_before_anything_is_built(key, value, told, run, refused):
+    rewrite(run, **{f"{node}.{key}": value for node in ("model", "task.model")})
+    if key == "dim":
+        rewrite(run, **{f"{node}.position.dim": value for node in ("model", "task.model")})
+    assert told in refused(*words("generate", run))
+
+
+def test_sizes_of_a_published_model_are_seen_before_it_is_built(refused, tmp_path):
+    sizes = {"num_hidden_layers": 10**9, "hidden_size": 16, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "vocab_size": 257, "max_position_embeddings": 64}
+    write_tokenizer(ByteTokenizer(), tmp_path, 64)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    told = refused("generate", "weights=llama", f"weights.path={tmp_path}")
+    assert "num_layers: 1000000000 is out of range; give 1 or more and at most 1024" in told
+
+
+BROKEN = {
+    "empty": b"",
+    "truncated": b'{"kind": "byte", "sta',
+    "list": b"[1, 2]",
+    "other": b'{"a": "b"}',
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("place", ["config.yaml", "run.json", "tokenizer.json"])
+def test_a_broken_file_of_a_run_is_named_in_one_line(place, content, run, refused):
+    if (place, content) == ("run.json", BROKEN["other"]):
+        return  # a record with entries that nobody knows is one
+    (run / place).write_bytes(content)
+    assert place in refused(*words("generate", run))
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(run, refused):
+    (run / "tokenizer.json").unlink()
+    (run / "tokenizer.json").mkdir()
+    assert "tokenizer.json: cannot be read (Is a directory)" in refused(*words("generate", run))
+
+
+def test_a_compressed_checkpoint_is_not_unfolded(run, refused):
+    """Its pickle alone could be a thousand times as large as the file."""
+    path = run / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content + bytes(2**20) * name.endswith("data.pkl"))
+    record = path.with_name("sha256.json")
+    record.write_text(json.dumps({"best.ckpt": [sha256_of_file(path)]}))
+    assert "best.ckpt: is compressed" in refused(*words("generate", run))
+    with pytest.raises(FileError, match="is compressed"):
+        load_checkpoint(path)
+
+
+def test_merges_that_double_a_token_do_not_fill_the_memory(run, refused):
+    merges = [[97, 97], *([256 + n, 256 + n] for n in range(50))]
+    (run / "tokenizer.json").write_text(json.dumps({"kind": "bpe", "merges": merges}))
+    assert "the tokens have more than 67,108,864 bytes" in refused(*words("generate", run))

@@ -1,0 +1,50 @@
+"""`llm train` as it is typed: a run that was stopped goes on by the line that it prints."""
+
+import sys
+
+import pytest
+from pasted_lines import pasted
+
+import llm.__main__ as command
+from llm.runs import Run
+from llm.terminal import shell
+
+SMALL = (
+    "size=nano size.dim=32 size.context_length=16 tokenizer=byte data=text data.batch_size=4 optimizer=adamw "
+    "schedule=constant hardware=cpu hardware.precision=32 hardware.threads=1 trainer.max_steps=6 "
+    "trainer.val_every=6 callbacks.samples.max_tokens=2 callbacks.picture=null"
+).split()
+
+
+def test_the_line_that_ctrl_c_prints_goes_on_when_it_is_pasted(
+    tmp_path, monkeypatch, text, stop_at, capsys
+):
+    """Brackets, a folder of configs, and a module that is trusted and found by PYTHONPATH."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "modules")
+    (tmp_path / "br[").mkdir()
+    text.rename(tmp_path / "br[" / "x].txt")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "own.yaml").write_text("defaults: [gpt2, _self_]\n")
+    own = ["--config-dir", "mine", "model=own", "data.path=br[/x].txt", "trust=[mine]"]
+    lists = ["data/preprocessing=[lowercase]", "callbacks.samples.prompts=['[/x] :smile:']"]
+    stop_at(3)
+    monkeypatch.setattr(sys, "argv", ["llm", "train", *SMALL, *own, *lists, "name=stopped"])
+    with pytest.raises(SystemExit):
+        command.main()
+    captured = capsys.readouterr()
+    assert "data      br[/x].txt: " in captured.out
+    line = captured.err.partition("To go on: ")[2].strip()
+    places, program, rest = line.split(" ", 2)
+    assert (places, program) == ("PYTHONPATH=modules", shell.program())
+
+    stop_at(None)
+    monkeypatch.setattr(sys, "argv", ["llm", *pasted(f"llm {rest}")])
+    command.main()
+    run = Run(tmp_path / "outputs/pretraining/stopped")
+    assert run.status == "done"
+    assert run.record["command"] == f"PYTHONPATH=modules llm {rest}"
+    out = capsys.readouterr().out
+    assert "[/x] :smile:" in out
+    assert f"  then      PYTHONPATH=modules {shell.program()} generate weights.path=outputs/" in out
+    assert [path.name for path in run.path.parent.glob("[!.]*")] == ["stopped"]

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from llm.data import cache_folder as cache
+from llm.data.errors import DataError
+
+
+def test_the_environment_names_the_folder(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    assert cache.cache_folder() == cache_folder
+    assert cache.writable_folder("tokens") == cache_folder / "tokens"
+    assert list((cache_folder / "tokens").iterdir()) == []
+    monkeypatch.delenv("LLM_CACHE")
+    assert cache.cache_folder().name == "llm"
+    assert "~" not in str(cache.cache_folder())
+
+
+def test_a_folder_that_cannot_be_written_to_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "file"))  # read-only for anyone, root included
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "user" / project)
+    assert cache.writable_folder("tokens") == tmp_path / "user" / "llm" / "tokens"
+
+
+def test_nowhere_to_write_is_an_error_that_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "file" / project)
+    with pytest.raises(DataError, match=r"LLM_CACHE: .*file.* cannot be written to; set it"):
+        cache.writable_folder("tokens")

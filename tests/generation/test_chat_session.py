@@ -1,0 +1,193 @@
+"""Lines in, answers out: what is remembered, what commands do, what stopping leaves."""
+
+import json
+from functools import partial
+
+import pytest
+
+from llm.data.examples.template import Message, Template
+from llm.generation.chat_session import COMMANDS, ChatSession
+from llm.generation.conversation import Conversation
+from llm.terminal.streams import StandardStreams
+from llm.tokenizers.byte import ByteTokenizer
+
+TEMPLATE = Template(
+    begin={"system": "", "user": "U:", "assistant": "A:"},
+    end={"system": "\n", "user": "\n", "assistant": "\n"},
+)
+
+
+class Script(StandardStreams):
+    """A person who enters given lines, some of which are an exception, and what they see."""
+
+    def __init__(self, *lines, agrees=False):
+        self.lines = iter(lines)
+        self.written = ""
+        self.notes = []
+        self.asked = []
+        self._agrees = agrees
+
+    def read(self):
+        line = next(self.lines, EOFError)
+        if isinstance(line, str):
+            return line + "\n"
+        raise line
+
+    def write(self, text):
+        self.written += text
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def confirm(self, question):
+        self.asked.append(question)
+        return self._agrees
+
+
+def echo(seen, tokens, seed):
+    """Answers with the last question, letter by letter."""
+    text = ByteTokenizer().decode(tokens)
+    seen.append((text, seed))
+    yield from text.rpartition("U:")[2].partition("\n")[0].upper()
+
+
+def talk(*lines, answer=None, agrees=False, context_length=100):
+    """A dialogue that is over: (dialogue, what the person saw, the prompts with their seeds)."""
+    seen = []
+    script = Script(*lines, agrees=agrees)
+    conversation = Conversation(TEMPLATE, ByteTokenizer(), context_length, room=20)
+    dialogue = ChatSession(conversation, answer or partial(echo, seen), script, seed=7)
+    dialogue.run()
+    return dialogue, script, seen
+
+
+def test_each_answer_sees_all_before_it_and_has_a_seed_of_its_own():
+    _, script, seen = talk("one", "", "  two ", "/quit", "never read")
+    assert script.written == "ONE\nTWO\n"
+    assert seen == [("U:one\nA:", 7), ("U:one\nA:ONE\nU:two\nA:", 8)]
+
+
+def test_a_stopped_answer_stays_as_far_as_it_came_and_the_talk_goes_on():
+    def answer(tokens, seed):
+        yield "par"
+        yield "tial"
+        if seed == 7:
+            raise KeyboardInterrupt
+        yield " no more"
+
+    dialogue, script, _ = talk("one", "two", answer=answer)
+    assert [turn.answer for turn in dialogue.conversation.turns] == ["partial", "partial no more"]
+    assert script.written == "partial\npartial no more\n"
+
+
+def test_a_question_without_any_answer_is_forgotten():
+    def answer(tokens, seed):
+        if seed == 7:
+            raise KeyboardInterrupt
+        yield ""
+
+    dialogue, script, _ = talk("one", "two", answer=answer)
+    assert dialogue.conversation.messages == []
+    assert script.notes == ["no answer, so the question is forgotten"] * 2
+
+
+def test_an_interrupt_at_the_prompt_says_how_to_leave_and_does_not():
+    _, script, _ = talk(KeyboardInterrupt, "one")
+    assert script.notes == ["\nCtrl-D or /quit leaves"]
+    assert script.written == "ONE\n"
+
+
+def test_that_turns_were_dropped_is_said_once():
+    _, script, seen = talk(*["x" * 20] * 6)
+    assert len(seen) == 6
+    (note,) = script.notes
+    assert "context of 100 tokens" in note
+
+
+def test_a_question_too_long_is_a_line_and_no_end():
+    _, script, _ = talk("x" * 200, "one")
+    assert len(script.notes) == 1
+    assert "shorten it" in script.notes[0]
+    assert script.written == "ONE\n"
+
+
+def test_reset_forgets_the_turns_and_system_sets_the_message():
+    _, _, seen = talk("/system Be brief.", "one", "/reset", "two", "/system", "three")
+    prompts = [prompt for prompt, _ in seen]
+    assert prompts[:2] == ["Be brief.\nU:one\nA:", "Be brief.\nU:two\nA:"]
+    assert prompts[2] == "U:two\nA:TWO\nU:three\nA:"
+
+
+def test_help_lists_every_command():
+    _, script, _ = talk("/help")
+    assert [note.split()[0] for note in script.notes] == list(COMMANDS)
+
+
+def test_an_unknown_command_gets_the_nearest_or_the_list():
+    _, script, seen = talk("/rest", "/qqqqqqqq 1")
+    assert script.notes[0] == "/rest: no such command; did you mean /reset?"
+    assert all(name in script.notes[1] for name in COMMANDS)
+    assert seen == []
+
+
+@pytest.mark.parametrize("name", ["talk.json", "talk.jsonl"])
+def test_a_saved_conversation_is_read_as_rows_of_messages(tmp_path, name):
+    from llm.data.record_reader import read_records
+
+    path = tmp_path / name
+    dialogue, script, _ = talk("/system Sei kurz.", "grüß\udcff 字", f"/save {path}")
+    assert script.notes == [f"3 messages are in {path}"]
+    (row,) = read_records(path)
+    messages = [Message(**message) for message in row.values["messages"]]
+    expected = [
+        message._replace(content=message.content.replace("\udcff", "?"))
+        for message in dialogue.conversation.messages
+    ]
+    assert messages == expected
+    assert "字" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["talk.json", "talk.jsonl"])
+def test_a_later_system_message_is_not_saved_above_turns_that_never_had_it(tmp_path, name):
+    from llm.data.record_reader import read_records
+
+    path = tmp_path / name
+    _, script, seen = talk("one", "/system Be brief.", "two", "three", f"/save {path}")
+    assert seen[1][0] == "Be brief.\nU:one\nA:ONE\nU:two\nA:", "what the model saw"
+    assert script.notes == [
+        f"9 messages are in {path}, in 2 conversations: one for each system message"
+    ]
+    first, second = (row.values["messages"] for row in read_records(path))
+    assert [message["content"] for message in first] == ["one", "ONE"]
+    assert [message["content"] for message in second] == (
+        ["Be brief.", "one", "ONE", "two", "TWO", "three", "THREE"]
+    )
+    assert [message.get("weight") for message in second] == [None, 0, 0, *[None] * 4]
+
+
+def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_text("mine")
+    _, script, _ = talk("one", f"/save {path}")
+    assert script.asked == [f"{path} exists: overwrite it?"]
+    assert script.notes == [f"{path} exists, and stays as it is"]
+    assert path.read_text() == "mine"
+    talk("one", f"/save {path}", agrees=True)
+    assert json.loads(path.read_text())[0]["messages"][0] == {"role": "user", "content": "one"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "note"),
+    [
+        (["one", "/save"], "/save FILE: name a file that ends in .json or .jsonl"),
+        (["one", "/save talk.txt"], "/save FILE: name a file that ends in .json or .jsonl"),
+        (["/save talk.json"], "nothing was said yet"),
+        (["one", "/save no/such/folder/talk.json"], "cannot be written: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_saved_is_a_line(tmp_path, monkeypatch, lines, note):
+    monkeypatch.chdir(tmp_path)
+    _, script, _ = talk(*lines, "two")
+    assert script.notes[0].endswith(note)
+    assert script.written.endswith("TWO\n")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,118 @@
+"""What the verbs that train nothing begin with."""
+
+from unittest.mock import create_autospec
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from llm.config.errors import ConfigError
+from llm.generation.model_loading import (
+    autocast,
+    load_language_model,
+    open_weights,
+    place_model,
+    stop_strings,
+    tell_of_cut,
+    use_hardware,
+)
+from llm.hardware import Hardware
+from llm.models.classifier import Classifier
+from llm.weights.base import Weights
+
+
+def test_nothing_was_learned_from_scratch():
+    with pytest.raises(ConfigError, match="weights: scratch has learned nothing; use weights=run"):
+        open_weights(OmegaConf.create({"weights": None}))
+
+
+def test_a_classifier_does_not_write(build):
+    hardware = Hardware(accelerator="cpu", precision=32)
+    model = build()
+    weights = create_autospec(Weights, instance=True, path="outputs/x")
+    weights.model.return_value = model
+    assert load_language_model(weights, hardware) is model
+    weights.model.return_value = Classifier(model, num_classes=1)
+    with pytest.raises(ConfigError, match="outputs/x is a classifier or a reward model and writes"):
+        load_language_model(weights, hardware)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
+    hardware = Hardware(accelerator="cpu", precision="bf16")
+    network = build(f"model={model}").eval()
+    tokens = torch.arange(12).reshape(2, 6)
+
+    def logits() -> torch.Tensor:
+        """Of two steps with a cache, as in generation."""
+        with torch.inference_mode(), autocast(hardware):
+            cache = network.new_cache(2)
+            return torch.cat([network(part, cache=cache) for part in tokens.split(3, dim=1)], dim=1)
+
+    before = logits()
+    assert place_model(network, hardware) is network
+    assert torch.equal(logits(), before)
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert {parameter.dtype for layer in linear for parameter in layer.parameters()} == {
+        torch.bfloat16
+    }
+    assert network.embedding.weight.dtype == torch.float32  # a lookup is not rounded
+
+
+def test_a_model_that_writes_reads_its_matrices_by_columns(build):
+    """The head stays tied to the embedding, and the numbers are the same."""
+    network = build("model=gpt2").eval()
+    tokens = torch.arange(12).reshape(2, 6)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    before = network(tokens)
+    weights = create_autospec(Weights, instance=True, path="outputs/x")
+    weights.model.return_value = network
+    load_language_model(weights, Hardware(accelerator="cpu", precision=32))
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert all(layer.weight.stride(0) == 1 for layer in linear)
+    assert network.head.weight is network.embedding.weight
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    torch.testing.assert_close(network(tokens), before)
+
+
+def test_loading_draws_nothing(build, monkeypatch):
+    weights = create_autospec(Weights, instance=True, path="outputs/x")
+    weights.model.side_effect = build
+    state = torch.get_rng_state()
+    load_language_model(weights, Hardware(accelerator="cpu", precision=32))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_hardware_is_resolved_and_its_threads_are_used():
+    threads = torch.get_num_threads()
+    node = {"_target_": "llm.hardware.Hardware", "accelerator": "cpu", "threads": threads + 1}
+    try:
+        hardware = use_hardware(OmegaConf.create({"hardware": {**node, "precision": 32}}))
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert hardware.accelerator == "cpu"
+    with pytest.raises(ConfigError, match=r"hardware: hardware\.precision=fp16 needs a GPU"):
+        use_hardware(OmegaConf.create({"hardware": {**node, "precision": "fp16"}}))
+
+
+@pytest.mark.parametrize(("stop", "texts"), [("ab", ["ab"]), (["a", "b"], ["a", "b"]), ([], [])])
+def test_a_stop_string_alone_is_one(stop, texts):
+    assert stop_strings(OmegaConf.create({"stop": stop})) == texts
+
+
+@pytest.mark.parametrize(
+    ("lengths", "which", "read"),
+    [([100], "100 tokens", 36), ([3, 70, 65], "2 of 3 prompts", 38)],
+)
+def test_a_prompt_that_is_cut_is_told(build, capsys, lengths, which, read):
+    tell_of_cut(build("size.context_length=64"), [[1] * length for length in lengths])
+    assert capsys.readouterr().err == (
+        f"note: prompt: {which}, more than the model's context of 64; of the longest the last {read} tokens are read\n"
+    )
+
+
+def test_a_prompt_that_fits_is_not_told_of(build, capsys):
+    tell_of_cut(build("size.context_length=64"), [[1] * 64, [1]])
+    assert capsys.readouterr().err == ""

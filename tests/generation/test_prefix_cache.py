@@ -1,0 +1,80 @@
+"""A conversation's next prompt begins as the last text did: only what is new is computed, and nothing changes."""
+
+import pytest
+import torch
+
+from llm.generation.decoding import Decoding
+from llm.generation.prefix_cache import PrefixCache
+from llm.generation.sampling import Sampler
+
+# Each begins with the one before and its answer (None), but the last: a turn was dropped.
+PROMPTS = [[5, 6, 7], [None, 8, 9], [None, 3, 3, 3, 3], [9, 1, 2]]
+
+
+def converse(model, memory: PrefixCache | None, use_cache: bool = True) -> list[list[int]]:
+    """The answers to prompts of which each repeats what was said before."""
+    said, answers = [], []
+    for number, prompt in enumerate(PROMPTS):
+        said = [*said, *prompt[1:]] if prompt[0] is None else prompt
+        decoding = Decoding(
+            model, [said], 4, Sampler(temperature=0.7), number, use_cache=use_cache, memory=memory
+        )
+        answer = [tokens[0] for tokens in decoding]
+        answers.append(answer)
+        said = [*said, *answer]
+    return answers
+
+
+@pytest.fixture(params=["gpt2", "llama", "alibi"])
+def model(request, build):
+    torch.manual_seed(0)
+    words = ("model/position=alibi",) if request.param == "alibi" else (f"model={request.param}",)
+    return build(*words, "size.context_length=40", "model/init=torch_default")
+
+
+def test_answers_are_those_of_a_model_that_remembers_nothing(model):
+    assert converse(model, PrefixCache()) == converse(model, None, use_cache=False)
+
+
+def test_only_what_is_new_is_computed(model):
+    lengths = []
+    model.embedding.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    converse(model, PrefixCache())
+    # The last token of an answer was drawn but never read, so it is new to the next prompt as well.
+    assert [length for length in lengths if length > 1] == [3, 3, 5, 3]
+    assert len(lengths) == 4 * len(PROMPTS)
+
+
+def test_a_text_that_outgrows_the_context_is_as_without(model):
+    prompt = list(range(1, 39))
+    memory = PrefixCache()
+    for text in (prompt, [*prompt, 1, 2, 3], prompt[:20]):
+        with_memory, without = (
+            [tokens[0] for tokens in Decoding(model, [text], 6, Sampler(), memory=each)]
+            for each in (memory, None)
+        )
+        assert with_memory == without
+
+
+def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
+    """Ctrl-C between two layers leaves the first with a column more than the others."""
+    memory = PrefixCache()
+    first = Decoding(model, [[5, 6, 7]], 4, Sampler(), memory=memory)
+    said = [5, 6, 7, next(first)[0], next(first)[0]]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(first)
+    hook.remove()
+    again = [[*said, 8]], 4, Sampler()
+    answer = [tokens[0] for tokens in Decoding(model, *again, memory=memory)]
+    assert answer == [tokens[0] for tokens in Decoding(model, *again)]
+
+
+def test_several_rows_have_no_memory(model):
+    memory = PrefixCache()
+    list(Decoding(model, [[1, 2], [3]], 2, Sampler(), memory=memory))
+    assert memory.recall([1, 2, 3], 10) is None

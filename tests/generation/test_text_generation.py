@@ -1,0 +1,78 @@
+from functools import partial
+
+import pytest
+import torch
+
+from llm.generation.decoding import generate
+from llm.generation.sampling import Sampler
+from llm.generation.text_generation import complete_prompts, first_tokens, stream, stream_tokens
+from llm.models.gpt import GPT
+from llm.nn.attention import Attention
+from llm.nn.feed_forward import FeedForward
+from llm.nn.norms import LayerNorm
+from llm.nn.positions import Rotary
+from llm.tokenizers.byte import ByteTokenizer
+
+SAMPLER = Sampler(temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPT(
+        vocab_size=257,
+        context_length=16,
+        dim=16,
+        num_layers=1,
+        position=Rotary(16, 2),
+        attention=partial(Attention, num_heads=2),
+        feed_forward=FeedForward,
+        norm=LayerNorm,
+    ).eval()
+
+
+def test_a_completion_is_the_text_of_the_tokens(model):
+    prompts = ["Every effort", "é", ""]
+    tokenizer = ByteTokenizer()
+    tokens = [first_tokens(tokenizer, prompt) for prompt in prompts]
+    drawn = generate(model, tokens, 40, SAMPLER, seed=3, end_token=256)
+    expected = [tokenizer.decode(row) for row in drawn]
+    assert complete_prompts(model, tokenizer, prompts, 40, SAMPLER, seed=3) == expected
+
+
+def test_a_stop_string_cuts_the_text_and_ends_the_row(model):
+    free = complete_prompts(model, ByteTokenizer(), ["a", "b"], 60, SAMPLER)
+    stop = next(
+        text for i in range(40) if (text := free[0][i : i + 2]).isascii() and text not in free[1]
+    )
+    cut = complete_prompts(model, ByteTokenizer(), ["a", "b"], 60, SAMPLER, stop=[stop])
+    assert cut == [free[0][: free[0].index(stop)], free[1]]
+
+
+def test_streamed_pieces_never_have_to_be_taken_back(model):
+    """At every moment what was shown is a beginning of the final text."""
+    final = complete_prompts(model, ByteTokenizer(), ["x"], 80, SAMPLER, stop=["ab", "\x00\x01"])[0]
+    shown = ""
+    for row, piece in stream(model, ByteTokenizer(), ["x"], 80, SAMPLER, stop=["ab", "\x00\x01"]):
+        assert row == 0
+        assert piece
+        shown += piece
+        assert final.startswith(shown)
+    assert shown == final
+
+
+def test_an_empty_prompt_begins_a_document_where_there_is_a_token_for_it():
+    assert first_tokens(ByteTokenizer(), "") == [256]
+    silent = ByteTokenizer()
+    silent.special_tokens = {}
+    with pytest.raises(ValueError, match="give a prompt"):
+        first_tokens(silent, "")
+
+
+def test_a_prompt_of_tokens_ends_at_a_token_of_the_callers(model):
+    tokenizer = ByteTokenizer()
+    prompt = tokenizer.encode("Every effort")
+    (drawn,) = generate(model, [prompt], 40, SAMPLER)
+    end = next(token for token in drawn[10:] if token < 128)
+    pieces = stream_tokens(model, tokenizer, [prompt], 40, SAMPLER, end_tokens=[end])
+    assert "".join(text for _, text in pieces) == tokenizer.decode(drawn[: drawn.index(end)])

@@ -1,0 +1,105 @@
+"""The plan of tensor parallelism: loss and every gradient are those of the whole model."""
+
+import pytest
+import torch
+from divided import SMALL
+from hydra import compose, initialize_config_module
+from ranks import on_ranks
+from torch.distributed.device_mesh import init_device_mesh
+
+from llm import distributed
+from llm.adapters.prefix import Prefix
+from llm.config.build import build
+from llm.dtensor import is_dtensor, to_full
+from llm.losses import cross_entropy
+from llm.models.classifier import Classifier
+from llm.parallel import tensor_parallel_plan
+from llm.parallel.mesh_strategy import in_own_order
+
+MODELS = {
+    "learned positions, biases, tied": ("model=gpt2",),
+    "gated, grouped, untied": ("model=llama", "size.num_kv_heads=2"),
+    "normed queries and keys": ("model=gpt", "size.num_kv_heads=2"),
+    "slopes": ("model=gpt2", "model/position=alibi", "model/kernel=naive"),
+}
+
+
+def make(*words: str, vocab_size: int = 97) -> torch.nn.Module:
+    """A small model; no number of devices divides its vocabulary."""
+    small = [word for word in SMALL if not word.startswith(("model=", "data.path"))]
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose("train", [*small, *words, f"model.vocab_size={vocab_size}"])
+    torch.manual_seed(0)
+    return build(config.model)
+
+
+def loss_of(model: torch.nn.Module) -> torch.Tensor:
+    tokens = torch.randint(97, (3, 17), generator=torch.Generator().manual_seed(1))
+    if isinstance(model, Classifier):
+        return cross_entropy(model(tokens[:, :-1]), tokens[:, 0] % 3)
+    positions = torch.arange(16).flip(0)  # given ones index a table, others slice it
+    return cross_entropy(model(tokens[:, :-1], positions=positions), tokens[:, 1:])
+
+
+def compare(cases: dict[str, tuple[str, ...]]) -> dict[str, float]:
+    """For each model the largest difference of a divided gradient from that of the whole model."""
+    distributed.join_ranks("cpu")
+    mesh = init_device_mesh("cpu", (distributed.world().size,))
+    found = {}
+    for name, words in cases.items():
+        one, other = make(*words), make(*words)
+        if name == "classifier":
+            one, other = (_classifier(model) for model in (one, other))
+        tensor_parallel_plan.parallelize(
+            other, mesh, tensor_parallel_plan.plan_of(other, mesh.size())
+        )
+        assert all(is_dtensor(parameter) for parameter in other.parameters())
+        losses = loss_of(one), loss_of(other)
+        torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+        for loss in losses:
+            loss.backward()
+        orders = tensor_parallel_plan.row_orders(other)
+        expected = {n: p.grad for n, p in one.named_parameters()}
+        own = {n: in_own_order(to_full(p.grad), orders.get(n)) for n, p in other.named_parameters()}
+        assert own.keys() == expected.keys()  # a tied parameter is still one
+        found[name] = max(float((own[n] - expected[n]).abs().max()) for n in own)
+    return found
+
+
+def _classifier(body: torch.nn.Module) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(body, num_classes=3)
+
+
+def test_loss_and_gradients_are_those_of_the_whole_model():
+    found = on_ranks(2, compare, MODELS | {"classifier": ("model=gpt2",)})
+    assert found[0].keys() == MODELS.keys() | {"classifier"}
+    for differences in found:
+        assert max(differences.values()) < 1e-6, differences
+
+
+def test_each_device_has_whole_heads_of_all_three():
+    rows = tensor_parallel_plan.Heads((4, 2, 2), head_dim=2).order(2).view(2, -1)
+    assert rows[0].tolist() == [0, 1, 2, 3, 8, 9, 12, 13]
+    assert rows[1].tolist() == [4, 5, 6, 7, 10, 11, 14, 15]
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "message"),
+    [
+        (("model=llama", "size.num_kv_heads=2"), 4, "num_kv_heads=2 cannot be divided among 4"),
+        (("model=gpt2",), 3, "num_heads=4 cannot be divided among 3 devices"),
+        (("model=gpt2", "model.feed_forward.hidden_dim=30"), 4, "hidden_dim=30 cannot be divided"),
+        (("model=bert",), 2, "divides a GPT, and BERT holds none: use hardware=fsdp"),
+    ],
+)
+def test_what_cannot_be_divided_is_named(words, size, message):
+    with pytest.raises(ValueError, match=message):
+        tensor_parallel_plan.plan_of(make(*words), size)
+
+
+def test_a_part_that_the_plan_does_not_know_is_named():
+    model = make("model=gpt2")
+    Prefix(length=2).apply(model)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attention\.kernel\.key: .*use hardware=fsdp"):
+        tensor_parallel_plan.require_complete_plan(model, tensor_parallel_plan.plan_of(model, 2))

@@ -1,0 +1,80 @@
+"""ZeRO without DeepSpeed at hand: what is asked of it, and what is refused."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from llm.hardware import Hardware, Shares
+from llm.optim.muon import Muon
+from llm.parallel.zero import ZeRO
+from llm.tasks.pretraining import Pretraining
+from llm.tasks.sft import SFT
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The module around the engine, with a stand-in for DeepSpeed that Lightning takes for it."""
+    deepspeed = ModuleType("deepspeed")
+    deepspeed.__version__ = "0.19"
+    deepspeed.utils = SimpleNamespace(
+        logging=SimpleNamespace(logger=SimpleNamespace(setLevel=print))
+    )
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    for known in ("_DEEPSPEED_AVAILABLE", "_DEEPSPEED_GREATER_EQUAL_0_16"):
+        monkeypatch.setattr(f"lightning.pytorch.strategies.deepspeed.{known}", True)
+
+    from llm.parallel import deepspeed_strategy
+
+    return deepspeed_strategy
+
+
+def test_a_machine_without_deepspeed_is_told_two_ways_out(monkeypatch):
+    monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'llm\[deepspeed\]', or use hardware=fsdp"):
+        ZeRO().require()
+
+
+def test_what_deepspeed_does_not_do_is_refused():
+    with pytest.raises(ValueError, match="knows no MPS"):
+        ZeRO().check(Hardware("mps", devices=2, strategy=ZeRO()))
+
+
+def test_weights_are_divided_in_the_third_stage_only():
+    assert ZeRO(2).shares(4) == Shares(1, 4, 4, 4, 4)
+    assert ZeRO(3).shares(4) == Shares(4, 4, 4, 4, 4)
+    assert (ZeRO(2).is_sharded, ZeRO(3).is_sharded) == (False, True)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_engine_is_given_the_stage(engine, stage):
+    strategy = ZeRO(stage).lightning(Hardware("cuda", devices=2, strategy=ZeRO(stage)))
+    assert strategy.config["zero_optimization"]["stage"] == stage
+    assert strategy.config["zero_allow_untested_optimizer"]
+
+
+def test_the_engine_clips_to_the_trainer_s_limit_and_accumulates(engine):
+    strategy = ZeRO().lightning(Hardware("cuda", devices=2, strategy=ZeRO()))
+    trainer = SimpleNamespace(accumulate_grad_batches=3, gradient_clip_val=0.7)
+    strategy._lightning_module = SimpleNamespace(trainer=trainer)
+    strategy._format_batch_size_and_grad_accum_config()
+    assert strategy.config["gradient_clipping"] == 0.7
+    assert strategy.config["gradient_accumulation_steps"] == 3
+
+
+def test_only_what_goes_number_by_number_is_optimized(engine):
+    weight = nn.Parameter(torch.ones(2, 2))
+    engine.require_elementwise(torch.optim.AdamW([weight]))
+    with pytest.raises(ValueError, match="Muon does not work on: choose one of Adam, AdamW"):
+        engine.require_elementwise(Muon([{"params": [weight], "hidden": True}]))
+
+
+def test_batches_that_weigh_by_their_targets_are_refused(engine):
+    def task(kind):
+        return kind(nn.Linear(2, 2), torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+
+    engine.require_even_weights(task(Pretraining))
+    with pytest.raises(ValueError, match="SFT weighs by its targets: use hardware=fsdp"):
+        engine.require_even_weights(task(SFT))

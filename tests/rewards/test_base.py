@@ -1,0 +1,19 @@
+"""What anybody's reward gives is looked at before it is used."""
+
+import pytest
+
+from llm.rewards.base import checked_scores
+
+
+def test_scores_are_numbers():
+    assert checked_scores(
+        lambda prompts, responses, references: [True, 2], ["", ""], ["a", "b"], ["", ""]
+    ) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_scores_that_are_none_are_refused(scores):
+    with pytest.raises(ValueError, match="the reward gave"):
+        checked_scores(
+            lambda prompts, responses, references: scores, ["", ""], ["a", "b"], ["", ""]
+        )

@@ -1,0 +1,125 @@
+"""DPO from end to end: where it starts, what it learns, what it is held against, and how it resumes."""
+
+import math
+
+import pytest
+import torch
+
+from llm.config.build import build
+from llm.config.errors import ConfigError
+from llm.weights.run import RunWeights
+
+DPO = ("task=dpo", "data=preference", "optimizer.lr=0.01")
+LORA = ("adapter=lora", "task/reference=adapter_off")
+
+
+@pytest.fixture
+def dpo(train, pairs):
+    """A run of DPO; under an adapter from weights that were trained a step, without one from drawn ones."""
+
+    def run(name, *words):
+        words = (*DPO, f"data.path={pairs}", *words)
+        if "adapter=lora" in words:
+            few = ("trainer.max_steps=1", "trainer.val_every=1", "optimizer.lr=0.0")
+            base = train("base", *words[:2], words[3], *few)
+            words = (*words, "weights=run", f"weights.path={base.path}")
+        return train(name, *words)
+
+    return run
+
+
+def column(rows, name):
+    return [float(row[name]) for row in rows if row.get(name)]
+
+
+@pytest.mark.parametrize("words", [(), ("task.reduction=mean",), LORA], ids=["sum", "mean", "lora"])
+def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
+    """In spite of the model's dropout."""
+    run = dpo("run", "trainer.max_steps=40", "trainer.val_every=20", *words)
+    rows = logged(run)
+    first = next(row for row in rows if row["step"] == "1")
+    validations = [row for row in rows if row.get("val/loss")]
+    assert float(first["train/loss"]) == pytest.approx(math.log(2), abs=1e-6)
+    for name in ("margin", "chosen_reward", "rejected_reward"):
+        assert float(first[f"train/{name}"]) == 0, name
+    last = validations[-1]
+    assert float(last["val/loss"]) < 0.3
+    assert float(last["val/accuracy"]) == 1
+    margin = float(last["val/chosen_reward"]) - float(last["val/rejected_reward"])
+    assert float(last["val/margin"]) == pytest.approx(margin, abs=1e-5)
+    assert run.record["metrics"]["test/margin"] > 0.5
+
+
+def test_the_margin_is_beta_times_what_the_paper_says(dpo, train, logged, pairs):
+    """From the weights before and after, by hand: the logged validation margin."""
+    base = dpo("base", "trainer.max_steps=1", "trainer.val_every=1", "optimizer.lr=0.0")
+    weights = ("weights=run", f"weights.path={base.path}")
+    run = dpo("run", *weights, "task.beta=0.3", "trainer.val_every=6")
+    before, after = (RunWeights(str(each.path)).model() for each in (base, run))
+    data = build(
+        RunWeights(str(run.path)).config.data, tokenizer=RunWeights(str(run.path)).tokenizer()
+    )
+    data.setup()
+    margins = []
+    for pair in data.raw["validation"]:
+        ratios = []
+        for response in (pair.chosen, pair.rejected):
+            prompt = data.template.encode_prompt(pair.prompt, data.tokenizer)
+            answer = [*data.tokenizer.encode(response), data.template.end_token(data.tokenizer)]
+            tokens = torch.tensor([prompt + answer])
+            found = [
+                sum(
+                    model(tokens[:, :-1])[0, at - 1].log_softmax(-1)[tokens[0, at]]
+                    for at in range(len(prompt), tokens.shape[1])
+                )
+                for model in (after, before)
+            ]
+            ratios.append(found[0] - found[1])
+        margins.append(0.3 * (ratios[0] - ratios[1]).item())
+    expected = sum(margins) / len(margins)
+    assert column(logged(run), "val/margin")[-1] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("words", [(), LORA], ids=["frozen_copy", "adapter_off"])
+def test_a_resumed_run_is_held_against_the_base_and_equals_the_whole_one(
+    dpo, train, interrupted, pairs, logged, words
+):
+    base = dpo("base", "trainer.max_steps=3", "trainer.val_every=3")
+    words = (*DPO, f"data.path={pairs}", "weights=run", f"weights.path={base.path}", *words)
+    whole = train("whole", *words, "trainer.log_every=2")
+    parts = interrupted("parts", *words, "trainer.log_every=2", step=4)
+    assert logged(whole) == logged(parts)
+    for name in ("last", "best"):
+        left, right = (
+            torch.load(getattr(run, name), weights_only=True)["state_dict"]
+            for run in (whole, parts)
+        )
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_nothing_of_the_reference_is_saved(dpo):
+    run = dpo("run")
+    state = torch.load(run.last, weights_only=True)["state_dict"]
+    model = RunWeights(str(run.path)).model()
+    assert state.keys() == {f"model.{name}" for name in model.state_dict()}
+
+
+def test_with_an_adapter_both_references_are_the_same(dpo, logged):
+    adapted = logged(dpo("off", *LORA))
+    copied = logged(dpo("copy", LORA[0]))
+    assert column(adapted, "val/loss") == pytest.approx(column(copied, "val/loss"), abs=1e-6)
+    assert column(adapted, "val/loss")[-1] < 0.6
+
+
+def test_without_an_adapter_there_is_none_to_turn_off(dpo):
+    with pytest.raises(ConfigError, match=r"task: .*no adapter to switch off"):
+        dpo("run", LORA[1])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("beta=0", "beta"), ("label_smoothing=0.5", "label")]
+)
+def test_numbers_out_of_range_are_named(dpo, word, message):
+    with pytest.raises(ConfigError, match=rf"task\.{message}.*: give"):
+        dpo("run", f"task.{word}")

@@ -1,0 +1,125 @@
+"""Instruction finetuning: what it costs is the answers', however a step is divided."""
+
+import json
+import math
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from llm.config.build import build
+from llm.nn.ignore_index import IGNORE_INDEX
+from llm.training import lifecycle
+
+
+@pytest.fixture
+def composed(tmp_path, monkeypatch):
+    """Composes a small run over sums of two digits, whose answers have various lengths."""
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "sums.jsonl"
+    rows = [
+        {"instruction": f"{a}+{b}", "output": ".".join(str(a + b) * (1 + a))}
+        for a in range(6)
+        for b in range(10)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def composed(*words):
+        small = [
+            "experiment=instruct",
+            "model=gpt2",
+            "size=nano",
+            "size.dim=32",
+            "tokenizer=byte",
+            "data=instruction",
+            f"data.path={path}",
+            "data/template=chatml",
+            "data/collation=padding",
+            "data.validation_fraction=0.1",
+            "hardware=cpu",
+            "hardware.precision=32",
+            "hardware.threads=1",
+            "optimizer.fused=false",
+            "schedule=constant",
+            "schedule.warmup_steps=0",
+            "trainer.max_epochs=null",
+            "trainer.max_steps=3",
+            "trainer.val_every=3",
+            "callbacks.response_samples=null",
+            "callbacks.responses=null",
+            "callbacks.picture=null",
+        ]
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            return compose("train", [*small, *words])
+
+    return composed
+
+
+def weights(run):
+    return torch.load(run.last, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_dividing_a_step_changes_nothing(composed, tmp_path, optimizer):
+    words = [f"optimizer={optimizer}", "trainer.gradient_clip=0.5"]
+    # Where a gradient is all but nothing, Adam divides rounding by rounding.
+    words += ["+optimizer.eps=1e-4"] if optimizer == "adamw" else ["optimizer.lr=0.1"]
+    whole, *divided = (
+        weights(
+            lifecycle.train(
+                composed(*words, f"data.batch_size={size}", f"trainer.accumulate={8 // size}"),
+                tmp_path / f"{size}",
+            )
+        )
+        for size in (8, 4, 1)
+    )
+    for parts in divided:
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_of_means_would_be_another(composed):
+    """The comparison above can tell: micro-batches ask for different numbers of tokens."""
+    data = lifecycle.prepare_data(composed("data.batch_size=4"), None)
+    task = build(composed("model.vocab_size=400").task)
+    loader = iter(data.train_dataloader())
+    numbers = {int(task.weight(next(loader))) for _ in range(4)}
+    assert len(numbers) > 1
+
+
+def test_packed_and_padded_validation_agree(composed, tmp_path):
+    """Over the whole part, through the trainer: loss and perplexity to five digits."""
+    figures = [
+        lifecycle.train(
+            composed(f"data/collation={collation}", "optimizer.lr=0", f"data.batch_size={size}"),
+            tmp_path / collation,
+        ).record["metrics"]
+        for collation, size in (("padding", 8), ("length_grouped", 3), ("packing", 2))
+    ]
+    for name in ("val/loss", "val/perplexity", "test/loss"):
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-5)
+        assert figures[2][name] == pytest.approx(figures[0][name], rel=1e-5)
+    assert figures[0]["val/perplexity"] == pytest.approx(math.exp(figures[0]["val/loss"]))
+
+
+def test_only_what_is_asked_counts(composed):
+    task = build(composed("model.vocab_size=61").task)
+    torch.manual_seed(0)
+    tokens = torch.randint(61, (2, 9))
+    targets = tokens.roll(-1, 1)
+    targets[0, :6] = IGNORE_INDEX
+    batch = {"tokens": tokens, "targets": targets}
+    logits = task.model(tokens)
+    by_hand = [
+        -logits[row, place].log_softmax(-1)[targets[row, place]]
+        for row in range(2)
+        for place in range(9)
+        if targets[row, place] != IGNORE_INDEX
+    ]
+    assert task.weight(batch) == len(by_hand) == 12
+    assert task.step(batch).item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+    task.evaluate(batch)
+    results = task.results()
+    assert results["loss"] == pytest.approx(task.step(batch).item(), rel=1e-5)
+    task.evaluate({**batch, "targets": torch.full_like(targets, 3)})
+    assert task.results()["loss"] != results["loss"], "results start anew"

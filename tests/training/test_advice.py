@@ -1,0 +1,33 @@
+"""What is said of a run that is too short to learn anything."""
+
+from functools import partial
+
+import pytest
+
+from llm.optim.schedules import cosine
+from llm.training.advice import few_steps
+from llm.training.trainer import TrainerSettings
+
+
+def advice(steps, warmup=0, **settings):
+    schedule = partial(cosine, warmup_steps=warmup)
+    given = {"rows": 21, "batches_per_epoch": 3, "schedule": schedule}
+    return list(few_steps(TrainerSettings(**settings), steps, **given))
+
+
+def test_few_steps_are_told_with_the_epochs_that_give_more():
+    (line,) = advice(12, max_epochs=4)
+    assert line.startswith("12 steps are few")
+    assert "21 rows has 3; trainer.max_epochs=34 gives 100" in line
+    (line,) = advice(6, max_epochs=4, accumulate=2)
+    assert "has 1.5; trainer.max_epochs=67 gives 100" in line
+    assert advice(100, max_epochs=34) == []
+    assert advice(12, max_steps=12) == [], "who says a number of steps knows it"
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "told"), [(12, 50, "24%"), (12, 12, None), (1, 0, None)]
+)
+def test_a_warm_up_that_never_ends_is_told(steps, warmup, told):
+    lines = advice(steps, warmup, max_steps=steps)
+    assert [f"reaches {told} of optimizer.lr" in line for line in lines] == ([True] if told else [])

@@ -1,0 +1,230 @@
+"""dry_run=true: a row for each point, without training, and what keeps one from being counted."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from made_folders import SHAPES, make_folder
+from omegaconf import OmegaConf
+
+from llm.config.composition import check_points
+from llm.config.errors import ConfigError
+from llm.config.loader import open_loader
+from llm.planning.cost import context
+from llm.planning.matching import match
+from llm.training import dry_run, lifecycle, setup
+from llm.training.forecast import forecast
+
+
+@pytest.fixture(scope="module")
+def loader():
+    return open_loader("pkg://llm.conf")
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A published chat model with a context of 256 tokens."""
+    return make_folder(SHAPES["smollm2"], tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(autouse=True)
+def rate(monkeypatch):
+    """A machine that need not be measured: a TFLOP/s, and no bfloat16."""
+    monkeypatch.setattr("llm.planning.device.matmul_rate", lambda dtype: 1e12)
+    monkeypatch.setattr("llm.planning.device.faster_precision", lambda accelerator: 32)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of what was printed, without notes."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("·")]
+    return [[cell for cell in line.split("  ") if cell.strip()] for line in lines[2:]]
+
+
+def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["model=gpt2,llama", "size=nano", "seed=1,2", "tokenizer=byte", "trainer.max_steps=100"]
+    dry_run.show_dry_run(check_points(loader, "train", words, multirun=True))
+    table = rows(capsys.readouterr().out)
+    labels = [line[0].strip() for line in table]
+    assert labels == [
+        f"model={model} seed={seed}" for model in ("gpt2", "llama") for seed in (1, 2)
+    ]
+    parameters, per_token, tokens, flops, memory, time = map(str.strip, table[0][1:])
+    assert (parameters, tokens) == ("121 k", "51.2 k")
+    assert (per_token, flops) == ("7.98e05", "4.08e10")
+    assert memory.endswith("MiB")
+    assert time == "0.10 s"  # 4.08e10 FLOPs at 40 % of 1e12 a second
+    assert table[0][1:] == table[1][1:] != table[2][1:]
+    assert list(tmp_path.iterdir()) == []  # nothing was trained, nothing written
+
+
+def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))
+    words = ["size=nano", "tokenizer=byte", "trainer.max_steps=null", "trainer.max_epochs=1"]
+    dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+    output = capsys.readouterr().out
+    assert "needs data" in output
+    assert rows(output)[0][-1].strip() == "–"  # nor how long it takes
+
+
+CASE = Path(__file__).parents[1] / "cases" / "prompt_completion.json"
+FINETUNE = [
+    *("experiment=instruct", "weights=scratch", "model=gpt2", "size=nano", "tokenizer=byte"),
+    *("size.context_length=1024", "hardware=cpu", "trainer.max_epochs=3"),
+]
+
+
+def test_a_finetune_is_counted_with_the_lengths_of_its_rows(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # the published rows are not there
+    memory, told = [], []
+    for words in ([f"data.path={CASE}"], [], ["data.malformed=skip", f"data.path={CASE}"]):
+        points = check_points(loader, "train", [*FINETUNE, *words], multirun=False)
+        dry_run.show_dry_run(points)
+        told.append(capsys.readouterr().out)
+        memory.append(forecast(points[0].config).memory.total)
+    assert memory[0] < memory[1] / 10
+    assert ["upper bound" in each for each in told] == [False, True, False]
+    assert memory[0] == memory[2]
+    cost = forecast(points[0].config).cost
+    data = lifecycle.prepare_data(points[0].config, None)
+    assert cost.steps == 3 * data.batches_per_epoch
+    assert cost.tokens_per_step == round(data.tokens_per_batch)
+    batch = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
+    assert context(points[0].config) == batch
+
+
+def test_pairs_are_counted_a_row_each(loader):
+    words = [*FINETUNE[1:], "experiment=prefer", f"data.path={CASE.with_name('pref_prompt.json')}"]
+    (point,) = check_points(loader, "train", words, multirun=False)
+    data = lifecycle.prepare_data(point.config, None)
+    longest = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
+    assert context(point.config) == longest
+
+
+def test_several_devices_share_the_memory(loader, capsys):
+    words = ["size=nano", "tokenizer=byte", "data.batch_size=64", "hardware.precision=32"]
+    held = []
+    for more in (
+        [],
+        ["hardware=ddp", "hardware.devices=4"],
+        ["hardware=fsdp", "hardware.devices=4"],
+    ):
+        [point] = check_points(loader, "train", [*words, *more], multirun=False)
+        held.append(dry_run.forecast(point.config).memory.total)
+    assert held[0] > held[1] > held[2]
+
+
+def test_ranks_on_a_cpu_share_the_machine(loader):
+    """Two machines of two ranks are as fast as two of one."""
+    words = ["size=nano", "tokenizer=byte", "data.batch_size=8", "hardware.precision=32"]
+    found = []
+    for devices in (1, 2):
+        shape = ["hardware=ddp", f"hardware.devices={devices}", "hardware.num_nodes=2"]
+        [point] = check_points(loader, "train", [*words, *shape], multirun=False)
+        found.append(dry_run.forecast(point.config))
+    alone, shared = found
+    assert shared.device.memory == alone.device.memory / 2 == shared.room(shared.strategy)
+    assert shared.room(None) == alone.device.memory
+    assert shared.seconds() == alone.seconds()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
+    words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
+    with pytest.raises(ConfigError, match="cannot be divided into 3 equal parts") as refusal:
+        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("experiment", ["shakespeare", "instruct"])
+def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
+    words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
+    with pytest.raises(ConfigError, match=r"^data.batch_size: 0 is out of range; give 1 or more$"):
+        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+
+
+UNSUITABLE = {
+    "hardware=tensor_parallel hardware.devices=3 data.batch_size=6": "num_heads=2 .*hardware.strategy.size",
+    "hardware=pipeline hardware.devices=3 data.batch_size=6": "3 stages need a block each",
+    "hardware=pipeline hardware.devices=2 data.batch_size=3": "3 rows cannot be divided into 2",
+    "hardware=fsdp hardware.devices=2 hardware.precision=fp16": "precision=fp16: divided weights",
+}
+
+
+@pytest.mark.parametrize("words", UNSUITABLE)
+def test_what_devices_cannot_divide_is_refused_before_anything_runs(loader, words):
+    """By dry_run=true, and by a sweep before its first job."""
+    common = ["model=llama", "size=nano", "tokenizer=byte", "hardware.accelerator=cpu"]
+    points = check_points(loader, "train", [*common, *words.split(), "seed=1,2"], multirun=True)
+    with pytest.raises(ConfigError, match=UNSUITABLE[words]) as refusal:
+        dry_run.show_dry_run(points)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=UNSUITABLE[words]) as refusal:
+        dry_run.require_divisible(points)
+    assert [line.split(" | ")[0] for line in refusal.value.problems] == ["seed=1", "seed=2"]
+
+
+def test_deepspeed_is_asked_for_where_it_is_needed(loader, monkeypatch):
+    monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
+    words = ["size=nano", "tokenizer=byte", "hardware=zero2", "hardware.accelerator=cpu"]
+    with pytest.raises(ConfigError, match="needs DeepSpeed"):
+        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+
+
+def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
+    words = ["model=gpt2,llama", "size=micro", "tokenizer=byte", "match=parameters"]
+    points = check_points(loader, "train", words, multirun=True)
+    dry_run.show_matched(points, match([point.config for point in points], "parameters"))
+    output = capsys.readouterr().out
+    assert "model.feed_forward.hidden_dim=" in output
+    assert rows(output)[0][1:] == ["  0 %"] * 4 or "0 %" in output
+    assert "size.dim" not in output
+
+
+def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
+    """An untied head of 4,096 tokens is more than the feed-forward layers could give up."""
+    words = ["model=gpt,llama", "size=nano", "tokenizer=bpe", "match=parameters"]
+    points = check_points(loader, "train", words, multirun=True)
+    dry_run.show_matched(points, match([point.config for point in points], "parameters"))
+    output = capsys.readouterr().out
+    assert "  size.dim=40 (for 64)" in output
+    assert (
+        "· size.dim: the feed-forward layers alone would be less than 0.5 or more than 2 times"
+        in output
+    )
+
+
+def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path):
+    [base] = check_points(loader, "train", ["model=llama", "size=nano"], multirun=False)
+    base.config.model.vocab_size = 300
+    OmegaConf.save(OmegaConf.to_container(base.config, resolve=True), tmp_path / "config.yaml")
+    words = ["experiment=spam", "weights=run", f"weights.path='{tmp_path}'", "adapter=lora"]
+    [point] = check_points(loader, "train", words, multirun=False)
+    found = dry_run.forecast(setup.adopted(point.config, words))
+    assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
+    assert found.cost.trained < found.cost.parameters / 2
+    assert found.memory.optimizer < found.memory.weights  # LoRA's few have states
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data.context_length=200", None),
+        ("weights.context_length=200", None),
+        ("data.context_length=512", r"data.context_length: 512 is more than the 256 tokens of "),
+        ("size.context_length=200", r"for shorter examples: weights.context_length=200"),
+        ("weights.context_length=512", r"weights.context_length: 512 is more than the 256 tokens"),
+    ],
+)
+def test_the_context_of_published_weights_is_theirs(word, told, chat_model, loader, capsys):
+    words = ["experiment=instruct", "weights=llama", f"weights.path={chat_model}", "hardware=cpu"]
+
+    def show():
+        dry_run.show_dry_run(check_points(loader, "train", [*words, word], multirun=False))
+
+    if told is None:
+        show()
+        assert "parameters" in capsys.readouterr().out
+    else:
+        with pytest.raises(ConfigError, match=told):
+            show()

@@ -1,0 +1,162 @@
+"""Whatever asks a run to stop, and whenever: its record, its exit status and what is said of it are right."""
+
+import signal
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from llm import __main__ as command
+from llm import signals
+from llm.runs import Run
+from llm.terminal import shell
+from llm.training import lifecycle
+
+SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
+
+
+@pytest.fixture
+def told(composed, tmp_path, monkeypatch, capsys):
+    """told(where, number): train until a function of the training module is called, and what was said then."""
+
+    def train(where: str, number: int, *words: str, after: bool = False) -> tuple[int, str]:
+        original = getattr(lifecycle, where)
+
+        def interrupted(*given):
+            if after:
+                original(*given)
+            signal.raise_signal(number)
+
+        with monkeypatch.context() as patch, signals.received(signals.stop):
+            patch.setattr(lifecycle, where, interrupted)
+            with pytest.raises(SystemExit) as stopped:
+                lifecycle.train(composed(*SHORT, *words), tmp_path / "run", ["seed=0"])
+        said, _, advice = capsys.readouterr().err.partition("\n")
+        assert advice == f"To go on: {shell.program()} train seed=0\n"
+        return stopped.value.code, said
+
+    return train
+
+
+def test_a_signal_before_the_first_step_is_recorded(told, tmp_path):
+    status, said = told("make_loggers", signal.SIGTERM)
+    assert (status, said) == (
+        143,
+        "stopped by SIGTERM before the first step; nothing was there to save.",
+    )
+    assert Run(tmp_path / "run").status == "interrupted"
+
+
+def test_a_signal_that_a_library_swallows_is_still_what_stopped_the_run(
+    composed, tmp_path, monkeypatch, capsys
+):
+    """A library in the middle of an import, say, may fail in its own way after the signal."""
+
+    def swallow(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except signals.Stopped:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    monkeypatch.setattr(lifecycle, "make_loggers", swallow)
+    with signals.received(signals.stop), pytest.raises(SystemExit) as stopped:
+        lifecycle.train(composed(*SHORT), tmp_path / "run")
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM before the first step" in capsys.readouterr().err
+    assert Run(tmp_path / "run").status == "interrupted"
+    monkeypatch.setattr(lifecycle, "make_loggers", lambda *_: swallow_nothing())
+    with pytest.raises(RecursionError):  # not because of a signal
+        lifecycle.train(composed(*SHORT), tmp_path / "other")
+    assert Run(tmp_path / "other").status == "failed"
+
+
+def swallow_nothing():
+    raise RecursionError("maximum recursion depth exceeded")
+
+
+def test_a_signal_while_testing_or_closing_loses_nothing(told, composed, tmp_path):
+    status, said = told("test_best", signal.SIGUSR1)
+    assert (status, said) == (130, "stopped by SIGUSR1 after step 4; it is saved.")
+    run = Run(tmp_path / "run")
+    assert (run.status, run.record["steps"]) == ("interrupted", 4)
+    status, said = told("finish", signal.SIGTERM, after=True)
+    assert (status, said) == (143, "stopped by SIGTERM; the run is done, with 4 steps.")
+    assert Run(run.path).status == "done"
+
+
+def test_a_signal_before_a_done_run_is_trained_further_leaves_it_done(told, composed, tmp_path):
+    run = lifecycle.train(composed(*SHORT), tmp_path / "run")
+    before = (run.path / "run.json").read_bytes()
+    status, said = told("make_callbacks", signal.SIGTERM, "trainer.max_steps=6")
+    assert (status, said) == (143, "stopped by SIGTERM; the run is done, with 4 steps.")
+    assert (run.path / "run.json").read_bytes() == before
+
+
+def test_a_signal_during_the_last_step_stops_before_the_test(
+    composed, tmp_path, stop_at, monkeypatch, capsys
+):
+    stop_at(4, signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "test_best", lambda *_: pytest.fail("it was to stop"))
+        with pytest.raises(SystemExit) as stopped:
+            lifecycle.train(composed(*SHORT), tmp_path / "run")
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after step 4; it is saved." in capsys.readouterr().err
+    stop_at(None)
+    assert lifecycle.train(composed(*SHORT), tmp_path / "run").status == "done"
+
+
+def test_stopped_at_once_before_anything_was_saved_it_says_so(told, tmp_path, monkeypatch):
+    from llm.callbacks.checkpoints import Checkpoints
+
+    monkeypatch.setattr(
+        Checkpoints, "on_validation_end", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
+    with monkeypatch.context() as patch, signals.received(signals.stop):
+        patch.setattr("llm.callbacks.interrupt.signals.listen", lambda handler: {})
+        status, said = told("test_best", signal.SIGTERM)
+    assert (status, said) == (143, "stopped by SIGTERM after step 2; nothing is saved.")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 130)])
+def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys, number, status):
+    monkeypatch.setattr("sys.argv", ["llm", "train"])
+    monkeypatch.setattr(command, "run", lambda *_: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == status
+    said = f"stopped by {signal.Signals(number).name} before training; the run is as it was\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_command_says_so_too_if_a_library_swallowed_the_signal(monkeypatch, capsys):
+    def swallow(*_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except signals.Stopped:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    monkeypatch.setattr("sys.argv", ["llm", "train"])
+    monkeypatch.setattr(command, "run", swallow)
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM before training; the run is as it was\n"
+
+
+def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
+    composed, tmp_path, monkeypatch, capsys
+):
+    class ToAll(Callback):
+        def on_before_backward(self, trainer: L.Trainer, *_) -> None:
+            if trainer.global_step == 3:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    original = lifecycle.make_callbacks
+    monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), ToAll()])
+    with pytest.raises(SystemExit) as stopped:
+        lifecycle.train(composed(*SHORT), tmp_path / "run")
+    assert stopped.value.code == 143
+    assert Run(tmp_path / "run").status == "interrupted"
+    assert "by SIGTERM after step 3; step 2 is what is saved" in capsys.readouterr().err

@@ -1,0 +1,467 @@
+"""What a run goes on from: its last checkpoint, whole and its own, or else nothing is replaced."""
+
+import json
+import re
+import shutil
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from llm import hardware
+from llm.callbacks.checkpoints import Checkpoints
+from llm.checkpoints.checkpoint_file import open_checkpoint
+from llm.checkpoints.checksums import sha256_of_file
+from llm.config.errors import ConfigError, UserError
+from llm.config.os_errors import explained
+from llm.hardware import Hardware
+from llm.runs import Run
+from llm.tasks.non_finite import DivergedError
+from llm.terminal import shell
+from llm.training import lifecycle, setup
+from llm.training.resumption import in_the_same_precision
+from llm.weights.run import RunWeights
+
+SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
+LONGER = ("trainer.max_steps=6", "trainer.val_every=2")
+
+
+@pytest.fixture
+def done(composed, tmp_path) -> Run:
+    """A run that is done, of four steps, the checkpoints of the last two validations kept."""
+    return lifecycle.train(composed(*SHORT), tmp_path / "run")
+
+
+def content(run: Run) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def refused(composed, run: Run, *words: str) -> str:
+    """The message of a refusal, which is one line and leaves the directory as it was."""
+    before = content(run)
+    with pytest.raises(UserError) as refusal:
+        lifecycle.train(composed(*words), run.path)
+    assert content(run) == before
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+def lose_last(run: Run) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        (run.path / "checkpoints" / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("change", [(), ("optimizer.lr=0.5",)])
+def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, change):
+    lose_last(done)
+    said = refused(composed, done, *LONGER, *change)
+    assert "last.ckpt: is gone" in said
+    assert "rerun=true" in said
+    assert f"weights=run weights.path={done.path} name=NEW" in said
+
+
+def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys):
+    lose_last(done)
+    assert lifecycle.train(composed(*SHORT), done.path).status == "done"
+    assert "is done already" in capsys.readouterr().out
+    words = ("weights=run", f"weights.path={done.path}", *LONGER)
+    assert lifecycle.train(composed(*words), tmp_path / "other").status == "done"
+    assert lifecycle.train(composed(*LONGER, "rerun=true"), done.path).record["steps"] == 6
+    assert Run(tmp_path / "run~1").best.is_file()
+
+
+def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
+    composed, tmp_path, stop_at
+):
+    stop_at(3)
+    with pytest.raises(SystemExit):
+        lifecycle.train(composed(*SHORT), tmp_path / "run")
+    stop_at(None)
+    run = Run(tmp_path / "run")
+    lose_last(run)
+    assert "last.ckpt: is gone" in refused(composed, run, *SHORT)
+
+
+@pytest.mark.parametrize("lost", ["sha256.json", "run.json", "config.yaml"])
+def test_a_killed_run_that_lost_its_records_too_keeps_its_best_weights(composed, done, lost):
+    record = {k: v for k, v in done.record.items() if k not in ("steps", "trained", "metrics")}
+    done.put_back(record | {"status": "running"})
+    lose_last(done)
+    if lost != "sha256.json":
+        digests = done.path / "checkpoints" / "sha256.json"
+        kept = {"best.ckpt": json.loads(digests.read_text())["best.ckpt"]}
+        digests.write_text(json.dumps(kept))
+    next(done.path.rglob(lost)).unlink()
+    said = refused(composed, done, *SHORT)
+    assert "last.ckpt: is gone" in said
+    assert "rerun=true" in said
+    assert ("weights=run" in said) == (lost == "run.json"), "only what works is advised"
+
+
+def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
+    composed, tmp_path, monkeypatch
+):
+    def killed(*_) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save_best", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            lifecycle.train(composed(*SHORT), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.last.is_file()
+    assert not run.best.exists()
+    saved = Checkpoints._save_best
+    steps = []
+
+    def save(self, trainer, task) -> None:
+        steps.append(trainer.global_step)
+        saved(self, trainer, task)
+
+    monkeypatch.setattr(Checkpoints, "_save_best", save)
+    lifecycle.train(composed(*SHORT), run.path)
+    assert steps == [2, 4]
+    assert open_checkpoint(run.best)["global_step"] == 4
+
+
+def test_a_kill_after_the_last_step_owes_the_best_checkpoint_and_the_picture(
+    composed, tmp_path, monkeypatch
+):
+    def killed(checkpoints, trainer, *_) -> None:
+        if trainer.global_step == 4:
+            raise SystemExit(1)
+        saved(checkpoints, trainer, *_)
+
+    saved = Checkpoints._save_best
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save_best", killed)
+        with pytest.raises(SystemExit):
+            lifecycle.train(composed(*SHORT, picture=True), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert open_checkpoint(run.best)["global_step"] == 2
+    run.picture.unlink(missing_ok=True)
+    assert lifecycle.train(composed(*SHORT, picture=True), run.path).status == "done"
+    assert open_checkpoint(run.best)["global_step"] == 4
+    assert run.picture.is_file()
+
+
+def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(composed, done):
+    with done.best.open("r+b") as file:
+        file.truncate(300)
+    with pytest.raises(ConfigError, match=r"best.ckpt is damaged; delete it, and the next valid"):
+        lifecycle.train(composed(*LONGER), done.path)
+    done.best.unlink()
+    lifecycle.train(composed(*LONGER), done.path)
+    assert open_checkpoint(done.best)["global_step"] > 4
+
+
+def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_path, monkeypatch):
+    """`auto` measures the processor, and what it measures differs from one moment to the next."""
+    monkeypatch.setattr(
+        hardware, "matmul_rate", lambda dtype: 1e9
+    )  # takes long without AVX512-BF16
+    for fastest, steps in (("bf16", 4), (32, 6)):
+        monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)
+        words = ("trainer.val_every=2", "hardware.precision=auto", f"trainer.max_steps={steps}")
+        run = lifecycle.train(composed(*words), tmp_path / "run")
+    assert OmegaConf.load(run.config).hardware.precision == "bf16"
+    assert lifecycle.train(composed(*words), tmp_path / "other").status == "done"
+    assert OmegaConf.load(tmp_path / "other" / "config.yaml").hardware.precision == 32
+
+
+def test_points_of_a_sweep_agree_on_a_precision(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_SWEEP_FOLDER", str(tmp_path / "sweep"))
+    config = composed("hardware.precision=auto")
+    for measured in ("bf16", 32):
+        point = Hardware(accelerator="cpu", precision=measured)
+        run = Run(tmp_path / str(measured))
+        assert in_the_same_precision(point, run, config).precision == "bf16"
+    chosen = composed("hardware.precision=32")
+    assert in_the_same_precision(point, run, chosen).precision == 32
+    device = Hardware(accelerator="cuda", precision="fp16")  # which is not measured
+    assert in_the_same_precision(device, run, config).precision == "fp16"
+    (tmp_path / "sweep" / "settled.json").write_text('{"precision on cpu": "int1"}')
+    with pytest.raises(ConfigError, match=r"settled.json: precision on cpu is 'int1', not bf16"):
+        in_the_same_precision(point, run, config)
+
+
+def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
+    done.last.unlink()
+    lifecycle.train(composed(*LONGER), done.path)
+    out = capsys.readouterr().out
+    assert "last.ckpt: there is no such checkpoint: going on from the checkpoint before it" in out
+    assert open_checkpoint(done.last)["global_step"] == 6
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_path, done, capsys):
+    whole = lifecycle.train(composed(*LONGER), tmp_path / "whole")
+    flip(done.last)
+    lifecycle.train(composed(*LONGER), done.path)
+    out = capsys.readouterr().out
+    assert "last.ckpt is damaged" in out
+    assert "going on from the checkpoint before it, of step 2" in out
+    expected, found = (torch.load(run.last, weights_only=True) for run in (whole, done))
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], tensor), name
+    assert done.metrics.read_text().count("\n") == whole.metrics.read_text().count("\n")
+
+
+@pytest.mark.parametrize("damage", ["both", "no record", "empty record"])
+def test_where_no_checkpoint_is_whole_a_done_run_stays_done(composed, done, damage):
+    digests = done.path / "checkpoints" / "sha256.json"
+    if damage == "both":
+        flip(done.last)
+        flip(done.path / "checkpoints" / "previous.ckpt")
+    elif damage == "no record":
+        digests.unlink()
+    else:
+        digests.write_text("{}")
+    said = refused(composed, done, *LONGER)
+    assert "last.ckpt is damaged" in said
+    assert "rerun=true trains it again" in said
+    assert ("weights=run" in said) == (damage == "both"), "the best one is as good as its record"
+    assert Run(done.path).status == "done"
+
+
+HALF, TABLE, BINARY, FOLDER = b'{"status": "do', b"a,b\nc,d\n", bytes(range(256)), None
+BROKEN = {
+    "metrics.csv": (BINARY, TABLE, FOLDER),
+    "run.json": (HALF, FOLDER),
+    "config.yaml": (FOLDER,),
+    "tokenizer.json": (FOLDER,),
+    "checkpoints/sha256.json": (b"", FOLDER),
+}
+
+
+def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
+    config = composed(*LONGER)
+    for place, contents in BROKEN.items():
+        kept = (file := done.path / place).read_bytes()
+        for content in contents:
+            file.unlink()
+            file.mkdir() if content is None else file.write_bytes(content)
+            with pytest.raises(ConfigError) as end, explained():
+                lifecycle.train(deepcopy(config), done.path)
+            told = str(end.value)
+            assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in told
+            assert "\n" not in told
+            file.rmdir() if file.is_dir() else file.unlink()
+            file.write_bytes(kept)
+
+
+def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
+    other = lifecycle.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    shutil.rmtree(done.path / "checkpoints")
+    shutil.copytree(other.path / "checkpoints", done.path / "checkpoints")
+    said = refused(composed, done, *LONGER)
+    assert "last.ckpt: is the checkpoint of another run (its fingerprint is" in said
+    begun = Run(tmp_path / "begun")
+    shutil.copytree(other.path / "checkpoints", begun.path / "checkpoints")
+    assert "has checkpoints, but not the run.json" in refused(composed, begun, *LONGER)
+    again = lifecycle.train(composed(*SHORT, "rerun=true"), begun.path)
+    assert open_checkpoint(again.last)["run"]["fingerprint"] == again.record["fingerprint"]
+
+
+def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_path, done):
+    other = lifecycle.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    for run, file in ((done, other.best), (other, done.best)):
+        shutil.copy(file, run.path / "taken.ckpt")
+    for run in (done, other):
+        (run.path / "taken.ckpt").replace(run.best)
+        digests = run.path / "checkpoints" / "sha256.json"
+        record = json.loads(digests.read_text()) | {"best.ckpt": [sha256_of_file(run.best)]}
+        digests.write_text(json.dumps(record))
+    told = "best.ckpt: is the checkpoint of another run (its fingerprint is"
+    assert told in refused(composed, done, *LONGER)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        RunWeights(str(done.path)).model()
+    assert RunWeights(str(done.path), checkpoint="last").model()
+
+
+def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):
+    def fail(*_) -> None:
+        raise RuntimeError("no logger today")
+
+    before = (done.path / "run.json").read_bytes()
+    monkeypatch.setattr(lifecycle, "make_loggers", fail)
+    with pytest.raises(RuntimeError, match="no logger today"):
+        lifecycle.train(composed(*LONGER), done.path)
+    assert (done.path / "run.json").read_bytes() == before
+
+
+def test_a_damaged_best_checkpoint_is_told_with_the_way_out(done):
+    flip(done.best)
+    with pytest.raises(
+        ConfigError, match=r"best\.ckpt is damaged.*; weights\.checkpoint=last reads"
+    ):
+        RunWeights(str(done.path)).model()
+    assert RunWeights(str(done.path), checkpoint="last").model()
+
+
+CHANGES = {
+    "optimizer.lr=1e-4": "optimizer.lr: 0.001 → 0.0001",
+    "schedule=constant": 'schedule._target_: "llm.optim.schedules.cosine" → "llm.optim.schedules.constant"',
+    "trainer.gradient_clip=0.5": "trainer.gradient_clip: 1.0 → 0.5",
+    "data.batch_size=6": "data.batch_size: 4 → 6",
+    "trainer.accumulate=3": "trainer.accumulate: 1 → 3",
+}
+
+
+def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, done, capsys):
+    words = (*LONGER, *CHANGES)
+    with pytest.raises(UserError) as refusal:
+        lifecycle.train(composed(*words), done.path)
+    header, *lines = str(refusal.value).splitlines()
+    assert "go on from its last checkpoint with resume=allow_changes" in header
+    assert "weights=run" in header
+    assert set(CHANGES.values()) <= set(lines)
+    batches = read_batches(tmp_path, composed, done, *words)
+    run = Run(done.path)
+    assert (run.status, run.record["steps"]) == ("done", 6)
+    assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
+    assert run.record["segments"][1]["changes"]["optimizer.lr"] == "0.001 → 0.0001"
+    assert "optimizer.lr 0.001 → 0.0001, from step 4 on" in capsys.readouterr().out
+    state = torch.load(run.last, weights_only=True)
+    assert {group["lr"] for group in state["optimizer_states"][0]["param_groups"]} == {1e-4}
+    assert state["global_step"] == 6
+    assert state["FilesDataModule"]["position"] == 3 + 6, "16 rows read before are 3 batches of 6"
+    assert batches == 6
+    lifecycle.train(composed(*words), done.path)
+    assert "is done already (6 steps)" in capsys.readouterr().out
+
+
+def read_batches(tmp_path, composed, run: Run, *words: str) -> int:
+    """Train on with changes, and count the micro-batches of the training."""
+    from llm.tasks.pretraining import Pretraining
+
+    count, step = 0, Pretraining.step
+
+    def counted(self, batch):
+        nonlocal count
+        count += self.training
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "step", counted)
+        lifecycle.train(composed(*words, "resume=allow_changes"), run.path)
+    return count
+
+
+def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
+    words = (*LONGER, "resume=allow_changes", "model.dropout=0.2", "optimizer.lr=1e-4")
+    with pytest.raises(UserError, match=r"model\.dropout: 0.1 → 0.2") as refusal:
+        lifecycle.train(composed(*words), done.path)
+    assert "resume=" not in str(refusal.value).splitlines()[0]
+    with pytest.raises(UserError, match="resume=allow_changes: there is no run to go on with in"):
+        lifecycle.train(composed("resume=allow_changes"), tmp_path / "elsewhere")
+
+
+def test_a_comparison_says_what_was_changed_and_repeats_nothing_with_it(composed, tmp_path, done):
+    from llm.comparison.table import compare
+
+    words = ("trainer.max_steps=6", "optimizer.lr=1e-4")
+    lifecycle.train(composed(*words, "resume=allow_changes"), done.path)
+    plain = lifecycle.train(composed(*words, "seed=1"), tmp_path / "plain")
+    table = compare([Run(done.path), Run(plain.path)])
+    assert (
+        "run was changed as it learned: optimizer.lr 0.001 → 0.0001 from step 4 on" in table.notes
+    )
+    assert sum(len(part.rows) for part in table.parts) == 2
+
+
+def test_a_changed_run_that_stops_before_its_first_step_goes_on(
+    composed, tmp_path, done, monkeypatch
+):
+    words = (*LONGER, "optimizer.lr=1e-4", "resume=allow_changes")
+    Run(done.path).update(status="interrupted")
+
+    def fail(*_, **__) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "make_trainer", fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            lifecycle.train(composed(*words), done.path)
+    run = lifecycle.train(composed(*words[:-1]), done.path)
+    assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
+
+
+def test_a_run_that_diverged_is_rescued_by_the_line_that_is_printed(composed, tmp_path):
+    wild = ("optimizer=sgd", "optimizer.lr=1e20", "trainer.gradient_clip=null", "model.dropout=0")
+    wild += ("schedule=linear", "schedule.warmup_steps=0", "trainer.val_every=2")
+    calm = ("optimizer.lr=0.01", *wild[:1], *wild[2:])
+    run = lifecycle.train(composed(*calm, "trainer.max_steps=2"), tmp_path / "run")
+    words = (*wild, "resume=allow_changes", "trainer.max_steps=8")
+    with pytest.raises(DivergedError) as diverged:
+        lifecycle.train(composed(*words), run.path, ["seed=0", "resume=allow_changes"])
+    first, second = str(diverged.value).splitlines()
+    assert "use a lower optimizer.lr" in first
+    again = ("seed=0", 'name="run"', "optimizer.lr=1e+19", "resume=allow_changes")
+    command = shell.command_line(shell.program(), "train", *again)
+    assert second == f"To go on from step 2: {command}"
+    with pytest.raises(DivergedError) as diverged:
+        lifecycle.train(composed(*wild), tmp_path / "new", ["optimizer.lr=1e20"])
+    command = shell.command_line(shell.program(), "train", 'name="new"', "optimizer.lr=1e+19")
+    assert str(diverged.value).endswith(f"No checkpoint was saved. To begin again: {command}")
+
+    words = (*calm, "resume=allow_changes", "trainer.max_steps=8")
+    rescued = lifecycle.train(composed(*words), run.path)
+    assert rescued.status == "done"
+    assert [each["from_step"] for each in rescued.record["segments"]] == [0, 2, 2]
+
+
+@pytest.mark.parametrize("after_checkpoint", [True, False])
+def test_a_kill_at_a_checkpoint_loses_no_sample_and_no_metric(
+    composed, tmp_path, monkeypatch, logged, after_checkpoint
+):
+    config = composed("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1")
+    config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 3}
+    whole = lifecycle.train(config.copy(), tmp_path / "whole")
+    save = Checkpoints.save_last
+
+    def killed(self, trainer, task) -> None:
+        if after_checkpoint or trainer.global_step < 4:
+            save(self, trainer, task)
+        if trainer.global_step == 4:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_last", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            lifecycle.train(config.copy(), tmp_path / "parts")
+    parts = lifecycle.train(config.copy(), tmp_path / "parts")
+    assert parts.samples.read_text() == whole.samples.read_text()
+    assert logged(parts) == logged(whole)
+
+
+def test_a_checkpoint_is_written_after_what_is_kept_of_its_step_and_before_the_stop(composed):
+    from llm.callbacks.interrupt import Interrupt
+    from llm.callbacks.loss_plot import Picture
+
+    callbacks = [Interrupt(), Checkpoints(), Picture()]
+    kinds = [type(each) for each in sorted(callbacks, key=setup.place_of)]
+    assert kinds == [Picture, Checkpoints, Interrupt]
+
+
+def test_who_goes_on_deletes_what_a_killed_process_had_not_finished(composed, done):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = done.path / "checkpoints"
+    left = [folder / f".last.ckpt.{ended.pid}", done.path / f".metrics.csv.{ended.pid}"]
+    for file in left:
+        file.touch()
+    left += [folder / ".last.ckpt.parts", folder / ".best.ckpt.before"]
+    for each in left[2:]:
+        each.mkdir()
+        (each / "index.json").touch()
+    lifecycle.train(composed(*LONGER), done.path)
+    assert not any(each.exists() for each in left)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.runs import Run
+from llm.runs import FORMAT, Run
 
 
 def make(
@@ -57,6 +57,7 @@ def make(
     entries = {
         "name": folder.name,
         "status": "done",
+        "format": FORMAT,
         "fingerprint": folder.name,
         "seed": seed,
         "recipe": " ".join(f"{k}={v}" for k, v in overrides.items()),

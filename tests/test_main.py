@@ -137,10 +137,10 @@ def test_help_lists_every_verb_with_an_example(llm):
     status, out, _ = llm("--help")
     assert status == 0
     assert llm()[1] == out
-    for name, verb in command.COMMANDS.items():
+    for name, each in command.COMMANDS.items():
         assert name in out
-        assert verb.example in out
-        assert verb.example.startswith(f"llm {name} ")
+        assert each.example in out
+        assert each.example.startswith(f"llm {name} ")
 
 
 def test_version(llm):

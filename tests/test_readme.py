@@ -130,8 +130,8 @@ def test_finetuning_leads_from_command_to_command(folder, shared_data, monkeypat
     }
     assert {
         "classification/spam",
-        "instruction/instruct",
-        "preference/prefer",
+        "sft/instruct",
+        "dpo/prefer",
         "reward/reward",
     } <= done
     assert (folder / "llama" / "model.safetensors").is_file()

@@ -37,6 +37,7 @@ from llm.terminal import shell
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
+FORMAT = 2  # of a run directory; raised when an older one cannot be read any more
 # Entries of a record that a checkpoint repeats, so that no other run goes on from it.
 OWN = ("fingerprint", "data", "base")
 # What a record holds where it holds it; the other entries are only shown.
@@ -199,7 +200,7 @@ class Run:
 
     def update(self, **entries: Any) -> None:
         """Add entries to run.json, atomically: a reader sees the old record or the new one."""
-        self.record |= entries
+        self.record |= {"format": FORMAT, **entries}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._json, self.record)
 
@@ -298,11 +299,17 @@ class ReadOnlyRun(Run):
 
 
 def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A record whose entries are of the kinds that are sorted, counted and compared.
+    """Return a record in the format of this version, whose entries have the types that are sorted and compared.
 
     Raises:
-        FileError: one is of another kind.
+        FileError: the format is another one, or an entry has another type.
     """
+    written = record.get("format", 1)
+    if record and written != FORMAT:
+        raise FileError(
+            f"{file}: has format {written!r:.60}, and this version of llm reads format {FORMAT}; use the version that "
+            "wrote it, or choose another name= for a new run"
+        )
     for key, kinds in KINDS.items():
         value = record.get(key)
         if value is not None and type(value) not in kinds:

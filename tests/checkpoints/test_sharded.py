@@ -21,7 +21,7 @@ from llm.checkpoints.checkpoint_file import (
     fall_back,
     load_checkpoint,
     open_checkpoint,
-    open_weights,
+    open_checkpoint_weights,
     open_whole,
     save_checkpoint,
 )
@@ -86,7 +86,9 @@ def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
     assert torch.equal(found["optimizer"][0][0]["average"], MATRIX + 1)
     assert found["step"] == 1
     assert torch.equal(found["states"][0], torch.arange(3))
-    assert {name: s.shape for name, s in open_weights(saved).weights.items()}["bias"] == (3,)
+    assert {name: s.shape for name, s in open_checkpoint_weights(saved).weights.items()}[
+        "bias"
+    ] == (3,)
     assert [row for part in on_ranks(3, read, saved) for row in part] == (MATRIX + 1).tolist()
 
 
@@ -121,7 +123,7 @@ def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
     (saved / "2-00001-of-00002.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedCheckpointError):
         open_whole(saved)
-    before = open_weights(saved / "previous.json")
+    before = open_checkpoint_weights(saved / "previous.json")
     assert torch.equal(before.weights["embedding"].read(), MATRIX + 1)
     assert fall_back(saved)
     assert open_whole(saved)["step"] == 1

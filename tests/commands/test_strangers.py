@@ -17,7 +17,7 @@ from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from llm.checkpoints.checksums import sha256_of_file
 from llm.config.build import build
 from llm.files import FileError
-from llm.runs import Run
+from llm.runs import FORMAT, Run
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
 from llm.weights.tokenizer_files import write_tokenizer
@@ -66,7 +66,7 @@ def refused(monkeypatch, capsys, tmp_path):
     return refused
 
 
-VERBS = {
+COMMANDS = {
     "generate": ("generate", "max_tokens=2", "hardware.accelerator=cpu", "weights.path=RUN"),
     "export": ("export", "output=exported", "weights.path=RUN"),
     "evaluate": ("evaluate", "hardware.accelerator=cpu", "weights.path=RUN"),
@@ -74,12 +74,28 @@ VERBS = {
 }
 
 
-def words(verb: str, run: Path) -> list[str]:
-    return [word.replace("RUN", str(run)) for word in VERBS[verb]]
+def words(command: str, run: Path) -> list[str]:
+    return [word.replace("RUN", str(run)) for word in COMMANDS[command]]
+
+
+@pytest.mark.parametrize("command", ["generate", "export", "evaluate", "train", "again"])
+def test_a_run_of_another_format_is_refused_and_left_as_it_is(command, run, refused):
+    record = json.loads((run / "run.json").read_text())
+    assert record.pop("format") == FORMAT
+    (run / "run.json").write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = ["train", "rerun=true", "name=run", f"output_dir={run.parents[1]}", "hardware=cpu"]
+    if command == "again":  # where a command finds the run by its name
+        (run.parents[1] / "pretraining").mkdir()
+        run = run.rename(run.parents[1] / "pretraining" / "run")
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = refused(*(again if command == "again" else words(command, run)))
+    assert f"run.json: has format 1, and this version of llm reads format {FORMAT}; use " in told
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
-    ("verb", "place"),
+    ("command", "place"),
     [
         ("generate", "config.yaml"),
         ("generate", "run.json"),
@@ -90,7 +106,7 @@ def words(verb: str, run: Path) -> list[str]:
     ],
 )
 def test_a_link_that_leads_out_of_a_run_is_neither_read_nor_written(
-    verb, place, run, refused, tmp_path
+    command, place, run, refused, tmp_path
 ):
     mine = tmp_path / "mine"
     if (run / place).exists():
@@ -98,7 +114,7 @@ def test_a_link_that_leads_out_of_a_run_is_neither_read_nor_written(
     else:
         mine.write_text("mine")
     (run / place).symlink_to(mine)
-    assert f"{place}: is a link that leads out of its folder" in refused(*words(verb, run))
+    assert f"{place}: is a link that leads out of its folder" in refused(*words(command, run))
     if mine.is_file() and place not in ("config.yaml", "run.json", "tokenizer.json"):
         assert mine.read_text() == "mine"
 
@@ -161,11 +177,11 @@ def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch,
     assert f"{url} is named by {run}, not by you, so it is not fetched" in told
 
 
-@pytest.mark.parametrize("verb", ["generate", "evaluate"])
-def test_weights_of_a_run_that_are_something_else_are_not_built(verb, run, refused, tmp_path):
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_weights_of_a_run_that_are_something_else_are_not_built(command, run, refused, tmp_path):
     logger = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path / "log")}
     rewrite(run, adapter=LORA, weights=logger)
-    assert "CSVLogger" in refused(*words(verb, run))
+    assert "CSVLogger" in refused(*words(command, run))
     assert not (tmp_path / "log").exists()
 
 
@@ -246,3 +262,48 @@ def test_merges_that_double_a_token_do_not_fill_the_memory(run, refused):
     merges = [[97, 97], *([256 + n, 256 + n] for n in range(50))]
     (run / "tokenizer.json").write_text(json.dumps({"kind": "bpe", "merges": merges}))
     assert "the tokens have more than 67,108,864 bytes" in refused(*words("generate", run))
+
+
+READERS = {
+    **COMMANDS,
+    "evaluate": (*COMMANDS["evaluate"], "test_path=RUN/text.txt"),
+    "train": (*COMMANDS["train"], "data=text", "data.path=RUN/text.txt"),
+    "chat": ("chat", "hardware.accelerator=cpu", "template=plain", "weights.path=RUN"),
+    "classify": ("classify", "hardware.accelerator=cpu", "text=a", "weights.path=RUN"),
+    "plan": ("plan", "weights=run", "weights.path=RUN"),
+}
+WAYS = ["truncated", "empty", "binary", "pipe", "folder", "link"]
+READ = ["run.json", "config.yaml", "tokenizer.json", "checkpoints/best.ckpt"]
+READS_LESS = {"classify": 2, "plan": 2}  # commands that need only the first files of these
+
+
+def break_file(file: Path, way: str, outside: Path) -> None:
+    content = file.read_bytes()
+    file.unlink()
+    if way == "pipe":
+        os.mkfifo(file)
+    elif way == "folder":
+        file.mkdir()
+    elif way == "link":
+        outside.write_bytes(content)
+        file.symlink_to(outside)
+    else:
+        broken = {
+            "truncated": content[: len(content) // 2],
+            "empty": b"",
+            "binary": b"\x00\xff\x80",
+        }
+        file.write_bytes(broken[way])
+
+
+@pytest.mark.parametrize("number", range(len(READERS)), ids=READERS)
+def test_every_command_names_the_file_of_a_run_that_is_broken(number, made, refused, tmp_path):
+    """Every command with every file, and every way to break one, though not all ways with each pair."""
+    command = list(READERS)[number]
+    for place, name in enumerate(READ[: READS_LESS.get(command, len(READ))]):
+        way = WAYS[(number + place) % len(WAYS)]
+        run = Path(shutil.copytree(made, tmp_path / f"{place}" / "run"))
+        (run / "text.txt").write_text("a" * 5_000)
+        break_file(run / name, way, tmp_path / "outside")
+        told = refused(*(word.replace("RUN", str(run)) for word in READERS[command]))
+        assert name in told, (command, name, way)

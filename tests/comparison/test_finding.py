@@ -57,8 +57,12 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path):
     make(tmp_path / "a")
     (make(tmp_path / "b").path / "run.json").write_text('{"status": ')
     (make(tmp_path / "c").path / "run.json").write_text("[]")
+    old = make(tmp_path / "old")
+    (old.path / "run.json").write_text(json.dumps(old.record | {"format": 1}))
     found = find([tmp_path])
     assert names(found) == ["a"]
+    assert "old/run.json: has format 1, and " in found.damaged.pop()
+    assert old.path.is_dir()
     assert [line.split("/run.json is damaged")[0][-1] for line in found.damaged] == ["b", "c"]
 
 

@@ -26,13 +26,13 @@ def llm(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.pt").write_bytes(pickle.dumps(Payload()))
 
-    def call(files, verb, *words):
+    def call(files, which, *words):
         for name, text in files.items():
             file = tmp_path / "theirs" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         folder = ["--config-dir", "theirs"] if files else []
-        monkeypatch.setattr(sys, "argv", ["llm", verb, *folder, *words])
+        monkeypatch.setattr(sys, "argv", ["llm", which, *folder, *words])
         status = 0
         try:
             command.main()
@@ -127,13 +127,13 @@ def test_no_file_gets_around(llm, tmp_path, words, count, line):
 
 
 @pytest.mark.parametrize(
-    "verb", ["generate", "chat", "classify", "evaluate", "compare", "export", "plan"]
+    "name", ["generate", "chat", "classify", "evaluate", "compare", "export", "plan"]
 )
-def test_every_command_judges_what_is_said_of_hydra(llm, verb):
+def test_every_command_judges_what_is_said_of_hydra(llm, name):
     """A callback begins before anything of ours runs."""
     files = {"reward/r.yaml": GLOBAL + CALLBACK}
-    word = "reward=r" if verb == "generate" else "+reward=r"
-    status, _, err, made = llm(files, verb, word)
+    word = "reward=r" if name == "generate" else "+reward=r"
+    status, _, err, made = llm(files, name, word)
     assert (status, made) == (2, set())
     assert err.startswith("hydra.callbacks.e")
 

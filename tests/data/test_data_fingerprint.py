@@ -1,9 +1,19 @@
+import sys
 from functools import partial
+from pathlib import Path
 
-from llm.data.data_fingerprint import of_settings, of_tokenizer
+import pytest
+from hydra import compose, initialize_config_module
+
+from llm.config.build import build
+from llm.data.corpora import preprocessing
+from llm.data.corpora.python_docs import PythonDocs
+from llm.data.data_fingerprint import digest, of_settings, of_tokenizer, version_of
 from llm.tokenizers import bpe
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def test_a_fitted_tokenizer_is_its_contents():
@@ -37,3 +47,53 @@ def test_what_has_no_lasting_name_is_never_found_again():
 def test_the_order_of_settings_does_not_matter():
     assert of_settings({"a": 1, "b": [2]}) == of_settings({"b": [2], "a": 1})
     assert of_settings({"a": 1}) != of_settings({"a": 2})
+
+
+def options(folder):
+    return sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+
+
+def made_without_source(monkeypatch, make):
+    """A fingerprint, while nobody may read a file of Python."""
+
+    def read(path):
+        assert path.suffix != ".py", path
+        return original(path)
+
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", read)
+    return make()
+
+
+@pytest.mark.parametrize("name", ["bpe", "char", "word"])
+def test_a_tokenizer_of_ours_is_known_by_its_version_and_not_by_its_source(name, monkeypatch):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        spec = build(compose(overrides=[f"+tokenizer={name}"]).tokenizer)
+    found = made_without_source(monkeypatch, lambda: of_tokenizer(spec))
+    function = spec.func if isinstance(spec, partial) else spec
+    monkeypatch.setattr(sys.modules[function.__module__], "DATA_VERSION", 2)
+    assert of_tokenizer(spec) != found
+
+
+@pytest.mark.parametrize("name", options("data/preprocessing"))
+def test_a_step_of_ours_is_known_by_its_version_and_not_by_its_source(name, monkeypatch):
+    if name in ("lemmatize", "stem", "remove_stop_words"):
+        pytest.importorskip(
+            {"lemmatize": "simplemma", "stem": "snowballstemmer"}.get(name, "stop_words")
+        )
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        config = compose(overrides=[f"+data/preprocessing={name}"])
+    (step,) = build(config.data.preprocessing).values()
+    found = made_without_source(monkeypatch, step.fingerprint)
+    monkeypatch.setattr(preprocessing, "DATA_VERSION", 2)
+    assert step.fingerprint() != found
+
+
+def test_the_documentation_is_known_by_versions(monkeypatch):
+    assert made_without_source(monkeypatch, PythonDocs().fingerprint).endswith(" 1 1 1")
+
+
+def test_a_users_own_function_is_known_by_its_source():
+    assert version_of(test_a_users_own_function_is_known_by_its_source) == digest(
+        Path(__file__).read_bytes()
+    )

@@ -122,7 +122,7 @@ def test_a_published_split_is_kept(texts):
     assert not published_split(texts("a"), texts("c")).separated
 
 
-@pytest.mark.parametrize("document_ids", [[], [""], ["", ""]])
+@pytest.mark.parametrize("documents", [[], [""], ["", ""]])
 def test_no_text_is_an_error_that_names_the_source(texts, documents: list[str]):
     with pytest.raises(DataError, match=r"my notes: has no text"):
         split_corpus(texts(*documents, name="my notes"), 0.1, seed=0)

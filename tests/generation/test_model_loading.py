@@ -1,4 +1,4 @@
-"""What the verbs that train nothing begin with."""
+"""What the commands that do not train begin with."""
 
 from unittest.mock import create_autospec
 

@@ -25,7 +25,7 @@ from llm.sweeps import Sweep
 SEED = "seed=$(sed -n 's/^  seed: //p' \"${@: -1}\")\n"  # out of the file that it is given last
 DONE = (
     'run="outputs/pretraining/python_docs,seed=$seed"; mkdir -p "$run"\n'
-    'echo \'{"status": "done"}\' > "$run/run.json"\n'
+    'echo \'{"format": 2, "status": "done"}\' > "$run/run.json"\n'
 )
 
 

@@ -18,14 +18,13 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import llm.__main__ as command
-from llm import hardware
 from llm.comparison.table import Table
 from llm.config.composition import point
 from llm.config.fingerprint import fingerprint
 from llm.config.loader import open_loader
 from llm.launch import sweep_runner
 from llm.runs import Run
-from llm.sweeps import Sweep
+from llm.sweeps import SETTLED, Sweep
 from llm.weights.run import read_config
 
 WORDS = [
@@ -184,23 +183,16 @@ def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
     assert saved.data.path == str(odd)
 
 
-def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_path, monkeypatch):
-    """The first measurement counts: with another one the points would differ in more than their seeds."""
-    seen = tmp_path / "seen"
-
-    def measure(_):
-        if seen.exists():
-            return "bf16"
-        seen.touch()
-        return 32
-
-    monkeypatch.setattr(hardware, "faster_precision", measure)
+def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_path):
+    """The first job's measurement is written down, and counts for the others."""
     words = [word for word in WORDS if not word.startswith("hardware.precision")]
     words += [f"data.path={text}", "trainer.max_steps=1", "hardware.precision=auto", "seed=1,2"]
     status, _, err = llm("train", "-m", *words, "output_dir=runs")
     assert status == 0, err
-    runs = only_sweep(tmp_path / "runs").runs
-    assert [read_config(run.config, ()).hardware.precision for run in runs] == [32, 32]
+    sweep = only_sweep(tmp_path / "runs")
+    (settled,) = json.loads((sweep.path / SETTLED).read_text()).values()
+    found = [read_config(run.config, ()).hardware.precision for run in sweep.runs]
+    assert found == [settled] * 2
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):

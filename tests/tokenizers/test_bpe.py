@@ -130,7 +130,7 @@ def test_less_than_the_bytes_is_an_error(vocab_size: int):
 
 
 def test_too_little_text_gives_fewer_and_says_so():
-    with pytest.warns(UserWarning, match=r"vocabulary of 258, not of the 50,000 asked"):
+    with pytest.warns(UserWarning, match=r"vocabulary of 258, not of the requested 50,000"):
         tokenizer = train_bpe(["abab"], vocab_size=50_000)
     assert tokenizer.vocab_size == 258
     assert tokenizer.end_of_text == 257

@@ -81,7 +81,7 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
     assert "0" not in {row["step"] for row in read_metric_rows(base.metrics)}
     assert (
         Result(run).figures["best_loss"]
-        == torch.load(run.last)["callbacks"]["Checkpoints"]["best"][-1]
+        == torch.load(run.last)["callbacks"]["checkpoints"]["best"][-1]
     )
 
     request.getfixturevalue("without_before")

@@ -210,7 +210,7 @@ def overflow(trainer: L.Trainer, task: L.LightningModule) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (enlarge, r"the norm of the gradients is inf after step 5\."),
+        (enlarge, r"the norm of the gradients is inf after step 5;"),
         (
             overflow,
             r"exp_avg_sq of parameter \d+ in the optimizer's state is not finite after step 8",
@@ -246,7 +246,7 @@ def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp
     monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Enlarge()])
     config = composed("trainer.val_every=2")
     config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
-    with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) after step 2\."):
+    with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) after step 2;"):
         lifecycle.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
     assert run.status == "failed"

@@ -333,7 +333,7 @@ def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, d
     state = torch.load(run.last, weights_only=True)
     assert {group["lr"] for group in state["optimizer_states"][0]["param_groups"]} == {1e-4}
     assert state["global_step"] == 6
-    assert state["FilesDataModule"]["position"] == 3 + 6, "16 rows read before are 3 batches of 6"
+    assert state["data"]["position"] == 3 + 6, "16 rows read before are 3 batches of 6"
     assert batches == 6
     lifecycle.train(composed(*words), done.path)
     assert "is done already (6 steps)" in capsys.readouterr().out

@@ -116,6 +116,11 @@ class Checkpoints(Callback):
         for state in checkpoint["optimizer_states"]:
             require_finite_state(state["state"], trainer.global_step)
 
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint, whatever the class is called."""
+        return "checkpoints"
+
     def state_dict(self) -> dict[str, Any]:
         """The best validation so far, so that a resumed run does not overwrite it with a worse one."""
         return {"monitor": self.monitor, "best": list(self.best), "best_step": self.best_step}

@@ -45,6 +45,11 @@ class EarlyStopping(Callback):
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
 
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint, whatever the class is called."""
+        return "early_stopping"
+
     def state_dict(self) -> dict[str, Any]:
         """The best value of the metric and the validations since."""
         return {"monitor": self.monitor, "best": self.best, "waited": self.waited}

@@ -25,6 +25,11 @@ class RandomStates(Callback):
         self._saved: list[dict[str, Any]] | None = None
         self._is_set = False
 
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint, whatever the class is called."""
+        return "rng_state"
+
     def state_dict(self) -> dict[str, Any]:
         """The states of every rank's generators, by rank, as tensors and plain data."""
         return {"ranks": distributed.gather(states())}

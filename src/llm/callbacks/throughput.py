@@ -124,6 +124,11 @@ class Throughput(Callback):
             metrics["speed/mfu"] = rate / self.peak_flops
         return metrics
 
+    @property
+    def state_key(self) -> str:
+        """The name of the state in a checkpoint, whatever the class is called."""
+        return "throughput"
+
     def state_dict(self) -> dict[str, Any]:
         """Tokens seen so far."""
         self._count()

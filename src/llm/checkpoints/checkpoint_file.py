@@ -177,7 +177,7 @@ def header_of(path: Path) -> dict[str, Any]:
     return read_header(path)
 
 
-def open_weights(path: Path) -> Opened:
+def open_checkpoint_weights(path: Path) -> Opened:
     """Open a checkpoint whose weights stay at rest until they are read.
 
     Raises:

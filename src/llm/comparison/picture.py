@@ -3,15 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.files import replacing
-
-if TYPE_CHECKING:
-    from llm.comparison.table import Table
 
 # Okabe and Ito's palette without its yellow, which is faint on white: colour-blind readers tell these apart, and
 # nobody has to by colour alone.
@@ -53,30 +50,34 @@ class Panel(NamedTuple):
     scale: Callable[[Result], float | None]
 
 
-def draw_comparison(table: "Table", path: Path) -> bool:
-    """Draw a comparison as a PNG, a row of panels for each part; nothing where no run has a curve.
+def draw_comparison(
+    parts: Sequence[TablePart], path: Path, *, keys: Sequence[str], confidence: float
+) -> bool:
+    """Draw a comparison as a PNG, with a row of panels for each part; draw nothing if no run has a curve.
 
     Args:
-        table: what is compared.
-        path: where to write.
+        parts: the parts of the table, each with its rows.
+        path: the file to write.
+        keys: the settings that tell rows apart.
+        confidence: of the interval of a mean over seeds.
 
     Returns:
         Whether there was something to draw.
     """
     from matplotlib.figure import Figure  # half a second to import
 
-    grid = [panels for part in table.parts if (panels := _panels(part))]
+    grid = [panels for part in parts if (panels := _panels(part))]
     if not grid:
         return False
     across = max(map(len, grid))
-    styles = _styles([row for part in table.parts for row in part.rows], table.keys)
+    styles = _styles([row for part in parts for row in part.rows], keys)
     figure = Figure(figsize=(5.2 * across, 3.9 * len(grid)), dpi=130, layout="constrained")
     all_axes = figure.subplots(len(grid), across, squeeze=False, sharey="row")
     for axes_of, panels in zip(all_axes, grid, strict=True):
         for axes in axes_of[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(axes_of, panels, strict=False):
-            _draw(axes, panel, styles, table)
+            _draw(axes, panel, styles, keys=keys, confidence=confidence)
         axes_of[0].set_ylabel(LABELS[panels[0].metric])
         if len(grid) > 1:
             axes_of[0].set_title(panels[0].part.label, loc="left")
@@ -106,14 +107,21 @@ def _metrics(part: TablePart) -> tuple[str, ...]:
     return ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
 
 
-def _draw(axes: Any, panel: Panel, styles: dict[TableRow, Style], table: "Table") -> None:
+def _draw(
+    axes: Any,
+    panel: Panel,
+    styles: dict[TableRow, Style],
+    *,
+    keys: Sequence[str],
+    confidence: float,
+) -> None:
     """One pair of axes: a row's seeds thin, their mean thick, the mean's interval as a band."""
     for row in panel.part.rows:
         curves = [_curve(each, panel) for each in row.counted if each.curve(panel.metric)]
         if not curves:
             continue
         style = styles[row]
-        mean = _mean(curves, table.confidence)
+        mean = _mean(curves, confidence)
         x, y = [place for place, _ in mean], [each.mean for _, each in mean]
         if len(curves) > 1:
             for curve in curves:
@@ -126,7 +134,7 @@ def _draw(axes: Any, panel: Panel, styles: dict[TableRow, Style], table: "Table"
             if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
-        name = _name(row, table.keys, panel.part.label)
+        name = _name(row, keys, panel.part.label)
         label = name if row.is_done else f"{name} ({row.status})"
         axes.plot(x, y, label=label, lw=1.8, ms=5, markevery=often, **style._asdict())
     _dress(axes, panel)

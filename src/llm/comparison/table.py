@@ -15,6 +15,7 @@ from rich.text import Text
 
 from llm.comparison.metric_columns import REPEATED, MetricColumn, metric_columns
 from llm.comparison.notes import row_label, table_notes
+from llm.comparison.picture import draw_comparison
 from llm.comparison.result import Result
 from llm.comparison.rows import (
     TablePart,
@@ -91,15 +92,14 @@ class Table:
         Returns:
             The files that were written.
         """
-        from llm.comparison.picture import draw_comparison
-
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name, write in (("table.csv", self.csv), ("table.md", self.markdown)):
             write_text(folder / name, write())
             written.append(folder / name)
-        if draw_comparison(self, folder / "loss.png"):
-            written.append(folder / "loss.png")
+        picture = folder / "loss.png"
+        if draw_comparison(self.parts, picture, keys=self.keys, confidence=self.confidence):
+            written.append(picture)
         return written
 
     def csv(self) -> str:

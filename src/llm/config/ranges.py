@@ -97,7 +97,7 @@ NAMES = (
 )
 
 
-class Leaf(NamedTuple):
+class Setting(NamedTuple):
     """A value in a configuration that holds no others.
 
     Attributes:
@@ -119,15 +119,15 @@ def out_of_range(config: DictConfig) -> Iterator[str]:
     Args:
         config: the composed tree.
     """
-    for leaf in _leaves(config, "", is_ours=True):
-        if isinstance(leaf.value, str):
-            if leaf.name in NAMES and not leaf.value.strip():
-                yield f"{leaf.key}: is empty; give a value, or leave {leaf.key}= out"
-        elif isinstance(leaf.value, int | float) and not isinstance(leaf.value, bool):
-            yield from _number(leaf)
+    for setting in _values(config, "", is_ours=True):
+        if isinstance(setting.value, str):
+            if setting.name in NAMES and not setting.value.strip():
+                yield f"{setting.key}: is empty; give a value, or leave {setting.key}= out"
+        elif isinstance(setting.value, int | float) and not isinstance(setting.value, bool):
+            yield from _number(setting)
 
 
-def _leaves(node: Any, key: str, is_ours: bool, name: str = "") -> Iterator[Leaf]:
+def _values(node: Any, key: str, is_ours: bool, name: str = "") -> Iterator[Setting]:
     """The values of a node, and of those below it, that are parameters of ours."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
@@ -138,15 +138,17 @@ def _leaves(node: Any, key: str, is_ours: bool, name: str = "") -> Iterator[Leaf
         value, of = node[at], name if isinstance(node, ListConfig) else str(at)
         child = f"{key}[{at}]" if isinstance(node, ListConfig) else f"{key}.{at}".lstrip(".")
         if isinstance(value, DictConfig | ListConfig):
-            yield from _leaves(value, child, is_ours, of)
+            yield from _values(value, child, is_ours, of)
         elif is_ours:
-            yield Leaf(child, of, value)
+            yield Setting(child, of, value)
 
 
-def _number(leaf: Leaf) -> Iterator[str]:
-    if leaf.value == math.inf and leaf.name in MAY_BE_INFINITE:
+def _number(setting: Setting) -> Iterator[str]:
+    if setting.value == math.inf and setting.name in MAY_BE_INFINITE:
         return
-    if not math.isfinite(leaf.value):
-        yield f"{leaf.key}: {leaf.value} is not a finite number; give one that is"
-    elif (allowed := RANGES.get(leaf.name) or WORDS.get(leaf.key)) and leaf.value not in allowed:
-        yield f"{leaf.key}: {leaf.value} is out of range; give {allowed}"
+    if not math.isfinite(setting.value):
+        yield f"{setting.key}: {setting.value} is not a finite number; give one that is"
+    elif (
+        allowed := RANGES.get(setting.name) or WORDS.get(setting.key)
+    ) and setting.value not in allowed:
+        yield f"{setting.key}: {setting.value} is out of range; give {allowed}"

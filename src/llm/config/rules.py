@@ -1,7 +1,7 @@
 """The top of the tree: which sections a configuration has, and the rules that span several of them.
 
 Below this level the constructors say what is right; up here there is no constructor, so this table is
-the signature. The types stand in functions, called for the sections that are there: a verb without a
+the signature. The types stand in functions, called for the sections that are there: a command without a
 trainer does not pay for the import of Lightning, and this layer imports nothing above it.
 """
 
@@ -55,7 +55,7 @@ SECTIONS: dict[str, Callable[[], Any]] = {
     "callbacks": _by_name(_class("lightning.pytorch.Callback")),
     "logger": _by_name(_factory([str, str], "lightning.pytorch.loggers.Logger")),
     "strategies": _by_name(_class("llm.hardware.Hardware")),
-    # words of every verb, then of `train`, then of the other verbs
+    # keys of every command, then of `train`, then of the other commands
     "seed": _plain(int),
     "trust": _plain(Sequence[str]),
     "name": _plain(str | None),

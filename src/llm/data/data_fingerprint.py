@@ -39,17 +39,25 @@ def of_tokenizer(tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer]) ->
 
 
 def of_value(value: object) -> str:
-    """Name a function by its module and the code that stands there, anything else as it prints."""
+    """Name a function by its name and version, anything else as it prints."""
     if isinstance(value, partial):
         arguments = [of_value(each) for each in value.args]
         keywords = [f"{name}={of_value(each)}" for name, each in sorted(value.keywords.items())]
         return f"{of_value(value.func)}({', '.join(arguments + keywords)})"
     if inspect.isfunction(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__} {digest(of_code(value))}"
+        return f"{value.__qualname__} {version_of(value)}"
     return repr(value)
 
 
-def of_code(thing: type | Callable[..., object]) -> bytes:
-    """The file of the module in which a function or a class is defined."""
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
-    return Path(file).read_bytes() if file else b""
+def version_of(thing: type | Callable[..., object]) -> str:
+    """Return the version of what a function or a class makes of a text.
+
+    It is the `DATA_VERSION` of its module, which is raised when the result changes; a module without one, such as a
+    user's own, is its source.
+    """
+    module = sys.modules.get(thing.__module__)
+    version = getattr(module, "DATA_VERSION", None)
+    if version is not None:
+        return str(version)
+    file = getattr(module, "__file__", None)
+    return digest(Path(file).read_bytes() if file else b"")

@@ -1,4 +1,4 @@
-"""What the verbs that train nothing have in common: a model out of some weights, on some hardware."""
+"""Loading of a model for the commands that do not train: weights, hardware, precision."""
 
 import sys
 from collections.abc import Sequence

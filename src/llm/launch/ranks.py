@@ -144,7 +144,7 @@ def launch_ranks(words: Sequence[str], hardware: Hardware, directory: str | Path
     The first rank speaks for all: what the others print is shown only where it explains a failure.
 
     Args:
-        words: the command line, the verb first.
+        words: the command line, the command first.
         hardware: placed.
         directory: of the run, in whose record a failure belongs.
 

@@ -59,7 +59,7 @@ POOLS = ("JoblibLauncher", "LocalLauncher")
 
 
 def launch_sweep(
-    verb: str,
+    command: str,
     words: Sequence[str],
     points: Sequence[Point],
     options: Sequence[str],
@@ -68,7 +68,7 @@ def launch_sweep(
     """Run a sweep to its end, or to Ctrl-C, and show what came of it.
 
     Args:
-        verb: what each job does.
+        command: what each job runs.
         words: the overrides of the command line.
         points: what each job is; none where a sweeper chooses as it goes.
         options: flags that each job needs, such as a folder of configs.
@@ -88,8 +88,8 @@ def launch_sweep(
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # what fails is in the table
     sweep = Sweep(sweep_folder(words, points))
     aside = sweep.begin(
-        command=shell.command_line("llm", verb, *options, "-m", *words),
-        verb=verb,
+        command=shell.command_line("llm", command, *options, "-m", *words),
+        job_command=command,
         options=list(options),
         words=list(words),
         searches=not points,
@@ -369,7 +369,7 @@ def carry_out(
             sys.executable,
             "-m",
             "llm",
-            plan["verb"],
+            plan["job_command"],
             "--job",
             str(file),
             *all_trusted(config),

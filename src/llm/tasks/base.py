@@ -55,7 +55,7 @@ class Task(L.LightningModule):
     Attributes:
         data_module: the kind of data that the task learns from.
         requires: capabilities that the model has to have, each with what is wrong with one that lacks it.
-        verb: what `llm` does with a run of this task.
+        command: the command of `llm` that uses a run of this task.
         figures: the newest value of each metric that was recorded.
         measured: the step of each of these values.
         tested: what a test measures, as its figures are called: `test`, or `whole` for the whole validation part.
@@ -67,7 +67,7 @@ class Task(L.LightningModule):
 
     data_module: ClassVar[type[DataModule]] = DataModule
     requires: ClassVar[Mapping[str, str]] = {}
-    verb: ClassVar[str] = "generate"
+    command: ClassVar[str] = "generate"
 
     def __init__(
         self,
@@ -331,6 +331,9 @@ class Task(L.LightningModule):
         Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
         The checkpoint, whether of weights alone or of everything, also says which run has written it.
         """
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if (position := checkpoint.pop(type(data).__qualname__, None)) is not None:
+            checkpoint["data"] = position  # under one name, whatever the class is called
         checkpoint["run"] = Run(Path(self.trainer.default_root_dir)).stamp
         checkpoint["losses"] = distributed.gather(self._plain_losses())
         if self.is_adapted:
@@ -343,6 +346,8 @@ class Task(L.LightningModule):
         Raises:
             ValueError: the checkpoint is that of another adapter.
         """
+        if "data" in checkpoint:
+            self.trainer.datamodule.load_state_dict(checkpoint["data"])  # pyright: ignore[reportAttributeAccessIssue]
         count_batches(checkpoint, self.trainer.accumulate_grad_batches)
         losses = distributed.state_of_this_rank(
             checkpoint["losses"], lambda lists: list(chain(*lists))

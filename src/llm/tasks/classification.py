@@ -33,7 +33,7 @@ class Classification(Task):
     """
 
     data_module = LabelledDataModule
-    verb = "classify"
+    command = "classify"
     class_weights: Tensor
 
     def __init__(

@@ -37,7 +37,7 @@ class DPO(Pairs):
     """
 
     requires = CAUSAL
-    verb = "chat"
+    command = "chat"
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class GRPO(MeansTask):
 
     data_module = InstructionDataModule
     requires: ClassVar[Mapping[str, str]] = {**CAUSAL, **GENERATES}
-    verb = "chat"
+    command = "chat"
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ class Reward(Pairs):
     have a meaning.
     """
 
-    verb = "evaluate"
+    command = "evaluate"
 
     def rewards(self, batch: Batch) -> Tensor:
         """The score of each row, (2B)."""

@@ -19,7 +19,7 @@ class SFT(Pretraining):
     """
 
     data_module = InstructionDataModule
-    verb = "chat"
+    command = "chat"
 
     def weight(self, batch: Batch) -> Tensor:
         """How many targets are asked for."""

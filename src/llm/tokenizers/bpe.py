@@ -24,6 +24,8 @@ import tokenizers
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 from llm.tokenizers.pieces import cut_between_words
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 Pair = tuple[int, int]
 LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 
 class ByteTokenizer(Tokenizer):
     """The id of a byte is its value: 257 ids for every text there is, and nothing to train.

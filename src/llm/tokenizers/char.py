@@ -6,6 +6,8 @@ from typing import Any
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 
 class CharTokenizer(Tokenizer):
     """The id of a character is its place in `characters`; the special tokens come last.

@@ -7,6 +7,8 @@ from tiktoken.load import read_file_cached
 
 from llm.tokenizers.bpe import BYTES, PRINTABLE, BPETokenizer, Pair
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 # How the vocabulary's files write the bytes, in the order of their ids: as the Latin-1 character where that is
 # printable, and as the next character from U+0100 on where it is not.

@@ -8,6 +8,8 @@ import regex
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 UNKNOWN = "<|unk|>"
 
 # A long dash, a word with the hyphens inside it, or a single sign. White space only separates.

@@ -18,6 +18,8 @@ from typing import Any
 from llm.files import read_object, read_utf8
 from llm.tokenizers.base import Tokenizer, well_formed
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 GOES_ON = "##"
 LONGEST_WORD = 100  # characters; longer ones are unknown

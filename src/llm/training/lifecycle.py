@@ -258,11 +258,11 @@ def _say_done(run: Run, config: DictConfig) -> None:
 
 
 def _next_command(run: Run, config: Any) -> str:
-    """What to type next: the verb that puts such a task's runs to use."""
+    """What to type next: the command that uses such a task's runs."""
     if not run.has_weights:
         return "(nothing was saved to be used: callbacks.checkpoints is left out)"
-    verb: str = locate(config.task._target_, config.trust).verb  # pyright: ignore[reportFunctionMemberAccess]
-    words = (shell.program(), verb, f"weights.path={display_path(run.path)}")
+    command: str = locate(config.task._target_, config.trust).command  # pyright: ignore[reportFunctionMemberAccess]
+    words = (shell.program(), command, f"weights.path={display_path(run.path)}")
     return shell.command_line(*words, modules=config.trust)
 
 

@@ -19,7 +19,7 @@ from llm.adapters.lora import merge_updates
 from llm.checkpoints.checkpoint_file import (
     asked_of,
     digest_of,
-    open_weights,
+    open_checkpoint_weights,
     read_usable,
 )
 from llm.checkpoints.checksums import DamagedCheckpointError
@@ -190,7 +190,7 @@ class RunWeights(Weights):
         Raises:
             ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
         """
-        opening = self._read(open_weights)
+        opening = self._read(open_checkpoint_weights)
         self.run.require_wrote(opening.path, opening.header.get("run"))
         prefix = "model."
         return {
@@ -205,7 +205,7 @@ class RunWeights(Weights):
         Raises:
             ConfigError: there is none.
         """
-        return self._read(open_weights).path
+        return self._read(open_checkpoint_weights).path
 
     def _read(self, read: Callable[[Path], Result]) -> Result:
         """Read the checkpoint with a function that raises if it is not what was written.

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 GRAM = 8
 
 

@@ -19,6 +19,8 @@ from llm.data import data_fingerprint
 from llm.data.corpora.base import DocumentPiece, join_pieces
 from llm.data.errors import DataError
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 WORD = regex.compile(r"[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*")
 WORDS_REMEMBERED = 1 << 18  # text repeats its words, and the libraries are slow
 
@@ -33,11 +35,11 @@ class Preprocessing(ABC):
         """Change a text."""
 
     def fingerprint(self) -> str:
-        """The step's name, settings, code and library."""
+        """The step's name, settings, version and library."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        version = metadata.version(self.library) if self.library else ""
-        code = data_fingerprint.digest(data_fingerprint.of_code(type(self)))
-        return f"{type(self).__qualname__} {settings} {version} {code}"
+        library = metadata.version(self.library) if self.library else ""
+        version = data_fingerprint.version_of(type(self))
+        return f"{type(self).__qualname__} {settings} {library} {version}"
 
 
 def preprocessed(

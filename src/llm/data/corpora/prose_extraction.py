@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator
 
+DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+
 MARKUP = [
     (re.compile(r":[a-zA-Z:+-]+:`[~!]?([^`<]+?)(?: *<[^`>]*>)?`"), r'"\1"'),  # :class:`name`
     (re.compile(r"`([^`<]+?) *<[^`>]*>`_+"), r"\1"),  # `words <address>`_

@@ -332,7 +332,7 @@ def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, cap
         command_line.main()
     assert left.value.code == 1
     told = capsys.readouterr().err.strip()
-    assert told.startswith("http://127.0.0.1:9/v1 does not answer")
+    assert told.startswith("judge.address: http://127.0.0.1:9/v1 does not answer")
     assert "\n" not in told
 
 

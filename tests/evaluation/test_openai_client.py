@@ -48,7 +48,9 @@ def test_passing_trouble_is_tried_again(stand_in, trouble):
 
 def test_lasting_trouble_is_told_in_one_line(stand_in):
     server = stand_in(in_turn((500, b"out of\nmemory\x1b[2J", {})))
-    with pytest.raises(NoAnswerError, match=r"status 500 \(out of memory\[2J\), 3 times") as told:
+    with pytest.raises(
+        NoAnswerError, match=r"status 500 \(out of memory\[2J\) in 3 attempts; start its server"
+    ) as told:
         server.judge(retries=2).complete(HELLO)
     assert len(server.requests) == 3
     assert str(told.value).isprintable()
@@ -56,7 +58,7 @@ def test_lasting_trouble_is_told_in_one_line(stand_in):
 
 def test_a_refusal_is_not_tried_again(stand_in):
     server = stand_in(in_turn((404, b'{"error": "model not found"}', {})))
-    with pytest.raises(NoAnswerError, match=r"status 404 .*model not found"):
+    with pytest.raises(NoAnswerError, match=r"status 404 .*model not found.*; check judge\.model"):
         server.judge().complete(HELLO)
     assert len(server.requests) == 1
 
@@ -72,7 +74,7 @@ def test_the_wait_doubles_or_is_the_servers(stand_in, monkeypatch):
 def test_a_silent_server_times_out(stand_in):
     over = threading.Event()
     server = stand_in(lambda request: over.wait(10) and None)
-    with pytest.raises(NoAnswerError, match=r"does not answer \(.*timed out.*\), 2 times"):
+    with pytest.raises(NoAnswerError, match=r"does not answer \(.*timed out.*\) in 2 attempts"):
         server.judge(timeout=0.1, retries=1).complete(HELLO)
     over.set()
     assert len(server.requests) == 2
@@ -103,7 +105,10 @@ def test_an_address_where_nobody_is(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(NoAnswerError, match=f"{address} does not answer .*is judge.address right"):
+    with pytest.raises(
+        NoAnswerError,
+        match=f"judge.address: {address} does not answer .*; start its server, or use",
+    ):
         OpenAI("judge-1", address, retries=1, backoff=0.0).complete(HELLO)
 
 
@@ -112,7 +117,9 @@ def test_an_address_where_nobody_is(monkeypatch):
 )
 def test_what_is_no_completion_is_told(stand_in, body):
     server = stand_in(in_turn((200, body, {})))
-    with pytest.raises(NoAnswerError, match=r"with no chat completion: .*ends in /v1"):
+    with pytest.raises(
+        NoAnswerError, match=r"not with a chat completion: .*; use the address of .*ends in /v1"
+    ):
         server.judge().complete(HELLO)
     assert len(server.requests) == 1
 
@@ -141,7 +148,7 @@ def test_a_redirect_does_not_take_the_key_along(stand_in, monkeypatch):
     monkeypatch.setenv("A_KEY", KEY)
     thief = stand_in(lambda request: "thanks")
     server = stand_in(in_turn((302, b"", {"Location": f"{thief.address}/chat/completions"})))
-    with pytest.raises(NoAnswerError, match="status 302"):
+    with pytest.raises(NoAnswerError, match=r"status 302 .*; use the address that it has moved to"):
         server.judge(key_variable="A_KEY").complete(HELLO)
     assert thief.requests == []
 

@@ -110,14 +110,15 @@ def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], No
     )
     kinds = [f"{number:,} {kind}" for kind, number in others.most_common(MOST_NAMED)]
     more = ["…"] if len(others) > MOST_NAMED else []
-    left_out = f"{others.total():,} files ({', '.join([*kinds, *more])})"
+    files = "1 file" if others.total() == 1 else f"{others.total():,} files"
+    left_out = f"{files} ({', '.join([*kinds, *more])})"
     if not found:
         there = f" but {left_out}" if others else ""
         raise DataError(
             f"{folder}: holds no file that ends in {', '.join(suffixes)}{there}; name other endings in data.suffixes"
         )
     if others:
-        warn(f"{folder}: {left_out} were left out; data.suffixes= names the endings that are read")
+        warn(f"{folder}: left out {left_out}; data.suffixes= names the endings that are read")
     return found
 
 

@@ -17,6 +17,13 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from llm.config.errors import UserError
 from llm.network import within
 
+SERVER_DOWN = "; start its server, or use another judge.address"
+WRONG_REQUEST = "; check judge.model, and judge.address, which usually ends in /v1"
+WAYS_OUT = {
+    **dict.fromkeys((301, 302, 307, 308), "; use the address that it has moved to"),
+    401: "; name the variable of your key in judge.key_variable",
+    429: "; use a lower judge.concurrency, or try again later",
+}
 LARGEST_REPLY = 2**20  # bytes
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 
@@ -139,22 +146,26 @@ class OpenAI:
         Raises:
             NoAnswerError: there is none, after all attempts.
         """
-        payload, problem = self.payload(messages), ""
+        payload, problem, code = self.payload(messages), "", 0
         for attempt in range(self.retries + 1):
             try:
                 return self._read(within(self.timeout, partial(self._post, payload)))
             except RefusedError as refused:
-                problem, retry_after = str(refused), refused.wait
-                if refused.code not in (408, 429) and refused.code < 500:
-                    raise NoAnswerError(problem) from None
+                problem, retry_after, code = str(refused), refused.wait, refused.code
+                if code not in (408, 429) and code < 500:
+                    raise NoAnswerError(f"{problem}{WAYS_OUT.get(code, WRONG_REQUEST)}") from None
             except (OSError, HTTPException) as error:
-                problem, retry_after = f"{self.address} does not answer ({_one_line(error)})", ""
+                problem, retry_after, code = (
+                    f"{self._key} does not answer ({_one_line(error)})",
+                    "",
+                    0,
+                )
             if attempt < self.retries:
                 wait = float(retry_after) if retry_after.isdecimal() else self.backoff * 2**attempt
                 time.sleep(min(wait, LONGEST_WAIT))
-        raise NoAnswerError(
-            f"{problem}, {self.retries + 1} times; is judge.address right, and its server running?"
-        )
+        attempts = self.retries + 1
+        tried = f" in {attempts} attempts" if attempts > 1 else ""
+        raise NoAnswerError(f"{problem}{tried}{WAYS_OUT.get(code, SERVER_DOWN)}")
 
     def _post(self, payload: dict[str, Any]) -> bytes:
         request = Request(
@@ -175,9 +186,10 @@ class OpenAI:
             reply = json.loads(body)
             text = reply["choices"][0]["message"].get("content") or ""
         except (ValueError, LookupError, TypeError, AttributeError):
+            told = _one_line(body.decode(errors="replace")) or "an empty reply"
             raise NoAnswerError(
-                f"{self.address} answers, but with no chat completion: {_one_line(body.decode(errors='replace'))}; "
-                "is judge.address right? it mostly ends in /v1"
+                f"{self._key} answers, but not with a chat completion: {told}; use the address of an "
+                "OpenAI-compatible API, which usually ends in /v1"
             ) from None
         return Reply(str(text), str(reply.get("model", self.model)))
 
@@ -189,8 +201,11 @@ class OpenAI:
         authorization = self.headers().get("Authorization", "")
         key = authorization.removeprefix("Bearer ")
         told = _one_line(body.replace(key, "…") if key else body)
-        hint = {401: "; name the variable of your key in judge.key_variable"}.get(error.code, "")
-        return f"{self.address} refuses with status {error.code} ({told or error.reason}){hint}"
+        return f"{self._key} refuses with status {error.code} ({told or error.reason})"
+
+    @property
+    def _key(self) -> str:
+        return f"judge.address: {self.address}"
 
 
 class _StayHere(HTTPRedirectHandler):

@@ -35,12 +35,12 @@ def documents(*arguments, **settings) -> list[str]:
 
 def test_a_folder_is_read_in_order_with_its_sub_folders(notes: Path):
     with pytest.warns(
-        UserWarning, match=r"notes: 2 files \(1 .png, 1 .py\) were left out; data.suf"
+        UserWarning, match=r"notes: left out 2 files \(1 .png, 1 .py\); data.suf"
     ):
         assert documents(notes) == ["a", "b", "c", "d1", "d2"]
 
 
-@pytest.mark.filterwarnings("ignore:.*were left out")
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_other_suffixes(notes: Path):
     assert documents(notes, suffixes=[".py"]) == ["print()"]
 
@@ -101,7 +101,7 @@ def test_a_replacement_character_in_the_text_is_not_an_invalid_byte(tmp_path: Pa
     assert source.invalid_bytes == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*were left out")
+@pytest.mark.filterwarnings("ignore:.*left out")
 def test_files_without_text_are_named_and_left_out(notes: Path):
     (notes / "empty.txt").touch()
     (notes / "blank.md").write_text(" \n")

@@ -44,7 +44,7 @@ def test_every_dependency_is_pinned():
     wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     for requirement in wanted:
         name = requirement.split("[")[0].split(">")[0].split("=")[0].strip().lower()
-        assert name == "llm" or name in pinned, requirement
+        assert name == "llm-hydra" or name in pinned, requirement
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from llm.terminal import shell
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
-VERSIONS = ("llm", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
+VERSIONS = ("llm-hydra", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 FORMAT = 2  # of a run directory; raised when an older one cannot be read any more
 # Entries of a record that a checkpoint repeats, so that no other run goes on from it.
 OWN = ("fingerprint", "data", "base")

@@ -18,5 +18,5 @@ def test_scalars_are_read_back(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("llm.loggers.tensorboard.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install 'llm\\[tensorboard\\]'"):
+    with pytest.raises(ValueError, match="pip install 'llm-hydra\\[tensorboard\\]'"):
         tensorboard_logger(str(tmp_path), "run")

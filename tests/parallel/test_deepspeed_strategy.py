@@ -4,7 +4,7 @@ import pytest
 from divided import assert_learn_as_one, train, train_all, write_text
 from ranks import on_ranks
 
-pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'llm[deepspeed]'")
+pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'llm-hydra[deepspeed]'")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

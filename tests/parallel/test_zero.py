@@ -33,7 +33,9 @@ def engine(monkeypatch):
 
 def test_a_machine_without_deepspeed_is_told_two_ways_out(monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'llm\[deepspeed\]', or use hardware=fsdp"):
+    with pytest.raises(
+        ValueError, match=r"pip install 'llm-hydra\[deepspeed\]', or use hardware=fsdp"
+    ):
         ZeRO().require()
 
 

@@ -16,5 +16,7 @@ def tensorboard_logger(directory: str, name: str) -> TensorBoardLogger:
         ValueError: the package is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise ValueError("logger=tensorboard needs tensorboard: pip install 'llm[tensorboard]'")
+        raise ValueError(
+            "logger=tensorboard needs tensorboard: pip install 'llm-hydra[tensorboard]'"
+        )
     return TensorBoardLogger(save_dir=directory, name="", version="tensorboard")

@@ -49,7 +49,7 @@ class ZeRO(Strategy):
         """
         if find_spec("deepspeed") is None:
             raise ValueError(
-                "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm[deepspeed]', or use "
+                "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm-hydra[deepspeed]', or use "
                 "hardware=fsdp, which divides the same without it"
             )
 

@@ -71,7 +71,7 @@ def write_folder(
         raise ConfigError(f"max_shard_gb: {max_shard_gb} holds no weights; give a positive number")
     settings = settings or settings_of(tokenizer)
     length = architecture.get("n_positions", model.context_length)
-    mark = {MARK: f"llm {metadata.version('llm')}", ORIGIN: origin}
+    mark = {MARK: f"llm {metadata.version('llm-hydra')}", ORIGIN: origin}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

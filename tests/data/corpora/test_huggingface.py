@@ -79,7 +79,7 @@ def test_the_fingerprint_lasts_and_follows_the_rows(rows: Path):
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        DataError, match=r"roneneldan/TinyStories train: .*pip install 'llm\[datasets\]'"
+        DataError, match=r"roneneldan/TinyStories train: .*pip install 'llm-hydra\[datasets\]'"
     ):
         HuggingFaceDataset("roneneldan/TinyStories").fingerprint()
 

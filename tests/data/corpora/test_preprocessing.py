@@ -92,7 +92,9 @@ def test_a_missing_library_says_how_to_install_it(
     step, module: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=rf"{step.library}: pip install 'llm\[preprocessing\]'"):
+    with pytest.raises(
+        DataError, match=rf"{step.library}: pip install 'llm-hydra\[preprocessing\]'"
+    ):
         step()
 
 

@@ -34,9 +34,7 @@ def documents(*arguments, **settings) -> list[str]:
 
 
 def test_a_folder_is_read_in_order_with_its_sub_folders(notes: Path):
-    with pytest.warns(
-        UserWarning, match=r"notes: left out 2 files \(1 .png, 1 .py\); data.suf"
-    ):
+    with pytest.warns(UserWarning, match=r"notes: left out 2 files \(1 .png, 1 .py\); data.suf"):
         assert documents(notes) == ["a", "b", "c", "d1", "d2"]
 
 

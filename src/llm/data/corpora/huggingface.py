@@ -59,7 +59,7 @@ class HuggingFaceDataset(Source):
             import datasets  # noqa: F401
         except ImportError:
             raise DataError(
-                f"{self.name}: needs the datasets library: pip install 'llm[datasets]'"
+                f"{self.name}: needs the datasets library: pip install 'llm-hydra[datasets]'"
             ) from None
         try:
             dataset = self._load()

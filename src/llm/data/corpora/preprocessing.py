@@ -212,5 +212,5 @@ def imported(module: str, library: str) -> ModuleType:
         return import_module(module)
     except ImportError:
         raise DataError(
-            f"this preprocessing needs the library {library}: pip install 'llm[preprocessing]'"
+            f"this preprocessing needs the library {library}: pip install 'llm-hydra[preprocessing]'"
         ) from None

@@ -4,6 +4,7 @@ A run, a sweep or a published model may be a stranger's. A link in it can lead t
 a pipe never ends, and a short text can unfold to more than the memory holds.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -78,7 +79,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         FileError: it cannot be read, or is not JSON.
     """
     text = read_utf8(path)
@@ -110,7 +111,7 @@ def read_yaml(path: Path) -> DictConfig:
     was written by us has none.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         FileError: it cannot be read, is not YAML, has aliases, or holds something else.
     """
     text = read_utf8(path, LARGEST_YAML)
@@ -230,3 +231,9 @@ def open_for_appending(path: Path) -> TextIO:
         with replacing(path) as partial:
             shutil.copyfile(path, partial)
     return path.open("a", buffering=1, encoding="utf-8", errors="replace", newline="")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file of any size, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llm.checkpoints.checkpoint_file import fall_back, load_checkpoint, save_checkpoint
-from llm.checkpoints.checksums import DamagedCheckpointError, note_folder, sha256_of_file
+from llm.checkpoints.checksums import DamagedCheckpointError, note_folder
+from llm.files import sha256_of_file
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from llm.checkpoints.checkpoint_file import (
 )
 from llm.checkpoints.checksums import DamagedCheckpointError
 from llm.dtensor import local_slices, to_local
+from llm.files import sha256_of_file
 from llm.runs import Run, backup_path
 from llm.weights.run import RunWeights
 
@@ -196,7 +197,7 @@ def written(path: Path, change) -> None:
     index = json.loads((path / "index.json").read_text())
     change(index)
     (path / "index.json").write_text(json.dumps(index))
-    checksums.note_folder(path / "index.json", checksums.sha256_of_file(path / "index.json"))
+    checksums.note_folder(path / "index.json", sha256_of_file(path / "index.json"))
 
 
 def reaching(name):
@@ -255,7 +256,7 @@ def test_an_index_that_makes_no_sense_is_refused_in_a_line(saved, what):
 def test_an_index_that_was_cut_is_refused(saved):
     index = saved / "index.json"
     index.write_text(index.read_text()[:-200])
-    checksums.note_folder(index, checksums.sha256_of_file(index))
+    checksums.note_folder(index, sha256_of_file(index))
     with pytest.raises(
         DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"
     ):
@@ -269,9 +270,9 @@ def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):
 
     torch.save(Harmful(), saved / "1.pt")
     index = json.loads((saved / "index.json").read_text())
-    index["files"]["1.pt"] = checksums.sha256_of_file(saved / "1.pt")
+    index["files"]["1.pt"] = sha256_of_file(saved / "1.pt")
     (saved / "index.json").write_text(json.dumps(index))
-    checksums.note_folder(saved / "index.json", checksums.sha256_of_file(saved / "index.json"))
+    checksums.note_folder(saved / "index.json", sha256_of_file(saved / "index.json"))
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(saved)
     assert not (tmp_path / "executed").exists()

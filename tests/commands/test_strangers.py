@@ -14,9 +14,8 @@ from omegaconf import OmegaConf
 
 from llm import __main__ as command_line
 from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
-from llm.checkpoints.checksums import sha256_of_file
 from llm.config.build import build
-from llm.files import FileError
+from llm.files import FileError, sha256_of_file
 from llm.runs import FORMAT, Run
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer

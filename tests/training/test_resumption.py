@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from llm import hardware
 from llm.callbacks.checkpoints import Checkpoints
 from llm.checkpoints.checkpoint_file import open_checkpoint
-from llm.checkpoints.checksums import sha256_of_file
 from llm.config.errors import ConfigError, UserError
 from llm.config.os_errors import explained
+from llm.files import sha256_of_file
 from llm.hardware import Hardware
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError

@@ -85,7 +85,7 @@ def whole_before(path: Path) -> Path | None:
     return previous
 
 
-def asked_of(run: Run, checkpoint: Literal["best", "last"]) -> Path:
+def requested_checkpoint(run: Run, checkpoint: Literal["best", "last"]) -> Path:
     """Return where a run's checkpoint of this name is, or its last one if the best was not written yet."""
     is_best = checkpoint == "best" and (run.best.exists() or not run.has_last)
     return run.best if is_best else run.last
@@ -108,7 +108,7 @@ def read_usable(
         FileNotFoundError: the run has no checkpoint.
         DamagedCheckpointError: it is not what was written, and none from before it can be read.
     """
-    path = asked_of(run, checkpoint)
+    path = requested_checkpoint(run, checkpoint)
     try:
         return read(path)
     except (FileNotFoundError, DamagedCheckpointError) as error:
@@ -130,7 +130,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of tensors and plain data, whole, after checking its recorded SHA-256.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):
@@ -142,7 +142,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of which this device needs parts: large tensors stay at rest until they are sliced.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):
@@ -156,7 +156,7 @@ def open_whole(path: Path) -> dict[str, Any]:
     """As `open_checkpoint`, but all files of a folder are checked at once, not when they are needed.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):
@@ -168,7 +168,7 @@ def header_of(path: Path) -> dict[str, Any]:
     """Read what a checkpoint holds beside its tensors, which have shapes and no numbers; nothing is verified.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         ConfigError: it cannot be read.
         DamagedCheckpointError: an index of parts is not what was written.
     """
@@ -181,7 +181,7 @@ def open_checkpoint_weights(path: Path) -> Opened:
     """Open a checkpoint whose weights stay at rest until they are read.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):
@@ -198,7 +198,7 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a checkpoint that is whole: of a folder that of its index, which holds those of its files.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):

@@ -3,7 +3,6 @@
 Neither `torch.load` nor safetensors notices a flipped byte.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.config.errors import UserError
-from llm.files import FileError, partial_of, read_json, write_json
+from llm.files import FileError, partial_of, read_json, sha256_of_file, write_json
 from llm.runs import backup_path
 
 
@@ -100,7 +99,7 @@ def verified(path: Path) -> Path:
     """The path of a checkpoint whose content is what its recorded SHA-256 says.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DamagedCheckpointError: the file is not what was written.
     """
     verified_digest(path)
@@ -111,7 +110,7 @@ def verified_digest(path: Path) -> str:
     """The SHA-256 of a checkpoint, which is the recorded one.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         DamagedCheckpointError: the file is not what was written.
     """
     if not path.is_file():
@@ -133,12 +132,6 @@ def require_digest(path: Path, digests: list[str], record: str) -> str:
     if digest not in digests:
         raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {record}")
     return digest
-
-
-def sha256_of_file(path: Path) -> str:
-    """The digest of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -40,12 +40,11 @@ from llm.checkpoints.checksums import (
     replace,
     replacing_folder,
     require_digest,
-    sha256_of_file,
     verified,
 )
 from llm.config.reading import read_bytes
 from llm.dtensor import is_dtensor, local_slices, to_local
-from llm.files import stored_archive
+from llm.files import sha256_of_file, stored_archive
 from llm.runs import parts_of, previous_of
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def read_sharded(path: Path) -> dict[str, Any]:
         path: its index.
 
     Raises:
-        FileNotFoundError: there is no such index: nothing was ever wholly written there.
+        FileNotFoundError: the index does not exist, because no save was ever completed there.
         DamagedCheckpointError: a file is not what was written, or the index does not make sense.
     """
     index = read_index(path)

@@ -143,9 +143,8 @@ def _own_options(
     for group, option in choices:
         if option and isinstance(loader, Loader):
             own = None
-            with suppress(
-                *HYDRA_ERRORS, ConfigError
-            ):  # of a file that cannot be read, which is told
+            # A file that cannot be read has its own error.
+            with suppress(*HYDRA_ERRORS, ConfigError):
                 own = loader.own_option(group.partition("@")[0], option)
             yield from [own] if own is not None else ()
 

@@ -11,8 +11,6 @@ from llm.config.fingerprint import IGNORE, is_among
 from llm.config.overrides import key_of
 
 DEFAULT_EXPERIMENT = "python_docs"
-
-
 LONGEST_NAME = 120  # bytes
 
 

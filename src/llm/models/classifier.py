@@ -69,11 +69,15 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
 
+def _real(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    return torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
+
+
 def some_of(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, dropout: float
 ) -> Bool[Tensor, "B T"]:
     """Where tokens are real and not left out; each is left out with this probability, but never all of a text."""
-    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
+    real = _real(tokens, attention_mask)
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
 
@@ -82,10 +86,9 @@ def last_of_each(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Bool[Tensor, "B T"]:
     """Where a real token occurs for the last time in its text."""
-    real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
-    ordered, places = tokens.masked_fill(~real, -1).sort(
-        dim=1, stable=True
-    )  # equal tokens side by side, in order
+    real = _real(tokens, attention_mask)
+    # Equal tokens come side by side, in the order of the text.
+    ordered, places = tokens.masked_fill(~real, -1).sort(dim=1, stable=True)
     last = F.pad(ordered[:, 1:] != ordered[:, :-1], (0, 1), value=True)
     return real & torch.zeros_like(real).scatter(1, places, last)
 

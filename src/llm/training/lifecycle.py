@@ -26,7 +26,6 @@ from llm.config.overrides import key_of
 from llm.config.texts import quoted_text
 from llm.data.base import DataModule
 from llm.hardware import Hardware
-from llm.hardware import describe_hardware as describe_hardware
 from llm.runs import ReadOnlyRun, Run, display_path, run_metadata
 from llm.tasks.base import Task
 from llm.terminal import shell
@@ -211,7 +210,7 @@ def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> Non
 
 
 def finish(
-    run: Run, trainer: L.Trainer, task: Task, config: DictConfig, progress: "Progress"
+    run: Run, trainer: L.Trainer, task: Task, config: DictConfig, progress: Progress
 ) -> None:
     """Record the figures of a whole run and say what to do with it."""
     run.finish(

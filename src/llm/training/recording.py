@@ -17,9 +17,7 @@ from llm.loggers.wandb import WandbLogger
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError
 from llm.terminal.console import new_console
-from llm.training.resumption import (
-    Resumption,
-)
+from llm.training.resumption import Resumption
 
 
 @dataclass

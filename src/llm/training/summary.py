@@ -7,8 +7,7 @@ from torch import nn
 
 from llm.callbacks.throughput import SupportsFlops
 from llm.data.base import DataModule
-from llm.hardware import Hardware
-from llm.hardware import describe_hardware as describe_hardware
+from llm.hardware import Hardware, describe_hardware
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task

@@ -17,10 +17,10 @@ from llm import network
 from llm.adapters.base import Adapted, load_adapter_state
 from llm.adapters.lora import merge_updates
 from llm.checkpoints.checkpoint_file import (
-    asked_of,
     digest_of,
     open_checkpoint_weights,
     read_usable,
+    requested_checkpoint,
 )
 from llm.checkpoints.checksums import DamagedCheckpointError
 from llm.checkpoints.lazy_tensor import LazyTensor, in_memory
@@ -76,7 +76,10 @@ class RunWeights(Weights):
         An update of a tied head, folded in, unties it from the embedding.
         """
         config = read_config(self.run.config, self.trust)
-        if config.get("adapter") is not None and asked_of(self.run, self.checkpoint).exists():
+        if (
+            config.get("adapter") is not None
+            and requested_checkpoint(self.run, self.checkpoint).exists()
+        ):
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
         return config
@@ -220,7 +223,7 @@ class RunWeights(Weights):
 
     def _otherwise(self) -> str:
         """What to do where the checkpoint cannot be read."""
-        is_best = asked_of(self.run, self.checkpoint) == self.run.best
+        is_best = requested_checkpoint(self.run, self.checkpoint) == self.run.best
         has_other = self.run.has_last if is_best else self.run.best.exists()
         name = "last" if is_best else "best"
         other = f"weights.checkpoint={name} reads the run's other one, " if has_other else ""

@@ -95,7 +95,7 @@ def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch)
         hashed.append(file.name)
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
-    monkeypatch.setattr("llm.data.corpora.token_cache.sha256_of_tokens", sha256_of)
+    monkeypatch.setattr("llm.data.corpora.token_cache.sha256_of_file", sha256_of)
     assert is_whole(folder)
     assert hashed == []
     os.utime(folder / "train.bin")

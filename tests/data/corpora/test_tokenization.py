@@ -7,7 +7,7 @@ import pytest
 
 from llm.data.corpora import tokenization
 from llm.data.corpora.base import DocumentPiece
-from llm.data.corpora.tokenization import cut_documents, text_batches_of, tokenize
+from llm.data.corpora.tokenization import cut_documents, document_batches, tokenize
 from llm.tokenizers import bpe
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.gpt2 import gpt2_tokenizer
@@ -114,7 +114,7 @@ def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
             read.append(i)
             yield "12345"
 
-    stream = text_batches_of(whole(documents()))
+    stream = document_batches(whole(documents()))
     for i in range(1, 5):
         next(stream)
         assert len(read) == 2 * i

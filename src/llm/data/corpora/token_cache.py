@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm.files import is_running
+from llm.files import is_running, sha256_of_file
 
 METADATA = "metadata.json"
 VERIFIED = "verified.json"  # states of files whose content was found to be what was written
@@ -99,7 +99,7 @@ def _damage_of_files(folder: Path, files: dict[str, dict[str, Any]]) -> str | No
             return f"{name} is missing"
         if states[name][0] != written["bytes"]:
             return f"{name} has {states[name][0]:,} bytes, not {written['bytes']:,}"
-        if known.get(name) != states[name] and sha256_of_tokens(folder / name) != written["sha256"]:
+        if known.get(name) != states[name] and sha256_of_file(folder / name) != written["sha256"]:
             return f"{name} is not what was written (its SHA-256 differs)"
     if known != states:
         _remember(folder, states)
@@ -110,8 +110,7 @@ def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
     """Write what is known of the files in a folder, their sizes and hashes."""
     files = sorted(folder.iterdir())
     hashes = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_tokens(file)}
-        for file in files
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files
     }
     whole = {**metadata, "files": hashes}
     text = json.dumps({**whole, "sha256": _hash_of(whole)}, indent=2, ensure_ascii=False)
@@ -122,12 +121,6 @@ def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
 def read_metadata(folder: Path) -> dict:
     """Read what `write_metadata` wrote."""
     return json.loads((folder / METADATA).read_text(encoding="utf-8"))
-
-
-def sha256_of_tokens(file: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def state_of(file: Path) -> list[int]:

@@ -52,7 +52,7 @@ def tokenize(
     end = np.array([] if separator is None else [separator], dtype=dtype)
     count, characters, size, tokens = 0, 0, 0, 0
     with path.open("wb") as file:
-        for batch in text_batches_of(documents):
+        for batch in document_batches(documents):
             texts = [text for text, _ in batch]
             for ids, (text, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
                 row = np.asarray(ids, dtype=dtype)
@@ -69,7 +69,7 @@ def tokenize(
     return TokenFileStats(documents=count, characters=characters, bytes=size, tokens=tokens)
 
 
-def text_batches_of(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
+def document_batches(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
     """Group pieces of documents into batches of some BATCH characters."""
     batch, size = [], 0
     for piece in cut_documents(documents):

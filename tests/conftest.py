@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shape_checks
 import torch
 from chat_server import stand_in  # noqa: F401
 from small_runs import composed, stop_at, text  # noqa: F401
+
+shape_checks.install()
 
 # One thread a process: the tests run in several processes, and threads that wait for one another's cores
 # cost more than they give. Processes that tests start inherit it.

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from hydra._internal.utils import get_args_parser
@@ -99,15 +98,6 @@ def imported(words, environment=None, names=HEAVY):
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"]])
 def test_help_imports_nothing_heavy(words):
     assert imported(words) == []
-
-
-def test_help_answers_in_under_half_a_second():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "llm", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
 
 
 @pytest.mark.parametrize(

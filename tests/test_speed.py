@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ import pytest
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
+
+def test_help_answers_in_under_half_a_second():
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "llm", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5, times
 
 
 def test_the_trainer_costs_half_a_millisecond_a_step_at_most():

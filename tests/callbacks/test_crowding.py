@@ -60,9 +60,9 @@ def test_who_waits_passively_already_is_not_told_to(clock, monkeypatch):
 def test_a_sleeping_thread_waits_for_no_core():
     """A file, a lock or a download: nothing is ready to run, so no core is missing."""
     before = waited()
-    threading.Event().wait(0.2)
-    time.sleep(0.2)
+    threading.Event().wait(0.5)
+    time.sleep(0.5)
     after = waited()
     assert before is not None
     assert after is not None
-    assert after - before < 0.2
+    assert after - before < 0.5, "of the whole second"

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from queue import Empty
 
 import pytest
 
@@ -80,17 +81,25 @@ def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cach
     assert list(cache_folder.rglob("*story*")) == []
 
 
-def test_a_slow_download_may_take_several_periods(tmp_path: Path):
-    """What arrives fast enough is waited for, however long it takes."""
+@pytest.mark.parametrize(("arriving", "is_done"), [([2048] * 4, True), ([2048, 512, 2048], False)])
+def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, arriving, is_done):
+    """A download that is fast enough in each period, here of one second, may take any number of them."""
+    periods = iter(arriving)
 
-    def download() -> str:
-        for _ in range(4):
-            with (tmp_path / "file").open("ab") as file:
-                file.write(bytes(2048))
-            time.sleep(0.2)
-        return "done"
+    def wait(seconds: float) -> str:
+        if (size := next(periods, None)) is None:
+            return "done"
+        with (tmp_path / "file").open("ab") as file:
+            file.write(bytes(size))
+        raise Empty
 
-    assert network.downloaded(download, tmp_path, seconds=0.3) == "done"
+    monkeypatch.setattr(network, "_started", lambda call: wait)
+    expected = contextlib.nullcontext() if is_done else pytest.raises(TimeoutError, match="1,024")
+    with expected:
+        assert network.downloaded(lambda: "done", tmp_path, seconds=1) == "done"
+
+
+def test_a_download_of_which_nothing_arrives_is_given_up(tmp_path: Path):
     with pytest.raises(TimeoutError):
         network.downloaded(lambda: time.sleep(2), tmp_path, seconds=0.1)
 

@@ -68,6 +68,7 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in WORD.findall(text)]
 
 
+@pytest.mark.alone
 def test_the_default_experiment_takes_minutes(run):
     """Three minutes on two quiet cores; the bound leaves room for a machine that does other work too."""
     assert run.record["wall_seconds"] < 360

@@ -82,18 +82,14 @@ def test_the_wheel_trains_and_writes_from_any_folder(unpacked, tmp_path):
         *("trainer.max_steps=2", "hardware=cpu", "callbacks.samples.max_tokens=2"),
     ]
     write = ["generate", "weights.path=outputs/pretraining/wheel", "prompt=It was", "max_tokens=5"]
-    for words in (train, write):
-        done = subprocess.run(
-            [sys.executable, "-m", "llm", *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("It was")
-    where = "import llm, llm.conf; print(llm.__file__, *llm.conf.__path__)"
-    found = subprocess.run(
-        [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True
+    code = (
+        "import sys, llm.conf; from llm.__main__ import main\n"
+        f"for words in {train}, {write}: print(); sys.argv = ['llm', *words]; main()\n"
+        "print(); print(llm.__file__, *llm.conf.__path__)"
     )
-    assert found.stdout.count(str(unpacked)) == 2
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, written, where = done.stdout.split("\n\n")
+    assert written.startswith("It was")
+    assert where.count(str(unpacked)) == 2

@@ -1,0 +1,56 @@
+"""How a number of a table is written: in its own unit, and to two digits of its margin."""
+
+import math
+
+import pytest
+
+from llm.comparison.interval import MeanInterval
+from llm.comparison.metric_columns import REPEATED, metric_columns
+
+COLUMNS = {column.name: column for column in metric_columns(["test/accuracy"])}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("final_loss", 3.14159, "3.1416"),
+        ("test/accuracy", 0.5, "0.5000"),
+        ("tokens_per_second", 12345.6, "12,346"),
+        ("mfu", 0.2512, "25.1%"),
+        ("peak_gib", 1.005, "1.00 GiB"),
+    ],
+)
+def test_a_number_is_written_in_its_own_unit(name, value, text):
+    assert COLUMNS[name].text(MeanInterval(value)) == text
+
+
+@pytest.mark.parametrize(
+    ("margin", "text"),
+    [
+        (0.0234, "3.142 ± 0.023"),
+        (0.5, "3.14 ± 0.50"),
+        (2.0, "3.1 ± 2.0"),
+        (20.0, "3 ± 20"),
+        (1e-9, "3.141590 ± 0.000000"),
+        (0.0, "3.1416 ± 0.0000"),
+        (math.inf, "3.1416"),
+        (None, "3.1416"),
+    ],
+)
+def test_a_measured_number_has_as_many_places_as_show_two_digits_of_its_margin(margin, text):
+    assert COLUMNS["final_loss"].text(MeanInterval(3.14159, margin)) == text
+
+
+def test_what_does_not_vary_by_chance_has_no_interval():
+    assert "±" not in COLUMNS["tokens_per_second"].text(MeanInterval(100.0, 5.0))
+
+
+def test_a_missing_number_is_a_dash():
+    assert COLUMNS["mfu"].text(None) == "–"
+
+
+def test_a_tasks_own_metrics_stand_between_the_common_ones_and_those_of_the_clock():
+    names = list(COLUMNS)
+    assert names.index("bits_per_byte") < names.index("test/accuracy") < names.index("seconds")
+    assert len(names) == len(set(names))
+    assert not set(REPEATED) & set(names)

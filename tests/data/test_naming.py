@@ -1,0 +1,34 @@
+"""Keys of a data module under the names of a command that has no such module."""
+
+import warnings
+
+import pytest
+
+from llm.data.errors import DataError
+from llm.data.naming import keys_named
+
+NAMES = {"text": "rows.text", "columns": "rows.columns"}
+
+
+def test_errors_name_the_keys_of_the_command():
+    with pytest.raises(DataError) as error, keys_named(NAMES):
+        raise DataError("a.csv: set data.text or 'data.columns=[x]'", "data.texts, my/data.text")
+    assert error.value.problems == (
+        "a.csv: set rows.text or 'rows.columns=[x]'",
+        "data.texts, my/data.text",
+    )
+
+
+def test_warnings_name_them_too_and_also_before_an_error():
+    def read() -> None:
+        with keys_named(NAMES):
+            warnings.warn("data.text: blank", stacklevel=1)
+            raise DataError("data.path: missing")
+
+    with pytest.warns(UserWarning, match=r"^rows\.text: blank$"), pytest.raises(DataError):
+        read()
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(ValueError, match=r"^data\.text$"), keys_named(NAMES):
+        raise ValueError("data.text")

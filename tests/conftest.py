@@ -14,7 +14,7 @@ import pytest
 import shape_checks
 import torch
 from chat_server import stand_in  # noqa: F401
-from small_runs import composed, stop_at, text  # noqa: F401
+from small_runs import composed, run_command, stop_at, text  # noqa: F401
 
 shape_checks.install()
 
@@ -114,15 +114,13 @@ def train(tmp_path: Path) -> Callable[..., Any]:
     def train(name: str, *words: str) -> Any:
         from hydra import compose, initialize_config_module
 
-        from llm.training import lifecycle
-
         given = {word.split("=")[0] for word in words}
         words = (*(word for word in SMALL if word.split("=")[0] not in given), *words)
         if "weights=run" in words:  # which say what the model is
             words = tuple(w for w in words if not w.startswith(("model=", "size", "tokenizer")))
         with initialize_config_module("llm.conf", version_base="1.3"):
             config = compose("train", [*words])
-        return lifecycle.train(config, tmp_path / name, words)
+        return run_command(config, tmp_path / name, words)
 
     return train
 
@@ -141,9 +139,11 @@ def interrupted(train, monkeypatch) -> Callable[..., Any]:
                 if trainer.global_step + 1 == step:
                     signal.raise_signal(signal.SIGINT)
 
-        original = lifecycle.make_callbacks
+        original = lifecycle.choose_callbacks
         with monkeypatch.context() as patch:
-            patch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), CtrlC()])
+            patch.setattr(
+                lifecycle, "choose_callbacks", lambda *given: [*original(*given), CtrlC()]
+            )
             with pytest.raises(SystemExit):
                 train(name, *words)
         return train(name, *words)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from ranks import on_ranks
+from small_runs import run_command
 
 from llm import distributed
-from llm.training import lifecycle
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
 SMALL = [
@@ -56,7 +56,7 @@ def train(directory: Path, words: Sequence[str]) -> Curve:
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [*small, *words])
-    run = lifecycle.train(config, directory, words)
+    run = run_command(config, directory, words)
     distributed.barrier()  # the first rank has written its last line
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))

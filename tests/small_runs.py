@@ -2,14 +2,54 @@
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
+
+
+def command_of(
+    config: DictConfig,
+    directory: str | Path = ".",
+    overrides: Sequence[str] = (),
+    choices: Mapping[str, str | None] | None = None,
+    flags: Sequence[str] = (),
+) -> Any:
+    """Check a composed tree and return its command, as a command line does."""
+    from llm.config.budget import give_one_budget
+    from llm.config.check import check
+    from llm.config.composed import Composed
+
+    config = config.copy()
+    give_one_budget(config, overrides)
+    return check(Composed(config, list(overrides), choices or {}, str(directory), flags))
+
+
+def checked_points(
+    loader: Any, name: str, words: Sequence[str], *, is_sweep: bool = False
+) -> Sequence[Any]:
+    """Compose and check what a command line asks for: a command, or each point of a sweep."""
+    from llm.config import composition
+
+    def compose_point(words: Sequence[str]) -> Any:
+        return composition.check_composed(loader, composition.compose(loader, name, words))
+
+    if not is_sweep:
+        return composition.check_points(compose_point, [words])
+    master = composition.load_tree(loader, name, words, is_sweep=True)
+    jobs = composition.sweep_jobs(loader, master, words)
+    return composition.check_points(compose_point, jobs)
+
+
+def run_command(config: DictConfig, *given: Any) -> Any:
+    """Check a composed tree and run its command, as a command line does; returns what the command returns."""
+    return command_of(config, *given).run()
+
 
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
 
@@ -74,10 +114,12 @@ def stop_at(monkeypatch):
     """Makes the next `train` receive Ctrl-C during a step."""
     from llm.training import lifecycle
 
-    original = lifecycle.make_callbacks
+    original = lifecycle.choose_callbacks
 
     def patch(step: int | None, number: int = signal.SIGINT) -> None:
         extra = [] if step is None else [SignalAt(step, number)]
-        monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), *extra])
+        monkeypatch.setattr(
+            lifecycle, "choose_callbacks", lambda *given: [*original(*given), *extra]
+        )
 
     return patch

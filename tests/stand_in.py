@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from llm.launch import sweep_runner
+from llm.launch import sweep_job
 
 SCRIPT = "LLM_TEST_JOB"
-real = sweep_runner.job
+real = sweep_job.job
 
 
 def job(config):
-    """What takes the place of `sweep_runner.job`."""
-    sweep_runner.sys = SimpleNamespace(executable=os.environ[SCRIPT])
+    """What takes the place of `sweep_job.job`."""
+    sweep_job.sys = SimpleNamespace(executable=os.environ[SCRIPT])
     return real(config)
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     """`python -m stand_in WORDS` is `llm WORDS`, but for the jobs."""
     from llm.__main__ import main
 
-    sweep_runner.job = job
+    sweep_job.job = job
     sys.argv[0] = "llm"
     main()
 

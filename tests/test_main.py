@@ -1,19 +1,21 @@
 """The command line: what answers at once, what is taken literally, what a shell is offered."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_runs import make
 from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm import __version__
+from llm.config.allowlist import ROOTS
+from llm.config.command_info import CommandInfo
+from llm.config.command_line import gathered as gathered_folders
+from llm.config.command_line import parse
 from llm.config.texts import as_text
 
 BERT_PREDICTS = (
@@ -232,7 +234,7 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
         ),
         (
             ["train", "--experimental-rerun", "x.pickle"],
-            "--experimental-rerun: is not supported; the same command goes on with its run",
+            "--experimental-rerun: is not supported; the same command resumes its run",
         ),
         (["compare", "x", "by=y"], "x: no such folder; name a sweep, a run, or a folder of runs"),
     ],
@@ -252,8 +254,8 @@ def test_a_folder_of_configs_is_handed_on_as_it_was_typed(tmp_path, monkeypatch)
     """A line with an absolute path runs from elsewhere too."""
     monkeypatch.chdir(tmp_path.parent)
     for typed in (str(tmp_path), tmp_path.name):
-        args = get_args_parser().parse_args(["--config-dir", typed, "seed=1"])
-        assert command.options(args) == ["--config-dir", typed]
+        line = parse("train", ["--config-dir", typed, "seed=1"])
+        assert line.flags == ["--config-dir", typed]
 
 
 def test_folders_are_plain_words(tmp_path, monkeypatch):
@@ -261,11 +263,11 @@ def test_folders_are_plain_words(tmp_path, monkeypatch):
     run = "runs/python_docs,model=llama"  # what looks like an override, but is there
     (tmp_path / run).mkdir(parents=True)
     words = ["--config-dir", "mine", "runs", "by=val/loss", run, "it's"]
-    *others, gathered = command.gathered(words, "runs")
+    *others, gathered = gathered_folders(words, "runs")
     assert others == ["--config-dir", "mine", "by=val/loss"]
     value = OverridesParser.create().parse_override(gathered).value()
     assert OmegaConf.create({"runs": value}).runs == ["runs", run, "it's"]
-    assert command.gathered(["--help"], "runs") == ["--help"]
+    assert gathered_folders(["--help"], "runs") == ["--help"]
 
 
 def test_runs_are_compared_without_torch(llm, tmp_path):
@@ -321,16 +323,22 @@ def test_what_is_quoted_or_a_list_or_no_text_stays(word):
 
 APP = """
 import json, pathlib
+from dataclasses import dataclass
+from llm.config.base import Command
 from llm.config.errors import ConfigError
 
-def main(point):
-    config = point.config
-    if config.seed == 13:
-        raise ConfigError("seed: is unlucky; choose another")
-    if config.seed == 14:
-        raise RuntimeError("crashed")
-    with pathlib.Path("out").open("a") as file:
-        file.write(json.dumps([config.seed, config.prompt]) + "\\n")
+@dataclass(frozen=True, kw_only=True)
+class Toy(Command):
+    seed: int
+    prompt: str
+
+    def run(self):
+        if self.seed == 13:
+            raise ConfigError("seed: is unlucky; choose another")
+        if self.seed == 14:
+            raise RuntimeError("crashed")
+        with pathlib.Path("out").open("a") as file:
+            file.write(json.dumps([self.seed, self.prompt]) + "\\n")
 """
 
 
@@ -341,14 +349,13 @@ def toy(tmp_path, monkeypatch, llm):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "toy.yaml").write_text(
         "defaults: [_self_, override hydra/job_logging: none, override hydra/hydra_logging: none]\n"
-        "seed: 0\nprompt: ''\nhydra: {run: {dir: .}, output_subdir: null}\n"
+        "_target_: toy_app.Toy\nseed: 0\nprompt: ''\ntrust: []\nhydra: {run: {dir: .}, output_subdir: null}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    toy = command.Command("plays", "llm toy")
-    monkeypatch.setitem(command.COMMANDS, "toy", toy)
-    app = importlib.import_module("toy_app")
-    monkeypatch.setitem(sys.modules, "llm.commands.toy", app)
+    monkeypatch.setitem(command.COMMANDS, "toy", CommandInfo("plays", "llm toy"))
+    monkeypatch.setitem(ROOTS, "toy_app", ("llm.config.base.Command",))
+    monkeypatch.delitem(sys.modules, "toy_app", raising=False)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.delenv("HYDRA_FULL_ERROR")
 

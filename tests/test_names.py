@@ -17,7 +17,7 @@ MIRRORED_FILES = {
     "huggingface": "corpora, tokenizers and weights of one publisher, each under its option",
     "run": "`weights=run` and `reward=run`",
 }
-MIRRORED_NAMES = {"main": "what a command or a script begins with"}
+MIRRORED_NAMES = {"main": "what a script begins with"}
 
 
 def modules() -> Iterator[Path]:

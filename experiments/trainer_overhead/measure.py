@@ -20,20 +20,22 @@ import lightning as L
 import torch
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
 
 from llm.config.build import build
-from llm.hardware import Hardware
+from llm.config.check import check
+from llm.config.composed import Composed
 from llm.runs import Run
-from llm.training import lifecycle, setup
+from llm.training import setup
+from llm.training.lightning_trainer import make_trainer
+from llm.training.prepared_run import PreparedRun
 from llm.training.resumption import Resumption
-from llm.training.trainer import make_trainer
+from llm.training.training_config import TrainingConfig
 
 STRETCH = 20  # steps in a row: twice `trainer.log_every`
 
 
-def composed(folder: Path, steps: int) -> DictConfig:
-    """A nano GPT on generated text, with everything else at its default."""
+def composed(folder: Path, steps: int) -> TrainingConfig:
+    """Compose a nano GPT on generated text, with everything else at its default."""
     os.environ["LLM_CACHE"] = str(folder / "cache")
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 4000)
@@ -53,7 +55,7 @@ def composed(folder: Path, steps: int) -> DictConfig:
         f"trainer.val_every={steps}",
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
-        return compose("train", overrides)
+        return check(Composed(compose("train", overrides)))
 
 
 class RawLoop:
@@ -99,20 +101,18 @@ class Clock(Callback):
             self._start = time.thread_time()
 
 
-def train(config: DictConfig, task, data, folder: Path, clock: Clock, steps: int) -> None:
+def train(prepared: PreparedRun, folder: Path, clock: Clock) -> None:
     """Train under the trainer with its default callbacks and loggers, and the clock last."""
-    run = Run(folder / "run")
+    run, config = Run(folder / "run"), prepared.config
     run.path.mkdir()
+    callbacks = setup.choose_callbacks(config.callbacks, prepared.task, prepared.data)
     trainer = make_trainer(
-        build(config.trainer),
-        Hardware("cpu", precision=32),
-        steps,
-        task,
-        [*lifecycle.make_callbacks(config, task, data), clock],
-        lifecycle.make_loggers(config, run, Resumption()),
-        run.path,
+        prepared,
+        callbacks=[*callbacks, clock],
+        loggers=setup.make_loggers(config.logger, config=config.tree, run=run, resume=Resumption()),
+        directory=run.path,
     )
-    trainer.fit(task, datamodule=data)
+    trainer.fit(prepared.task, datamodule=prepared.data)
 
 
 def measure(steps: int) -> dict[str, float]:
@@ -121,13 +121,20 @@ def measure(steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = composed(folder, steps)
-        data = build(config.data)
+        data = config.data.build()
         data.prepare_data()
         data.setup("fit")
-        setup.resolve_vocabulary(config, data.tokenizer.vocab_size)
+        setup.resolve_vocabulary(config.tree, data.tokenizer.vocab_size)
         L.seed_everything(0, verbose=False)
-        clock = Clock(RawLoop(build(config.task), data, steps))
-        train(config, build(config.task), data, folder, clock, steps)
+        clock = Clock(RawLoop(build(config.tree.task), data, steps))
+        prepared = PreparedRun(
+            config=config,
+            hardware=config.hardware.resolve(),
+            data=data,
+            task=config.task.build(),
+            steps=steps,
+        )
+        train(prepared, folder, clock)
     raw, trained = min(clock.raw_times), min(clock.trainer_times)
     return {"raw_ms": raw, "trainer_ms": trained, "overhead_ms": trained - raw}
 

@@ -15,7 +15,7 @@ from llm.adapters.lora import LoRA, LoRALinear, activate, merge_updates, unmerge
 from llm.adapters.prefix import Prefix
 from llm.models.classifier import Classifier
 from llm.optim.groups import decay_matrices
-from llm.training.trainer import checkpoint_activations
+from llm.training.activation_checkpointing import checkpoint_activations
 
 GROUPED = ["model=llama", "size.num_heads=4", "size.num_kv_heads=2"]
 MODELS = {"gpt2": ["model=gpt2"], "gpt": ["model=gpt"], "grouped": GROUPED}

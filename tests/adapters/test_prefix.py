@@ -11,7 +11,7 @@ from llm.adapters.base import adapter_state, disabled
 from llm.adapters.prefix import Prefix, PrefixKernel
 from llm.models.classifier import Classifier
 from llm.nn.attention import naive_attention
-from llm.training.trainer import checkpoint_activations
+from llm.training.activation_checkpointing import checkpoint_activations
 
 VARIANTS = {
     "gpt2": ["model=gpt2"],

@@ -5,10 +5,10 @@ from itertools import product
 
 import pytest
 from hydra import compose, initialize_config_module
+from small_runs import run_command
 
 from llm.callbacks.responses import Responses, ResponseSamples
 from llm.runs import RESULTS
-from llm.training.lifecycle import train
 
 COLOURS = ["red", "blue"]
 THINGS = ["hat", "cup", "dog"]
@@ -53,7 +53,7 @@ def run(tmp_path, monkeypatch):
         "callbacks.response_samples.number=2",
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
-        return train(compose("train", words), tmp_path / "run")
+        return run_command(compose("train", words), tmp_path / "run")
 
 
 def test_a_run_ends_with_its_answers_and_shows_how_it_came_to_them(run):

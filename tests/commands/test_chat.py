@@ -16,9 +16,9 @@ import torch
 from hydra import compose, initialize_config_module
 from made_folders import SHAPES, make_folder
 from omegaconf import OmegaConf
+from small_runs import run_command
 
 from llm.checkpoints.checkpoint_file import save_checkpoint
-from llm.commands.chat import chat
 from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.runs import Run
@@ -115,7 +115,7 @@ def test_a_template_whose_tokens_the_model_does_not_know(run):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", [f"weights.path={run.path}", *WORDS, "template=phi3"])
     with pytest.raises(ConfigError, match=r"template: the tokenizer has no <\|system\|>, <\|user"):
-        chat(config)
+        run_command(config)
 
 
 def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, monkeypatch):
@@ -132,9 +132,9 @@ def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, mo
     sys.stdin.write("hello\n/system Be brief.\nagain\n")
     sys.stdin.seek(0)
     with initialize_config_module("llm.conf", version_base="1.3"):
-        chat(compose("chat", [f"weights.path={run.path}", *WORDS]))
+        run_command(compose("chat", [f"weights.path={run.path}", *WORDS]))
         sys.stdin.seek(0)
-        chat(compose("chat", [f"weights.path={run.path}", *WORDS, "system=''"]))
+        run_command(compose("chat", [f"weights.path={run.path}", *WORDS, "system=''"]))
     run.config.write_bytes(original)
     assert prompts[0].startswith("Below is an instruction")
     assert prompts[0].endswith("\n\n### Instruction:\nhello\n\n### Response:\n")
@@ -153,7 +153,7 @@ def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypat
     monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/system Be loud.\nagain\n"))
     with initialize_config_module("llm.conf", version_base="1.3"):
-        chat(compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS]))
+        run_command(compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS]))
     (first, ends), (second, _) = asked
     begin = "<|im_start|>system\nYou are brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
     assert first == begin + "<|im_start|>assistant\n"
@@ -170,7 +170,7 @@ def test_a_chat_template_that_fails_is_a_line(source, tmp_path):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
     with pytest.raises(ConfigError, match=r"^template: the model's chat template fails: ") as error:
-        chat(config)
+        run_command(config)
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -11,11 +11,10 @@ import sys
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from small_runs import run_command
 
-from llm.commands.classify import classify
 from llm.config.errors import ConfigError
 from llm.tokenizers.byte import ByteTokenizer
-from llm.training.lifecycle import train
 
 TEXTS = [
     ("cat" if n % 2 else "dog", f"a {'meow' if n % 2 else 'bark'} {'x' * n}") for n in range(60)
@@ -37,7 +36,7 @@ def trained(tmp_path_factory):
 
     def train_it(name: str, *more: str):
         with initialize_config_module("llm.conf", version_base="1.3"):
-            train(compose("train", [*words, *more]), folder / name)
+            run_command(compose("train", [*words, *more]), folder / name)
         return folder / name
 
     return train_it
@@ -58,7 +57,7 @@ def ask(run, capsys):
         for name, value in settings.items():
             OmegaConf.update(config, name, value)
         capsys.readouterr()
-        classify(config)
+        run_command(config)
         return [line.split("\t", 2) for line in capsys.readouterr().out.splitlines()]
 
     return asked
@@ -219,7 +218,7 @@ def test_a_classifier_learns_from_nothing_at_the_defaults(tmp_path, capsys):
         initialize_config_module("llm.conf", version_base="1.3"),
         pytest.warns(UserWarning, match="400 of 400 texts have more than 16 .*context_length=20 "),
     ):
-        run = train(compose("train", words), tmp_path / "run")
+        run = run_command(compose("train", words), tmp_path / "run")
     assert run.record["metrics"]["test/accuracy"] > 0.95
     with run.metrics.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["val/loss"]]

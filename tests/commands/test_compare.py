@@ -1,8 +1,9 @@
 import pytest
+from hydra import compose, initialize_config_module
 from made_runs import make
 from omegaconf import OmegaConf
+from small_runs import run_command
 
-from llm.commands.compare import compare_runs
 from llm.config.errors import UserError
 from llm.sweeps import Sweep
 
@@ -11,10 +12,13 @@ from llm.sweeps import Sweep
 def compare(tmp_path, monkeypatch):
     """Compares folders below this one as `llm compare` does."""
     monkeypatch.chdir(tmp_path)
-    defaults = {"output": "", "by": None, "confidence": 0.95, "seeds": "folded", "watch": False}
-    return lambda *runs, **words: compare_runs(
-        OmegaConf.create({**defaults, "runs": list(runs), **words})
-    )
+
+    def compare(*runs, **words):
+        with initialize_config_module("llm.conf", version_base="1.3"):
+            config = compose("compare", [])
+        return run_command(OmegaConf.merge(config, {"runs": [*map(str, runs)], **words}))
+
+    return compare
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from small_runs import run_command
 
 from llm import __main__ as command_line
-from llm.commands.evaluate import evaluate
-from llm.commands.export import export
 from llm.config.errors import ConfigError
 from llm.runs import RESULTS, Run
-from llm.training import lifecycle
 
 SMALL = [
     *("model=gpt2", "size=nano", "size.dim=32", "size.context_length=192", "tokenizer=byte"),
@@ -63,7 +61,7 @@ def trained(folder):
             ):
                 patch.setenv("LLM_CACHE", str(folder / "cache"))
                 config = compose("train", words)
-                runs[name] = lifecycle.train(config, folder / name)
+                runs[name] = run_command(config, folder / name)
         return runs[name]
 
     return train
@@ -105,7 +103,7 @@ def evaluated(folder, monkeypatch):
     def run(run: Run, *overrides: str) -> dict:
         words = [f"weights.path={run.path}", *CPU, *overrides]
         with initialize_config_module("llm.conf", version_base="1.3"):
-            report = evaluate(compose("evaluate", words))
+            report = run_command(compose("evaluate", words))
         kept = max(run.path.glob("evaluation*.json"), key=lambda file: file.stat().st_mtime_ns)
         assert json.loads(kept.read_text()) == report
         return report
@@ -151,13 +149,13 @@ def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, t
     own = evaluated(text, "weights.checkpoint=last", few)
     with initialize_config_module("llm.conf", version_base="1.3"):
         words = [f"weights.path={text.path}", "weights.checkpoint=last"]
-        export(compose("export", [*words, f"output={tmp_path / 'exported'}"]))
+        run_command(compose("export", [*words, f"output={tmp_path / 'exported'}"]))
         template = "{% for message in messages %}{{ message.content }}{% endfor %}"
         (tmp_path / "exported" / "chat_template.jinja").write_text(template)
         words = ["weights=gpt2", f"weights.path={tmp_path / 'exported'}", *CPU]
-        imported = evaluate(compose("evaluate", [*words, few]))
+        imported = run_command(compose("evaluate", [*words, few]))
         with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
-            evaluate(compose("evaluate", words))
+            run_command(compose("evaluate", words))
     assert imported["figures"] == pytest.approx(own["figures"], rel=1e-5)
     assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
 
@@ -198,9 +196,9 @@ def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
     asked = tmp_path / "results.json"
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("evaluate", [f"weights.path={text.path}", *CPU, f"output={asked}"])
-        assert evaluate(config) == json.loads(asked.read_text())
+        assert run_command(config) == json.loads(asked.read_text())
         with pytest.raises(ConfigError, match=r"output: .*results\.json exists; name a file"):
-            evaluate(config)
+            run_command(config)
     assert {file: file.read_bytes() for file in text.path.glob("evaluation*.json")} == after
 
 

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from made_folders import SHAPES, make_folder, settings_in, tokenizer_of
 from omegaconf import OmegaConf
+from small_runs import command_of, run_command
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from llm import __main__ as command_line
@@ -17,7 +18,6 @@ from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.data.examples.template import Message, stored_template
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
-from llm.training import lifecycle, setup
 from llm.weights.run import RunWeights
 from llm.weights.tokenizer_files import as_huggingface
 
@@ -28,12 +28,12 @@ ORIGINAL = Path(__file__).parents[1] / "weights" / "openai" / "original"
 def exported(*overrides):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("export", list(overrides))
-    return export.export(config)
+    return run_command(config)
 
 
 @pytest.fixture
 def base(composed, tmp_path):
-    return lifecycle.train(composed("model=gpt2", "trainer.max_steps=2"), tmp_path / "base")
+    return run_command(composed("model=gpt2", "trainer.max_steps=2"), tmp_path / "base")
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys)
     config = composed(*overrides)
     config.optimizer.lr = 0.0
     with torch.enable_grad():
-        further = lifecycle.train(config, tmp_path / "further", ["weights=gpt2"])
+        further = run_command(config, tmp_path / "further", ["weights=gpt2"])
     after = torch.load(further.last, weights_only=True)["state_dict"]
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
 
@@ -62,7 +62,7 @@ def test_another_run_does_not_take_the_place_of_an_export(base, composed, tmp_pa
     words = [f"weights.path={base.path}", f"output={tmp_path / 'out'}"]
     exported(*words)
     exported(*words)  # the same again
-    other = lifecycle.train(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
+    other = run_command(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="holds the export of another model or run"):
         exported(f"weights.path={other.path}", words[1])
@@ -92,7 +92,7 @@ def instructed(folder, talk, directory, *words):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", words)
     with torch.enable_grad():
-        return lifecycle.train(config, directory, words)
+        return run_command(config, directory, words)
 
 
 ASKED = [{"role": "user", "content": "the c?"}]
@@ -171,12 +171,13 @@ def test_what_is_learned_from_conversations_takes_a_chat_models_template(experim
     words = [f"experiment={experiment}", "weights=llama", f"weights.path={folder}"]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", words + ["reward=length"] * (experiment == "grpo"))
-    template = build(setup.adopted(config, words).data.template)
+    template = build(command_of(config, ".", words).tree.data.template)
     assert template.text == SHAPES["qwen3"].template
     chosen = [*words, "data/template=alpaca"]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", chosen + ["reward=length"] * (experiment == "grpo"))
-    assert setup.adopted(config, chosen).data.template.separator == "\n\n"
+    tree = command_of(config, ".", chosen).tree
+    assert tree.data.template.separator == "\n\n"
 
 
 def test_openais_files_become_hugging_faces(tmp_path):
@@ -213,7 +214,7 @@ def test_an_adapter_is_folded_in(base, composed, tmp_path):
     overrides = ["weights=run", f"weights.path={base.path}", "adapter=lora"]
     config = composed(*overrides, "trainer.max_steps=3", "optimizer.lr=0.1")
     with torch.enable_grad():
-        run = lifecycle.train(config, tmp_path / "lora", overrides)
+        run = run_command(config, tmp_path / "lora", overrides)
     exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
     adapted = RunWeights(str(run.path)).model()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

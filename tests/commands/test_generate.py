@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from small_runs import run_command
 
-from llm.commands import generate
 from llm.config.errors import ConfigError
 from llm.generation import prompts
 from llm.generation.prompts import read_prompts
 from llm.runs import Run
 from llm.tokenizers.base import load as load_tokenizer
-from llm.training import lifecycle
 
 CASES = Path(__file__).parents[1] / "cases"
 
@@ -36,7 +35,7 @@ def run(tmp_path_factory, module_text) -> Run:
         initialize_config_module("llm.conf", version_base="1.3"),
     ):
         patch.setenv("LLM_CACHE", str(folder / "cache"))
-        trained = lifecycle.train(compose("train", words), folder / "run")
+        trained = run_command(compose("train", words), folder / "run")
     module_text.unlink()
     return trained
 
@@ -60,7 +59,7 @@ def written(run):
             config = compose(
                 "generate", [f"weights.path={run.path}", "hardware.accelerator=cpu", *overrides]
             )
-        return generate.generate_text(config)
+        return run_command(config)
 
     return write
 

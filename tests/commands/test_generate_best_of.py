@@ -2,9 +2,8 @@
 
 import pytest
 from hydra import compose, initialize_config_module
+from small_runs import command_of, run_command
 
-from llm.commands.generate import generate_best
-from llm.config.check import check
 from llm.config.errors import ConfigError
 
 
@@ -25,7 +24,7 @@ def test_the_best_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys
     policy, reward = (str(run.path) for run in polite)
     capsys.readouterr()
     words = (f"weights.path={policy}", "reward=run", f"reward.path={reward}", "prompt='cat 1?'")
-    (best,) = generate_best(composed(*words, "best_of=4"))
+    (best,) = run_command(composed(*words, "best_of=4"))
     shown = capsys.readouterr().out
     scores = [float(line.split()[0]) for line in shown.splitlines() if line[:1] in "+-"]
     assert len(scores) == 4
@@ -39,7 +38,7 @@ def test_a_reward_model_of_another_template_is_refused(polite, train, pairs):
     other = train("other", *words, "size.context_length=192")
     words = (f"weights.path={policy.path}", "reward=run", f"reward.path={other.path}")
     with pytest.raises(ConfigError, match=r"reward: .*in another template"):
-        generate_best(composed(*words, "prompt='cat 1?'", "best_of=4"))
+        run_command(composed(*words, "prompt='cat 1?'", "best_of=4"))
 
 
 def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path, capsys):
@@ -47,7 +46,7 @@ def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path,
     capsys.readouterr()
     (tmp_path / "prompts.txt").write_text("cat 1?\ndog 2?\n")
     words = (f"weights.path={policy.path}", "reward=contains", "reward.text=a", "best_of=2")
-    found = generate_best(composed(*words, f"prompts_file={tmp_path / 'prompts.txt'}"))
+    found = run_command(composed(*words, f"prompts_file={tmp_path / 'prompts.txt'}"))
     assert len(found) == 2
     shown = capsys.readouterr().out
     assert shown.index("=== cat 1?") < shown.index("=== dog 2?")
@@ -56,5 +55,5 @@ def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path,
 def test_several_answers_and_a_reward_go_together():
     for words in (("best_of=4",), ("reward=length",), ("best_of=0",)):
         with pytest.raises(ConfigError, match=r"best_of: .*give"):
-            check(composed(*words, "weights=scratch"))
-    check(composed("best_of=2", "reward=length", "weights=scratch"))
+            command_of(composed(*words, "weights=scratch"))
+    command_of(composed("best_of=2", "reward=length", "weights=scratch"))

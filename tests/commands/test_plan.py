@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hydra.core.object_type import ObjectType
 from omegaconf import OmegaConf
+from small_runs import run_command
 
-from llm.commands.plan import optimum_table, plan
-from llm.config.budget import give_one_budget
+from llm.commands.plan import optimum_table
 from llm.config.composition import compose
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
@@ -27,9 +27,7 @@ def planned():
     loader = open_loader("pkg://llm.conf")
 
     def planned(*words):
-        config = compose(loader, "plan", list(words))
-        give_one_budget(config, words)
-        return config
+        return compose(loader, "plan", list(words)).config
 
     return planned
 
@@ -42,7 +40,7 @@ def lines(text: str) -> dict[str, list[str]]:
 def test_the_readme_shows_what_is_printed(planned, capsys):
     """GPUs are planned for without any."""
     words = shlex.split(re.findall(r"^llm plan (.*)$", README, re.MULTILINE)[0])
-    plan(planned(*words))
+    run_command(planned(*words))
     printed = capsys.readouterr().out
     ours = [line.rstrip() for line in printed.splitlines() if not line.startswith("·")]
     shown = README.partition("llm plan ")[2].partition("```\n\n```\n")[2].partition("```")[0]
@@ -50,7 +48,7 @@ def test_the_readme_shows_what_is_printed(planned, capsys):
 
 
 def test_strategies_take_less_the_more_they_divide(planned, capsys):
-    plan(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
+    run_command(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
     told = lines(capsys.readouterr().out)
     for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
         *kinds, total, mark = told[name]
@@ -72,7 +70,7 @@ def test_every_strategy_is_a_row(planned):
 
 
 def test_what_is_too_much_is_marked(planned, capsys):
-    plan(planned(*SMALL, "gpu=t4", "data.batch_size=262144", "trainer.max_tokens=1e9"))
+    run_command(planned(*SMALL, "gpu=t4", "data.batch_size=262144", "trainer.max_tokens=1e9"))
     printed = capsys.readouterr().out
     assert "✗" in printed
     assert "precision fp16" in printed
@@ -82,7 +80,7 @@ def test_what_is_too_much_is_marked(planned, capsys):
 
 def test_a_strategy_that_does_not_divide_the_model_is_no_row(planned, capsys):
     words = ["hardware=ddp", "hardware.devices=4", "gpu=h100", "trainer.max_tokens=1e9"]
-    plan(planned(*SMALL, *words, "size.num_heads=4"))
+    run_command(planned(*SMALL, *words, "size.num_heads=4"))
     printed = capsys.readouterr().out
     assert "pipeline" not in lines(printed)
     assert "· pipeline: 4 stages need a block each, and num_layers=2" in printed
@@ -92,7 +90,7 @@ def test_a_strategy_that_does_not_divide_the_model_is_no_row(planned, capsys):
 def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
     times = []
     for mfu in ("0.5", "0.25"):
-        plan(
+        run_command(
             planned(
                 *SMALL, "gpu=a100", "data.batch_size=16", "trainer.max_tokens=1e12", f"mfu={mfu}"
             )
@@ -108,7 +106,7 @@ def test_a_finetune_is_planned_as_far_as_it_is_known(planned, capsys, tmp_path):
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["experiment=instruct", "adapter=lora", "trainer.max_epochs=3", "gpu=h100"]
     weights = ["weights=run", f"weights.path='{tmp_path}'"]
-    plan(planned(*words, *weights), [*words, *weights])
+    run_command(planned(*words, *weights), [*words, *weights])
     printed = capsys.readouterr().out
     assert "of them trained" in printed
     assert "budget    –: examples are as long as they are" in printed
@@ -124,7 +122,7 @@ def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
 ):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))
     for words in ([], ["trainer.max_steps=7"]):
-        plan(planned(*SMALL, "experiment=spam", *words), words)
+        run_command(planned(*SMALL, "experiment=spam", *words), words)
     printed = capsys.readouterr().out
     assert "budget    669 steps; tokens –: examples are as long as they are" in printed
     assert "budget    7 steps; tokens –" in printed
@@ -135,7 +133,7 @@ def test_who_trains_on_is_told_no_best_size(planned, capsys, tmp_path):
     base = planned(*SMALL, "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["weights=run", f"weights.path='{tmp_path}'", "trainer.max_tokens=1e9", "gpu=h100"]
-    plan(planned(*words), words)
+    run_command(planned(*words), words)
     told = lines(capsys.readouterr().out)
     assert told["budget"][:3] == ["1.00", "B", "tokens"]
     assert "best" not in told
@@ -156,7 +154,7 @@ def test_what_the_fits_do_not_reach_is_said(tokens, extrapolates, says_loss, cap
 @pytest.mark.parametrize("precision", ["bf16", "32"])
 def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, planned, capsys):
     words = ["hardware=ddp", "hardware.devices=2", "gpu=h100", "trainer.max_tokens=1e9"]
-    plan(planned(*SMALL, *words, f"hardware.precision={precision}"))
+    run_command(planned(*SMALL, *words, f"hardware.precision={precision}"))
     noted = "· zero2, zero3: counted with float32 weights" in capsys.readouterr().out
     assert noted == (precision == "bf16")
 
@@ -180,5 +178,5 @@ def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, 
 def test_what_cannot_be_planned_is_refused_in_a_line(words, told, planned, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # no data have been read
     with pytest.raises(ConfigError, match=told) as refusal:
-        plan(planned(*SMALL, *words))
+        run_command(planned(*SMALL, *words))
     assert "\n" not in str(refusal.value)

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning.pytorch import Callback
 from torch import nn
+
+from llm.config.base import Command
+from llm.config.deferred import Deferred
+from llm.hardware import Hardware
+from llm.training.config_rules import RULES
 
 
 class Norm(nn.Module):
@@ -83,6 +89,28 @@ def broken(dim: int) -> int:
 
 class Oops(Exception):
     pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Command):
+    seed: int = 0
+    name: str | None = None
+    output_dir: str = "outputs"
+    max_tokens: int = 1
+    mfu: float = 0.4
+    model: Deferred[nn.Module] = None
+    task: Deferred[Any] = None
+    data: Any = None
+    weights: Any = None
+    optimizer: Any = None
+    adapter: Any = None
+    hardware: Hardware | None = None
+    callbacks: Mapping[str, Callback | None] | None = None
+
+    rules = RULES
+
+    def run(self) -> None:
+        pass
 """
 
 

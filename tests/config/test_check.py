@@ -4,7 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from llm.config.check import check
+from llm.config.check import check, check_nodes
+from llm.config.composed import Composed
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 
 
@@ -12,9 +14,10 @@ from llm.config.errors import ConfigError
 def problems(kit):
     """The lines that a configuration's check ends in."""
 
-    def run(config, **options):
+    def run(config):
+        tree = OmegaConf.create({"_target_": "kit.Study", "trust": [kit], **config})
         try:
-            check(OmegaConf.create({"trust": [kit], **config}), **options)
+            check(Composed(tree))
         except ConfigError as error:
             return str(error).splitlines()
         return []
@@ -106,18 +109,18 @@ def test_values_of_the_annotated_type_pass(problems, values):
 def test_top_level_keys_are_known(problems):
     assert problems({"modle": 1}) == ["modle: no such key; did you mean model?"]
     assert problems({"foo": 1})[0].startswith(
-        "foo: no such key; there are adapter, against, batch_size, "
+        "foo: no such key; there are adapter, callbacks, data, "
     )
     assert problems({"seed": "x"}) == ["seed: 'x' is not an int; use a whole number such as 8"]
 
 
-def test_what_is_required_must_be_there_unless_deferred(problems):
+def test_what_is_required_must_be_there_unless_it_is_filled_in(problems, kit):
     incomplete = model()
     del incomplete["dim"]
     assert problems({"model": incomplete}) == ["model.dim: is required and not there; add it (int)"]
-    assert problems({"model": model()}, deferred=()) == [
-        "model.vocab_size: has no value; set it with model.vocab_size=…"
-    ]
+    tree = OmegaConf.create({"trust": [kit], "model": model()})
+    with pytest.raises(ConfigError, match=r"^model.vocab_size: has no value; set it with model"):
+        check_nodes(tree, {"model": Deferred[torch.nn.Module]}, filled_in=())
 
 
 def test_a_module_beneath_a_factory_would_be_shared(problems):
@@ -229,7 +232,7 @@ def test_a_name_may_have_any_sign(problems):
 
 def test_trust_is_refused_once(problems):
     hardware = {"_target_": "llm.hardware.Hardware"}
-    (line,) = problems({"trust": ["os"], "hardware": hardware, "strategies": {"a": hardware}})
+    (line,) = problems({"trust": ["os"], "hardware": hardware})
     assert line.startswith("trust: os cannot be trusted as a whole")
 
 
@@ -250,4 +253,5 @@ def test_all_problems_come_at_once(problems):
         }
     )
     keys = [line.partition(":")[0] for line in found]
-    assert sorted(keys) == ["foo", "model.dim", "model.dmi", "weights.count", "weights.rate"]
+    expected = ["foo", "model.dim", "model.dmi", "seed", "weights.count", "weights.rate"]
+    assert sorted(keys) == expected

@@ -3,14 +3,16 @@
 import re
 
 import pytest
+from small_runs import checked_points
 
-from llm.config.composition import check_points, compose, points
+from llm.config.composition import compose, load_tree, sweep_jobs
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 
 FILES = {
     "main.yaml": """
 defaults: [_self_, model: gpt2, weights: none]
+_target_: kit.Study
 seed: 0
 trust: [kit]
 hardware: {_target_: llm.hardware.Hardware, workers: 0}
@@ -98,8 +100,8 @@ def test_an_override_that_does_not_compose(loader, overrides, lines):
 
 
 def test_hydras_own_section_stays_out(loader):
-    assert "hydra" not in compose(loader, "main", ["seed=3"])
-    assert compose(loader, "main", ["weights=values", "weights.count=3"]).weights.count == 3
+    assert "hydra" not in compose(loader, "main", ["seed=3"]).config
+    assert compose(loader, "main", ["weights=values", "weights.count=3"]).config.weights.count == 3
 
 
 @pytest.mark.parametrize("word", ["+model.n_dim=3", "++model.n_dim=3"])
@@ -107,27 +109,28 @@ def test_a_plus_is_no_way_around_the_check(loader, word):
     with pytest.raises(
         ConfigError, match=r"^model\.n_dim: no such key; did you mean model\.dim\?$"
     ):
-        check_points(loader, "main", [word], multirun=False)
+        checked_points(loader, "main", [word])
 
 
 def test_a_new_top_level_key_is_caught(loader):
     with pytest.raises(ConfigError, match=r"^foo: no such key; there are"):
-        check_points(loader, "main", ["+foo=1"], multirun=False)
+        checked_points(loader, "main", ["+foo=1"])
 
 
 def test_a_sweep_is_the_product_of_its_values(loader):
-    found = points(loader, "main", ["model=gpt,gpt2", "seed=range(2)", "hardware.workers=1"])
+    words = ["model=gpt,gpt2", "seed=range(2)", "hardware.workers=1"]
+    found = sweep_jobs(loader, load_tree(loader, "main", words, is_sweep=True), words)
     assert len(found) == 4
     assert ["model=gpt", "seed=1", "hardware.workers=1"] in found
 
 
 def test_every_point_is_checked_and_named(loader):
     with pytest.raises(ConfigError) as caught:
-        check_points(
+        checked_points(
             loader,
             "main",
             ["model=gpt,llama", "model.dim=4,3,5", "hardware.workers=-1"],
-            multirun=True,
+            is_sweep=True,
         )
     dim = "model.norm.dim={0} is odd: choose an even one"
     first, *rest = caught.value.problems
@@ -136,7 +139,7 @@ def test_every_point_is_checked_and_named(loader):
     )  # told once, for it is wrong everywhere
     assert rest == [] or all(" | " in line for line in rest)
     with pytest.raises(ConfigError) as caught:
-        check_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], multirun=True)
+        checked_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], is_sweep=True)
     assert list(caught.value.problems) == [
         f"model=gpt model.dim=3 | {dim.format(3)}",
         f"model=llama model.dim=3 | {dim.format(3)}",
@@ -145,14 +148,14 @@ def test_every_point_is_checked_and_named(loader):
 
 def test_options_of_a_sweep_that_do_not_exist_are_all_told(loader):
     with pytest.raises(ConfigError) as caught:
-        check_points(loader, "main", ["model=gpt,gtp,lama"], multirun=True)
+        checked_points(loader, "main", ["model=gpt,gtp,lama"], is_sweep=True)
     told = "\n".join(caught.value.problems)
     assert "model=gtp: no such option; did you mean gpt?" in told
     assert "model=lama: no such option; did you mean llama?" in told
 
 
 def test_sound_points_pass(loader):
-    check_points(loader, "main", ["model=gpt,llama", "seed=1,2"], multirun=True)
+    checked_points(loader, "main", ["model=gpt,llama", "seed=1,2"], is_sweep=True)
 
 
 def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, loader):
@@ -185,7 +188,7 @@ def test_a_wrong_value_of_ones_own_file_is_told_with_the_file(tmp_path, words, t
         (tmp_path / f"{name}.yaml").write_text(text)
     loader = open_loader("pkg://llm.conf", str(tmp_path))
     with pytest.raises(ConfigError, match=told.format(re.escape(str(tmp_path)))):
-        check_points(loader, "train", words, multirun=False)
+        checked_points(loader, "train", words)
 
 
 def test_a_folder_of_ones_own_configs(tmp_path, loader):
@@ -193,7 +196,7 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
     (own / "model").mkdir(parents=True)
     (own / "model" / "mine.yaml").write_text("defaults: [gpt]\ndim: 8\n")
     loader = open_loader(str(tmp_path), str(own))
-    assert compose(loader, "main", ["model=mine", "trust=[kit]"]).model.dim == 8
+    assert compose(loader, "main", ["model=mine", "trust=[kit]"]).config.model.dim == 8
 
 
 @pytest.mark.parametrize(
@@ -214,6 +217,6 @@ def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str)
     loader = open_loader("pkg://llm.conf")
     typed = remedy.replace("add data=text", "replace data=python_docs by data=text")
     with pytest.raises(ConfigError, match=typed):
-        check_points(loader, "train", ["data=python_docs", word], multirun=False)
+        checked_points(loader, "train", ["data=python_docs", word])
     with pytest.raises(ConfigError, match=remedy):
-        check_points(loader, "train", [word], multirun=False)
+        checked_points(loader, "train", [word])

@@ -72,7 +72,7 @@ def test_every_leaf_instantiates(group, tmp_path):
     for option in loader.get_group_options(group, ObjectType.CONFIG):
         if option == "gpt2":
             continue  # reads published files: tests/tokenizers/test_gpt2.py
-        config = compose(loader, "train", [f"{group}={option}"])
+        config = compose(loader, "train", [f"{group}={option}"]).config
         if group == "data":
             config.tokenizer = {"_target_": "llm.tokenizers.byte.ByteTokenizer"}
             for node in (config.data, config.data.get("source") or {}):
@@ -103,7 +103,7 @@ def test_every_part_of_a_task_passes(group, task):
 def test_a_classifier_pools_as_it_is_told(pooling):
     loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"task/pooling={pooling.__name__}"]
-    node = compose(loader, "train", words).task.model
+    node = compose(loader, "train", words).config.task.model
     model = build(node.body, vocab_size=256)
     assert build(node, body=model, num_classes=2).pooling is pooling
 
@@ -111,7 +111,9 @@ def test_a_classifier_pools_as_it_is_told(pooling):
 @pytest.mark.parametrize("model", ["gpt", "bert"])
 def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
     loader = open_loader("pkg://llm.conf")
-    node = compose(loader, "train", ["size=nano", "task=classification", f"model={model}"]).task
+    node = compose(
+        loader, "train", ["size=nano", "task=classification", f"model={model}"]
+    ).config.task
     classifier = build(node.model, body=build(node.model.body, vocab_size=256), num_classes=2)
     assert classifier.distinct
     assert isinstance(classifier.pooling, AttentionPooling)
@@ -125,7 +127,7 @@ def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
 def test_a_classifier_from_nothing_begins_as_a_bag_of_words(model):
     loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"model={model}"]
-    node = compose(loader, "train", words).task.model
+    node = compose(loader, "train", words).config.task.model
     torch.manual_seed(0)
     classifier = build(node, body=build(node.body, vocab_size=256), num_classes=2).eval()
     tokens = torch.randint(256, (4, 32))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from hydra.types import RunMode
+from small_runs import checked_points
 
 import llm.__main__ as command
-from llm.config.composition import check_points
 from llm.config.errors import ConfigError
 from llm.config.loader import CONF, open_loader
 
@@ -210,8 +210,11 @@ def test_a_folder_may_bring_a_sweep_and_settings_of_a_launcher(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
     loader = open_loader(CONF, str(tmp_path))
-    points = check_points(loader, "train", ["sweep=mine", "experiment=mine"], multirun=True)
-    assert [(point.config.seed, point.config.name) for point in points] == [(1, "gpt"), (2, "gpt")]
+    points = checked_points(loader, "train", ["sweep=mine", "experiment=mine"], is_sweep=True)
+    assert [(point.composed.config.seed, point.composed.config.name) for point in points] == [
+        (1, "gpt"),
+        (2, "gpt"),
+    ]
 
 
 def test_the_environment_is_looked_up_where_a_person_typed_it(llm, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from llm.__main__ import config_dir
+from llm.config.command_line import config_dir
 from llm.config.composition import compose
 from llm.config.loader import CONF, open_loader
 from llm.config.overrides import values
@@ -14,7 +14,7 @@ from llm.config.texts import as_text
 def meant(word, is_sweep=False):
     """The values that a word has for Hydra, one of a sweep each."""
     parser = OverridesParser.create()
-    override = parser.parse_override(as_text(word, is_sweep))
+    override = parser.parse_override(as_text(word, is_sweep=is_sweep))
     words = [word]
     if override.is_sweep_override():
         words = [f"x={value}" for value in override.sweep_string_iterator()]
@@ -80,9 +80,9 @@ def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeyp
     )
     loader = open_loader(CONF, config_dir("~/configs"))
     words = ["data=mine", "output_dir=~", "weights=run", "weights.path=~/r${seed}"]
-    config = compose(loader, "train", [as_text(word) for word in words])
+    config = compose(loader, "train", [as_text(word) for word in words]).config
     assert config.data.path == [f"{tmp_path}/a.txt", "b~.txt"]
     assert (config.output_dir, config.data.cache_dir) == (str(tmp_path), f"{tmp_path}/~")
     assert config.weights.path == f"{tmp_path}/r${{seed}}"  # typed, and so a text
-    runs = compose(loader, "compare", ['runs=["~/a"]', as_text("output=~nobody_here/x")])
+    runs = compose(loader, "compare", ['runs=["~/a"]', as_text("output=~nobody_here/x")]).config
     assert (runs.runs, runs.output) == ([f"{tmp_path}/a"], "~nobody_here/x")

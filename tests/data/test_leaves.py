@@ -7,9 +7,9 @@ import llm.conf
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from small_runs import command_of
 
 from llm.config.build import build
-from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.corpora.text import TextDataModule
 from llm.data.corpora.text_files import FilesDataModule
@@ -30,7 +30,7 @@ PRETRAINING = [
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", overrides=[*overrides, "tokenizer=byte"])
-    check(config, deferred=("model.vocab_size",))
+    command_of(config)
     return config
 
 

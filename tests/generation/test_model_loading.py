@@ -1,18 +1,18 @@
 """What the commands that do not train begin with."""
 
+from dataclasses import replace
 from unittest.mock import create_autospec
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from llm.config.errors import ConfigError
 from llm.generation.model_loading import (
     autocast,
     load_language_model,
-    open_weights,
     place_model,
+    require_trained,
     stop_strings,
     tell_of_cut,
     use_hardware,
@@ -24,7 +24,7 @@ from llm.weights.base import Weights
 
 def test_nothing_was_learned_from_scratch():
     with pytest.raises(ConfigError, match="weights: scratch has learned nothing; use weights=run"):
-        open_weights(OmegaConf.create({"weights": None}))
+        require_trained(None)
 
 
 def test_a_classifier_does_not_write(build):
@@ -86,20 +86,19 @@ def test_loading_draws_nothing(build, monkeypatch):
 
 def test_hardware_is_resolved_and_its_threads_are_used():
     threads = torch.get_num_threads()
-    node = {"_target_": "llm.hardware.Hardware", "accelerator": "cpu", "threads": threads + 1}
+    hardware = Hardware(accelerator="cpu", precision=32, threads=threads + 1)
     try:
-        hardware = use_hardware(OmegaConf.create({"hardware": {**node, "precision": 32}}))
+        assert use_hardware(hardware).accelerator == "cpu"
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
-    assert hardware.accelerator == "cpu"
     with pytest.raises(ConfigError, match=r"hardware: hardware\.precision=fp16 needs a GPU"):
-        use_hardware(OmegaConf.create({"hardware": {**node, "precision": "fp16"}}))
+        use_hardware(replace(hardware, precision="fp16"))
 
 
 @pytest.mark.parametrize(("stop", "texts"), [("ab", ["ab"]), (["a", "b"], ["a", "b"]), ([], [])])
 def test_a_stop_string_alone_is_one(stop, texts):
-    assert stop_strings(OmegaConf.create({"stop": stop})) == texts
+    assert stop_strings(stop) == texts
 
 
 @pytest.mark.parametrize(

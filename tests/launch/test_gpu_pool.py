@@ -146,8 +146,8 @@ def test_gpus_are_counted_by_the_driver(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-1)'\necho 'GPU 1: A (UUID: GPU-2)'\n")
     tool.chmod(0o755)
     assert gpu_pool.gpus() == ["0", "1"]
-    assert gpu_pool.jobs_at_once({**JOBLIB, "n_jobs": -1}) == ["hydra.launcher.n_jobs=2"]
-    assert gpu_pool.jobs_at_once({**JOBLIB, "n_jobs": 3}) == []
+    assert gpu_pool.jobs_at_once({**JOBLIB, "n_jobs": -1}) == 2
+    assert gpu_pool.jobs_at_once({**JOBLIB, "n_jobs": 3}) == 3
 
 
 def test_who_needs_no_place_gets_none():

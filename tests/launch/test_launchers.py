@@ -17,7 +17,7 @@ import pytest
 import stand_in
 
 import llm.__main__ as command
-from llm.launch import sweep_runner
+from llm.launch import sweep_job
 from llm.runs import Run
 from llm.sweeps import Sweep
 
@@ -177,7 +177,7 @@ def search(tmp_path, monkeypatch, capsys):
             )
             return 0
 
-        monkeypatch.setattr(sweep_runner, "run_process", run_process)
+        monkeypatch.setattr(sweep_job, "run_process", run_process)
         line = ["llm", "train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", *words]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as ended:

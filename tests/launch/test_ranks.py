@@ -15,9 +15,10 @@ import pytest
 from forked import llm
 from omegaconf import OmegaConf
 
+from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.hardware import Hardware
-from llm.launch.ranks import Rank, Watch, adopt_slurm, explain, resolve_hardware, this_node, waiting
+from llm.launch.ranks import Rank, Watch, adopt_slurm, explain, place_hardware, this_node, waiting
 from llm.parallel.ddp import DDP
 from llm.runs import Run
 
@@ -154,9 +155,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
         "devices": 4,
         "strategy": strategy,
     }
-    config = OmegaConf.create({"hardware": hardware, "data": {"batch_size": 6}})
+    config = OmegaConf.create({"data": {"batch_size": 6}})
     with pytest.raises(ConfigError, match=r"data\.batch_size: 6 rows .* multiple of 4, such as 8"):
-        resolve_hardware(config)
+        place_hardware(build(hardware), config)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import forked
@@ -19,10 +18,11 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.comparison.table import Table
-from llm.config.composition import point
+from llm.config.composition import check_composed
+from llm.config.composition import compose as compose_command
 from llm.config.fingerprint import fingerprint
 from llm.config.loader import open_loader
-from llm.launch import sweep_runner
+from llm.launch import sweep_job, sweep_runner
 from llm.runs import Run
 from llm.sweeps import SETTLED, Sweep
 from llm.weights.run import read_config
@@ -68,7 +68,7 @@ def forks(monkeypatch):
     def run_process(job, words, environment, asked):
         return forked.llm(words[3:], job.file("log"), job.file("err"), environment)
 
-    monkeypatch.setattr(sweep_runner, "run_process", run_process)
+    monkeypatch.setattr(sweep_job, "run_process", run_process)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def stand_in(monkeypatch):
                 job.file(ending).touch()
             return function(job)
 
-        monkeypatch.setattr(sweep_runner, "run_process", run_process)
+        monkeypatch.setattr(sweep_job, "run_process", run_process)
         return calls
 
     return install
@@ -343,7 +343,7 @@ def test_jobs_are_no_tasks_of_a_step_that_the_sweep_stands_in(llm, monkeypatch, 
     monkeypatch.setenv("SLURM_PROCID", "0")
     found = []
     monkeypatch.setattr(
-        sweep_runner,
+        sweep_job,
         "run_process",
         lambda job, words, environment, signals_received: found.append(environment) or 130,
     )
@@ -385,9 +385,9 @@ def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
     code = f"""
 import sys
 import llm.__main__ as command
-from llm.launch import sweep_runner
+from llm.launch import sweep_job
 from llm.comparison.table import Table
-sweep_runner.sys = type("sys", (), {{"executable": {str(job)!r}}})
+sweep_job.sys = type("sys", (), {{"executable": {str(job)!r}}})
 sys.argv = ["llm", "train", "-m", "seed=1,2"]
 command.main()
 """
@@ -485,16 +485,19 @@ def test_a_sweep_may_be_moved_with_its_runs(llm, stand_in, tmp_path):
 
 def test_points_of_different_budgets_validate_on_the_same_text():
     loader = open_loader("pkg://llm.conf")
-    make = partial(point, loader, "train")
+
+    def make(words):
+        return check_composed(loader, compose_command(loader, "train", words))
+
     words = (*WORDS, "data.path=x.txt")
     unequal = [make([*words, f"data.batch_size={size}"]) for size in (4096, 8192)]
     found = sweep_runner.adjusted(unequal, make)
-    assert [each.config.trainer.val_bytes for each in found] == [1.5 * 2 * 4096 * 16] * 2
-    assert [each.directory for each in found] == [each.directory for each in unequal]
+    assert [each.trainer.val_bytes for each in found] == [1.5 * 2 * 4096 * 16] * 2
+    assert [each.composed.directory for each in found] == [
+        each.composed.directory for each in unequal
+    ]
     epochs = [make([*words, "trainer.max_steps=null", f"trainer.max_epochs={n}"]) for n in (1, 2)]
     found = sweep_runner.adjusted(epochs, make)
-    assert [each.config.trainer.val_bytes for each in found] == [math.inf] * 2, "the whole part"
+    assert [each.trainer.val_bytes for each in found] == [math.inf] * 2, "the whole part"
     equal = [make([*words, f"model={name}"]) for name in ("gpt", "llama")]
-    assert [each.config.trainer.val_bytes for each in sweep_runner.adjusted(equal, make)] == [
-        None
-    ] * 2
+    assert [each.trainer.val_bytes for each in sweep_runner.adjusted(equal, make)] == [None] * 2

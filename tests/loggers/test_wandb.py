@@ -20,6 +20,7 @@ import yaml
 from click.testing import CliRunner
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
+from small_runs import run_command
 from wandb import wandb_agent
 from wandb.cli import cli
 from wandb.util import get_core_path
@@ -59,16 +60,16 @@ def train(tmp_path, monkeypatch) -> Callable[..., Path]:
             *("trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
             *("callbacks.samples.max_tokens=3", "callbacks.progress=null"),
         ]
-        make = lifecycle.make_callbacks
+        make = lifecycle.choose_callbacks
         with (
             monkeypatch.context() as patch,
             initialize_config_module("llm.conf", version_base="1.3"),
         ):
             patch.setattr(
-                lifecycle, "make_callbacks", lambda *a: [*make(*a), *filter(None, [callback])]
+                lifecycle, "choose_callbacks", lambda *a: [*make(*a), *filter(None, [callback])]
             )
             choices = {"model": "gpt2", "task": "pretraining", "logger": "wandb", "weights": None}
-            lifecycle.train(compose("train", [*common, *words]), tmp_path / name, words, choices)
+            run_command(compose("train", [*common, *words]), tmp_path / name, words, choices)
         return tmp_path / name
 
     return train

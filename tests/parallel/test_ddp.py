@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from lightning.pytorch.callbacks import Callback
 from ranks import on_ranks
+from small_runs import run_command
 
 from llm import distributed
 from llm.runs import ReadOnlyRun, Run
@@ -85,15 +86,15 @@ def train(directory: Path, words: Sequence[str], stop: int | None = None) -> lis
     """The logged figures of a small run; stopped in the middle of a step on its last rank, if asked."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", override(SMALL, words))
-    original = lifecycle.make_callbacks
+    original = lifecycle.choose_callbacks
     if stop is not None and distributed.world().rank == distributed.world().size - 1:
-        lifecycle.make_callbacks = lambda *given: [*original(*given), Stop(stop)]
+        lifecycle.choose_callbacks = lambda *given: [*original(*given), Stop(stop)]
     try:
-        run = lifecycle.train(config, directory, words)
+        run = run_command(config, directory, words)
     except SystemExit:
         return []
     finally:
-        lifecycle.make_callbacks = original
+        lifecycle.choose_callbacks = original
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith(UNLIKE)} for row in rows]

@@ -18,6 +18,6 @@ def composed() -> Callable[[str], DictConfig]:
     def composed(words: str = "") -> DictConfig:
         given = words.split()
         known = any(word.startswith(("tokenizer=", "model.vocab_size=")) for word in given)
-        return compose_words([*given, *([] if known else ["model.vocab_size=97"])])
+        return compose_words([*given, *([] if known else ["model.vocab_size=97"])]).config
 
     return composed

@@ -9,11 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from small_runs import run_command
 
 from llm.config.build import build
 from llm.planning.cost import completed
 from llm.planning.memory import KINDS, Memory, measure_step
-from llm.training.trainer import checkpoint_activations
+from llm.training.activation_checkpointing import checkpoint_activations
 
 
 def weigh(config, dtype=torch.float32, accelerator="cpu"):
@@ -192,7 +193,6 @@ M_MMAP_THRESHOLD = -3
 def real(tmp_path_factory, composed) -> str:
     """Words that make a run real and short; one has been trained, as libraries grow when first used."""
     from llm.terminal import announce
-    from llm.training import lifecycle
 
     folder = tmp_path_factory.mktemp("real")
     text = folder / "text.txt"
@@ -201,7 +201,7 @@ def real(tmp_path_factory, composed) -> str:
         patch.setenv("LLM_CACHE", str(folder))
         patch.setattr(announce.CONSOLE, "quiet", True)
         words = REAL.format(text=text)
-        lifecycle.train(composed(f"model=gpt2 size=nano optimizer=muon {words}"), folder / "warm")
+        run_command(composed(f"model=gpt2 size=nano optimizer=muon {words}"), folder / "warm")
         yield words
 
 
@@ -233,12 +233,12 @@ def _train_and_tell(pipe, config, folder):
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     make_task, before = lifecycle.make_task, []
 
-    def spying(*given):
+    def spying(*given, **named):
         before.append(psutil.Process().memory_info().rss)
-        return make_task(*given)
+        return make_task(*given, **named)
 
     lifecycle.make_task = spying
-    lifecycle.train(config, folder)
+    run_command(config, folder)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before[0])
 
 

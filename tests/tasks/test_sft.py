@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from small_runs import run_command
 
 from llm.config.build import build
 from llm.nn.ignore_index import IGNORE_INDEX
@@ -66,7 +67,7 @@ def test_dividing_a_step_changes_nothing(composed, tmp_path, optimizer):
     words += ["+optimizer.eps=1e-4"] if optimizer == "adamw" else ["optimizer.lr=0.1"]
     whole, *divided = (
         weights(
-            lifecycle.train(
+            run_command(
                 composed(*words, f"data.batch_size={size}", f"trainer.accumulate={8 // size}"),
                 tmp_path / f"{size}",
             )
@@ -90,7 +91,7 @@ def test_the_mean_of_means_would_be_another(composed):
 def test_packed_and_padded_validation_agree(composed, tmp_path):
     """Over the whole part, through the trainer: loss and perplexity to five digits."""
     figures = [
-        lifecycle.train(
+        run_command(
             composed(f"data/collation={collation}", "optimizer.lr=0", f"data.batch_size={size}"),
             tmp_path / collation,
         ).record["metrics"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from made_folders import SHAPES, make_folder
 from omegaconf import OmegaConf
+from small_runs import checked_points
 
-from llm.config.composition import check_points
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 from llm.planning.cost import context
 from llm.planning.matching import match
-from llm.training import dry_run, lifecycle, setup
+from llm.training import dry_run, lifecycle
 from llm.training.forecast import forecast
 
 
@@ -44,7 +44,7 @@ def rows(text: str) -> list[list[str]]:
 def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["model=gpt2,llama", "size=nano", "seed=1,2", "tokenizer=byte", "trainer.max_steps=100"]
-    dry_run.show_dry_run(check_points(loader, "train", words, multirun=True))
+    dry_run.show_dry_run(checked_points(loader, "train", words, is_sweep=True))
     table = rows(capsys.readouterr().out)
     labels = [line[0].strip() for line in table]
     assert labels == [
@@ -62,7 +62,7 @@ def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
 def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))
     words = ["size=nano", "tokenizer=byte", "trainer.max_steps=null", "trainer.max_epochs=1"]
-    dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+    dry_run.show_dry_run(checked_points(loader, "train", words))
     output = capsys.readouterr().out
     assert "needs data" in output
     assert rows(output)[0][-1].strip() == "–"  # nor how long it takes
@@ -79,27 +79,27 @@ def test_a_finetune_is_counted_with_the_lengths_of_its_rows(loader, capsys, tmp_
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # the published rows are not there
     memory, told = [], []
     for words in ([f"data.path={CASE}"], [], ["data.malformed=skip", f"data.path={CASE}"]):
-        points = check_points(loader, "train", [*FINETUNE, *words], multirun=False)
+        points = checked_points(loader, "train", [*FINETUNE, *words])
         dry_run.show_dry_run(points)
         told.append(capsys.readouterr().out)
-        memory.append(forecast(points[0].config).memory.total)
+        memory.append(forecast(points[0]).memory.total)
     assert memory[0] < memory[1] / 10
     assert ["upper bound" in each for each in told] == [False, True, False]
     assert memory[0] == memory[2]
-    cost = forecast(points[0].config).cost
-    data = lifecycle.prepare_data(points[0].config, None)
+    cost = forecast(points[0]).cost
+    data = lifecycle.prepare_data(points[0].composed.config, None)
     assert cost.steps == 3 * data.batches_per_epoch
     assert cost.tokens_per_step == round(data.tokens_per_batch)
     batch = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
-    assert context(points[0].config) == batch
+    assert context(points[0].composed.config) == batch
 
 
 def test_pairs_are_counted_a_row_each(loader):
     words = [*FINETUNE[1:], "experiment=prefer", f"data.path={CASE.with_name('pref_prompt.json')}"]
-    (point,) = check_points(loader, "train", words, multirun=False)
-    data = lifecycle.prepare_data(point.config, None)
+    (point,) = checked_points(loader, "train", words)
+    data = lifecycle.prepare_data(point.composed.config, None)
     longest = max(batch["tokens"].shape[1] for batch in islice(data.train_dataloader(), 5))
-    assert context(point.config) == longest
+    assert context(point.composed.config) == longest
 
 
 def test_several_devices_share_the_memory(loader, capsys):
@@ -110,8 +110,8 @@ def test_several_devices_share_the_memory(loader, capsys):
         ["hardware=ddp", "hardware.devices=4"],
         ["hardware=fsdp", "hardware.devices=4"],
     ):
-        [point] = check_points(loader, "train", [*words, *more], multirun=False)
-        held.append(dry_run.forecast(point.config).memory.total)
+        [point] = checked_points(loader, "train", [*words, *more])
+        held.append(dry_run.forecast(point).memory.total)
     assert held[0] > held[1] > held[2]
 
 
@@ -121,8 +121,8 @@ def test_ranks_on_a_cpu_share_the_machine(loader):
     found = []
     for devices in (1, 2):
         shape = ["hardware=ddp", f"hardware.devices={devices}", "hardware.num_nodes=2"]
-        [point] = check_points(loader, "train", [*words, *shape], multirun=False)
-        found.append(dry_run.forecast(point.config))
+        [point] = checked_points(loader, "train", [*words, *shape])
+        found.append(dry_run.forecast(point))
     alone, shared = found
     assert shared.device.memory == alone.device.memory / 2 == shared.room(shared.strategy)
     assert shared.room(None) == alone.device.memory
@@ -132,7 +132,7 @@ def test_ranks_on_a_cpu_share_the_machine(loader):
 def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
     words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
     with pytest.raises(ConfigError, match="cannot be divided into 3 equal parts") as refusal:
-        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+        dry_run.show_dry_run(checked_points(loader, "train", words))
     assert "\n" not in str(refusal.value)
 
 
@@ -140,7 +140,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
 def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
     words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
     with pytest.raises(ConfigError, match=r"^data.batch_size: 0 is out of range; give 1 or more$"):
-        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+        dry_run.show_dry_run(checked_points(loader, "train", words))
 
 
 UNSUITABLE = {
@@ -155,7 +155,7 @@ UNSUITABLE = {
 def test_what_devices_cannot_divide_is_refused_before_anything_runs(loader, words):
     """By dry_run=true, and by a sweep before its first job."""
     common = ["model=llama", "size=nano", "tokenizer=byte", "hardware.accelerator=cpu"]
-    points = check_points(loader, "train", [*common, *words.split(), "seed=1,2"], multirun=True)
+    points = checked_points(loader, "train", [*common, *words.split(), "seed=1,2"], is_sweep=True)
     with pytest.raises(ConfigError, match=UNSUITABLE[words]) as refusal:
         dry_run.show_dry_run(points)
     assert "\n" not in str(refusal.value)
@@ -168,13 +168,13 @@ def test_deepspeed_is_asked_for_where_it_is_needed(loader, monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     words = ["size=nano", "tokenizer=byte", "hardware=zero2", "hardware.accelerator=cpu"]
     with pytest.raises(ConfigError, match="needs DeepSpeed"):
-        dry_run.show_dry_run(check_points(loader, "train", words, multirun=False))
+        dry_run.show_dry_run(checked_points(loader, "train", words))
 
 
 def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
     words = ["model=gpt2,llama", "size=micro", "tokenizer=byte", "match=parameters"]
-    points = check_points(loader, "train", words, multirun=True)
-    dry_run.show_matched(points, match([point.config for point in points], "parameters"))
+    points = checked_points(loader, "train", words, is_sweep=True)
+    dry_run.show_matched(points, match([point.composed.config for point in points], "parameters"))
     output = capsys.readouterr().out
     assert "model.feed_forward.hidden_dim=" in output
     assert rows(output)[0][1:] == ["  0 %"] * 4 or "0 %" in output
@@ -184,8 +184,8 @@ def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
 def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
     """An untied head of 4,096 tokens is more than the feed-forward layers could give up."""
     words = ["model=gpt,llama", "size=nano", "tokenizer=bpe", "match=parameters"]
-    points = check_points(loader, "train", words, multirun=True)
-    dry_run.show_matched(points, match([point.config for point in points], "parameters"))
+    points = checked_points(loader, "train", words, is_sweep=True)
+    dry_run.show_matched(points, match([point.composed.config for point in points], "parameters"))
     output = capsys.readouterr().out
     assert "  size.dim=40 (for 64)" in output
     assert (
@@ -195,12 +195,12 @@ def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
 
 
 def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path):
-    [base] = check_points(loader, "train", ["model=llama", "size=nano"], multirun=False)
-    base.config.model.vocab_size = 300
-    OmegaConf.save(OmegaConf.to_container(base.config, resolve=True), tmp_path / "config.yaml")
+    [base] = checked_points(loader, "train", ["model=llama", "size=nano"])
+    base.tree.model.vocab_size = 300
+    OmegaConf.save(OmegaConf.to_container(base.tree, resolve=True), tmp_path / "config.yaml")
     words = ["experiment=spam", "weights=run", f"weights.path='{tmp_path}'", "adapter=lora"]
-    [point] = check_points(loader, "train", words, multirun=False)
-    found = dry_run.forecast(setup.adopted(point.config, words))
+    [point] = checked_points(loader, "train", words)
+    found = dry_run.forecast(point)
     assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
     assert found.cost.trained < found.cost.parameters / 2
     assert found.memory.optimizer < found.memory.weights  # LoRA's few have states
@@ -220,7 +220,7 @@ def test_the_context_of_published_weights_is_theirs(word, told, chat_model, load
     words = ["experiment=instruct", "weights=llama", f"weights.path={chat_model}", "hardware=cpu"]
 
     def show():
-        dry_run.show_dry_run(check_points(loader, "train", [*words, word], multirun=False))
+        dry_run.show_dry_run(checked_points(loader, "train", [*words, word]))
 
     if told is None:
         show()

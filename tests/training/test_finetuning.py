@@ -6,11 +6,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from small_runs import run_command
 
 from llm.comparison.result import Result, read_metric_rows
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.training import lifecycle
+from llm.training.adoption import adopted
 from llm.weights.run import RunWeights
 
 TOKENS = torch.arange(10)[None]
@@ -25,7 +27,7 @@ ADAPTERS = {
 
 @pytest.fixture
 def base(composed, tmp_path) -> Run:
-    return lifecycle.train(composed("model=gpt2", "trainer.max_steps=4"), tmp_path / "base")
+    return run_command(composed("model=gpt2", "trainer.max_steps=4"), tmp_path / "base")
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def finetune(composed, base, tmp_path):
     def run(name: str, *overrides: str) -> Run:
         weights = ["weights=run", f"weights.path={base.path}", "optimizer.lr=0.01"]
         config: DictConfig = composed(*weights, *overrides)
-        return lifecycle.train(config, tmp_path / name, weights)
+        return run_command(config, tmp_path / name, weights)
 
     return run
 
@@ -65,7 +67,7 @@ def without_before(monkeypatch):
     """Leaves out the validation before the first step."""
     make = lifecycle.make_trainer
     monkeypatch.setattr(
-        lifecycle, "make_trainer", lambda *given, before: make(*given, before=False)
+        lifecycle, "make_trainer", lambda **given: make(**given | {"before": False})
     )
 
 
@@ -117,7 +119,7 @@ def test_a_finetune_starts_from_an_adapter_folded_in(finetune, composed, tmp_pat
     run = finetune("lora", "adapter=lora", f"adapter.targets={targets}")
     weights = [f"weights.path={run.path}", "weights=run"]
     config = composed(*weights, "trainer.max_steps=1", "optimizer.lr=0.0", "schedule=constant")
-    further = lifecycle.train(config, tmp_path / "further", weights)
+    further = run_command(config, tmp_path / "further", weights)
     expected, found = (RunWeights(str(each.path)).model()(TOKENS) for each in (run, further))
     assert torch.allclose(expected, found, atol=1e-5)
 
@@ -126,7 +128,7 @@ def test_a_prefix_is_not_folded_in(finetune, composed, tmp_path):
     run = finetune("prefix", "adapter=prefix", "adapter.length=4")
     weights = [f"weights.path={run.path}", "weights=run"]
     with pytest.raises(ConfigError, match="holds a prefix, which cannot be folded into weights"):
-        lifecycle.train(composed(*weights), tmp_path / "further", weights)
+        run_command(composed(*weights), tmp_path / "further", weights)
 
 
 def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp_path):
@@ -145,7 +147,7 @@ def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp
 def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
     config = composed("task=sft")
     with pytest.raises(ConfigError, match="SFT learns from data such as data=instruction"):
-        lifecycle.train(config, tmp_path / "run")
+        run_command(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("words", "kept"), [([], "phi3"), (["data/template=alpaca"], "alpaca")])
@@ -156,13 +158,13 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
         expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
     saved = OmegaConf.create(OmegaConf.to_container(base, resolve=True))
     OmegaConf.save(saved, tmp_path / "config.yaml")
-    lifecycle.adopt(config, RunWeights(str(tmp_path)), words)
+    config = adopted(config, RunWeights(str(tmp_path)), words)
     assert config.data.template == expected.data.template
 
 
 def test_a_base_that_was_trained_on_is_not_the_one_an_adapter_began_from(finetune, composed, base):
     finetune("lora", "adapter=lora")
-    lifecycle.train(composed("model=gpt2", "trainer.max_steps=8"), base.path)
+    run_command(composed("model=gpt2", "trainer.max_steps=8"), base.path)
     with pytest.raises(ConfigError, match="began from other weights than lie there now"):
         finetune("lora", "adapter=lora", "trainer.max_steps=14")
 
@@ -178,7 +180,7 @@ def classify(base, tmp_path):
         words += ["weights=run", f"weights.path={base.path}", "trainer.max_steps=2", *overrides]
         with initialize_config_module("llm.conf", version_base="1.3"):
             config = compose("train", words)
-        return lifecycle.train(config, tmp_path / "run", words)
+        return run_command(config, tmp_path / "run", words)
 
     return run
 
@@ -201,4 +203,4 @@ def test_an_adapter_without_weights_is_refused(composed, tmp_path):
     with pytest.raises(
         ConfigError, match="adapter: it would freeze weights that nobody has trained"
     ):
-        lifecycle.train(composed("adapter=lora"), tmp_path / "run")
+        run_command(composed("adapter=lora"), tmp_path / "run")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from small_runs import run_command
 
 from llm.config.build import build
 from llm.generation.decoding import generate
 from llm.generation.sampling import Sampler
-from llm.training import lifecycle
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ def model(preset: str) -> torch.nn.Module:
 @pytest.mark.parametrize("precision", ["32", "bf16", "fp16"])
 def test_every_precision_learns(composed, tmp_path, precision):
     words = ("hardware=gpu", "hardware.compile=false", f"hardware.precision={precision}")
-    run = lifecycle.train(composed(*words, "trainer.max_steps=30"), tmp_path / "run")
+    run = run_command(composed(*words, "trainer.max_steps=30"), tmp_path / "run")
     assert run.record["metrics"]["val/loss"] < 5.0
     assert run.record["metrics"]["speed/mfu"] > 0
 

@@ -5,6 +5,7 @@ import signal
 import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Callback
+from small_runs import run_command
 
 from llm import __main__ as command
 from llm import signals
@@ -22,15 +23,15 @@ def told(composed, tmp_path, monkeypatch, capsys):
     def train(where: str, number: int, *words: str, after: bool = False) -> tuple[int, str]:
         original = getattr(lifecycle, where)
 
-        def interrupted(*given):
+        def interrupted(*given, **named):
             if after:
-                original(*given)
+                original(*given, **named)
             signal.raise_signal(number)
 
         with monkeypatch.context() as patch, signals.received(signals.stop):
             patch.setattr(lifecycle, where, interrupted)
             with pytest.raises(SystemExit) as stopped:
-                lifecycle.train(composed(*SHORT, *words), tmp_path / "run", ["seed=0"])
+                run_command(composed(*SHORT, *words), tmp_path / "run", ["seed=0"])
         said, _, advice = capsys.readouterr().err.partition("\n")
         assert advice == f"To go on: {shell.program()} train seed=0\n"
         return stopped.value.code, said
@@ -52,7 +53,7 @@ def test_a_signal_that_a_library_swallows_is_still_what_stopped_the_run(
 ):
     """A library in the middle of an import, say, may fail in its own way after the signal."""
 
-    def swallow(*_):
+    def swallow(*_, **__):
         try:
             signal.raise_signal(signal.SIGTERM)
         except signals.Stopped:
@@ -60,13 +61,13 @@ def test_a_signal_that_a_library_swallows_is_still_what_stopped_the_run(
 
     monkeypatch.setattr(lifecycle, "make_loggers", swallow)
     with signals.received(signals.stop), pytest.raises(SystemExit) as stopped:
-        lifecycle.train(composed(*SHORT), tmp_path / "run")
+        run_command(composed(*SHORT), tmp_path / "run")
     assert stopped.value.code == 143
     assert "stopped by SIGTERM before the first step" in capsys.readouterr().err
     assert Run(tmp_path / "run").status == "interrupted"
-    monkeypatch.setattr(lifecycle, "make_loggers", lambda *_: swallow_nothing())
+    monkeypatch.setattr(lifecycle, "make_loggers", lambda *_, **__: swallow_nothing())
     with pytest.raises(RecursionError):  # not because of a signal
-        lifecycle.train(composed(*SHORT), tmp_path / "other")
+        run_command(composed(*SHORT), tmp_path / "other")
     assert Run(tmp_path / "other").status == "failed"
 
 
@@ -85,9 +86,9 @@ def test_a_signal_while_testing_or_closing_loses_nothing(told, composed, tmp_pat
 
 
 def test_a_signal_before_a_done_run_is_trained_further_leaves_it_done(told, composed, tmp_path):
-    run = lifecycle.train(composed(*SHORT), tmp_path / "run")
+    run = run_command(composed(*SHORT), tmp_path / "run")
     before = (run.path / "run.json").read_bytes()
-    status, said = told("make_callbacks", signal.SIGTERM, "trainer.max_steps=6")
+    status, said = told("choose_callbacks", signal.SIGTERM, "trainer.max_steps=6")
     assert (status, said) == (143, "stopped by SIGTERM; the run is done, with 4 steps.")
     assert (run.path / "run.json").read_bytes() == before
 
@@ -99,11 +100,11 @@ def test_a_signal_during_the_last_step_stops_before_the_test(
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "test_best", lambda *_: pytest.fail("it was to stop"))
         with pytest.raises(SystemExit) as stopped:
-            lifecycle.train(composed(*SHORT), tmp_path / "run")
+            run_command(composed(*SHORT), tmp_path / "run")
     assert stopped.value.code == 143
     assert "stopped by SIGTERM after step 4; it is saved." in capsys.readouterr().err
     stop_at(None)
-    assert lifecycle.train(composed(*SHORT), tmp_path / "run").status == "done"
+    assert run_command(composed(*SHORT), tmp_path / "run").status == "done"
 
 
 def test_stopped_at_once_before_anything_was_saved_it_says_so(told, tmp_path, monkeypatch):
@@ -130,7 +131,7 @@ def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys,
 
 
 def test_the_command_says_so_too_if_a_library_swallowed_the_signal(monkeypatch, capsys):
-    def swallow(*_):
+    def swallow(*_, **__):
         try:
             signal.raise_signal(signal.SIGTERM)
         except signals.Stopped:
@@ -153,10 +154,10 @@ def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
                 signal.raise_signal(signal.SIGTERM)
                 raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
 
-    original = lifecycle.make_callbacks
-    monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), ToAll()])
+    original = lifecycle.choose_callbacks
+    monkeypatch.setattr(lifecycle, "choose_callbacks", lambda *given: [*original(*given), ToAll()])
     with pytest.raises(SystemExit) as stopped:
-        lifecycle.train(composed(*SHORT), tmp_path / "run")
+        run_command(composed(*SHORT), tmp_path / "run")
     assert stopped.value.code == 143
     assert Run(tmp_path / "run").status == "interrupted"
     assert "by SIGTERM after step 3; step 2 is what is saved" in capsys.readouterr().err

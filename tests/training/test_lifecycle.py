@@ -13,10 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
+from small_runs import run_command
 
 from llm.callbacks import throughput
 from llm.comparison.result import Result
 from llm.config.errors import ConfigError
+from llm.config.fingerprint import WATCHED, fingerprint
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError
 from llm.terminal import shell
@@ -44,7 +46,7 @@ def assert_same_weights(left: Path, right: Path) -> None:
 
 
 def test_a_run_directory_holds_everything(composed, tmp_path):
-    run = lifecycle.train(composed(picture=True), tmp_path / "run")
+    run = run_command(composed(picture=True), tmp_path / "run")
     assert run.status == "done"
     for path in (run.config, run.tokenizer, run.best, run.last, run.metrics, run.picture):
         assert path.is_file(), path
@@ -54,6 +56,8 @@ def test_a_run_directory_holds_everything(composed, tmp_path):
     for name in ("train/loss", "train/gradient_norm", "train/learning_rate", "val/bits_per_byte"):
         assert float(last[name]) > 0, name
     assert run.record["metrics"]["speed/tokens_per_second"] > 0
+    request = fingerprint(composed(picture=True), WATCHED)
+    assert run.record["request"] == request, "what was asked for, before the data said more"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -65,16 +69,16 @@ def test_resume_from_any_step_equals_the_uninterrupted_run(
     if accumulate == 2 and step not in (1, 4, 7):
         pytest.skip("three steps show it")
     config = composed(f"trainer.accumulate={accumulate}")
-    whole = lifecycle.train(config.copy(), tmp_path / "whole")
+    whole = run_command(config.copy(), tmp_path / "whole")
     stop_at(step)
     with pytest.raises(SystemExit) as stopped:
-        lifecycle.train(config.copy(), tmp_path / "parts")
+        run_command(config.copy(), tmp_path / "parts")
     assert stopped.value.code == 130
     assert Run(tmp_path / "parts").status == "interrupted"
     stopped_at = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)
     assert stopped_at["global_step"] == step
     stop_at(None)
-    resumed = lifecycle.train(config.copy(), tmp_path / "parts")
+    resumed = run_command(config.copy(), tmp_path / "parts")
     assert resumed.status == "done"
     assert_same_weights(whole.last, resumed.last)
     assert_same_weights(whole.best, resumed.best)
@@ -88,7 +92,7 @@ def test_whatever_ends_a_process_saves_too(
     monkeypatch.setattr("llm.signals.detach_terminal", lambda: None)
     stop_at(5, number)
     with pytest.raises(SystemExit):
-        lifecycle.train(composed(), tmp_path / "run", ["seed=0"])
+        run_command(composed(), tmp_path / "run", ["seed=0"])
     message = capsys.readouterr().err
     assert f"stopped by {number.name} after step 5; it is saved." in message
     assert f"To go on: {shell.program()} train seed=0" in message
@@ -103,11 +107,11 @@ def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
 
-    original, before = lifecycle.make_callbacks, signal.getsignal(signal.SIGINT)
+    original, before = lifecycle.choose_callbacks, signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Twice()])
+        patch.setattr(lifecycle, "choose_callbacks", lambda *given: [*original(*given), Twice()])
         with pytest.raises(SystemExit) as stopped:
-            lifecycle.train(composed(), tmp_path / "run", ["seed=0"])
+            run_command(composed(), tmp_path / "run", ["seed=0"])
     signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
     assert stopped.value.code == 130
     record = Run(tmp_path / "run").record
@@ -116,16 +120,16 @@ def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
         "stopped at once after step 6; step 4 is what is saved.\n"
         f"To go on: {shell.program()} train seed=0" in capsys.readouterr().err
     )
-    assert lifecycle.train(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
+    assert run_command(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
 
 
 def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, capsys):
-    run = lifecycle.train(composed(), tmp_path / "run")
+    run = run_command(composed(), tmp_path / "run")
     before = run.last.stat().st_mtime_ns
-    lifecycle.train(composed(), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
     assert run.last.stat().st_mtime_ns == before
     assert "is done already (12 steps)" in capsys.readouterr().out
-    longer = lifecycle.train(composed("trainer.max_steps=16"), tmp_path / "run")
+    longer = run_command(composed("trainer.max_steps=16"), tmp_path / "run")
     assert longer.record["steps"] == 16
     assert [row["step"] for row in rows(longer)][-1] == "16"
 
@@ -133,35 +137,35 @@ def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, c
 def test_an_interrupted_run_is_not_ended_before_the_step_it_reached(composed, tmp_path, stop_at):
     stop_at(7)
     with pytest.raises(SystemExit):
-        lifecycle.train(composed(), tmp_path / "run")
+        run_command(composed(), tmp_path / "run")
     stop_at(None)
     with pytest.raises(ConfigError, match="has taken 7 steps already"):
-        lifecycle.train(composed("trainer.max_steps=6"), tmp_path / "run")
-    assert lifecycle.train(composed(), tmp_path / "run").status == "done"
+        run_command(composed("trainer.max_steps=6"), tmp_path / "run")
+    assert run_command(composed(), tmp_path / "run").status == "done"
 
 
 def test_another_configuration_in_the_same_directory_is_refused_with_the_difference(
     composed, tmp_path
 ):
-    run = lifecycle.train(composed(), tmp_path / "run")
+    run = run_command(composed(), tmp_path / "run")
     before = run.last.read_bytes()
     with pytest.raises(ConfigError, match="was trained under another configuration") as refused:
-        lifecycle.train(composed("model.dropout=0.2"), tmp_path / "run")
+        run_command(composed("model.dropout=0.2"), tmp_path / "run")
     assert any("model.dropout" in line and "0.2" in line for line in refused.value.problems)
     assert run.last.read_bytes() == before, "nothing is lost"
 
 
 def test_hardware_loggers_and_callbacks_may_change(composed, tmp_path):
-    lifecycle.train(composed(), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
     words = ("hardware.workers=1", "~callbacks.picture", "trainer.max_steps=14")
     moved = composed(*words, picture=True)
     moved.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
-    assert lifecycle.train(moved, tmp_path / "run").record["steps"] == 14
+    assert run_command(moved, tmp_path / "run").record["steps"] == 14
 
 
 def test_rerun_starts_afresh_and_keeps_the_old_run(composed, tmp_path):
-    lifecycle.train(composed(), tmp_path / "run")
-    again = lifecycle.train(composed("rerun=true", "trainer.max_steps=8"), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
+    again = run_command(composed("rerun=true", "trainer.max_steps=8"), tmp_path / "run")
     assert again.record["steps"] == 8
     assert Run(tmp_path / "run~1").record["steps"] == 12
 
@@ -173,10 +177,10 @@ def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkey
                 with torch.no_grad():
                     pl_module.model.embedding.weight[0, 0] = float("nan")
 
-    original = lifecycle.make_callbacks
-    monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Poison()])
+    original = lifecycle.choose_callbacks
+    monkeypatch.setattr(lifecycle, "choose_callbacks", lambda *given: [*original(*given), Poison()])
     with pytest.raises(DivergedError, match=r"training diverged: .*optimizer\.lr"):
-        lifecycle.train(composed(), tmp_path / "run")
+        run_command(composed(), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert run.status == "failed"
     for path in (run.best, run.last):
@@ -221,12 +225,12 @@ def overflow(trainer: L.Trainer, task: L.LightningModule) -> None:
 def test_neither_gradients_nor_an_optimizers_state_is_kept_that_is_not_finite(
     composed, tmp_path, monkeypatch, spoil, said, clip
 ):
-    original = lifecycle.make_callbacks
+    original = lifecycle.choose_callbacks
     monkeypatch.setattr(
-        lifecycle, "make_callbacks", lambda *given: [*original(*given), Spoil(spoil)]
+        lifecycle, "choose_callbacks", lambda *given: [*original(*given), Spoil(spoil)]
     )
     with pytest.raises(DivergedError, match=said):
-        lifecycle.train(composed(f"trainer.gradient_clip={clip}"), tmp_path / "run")
+        run_command(composed(f"trainer.gradient_clip={clip}"), tmp_path / "run")
     saved = torch.load(Run(tmp_path / "run").last, weights_only=True)
     assert saved["global_step"] == 4
     for values in saved["optimizer_states"][0]["state"].values():
@@ -243,12 +247,14 @@ def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp
                     for parameter in task.parameters():
                         parameter.mul_(1e38 if parameter.ndim == 1 else 1e3)
 
-    original = lifecycle.make_callbacks
-    monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Enlarge()])
+    original = lifecycle.choose_callbacks
+    monkeypatch.setattr(
+        lifecycle, "choose_callbacks", lambda *given: [*original(*given), Enlarge()]
+    )
     config = composed("trainer.val_every=2")
     config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 2}
     with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) after step 2;"):
-        lifecycle.train(config, tmp_path / "run")
+        run_command(config, tmp_path / "run")
     run = Run(tmp_path / "run")
     assert run.status == "failed"
     assert not run.last.exists()
@@ -260,7 +266,7 @@ def test_a_run_ends_with_a_validation_and_a_checkpoint_of_its_last_step(
     composed, tmp_path, steps, every
 ):
     config = composed(f"trainer.max_steps={steps}", f"trainer.val_every={every}")
-    run = lifecycle.train(config, tmp_path / "run")
+    run = run_command(config, tmp_path / "run")
     assert torch.load(run.last, weights_only=True)["global_step"] == steps
     assert rows(run)[-1]["step"] == str(steps)
     assert float(rows(run)[-1]["val/loss"]) == run.record["metrics"]["val/loss"]
@@ -284,47 +290,47 @@ def test_a_crash_inside_an_accumulation_resumes_to_the_bit_with_muon_bf16_and_a_
         *("optimizer=muon", "schedule=wsd", "schedule.warmup_steps=2", "hardware.precision=bf16"),
         *("hardware.workers=1", "trainer.accumulate=3", "callbacks.checkpoints.every=2"),
     ]
-    whole = lifecycle.train(composed(*words), tmp_path / "whole")
-    original = lifecycle.make_callbacks
+    whole = run_command(composed(*words), tmp_path / "whole")
+    original = lifecycle.choose_callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Crash(23)])
+        patch.setattr(lifecycle, "choose_callbacks", lambda *given: [*original(*given), Crash(23)])
         with pytest.raises(RuntimeError, match="killed"):
-            lifecycle.train(composed(*words), tmp_path / "parts")
+            run_command(composed(*words), tmp_path / "parts")
     assert Run(tmp_path / "parts").status == "failed"
     assert (
         torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
     )
-    resumed = lifecycle.train(composed(*words), tmp_path / "parts")
+    resumed = run_command(composed(*words), tmp_path / "parts")
     assert_same_weights(whole.last, resumed.last)
     assert rows(whole) == rows(resumed)
 
 
 def test_changed_text_is_refused_and_the_run_keeps_its_tokenizer(composed, tmp_path, text):
     words = ("tokenizer=bpe", "tokenizer.vocab_size=280")
-    run = lifecycle.train(composed(*words), tmp_path / "run")
+    run = run_command(composed(*words), tmp_path / "run")
     before = run.tokenizer.read_bytes()
     text.write_text(text.read_text() * 2 + "Something else altogether, and more of it.\n" * 50)
     with pytest.raises(ConfigError, match="was begun on another text"):
-        lifecycle.train(composed(*words, "trainer.max_steps=20"), tmp_path / "run")
+        run_command(composed(*words, "trainer.max_steps=20"), tmp_path / "run")
     assert run.tokenizer.read_bytes() == before
 
 
 def test_a_rerun_moves_nothing_before_it_can_begin(composed, tmp_path):
-    lifecycle.train(composed(), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
     with pytest.raises(ConfigError):
-        lifecycle.train(composed("rerun=true", "data.path=/nonexistent"), tmp_path / "run")
+        run_command(composed("rerun=true", "data.path=/nonexistent"), tmp_path / "run")
     assert Run(tmp_path / "run").status == "done"
     assert not (tmp_path / "run~1").exists()
 
 
 def test_an_interrupted_rerun_goes_on_by_the_command_it_prints(composed, tmp_path, stop_at, capsys):
-    lifecycle.train(composed(), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
     stop_at(5)
     with pytest.raises(SystemExit):
-        lifecycle.train(composed("rerun=true"), tmp_path / "run", ["seed=0", "rerun=true"])
+        run_command(composed("rerun=true"), tmp_path / "run", ["seed=0", "rerun=true"])
     assert f"To go on: {shell.program()} train seed=0\n" in capsys.readouterr().err
     stop_at(None)
-    lifecycle.train(composed(), tmp_path / "run", ["seed=0"])
+    run_command(composed(), tmp_path / "run", ["seed=0"])
     assert Run(tmp_path / "run").status == "done"
     assert {path.name for path in tmp_path.glob("run*")} == {"run", "run~1"}
 
@@ -336,18 +342,18 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_training(composed, tm
         "prompts": ["the Ω"],
     }
     with pytest.raises(ConfigError, match=r"callbacks\.samples\.prompts: .*Ω"):
-        lifecycle.train(config, tmp_path / "run")
+        run_command(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_missing_hardware_is_one_line(composed, tmp_path):
     with pytest.raises(ConfigError, match=r"hardware: .*fp16 needs a GPU"):
-        lifecycle.train(composed("hardware.precision=fp16"), tmp_path / "run")
+        run_command(composed("hardware.precision=fp16"), tmp_path / "run")
 
 
 def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch):
     """On a clock that moves a second each time it is read, and a thousand in a validation."""
-    original = lifecycle.make_callbacks
+    original = lifecycle.choose_callbacks
     now = 0
 
     def read() -> int:
@@ -361,8 +367,8 @@ def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch
             now += 1000
 
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=read))
-    monkeypatch.setattr(lifecycle, "make_callbacks", lambda *given: [*original(*given), Slow()])
-    run = lifecycle.train(composed("trainer.log_every=1"), tmp_path / "run")
+    monkeypatch.setattr(lifecycle, "choose_callbacks", lambda *given: [*original(*given), Slow()])
+    run = run_command(composed("trainer.log_every=1"), tmp_path / "run")
     with run.metrics.open(newline="") as file:
         speeds = [float(row["speed/tokens_per_second"]) for row in csv.DictReader(file)]
     assert len(speeds) == 12
@@ -370,14 +376,14 @@ def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch
 
 
 def test_samples_are_kept_and_leave_the_training_as_it_is(composed, tmp_path, capsys):
-    plain = lifecycle.train(composed(), tmp_path / "plain")
+    plain = run_command(composed(), tmp_path / "plain")
     config = composed()
     config.callbacks.samples = {
         "_target_": "llm.callbacks.samples.Samples",
         "prompts": ["the cat", ""],
         "max_tokens": 5,
     }
-    sampled = lifecycle.train(config, tmp_path / "sampled")
+    sampled = run_command(config, tmp_path / "sampled")
     assert_same_weights(plain.last, sampled.last)
     text = sampled.samples.read_text("utf-8")
     assert text.count("=== step 4\nthe cat") == text.count("=== step 12\nthe cat") == 1
@@ -386,7 +392,7 @@ def test_samples_are_kept_and_leave_the_training_as_it_is(composed, tmp_path, ca
 
 
 def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_path, capsys):
-    lifecycle.train(composed(), tmp_path / "run")
+    run_command(composed(), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     (last,) = [line for line in lines if line.startswith("step 12/12: ")]
     for word in ("loss", "val", "ppl", "bits/byte", "tok/s"):
@@ -395,7 +401,7 @@ def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_pat
 
 def test_a_line_tells_what_was_measured_at_its_step(composed, tmp_path, capsys):
     words = ("+callbacks.progress.seconds=0", "trainer.val_every=5", "trainer.log_every=4")
-    lifecycle.train(composed(*words), tmp_path / "run")
+    run_command(composed(*words), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     told = {
         line.split(":")[0]: [word in line for word in (" loss", "val ")]
@@ -409,16 +415,16 @@ def test_a_line_tells_what_was_measured_at_its_step(composed, tmp_path, capsys):
 
 def test_a_strategy_for_one_device_is_said_to_divide_nothing(composed, tmp_path, capsys):
     words = ("hardware=fsdp", "hardware.accelerator=cpu", "trainer.max_steps=1")
-    lifecycle.train(composed(*words), tmp_path / "run")
+    run_command(composed(*words), tmp_path / "run")
     assert "note      FSDP: one device only, so nothing is divided" in capsys.readouterr().out
-    lifecycle.train(composed("trainer.max_steps=1"), tmp_path / "plain")
+    run_command(composed("trainer.max_steps=1"), tmp_path / "plain")
     assert "nothing is divided" not in capsys.readouterr().out
 
 
 def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):
     quiet = ("model.dropout=0", "optimizer=sgd", "trainer.val_every=6")
-    whole = lifecycle.train(composed(*quiet, "data.batch_size=8"), tmp_path / "whole")
-    parts = lifecycle.train(
+    whole = run_command(composed(*quiet, "data.batch_size=8"), tmp_path / "whole")
+    parts = run_command(
         composed(*quiet, "data.batch_size=4", "trainer.accumulate=2"), tmp_path / "parts"
     )
     for name, value in weights(whole.last).items():
@@ -426,13 +432,13 @@ def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):
 
 
 def test_activation_checkpointing_changes_nothing_but_the_memory(composed, tmp_path):
-    plain = lifecycle.train(composed(), tmp_path / "plain")
-    lean = lifecycle.train(composed("hardware.activation_checkpointing=true"), tmp_path / "lean")
+    plain = run_command(composed(), tmp_path / "plain")
+    lean = run_command(composed("hardware.activation_checkpointing=true"), tmp_path / "lean")
     assert_same_weights(plain.last, lean.last)
 
 
 def test_bfloat16_trains_with_weights_in_float32(composed, tmp_path):
-    run = lifecycle.train(composed("hardware.precision=bf16"), tmp_path / "run")
+    run = run_command(composed("hardware.precision=bf16"), tmp_path / "run")
     assert {value.dtype for value in weights(run.last).values()} == {torch.float32}
     assert run.record["metrics"]["val/loss"] < float(rows(run)[1]["val/loss"])
 
@@ -460,13 +466,13 @@ def test_compiled_training_gives_the_same_losses(text, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop", "adagrad", "muon"])
 def test_every_optimizer_trains(composed, tmp_path, optimizer):
-    run = lifecycle.train(composed(f"optimizer={optimizer}"), tmp_path / "run")
+    run = run_command(composed(f"optimizer={optimizer}"), tmp_path / "run")
     assert run.record["metrics"]["val/loss"] < float(rows(run)[1]["val/loss"])
 
 
 def test_early_stopping_waits_for_its_patience(composed, tmp_path):
     stuck = ("optimizer.lr=0", "callbacks.early_stopping.patience=1", "model.dropout=0")
-    run = lifecycle.train(composed(*stuck, "trainer.max_steps=40"), tmp_path / "run")
+    run = run_command(composed(*stuck, "trainer.max_steps=40"), tmp_path / "run")
     assert run.status == "done"
     assert run.record["stopped_at"] == 8, (
         "the first validation is the best, the second is no better"
@@ -475,9 +481,9 @@ def test_early_stopping_waits_for_its_patience(composed, tmp_path):
 
 def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp_path, capsys):
     """The training is that of a run that reads the whole part, and so are the figures of its best weights."""
-    bounded = lifecycle.train(composed("trainer.val_bytes=200"), tmp_path / "bounded")
+    bounded = run_command(composed("trainer.val_bytes=200"), tmp_path / "bounded")
     assert "note      validated on a fixed 13 of " in capsys.readouterr().out
-    whole = lifecycle.train(composed(), tmp_path / "whole")
+    whole = run_command(composed(), tmp_path / "whole")
     assert "note" not in capsys.readouterr().out, "a small part is read whole"
     first, second = Result(bounded), Result(whole)
     losses = [
@@ -493,43 +499,43 @@ def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp
 
 
 def test_weights_of_a_run_begin_another(composed, tmp_path):
-    base = lifecycle.train(composed(), tmp_path / "base")
+    base = run_command(composed(), tmp_path / "base")
     further = composed("weights=run", f"weights.path={base.path}", "trainer.max_steps=1")
     further.optimizer.lr = 0.0
-    run = lifecycle.train(further, tmp_path / "further")
+    run = run_command(further, tmp_path / "further")
     assert_same_weights(base.best, run.last)
 
 
 def test_an_override_that_conflicts_with_the_base_run_is_refused(composed, tmp_path):
-    base = lifecycle.train(composed(), tmp_path / "base")
+    base = run_command(composed(), tmp_path / "base")
     overrides = ["weights=run", f"weights.path={base.path}", "model=gpt2"]
     with pytest.raises(ConfigError, match="model=gpt2: the model, its size and its tokenizer are"):
-        lifecycle.train(composed(*overrides), tmp_path / "further", overrides)
+        run_command(composed(*overrides), tmp_path / "further", overrides)
 
 
 def test_dropout_may_be_chosen_anew_for_a_base_run(composed, tmp_path):
-    base = lifecycle.train(composed("model.dropout=0.0"), tmp_path / "base")
+    base = run_command(composed("model.dropout=0.0"), tmp_path / "base")
     overrides = ["weights=run", f"weights.path={base.path}", "model.dropout=0.25"]
-    run = lifecycle.train(composed(*overrides), tmp_path / "further", overrides)
+    run = run_command(composed(*overrides), tmp_path / "further", overrides)
     assert OmegaConf.load(run.config).model.dropout == 0.25
 
 
 def test_a_directory_that_is_no_run_is_named(composed, tmp_path):
     config = composed("weights=run", f"weights.path={tmp_path / 'nothing'}")
     with pytest.raises(ConfigError, match="nothing is not a run directory"):
-        lifecycle.train(config, tmp_path / "run")
+        run_command(config, tmp_path / "run")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_named(composed, tmp_path):
     with pytest.raises(
         ConfigError, match=r"model\.vocab_size: 100 is smaller than the tokenizer's 257"
     ):
-        lifecycle.train(composed("model.vocab_size=100"), tmp_path / "run")
+        run_command(composed("model.vocab_size=100"), tmp_path / "run")
 
 
 def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path, capsys):
     words = ("~callbacks.checkpoints", "~callbacks.random_states", "trainer.max_steps=2")
-    lifecycle.train(composed(*words), tmp_path / "run")
+    run_command(composed(*words), tmp_path / "run")
     out = capsys.readouterr().out
     assert "note      callbacks.checkpoints is left out: nothing that is learned is saved\n" in out
     assert "  then      (nothing was saved to be used: callbacks.checkpoints is left out)\n" in out
@@ -538,5 +544,5 @@ def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path
 
 def test_a_batch_that_no_memory_holds_is_refused_before_a_folder_is_made(composed, tmp_path):
     with pytest.raises(ConfigError, match=r"^data\.batch_size: 1,000,000,000 rows take 9\d\d GiB"):
-        lifecycle.train(composed("data.batch_size=1000000000"), tmp_path / "run")
+        run_command(composed("data.batch_size=1000000000"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from small_runs import run_command
 
 from llm import hardware
 from llm.callbacks.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ LONGER = ("trainer.max_steps=6", "trainer.val_every=2")
 @pytest.fixture
 def done(composed, tmp_path) -> Run:
     """A run that is done, of four steps, the checkpoints of the last two validations kept."""
-    return lifecycle.train(composed(*SHORT), tmp_path / "run")
+    return run_command(composed(*SHORT), tmp_path / "run")
 
 
 def content(run: Run) -> dict[str, bytes]:
@@ -49,7 +50,7 @@ def refused(composed, run: Run, *words: str) -> str:
     """The message of a refusal, which is one line and leaves the directory as it was."""
     before = content(run)
     with pytest.raises(UserError) as refusal:
-        lifecycle.train(composed(*words), run.path)
+        run_command(composed(*words), run.path)
     assert content(run) == before
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
@@ -71,11 +72,11 @@ def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, cha
 
 def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys):
     lose_last(done)
-    assert lifecycle.train(composed(*SHORT), done.path).status == "done"
+    assert run_command(composed(*SHORT), done.path).status == "done"
     assert "is done already" in capsys.readouterr().out
     words = ("weights=run", f"weights.path={done.path}", *LONGER)
-    assert lifecycle.train(composed(*words), tmp_path / "other").status == "done"
-    assert lifecycle.train(composed(*LONGER, "rerun=true"), done.path).record["steps"] == 6
+    assert run_command(composed(*words), tmp_path / "other").status == "done"
+    assert run_command(composed(*LONGER, "rerun=true"), done.path).record["steps"] == 6
     assert Run(tmp_path / "run~1").best.is_file()
 
 
@@ -84,7 +85,7 @@ def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
 ):
     stop_at(3)
     with pytest.raises(SystemExit):
-        lifecycle.train(composed(*SHORT), tmp_path / "run")
+        run_command(composed(*SHORT), tmp_path / "run")
     stop_at(None)
     run = Run(tmp_path / "run")
     lose_last(run)
@@ -116,7 +117,7 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "_save_best", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            lifecycle.train(composed(*SHORT), tmp_path / "run")
+            run_command(composed(*SHORT), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert run.last.is_file()
     assert not run.best.exists()
@@ -128,7 +129,7 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
         saved(self, trainer, task)
 
     monkeypatch.setattr(Checkpoints, "_save_best", save)
-    lifecycle.train(composed(*SHORT), run.path)
+    run_command(composed(*SHORT), run.path)
     assert steps == [2, 4]
     assert open_checkpoint(run.best)["global_step"] == 4
 
@@ -145,11 +146,11 @@ def test_a_kill_after_the_last_step_owes_the_best_checkpoint_and_the_picture(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "_save_best", killed)
         with pytest.raises(SystemExit):
-            lifecycle.train(composed(*SHORT, picture=True), tmp_path / "run")
+            run_command(composed(*SHORT, picture=True), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert open_checkpoint(run.best)["global_step"] == 2
     run.picture.unlink(missing_ok=True)
-    assert lifecycle.train(composed(*SHORT, picture=True), run.path).status == "done"
+    assert run_command(composed(*SHORT, picture=True), run.path).status == "done"
     assert open_checkpoint(run.best)["global_step"] == 4
     assert run.picture.is_file()
 
@@ -158,9 +159,9 @@ def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(com
     with done.best.open("r+b") as file:
         file.truncate(300)
     with pytest.raises(ConfigError, match=r"best.ckpt is damaged; delete it, and the next valid"):
-        lifecycle.train(composed(*LONGER), done.path)
+        run_command(composed(*LONGER), done.path)
     done.best.unlink()
-    lifecycle.train(composed(*LONGER), done.path)
+    run_command(composed(*LONGER), done.path)
     assert open_checkpoint(done.best)["global_step"] > 4
 
 
@@ -172,9 +173,9 @@ def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_pat
     for fastest, steps in (("bf16", 4), (32, 6)):
         monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)
         words = ("trainer.val_every=2", "hardware.precision=auto", f"trainer.max_steps={steps}")
-        run = lifecycle.train(composed(*words), tmp_path / "run")
+        run = run_command(composed(*words), tmp_path / "run")
     assert OmegaConf.load(run.config).hardware.precision == "bf16"
-    assert lifecycle.train(composed(*words), tmp_path / "other").status == "done"
+    assert run_command(composed(*words), tmp_path / "other").status == "done"
     assert OmegaConf.load(tmp_path / "other" / "config.yaml").hardware.precision == 32
 
 
@@ -196,16 +197,16 @@ def test_points_of_a_sweep_agree_on_a_precision(composed, tmp_path, monkeypatch)
 
 def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
     done.last.unlink()
-    lifecycle.train(composed(*LONGER), done.path)
+    run_command(composed(*LONGER), done.path)
     out = capsys.readouterr().out
     assert "last.ckpt: there is no such checkpoint: going on from the checkpoint before it" in out
     assert open_checkpoint(done.last)["global_step"] == 6
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_path, done, capsys):
-    whole = lifecycle.train(composed(*LONGER), tmp_path / "whole")
+    whole = run_command(composed(*LONGER), tmp_path / "whole")
     flip(done.last)
-    lifecycle.train(composed(*LONGER), done.path)
+    run_command(composed(*LONGER), done.path)
     out = capsys.readouterr().out
     assert "last.ckpt is damaged" in out
     assert "going on from the checkpoint before it, of step 2" in out
@@ -250,7 +251,7 @@ def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
             file.unlink()
             file.mkdir() if content is None else file.write_bytes(content)
             with pytest.raises(ConfigError) as end, explained():
-                lifecycle.train(deepcopy(config), done.path)
+                run_command(deepcopy(config), done.path)
             told = str(end.value)
             assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in told
             assert "\n" not in told
@@ -259,7 +260,7 @@ def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
 
 
 def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
-    other = lifecycle.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    other = run_command(composed(*SHORT, "seed=1"), tmp_path / "other")
     shutil.rmtree(done.path / "checkpoints")
     shutil.copytree(other.path / "checkpoints", done.path / "checkpoints")
     said = refused(composed, done, *LONGER)
@@ -267,12 +268,12 @@ def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
     begun = Run(tmp_path / "begun")
     shutil.copytree(other.path / "checkpoints", begun.path / "checkpoints")
     assert "has checkpoints, but not the run.json" in refused(composed, begun, *LONGER)
-    again = lifecycle.train(composed(*SHORT, "rerun=true"), begun.path)
+    again = run_command(composed(*SHORT, "rerun=true"), begun.path)
     assert open_checkpoint(again.last)["run"]["fingerprint"] == again.record["fingerprint"]
 
 
 def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_path, done):
-    other = lifecycle.train(composed(*SHORT, "seed=1"), tmp_path / "other")
+    other = run_command(composed(*SHORT, "seed=1"), tmp_path / "other")
     for run, file in ((done, other.best), (other, done.best)):
         shutil.copy(file, run.path / "taken.ckpt")
     for run in (done, other):
@@ -288,13 +289,13 @@ def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_pa
 
 
 def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):
-    def fail(*_) -> None:
+    def fail(*_, **__) -> None:
         raise RuntimeError("no logger today")
 
     before = (done.path / "run.json").read_bytes()
     monkeypatch.setattr(lifecycle, "make_loggers", fail)
     with pytest.raises(RuntimeError, match="no logger today"):
-        lifecycle.train(composed(*LONGER), done.path)
+        run_command(composed(*LONGER), done.path)
     assert (done.path / "run.json").read_bytes() == before
 
 
@@ -319,7 +320,7 @@ CHANGES = {
 def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, done, capsys):
     words = (*LONGER, *CHANGES)
     with pytest.raises(UserError) as refusal:
-        lifecycle.train(composed(*words), done.path)
+        run_command(composed(*words), done.path)
     header, *lines = str(refusal.value).splitlines()
     assert "go on from its last checkpoint with resume=allow_changes" in header
     assert "weights=run" in header
@@ -335,7 +336,7 @@ def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, d
     assert state["global_step"] == 6
     assert state["data"]["position"] == 3 + 6, "16 rows read before are 3 batches of 6"
     assert batches == 6
-    lifecycle.train(composed(*words), done.path)
+    run_command(composed(*words), done.path)
     assert "is done already (6 steps)" in capsys.readouterr().out
 
 
@@ -352,25 +353,25 @@ def read_batches(tmp_path, composed, run: Run, *words: str) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pretraining, "step", counted)
-        lifecycle.train(composed(*words, "resume=allow_changes"), run.path)
+        run_command(composed(*words, "resume=allow_changes"), run.path)
     return count
 
 
 def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
     words = (*LONGER, "resume=allow_changes", "model.dropout=0.2", "optimizer.lr=1e-4")
     with pytest.raises(UserError, match=r"model\.dropout: 0.1 → 0.2") as refusal:
-        lifecycle.train(composed(*words), done.path)
+        run_command(composed(*words), done.path)
     assert "resume=" not in str(refusal.value).splitlines()[0]
     with pytest.raises(UserError, match="resume=allow_changes: there is no run to go on with in"):
-        lifecycle.train(composed("resume=allow_changes"), tmp_path / "elsewhere")
+        run_command(composed("resume=allow_changes"), tmp_path / "elsewhere")
 
 
 def test_a_comparison_says_what_was_changed_and_repeats_nothing_with_it(composed, tmp_path, done):
     from llm.comparison.table import compare
 
     words = ("trainer.max_steps=6", "optimizer.lr=1e-4")
-    lifecycle.train(composed(*words, "resume=allow_changes"), done.path)
-    plain = lifecycle.train(composed(*words, "seed=1"), tmp_path / "plain")
+    run_command(composed(*words, "resume=allow_changes"), done.path)
+    plain = run_command(composed(*words, "seed=1"), tmp_path / "plain")
     table = compare([Run(done.path), Run(plain.path)])
     assert (
         "run was changed as it learned: optimizer.lr 0.001 → 0.0001 from step 4 on" in table.notes
@@ -390,8 +391,8 @@ def test_a_changed_run_that_stops_before_its_first_step_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "make_trainer", fail)
         with pytest.raises(RuntimeError, match="killed"):
-            lifecycle.train(composed(*words), done.path)
-    run = lifecycle.train(composed(*words[:-1]), done.path)
+            run_command(composed(*words), done.path)
+    run = run_command(composed(*words[:-1]), done.path)
     assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
 
 
@@ -399,22 +400,22 @@ def test_a_run_that_diverged_is_rescued_by_the_line_that_is_printed(composed, tm
     wild = ("optimizer=sgd", "optimizer.lr=1e20", "trainer.gradient_clip=null", "model.dropout=0")
     wild += ("schedule=linear", "schedule.warmup_steps=0", "trainer.val_every=2")
     calm = ("optimizer.lr=0.01", *wild[:1], *wild[2:])
-    run = lifecycle.train(composed(*calm, "trainer.max_steps=2"), tmp_path / "run")
+    run = run_command(composed(*calm, "trainer.max_steps=2"), tmp_path / "run")
     words = (*wild, "resume=allow_changes", "trainer.max_steps=8")
     with pytest.raises(DivergedError) as diverged:
-        lifecycle.train(composed(*words), run.path, ["seed=0", "resume=allow_changes"])
+        run_command(composed(*words), run.path, ["seed=0", "resume=allow_changes"])
     first, second = str(diverged.value).splitlines()
     assert "use a lower optimizer.lr" in first
     again = ("seed=0", 'name="run"', "optimizer.lr=1e+19", "resume=allow_changes")
     command = shell.command_line(shell.program(), "train", *again)
     assert second == f"To go on from step 2: {command}"
     with pytest.raises(DivergedError) as diverged:
-        lifecycle.train(composed(*wild), tmp_path / "new", ["optimizer.lr=1e20"])
+        run_command(composed(*wild), tmp_path / "new", ["optimizer.lr=1e20"])
     command = shell.command_line(shell.program(), "train", 'name="new"', "optimizer.lr=1e+19")
     assert str(diverged.value).endswith(f"No checkpoint was saved. To begin again: {command}")
 
     words = (*calm, "resume=allow_changes", "trainer.max_steps=8")
-    rescued = lifecycle.train(composed(*words), run.path)
+    rescued = run_command(composed(*words), run.path)
     assert rescued.status == "done"
     assert [each["from_step"] for each in rescued.record["segments"]] == [0, 2, 2]
 
@@ -425,7 +426,7 @@ def test_a_kill_at_a_checkpoint_loses_no_sample_and_no_metric(
 ):
     config = composed("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1")
     config.callbacks.samples = {"_target_": "llm.callbacks.samples.Samples", "max_tokens": 3}
-    whole = lifecycle.train(config.copy(), tmp_path / "whole")
+    whole = run_command(config.copy(), tmp_path / "whole")
     save = Checkpoints.save_last
 
     def killed(self, trainer, task) -> None:
@@ -437,8 +438,8 @@ def test_a_kill_at_a_checkpoint_loses_no_sample_and_no_metric(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save_last", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            lifecycle.train(config.copy(), tmp_path / "parts")
-    parts = lifecycle.train(config.copy(), tmp_path / "parts")
+            run_command(config.copy(), tmp_path / "parts")
+    parts = run_command(config.copy(), tmp_path / "parts")
     assert parts.samples.read_text() == whole.samples.read_text()
     assert logged(parts) == logged(whole)
 
@@ -463,5 +464,5 @@ def test_who_goes_on_deletes_what_a_killed_process_had_not_finished(composed, do
     for each in left[2:]:
         each.mkdir()
         (each / "index.json").touch()
-    lifecycle.train(composed(*LONGER), done.path)
+    run_command(composed(*LONGER), done.path)
     assert not any(each.exists() for each in left)

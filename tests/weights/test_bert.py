@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file, save_file
+from small_runs import run_command
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertTokenizer
 
 from llm.commands.classify import predict
-from llm.config.check import check
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.models.classifier import Classifier, first_token
 from llm.tokenizers.base import load
-from llm.training import lifecycle
 from llm.weights.bert import KEY_MAP, BERTWeights
 from llm.weights.run import RunWeights
 
@@ -161,7 +162,7 @@ def test_a_classifier_needs_the_body_alone_and_reads_its_first_token(published, 
 def test_the_architecture_is_a_tree_that_training_can_adopt(published):
     config = published.weights.config
     assert set(config) == {"model", "size", "tokenizer"}
-    check(config)
+    check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Any})
     short = BERTWeights(published.weights.path, context_length=16)
     assert short.config.model.context_length == 16
     assert short.model()(TOKENS[:, :16]).shape == (3, 16, 97)
@@ -202,7 +203,7 @@ def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
         *("optimizer.lr=0.003", "schedule.warmup_steps=0"),
     ]
     with initialize_config_module("llm.conf", version_base="1.3"):
-        run = lifecycle.train(compose("train", words), tmp_path / "run", words)
+        run = run_command(compose("train", words), tmp_path / "run", words)
     assert run.record["metrics"]["test/accuracy"] == 1
     trained: Any = RunWeights(str(run.path)).model()
     tokenizer = load(run.tokenizer)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from made_folders import SHAPES, make_folder, settings_in
+from small_runs import run_command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm.commands import export as export_command
 from llm.config.build import build
 from llm.data.examples.template import Message
 from llm.generation.sampling import Sampler
@@ -49,7 +49,7 @@ def plain(messages):
 
 def export(*overrides):
     with initialize_config_module("llm.conf", version_base="1.3"):
-        return export_command.export(compose("export", ["weights=llama", *overrides]))
+        return run_command(compose("export", ["weights=llama", *overrides]))
 
 
 @pytest.mark.parametrize("messages", [TALK[:1], TALK[:3], [SYSTEM, TALK[0]]])

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from llm.config.build import build
-from llm.config.check import check
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.weights.gpt2 import GPT2Weights
 from llm.weights.llama import LlamaWeights
@@ -83,7 +84,7 @@ def test_a_wrong_epsilon_would_be_noticed(ours, theirs):
 def test_the_architecture_is_a_tree_that_training_can_adopt(weights):
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
-    check(config)
+    check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Any})
     node = config.tokenizer.weights
     assert build(node) == weights
     assert config.model.vocab_size == 97

@@ -164,6 +164,18 @@ def open_whole(path: Path) -> dict[str, Any]:
     return open_checkpoint(path)
 
 
+def read_whole(path: Path) -> dict[str, Any]:
+    """As `open_whole`, but all tensors are read: one device that resumes needs every one.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not exist.
+        DamagedCheckpointError: it is not what was written.
+    """
+    if index := sharded.index_of(path):
+        sharded.require_all_shards(index)
+    return load_checkpoint(path)
+
+
 def header_of(path: Path) -> dict[str, Any]:
     """Read what a checkpoint holds beside its tensors, which have shapes and no numbers; nothing is verified.
 

@@ -2,20 +2,21 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from llm.config.build import build, config_errors_at
-from llm.config.check import check
+from llm.config.base import Command
+from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
-from llm.config.point import Point
 from llm.data.column import Column
 from llm.data.errors import DataError
 from llm.data.examples.collation import attended
-from llm.generation.model_loading import autocast, open_weights, place_model, use_hardware
+from llm.generation.model_loading import autocast, place_model, require_trained, use_hardware
+from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import Undrawn
 from llm.terminal import shell
@@ -32,40 +33,63 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def main(point: Point) -> None:
-    """Classify the texts of a composed configuration."""
-    classify(point.config)
+@dataclass(frozen=True, kw_only=True)
+class Classify(Command):
+    """Print the class of each text.
 
-
-def classify(config: DictConfig) -> None:
-    """Print `label<TAB>probability<TAB>text` for each text that a configuration of `llm classify` names.
-
-    A file of rows (CSV, TSV, JSON, JSON lines) has a text a row, any other file a text a line; they are classified
-    in batches. Those of standard input are classified one by one, as they come. Blank texts are passed over.
-
-    Raises:
-        ConfigError: the configuration is wrong, the run is no classifier, or a text cannot be encoded.
+    A file of rows (CSV, TSV, JSON, JSON lines) has a text in each row, any other file a text in each line; they are
+    classified in batches. Lines of standard input are classified one by one, as they come. Blank texts are skipped.
     """
-    check(config)
-    weights, hardware = open_weights(config), use_hardware(config)
-    if config.text is not None and config.file is not None:
-        raise ConfigError("text, file: both are given; leave one out")
-    if config.text is not None and not config.text.strip():
-        raise ConfigError("text: is blank; give a text to classify")
-    classes = trained_classes(weights)
-    with Undrawn():
-        model = place_model(weights.model(), hardware)
-    tokenizer = weights.tokenizer()
-    assert isinstance(model, Classifier)
-    size = 1 if config.file is None else config.batch_size
-    with config_errors_at("text"), autocast(hardware):
-        for texts in text_batches(texts_of(config, weights), size):
-            for text, predicted in zip(
-                texts, predict(model, tokenizer, classes, texts), strict=True
-            ):
-                line = " ".join(text.splitlines())
-                row = f"{predicted.label}\t{predicted.probability:.4f}\t{line}"
-                print(printable(row), flush=True)
+
+    text: str | None
+    file: str | None
+    batch_size: int
+    rows: Column
+    hardware: Hardware
+    weights: Weights | None
+
+    def run(self) -> None:
+        """Print `label<TAB>probability<TAB>text` for each text.
+
+        Raises:
+            ConfigError: the run is not a classifier, or a text cannot be encoded.
+        """
+        weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
+        if self.text is not None and self.file is not None:
+            raise ConfigError("text, file: both are given; leave one out")
+        if self.text is not None and not self.text.strip():
+            raise ConfigError("text: is blank; give a text to classify")
+        classes = trained_classes(weights)
+        with Undrawn():
+            model = place_model(weights.model(), hardware)
+        tokenizer = weights.tokenizer()
+        assert isinstance(model, Classifier)
+        size = 1 if self.file is None else self.batch_size
+        with config_errors_at("text"), autocast(hardware):
+            for texts in text_batches(self.texts(weights), size):
+                predictions = predict(model, tokenizer, classes, texts)
+                for text, predicted in zip(texts, predictions, strict=True):
+                    line = " ".join(text.splitlines())
+                    row = f"{predicted.label}\t{predicted.probability:.4f}\t{line}"
+                    print(printable(row), flush=True)
+
+    def texts(self, weights: Weights) -> Iterator[str]:
+        """Yield the text, those of the file, or the lines of standard input as they come; none is blank.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.text is not None:
+            yield " ".join(self.text.splitlines())
+            return
+        if self.file is None:
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            return
+        theirs: Any = OmegaConf.to_container(weights.config.data)
+        try:
+            yield from self.rows.following(theirs).texts(self.file)
+        except DataError as error:
+            raise ConfigError(f"file: {error}") from None
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:
@@ -86,26 +110,6 @@ def trained_classes(weights: Weights) -> Sequence[str]:
             f"weights.path: {weights.path} is not a classifier; train one from it with {train} data.path=…"
         )
     return list(classes)
-
-
-def texts_of(config: DictConfig, weights: Weights) -> Iterator[str]:
-    """The text, those of the file, or the lines of standard input, as they come; none is blank.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    if config.text is not None:
-        yield " ".join(config.text.splitlines())
-        return
-    if config.file is None:
-        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        return
-    column: Column = build(config.rows)
-    theirs: Any = OmegaConf.to_container(weights.config.data)
-    try:
-        yield from column.following(theirs).texts(config.file)
-    except DataError as error:
-        raise ConfigError(f"file: {error}") from None
 
 
 def text_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:

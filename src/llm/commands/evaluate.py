@@ -1,19 +1,21 @@
 """`llm evaluate`: measure what a run has learned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from llm.callbacks.responses import answer_conversations, row_of
 from llm.config.allowlist import locate
+from llm.config.base import Command
 from llm.config.build import build
-from llm.config.check import check
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
-from llm.config.point import Point
 from llm.data.base import DataModule
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.text import TextDataModule
@@ -22,10 +24,16 @@ from llm.data.examples.instruction import InstructionDataModule
 from llm.data.naming import keys_named
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
 from llm.evaluation.evaluation_table import plain_report, report_table
+from llm.evaluation.openai_client import OpenAI
 from llm.evaluation.scoring import rate
 from llm.evaluation.text_likelihood import measure_text
 from llm.files import write_json
-from llm.generation.model_loading import autocast, load_language_model, open_weights, use_hardware
+from llm.generation.model_loading import (
+    autocast,
+    load_language_model,
+    require_trained,
+    use_hardware,
+)
 from llm.hardware import Hardware
 from llm.runs import RESULTS, Run, now, versions
 from llm.tasks.base import Task
@@ -43,85 +51,131 @@ KEYS = {
 }
 
 
-def main(point: Point) -> None:
-    """Measure the run of a composed configuration."""
-    evaluate(point.config)
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Measure what a run has learned, on data that it did not learn from."""
 
+    part: Literal["test", "validation"] | None
+    test_path: str | None
+    output: str | None
+    malformed: Literal["stop", "skip"]
+    against: str | None
+    max_tokens: int
+    seed: int
+    files: Callable[[str], TextFiles]
+    hardware: Hardware
+    weights: Weights | None
+    judge: OpenAI | None
 
-def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Measure what a composed configuration of `llm evaluate` asks for, print it and keep it.
+    def run(self) -> dict[str, Any]:
+        """Measure, print the results and keep them in a file.
 
-    Returns:
-        What the file of results holds.
+        Returns:
+            What the file of results holds.
 
-    Raises:
-        UserError: the configuration is wrong, there are no such weights, or the run's data have changed; the
-            run has no answers to judge, or the judge does not answer.
-    """
-    check(config)
-    weights = open_weights(config)
-    file = results_file(config, weights)
-    if isinstance(weights, RunWeights) and not predicts_text(config, weights):
-        report = plain_report(evaluate_run(config, weights))
-    else:
-        report = plain_report(evaluate_text(config, weights))
-    write_json(file, report)
-    CONSOLE.print(report_table(report))
-    CONSOLE.print(f"kept in {file}", soft_wrap=True)
-    return report
+        Raises:
+            UserError: there are no such weights, or the run's data have changed; the run has no answers to judge,
+                or the judge does not answer.
+        """
+        weights = require_trained(self.weights)
+        file = self.results_file(weights)
+        if isinstance(weights, RunWeights) and not self.predicts_text(weights):
+            report = plain_report(self.evaluate_run(weights))
+        else:
+            report = plain_report(self.evaluate_text(weights))
+        write_json(file, report)
+        CONSOLE.print(report_table(report))
+        CONSOLE.print(f"kept in {file}", soft_wrap=True)
+        return report
 
+    def results_file(self, weights: Weights) -> Path:
+        """Return where the results go: a new file, so that no earlier results are lost.
 
-def results_file(config: DictConfig, weights: Weights) -> Path:
-    """Where the results go: into a new file, so that no earlier results are lost.
+        Raises:
+            ConfigError: the file exists, or its folder does not.
+        """
+        if self.output is not None:
+            file = Path(self.output)
+            if file.exists():
+                raise ConfigError(f"output: {file} exists; name a file that does not")
+            if not file.parent.is_dir():
+                raise ConfigError(f"output: {file.parent} is not a folder; create it first")
+            return file
+        place = Path(weights.path)
+        first = (place if place.is_dir() else Path()) / "evaluation.json"
+        numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
+        return next(file for file in chain([first], numbered) if not file.exists())
 
-    Raises:
-        ConfigError: the file asked for exists, or its folder does not.
-    """
-    if config.output is not None:
-        file = Path(config.output)
-        if file.exists():
-            raise ConfigError(f"output: {file} exists; name a file that does not")
-        if not file.parent.is_dir():
-            raise ConfigError(f"output: {file.parent} is not a folder; create it first")
-        return file
-    place = Path(weights.path)
-    first = (place if place.is_dir() else Path()) / "evaluation.json"
-    numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
-    return next(file for file in chain([first], numbered) if not file.exists())
+    def predicts_text(self, run: RunWeights) -> bool:
+        """Return whether there is a text file to measure on, and the run was trained on text."""
+        task = locate(run.config.task._target_, run.config.trust)
+        return self.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
 
+    def evaluate_text(self, weights: Weights) -> dict[str, Any]:
+        """Measure a language model on text files.
 
-def predicts_text(config: DictConfig, run: RunWeights) -> bool:
-    """Whether a text file is what to measure on, and the run was trained on text."""
-    task = locate(run.config.task._target_, run.config.trust)
-    return config.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
+        Raises:
+            ConfigError: no file is named, or a key is set that needs a run's own data.
+        """
+        if self.test_path is None:
+            raise ConfigError(
+                f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
+            )
+        unused = [name for name in ("part", "judge", "against") if getattr(self, name) is not None]
+        if unused:
+            raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
+        hardware = use_hardware(self.hardware)
+        files = self.files(self.test_path)
+        with keys_named(KEYS):
+            files.files  # noqa: B018 - a missing file is found before a model is loaded
+        model = load_language_model(weights, hardware)
+        steps = training_preprocessing(weights)
+        with autocast(hardware), keys_named(KEYS):
+            result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
+        return {
+            **origin(weights, result.description),
+            "part": self.test_path,
+            "figures": result.figures,
+        }
 
+    def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
+        """Measure a run on a part of its data, or on a file in their form."""
+        theirs = None
+        if self.against is not None:
+            theirs = read_answers(Run(Path(self.against)).path / RESULTS["responses"])
+        hardware = use_hardware(self.hardware)
+        data, task = restore_run(weights, hardware, self.test_path, self.malformed)
+        part = choose_part(data, self.part, self.test_path)
+        answering = isinstance(data, InstructionDataModule)
+        if (self.judge or theirs is not None) and not answering:
+            raise ConfigError("judge, against: this run answers no instructions; leave both out")
+        report = {
+            **origin(weights, data.describe()),
+            "part": self.test_path or part,
+            "figures": measure_part(task, data, part, hardware),
+        }
+        if answering:
+            task.to(hardware.accelerator)
+            with autocast(hardware):
+                answers = self.answers(data, task, part, weights)
+            report |= rate(answers, theirs, self.judge, weights.run.path / "judgements.jsonl")
+        if theirs is not None:
+            report["against"] = {"against": self.against, **report["against"]}
+        return report
 
-def evaluate_text(config: DictConfig, weights: Weights) -> dict[str, Any]:
-    """Measure a language model on text files.
-
-    Raises:
-        ConfigError: no file is named, or what only a run has.
-    """
-    if config.test_path is None:
-        raise ConfigError(
-            f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
-        )
-    unused = [name for name in ("part", "judge", "against") if config[name] is not None]
-    if unused:
-        raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
-    hardware = use_hardware(config)
-    files: TextFiles = build(config.files)(config.test_path)
-    with keys_named(KEYS):
-        files.files  # noqa: B018 - a missing file is found before a model is loaded
-    model = load_language_model(weights, hardware)
-    steps = training_preprocessing(weights)
-    with autocast(hardware), keys_named(KEYS):
-        result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
-    return {
-        **origin(weights, result.description),
-        "part": config.test_path,
-        "figures": result.figures,
-    }
+    def answers(
+        self, data: InstructionDataModule, task: Task, part: str, weights: RunWeights
+    ) -> list[Answer]:
+        """Return the answers to a part: those of the end of the training, or new ones, decoded greedily."""
+        run = weights.run
+        file = run.path / RESULTS["responses"]
+        own = part == "test" and self.test_path is None and weights.checkpoint == "best"
+        if own and file.is_file() and is_of(file, weights):
+            return read_answers(file)
+        conversations = data.raw[part]
+        responses = answer_conversations(data, conversations, task.model.eval(), self.max_tokens)
+        rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
+        return write_answers(file, rows) if own else answers_of(rows)
 
 
 def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
@@ -129,7 +183,7 @@ def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
     steps = OmegaConf.select(weights.config, "data.preprocessing")
     if not steps:
         return ()
-    check(OmegaConf.create({"data": weights.config.data, "trust": weights.config.trust}))
+    check_nodes(weights.config, {"data": Deferred[DataModule]})
     return steps_of(build(steps))
 
 
@@ -142,31 +196,6 @@ def origin(weights: Weights, data: str) -> dict[str, Any]:
         "date": now(),
         "versions": versions(),
     }
-
-
-def evaluate_run(config: DictConfig, weights: RunWeights) -> dict[str, Any]:
-    """Measure a run on a part of its data, or on a file in their form."""
-    judge, other = build(config.judge), config.against
-    theirs = None if other is None else read_answers(Run(Path(other)).path / RESULTS["responses"])
-    hardware = use_hardware(config)
-    data, task = restore_run(weights, hardware, config.test_path, config.malformed)
-    part = choose_part(data, config.part, config.test_path)
-    answering = isinstance(data, InstructionDataModule)
-    if (judge or theirs is not None) and not answering:
-        raise ConfigError("judge, against: this run answers no instructions; leave both out")
-    report = {
-        **origin(weights, data.describe()),
-        "part": config.test_path or part,
-        "figures": measure_part(task, data, part, hardware),
-    }
-    if answering:
-        task.to(hardware.accelerator)
-        with autocast(hardware):
-            answers = answers_to(data, task, part, config, weights)
-        report |= rate(answers, theirs, judge, weights.run.path / "judgements.jsonl")
-    if theirs is not None:
-        report["against"] = {"against": other, **report["against"]}
-    return report
 
 
 def choose_part(data: DataModule, part: str | None, test_path: str | None) -> str:
@@ -201,21 +230,6 @@ def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) ->
     run = trainer.test if part == "test" else trainer.validate
     run(task, datamodule=data, verbose=False)
     return {name.partition("/")[2]: value for name, value in task.figures.items()}
-
-
-def answers_to(
-    data: InstructionDataModule, task: Task, part: str, config: DictConfig, weights: RunWeights
-) -> list[Answer]:
-    """The answers to a part: those of the end of the training, or new ones, likeliest token by token."""
-    run = weights.run
-    file = run.path / RESULTS["responses"]
-    own = part == "test" and config.test_path is None and weights.checkpoint == "best"
-    if own and file.is_file() and is_of(file, weights):
-        return read_answers(file)
-    conversations = data.raw[part]
-    responses = answer_conversations(data, conversations, task.model.eval(), config.max_tokens)
-    rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
-    return write_answers(file, rows) if own else answers_of(rows)
 
 
 def is_of(answers: Path, weights: RunWeights) -> bool:

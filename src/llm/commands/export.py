@@ -1,20 +1,20 @@
 """`llm export`: write a language model as a folder that Hugging Face's library reads."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from llm.config.base import Command
 from llm.config.build import config_errors_at
-from llm.config.check import check
 from llm.config.errors import ConfigError
-from llm.config.point import Point
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.files import read_object
-from llm.generation.model_loading import open_weights
+from llm.generation.model_loading import require_trained
 from llm.nn.init import Undrawn
 from llm.terminal import shell
 from llm.terminal.console import printable
@@ -36,56 +36,65 @@ PROBE = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def main(point: Point) -> None:
-    """Export the model of a composed configuration."""
-    export(point.config)
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a language model as a folder that Hugging Face's library reads.
 
-
-def export(config: DictConfig) -> list[Path]:
-    """Write the folder that a composed configuration of `llm export` asks for, and say how to load it.
-
-    An adapter is folded into the weights that it was trained on.
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: the configuration is wrong, the model has no counterpart in Hugging Face's library,
-            or the folder holds something else.
+    An adapter is merged into the weights that it was trained on.
     """
-    check(config)
-    weights = open_weights(config)
-    folder = Path(config.output)
-    require_free_folder(folder, config.overwrite, weights.origin)
-    require_language_model(weights)
-    tokenizer = weights.tokenizer()
-    settings = settings_for(weights, tokenizer)
-    with Undrawn():
-        model = weights.language_model()
-    if (dtype := DTYPES.get(str(config.dtype or weights.dtype))) is not None:
-        model = model.to(dtype)
-    files = write_folder(
-        model,
-        tokenizer,
-        folder,
-        config.max_shard_gb,
-        config.overwrite,
-        settings=settings,
-        origin=weights.origin,
-    )
-    for file in files:
-        print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
+
+    output: str
+    max_shard_gb: float
+    dtype: Literal["float32", "bfloat16", "float16"] | None
+    overwrite: bool
+    weights: Weights | None
+
+    def run(self) -> list[Path]:
+        """Write the folder, and print how to load it.
+
+        Returns:
+            The files.
+
+        Raises:
+            ConfigError: the model has no counterpart in Hugging Face's library, or the folder holds something else.
+        """
+        weights, folder = require_trained(self.weights), Path(self.output)
+        require_free_folder(folder, self.overwrite, weights.origin)
+        require_language_model(weights)
+        tokenizer = weights.tokenizer()
+        settings = settings_for(weights, tokenizer)
+        with Undrawn():
+            model = weights.language_model()
+        if (dtype := DTYPES.get(str(self.dtype or weights.dtype))) is not None:
+            model = model.to(dtype)
+        files = write_folder(
+            model,
+            tokenizer,
+            folder,
+            self.max_shard_gb,
+            self.overwrite,
+            settings=settings,
+            origin=weights.origin,
+        )
+        for file in files:
+            print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
+        print(how_to_load(folder))
+        return files
+
+
+def how_to_load(folder: Path) -> str:
+    """Return the lines that load an exported folder, there and here."""
     quoted = repr(str(folder))
     family = read_object(folder / "config.json")["model_type"]
-    print(
+    words = ("train", f"weights={family}", f"weights.path={folder}")
+    return (
         "\nto load it:\n"
         "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"  model = AutoModelForCausalLM.from_pretrained({quoted})\n"
         f"  tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
         "or, to train it further here:\n"
-        f"  {shell.command_line(shell.program(), 'train', f'weights={family}', f'weights.path={folder}')}"
+        f"  {shell.command_line(shell.program(), *words)}"
     )
-    return files
 
 
 def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:

@@ -1,66 +1,142 @@
-"""`llm generate`: continue prompts with what a run has learned, or choose the best of several answers."""
+"""`llm generate`: continue prompts with a trained model, or choose the best of several answers."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
-from llm.config.build import build, config_errors_at
-from llm.config.point import Point
+from llm.config.base import Command
+from llm.config.build import config_errors_at
+from llm.config.rules import Rule
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.generation.best_of import Scored, best_of, require_choice
 from llm.generation.model_loading import autocast
-from llm.generation.prompts import Openings, prepare_prompts
+from llm.generation.prompts import Openings, Prepared, prepare_prompts
+from llm.generation.sampling import Sampler
 from llm.generation.text_generation import first_tokens, stream_tokens
-from llm.rewards.base import checked_scores, require_template
+from llm.hardware import Hardware
+from llm.rewards.base import RewardFunction, checked_scores, require_template
 from llm.terminal.console import new_console, printable
 from llm.tokenizers.base import Tokenizer
 from llm.weights.base import Weights
 
 
-def main(point: Point) -> None:
-    """Continue prompts, or choose the best answers where there is a reward."""
-    generate_text(point.config) if point.config.reward is None else generate_best(point.config)
+def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
+    """Several answers need a reward that chooses; for a single one it would not be used."""
+    number = config.get("best_of")
+    if not isinstance(number, int):
+        return
+    if number < 1:
+        yield f"best_of: {number} is not a number of answers; give 1, or more and a reward"
+    elif (number > 1) != (config.get("reward") is not None):
+        yield (
+            "best_of: several answers and a reward that chooses go together; give both, such as "
+            "best_of=8 reward=run reward.path=outputs/reward/…"
+        )
 
 
-def generate_text(config: DictConfig) -> list[str]:
-    """Continue what a composed configuration of `llm generate` asks for, and print it as it is written.
+@dataclass(frozen=True, kw_only=True)
+class Generate(Command):
+    """Continue prompts, or answer them several times and choose the best answers."""
 
-    One prompt streams; several, from a list or a file, are continued as one batch and printed one by one.
+    prompt: str | Sequence[str]
+    prompts_file: str | None
+    max_tokens: int
+    best_of: int
+    stop: str | Sequence[str]
+    seed: int
+    hardware: Hardware
+    sampler: Sampler
+    weights: Weights | None
+    reward: RewardFunction | None
 
-    Returns:
-        The continuations, without their prompts.
+    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward,)
 
-    Raises:
-        ConfigError: the configuration is wrong, the run is none, or a prompt cannot be encoded.
-    """
-    model, tokenizer, hardware, prompts, openings = prepare_prompts(config, as_they_stand)
-    pieces = stream_tokens(
-        model,
-        tokenizer,
-        openings.starts,
-        config.max_tokens,
-        build(config.sampler),
-        config.seed,
-        openings.stops,
-    )
-    texts = [""] * len(prompts)
-    with autocast(hardware):
-        for row, piece in pieces:
-            if len(prompts) == 1:
-                _print(piece if texts[row] else prompts[row] + piece)
-            texts[row] += piece
-    if len(prompts) == 1:
-        _print("\n" if texts[0] else prompts[0] + "\n")
-    else:
-        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
-            _print(f"=== {number}\n{prompt}{text}\n")
-    return texts
+    def run(self) -> list[str]:
+        """Continue the prompts, or choose the best answers if there is a reward.
+
+        Returns:
+            The continuation of each prompt, or the best answer to it.
+
+        Raises:
+            ConfigError: the run is none, or a prompt cannot be encoded.
+        """
+        return self.continue_prompts() if self.reward is None else self.choose_answers(self.reward)
+
+    def continue_prompts(self) -> list[str]:
+        """Print each continuation as it is written.
+
+        A single prompt is streamed; several, from a list or a file, are continued as one batch and printed one after
+        the other.
+        """
+        model, tokenizer, hardware, prompts, openings = self._prepare(as_they_are)
+        pieces = stream_tokens(
+            model,
+            tokenizer,
+            openings.starts,
+            self.max_tokens,
+            self.sampler,
+            self.seed,
+            openings.stops,
+        )
+        texts = [""] * len(prompts)
+        with autocast(hardware):
+            for row, piece in pieces:
+                if len(prompts) == 1:
+                    _print(piece if texts[row] else prompts[row] + piece)
+                texts[row] += piece
+        if len(prompts) == 1:
+            _print("\n" if texts[0] else prompts[0] + "\n")
+        else:
+            for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+                _print(f"=== {number}\n{prompt}{text}\n")
+        return texts
+
+    def choose_answers(self, reward: RewardFunction) -> list[str]:
+        """Answer each prompt several times, and print the answers with their scores, the best first."""
+
+        def encode_prompts(
+            weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]
+        ) -> Openings:
+            with config_errors_at("best_of"):
+                require_choice(self.best_of, self.sampler)
+            template = stored_template(weights.config)
+            with config_errors_at("reward"):
+                require_template(reward, template)
+            return openings_of(template, tokenizer, prompts)
+
+        model, tokenizer, hardware, prompts, openings = self._prepare(encode_prompts)
+        with autocast(hardware):
+            answers = best_of(
+                model,
+                tokenizer,
+                openings.starts,
+                self.best_of,
+                partial(checked_scores, reward),
+                self.max_tokens,
+                self.sampler,
+                self.seed,
+                openings.end_token,
+                openings.stops,
+            )
+        for prompt, scored in zip(prompts, answers, strict=True):
+            print_answers(prompt if len(prompts) > 1 else "", scored)
+        return [scored[0].text for scored in answers]
+
+    def _prepare(self, begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings]) -> Prepared:
+        return prepare_prompts(
+            begin,
+            weights=self.weights,
+            hardware=self.hardware,
+            prompt=self.prompt,
+            prompts_file=self.prompts_file,
+            stop=self.stop,
+        )
 
 
-def as_they_stand(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
-    """The prompts' own tokens, which the model continues."""
+def as_they_are(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
+    """Return the prompts' own tokens, which the model continues."""
     return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
 
 
@@ -69,50 +145,12 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def generate_best(config: DictConfig) -> list[str]:
-    """Answer each prompt several times, and print the answers with their scores, the best first.
-
-    Returns:
-        The best answer to each prompt.
-
-    Raises:
-        ConfigError: the configuration is wrong, a run is none, or a prompt cannot be encoded.
-    """
-    reward, sampler = build(config.reward), build(config.sampler)
-
-    def encode_prompts(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
-        with config_errors_at("best_of"):
-            require_choice(config.best_of, sampler)
-        template = stored_template(weights.config)
-        with config_errors_at("reward"):
-            require_template(reward, template)
-        return openings_of(template, tokenizer, prompts)
-
-    model, tokenizer, hardware, prompts, openings = prepare_prompts(config, encode_prompts)
-    with autocast(hardware):
-        answers = best_of(
-            model,
-            tokenizer,
-            openings.starts,
-            config.best_of,
-            partial(checked_scores, reward),
-            config.max_tokens,
-            sampler,
-            config.seed,
-            openings.end_token,
-            openings.stops,
-        )
-    for prompt, scored in zip(prompts, answers, strict=True):
-        print_answers(prompt if len(prompts) > 1 else "", scored)
-    return [scored[0].text for scored in answers]
-
-
 def openings_of(
     template: ChatTemplate | None, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> Openings:
-    """The tokens that ask each prompt, the token that ends an answer, and texts that do.
+    """Return the tokens that ask each prompt, and the token and the texts that end an answer.
 
-    A model that was trained on a template is asked in its words; any other goes on with the prompt.
+    A model that was trained on a template is asked in it; any other continues the prompt.
     """
     if template is None:
         return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])

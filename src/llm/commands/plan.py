@@ -1,26 +1,23 @@
 """`llm plan`: what a model, a budget and some devices would take, before anybody pays for them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm.config.budget import give_one_budget
-from llm.config.build import build, config_errors_at
-from llm.config.check import check
+from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
-from llm.config.point import Point
-from llm.hardware import Strategy
+from llm.hardware import Hardware, Strategy
 from llm.planning.cost import Cost, context
 from llm.planning.memory import KINDS, Memory
 from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
 from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, Forecast, forecast
 from llm.training.preflight import require_division
-from llm.training.setup import adopted
+from llm.training.training_config import TrainingConfig
 from llm.units import UNKNOWN, common, duration, flops, format_bytes, format_number
 
 # What a GPU's tensors may fill: its driver and what lies between tensors take the rest.
@@ -29,43 +26,41 @@ ALONE = "one device"
 BEYOND = 1e-3  # of the least budget of the fits: what they say of losses below is of no use
 
 
-def main(point: Point) -> None:
-    """Print the plan of a composed configuration."""
-    plan(point.config, point.own)
+@dataclass(frozen=True, kw_only=True)
+class Plan(TrainingConfig):
+    """Print what a run would take, on this machine or on one that is not there."""
 
+    strategies: Mapping[str, Hardware]
+    gpu: str | None
+    mfu: float
 
-def plan(config: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Print what a composed configuration of `llm plan` asks for.
+    def run(self) -> None:
+        """Print the plan.
 
-    Args:
-        config: the composed tree.
-        overrides: the words of the command line.
-
-    Raises:
-        ConfigError: the configuration is wrong, or what it asks for is not known before its data are read.
-    """
-    give_one_budget(config, overrides)
-    check(config)
-    if not 0 < config.mfu <= 1:
-        raise ConfigError(
-            f"mfu: {config.mfu} is out of range; give a share of the matrix rate, above 0 and up to 1"
-        )
-    planned = forecast(adopted(config, overrides), config.gpu)
-    cost = known(planned.cost)
-    with config_errors_at("hardware"):
-        hardware = planned.on(planned.strategy)
-    require_division(planned.config, hardware)
-    print_tables(*plan_summary(planned, cost, config.mfu))
-    if planned.timeline is None:
-        print_tables(
-            note_line(
-                "memory depends on what the batches hold, which is known once the data have been read"
+        Raises:
+            ConfigError: the hardware does not suit the run, or what is asked for is not known before the data are
+                read.
+        """
+        if not 0 < self.mfu <= 1:
+            raise ConfigError(
+                f"mfu: {self.mfu} is out of range; give a share of the matrix rate, above 0 and up to 1"
             )
-        )
-    else:
-        print_tables(*memory_tables(planned))
-    if cost.tokens is not None and planned.config.weights is None:
-        print_tables(*optimum_table(cost.parameters, cost.tokens))
+        planned = forecast(self, self.gpu)
+        cost = known(planned.cost)
+        with config_errors_at("hardware"):
+            hardware = planned.on(planned.strategy)
+        require_division(planned.config, hardware)
+        print_tables(*plan_summary(planned, cost, self.mfu))
+        if planned.timeline is None:
+            print_tables(
+                note_line(
+                    "memory depends on what the batches hold, which is known once the data have been read"
+                )
+            )
+        else:
+            print_tables(*memory_tables(planned, self.strategies))
+        if cost.tokens is not None and self.weights is None:
+            print_tables(*optimum_table(cost.parameters, cost.tokens))
 
 
 def known(cost: Cost | None) -> Cost:
@@ -132,9 +127,9 @@ def compute(cost: Cost) -> str:
     return f"{UNKNOWN}: the model does not count its FLOPs"
 
 
-def memory_tables(planned: Forecast) -> Iterator[RenderableType]:
+def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterator[RenderableType]:
     """A row for each strategy; then what checkpointing and precision would change under the chosen one."""
-    timeline, plans, refused = planned.timeline, strategies(planned), []
+    timeline, plans, refused = planned.timeline, strategies(planned, options), []
     held: dict[str, Memory] = {}
     assert timeline is not None
     for name, strategy in plans.items():
@@ -182,13 +177,11 @@ def memory_notes(planned: Forecast, plans: Mapping[str, Strategy | None]) -> Ite
         )
 
 
-def strategies(planned: Forecast) -> dict[str, Strategy | None]:
+def strategies(planned: Forecast, options: Mapping[str, Hardware]) -> dict[str, Strategy | None]:
     """Every strategy there is for several devices, the chosen one as it was chosen; and doing without."""
     plans: dict[str, Strategy | None] = {ALONE: None}
     if planned.world > 1:
-        plans |= {
-            name: hardware.strategy for name, hardware in build(planned.config.strategies).items()
-        }
+        plans |= {name: hardware.strategy for name, hardware in options.items()}
         plans[strategy_name(planned)] = planned.strategy
     return plans
 
@@ -210,7 +203,8 @@ def variants(planned: Forecast) -> Table:
         (dtype, checkpointing): planned.peak(planned.strategy, timeline)
         for dtype in (torch.float32, shorter)
         for checkpointing in (False, True)
-        if (timeline := planned.timeline_with(checkpointing, dtype)) is not None
+        if (timeline := planned.timeline_with(checkpointing=checkpointing, precision=dtype))
+        is not None
     }
     unit, shown = common(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", "checkpointing", "activations", "logits", "sum")

@@ -31,6 +31,9 @@ PARTS = (
     ),
 )
 
+# What a configuration may name at its root, and nowhere else.
+ROOTS: dict[str, tuple[str, ...]] = {"llm.commands": ("llm.config.base.Command",)}
+
 # Packages that are importable from a configuration, each with the base classes that its targets must
 # have; where there are none named, the package's own functions and classes are all welcome.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -60,19 +63,21 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 
 
-def locate(path: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class or function named by `path`, if a configuration may call it.
+def locate(path: str, trust: Sequence[str] = (), *, is_root: bool = False) -> Callable[..., Any]:
+    """Return the class or function named by `path`, if a configuration may call it.
 
     Nothing is imported outside the allowed packages, because importing executes code.
 
     Args:
         path: dotted path, `package.module.name`.
         trust: further packages whose functions and classes are welcome.
+        is_root: whether the path stands at the root of a configuration, where a command may.
 
     Raises:
         ConfigError: the name leads nowhere, or to something that is not on the whitelist.
     """
     allowed = ALLOWED | dict.fromkeys(trusted_packages(trust), ())
+    allowed |= ROOTS if is_root else {}
     module_name, _, name = path.rpartition(".")
     if _package(module_name, allowed) is None or any(p.startswith("_") for p in path.split(".")):
         raise ConfigError(

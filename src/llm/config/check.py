@@ -1,361 +1,270 @@
-"""The check of a composed configuration before anything heavy starts: the constructor is the schema.
+"""The check of a composed configuration before anything heavy starts, and what it builds of it.
 
-The tree is walked, and every node is compared with the signature of its `_target_`: keys are
-parameters, values have the annotated types, what is required is there. Then the constructors
-themselves are asked where that is cheap: frozen dataclasses are built, and the model on torch's
-`meta` device, where it takes neither memory nor time. Everything wrong is reported at once.
+The tree is compared with the signatures that it names (`llm.config.walk`), then the constructors themselves are
+called: every object that waits for nothing is built, and the model on torch's `meta` device, where it takes neither
+memory nor time. Everything that is wrong is reported at once. What was built is handed on and never built again.
 """
 
-import dataclasses
-import inspect
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_origin
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from llm.config import annotations
-from llm.config.allowlist import locate, trusted_packages
+from llm.config.allowlist import ROOTS, locate, trusted_packages
 from llm.config.build import build
-from llm.config.errors import ConfigError, suggestion
+from llm.config.composed import Composed
+from llm.config.deferred import Deferred
+from llm.config.errors import ConfigError
 from llm.config.ranges import out_of_range
-from llm.config.requirements import PROVISIONAL, unmet
-from llm.config.rules import DEFERRED, RULES, SECTIONS
+from llm.config.requirements import PROVISIONAL, other_data, unmet
+from llm.config.rules import RULES, Rule
+from llm.config.walk import Walk, dereferenced, is_module, node_references, resolved_value, slot
 
-MISSING = "???"
-REMEDIES: dict[Any, str] = {
-    int: "use a whole number such as 8",
-    float: "use a number such as 0.1",
-    bool: "use true or false",
-    str: "use a text such as word",
-}
-LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
+# Full keys that may be missing: they are filled in when the data are read.
+FILLED_IN: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
-def check(config: DictConfig, deferred: Collection[str] = DEFERRED) -> None:
-    """Compare a composed configuration with the constructors that it names.
+def check(composed: Composed) -> Any:
+    """Return the command that a configuration names at its root, with the objects that it is given.
 
-    Args:
-        config: the whole tree, as Hydra hands it to an app.
-        deferred: full keys that may be missing, for the caller gives them to `build`.
+    A command with a method `adopt` begins from weights that decide its model: they are checked and built first, and
+    `adopt` puts their architecture into the tree, which is then checked as a whole.
 
     Raises:
         ConfigError: with all problems at once, one line each: `full.key: what is wrong; the fix`.
     """
-    problems: list[str] = []
-    plain = _resolved(config, "", problems)
+    command = command_class(composed.config)
+    parameters = annotations.parameters(command)
+    slots = {name: each.annotation for name, each in parameters.items()}
+    known: dict[str, Any] = {name: composed for name, hint in slots.items() if hint is Composed}
+    config, problems = composed.config, []
+    if adopt := getattr(command, "adopt", None):
+        try:
+            known |= check_nodes(config, {"weights": slots["weights"]})
+            config = adopt(composed, known["weights"])
+        except ConfigError as error:
+            problems += error.problems
+    tree = Tree(config, slots, problems)
+    plain = tree.resolved(key for key in config if key != "_target_")
+    problems += tree.walk.root(plain, parameters)
+    values = tree.build(plain, rules=getattr(command, "rules", ()), known=known)
+    tree.require_none()
+    return command(**values)
+
+
+def check_nodes(
+    config: DictConfig, slots: Mapping[str, Any], filled_in: Collection[str] = FILLED_IN
+) -> dict[str, Any]:
+    """Check some sections of a tree, such as that of another run, and return what was built of them.
+
+    Args:
+        config: the tree. What it says in its section `trust` counts.
+        slots: what each section is to be; of a `Deferred[T]` nothing but a model on `meta` is built.
+        filled_in: full keys that may be missing.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    tree = Tree(config, slots, [], filled_in)
+    plain = tree.resolved(name for name in slots if name in config)
+    for name, value in plain.items():
+        tree.problems += tree.walk.value(value, slot(slots[name]), name)
+    values = tree.build(plain)
+    tree.require_none()
+    return values
+
+
+def command_class(config: DictConfig) -> Any:
+    """Return the command that a tree names at its root.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    path = str(OmegaConf.select(config, "_target_"))
+    if path == "None":
+        raise ConfigError(
+            "_target_: the configuration names no command; let its defaults begin with that of one, such as train"
+        )
+    is_ours = path.startswith(tuple(f"{package}." for package in ROOTS))
     try:
-        trust = trusted_packages(plain.get("trust") or ())
+        return locate(path, () if is_ours else config.get("trust") or (), is_root=True)
     except ConfigError as error:
-        trust = ()
-        problems.append(str(error))
-    is_trusted = not any(line.startswith("trust: ") for line in problems)
-    walk = Walk(trust=tuple(trust), deferred=frozenset(deferred))
-    problems += walk.sections(plain)
-    whole = _dereferenced(plain)
-    problems += [line for rule in RULES for line in rule(whole)]
-    if is_trusted:  # without which nothing can be built
-        problems += out_of_range(config)
-        problems += _refused(config, plain, walk, problems)
-    if not problems:
-        problems += unmet(config, whole, trust)
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
+        lines = error.problems
+        raise ConfigError(
+            *(x if x.startswith("trust: ") else f"_target_: {x}" for x in lines)
+        ) from None
 
 
-class Unresolved:
-    """Stands where an interpolation led nowhere; that is reported once, and fits everywhere."""
-
-
-UNRESOLVED = Unresolved()
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeReference:
-    """A part that stands elsewhere in the tree and is judged there; here it must only fit its slot."""
-
-    plain: Any
-
-
-def _resolved(node: Any, key: str, problems: list[str]) -> Any:
-    """A tree as plain data; interpolations that lead nowhere become problems."""
-    if isinstance(node, ListConfig):
-        names: Any = range(len(node))
-    elif isinstance(node, DictConfig):
-        names = node.keys()
-    else:
-        return node
-    plain = {
-        name: _value(node, name, f"{key}.{name}" if key else str(name), problems) for name in names
-    }
-    return plain if isinstance(node, DictConfig) else list(plain.values())
-
-
-def _dereferenced(plain: Any) -> Any:
-    """The tree with every part written out where it is referred to, as rules over the whole read it."""
-    if isinstance(plain, NodeReference):
-        return _dereferenced(plain.plain)
-    if isinstance(plain, dict):
-        return {name: _dereferenced(value) for name, value in plain.items()}
-    return [_dereferenced(value) for value in plain] if isinstance(plain, list) else plain
-
-
-def _value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
-    if OmegaConf.is_missing(node, name):
-        return MISSING
-    try:
-        value = node[name]
-    except OmegaConfBaseException as error:
-        written = node._get_node(name)._value()
-        reason = str(error).splitlines()[0]
-        problems.append(f"{key}: {written} cannot be resolved ({reason}); name a key that exists")
-        return UNRESOLVED
-    if OmegaConf.is_interpolation(node, name) and OmegaConf.is_config(value):
-        return NodeReference(_resolved(value, key, []))
-    return None if value is None else _resolved(value, key, problems)
-
-
-@dataclasses.dataclass(frozen=True)
-class Walk:
-    """A walk through a plain tree that yields one line for each problem.
+@dataclass
+class Tree:
+    """A composed tree while it is checked.
 
     Attributes:
-        trust: packages on the whitelist by the user's word.
-        deferred: full keys that may be missing.
+        config: the tree.
+        slots: what the sections at its root are to be.
+        problems: what was found so far, a line each.
+        filled_in: full keys that may be missing.
     """
 
-    trust: tuple[str, ...] = ()
-    deferred: frozenset[str] = frozenset()
+    config: DictConfig
+    slots: Mapping[str, Any]
+    problems: list[str]
+    filled_in: Collection[str] = FILLED_IN
+    trust: Sequence[str] = field(init=False, default=())
+    is_trusted: bool = field(init=False, default=True)
 
-    def sections(self, plain: dict[str, Any]) -> Iterator[str]:
-        """The whole tree, from its top."""
-        for name, value in plain.items():
-            if name not in SECTIONS:
-                yield f"{name}: no such key; {suggestion(name, SECTIONS)}"
-            elif value is not None:
-                yield from self.value(value, SECTIONS[name](), name)
-
-    def value(
-        self, value: Any, hint: Any, key: str, beneath_factory: bool = False
-    ) -> Iterator[str]:
-        """Any value in its slot."""
-        if isinstance(value, Unresolved):
-            return
-        if isinstance(value, NodeReference):
-            yield from self.reference(value.plain, hint, key)
-        elif isinstance(value, str) and value == MISSING:
-            if key not in self.deferred:
-                yield f"{key}: has no value; set it with {key}=…"
-        elif isinstance(value, dict) and "_target_" in value:
-            yield from self.node(value, hint, key, beneath_factory)
-        elif not annotations.accepts(hint, value):
-            yield f"{key}: {_misplaced(value, hint)}"
-        else:
-            yield from self.items(value, hint, key, beneath_factory)
-
-    def items(self, value: Any, hint: Any, key: str, beneath_factory: bool) -> Iterator[str]:
-        """What lies in a dictionary or a list, each in the slot that the hint has for it."""
-        named = isinstance(value, dict)
-        items = value.items() if named else enumerate(value if isinstance(value, list) else ())
-        for at, item in items:
-            child = f"{key}.{at}" if named else f"{key}[{at}]"
-            yield from self.value(item, annotations.element_hint(hint, at), child, beneath_factory)
-
-    def reference(self, plain: Any, hint: Any, key: str) -> Iterator[str]:
-        """A part that stands elsewhere in the tree, in its slot."""
-        if isinstance(plain, dict) and "_target_" in plain:
-            with suppress(ConfigError):  # told where the part stands
-                target = locate(str(plain["_target_"]), self.trust)
-                yield from _misfit(target, plain.get("_partial_", False) is True, hint, key)
-
-    def node(
-        self, node: dict[str, Any], hint: Any, key: str, beneath_factory: bool
-    ) -> Iterator[str]:
-        """A node that names a target, against its slot and against the target's signature."""
+    def __post_init__(self) -> None:
         try:
-            target = locate(str(node["_target_"]), self.trust)
+            self.trust = trusted_packages(self.config.get("trust") or ())
         except ConfigError as error:
-            yield f"{key}: {error}"
-            return
-        is_factory = node.get("_partial_", False) is True
-        yield from _misfit(target, is_factory, hint, key)
-        if beneath_factory and not is_factory and _is_module(target):
-            yield (
-                f"{key}: one module would be shared by everything that the factory around it makes; "
-                "add `_partial_: true`, so that each gets its own"
-            )
-        parameters = annotations.parameters(target)
-        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()):
-            yield (
-                f"{key}: {target.__name__} takes * or ** arguments, which cannot be checked; "
-                "wrap it in a function with an explicit signature"
-            )
-            return
-        given = _given_by_code(parameters, hint, is_factory)
-        yield from self.arguments(node, parameters, given, key, beneath_factory or is_factory)
-        if not is_factory or annotations.positional(hint) is not None:
-            yield from self.absent(node, parameters, given, key)
+            self.is_trusted = False
+            self.problems += error.problems
 
-    def arguments(
+    @property
+    def walk(self) -> Walk:
+        """Compares the tree with signatures."""
+        return Walk(tuple(self.trust), frozenset(self.filled_in), frozenset(self.slots))
+
+    def resolved(self, sections: Iterable[Any]) -> dict[str, Any]:
+        """Return sections as plain data; references that lead nowhere become problems."""
+        return {name: resolved_value(self.config, name, name, self.problems) for name in sections}
+
+    def require_none(self) -> None:
+        """Raise a ConfigError with all problems, if there are any."""
+        if self.problems:
+            raise ConfigError(*dict.fromkeys(self.problems))
+
+    def build(
         self,
-        node: dict[str, Any],
-        parameters: dict[str, inspect.Parameter],
-        given: Collection[str],
-        key: str,
-        beneath_factory: bool,
-    ) -> Iterator[str]:
-        """Each key of a node is a parameter, and its value has the annotated type."""
-        for name, value in node.items():
-            child = f"{key}.{name}"
-            if name in ("_target_", "_partial_"):
-                if name == "_partial_" and not isinstance(value, bool):
-                    yield f"{child}: {_shown(value)} is not a bool; write true or leave it out"
-            elif name in given:
-                yield f"{child}: is given by the code; remove it"
-            elif name in parameters:
-                yield from self.value(value, parameters[name].annotation, child, beneath_factory)
-            else:
-                free = [n for n in parameters if n not in given]
-                yield f"{child}: no such key; {suggestion(str(name), free, f'{key}.')}"
+        plain: Mapping[str, Any],
+        *,
+        rules: Sequence[Rule] = (),
+        known: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Build each section that waits for nothing; what refuses becomes a problem.
 
-    def absent(
-        self,
-        node: dict[str, Any],
-        parameters: dict[str, inspect.Parameter],
-        given: Collection[str],
-        key: str,
-    ) -> Iterator[str]:
-        """What a target requires and nobody gives."""
-        for name, parameter in parameters.items():
-            child = f"{key}.{name}"
-            required = parameter.default is inspect.Parameter.empty and name not in given
-            if required and name not in node and child not in self.deferred:
-                hint = annotations.describe_hint(parameter.annotation)
-                yield f"{child}: is required and not there; add it ({hint})"
+        Args:
+            plain: the sections as plain data.
+            rules: over the whole tree, beside those of every tree.
+            known: sections that were built before.
+        """
+        whole = dereferenced(plain)
+        self.problems += [line for rule in (*RULES, *rules) for line in rule(whole)]
+        if not self.is_trusted:  # without trust nothing can be built
+            return {}
+        self.problems += out_of_range(self.config, plain)
+        faulty = {re.split(r"[.:\[]", line)[0] for line in self.problems}
+        values, refused = dict(known or {}), []
+        for name in self.slots:
+            if name in values or name not in plain or _depends_on(faulty, name, plain[name]):
+                continue
+            try:
+                values[name] = self._section(name)
+            except ConfigError as error:
+                refused += error.problems
+        self.problems += refused
+        if not refused:  # what is wrong with a size is reported once
+            self._outline(plain, faulty, values)
+        return values
 
+    def _section(self, name: str) -> Any:
+        """Build a section, or defer it."""
+        hint = self.slots[name]
+        if get_origin(hint) is Deferred:
+            return Deferred(self.config, name)
+        node = self.config[name]
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            return build_each(node)
+        return annotations.conform(build(node) if OmegaConf.is_config(node) else node, hint)
 
-def _given_by_code(
-    parameters: dict[str, inspect.Parameter], hint: Any, is_factory: bool
-) -> Collection[str]:
-    """The names of the parameters that a factory's caller gives by position."""
-    count = len(annotations.positional(hint) or ()) if is_factory else 0
-    return list(parameters)[:count]
+    def _outline(
+        self, plain: Mapping[str, Any], faulty: Collection[str], values: dict[str, Any]
+    ) -> None:
+        """Build the model that is trained on `meta`, and compare it with what the task requires of it."""
+        sound = {name for name, node in plain.items() if not _depends_on(faulty, name, node)}
+        task = self._target(plain.get("task")) if "task" in sound else None
+        is_whole = task is not None and plain["task"].get("model") is not None
+        if not is_whole and not ("model" in sound and is_module(self._target(plain["model"]))):
+            return
+        section, key = ("task", "task.model") if is_whole else ("model", "model")
+        try:
+            model = build_on_meta(self.config, key, self.filled_in)
+        except ConfigError as error:
+            places = dict(node_references(plain))
+            self.problems += [_at_its_node(line, places) for line in error.problems]
+            return
+        if isinstance(values[section], Deferred):
+            values[section] = replace(values[section], outline=model)
+        if task is not None and not self.problems:
+            data = self._target(plain.get("data"))
+            self.problems += [*other_data(task, data), *unmet(task, model)]
 
-
-def _misfit(target: Any, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
-    """Why a target does not belong into a slot."""
-    made = annotations.product(target)
-    name, wanted = target.__name__, annotations.describe_hint(hint)
-    factory_fits = annotations.takes_factory(hint, made)
-    if is_factory:
-        if not factory_fits and annotations.takes(hint, made):
-            yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
-        elif not factory_fits:
-            yield f"{key}: {name} does not make {_with_article(wanted)}; choose another _target_"
-    elif factory_fits and annotations.wants_factory(hint, made):
-        yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
-    elif not annotations.takes(hint, made):
-        yield f"{key}: {name} is not {_with_article(wanted)}; choose another _target_"
-
-
-def _is_module(target: Any) -> bool:
-    from torch import nn
-
-    made = annotations.product(target)
-    return inspect.isclass(made) and issubclass(made, nn.Module)
-
-
-def _refused(
-    config: DictConfig, plain: dict[str, Any], walk: Walk, problems: list[str]
-) -> Iterator[str]:
-    """What the constructors themselves have to say, of the sections without problems so far."""
-    faulty = {re.split(r"[.:\[]", line)[0] for line in problems}
-    settings = {}
-    for name in plain.keys() - faulty:
-        node = plain[name]
-        if faulty and _refers(node):  # perhaps to what is faulty, which is told there
-            continue
-        if isinstance(node, dict) and "_target_" in node:
-            target = locate(str(node["_target_"]), walk.trust)
-            if dataclasses.is_dataclass(target):
-                settings[name] = {}
-            elif name == "model" and _is_module(target):
-                settings[name] = _provisional(node, annotations.parameters(target), walk.deferred)
-    refused = [line for name in settings if name != "model" for line in _try(config[name], {})]
-    if "callbacks" not in faulty:  # whose constructors come late in a run
-        parts = plain.get("callbacks") or {}
-        given = (name for name, node in parts.items() if node is not None)
-        refused += [line for name in given for line in _try(config.callbacks[name], {})]
-    yield from refused
-    if "model" in settings and not refused:  # what is wrong with a size is told once
-        import torch
-
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            yield from _try(config["model"], settings["model"])
+    def _target(self, plain: Any) -> Any:
+        """Return what a sound node calls; None if it is no node."""
+        if not (isinstance(plain, dict) and "_target_" in plain):
+            return None
+        return locate(str(plain["_target_"]), self.trust)
 
 
-def _refers(plain: Any) -> bool:
-    """Whether a tree holds parts that stand elsewhere."""
-    children = (
-        plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
-    )
-    return isinstance(plain, NodeReference) or any(map(_refers, children))
+def build_each(node: DictConfig) -> dict[Any, Any]:
+    """Build each node of a section, so that all that is wrong is reported at once.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    built, problems = {}, []
+    for name in node:
+        try:
+            built[name] = build(node[name]) if OmegaConf.is_config(node[name]) else node[name]
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return built
 
 
-def _try(node: DictConfig, extra: dict[str, Any]) -> Sequence[str]:
+def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> Any:
+    """Build a model with shapes and without weights; a number in place of what the data say.
+
+    Raises:
+        ConfigError: its constructors refuse a value, or torch a size.
+    """
+    import torch  # only a tree that holds a model needs torch
+
+    config = config.copy()
+    for each in filled_in:
+        if _is_open(config, each):
+            OmegaConf.update(config, each, PROVISIONAL, force_add=True)
     try:
-        build(node, **extra)
-    except ConfigError as error:
-        return error.problems
-    except (RuntimeError, OverflowError) as error:  # of torch: no tensor can be as large as that
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return build(OmegaConf.select(config, key))
+    except (RuntimeError, OverflowError) as error:  # no tensor can be as large as that
         reason = str(error).splitlines()[0]
-        return (f"{node._get_full_key(None)}: cannot be built ({reason}); choose smaller sizes",)
-    return ()
+        raise ConfigError(f"{key}: cannot be built ({reason}); choose smaller sizes") from error
 
 
-def _provisional(
-    node: dict[str, Any], parameters: Collection[str], deferred: Collection[str]
-) -> dict[str, Any]:
-    """Stand-ins for what the caller will give to the model, as far as the model takes it."""
-    names = [key.removeprefix("model.") for key in deferred if key.startswith("model.")]
-    names = [name for name in names if name in parameters]
-    return {name: PROVISIONAL for name in names if node.get(name, MISSING) in (None, MISSING)}
+def _is_open(config: DictConfig, key: str) -> bool:
+    """Return whether a value has yet to be filled in: its node takes it, and does not say it."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent, throw_on_missing=False)
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
+        return False
+    if name in node:
+        return OmegaConf.is_missing(node, name) or node[name] is None
+    return name in annotations.parameters(locate(str(node._target_), config.get("trust") or ()))
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
+def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:
+    """Return whether a section is faulty, or may refer to one that is: then the fault is reported there."""
+    return name in faulty or bool(faulty and any(node_references(plain)))
 
 
-def _misplaced(value: Any, hint: Any) -> str:
-    """Why a value does not fit its slot, and what does."""
-    if choices := annotations.choices(hint):
-        listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
-        return f"{_shown(value)} is not one of the choices; use {listed}"
-    kind = _with_article(annotations.describe_hint(hint))
-    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or _remedy(hint)}"
-
-
-def _with_article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'AEIOaeio' else 'a'} {kind}"
-
-
-def _in_digits(value: Any, hint: Any) -> str | None:
-    """What to write for a number with a letter behind it, such as 2.5B tokens."""
-    found = (
-        re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", value.lower())
-        if isinstance(value, str)
-        else None
-    )
-    kinds = {int, float} & {*annotations.alternatives(hint)}
-    if found is None or not kinds:
-        return None
-    digits, power = found[1], LETTERS[found[2]]
-    return (
-        f"write {digits}e{power}" if float in kinds else f"write {round(float(digits) * 10**power)}"
-    )
-
-
-def _remedy(hint: Any) -> str:
-    return REMEDIES.get(hint, "use a value of that type")
+def _at_its_node(line: str, places: Mapping[str, str]) -> str:
+    """Return the line of a problem with the key of the node itself, in place of that of a reference to it."""
+    for reference, key in sorted(places.items(), reverse=True):
+        if line.startswith((f"{reference}.", f"{reference}:")):
+            return key + line.removeprefix(reference)
+    return line

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 BUDGET = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 # What may change without making it another run: where and how fast it runs, who watches, how long.
 IGNORE = (
+    "_target_",
     "hardware",
     "logger",
     "callbacks",

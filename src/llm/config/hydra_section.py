@@ -16,11 +16,9 @@ from llm.config.errors import ConfigError, suggestion
 from llm.config.fingerprint import is_among
 from llm.config.overrides import key_of
 
-# What a person may type, with all that is below it.
-TYPED = (
-    *("hydra.mode", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
-    *("hydra.launcher", "hydra.sweeper"),
-)
+# What a person may type, with all that is below it: a run obeys the first, a sweep all of them.
+SWEEPS = ("hydra.launcher", "hydra.sweeper")
+TYPED = ("hydra.run.dir", *SWEEPS)
 # What Hydra itself writes into its section while it composes.
 WRITTEN = (
     *("hydra.runtime", "hydra.overrides"),
@@ -62,6 +60,19 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
             package or not is_among(key, TYPED)
         ):
             yield f"{package or key}: cannot be set; {_remedy(key)}"
+
+
+def require_obeyed(words: Sequence[str], *, is_sweep: bool) -> None:
+    """Refuse a launcher or a sweeper for a single run, which would not use it.
+
+    Raises:
+        ConfigError: with a line for each key.
+    """
+    keys = [key for key in map(key_of, words) if is_among(key, SWEEPS)]
+    if keys and not is_sweep:
+        raise ConfigError(
+            *(f"{key}: only a sweep uses it; add -m, or leave it out" for key in keys)
+        )
 
 
 def _remedy(key: str) -> str:

@@ -24,13 +24,13 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
+from llm.config.composed import Composed, trusts
 from llm.config.errors import ConfigError
 from llm.config.overrides import key_of
-from llm.config.point import trusts
 from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
 from llm.config.texts import expand_homes
@@ -69,12 +69,14 @@ class Loader(ConfigLoaderImpl):
 
     Attributes:
         own: words that the program itself adds to a command line.
+        points: what was composed and checked already, by its overrides, for Hydra's launchers.
     """
 
-    def __init__(self, config_search_path: ConfigSearchPath, is_packaged: bool = True) -> None:
+    def __init__(self, config_search_path: ConfigSearchPath, *, is_packaged: bool = True) -> None:
         super().__init__(config_search_path)
         self.is_packaged = is_packaged
         self.own: set[str] = set()
+        self.points: dict[frozenset[str], Composed] = {}
         if not is_packaged:
             self.repository = JudgedRepository(config_search_path)
 
@@ -103,6 +105,24 @@ class Loader(ConfigLoaderImpl):
         choices = config.hydra.runtime.choices
         resolve_lookups(config, [each for each in parsed if each.key_or_group not in choices])
         expand_homes(config)
+        return config
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """Answer a launcher with the point that was composed for the check, where there is one."""
+        point = self.points.get(frozenset(sweep_overrides))
+        if point is None:  # what a sweeper has found
+            config = super().load_sweep_config(master_config, sweep_overrides)
+            choices = config.hydra.runtime.choices
+        else:
+            config, choices = point.config.copy(), point.choices
+        hydra = master_config.hydra.copy()
+        OmegaConf.set_readonly(hydra, False)
+        with open_dict(hydra), open_dict(config):
+            hydra.overrides.task = list(sweep_overrides)
+            hydra.runtime.choices.update(choices)
+            config.hydra = hydra
         return config
 
     def own_option(self, group: str, option: str) -> "OwnOption | None":

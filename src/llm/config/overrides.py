@@ -3,6 +3,15 @@
 import re
 from collections.abc import Iterable, Sequence
 
+# Words of earlier versions that are called otherwise now.
+RENAMED = {
+    "check": "dry_run",
+    "task=instruction": "task=sft",
+    "task=preference": "task=dpo",
+    "callbacks=instruction": "callbacks=sft",
+    "callbacks=preference": "callbacks=dpo",
+}
+
 
 def key_of(word: str) -> str:
     """The full key, dotted, that an override sets or deletes; that of a group is its package."""

@@ -7,7 +7,7 @@ starts. What our dataclasses refuse themselves is not repeated here. Nor can the
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -111,15 +111,16 @@ class Setting(NamedTuple):
     value: Any
 
 
-def out_of_range(config: DictConfig) -> Iterator[str]:
+def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]:
     """Yield a line for each value that its parameter cannot have: numbers out of range, and empty names.
 
     A value that follows another by interpolation is not repeated.
 
     Args:
         config: the composed tree.
+        sections: the keys at its root that are looked at.
     """
-    for setting in _values(config, "", is_ours=True):
+    for setting in _values(config, "", is_ours=True, names=sections):
         if isinstance(setting.value, str):
             if setting.name in NAMES and not setting.value.strip():
                 yield f"{setting.key}: is empty; give a value, or leave {setting.key}= out"
@@ -127,18 +128,21 @@ def out_of_range(config: DictConfig) -> Iterator[str]:
             yield from _number(setting)
 
 
-def _values(node: Any, key: str, is_ours: bool, name: str = "") -> Iterator[Setting]:
+def _values(
+    node: Any, key: str, *, is_ours: bool, name: str = "", names: Any = None
+) -> Iterator[Setting]:
     """The values of a node, and of those below it, that are parameters of ours."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
-    names: Any = node.keys() if isinstance(node, DictConfig) else range(len(node))
+    if names is None:
+        names = node.keys() if isinstance(node, DictConfig) else range(len(node))
     for at in names:
         if OmegaConf.is_missing(node, at) or OmegaConf.is_interpolation(node, at):
             continue
         value, of = node[at], name if isinstance(node, ListConfig) else str(at)
         child = f"{key}[{at}]" if isinstance(node, ListConfig) else f"{key}.{at}".lstrip(".")
         if isinstance(value, DictConfig | ListConfig):
-            yield from _values(value, child, is_ours, of)
+            yield from _values(value, child, is_ours=is_ours, name=of)
         elif is_ours:
             yield Setting(child, of, value)
 

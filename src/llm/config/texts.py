@@ -77,7 +77,7 @@ def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
 
 
-def as_text(word: str, is_sweep: bool = False) -> str:
+def as_text(word: str, *, is_sweep: bool = False) -> str:
     """A word of a command line, its value quoted for Hydra's grammar if its key is a text's.
 
     What is quoted already stays.

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from llm.config.build import build, config_errors_at
+from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.generation.decoding import generates, window_start
 from llm.hardware import Hardware
@@ -17,26 +16,25 @@ from llm.nn.init import Undrawn
 from llm.weights.base import Weights
 
 
-def open_weights(config: DictConfig) -> Weights:
-    """The weights that a configuration names.
+def require_trained(weights: Weights | None) -> Weights:
+    """Return weights that were trained.
 
     Raises:
-        ConfigError: there are none at that place, or it names none.
+        ConfigError: there are none.
     """
-    weights: Weights | None = build(config.weights)
     if weights is None:
         raise ConfigError("weights: scratch has learned nothing; use weights=run weights.path=…")
     return weights
 
 
-def use_hardware(config: DictConfig) -> Hardware:
-    """The hardware that a configuration names, resolved, with the number of threads that it says.
+def use_hardware(hardware: Hardware) -> Hardware:
+    """Return the hardware with every `auto` replaced, and use as many threads as it says.
 
     Raises:
         ConfigError: this machine has no such hardware.
     """
     with config_errors_at("hardware"):
-        hardware: Hardware = build(config.hardware).resolve()
+        hardware = hardware.resolve()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     return hardware
@@ -98,13 +96,13 @@ def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
     return model
 
 
-def stop_strings(config: DictConfig) -> list[str]:
-    """The texts at which a configuration has writing end: one, or a list of them.
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """Return the texts at which writing ends, given one or a list of them.
 
     Raises:
         ConfigError: one is empty, and so found in every text.
     """
-    stops = [config.stop] if isinstance(config.stop, str) else list(config.stop)
+    stops = [stop] if isinstance(stop, str) else list(stop)
     if not all(stops):
         raise ConfigError(
             "stop: one of the texts is empty; give at least one character, or leave it out"

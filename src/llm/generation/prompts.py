@@ -4,17 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig
 from torch import nn
 
 from llm.config.build import config_errors_at
-from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.data.errors import DataError
 from llm.data.text_decoding import chunks, decoded_lines
 from llm.generation.model_loading import (
     load_language_model,
-    open_weights,
+    require_trained,
     stop_strings,
     tell_of_cut,
     use_hardware,
@@ -57,22 +55,31 @@ class Prepared(NamedTuple):
 
 
 def prepare_prompts(
-    config: DictConfig, begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings]
+    begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings],
+    *,
+    weights: Weights | None,
+    hardware: Hardware,
+    prompt: str | Sequence[str],
+    prompts_file: str | None,
+    stop: str | Sequence[str],
 ) -> Prepared:
-    """Read the prompts and load the model that a composed configuration of `llm generate` names.
+    """Read the prompts and load the model that continues them.
 
     Args:
-        config: the configuration.
         begin: turns prompts into tokens; called before the model is loaded.
+        weights: of the model.
+        hardware: as it was composed.
+        prompt: one, or several.
+        prompts_file: a file with one prompt in each line; None for `prompt`.
+        stop: the texts at which writing ends.
 
     Raises:
-        ConfigError: the configuration is wrong, the run is none, or a prompt cannot be encoded.
+        ConfigError: the weights are none, or a prompt cannot be encoded.
     """
-    check(config)
-    weights, hardware = open_weights(config), use_hardware(config)
-    prompts = read_prompts(config.prompt, config.prompts_file)
-    tokenizer, stops = weights.tokenizer(), stop_strings(config)
-    key = "prompt" if config.prompts_file is None else "prompts_file"
+    weights, hardware = require_trained(weights), use_hardware(hardware)
+    prompts = read_prompts(prompt, prompts_file)
+    tokenizer, stops = weights.tokenizer(), stop_strings(stop)
+    key = "prompt" if prompts_file is None else "prompts_file"
     with config_errors_at(key):
         openings = begin(weights, tokenizer, prompts)
     openings = openings._replace(stops=[*openings.stops, *stops])

@@ -41,10 +41,10 @@ def gpus() -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def jobs_at_once(launcher: Mapping[str, Any]) -> list[str]:
-    """Words for Hydra: where joblib's launcher was not told how many, a job for each GPU at once."""
-    devices = gpus() if launcher.get("n_jobs") == -1 else []
-    return [f"hydra.launcher.n_jobs={len(devices)}"] if devices else []
+def jobs_at_once(launcher: Mapping[str, Any]) -> int:
+    """Return how many jobs a launcher of joblib's runs at once: one for each GPU, unless it is given a number."""
+    number = int(launcher["n_jobs"])
+    return (len(gpus()) or number) if number == -1 else number
 
 
 @contextmanager

@@ -24,10 +24,12 @@ import torch
 from omegaconf import DictConfig
 
 from llm import distributed, signals
-from llm.config.build import build, config_errors_at
+from llm.config.build import config_errors_at
+from llm.config.composed import Composed, all_trusted
 from llm.config.errors import ConfigError, UserError
 from llm.hardware import Hardware, cores
 from llm.launch.gpu_pool import patience
+from llm.launch.job_file import write_composed
 from llm.runs import Run
 from llm.terminal.console import printable
 from llm.training.preflight import require_even_shares
@@ -79,16 +81,28 @@ def tasks_on_each_node(tasks: int) -> int:
     return tasks // nodes
 
 
-def resolve_hardware(config: DictConfig) -> Hardware:
-    """The hardware of a configuration, counted, and seen to suit its batches.
+def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
+    """Return the hardware with its devices counted, after a check that they share the batches evenly.
 
     Raises:
-        ConfigError: it is not there, or does not.
+        ConfigError: the devices are not there, or do not.
     """
     with config_errors_at("hardware"):
-        hardware: Hardware = build(config.hardware).place()
-    require_even_shares(config, hardware)
-    return hardware
+        placed = hardware.place()
+    require_even_shares(config, placed)
+    return placed
+
+
+def resolve_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
+    """Return the hardware with every `auto` replaced, once its ranks run.
+
+    Raises:
+        ConfigError: the devices are not there, or do not share the batches evenly.
+    """
+    with config_errors_at("hardware"):
+        resolved = hardware.resolve()
+    require_even_shares(config, resolved)
+    return resolved
 
 
 def are_missing(hardware: Hardware) -> bool:
@@ -138,15 +152,14 @@ def this_node(num_nodes: int) -> Node:
     return Node(int(number), address, int(port))
 
 
-def launch_ranks(words: Sequence[str], hardware: Hardware, directory: str | Path) -> int:
-    """Run `llm WORDS` once a device of this machine, and come back when all have ended.
+def launch_ranks(composed: Composed, hardware: Hardware) -> int:
+    """Run `llm train` once for each device of this machine, and return when all have ended.
 
-    The first rank speaks for all: what the others print is shown only where it explains a failure.
+    The first rank prints for all: what the others print is shown only if it explains a failure.
 
     Args:
-        words: the command line, the command first.
+        composed: what each rank trains; it composes nothing itself.
         hardware: placed.
-        directory: of the run, in whose record a failure belongs.
 
     Returns:
         The exit status: 0, 130 or 143 after an interruption, or that of the rank that failed first.
@@ -168,7 +181,10 @@ def launch_ranks(words: Sequence[str], hardware: Hardware, directory: str | Path
             **waiting(hardware),
         }
         first = node.number * hardware.devices
-        command = [sys.executable, "-m", "llm", *words]
+        file = Path(folder) / "run.yaml"
+        write_composed(file, composed)
+        job = ["train", "--job", str(file), *all_trusted(composed.config)]
+        command = [sys.executable, "-m", "llm", *job]
         ranks = [
             Rank(
                 first + local,
@@ -177,7 +193,7 @@ def launch_ranks(words: Sequence[str], hardware: Hardware, directory: str | Path
             )
             for local in range(hardware.devices)
         ]
-        return Watch(ranks, Path(directory)).until_all_ended()
+        return Watch(ranks, Path(composed.directory).absolute()).until_all_ended()
 
 
 @contextmanager

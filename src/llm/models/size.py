@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 import psutil
-import torch
-from omegaconf import DictConfig
+from torch import nn
 
-from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.config.ranges import SIZES
 from llm.nn.heads import group_size, head_width
@@ -51,18 +49,29 @@ def require_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}={size} is out of range; give {SIZES[name]}")
 
 
-def require_memory(model: DictConfig) -> None:
-    """Let pass the node of a model whose parameters fit into the memory of this machine, before it is built.
+def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:
+    """Refuse a model whose parameters do not fit into the memory of this machine, before it is built.
+
+    Args:
+        outline: the model on `meta`.
+        vocab_size: rows of its tables of tokens, if they are more than it was outlined with.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they do not fit.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        outline = build(model)
-    parameters = {id(each): each for each in (*outline.parameters(), *outline.buffers())}.values()
-    needed, memory = sum(each.nbytes for each in parameters), psutil.virtual_memory().total
-    if needed > memory:
+    body = getattr(outline, "body", outline)
+    parts = (getattr(body, name, None) for name in ("embedding", "head"))
+    tables = {id(getattr(part, "weight", None)) for part in parts}
+    count = size = 0
+    tensors = {id(each): each for each in (*outline.parameters(), *outline.buffers())}
+    for key, each in tensors.items():  # a tied table is there once
+        numbers = each.numel()
+        if key in tables:
+            numbers = numbers // each.shape[0] * max(each.shape[0], vocab_size)
+        count, size = count + numbers, size + numbers * each.element_size()
+    memory = psutil.virtual_memory().total
+    if size > memory:
         raise ConfigError(
-            f"model: its {sum(each.numel() for each in parameters):,} parameters take {needed / 2**30:,.0f} GiB, more "
+            f"model: its {count:,} parameters take {size / 2**30:,.0f} GiB, more "
             f"than the {memory / 2**30:,.0f} GiB of this machine; choose a smaller size"
         )

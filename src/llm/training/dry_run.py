@@ -5,26 +5,24 @@ from collections.abc import Iterator, Sequence
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from llm.config.build import build, config_errors_at
-from llm.config.composition import Point
+from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.config.overrides import differing_words, key_of
-from llm.hardware import Hardware
 from llm.planning.matching import BOUNDS, Matched, unequal
 from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, MFU, Forecast, forecast
 from llm.training.preflight import require_division
-from llm.training.setup import adopted
+from llm.training.training_config import TrainingConfig
 from llm.units import duration, flops, format_bytes, format_number, percent
 
 
-def show_dry_run(points: Sequence[Point]) -> None:
+def show_dry_run(points: Sequence[TrainingConfig]) -> None:
     """Print a table with a row for each point.
 
     Raises:
         ConfigError: a point cannot be built, or this machine has not what it asks for.
     """
-    estimates = [forecast(adopted(point.config, point.overrides)) for point in points]
+    estimates = [forecast(point) for point in points]
     for each in estimates:
         with config_errors_at("hardware"):
             hardware = each.counted
@@ -34,7 +32,7 @@ def show_dry_run(points: Sequence[Point]) -> None:
     print_tables(rows, *map(note_line, dry_run_notes(estimates)))
 
 
-def require_divisible(points: Sequence[Point]) -> None:
+def require_divisible(points: Sequence[TrainingConfig]) -> None:
     """Refuse points that as many devices as they name cannot divide, wherever they are going to run.
 
     Raises:
@@ -42,19 +40,18 @@ def require_divisible(points: Sequence[Point]) -> None:
     """
     problems = []
     for label, point in zip(labels(points), points, strict=True):
-        with config_errors_at("hardware"):
-            hardware: Hardware = build(point.config.hardware)
+        hardware = point.hardware
         if hardware.strategy is None or hardware.devices == "auto" or hardware.world == 1:
             continue
         try:
-            require_division(adopted(point.config, point.overrides), hardware)
+            require_division(point.tree, hardware)
         except ConfigError as error:
             problems += [f"{label} | {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(*problems)
 
 
-def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
+def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -> None:
     """Print what was changed to make the points of a sweep equal, and what remains unequal."""
     rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
     lines = zip(labels(points), points, matched, unequal(matched), strict=True)
@@ -64,10 +61,10 @@ def show_matched(points: Sequence[Point], matched: Sequence[Matched]) -> None:
     print_tables(rows, *map(note_line, matching_notes(matched)))
 
 
-def point_changes(point: Point, made: Matched) -> Iterator[str]:
+def point_changes(point: TrainingConfig, made: Matched) -> Iterator[str]:
     """What was changed of a point, and from what."""
     for word in made.overrides:
-        own = OmegaConf.select(point.config, key_of(word))
+        own = OmegaConf.select(point.composed.config, key_of(word))
         yield word if own is None else f"{word} (for {own})"
 
 
@@ -81,12 +78,12 @@ def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
         )
 
 
-def labels(points: Sequence[Point]) -> list[str]:
+def labels(points: Sequence[TrainingConfig]) -> list[str]:
     """What tells each point from the others, or all its words where it is alone."""
-    ours = [point.own for point in points]
+    ours = [point.composed.own for point in points]
     if len(points) == 1:
         return [
-            " ".join(word for word in ours[0] if not word.startswith("check=")) or "as configured"
+            " ".join(word for word in ours[0] if not word.startswith("dry_run=")) or "as configured"
         ]
     return [" ".join(words) for words in differing_words(ours)]
 

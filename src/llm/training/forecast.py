@@ -17,8 +17,9 @@ from llm.planning.cost import Cost, completed, context, cost, mean_row
 from llm.planning.device import Device, named, present
 from llm.planning.memory import Memory, Timeline, measure_step
 from llm.tasks.base import Batch, Task
+from llm.training.activation_checkpointing import checkpoint_activations
 from llm.training.preflight import outline
-from llm.training.trainer import checkpoint_activations
+from llm.training.training_config import TrainingConfig
 from llm.weights.model_setup import initialize
 
 # The share of the matrix rate that training is taken to reach, where nobody says better: PaLM reached 46 %,
@@ -59,7 +60,7 @@ class Forecast:
         return self.timeline_with()
 
     def timeline_with(
-        self, checkpointing: bool | None = None, precision: torch.dtype | None = None
+        self, *, checkpointing: bool | None = None, precision: torch.dtype | None = None
     ) -> Timeline | None:
         """The same under another choice of activation checkpointing or precision."""
         config = completed(self.config)
@@ -157,25 +158,25 @@ class Forecast:
         return None if flops is None or rate is None else flops / (rate * self.world * mfu)
 
 
-def forecast(config: DictConfig, gpu: str | None = None) -> Forecast:
-    """Estimate what a run would be; little is computed before it is asked for.
+def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
+    """Estimate what a run would be; little is computed before it is needed.
 
     Args:
-        config: the composed tree of `llm train`, checked.
+        run: what it is trained from.
         gpu: a GPU that it is planned for, such as `h100`; None for what this machine has.
 
     Raises:
-        ConfigError: no such GPU is known, or this machine has not what the configuration asks for.
+        ConfigError: no such GPU is known, or this machine lacks what the configuration asks for.
     """
+    hardware = run.hardware
     with config_errors_at("hardware"):
-        hardware: Hardware = build(config.hardware)
-    device = present(hardware) if gpu is None else named(gpu, hardware)
+        device = present(hardware) if gpu is None else named(gpu, hardware)
     devices = hardware.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if gpu is None and device.accelerator == "cuda" else 1
     if device.accelerator == "cpu":
         device = device.shared(devices)
-    return Forecast(config, hardware, device, devices * hardware.num_nodes)
+    return Forecast(run.tree, hardware, device, devices * hardware.num_nodes)
 
 
 def with_borrowed(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:

@@ -7,10 +7,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.build import build, config_errors_at
+from llm.config.check import FILLED_IN
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import is_changeable
 from llm.config.requirements import PROVISIONAL
-from llm.config.rules import DEFERRED
 from llm.data.base import DataModule
 from llm.hardware import Hardware
 from llm.runs import Run, display_path
@@ -166,7 +166,7 @@ def outline(config: DictConfig) -> Task:
         ConfigError: a part of it cannot be built.
     """
     config = deepcopy(config)
-    for key in OmegaConf.missing_keys(config) & {*DEFERRED}:  # known once data are read
+    for key in OmegaConf.missing_keys(config) & {*FILLED_IN}:  # known once data are read
         OmegaConf.update(config, key, PROVISIONAL)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), config_errors_at("adapter"):
         task: Task = build(config.task)

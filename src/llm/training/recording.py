@@ -17,6 +17,7 @@ from llm.loggers.wandb import WandbLogger
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError
 from llm.terminal.console import new_console
+from llm.training.next_commands import NextCommands
 from llm.training.resumption import Resumption
 
 
@@ -65,17 +66,13 @@ class Progress:
 
 
 @contextmanager
-def recording(
-    run: Run, resume: Resumption, command: str, *, rescue: str, restart: str
-) -> Iterator[Progress]:
-    """Record how a run ended if it did not end well, and tell how to go on.
+def recording(run: Run, resume: Resumption, commands: NextCommands) -> Iterator[Progress]:
+    """Record how a run ended if it did not end well, and print the command that resumes or rescues it.
 
     Args:
         run: the run, its record as it was.
-        resume: where it goes on.
-        command: goes on with it.
-        rescue: goes on with it at a lower learning rate, if it has diverged.
-        restart: begins it again at a lower learning rate, if it has diverged before it was saved.
+        resume: where it resumes.
+        commands: the commands that may be printed.
     """
     before = dict(run.record)
     progress = Progress(resume.step, seconds=before.get("seconds", 0.0))
@@ -87,14 +84,14 @@ def recording(
             record_end(run, before, progress, error, was_stopped=stop is not None)
         if stop is not None:
             status = signals.status_of(signals.number_of(stop))
-            tell_interruption(stop, run, progress, command)
+            tell_interruption(stop, run, progress, commands.resume)
             progress.end_loggers(status)
             raise SystemExit(status) from None
         if isinstance(error, DivergedError):
             error.say_more(
-                f"To go on from step {progress.saved_steps}: {rescue}"
+                f"To go on from step {progress.saved_steps}: {commands.rescue}"
                 if progress.saved_steps
-                else f"No checkpoint was saved. To begin again: {restart}"
+                else f"No checkpoint was saved. To begin again: {commands.restart}"
             )
         progress.end_loggers(1)
         raise

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm import sweeps
-from llm.checkpoints.checkpoint_file import fall_back, header_of, open_whole
+from llm import distributed, sweeps
+from llm.checkpoints.checkpoint_file import fall_back, header_of, open_whole, read_whole
 from llm.checkpoints.checksums import DamagedCheckpointError, recorded_digests
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import fingerprint, fingerprint_changes, recipe
@@ -27,33 +27,40 @@ class Resumption(NamedTuple):
 
     Attributes:
         path: the checkpoint; None begins anew.
-        step: the optimizer steps that it knows of.
+        step: the optimizer steps that were taken before it was saved.
         notes: what the user has to know of it, a line each.
+        opened: what the checkpoint holds, read and verified, in the process that found it.
     """
 
     path: Path | None = None
     step: int = 0
     notes: Sequence[str] = ()
+    opened: dict[str, Any] | None = None
 
 
 def find_resumption(
-    run: Run, config: DictConfig, meaning: str
+    run: Run, config: DictConfig, meaning: str, *, is_sharded: bool
 ) -> tuple[Resumption, dict[str, Any]]:
-    """Find where a run goes on, and what that adds to its record.
+    """Find where a run resumes, and what that adds to its record: the first rank does, for all.
 
     Args:
         run: the run, its record as it was.
-        config: under which it goes on.
+        config: under which it resumes.
         meaning: the fingerprint of that, as it was composed.
+        is_sharded: whether each device reads what it needs of a checkpoint.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
     """
-    resume = resumption(run)
-    return resume, segments(run, resume, config=config, meaning=meaning)
+    if not distributed.is_first():
+        return distributed.broadcast(None)
+    resume = resumption(run, is_sharded=is_sharded)
+    added = segments(run, resume, config=config, meaning=meaning)
+    distributed.broadcast((resume._replace(opened=None), added))
+    return resume, added
 
 
-def resumption(run: Run) -> Resumption:
+def resumption(run: Run, *, is_sharded: bool = False) -> Resumption:
     """Find the checkpoint that a run goes on from, whole and its own.
 
     One that is damaged or gone is replaced by the one that was saved before it.
@@ -63,15 +70,15 @@ def resumption(run: Run) -> Resumption:
     """
     if not run.has_last:
         return Resumption()
-    notes = []
+    read, notes = open_whole if is_sharded else read_whole, []
     try:
-        checkpoint = open_whole(run.last)
+        checkpoint = read(run.last)
     except (DamagedCheckpointError, FileNotFoundError) as error:
         if not fall_back(run.last):
             raise ConfigError(
                 f"{error}, and there is no whole one from before it; {ways_out(run)}"
             ) from error
-        checkpoint = open_whole(run.last)
+        checkpoint = read(run.last)
         notes.append(
             f"note      {error}: going on from the checkpoint before it, of step {checkpoint['global_step']}"
         )
@@ -84,7 +91,9 @@ def resumption(run: Run) -> Resumption:
                 f"{display_path(run.best)} is damaged; delete it, and the next validation writes another"
             ) from error
         run.require_wrote(run.best, stamp)
-    return Resumption(run.last, checkpoint["global_step"], notes)
+    return Resumption(
+        run.last, checkpoint["global_step"], notes, opened=None if is_sharded else checkpoint
+    )
 
 
 def in_the_same_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:

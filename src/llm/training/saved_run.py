@@ -5,20 +5,26 @@ from copy import deepcopy
 from omegaconf import DictConfig, OmegaConf
 
 from llm import network
-from llm.config.build import build
-from llm.config.check import check
+from llm.adapters.base import Adapter
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.data.base import DataModule
 from llm.hardware import Hardware
 from llm.tasks.base import Task
 from llm.terminal.console import new_console
-from llm.training.lifecycle import make_task
-from llm.training.setup import prepare_data
+from llm.training.setup import make_task, prepare_data
+from llm.training.trainer import TrainerSettings
 from llm.weights.run import RunWeights, require_source, require_weights
 
 CONSOLE = new_console()
 # What is built of a run's configuration; it may be a stranger's, so these are checked first.
-PARTS = ("data", "task", "adapter", "trainer")
+SECTIONS = {
+    "data": Deferred[DataModule],
+    "task": Deferred[Task],
+    "adapter": Adapter | None,
+    "trainer": TrainerSettings,
+}
 
 
 def restore_run(
@@ -38,8 +44,7 @@ def restore_run(
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
         config.task.reward.accelerator = hardware.accelerator  # this machine's, not the training's
     with weights.named():
-        parts = {part: config.get(part) for part in PARTS}
-        check(OmegaConf.create({**parts, "trust": config.trust}))
+        parts = check_nodes(config, SECTIONS)
     # An adapter stands on the weights that the run began from, and a reference is those weights.
     from_base = config.get("adapter") is not None or "reference" in config.task
     base = weights.base_weights(config) if from_base else None
@@ -47,7 +52,13 @@ def restore_run(
         data = (
             prepare_data(config, weights) if test_path is not None else same_data(config, weights)
         )
-    task = make_task(config, build(config.trainer), hardware, base)
+    task = make_task(
+        parts["task"],
+        settings=parts["trainer"],
+        hardware=hardware,
+        weights=base,
+        adapter=parts.get("adapter"),
+    )
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
     weights.restore(task.model, task.is_adapted)
@@ -66,9 +77,7 @@ def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
     if config.weights is not None:
         require_source(config)
     try:
-        if config.weights is not None:
-            require_weights(config)
-        base = build(config.weights)
+        base = require_weights(config) if config.weights is not None else None
     except ConfigError:
         CONSOLE.print(
             f"note: {OmegaConf.select(config, 'weights.path')}, from which {weights.path} began, is gone: "

@@ -2,31 +2,23 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import nn
 
 from llm.callbacks.throughput import SupportsFlops
 from llm.data.base import DataModule
-from llm.hardware import Hardware, describe_hardware
+from llm.hardware import describe_hardware
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task
 from llm.terminal.announce import say
 from llm.training.advice import few_steps
-from llm.training.trainer import TrainerSettings
-from llm.weights.base import Weights
+from llm.training.prepared_run import PreparedRun
 
 
-def run_summary(
-    run: Run,
-    task: Task,
-    data: DataModule,
-    hardware: Hardware,
-    steps: int,
-    settings: TrainerSettings,
-    weights: Weights | None,
-) -> str:
-    """What is about to happen, in a few lines, with the numbers that were derived."""
+def run_summary(prepared: PreparedRun, run: Run) -> str:
+    """Say in a few lines what is about to happen, with the numbers that were derived."""
+    task, data, steps = prepared.task, prepared.data, prepared.steps
+    settings, weights = prepared.config.trainer, prepared.config.weights
     tokens = round(data.tokens_per_batch * settings.accumulate)
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
@@ -34,7 +26,7 @@ def run_summary(
         f"data      {data.describe()}",
         f"model     {describe_model(task)}",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
-        f"hardware  {describe_hardware(hardware)}",
+        f"hardware  {describe_hardware(prepared.hardware)}",
     ]
     if data.is_bounded:
         lines.append(f"note      {data.describe_validation()}")
@@ -78,11 +70,11 @@ def untrained_tokens(task: Task, data: DataModule) -> list[str]:
     return [name for name in data.tokenizer.special_tokens if name not in before.special_tokens]
 
 
-def say_undivided(config: DictConfig, hardware: Hardware) -> None:
-    """Tell who chose a way to divide the work that there is one device only."""
-    chosen = config.hardware.get("strategy")
-    if chosen is not None and hardware.strategy is None:
-        name = chosen._target_.rpartition(".")[2]
+def say_undivided(prepared: PreparedRun) -> None:
+    """Say that there is only one device, if a strategy for several was chosen."""
+    chosen = prepared.config.hardware.strategy
+    if chosen is not None and prepared.hardware.strategy is None:
+        name = type(chosen).__name__
         say(
             f"note      {name}: one device only, so nothing is divided (hardware.devices=2 asks for two)"
         )
@@ -95,15 +87,14 @@ def describe_model(task: Task) -> str:
     body = getattr(model, "body", None)
     if body is not None:
         name = f"{name} over {type(body).__name__}"
-    total, trained = count_parameters(model), count_parameters(model, trained=True)
+    total, trained = count_parameters(model), count_trained(model)
     line = f"{name}, {total:,} parameters"
     return line if trained == total else f"{line}, of which {trained:,} are trained"
 
 
-def size_record(
-    task: Task, data: DataModule, settings: TrainerSettings, steps: int, hardware: Hardware
-) -> dict[str, Any]:
-    """How much a run learns from, and how large a model, for its record."""
+def size_record(prepared: PreparedRun) -> dict[str, Any]:
+    """Return how much a run learns from, and how large its model is, for its record."""
+    task, data = prepared.task, prepared.data
     row = max(1, round(data.tokens_per_row))
     flops = task.model.flops_per_token(row) if isinstance(task.model, SupportsFlops) else None
     return {
@@ -111,14 +102,19 @@ def size_record(
         "corpus": getattr(data, "corpus", None),
         "vocabulary": getattr(data, "vocabulary", None),
         "parameters": count_parameters(task.model),
-        "trained_parameters": count_parameters(task.model, trained=True),
+        "trained_parameters": count_trained(task.model),
         "flops_per_token": flops,
-        "tokens_per_step": round(data.tokens_per_batch * settings.accumulate),
-        "devices": hardware.world,
-        "max_steps": steps,
+        "tokens_per_step": round(data.tokens_per_batch * prepared.config.trainer.accumulate),
+        "devices": prepared.hardware.world,
+        "max_steps": prepared.steps,
     }
 
 
-def count_parameters(model: nn.Module, trained: bool = False) -> int:
-    """How many parameters a model has, or how many of them are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+def count_parameters(model: nn.Module) -> int:
+    """Return how many parameters a model has."""
+    return sum(each.numel() for each in model.parameters())
+
+
+def count_trained(model: nn.Module) -> int:
+    """Return how many parameters of a model are trained."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad)

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from llm.config.build import build
-from llm.config.check import check
-from llm.models.size import require_memory
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
+from llm.models.size import Size, require_memory
 from llm.tokenizers.base import Tokenizer
 from llm.weights.folder_settings import FolderSettings
 
@@ -86,9 +86,9 @@ class Weights(ABC):
             ConfigError: the configuration is no model's, or the weights do not fit it.
         """
         config = self.config
-        check(OmegaConf.masked_copy(config, [k for k in ("model", "size", "trust") if k in config]))
-        require_memory(config.model)
-        model = build(config.model)
+        parts = check_nodes(config, {"size": Size, "model": Deferred[nn.Module]})
+        require_memory(parts["model"].outline)
+        model = parts["model"].build()
         self.load(model)
         return model
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm import network
-from llm.adapters.base import Adapted, load_adapter_state
+from llm.adapters.base import Adapted, Adapter, load_adapter_state
 from llm.adapters.lora import merge_updates
 from llm.checkpoints.checkpoint_file import (
     digest_of,
@@ -25,8 +25,9 @@ from llm.checkpoints.checkpoint_file import (
 from llm.checkpoints.checksums import DamagedCheckpointError
 from llm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from llm.config.allowlist import locate
-from llm.config.build import build, config_errors_at
-from llm.config.check import check
+from llm.config.build import config_errors_at
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.config.resolvers import refers
 from llm.files import RESTORE, read_yaml
@@ -40,6 +41,8 @@ from llm.weights.state_loading import TABLES, fill
 
 Result = TypeVar("Result")
 
+# What is built of a run's model.
+SECTIONS = {"model": Deferred[nn.Module], "adapter": Adapter | None}
 # The runs that are being loaded, each for the one before it.
 _OPENED: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
 
@@ -130,12 +133,12 @@ class RunWeights(Weights):
         adapter = config.get("adapter")
         parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
         with self.named():
-            check(OmegaConf.create(parts))
-            require_memory(config.task.model)
-        model = build(config.task.model)
+            built = check_nodes(OmegaConf.create(parts), SECTIONS)
+            require_memory(built["model"].outline)
+        model = built["model"].build()
         base = self.base_weights(config) if adapter is not None else None
         if adapter is not None:
-            initialize(model, base, build(adapter))
+            initialize(model, base, built["adapter"])
         self.restore(model, is_adapted=base is not None)
         return model.eval()
 
@@ -243,8 +246,7 @@ class RunWeights(Weights):
             config.weights.path = self.base
         path = OmegaConf.select(config, "weights.path")
         try:
-            require_weights(config)
-            weights: Weights = build(config.weights)
+            weights = require_weights(config)
             with network.offline(self.path) if self.base is None else nullcontext():
                 found = weights.fingerprint
         except ConfigError as error:
@@ -260,14 +262,14 @@ class RunWeights(Weights):
         return weights
 
 
-def require_weights(config: DictConfig) -> None:
-    """Let pass a configuration whose node `weights` can be built, and makes weights and nothing else.
+def require_weights(config: DictConfig) -> Weights:
+    """Return the weights of a configuration whose node `weights` makes weights and nothing else.
 
     Raises:
         ConfigError: it cannot, or makes something else.
     """
     require_source(config)
-    check(OmegaConf.create({"weights": config.weights, "trust": config.trust}))
+    return check_nodes(config, {"weights": Weights})["weights"]
 
 
 def require_source(config: DictConfig) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from small_runs import command_of
 
-from llm.config.check import check
 from llm.config.errors import ConfigError
 from llm.nn.ignore_index import IGNORE_INDEX
 from llm.training import lifecycle
@@ -23,7 +23,7 @@ def composed(experiment, *words):
     small = ("size=nano", "size.context_length=512", "tokenizer=byte", "weights=scratch")
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [f"experiment={experiment}", "data.path=x", *small, *words])
-    check(config)
+    command_of(config)
     return config
 
 

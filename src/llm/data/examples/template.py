@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.build import build
-from llm.config.check import check
+from llm.config.check import check_nodes
 from llm.tokenizers.base import Tokenizer
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -344,8 +343,8 @@ def stored_template(config: DictConfig) -> ChatTemplate | None:
         return None
     trust = OmegaConf.select(config, "trust") or []
     stored = OmegaConf.create({"template": node, "trust": trust})
-    check(stored)  # a run directory may be a stranger's
-    return build(stored.template)
+    # Checked, for a run directory may be a stranger's.
+    return check_nodes(stored, {"template": ChatTemplate})["template"]
 
 
 def require_question(messages: Sequence[Message]) -> None:

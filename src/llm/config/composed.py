@@ -1,27 +1,31 @@
-"""One thing that is going to run, composed."""
+"""What a composition gives: the tree of a command, and how it came about."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 
-class Point(NamedTuple):
-    """One thing that is going to run.
+@dataclass(frozen=True)
+class Composed:
+    """One command, composed.
 
     Attributes:
-        overrides: the words that make it.
-        config: the composed tree, without Hydra's own section and what only Hydra can look up.
+        config: the tree, without Hydra's own section; what only Hydra can look up is written out, references
+            from one key to another are kept.
+        overrides: the words of the command line that make it.
         choices: the option chosen of each group.
         directory: where it runs.
-        options: flags of the command line that it needs, such as a folder of configs.
+        flags: flags of the command line without which the overrides mean something else, such as a folder of
+            configs.
     """
 
-    overrides: list[str]
     config: DictConfig
-    choices: dict[str, str | None]
-    directory: str
-    options: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    choices: Mapping[str, str | None] = field(default_factory=dict)
+    directory: str = "."
+    flags: Sequence[str] = ()
 
     @property
     def own(self) -> list[str]:
@@ -30,13 +34,13 @@ class Point(NamedTuple):
 
 
 def all_trusted(config: DictConfig) -> list[str]:
-    """All packages that a tree trusts anywhere."""
+    """Return all packages that a tree trusts, at any key."""
     lists = (value for _, value in trusts(OmegaConf.to_container(config, resolve=False)))
     return sorted({str(each) for value in lists if isinstance(value, list) for each in value})
 
 
 def trusts(plain: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What plain data says of trust, anywhere, with the full keys."""
+    """Yield each value of a key named `trust` in plain data, with its full key."""
     if not isinstance(plain, dict | list):
         return
     for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):

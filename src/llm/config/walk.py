@@ -1,0 +1,305 @@
+"""The comparison of a composed tree with the signatures that it names: the constructor is the schema.
+
+Keys are parameters, values have the annotated types, what is required is there. Nothing is built here.
+"""
+
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llm.config import annotations
+from llm.config.allowlist import locate
+from llm.config.composed import Composed
+from llm.config.deferred import Deferred
+from llm.config.errors import ConfigError, suggestion
+
+MISSING = "???"
+REMEDIES: dict[Any, str] = {
+    int: "use a whole number such as 8",
+    float: "use a number such as 0.1",
+    bool: "use true or false",
+    str: "use a text such as word",
+}
+LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
+
+
+class Unresolved:
+    """Stands for an interpolation that leads nowhere: it is reported once, and fits every slot."""
+
+
+UNRESOLVED = Unresolved()
+
+
+@dataclass(frozen=True)
+class NodeReference:
+    """A reference to a node elsewhere in the tree, which is judged there; here it must only fit its slot.
+
+    Attributes:
+        plain: the node as plain data.
+        key: its full key.
+    """
+
+    plain: Any
+    key: str
+
+
+def resolved(node: Any, key: str, problems: list[str]) -> Any:
+    """Return a tree as plain data; an interpolation that leads nowhere becomes a problem."""
+    if isinstance(node, ListConfig):
+        names: Any = range(len(node))
+    elif isinstance(node, DictConfig):
+        names = node.keys()
+    else:
+        return node
+    plain = {
+        name: resolved_value(node, name, f"{key}.{name}" if key else str(name), problems)
+        for name in names
+    }
+    return plain if isinstance(node, DictConfig) else list(plain.values())
+
+
+def dereferenced(plain: Any) -> Any:
+    """Return the tree with every node written out where it is referred to, as rules over the tree read it."""
+    if isinstance(plain, NodeReference):
+        return dereferenced(plain.plain)
+    if isinstance(plain, dict):
+        return {name: dereferenced(value) for name, value in plain.items()}
+    return [dereferenced(value) for value in plain] if isinstance(plain, list) else plain
+
+
+def node_references(plain: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the full key of each reference to a node, and the full key of the node."""
+    if isinstance(plain, NodeReference):
+        yield key, plain.key
+    elif isinstance(plain, dict | list):
+        for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+            yield from node_references(value, f"{key}.{name}" if key else str(name))
+
+
+def resolved_value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
+    """Return one value of a tree as plain data, as `resolved` does."""
+    if OmegaConf.is_missing(node, name):
+        return MISSING
+    try:
+        value = node[name]
+    except OmegaConfBaseException as error:
+        written = node._get_node(name)._value()
+        reason = str(error).splitlines()[0]
+        problems.append(f"{key}: {written} cannot be resolved ({reason}); name a key that exists")
+        return UNRESOLVED
+    if OmegaConf.is_interpolation(node, name) and OmegaConf.is_config(value):
+        return NodeReference(resolved(value, key, []), value._get_full_key(None))
+    return None if value is None else resolved(value, key, problems)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk through a plain tree that yields one line for each problem.
+
+    Attributes:
+        trust: packages on the allowlist by the user's word.
+        deferred: full keys that may be missing.
+        sections: the keys at the root that are walked; what is referred to elsewhere is compared at the reference.
+    """
+
+    trust: tuple[str, ...] = ()
+    deferred: frozenset[str] = frozenset()
+    sections: frozenset[str] = frozenset()
+
+    def root(
+        self, plain: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+    ) -> Iterator[str]:
+        """Compare the root of a tree with the parameters of its command."""
+        free = {n: p for n, p in parameters.items() if p.annotation is not Composed}
+        for name, value in plain.items():
+            if name not in free:
+                yield f"{name}: no such key; {suggestion(str(name), free)}"
+            else:
+                yield from self.value(value, slot(free[name].annotation), name)
+        yield from self.absent(plain, free, (), "")
+
+    def value(
+        self, value: Any, hint: Any, key: str, *, beneath_factory: bool = False
+    ) -> Iterator[str]:
+        """Compare any value with its slot."""
+        if isinstance(value, Unresolved):
+            return
+        if isinstance(value, NodeReference) and value.key.split(".")[0] not in self.sections:
+            value = value.plain
+        if isinstance(value, NodeReference):
+            yield from self.reference(value.plain, hint, key)
+        elif isinstance(value, str) and value == MISSING:
+            if key not in self.deferred:
+                yield f"{key}: has no value; set it with {key}=…"
+        elif isinstance(value, dict) and "_target_" in value:
+            yield from self.node(value, hint, key, beneath_factory=beneath_factory)
+        elif not annotations.accepts(hint, value):
+            yield f"{key}: {_misplaced(value, hint)}"
+        else:
+            yield from self.items(value, hint, key, beneath_factory=beneath_factory)
+
+    def items(self, value: Any, hint: Any, key: str, *, beneath_factory: bool) -> Iterator[str]:
+        """Compare what a dictionary or a list holds with the slot that the hint has for it."""
+        named = isinstance(value, dict)
+        items = value.items() if named else enumerate(value if isinstance(value, list) else ())
+        for at, item in items:
+            child = f"{key}.{at}" if named else f"{key}[{at}]"
+            element = annotations.element_hint(hint, at)
+            yield from self.value(item, element, child, beneath_factory=beneath_factory)
+
+    def reference(self, plain: Any, hint: Any, key: str) -> Iterator[str]:
+        """Compare a reference to a node elsewhere with its slot."""
+        if isinstance(plain, dict) and "_target_" in plain:
+            with suppress(ConfigError):  # reported at the node itself
+                target = locate(str(plain["_target_"]), self.trust)
+                yield from _misfit(
+                    target, is_factory=plain.get("_partial_", False) is True, hint=hint, key=key
+                )
+
+    def node(
+        self, node: dict[str, Any], hint: Any, key: str, *, beneath_factory: bool
+    ) -> Iterator[str]:
+        """Compare a node that names a target with its slot, and with the signature of the target."""
+        try:
+            target = locate(str(node["_target_"]), self.trust)
+        except ConfigError as error:
+            yield f"{key}: {error}"
+            return
+        is_factory = node.get("_partial_", False) is True
+        yield from _misfit(target, is_factory=is_factory, hint=hint, key=key)
+        if beneath_factory and not is_factory and is_module(target):
+            yield (
+                f"{key}: one module would be shared by everything that the factory around it makes; "
+                "add `_partial_: true`, so that each gets its own"
+            )
+        parameters = annotations.parameters(target)
+        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()):
+            yield (
+                f"{key}: {target.__name__} takes * or ** arguments, which cannot be checked; "
+                "wrap it in a function with an explicit signature"
+            )
+            return
+        given = _given_by_code(parameters, hint, is_factory=is_factory)
+        below = beneath_factory or is_factory
+        yield from self.arguments(node, parameters, given, key, beneath_factory=below)
+        if not is_factory or annotations.positional(hint) is not None:
+            yield from self.absent(node, parameters, given, key)
+
+    def arguments(
+        self,
+        node: Mapping[str, Any],
+        parameters: Mapping[str, inspect.Parameter],
+        given: Collection[str],
+        key: str,
+        *,
+        beneath_factory: bool,
+    ) -> Iterator[str]:
+        """Compare each key of a node with the parameters of its target, and its value with the annotation."""
+        for name, value in node.items():
+            child = f"{key}.{name}"
+            if name in ("_target_", "_partial_"):
+                if name == "_partial_" and not isinstance(value, bool):
+                    yield f"{child}: {_shown(value)} is not a bool; write true or leave it out"
+            elif name in given:
+                yield f"{child}: is given by the code; remove it"
+            elif name in parameters:
+                hint = parameters[name].annotation
+                yield from self.value(value, hint, child, beneath_factory=beneath_factory)
+            else:
+                free = [n for n in parameters if n not in given]
+                yield f"{child}: no such key; {suggestion(str(name), free, f'{key}.')}"
+
+    def absent(
+        self,
+        node: Mapping[str, Any],
+        parameters: Mapping[str, inspect.Parameter],
+        given: Collection[str],
+        key: str,
+    ) -> Iterator[str]:
+        """Yield a line for each parameter that a target requires and nobody gives."""
+        for name, parameter in parameters.items():
+            child = f"{key}.{name}" if key else name
+            required = parameter.default is inspect.Parameter.empty and name not in given
+            if required and name not in node and child not in self.deferred:
+                hint = annotations.describe_hint(slot(parameter.annotation))
+                yield f"{child}: is required and not there; add it ({hint})"
+
+
+def slot(hint: Any) -> Any:
+    """Return what a field of a command takes: of `Deferred[T]` it is `T`."""
+    return get_args(hint)[0] if get_origin(hint) is Deferred else hint
+
+
+def is_module(target: Any) -> bool:
+    """Return whether a target makes a module of torch."""
+    from torch import nn  # only a tree that holds a module needs torch
+
+    made = annotations.product(target)
+    return inspect.isclass(made) and issubclass(made, nn.Module)
+
+
+def _given_by_code(
+    parameters: Mapping[str, inspect.Parameter], hint: Any, *, is_factory: bool
+) -> Collection[str]:
+    """Return the names of the parameters that a factory's caller gives by position."""
+    count = len(annotations.positional(hint) or ()) if is_factory else 0
+    return list(parameters)[:count]
+
+
+def _misfit(target: Any, *, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
+    """Yield why a target does not belong into a slot."""
+    made = annotations.product(target)
+    name, wanted = target.__name__, annotations.describe_hint(hint)
+    factory_fits = annotations.takes_factory(hint, made)
+    if is_factory:
+        if not factory_fits and annotations.takes(hint, made):
+            yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
+        elif not factory_fits:
+            yield f"{key}: {name} does not make {_with_article(wanted)}; choose another _target_"
+    elif factory_fits and annotations.wants_factory(hint, made):
+        yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
+    elif not annotations.takes(hint, made):
+        yield f"{key}: {name} is not {_with_article(wanted)}; choose another _target_"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _misplaced(value: Any, hint: Any) -> str:
+    """Say why a value does not fit its slot, and what does."""
+    if choices := annotations.choices(hint):
+        listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+        return f"{_shown(value)} is not one of the choices; use {listed}"
+    kind = _with_article(annotations.describe_hint(hint))
+    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or _remedy(hint)}"
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'AEIOaeio' else 'a'} {kind}"
+
+
+def _in_digits(value: Any, hint: Any) -> str | None:
+    """What to write for a number with a letter behind it, such as 2.5B tokens."""
+    found = (
+        re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", value.lower())
+        if isinstance(value, str)
+        else None
+    )
+    kinds = {int, float} & {*annotations.alternatives(hint)}
+    if found is None or not kinds:
+        return None
+    digits, power = found[1], LETTERS[found[2]]
+    return (
+        f"write {digits}e{power}" if float in kinds else f"write {round(float(digits) * 10**power)}"
+    )
+
+
+def _remedy(hint: Any) -> str:
+    return REMEDIES.get(hint, "use a value of that type")

@@ -1,0 +1,44 @@
+"""Hydra's sweeper and launcher, given points that are composed already.
+
+`Hydra.multirun` would compose the sweep once more, and each of its points twice.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.loader import Loader
+
+
+def launch(
+    loader: Loader, master: DictConfig, job: Callable[..., Any], changes: Mapping[str, Any]
+) -> None:
+    """Let Hydra's sweeper and launcher call `job` for each point.
+
+    Args:
+        loader: answers for the points that are known; a sweeper that searches has others composed.
+        master: the sweep as it was composed, with Hydra's own section.
+        job: is called with the configuration of each point.
+        changes: of Hydra's section, by key.
+    """
+    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs print what is of interest
+    for key, value in changes.items():
+        OmegaConf.update(master.hydra, key, value, force_add=True)
+    HydraConfig.instance().set_config(master)
+    configure_log(master.hydra.hydra_logging, master.hydra.verbose)
+    sweeper = Plugins.instance().instantiate_sweeper(
+        config=master,
+        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+        task_function=job,
+    )
+    sweeper.sweep(arguments=list(master.hydra.overrides.task))

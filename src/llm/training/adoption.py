@@ -1,0 +1,67 @@
+"""Taking over the architecture of the weights that a run begins from."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.errors import ConfigError
+from llm.config.overrides import key_of
+from llm.weights.base import Weights
+
+
+def adopted(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> DictConfig:
+    """Return a configuration with the model, size and tokenizer of weights; only dropout may be chosen anew.
+
+    Raises:
+        ConfigError: an override asks for another model, size or tokenizer than that of the weights, or for longer
+            examples than their context.
+    """
+    config = deepcopy(config)
+    groups = ("model", "size", "tokenizer")
+    keys = {word: key_of(word) for word in overrides}
+    given = [word for word, key in keys.items() if key.split(".")[0] in groups]
+    dropouts = [word for word in given if keys[word].endswith(".dropout")]
+    refused = [word for word in given if word not in dropouts]
+    if refused:
+        raise ConfigError(
+            f"{' '.join(refused)}: the model, its size and its tokenizer are those of {weights.path}; leave these "
+            f"overrides out, or train from weights=scratch{_shorter(config, refused)}"
+        )
+    chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
+    theirs = weights.config
+    for group in groups:
+        if group in theirs:
+            OmegaConf.update(config, group, theirs[group], merge=False, force_add=True)
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
+    require_context(config, weights)
+    template = OmegaConf.select(theirs, "data.template")
+    is_chosen = any(key.startswith("data.template") for key in keys.values())
+    if template is not None and "template" in config.data and not is_chosen:
+        config.data.template = template  # a model is asked in the template that it was trained on
+    return config
+
+
+def require_context(config: DictConfig, weights: Weights) -> None:
+    """Refuse examples that are longer than the context of the weights.
+
+    Raises:
+        ConfigError: they are.
+    """
+    length, most = (
+        OmegaConf.select(config, f"{part}.context_length") for part in ("data", "model")
+    )
+    if isinstance(length, int) and isinstance(most, int) and length > most:
+        raise ConfigError(
+            f"data.context_length: {length} is more than the {most} tokens of {weights.path}; give {most} or less"
+        )
+
+
+def _shorter(config: DictConfig, refused: Sequence[str]) -> str:
+    """The override that does what one of `size.context_length` was to do."""
+    lengths = [word for word in refused if key_of(word) == "size.context_length"]
+    if not lengths:
+        return ""
+    part = "weights" if "context_length" in config.weights else "data"
+    return f"; for shorter examples: {part}.context_length={lengths[0].partition('=')[2]}"

@@ -1,0 +1,71 @@
+"""The command lines that a run tells its user: how to resume it, how to rescue it, how to use it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm.config.allowlist import locate
+from llm.config.overrides import key_of
+from llm.config.texts import quoted_text
+from llm.runs import Run, display_path
+from llm.terminal import shell
+from llm.training.resumption import ALLOW_CHANGES
+from llm.training.training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class NextCommands:
+    """The commands that make sense after a run, or after a part of it.
+
+    Attributes:
+        config: what the run is trained from.
+        run: the run.
+    """
+
+    config: TrainingConfig
+    run: Run
+
+    @property
+    def resume(self) -> str:
+        """Resume the run where it stopped."""
+        return self._line(shell.program(), *self._words)
+
+    @property
+    def recorded(self) -> str:
+        """The same for the run's record: it names `llm`, however this process was started."""
+        return self._line("llm", *self._words)
+
+    @property
+    def restart(self) -> str:
+        """Train a run that diverged once more, at a tenth of its learning rate."""
+        return self._line(shell.program(), *self._slower())
+
+    @property
+    def rescue(self) -> str:
+        """Resume a run that diverged from its last checkpoint, at a tenth of its learning rate."""
+        return self._line(shell.program(), *self._slower(), f"resume={ALLOW_CHANGES}")
+
+    @property
+    def use(self) -> str:
+        """Use the run: the command that suits its task."""
+        if not self.run.has_weights:
+            return "(nothing was saved to be used: callbacks.checkpoints is left out)"
+        task = self.config.tree.task._target_
+        command: str = locate(task, self.config.trust).command  # pyright: ignore[reportFunctionMemberAccess]
+        return self._line(shell.program(), command, f"weights.path={display_path(self.run.path)}")
+
+    @property
+    def _words(self) -> list[str]:
+        """The words that resume the run: `rerun` and `resume` hold once."""
+        composed = self.config.composed
+        kept = [word for word in composed.own if not word.startswith(("rerun=", "resume="))]
+        return ["train", *composed.flags, *kept]
+
+    def _slower(self) -> Sequence[str]:
+        is_named = any(key_of(word) == "name" for word in self._words)
+        name = [] if is_named else [f"name={quoted_text(self.run.path.name)}"]
+        rate = self.config.tree.optimizer.get("lr")
+        others = [word for word in self._words if key_of(word) != "optimizer.lr"]
+        return [*others, *name, f"optimizer.lr={rate / 10:g}" if rate else "optimizer.lr=…"]
+
+    def _line(self, *words: str) -> str:
+        return shell.command_line(*words, modules=self.config.trust)

@@ -1,0 +1,73 @@
+"""What a run is trained from: the configuration of `llm train`, and of the commands that forecast one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from llm.adapters.base import Adapter
+from llm.config.base import Command
+from llm.config.composed import Composed
+from llm.config.deferred import Deferred
+from llm.config.rules import Rule
+from llm.hardware import Hardware
+from llm.models.size import Size
+from llm.rewards.base import RewardFunction
+from llm.training.adoption import adopted
+from llm.training.config_rules import RULES
+from llm.training.trainer import TrainerSettings
+from llm.weights.base import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Command):
+    """A run before it is trained.
+
+    The model, its tokenizer, the data and the task are built when the data are read, which fill in how large the
+    vocabulary is; the optimizer and the schedule belong to the task, which refers to them.
+    """
+
+    model: Deferred[nn.Module]
+    size: Size
+    tokenizer: Deferred[Any]
+    data: Deferred[LightningDataModule]
+    task: Deferred[LightningModule]
+    weights: Weights | None
+    adapter: Adapter | None
+    reward: RewardFunction | None = None
+    optimizer: Callable[[Any], Optimizer]
+    schedule: Callable[[int, int], float]
+    hardware: Hardware
+    trainer: TrainerSettings
+    logger: Mapping[str, Callable[[str, str], Logger] | None]
+    callbacks: Mapping[str, Callback | None]
+    seed: int
+    name: str | None
+    output_dir: str
+    rerun: bool
+    resume: Literal["exact", "allow_changes"]
+    dry_run: bool
+    match: Literal["parameters", "flops", "tokens"] | Sequence[str] | None
+
+    rules: ClassVar[Sequence[Rule]] = RULES
+
+    @staticmethod
+    def adopt(composed: Composed, weights: Weights | None) -> DictConfig:
+        """Return the tree with the architecture of the weights that the run begins from.
+
+        Raises:
+            ConfigError: an override asks for another model, size or tokenizer than that of the weights.
+        """
+        if weights is None:
+            return composed.config.copy()  # what the data say is filled in there
+        return adopted(composed.config, weights, composed.own)
+
+    @property
+    def tree(self) -> DictConfig:
+        """The tree in which the deferred nodes are, with the architecture of the weights in it."""
+        return self.task.tree

@@ -55,6 +55,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the training text of")  # which is short
 @pytest.mark.parametrize("line", TRAIN)
 def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
     monkeypatch.setenv("LLM_CACHE", str(cache))

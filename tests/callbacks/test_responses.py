@@ -56,6 +56,7 @@ def run(tmp_path, monkeypatch):
         return run_command(compose("train", words), tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
 def test_a_run_ends_with_its_answers_and_shows_how_it_came_to_them(run):
     rows = json.loads((run.path / RESULTS["responses"]).read_text("utf-8"))
     assert len(rows) == len(ROWS)

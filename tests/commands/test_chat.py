@@ -75,6 +75,7 @@ def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
     assert row["messages"][0] == {"role": "user", "content": "Grüße"}
 
 
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
 def test_what_is_saved_is_instruction_data(run, tmp_path):
     saved = tmp_path / "talk.jsonl"
     lines = f"/system Be brief.\none\ntwo\n/save {saved}\n"

@@ -271,6 +271,7 @@ def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated
         aside.rename(instructed.last)
 
 
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
 def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")

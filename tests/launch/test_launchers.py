@@ -152,7 +152,7 @@ def test_slurm_runs_a_sweep_and_a_job_whose_time_is_over_is_saved_and_requeued(s
     assert line.endswith(f"{sys.executable} -u -m submitit.core._submit {found.path}/.submitit/%j")
 
 
-# Optuna
+# Optuna, whose tables are declared in a way that SQLAlchemy 2 has moved, to be said once in a process.
 
 
 @pytest.fixture

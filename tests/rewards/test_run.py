@@ -1,5 +1,6 @@
 """A run of a reward model scores text as its training did."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -48,7 +49,9 @@ def test_prompts_in_another_template_are_refused(train, pairs):
             require_template(reward, other)
     words = ("task=grpo", "data=instruction", "data.template.separator=XX")
     questions = pairs.with_name("questions.jsonl")
-    questions.write_text(pairs.read_text().replace('"chosen"', '"output"'))
+    rows = [json.loads(row) for row in pairs.read_text().splitlines()]
+    rows = [{"instruction": row["instruction"], "output": row["chosen"]} for row in rows]
+    questions.write_text("\n".join(map(json.dumps, rows)))
     words = (*words, f"data.path={questions}", "reward=run", f"reward.path={run.path}")
     with pytest.raises(ConfigError, match=r"task: the reward model .* in another template"):
         train("policy", *words)

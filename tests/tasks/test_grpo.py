@@ -39,6 +39,7 @@ def grpo(train, questions):
     return lambda name, *words: train(name, *WORDS, f"data.path={questions}", *words)
 
 
+@pytest.mark.filterwarnings("ignore:step .* gradient norm")
 def test_a_rewarded_letter_is_written_more_and_more(grpo, logged):
     words = ("trainer.max_steps=30", "trainer.val_every=10", "task.beta=0.01")
     rows = logged(grpo("run", *words))

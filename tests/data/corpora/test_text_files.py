@@ -147,6 +147,7 @@ def test_paths_that_lead_nowhere_are_named(tmp_path: Path):
         documents(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out.*data.suffixes")
 def test_the_fingerprint_follows_the_content_and_not_the_time(notes: Path):
     first = TextFiles(notes).fingerprint()
     os.utime(notes / "a.txt", (1, 1))

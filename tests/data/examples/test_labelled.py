@@ -143,7 +143,8 @@ def test_the_shares_of_devices_are_filled_up_with_nothing_asked(write):
 
 
 def test_long_texts_keep_their_beginning_and_are_counted(write):
-    data = make(write("a.jsonl", TEXTS), context_length=32)
+    with pytest.warns(UserWarning, match=r"data\.context_length: 40 of 60 texts have more than 32"):
+        data = make(write("a.jsonl", TEXTS), context_length=32)
     whole = [example.text.encode() for examples in data.raw.values() for example in examples]
     assert data.cut == sum(len(text) > 32 for text in whole) > 0
     for place, row in enumerate(data.encoded["train"]):

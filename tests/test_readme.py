@@ -1,10 +1,12 @@
-"""The README's commands run: each as it stands there, with a few words more that make it small."""
+"""The commands of the README and of docs/ run, as they are written, with a few words more that make them small."""
 
 import io
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,41 +14,103 @@ import pytest
 from llm import __main__ as command_line
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
-COMMANDS = [line.split("  #")[0].strip() for line in BLOCKS.splitlines() if line.strip()]
-ALL = [line for line in COMMANDS if line.startswith("llm train") and "weights=" not in line]
-# Sweeps and several devices have tests of their own: here it is seen that every point could run.
-CHECKED = [line for line in ALL if re.search(" -m | sweep=| hardware=(?!zero)", line)]
-TRAIN = [line for line in ALL if line not in CHECKED and "hardware=zero" not in line]
-FINETUNING = [
-    line for line in COMMANDS if line.startswith("llm ") and ("weights" in line or " name=" in line)
-]
+README = (ROOT / "README.md").read_text("utf-8")
+# In the order of the README's table: the commands of a page may use the runs of the pages before it.
+NAMES = re.findall(r"^\| \[[^\]]+\]\((docs/\w+\.md)\)", README, re.MULTILINE)
+PAGES = {"README.md": README} | {name: (ROOT / name).read_text("utf-8") for name in NAMES}
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """The lines of the shell blocks of a page, without comments."""
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", "").splitlines():
+            if command := re.split(r"\s{2,}#", line)[0].strip():
+                yield re.sub(r"\s+", " ", command)
+
+
+COMMANDS = list(dict.fromkeys(command for text in PAGES.values() for command in commands_of(text)))
+# Commands that a test cannot run: they install, upload, or set up a shell.
+OTHERS = ("pipx install ", "wandb sync ", "eval ")
+# Words of commands that need the network, a library or a machine that a test does not have: only composed.
+ELSEWHERE = (
+    *("openai-community/", "Llama-3.2", "HuggingFaceTB/", "judge=", "hardware=zero"),
+    *("NODE_RANK=", "hydra/sweeper=optuna"),
+)
+STRATEGY = re.compile(r" hardware=(ddp|fsdp|tensor_parallel|pipeline|zero)")
+
+
+def kind_of(line: str) -> str:
+    """How a command is tested."""
+    if line.startswith(OTHERS) or line.startswith("make "):
+        return "other"
+    if any(word in line for word in ELSEWHERE):
+        return "composed"
+    if re.search(r"^llm plan|--help|--cfg", line):
+        return "shown"
+    if "weights" in line or "llm compare" in line or makes_what_others_use(line):
+        return "chained"
+    return "checked" if re.search(" -m | sweep=", line) or STRATEGY.search(line) else "trained"
+
+
+def makes_what_others_use(line: str) -> bool:
+    """Whether a later command reads the run or sweep that this one makes."""
+    name = re.search(r" name=(\w+)", line)
+    return bool(name and any(re.search(rf"outputs/\w+/{name[1]}\b", each) for each in COMMANDS))
+
+
+def words_of(line: str) -> list[str]:
+    """What `llm` gets from a command, whatever starts it."""
+    return shlex.split(re.split(r"(?:^|(?<= ))llm ", line, maxsplit=1)[1])
+
+
+def lines(*kinds: str) -> list[str]:
+    return [line for line in COMMANDS if kind_of(line) in kinds]
+
+
 SMALL = [
-    *("size=nano", "trainer.max_steps=2", "trainer.val_batches=1", "hardware=cpu"),
-    *("hardware.compile=false", "hardware.precision=32", "hardware.threads=1"),
+    *("size=nano", "trainer.max_steps=2", "trainer.max_tokens=null", "trainer.val_batches=1"),
+    *("hardware=cpu", "hardware.compile=false", "hardware.precision=32", "hardware.threads=1"),
     *("data.batch_size=2", "callbacks.samples.max_tokens=2", "output_dir=outputs"),
 ]
 
 
-def test_there_are_commands():
-    assert len(TRAIN) >= 8
-    assert len(CHECKED) >= 8
+def test_every_page_is_in_the_table_of_the_readme():
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} == set(NAMES)
+
+
+def test_every_command_is_tested():
     assert {"make train", "make test"} <= set(COMMANDS)
+    assert len(lines("trained")) >= 8
+    assert len(lines("checked")) >= 8
+    assert len(lines("chained")) >= 25
+    for line in lines("composed", "shown", "chained", "checked", "trained"):
+        assert re.search(r"(^|\s)llm [a-z-]", line), line
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with the files that the commands speak of."""
+    """A folder with the files that the commands name."""
     prose = "It was a dark and stormy night; the rain fell in torrents.\n" * 60
     (tmp_path / "notes").mkdir()
     for name in ("notes/a.txt", "notes/b.md", "book.txt"):
         (tmp_path / name).write_text(prose)
     (tmp_path / "chat.jsonl").write_text('{"body": "Hello there, how are you today?"}\n' * 200)
+    for name, text in shown_files():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # for the modules that a page shows
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     return tmp_path
+
+
+def shown_files() -> Iterator[tuple[str, str]]:
+    """Files that a page shows in full: blocks whose first line is a comment with a path alone."""
+    for text in PAGES.values():
+        for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL):
+            if found := re.match(r"# (\S+\.(?:py|yaml))\n", block):
+                yield found[1], block
 
 
 @pytest.fixture(scope="module")
@@ -54,41 +118,57 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture
+def run(monkeypatch):
+    """run(words) runs `llm` in this process and fails with the command if its exit status is not 0."""
+
+    def run(words: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["llm", *words])
+        try:
+            command_line.main()
+        except SystemExit as end:
+            if end.code:
+                pytest.fail(f"exit status {end.code}: llm {shlex.join(words)}")
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the training text of")  # which is short
-@pytest.mark.parametrize("line", TRAIN)
-def test_a_training_command_runs(line, folder, cache, monkeypatch, request):
+@pytest.mark.parametrize("line", lines("trained"))
+def test_a_training_command_runs(line, folder, cache, run, monkeypatch, request):
     monkeypatch.setenv("LLM_CACHE", str(cache))
     if "tokenizer=gpt2" in line:
         ranks = request.getfixturevalue("shared_data") / "tiktoken"
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
-    monkeypatch.setattr(sys, "argv", ["llm", *shlex.split(line)[1:], *SMALL])
-    command_line.main()
-    (run,) = folder.glob("outputs/pretraining/*/run.json")
-    assert '"status": "done"' in run.read_text()
+    present = [word for word in SMALL if "samples" not in word or "~callbacks.samples" not in line]
+    run([*words_of(line), *present])
+    (record,) = folder.glob("outputs/pretraining/*/run.json")
+    assert '"status": "done"' in record.read_text()
 
 
-@pytest.mark.parametrize("line", CHECKED)
-def test_every_point_of_a_command_could_run(line, folder, cache, monkeypatch, capsys):
+@pytest.mark.parametrize("line", lines("checked"))
+def test_every_point_of_a_command_could_run(line, folder, cache, run, monkeypatch, capsys):
     monkeypatch.setenv("LLM_CACHE", str(cache))
     few = ["hardware.accelerator=cpu", "hardware.precision=32", "dry_run=true"]
-    if " hardware=" in line:
+    if STRATEGY.search(line):
         few += ["hardware.devices=2", "data.batch_size=8"]
-    monkeypatch.setattr(sys, "argv", ["llm", *shlex.split(line)[1:], *few])
-    command_line.main()
+    run([*words_of(line), *few])
     assert "parameters" in capsys.readouterr().out
     assert not list(folder.glob("outputs/**/run.json"))
 
 
-# What a command of this kind needs besides, to be small.
+@pytest.mark.parametrize("line", lines("composed", "shown"))
+def test_a_command_composes(line, folder, run, capsys):
+    is_shown = kind_of(line) == "shown"
+    run(words_of(line) if is_shown else [*words_of(line), "--cfg", "job"])
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+# What a finetune needs besides, to be small.
 FEW = [
-    *(
-        "trainer.max_steps=2",
-        "trainer.max_epochs=null",
-        "trainer.val_batches=1",
-        "data.batch_size=2",
-    ),
-    *("hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
+    *("trainer.max_steps=2", "trainer.max_epochs=null", "trainer.val_batches=1"),
+    *("data.batch_size=2", "hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
 ]
 ANSWERS = ["callbacks.responses.max_tokens=2", "callbacks.response_samples.max_tokens=2"]
 SMALLER = {
@@ -98,61 +178,70 @@ SMALLER = {
     "llm chat": ["max_tokens=2"],
     "llm evaluate": ["max_tokens=2"],
 }
-ELSEWHERE = (
-    "openai-community/",
-    "Llama-3.2",
-    "HuggingFaceTB/",
-    "judge=",
-)  # what a test cannot have
+BOOK = ["data=text", "data.path=book.txt", "tokenizer=byte", "size.context_length=640"]
+
+
+def made_small(line: str) -> list[str]:
+    """A command of the chain, with the words that make it small."""
+    words = words_of(line.replace("seed=1,2", "seed=1"))
+    words += [word for part, more in SMALLER.items() if part in line for word in more]
+    if "llm train" in line:
+        points = [word for word in SMALL if not (" -m " in line and "size=" in word)]
+        words += FEW if "weights" in line else [*BOOK, *points]
+    return words
 
 
 @pytest.mark.slow
-def test_finetuning_leads_from_command_to_command(folder, shared_data, monkeypatch):
-    """Each line begins from what the ones before it trained."""
+@pytest.mark.timeout(1500)
+def test_the_pages_lead_from_command_to_command(folder, shared_data, run, monkeypatch):
+    """Each command begins from what the ones before it trained."""
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken"))
     rows = ["review,stars", *(f"film number {n},{n % 3}" for n in range(60))]
     (folder / "reviews.csv").write_text("\n".join(rows))
-    (folder / "messages.csv").write_text("day,body\n1,You have won a prize\n")
+    (folder / "messages.csv").write_text('day,body\n1,"You have won a prize"\n')
+    (folder / "messages.txt").write_text("You have won a prize\n")
+    (folder / "prompts.txt").write_text("The class\nReturn the\n")
     question = '{"instruction": "Say yes.", "output": "Yes."}\n'
     (folder / "questions.jsonl").write_text(question * 60)
-    text = ["data=text", "data.path=book.txt", "tokenizer=byte", "size.context_length=640", *SMALL]
-    for line in ["llm train name=python_docs", *FINETUNING]:
-        if any(name in line for name in ELSEWHERE):
-            continue
-        words = shlex.split(line)[1:]
-        words += [word for kind, more in SMALLER.items() if kind in line for word in more]
-        if "llm train" in line:
-            words += FEW if "weights" in line else text
-        monkeypatch.setattr(sys, "argv", ["llm", *words])
+    for line in ["llm train name=python_docs", *lines("chained")]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
-        command_line.main()
+        run(made_small(line))
     done = {
-        f"{run.parent.parent.name}/{run.parent.name}" for run in folder.glob("outputs/*/*/run.json")
+        f"{file.parent.parent.name}/{file.parent.name}"
+        for file in folder.glob("outputs/*/*/run.json")
     }
-    assert {
-        "classification/spam",
-        "sft/instruct",
-        "dpo/prefer",
-        "reward/reward",
-    } <= done
+    tasks = ("classification/spam", "sft/instruct", "dpo/prefer", "reward/reward", "grpo/vowels")
+    assert {*tasks, "pretraining/strided"} <= done
     assert (folder / "llama" / "model.safetensors").is_file()
+    assert (folder / "comparison" / "table.csv").is_file()
 
 
-def test_make_knows_the_targets_that_are_named():
+def test_make_has_the_targets_that_are_named():
     named = {line for line in COMMANDS if line.startswith("make ")}
     for line in named | {"make help", "make check", "make format", "make clean"}:
         done = subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
-def test_files_that_are_named_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+def headings(text: str) -> set[str]:
+    """The anchors of a page."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            name, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / name if name else ROOT / page
+            assert file.exists(), target
+            assert not anchor or anchor in headings(file.read_text("utf-8")), target
 
 
 def test_the_tree_names_every_package_and_module():
-    tree = TEXT[TEXT.index("## The tree") :]
+    tree = README[README.index("## The tree") :]
     named = set(re.findall(r"^  (\w+(?:/|\.py))", tree, re.MULTILINE))
     there = {
         path.name + ("/" if path.is_dir() else "")
@@ -163,20 +252,33 @@ def test_the_tree_names_every_package_and_module():
 
 
 def test_groups_and_options_are_those_of_conf():
-    rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", TEXT, re.MULTILINE)
-    assert len(rows) >= 10
+    rows = re.findall(r"^\| `([\w/]+)` \| (.*) \|$", PAGES["docs/options.md"], re.MULTILINE)
     for group, options in rows:
-        folder = ROOT / "conf" / group
-        for option in re.findall(r"`([\w]+)`", options):
-            is_option = (folder / f"{option}.yaml").is_file()
-            assert is_option or (folder / option).is_dir(), f"{group}={option}"
+        named = {each for each in re.findall(r"`(\w+)`", options) if not each.endswith("chat")}
+        assert named == {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}, group
+    folders = {file.parent.relative_to(ROOT / "conf") for file in (ROOT / "conf").rglob("*.yaml")}
+    groups = {str(folder) for folder in folders} - {".", "hydra/help"}
+    assert {group for group, _ in rows} == groups
 
 
-@pytest.mark.parametrize(
-    "command", re.findall(r"^\$ (llm .*?)\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL)
-)
-def test_what_a_command_is_said_to_print_is_what_it_prints(command):
-    line, printed = command
-    words = [sys.executable, "-m", "llm", *shlex.split(line)[1:]]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.stdout + done.stderr).strip() == printed.strip()
+PRINTED = [
+    found
+    for text in PAGES.values()
+    for found in re.findall(r"^\$ (llm .*?)\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("line", "shown"), PRINTED)
+def test_a_command_prints_what_a_page_shows(line, shown, tmp_path):
+    """From the beginning; up to the three dots, where a page leaves out the rest."""
+    environment = os.environ | {"COLUMNS": "110"}
+    words = [sys.executable, "-m", "llm", *words_of(line)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    printed, expected = (
+        [each.rstrip() for each in text.splitlines() if each.strip()]
+        for text in (done.stdout + done.stderr, shown)
+    )
+    if expected[-1] == "...":
+        expected.pop()
+        printed = printed[: len(expected)]
+    assert printed == expected

@@ -15,7 +15,7 @@ from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 from llm.terminal.tables import print_tables
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
 NODE = ["hardware=fsdp", "hardware.devices=8", "gpu=h100", "data.batch_size=16"]
 PIPELINE = ["hardware=pipeline", "hardware.devices=4", "gpu=h100"]
 SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
@@ -37,13 +37,13 @@ def lines(text: str) -> dict[str, list[str]]:
     return {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
 
 
-def test_the_readme_shows_what_is_printed(planned, capsys):
+def test_the_page_on_planning_shows_what_is_printed(planned, capsys):
     """GPUs are planned for without any."""
-    words = shlex.split(re.findall(r"^llm plan (.*)$", README, re.MULTILINE)[0])
+    words = shlex.split(re.findall(r"^llm plan (.*)$", PAGE, re.MULTILINE)[0])
     run_command(planned(*words))
     printed = capsys.readouterr().out
     ours = [line.rstrip() for line in printed.splitlines() if not line.startswith("·")]
-    shown = README.partition("llm plan ")[2].partition("```\n\n```\n")[2].partition("```")[0]
+    shown = PAGE.partition("llm plan ")[2].partition("```\n\n```\n")[2].partition("```")[0]
     assert [line for line in ours if line] == [line for line in shown.splitlines() if line]
 
 

@@ -33,7 +33,7 @@ from llm.terminal import shell
 from llm.training import lifecycle
 
 PLAIN = ["callbacks.samples=null", "callbacks.picture=null"]
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "wandb.md"
 
 
 @pytest.fixture(autouse=True)
@@ -329,8 +329,8 @@ def test_a_failed_run_is_failed_there_too(train, tmp_path):
 
 
 def test_the_agent_of_a_sweep_drives_a_run_that_its_server_knows(train, tmp_path, monkeypatch):
-    """The README's sweep, through W&B's own agent up to the process that it would start."""
-    (block,) = (b for b in README.read_text("utf-8").split("```yaml\n") if "args_no_hyphens" in b)
+    """The sweep of docs/wandb.md, through W&B's own agent up to the process that it would start."""
+    (block,) = (b for b in PAGE.read_text("utf-8").split("```yaml\n") if "args_no_hyphens" in b)
     sweep = yaml.safe_load(block.partition("```")[0])
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     for name in ("RUN_ID", "SWEEP_PARAM_PATH"):

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from llm.config.run_name import LONGEST_NAME, base_name, run_name
-from llm.runs import ClaimedRunError, Run, list_runs
+from llm.runs import EXPERIMENTS, ClaimedRunError, Run, list_runs
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,10 @@ def test_where_nobody_may_ask_the_record_is_believed(tmp_path):
     (tmp_path / "elsewhere").touch()
     (tmp_path / ".run.lock").symlink_to(tmp_path / "elsewhere")  # locks do not follow links
     assert run.state == "running"
+
+
+def test_an_experiment_is_named_for_the_task_that_it_trains():
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        for task, experiment in EXPERIMENTS.items():
+            config = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+            assert config.hydra.runtime.choices.task == task

@@ -52,8 +52,8 @@ KINDS: dict[str, tuple[type, ...]] = {
 # The experiments that train runs of a task; without one a run is pretrained.
 EXPERIMENTS = {
     "classification": "classify",
-    "instruction": "instruct",
-    "preference": "prefer",
+    "sft": "instruct",
+    "dpo": "prefer",
     "reward": "reward",
     "grpo": "grpo",
 }

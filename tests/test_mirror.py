@@ -1,0 +1,194 @@
+"""Every module has a test file of its own name, or a test elsewhere that is named here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import llm
+
+SOURCE, TESTS = Path(llm.__file__).parent, Path(__file__).parent
+
+# Modules that several others share or that one other calls: the test that fails first when they are wrong.
+OWNERS = {
+    # Which layers are meant is only seen in what is adapted.
+    "adapters/targets.py": "adapters/test_lora.py::test_patterns",
+    # Callbacks that act on a whole run.
+    "callbacks/early_stopping.py": (
+        "training/test_lifecycle.py::test_early_stopping_waits_for_its_patience"
+    ),
+    "callbacks/progress.py": (
+        "training/test_lifecycle.py::test_a_line_tells_what_was_measured_at_its_step"
+    ),
+    "callbacks/samples.py": (
+        "training/test_lifecycle.py::test_samples_are_kept_and_leave_the_training_as_it_is"
+    ),
+    # Checksums are those of a file or a folder.
+    "checkpoints/checksums.py": (
+        "checkpoints/test_checkpoint_file.py::test_a_flipped_bit_is_noticed_wherever_it_is"
+    ),
+    # The parts of the table that a comparison prints.
+    "comparison/notes.py": (
+        "comparison/test_table.py::test_unlike_budgets_and_seeds_are_ranked_and_told"
+    ),
+    "comparison/rows.py": (
+        "comparison/test_table.py::test_a_row_is_a_recipe_and_its_seeds_are_repetitions"
+    ),
+    # The steps of composing and checking, and what they hand on.
+    "config/annotations.py": "config/test_check.py::test_values_of_the_annotated_type_pass",
+    "config/base.py": (
+        "launch/test_start.py::test_a_run_and_a_command_that_reads_it_compose_check_and_build_once"
+    ),
+    "config/command_info.py": "test_main.py::test_help_lists_every_verb_with_an_example",
+    "config/command_line.py": "test_main.py::test_flags_may_stand_anywhere",
+    "config/composed.py": "config/test_check.py::test_trust_itself_is_checked",
+    "config/deferred.py": (
+        "config/test_check.py::test_what_is_required_must_be_there_unless_it_is_filled_in"
+    ),
+    "config/errors.py": "test_main.py::test_an_unknown_verb_gets_the_nearest",
+    "config/explanation.py": "config/test_composition.py::test_an_override_that_does_not_compose",
+    "config/hydra_section.py": (
+        "config/test_loader.py::test_what_a_command_line_may_not_say_of_hydra_is_refused"
+    ),
+    "config/inspection.py": "test_main.py::test_a_verbs_help_lists_groups_and_an_example",
+    "config/reading.py": "test_files.py::test_a_pipe_is_not_waited_for",
+    "config/requirements.py": "test_main.py::test_rules_across_sections_fire_from_the_command_line",
+    "config/resolvers.py": (
+        "config/test_loader.py::test_the_environment_is_looked_up_where_a_person_typed_it"
+    ),
+    "config/rules.py": "test_main.py::test_a_misspelt_path_is_told_before_torch_is_imported",
+    "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
+    "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
+    # What data modules share, in each of the modules that use it.
+    "data/base.py": (
+        "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_goes_on_as_if_never_stopped"
+    ),
+    "data/column.py": "commands/test_classify.py::test_rows_of_a_file_give_their_texts",
+    "data/corpora/base.py": "data/test_split.py::test_parts_are_the_same_however_documents_come",
+    "data/corpora/corpus.py": "data/corpora/test_text.py::test_any_change_is_tokenized_anew",
+    "data/errors.py": "data/corpora/test_text_files.py::test_a_bad_row_is_named_by_file_and_line",
+    "data/examples/base.py": (
+        "data/examples/test_instruction.py::test_parts_may_have_files_of_their_own"
+    ),
+    "data/examples/jinja_worker.py": (
+        "data/examples/test_jinja_template.py::test_what_a_template_may_not_do_is_a_line"
+    ),
+    "data/examples/messages.py": (
+        "data/examples/test_shapes.py::test_other_shapes_of_conversations_are_read"
+    ),
+    "data/paths.py": "data/corpora/test_text_files.py::test_patterns_and_lists_name_each_file_once",
+    # Parts of commands.
+    "evaluation/scoring.py": (
+        "commands/test_evaluate.py::test_a_judge_scores_answers_and_compares_runs"
+    ),
+    "generation/prompts.py": (
+        "commands/test_generate.py::test_a_file_of_prompts_is_written_as_one_batch"
+    ),
+    # How jobs are started: with processes, as they are used.
+    "launch/hydra_launch.py": (
+        "launch/test_launchers.py::test_a_search_has_its_own_folder_where_its_runs_go"
+    ),
+    "launch/job_file.py": (
+        "launch/test_sweep_runner.py::test_jobs_are_processes_that_know_their_sweep"
+    ),
+    "launch/shutdown.py": (
+        "launch/test_sweep_runner.py::test_ctrl_c_lets_the_job_save_and_ends_the_sweep"
+    ),
+    "launch/sweep_job.py": "launch/test_sweep_runner.py::test_two_launchers_do_not_run_one_job",
+    "loggers/wandb_retry.py": (
+        "loggers/test_wandb.py::test_the_death_of_its_process_costs_a_warning"
+    ),
+    "models/errors.py": "models/test_gpt.py::test_errors_name_the_thing_and_the_way_out",
+    "network.py": "data/test_download.py::test_a_slow_download_may_take_several_periods",
+    "nn/ignore_index.py": (
+        "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
+    ),
+    # What a strategy does with a model, on ranks.
+    "parallel/lora_tensor_parallel.py": (
+        "parallel/test_tensor_parallel.py::test_updates_are_divided_as_their_layers_are"
+    ),
+    "parallel/pipeline_strategy.py": (
+        "parallel/test_pipeline.py::test_two_and_four_stages_learn_as_one_device"
+    ),
+    "sweeps.py": "launch/test_sweep_runner.py::test_a_sweep_may_be_moved_with_its_runs",
+    # What tasks share, in a run of one of them.
+    "tasks/averaged_task.py": "tasks/test_reward.py::test_it_resumes_to_the_bit",
+    "tasks/base.py": "training/test_lifecycle.py::test_accumulation_changes_nothing_but_the_memory",
+    "tasks/non_finite.py": (
+        "training/test_lifecycle.py::test_a_nan_stops_the_run_and_spoils_no_checkpoint"
+    ),
+    "terminal/announce.py": (
+        "training/test_lifecycle.py::test_what_is_printed_off_a_terminal_are_lines_with_figures"
+    ),
+    "terminal/streams.py": (
+        "commands/test_chat.py::test_ctrl_c_stops_the_answer_and_the_next_question_is_answered"
+    ),
+    "tokenizers/huggingface.py": "tokenizers/test_base.py::test_round_trip",
+    # The steps of a run's life, in runs.
+    "training/activation_checkpointing.py": (
+        "training/test_lifecycle.py::test_activation_checkpointing_changes_nothing_but_the_memory"
+    ),
+    "training/adoption.py": (
+        "training/test_finetuning.py::test_a_finetune_starts_from_an_adapter_folded_in"
+    ),
+    "training/config_rules.py": (
+        "config/test_ranges.py::test_a_project_has_a_name_that_is_neither_empty_nor_too_long"
+    ),
+    "training/forecast.py": "training/test_dry_run.py::test_each_point_is_a_row",
+    "training/lightning_trainer.py": (
+        "training/test_lifecycle.py::test_resume_from_any_step_equals_the_uninterrupted_run"
+    ),
+    "training/next_commands.py": (
+        "training/test_lifecycle.py::test_an_interrupted_rerun_goes_on_by_the_command_it_prints"
+    ),
+    "training/prepared_run.py": "training/test_lifecycle.py::test_a_run_directory_holds_everything",
+    "training/recording.py": (
+        "training/test_interruption.py::test_a_signal_before_the_first_step_is_recorded"
+    ),
+    "training/setup.py": (
+        "training/test_lifecycle.py::test_a_vocabulary_smaller_than_the_tokenizers_is_named"
+    ),
+    "training/summary.py": (
+        "training/test_lifecycle.py::test_a_strategy_for_one_device_is_said_to_divide_nothing"
+    ),
+    "training/training_config.py": (
+        "training/test_resumption.py::test_what_is_not_allowed_to_change_is_refused"
+    ),
+    # Weights of other libraries, held against these libraries.
+    "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_come_back",
+    "weights/compatibility.py": (
+        "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
+    ),
+    "weights/gpt2.py": "weights/test_huggingface.py::test_logits",
+    "weights/llama.py": "weights/test_huggingface.py::test_logits",
+    "weights/model_setup.py": "training/test_finetuning.py::test_a_finetune_resumes_to_the_bit",
+}
+
+
+def modules() -> list[str]:
+    """Every module of the package, by its path below it."""
+    found = (path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
+    return sorted(path.as_posix() for path in found if path.name != "__init__.py")
+
+
+def has_mirror(module: str) -> bool:
+    """Whether tests/ has a file of this module's name in a folder of its package's name."""
+    path = Path(module)
+    return (TESTS / path.parent / f"test_{path.stem.strip('_')}.py").is_file()
+
+
+def test_every_module_has_a_test_of_its_name_or_an_owner():
+    without = [module for module in modules() if not has_mirror(module) and module not in OWNERS]
+    assert without == [], "write tests/PACKAGE/test_MODULE.py, or name the test that covers it"
+
+
+def test_no_owner_is_named_for_a_module_that_needs_none():
+    assert [m for m in OWNERS if m not in modules()] == []
+    assert [m for m in OWNERS if has_mirror(m)] == []
+
+
+@pytest.mark.parametrize("owner", sorted(set(OWNERS.values())))
+def test_the_owners_are_tests(owner):
+    file, _, name = owner.partition("::")
+    tree = ast.parse((TESTS / file).read_text("utf-8"))
+    assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]

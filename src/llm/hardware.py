@@ -1,44 +1,26 @@
-"""Where a run computes and in which precision: resolved once, printed, and saved with the run."""
+"""Where a run computes and in which precision: resolved once, printed, and saved with the run.
+
+A `Strategy`, of which `llm.parallel` has several, divides a training step among devices.
+"""
 
 import os
-import re
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from llm import distributed
+from llm.precision import Precision, faster_precision
 
 if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration's check does without it
     from lightning.pytorch.strategies import Strategy as LightningStrategy
     from torch.distributed.device_mesh import DeviceMesh
 
-Precision = Literal["auto", "bf16", "fp16", 32]
 
-# Dense bfloat16 matrix rate in FLOP/s from NVIDIA's datasheets, without sparsity. nanoGPT divides
-# by an A100's whatever the card; Lightning 2.6 takes the sparse figure of an H200: hence our own table.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-
-
-class Shares(NamedTuple):
-    """By what a rank's memory is smaller than one device's would be, of each kind that there is."""
+class MemoryDivisors(NamedTuple):
+    """By what each kind of memory is divided on a rank, compared with a single device."""
 
     weights: float = 1
     gradients: float = 1
@@ -78,10 +60,10 @@ class Strategy(ABC):
         return self.data_parallel(world)
 
     @abstractmethod
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """By what the memory that a step takes is divided on each of so many ranks, where all divides evenly."""
 
-    def shares_of(self, model: nn.Module, world: int) -> Shares:
+    def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
         """The same for a model that `fits`, on the rank that has most of it; weights are not looked at."""
         return self.shares(world)
 
@@ -261,54 +243,6 @@ def _available(accelerator: str) -> str:
             f"hardware.accelerator={accelerator}: this machine has none; use hardware=cpu or auto"
         )
     return accelerator
-
-
-def faster_precision(accelerator: str) -> Precision:
-    """bf16 where matrix products in it run at least 1.5 times as fast as in float32, else 32.
-
-    GPUs answer by capability (compute capability 8.0 and later); a CPU is measured, for some have
-    instructions for bfloat16 (AVX512-BF16, AMX) and others emulate it.
-    """
-    if accelerator == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if accelerator == "mps":
-        return 32
-    ratio = matmul_rate(torch.bfloat16) / matmul_rate(torch.float32)
-    return "bf16" if ratio >= 1.5 else 32
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """The best of several timed CPU matrix products, in FLOP/s; measured once, with the threads there are."""
-    return _matmul_rate(dtype, torch.get_num_threads())
-
-
-@cache
-def _matmul_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 5) -> float:
-    left, right = torch.ones(2, size, size, dtype=dtype).unbind()
-    best = float("inf")
-    torch.mm(left, right)  # the first product pays for allocation and kernel choice
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float | None:
-    """The matrix rate that MFU is measured against, in FLOP/s over all devices; None where nobody knows.
-
-    A GPU's is the published dense bfloat16 figure, for float32 runs as well, so that precisions compare.
-    A CPU publishes none, so its own measured product rate in `dtype` stands in for it.
-    """
-    if device.type == "cuda":
-        found = rate_of(torch.cuda.get_device_name(device), PEAK_FLOPS)
-        return found and found * devices
-    return matmul_rate(dtype) * devices if device.type == "cpu" else None
-
-
-def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
-    """What a table has for a GPU whose driver calls it so, such as `NVIDIA A100-SXM4-80GB`; None if nothing."""
-    return next((rate for key, rate in rates.items() if re.search(rf"\b{key}\b", name)), None)
 
 
 def describe_hardware(hardware: Hardware) -> str:

@@ -11,7 +11,7 @@ from divided import MUON, assert_alike, assert_learn_as_one, train
 from ranks import on_ranks
 
 from llm.adapters.freeze import LastBlock
-from llm.hardware import Hardware, Shares
+from llm.hardware import Hardware, MemoryDivisors
 from llm.parallel import pipeline_strategy
 from llm.parallel.pipeline import Pipeline, kept_by_stages, without_weights
 from llm.parallel.pipeline_stage import Stage
@@ -87,8 +87,8 @@ def test_a_task_that_asks_for_more_than_logits_is_refused(build):
 
 
 def test_shares_follow_the_micro_batches_under_way():
-    assert Pipeline(microbatches=16).shares(4) == Shares(4, 4, 4, activations=16, logits=16)
-    assert Pipeline("gpipe", 16).shares(4) == Shares(4, 4, 4, activations=4, logits=1)
+    assert Pipeline(microbatches=16).shares(4) == MemoryDivisors(4, 4, 4, activations=16, logits=16)
+    assert Pipeline("gpipe", 16).shares(4) == MemoryDivisors(4, 4, 4, activations=4, logits=1)
     assert Pipeline().pieces(4) == 4
     assert Pipeline().data_parallel(4) == 1
 

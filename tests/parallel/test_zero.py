@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm.hardware import Hardware, Shares
+from llm.hardware import Hardware, MemoryDivisors
 from llm.optim.muon import Muon
 from llm.parallel.zero import ZeRO
 from llm.tasks.pretraining import Pretraining
@@ -45,8 +45,8 @@ def test_what_deepspeed_does_not_do_is_refused():
 
 
 def test_weights_are_divided_in_the_third_stage_only():
-    assert ZeRO(2).shares(4) == Shares(1, 4, 4, 4, 4)
-    assert ZeRO(3).shares(4) == Shares(4, 4, 4, 4, 4)
+    assert ZeRO(2).shares(4) == MemoryDivisors(1, 4, 4, 4, 4)
+    assert ZeRO(3).shares(4) == MemoryDivisors(4, 4, 4, 4, 4)
     assert (ZeRO(2).is_sharded, ZeRO(3).is_sharded) == (False, True)
 
 

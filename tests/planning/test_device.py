@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from llm.config.errors import ConfigError
-from llm.hardware import PEAK_FLOPS, Hardware
-from llm.planning.device import FLOAT32_FLOPS, MEMORY, named, present
-
-
-def test_every_gpu_whose_rate_is_known_has_a_memory():
-    assert MEMORY.keys() == PEAK_FLOPS.keys() == FLOAT32_FLOPS.keys()
+from llm.gpus import GPUS
+from llm.hardware import Hardware
+from llm.planning.device import named, present
 
 
 @pytest.mark.parametrize("word", ["RTX 4090", "rtx4090", "rtx_4090"])
@@ -20,7 +17,7 @@ def test_a_gpu_is_known_however_it_is_written(word):
     device = named(word, Hardware())
     assert (device.name, device.accelerator, device.precision) == ("RTX 4090", "cuda", "bf16")
     assert device.memory == 24 * 2**30
-    assert device.flops == PEAK_FLOPS["RTX 4090"]
+    assert device.flops == GPUS["RTX 4090"].bfloat16_flops
 
 
 def test_precision_is_what_the_gpu_has_or_what_was_asked_for():

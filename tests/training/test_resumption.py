@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from small_runs import run_command
 
-from llm import hardware
+from llm import hardware, precision
 from llm.callbacks.checkpoints import Checkpoints
 from llm.checkpoints.checkpoint_file import open_checkpoint
 from llm.config.errors import ConfigError, UserError
@@ -168,7 +168,7 @@ def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(com
 def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_path, monkeypatch):
     """`auto` measures the processor, and what it measures differs from one moment to the next."""
     monkeypatch.setattr(
-        hardware, "matmul_rate", lambda dtype: 1e9
+        precision, "matmul_rate", lambda dtype: 1e9
     )  # takes long without AVX512-BF16
     for fastest, steps in (("bf16", 4), (32, 6)):
         monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)

@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llm import distributed
 from llm.callbacks.crowding import Crowding
-from llm.hardware import peak_flops
+from llm.precision import peak_flops
 from llm.tasks.base import Task
 
 if sys.platform != "win32":

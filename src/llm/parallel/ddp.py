@@ -3,7 +3,7 @@
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from llm.hardware import Hardware, Shares, Strategy
+from llm.hardware import Hardware, MemoryDivisors, Strategy
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy
@@ -38,6 +38,6 @@ class DDP(Strategy):
             **sync,
         )
 
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """Only what grows with the batch is divided."""
-        return Shares(activations=world, logits=world)
+        return MemoryDivisors(activations=world, logits=world)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from llm.hardware import Hardware, Shares, Strategy
+from llm.hardware import Hardware, MemoryDivisors, Strategy
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,9 +45,9 @@ class FSDP(Strategy):
         """Divide a model, block by block."""
         fully_shard_blocks(model, mesh["data_parallel"])
 
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """All but what a block borrows."""
-        return Shares(world, world, world, world, world)
+        return MemoryDivisors(world, world, world, world, world)
 
 
 def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
-from llm.hardware import Hardware, Shares, Strategy
+from llm.hardware import Hardware, MemoryDivisors, Strategy
 
 if TYPE_CHECKING:
     from llm.parallel.pipeline_stage import Stage
@@ -57,14 +57,14 @@ class Pipeline(Strategy):
         """The number of micro-batches."""
         return self.microbatches or world
 
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """Of activations, those of the micro-batches that are under way at once; logits of one, or of all."""
         pieces = self.pieces(world)
         if self.schedule == "gpipe":
-            return Shares(world, world, world, activations=world)
-        return Shares(world, world, world, activations=max(world, pieces), logits=pieces)
+            return MemoryDivisors(world, world, world, activations=world)
+        return MemoryDivisors(world, world, world, activations=max(world, pieces), logits=pieces)
 
-    def shares_of(self, model: nn.Module, world: int) -> Shares:
+    def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
         """The first stage has the tables beside its layers, the last the head.
 
         States are taken to be as large for each parameter; Muon's are larger for the tables.
@@ -105,7 +105,7 @@ class Pipeline(Strategy):
 
 
 class Kept(NamedTuple):
-    """How many numbers a device keeps of each kind that follows the parameters, under the names of `Shares`."""
+    """How many numbers a device keeps of each kind that follows the parameters, under the names of `MemoryDivisors`."""
 
     weights: int
     gradients: int

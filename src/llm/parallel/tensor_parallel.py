@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from llm.hardware import Hardware, Shares, Strategy
+from llm.hardware import Hardware, MemoryDivisors, Strategy
 from llm.parallel.fsdp import fully_shard_blocks
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class TensorParallel(Strategy):
         """The number of groups."""
         return world // (self.size or world)
 
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """Weights by all devices; of activations those within a layer by a group's devices, and the batch."""
         groups = self.data_parallel(world)
-        return Shares(world, world, world, activations=groups, logits=groups)
+        return MemoryDivisors(world, world, world, activations=groups, logits=groups)
 
     def check(self, hardware: Hardware) -> None:
         """Refuse groups that do not divide the devices, and float16.

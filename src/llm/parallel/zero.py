@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from llm.hardware import Hardware, Shares, Strategy
+from llm.hardware import Hardware, MemoryDivisors, Strategy
 
 if TYPE_CHECKING:
     from llm.parallel.deepspeed_strategy import DeepSpeedEngineStrategy
@@ -37,9 +37,9 @@ class ZeRO(Strategy):
 
         return DeepSpeedEngineStrategy(self.stage)
 
-    def shares(self, world: int) -> Shares:
+    def shares(self, world: int) -> MemoryDivisors:
         """Weights are whole in stage 2."""
-        return Shares(world if self.stage == 3 else 1, world, world, world, world)
+        return MemoryDivisors(world if self.stage == 3 else 1, world, world, world, world)
 
     def require(self) -> None:
         """Refuse a machine without DeepSpeed.

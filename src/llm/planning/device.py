@@ -7,38 +7,9 @@ import psutil
 import torch
 
 from llm.config.errors import ConfigError, suggestion
-from llm.hardware import PEAK_FLOPS, Hardware, faster_precision, matmul_rate, rate_of
-
-# What GPUs of these names have, in GiB; of some there are smaller ones too (A100: 40, V100: 16).
-MEMORY = {
-    "B200": 179,
-    "H200": 140,
-    "H100": 80,
-    "A100": 80,
-    "L40S": 45,
-    "L4": 22,
-    "A10": 22,
-    "V100": 32,
-    "T4": 15,
-    "RTX 4090": 24,
-    "RTX 3090": 24,
-}
-# Their float32 rates in FLOP/s from the same datasheets, without tensor cores: torch does not round what it
-# multiplies to TF32 unless it is told to, and nobody tells it here.
-FLOAT32_FLOPS = {
-    "B200": 75e12,
-    "H200": 67e12,
-    "H100": 67e12,
-    "A100": 19.5e12,
-    "L40S": 91.6e12,
-    "L4": 30.3e12,
-    "A10": 31.2e12,
-    "V100": 15.7e12,
-    "T4": 8.1e12,
-    "RTX 4090": 82.6e12,
-    "RTX 3090": 35.6e12,
-}
-WITHOUT_BFLOAT16 = ("V100", "T4")
+from llm.gpus import GPU, GPUS, find_gpu
+from llm.hardware import Hardware
+from llm.precision import faster_precision, matmul_rate
 
 
 @dataclass(frozen=True)
@@ -78,14 +49,15 @@ def named(gpu: str, hardware: Hardware) -> Device:
     Raises:
         ConfigError: nothing is known of it.
     """
-    name = {key.upper().replace(" ", ""): key for key in PEAK_FLOPS}.get(
+    name = {key.upper().replace(" ", ""): key for key in GPUS}.get(
         gpu.upper().replace(" ", "").replace("_", "")
     )
     if name is None:
-        raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), PEAK_FLOPS)}")
-    automatic = "fp16" if name in WITHOUT_BFLOAT16 else "bf16"
+        raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), GPUS)}")
+    found = GPUS[name]
+    automatic = "bf16" if found.has_bfloat16 else "fp16"
     precision = hardware.suited(automatic) if hardware.precision == "auto" else hardware.precision
-    return Device(name, "cuda", MEMORY[name] * 2**30, precision, _rates(precision)[name])
+    return Device(name, "cuda", found.memory * 2**30, precision, _rate(found, precision))
 
 
 def present(hardware: Hardware) -> Device:
@@ -101,15 +73,16 @@ def present(hardware: Hardware) -> Device:
     if accelerator == "cuda":
         name = torch.cuda.get_device_name()
         memory = float(torch.cuda.get_device_properties("cuda").total_memory)
-        return Device(name, accelerator, memory, precision, rate_of(name, _rates(precision)))
+        found = find_gpu(name)
+        return Device(name, accelerator, memory, precision, found and _rate(found, precision))
     memory = float(psutil.virtual_memory().total)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = None if accelerator == "mps" else matmul_rate(dtype)
     return Device(accelerator, accelerator, memory, precision, rate)
 
 
-def _rates(precision: Any) -> dict[str, float]:
-    return FLOAT32_FLOPS if precision == 32 else PEAK_FLOPS
+def _rate(gpu: GPU, precision: Any) -> float:
+    return gpu.float32_flops if precision == 32 else gpu.bfloat16_flops
 
 
 def _accelerator(requested: str) -> str:

@@ -1,0 +1,54 @@
+"""The precision of matrix products, and how fast they are in it."""
+
+import time
+from functools import cache
+from typing import Literal
+
+import torch
+
+from llm.gpus import find_gpu
+
+Precision = Literal["auto", "bf16", "fp16", 32]
+
+
+def faster_precision(accelerator: str) -> Precision:
+    """Return bf16 if matrix products in it run at least 1.5 times as fast as in float32, else 32.
+
+    GPUs answer by capability (compute capability 8.0 and later); a CPU is measured, for some have
+    instructions for bfloat16 (AVX512-BF16, AMX) and others emulate it.
+    """
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if accelerator == "mps":
+        return 32
+    ratio = matmul_rate(torch.bfloat16) / matmul_rate(torch.float32)
+    return "bf16" if ratio >= 1.5 else 32
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Return the best of several timed CPU matrix products, in FLOP/s; measured once for each number of threads."""
+    return _matmul_rate(dtype, torch.get_num_threads())
+
+
+@cache
+def _matmul_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 5) -> float:
+    left, right = torch.ones(2, size, size, dtype=dtype).unbind()
+    best = float("inf")
+    torch.mm(left, right)  # the first product pays for allocation and kernel choice
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float | None:
+    """Return the matrix rate that MFU is measured against, in FLOP/s over all devices; None if it is not known.
+
+    A GPU's is the published dense bfloat16 rate, for float32 runs as well, so that precisions compare.
+    A CPU publishes none, so its own measured rate in `dtype` is used.
+    """
+    if device.type == "cuda":
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return gpu and gpu.bfloat16_flops * devices
+    return matmul_rate(dtype) * devices if device.type == "cpu" else None

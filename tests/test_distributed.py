@@ -10,7 +10,7 @@ from llm import distributed
 from llm.distributed import MaxVote, World
 
 
-def test_a_process_that_nobody_started_as_a_rank_is_alone(monkeypatch):
+def test_a_process_without_rank_variables_is_alone(monkeypatch):
     for name in (*distributed.NAMES, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     assert distributed.world() == World(rank=0, size=1, local_rank=0, local_size=1)

@@ -26,7 +26,7 @@ def test_an_object_is_read(tmp_path):
         (b"[" * 100_000, r"a\.json: is not JSON"),
     ],
 )
-def test_anything_else_is_told(content, told, tmp_path):
+def test_other_json_values_are_refused(content, told, tmp_path):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=told):
@@ -54,7 +54,7 @@ def test_aliases_in_yaml_are_not_unfolded(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["- 1", "", "a: [", "a: 1\na: 2", "\x00", "[" * 5000])
-def test_yaml_that_is_no_mapping_is_told_by_its_name(content, tmp_path):
+def test_yaml_that_is_not_a_mapping_is_named(content, tmp_path):
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(FileError, match=r"a\.yaml: "):
         files.read_yaml(tmp_path / "a.yaml")

@@ -24,7 +24,7 @@ def test_auto_becomes_words_that_a_trainer_takes():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_named_with_the_way_out():
+def test_a_missing_gpu_is_named_with_a_remedy():
     with pytest.raises(
         ValueError, match="accelerator=cuda: this machine has none; use hardware=cpu"
     ):

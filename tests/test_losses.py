@@ -58,7 +58,7 @@ def test_gradient_equals_torch(logits, targets):
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_nothing_asked_is_zero_with_a_zero_gradient(logits):
+def test_a_loss_without_targets_is_zero_with_a_zero_gradient(logits):
     logits.requires_grad_()
     loss = cross_entropy(logits, torch.full((3, 5), -100))
     loss.backward()

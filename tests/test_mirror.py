@@ -29,7 +29,7 @@ OWNERS = {
     ),
     # The parts of the table that a comparison prints.
     "comparison/notes.py": (
-        "comparison/test_table.py::test_unlike_budgets_and_seeds_are_ranked_and_told"
+        "comparison/test_table.py::test_unequal_budgets_and_seeds_are_ranked_with_a_note"
     ),
     "comparison/rows.py": (
         "comparison/test_table.py::test_a_row_is_a_recipe_and_its_seeds_are_repetitions"
@@ -61,7 +61,7 @@ OWNERS = {
     "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
     # What data modules share, in each of the modules that use it.
     "data/base.py": (
-        "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_goes_on_as_if_never_stopped"
+        "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_equals_an_uninterrupted_one"
     ),
     "data/column.py": "commands/test_classify.py::test_rows_of_a_file_give_their_texts",
     "data/corpora/base.py": "data/test_split.py::test_parts_are_the_same_however_documents_come",
@@ -98,7 +98,7 @@ OWNERS = {
     "loggers/wandb_retry.py": (
         "loggers/test_wandb.py::test_the_death_of_its_process_costs_a_warning"
     ),
-    "models/errors.py": "models/test_gpt.py::test_errors_name_the_thing_and_the_way_out",
+    "models/errors.py": "models/test_gpt.py::test_errors_name_the_value_and_a_remedy",
     "network.py": "data/test_download.py::test_a_slow_download_may_take_several_periods",
     "nn/ignore_index.py": (
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"

@@ -25,7 +25,7 @@ def test_a_name_begins_with_the_experiment_or_the_data(choices, words, name):
     assert run_name(base_name(choices), words) == name
 
 
-def test_a_name_is_no_longer_than_a_file_s_may_be():
+def test_a_name_is_at_most_as_long_as_a_file_name():
     assert len(run_name("text", [f"data.path={'語' * 100}"]).encode()) <= LONGEST_NAME
 
 
@@ -82,7 +82,7 @@ def test_a_record_survives_and_grows(tmp_path):
     json.loads((again.path / "run.json").read_text())
 
 
-def test_setting_aside_keeps_every_earlier_run(tmp_path):
+def test_archiving_keeps_every_earlier_run(tmp_path):
     run = Run(tmp_path / "run")
     assert run.archive() is None, "nothing stood there"
     for number in (1, 2):
@@ -92,7 +92,7 @@ def test_setting_aside_keeps_every_earlier_run(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run~1", "run~2"}
 
 
-def test_runs_are_listed_without_those_set_aside(tmp_path):
+def test_archived_runs_are_not_listed(tmp_path):
     Run(tmp_path / "pretraining" / "one").update(status="done")
     Run(tmp_path / "pretraining" / "one~1").update(status="done")
     assert [run.path.name for run in list_runs(tmp_path)] == ["one"]
@@ -110,7 +110,7 @@ def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
         run.update(status="done")
 
 
-def test_who_asks_whether_a_run_is_alive_leaves_its_folder_alone(tmp_path):
+def test_reading_the_state_of_a_run_does_not_change_its_folder(tmp_path):
     """It may be read-only, or another's whom a sweep.json names."""
     run = Run(tmp_path / "run")
     run.update(status="running")
@@ -121,7 +121,7 @@ def test_who_asks_whether_a_run_is_alive_leaves_its_folder_alone(tmp_path):
     assert run.state == "interrupted"
 
 
-def test_where_nobody_may_ask_the_record_is_believed(tmp_path):
+def test_the_record_is_believed_if_the_lock_cannot_be_read(tmp_path):
     run = Run(tmp_path / "run")
     run.update(status="running")
     (tmp_path / "elsewhere").touch()

@@ -33,7 +33,7 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_background_job_of_a_script_hears_ctrl_c_nevertheless():
+def test_a_background_job_of_a_script_receives_ctrl_c():
     before, received = signal.signal(signal.SIGINT, signal.SIG_IGN), []
     try:
         with signals.received(lambda number, frame: received.append(number)):

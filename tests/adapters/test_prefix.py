@@ -151,7 +151,7 @@ def test_it_steers_a_base_that_stays_as_it_was(build, train):
             assert torch.equal(steered.state_dict()[name], tensor), name
 
 
-def test_errors_name_the_way_out(build):
+def test_errors_name_a_remedy(build):
     with pytest.raises(ValueError, match="length=0: give 1 or more"):
         Prefix(0)
     with pytest.raises(ValueError, match="length=65: give no more than context_length=64"):

@@ -27,7 +27,7 @@ def look(crowding, clock, lost, elapsed=6.0):
     return crowding.tell()
 
 
-def test_a_crowded_machine_is_told_once(clock):
+def test_a_crowded_machine_is_reported_once(clock):
     watch = Crowding()
     assert look(watch, clock, lost=3.0) is None, "six seconds are too few to tell"
     told = look(watch, clock, lost=3.0)
@@ -38,7 +38,7 @@ def test_a_crowded_machine_is_told_once(clock):
     assert all(look(watch, clock, lost=6.0) is None for _ in range(5))
 
 
-def test_a_quiet_machine_is_not(clock, monkeypatch):
+def test_a_quiet_machine_is_not_reported(clock, monkeypatch):
     watch = Crowding()
     assert all(look(watch, clock, lost=0.3) is None for _ in range(5))
     clock["waited"] += 100  # while it validated
@@ -49,7 +49,7 @@ def test_a_quiet_machine_is_not(clock, monkeypatch):
     assert all(look(watch, clock, lost=5.0) is None for _ in range(5)), "not every system says"
 
 
-def test_who_waits_passively_already_is_not_told_to(clock, monkeypatch):
+def test_a_passive_wait_policy_is_not_advised_again(clock, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert "OMP_WAIT_POLICY" not in (
         look(Crowding(), clock, lost=6.0, elapsed=12.0) or "OMP_WAIT_POLICY"

@@ -27,7 +27,7 @@ def test_the_parameter_that_is_not_finite_is_named(value):
         require_finite(module, step=3)
 
 
-def test_a_spike_is_told_and_slow_growth_is_not():
+def test_a_spike_is_reported_and_slow_growth_is_not():
     watch = Gradients(spike=10.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -43,7 +43,7 @@ def begin(callback: RandomStates, stream: int = 0) -> None:
     callback.on_train_batch_start(trainer(stream), Mock(spec=L.LightningModule), None, 0)
 
 
-def test_all_generators_go_on_where_their_states_were_taken():
+def test_restored_generators_continue_where_their_states_were_taken():
     draw()  # a normal number in two may be kept for the next call
     kept = states()
     expected = [draw() for _ in range(3)]
@@ -73,7 +73,7 @@ def test_a_saved_state_is_restored_once_and_before_the_first_batch():
     assert draw() != expected
 
 
-def test_the_first_stream_goes_on_and_others_are_their_own():
+def test_the_first_stream_continues_and_others_differ():
     kept, found = states(), []
     for stream in range(3):
         restore_generators(kept)

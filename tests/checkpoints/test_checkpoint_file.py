@@ -93,7 +93,7 @@ def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, mon
     assert load_checkpoint(saved)["step"] == 4
 
 
-def test_nothing_of_a_strangers_checkpoint_is_executed(tmp_path):
+def test_loading_an_untrusted_checkpoint_executes_no_code(tmp_path):
     class Harmful:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))

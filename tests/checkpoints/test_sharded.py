@@ -263,7 +263,7 @@ def test_an_index_that_was_cut_is_refused(saved):
         load_checkpoint(saved)
 
 
-def test_nothing_of_a_strangers_folder_is_executed(saved, tmp_path):
+def test_loading_an_untrusted_folder_executes_no_code(saved, tmp_path):
     class Harmful:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))

@@ -33,7 +33,7 @@ def test_a_run_a_folder_of_runs_and_folders_of_those(tmp_path):
     assert names(find([tmp_path, tmp_path / "pretraining" / "b"])) == ["a", "b", "c"], "each once"
 
 
-def test_what_a_rerun_set_aside_is_not_meant(tmp_path):
+def test_archived_runs_are_not_found(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "a~1")
     assert names(find([tmp_path])) == ["a"]
@@ -115,7 +115,7 @@ def test_a_damaged_sweep_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"), [("nowhere", "no such folder"), ("", "contains no run")]
 )
-def test_nothing_to_find_is_one_line_with_the_way_out(tmp_path, name, message):
+def test_a_folder_without_runs_is_reported_in_one_line(tmp_path, name, message):
     with pytest.raises(UserError, match=message) as error:
         find([tmp_path / name])
     assert "name a sweep, a run, or a folder of runs" in str(error.value)

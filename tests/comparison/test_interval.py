@@ -35,7 +35,7 @@ def test_equal_repetitions_leave_no_doubt():
 
 
 @pytest.mark.parametrize("odd", [math.inf, math.nan])
-def test_of_what_is_not_finite_there_is_no_interval(odd):
+def test_values_that_are_not_finite_have_no_interval(odd):
     found = mean_interval([1.0, odd])
     assert not math.isfinite(found.mean)
     assert found.margin is None

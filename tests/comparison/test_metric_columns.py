@@ -49,7 +49,7 @@ def test_a_missing_number_is_a_dash():
     assert COLUMNS["mfu"].text(None) == "–"
 
 
-def test_a_tasks_own_metrics_stand_between_the_common_ones_and_those_of_the_clock():
+def test_metrics_of_a_task_are_between_quality_and_speed():
     names = list(COLUMNS)
     assert names.index("bits_per_byte") < names.index("test/accuracy") < names.index("seconds")
     assert len(names) == len(set(names))

@@ -81,7 +81,7 @@ def test_an_architecture_has_a_colour_and_its_sizes_have_lines(drawn, tmp_path):
     assert {color for color, *_ in looks.values()} <= set(COLORS)
 
 
-def test_twenty_architectures_are_still_told_apart(drawn, tmp_path):
+def test_twenty_architectures_have_distinct_styles(drawn, tmp_path):
     runs = [make(tmp_path / str(n), settings={"model": f"m{n}"}) for n in range(20)]
     lines = named(drawn(runs)[0]).values()
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
@@ -101,11 +101,11 @@ def test_compute_that_is_unknown_is_not_drawn(drawn, tmp_path):
     assert len(drawn([make(tmp_path / "a", flops_per_token=None)])) == 1
 
 
-def test_where_nothing_was_measured_there_is_no_picture(drawn, tmp_path):
+def test_runs_without_measurements_have_no_picture(drawn, tmp_path):
     assert drawn([make(tmp_path / "a", rows=[])]) == []
 
 
-def test_a_curve_that_did_not_come_to_its_end_says_so(drawn, tmp_path):
+def test_an_unfinished_curve_is_labelled(drawn, tmp_path):
     runs = [
         make(tmp_path / model, settings={"model": model}, status=status)
         for model, status in (("gpt", "done"), ("llama", "failed"))

@@ -38,7 +38,7 @@ def test_tokens_are_counted_on_from_the_last_count(tmp_path):
     assert result.curve("val/loss") == [(23, 3600, 1.0)]
 
 
-def test_tokens_that_nobody_counted_follow_from_the_record(tmp_path):
+def test_missing_token_counts_follow_from_the_record(tmp_path):
     result = Result(make(tmp_path / "a", rows=[{"step": 30, "val/loss": 1.0}], tokens_per_step=7))
     assert result.figures["tokens"] == 210
 
@@ -86,7 +86,7 @@ def huge(path):
         (huge, "has 268,435,457 bytes"),
     ],
 )
-def test_a_damaged_metrics_file_is_told_and_left_out(spoil, told, tmp_path):
+def test_a_damaged_metrics_file_is_reported_and_left_out(spoil, told, tmp_path):
     run = make(tmp_path / "run")
     spoil(run.metrics)
     result = Result(run)
@@ -104,7 +104,7 @@ def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):
     assert result.recipe is None
 
 
-def test_a_run_that_nobody_began_is_pending(tmp_path):
+def test_a_run_that_did_not_start_is_pending(tmp_path):
     result = Result(Run(tmp_path / "nowhere"))
     assert (result.status, result.figures, result.data) == ("pending", {}, None)
 

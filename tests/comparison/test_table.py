@@ -55,7 +55,7 @@ def test_a_row_is_a_recipe_and_its_seeds_are_repetitions(tmp_path):
     assert any("95%" in note for note in table.notes)
 
 
-def test_the_interval_is_as_sure_as_asked(tmp_path):
+def test_the_interval_has_the_requested_confidence(tmp_path):
     runs = grid(tmp_path)
     margins = [compare(runs, confidence=c).rows[0]["best_loss_margin"] for c in (0.5, 0.9, 0.99)]
     assert margins == sorted(margins)
@@ -94,12 +94,12 @@ def test_a_seed_that_is_there_twice_repeats_nothing(tmp_path):
     assert column(table, "run") == ["a", "b"]
 
 
-def test_recipes_that_differ_in_what_nobody_set_are_told_apart(tmp_path):
+def test_recipes_that_differ_in_unset_values_are_separate_rows(tmp_path):
     runs = [make(tmp_path / name, [4.0], recipe=name) for name in ("old", "new")]
     assert sorted(column(compare(runs), "recipe")) == ["new", "old"]
 
 
-def test_what_follows_from_a_choice_is_no_news(tmp_path):
+def test_options_that_follow_from_a_choice_are_no_column(tmp_path):
     runs = [
         make(tmp_path / name, settings={"model": name}, choices={"model/norm": norm})
         for name, norm in (("gpt2", "layer"), ("llama", "rms"))
@@ -107,7 +107,7 @@ def test_what_follows_from_a_choice_is_no_news(tmp_path):
     assert "model/norm" not in compare(runs).columns
 
 
-def test_a_choice_that_nobody_made_is_shown_where_it_tells_more(tmp_path):
+def test_a_default_option_is_shown_if_it_explains_a_difference(tmp_path):
     runs = [
         make(tmp_path / norm, choices={"model/norm": norm}, recipe=norm)
         for norm in ("layer", "rms")
@@ -178,7 +178,7 @@ def test_other_data_are_ranked_apart(tmp_path):
     assert len(table.best) == 2
 
 
-def test_data_are_called_by_the_setting_that_tells_them_apart(tmp_path):
+def test_data_are_named_by_the_setting_that_differs(tmp_path):
     for file, model in product(("a.txt", "b.txt"), ("gpt", "llama")):
         settings = {"model": model, "data.path": file}
         make(tmp_path / file / model, settings=settings, corpus=f"of {file}")
@@ -273,7 +273,7 @@ def test_a_tokenizer_fitted_to_each_split_is_one_way_to_count(tmp_path):
     assert None not in column(compare(runs), "best_loss")
 
 
-def test_unlike_budgets_and_seeds_are_ranked_and_told(tmp_path):
+def test_unequal_budgets_and_seeds_are_ranked_with_a_note(tmp_path):
     make(tmp_path / "short", [4.0], settings={"model": "gpt"})
     make(tmp_path / "long", [4.0, 3.0], settings={"model": "llama"})
     make(tmp_path / "again", [4.0, 3.1], settings={"model": "llama"}, seed=1)

@@ -24,7 +24,7 @@ def test_a_folder_that_cannot_be_written_to_gives_way(
     assert cache.writable_folder("tokens") == tmp_path / "user" / "llm" / "tokens"
 
 
-def test_nowhere_to_write_is_an_error_that_says_what_to_set(
+def test_no_writable_folder_is_an_error_that_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()

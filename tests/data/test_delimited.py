@@ -80,7 +80,7 @@ def test_quotes_newlines_and_long_fields_are_kept(rows):
     assert row["text"] == f'she said "no", then\n{long}'
 
 
-def test_nul_characters_are_refused_with_the_encoding_as_the_way_out(rows):
+def test_nul_characters_are_refused_with_the_encoding_as_remedy(rows):
     with pytest.raises(DataError, match=r"NUL .*data\.encoding="):
         rows("text,label\na\0b,1\n")
     assert rows("text,label\na,1\n".encode("utf-16-le"), encoding="utf-16-le") == [

@@ -104,7 +104,7 @@ def test_a_download_of_which_nothing_arrives_is_given_up(tmp_path: Path):
         network.downloaded(lambda: time.sleep(2), tmp_path, seconds=0.1)
 
 
-def test_a_download_in_a_thread_knows_that_it_may_not_use_the_network(tmp_path: Path):
+def test_a_download_in_a_thread_is_offline_too(tmp_path: Path):
     with network.offline("a run"):
         assert network.downloaded(network.is_offline, tmp_path)
         assert network.within(5, network.is_offline)
@@ -177,7 +177,7 @@ def test_another_archive_than_the_published_one_is_refused_and_not_kept(
 
 
 @pytest.mark.parametrize("broken", ["nobody answers", "no such page"])
-def test_without_a_network_one_line_says_which_file_to_put_where(
+def test_a_missing_network_is_reported_with_the_file_and_its_folder(
     broken: str, address: str, cache_folder: Path
 ):
     url = NOWHERE if broken == "nobody answers" else address.replace("story", "other")

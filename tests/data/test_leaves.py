@@ -52,7 +52,7 @@ def test_ones_own_text_is_one_word(tmp_path: Path):
     assert data.train_rows > 100
 
 
-def test_ones_own_text_without_a_path_is_told():
+def test_own_text_without_a_path_is_reported():
     with pytest.raises(ConfigError, match=r"data.path: has no value; set it with data.path=…"):
         composed("data=text")
 
@@ -69,9 +69,7 @@ def test_preprocessing_is_picked_by_name_in_order():
 
 
 @pytest.mark.parametrize(("words", "is_same"), [((), True), (("data.split_seed=null",), False)])
-def test_a_seed_draws_another_validation_part_only_where_that_is_asked_for(
-    words, is_same: bool, tmp_path: Path
-):
+def test_a_seed_changes_the_validation_part_only_on_request(words, is_same: bool, tmp_path: Path):
     texts = [{"text": f"text number {n}", "label": "ab"[n % 2]} for n in range(60)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)), "utf-8")
     for name in (("data=text",), ("experiment=classify", "task.model.num_classes=2")):

@@ -23,7 +23,7 @@ def test_nothing_malformed_is_nothing_left_out():
     assert collected("stop").close("texts", 5) == 0
 
 
-def test_rows_that_fail_alike_are_one_line_with_the_way_out():
+def test_rows_that_fail_alike_are_one_line_with_a_remedy():
     (line,) = closed(collected("stop", *[f"{n} fields, not 2" for n in range(3, 15)]), 30)
     assert "12 of 42 rows" in line
     assert "data.malformed=skip" in line

@@ -84,7 +84,7 @@ def test_long_documents_are_read(write):
     assert read(write("a.csv", "text\n" + "long " * 50_000))[0][1]["text"] == "long " * 50_000
 
 
-def test_bytes_that_are_not_utf8_are_replaced_aloud(write):
+def test_bytes_that_are_not_utf8_are_replaced_with_a_warning(write):
     file = write("a.csv", b"text\ncaf\xe9\n")
     with pytest.warns(UserWarning, match=r"a\.csv: 1 bytes are not UTF-8"):
         assert read(file) == [("a.csv, line 2", {"text": "caf\N{REPLACEMENT CHARACTER}"})]

@@ -52,7 +52,7 @@ def test_what_a_windows_shell_saved_is_decoded():
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-def test_nul_characters_without_a_mark_are_refused_with_the_way_out(tmp_path: Path, encoding):
+def test_nul_characters_without_a_mark_are_refused_with_a_remedy(tmp_path: Path, encoding):
     (tmp_path / "x.txt").write_bytes("plain words".encode(encoding))
     with pytest.raises(DataError, match=r"x.txt: holds NUL .*data.encoding=utf-16-le"):
         read_decoded_text(tmp_path / "x.txt")
@@ -81,7 +81,7 @@ def test_binary_files_are_refused_by_what_they_are(tmp_path: Path, content: byte
         read_decoded_text(tmp_path / "x.txt")
 
 
-def test_parquet_is_refused_with_the_way_out():
+def test_parquet_is_refused_with_a_remedy():
     with pytest.raises(
         DataError, match=r"x.parquet: is a Parquet file, not text; convert it to .*"
     ):

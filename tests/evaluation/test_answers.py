@@ -24,7 +24,7 @@ def row(instruction="Add.", given="", response="3", **more):
     } | more
 
 
-def test_what_was_asked_is_the_instruction_with_its_input_or_the_whole_conversation():
+def test_a_question_is_the_instruction_with_its_input_or_the_whole_conversation():
     turns = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Add.")]
     messages = [{"role": role, "content": content} for role, content in turns]
     rows = [

@@ -59,7 +59,7 @@ def test_a_loss_is_the_mean_over_all_weights():
     assert loss.compute().item() == pytest.approx(1.0)
 
 
-def test_probabilities_come_in_the_order_of_the_texts_without_those_not_asked_for():
+def test_probabilities_follow_the_order_of_the_texts_without_padding():
     answers = Probabilities()
     logits = torch.randn(4, 3)
     answers.update(torch.tensor([2, 0]), torch.tensor([1, 1]), logits[:2])

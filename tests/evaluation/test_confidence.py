@@ -20,7 +20,7 @@ def test_the_bootstrap_is_near_the_normal_interval_on_many_values():
     assert found == bootstrap(values), "the same values give the same interval"
 
 
-def test_without_two_values_there_is_no_interval():
+def test_fewer_than_two_values_have_no_interval():
     assert bootstrap([3.0]).mean == 3
     assert math.isnan(bootstrap([3.0]).low)
     assert all(math.isnan(each) for each in bootstrap([]))
@@ -41,7 +41,7 @@ def test_wilson_is_honest_at_the_ends():
     assert wilson(10, 10).high == pytest.approx(1)
 
 
-def test_wilson_holds_the_truth_as_often_as_it_says():
+def test_the_wilson_interval_has_its_nominal_coverage():
     drawn = random.Random(0)
     for truth in (0.05, 0.5):
         held = 0

@@ -108,7 +108,7 @@ def test_the_second_question_does_not_repeat_the_first_answer(stand_in, tmp_path
     ]
 
 
-def test_it_is_asked_again_once_and_no_more(stand_in, tmp_path):
+def test_an_unclear_verdict_is_requested_once_more_only(stand_in, tmp_path):
     server = stand_in(lambda request: "I would say 90 out of 100.")
     question = pointwise.ask_score(INSTRUCTION, REFERENCE, "Paris.")
     judgements = Judgements(server.judge(), tmp_path / "judgements.jsonl")
@@ -161,7 +161,7 @@ def test_no_more_requests_are_under_way_than_allowed(stand_in, tmp_path):
     assert most == 2
 
 
-def test_what_was_judged_is_not_asked_again(stand_in, tmp_path):
+def test_stored_judgements_are_not_requested_again(stand_in, tmp_path):
     file = tmp_path / "judgements.jsonl"
     server = stand_in(lambda request: counted(request) if "to 3." not in str(request) else "well…")
     first = list(Judgements(server.judge(), file).ask(questions(5)))
@@ -186,7 +186,7 @@ def test_a_judge_that_goes_away_leaves_what_it_answered(stand_in, tmp_path):
     assert len(server.requests) == asked + 5
 
 
-def test_a_line_cut_short_is_asked_again(stand_in, tmp_path):
+def test_a_truncated_judgement_is_requested_again(stand_in, tmp_path):
     file = tmp_path / "judgements.jsonl"
     server = stand_in(counted)
     list(Judgements(server.judge(concurrency=1), file).ask(questions(3)))
@@ -197,7 +197,7 @@ def test_a_line_cut_short_is_asked_again(stand_in, tmp_path):
     assert len(server.requests) == 4
 
 
-def test_what_is_kept_says_who_was_asked_what_and_holds_no_key(stand_in, tmp_path, monkeypatch):
+def test_stored_judgements_hold_model_and_question_but_no_key(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("A_KEY", "sk-a-secret")
     server = stand_in(lambda request: GOOD)
     file = tmp_path / "judgements.jsonl"

@@ -46,7 +46,7 @@ def test_passing_trouble_is_tried_again(stand_in, trouble):
     assert len(server.requests) == 3
 
 
-def test_lasting_trouble_is_told_in_one_line(stand_in):
+def test_a_lasting_server_error_is_reported_in_one_line(stand_in):
     server = stand_in(in_turn((500, b"out of\nmemory\x1b[2J", {})))
     with pytest.raises(
         NoAnswerError, match=r"status 500 \(out of memory\[2J\) in 3 attempts; start its server"
@@ -100,7 +100,7 @@ def test_a_server_that_sends_a_byte_now_and_then_times_out(head, monkeypatch):
     over.set()
 
 
-def test_an_address_where_nobody_is(monkeypatch):
+def test_an_address_without_a_server_is_reported(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -115,7 +115,7 @@ def test_an_address_where_nobody_is(monkeypatch):
 @pytest.mark.parametrize(
     "body", [b"<html>hello</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": "no"}]}']
 )
-def test_what_is_no_completion_is_told(stand_in, body):
+def test_a_malformed_completion_is_reported(stand_in, body):
     server = stand_in(in_turn((200, body, {})))
     with pytest.raises(
         NoAnswerError, match=r"not with a chat completion: .*; use the address of .*ends in /v1"
@@ -124,7 +124,7 @@ def test_what_is_no_completion_is_told(stand_in, body):
     assert len(server.requests) == 1
 
 
-def test_a_model_that_says_nothing(stand_in):
+def test_an_empty_completion_is_reported(stand_in):
     server = stand_in(in_turn((200, json.dumps({"choices": [{"message": {}}]}).encode(), {})))
     assert server.judge().complete(HELLO) == ("", "judge-1")
 

@@ -69,7 +69,7 @@ def test_a_judge_of_places_finds_no_winner(stand_in, tmp_path):
     assert found["position_bias"]["mean"] == 1
 
 
-def test_a_judge_of_texts_finds_the_winner_wherever_it_stands(stand_in, tmp_path):
+def test_the_winner_does_not_depend_on_the_order_of_the_answers(stand_in, tmp_path):
     found = _judged(stand_in, tmp_path, lambda a, b: "A" if len(a) > len(b) else "B")
     assert (found["wins"], found["losses"]) == (0, 6)
     assert found["position_bias"]["mean"] == 0

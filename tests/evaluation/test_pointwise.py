@@ -43,7 +43,7 @@ def test_unparsed_answers_are_counted():
     assert 60 <= found["score"]["low"] < 80 < found["score"]["high"] <= 100
 
 
-def test_with_none_scored_there_is_no_mean():
+def test_no_scored_answers_have_no_mean():
     found = summarize_scores([None, None])
     assert math.isnan(found["score"]["mean"])
     assert found["score_unparsed_as_0"]["mean"] == 0

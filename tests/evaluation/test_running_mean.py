@@ -17,7 +17,7 @@ def test_examples_weigh_alike_in_batches_of_any_size():
     assert means.compute() == {"a": pytest.approx(expected), "b": pytest.approx(2 * expected)}
 
 
-def test_what_is_not_asked_counts_for_nothing():
+def test_masked_examples_do_not_count():
     means = Means(["a"])
     means.update({"a": torch.tensor([1.0, 100.0, 3.0])}, torch.tensor([True, False, True]))
     assert means.compute() == {"a": 2.0}
@@ -26,7 +26,7 @@ def test_what_is_not_asked_counts_for_nothing():
         assert math.isnan(means.compute()["a"])
 
 
-def test_it_goes_on_from_what_was_saved():
+def test_a_restored_mean_continues_from_the_saved_sums():
     first, second = Means(["a"]), Means(["a"])
     first.update({"a": torch.tensor([1.0, 2.0])})
     second.restore(first.state)

@@ -35,7 +35,7 @@ def test_the_best_comes_first_and_all_are_there(model):
     assert asked == [(["Say something"] * 5 + ["And now?"] * 5, [""] * 10)]
 
 
-def test_more_answers_are_no_worse(model):
+def test_the_best_reward_does_not_fall_with_more_answers(model):
     def reward(prompts, responses, references):
         return [float(response.count("e")) for response in responses]
 

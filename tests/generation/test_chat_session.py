@@ -67,7 +67,7 @@ def test_each_answer_sees_all_before_it_and_has_a_seed_of_its_own():
     assert seen == [("U:one\nA:", 7), ("U:one\nA:ONE\nU:two\nA:", 8)]
 
 
-def test_a_stopped_answer_stays_as_far_as_it_came_and_the_talk_goes_on():
+def test_a_stopped_answer_is_kept_and_the_chat_continues():
     def answer(tokens, seed):
         yield "par"
         yield "tial"
@@ -91,13 +91,13 @@ def test_a_question_without_any_answer_is_forgotten():
     assert script.notes == ["no answer, so the question is forgotten"] * 2
 
 
-def test_an_interrupt_at_the_prompt_says_how_to_leave_and_does_not():
+def test_an_interrupt_at_the_prompt_prints_how_to_leave_without_leaving():
     _, script, _ = talk(KeyboardInterrupt, "one")
     assert script.notes == ["\nCtrl-D or /quit leaves"]
     assert script.written == "ONE\n"
 
 
-def test_that_turns_were_dropped_is_said_once():
+def test_dropped_turns_are_reported_once():
     _, script, seen = talk(*["x" * 20] * 6)
     assert len(seen) == 6
     (note,) = script.notes

@@ -105,13 +105,13 @@ def test_a_stop_string_alone_is_one(stop, texts):
     ("lengths", "which", "read"),
     [([100], "100 tokens", 36), ([3, 70, 65], "2 of 3 prompts", 38)],
 )
-def test_a_prompt_that_is_cut_is_told(build, capsys, lengths, which, read):
+def test_a_truncated_prompt_is_reported(build, capsys, lengths, which, read):
     tell_of_cut(build("size.context_length=64"), [[1] * length for length in lengths])
     assert capsys.readouterr().err == (
         f"note: prompt: {which}, more than the model's context of 64; of the longest the last {read} tokens are read\n"
     )
 
 
-def test_a_prompt_that_fits_is_not_told_of(build, capsys):
+def test_a_prompt_that_fits_is_not_reported(build, capsys):
     tell_of_cut(build("size.context_length=64"), [[1] * 64, [1]])
     assert capsys.readouterr().err == ""

@@ -61,6 +61,6 @@ def test_text_without_stop_strings_passes_at_once():
 
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""], "text"])
-def test_refuses_what_stands_everywhere_or_is_no_list(stops):
+def test_empty_stop_strings_and_wrong_types_are_refused(stops):
     with pytest.raises(ValueError, match="list of strings"):
         StopStrings(stops)

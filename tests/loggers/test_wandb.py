@@ -163,9 +163,7 @@ run.finish(0, print)
 """
 
 
-def test_an_offline_run_asks_nobody_anything_to_the_end_of_its_process(
-    tmp_path, requests, monkeypatch
-):
+def test_an_offline_run_sends_no_request(tmp_path, requests, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path)], check=True)
     assert requests == []
@@ -384,7 +382,7 @@ def test_the_jobs_of_a_sweep_that_an_agent_drives_have_ids_of_their_own(tmp_path
     assert len(ids - {"fromserver"}) == 2
 
 
-def test_a_setting_that_is_refused_is_no_outage(tmp_path, monkeypatch, recwarn):
+def test_a_refused_setting_is_not_an_outage(tmp_path, monkeypatch, recwarn):
     monkeypatch.setitem(wandb_retry.PRIVATE, "no_such_setting", True)
     with pytest.raises(ValueError, match=r"refuses a setting \(no_such_setting: ") as refusal:
         wandb_logger(str(tmp_path), "run").log_hyperparams({})

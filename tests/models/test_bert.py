@@ -59,7 +59,7 @@ def test_what_cannot_be_built_is_refused(build):
         build("model=bert", "model.num_segments=0")
 
 
-def test_a_classifier_reads_the_first_token_unless_told_otherwise(build):
+def test_a_classifier_reads_the_first_token_by_default(build):
     real = torch.arange(12) < torch.tensor([[12], [5]])
     classifier = Classifier(build("model=bert"), num_classes=3).eval()
     body: Any = classifier.body
@@ -88,6 +88,6 @@ def test_it_learns_to_guess_what_only_later_tokens_tell(build):
     assert losses[-1] < 0.5 < 2.08 - 0.1 < losses[0], "from chance, ln 8, to knowing"
 
 
-def test_bert_says_what_it_cannot_do(bert):
+def test_bert_refuses_what_it_cannot_do(bert):
     assert not bert.causal
     assert not generates(bert)

@@ -236,7 +236,7 @@ def test_hidden_and_head_are_forward(build):
     torch.testing.assert_close(model.head(model.hidden_states(tokens)), model(tokens))
 
 
-def test_errors_name_the_thing_and_the_way_out(build):
+def test_errors_name_the_value_and_a_remedy(build):
     model = build("model=gpt2")
     for token in (97, -1):
         with pytest.raises(ValueError, match="vocab_size=97"):

@@ -48,7 +48,7 @@ def test_parts_chosen_on_the_command_line_win(build):
     assert all(isinstance(norm, RMSNorm) for norm in norms)
 
 
-def test_layers_share_no_part_but_the_tied_matrix(build):
+def test_layers_share_only_the_tied_matrix(build):
     model = build("model=gpt", "size=micro")
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     assert len(names) - len(dict(model.named_parameters())) == 1

@@ -22,7 +22,7 @@ def test_columns_are_appended_in_place_and_read_as_views():
     assert cache.length == cache.capacity == 4
 
 
-def test_a_full_cache_says_how_to_get_a_larger_one():
+def test_a_full_cache_names_the_larger_capacity():
     cache = empty(capacity=4)
     cache.append(*[torch.zeros(2, 1, 3, 3)] * 2)
     with pytest.raises(ValueError, match=r"holds 3 of 4.*no room for 2 more.*capacity=5"):
@@ -32,7 +32,7 @@ def test_a_full_cache_says_how_to_get_a_larger_one():
         Cache([cache]).describe(2)
 
 
-def test_what_is_said_of_columns_is_kept():
+def test_the_attention_mask_of_cached_columns_is_kept():
     cache = Cache([empty(), empty()])
     assert cache.positions.tolist() == [[0, 1, 2, 3]] * 2
     assert cache.valid is None

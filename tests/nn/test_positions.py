@@ -21,7 +21,7 @@ def test_a_slice_and_the_same_numbers_say_the_same(position):
             assert all(torch.equal(a.reshape(b.shape), b) for a, b in zip(one, other, strict=True))
 
 
-def test_rows_may_stand_at_positions_of_their_own():
+def test_rows_may_have_different_positions():
     positions = torch.tensor([[0, 1, 2], [5, 6, 7]])
     x = X.repeat(2, 1, 1)
     for position in (Learned(50, 8), Sinusoidal(8)):
@@ -57,7 +57,7 @@ def test_rotation_is_complex_multiplication():
     torch.testing.assert_close(rotated, torch.cat((expected.real, expected.imag), -1))
 
 
-def test_rotary_goes_on_past_any_context():
+def test_rotary_positions_extend_past_the_context():
     x = torch.zeros(1, 1, 8)
     cos, _ = Rotary(8, 2).rotation(x, slice(100_000, 100_001))
     expected = math.cos(100_000 / 10000 ** (2 / 4))

@@ -25,7 +25,7 @@ def names(model, group):
 
 
 @pytest.mark.parametrize("groups", [decay_matrices, decay_everything])
-def test_every_trainable_parameter_stands_in_exactly_one_group(groups):
+def test_every_trainable_parameter_is_in_exactly_one_group(groups):
     model = Tiny()
     seen = [id(parameter) for group in groups(model) for parameter in group["params"]]
     assert sorted(seen) == sorted(id(parameter) for parameter in model.parameters())

@@ -31,7 +31,7 @@ def test_two_and_four_stages_learn_as_one_device(text, tmp_path):
     assert_learn_as_one(tmp_path, runs, {2: {"tied": PIPELINE}, 4: {"untied": (*PIPELINE, *gpipe)}})
 
 
-def test_who_merely_imports_it_keeps_all_warnings():
+def test_importing_the_strategy_leaves_the_warning_filters():
     """A fresh import: what a pipeline silences, others may want to hear."""
     spec = importlib.util.spec_from_file_location("imported_again", pipeline_strategy.__file__)
     with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def test_shares_follow_the_micro_batches_under_way():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
-def test_the_fullest_stage_says_what_is_divided(build, kind):
+def test_shares_follow_the_fullest_stage(build, kind):
     """A wide vocabulary weighs on the first stage, and on the last."""
     model = build(f"model={kind}", "size.num_layers=5", vocab_size=5000)
     parameters = numel(model)

@@ -31,7 +31,7 @@ def engine(monkeypatch):
     return deepspeed_strategy
 
 
-def test_a_machine_without_deepspeed_is_told_two_ways_out(monkeypatch):
+def test_missing_deepspeed_is_reported_with_two_remedies(monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"pip install 'llm-hydra\[deepspeed\]', or use hardware=fsdp"

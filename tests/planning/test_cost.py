@@ -46,7 +46,7 @@ def test_the_vocabulary_is_the_configured_tokenizers(tokenizer, size, composed):
     assert cost(config).parameters == rest.parameters + 2 * 64 * (size - 1)
 
 
-def test_what_only_data_tell_is_unknown_until_they_are_there(composed, tmp_path, monkeypatch):
+def test_values_that_depend_on_the_data_are_unknown_without_data(composed, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("abcdefgh " * 500)

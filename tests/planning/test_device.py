@@ -20,7 +20,7 @@ def test_a_gpu_is_known_however_it_is_written(word):
     assert device.flops == GPUS["RTX 4090"].bfloat16_flops
 
 
-def test_precision_is_what_the_gpu_has_or_what_was_asked_for():
+def test_precision_follows_the_gpu_unless_it_is_set():
     assert named("v100", Hardware()).precision == "fp16"
     device = named("h100", Hardware(precision=32))
     assert (device.precision, device.dtype) == (32, torch.float32)

@@ -31,7 +31,7 @@ def test_it_scores_as_in_training(train, pairs, logged):
     assert reward([], [], []) == []
 
 
-def test_a_run_of_another_kind_is_no_reward(train, pairs, tmp_path):
+def test_a_run_of_another_task_is_refused_as_a_reward(train, pairs, tmp_path):
     run = train("run", "task=dpo", "data=preference", f"data.path={pairs}")
     with pytest.raises(ConfigError, match="is not a reward model; train one with"):
         RunReward(str(run.path))(["a"], ["b"], ["c"])

@@ -141,7 +141,7 @@ def test_weights_make_every_class_count_alike(make, rows):
     assert "class_weights" not in task.state_dict()
 
 
-def test_rows_with_nothing_asked_change_nothing(make, rows):
+def test_padding_rows_do_not_change_the_loss(make, rows):
     task, data = make(), module(rows)
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))

@@ -50,7 +50,7 @@ def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
     assert run.record["metrics"]["test/margin"] > 0.5
 
 
-def test_the_margin_is_beta_times_what_the_paper_says(dpo, train, logged, pairs):
+def test_the_margin_follows_the_papers_equation(dpo, train, logged, pairs):
     """From the weights before and after, by hand: the logged validation margin."""
     base = dpo("base", "trainer.max_steps=1", "trainer.val_every=1", "optimizer.lr=0.0")
     weights = ("weights=run", f"weights.path={base.path}")
@@ -98,7 +98,7 @@ def test_a_resumed_run_is_held_against_the_base_and_equals_the_whole_one(
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_nothing_of_the_reference_is_saved(dpo):
+def test_a_checkpoint_does_not_contain_the_reference(dpo):
     run = dpo("run")
     state = torch.load(run.last, weights_only=True)["state_dict"]
     model = RunWeights(str(run.path)).model()

@@ -148,7 +148,7 @@ def test_what_is_drawn_is_a_function_of_seed_and_number(task):
     )
 
 
-def test_the_reward_is_told_what_was_asked_and_what_the_data_answer(build_task):
+def test_the_reward_receives_prompts_responses_and_references(build_task):
     seen = []
 
     def reward(prompts, responses, references):

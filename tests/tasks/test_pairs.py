@@ -46,7 +46,7 @@ def test_the_figures_are_means_over_pairs(task):
     assert results["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_pairs_in_which_nothing_is_asked_do_not_count(task):
+def test_pairs_without_targets_do_not_count(task):
     batch = batch_of(3, blank=2)
     kept = torch.tensor([0, 1, 2, 5, 6, 7])
     task.evaluate(batch)
@@ -55,7 +55,7 @@ def test_pairs_in_which_nothing_is_asked_do_not_count(task):
     assert found == pytest.approx(task.results())
 
 
-def test_training_figures_are_those_since_they_were_last_asked_for(task):
+def test_training_metrics_are_means_since_the_last_call(task):
     task.step(batch_of(4))
     first = task.training_figures()
     task.step(batch_of(3))

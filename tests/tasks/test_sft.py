@@ -103,7 +103,7 @@ def test_packed_and_padded_validation_agree(composed, tmp_path):
     assert figures[0]["val/perplexity"] == pytest.approx(math.exp(figures[0]["val/loss"]))
 
 
-def test_only_what_is_asked_counts(composed):
+def test_only_targets_count(composed):
     task = build(composed("model.vocab_size=61").task)
     torch.manual_seed(0)
     tokens = torch.randint(61, (2, 9))

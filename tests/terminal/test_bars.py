@@ -31,7 +31,7 @@ def test_what_is_done_at_once_prints_nothing(capsys):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_the_final_test_tells_how_far_it_is_once(monkeypatch, capsys, is_first):
+def test_the_final_test_reports_its_progress_once(monkeypatch, capsys, is_first):
     monkeypatch.setattr(bars, "SECONDS", 0.0)
     trainer = create_autospec(L.Trainer, instance=True, is_global_zero=is_first)
     trainer.num_test_batches = [2]

@@ -20,7 +20,7 @@ TEXTS = ["[red]x[/red]", "br[/x].txt", "[a,b]", ":smile:", "adapter.targets=[que
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_console_prints_text_as_it_stands(text):
+def test_a_console_prints_text_unchanged(text):
     rows = Table(text, title=text)
     rows.add_row(text)
     out = io.StringIO()

@@ -50,7 +50,7 @@ def test_a_program_is_named_as_it_can_be_called_from_here(tmp_path, monkeypatch)
     assert shell.program() == "llm", "it was not installed, and there is no better word"
 
 
-def test_a_line_says_where_modules_of_the_users_are(monkeypatch):
+def test_a_command_line_includes_the_path_of_user_modules(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "my modules")
     assert shell.command_line("llm", "train") == "llm train"
     assert (

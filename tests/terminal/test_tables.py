@@ -25,7 +25,7 @@ def test_a_log_holds_every_row_in_one_line(wide, capsys, monkeypatch):
     assert not any(line.endswith("  ") for line in lines[-1:])
 
 
-def test_columns_says_how_wide_a_log_is(wide, capsys, monkeypatch):
+def test_the_variable_columns_sets_the_width_of_a_log(wide, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     tables.print_tables(wide)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 70

@@ -67,7 +67,7 @@ def test_lone_surrogates_are_replaced_and_pairs_joined(tokenizer: Tokenizer):
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("\U0001f600")
 
 
-def test_special_text_is_ordinary_unless_asked(tokenizer: Tokenizer):
+def test_special_text_is_encoded_as_ordinary_text_by_default(tokenizer: Tokenizer):
     end = tokenizer.end_of_text
     text = "The cat<|endoftext|>the dog"
     assert end == tokenizer.special_tokens["<|endoftext|>"]
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_named(content: str, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_bytes_that_are_no_text_are_a_damaged_file(tmp_path):
+def test_bytes_that_are_not_text_are_a_damaged_file(tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"broken\.json"):

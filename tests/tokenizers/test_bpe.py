@@ -129,7 +129,7 @@ def test_less_than_the_bytes_is_an_error(vocab_size: int):
         train_bpe(["text"], vocab_size=vocab_size)
 
 
-def test_too_little_text_gives_fewer_and_says_so():
+def test_too_little_text_gives_a_smaller_vocabulary_with_a_warning():
     with pytest.warns(UserWarning, match=r"vocabulary of 258, not of the requested 50,000"):
         tokenizer = train_bpe(["abab"], vocab_size=50_000)
     assert tokenizer.vocab_size == 258

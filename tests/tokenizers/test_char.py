@@ -14,7 +14,7 @@ def test_ids_follow_code_points():
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (9, 8)
 
 
-def test_unknown_characters_are_named_with_the_way_out():
+def test_unknown_characters_are_named_with_a_remedy():
     tokenizer = train_char(["abc"])
     with pytest.raises(ValueError, match=r"'é' \(U\+00E9, 2 times\).*train it.*byte or bpe"):
         tokenizer.encode("aébé")

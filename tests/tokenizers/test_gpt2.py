@@ -84,9 +84,7 @@ def test_a_saved_copy_needs_no_cache(
     assert copy.special_tokens == {"<|endoftext|>": 50256}
 
 
-def test_offline_without_the_file_says_what_to_fetch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_file_is_named_when_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def offline(*args: object, **kwargs: object) -> None:
         raise requests.ConnectionError("no route\nto host")
 

@@ -66,13 +66,13 @@ def test_a_word_is_cut_into_the_longest_pieces():
     assert tokenizer.encode("u" + "a" * 100) == [1]
 
 
-def test_case_and_accents_are_dropped_only_where_asked():
+def test_case_and_accents_are_dropped_only_on_request():
     vocabulary = [*SPECIAL, "cafe", "Café", "x"]
     assert WordPieceTokenizer(vocabulary).encode("CAFÉ cafe\u0301") == [5, 5]
     assert WordPieceTokenizer(vocabulary, lowercase=False).encode("Café cafe x") == [6, 5, 7]
 
 
-def test_a_whole_text_stands_between_its_ends_however_short_it_is_cut():
+def test_a_truncated_text_keeps_its_special_tokens():
     tokenizer = WordPieceTokenizer([*SPECIAL, "a"])
     assert tokenizer.with_ends([5, 5, 5], most=10) == [2, 5, 5, 5, 3]
     assert tokenizer.with_ends([5, 5, 5], most=4) == [2, 5, 5, 3]

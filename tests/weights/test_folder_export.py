@@ -143,7 +143,7 @@ def test_a_part_without_counterpart_is_named(build, overrides, told, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_is_no_language_model_or_has_no_such_tokenizer_is_refused(gpt2, tmp_path):
+def test_other_models_and_tokenizers_are_refused(gpt2, tmp_path):
     with pytest.raises(ConfigError, match=r"a Linear has no counterpart"):
         write_folder(torch.nn.Linear(2, 2), ByteTokenizer(), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"kind word has no counterpart"):
@@ -167,7 +167,7 @@ def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
             write_folder(gpt2, ByteTokenizer(), folder / "thesis.txt", overwrite=overwrite)
 
 
-def test_the_export_of_another_model_is_replaced_only_if_asked(gpt2, tmp_path):
+def test_the_export_of_another_model_is_replaced_only_on_request(gpt2, tmp_path):
     folder = tmp_path / "out"
     talking = settings_of(ByteTokenizer()).speaking("{{ messages }}", 256, END_OF_TEXT)
     before = write_folder(gpt2, ByteTokenizer(), folder, settings=talking, origin="one")

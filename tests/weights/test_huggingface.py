@@ -158,7 +158,7 @@ def edit(folder, **changes):
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type=yarn is not"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_a_line(name, changes, told, tmp_path, families):
+def test_unreadable_folders_are_reported_in_one_line(name, changes, told, tmp_path, families):
     family = families[name]
     family.make().save_pretrained(tmp_path)
     edit(tmp_path, **changes)
@@ -234,7 +234,7 @@ def test_torch_files_are_fetched_where_there_is_nothing_else(tmp_path, monkeypat
     assert "pytorch_model*.bin" in asked[1]
 
 
-def test_without_a_network_a_line_says_what_to_do(monkeypatch, tmp_path):
+def test_a_missing_network_is_reported_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

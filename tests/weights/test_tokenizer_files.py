@@ -101,7 +101,7 @@ def test_what_differs_from_gpt2s_stays_what_it_is(changes, tmp_path, hard_texts)
         assert ours.encode(text, special=True) == backend.encode(text).ids
 
 
-def test_what_stands_around_every_text_is_kept(tmp_path):
+def test_tokens_added_around_every_text_are_kept(tmp_path):
     backend = byte_level()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     folder = saved(backend, tmp_path / "nothing", "<|endoftext|>")
@@ -137,7 +137,7 @@ def test_a_definition_without_its_merges_is_named(lacking, tmp_path):
         read_tokenizer(tmp_path)
 
 
-def test_another_end_of_text_or_normalisation_is_no_encoding_of_ours(tmp_path):
+def test_another_end_of_text_or_normalisation_is_not_gpt2s_encoding(tmp_path):
     backend = byte_level()
     backend.add_special_tokens(["</s>"])
     ours = read_tokenizer(saved(backend, tmp_path / "end", "</s>"))
@@ -149,7 +149,7 @@ def test_another_end_of_text_or_normalisation_is_no_encoding_of_ours(tmp_path):
     assert ours.encode("THE") == ours.encode("the")
 
 
-def test_the_end_of_text_may_stand_in_the_models_configuration(tmp_path):
+def test_the_end_of_text_may_be_named_in_the_model_configuration(tmp_path):
     sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
     assert read_tokenizer(tmp_path).end_of_text is None
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))

@@ -20,7 +20,7 @@ def test_the_share_of_runs_found_elsewhere():
     assert share_found([f"{ONE} {OTHER}"], [ONE]) == pytest.approx(2 / 11)
 
 
-def test_what_stands_in_earlier_texts_is_dropped():
+def test_paragraphs_of_earlier_texts_are_dropped():
     longer = f"{ONE} {OTHER}"
     assert list(distinct([longer, ONE, OTHER, "something else"], set(), 0.3)) == [
         longer,

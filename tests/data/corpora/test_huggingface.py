@@ -76,7 +76,7 @@ def test_the_fingerprint_lasts_and_follows_the_rows(rows: Path):
     assert HuggingFaceDataset("json", data_files=str(rows)).fingerprint() != first
 
 
-def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named_with_its_installation(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         DataError, match=r"roneneldan/TinyStories train: .*pip install 'llm-hydra\[datasets\]'"

@@ -88,7 +88,7 @@ def test_unknown_settings_are_named(step, value: str, message: str):
     ("step", "module"),
     [(RemoveStopWords, "stop_words"), (Stem, "snowballstemmer"), (Lemmatize, "simplemma")],
 )
-def test_a_missing_library_says_how_to_install_it(
+def test_a_missing_library_is_named_with_its_installation(
     step, module: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, module, None)
@@ -98,7 +98,7 @@ def test_a_missing_library_says_how_to_install_it(
         step()
 
 
-def test_the_libraries_are_imported_only_when_asked_for():
+def test_the_libraries_are_imported_only_when_they_are_used():
     code = (
         "import sys, llm.data.corpora.preprocessing as p; p.Lowercase()('A'); "
         "print(sorted({'stop_words', 'snowballstemmer', 'simplemma'} & set(sys.modules)))"

@@ -48,7 +48,7 @@ def test_its_paragraphs_are_sentences_each_once(docs: PythonDocs):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_little_of_the_held_out_text_stands_in_the_training_text(docs: PythonDocs, seed: int):
+def test_little_of_the_held_out_text_is_in_the_training_text(docs: PythonDocs, seed: int):
     """Seeds 0 to 4 on CPython 3.11.7: 0.06 to 0.20 %. Without dropping what is said twice it is 4 to
     23 %, and 10 to 95 % among the topics of the reference alone."""
     parts = split_corpus(docs, 0.1, seed)
@@ -66,7 +66,7 @@ def test_it_names_its_python_version(docs: PythonDocs):
     assert platform.python_version() in docs.fingerprint()
 
 
-def test_it_is_the_same_in_every_process_and_runs_nothing_of_the_library(docs: PythonDocs):
+def test_the_text_is_the_same_in_every_process_and_no_demo_module_is_imported(docs: PythonDocs):
     code = (
         "import sys, hashlib; from llm.data.corpora.python_docs import PythonDocs; source = PythonDocs(); "
         "text = '\\0'.join(source.documents()); "
@@ -82,7 +82,7 @@ def test_it_is_the_same_in_every_process_and_runs_nothing_of_the_library(docs: P
     assert imported == "[]"
 
 
-def test_a_python_without_its_reference_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_a_python_without_its_reference_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match=r"python_docs: .*without pydoc_data: .*data=text"):
         list(PythonDocs().documents())

@@ -105,7 +105,7 @@ def test_bytes_per_token_are_of_the_held_out_text(make):
 # The order
 
 
-def test_a_loader_resumed_at_any_batch_goes_on_as_if_never_stopped(make):
+def test_a_loader_resumed_at_any_batch_equals_an_uninterrupted_one(make):
     uninterrupted = take(make().train_dataloader(), 200)
     for position in [0, 1, 2, 63, 64, 100, 150]:
         data = make()
@@ -198,7 +198,7 @@ def test_lightning_resumes_where_its_checkpoint_stood(make, tmp_path: Path, work
     assert same(part.seen + rest.seen, whole.seen)
 
 
-def test_resuming_on_changed_data_is_said_aloud(make):
+def test_resuming_on_changed_data_warns(make):
     state = make().state_dict()
     with pytest.warns(UserWarning, match="changed since the checkpoint"):
         make(STORY).load_state_dict(state)
@@ -269,7 +269,7 @@ def test_a_folder_of_ones_own(make, cache_folder: Path, tmp_path: Path):
     assert not cache_folder.exists()
 
 
-def test_metadata_says_what_the_files_are(make):
+def test_metadata_describes_the_files(make):
     data = make()
     assert data.metadata["dtype"] == "uint16"
     assert len(data.metadata["tokenizer_sha256"]) == 64
@@ -361,7 +361,7 @@ def test_parameters_out_of_range_are_named(make, settings: dict, message: str):
         make(**settings)
 
 
-def test_text_shorter_than_a_window_is_told_with_numbers_and_a_way_out(make):
+def test_text_shorter_than_a_window_is_refused_with_numbers_and_a_remedy(make):
     with pytest.raises(
         DataError,
         match=r"texts: the train part has 45 tokens, and .*"
@@ -379,7 +379,7 @@ def test_a_text_just_long_enough_makes_one_window(make):
     assert take(data.train_dataloader(), 2)[1].shape == (4, 17)
 
 
-def test_what_a_tokenizer_refuses_is_told_with_the_source(make):
+def test_a_tokenizers_refusal_names_the_source(make):
     with pytest.raises(DataError, match=r"texts: .*does not know 'x'"):
         make("abcx" * 50, tokenizer=char.CharTokenizer("abc"))
     with pytest.raises(DataError, match=r"texts: vocab_size=3 is too small"):

@@ -73,7 +73,7 @@ def test_line_ends_and_byte_order_marks(tmp_path: Path):
     assert documents(tmp_path) == ["one\ntwo\nthree\n"]
 
 
-def test_undecodable_bytes_are_replaced_and_counted_aloud_once(tmp_path: Path):
+def test_undecodable_bytes_are_replaced_and_counted_in_one_warning(tmp_path: Path):
     (tmp_path / "latin.txt").write_bytes("Größe, Maß, ñ".encode("latin-1"))
     (tmp_path / "rows.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
     source = TextFiles(tmp_path)
@@ -273,7 +273,7 @@ def test_files_are_read_in_pieces(tmp_path: Path, monkeypatch):
     assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
-def test_a_dataset_on_disk_is_refused_with_the_way_out(tmp_path: Path):
+def test_a_dataset_on_disk_is_refused_with_a_remedy(tmp_path: Path):
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
     with pytest.raises(DataError, match=r"save_to_disk wrote.*data=huggingface data.source.path="):

@@ -78,7 +78,7 @@ def flip(file: Path) -> None:
     ],
     ids=["truncate", "remove", "flip", "garble", "list", "unfinished", "metadata"],
 )
-def test_what_was_damaged_is_written_again_aloud(tmp_path: Path, damage, problem: str):
+def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, damage, problem: str):
     folder = cached(tmp_path / "key", writer())
     damage(folder)
     assert not is_whole(folder)

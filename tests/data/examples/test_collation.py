@@ -128,7 +128,7 @@ def test_values_out_of_range_are_refused(make, complaint):
 
 
 @pytest.mark.parametrize("width", [None, 7])
-def test_attention_stands_where_tokens_are(width):
+def test_the_attention_mask_covers_the_tokens(width):
     rows = [{"tokens": [5] * length} for length in (3, 1, 4)]
     batch = attended(rows, width)
     assert batch["tokens"].shape == (3, width or 4)

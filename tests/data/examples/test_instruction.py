@@ -188,7 +188,7 @@ def test_every_example_is_in_an_epoch_once_packed_or_not(module):
         )
 
 
-def test_a_tokenizer_is_fitted_to_what_is_written_and_knows_the_special_tokens(module):
+def test_a_tokenizer_is_trained_on_the_rendered_text_with_special_tokens(module):
     data = module([GOOD] * 20, tokenizer=char.train_char)
     assert set(data.tokenizer.special_tokens) >= {"<end>"}
     assert answers(data, data.raw["train"][0]) == "yes<end>"

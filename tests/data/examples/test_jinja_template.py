@@ -25,7 +25,7 @@ def chatml():
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "<|im_start|>system", "<|im_end|><|im_end|>"])
-def test_nobody_forges_a_token_by_its_name(name, chatml):
+def test_text_cannot_forge_a_token_by_its_name(name, chatml):
     ours, tokenizer = chatml
     special = {*tokenizer.special_tokens.values()}
 
@@ -107,7 +107,7 @@ def test_a_template_without_end_is_ended(source, monkeypatch):
             endless.render([Message("user", "x")])
 
 
-def test_it_knows_nothing_of_this_process(monkeypatch):
+def test_a_template_cannot_read_this_process(monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     seen = template("{{ self }} {{ cycler.__init__ is defined }} {{ environ is defined }}")
     assert "hunter2" not in seen.render(ASKED)

@@ -134,7 +134,7 @@ def test_batches_hold_texts_labels_and_what_is_real(write):
     assert len(seen) == len(data.raw["test"]) == 12
 
 
-def test_the_shares_of_devices_are_filled_up_with_nothing_asked(write):
+def test_the_shares_of_devices_are_padded_without_targets(write):
     data = make(write("a.jsonl", TEXTS))
     rows = data.dataset("validation")
     batch = rows[np.array([len(rows) - 1, len(rows)])]  # type: ignore[index]
@@ -178,7 +178,7 @@ def test_classes_are_found_and_sorted(write, labels, classes):
 @pytest.mark.parametrize(
     "names", [["1", "1.0", "1e0"], ["2", "10", "nan"], ["inf", "nan", "-1"], ["2", "10", "02"]]
 )
-def test_the_order_of_classes_is_no_matter_of_chance(names):
+def test_the_order_of_classes_is_deterministic(names):
     assert len({tuple(in_order(each)) for each in permutations(names)}) == 1
 
 

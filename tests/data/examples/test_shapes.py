@@ -351,7 +351,7 @@ def test_labels_that_differ_in_case_are_named(prepared):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_texts_that_are_all_held_out_are_refused_with_the_way_out(prepared, part):
+def test_texts_that_are_all_held_out_are_refused_with_a_remedy(prepared, part):
     path = CASES / "semicolon.csv"
     with pytest.raises(ConfigError, match=rf"all 80 texts .*data\.{part}_path .*leave .* out"):
         prepared("classify", path, f"data.{part}_path={path}")

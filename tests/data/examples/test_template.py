@@ -123,7 +123,7 @@ def test_a_prompt_is_the_beginning_of_the_whole_up_to_the_answer(template):
     )
 
 
-def test_nobody_forges_a_control_token(template):
+def test_text_cannot_forge_a_control_token(template):
     tokenizer = tokenizer_for(template)
     forged = "".join(template.special_tokens) + END_OF_TEXT
     honest, _ = template.encode([Message("user", "hi"), Message("assistant", "ho")], tokenizer)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation as Violation
 from jaxtyping import Float
 from shape_checks import checked
 from torch import Tensor
@@ -35,12 +34,12 @@ def add_shorter(a: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 def test_arguments_with_one_axis_must_agree_on_its_size():
     assert add(THREE, THREE).shape == (3,)
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         add(THREE, FOUR)
 
 
 def test_a_result_must_have_the_annotated_shape():
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         drop(THREE)
 
 
@@ -55,7 +54,7 @@ def test_arrays_within_containers_are_checked():
 
     both((THREE, THREE))
     both(None)
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         both((THREE, FOUR))
 
 
@@ -65,7 +64,7 @@ def test_plain_types_are_checked_and_an_int_passes_for_a_float():
         return factor
 
     assert scale(2) == 2
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         scale("2")  # pyright: ignore
 
 
@@ -85,7 +84,7 @@ def test_constructors_of_dataclasses_are_checked():
         b: Float[Tensor, " N"]
 
     Pair(THREE, THREE)
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         Pair(THREE, FOUR)
 
 
@@ -93,5 +92,5 @@ def test_constructors_of_dataclasses_are_checked():
     "call", [lambda: RMSNorm(8)(torch.ones(2, 3, 8).long()), lambda: pre_norm(1, 2, 3)]
 )
 def test_the_package_is_checked(call: Any):
-    with pytest.raises(Violation):
+    with pytest.raises(TypeError):
         call()

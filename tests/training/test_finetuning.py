@@ -67,7 +67,7 @@ def without_before(monkeypatch):
     """Leaves out the validation before the first step."""
     make = lifecycle.make_trainer
     monkeypatch.setattr(
-        lifecycle, "make_trainer", lambda **given: make(**given | {"before": False})
+        lifecycle, "make_trainer", lambda *given, **named: make(*given, **named | {"before": False})
     )
 
 

@@ -111,7 +111,7 @@ def test_a_sequence_of_nothing_is_certain_and_has_no_gradient(logits, targets):
     targets[1] = -100
     logits.requires_grad_()
     for reduction in ("sum", "mean"):
-        found = sequence_log_probabilities(logits, targets, reduction)
+        found = sequence_log_probabilities(logits, targets, reduction=reduction)
         assert found[1].item() == 0
         (gradient,) = torch.autograd.grad(found.sum(), logits)
         assert gradient[1].abs().max() == 0 < gradient[0].abs().max()
@@ -121,28 +121,35 @@ def test_a_sequence_of_nothing_is_certain_and_has_no_gradient(logits, targets):
 def four_log_probabilities():
     """Of six pairs, in float64: policy and reference, chosen and rejected."""
     generator = torch.Generator().manual_seed(3)
-    return [-60 * torch.rand(6, generator=generator, dtype=torch.float64) for _ in range(4)]
+    names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+    return {n: -60 * torch.rand(6, generator=generator, dtype=torch.float64) for n in names}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
     """The paper's ratio of ratios, in numpy."""
-    policy_w, policy_l, reference_w, reference_l = (x.numpy() for x in four_log_probabilities)
+    policy_w, policy_l, reference_w, reference_l = (
+        x.numpy() for x in four_log_probabilities.values()
+    )
     inner = beta * (policy_w - reference_w) - beta * (policy_l - reference_l)
     kept = -np.log(1 / (1 + np.exp(-inner)))
     flipped = -np.log(1 / (1 + np.exp(inner)))
     expected = (1 - smoothing) * kept + smoothing * flipped
-    found = dpo_loss(*four_log_probabilities, beta, smoothing)
+    found = dpo_loss(**four_log_probabilities, beta=beta, label_smoothing=smoothing)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
 
 
 def test_the_gradient_of_dpo_is_that_of_the_paper(four_log_probabilities):
     """Section 4: -beta sigma(r_l - r_w) (d log pi(y_w) - d log pi(y_l))."""
     beta = 0.3
-    chosen, rejected = (x.requires_grad_() for x in four_log_probabilities[:2])
-    dpo_loss(*four_log_probabilities, beta).sum().backward()
-    implied = [beta * (four_log_probabilities[i] - four_log_probabilities[i + 2]) for i in (0, 1)]
+    chosen, rejected = (x.requires_grad_() for x in [*four_log_probabilities.values()][:2])
+    dpo_loss(**four_log_probabilities, beta=beta).sum().backward()
+    implied = [
+        beta
+        * (four_log_probabilities[f"policy_{which}"] - four_log_probabilities[f"reference_{which}"])
+        for which in ("chosen", "rejected")
+    ]
     weight = beta * torch.sigmoid(implied[1] - implied[0]).detach()
     torch.testing.assert_close(chosen.grad, -weight)
     torch.testing.assert_close(rejected.grad, weight)
@@ -158,7 +165,7 @@ def test_a_ranking_is_right_by_bradley_and_terry():
 
 def test_a_ranking_with_label_smoothing_has_its_least_loss_at_a_finite_margin():
     margins = torch.linspace(-8, 8, 1601)
-    best = margins[ranking_loss(margins, torch.zeros_like(margins), 0.1).argmin()]
+    best = margins[ranking_loss(margins, torch.zeros_like(margins), label_smoothing=0.1).argmin()]
     assert best.item() == pytest.approx(math.log(0.9 / 0.1), abs=0.02)
     assert ranking_loss(torch.tensor([-900.0]), torch.tensor([0.0])).item() == 900, "no overflow"
 
@@ -176,7 +183,9 @@ def test_the_gradient_of_the_policy_loss_is_that_of_reinforce(logits, targets):
     """Minus advantage times the score function, over the tokens that are asked."""
     advantages, asked = torch.tensor([2.0, -1.0, 0.5]), targets != -100
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    policy_gradient_loss(token_log_probabilities(ours, targets), advantages, asked).backward()
+    policy_gradient_loss(
+        token_log_probabilities(ours, targets), advantages=advantages, mask=asked
+    ).backward()
     summed = sequence_log_probabilities(theirs, targets)
     (-(advantages * summed).sum() / asked.sum()).backward()
     torch.testing.assert_close(ours.grad, theirs.grad)

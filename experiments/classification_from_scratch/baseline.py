@@ -42,7 +42,9 @@ def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], 
         seed: of the split.
         tokens: how many tokens of a text are read; None reads all.
     """
-    data = LabelledDataModule(path, ByteTokenizer(), 64, Padding(), seed=seed, split_seed=None)
+    data = LabelledDataModule(
+        path=path, tokenizer=ByteTokenizer(), context_length=64, collation=Padding(), seed=seed
+    )
     data.prepare_data()
     texts = {part: [beginning(e.text, tokens) for e in own] for part, own in data.raw.items()}
     labels = {part: np.array([e.label for e in own]) for part, own in data.raw.items()}

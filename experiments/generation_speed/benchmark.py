@@ -21,8 +21,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm.checkpoints.lazy_tensor import in_memory
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import by_columns
-from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
@@ -47,7 +47,8 @@ def main() -> None:
     ours = by_columns(ours.eval().to(arguments.device))  # as `llm generate` loads a model
     prompt = torch.randint(50257, (arguments.prompt_tokens,)).tolist()
 
-    write_ours = partial(generate, ours, [prompt], arguments.new_tokens, Sampler(temperature=0.0))
+    settings = GenerationSettings(max_tokens=arguments.new_tokens)
+    write_ours = partial(generate, ours, [prompt], settings=settings)
     write_theirs = partial(huggingface, theirs, prompt, arguments.new_tokens)
     if write_ours() != write_theirs():
         raise SystemExit("the two do not write the same tokens: there is nothing to compare")

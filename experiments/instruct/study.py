@@ -22,6 +22,7 @@ from llm.callbacks.responses import answer_conversations
 from llm.config.build import build
 from llm.data.examples.instruction import InstructionDataModule
 from llm.evaluation.rouge import rouge_l
+from llm.generation.generation_settings import GenerationSettings
 from llm.runs import Run
 from llm.weights.run import RunWeights
 
@@ -79,7 +80,8 @@ def before_and_after(weights: RunWeights) -> str:
     base = weights.base_weights(weights.config)
     assert base is not None
     base.load(model)
-    before = answer_conversations(data, conversations, model.eval(), 40)
+    settings = GenerationSettings(max_tokens=40)
+    before = answer_conversations(data, conversations, model=model.eval(), settings=settings)
     score = sum(rouge_l(b, c.reference) for b, c in zip(before, conversations, strict=True)) / len(
         before
     )

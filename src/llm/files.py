@@ -211,7 +211,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, "utf-8", "replace")
 
 
-def write_json(path: Path, content: Any, indent: int = 2) -> None:
+def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
     """Write a JSON file whole; what JSON does not know is written as text."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
     write_text(path, text + "\n")

@@ -31,7 +31,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 @cache
-def _matmul_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: int = 5) -> float:
+def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1536, repeats: int = 5) -> float:
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")
     torch.mm(left, right)  # the first product pays for allocation and kernel choice
@@ -42,7 +42,7 @@ def _matmul_rate(dtype: torch.dtype, threads: int, size: int = 1536, repeats: in
     return 2 * size**3 / best
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, devices: int) -> float | None:
+def peak_flops(device: torch.device, dtype: torch.dtype, *, devices: int) -> float | None:
     """Return the matrix rate that MFU is measured against, in FLOP/s over all devices; None if it is not known.
 
     A GPU's is the published dense bfloat16 rate, for float32 runs as well, so that precisions compare.

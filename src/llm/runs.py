@@ -68,7 +68,7 @@ RESULTS = {
 
 
 def run_metadata(
-    config: DictConfig, overrides: Iterable[str], choices: Mapping[str, str | None]
+    config: DictConfig, overrides: Iterable[str], *, choices: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What a run is called by whoever compares it with others, for its record."""
     return {
@@ -356,7 +356,9 @@ def display_path(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def require_run(path: str, key: str, tasks: Collection[str] = (), folder: str = "outputs") -> None:
+def require_run(
+    path: str, key: str, *, tasks: Collection[str] = (), folder: str = "outputs"
+) -> None:
     """Refuse what is not a run directory; name runs that are.
 
     Args:

@@ -41,7 +41,7 @@ class RunningSweepError(UserError):
     status = ClaimedRunError.status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One point of a sweep.
 
@@ -122,7 +122,7 @@ class Job:
         return run.record.get("request") == self.request or self.outcome.get("status") == "done"
 
     @contextmanager
-    def claimed(self, blocking: bool = False) -> Iterator[bool]:
+    def claimed(self, *, blocking: bool = False) -> Iterator[bool]:
         """Hold the job for this process; False where another holds it, unless that is waited for."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
@@ -243,6 +243,7 @@ class Sweep:
         self,
         number: int,
         overrides: Sequence[str],
+        *,
         directory: Path,
         request: str,
         identity: Mapping[str, Any],
@@ -257,10 +258,13 @@ class Sweep:
         }
 
     def _job(self, entry: Mapping[str, Any]) -> Job:
-        directory = Path(os.path.normpath(self.path / entry["directory"]))
-        overrides = tuple(entry["overrides"])
         return Job(
-            self.path, entry["number"], overrides, directory, entry["request"], entry["identity"]
+            sweep=self.path,
+            number=entry["number"],
+            overrides=tuple(entry["overrides"]),
+            directory=Path(os.path.normpath(self.path / entry["directory"])),
+            request=entry["request"],
+            identity=entry["identity"],
         )
 
 

@@ -156,7 +156,9 @@ def test_frozen_matrices_in_bfloat16_work_without_autocast(build, tokens, stir, 
     assert all(g.dtype == torch.float32 and g.any() for g in gradients)
 
     cache = stored.new_cache(2)
-    cached = torch.cat([stored(part, cache) for part in tokens.split([7, 1, 4], dim=1)], dim=1)
+    cached = torch.cat(
+        [stored(part, cache=cache) for part in tokens.split([7, 1, 4], dim=1)], dim=1
+    )
     assert (cached - low).abs().max() < 0.03 * low.abs().max()
 
 

@@ -272,7 +272,7 @@ def test_generating_with_a_cache_is_the_same(build, tokens, stir, words):
     LoRA(targets=EVERYTHING).apply(model)
     stir(model)
     cache = model.new_cache(2)
-    cached = torch.cat([model(part, cache) for part in tokens.split([5, 1, 6], dim=1)], dim=1)
+    cached = torch.cat([model(part, cache=cache) for part in tokens.split([5, 1, 6], dim=1)], dim=1)
     torch.testing.assert_close(cached, model(tokens), rtol=0, atol=1e-12)
 
 

@@ -49,7 +49,7 @@ def test_at_first_it_is_as_if_other_tokens_had_been_read(build, tokens, name):
 def test_the_kernel_is_attention_over_more_columns():
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
     key, value = key[:, :2], value[:, :2]
-    prefix = PrefixKernel(naive_attention, torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    prefix = PrefixKernel(naive_attention, key=torch.randn(2, 3, 8), value=torch.randn(2, 3, 8))
     pairs = ((prefix.key, key), (prefix.value, value))
     longer = [torch.cat((columns.expand(2, 2, 3, 8), text), dim=2) for columns, text in pairs]
     triangle = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -57,14 +57,14 @@ def test_the_kernel_is_attention_over_more_columns():
     expected = naive_attention(query, *longer, mask=torch.cat((everything, triangle), dim=1))
     floating = torch.zeros(5, 5).masked_fill(~triangle, -torch.inf)
     for mask, causal in ((None, True), (triangle, False), (floating, False), (triangle, True)):
-        torch.testing.assert_close(prefix(query, key, value, mask, causal), expected)
+        torch.testing.assert_close(prefix(query, key, value, mask=mask, causal=causal), expected)
 
 
 @variants
 def test_cached_equals_uncached(build, tokens, stir, words):
     model = adapted(build(*words), stir)
     cache = model.new_cache(2)
-    parts = [model(part, cache) for part in tokens.split([5, 1, 1, 4, 1], dim=1)]
+    parts = [model(part, cache=cache) for part in tokens.split([5, 1, 1, 4, 1], dim=1)]
     assert cache.length == 12
     assert_same(torch.cat(parts, dim=1), model(tokens))
 
@@ -88,7 +88,7 @@ def test_padded_rows_with_a_cache(build, tokens, stir, words):
     real[0, :5] = False
     cache, starts = model.new_cache(2), itertools.accumulate([6, 1, 5], initial=0)
     parts = [
-        model(part, cache, attention_mask=real[:, start : start + part.shape[1]])
+        model(part, cache=cache, attention_mask=real[:, start : start + part.shape[1]])
         for part, start in zip(tokens.split([6, 1, 5], dim=1), starts, strict=False)
     ]
     assert_same(torch.cat(parts, dim=1)[0, real[0]], model(tokens[:1, real[0]])[0])

@@ -124,8 +124,8 @@ def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, mo
     trained_on(run, "alpaca")
     prompts = []
 
-    def stream(model, tokenizer, starts, *rest):
-        prompts.append(tokenizer.decode(starts[0]))
+    def stream(model, tokenizer, **given):
+        prompts.append(tokenizer.decode(given["prompts"][0]))
         yield 0, "yes"
 
     monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)
@@ -147,8 +147,9 @@ def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypat
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
     asked = []
 
-    def stream(model, tokenizer, starts, most, sampler, seed, stops, ends, memory):
-        asked.append((tokenizer.decode(starts[0]), {*ends} | tokenizer.end_tokens))
+    def stream(model, tokenizer, *, prompts, settings, memory):
+        ends = {*settings.end_tokens, *tokenizer.end_tokens}
+        asked.append((tokenizer.decode(prompts[0]), ends))
         yield 0, "yes"
 
     monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)

@@ -30,7 +30,13 @@ def sweep(tmp_path):
     sweep = Sweep(tmp_path / "sweeps" / "s")
     sweep.begin(
         jobs=[
-            sweep.entry(n, [f"model={run.path.name}"], run.path, run.path.name, {})
+            sweep.entry(
+                n,
+                [f"model={run.path.name}"],
+                directory=run.path,
+                request=run.path.name,
+                identity={},
+            )
             for n, run in enumerate(runs)
         ]
     )

@@ -212,7 +212,7 @@ def test_sizes_are_seen_before_anything_is_built(key, value, told, run, refused)
 def test_sizes_of_a_published_model_are_seen_before_it_is_built(refused, tmp_path):
     sizes = {"num_hidden_layers": 10**9, "hidden_size": 16, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "vocab_size": 257, "max_position_embeddings": 64}
-    write_tokenizer(ByteTokenizer(), tmp_path, 64)
+    write_tokenizer(ByteTokenizer(), tmp_path, context_length=64)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
     told = refused("generate", "weights=llama", f"weights.path={tmp_path}")
     assert "num_layers: 1000000000 is out of range; give 1 or more and at most 1024" in told

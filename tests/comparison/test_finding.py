@@ -17,7 +17,13 @@ def sweep_of(path, *directories):
     sweep = Sweep(path)
     sweep.begin(
         jobs=[
-            sweep.entry(n, [f"seed={n}"], directory, "asked", {"overrides": {"seed": str(n)}})
+            sweep.entry(
+                n,
+                [f"seed={n}"],
+                directory=directory,
+                request="asked",
+                identity={"overrides": {"seed": str(n)}},
+            )
             for n, directory in enumerate(directories)
         ]
     )

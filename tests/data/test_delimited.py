@@ -16,7 +16,7 @@ def rows(tmp_path):
     def rows(content, name="a.csv", malformed=None, **layout):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [row.values for row in read_records(path, Layout(**layout), malformed)]
+        return [row.values for row in read_records(path, Layout(**layout), malformed=malformed)]
 
     return rows
 

@@ -77,7 +77,7 @@ def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("member", [None, "a/story"])
 def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cache_folder: Path):
     with pytest.raises(DataError, match=r"TimeoutError, less than 1,024 bytes a second arrived"):
-        fetch(dripping, SHA256, "story.txt", member)
+        fetch(dripping, sha256=SHA256, file_name="story.txt", member=member)
     assert list(cache_folder.rglob("*story*")) == []
 
 
@@ -115,7 +115,7 @@ NOWHERE = "http://127.0.0.1:9/story.txt"  # the port of the discard protocol: no
 
 def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
     for _ in range(2):
-        assert list(Download(address, SHA256, "story.txt").documents()) == [
+        assert list(Download(address, sha256=SHA256, file_name="story.txt").documents()) == [
             TEXT.replace("\r\n", "\n")
         ]
     assert Server.asked == 1
@@ -125,7 +125,7 @@ def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
 def test_a_file_put_into_the_cache_serves_without_a_network(cache_folder: Path):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_bytes(TEXT.encode())
-    assert fetch(NOWHERE, SHA256, "story.txt") == cache_folder / "story.txt"
+    assert fetch(NOWHERE, sha256=SHA256, file_name="story.txt") == cache_folder / "story.txt"
 
 
 def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,14 +137,14 @@ def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.Mo
 
     for name in ("touch", "mkdir", "write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, refuse)
-    assert fetch(NOWHERE, SHA256, "story.txt").read_bytes() == TEXT.encode()
+    assert fetch(NOWHERE, sha256=SHA256, file_name="story.txt").read_bytes() == TEXT.encode()
 
 
 def test_another_file_than_the_published_one_is_refused_and_not_kept(
     address: str, cache_folder: Path
 ):
     with pytest.raises(DataError, match=r"is not the file that was published .*SHA-256") as error:
-        fetch(address, "0" * 64, "story.txt")
+        fetch(address, sha256="0" * 64, file_name="story.txt")
     assert "\n" not in str(error.value)
     assert not (cache_folder / "story.txt").exists()
 
@@ -152,11 +152,13 @@ def test_another_file_than_the_published_one_is_refused_and_not_kept(
 def test_a_damaged_file_in_the_cache_is_fetched_again(address: str, cache_folder: Path):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_text("damaged")
-    assert fetch(address, SHA256, "story.txt").read_bytes() == TEXT.encode()
+    assert fetch(address, sha256=SHA256, file_name="story.txt").read_bytes() == TEXT.encode()
 
 
 def test_a_member_of_an_archive_is_kept_without_the_archive(address: str, cache_folder: Path):
-    published = Download(address.replace(".txt", ".zip"), SHA256, "story.txt", member="a/story")
+    published = Download(
+        address.replace(".txt", ".zip"), sha256=SHA256, file_name="story.txt", member="a/story"
+    )
     for _ in range(2):
         assert published.file() == cache_folder / "story.txt"
     assert (cache_folder / "story.txt").read_bytes() == TEXT.encode()
@@ -172,7 +174,7 @@ def test_another_archive_than_the_published_one_is_refused_and_not_kept(
     sha256 = "0" * 64 if wrong == "sha256" else SHA256
     member = "b/story" if wrong == "member" else "a/story"
     with pytest.raises(DataError, match=r"is not the file that was published"):
-        fetch(url, sha256, "story.txt", member)
+        fetch(url, sha256=sha256, file_name="story.txt", member=member)
     assert list(cache_folder.iterdir()) == []
 
 
@@ -182,7 +184,7 @@ def test_a_missing_network_is_reported_with_the_file_and_its_folder(
 ):
     url = NOWHERE if broken == "nobody answers" else address.replace("story", "other")
     with pytest.raises(DataError) as error:
-        fetch(url, SHA256, "story.txt")
+        fetch(url, sha256=SHA256, file_name="story.txt")
     message = str(error.value)
     assert url in message
     assert str(cache_folder / "story.txt") in message
@@ -191,17 +193,17 @@ def test_a_missing_network_is_reported_with_the_file_and_its_folder(
 
 
 def test_the_fingerprint_needs_no_file():
-    assert Download(NOWHERE, SHA256, "story.txt").fingerprint() == SHA256
+    assert Download(NOWHERE, sha256=SHA256, file_name="story.txt").fingerprint() == SHA256
 
 
 def test_published_files_are_found_by_name(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     verdict = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
-    (text,) = Download(NOWHERE, verdict, "the-verdict.txt").documents()
+    (text,) = Download(NOWHERE, sha256=verdict, file_name="the-verdict.txt").documents()
     assert len(text) == 20_479
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../thesis.txt", "a/b.txt", ".bashrc", ""])
 def test_a_file_name_does_not_lead_out_of_the_cache(name):
     with pytest.raises(ValueError, match="give the plain name of a file"):
-        Download("http://example.org/x", "0" * 64, name)
+        Download("http://example.org/x", sha256="0" * 64, file_name=name)

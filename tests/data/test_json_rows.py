@@ -24,7 +24,7 @@ def report(reports):
 
 def test_lines_are_read_with_their_numbers(report, reports):
     text = f"{json.dumps(ROWS[0])}\n\n  \n{json.dumps(ROWS[1])}\r\n{json.dumps(ROWS[2])}"
-    found = list(json_lines(FILE, text, report))
+    found = list(json_lines(FILE, text, report=report))
     assert [values for _, values in found] == ROWS
     assert [where for where, _ in found] == [f"rows.json, line {n}" for n in (1, 4, 5)]
     assert reports == []
@@ -33,22 +33,24 @@ def test_lines_are_read_with_their_numbers(report, reports):
 @pytest.mark.parametrize("indent", [None, 0, 2])
 def test_an_array_is_read_as_pythons_reader_reads_it(indent, report, reports):
     text = f"\n {json.dumps(ROWS, indent=indent)} \n"
-    assert [values for _, values in array(FILE, text, report)] == json.loads(text) == ROWS
+    assert [values for _, values in array(FILE, text, report=report)] == json.loads(text) == ROWS
     assert reports == []
 
 
 def test_elements_of_an_array_are_named_by_the_line_they_begin_on(report):
-    found = list(array(FILE, '[{"a":\n1},\n\n{"b": 2}, {"c": 3}\n]', report))
+    found = list(array(FILE, '[{"a":\n1},\n\n{"b": 2}, {"c": 3}\n]', report=report))
     assert [where for where, _ in found] == [f"rows.json, line {n}" for n in (1, 4, 4)]
 
 
 def test_an_empty_array_has_no_rows(report):
-    assert list(array(FILE, "[ \n ]", report)) == []
+    assert list(array(FILE, "[ \n ]", report=report)) == []
 
 
 def test_lines_and_elements_that_are_not_objects_are_reported(report, reports):
-    assert [values for _, values in json_lines(FILE, '{"a": 1}\n3\n{oops\n', report)] == [{"a": 1}]
-    assert [values for _, values in array(FILE, '[{"a": 1}, null]', report)] == [{"a": 1}]
+    assert [values for _, values in json_lines(FILE, '{"a": 1}\n3\n{oops\n', report=report)] == [
+        {"a": 1}
+    ]
+    assert [values for _, values in array(FILE, '[{"a": 1}, null]', report=report)] == [{"a": 1}]
     wheres, whats = zip(*reports, strict=True)
     assert wheres == tuple(f"rows.json, line {n}" for n in (2, 3, 1))
     assert whats[0] == "a JSON object is needed, not int"
@@ -68,10 +70,10 @@ def test_lines_and_elements_that_are_not_objects_are_reported(report, reports):
 )
 def test_an_array_that_cannot_be_read_to_its_end_is_refused(text, message, report):
     with pytest.raises(DataError, match=message):
-        list(array(FILE, text, report))
+        list(array(FILE, text, report=report))
 
 
 def test_one_object_over_several_lines_is_refused_with_the_key_of_its_rows(report):
     text = json.dumps({"version": 1, "rows": ROWS}, indent=1)
     with pytest.raises(DataError, match=r"one JSON object, not rows.*the array under rows"):
-        list(json_lines(FILE, text, report))
+        list(json_lines(FILE, text, report=report))

@@ -15,7 +15,7 @@ from llm.data.sampler import (
 def shuffles(size: int, number: int) -> np.ndarray:
     places = np.tile(np.arange(size), number)
     keys = mixed(np.array([7], dtype=np.uint64), np.arange(number, dtype=np.uint64))
-    return permuted(places, size, np.repeat(keys, size)).reshape(number, size)
+    return permuted(places, size, keys=np.repeat(keys, size)).reshape(number, size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 1024, 1025])
@@ -45,7 +45,7 @@ def test_neighbours_are_parted_and_epochs_differ():
 
 def test_a_shuffle_of_any_size_needs_no_memory_for_it():
     places = np.arange(10**12, 10**12 + 1000)
-    windows = permuted(places, 10**13, np.full(1000, 3, dtype=np.uint64))
+    windows = permuted(places, 10**13, keys=np.full(1000, 3, dtype=np.uint64))
     assert len(set(windows)) == 1000
     assert windows.min() >= 0
     assert windows.max() < 10**13
@@ -75,7 +75,7 @@ def test_batch_k_is_a_function_of_seed_and_k(start: int):
 
 
 def test_a_negative_and_a_huge_seed_are_seeds():
-    batches = [next(iter(TrainingSampler(1000, 64, seed))) for seed in (-1, 0, 2**63, 2**70)]
+    batches = [next(iter(TrainingSampler(1000, 64, seed=seed))) for seed in (-1, 0, 2**63, 2**70)]
     assert len({tuple(batch) for batch in batches[:3]}) == 3
 
 
@@ -94,7 +94,8 @@ def test_devices_part_the_global_batch(world_size: int):
 @pytest.mark.parametrize(("num_windows", "world_size"), [(1, 1), (8, 1), (21, 1), (21, 2), (17, 4)])
 def test_validation_covers_every_window_once_in_equal_shares(num_windows: int, world_size: int):
     shares = [
-        list(ValidationSampler(num_windows, 8, rank, world_size)) for rank in range(world_size)
+        list(ValidationSampler(num_windows, 8, rank=rank, world_size=world_size))
+        for rank in range(world_size)
     ]
     lengths = {tuple(map(len, share)) for share in shares}
     assert len(lengths) == 1, "devices must go through equal batches, or sharded models hang"
@@ -108,7 +109,9 @@ def test_validation_covers_every_window_once_in_equal_shares(num_windows: int, w
 
 def grouped(seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1, number: int = 103):
     lengths = np.random.default_rng(1).integers(1, 500, number).tolist()
-    return lengths, LengthGroupedSampler(lengths, 4, seed, start, rank, world_size, group=5)
+    return lengths, LengthGroupedSampler(
+        lengths, 4, seed=seed, start=start, rank=rank, world_size=world_size, group=5
+    )
 
 
 @pytest.mark.parametrize("number", [3, 4, 40, 103])

@@ -40,7 +40,8 @@ def test_every_document_is_in_exactly_one_part_and_in_order(texts):
 def test_the_seed_draws(texts):
     documents = [f"document {i}" for i in range(100)]
     draws = [
-        tuple(read(split_corpus(texts(*documents), 0.1, seed).validation)) for seed in (0, 0, 1)
+        tuple(read(split_corpus(texts(*documents), 0.1, seed=seed).validation))
+        for seed in (0, 0, 1)
     ]
     assert draws[0] == draws[1] != draws[2]
 
@@ -100,7 +101,9 @@ def test_parts_are_the_same_however_documents_come(texts, size: int, number: int
         def fingerprint(self) -> str:
             return "pieces"
 
-    first, second = (split_corpus(source, 0.1, 0) for source in (texts(*documents), InPieces()))
+    first, second = (
+        split_corpus(source, 0.1, seed=0) for source in (texts(*documents), InPieces())
+    )
     assert read(first.train) == read(second.train)
     assert read(first.validation) == read(second.validation)
     assert first.held_out == second.held_out
@@ -109,7 +112,7 @@ def test_parts_are_the_same_however_documents_come(texts, size: int, number: int
 def test_a_large_document_does_not_swell_the_held_out_part():
     lengths = np.array([1_000_000] + [1000] * 200)
     for seed in range(20):
-        held_out = choose_held_out(lengths, 0.1, seed)
+        held_out = choose_held_out(lengths, 0.1, seed=seed)
         assert lengths[held_out].sum() <= 0.1 * lengths.sum()
         assert not held_out[0]
 

@@ -62,8 +62,8 @@ def test_a_loss_is_the_mean_over_all_weights():
 def test_probabilities_follow_the_order_of_the_texts_without_padding():
     answers = Probabilities()
     logits = torch.randn(4, 3)
-    answers.update(torch.tensor([2, 0]), torch.tensor([1, 1]), logits[:2])
-    answers.update(torch.tensor([1, 0]), torch.tensor([0, IGNORE_INDEX]), logits[2:])
+    answers.update(torch.tensor([2, 0]), torch.tensor([1, 1]), logits=logits[:2])
+    answers.update(torch.tensor([1, 0]), torch.tensor([0, IGNORE_INDEX]), logits=logits[2:])
     rows, probabilities = answers.compute()
     assert rows.tolist() == [0, 1, 2]
     torch.testing.assert_close(probabilities, logits[[1, 2, 0]].softmax(-1))

@@ -25,7 +25,9 @@ def test_all_else_is_refused(answer):
 
 
 def test_both_orders_show_the_same_texts_in_exchanged_places():
-    first, second = both_orders("do it", "done well", "ours", "theirs")
+    first, second = both_orders(
+        instruction="do it", reference="done well", ours="ours", theirs="theirs"
+    )
     assert list(first.texts.values()) == ["do it", "done well", "ours", "theirs"]
     assert list(second.texts.values()) == ["do it", "done well", "theirs", "ours"]
     assert list(first.texts) == list(second.texts), "the names do not tell whose it is"
@@ -56,7 +58,15 @@ def _judged(stand_in, tmp_path, prefer):
         shown = re.findall(r"response [AB] begins\]\n(.*)\n\[", request["messages"][1]["content"])
         return f'{{"better": "{prefer(*shown)}"}}'
 
-    pairs = [both_orders(f"Say {n}.", str(n), f"ours {n}", f"theirs, longer {n}") for n in range(6)]
+    pairs = [
+        both_orders(
+            instruction=f"Say {n}.",
+            reference=str(n),
+            ours=f"ours {n}",
+            theirs=f"theirs, longer {n}",
+        )
+        for n in range(6)
+    ]
     asked = [question for pair in pairs for question in pair]
     judgements = Judgements(stand_in(answer).judge(), tmp_path / "judgements.jsonl")
     verdicts = list(judgements.ask(asked))

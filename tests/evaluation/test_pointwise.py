@@ -28,7 +28,10 @@ def test_all_else_is_refused(answer):
 
 
 def test_the_question_shows_all_three_texts_and_the_form():
-    rules, shown = (m["content"] for m in ask_score("do it", "done well", "done").messages())
+    rules, shown = (
+        m["content"]
+        for m in ask_score(instruction="do it", reference="done well", response="done").messages()
+    )
     assert TASK in rules
     assert FORM in rules
     for name, text in (("instruction", "do it"), ("reference", "done well"), ("response", "done")):

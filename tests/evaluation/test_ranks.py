@@ -33,7 +33,7 @@ def measure(rows: slice | None = None) -> dict[str, Any]:
     loss, means, perplexity = WeightedLoss(), Means(("loss", "margin")), Perplexity()
     shares.update(logits.argmax(-1), labels)
     matrix.update(logits.argmax(-1), labels)
-    answers.update(number, labels, logits)
+    answers.update(number, labels, logits=logits)
     loss.update((logits[:, 0] * mask).sum(), mask.sum().float())
     means.update({"loss": logits[:, 0], "margin": logits[:, 1]}, mask)
     perplexity.update(tokens[rows], targets[rows])

@@ -5,6 +5,7 @@ import torch
 
 from llm.generation.batch_responses import respond
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GREEDY, GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.tokenizers.byte import ByteTokenizer
 
@@ -18,34 +19,71 @@ def model(build):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
-@pytest.mark.parametrize("sampler", [None, Sampler(temperature=1.0)])
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(temperature=1.0)])
 def test_answers_are_those_of_each_prompt_alone(model, batch_size, sampler):
     tokenizer, done = ByteTokenizer(), []
     answers = respond(
-        model, tokenizer, PROMPTS, 6, sampler, seed=3, batch_size=batch_size, advance=done.append
+        model,
+        tokenizer,
+        prompts=PROMPTS,
+        settings=GenerationSettings(max_tokens=6, sampler=sampler, seed=3),
+        batch_size=batch_size,
+        advance=done.append,
     )
     for row, prompt in enumerate(PROMPTS):
-        how = sampler or Sampler(temperature=0.0)
-        (alone,) = generate(model, [prompt], 6, how, 3 + row, tokenizer.end_of_text)
+        (alone,) = generate(
+            model,
+            [prompt],
+            settings=GenerationSettings(
+                max_tokens=6, sampler=sampler, seed=3 + row, end_tokens=(tokenizer.end_of_text,)
+            ),
+        )
         assert answers[row] == tokenizer.decode(alone)
     assert sum(done) == len(PROMPTS)
     assert max(done) == min(batch_size, len(PROMPTS))
 
 
 def test_an_answer_ends_at_its_end_token_or_stop_without_it(model):
-    (whole,) = generate(model, PROMPTS[:1], 8, Sampler(temperature=1.0))
-    (text,) = respond(model, ByteTokenizer(), PROMPTS[:1], 8, Sampler(temperature=1.0))
+    (whole,) = generate(
+        model,
+        PROMPTS[:1],
+        settings=GenerationSettings(max_tokens=8, sampler=Sampler(temperature=1.0)),
+    )
+    (text,) = respond(
+        model,
+        ByteTokenizer(),
+        prompts=PROMPTS[:1],
+        settings=GenerationSettings(max_tokens=8, sampler=Sampler(temperature=1.0)),
+    )
     (ended,) = respond(
-        model, ByteTokenizer(), PROMPTS[:1], 8, Sampler(temperature=1.0), end_token=whole[4]
+        model,
+        ByteTokenizer(),
+        prompts=PROMPTS[:1],
+        settings=GenerationSettings(
+            max_tokens=8, sampler=Sampler(temperature=1.0), end_tokens=(whole[4],)
+        ),
     )
     assert ended == ByteTokenizer().decode(whole[: whole.index(whole[4])])
     (stopped,) = respond(
-        model, ByteTokenizer(), PROMPTS[:1], 8, Sampler(temperature=1.0), stops=[text[-2:]]
+        model,
+        ByteTokenizer(),
+        prompts=PROMPTS[:1],
+        settings=GenerationSettings(
+            max_tokens=8, sampler=Sampler(temperature=1.0), stops=[text[-2:]]
+        ),
     )
     assert stopped == text[: text.index(text[-2:])]
 
 
 def test_no_prompts_no_answers_and_no_batches_of_nothing(model):
-    assert respond(model, ByteTokenizer(), [], 5) == []
+    assert (
+        respond(model, ByteTokenizer(), prompts=[], settings=GenerationSettings(max_tokens=5)) == []
+    )
     with pytest.raises(ValueError, match="batch_size=0"):
-        respond(model, ByteTokenizer(), PROMPTS, 5, batch_size=0)
+        respond(
+            model,
+            ByteTokenizer(),
+            prompts=PROMPTS,
+            settings=GenerationSettings(max_tokens=5),
+            batch_size=0,
+        )

@@ -5,6 +5,7 @@ import torch
 
 from llm.generation.batch_responses import respond
 from llm.generation.best_of import best_of
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.tokenizers.byte import ByteTokenizer
 
@@ -25,8 +26,20 @@ def test_the_best_comes_first_and_all_are_there(model):
         return [float(len(response)) for response in responses]
 
     tokenizer, sampler = ByteTokenizer(), Sampler()
-    answers = best_of(model, tokenizer, PROMPTS, 5, reward, 12, sampler, seed=3)
-    drawn = respond(model, tokenizer, [p for p in PROMPTS for _ in range(5)], 12, sampler, seed=3)
+    answers = best_of(
+        model,
+        tokenizer,
+        prompts=PROMPTS,
+        settings=GenerationSettings(max_tokens=12, sampler=sampler, seed=3),
+        number=5,
+        reward=reward,
+    )
+    drawn = respond(
+        model,
+        tokenizer,
+        prompts=[p for p in PROMPTS for _ in range(5)],
+        settings=GenerationSettings(max_tokens=12, sampler=sampler, seed=3),
+    )
     for row, scored in enumerate(answers):
         assert sorted(each.text for each in scored) == sorted(drawn[5 * row : 5 * row + 5])
         assert [each.score for each in scored] == sorted(
@@ -40,7 +53,14 @@ def test_the_best_reward_does_not_fall_with_more_answers(model):
         return [float(response.count("e")) for response in responses]
 
     best = [
-        best_of(model, ByteTokenizer(), PROMPTS[:1], number, reward, 30, Sampler())[0][0].score
+        best_of(
+            model,
+            ByteTokenizer(),
+            prompts=PROMPTS[:1],
+            settings=GenerationSettings(max_tokens=30, sampler=Sampler()),
+            number=number,
+            reward=reward,
+        )[0][0].score
         for number in (1, 4, 32)
     ]
     assert best == sorted(best)
@@ -50,6 +70,20 @@ def test_the_best_reward_does_not_fall_with_more_answers(model):
 def test_answers_that_are_all_the_same_are_not_drawn(model):
     nothing = lambda prompts, responses, references: [0.0] * len(responses)  # noqa: E731
     with pytest.raises(ValueError, match="temperature=0 gives the same answer"):
-        best_of(model, ByteTokenizer(), PROMPTS, 2, nothing, 5, Sampler(temperature=0.0))
+        best_of(
+            model,
+            ByteTokenizer(),
+            prompts=PROMPTS,
+            settings=GenerationSettings(max_tokens=5, sampler=Sampler(temperature=0.0)),
+            number=2,
+            reward=nothing,
+        )
     with pytest.raises(ValueError, match="0 is not a number of answers; give 1 or more"):
-        best_of(model, ByteTokenizer(), PROMPTS, 0, nothing, 5, Sampler())
+        best_of(
+            model,
+            ByteTokenizer(),
+            prompts=PROMPTS,
+            settings=GenerationSettings(max_tokens=5, sampler=Sampler()),
+            number=0,
+            reward=nothing,
+        )

@@ -55,8 +55,8 @@ def talk(*lines, answer=None, agrees=False, context_length=100):
     """A dialogue that is over: (dialogue, what the person saw, the prompts with their seeds)."""
     seen = []
     script = Script(*lines, agrees=agrees)
-    conversation = Conversation(TEMPLATE, ByteTokenizer(), context_length, room=20)
-    dialogue = ChatSession(conversation, answer or partial(echo, seen), script, seed=7)
+    conversation = Conversation(TEMPLATE, ByteTokenizer(), context_length=context_length, room=20)
+    dialogue = ChatSession(conversation, answer or partial(echo, seen), terminal=script, seed=7)
     dialogue.run()
     return dialogue, script, seen
 

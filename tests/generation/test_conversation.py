@@ -25,7 +25,7 @@ def conversation(template):
 
     def make(context_length: int, room: int) -> Conversation:
         tokenizer = ByteTokenizer().with_special_tokens(template.special_tokens)
-        return Conversation(template, tokenizer, context_length, room)
+        return Conversation(template, tokenizer, context_length=context_length, room=room)
 
     return make
 

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from llm.generation.decoding import Decoding, evaluating, generate, window_start
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
@@ -61,9 +62,9 @@ def gpt(position="rotary", mask=causal, num_kv_heads=2, dropout=0.0, context_len
 class Recorder(Sampler):
     """A sampler that keeps the logits it was given."""
 
-    def __call__(self, logits, uniform, seen=None):
+    def __call__(self, logits, uniform, *, seen=None):
         self.__dict__.setdefault("logits", []).append(logits)
-        return super().__call__(logits, uniform, seen)
+        return super().__call__(logits, uniform, seen=seen)
 
 
 @torch.no_grad()
@@ -89,11 +90,18 @@ def test_equals_the_loop_by_hand_far_past_the_context(position):
     assert len({token for tokens in expected for token in tokens}) > V / 2
     for use_cache in (True, False):
         recorder = Recorder(temperature=2.0)
-        assert generate(model, PROMPTS, LONG, recorder, use_cache=use_cache) == list(expected)
+        assert generate(
+            model,
+            PROMPTS,
+            settings=GenerationSettings(max_tokens=LONG, sampler=recorder),
+            use_cache=use_cache,
+        ) == list(expected)
         given = torch.stack(recorder.logits, dim=1)
         torch.testing.assert_close(given, torch.stack(logits), rtol=0, atol=1e-9)
     recorder = Recorder(temperature=2.0)
-    assert generate(model, PROMPTS[:1], LONG, recorder) == [expected[0]]
+    assert generate(
+        model, PROMPTS[:1], settings=GenerationSettings(max_tokens=LONG, sampler=recorder)
+    ) == [expected[0]]
     torch.testing.assert_close(torch.cat(recorder.logits), logits[0], rtol=0, atol=1e-9)
 
 
@@ -110,35 +118,57 @@ def test_equals_the_loop_by_hand_far_past_the_context(position):
 def test_other_masks_heads_and_contexts_decode_alike(parts):
     model = gpt(**parts)
     expected = [by_hand(model, prompt, 2 * L, seed)[0] for seed, prompt in enumerate(PROMPTS)]
-    assert generate(model, PROMPTS, 2 * L, WARM) == expected
+    assert (
+        generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=WARM))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_sampling_is_the_same_for_the_same_seed_alone_and_in_a_batch(use_cache):
     model = gpt()
     sampler = Sampler(temperature=1.5, top_k=20, top_p=0.95, repetition_penalty=1.1)
-    together = generate(model, PROMPTS, 2 * L, sampler, seed=7, use_cache=use_cache)
-    assert together == generate(model, PROMPTS, 2 * L, sampler, seed=7)
+    together = generate(
+        model,
+        PROMPTS,
+        settings=GenerationSettings(max_tokens=2 * L, sampler=sampler, seed=7),
+        use_cache=use_cache,
+    )
+    assert together == generate(
+        model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=sampler, seed=7)
+    )
     for row, prompt in enumerate(PROMPTS):
-        assert generate(model, [prompt], 2 * L, sampler, seed=7 + row) == [together[row]]
-    assert together != generate(model, PROMPTS, 2 * L, sampler, seed=8)
+        assert generate(
+            model,
+            [prompt],
+            settings=GenerationSettings(max_tokens=2 * L, sampler=sampler, seed=7 + row),
+        ) == [together[row]]
+    assert together != generate(
+        model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=sampler, seed=8)
+    )
 
 
 def test_equal_prompts_in_a_batch_are_drawn_apart():
-    drawn = generate(gpt(), [[1, 2]] * 4, L, Sampler(temperature=2.0))
+    drawn = generate(
+        gpt(),
+        [[1, 2]] * 4,
+        settings=GenerationSettings(max_tokens=L, sampler=Sampler(temperature=2.0)),
+    )
     assert len({tuple(tokens) for tokens in drawn}) == 4
 
 
 def test_sampling_leaves_the_global_random_state_alone():
     state = torch.random.get_rng_state()
-    generate(gpt(), [[1]], 5, Sampler())
+    generate(gpt(), [[1]], settings=GenerationSettings(max_tokens=5, sampler=Sampler()))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_first_tokens_are_drawn_with_the_models_probabilities():
     model, n = gpt(), 4000
     counts = torch.zeros(V)
-    for tokens in generate(model, [[3, 1]] * n, 1, Sampler()):
+    for tokens in generate(
+        model, [[3, 1]] * n, settings=GenerationSettings(max_tokens=1, sampler=Sampler())
+    ):
         counts[tokens[0]] += 1
     expected = model(torch.tensor([[3, 1]]))[0, -1].softmax(-1).float()
     # Five standard deviations of a binomial share.
@@ -155,25 +185,38 @@ def test_repetition_penalty_counts_the_whole_text_prompt_included():
         for seed, prompt in enumerate(PROMPTS)
     ]
     sampler = Sampler(temperature=2.0, repetition_penalty=3.0)
-    assert generate(model, PROMPTS, 2 * L, sampler) == expected
-    assert generate(model, PROMPTS, 2 * L, WARM) != expected
+    assert (
+        generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=sampler))
+        == expected
+    )
+    assert (
+        generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=WARM))
+        != expected
+    )
 
 
 def test_an_end_token_ends_its_row_only_and_is_left_out():
     model = gpt()
-    free = generate(model, PROMPTS, 2 * L, WARM)
+    free = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=WARM))
     end = free[0][3]
     expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in free]
-    assert generate(model, PROMPTS, 2 * L, WARM, end_token=end) == expected
+    assert (
+        generate(
+            model,
+            PROMPTS,
+            settings=GenerationSettings(max_tokens=2 * L, sampler=WARM, end_tokens=(end,)),
+        )
+        == expected
+    )
     assert expected != free
 
 
 def test_rows_that_were_ended_leave_the_others_as_they_are():
     model = gpt()
-    free = generate(model, PROMPTS, LONG, WARM)
+    free = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=LONG, sampler=WARM))
     lengths = [3, 15, 1, LONG]
     texts = [[] for _ in PROMPTS]
-    decoding = Decoding(model, PROMPTS, LONG, WARM)
+    decoding = Decoding(model, PROMPTS, settings=GenerationSettings(max_tokens=LONG, sampler=WARM))
     for tokens in decoding:
         for row, token in tokens.items():
             texts[row].append(token)
@@ -184,7 +227,9 @@ def test_rows_that_were_ended_leave_the_others_as_they_are():
 
 def test_once_half_of_the_rows_have_ended_they_are_not_computed_any_more():
     model, recorder = gpt(), Recorder(temperature=0.0)
-    decoding = Decoding(model, [[1], [2], [3], [4]], 6, recorder)
+    decoding = Decoding(
+        model, [[1], [2], [3], [4]], settings=GenerationSettings(max_tokens=6, sampler=recorder)
+    )
     for row in (1, 2, 3):
         next(decoding)
         decoding.end(row)
@@ -198,7 +243,7 @@ def test_each_step_costs_one_token_but_at_a_jump_of_the_window():
     model.embedding.register_forward_hook(
         lambda module, args, output: widths.append(args[0].shape[1])
     )
-    generate(model, [[1, 2, 3]], 2 * L, GREEDY)
+    generate(model, [[1, 2, 3]], settings=GenerationSettings(max_tokens=2 * L, sampler=GREEDY))
     assert [width for width in widths if width > 1] == [3, L // 2 + 1, L // 2 + 1, L // 2 + 1]
     assert len(widths) == 2 * L
 
@@ -216,8 +261,10 @@ def test_window_holds_half_a_context_at_least_and_a_whole_one_at_most(limit):
 
 
 def test_no_tokens_and_no_prompts_are_legal():
-    assert generate(gpt(), [[1], [2, 3]], 0, GREEDY) == [[], []]
-    assert generate(gpt(), [], 5, GREEDY) == []
+    assert generate(
+        gpt(), [[1], [2, 3]], settings=GenerationSettings(max_tokens=0, sampler=GREEDY)
+    ) == [[], []]
+    assert generate(gpt(), [], settings=GenerationSettings(max_tokens=5, sampler=GREEDY)) == []
 
 
 @pytest.mark.parametrize(
@@ -230,23 +277,26 @@ def test_no_tokens_and_no_prompts_are_legal():
 )
 def test_a_wrong_argument_is_named(prompts, max_tokens, message):
     with pytest.raises(ValueError, match=message):
-        generate(gpt(), prompts, max_tokens, GREEDY)
+        generate(gpt(), prompts, settings=GenerationSettings(max_tokens=max_tokens, sampler=GREEDY))
 
 
 def test_a_model_of_nan_is_an_error_and_no_text():
     model = gpt()
     nn.init.constant_(model.embedding.weight, math.nan)
     with pytest.raises(ValueError, match="NaN"):
-        generate(model, [[1]], 3, Sampler())
+        generate(model, [[1]], settings=GenerationSettings(max_tokens=3, sampler=Sampler()))
 
 
 def test_dropout_is_off_while_decoding_and_on_again_after():
     model = gpt(dropout=0.5)
-    expected = generate(model, PROMPTS, L, WARM)
+    expected = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=L, sampler=WARM))
     model.train()
     model.blocks[0].eval()
     before = [module.training for module in model.modules()]
-    assert generate(model, PROMPTS, L, WARM) == expected
+    assert (
+        generate(model, PROMPTS, settings=GenerationSettings(max_tokens=L, sampler=WARM))
+        == expected
+    )
     assert [module.training for module in model.modules()] == before
 
 
@@ -259,7 +309,7 @@ def test_modes_are_restored_after_an_error():
 
 def test_a_model_trains_on_after_it_has_spoken():
     model = gpt("rotary").train()
-    generate(model, [[1, 2], [3]], 2 * L, Sampler())
+    generate(model, [[1, 2], [3]], settings=GenerationSettings(max_tokens=2 * L, sampler=Sampler()))
     model(torch.randint(V, (2, L))).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -267,5 +317,7 @@ def test_a_model_trains_on_after_it_has_spoken():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decodes_in_the_models_own_precision(dtype):
     model = gpt().to(dtype)
-    (tokens,) = generate(model, [[1, 2, 3]], 2 * L, GREEDY)
+    (tokens,) = generate(
+        model, [[1, 2, 3]], settings=GenerationSettings(max_tokens=2 * L, sampler=GREEDY)
+    )
     assert len(tokens) == 2 * L

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llm.generation.decoding import Decoding
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.prefix_cache import PrefixCache
 from llm.generation.sampling import Sampler
 
@@ -17,7 +18,13 @@ def converse(model, memory: PrefixCache | None, use_cache: bool = True) -> list[
     for number, prompt in enumerate(PROMPTS):
         said = [*said, *prompt[1:]] if prompt[0] is None else prompt
         decoding = Decoding(
-            model, [said], 4, Sampler(temperature=0.7), number, use_cache=use_cache, memory=memory
+            model,
+            [said],
+            settings=GenerationSettings(
+                max_tokens=4, sampler=Sampler(temperature=0.7), seed=number
+            ),
+            use_cache=use_cache,
+            memory=memory,
         )
         answer = [tokens[0] for tokens in decoding]
         answers.append(answer)
@@ -50,7 +57,15 @@ def test_a_text_that_outgrows_the_context_is_as_without(model):
     memory = PrefixCache()
     for text in (prompt, [*prompt, 1, 2, 3], prompt[:20]):
         with_memory, without = (
-            [tokens[0] for tokens in Decoding(model, [text], 6, Sampler(), memory=each)]
+            [
+                tokens[0]
+                for tokens in Decoding(
+                    model,
+                    [text],
+                    settings=GenerationSettings(max_tokens=6, sampler=Sampler()),
+                    memory=each,
+                )
+            ]
             for each in (memory, None)
         )
         assert with_memory == without
@@ -59,7 +74,12 @@ def test_a_text_that_outgrows_the_context_is_as_without(model):
 def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
     """Ctrl-C between two layers leaves the first with a column more than the others."""
     memory = PrefixCache()
-    first = Decoding(model, [[5, 6, 7]], 4, Sampler(), memory=memory)
+    first = Decoding(
+        model,
+        [[5, 6, 7]],
+        settings=GenerationSettings(max_tokens=4, sampler=Sampler()),
+        memory=memory,
+    )
     said = [5, 6, 7, next(first)[0], next(first)[0]]
 
     def interrupt(*_):
@@ -69,12 +89,19 @@ def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
     with pytest.raises(KeyboardInterrupt):
         next(first)
     hook.remove()
-    again = [[*said, 8]], 4, Sampler()
-    answer = [tokens[0] for tokens in Decoding(model, *again, memory=memory)]
-    assert answer == [tokens[0] for tokens in Decoding(model, *again)]
+    again, settings = [[*said, 8]], GenerationSettings(max_tokens=4, sampler=Sampler())
+    answer = [tokens[0] for tokens in Decoding(model, again, settings=settings, memory=memory)]
+    assert answer == [tokens[0] for tokens in Decoding(model, again, settings=settings)]
 
 
 def test_several_rows_have_no_memory(model):
     memory = PrefixCache()
-    list(Decoding(model, [[1, 2], [3]], 2, Sampler(), memory=memory))
+    list(
+        Decoding(
+            model,
+            [[1, 2], [3]],
+            settings=GenerationSettings(max_tokens=2, sampler=Sampler()),
+            memory=memory,
+        )
+    )
     assert memory.recall([1, 2, 3], 10) is None

@@ -39,13 +39,15 @@ def test_repetition_penalty_equals_transformers(logits, penalty):
     texts = torch.randint(V, (6, 8), generator=torch.Generator().manual_seed(1))
     seen = torch.zeros(6, V, dtype=torch.bool).scatter(1, texts, True)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(texts, logits)
-    assert torch.equal(repetition_penalty(logits, seen, penalty), expected)
+    assert torch.equal(repetition_penalty(logits, seen, penalty=penalty), expected)
 
 
 def test_a_repeated_token_gets_less_likely_whatever_the_sign():
     logits = torch.tensor([[2.0, -2.0, 0.0, 2.0, -2.0, 0.0]])
     seen = torch.tensor([[True, True, True, False, False, False]])
-    assert repetition_penalty(logits, seen, 2.0).tolist() == [[1.0, -4.0, 0.0, 2.0, -2.0, 0.0]]
+    assert repetition_penalty(logits, seen, penalty=2.0).tolist() == [
+        [1.0, -4.0, 0.0, 2.0, -2.0, 0.0]
+    ]
 
 
 def test_top_k_keeps_all_equals_of_the_kth():
@@ -98,9 +100,9 @@ def test_sampler_equals_the_chain_of_transformers(logits, uniform):
     sampler = Sampler(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.2)
     grid = (torch.arange(2000) + 0.5) / 2000
     for row in range(6):
-        drawn = sampler(logits[row].expand(2000, -1), grid, seen[row].expand(2000, -1)).bincount(
-            minlength=V
-        )
+        drawn = sampler(
+            logits[row].expand(2000, -1), grid, seen=seen[row].expand(2000, -1)
+        ).bincount(minlength=V)
         torch.testing.assert_close(drawn / 2000, probabilities[row], rtol=0, atol=1e-3)
 
 
@@ -123,8 +125,8 @@ def test_open_settings_change_nothing(logits, uniform):
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.5, 10, 0.9, 1.1), Sampler(0.0)])
 def test_a_row_does_not_depend_on_its_neighbours(logits, uniform, sampler):
     seen = torch.zeros(6, V, dtype=torch.bool)
-    together = sampler(logits, uniform, seen)
-    alone = torch.cat([sampler(logits[[i]], uniform[[i]], seen[[i]]) for i in range(6)])
+    together = sampler(logits, uniform, seen=seen)
+    alone = torch.cat([sampler(logits[[i]], uniform[[i]], seen=seen[[i]]) for i in range(6)])
     assert torch.equal(together, alone)
 
 
@@ -136,7 +138,7 @@ def test_half_precision_logits_are_sampled_in_float32(logits, uniform, dtype):
 
 def test_inputs_are_left_as_they_were(logits, uniform):
     before = logits.clone()
-    Sampler(0.5, 10, 0.9, 1.3)(logits, uniform, torch.ones(6, V, dtype=torch.bool))
+    Sampler(0.5, 10, 0.9, 1.3)(logits, uniform, seen=torch.ones(6, V, dtype=torch.bool))
     assert torch.equal(logits, before)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import complete_prompts, first_tokens, stream, stream_tokens
 from llm.models.gpt import GPT
@@ -35,25 +36,57 @@ def test_a_completion_is_the_text_of_the_tokens(model):
     prompts = ["Every effort", "é", ""]
     tokenizer = ByteTokenizer()
     tokens = [first_tokens(tokenizer, prompt) for prompt in prompts]
-    drawn = generate(model, tokens, 40, SAMPLER, seed=3, end_token=256)
+    drawn = generate(
+        model,
+        tokens,
+        settings=GenerationSettings(max_tokens=40, sampler=SAMPLER, seed=3, end_tokens=(256,)),
+    )
     expected = [tokenizer.decode(row) for row in drawn]
-    assert complete_prompts(model, tokenizer, prompts, 40, SAMPLER, seed=3) == expected
+    assert (
+        complete_prompts(
+            model,
+            tokenizer,
+            prompts=prompts,
+            settings=GenerationSettings(max_tokens=40, sampler=SAMPLER, seed=3),
+        )
+        == expected
+    )
 
 
 def test_a_stop_string_cuts_the_text_and_ends_the_row(model):
-    free = complete_prompts(model, ByteTokenizer(), ["a", "b"], 60, SAMPLER)
+    free = complete_prompts(
+        model,
+        ByteTokenizer(),
+        prompts=["a", "b"],
+        settings=GenerationSettings(max_tokens=60, sampler=SAMPLER),
+    )
     stop = next(
         text for i in range(40) if (text := free[0][i : i + 2]).isascii() and text not in free[1]
     )
-    cut = complete_prompts(model, ByteTokenizer(), ["a", "b"], 60, SAMPLER, stop=[stop])
+    cut = complete_prompts(
+        model,
+        ByteTokenizer(),
+        prompts=["a", "b"],
+        settings=GenerationSettings(max_tokens=60, sampler=SAMPLER, stops=[stop]),
+    )
     assert cut == [free[0][: free[0].index(stop)], free[1]]
 
 
 def test_streamed_pieces_never_have_to_be_taken_back(model):
     """At every moment what was shown is a beginning of the final text."""
-    final = complete_prompts(model, ByteTokenizer(), ["x"], 80, SAMPLER, stop=["ab", "\x00\x01"])[0]
+    final = complete_prompts(
+        model,
+        ByteTokenizer(),
+        prompts=["x"],
+        settings=GenerationSettings(max_tokens=80, sampler=SAMPLER, stops=["ab", "\x00\x01"]),
+    )[0]
     shown = ""
-    for row, piece in stream(model, ByteTokenizer(), ["x"], 80, SAMPLER, stop=["ab", "\x00\x01"]):
+    for row, piece in stream(
+        model,
+        ByteTokenizer(),
+        prompts=["x"],
+        settings=GenerationSettings(max_tokens=80, sampler=SAMPLER, stops=["ab", "\x00\x01"]),
+    ):
         assert row == 0
         assert piece
         shown += piece
@@ -72,7 +105,14 @@ def test_an_empty_prompt_begins_a_document_where_there_is_a_token_for_it():
 def test_a_prompt_of_tokens_ends_at_a_token_of_the_callers(model):
     tokenizer = ByteTokenizer()
     prompt = tokenizer.encode("Every effort")
-    (drawn,) = generate(model, [prompt], 40, SAMPLER)
+    (drawn,) = generate(
+        model, [prompt], settings=GenerationSettings(max_tokens=40, sampler=SAMPLER)
+    )
     end = next(token for token in drawn[10:] if token < 128)
-    pieces = stream_tokens(model, tokenizer, [prompt], 40, SAMPLER, end_tokens=[end])
+    pieces = stream_tokens(
+        model,
+        tokenizer,
+        prompts=[prompt],
+        settings=GenerationSettings(max_tokens=40, sampler=SAMPLER, end_tokens=[end]),
+    )
     assert "".join(text for _, text in pieces) == tokenizer.decode(drawn[: drawn.index(end)])

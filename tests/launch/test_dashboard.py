@@ -15,7 +15,13 @@ def sweep(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
     sweep.begin(
         jobs=[
-            sweep.entry(n, ["model=gpt", f"seed={n}"], tmp_path / "runs" / str(n), str(n), {})
+            sweep.entry(
+                n,
+                ["model=gpt", f"seed={n}"],
+                directory=tmp_path / "runs" / str(n),
+                request=str(n),
+                identity={},
+            )
             for n in range(5)
         ]
     )

@@ -156,7 +156,7 @@ OFFLINE = """
 import sys
 from pathlib import Path
 from llm.loggers.wandb_retry import ResilientRun
-run = ResilientRun(Path(sys.argv[1]), "offline", 60, {"id": "one", "project": "llm"})
+run = ResilientRun(Path(sys.argv[1]), "offline", patience=60, identity={"id": "one", "project": "llm"})
 run.open()
 run.do(lambda run: run.log({"x": 1}), print)
 run.finish(0, print)

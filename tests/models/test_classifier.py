@@ -22,7 +22,7 @@ POOLINGS = [last_token, first_token, mean]
 def make(build):
     def made(*overrides, pooling=last_token, num_classes=3, dropout=0.0):
         torch.manual_seed(0)
-        model = Classifier(build(*overrides), num_classes, pooling, dropout)
+        model = Classifier(build(*overrides), num_classes, pooling=pooling, dropout=dropout)
         nn.init.normal_(model.head.weight)  # far from even odds: a wrong state would show
         return model.eval()
 
@@ -129,7 +129,7 @@ def test_a_token_that_occurs_again_is_read_once(build):
     body = build("model/init=zero_writes", "model/position=none")
     once, often = torch.tensor([[3, 1, 2, 5, 5]]), torch.tensor([[3, 3, 1, 3, 2]])
     real = torch.tensor([[True, True, True, False, False]])
-    model = Classifier(body, 3, weighing().float(), distinct=True).eval()
+    model = Classifier(body, 3, pooling=weighing().float(), distinct=True).eval()
     torch.testing.assert_close(model(often), model(once, real))
     model.distinct = False
     assert not torch.allclose(model(often), model(once, real), atol=1e-4)
@@ -174,12 +174,12 @@ def test_left_out_tokens_are_not_seen_and_some_always_is():
     torch.manual_seed(0)
     tokens = torch.zeros(4000, 5, dtype=torch.int64)
     real = torch.arange(5) < torch.tensor([1, 3, 4, 5]).repeat(1000)[:, None]
-    kept = some_of(tokens, real, 0.4)
+    kept = some_of(tokens, real, dropout=0.4)
     assert not (kept & ~real).any()
     assert kept.any(dim=1).all()
     assert kept[:, 0][real.sum(1) == 1].all()
     assert kept[real.sum(1) == 5].float().mean() == pytest.approx(0.6, abs=0.03)
-    assert some_of(tokens, None, 0.4).float().mean() == pytest.approx(0.6, abs=0.03)
+    assert some_of(tokens, None, dropout=0.4).float().mean() == pytest.approx(0.6, abs=0.03)
 
 
 def test_tokens_are_left_out_in_training_only(build):

@@ -93,7 +93,7 @@ def test_gradients_of_a_padded_batch_are_finite_and_padding_has_none(model):
 def test_cached_equals_uncached(model, chunks):
     tokens = draw(2, 12)
     cache = model.new_cache(2)
-    parts = [model(part, cache) for part in tokens.split(chunks, dim=1)]
+    parts = [model(part, cache=cache) for part in tokens.split(chunks, dim=1)]
     assert cache.length == 12
     assert_same(torch.cat(parts, dim=1), model(tokens))
 
@@ -108,7 +108,7 @@ def test_cached_equals_uncached_in_a_padded_batch(model, chunks):
     parts = []
     for part, start in zip(tokens.split(chunks, dim=1), starts, strict=False):
         seen = real[:, start : start + part.shape[1]]
-        parts.append(model(part, cache, attention_mask=None if seen.all() else seen))
+        parts.append(model(part, cache=cache, attention_mask=None if seen.all() else seen))
     cached = torch.cat(parts, dim=1)
     for row in range(3):
         assert_same(cached[row, real[row]], model(tokens[row : row + 1, real[row]])[0])
@@ -141,7 +141,10 @@ def test_given_positions_count(build):
         stretched = model(tokens, positions=torch.arange(0, 12, 2))
         assert not torch.allclose(stretched, straight)
         cache, positions = model.new_cache(2), torch.arange(0, 12, 2)
-        parts = [model(tokens[:, i : i + 2], cache, positions[i : i + 2]) for i in (0, 2, 4)]
+        parts = [
+            model(tokens[:, i : i + 2], cache=cache, positions=positions[i : i + 2])
+            for i in (0, 2, 4)
+        ]
         assert_same(torch.cat(parts, dim=1), stretched)
 
 
@@ -244,11 +247,13 @@ def test_errors_name_the_value_and_a_remedy(build):
     with pytest.raises(ValueError, match=r"65 positions.*context_length=64"):
         model(draw(1, 65))
     cache = model.new_cache(1, capacity=5)
-    model(draw(1, 4), cache)
+    model(draw(1, 4), cache=cache)
     with pytest.raises(ValueError, match="no room for 2 more"):
-        model(draw(1, 2), cache)
+        model(draw(1, 2), cache=cache)
     with pytest.raises(ValueError, match="document_ids and a cache"):
-        model(draw(1, 4), model.new_cache(1), document_ids=torch.zeros(1, 4, dtype=torch.int64))
+        model(
+            draw(1, 4), cache=model.new_cache(1), document_ids=torch.zeros(1, 4, dtype=torch.int64)
+        )
     with pytest.raises(Exception, match="num_layers=0"):
         build("size.num_layers=0")
 

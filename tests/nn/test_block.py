@@ -10,7 +10,13 @@ from llm.nn.residual import post_norm, pre_norm
 
 def make(residual):
     torch.manual_seed(0)
-    return Block(8, lambda dim: Attention(dim, 2), FeedForward, LayerNorm, residual)
+    return Block(
+        8,
+        attention=lambda dim: Attention(dim, 2),
+        feed_forward=FeedForward,
+        norm=LayerNorm,
+        residual=residual,
+    )
 
 
 def test_pre_norm_is_gpt2s_equation():

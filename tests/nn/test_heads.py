@@ -5,7 +5,7 @@ from llm.nn.heads import group_size, head_width
 
 def test_widths():
     assert head_width(768, 12) == 64
-    assert head_width(768, 12, 128) == 128
+    assert head_width(768, 12, head_dim=128) == 128
     assert group_size(8, 8) == 1
     assert group_size(8, 2) == 4
 
@@ -16,4 +16,4 @@ def test_choices_are_named():
     with pytest.raises(ValueError, match="num_kv_heads=5 does not divide num_heads=6"):
         group_size(6, 5)
     with pytest.raises(ValueError, match="head_dim=0"):
-        head_width(12, 5, 0)
+        head_width(12, 5, head_dim=0)

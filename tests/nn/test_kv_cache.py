@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 
 def empty(capacity=4):
-    return LayerCache.empty((2, 1, capacity, 3), CPU, torch.float32)
+    return LayerCache.empty((2, 1, capacity, 3), device=CPU, dtype=torch.float32)
 
 
 def test_columns_are_appended_in_place_and_read_as_views():
@@ -38,7 +38,7 @@ def test_the_attention_mask_of_cached_columns_is_kept():
     assert cache.valid is None
     assert not cache.per_row
     real = torch.tensor([[False, True], [True, True]])
-    cache.describe(2, torch.tensor([[-1, 0], [0, 1]]), real)
+    cache.describe(2, positions=torch.tensor([[-1, 0], [0, 1]]), attention_mask=real)
     assert cache.positions[:, :2].tolist() == [[-1, 0], [0, 1]]
     assert cache.valid.tolist() == [[False, True, True, True], [True] * 4]
     assert cache.per_row
@@ -46,7 +46,7 @@ def test_the_attention_mask_of_cached_columns_is_kept():
 
 def test_attention_makes_a_cache_of_its_own_shape():
     attention = Attention(16, 4, num_kv_heads=2)
-    cache = attention.new_cache(3, 10, None)
+    cache = attention.new_cache(3, 10, dtype=None)
     assert cache.keys.shape == cache.values.shape == (3, 2, 10, 4)
     assert cache.keys.dtype == torch.float32
-    assert attention.new_cache(3, 10, torch.bfloat16).keys.dtype == torch.bfloat16
+    assert attention.new_cache(3, 10, dtype=torch.bfloat16).keys.dtype == torch.bfloat16

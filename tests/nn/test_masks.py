@@ -22,8 +22,8 @@ def test_pictures_in_the_docstrings_are_true():
 
 
 def test_last_queries_of_longer_keys():
-    assert draw_mask(causal, 2, 4) == "■ ■ ■ ·\n■ ■ ■ ■"
-    assert draw_mask(sliding_window(2), 1, 4) == "· · ■ ■"
+    assert draw_mask(causal, 2, num_keys=4) == "■ ■ ■ ·\n■ ■ ■ ■"
+    assert draw_mask(sliding_window(2), 1, num_keys=4) == "· · ■ ■"
 
 
 def test_causal_is_the_lower_triangle():

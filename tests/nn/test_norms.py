@@ -26,7 +26,7 @@ def test_layer_norms_are_equal(biased):
     bias = bias if biased else None
     inputs = [each for each in (x, weight, bias) if each is not None]
     results = [
-        (y := norm(x, weight, bias, 1e-5), torch.autograd.grad(y.sin().sum(), inputs))
+        (y := norm(x, weight, bias=bias, eps=1e-5), torch.autograd.grad(y.sin().sum(), inputs))
         for norm in (naive_layer_norm, fused_layer_norm)
     ]
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
@@ -35,7 +35,7 @@ def test_layer_norms_are_equal(biased):
 def test_rms_norms_are_equal():
     x, weight, _ = draw()
     results = [
-        (y := norm(x, weight, 1e-5), torch.autograd.grad(y.sin().sum(), (x, weight)))
+        (y := norm(x, weight, eps=1e-5), torch.autograd.grad(y.sin().sum(), (x, weight)))
         for norm in (naive_rms_norm, fused_rms_norm)
     ]
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
@@ -50,13 +50,13 @@ def test_rms_norm_takes_strided_input_and_less_precise_input():
     x, weight, _ = draw(torch.float32)
     strided = x.transpose(0, 1)
     torch.testing.assert_close(
-        fused_rms_norm(strided, weight, 1e-5), naive_rms_norm(strided, weight, 1e-5)
+        fused_rms_norm(strided, weight, eps=1e-5), naive_rms_norm(strided, weight, eps=1e-5)
     )
     half = x.detach().bfloat16().requires_grad_()
-    y = fused_rms_norm(half, weight, 1e-5)
+    y = fused_rms_norm(half, weight, eps=1e-5)
     assert y.dtype == torch.bfloat16
     y.sum().backward()
-    torch.testing.assert_close(y, naive_rms_norm(half, weight, 1e-5).bfloat16())
+    torch.testing.assert_close(y, naive_rms_norm(half, weight, eps=1e-5).bfloat16())
     assert half.grad.dtype == torch.bfloat16
 
 

@@ -91,7 +91,7 @@ def test_slopes_of_other_counts_fill_in_from_the_next_power(num_heads):
 
 
 def test_bias_falls_with_distance():
-    bias = ALiBi(8).bias(X[:, :2], slice(2, 4), slice(0, 4))
+    bias = ALiBi(8).bias(X[:, :2], query_positions=slice(2, 4), key_positions=slice(0, 4))
     assert bias.shape == (8, 2, 4)
     assert bias[0].tolist() == [[-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]]
 

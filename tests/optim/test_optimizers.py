@@ -48,7 +48,9 @@ def test_option_learns_a_table_by_heart(option, tmp_path):
     model, loss = problem()
     optimizer = factory(option)(decay_matrices(model))
     steps = STEPS.get(option.stem, 150)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, 5))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine(step, steps, warmup_steps=5)
+    )
     start = loss().item()
     for _ in range(steps):
         optimizer.zero_grad()

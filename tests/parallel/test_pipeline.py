@@ -81,7 +81,12 @@ def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
 
 def test_a_task_that_asks_for_more_than_logits_is_refused(build):
     model = build()
-    task = Reward(model, torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+    task = Reward(
+        model,
+        optimizer=torch.optim.SGD,
+        schedule=lambda step, steps: 1.0,
+        parameter_groups=lambda model: [],
+    )
     with pytest.raises(ValueError, match=r"not Reward: use hardware=fsdp"):
         require_logits(task)
 
@@ -98,7 +103,7 @@ def test_shares_follow_the_fullest_stage(build, kind):
     """A wide vocabulary weighs on the first stage, and on the last."""
     model = build(f"model={kind}", "size.num_layers=5", vocab_size=5000)
     parameters = numel(model)
-    stages = [Stage(deepcopy(model), index, 4) for index in range(4)]
+    stages = [Stage(deepcopy(model), index=index, count=4) for index in range(4)]
     shares = Pipeline().shares_of(model, 4)
     fullest = max(numel(stage.model) for stage in stages)
     assert shares.weights == shares.gradients == parameters / fullest < 2.5
@@ -109,7 +114,7 @@ def test_shares_follow_the_fullest_stage(build, kind):
 def test_a_copy_of_the_table_has_no_states(build):
     """Of a tied model the last stage has the same table as the first, which looks after it."""
     model = build("size.num_layers=2", vocab_size=5000)
-    first, last = (numel(Stage(deepcopy(model), index, 2).model) for index in (0, 1))
+    first, last = (numel(Stage(deepcopy(model), index=index, count=2).model) for index in (0, 1))
     table = model.embedding.weight.numel()
     assert kept_by_stages(model, 2) == [(first, first, first), (last, last, last - table)]
 
@@ -124,7 +129,12 @@ def test_what_stages_keep_is_found_without_copying_weights(build):
 
 def test_a_stage_with_nothing_to_train_is_refused_before_it_is_made(build):
     model = build("size.num_layers=4")
-    task = Pretraining(model, torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+    task = Pretraining(
+        model,
+        optimizer=torch.optim.SGD,
+        schedule=lambda step, steps: 1.0,
+        parameter_groups=lambda model: [],
+    )
     Pipeline().fits(task, 2)
     LastBlock().apply(model)
     with pytest.raises(ValueError, match="no parameter of stage 0 is trained: use fewer devices"):

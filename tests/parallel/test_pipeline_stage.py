@@ -7,6 +7,7 @@ from ranks import on_ranks
 from torch import distributed, nn
 
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.parallel.pipeline_stage import Stage, spans
 
@@ -25,7 +26,7 @@ def test_every_parameter_has_one_stage_and_keeps_its_name(build, model):
     whole = build(f"model={model}", "size.num_layers=5")
     names = [name for name, _ in whole.named_parameters()]
     stages = [build(f"model={model}", "size.num_layers=5") for _ in range(3)]
-    parts = [Stage(stage, index, 3) for index, stage in enumerate(stages)]
+    parts = [Stage(stage, index=index, count=3) for index, stage in enumerate(stages)]
     kept = [name for stage in stages for name, _ in stage.named_parameters()]
     copies = ["head.weight"] if model == "gpt2" else []
     assert sorted(kept) == sorted([*names, *copies])
@@ -36,7 +37,7 @@ def test_every_parameter_has_one_stage_and_keeps_its_name(build, model):
 
 def test_another_model_is_refused():
     with pytest.raises(ValueError, match="those of a GPT, and this is a Linear: use hardware=fsdp"):
-        Stage(nn.Linear(2, 2), 0, 2)
+        Stage(nn.Linear(2, 2), index=0, count=2)
 
 
 def results(model):
@@ -45,7 +46,11 @@ def results(model):
     attention = torch.tensor([[False, False, True, True, True, True], [True] * 6])
     with torch.no_grad():
         logits = model(tokens, attention_mask=attention)
-    texts = generate(model, [[1, 2], [3, 4, 5]], max_tokens=20, sampler=Sampler(temperature=1.0))
+    texts = generate(
+        model,
+        [[1, 2], [3, 4, 5]],
+        settings=GenerationSettings(max_tokens=20, sampler=Sampler(temperature=1.0)),
+    )
     return logits.numpy(), texts
 
 
@@ -54,7 +59,7 @@ def stage_results(models):
     rank, world = distributed.get_rank(), distributed.get_world_size()
     found = []
     for model in models:
-        Stage(model, rank, world)
+        Stage(model, index=rank, count=world)
         found.append(results(model))
     return found
 

@@ -51,7 +51,7 @@ def compare(cases: dict[str, tuple[str, ...]]) -> dict[str, float]:
         if name == "classifier":
             one, other = (_classifier(model) for model in (one, other))
         tensor_parallel_plan.parallelize(
-            other, mesh, tensor_parallel_plan.plan_of(other, mesh.size())
+            other, mesh, plan=tensor_parallel_plan.plan_of(other, mesh.size())
         )
         assert all(is_dtensor(parameter) for parameter in other.parameters())
         losses = loss_of(one), loss_of(other)

@@ -31,9 +31,9 @@ def weigh(config, dtype=torch.float32, accelerator="cpu"):
     return measure_step(
         make,
         lambda: {key: torch.zeros(shape, dtype=torch.long) for key in keys},
-        dtype,
-        config.trainer.accumulate,
-        accelerator,
+        dtype=dtype,
+        accumulate=config.trainer.accumulate,
+        accelerator=accelerator,
     )
 
 
@@ -150,8 +150,8 @@ def test_other_objectives_are_weighed_too(composed):
     def batch():
         return {key: torch.zeros(8, 64, dtype=torch.long) for key in ("tokens", "targets")}
 
-    single = measure_step(partial(build, plain.task), batch, torch.float32)
-    double = measure_step(make, batch, torch.float32).peak().weights
+    single = measure_step(partial(build, plain.task), batch, dtype=torch.float32)
+    double = measure_step(make, batch, dtype=torch.float32).peak().weights
     assert double == pytest.approx(2 * single.peak().weights, rel=1e-3)
 
 
@@ -168,7 +168,7 @@ def test_weights_that_are_drawn_until_they_suit_are_weighed(words, composed):
         labels = torch.zeros(2, dtype=torch.long)
         return {"tokens": tokens, "targets": tokens, "labels": labels, "attention_mask": real}
 
-    weights = measure_step(partial(build, node), batch, torch.float32).peak().weights
+    weights = measure_step(partial(build, node), batch, dtype=torch.float32).peak().weights
     assert weights == pytest.approx(sum(p.nbytes for p in task.parameters()), rel=0.01)
 
 

@@ -7,7 +7,10 @@ from llm.rewards.base import checked_scores
 
 def test_scores_are_numbers():
     assert checked_scores(
-        lambda prompts, responses, references: [True, 2], ["", ""], ["a", "b"], ["", ""]
+        lambda prompts, responses, references: [True, 2],
+        prompts=["", ""],
+        responses=["a", "b"],
+        references=["", ""],
     ) == [1.0, 2.0]
 
 
@@ -15,5 +18,8 @@ def test_scores_are_numbers():
 def test_scores_that_are_none_are_refused(scores):
     with pytest.raises(ValueError, match="the reward gave"):
         checked_scores(
-            lambda prompts, responses, references: scores, ["", ""], ["a", "b"], ["", ""]
+            lambda prompts, responses, references: scores,
+            prompts=["", ""],
+            responses=["a", "b"],
+            references=["", ""],
         )

@@ -4,7 +4,7 @@ from llm.rewards.contains import contains
 
 
 def of(*responses, text):
-    return contains([""] * len(responses), responses, [""] * len(responses), text)
+    return contains([""] * len(responses), responses, [""] * len(responses), text=text)
 
 
 def test_a_text_is_looked_for_in_any_case():

@@ -4,7 +4,7 @@ from llm.rewards.format import matches
 
 
 def of(*responses, pattern):
-    return matches([""] * len(responses), responses, [""] * len(responses), pattern)
+    return matches([""] * len(responses), responses, [""] * len(responses), pattern=pattern)
 
 
 def test_the_whole_response_has_the_form():

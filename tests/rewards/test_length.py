@@ -4,7 +4,7 @@ from llm.rewards.length import length
 
 
 def of(*responses, words):
-    return length([""] * len(responses), responses, [""] * len(responses), words)
+    return length([""] * len(responses), responses, [""] * len(responses), words=words)
 
 
 def test_it_is_best_met_and_never_negative():

@@ -39,8 +39,8 @@ def rows(tmp_path):
 
 def module(path, **settings):
     return LabelledDataModule(
-        path,
         **{
+            "path": path,
             "tokenizer": ByteTokenizer(),
             "context_length": 32,
             "collation": Padding(),
@@ -57,9 +57,9 @@ def make(build):
         body = build("size.dim=32", vocab_size=257)
         return Classification(
             Classifier(body, num_classes),
-            lambda groups: torch.optim.AdamW(groups, lr=lr),
-            lambda step, steps: 1.0,
-            decay_matrices,
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=lr),
+            schedule=lambda step, steps: 1.0,
+            parameter_groups=decay_matrices,
         )
 
     return made

@@ -99,8 +99,17 @@ def build_task(build):
     """build_task(reward): the task alone, of a model of 27 tokens, the first of which ends."""
 
     def make(reward=lambda prompts, responses, references: [1.0 for _ in responses]):
-        parts = (partial(torch.optim.SGD, lr=0.1), constant, decay_matrices, reward, FrozenCopy())
-        task = GRPO(build(vocab_size=27), *parts, group_size=4, max_tokens=5, seed=3)
+        task = GRPO(
+            build(vocab_size=27),
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            schedule=constant,
+            parameter_groups=decay_matrices,
+            reward=reward,
+            reference=FrozenCopy(),
+            group_size=4,
+            max_tokens=5,
+            seed=3,
+        )
         task.tokenizer, task.end_token = Stub(), 0
         task.reference.start(task.model.eval())
         return task

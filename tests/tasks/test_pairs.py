@@ -16,7 +16,13 @@ def task(build):
     model = Classifier(build(), 1)
     torch.nn.init.normal_(model.head.weight)
     optimizer = partial(torch.optim.SGD, lr=0.1)
-    return Reward(model, optimizer, constant, decay_matrices, label_smoothing=0.1).eval()
+    return Reward(
+        model,
+        optimizer=optimizer,
+        schedule=constant,
+        parameter_groups=decay_matrices,
+        label_smoothing=0.1,
+    ).eval()
 
 
 def batch_of(pairs, blank=0):

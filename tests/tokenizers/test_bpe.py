@@ -53,8 +53,8 @@ def rust_tokenizer(merges: list[Pair]) -> tokenizers.Tokenizer:
 @pytest.mark.parametrize("name", TRAINING_TEXTS)
 def test_learns_the_merges_of_the_rust_trainer(name: str, min_frequency: int):
     texts = TRAINING_TEXTS[name]
-    assert learn_merges(iter(texts), 200, min_frequency) == learn_merges_fast(
-        iter(texts), 200, min_frequency
+    assert learn_merges(iter(texts), 200, min_frequency=min_frequency) == learn_merges_fast(
+        iter(texts), 200, min_frequency=min_frequency
     )
 
 
@@ -62,14 +62,16 @@ def test_learns_the_merges_of_the_rust_trainer_on_random_ties():
     draw = random.Random(0)
     for _ in range(30):
         texts = ["".join(draw.choices("abc ", k=draw.randrange(1, 200))) for _ in range(3)]
-        assert learn_merges(texts, 60, 2) == learn_merges_fast(texts, 60, 2)
+        assert learn_merges(texts, 60, min_frequency=2) == learn_merges_fast(
+            texts, 60, min_frequency=2
+        )
 
 
 def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
     text = (shared_data / "the-verdict.txt").read_text()
-    merges = learn_merges([text], 1000, 2)
+    merges = learn_merges([text], 1000, min_frequency=2)
     assert len(merges) == 1000
-    assert merges == learn_merges_fast([text], 1000, 2)
+    assert merges == learn_merges_fast([text], 1000, min_frequency=2)
 
 
 @pytest.mark.parametrize("learn", [learn_merges, learn_merges_fast])
@@ -171,7 +173,9 @@ def test_training_texts_are_read_once_and_one_by_one():
 def test_long_texts_are_learned_in_pieces_by_the_same_merges(monkeypatch, hard_texts: list[str]):
     text = "\n".join(hard_texts) + " prose, 1984 and\n\nmore  of it.\tThe end" * 50
     monkeypatch.setattr("llm.tokenizers.bpe.PIECE", 40)
-    assert learn_merges_fast([text], 150, 2) == learn_merges([text], 150, 2)
+    assert learn_merges_fast([text], 150, min_frequency=2) == learn_merges(
+        [text], 150, min_frequency=2
+    )
 
 
 def test_memory_does_not_grow_with_a_document():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm.data.corpora.python_docs import PythonDocs
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import complete_prompts
 from llm.runs import Run
@@ -55,7 +56,12 @@ def written(run) -> list[str]:
     weights = RunWeights(str(run.path))
     sampler = Sampler(temperature=0.7, top_k=50)
     prompts = ["", "", "", "", "The class statement", "If the file", "A string is", "Exceptions"]
-    texts = complete_prompts(weights.model(), weights.tokenizer(), prompts, 200, sampler, seed=1)
+    texts = complete_prompts(
+        weights.model(),
+        weights.tokenizer(),
+        prompts=prompts,
+        settings=GenerationSettings(max_tokens=200, sampler=sampler, seed=1),
+    )
     return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
 
 

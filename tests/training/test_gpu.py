@@ -7,6 +7,7 @@ from small_runs import run_command
 
 from llm.config.build import build
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 
 pytestmark = [
@@ -43,7 +44,12 @@ def test_cached_generation_equals_uncached():
     network = model("gpt").cuda()
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     texts = [
-        generate(network, prompts, 100, Sampler(temperature=0.0), use_cache=use_cache)
+        generate(
+            network,
+            prompts,
+            settings=GenerationSettings(max_tokens=100, sampler=Sampler(temperature=0.0)),
+            use_cache=use_cache,
+        )
         for use_cache in (True, False)
     ]
     assert texts[0] == texts[1]

@@ -18,6 +18,7 @@ from llm.config.check import check_nodes
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.models.classifier import Classifier, first_token
+from llm.models.size import Size
 from llm.tokenizers.base import load
 from llm.weights.bert import KEY_MAP, BERTWeights
 from llm.weights.run import RunWeights
@@ -82,7 +83,7 @@ def test_hidden_states_and_guesses_of_a_padded_batch(pair, segments):
         TOKENS, attention_mask=REAL.long(), token_type_ids=segments, output_hidden_states=True
     )
     output = ours.hidden_states(TOKENS, attention_mask=REAL, segments=segments)
-    hidden, logits = output, ours(TOKENS, REAL, segments)
+    hidden, logits = output, ours(TOKENS, attention_mask=REAL, segments=segments)
     near = {"rtol": 0, "atol": tolerance}
     torch.testing.assert_close(hidden[REAL], expected.hidden_states[-1][REAL], **near)
     torch.testing.assert_close(logits[REAL], expected.logits[REAL], **near)
@@ -95,13 +96,16 @@ def test_padding_changes_nothing_on_either_side(pair):
     text = TOKENS[:1, :23]
     filled = F.pad(text, (9, 8))
     real = F.pad(torch.ones_like(text), (9, 8)).bool()
-    found = ours(filled, real)[:, 9:-8]
+    found = ours(filled, attention_mask=real)[:, 9:-8]
     torch.testing.assert_close(found, ours(text), rtol=0, atol=tolerance)
 
 
 def test_gradients(pair):
     ours, theirs, tolerance = pair
-    for logits in (ours(TOKENS, REAL), theirs(TOKENS, attention_mask=REAL.long()).logits):
+    for logits in (
+        ours(TOKENS, attention_mask=REAL),
+        theirs(TOKENS, attention_mask=REAL.long()).logits,
+    ):
         F.cross_entropy(logits[REAL], TOKENS[REAL]).backward()
     gradients = {n: p.grad for n, p in ours.named_parameters(remove_duplicate=False)}
     found = KEY_MAP.to_theirs(gradients)

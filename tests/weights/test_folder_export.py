@@ -62,7 +62,7 @@ def gpt2(build):
 
 @torch.no_grad()
 def test_logits_are_equal_there(ours, tmp_path, precise):
-    write_folder(ours.double(), ByteTokenizer(), tmp_path / "out")
+    write_folder(ours.double(), ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     expected = ours(TOKENS)
     torch.testing.assert_close(theirs(TOKENS).logits, expected, rtol=0, atol=1e-10)
@@ -79,14 +79,14 @@ def test_logits_are_equal_there(ours, tmp_path, precise):
 
 @torch.no_grad()
 def test_logits_are_equal_there_in_float32(ours, tmp_path):
-    write_folder(ours, ByteTokenizer(), tmp_path / "out")
+    write_folder(ours, ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.dtype == torch.float32
     torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), rtol=0, atol=1e-5)
 
 
 def test_it_comes_back_as_it_was(ours, tmp_path):
-    write_folder(ours, ByteTokenizer(), tmp_path / "out", max_shard_gb=1e-4)
+    write_folder(ours, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     assert len([*(tmp_path / "out").glob("*.safetensors")]) > 1
     family = json.loads((tmp_path / "out" / "config.json").read_text())["model_type"]
     weights = {"gpt2": GPT2Weights, "llama": LlamaWeights}[family](str(tmp_path / "out"))
@@ -98,13 +98,13 @@ def test_it_comes_back_as_it_was(ours, tmp_path):
 
 
 def test_their_library_finds_nothing_amiss(ours, tmp_path):
-    write_folder(ours, ByteTokenizer(), tmp_path / "out", max_shard_gb=1e-4)
+    write_folder(ours, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {name: found for name, found in report.items() if found} == {}
 
 
 def test_it_writes_on_with_the_tokenizer(gpt2, tmp_path):
-    write_folder(gpt2, ByteTokenizer(), tmp_path / "out")
+    write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.model_max_length == 64
@@ -138,18 +138,18 @@ def test_a_part_without_counterpart_is_named(build, overrides, told, tmp_path):
     else:
         model = build(*overrides)
     with pytest.raises(ConfigError, match=told) as error:
-        write_folder(model, ByteTokenizer(), tmp_path / "out")
+        write_folder(model, ByteTokenizer(), folder=tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not [*tmp_path.iterdir()]
 
 
 def test_other_models_and_tokenizers_are_refused(gpt2, tmp_path):
     with pytest.raises(ConfigError, match=r"a Linear has no counterpart"):
-        write_folder(torch.nn.Linear(2, 2), ByteTokenizer(), tmp_path / "out")
+        write_folder(torch.nn.Linear(2, 2), ByteTokenizer(), folder=tmp_path / "out")
     with pytest.raises(ConfigError, match=r"kind word has no counterpart"):
-        write_folder(gpt2, word.train_word(["one two"]), tmp_path / "out")
+        write_folder(gpt2, word.train_word(["one two"]), folder=tmp_path / "out")
     with pytest.raises(ConfigError, match=r"max_shard_gb: 0 holds no weights"):
-        write_folder(gpt2, ByteTokenizer(), tmp_path / "out", max_shard_gb=0)
+        write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=0)
     assert not [*tmp_path.iterdir()]
 
 
@@ -158,33 +158,35 @@ def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match=r"holds files that no export wrote; .*overwrite=true"):
-        write_folder(gpt2, ByteTokenizer(), folder)
+        write_folder(gpt2, ByteTokenizer(), folder=folder)
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
-    write_folder(gpt2, ByteTokenizer(), folder, overwrite=True)
+    write_folder(gpt2, ByteTokenizer(), folder=folder, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "years of work"
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"is a file; name a folder"):
-            write_folder(gpt2, ByteTokenizer(), folder / "thesis.txt", overwrite=overwrite)
+            write_folder(gpt2, ByteTokenizer(), folder=folder / "thesis.txt", overwrite=overwrite)
 
 
 def test_the_export_of_another_model_is_replaced_only_on_request(gpt2, tmp_path):
     folder = tmp_path / "out"
-    talking = settings_of(ByteTokenizer()).speaking("{{ messages }}", 256, END_OF_TEXT)
-    before = write_folder(gpt2, ByteTokenizer(), folder, settings=talking, origin="one")
+    talking = settings_of(ByteTokenizer()).speaking("{{ messages }}", 256, name=END_OF_TEXT)
+    before = write_folder(gpt2, ByteTokenizer(), folder=folder, settings=talking, origin="one")
     content = {file: file.read_bytes() for file in before}
     with pytest.raises(ConfigError, match=r"another model or run; name another .*overwrite=true"):
-        write_folder(gpt2, ByteTokenizer(), folder, origin="two")
+        write_folder(gpt2, ByteTokenizer(), folder=folder, origin="two")
     assert {file: file.read_bytes() for file in folder.iterdir()} == content
-    assert write_folder(gpt2, ByteTokenizer(), folder, settings=talking, origin="one") == before
-    after = write_folder(gpt2, ByteTokenizer(), folder, overwrite=True, origin="two")
+    assert (
+        write_folder(gpt2, ByteTokenizer(), folder=folder, settings=talking, origin="one") == before
+    )
+    after = write_folder(gpt2, ByteTokenizer(), folder=folder, overwrite=True, origin="two")
     assert {*folder.iterdir()} == {*after}
     assert "chat_template.jinja" not in {file.name for file in after}
 
 
 def test_what_ends_an_answer_ends_generation(gpt2, tmp_path):
     tokenizer = ByteTokenizer(["<|endoftext|>", "<|end|>"])
-    talking = settings_of(tokenizer).speaking("{{ messages }}", 257, "<|end|>")
-    write_folder(gpt2, tokenizer, tmp_path / "out", settings=talking)
+    talking = settings_of(tokenizer).speaking("{{ messages }}", 257, name="<|end|>")
+    write_folder(gpt2, tokenizer, folder=tmp_path / "out", settings=talking)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [257, 256]
     assert theirs.generation_config.bos_token_id == 256
@@ -194,9 +196,9 @@ def test_what_ends_an_answer_ends_generation(gpt2, tmp_path):
 
 
 def test_an_export_before_is_replaced_whole(gpt2, tmp_path):
-    first = write_folder(gpt2, ByteTokenizer(), tmp_path / "out", max_shard_gb=1e-4)
+    first = write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     assert any("00001-of" in file.name for file in first)
-    second = write_folder(gpt2, ByteTokenizer(), tmp_path / "out")
+    second = write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out")
     assert {*(tmp_path / "out").iterdir()} == {*second}
     assert len({file.stat().st_mode for file in second}) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm.config.build import build
 from llm.data.examples.template import Message
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import complete_prompts, first_tokens
 from llm.weights.folder_settings import read_settings
@@ -108,10 +109,15 @@ def test_a_special_token_is_not_written_as_text_and_each_end_ends_the_text(folde
         script += [tokenizer.special_tokens[end], *tokenizer.encode("not this")]
 
         class Scripted(Sampler):
-            def __call__(self, logits, uniform, seen=None, script=script):
+            def __call__(self, logits, uniform, *, seen=None, script=script):
                 return torch.tensor([script.pop(0)])
 
-        assert complete_prompts(model, tokenizer, ["the c"], 20, Scripted()) == ["aton"]
+        assert complete_prompts(
+            model,
+            tokenizer,
+            prompts=["the c"],
+            settings=GenerationSettings(max_tokens=20, sampler=Scripted()),
+        ) == ["aton"]
 
 
 @pytest.mark.parametrize("shape", ["smollm2", "llama2", "llama3"])

@@ -86,9 +86,9 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
     named = dict(model.named_parameters(remove_duplicate=False))
     if unknown := set(new) - named.keys():
         raise ValueError(f"new: {type(model).__name__} has no {', '.join(sorted(unknown))}")
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     for name in new:
-        named[name].requires_grad_(True)
+        named[name].requires_grad_()
 
 
 def store(model: nn.Module, dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ class LastBlock(Adapter):
             raise ValueError(f"the last block needs blocks, and {type(model).__name__} has none")
         for part in (blocks[-1], parts.get("final_norm")):
             if part is not None:
-                part.requires_grad_(True)
+                part.requires_grad_(requires_grad=True)
 
 
 class Head(Adapter):
@@ -42,4 +42,4 @@ class Head(Adapter):
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
             raise ValueError(f"adapter=head needs a head, and {type(model).__name__} has none")
-        head.requires_grad_(True)
+        head.requires_grad_(requires_grad=True)

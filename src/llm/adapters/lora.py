@@ -36,7 +36,7 @@ class LowRank(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Linear, rows: slice, rank: int, alpha: float, dropout: float
+        self, base: nn.Linear, rows: slice, *, rank: int, alpha: float, dropout: float
     ) -> None:
         super().__init__()
         self.rows = rows
@@ -137,6 +137,7 @@ class LoRA(Adapter):
 
     def __init__(
         self,
+        *,
         rank: int = 8,
         alpha: float = 16.0,
         dropout: float = 0.0,
@@ -157,7 +158,7 @@ class LoRA(Adapter):
             raise ValueError(f"targets={targets}: give a list of patterns, such as [query, value]")
         if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"name={name}: give a word of letters, digits and _, such as default")
-        self.settings = rank, alpha, dropout
+        self.settings = {"rank": rank, "alpha": alpha, "dropout": dropout}
         self.targets, self.name = targets, name
 
     def adapt(self, model: nn.Module) -> None:
@@ -181,7 +182,7 @@ class LoRA(Adapter):
         if self.name not in layer.lora:
             layer.lora[self.name] = nn.ModuleDict()
         parts = cast(nn.ModuleDict, layer.lora[self.name])
-        parts[target.part] = LowRank(layer.base, target.rows, *self.settings)
+        parts[target.part] = LowRank(layer.base, target.rows, **self.settings)
 
 
 def adapters(model: nn.Module) -> set[str]:

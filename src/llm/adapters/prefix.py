@@ -29,7 +29,7 @@ class PrefixKernel(Adapted):
     """
 
     def __init__(
-        self, base: Kernel, key: Float[Tensor, "K P D"], value: Float[Tensor, "K P D"]
+        self, base: Kernel, *, key: Float[Tensor, "K P D"], value: Float[Tensor, "K P D"]
     ) -> None:
         super().__init__()
         self.base = base
@@ -41,6 +41,7 @@ class PrefixKernel(Adapted):
         query: Float[Tensor, "B H T D"],
         key: Float[Tensor, "B K S D"],
         value: Float[Tensor, "B K S D"],
+        *,
         mask: Tensor | None = None,
         causal: bool = False,
         dropout: float = 0.0,
@@ -99,7 +100,7 @@ class Prefix(Adapter):
             raise ValueError("the model has a prefix already")
         for block, (key, value) in zip(body.blocks, self._draw(body), strict=True):
             attention = cast(Attention, block.attention)
-            attention.kernel = PrefixKernel(attention.kernel, key, value)
+            attention.kernel = PrefixKernel(attention.kernel, key=key, value=value)
 
     @torch.no_grad()
     def _draw(self, model: GPT) -> list[tuple[Tensor, Tensor]]:
@@ -112,7 +113,7 @@ class Prefix(Adapter):
         table = model.embedding.weight
         dtype = torch.promote_types(table.dtype, torch.float32)
         tokens = torch.randint(model.vocab_size, (1, self.length), device=table.device)
-        cache = model.eval().new_cache(1, self.length, dtype)
-        model.hidden_states(tokens, cache)
+        cache = model.eval().new_cache(1, self.length, dtype=dtype)
+        model.hidden_states(tokens, cache=cache)
         model.train(was_training)
         return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]

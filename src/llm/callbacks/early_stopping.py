@@ -20,7 +20,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self, patience: int | None = None, min_delta: float = 0.0, monitor: str = "val/loss"
+        self, *, patience: int | None = None, min_delta: float = 0.0, monitor: str = "val/loss"
     ) -> None:
         if patience is not None and patience < 1:
             raise ValueError(

@@ -73,7 +73,7 @@ class Gradients(Callback):
         )
         if pl_module.device.type != "cpu" and not is_logged:
             return
-        require_finite_loss("loss", outputs["loss"].item(), trainer.global_step)
+        require_finite_loss("loss", outputs["loss"].item(), step=trainer.global_step)
         if is_logged and pl_module.gradient_norm is not None:
             self._watch(pl_module.gradient_norm.item(), trainer.global_step)
 

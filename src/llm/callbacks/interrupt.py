@@ -80,7 +80,7 @@ class Interrupt(Callback):
             return
         number = self._ballot.largest(self.received or 0)
         if number and not validates_now(trainer):
-            self._stop(trainer, pl_module, number)
+            self._stop(trainer, pl_module, number=number)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop after the validation that the step owed."""
@@ -90,7 +90,7 @@ class Interrupt(Callback):
         ):  # before the first step, when there is nothing to save
             raise InterruptedRunError(number)
         if number and trainer.global_step < trainer.max_steps:
-            self._stop(trainer, pl_module, number)
+            self._stop(trainer, pl_module, number=number)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before the test where a signal came during the last step, which is saved."""
@@ -98,7 +98,7 @@ class Interrupt(Callback):
         if number:
             raise InterruptedRunError(number)
 
-    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, number: int) -> None:
+    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, *, number: int) -> None:
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, Checkpoints):
                 callback.save_last(trainer, pl_module)

@@ -38,11 +38,11 @@ class Picture(Callback):
     def _draw(self, trainer: L.Trainer) -> None:
         run = Run(Path(trainer.default_root_dir))
         if trainer.is_global_zero and run.metrics.is_file():
-            draw_metrics(run.metrics, run.picture, run.path.name, self.panels)
+            draw_metrics(run.metrics, run.picture, title=run.path.name, panels=self.panels)
 
 
 def draw_metrics(
-    metrics: Path, picture: Path, title: str, panels: Mapping[str, str] = LOSS
+    metrics: Path, picture: Path, *, title: str, panels: Mapping[str, str] = LOSS
 ) -> None:
     """Draw figures of training and validation against steps as a PNG.
 
@@ -63,10 +63,22 @@ def draw_metrics(
     for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
         # Blue and orange of Okabe and Ito's palette, told apart by colour-blind readers too.
         _plot(
-            axes, rows, f"train/{name}", color="#0072B2", alpha=0.8, linewidth=1, label="training"
+            axes,
+            rows,
+            column=f"train/{name}",
+            color="#0072B2",
+            alpha=0.8,
+            linewidth=1,
+            label="training",
         )
         _plot(
-            axes, rows, f"val/{name}", color="#D55E00", marker="o", markersize=4, label="validation"
+            axes,
+            rows,
+            column=f"val/{name}",
+            color="#D55E00",
+            marker="o",
+            markersize=4,
+            label="validation",
         )
         axes.set(ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
@@ -79,7 +91,7 @@ def draw_metrics(
         figure.savefig(partial, format="png")
 
 
-def _plot(axes: Any, rows: list[dict[str, str]], column: str, **style: Any) -> None:
+def _plot(axes: Any, rows: list[dict[str, str]], *, column: str, **style: Any) -> None:
     points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
     if points:
         axes.plot(*zip(*points, strict=True), **style)

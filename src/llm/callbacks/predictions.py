@@ -41,13 +41,17 @@ class Predictions(Callback):
         ]
         names = [f"p({name})" for name in data.classes]
         header = ["row", "text", "label", "predicted", *names]
-        write_predictions(folder / "predictions.csv", header, answers)
+        write_predictions(folder / "predictions.csv", header, rows=answers)
         table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
-        write_predictions(folder / "confusion.csv", ["label", *data.classes], table)
-        draw_confusion(counts.cpu(), data.classes, folder / "confusion.png", title="test part")
+        write_predictions(folder / "confusion.csv", ["label", *data.classes], rows=table)
+        draw_confusion(
+            counts.cpu(), data.classes, picture=folder / "confusion.png", title="test part"
+        )
 
 
-def write_predictions(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_predictions(
+    file: Path, header: Sequence[str], *, rows: Sequence[Sequence[object]]
+) -> None:
     """Write a table as CSV."""
     with replacing(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -56,7 +60,7 @@ def write_predictions(file: Path, header: Sequence[str], rows: Sequence[Sequence
 
 
 def draw_confusion(
-    counts: Int[Tensor, "N N"], classes: Sequence[str], picture: Path, title: str
+    counts: Int[Tensor, "N N"], classes: Sequence[str], *, picture: Path, title: str
 ) -> None:
     """Draw a confusion matrix as a PNG: how many texts of each class were taken for which.
 

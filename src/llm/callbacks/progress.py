@@ -86,7 +86,7 @@ class ProgressBar(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the validation's figures as a line that stays."""
         self._last_refresh = time.monotonic()
-        self._print(trainer, pl_module, trainer.global_step)
+        self._print(trainer, pl_module, step=trainer.global_step)
 
     def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.progress is not None:
@@ -96,9 +96,9 @@ class ProgressBar(Callback):
             assert isinstance(pl_module, Task)
             newest = max(pl_module.measured.values(), default=0)
             if newest > self._last_line:
-                self._print(trainer, pl_module, newest)
+                self._print(trainer, pl_module, step=newest)
 
-    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, *, step: int) -> None:
         """Print a line with what was measured at a step, and at no other."""
         assert isinstance(pl_module, Task)
         self._last_line = step
@@ -115,7 +115,7 @@ class ProgressBar(Callback):
             self._testing.start()
             self._task_id = self._testing.add_task("testing", total=sum(trainer.num_test_batches))
 
-    def on_test_batch_end(
+    def on_test_batch_end(  # noqa: PLR0917
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,

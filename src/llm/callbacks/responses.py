@@ -1,6 +1,7 @@
 """What the model answers: a few answers as it learns, all of the test part's at the end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ from llm.data.examples.preference import Pair, PreferenceDataModule
 from llm.evaluation.answers import answer_metrics, write_answers
 from llm.generation.batch_responses import respond
 from llm.generation.decoding import generates
+from llm.generation.generation_settings import GREEDY, GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.runs import RESULTS
 from llm.tasks.base import Task
@@ -39,11 +41,12 @@ class ResponseSamples(Samples):
     def __init__(
         self,
         number: int = 3,
+        *,
         max_tokens: int = 60,
         sampler: Sampler | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__((), max_tokens, sampler or Sampler(temperature=0.0), seed)
+        super().__init__((), max_tokens=max_tokens, sampler=sampler or GREEDY, seed=seed)
         if number < 0:
             raise ValueError(f"number={number}: give 0 or more")
         self.number = number
@@ -67,9 +70,10 @@ class ResponseSamples(Samples):
         """The conversations as the model reads them, each with its answer."""
         assert self.data is not None
         conversations = self.data.raw["validation"][: self.number]
-        answers = answer_conversations(
-            self.data, conversations, model, self.max_tokens, sampler=self.sampler, seed=self.seed
+        settings = GenerationSettings(
+            max_tokens=self.max_tokens, sampler=self.sampler, seed=self.seed
         )
+        answers = answer_conversations(self.data, conversations, model=model, settings=settings)
         return [
             self.data.template.render(conversation.prompt) + response
             for conversation, response in zip(conversations, answers, strict=True)
@@ -91,6 +95,7 @@ class Responses(Callback):
 
     def __init__(
         self,
+        *,
         max_tokens: int = 256,
         sampler: Sampler | None = None,
         batch_size: int = 16,
@@ -121,11 +126,11 @@ class Responses(Callback):
         answers = answer_conversations(
             data,
             conversations,
-            pl_module.model,
-            self.max_tokens,
-            sampler=self.sampler,
+            model=pl_module.model,
+            settings=GenerationSettings(
+                max_tokens=self.max_tokens, sampler=self.sampler or GREEDY, seed=self.seed
+            ),
             batch_size=self.batch_size,
-            seed=self.seed,
         )
         if not trainer.is_global_zero:
             return
@@ -142,23 +147,27 @@ class Responses(Callback):
 def answer_conversations(
     data: InstructionDataModule | PreferenceDataModule,
     conversations: Sequence[Demonstration | Pair],
+    *,
     model: nn.Module,
-    max_tokens: int,
-    **how: Any,
+    settings: GenerationSettings,
+    batch_size: int = 16,
 ) -> list[str]:
-    """What a model answers to conversations, with a bar on a terminal; `how` is as for `respond`."""
+    """Return a model's answers to conversations, with a progress bar on a terminal.
+
+    The data's template decides what ends an answer; all other arguments are those of `respond`.
+    """
     template, tokenizer = data.template, data.tokenizer
+    end = template.end_token(tokenizer)
+    settings = replace(settings, end_tokens=() if end is None else (end,), stops=template.stops)
     with progress_bar() as bar:
         task = bar.add_task("answering", total=len(conversations))
         return respond(
             model,
             tokenizer,
-            [template.encode_prompt(each.prompt, tokenizer) for each in conversations],
-            max_tokens,
-            end_token=template.end_token(tokenizer),
-            stops=template.stops,
+            prompts=[template.encode_prompt(each.prompt, tokenizer) for each in conversations],
+            settings=settings,
+            batch_size=batch_size,
             advance=lambda number: bar.advance(task, number),
-            **how,
         )
 
 

@@ -16,6 +16,7 @@ from llm.config.errors import ConfigError
 from llm.data.base import DataModule
 from llm.files import open_for_appending, read_utf8
 from llm.generation.decoding import generates
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import complete_prompts, first_tokens
 from llm.runs import Run
@@ -28,7 +29,7 @@ from llm.tokenizers.base import Tokenizer
 class LogsText(Protocol):
     """A logger that has a place for texts."""
 
-    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], step: int) -> None:
+    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
         """Show all the texts of a run so far, each with its step."""
         ...
 
@@ -49,6 +50,7 @@ class Samples(Callback):
     def __init__(
         self,
         prompts: Sequence[str] = ("",),
+        *,
         max_tokens: int = 60,
         sampler: Sampler | None = None,
         seed: int = 0,
@@ -101,13 +103,14 @@ class Samples(Callback):
             )
         for logger in trainer.loggers:
             if isinstance(logger, LogsText):
-                logger.log_texts("samples", read_samples(run.samples), trainer.global_step)
+                logger.log_texts("samples", read_samples(run.samples), step=trainer.global_step)
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
         """Prompts with their continuations."""
-        texts = complete_prompts(
-            model, tokenizer, self.prompts, self.max_tokens, self.sampler, self.seed
+        settings = GenerationSettings(
+            max_tokens=self.max_tokens, sampler=self.sampler, seed=self.seed
         )
+        texts = complete_prompts(model, tokenizer, prompts=self.prompts, settings=settings)
         return [prompt + text for prompt, text in zip(self.prompts, texts, strict=True)]
 
 

@@ -58,7 +58,7 @@ class Throughput(Callback):
         self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
         if all(parameter.requires_grad for parameter in pl_module.model.parameters()):
-            self.peak_flops = peak_flops(pl_module.device, dtype, trainer.world_size)
+            self.peak_flops = peak_flops(pl_module.device, dtype, devices=trainer.world_size)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 

@@ -92,7 +92,7 @@ def requested_checkpoint(run: Run, checkpoint: Literal["best", "last"]) -> Path:
 
 
 def read_usable(
-    run: Run, read: Callable[[Path], Result], checkpoint: Literal["best", "last"] = "best"
+    run: Run, read: Callable[[Path], Result], *, checkpoint: Literal["best", "last"] = "best"
 ) -> Result:
     """Read the checkpoint of a run that is to be used; the run is left as it is.
 

@@ -74,7 +74,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(path: Path, is_wrong: bool) -> Iterator[None]:
+def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
     """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
 
     What stood there is kept under another name until the new one is in its place. Who is killed before
@@ -115,10 +115,10 @@ def verified_digest(path: Path) -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    return require_digest(path, recorded_digests(path), _record(path).name)
+    return require_digest(path, recorded_digests(path), record=_record(path).name)
 
 
-def require_digest(path: Path, digests: list[str], record: str) -> str:
+def require_digest(path: Path, digests: list[str], *, record: str) -> str:
     """Return the digest of a file's content, which is one of those that a record has of it.
 
     A record that lacks the file proves nothing, so it counts as damage.

@@ -92,7 +92,7 @@ def in_header(path: Path, header: Any, *keys: str) -> dict[str, LazyTensor]:
     with _readable(path):
         for key in keys:
             header = header[key]
-        return {name: _in_record(path, name, header[name]) for name in header}
+        return {name: _in_record(path, name, tensor=header[name]) for name in header}
 
 
 def read_header(path: Path) -> Any:
@@ -120,7 +120,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def in_bytes(path: Path, start: int, dtype: torch.dtype, shape: Shape) -> Tensor:
+def in_bytes(path: Path, start: int, *, dtype: torch.dtype, shape: Shape) -> Tensor:
     """A contiguous tensor mapped from the middle of a file.
 
     Args:
@@ -142,7 +142,7 @@ def _from_safetensors(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def _in_record(path: Path, name: str, tensor: Tensor) -> LazyTensor:
+def _in_record(path: Path, name: str, *, tensor: Tensor) -> LazyTensor:
     storage = tensor.untyped_storage()
     start = storage._checkpoint_offset
     if start is None:
@@ -151,7 +151,7 @@ def _in_record(path: Path, name: str, tensor: Tensor) -> LazyTensor:
     layout = (tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def read() -> Tensor:
-        return in_bytes(path, start, tensor.dtype, (numbers,)).as_strided(*layout)
+        return in_bytes(path, start, dtype=tensor.dtype, shape=(numbers,)).as_strided(*layout)
 
     return LazyTensor(name, tuple(tensor.shape), read)
 

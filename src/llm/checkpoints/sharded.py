@@ -93,7 +93,7 @@ class ShardFiles:
     def path(self, name: str) -> Path:
         """Where a file lies whose content is what was written; DamagedCheckpointError if it is not."""
         if name not in self._checked:
-            require_digest(self.folder / name, [self.digests[name]], INDEX)
+            require_digest(self.folder / name, [self.digests[name]], record=INDEX)
             self._checked.add(name)
         return self.folder / name
 
@@ -193,7 +193,7 @@ def read_sharded(path: Path) -> dict[str, Any]:
     with _damaged(path):
         for tensor, keys in index.tensors:
             for key in keys:
-                _put(checkpoint, key, tensor)
+                _put(checkpoint, key, value=tensor)
     return checkpoint
 
 
@@ -205,7 +205,7 @@ def require_all_shards(path: Path) -> None:
         DamagedCheckpointError: they are not.
     """
     for file, digest in read_index(path).files.items():
-        require_digest(path.with_name(file), [digest], path.name)
+        require_digest(path.with_name(file), [digest], record=path.name)
 
 
 def read_index(path: Path) -> Index:
@@ -279,18 +279,20 @@ def _require(holds: Any, otherwise: str) -> None:
 
 def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
     """The same with every divided tensor read, once if it stands in several places."""
-    return _mapped(checkpoint, lambda tensor: tensor.read().to(device), {})
+    return _mapped(checkpoint, lambda tensor: tensor.read().to(device), known={})
 
 
-def _mapped(value: Any, read: Callable[[ShardedTensor], Tensor], known: dict[int, Tensor]) -> Any:
+def _mapped(
+    value: Any, read: Callable[[ShardedTensor], Tensor], *, known: dict[int, Tensor]
+) -> Any:
     if isinstance(value, ShardedTensor):
         if id(value) not in known:
             known[id(value)] = read(value)
         return known[id(value)]
     if isinstance(value, dict):
-        return {key: _mapped(each, read, known) for key, each in value.items()}
+        return {key: _mapped(each, read, known=known) for key, each in value.items()}
     if isinstance(value, list):
-        return [_mapped(each, read, known) for each in value]
+        return [_mapped(each, read, known=known) for each in value]
     return value
 
 
@@ -327,9 +329,9 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
             for name, (tensor, keys) in tensors.items()
         ]
         files = {name: digest for name, digest, _ in written}
-        index = {**_write_rest(folder, number, rest), "tensors": entries}
+        index = {**_write_rest(folder, number, rest=rest), "tensors": entries}
         index["files"] = {**index["files"], **files}
-        _commit(folder, index, keeps_previous)
+        _commit(folder, index, keeps_previous=keeps_previous)
         with replacing_folder(path, is_wrong=folder != path):
             folder.replace(path)
         note_folder(path, sha256_of_file(path / INDEX))
@@ -346,7 +348,7 @@ def _prepare(path: Path) -> tuple[Path, int]:
     return folder, read_index(index).save + 1 if index.is_file() else 1
 
 
-def _write_rest(folder: Path, number: int, rest: Any) -> dict[str, Any]:
+def _write_rest(folder: Path, number: int, *, rest: Any) -> dict[str, Any]:
     """Write all but the divided tensors; returns what the index says of it."""
     file = folder / f"{number}.pt"
     torch.save(rest, file)
@@ -354,7 +356,7 @@ def _write_rest(folder: Path, number: int, rest: Any) -> dict[str, Any]:
     return {"save": number, "rest": file.name, "files": {file.name: sha256_of_file(file)}}
 
 
-def _commit(folder: Path, index: dict[str, Any], keeps_previous: bool) -> None:
+def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> None:
     """Write the index, then delete the files that no index needs any more."""
     partial = folder / f".{INDEX}"
     partial.write_text(json.dumps(index, indent=1) + "\n", "utf-8")
@@ -393,7 +395,7 @@ def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, l
     return rest(checkpoint, ()), tensors
 
 
-def _put(tree: Any, key: Sequence[str | int], value: Any) -> None:
+def _put(tree: Any, key: Sequence[str | int], *, value: Any) -> None:
     *way, last = key
     for step in way:
         tree = tree[step]

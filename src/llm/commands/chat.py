@@ -10,6 +10,7 @@ from llm.config.errors import ConfigError
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.chat_session import ChatSession
 from llm.generation.conversation import Conversation
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import (
     autocast,
     load_language_model,
@@ -53,7 +54,9 @@ class Chat(Command):
         model: Any = load_language_model(weights, hardware)
         with config_errors_at("max_tokens"):
             room = min(self.max_tokens, model.context_length // 2)
-            conversation = Conversation(template, tokenizer, model.context_length, room)
+            conversation = Conversation(
+                template, tokenizer, context_length=model.context_length, room=room
+            )
         conversation.system = self.system
         # A model that begins another turn has ended its own.
         with config_errors_at("template"):
@@ -63,13 +66,16 @@ class Chat(Command):
 
         def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:
             most = min(self.max_tokens, model.context_length - len(prompt))
+            settings = GenerationSettings(
+                max_tokens=most, sampler=self.sampler, seed=seed, end_tokens=ends, stops=stops
+            )
             pieces = stream_tokens(
-                model, tokenizer, [prompt], most, self.sampler, seed, stops, ends, memory
+                model, tokenizer, prompts=[prompt], settings=settings, memory=memory
             )
             return (piece for _, piece in pieces)
 
         with autocast(hardware):
-            ChatSession(conversation, answer, terminal(), self.seed).run()
+            ChatSession(conversation, answer, terminal=terminal(), seed=self.seed).run()
 
 
 def trained_template(weights: Weights) -> ChatTemplate:

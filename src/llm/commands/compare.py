@@ -42,7 +42,9 @@ class Compare(Command):
                 )
             follow(Sweep(sweep))
         runs, damaged = find(folders)
-        table = compare(runs, self.by, self.confidence, self.seeds, damaged)
+        table = compare(
+            runs, self.by, confidence=self.confidence, seeds=self.seeds, remarks=damaged
+        )
         console = open_console()
         console.print(table.render(console.width))
         for run in table.best:

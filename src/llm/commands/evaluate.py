@@ -28,6 +28,7 @@ from llm.evaluation.openai_client import OpenAI
 from llm.evaluation.scoring import rate
 from llm.evaluation.text_likelihood import measure_text
 from llm.files import write_json
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import (
     autocast,
     load_language_model,
@@ -131,7 +132,7 @@ class Evaluate(Command):
         model = load_language_model(weights, hardware)
         steps = training_preprocessing(weights)
         with autocast(hardware), keys_named(KEYS):
-            result = measure_text(model, weights.tokenizer(), files, preprocessing=steps)
+            result = measure_text(model, weights.tokenizer(), files=files, preprocessing=steps)
         return {
             **origin(weights, result.description),
             "part": self.test_path,
@@ -158,7 +159,9 @@ class Evaluate(Command):
             task.to(hardware.accelerator)
             with autocast(hardware):
                 answers = self.answers(data, task, part, weights)
-            report |= rate(answers, theirs, self.judge, weights.run.path / "judgements.jsonl")
+            report |= rate(
+                answers, theirs=theirs, judge=self.judge, file=weights.run.path / "judgements.jsonl"
+            )
         if theirs is not None:
             report["against"] = {"against": self.against, **report["against"]}
         return report
@@ -173,7 +176,12 @@ class Evaluate(Command):
         if own and file.is_file() and is_of(file, weights):
             return read_answers(file)
         conversations = data.raw[part]
-        responses = answer_conversations(data, conversations, task.model.eval(), self.max_tokens)
+        responses = answer_conversations(
+            data,
+            conversations,
+            model=task.model.eval(),
+            settings=GenerationSettings(max_tokens=self.max_tokens),
+        )
         rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
         return write_answers(file, rows) if own else answers_of(rows)
 

@@ -59,7 +59,7 @@ class Export(Command):
             ConfigError: the model has no counterpart in Hugging Face's library, or the folder holds something else.
         """
         weights, folder = require_trained(self.weights), Path(self.output)
-        require_free_folder(folder, self.overwrite, weights.origin)
+        require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
         require_language_model(weights)
         tokenizer = weights.tokenizer()
         settings = settings_for(weights, tokenizer)
@@ -70,9 +70,9 @@ class Export(Command):
         files = write_folder(
             model,
             tokenizer,
-            folder,
-            self.max_shard_gb,
-            self.overwrite,
+            folder=folder,
+            max_shard_gb=self.max_shard_gb,
+            overwrite=self.overwrite,
             settings=settings,
             origin=weights.origin,
         )
@@ -114,7 +114,7 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
     with config_errors_at("data.template"):
         end = template.end_token(tokenizer)
         name = None if end is None else token_name(tokenizer, end)
-        return settings.speaking(as_jinja(template, tokenizer, settings.tokens), end, name)
+        return settings.speaking(as_jinja(template, tokenizer, settings.tokens), end, name=name)
 
 
 def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:

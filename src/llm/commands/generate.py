@@ -11,6 +11,7 @@ from llm.config.build import config_errors_at
 from llm.config.rules import Rule
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.generation.best_of import Scored, best_of, require_choice
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import autocast
 from llm.generation.prompts import Openings, Prepared, prepare_prompts
 from llm.generation.sampling import Sampler
@@ -71,15 +72,8 @@ class Generate(Command):
         the other.
         """
         model, tokenizer, hardware, prompts, openings = self._prepare(as_they_are)
-        pieces = stream_tokens(
-            model,
-            tokenizer,
-            openings.starts,
-            self.max_tokens,
-            self.sampler,
-            self.seed,
-            openings.stops,
-        )
+        settings = self._settings(openings)
+        pieces = stream_tokens(model, tokenizer, prompts=openings.starts, settings=settings)
         texts = [""] * len(prompts)
         with autocast(hardware):
             for row, piece in pieces:
@@ -111,18 +105,23 @@ class Generate(Command):
             answers = best_of(
                 model,
                 tokenizer,
-                openings.starts,
-                self.best_of,
-                partial(checked_scores, reward),
-                self.max_tokens,
-                self.sampler,
-                self.seed,
-                openings.end_token,
-                openings.stops,
+                prompts=openings.starts,
+                number=self.best_of,
+                reward=partial(checked_scores, reward),
+                settings=self._settings(openings),
             )
         for prompt, scored in zip(prompts, answers, strict=True):
             print_answers(prompt if len(prompts) > 1 else "", scored)
         return [scored[0].text for scored in answers]
+
+    def _settings(self, openings: Openings) -> GenerationSettings:
+        return GenerationSettings(
+            max_tokens=self.max_tokens,
+            sampler=self.sampler,
+            seed=self.seed,
+            end_tokens=openings.end_tokens,
+            stops=openings.stops,
+        )
 
     def _prepare(self, begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings]) -> Prepared:
         return prepare_prompts(
@@ -156,7 +155,8 @@ def openings_of(
         return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
     conversations = ([Message("user", prompt)] for prompt in prompts)
     starts = [template.encode_prompt(messages, tokenizer) for messages in conversations]
-    return Openings(starts, template.end_token(tokenizer), template.stops)
+    end = template.end_token(tokenizer)
+    return Openings(starts, () if end is None else (end,), template.stops)
 
 
 def print_answers(prompt: str, scored: Sequence[Scored]) -> None:

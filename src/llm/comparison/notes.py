@@ -12,7 +12,7 @@ UNLIKE = 0.01  # share by which budgets may differ and still be called the same:
 
 
 def table_notes(
-    parts: Sequence[TablePart], keys: Sequence[str], by: str | None, confidence: float
+    parts: Sequence[TablePart], keys: Sequence[str], *, by: str | None, confidence: float
 ) -> list[str]:
     """Lines below a table, most important first.
 

@@ -77,7 +77,7 @@ def draw_comparison(
         for axes in axes_of[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(axes_of, panels, strict=False):
-            _draw(axes, panel, styles, keys=keys, confidence=confidence)
+            _draw(axes, panel, styles=styles, keys=keys, confidence=confidence)
         axes_of[0].set_ylabel(LABELS[panels[0].metric])
         if len(grid) > 1:
             axes_of[0].set_title(panels[0].part.label, loc="left")
@@ -110,8 +110,8 @@ def _metrics(part: TablePart) -> tuple[str, ...]:
 def _draw(
     axes: Any,
     panel: Panel,
-    styles: dict[TableRow, Style],
     *,
+    styles: dict[TableRow, Style],
     keys: Sequence[str],
     confidence: float,
 ) -> None:
@@ -134,7 +134,7 @@ def _draw(
             if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
-        name = _name(row, keys, panel.part.label)
+        name = _name(row, keys, data=panel.part.label)
         label = name if row.is_done else f"{name} ({row.status})"
         axes.plot(x, y, label=label, lw=1.8, ms=5, markevery=often, **style._asdict())
     _dress(axes, panel)
@@ -218,7 +218,7 @@ def _places(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, 
     return {value: place for place, value in enumerate(found)}
 
 
-def _name(row: TableRow, keys: Sequence[str], data: str) -> str:
+def _name(row: TableRow, keys: Sequence[str], *, data: str) -> str:
     """A row in a legend: the value alone where one thing differs, and nothing that the data are called by."""
     if len(keys) == 1:
         return str(row.settings[0])

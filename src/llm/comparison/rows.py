@@ -154,7 +154,7 @@ def differing_keys(results: Sequence[Result]) -> list[str]:
     keys = sorted(places, key=lambda key: (places[key], key))
     shown = [key for key in keys if _differs(key, results)]
     for key in sorted({key for each in results for key in each.choices} - places.keys()):
-        if _differs(key, results) and _tells_more(key, shown, results):
+        if _differs(key, results) and _tells_more(key, shown, results=results):
             shown.append(key)
     return shown
 
@@ -166,7 +166,7 @@ def _differs(key: str, results: Sequence[Result]) -> bool:
     return len(values - {None} if is_choice else values) > 1
 
 
-def _tells_more(key: str, shown: Sequence[str], results: Sequence[Result]) -> bool:
+def _tells_more(key: str, shown: Sequence[str], *, results: Sequence[Result]) -> bool:
     values: dict[Hashable, set[str]] = {}
     for each in results:
         if key in each.choices and key in each.settings:
@@ -181,7 +181,9 @@ def _settings(result: Result, keys: Sequence[str]) -> tuple[str | None, ...]:
 # Repetitions
 
 
-def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) -> list[TableRow]:
+def fold(
+    results: Sequence[Result], keys: Sequence[str], *, by_seed: bool = False
+) -> list[TableRow]:
     """Rows of repetitions.
 
     Two runs of one recipe and one seed repeat nothing: the second is a row of its own, and so is a run
@@ -212,7 +214,7 @@ def fold(results: Sequence[Result], keys: Sequence[str], by_seed: bool = False) 
 # What compares
 
 
-def parts(rows: Sequence[TableRow], by: str | None, confidence: float) -> list[TablePart]:
+def parts(rows: Sequence[TableRow], by: str | None, *, confidence: float) -> list[TablePart]:
     """Rows that compare, together; a row with several seeds joins what each of them was measured on.
 
     Args:
@@ -233,7 +235,7 @@ def parts(rows: Sequence[TableRow], by: str | None, confidence: float) -> list[T
     elif unmeasured:
         groups.append(unmeasured)
     made = [
-        _part(label, own, by, confidence)
+        _part(label, own, by=by, confidence=confidence)
         for label, own in zip(_labels(groups), groups, strict=True)
     ]
     return sorted(made, key=lambda part: (not part.label, part.label))
@@ -259,7 +261,7 @@ def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[T
     return "recipe" if by_recipe else "run", told
 
 
-def _part(label: str, rows: Sequence[TableRow], by: str | None, confidence: float) -> TablePart:
+def _part(label: str, rows: Sequence[TableRow], *, by: str | None, confidence: float) -> TablePart:
     tokenizers = _tokenizers(rows)
     figure = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
     sign = 1 if is_less_better(figure) else -1

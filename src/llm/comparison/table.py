@@ -196,10 +196,10 @@ class Table:
         if self._has_errors:
             line["error"] = word(row.errors or None)
         for figure in self.figures:
-            line |= self._cells(part, row, figure)
+            line |= self._cells(part, row, figure=figure)
         return line
 
-    def _cells(self, part: TablePart, row: TableRow, figure: MetricColumn) -> dict[str, Cell]:
+    def _cells(self, part: TablePart, row: TableRow, *, figure: MetricColumn) -> dict[str, Cell]:
         """A figure, and its interval where some row has repetitions."""
         is_told = part.tokenizers == 1 or not is_per_token(figure.name)
         found = row.estimate(figure.name, self.confidence) if is_told else None
@@ -235,6 +235,7 @@ class Table:
 def compare(
     runs: Sequence[Run],
     by: str | None = None,
+    *,
     confidence: float = 0.95,
     seeds: Seeds = "folded",
     remarks: Sequence[str] = (),
@@ -264,12 +265,12 @@ def compare(
     if seeds == "rows" and len({each.seed for each in results}) > 1:
         keys = [*keys, "seed"]
         rows = [replace(row, settings=(*row.settings, _seed(row))) for row in rows]
-    more, found = split_identical_rows(parts(rows, by, confidence))
+    more, found = split_identical_rows(parts(rows, by, confidence=confidence))
     keys = [*keys, more] if more else keys
     lines = [
         *remarks,
         *(each.damage for each in results if each.damage),
-        *table_notes(found, keys, by, confidence),
+        *table_notes(found, keys, by=by, confidence=confidence),
     ]
     return Table(keys, found, _shown_figures(results, by), lines, confidence)
 

@@ -45,10 +45,10 @@ class DataModule(LightningDataModule):
     corpus: str
     vocabulary: str
 
-    def __init__(self, batch_size: int, seed: int, workers: int) -> None:
+    def __init__(self, batch_size: int, *, seed: int, workers: int) -> None:
         super().__init__()
-        self.batch_size = at_least("batch_size", batch_size, 1)
-        self.workers = at_least("workers", workers, 0)
+        self.batch_size = at_least("batch_size", batch_size, least=1)
+        self.workers = at_least("workers", workers, least=0)
         self.seed = seed
         self._most_bytes = math.inf  # of text that a validation during training reads
         self._offset = 0  # the position less what the trainer has counted
@@ -127,7 +127,9 @@ class DataModule(LightningDataModule):
         self._offset, self._restored = start - self._seen(), None
         dataset = self.dataset("train")
         assert dataset is not None
-        return self._loader(dataset, self.training_sampler(start, *self._device()))
+        rank, world_size = self._device()
+        sampler = self.training_sampler(start, rank=rank, world_size=world_size)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:
         """A loader over what validations during training read, the whole part or a subset, once and in order."""
@@ -139,9 +141,16 @@ class DataModule(LightningDataModule):
         """A loader over the whole test part, once and in order."""
         return self.whole("test")
 
-    def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
+    def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
         """The order of training from batch `start` on."""
-        return TrainingSampler(self.train_rows, self.batch_size, self.seed, start, rank, world_size)
+        return TrainingSampler(
+            self.train_rows,
+            self.batch_size,
+            seed=self.seed,
+            start=start,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def whole(self, part: str) -> DataLoader:
         """A loader over all rows of a part, once and in order."""
@@ -154,7 +163,10 @@ class DataModule(LightningDataModule):
         return dataset
 
     def _once(self, dataset: Dataset) -> DataLoader:
-        sampler = ValidationSampler(_length(dataset), self.batch_size, *self._device())
+        rank, world_size = self._device()
+        sampler = ValidationSampler(
+            _length(dataset), self.batch_size, rank=rank, world_size=world_size
+        )
         return self._loader(dataset, sampler)
 
     def _loader(self, rows: Dataset, sampler: Sampler) -> DataLoader:
@@ -220,7 +232,7 @@ class DataModule(LightningDataModule):
             )
 
 
-def at_least(name: str, value: int, least: int) -> int:
+def at_least(name: str, value: int, *, least: int) -> int:
     """The value, or a ValueError that names the parameter."""
     if value < least:
         raise ValueError(f"{name}={value}: must be {least} or more")

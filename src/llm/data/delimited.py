@@ -53,9 +53,14 @@ def delimited(
         delimiter = delimiter or excel[1]
     if delimiter is None:
         delimiter = delimiter_of(
-            text, DELIMITERS[suffix(file)], quoting, None if names is None else len(names)
+            text,
+            DELIMITERS[suffix(file)],
+            quoting=quoting,
+            expected=None if names is None else len(names),
         )
-    records = _records(file, text, delimiter, quoting, report, 2 if excel else 1)
+    records = _records(
+        file, text, delimiter=delimiter, quoting=quoting, report=report, first=2 if excel else 1
+    )
     columns = list(names) if names is not None else _header(file, records)
     unnamed = 0
     for where, fields in records:
@@ -73,7 +78,7 @@ def delimited(
         )
 
 
-def delimiter_of(text: str, default: str, quoting: bool, expected: int | None) -> str:
+def delimiter_of(text: str, default: str, *, quoting: bool, expected: int | None) -> str:
     """The delimiter of a file.
 
     That of the suffix is kept if it separates the first line; otherwise the standard library's sniffer is
@@ -88,7 +93,7 @@ def delimiter_of(text: str, default: str, quoting: bool, expected: int | None) -
     sample = "".join(islice(io.StringIO(text), SAMPLE))
 
     def suits(delimiter: str) -> bool:
-        found = _first_record(sample, delimiter, quoting)
+        found = _first_record(sample, delimiter, quoting=quoting)
         return len(found) == expected if expected is not None else len(found) > 1
 
     if suits(default):
@@ -100,23 +105,25 @@ def delimiter_of(text: str, default: str, quoting: bool, expected: int | None) -
     return sniffed if suits(sniffed) else default
 
 
-def _first_record(sample: str, delimiter: str, quoting: bool) -> list[str]:
+def _first_record(sample: str, delimiter: str, *, quoting: bool) -> list[str]:
     try:
-        return next(iter(csv.reader(io.StringIO(sample), **_format(delimiter, quoting))), [])
+        return next(
+            iter(csv.reader(io.StringIO(sample), **_format(delimiter, quoting=quoting))), []
+        )
     except csv.Error:
         return []
 
 
-def _format(delimiter: str, quoting: bool) -> dict[str, Any]:
+def _format(delimiter: str, *, quoting: bool) -> dict[str, Any]:
     quotes = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     return {"delimiter": delimiter, "quoting": quotes, "strict": True}
 
 
 def _records(
-    file: Path, text: str, delimiter: str, quoting: bool, report: Report, first: int
+    file: Path, text: str, *, delimiter: str, quoting: bool, report: Report, first: int
 ) -> Iterator[Record]:
     """The records with fields, each with the line on which it begins: a quoted field may hold several."""
-    reader = csv.reader(io.StringIO(text), **_format(delimiter, quoting))
+    reader = csv.reader(io.StringIO(text), **_format(delimiter, quoting=quoting))
     while True:
         begin = reader.line_num
         where = f"{file}, line {begin + first}"
@@ -125,7 +132,7 @@ def _records(
         except StopIteration:
             return
         except csv.Error as error:
-            _refuse_open_quote(where, error, reader.line_num - begin)
+            _refuse_open_quote(where, error, lines=reader.line_num - begin)
             report(
                 where,
                 f"quotes do not match ({error}); set data.quoting=false if quotes are part of the text, or "
@@ -136,7 +143,7 @@ def _records(
                 yield where, fields
 
 
-def _refuse_open_quote(where: str, error: csv.Error, lines: int) -> None:
+def _refuse_open_quote(where: str, error: csv.Error, *, lines: int) -> None:
     """Raise a DataError if a quote is never closed: leaving that record out would leave out all that follows."""
     if "unexpected end of data" in str(error):
         raise DataError(

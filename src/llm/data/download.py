@@ -30,7 +30,7 @@ class Download(Source):
         ValueError: The file name leads out of the cache folder.
     """
 
-    def __init__(self, url: str, sha256: str, file_name: str, member: str | None = None) -> None:
+    def __init__(self, url: str, *, sha256: str, file_name: str, member: str | None = None) -> None:
         if not file_name or Path(file_name).name != file_name or file_name.startswith("."):
             raise ValueError(
                 f"file_name={file_name}: give the plain name of a file, without a folder"
@@ -40,7 +40,7 @@ class Download(Source):
 
     def file(self) -> Path:
         """The file on this machine, fetched if need be."""
-        return fetch(self.url, self.sha256, self.file_name, self.member)
+        return fetch(self.url, sha256=self.sha256, file_name=self.file_name, member=self.member)
 
     @property
     def is_here(self) -> bool:
@@ -56,7 +56,7 @@ class Download(Source):
         return self.sha256
 
 
-def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> Path:
+def fetch(url: str, *, sha256: str, file_name: str, member: str | None = None) -> Path:
     """Return the path of a published file, downloaded into the cache if it is not there.
 
     Args:
@@ -79,8 +79,8 @@ def fetch(url: str, sha256: str, file_name: str, member: str | None = None) -> P
     pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
     try:
         if member is not None:
-            return _fetch_member(url, sha256, folder / file_name, member)
-        return _retrieved(url, f"sha256:{sha256}", folder / file_name)
+            return _fetch_member(url, sha256=sha256, path=folder / file_name, member=member)
+        return _retrieved(url, known_hash=f"sha256:{sha256}", path=folder / file_name)
     except (ValueError, zipfile.BadZipFile, KeyError):
         raise DataError(
             f"{url} is not the file that was published (its SHA-256 is not {sha256}): it was not "
@@ -100,7 +100,7 @@ def is_cached(sha256: str, file_name: str) -> bool:
     return there.is_file() and pooch.file_hash(str(there)) == sha256
 
 
-def _retrieved(url: str, known_hash: str | None, path: Path) -> Path:
+def _retrieved(url: str, *, known_hash: str | None, path: Path) -> Path:
     """Download a file to a path, through a temporary folder beside it.
 
     Raises:
@@ -112,10 +112,10 @@ def _retrieved(url: str, known_hash: str | None, path: Path) -> Path:
         return Path(network.downloaded(retrieve, Path(temporary))).replace(path)
 
 
-def _fetch_member(url: str, sha256: str, path: Path, member: str) -> Path:
+def _fetch_member(url: str, *, sha256: str, path: Path, member: str) -> Path:
     """Keep one file of an archive; the archive itself may be packed anew with other bytes."""
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        archive = _retrieved(url, None, Path(temporary) / "archive.zip")
+        archive = _retrieved(url, known_hash=None, path=Path(temporary) / "archive.zip")
         with zipfile.ZipFile(archive) as opened:
             content = opened.read(member)
         if hashlib.sha256(content).hexdigest() != sha256:

@@ -11,7 +11,7 @@ Report = Callable[[str, str], None]
 Found = tuple[str, dict[str, Any]]
 
 
-def json_lines(file: Path, text: str, report: Report) -> Iterator[Found]:
+def json_lines(file: Path, text: str, *, report: Report) -> Iterator[Found]:
     """Yield the place and the values of an object a line; blank lines are passed over.
 
     Raises:
@@ -27,10 +27,10 @@ def json_lines(file: Path, text: str, report: Report) -> Iterator[Found]:
             _refuse_one_object(file, text)
             report(where, f"not JSON ({error})")
         else:
-            yield from _objects(where, value, report)
+            yield from _objects(where, value, report=report)
 
 
-def array(file: Path, text: str, report: Report) -> Iterator[Found]:
+def array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
     """Yield the place and the values of the elements of an array, decoded one by one to know where each begins.
 
     Raises:
@@ -50,7 +50,7 @@ def array(file: Path, text: str, report: Report) -> Iterator[Found]:
                 raise ValueError("no comma after this element")
         except (ValueError, RecursionError) as error:  # what follows cannot be told apart
             raise DataError(f"{where}: not JSON ({error}); correct the file") from None
-        yield from _objects(where, value, report)
+        yield from _objects(where, value, report=report)
         more = text[place] == ","
         place = _skip(text, place + 1) if more else place
     if text[place:].strip() != "]":
@@ -78,7 +78,7 @@ def _skip(text: str, place: int) -> int:
     return place
 
 
-def _objects(where: str, value: Any, report: Report) -> Iterator[Found]:
+def _objects(where: str, value: Any, *, report: Report) -> Iterator[Found]:
     if isinstance(value, dict):
         yield where, value
     else:

@@ -18,6 +18,7 @@ MOST_NAMED = 6  # kinds of files in a warning
 def expand(
     paths: Sequence[str | Path],
     suffixes: Sequence[str],
+    *,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
     """Yield the files that paths mean, in order.
@@ -36,7 +37,7 @@ def expand(
         if path.is_file():
             yield path
         elif path.is_dir():
-            yield from _in_folder(path, tuple(each.lower() for each in suffixes), warn)
+            yield from _in_folder(path, tuple(each.lower() for each in suffixes), warn=warn)
         else:
             files = [file for file in _matching(path) if file.is_file()]
             if not files:
@@ -90,7 +91,9 @@ def _nearest(place: Path) -> str:
     return f"did you mean {place.with_name(near[0])}?" if near else ""
 
 
-def _in_folder(folder: Path, suffixes: tuple[str, ...], warn: Callable[[str], None]) -> list[Path]:
+def _in_folder(
+    folder: Path, suffixes: tuple[str, ...], *, warn: Callable[[str], None]
+) -> list[Path]:
     if any((folder / name).is_file() for name in SAVED):
         raise DataError(
             f"{folder}: is a dataset that save_to_disk wrote, not a folder of text files; read it with "

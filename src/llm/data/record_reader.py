@@ -81,7 +81,7 @@ class Layout:
 
 
 def read_records(
-    path: Paths, layout: Layout | None = None, malformed: Malformed | None = None
+    path: Paths, layout: Layout | None = None, *, malformed: Malformed | None = None
 ) -> Iterator[Record]:
     """Yield the rows of one file or of several, in order; blank lines are passed over.
 
@@ -101,7 +101,7 @@ def read_records(
     layout = layout or Layout()
     report = malformed.add if malformed is not None else _stop
     for file in files_of(path):
-        for where, values in _values_in(file, layout, report):
+        for where, values in _values_in(file, layout, report=report):
             yield Record(where, layout.renamed(values))
 
 
@@ -136,7 +136,7 @@ def _stop(where: str, problem: str) -> None:
 
 
 def _values_in(
-    file: Path, layout: Layout, report: delimited.Report
+    file: Path, layout: Layout, *, report: delimited.Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_rows(file):
         raise DataError(
@@ -153,8 +153,8 @@ def _values_in(
             report=report,
         )
     if suffix(file) == ".json" and text.lstrip().startswith("["):
-        return json_rows.array(file, text, report)
-    return json_rows.json_lines(file, text, report)
+        return json_rows.array(file, text, report=report)
+    return json_rows.json_lines(file, text, report=report)
 
 
 def _renamed(item: Any, ours: Mapping[str, str]) -> Any:

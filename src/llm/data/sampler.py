@@ -12,7 +12,7 @@ BATCHES_AT_ONCE = (
 )
 
 
-def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+def permuted(places: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
     """Where a keyed shuffle of range(size) sends each place, without the memory for the shuffle.
 
     A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four; a result
@@ -67,6 +67,7 @@ class TrainingSampler(Sampler[np.ndarray]):
         self,
         num_windows: int,
         batch_size: int,
+        *,
         seed: int,
         start: int = 0,
         rank: int = 0,
@@ -84,7 +85,7 @@ class TrainingSampler(Sampler[np.ndarray]):
         places = np.arange(first * self.batch_size, (first + number) * self.batch_size)
         epochs = (places // self.num_windows).astype(np.uint64)
         keys = mixed(np.array([self.seed % 2**64], dtype=np.uint64), epochs)
-        windows = permuted(places % self.num_windows, self.num_windows, keys)
+        windows = permuted(places % self.num_windows, self.num_windows, keys=keys)
         return windows.reshape(number, self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -112,13 +113,16 @@ class LengthGroupedSampler(TrainingSampler):
         self,
         lengths: Sequence[int],
         batch_size: int,
+        *,
         seed: int,
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
         group: int = 50,
     ) -> None:
-        super().__init__(len(lengths), batch_size, seed, start, rank, world_size)
+        super().__init__(
+            len(lengths), batch_size, seed=seed, start=start, rank=rank, world_size=world_size
+        )
         self.lengths, self.group = np.asarray(lengths), group
 
     def whole_batches(self, first: int, number: int) -> np.ndarray:
@@ -147,14 +151,14 @@ class LengthGroupedSampler(TrainingSampler):
         windows = windows.flatten()
         by_length = windows[np.argsort(self.lengths[windows], kind="stable")]
         key = mixed(np.array([self.seed % 2**64], dtype=np.uint64), np.array([start], np.uint64))
-        turns = permuted(np.arange(end - start), end - start, np.repeat(key, end - start))
+        turns = permuted(np.arange(end - start), end - start, keys=np.repeat(key, end - start))
         return by_length.reshape(end - start, self.batch_size)[turns]
 
 
 class ValidationSampler(Sampler[np.ndarray]):
     """All windows in order, in batches of one size but the last, shared among devices evenly."""
 
-    def __init__(self, num_windows: int, batch_size: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, num_windows: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
         self.num_windows, self.batch_size = num_windows, batch_size
         self.rank, self.world_size = rank, world_size
 

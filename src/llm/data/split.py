@@ -34,7 +34,7 @@ class Split:
     is_drawn: bool = False
 
 
-def split_corpus(source: Source, validation_fraction: float, seed: int) -> Split:
+def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Split:
     """Draw documents to hold out where there are many; hold out the end of each where there are few.
 
     The end of the only document is the split of nanoGPT and of the book. Few documents are divided in the same
@@ -45,8 +45,8 @@ def split_corpus(source: Source, validation_fraction: float, seed: int) -> Split
     """
     lengths = _lengths(source)
     if effective_number(lengths) < FEW:
-        return _split_by_position(source, lengths, validation_fraction)
-    held_out = choose_held_out(lengths, validation_fraction, seed)
+        return _split_by_position(source, lengths, validation_fraction=validation_fraction)
+    held_out = choose_held_out(lengths, validation_fraction, seed=seed)
     return Split(
         train=lambda: _chosen(source, ~held_out),
         validation=lambda: _chosen(source, held_out),
@@ -57,7 +57,7 @@ def split_corpus(source: Source, validation_fraction: float, seed: int) -> Split
     )
 
 
-def _split_by_position(source: Source, lengths: np.ndarray, validation_fraction: float) -> Split:
+def _split_by_position(source: Source, lengths: np.ndarray, *, validation_fraction: float) -> Split:
     cuts = (lengths * (1 - validation_fraction)).astype(np.int64)
     if not 0 < cuts.sum() < lengths.sum():
         raise DataError(
@@ -122,7 +122,7 @@ def _ends(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
             yield DocumentPiece(text[max(0, int(cuts[document]) - place) :], ends=ends)
 
 
-def choose_held_out(lengths: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
     """Draw documents to hold out, close to but not above a fraction of all characters.
 
     Where every single document is larger than that, the smallest is held out.
@@ -162,7 +162,7 @@ def _each_length(source: Source) -> Iterator[int]:
 
 
 def split_examples(
-    groups: Sequence[Any], fractions: Mapping[str, float], seed: int
+    groups: Sequence[Any], fractions: Mapping[str, float], *, seed: int
 ) -> dict[str, list[int]]:
     """Deal examples out to parts at random, each group in the same proportions (stratified).
 

@@ -66,8 +66,8 @@ def suffix(file: Path) -> str:
 def chunks(
     file: Path,
     encoding: str | None = None,
-    count: Count = lambda invalid: None,
     *,
+    count: Count = lambda invalid: None,
     way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
     instead: str = CONVERT,
     tables: str | None = None,
@@ -92,9 +92,11 @@ def chunks(
     """
     with _reading(file), open_unpacked(file) as stream:
         content = stream.read(CHUNK)
-        _require_text(file, content, instead, tables or instead)
+        _require_text(file, content, instead=instead, tables=tables or instead)
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
-        decode = _decoder(BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate)
+        decode = _decoder(
+            BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate=translate
+        )
         while content:
             following = stream.read(CHUNK)
             text, invalid = replaced(decode(content, not following))
@@ -120,8 +122,8 @@ def read_decoded_text(file: Path, encoding: str | None = None, *, instead: str =
         DataError: As for `chunks`.
     """
     invalid: list[int] = []
-    text = "".join(chunks(file, encoding, invalid.append, instead=instead))
-    warn_invalid(file, sum(invalid), encoding)
+    text = "".join(chunks(file, encoding, count=invalid.append, instead=instead))
+    warn_invalid(file, sum(invalid), encoding=encoding)
     return text
 
 
@@ -135,7 +137,7 @@ def decoded_lines(chunks: Iterable[str]) -> Iterator[str]:
         yield rest
 
 
-def warn_invalid(file: Path, invalid: int, encoding: str | None) -> None:
+def warn_invalid(file: Path, invalid: int, *, encoding: str | None) -> None:
     """Say how many bytes of a file were replaced, if any were."""
     if invalid:
         warnings.warn(
@@ -150,7 +152,7 @@ def replaced(text: str) -> tuple[str, int]:
     return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
 
 
-def _decoder(encoding: str, translate: bool) -> Callable[[bytes, bool], str]:
+def _decoder(encoding: str, *, translate: bool) -> Callable[[bytes, bool], str]:
     try:
         found = codecs.lookup(encoding)
         if not found._is_text_encoding:  # pyright: ignore[reportAttributeAccessIssue]
@@ -164,7 +166,7 @@ def _decoder(encoding: str, translate: bool) -> Callable[[bytes, bool], str]:
     return IncrementalNewlineDecoder(decoder, translate).decode
 
 
-def _require_text(file: Path, content: bytes, instead: str, tables: str) -> None:
+def _require_text(file: Path, content: bytes, *, instead: str, tables: str) -> None:
     what = next((what for mark, what in SIGNATURES.items() if content.startswith(mark)), None)
     if what:
         way_out = tables if what in TABLES else instead

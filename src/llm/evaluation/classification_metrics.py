@@ -121,7 +121,7 @@ class Probabilities(Metric):
         self.add_state("probabilities", [], dist_reduce_fx="cat")
 
     def update(
-        self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], logits: Float[Tensor, "B N"]
+        self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], *, logits: Float[Tensor, "B N"]
     ) -> None:
         """Add a batch: the texts' places, their labels (-100 leaves a text out) and logits."""
         mask = labels != IGNORE_INDEX

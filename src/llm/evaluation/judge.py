@@ -65,7 +65,7 @@ class Question:
         texts = json.dumps([self.task, *self.texts.items()])
         return hashlib.sha256(texts.encode()).hexdigest()[:32]
 
-    def messages(self, again: bool = False) -> list[dict[str, str]]:
+    def messages(self, *, again: bool = False) -> list[dict[str, str]]:
         """The conversation to send.
 
         Args:

@@ -209,7 +209,7 @@ class OpenAI:
 
 
 class _StayHere(HTTPRedirectHandler):
-    def redirect_request(
+    def redirect_request(  # noqa: PLR0917
         self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         return None

@@ -24,7 +24,7 @@ Choices = tuple[Choice | None, Choice | None]
 
 
 def both_orders(
-    instruction: str, reference: str, ours: str, theirs: str
+    *, instruction: str, reference: str, ours: str, theirs: str
 ) -> tuple[Question, Question]:
     """Ask which is better: with ours as A, then with ours as B."""
 

@@ -16,7 +16,7 @@ FORM = 'one JSON object of exactly this shape, {"score": N}, where N is an integ
 ANSWER = re.compile(r'\s*\{\s*"score"\s*:\s*(100|[1-9]?[0-9])\s*\}\s*')
 
 
-def ask_score(instruction: str, reference: str, response: str) -> Question:
+def ask_score(*, instruction: str, reference: str, response: str) -> Question:
     """Ask for a score from 0 to 100."""
     texts = {"instruction": instruction, "reference": reference, "response": response}
     return Question(TASK, texts, FORM, parse_score)

@@ -13,6 +13,7 @@ from llm.terminal.bars import progress_bar
 
 def rate(
     answers: Sequence[Answer],
+    *,
     theirs: Sequence[Answer] | None,
     judge: OpenAI | None,
     file: Path,
@@ -31,18 +32,28 @@ def rate(
         report["against"] = paired_difference(pairs)
     if judge is not None:
         judgements = Judgements(judge, file)
-        scores = ask(judgements, [pointwise.ask_score(*each) for each in answers], "scoring")
+        scores = ask(
+            judgements, [pointwise.ask_score(**each._asdict()) for each in answers], what="scoring"
+        )
         report["judge"] = {"judge": judge.model, "address": judge.address}
         report["judge"] |= pointwise.summarize_scores(scores)
         if pairs:
-            orders = [pairwise.both_orders(*our, other.response) for our, other in pairs]
-            choices = ask(judgements, [each for both in orders for each in both], "comparing")
+            orders = [
+                pairwise.both_orders(
+                    instruction=our.instruction,
+                    reference=our.reference,
+                    ours=our.response,
+                    theirs=other.response,
+                )
+                for our, other in pairs
+            ]
+            choices = ask(judgements, [each for both in orders for each in both], what="comparing")
             both = list(zip(choices[::2], choices[1::2], strict=True))
             report["against"] |= pairwise.summarize_choices(both)
     return report
 
 
-def ask(judgements: Judgements, questions: Sequence[Question], what: str) -> list[Any]:
+def ask(judgements: Judgements, questions: Sequence[Question], *, what: str) -> list[Any]:
     """The verdicts on some questions, with a bar."""
     with progress_bar() as bar:
         return list(bar.track(judgements.ask(questions), len(questions), description=what))

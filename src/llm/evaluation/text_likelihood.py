@@ -39,8 +39,8 @@ class TextResult(NamedTuple):
 def measure_text(
     model: nn.Module,
     tokenizer: Tokenizer,
-    files: TextFiles,
     *,
+    files: TextFiles,
     preprocessing: Sequence[Preprocessing] = (),
 ) -> TextResult:
     """Measure a language model on the text of files.
@@ -61,7 +61,7 @@ def measure_text(
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text.bin"
-        part = _write(path, tokenizer, files, preprocessing)
+        part = _write(path, tokenizer, files=files, preprocessing=preprocessing)
         file = TokenFile(path, token_dtype(tokenizer.vocab_size))
         metric = Perplexity(part.bytes / part.tokens).to(_device(model))
         _measure(model, file, begin=tokenizer.ends[0], metric=metric)
@@ -73,14 +73,14 @@ def measure_text(
 
 
 def _write(
-    path: Path, tokenizer: Tokenizer, files: TextFiles, preprocessing: Sequence[Preprocessing]
+    path: Path, tokenizer: Tokenizer, *, files: TextFiles, preprocessing: Sequence[Preprocessing]
 ) -> TokenFileStats:
     ends = (piece for piece in preprocessed(files.pieces(), preprocessing) if piece.ends)
     several = len(list(islice(ends, 2))) == 2
     separator = tokenizer.end_of_text if several else None  # as in training
     try:
         documents = preprocessed(files.pieces(), preprocessing)
-        part = tokenize(documents, tokenizer, path, separator)
+        part = tokenize(documents, tokenizer, path=path, separator=separator)
     except DataError:
         raise
     except ValueError as error:

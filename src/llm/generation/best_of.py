@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from llm.generation.batch_responses import respond
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.tokenizers.base import Tokenizer
 
@@ -20,37 +21,31 @@ class Scored(NamedTuple):
 def best_of(
     model: nn.Module,
     tokenizer: Tokenizer,
+    *,
     prompts: Sequence[Sequence[int]],
     number: int,
     reward: Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    end_token: int | None = None,
-    stops: Sequence[str] = (),
+    settings: GenerationSettings,
 ) -> list[list[Scored]]:
-    """Several answers to each prompt, the best first (Stiennon et al. 2020, "best-of-N").
+    """Return several answers to each prompt, the best first (Stiennon et al. 2020, "best-of-N").
 
-    What a reward is trained for is had without training the policy, at N times the cost of an answer.
+    It raises the reward without training the policy, at N times the cost of one answer.
 
     Args:
         model: a language model, see `Decoding`.
         tokenizer: the one that the model was trained with.
-        prompts: tokens, at least one a prompt.
-        number: N, answers to each.
-        reward: of prompts, answers and the data's own answers, which are empty here.
-        max_tokens: most tokens of an answer.
-        sampler: chooses a token from the logits; it has to draw.
-        seed: of the first answer; the others follow.
-        end_token: ends an answer and is not part of it.
-        stops: texts that end an answer and are not part of it.
+        prompts: tokens, at least one per prompt.
+        number: N, the number of answers to each prompt.
+        reward: maps prompts, answers and reference answers (empty here) to scores.
+        settings: length, sampling and stopping conditions of each answer; the temperature is above 0.
 
     Raises:
         ValueError: fewer than 1 answer, or a temperature at which all are the same.
     """
-    require_choice(number, sampler)
+    require_choice(number, settings.sampler)
     every = [prompt for prompt in prompts for _ in range(number)]
-    texts = respond(model, tokenizer, every, max_tokens, sampler, seed, end_token, stops, number)
+    # One prompt's answers fill one batch.
+    texts = respond(model, tokenizer, prompts=every, settings=settings, batch_size=number)
     scores = reward([tokenizer.decode(prompt) for prompt in every], texts, [""] * len(every))
     scored = [Scored(*each) for each in zip(texts, scores, strict=True)]
     groups = [scored[at : at + number] for at in range(0, len(every), number)]

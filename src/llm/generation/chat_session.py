@@ -1,4 +1,4 @@
-"""A person's lines and a model's answers in turn, and the commands that begin with a slash."""
+"""A chat session on a terminal: questions, answers and slash commands."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,22 +9,27 @@ from llm.config.errors import suggestion
 from llm.generation.conversation import Conversation
 from llm.terminal.streams import StandardStreams
 
-# From a prompt's tokens and a seed, the pieces of an answer as they are written.
+# Maps the tokens of a prompt and a seed to the pieces of an answer, as they are generated.
 Respond = Callable[[Sequence[int], int], Iterator[str]]
 
 
 class ChatSession:
-    """Questions and commands in, answers out, a line at a time.
+    """A loop that reads questions and commands line by line and writes answers.
 
     Args:
-        conversation: what is remembered.
-        answer: what answers a prompt.
-        terminal: where lines come from and go to.
-        seed: of the first answer; each further one has the next.
+        conversation: the turns so far.
+        answer: generates the answer to a prompt.
+        terminal: standard streams to read from and write to.
+        seed: seed of the first answer; each further answer adds 1.
     """
 
     def __init__(
-        self, conversation: Conversation, answer: Respond, terminal: StandardStreams, seed: int = 0
+        self,
+        conversation: Conversation,
+        answer: Respond,
+        *,
+        terminal: StandardStreams,
+        seed: int = 0,
     ) -> None:
         self.conversation = conversation
         self.answer = answer
@@ -33,7 +38,7 @@ class ChatSession:
         self._dropping_is_known = False
 
     def run(self) -> None:
-        """Answer until the person leaves."""
+        """Answer until the user leaves."""
         self.terminal.show_hint("/help lists the commands; Ctrl-D leaves")
         while True:
             try:
@@ -48,7 +53,7 @@ class ChatSession:
                 self.terminal.note("\nCtrl-D or /quit leaves")
 
     def ask(self, question: str) -> None:
-        """Answer a question, as far as nobody stops it, and remember both."""
+        """Answer a question and remember both; Ctrl-C ends the answer early."""
         try:
             tokens = self.conversation.prompt(question)
         except ValueError as error:
@@ -61,7 +66,8 @@ class ChatSession:
                 answer += piece
                 self.terminal.write(piece)
         except KeyboardInterrupt:
-            pass  # what is written is the answer
+            pass  # Ctrl-C ends the answer, and what was written so far is kept
+        # Otherwise the same question would get the same answer each time.
         self.seed += 1
         if answer:
             self.conversation.add(question, answer)
@@ -70,7 +76,7 @@ class ChatSession:
             self.terminal.note("no answer, so the question is forgotten")
 
     def obey(self, line: str) -> None:
-        """Do what a line that begins with a slash says."""
+        """Run the slash command of a line."""
         name, _, text = line.partition(" ")
         if name in COMMANDS:
             COMMANDS[name].run(self, text.strip())
@@ -88,7 +94,7 @@ class ChatSession:
 
 
 class SlashCommand(NamedTuple):
-    """What can be asked beside questions."""
+    """A command that begins with a slash."""
 
     argument: str
     help: str
@@ -101,17 +107,17 @@ def reset(dialogue: ChatSession, text: str) -> None:
 
 
 def system(dialogue: ChatSession, text: str) -> None:
-    """Set the system message, or take it back."""
+    """Set the system message, or remove it."""
     dialogue.conversation.system = text or None
 
 
 def save_conversation(dialogue: ChatSession, text: str) -> None:
-    """Write the conversation to a file, not over another one unless the person agrees."""
+    """Write the conversation to a file; overwrite an existing one only if the user confirms."""
     dialogue.terminal.note(_save(dialogue, Path(text).expanduser()))
 
 
 def _save(dialogue: ChatSession, path: Path) -> str:
-    """Write it and say so, or why not."""
+    """Write the conversation and return a message about it."""
     if path.suffix not in (".json", ".jsonl"):
         return "/save FILE: name a file that ends in .json or .jsonl"
     if not dialogue.conversation.turns:

@@ -1,4 +1,4 @@
-"""A conversation with a model that remembers no more than its context holds."""
+"""A conversation, cut to the context of its model."""
 
 from itertools import groupby
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from llm.tokenizers.base import Tokenizer
 
 
 class Turn(NamedTuple):
-    """A question and what was answered, under which system message."""
+    """A question, its answer and the system message at that time."""
 
     question: str
     answer: str
@@ -16,25 +16,25 @@ class Turn(NamedTuple):
 
 
 class Conversation:
-    """What was said, and the prompt made of the newest turns that leave room for an answer.
+    """The turns so far, and the prompt made of the newest ones that leave room for an answer.
 
     Args:
-        template: how messages become tokens, that of the model's training.
-        tokenizer: the model's.
-        context_length: tokens that the model sees.
-        room: of those, how many a prompt leaves free for the answer.
+        template: converts messages to tokens, as in the training of the model.
+        tokenizer: the tokenizer of the model.
+        context_length: context length of the model, in tokens.
+        room: number of these tokens that a prompt leaves free for the answer.
 
     Attributes:
-        system: the system message; None for the template's own, if it has one.
-        turns: all that were had, the oldest first.
-        dropped: how many of the oldest are no longer in the prompt.
+        system: the system message; None for that of the template, if it has one.
+        turns: all turns, the oldest first.
+        dropped: number of the oldest turns that are no longer in the prompt.
 
     Raises:
-        ValueError: the room is none, or all of the context.
+        ValueError: `room` is not between 0 and `context_length`.
     """
 
     def __init__(
-        self, template: ChatTemplate, tokenizer: Tokenizer, context_length: int, room: int
+        self, template: ChatTemplate, tokenizer: Tokenizer, *, context_length: int, room: int
     ) -> None:
         if not 0 < room < context_length:
             raise ValueError(
@@ -51,15 +51,15 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """All that was said, as the template takes it."""
+        """All messages, in the form that the template takes."""
         return self._messages(self.turns)
 
     @property
     def demonstrations(self) -> list[list[Message]]:
-        """What was said, as data to learn from: a conversation for each system message that turns were had under.
+        """The turns as training data: one conversation for each system message.
 
-        Each holds all that stood before its answers. Answers given under an earlier system message are in it as
-        they were read, and are not learned.
+        Each contains all earlier turns. Answers that were given under an earlier system message are marked as
+        not to be learned.
         """
         found, before = [], 0
         for system, turns in groupby(self.turns, key=lambda turn: turn.system):
@@ -70,16 +70,17 @@ class Conversation:
         return found
 
     def prompt(self, question: str) -> list[int]:
-        """The tokens that ask a question: after the system message and the turns that fit.
+        """Return the tokens of a prompt: the system message, the turns that fit and the question.
 
-        The oldest turns are dropped first, whole ones, and stay so.
+        Whole turns are dropped, the oldest first; they stay dropped.
 
         Raises:
             ValueError: the question does not fit even alone, or the tokenizer lacks a token of the
-                template; no turn is dropped then.
+                template; then no turn is dropped.
         """
         limit = self.context_length - self.room
         dropped = self.dropped
+        # Encoded anew for each try: the template decides how many tokens a turn takes.
         while len(tokens := self._encode(dropped, question)) > limit:
             if dropped == len(self.turns):
                 raise ValueError(

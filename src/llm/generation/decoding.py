@@ -1,8 +1,8 @@
-"""Decoding: one token after another, each drawn from what the model says of all before it.
+"""Decoding: draw one token after another, each from the model's distribution given all before it.
 
-A model sees at most `context_length` tokens, so a longer text is seen through a window. Where it
-begins depends on the text's own length and nothing else (`window_start`), and positions count from
-its beginning. So a text continues alike with and without a cache, alone and in a batch.
+A model reads at most `context_length` tokens, so of a longer text it reads a window at the end. The start
+of the window depends on the length of the text alone (`window_start`), and positions count from there.
+So the continuation is the same with and without a cache, alone and in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,46 +14,44 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.dtensor import is_dtensor
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.prefix_cache import PrefixCache
-from llm.generation.sampling import Sampler
 from llm.models.errors import ModelError
 from llm.nn.kv_cache import Cache
 
 
 def generates(model: nn.Module) -> bool:
-    """Whether a model can write a text: it says so itself, or it has a cache for its past."""
+    """Return whether a model can generate text: its attribute `generates`, or whether it has a cache."""
     return getattr(model, "generates", hasattr(model, "new_cache"))
 
 
 def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    end_token: int | None = None,
+    *,
+    settings: GenerationSettings,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, all at once; `Decoding` gives them one by one.
+    """Return the tokens that follow each prompt; `Decoding` gives them one by one.
 
     The arguments and errors are those of `Decoding`. The prompts are not repeated.
     """
     texts: list[list[int]] = [[] for _ in prompts]
-    for tokens in Decoding(model, prompts, max_tokens, sampler, seed, end_token, use_cache):
+    for tokens in Decoding(model, prompts, settings=settings, use_cache=use_cache):
         for row, token in tokens.items():
             texts[row].append(token)
     return texts
 
 
 def window_start(length: int, context_length: int) -> int:
-    """Where the part begins that a model sees of a text of `length` tokens.
+    """Return the start of the window that a model reads of a text of `length` tokens.
 
-    At 0 while the text fits. Then it jumps by half a context whenever the window would grow too
-    long, so that a cache is filled anew at a jump only, not at every token.
+    It is 0 while the text fits. Then it moves by half a context whenever the window would be too long, so that
+    the cache is recomputed once per half context and not at every token.
 
     Args:
-        length: tokens in the text.
-        context_length: most tokens in a window, L; a jump leaves more than L - L // 2.
+        length: number of tokens in the text.
+        context_length: most tokens in a window, L; after a move more than L - L // 2 are left.
     """
     jump = max(1, context_length // 2)
     jumps = -(-max(0, length - context_length) // jump)
@@ -61,30 +59,27 @@ def window_start(length: int, context_length: int) -> int:
 
 
 class Decoding(Iterator[dict[int, int]]):
-    """Continues a batch of prompts: each step gives the next token of each row that goes on.
+    """Iterator over decoding steps: each gives the next token of every row that has not ended.
 
-        decoding = Decoding(model, prompts, max_tokens=100, sampler=Sampler())
+        decoding = Decoding(model, prompts, settings=GenerationSettings(max_tokens=100))
         for tokens in decoding:
             for row, token in tokens.items():
                 if token == full_stop:
                     decoding.end(row)
 
-    Row i is drawn with the seed `seed + i` and does not depend on the others: alone, under that
-    seed, it would be the same. The model is put in evaluation mode for each step, and back.
+    Row i is drawn with the seed `settings.seed + i` and does not depend on the others: alone, under
+    that seed, it would be the same. The model is in evaluation mode during each step only.
 
     Args:
         model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
-        prompts: the tokens to continue, a row each, of any lengths.
-        max_tokens: most tokens to add to a row; 0 is none.
-        sampler: chooses a token from the logits.
-        seed: of the first row.
-        end_token: ends the row that draws it, and is not given out.
-        use_cache: whether to keep the keys and values of earlier tokens. Without, every window is
-            computed anew: slow, and the specification of the other.
-        memory: where the cache of a single row comes from, if its text begins as the last one did, and goes to.
+        prompts: the tokens to continue, one row each, of any lengths.
+        settings: length, sampling and end tokens; stop strings are left to `stream_tokens`.
+        use_cache: whether to keep the keys and values of earlier tokens. Without a cache every window is
+            computed anew, which is slow and defines the result.
+        memory: the cache of an earlier text, used for a single row whose text begins the same.
 
     Raises:
-        ValueError: an empty prompt or a negative `max_tokens`.
+        ValueError: a prompt is empty.
         ModelError: the model gives NaN.
     """
 
@@ -92,45 +87,43 @@ class Decoding(Iterator[dict[int, int]]):
         self,
         model: nn.Module,
         prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        sampler: Sampler,
-        seed: int = 0,
-        end_token: int | None = None,
+        *,
+        settings: GenerationSettings,
         use_cache: bool = True,
         memory: PrefixCache | None = None,
     ) -> None:
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens={max_tokens} is negative: choose 0 or more")
         for row, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise ValueError(
                     f"prompt {row} is empty: give at least one token to start from, such as the "
                     "end-of-text token, after which documents begin"
                 )
-        self.sampler = sampler
-        self.end_token = end_token
+        self.settings = settings
         self.use_cache = use_cache
         self.memory = memory if len(prompts) == 1 else None
         self._model: Any = model
-        # The quicker way is closed to tensors that devices share.
+        # inference_mode is faster than no_grad but does not support DTensors.
         is_shared = any(is_dtensor(parameter) for parameter in model.parameters())
         self._without_gradients = torch.no_grad if is_shared else torch.inference_mode
-        self._remaining = max_tokens
+        self._remaining = settings.max_tokens
         self._texts = [list(prompt) for prompt in prompts]
         self._running = set(range(len(prompts)))
-        self._generators = [torch.Generator().manual_seed(seed + row) for row in self._running]
-        # The rows that are computed together, which may have ended since they were put so.
+        # One generator per row, on the CPU: a row draws the same numbers in any batch and on any device.
+        self._generators = [
+            torch.Generator().manual_seed(settings.seed + row) for row in self._running
+        ]
+        # The rows of the current batch; some may have ended since it was formed.
         self._rows: list[int] = []
         self._cache: Cache | None = None
         self._newest: Int[Tensor, "B"] | None = None
         self._seen: Bool[Tensor, "B V"] | None = None
 
     def end(self, row: int) -> None:
-        """Give this row no more tokens."""
+        """End a row: it gets no more tokens."""
         self._running.discard(row)
 
     def __next__(self) -> dict[int, int]:
-        """One more token for each row that has not ended.
+        """Return one more token for each row that has not ended.
 
         Raises:
             StopIteration: every row has ended, or has `max_tokens`.
@@ -142,7 +135,7 @@ class Decoding(Iterator[dict[int, int]]):
         self._remaining -= 1
         tokens = {}
         for row, token in zip(self._rows, drawn, strict=True):
-            if token == self.end_token:
+            if token in self.settings.end_tokens:
                 self.end(row)
             if row in self._running:
                 self._texts[row].append(token)
@@ -152,34 +145,36 @@ class Decoding(Iterator[dict[int, int]]):
         return tokens
 
     def _draw(self) -> list[int]:
-        """The next token of each row of the batch."""
+        """Return the next token of each row of the batch."""
         with evaluating(self._model):
             logits = self._go_on() if self._can_go_on() else self._start_over()
+        # One number from [0, 1) per row decides its token: (B)
         uniform = torch.cat([torch.rand(1, generator=self._generators[row]) for row in self._rows])
-        newest = self.sampler(logits, uniform.to(logits.device), self._seen)
+        newest = self.settings.sampler(logits, uniform.to(logits.device), seen=self._seen)
         if self._seen is not None:
-            self._seen.scatter_(1, newest[:, None], True)
+            self._seen.scatter_(1, newest[:, None], value=True)
         self._newest = newest
         return newest.tolist()
 
     def _can_go_on(self) -> bool:
-        """Whether the cache serves for one more token.
+        """Return whether the cache can take one more token.
 
-        A full cache is where a window jumps: none is longer than the columns that all rows share,
-        of which there are a context at most.
+        The cache has at most `context_length` columns, shared by all rows, so it is full before the window of
+        any row has to move.
         """
         cache = self._cache
-        # Rows that have ended cost as much as the others: at half, the batch is made anew.
+        # Rows that have ended cost as much as the others: once half have ended, form a new batch.
         worthwhile = 2 * len(self._running) > len(self._rows)
         return cache is not None and cache.length < cache.capacity and worthwhile
 
     def _go_on(self) -> Float[Tensor, "B V"]:
         assert self._newest is not None
+        # One column per step: earlier keys and values are in the cache. (B) -> (B, 1) -> (B, 1, C)
         output = self._model.hidden_states(self._newest[:, None], cache=self._cache)
         return self._model.head(output[:, -1])
 
     def _start_over(self) -> Float[Tensor, "B V"]:
-        """Compute the whole windows of the rows that go on, padded on the left to one length."""
+        """Compute the whole windows of the running rows, padded on the left to one length (prefill)."""
         model = self._model
         limit = model.context_length
         self._rows = sorted(self._running)
@@ -187,16 +182,21 @@ class Decoding(Iterator[dict[int, int]]):
         windows = [text[window_start(len(text), limit) :] for text in texts]
         tokens, attention_mask = pad_left(windows, model.head.weight.device)
 
-        self._cache = None  # lets go of the old one before the new one is made
+        self._cache = None  # frees the old cache before the new one is allocated
         if self.use_cache:
+            # Room for all tokens to come, up to the context, so that the cache never has to grow.
             capacity = min(limit, tokens.shape[1] + self._remaining)
             recalled = self.memory and self.memory.recall(windows[0], capacity)
             cache: Cache = recalled or model.new_cache(len(windows), capacity)
+            # A recalled cache already holds the first columns.
             tokens, self._cache = tokens[:, cache.length :], cache
+        # Padding on the left puts the newest token of every row in the last column. The head runs on that
+        # column alone: (B, T, C) -> (B, C) -> (B, V), without (B, T, V).
         output = model.hidden_states(tokens, cache=self._cache, attention_mask=attention_mask)
         logits = model.head(output[:, -1])
         if self.memory is not None and len(windows[0]) == len(texts[0]):
             self.memory.keep(texts[0], self._cache)
+        # Damaged weights give NaN at the first step, so one check per window is enough.
         if logits.isnan().any():
             raise ModelError(
                 "weights: the model's logits are NaN, so its weights are damaged or its training diverged; use "
@@ -208,8 +208,8 @@ class Decoding(Iterator[dict[int, int]]):
     def _seen_in(
         self, texts: list[list[int]], logits: Float[Tensor, "B V"]
     ) -> Bool[Tensor, "B V"] | None:
-        """Which tokens stand in each text; None where the sampler does not ask."""
-        if self.sampler.repetition_penalty == 1:
+        """Return which tokens occur in each text; None if the sampler has no repetition penalty."""
+        if self.settings.sampler.repetition_penalty == 1:
             return None
         seen = torch.zeros_like(logits, dtype=torch.bool)
         for row, text in zip(seen, texts, strict=True):
@@ -220,18 +220,19 @@ class Decoding(Iterator[dict[int, int]]):
 def pad_left(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"] | None]:
-    """Rows of one length, which end together, and where their tokens are real; None if all are."""
+    """Return rows padded on the left to one length, and the mask of real tokens; None if all are real."""
     longest = max(len(row) for row in rows)
     tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
     if all(len(row) == longest for row in rows):
         return tokens, None
     lengths = torch.tensor([[len(row)] for row in rows], device=device)
+    # (T) >= (B, 1) -> (B, T): False for the padding of each row.
     return tokens, torch.arange(longest, device=device) >= longest - lengths
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout, and afterwards each module's own mode again."""
+    """Put a model in evaluation mode, and each module back in its own mode afterwards."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False

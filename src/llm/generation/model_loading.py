@@ -1,4 +1,4 @@
-"""Loading of a model for the commands that do not train: weights, hardware, precision."""
+"""Loading of a model for commands that do not train: weights, hardware, precision."""
 
 import sys
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def use_hardware(hardware: Hardware) -> Hardware:
     """Return the hardware with every `auto` replaced, and use as many threads as it says.
 
     Raises:
-        ConfigError: this machine has no such hardware.
+        ConfigError: this machine does not have it.
     """
     with config_errors_at("hardware"):
         hardware = hardware.resolve()
@@ -41,11 +41,12 @@ def use_hardware(hardware: Hardware) -> Hardware:
 
 
 def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
-    """The model of some weights, where it is to compute.
+    """Return the model of some weights, on the device that it runs on.
 
     Raises:
-        ConfigError: the weights do not fit, or the model is none that writes.
+        ConfigError: the weights do not fit, or the model does not generate text.
     """
+    # The weights replace every parameter, so drawing random ones would be wasted time.
     with Undrawn():
         model = weights.model()
     if isinstance(model, Classifier):
@@ -62,11 +63,11 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
 
 
 def by_columns(model: nn.Module) -> nn.Module:
-    """Store a model's float32 matrices on the CPU by columns: the same numbers, in another order in memory.
+    """Store a model's float32 matrices on the CPU by columns: the same numbers in another order in memory.
 
-    A model that writes multiplies each matrix with a single token's vector most of the time, which is limited by
-    how fast the matrix is read. Read by columns it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
-    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classifying keep
+    During generation each matrix is multiplied by the vector of a single token most of the time, and the speed of
+    reading the matrix is the limit. By columns it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
+    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classification keep
     torch's order.
     """
     for layer in model.modules():
@@ -79,11 +80,10 @@ def by_columns(model: nn.Module) -> nn.Module:
 
 
 def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
-    """Move a model to where it computes, its matrices in the precision that they are multiplied in.
+    """Move a model to its device and convert its matrices to the precision of the matrix products.
 
-    `autocast` would convert each float32 matrix again at every call, which at one token a call costs more than
-    the product itself. Converted once, the results are the same to the bit. Embeddings and norms are read in
-    float32, so a tied head gets a converted matrix of its own.
+    `autocast` would convert each float32 matrix again at every call, which at one token per call costs more than
+    the product itself. Converted once, the results are the same to the bit.
     """
     model = model.to(hardware.accelerator)
     dtype = low_precision(hardware)
@@ -91,6 +91,7 @@ def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
         for layer in model.modules():
             if isinstance(layer, nn.Linear):
                 for name, parameter in layer.named_parameters(recurse=False):
+                    # A tied head gets a matrix of its own: the embedding is read in float32.
                     converted = parameter.detach().to(dtype)
                     setattr(layer, name, nn.Parameter(converted, requires_grad=False))
     return model
@@ -100,7 +101,7 @@ def stop_strings(stop: str | Sequence[str]) -> list[str]:
     """Return the texts at which writing ends, given one or a list of them.
 
     Raises:
-        ConfigError: one is empty, and so found in every text.
+        ConfigError: one is empty, and so part of every text.
     """
     stops = [stop] if isinstance(stop, str) else list(stop)
     if not all(stops):
@@ -111,24 +112,24 @@ def stop_strings(stop: str | Sequence[str]) -> list[str]:
 
 
 def low_precision(hardware: Hardware) -> torch.dtype | None:
-    """The dtype that matrix products run in, if it is not float32."""
+    """Return the dtype of matrix products, or None if it is float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
 
 
 def autocast(hardware: Hardware) -> AbstractContextManager[object]:
-    """The precision that matrix products run in."""
+    """Return the autocast context for the precision of matrix products."""
     dtype = low_precision(hardware)
     device = torch.device(hardware.accelerator).type
     return torch.autocast(device, dtype) if dtype else nullcontext()
 
 
 def tell_of_cut(model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt") -> None:
-    """Say on standard error which prompts are longer than the model's context, of which it reads the end.
+    """Report prompts longer than the model's context, of which only the end is read, on standard error.
 
     Args:
-        model: with its `context_length`.
-        prompts: the tokens of each.
-        key: where the prompts were named.
+        model: a model with `context_length`.
+        prompts: the tokens of each prompt.
+        key: config key of the prompts.
     """
     context: int = model.context_length  # pyright: ignore[reportAssignmentType]
     long = [len(prompt) for prompt in prompts if len(prompt) > context]

@@ -1,4 +1,4 @@
-"""What a model has computed of one text, for the next text that begins alike: a conversation's next prompt."""
+"""The cache of one text, reused for the next text that begins the same, such as the next prompt of a chat."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from llm.nn.kv_cache import Cache
 
 
 class PrefixCache:
-    """The cache of the text that was written last.
+    """The cache of the last text.
 
-    A conversation's prompt repeats all that was said before. Its keys and values are known already, so only
-    what is new has to be computed.
+    The prompt of a conversation repeats all earlier turns. Their keys and values are in the cache, so only
+    the new tokens have to be computed.
     """
 
     def __init__(self) -> None:
@@ -17,22 +17,20 @@ class PrefixCache:
         self._cache: Cache | None = None
 
     def keep(self, text: Sequence[int], cache: Cache | None) -> None:
-        """Remember the cache of a text, in place of the one before.
+        """Remember the cache of a text in place of the one before.
 
         Args:
-            text: its tokens, from the first on. It may grow: a cache knows how much of it it holds.
-            cache: what was computed of it; None forgets.
+            text: its tokens, from the first on. The list may grow: the cache knows its own length.
+            cache: its keys and values; None forgets.
         """
         self._text, self._cache = text, cache
 
     def recall(self, text: Sequence[int], capacity: int) -> Cache | None:
-        """Give out the cache of what the remembered text and this one begin with, for the last time.
-
-        At least one token of the text is left to compute, as logits come from it.
+        """Return the cache of the common beginning of the remembered text and this one, and forget it.
 
         Args:
-            text: the tokens that are about to be read.
-            capacity: columns to have room for.
+            text: the tokens that are about to be computed.
+            capacity: number of columns that the cache can hold.
 
         Returns:
             The cache, or None if the texts begin differently.
@@ -41,7 +39,8 @@ class PrefixCache:
         self.keep((), None)
         if cache is None:
             return None
-        # A computation that was interrupted has reached some layers only.
+        # At least one token is left to compute, for its logits. An interrupted forward pass may have reached
+        # only some of the layers, so the shortest one counts.
         most = min(len(text) - 1, *(layer.length for layer in cache.layers))
         length = next((at for at in range(most) if text[at] != known[at]), most)
         return cache.beginning(length, capacity) if length else None

@@ -1,6 +1,6 @@
-"""What writing begins with, one continuation or the best of several: prompts, and a model that is ready for them."""
+"""Preparation of text generation: read the prompts, load the model and encode the prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,28 +23,28 @@ from llm.weights.base import Weights
 
 
 class Openings(NamedTuple):
-    """The tokens that the texts begin with, and what ends them.
+    """The tokens of the prompts, and what ends their continuations.
 
     Attributes:
-        starts: the tokens of each prompt.
-        end_token: ends an answer, beside those of the tokenizer.
+        starts: tokens of each prompt.
+        end_tokens: tokens that end an answer, beside those of the tokenizer.
         stops: texts that end an answer.
     """
 
     starts: Sequence[Sequence[int]]
-    end_token: int | None = None
+    end_tokens: Collection[int] = ()
     stops: Sequence[str] = ()
 
 
 class Prepared(NamedTuple):
-    """All that writing takes.
+    """Everything that generation needs.
 
     Attributes:
-        model: a model that writes, where it computes.
+        model: a language model on its device.
         tokenizer: its tokenizer.
-        hardware: where it computes.
-        prompts: as they were given.
-        openings: what is written behind; its `stops` are those of the configuration too.
+        hardware: the hardware that it runs on.
+        prompts: the prompts as text.
+        openings: the encoded prompts; `stops` includes those of the configuration.
     """
 
     model: nn.Module
@@ -81,6 +81,7 @@ def prepare_prompts(
     tokenizer, stops = weights.tokenizer(), stop_strings(stop)
     key = "prompt" if prompts_file is None else "prompts_file"
     with config_errors_at(key):
+        # Before the model is loaded, which takes long: a prompt that cannot be encoded fails at once.
         openings = begin(weights, tokenizer, prompts)
     openings = openings._replace(stops=[*openings.stops, *stops])
     model = load_language_model(weights, hardware)
@@ -89,10 +90,10 @@ def prepare_prompts(
 
 
 def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
-    """The prompt, several of a list, or those of a file, one a line; blank lines are skipped.
+    """Return the prompt, a list of prompts, or those of a file, one per line; blank lines are skipped.
 
     Raises:
-        ConfigError: both are given, or the list is empty, or the file is missing or holds none.
+        ConfigError: both are given, the list is empty, or the file is missing or has no prompt.
     """
     if file is None and not isinstance(prompt, str) and not prompt:
         raise ConfigError("prompt: [] holds no prompts; leave it out to begin a document")
@@ -114,10 +115,10 @@ def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file, which only line feeds end: a form feed or U+2028 is part of a prompt.
+    """Return the lines of a file, split at line feeds only: a form feed or U+2028 is part of a prompt.
 
     Raises:
-        ConfigError: the file is not text in UTF-8, or behind a byte-order mark.
+        ConfigError: the file is not UTF-8 and has no byte-order mark.
     """
     save_it = "save it as UTF-8, or with a byte-order mark"
     instead = "name a text file with one prompt a line"

@@ -1,19 +1,18 @@
-"""Stop strings: the text at which a row is told to end, wherever it falls among the tokens."""
+"""Stop strings: texts at which a row ends, however they are split into tokens."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text on as it arrives, until a stop string appears in it, which it swallows.
+    """A filter that passes text on until a stop string appears in it; the stop string is not passed on.
 
-    Text that may yet turn out to be the start of a stop string is held back, so nothing is shown
-    that would have to be taken back.
+    Text that may be the start of a stop string is held back until that is decided.
 
     Args:
         stops: the strings; the first to be completed ends the text.
 
     Raises:
-        ValueError: an empty stop string, which stands in every text.
+        ValueError: a stop string is empty: every text contains it.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -29,7 +28,7 @@ class StopStrings:
             return ""
         self._held += text
         starts = [(self._held.find(stop), stop) for stop in self.stops]
-        # The first to end, and of those the longest: the same however the text is cut in pieces.
+        # The stop string that ends first, and of several the longest: independent of how the text arrives.
         found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
         if found is not None:
             self.stopped = True
@@ -37,7 +36,7 @@ class StopStrings:
         return self._release(len(self._held) - longest_start(self._held, self.stops))
 
     def close(self) -> str:
-        """The text is at its end: return what was held back, for no stop string came of it."""
+        """Return what was held back: the text has ended without a stop string."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -46,8 +45,9 @@ class StopStrings:
 
 
 def longest_start(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` could be the beginning of a stop string."""
+    """Return how many characters at the end of `text` could begin a stop string."""
     longest = max((len(stop) - 1 for stop in stops), default=0)
+    # The longest candidate first: it contains the shorter ones.
     for length in range(min(longest, len(text)), 0, -1):
         if any(len(stop) > length and stop.startswith(text[-length:]) for stop in stops):
             return length

@@ -1,4 +1,4 @@
-"""From tokens to text while they arrive, without ever showing half a character."""
+"""Incremental decoding of tokens to text, without showing parts of a character."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ from llm.tokenizers.base import Tokenizer, ends_within_character
 
 
 class IncrementalDecoder:
-    """Decodes a row of tokens one by one; the pieces joined are the text of the whole row.
+    """Decoder of a row of tokens, one by one; the joined pieces are the text of the whole row.
 
-    Text is held back while a later token can change it, so that nothing shown is ever wrong: the bytes of
-    an unfinished character, and with a tokenizer of words what follows an opening quote. Special tokens
-    stand for no text.
+    Text is held back while a later token can change it: the bytes of an unfinished character, and with a
+    tokenizer of words what follows an opening quote. Special tokens have no text.
 
     Args:
-        tokenizer: what the tokens are of.
-        prompt: tokens before the first; their text is not repeated, but a tokenizer of words needs
-            them to know that a space comes next.
+        tokenizer: the tokenizer of the tokens.
+        prompt: the tokens before the first. Their text is not repeated, but a tokenizer of words needs
+            them to know whether a space comes next.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self._special = set(tokenizer.special_tokens.values())
         self._tokens = [token for token in prompt if token not in self._special]
+        # The prompt may end inside a character, which takes up to four bytes in UTF-8.
         last = b"".join(map(tokenizer.token_bytes, self._tokens[-4:]))
         decode = tokenizer.decode_settled if ends_within_character(last) else tokenizer.decode
         self._shown = len(decode(self._tokens))
@@ -33,11 +33,12 @@ class IncrementalDecoder:
         self._tokens.append(token)
         piece = self.tokenizer.decode_settled(self._tokens)[self._shown :]
         self._shown += len(piece)
+        # Decoding all tokens at each step would take quadratic time; the last few determine the next piece.
         if piece and self.tokenizer.context is not None:
             self._tokens = self._tokens[-self.tokenizer.context :]
             self._shown = len(self.tokenizer.decode_settled(self._tokens))
         return piece
 
     def close(self) -> str:
-        """No token follows: return what was held back."""
+        """Return what was held back, as no token follows."""
         return self.tokenizer.decode(self._tokens)[self._shown :]

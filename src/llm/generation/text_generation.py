@@ -1,12 +1,13 @@
-"""From text to text: prompts in, pieces of their continuations out."""
+"""Text generation from text: prompts to pieces of their continuations."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from llm.generation.decoding import Decoding
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.prefix_cache import PrefixCache
-from llm.generation.sampling import Sampler
 from llm.generation.stopping import StopStrings
 from llm.generation.streaming import IncrementalDecoder
 from llm.tokenizers.base import Tokenizer
@@ -15,15 +16,13 @@ from llm.tokenizers.base import Tokenizer
 def complete_prompts(
     model: nn.Module,
     tokenizer: Tokenizer,
+    *,
     prompts: Sequence[str],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    stop: Sequence[str] = (),
+    settings: GenerationSettings,
 ) -> list[str]:
-    """The continuation of each prompt; the arguments and errors are those of `stream`."""
+    """Return the continuation of each prompt; the arguments and errors are those of `stream`."""
     texts = [""] * len(prompts)
-    for row, piece in stream(model, tokenizer, prompts, max_tokens, sampler, seed, stop):
+    for row, piece in stream(model, tokenizer, prompts=prompts, settings=settings):
         texts[row] += piece
     return texts
 
@@ -31,75 +30,65 @@ def complete_prompts(
 def stream(
     model: nn.Module,
     tokenizer: Tokenizer,
+    *,
     prompts: Sequence[str],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    stop: Sequence[str] = (),
+    settings: GenerationSettings,
 ) -> Iterator[tuple[int, str]]:
-    """Pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
+    """Yield pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
 
     A row ends at one of the tokenizer's end tokens, at a stop string, neither of which is part of
-    the text, or after `max_tokens`. Other special tokens are no part of the text either.
+    the text, or after `settings.max_tokens`. Other special tokens are not part of the text either.
 
     Args:
         model: a language model, see `Decoding`.
         tokenizer: the one that the model was trained with.
         prompts: texts to continue; an empty one begins a new document.
-        max_tokens: most tokens to add to a prompt.
-        sampler: chooses a token from the logits.
-        seed: of the first row; the others follow.
-        stop: texts at which to end.
+        settings: length, sampling and stopping conditions.
 
     Raises:
-        ValueError: a setting out of its range, or an empty prompt with a tokenizer that has no
-            token to begin a document.
+        ValueError: an empty prompt with a tokenizer that has no token to begin a document, or an
+            empty stop string.
     """
     starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
-    yield from stream_tokens(model, tokenizer, starts, max_tokens, sampler, seed, stop)
+    yield from stream_tokens(model, tokenizer, prompts=starts, settings=settings)
 
 
 def stream_tokens(
     model: nn.Module,
     tokenizer: Tokenizer,
+    *,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    sampler: Sampler,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-    end_tokens: Collection[int] = (),
+    settings: GenerationSettings,
     memory: PrefixCache | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """As `stream`, for prompts that are tokens already, at least one a row.
+    """Yield the same as `stream`, for prompts that are already tokens, at least one per row.
 
-    A row ends at each of `end_tokens` too, such as the one that ends an answer. `memory` is as for `Decoding`.
+    A row also ends at each of `settings.end_tokens`. `memory` is the one of `Decoding`.
     """
-    ends = {*tokenizer.end_tokens, *end_tokens}
     decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
-    stops = [StopStrings(stop) for _ in prompts]
-    decoding = Decoding(
-        model, prompts, max_tokens, sampler, seed, tokenizer.end_of_text, memory=memory
-    )
+    stops = [StopStrings(settings.stops) for _ in prompts]
+    settings = replace(settings, end_tokens={*tokenizer.end_tokens, *settings.end_tokens})
+    decoding = Decoding(model, prompts, settings=settings, memory=memory)
     for tokens in decoding:
         for row, token in tokens.items():
-            if token in ends:
-                decoding.end(row)
-            elif piece := stops[row].add(decoders[row].add(token)):
+            # Two filters in turn: whole characters only, then nothing that may begin a stop string.
+            if piece := stops[row].add(decoders[row].add(token)):
                 yield row, piece
             if stops[row].stopped:
                 decoding.end(row)
+    # What the filters still hold back is certain once no token follows.
     for row, (decoder, stopping) in enumerate(zip(decoders, stops, strict=True)):
         if piece := stopping.add(decoder.close()) + stopping.close():
             yield row, piece
 
 
 def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens, behind what its model expects before every text.
+    """Return the tokens of a prompt after those that its model expects before every text.
 
-    An empty prompt begins a new document: where nothing else is expected, behind the end of one.
+    An empty prompt begins a new document: if its model expects nothing, it follows an end-of-text token.
 
     Raises:
-        ValueError: an empty prompt, and no such token.
+        ValueError: the prompt is empty and the tokenizer has no such token.
     """
     before, _ = tokenizer.ends
     tokens = [*before, *tokenizer.encode(prompt)]

@@ -207,7 +207,7 @@ def require_places(name: str, info: CommandInfo, point: Composed) -> None:
     for group, tasks in {"weights": info.reads, "reward": ("reward",)}.items():
         path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
         if point.choices.get(group) == "run" and isinstance(path, str) and path.strip():
-            require_run(path, f"{group}.path", tasks)
+            require_run(path, f"{group}.path", tasks=tasks)
     if name == "train" and not config.get("dry_run"):
         require_paths(config.get("data") or {})
     require_paths(config, keys=("test_path", "file"), section="")

@@ -51,10 +51,10 @@ def entry(sweep: Sweep, number: int, point: Composed) -> dict:
     called = {
         "name": directory.name,
         "sweep": sweep.name,
-        **run_metadata(point.config, point.own, point.choices),
+        **run_metadata(point.config, point.own, choices=point.choices),
     }
     request = fingerprint(point.config, WATCHED)
-    return sweep.entry(number, point.own, directory, request, called)
+    return sweep.entry(number, point.own, directory=directory, request=request, identity=called)
 
 
 def hand_over(each: Job, point: Composed, flags: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[str, Callable[[Run], Path]]] = {
 def wandb_logger(
     directory: str,
     name: str,
+    *,
     project: str = "llm",
     entity: str | None = None,
     group: str | None = None,
@@ -75,7 +76,9 @@ def wandb_logger(
         "job_type": run.record.get("task"),
         "tags": tags if tags is not None else _tags(run.record.get("choices", {})),
     }
-    return WandbLogger(run, ResilientRun(run.path, _mode(mode), patience, identity), parts)
+    return WandbLogger(
+        run, ResilientRun(run.path, _mode(mode), patience=patience, identity=identity), upload=parts
+    )
 
 
 def _known(upload: Sequence[str]) -> list[str]:
@@ -142,7 +145,7 @@ class WandbLogger(Logger):
         upload: names of `PARTS`.
     """
 
-    def __init__(self, run: Run, service: ResilientRun, upload: Sequence[str] = ()) -> None:
+    def __init__(self, run: Run, service: ResilientRun, *, upload: Sequence[str] = ()) -> None:
         super().__init__()
         self.run = run
         self.service = service
@@ -195,7 +198,7 @@ class WandbLogger(Logger):
             self._do(lambda run: run.log(dict(metrics), step=step))
 
     @rank_zero_only
-    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], step: int) -> None:
+    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
         """Show all texts so far as one table.
 
         The whole table each time: W&B shows the last one, and its own mode for tables that grow begins

@@ -57,7 +57,7 @@ class ResilientRun:
     """
 
     def __init__(
-        self, directory: Path, mode: Mode, patience: float, identity: dict[str, Any]
+        self, directory: Path, mode: Mode, *, patience: float, identity: dict[str, Any]
     ) -> None:
         self.directory = directory
         self.mode: Mode = mode

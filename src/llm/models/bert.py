@@ -1,4 +1,4 @@
-"""BERT: a Transformer whose every position sees the whole text, on both sides of it."""
+"""BERT: an encoder-only Transformer, in which every position attends to the whole text."""
 
 from collections.abc import Callable
 from typing import NoReturn, cast
@@ -20,19 +20,20 @@ from llm.nn.residual import Residual, post_norm
 
 
 class MaskedHead(nn.Linear):
-    """Guesses the token at each position: a transformation, a norm, and the matrix (Devlin et al. 2019, 3.1).
+    """Prediction of the token at each position: a layer, a norm and the vocabulary (Devlin et al. 2019, 3.1).
 
     Args:
         dim: width C of the model.
         vocab_size: number V of tokens.
-        activation: the nonlinearity of the transformation.
-        norm: from the width, makes the norm after it.
+        activation: the nonlinearity of the layer.
+        norm: makes the norm after it for a width.
     """
 
     def __init__(
         self,
         dim: int,
         vocab_size: int,
+        *,
         activation: Callable[[Tensor], Tensor],
         norm: Callable[[int], nn.Module],
     ) -> None:
@@ -42,7 +43,7 @@ class MaskedHead(nn.Linear):
         self.norm = norm(dim)
 
     def forward(self, hidden: Float[Tensor, "*B C"]) -> Float[Tensor, "*B V"]:  # pyright: ignore
-        """Logits of the token at each position."""
+        """Return the logits of the token at each position."""
         return F.linear(self.norm(self.activation(self.transform(hidden))), self.weight, self.bias)
 
 
@@ -54,21 +55,21 @@ class BERT(nn.Module):
         context_length: most tokens in a text.
         dim: width C.
         num_layers: number of blocks.
-        position: how the model knows the order of its tokens.
-        attention: from the width, makes a block's attention.
-        feed_forward: from the width, makes a block's feed-forward layer.
-        norm: from the width, makes a norm; two a block, one of the embeddings, one in the head.
-        residual: how a sublayer joins the stream.
-        final_norm: from the width, makes a norm before the head; None leaves it out.
-        num_segments: how many parts a text can have, such as a question and its answer.
+        position: the position encoding.
+        attention: makes the attention layer of a block for a width.
+        feed_forward: makes the feed-forward layer of a block for a width.
+        norm: makes a norm for a width; each block has two, the embeddings and the head one each.
+        residual: adds a sublayer to the residual stream.
+        final_norm: makes a norm before the head for a width; None leaves it out.
+        num_segments: number of segments of a text, such as a question and its answer.
         activation: the nonlinearity in the head.
-        init: sets the parameters, once.
+        init: initializes all parameters.
         dropout: probability for the embeddings.
         tie_weights: whether the head uses the embedding's matrix.
 
     Attributes:
-        causal: False, as each position sees the later ones.
-        generates: False, as a token that is added changes all states before it.
+        causal: False, as each position attends to the later ones.
+        generates: False, as a token that is appended changes all states before it.
 
     Raises:
         ValueError: a size is not positive, or the position is ALiBi.
@@ -77,13 +78,14 @@ class BERT(nn.Module):
     causal = False
     generates = False
 
-    # What a classifier reads unless it is told otherwise: the first token, [CLS], has seen the whole text.
+    # The default of a classifier: the first token, [CLS], attends to the whole text.
     pooling = staticmethod(first_token)
 
     def __init__(
         self,
         vocab_size: int,
         context_length: int,
+        *,
         dim: int,
         num_layers: int,
         position: Position,
@@ -112,13 +114,16 @@ class BERT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = position
         self.segment = nn.Embedding(num_segments, dim)
+        # Post-norm blocks end with a norm, so the first block gets a normalized input too.
         self.embedding_norm = norm(dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(dim, attention, feed_forward, norm, residual) for _ in range(num_layers)
+            Block(dim, attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
+            for _ in range(num_layers)
         )
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
-        self.head = MaskedHead(dim, vocab_size, activation, norm)
+        # The head predicts masked tokens from both sides, so position t predicts token t, not t + 1.
+        self.head = MaskedHead(dim, vocab_size, activation=activation, norm=norm)
         if tie_weights:
             self.head.weight = self.embedding.weight
         init(self)
@@ -126,43 +131,49 @@ class BERT(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
+        *,
         attention_mask: Bool[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T V"]:
-        """Logits of the token at each position itself; the arguments are those of `hidden`."""
-        return self.head(self.hidden_states(tokens, attention_mask, segments))
+        """Return the logits of the token at each position; the arguments are those of `hidden_states`."""
+        return self.head(
+            self.hidden_states(tokens, attention_mask=attention_mask, segments=segments)
+        )
 
     def hidden_states(
         self,
         tokens: Int[Tensor, "B T"],
+        *,
         attention_mask: Bool[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """The states that the head reads.
+        """Return the states that the head reads.
 
         Args:
             tokens: ids below `vocab_size`.
-            attention_mask: True where a token is real, False where it is padding, on either side.
-            segments: which part of the text each token is of; by default all are of the first, 0.
+            attention_mask: True for real tokens, False for padding, which may be on either side.
+            segments: segment of each token; by default 0, the first.
 
         Raises:
             ValueError: there are more tokens than positions.
         """
         places = _places(tokens, attention_mask)
         segments = torch.zeros_like(tokens) if segments is None else segments
+        # Three embeddings are added: token, segment and, in embed(), position. (B, T) -> (B, T, C)
         x = self.position.embed(self.embedding(tokens) + self.segment(segments), places)
         x = self.dropout(self.embedding_norm(x))
         rotation = self.position.rotation(x, places)
         mask = None
         if attention_mask is not None:
             columns = torch.arange(tokens.shape[1], device=tokens.device)
+            # (B, T, T) -> (B, 1, T, T): the same for all heads. Without padding no mask is needed.
             mask = not_padding(attention_mask)(columns, columns).unsqueeze(-3)
         for block in self.blocks:
-            x = block(x, rotation, mask, causal=False)
+            x = block(x, rotation=rotation, mask=mask, causal=False)
         return self.final_norm(x)
 
-    def new_cache(self, *_: object) -> NoReturn:
-        """There is none: what an earlier position holds depends on the later ones.
+    def new_cache(self, *_: object, **__: object) -> NoReturn:
+        """Raise an error: the states of earlier positions depend on later ones, so none can be cached.
 
         Raises:
             ValueError: always.
@@ -170,7 +181,7 @@ class BERT(nn.Module):
         raise ValueError("BERT sees a text whole and cannot write one: choose a model such as GPT")
 
     def flops_per_token(self, context: int | None = None) -> int:
-        """Floating-point operations for one token of training; see `GPT.flops_per_token`."""
+        """Return the floating-point operations for one token of training; see `GPT.flops_per_token`."""
         multiplying = nn.ModuleList([self.blocks, self.final_norm, self.head])
         numbers = sum(parameter.numel() for parameter in multiplying.parameters())
         layers = [cast(Attention, block.attention) for block in self.blocks]
@@ -179,7 +190,7 @@ class BERT(nn.Module):
 
 
 def _places(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:
-    """Positions from 0 on: a slice, or (B, T) where rows are padded, which count their real tokens alone."""
+    """Return positions from 0 on: a slice, or (B, T) if rows are padded, which count only their real tokens."""
     if attention_mask is None:
         return slice(0, tokens.shape[1])
     return attention_mask.cumsum(dim=1) - 1

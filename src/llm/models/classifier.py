@@ -1,4 +1,4 @@
-"""A language model's body with a head that reads one state of each text: classes, or a score."""
+"""A language model's body with a head over one pooled state per text: class logits or a score."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,26 +14,28 @@ Pooling = Callable[[Tensor, Tensor | None], Tensor]
 def last_token(
     hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
-    """The state of the last real token: the only one that has seen the whole text, under a causal mask."""
+    """Return the state of the last real token: under a causal mask the only one that depends on the whole text."""
     if attention_mask is None:
         return hidden[:, -1]
     places = torch.arange(hidden.shape[1], device=hidden.device)
+    # The largest index of a real token, whichever side the padding is on. (B, T, C) -> (B, C)
     return _at(hidden, torch.where(attention_mask, places, -1).argmax(dim=1))
 
 
 def first_token(
     hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
-    """The state of the first real token, as BERT's [CLS] is read: for models that see both ways."""
+    """Return the state of the first real token, such as BERT's [CLS]: for bidirectional models."""
     if attention_mask is None:
         return hidden[:, 0]
+    # argmax returns the first of equal maxima.
     return _at(hidden, attention_mask.int().argmax(dim=1))
 
 
 def mean(
     hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
-    """The mean of the states of all real tokens."""
+    """Return the mean of the states of all real tokens."""
     if attention_mask is None:
         return hidden.mean(dim=1)
     real = hidden.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
@@ -41,10 +43,10 @@ def mean(
 
 
 class AttentionPooling(nn.Module):
-    """A mean of the states of all real tokens whose weights are learned (Yang et al. 2016, equations 8 to 10).
+    """A weighted mean of the states of all real tokens, with learned weights (Yang et al. 2016, equations 8 to 10).
 
-    A state weighs exp(query · state), so that words that say little come to weigh little, as inverse document
-    frequencies have it in a bag of words. The query begins at 0: at first it is the mean.
+    The weight of a state is proportional to exp(query · state), so that common words can get small weights, as with
+    inverse document frequencies in a bag of words. The query begins at 0, which is the plain mean.
 
     Args:
         dim: width C of the states.
@@ -57,11 +59,13 @@ class AttentionPooling(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
     ) -> Float[Tensor, "B C"]:
-        """The pooled states: zeros for a text without any real token, as of `mean`."""
+        """Return the pooled states; zeros for a text without any real token, as `mean` does."""
         scores = hidden @ self.query  # (B, T)
         if attention_mask is not None:
+            # The smallest number and not -inf: a softmax over nothing but -inf is NaN.
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
             hidden = hidden.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+        # (B, 1, T) @ (B, T, C) -> (B, 1, C) -> (B, C)
         return (scores.softmax(dim=1).unsqueeze(1) @ hidden).squeeze(1)
 
 
@@ -74,9 +78,9 @@ def _real(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 
 def some_of(
-    tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, dropout: float
+    tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, *, dropout: float
 ) -> Bool[Tensor, "B T"]:
-    """Where tokens are real and not left out; each is left out with this probability, but never all of a text."""
+    """Return a mask of the real tokens that stay; each is dropped with this probability, but never all of a text."""
     real = _real(tokens, attention_mask)
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
@@ -85,9 +89,9 @@ def some_of(
 def last_of_each(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Bool[Tensor, "B T"]:
-    """Where a real token occurs for the last time in its text."""
+    """Return a mask of the last occurrence of each distinct real token of a text."""
     real = _real(tokens, attention_mask)
-    # Equal tokens come side by side, in the order of the text.
+    # A stable sort puts equal tokens side by side, in the order of the text: the last of each group is kept.
     ordered, places = tokens.masked_fill(~real, -1).sort(dim=1, stable=True)
     last = F.pad(ordered[:, 1:] != ordered[:, :-1], (0, 1), value=True)
     return real & torch.zeros_like(real).scatter(1, places, last)
@@ -97,16 +101,16 @@ class Classifier(nn.Module):
     """The body of a language model and a linear head over one pooled state (Radford et al. 2018).
 
     Args:
-        body: a language model with `hidden_states` and a linear `head`, which is taken off.
-        num_classes: scores a text is given; 1 makes a reward model.
-        pooling: from the states (B, T, C), and where they are real, to the one (B, C) that is read; None
-            for what the body says of itself, its `pooling`, or `last_token`.
+        body: a language model with `hidden_states` and a linear `head`, which is removed.
+        num_classes: number of logits per text; 1 makes a reward model.
+        pooling: maps the states (B, T, C) and the mask of real tokens to (B, C); None takes the `pooling` of the
+            body, or `last_token` if it has none.
         dropout: probability before the head.
-        token_dropout: probability with which a token of a text is left out in training, as if it were padding
-            (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification"): a
-            model that begins from nothing would know its few texts by their rare words.
-        distinct: whether of a token that occurs several times in a text the pooling reads the last state only, the one
-            that has seen the most under a causal mask: whether a word occurs says more of a text than how often.
+        token_dropout: probability with which a token is treated as padding in training (Iyyer et al. 2015, "Deep
+            unordered composition rivals syntactic methods for text classification"). Without it a model trained
+            from scratch on few texts memorizes them by their rare words.
+        distinct: whether the pooling reads only the last state of a token that occurs several times, which under a
+            causal mask depends on the most text: whether a word occurs says more about a text than how often.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -116,10 +120,10 @@ class Classifier(nn.Module):
         self,
         body: nn.Module,
         num_classes: int,
+        *,
         pooling: Pooling | None = None,
         dropout: float = 0.0,
         token_dropout: float = 0.0,
-        *,
         distinct: bool = False,
     ) -> None:
         super().__init__()
@@ -136,36 +140,37 @@ class Classifier(nn.Module):
         self.body = body
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, num_classes)
-        # As the body's own matrices begin: nearly even odds, whatever the width.
+        # As in the body, and small enough that all classes begin with nearly equal probability.
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(
         self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B N"]:
-        """The logits of the classes.
+        """Return the logits of the classes.
 
         Args:
             tokens: ids of the texts, padded on either side to one length.
-            attention_mask: True where a token is real; without it all are.
+            attention_mask: True for real tokens; None if all are.
         """
         body: Any = self.body
+        # The body does not attend to dropped tokens either, as if the text were written without them.
         if self.training and self.token_dropout:
-            attention_mask = some_of(tokens, attention_mask, self.token_dropout)
+            attention_mask = some_of(tokens, attention_mask, dropout=self.token_dropout)
         hidden = body.hidden_states(tokens, attention_mask=attention_mask)
         read = last_of_each(tokens, attention_mask) if self.distinct else attention_mask
         return self.head(self.dropout(self.pooling(hidden, read)))
 
     @property
     def blocks(self) -> nn.Module:
-        """The body's blocks, for those who treat them one by one."""
+        """The body's blocks, for code that handles blocks one by one."""
         return cast(nn.Module, self.body.blocks)
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a text."""
+        """Largest number of tokens of a text."""
         return cast(int, self.body.context_length)
 
     def flops_per_token(self, context: int | None = None) -> int:
-        """Floating-point operations for one token of training: the body's, for the head reads one a text."""
+        """Return the floating-point operations of the body for one token; the head runs once per text only."""
         return cast(Any, self.body).flops_per_token(context)

@@ -1,4 +1,4 @@
-"""How large a model is, apart from what it is made of; and whether this machine can hold it."""
+"""The size of a model, independent of its architecture, and whether this machine has the memory for it."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from llm.nn.heads import group_size, head_width
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers that models of any kind take their own from.
+    """The sizes from which the configuration of every model is derived.
 
     Attributes:
         num_layers: number of blocks.
         num_heads: number of query heads.
         dim: width C of the model.
-        context_length: tokens that a training example holds, and the most that are attended to.
-        num_kv_heads: number of key and value heads, where attention groups them; None means all.
+        context_length: tokens in a training example, and the most that attention covers.
+        num_kv_heads: number of key and value heads, for grouped-query attention; None means `num_heads`.
 
     Raises:
-        ValueError: a number is not positive, or the heads do not divide what they share.
+        ValueError: a number is not positive, or the heads do not divide evenly.
     """
 
     num_layers: int
@@ -39,10 +39,10 @@ class Size:
 
 
 def require_sizes(**sizes: int) -> None:
-    """Let pass sizes that a model can have, before a part is made for each.
+    """Raise an error for sizes out of range, before any layer is built.
 
     Raises:
-        ValueError: one is not positive, or beyond all reason.
+        ValueError: a size is not positive, or too large.
     """
     for name, size in sizes.items():
         if size not in SIZES[name]:

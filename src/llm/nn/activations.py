@@ -1,4 +1,4 @@
-"""Activation functions: the nonlinearity between two projections, pure and element by element."""
+"""Activation functions: pure, element by element."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -6,26 +6,26 @@ from torch import Tensor
 
 
 def gelu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """GELU, x · Φ(x), with the normal distribution's Φ itself (Hendrycks and Gimpel 2016)."""
+    """Return GELU, x · Φ(x), with the exact normal distribution Φ (Hendrycks and Gimpel 2016)."""
     return F.gelu(x)
 
 
 def gelu_tanh(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """GELU by the tanh formula of the same paper, which GPT-2 was trained with."""
+    """Return GELU by the tanh approximation of the same paper, which GPT-2 was trained with."""
     return F.gelu(x, approximate="tanh")
 
 
 def relu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return F.relu(x)
 
 
 def silu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """SiLU, x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
+    """Return SiLU, x · sigmoid(x), also called Swish (Ramachandran et al. 2017)."""
     return F.silu(x)
 
 
 def relu_squared(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """max(x, 0)² (So et al. 2021, Primer)."""
+    """Return max(x, 0)² (So et al. 2021, Primer)."""
     positive = F.relu(x)
     return positive * positive  # square() would leave bfloat16 under autocast

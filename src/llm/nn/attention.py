@@ -23,31 +23,37 @@ def naive_attention(
     query: Float[Tensor, "B H T D"],
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S D"],
+    *,
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T D"]:
-    """Attention as it is defined: scores, mask, softmax, weighted sum.
+    """Return softmax(query · keyᵀ / √D + mask) · value, written out step by step.
 
     Args:
-        query: what each of the last T positions looks for.
-        key: what each of S positions offers; each of K heads serves H / K query heads in turn.
-        value: what each of S positions hands over.
-        mask: broadcastable to (B, H, T, S). Boolean: True where a query may see a key.
+        query: queries of the last T of S positions.
+        key: keys of all S positions; each of the K heads serves H / K consecutive query heads.
+        value: values of all S positions.
+        mask: broadcastable to (B, H, T, S). Boolean: True where a query may attend to a key.
             Floating: added to the scores.
-        causal: query t sees the keys up to S - T + t: the queries are the last T of S positions.
-        dropout: probability with which a weight is set to zero.
+        causal: whether query t attends only to the keys up to S - T + t, its own position.
+        dropout: probability with which an attention weight is set to zero.
     """
+    # Grouped-query attention: (B, K, S, D) -> (B, H, S, D), each key head repeated for its group.
     group = query.shape[1] // key.shape[1]
     if group > 1:
         key, value = (each.repeat_interleave(group, dim=1) for each in (key, value))
 
+    # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S). If the entries of query and key have variance 1,
+    # a dot product of D of them has variance D. Without the division by √D the softmax would be
+    # nearly one-hot, and its gradient nearly 0 (Vaswani et al. 2017, section 3.2.1).
     scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)
-    if causal:
+    if causal:  # exp(-inf) = 0, so a masked key gets no weight and the others still sum to 1
         scores = scores.masked_fill(~_lower_triangle(query, key), -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if _is_bool(mask) else scores + mask
     weights = F.dropout(scores.softmax(dim=-1), dropout)
+    # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D): a mean of the values, weighted by the scores.
     return weights @ value
 
 
@@ -55,21 +61,23 @@ def fused_attention(
     query: Float[Tensor, "B H T D"],
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S D"],
+    *,
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T D"]:
-    """The same as `naive_attention`, in one kernel that never stores the (T, S) scores.
+    """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores.
 
-    See Dao et al. 2022, FlashAttention. Where nothing but causality is asked, no mask is built.
+    See Dao et al. 2022, FlashAttention. For plain causal attention no mask is built.
     """
     if _kernel_is_slow(query):
-        return naive_attention(query, key, value, mask, causal, dropout)
+        return naive_attention(query, key, value, mask=mask, causal=causal, dropout=dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
     if mask is not None and not _is_bool(mask):
+        # Under autocast a bias is float32 and the queries are not; the kernel wants one dtype.
         mask = mask.to(query.dtype)
-    # The kernel counts causality from the first key, so it is right by itself only where queries
-    # and keys are as many; and one query alone, the newest, sees everything.
+    # The kernel's own causal mask assumes that the first query is at the first key, which is wrong
+    # behind a cache (T < S). A single query is the newest position, so it attends to every key.
     kernel_is_causal = causal and mask is None and num_queries == num_keys
     if causal and not kernel_is_causal and num_queries > 1:
         mask = _and(_lower_triangle(query, key), mask)
@@ -85,9 +93,10 @@ def fused_attention(
 
 
 def _kernel_is_slow(query: Tensor) -> bool:
-    """On a CPU its backward pass in bfloat16 takes four times as long as that of four operations.
+    """Return whether the fused kernel trains more slowly than the separate operations.
 
-    That is so up to some 512 queries; beyond, storing the scores costs more.
+    On a CPU in bfloat16 its backward pass takes four times as long, up to about 512 queries; with
+    more queries, storing the scores costs more than the kernel does.
     """
     short = query.shape[2] <= 512
     return query.requires_grad and short and query.is_cpu and query.dtype == torch.bfloat16
@@ -100,6 +109,7 @@ def _is_bool(mask: Tensor) -> bool:
 def _lower_triangle(query: Tensor, key: Tensor) -> Bool[Tensor, "T S"]:
     num_queries, num_keys = query.shape[2], key.shape[2]
     square = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+    # The diagonal is shifted by the S - T cached keys: row t is True up to column S - T + t.
     return square.tril(num_keys - num_queries)
 
 
@@ -110,10 +120,10 @@ def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with `num_heads` heads, fewer of them for keys and values where asked.
+    """Self-attention with H query heads and K key and value heads.
 
-    `num_kv_heads` equal to `num_heads` is multi-head attention, 1 is multi-query attention
-    (Shazeer 2019), anything between is grouped-query attention.
+    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and anything between
+    is grouped-query attention, whose cache is H / K times smaller.
 
     Args:
         dim: width C of the model.
@@ -123,17 +133,19 @@ class Attention(nn.Module):
         bias: whether the output projection has a bias.
         qkv_bias: whether the query, key and value projections have biases.
         dropout: probability for attention weights and for the output.
-        qk_norm: from a head's width, makes a norm for queries and one for keys (Henry et al. 2020).
-        kernel: what computes attention, `naive_attention` or its equal.
+        qk_norm: makes a norm of a given width; one is applied to the queries of each head and one
+            to the keys (Henry et al. 2020).
+        kernel: the function that computes attention: `naive_attention` or an equivalent.
 
     Raises:
-        ValueError: the heads do not divide what they share.
+        ValueError: `num_heads` does not divide `dim`, or `num_kv_heads` does not divide `num_heads`.
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
+        *,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = True,
@@ -146,10 +158,12 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         group_size(self.num_heads, self.num_kv_heads)
-        self.head_dim = head_width(dim, num_heads, head_dim)
+        self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
 
+        # One matrix for the three projections, so that one product computes them. Its rows are the H
+        # query heads, then the K key heads, then the K value heads.
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(dim, rows, bias=qkv_bias)
         self.query_norm = qk_norm(self.head_dim) if qk_norm else None
@@ -159,37 +173,42 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T C"],
+        *,
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         causal: bool = True,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """Lets each position gather from those it may see.
+        """Return the output projection of the attention heads.
 
         Args:
-            x: the positions' states.
-            rotation: cosines and sines that turn queries and keys, from `Position.rotation`.
-            mask: what may be seen, as in `naive_attention`; with a cache, S counts all its columns.
-            causal: whether a position sees no later one.
+            x: states of T positions.
+            rotation: cosines and sines that rotate queries and keys, from `Position.rotation`.
+            mask: as in `naive_attention`; with a cache, S counts all its filled columns.
+            causal: whether a position attends to no later one.
             cache: keys and values of earlier positions; those of `x` are appended.
         """
+        # (B, T, C) -> (B, T, H + 2K, D), then one (B, heads, T, D) for each of query, key and value.
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
         counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         query, key, value = (part.transpose(1, 2) for part in heads.split(counts, dim=2))
+        # Before the rotation: the norm scales each column by its own weight, and a rotation mixes columns.
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        # Keys are cached after the rotation: it depends on a key's own position, which never changes.
         if cache is not None:
             key, value = cache.append(key, value)
             query = query.to(key.dtype)  # a cache may hold less precision than the model works in
 
         dropout = self.dropout.p if self.training else 0.0
         seen = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)
+        # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D) -> (B, T, C): the output mixes the heads.
         return self.dropout(self.output(seen.transpose(1, 2).flatten(2)))
 
-    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None) -> LayerCache:
-        """An empty cache for `capacity` positions, where this layer's parameters are."""
+    def new_cache(self, batch_size: int, capacity: int, *, dtype: torch.dtype | None) -> LayerCache:
+        """Return an empty cache for `capacity` positions, on the device of the parameters."""
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, capacity, self.head_dim)
-        return LayerCache.empty(shape, weight.device, dtype or weight.dtype)
+        return LayerCache.empty(shape, device=weight.device, dtype=dtype or weight.dtype)

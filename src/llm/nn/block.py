@@ -1,4 +1,4 @@
-"""The repeated unit of a Transformer: attention across positions, then each position by itself."""
+"""The repeated unit of a Transformer: attention mixes positions, then a feed-forward layer acts on each."""
 
 from collections.abc import Callable
 
@@ -12,19 +12,20 @@ from llm.nn.residual import Residual
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each joined to the stream by `residual`.
+    """Attention and a feed-forward layer, each added to the residual stream by `residual`.
 
     Args:
         dim: width C of the model.
-        attention: from the width, makes the attention.
-        feed_forward: from the width, makes the feed-forward layer.
-        norm: from the width, makes a norm; called twice.
-        residual: `pre_norm` or `post_norm`, or another way to join.
+        attention: makes the attention layer for a width.
+        feed_forward: makes the feed-forward layer for a width.
+        norm: makes a norm for a width; called twice.
+        residual: `pre_norm`, `post_norm` or another function that adds a sublayer to the stream.
     """
 
     def __init__(
         self,
         dim: int,
+        *,
         attention: Callable[[int], Attention],
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
@@ -40,15 +41,17 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T C"],
+        *,
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         causal: bool = True,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """The next state of the stream; the arguments are those of `Attention.forward`."""
+        """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
 
+        # `residual` decides where the norm is, so it takes a sublayer as a function of the stream alone.
         def attention(x: Tensor) -> Tensor:
-            return self.attention(x, rotation, mask, causal, cache)
+            return self.attention(x, rotation=rotation, mask=mask, causal=causal, cache=cache)
 
         x = self.residual(x, attention, self.attention_norm)
         return self.residual(x, self.feed_forward, self.feed_forward_norm)

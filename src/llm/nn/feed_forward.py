@@ -1,4 +1,4 @@
-"""The feed-forward sublayer: each position by itself, through a wider layer and back."""
+"""The feed-forward sublayer: maps each position to a wider layer and back, independently of the others."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class FeedForward(nn.Module):
 
     Args:
         dim: width C of the model.
-        hidden_dim: width in between; None means 4 · dim.
+        hidden_dim: width of the hidden layer; None means 4 · dim, as in the paper.
         activation: the nonlinearity between the projections.
         bias: whether the projections have biases.
         dropout: probability for the output.
@@ -25,6 +25,7 @@ class FeedForward(nn.Module):
     def __init__(
         self,
         dim: int,
+        *,
         hidden_dim: int | None = None,
         activation: Activation = gelu_tanh,
         bias: bool = True,
@@ -38,7 +39,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Transforms each position of `x`."""
+        """Return the layer's output for each position of `x`."""
+        # (…, C) -> (…, hidden_dim) -> (…, C)
         return self.dropout(self.output(self.activation(self.input(x))))
 
 
@@ -47,9 +49,10 @@ class GatedFeedForward(nn.Module):
 
     Args:
         dim: width C of the model.
-        hidden_dim: width in between; None means 8/3 · dim, at which three projections have the
-            parameters of an ungated layer's two, rounded up to a multiple of `multiple_of`.
-        multiple_of: widths that hardware likes; used only where `hidden_dim` is None.
+        hidden_dim: width of the hidden layer; None means 8/3 · dim, rounded up to a multiple of
+            `multiple_of`.
+        multiple_of: matrix products are faster for multiples of 32 or 64; used only if
+            `hidden_dim` is None.
         activation: the nonlinearity of the gate.
         bias: whether the projections have biases.
         dropout: probability for the output.
@@ -58,6 +61,7 @@ class GatedFeedForward(nn.Module):
     def __init__(
         self,
         dim: int,
+        *,
         hidden_dim: int | None = None,
         multiple_of: int = 32,
         activation: Activation = silu,
@@ -65,6 +69,7 @@ class GatedFeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        # Three matrices of C · 8C/3 numbers have the 8C² parameters of an ungated layer's two of 4C².
         hidden_dim = hidden_dim or math.ceil(8 * dim / 3 / multiple_of) * multiple_of
         self.gate = nn.Linear(dim, hidden_dim, bias=bias)
         self.input = nn.Linear(dim, hidden_dim, bias=bias)
@@ -73,5 +78,6 @@ class GatedFeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Transforms each position of `x`."""
+        """Return the layer's output for each position of `x`."""
+        # The gate, a function of x, decides how much of each hidden unit passes.
         return self.dropout(self.output(self.activation(self.gate(x)) * self.input(x)))

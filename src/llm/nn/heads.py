@@ -1,13 +1,13 @@
 """How a width is divided among attention heads."""
 
 
-def head_width(dim: int, num_heads: int, head_dim: int | None = None) -> int:
-    """The width of one head: `head_dim` where it is given, an equal share of `dim` otherwise.
+def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
+    """Return the width of one head: `head_dim` if it is given, otherwise `dim / num_heads`.
 
     Args:
         dim: width of the model.
         num_heads: number of query heads.
-        head_dim: width of one head, when it is not to be `dim / num_heads`.
+        head_dim: width of one head, if it differs from `dim / num_heads`.
 
     Raises:
         ValueError: a count is not positive, or the heads do not divide the width.
@@ -15,6 +15,7 @@ def head_width(dim: int, num_heads: int, head_dim: int | None = None) -> int:
     for name, value in {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    # H · D need not be C: the output projection maps the heads back to the width of the model.
     if head_dim is not None:
         return head_dim
     if dim % num_heads:
@@ -23,10 +24,10 @@ def head_width(dim: int, num_heads: int, head_dim: int | None = None) -> int:
 
 
 def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """How many query heads share one head of keys and values.
+    """Return the number of query heads that share one head of keys and values.
 
     Raises:
-        ValueError: the query heads do not fall into equal groups.
+        ValueError: `num_kv_heads` does not divide `num_heads`.
     """
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What stands in place of a target that asks for nothing."""
+"""The target value that losses and metrics ignore."""
 
-# Padding, a prompt, a token that is not masked: losses and figures leave it out, as everywhere in torch.
+# For padding, prompts and tokens that are not masked; torch's cross_entropy has the same default.
 IGNORE_INDEX = -100

@@ -1,4 +1,4 @@
-"""How a network's parameters begin: one table, each entry a function of the network.
+"""Initial values of a network's parameters, each scheme a function of the network.
 
 | name             | matrices and embeddings                                | biases |
 | ---------------- | ------------------------------------------------------ | ------ |
@@ -12,7 +12,7 @@
 | kaiming_normal   | normal, variance 2 / inputs                            | 0      |
 | orthogonal       | orthogonal rows or columns                             | 0      |
 
-Norms begin as they were made, scale 1 and shift 0.
+Norms keep the scale 1 and the shift 0 that they are made with.
 """
 
 from collections.abc import Callable
@@ -23,20 +23,20 @@ from torch.overrides import TorchFunctionMode
 
 
 def gpt2(model: nn.Module, std: float = 0.02) -> None:
-    """GPT-2's: normal; what writes to the residual stream is smaller (Radford et al. 2019, 2.3).
+    """Initialize as GPT-2: normal, with smaller residual projections (Radford et al. 2019, 2.3).
 
-    A stream that N sublayers write to has N times the variance of one, so each of them, known by
-    the name `output`, is scaled by 1/√N, where N is 2 · layers in a Transformer.
+    The sum of N sublayers' outputs has N times the variance of one. So the projections that write to
+    the residual stream, those named `output`, are scaled by 1/√N; a Transformer has N = 2 · layers.
     """
     _draw(model, lambda weight: nn.init.normal_(weight, std=std))
     _scale_residual_writes(model)
 
 
 def zero_writes(model: nn.Module, std: float = 0.02) -> None:
-    """As `gpt2`, but what writes to the residual stream is 0: every block begins as the identity.
+    """Initialize as `gpt2`, but with residual projections of 0: every block begins as the identity.
 
-    A classifier whose states are pooled by their mean then begins as a bag of words, which its blocks come to correct
-    (Zhang et al. 2019, "Fixup initialization", does so for depth; Bachlechner et al. 2021, "ReZero").
+    A classifier that pools its states by their mean then begins as a bag of words. Zhang et al. 2019 ("Fixup
+    initialization") and Bachlechner et al. 2021 ("ReZero") use it to train very deep networks.
     """
     gpt2(model, std)
     for weight in _residual_writes(model):
@@ -44,13 +44,13 @@ def zero_writes(model: nn.Module, std: float = 0.02) -> None:
 
 
 def truncated_normal(model: nn.Module, std: float = 0.02) -> None:
-    """As `gpt2`, from a normal distribution cut at three standard deviations."""
+    """Initialize as `gpt2`, from a normal distribution cut at three standard deviations."""
     _draw(model, lambda w: nn.init.trunc_normal_(w, std=std, a=-3 * std, b=3 * std))
     _scale_residual_writes(model)
 
 
 def torch_default(model: nn.Module) -> None:
-    """PyTorch's own: U(±1/√inputs) for projections and their biases, N(0, 1) for embeddings."""
+    """Initialize as PyTorch: U(±1/√inputs) for linear layers, N(0, 1) for embeddings."""
     for module in model.modules():
         _reset(module)
 
@@ -81,7 +81,7 @@ def orthogonal(model: nn.Module) -> None:
 
 
 def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
-    """Draws every matrix and embedding, zeroes biases, resets everything else."""
+    """Draw every matrix and embedding, set biases to 0 and reset all other modules."""
     for module in model.modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             _reset(module)
@@ -92,6 +92,7 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
 
 
 def _scale_residual_writes(model: nn.Module) -> None:
+    # Each block has two of them, after attention and after the feed-forward layer.
     writes = _residual_writes(model)
     for weight in writes:
         weight.data.mul_(len(writes) ** -0.5)
@@ -107,9 +108,9 @@ def _reset(module: nn.Module) -> None:
 
 
 class Undrawn(TorchFunctionMode):
-    """A context in which a module is built without drawing its parameters, because all of them are about to be read.
+    """A context in which a module is built without drawing its parameters, because a file replaces all of them.
 
-    Drawing a model of 135 million parameters takes several times as long as reading it. Buffers are computed as ever.
+    Drawing a model of 135 million parameters takes several times as long as reading it. Buffers are still computed.
     """
 
     DRAWS = (
@@ -121,8 +122,9 @@ class Undrawn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Leave a tensor as it is, where it would be filled with random numbers."""
+        """Return a tensor unchanged instead of filling it with random numbers."""
         kwargs = kwargs or {}
+        # The functions of nn.init are intercepted too, so a tensor never reaches the generator.
         if func in self.DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

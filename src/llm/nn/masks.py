@@ -1,7 +1,7 @@
-"""Who may see whom: predicates of a query's and a key's place in the sequence, that compose.
+"""Attention masks: predicates of the indices of queries and keys, which compose.
 
-A predicate takes the places of T queries and of S keys and answers with a boolean (…, T, S), True
-where the query may see the key. Places are columns of the batch: 0 is its first, padding or not.
+A predicate maps the indices of T queries and of S keys to a boolean (…, T, S), True where the query
+may attend to the key. An index is a column of the batch: 0 is the first, padding or not.
 
     >>> print(draw_mask(causal, 4))
     ■ · · ·
@@ -20,12 +20,12 @@ Predicate = Callable[[Tensor, Tensor], Tensor]
 
 
 def causal(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
-    """No key after the query."""
+    """Allow keys up to the query's own index."""
     return queries[:, None] >= keys[None, :]
 
 
 def sliding_window(size: int) -> Predicate:
-    """Of the keys up to the query, the last `size`, its own included (Beltagy et al. 2020).
+    """Allow the last `size` keys up to the query, its own included (Beltagy et al. 2020).
 
     >>> print(draw_mask(sliding_window(2), 4))
     ■ · · ·
@@ -40,6 +40,7 @@ def sliding_window(size: int) -> Predicate:
         raise ValueError(f"size={size}: a window holds at least the query's own place, 1")
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+        # (T, 1) - (1, S) -> (T, S): how far back each key is, negative for later keys.
         distance = queries[:, None] - keys[None, :]
         return (distance >= 0) & (distance < size)
 
@@ -47,7 +48,7 @@ def sliding_window(size: int) -> Predicate:
 
 
 def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
-    """Keys of the query's own document, for texts packed into one row.
+    """Allow attention within one document, for packed rows.
 
     >>> print(draw_mask(both(causal, same_document(torch.tensor([[7, 7, 8, 8]]))), 4))
     ■ · · ·
@@ -56,20 +57,21 @@ def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
     · · ■ ■
 
     Args:
-        document_ids: which document each place belongs to, any numbers.
+        document_ids: document of each index; only equality matters.
     """
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "B T S"]:
+        # (B, T, 1) == (B, 1, S) -> (B, T, S)
         return document_ids[:, queries, None] == document_ids[:, None, keys]
 
     return predicate
 
 
 def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
-    """Keys that are real tokens.
+    """Allow keys that are real tokens.
 
-    A padding place sees itself as well: a query that sees nothing has no softmax, and its NaN would
-    spread.
+    Padding may also attend to itself: the softmax of a query without any key is NaN, which would
+    spread to all other positions, as 0 · NaN is NaN.
 
     >>> print(draw_mask(both(causal, not_padding(torch.tensor([[False, True, True]]))), 3))
     ■ · ·
@@ -77,7 +79,7 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     · ■ ■
 
     Args:
-        real: True where a place holds a token of the text.
+        real: True where an index holds a token of the text.
     """
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "B T S"]:
@@ -87,11 +89,12 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
 
 
 def both(*predicates: Predicate) -> Predicate:
-    """What every one of the predicates allows."""
+    """Allow what every one of the predicates allows."""
 
     def predicate(queries: Tensor, keys: Tensor) -> Tensor:
         allowed = predicates[0](queries, keys)
         for other in predicates[1:]:
+            # Shapes broadcast: (T, S) & (B, T, S) -> (B, T, S).
             allowed = allowed & other(queries, keys)
         return allowed
 
@@ -101,13 +104,15 @@ def both(*predicates: Predicate) -> Predicate:
 def as_bias(
     allowed: Bool[Tensor, "*rows #H T S"], bias: Float[Tensor, "*other H T S"]
 ) -> Float[Tensor, "*both H T S"]:
-    """One floating mask that says both: `bias` where a query may see, -inf where not."""
+    """Return one floating mask: `bias` where attention is allowed, -inf elsewhere."""
+    # (B, 1, T, S) and (H, T, S) broadcast to (B, H, T, S).
     return bias.masked_fill(~allowed, -torch.inf)
 
 
-def draw_mask(predicate: Predicate, num_queries: int, num_keys: int | None = None) -> str:
-    """The mask as text, a row a query (of the batch's first row): ■ sees, · does not."""
+def draw_mask(predicate: Predicate, num_queries: int, *, num_keys: int | None = None) -> str:
+    """Return the mask of the first row of a batch as text, a line per query: ■ allowed, · not."""
     num_keys = num_keys or num_queries
+    # The queries are the last columns, as behind a cache.
     queries = torch.arange(num_keys - num_queries, num_keys)
     allowed = predicate(queries, torch.arange(num_keys))
     rows = allowed.reshape(-1, num_queries, num_keys)[0].tolist()

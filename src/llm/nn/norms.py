@@ -1,4 +1,4 @@
-"""Normalisation: LayerNorm and RMSNorm, each written out and each beside a fast kernel."""
+"""Normalization: LayerNorm and RMSNorm, each written out and beside a fast kernel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,15 @@ Kernel = Callable[..., Tensor]
 def naive_layer_norm(
     x: Float[Tensor, "*B C"],
     weight: Float[Tensor, "C"],
+    *,
     bias: Float[Tensor, "C"] | None,
     eps: float,
 ) -> Float[Tensor, "*B C"]:
-    """Each row to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016, equation 3)."""
+    """Normalize each row to mean 0 and variance 1, scale and shift (Ba et al. 2016, equation 3)."""
     centered = x - x.mean(dim=-1, keepdim=True)
+    # The variance of the row itself: divided by C, not by C - 1.
     variance = centered.square().mean(dim=-1, keepdim=True)
+    # eps is inside the root, so a row of equal numbers gives 0 and no NaN.
     normal = centered / torch.sqrt(variance + eps)
     return normal * weight if bias is None else normal * weight + bias
 
@@ -28,40 +31,47 @@ def naive_layer_norm(
 def fused_layer_norm(
     x: Float[Tensor, "*B C"],
     weight: Float[Tensor, "C"],
+    *,
     bias: Float[Tensor, "C"] | None,
     eps: float,
 ) -> Float[Tensor, "*B C"]:
-    """The same as `naive_layer_norm`, in one kernel."""
+    """Compute the same as `naive_layer_norm` in one kernel."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def naive_rms_norm(
-    x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], eps: float
+    x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], *, eps: float
 ) -> Float[Tensor, "*B C"]:
-    """Each row to mean square 1, then scaled (Zhang and Sennrich 2019, equation 4)."""
+    """Normalize each row to mean square 1 and scale (Zhang and Sennrich 2019, equation 4).
+
+    Unlike LayerNorm it subtracts no mean and adds no shift.
+    """
     mean_square = x.square().mean(dim=-1, keepdim=True)
     return x / torch.sqrt(mean_square + eps) * weight
 
 
 def fused_rms_norm(
-    x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], eps: float
+    x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], *, eps: float
 ) -> Float[Tensor, "*B C"]:
-    """The same as `naive_rms_norm`, by torch's kernel; on a CPU, where it has none, by ours."""
+    """Compute the same as `naive_rms_norm` with torch's kernel, or with ours on a CPU, which has none."""
     if x.device.type == "cpu":
         return _RMSNormOnCPU.apply(x, weight, eps)
+    # Under autocast x may be bfloat16 while the weight is float32; the kernel wants one dtype.
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 class _RMSNormOnCPU(torch.autograd.Function):
-    """The norm with its gradient worked out by hand: a third of the time that autograd takes.
+    """RMSNorm with a gradient written by hand, in a third of the time that autograd takes.
 
-    With r = 1/√(mean(x²) + eps), y = x · r · w, and p = gradient of y, times x:
-    the gradient of w is Σ r · p over all rows, that of x is r · w · gradient - x · r³ · (p·w) / C.
+    With r = 1/√(mean(x²) + eps) the output is y = x · r · w. Let g be the gradient of y and p = g · x. The
+    gradient of w is Σ r · p over all rows, and that of x is r · w · g - x · r³ · (p·w) / C.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        # Squares are summed in the weight's float32: bfloat16 keeps 8 significant bits.
         wide = x.to(weight.dtype)
+        # A norm reads x once; x.square().mean() would write x² to memory first.
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
         scale = (mean_square + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)
@@ -76,22 +86,23 @@ class _RMSNormOnCPU(torch.autograd.Function):
         wide, grad = x.to(weight.dtype), grad.to(weight.dtype)
         product = (grad * wide).reshape(-1, x.shape[-1])
         along = (product @ weight).view_as(scale) * scale**3 / -x.shape[-1]
+        # In place: one buffer of the size of x instead of three.
         grad_x = (grad * weight).mul_(scale).addcmul_(wide, along)
         return grad_x.to(x.dtype), scale.reshape(-1) @ product, None
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis.
+    """Layer normalization over the last axis.
 
     Args:
         dim: width C of the axis.
         eps: added to the variance.
-        bias: whether to learn a shift beside the scale.
-        kernel: what computes it, `naive_layer_norm` or its equal.
+        bias: whether to learn a shift as well as a scale.
+        kernel: the function that computes it: `naive_layer_norm` or an equivalent.
     """
 
     def __init__(
-        self, dim: int, eps: float = 1e-5, bias: bool = True, kernel: Kernel = fused_layer_norm
+        self, dim: int, *, eps: float = 1e-5, bias: bool = True, kernel: Kernel = fused_layer_norm
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -100,35 +111,35 @@ class LayerNorm(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Normalises each row of `x`."""
-        return self.kernel(x, self.weight, self.bias, self.eps)
+        """Return the normalized rows of `x`."""
+        return self.kernel(x, self.weight, bias=self.bias, eps=self.eps)
 
     def reset_parameters(self) -> None:
-        """Scale 1 and shift 0."""
+        """Set the scale to 1 and the shift to 0."""
         nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last axis.
+    """Root-mean-square normalization over the last axis.
 
     Args:
         dim: width C of the axis.
         eps: added to the mean square.
-        kernel: what computes it, `naive_rms_norm` or its equal.
+        kernel: the function that computes it: `naive_rms_norm` or an equivalent.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5, kernel: Kernel = fused_rms_norm) -> None:
+    def __init__(self, dim: int, *, eps: float = 1e-5, kernel: Kernel = fused_rms_norm) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
         self.kernel = kernel
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Normalises each row of `x`."""
-        return self.kernel(x, self.weight, self.eps)
+        """Return the normalized rows of `x`."""
+        return self.kernel(x, self.weight, eps=self.eps)
 
     def reset_parameters(self) -> None:
-        """Scale 1."""
+        """Set the scale to 1."""
         nn.init.ones_(self.weight)

@@ -1,12 +1,12 @@
-"""How a model knows the order of its tokens: five answers with one interface.
+"""Position encodings: five kinds with one interface.
 
-A model calls three hooks and a kind of position answers those it needs: `embed` adds something
-to the embeddings, `rotation` turns queries and keys, `bias` is added to the attention scores.
+A model calls three hooks, and each kind overrides those it needs: `embed` adds to the embeddings,
+`rotation` rotates queries and keys, `bias` is added to the attention scores.
 
-Positions are given as whatever can pick rows of a table: a slice where all rows of a batch stand
-at start, start + 1, … (the common case: no index is built, nothing is gathered), or a tensor of
-(T) or (B, T). Everything but `Learned` is computed from the position itself, once a forward, so
-there is no table to run past, to store, or to lose precision with the model's.
+Positions are a slice if all rows of a batch have the positions start, start + 1, … (the common case:
+no index is built, nothing is gathered), or a tensor of (T) or (B, T). All kinds but `Learned` are
+computed from the position itself, once per forward pass: there is no table that ends, needs storage
+or has the low precision of the model.
 """
 
 import math
@@ -25,35 +25,36 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1
 
 
 class Position(nn.Module):
-    """Knows nothing of order; the kinds below override the hook they need."""
+    """The base class: no position information; a kind overrides the hooks that it needs."""
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
-        """Token embeddings `x`, with what they should know of their positions."""
+        """Return the token embeddings `x` with position information added."""
         return x
 
     def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation | None:
-        """Cosines and sines for `rotate`; `x` says on which device and how precise."""
+        """Return cosines and sines for `rotate`, on the device and in the precision of `x`."""
         return None
 
     def bias(
         self,
         x: Float[Tensor, "B T C"],
+        *,
         query_positions: Positions,
         key_positions: slice | Int[Tensor, "*rows S"],
     ) -> Float[Tensor, "*rows H T S"] | None:
-        """What is added to the attention scores of each head, as precise as `x`."""
+        """Return what is added to the attention scores of each head, in the dtype of `x`."""
         return None
 
 
 class NoPosition(Position):
-    """No position at all: a causal mask alone tells a model of order (Kazemnejad et al. 2023)."""
+    """No position encoding: a causal mask alone reveals the order (Kazemnejad et al. 2023)."""
 
 
 class Learned(Position):
     """A learned vector for each position, added to the embeddings (GPT-2).
 
     Args:
-        context_length: number of positions there are vectors for.
+        context_length: number of positions that have a vector.
         dim: width C of the model.
     """
 
@@ -62,7 +63,7 @@ class Learned(Position):
         self.embedding = nn.Embedding(context_length, dim)
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
-        """Adds the positions' vectors.
+        """Add the vectors of the positions.
 
         Raises:
             ValueError: there are more positions than vectors.
@@ -74,7 +75,8 @@ class Learned(Position):
                 "a learned position has no vector past it; shorten the text or choose a model "
                 "with rotary, alibi or sinusoidal positions"
             )
-        index = as_index(positions, x.device).clamp(min=0)  # padding may stand before the first
+        # Padding on the left has position -1; it may take any vector, as nothing attends to it.
+        index = as_index(positions, x.device).clamp(min=0)
         return x + self.embedding(index)
 
 
@@ -83,7 +85,7 @@ class Sinusoidal(Position):
 
     Args:
         dim: width C of the model, even.
-        theta: the longest wavelength over 2π.
+        theta: the longest wavelength, in positions, divided by 2π.
     """
 
     def __init__(self, dim: int, theta: float = 10000.0) -> None:
@@ -92,23 +94,24 @@ class Sinusoidal(Position):
         self.theta = theta
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
-        """Adds sin(angle) in the even columns and cos(angle) in the odd ones."""
-        angle = angles(x, positions, self.dim, self.theta)
+        """Add sin(angle) to the even columns and cos(angle) to the odd ones."""
+        angle = angles(x, positions, dim=self.dim, theta=self.theta)
+        # Two of (…, T, C/2) -> (…, T, C/2, 2) -> (…, T, C): sines and cosines alternate.
         waves = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
         return x + waves.to(x.dtype)
 
 
 class Rotary(Position):
-    """Queries and keys turned by angles that grow with position (Su et al. 2021, RoFormer).
+    """Rotation of queries and keys by angles proportional to the position (Su et al. 2021, RoFormer).
 
-    The score of a query and a key then depends on how far apart they stand. Column j of a head is
-    paired with column j + D/2, as in Llama.
+    The score of a query and a key then depends on the distance between them and not on their
+    positions. Column j of a head is paired with column j + D/2, as in Llama.
 
     Args:
         dim: width C of the model.
         num_heads: number of query heads.
         head_dim: width D of a head, even; None means `dim / num_heads`, as in `Attention`.
-        theta: the longest wavelength over 2π; larger for longer contexts.
+        theta: the longest wavelength divided by 2π; larger for longer contexts.
         scaling: slows the rotation for contexts longer than the model was pretrained with.
     """
 
@@ -116,34 +119,38 @@ class Rotary(Position):
         self,
         dim: int,
         num_heads: int,
+        *,
         head_dim: int | None = None,
         theta: float = 10000.0,
         scaling: Scaling | None = None,
     ) -> None:
         super().__init__()
-        self.head_dim = _even("head_dim", head_width(dim, num_heads, head_dim))
+        self.head_dim = _even("head_dim", head_width(dim, num_heads, head_dim=head_dim))
         self.theta = theta
         self.scaling = scaling
 
     def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation:
-        """Cosines and sines of the positions' angles, each (…, 1, T, D/2), alike for all heads."""
-        angle = angles(x, positions, self.head_dim, self.theta, self.scaling).unsqueeze(-3)
+        """Return cosines and sines of the angles, each (…, 1, T, D/2): the same for all heads."""
+        angle = angles(
+            x, positions, dim=self.head_dim, theta=self.theta, scaling=self.scaling
+        ).unsqueeze(-3)
         return angle.cos(), angle.sin()
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Long waves slowed by a factor, short ones left, those between in proportion (Llama 3.1).
+    """Slower rotation of long waves, for a longer context than in pretraining (Llama 3.1).
 
-    A wave is long where it turns fewer than `low_freq_factor` times in the context of pretraining, short
-    where it turns more than `high_freq_factor` times. Source: Grattafiori et al. 2024, "The Llama 3 herd
-    of models", section 3.4.2, and the code released with Llama 3.1.
+    Long waves turn fewer than `low_freq_factor` times in the context of pretraining: they are slowed by
+    `factor`. Short ones turn more than `high_freq_factor` times: they stay. Those between are interpolated.
+    Source: Grattafiori et al. 2024, "The Llama 3 herd of models", section 3.4.2, and the code released with
+    Llama 3.1.
 
     Args:
-        factor: how many times slower the long waves turn.
-        low_freq_factor: turns in the context of pretraining below which a wave is long.
-        high_freq_factor: turns above which it is short.
-        context_length: tokens in the context of pretraining.
+        factor: divisor of the frequency of long waves.
+        low_freq_factor: number of turns in the context of pretraining below which a wave is long.
+        high_freq_factor: number of turns above which it is short.
+        context_length: context length of pretraining, in tokens.
 
     Raises:
         ValueError: the factor is below 1, or the bounds are not in order.
@@ -164,15 +171,16 @@ class Llama3Scaling:
             )
 
     def __call__(self, frequencies: Float[Tensor, "half_dim"]) -> Float[Tensor, "half_dim"]:
-        """The slower frequencies, in radians a position."""
+        """Return the scaled frequencies, in radians per position."""
         turns = self.context_length * frequencies / (2 * math.pi)
         width = self.high_freq_factor - self.low_freq_factor
+        # 1 for short waves, 0 for long ones, and a ramp between them.
         kept = ((turns - self.low_freq_factor) / width).clamp(0, 1)
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
 class ALiBi(Position):
-    """Scores lowered in proportion to distance, each head at its own rate (Press et al. 2022).
+    """Scores lowered in proportion to the distance, with a slope per head (Press et al. 2022).
 
     Args:
         num_heads: number H of query heads.
@@ -185,21 +193,25 @@ class ALiBi(Position):
     def bias(
         self,
         x: Float[Tensor, "B T C"],
+        *,
         query_positions: Positions,
         key_positions: slice | Int[Tensor, "*rows S"],
     ) -> Float[Tensor, "*rows H T S"]:
-        """Minus a slope for each head times the distance back to the key."""
+        """Return minus the slope of each head times the distance back to the key."""
         queries, keys = (as_index(p, x.device) for p in (query_positions, key_positions))
+        # (…, T, 1) - (…, 1, S) -> (…, T, S); negative for later keys, which a causal mask hides.
         distance = queries[..., :, None] - keys[..., None, :]
+        # (H, 1, 1) * (…, 1, T, S) -> (…, H, T, S)
         slopes = self.slopes(x.device).to(x.dtype)
         return -slopes[:, None, None] * distance.unsqueeze(-3)
 
     def slopes(self, device: torch.device | None = None) -> Float[Tensor, "H"]:
-        """2^(-8h/H) for h = 1 … H, where H is a power of two.
+        """Return 2^(-8h/H) for h = 1 … H if H is a power of two.
 
-        For other counts: the slopes of the power of two below, then every second one of the
-        power above, as the paper's authors do.
+        For other H: the slopes of the next lower power of two, then every second one of the next
+        higher power, as in the authors' code.
         """
+        # The largest power of two that is at most H.
         below = 2 ** (self.num_heads.bit_length() - 1)
         steps = torch.arange(1, below + 1, device=device) / below
         between = (torch.arange(self.num_heads - below, device=device) + 0.5) / below
@@ -207,25 +219,27 @@ class ALiBi(Position):
 
 
 def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*rows T"]:
-    """The positions as numbers, whichever way they were given."""
+    """Return positions as a tensor of indices."""
     if isinstance(positions, slice):
         return torch.arange(positions.start, positions.stop, device=device)
     return positions
 
 
 def angles(
-    x: Tensor, positions: Positions, dim: int, theta: float, scaling: Scaling | None = None
+    x: Tensor, positions: Positions, *, dim: int, theta: float, scaling: Scaling | None = None
 ) -> Float[Tensor, "*rows T half_dim"]:
-    """The angle position · theta^(-2j/dim), j = 0 … dim/2 - 1; where `x` is, at least float32."""
+    """Return position · theta^(-2j/dim) for j = 0 … dim/2 - 1, on the device of `x`."""
+    # At least float32: bfloat16 has 8 significant bits and cannot tell position 256 from 257.
     dtype = torch.promote_types(x.dtype, torch.float32)
     frequencies = theta ** -(torch.arange(0, dim, 2, dtype=dtype, device=x.device) / dim)
     if scaling is not None:
         frequencies = scaling(frequencies)
+    # (…, T, 1) * (dim/2) -> (…, T, dim/2)
     return as_index(positions, x.device).to(dtype)[..., None] * frequencies
 
 
 def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor, "B heads T D"]:
-    """Turns each pair of columns (j, j + D/2) of `x` by its angle.
+    """Rotate each pair of columns (j, j + D/2) of `x` by its angle.
 
     Args:
         x: queries or keys.
@@ -233,6 +247,8 @@ def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor,
     """
     cos, sin = (part.to(x.dtype) for part in rotation)
     left, right = x.chunk(2, dim=-1)
+    # The 2 x 2 rotation matrix of each pair. As R(m)ᵀ R(n) = R(n - m), the score of a query at m and a
+    # key at n depends on n - m only. A rotation keeps lengths, so scores keep their scale.
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 

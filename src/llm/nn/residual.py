@@ -1,4 +1,4 @@
-"""How a sublayer joins the residual stream: where the norm stands."""
+"""How a sublayer is added to the residual stream: with the norm before or after it."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,15 @@ Residual = Callable[[Tensor, Function, Function], Tensor]
 def pre_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
-    """Norm first, x + sublayer(norm(x)): the stream itself stays as it is (Xiong et al. 2020)."""
+    """Return x + sublayer(norm(x)); nothing normalizes the stream itself (Xiong et al. 2020)."""
+    # The gradient reaches every layer unchanged through the sum, so deep stacks can train without warm-up.
     return x + sublayer(norm(x))
 
 
 def post_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
-    """Norm last, norm(x + sublayer(x)): the first Transformer's; needs warm-up (Vaswani et al. 2017)."""
+    """Return norm(x + sublayer(x)), as in the first Transformer (Vaswani et al. 2017)."""
+    # Every norm is in the path of the gradient: it is largest near the output at the start, so the
+    # learning rate needs a warm-up (Xiong et al. 2020, section 3).
     return norm(x + sublayer(x))

@@ -25,6 +25,7 @@ Owners = tuple[distributed.ProcessGroup, ...]
 def clip_gradients(
     parameters: Iterable[Tensor],
     limit: float,
+    *,
     others: distributed.ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     """Scale all gradients down, if need be, so that their norm as one long vector is at most `limit`.

@@ -29,7 +29,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(
-    matrices: Float[Tensor, "N R C"], steps: int = 5, dtype: torch.dtype = torch.bfloat16
+    matrices: Float[Tensor, "N R C"], steps: int = 5, *, dtype: torch.dtype = torch.bfloat16
 ) -> Float[Tensor, "N R C"]:
     """Push all singular values of each matrix towards 1 and keep its singular vectors.
 
@@ -91,6 +91,7 @@ class Muon(Optimizer):
         self,
         params: Iterable[dict[str, Any]],
         lr: float = 0.02,
+        *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         adamw_lr: float = 2e-3,
@@ -151,11 +152,11 @@ class Muon(Optimizer):
             gradients: list[Tensor] = [p.grad for p in group["params"] if p.grad is not None]
             if parameters:
                 update = self._muon if group["hidden"] else self._adamw
-                update(parameters, gradients, group)
+                update(parameters, gradients, group=group)
         return loss
 
     def _muon(
-        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+        self, parameters: list[Tensor], gradients: list[Tensor], *, group: dict[str, Any]
     ) -> None:
         averages = [to_local(average) for average in self._state("momentum_buffer", parameters)]
         gradients, weights = [to_local(g) for g in gradients], [to_local(p) for p in parameters]
@@ -176,15 +177,15 @@ class Muon(Optimizer):
             torch._foreach_add_([to_local(p) for p, _ in pairs], steps, alpha=-rate)
 
     def _adamw(
-        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+        self, parameters: list[Tensor], gradients: list[Tensor], *, group: dict[str, Any]
     ) -> None:
         adamw(
-            [to_local(parameter) for parameter in parameters],
-            [to_local(gradient) for gradient in gradients],
-            [to_local(average) for average in self._state("exp_avg", parameters)],
-            [to_local(average) for average in self._state("exp_avg_sq", parameters)],
-            [],
-            self._state("step", parameters),
+            params=[to_local(parameter) for parameter in parameters],
+            grads=[to_local(gradient) for gradient in gradients],
+            exp_avgs=[to_local(average) for average in self._state("exp_avg", parameters)],
+            exp_avg_sqs=[to_local(average) for average in self._state("exp_avg_sq", parameters)],
+            max_exp_avg_sqs=[],
+            state_steps=self._state("step", parameters),
             fused=group["fused"],
             amsgrad=False,
             beta1=group["betas"][0],

@@ -10,7 +10,7 @@ longer than its warm-up only ever rises.
 import math
 
 
-def constant(step: int, max_steps: int, warmup_steps: int = 0) -> float:
+def constant(step: int, max_steps: int, *, warmup_steps: int = 0) -> float:
     """Hold the peak after the warm-up.
 
     Args:
@@ -24,10 +24,10 @@ def constant(step: int, max_steps: int, warmup_steps: int = 0) -> float:
     Raises:
         ValueError: a negative step or warm-up, or a run of no steps.
     """
-    return _warmup(step, max_steps, warmup_steps)
+    return _warmup(step, max_steps, warmup_steps=warmup_steps)
 
 
-def linear(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
+def linear(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
     """Fall in a straight line from the peak to the last step.
 
     Args:
@@ -42,11 +42,11 @@ def linear(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float 
     Raises:
         ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
     """
-    remaining = 1 - _progress(step, max_steps, _peak(warmup_steps))
-    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+    remaining = 1 - _progress(step, max_steps, start=_peak(warmup_steps))
+    return _warmup(step, max_steps, warmup_steps=warmup_steps) * _above(final_ratio, remaining)
 
 
-def cosine(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float = 0.1) -> float:
+def cosine(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.1) -> float:
     """Fall along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5).
 
     Args:
@@ -61,13 +61,14 @@ def cosine(step: int, max_steps: int, warmup_steps: int = 0, final_ratio: float 
     Raises:
         ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
     """
-    remaining = (1 + math.cos(math.pi * _progress(step, max_steps, _peak(warmup_steps)))) / 2
-    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+    remaining = (1 + math.cos(math.pi * _progress(step, max_steps, start=_peak(warmup_steps)))) / 2
+    return _warmup(step, max_steps, warmup_steps=warmup_steps) * _above(final_ratio, remaining)
 
 
 def wsd(
     step: int,
     max_steps: int,
+    *,
     warmup_steps: int = 0,
     final_ratio: float = 0.0,
     decay_fraction: float = 0.2,
@@ -93,11 +94,11 @@ def wsd(
     if not 0 <= decay_fraction <= 1:
         raise ValueError(f"decay_fraction={decay_fraction} is outside of [0, 1]")
     stable_until = max_steps - 1 - round(decay_fraction * max_steps)
-    remaining = 1 - _progress(step, max_steps, max(stable_until, _peak(warmup_steps)))
-    return _warmup(step, max_steps, warmup_steps) * _above(final_ratio, remaining)
+    remaining = 1 - _progress(step, max_steps, start=max(stable_until, _peak(warmup_steps)))
+    return _warmup(step, max_steps, warmup_steps=warmup_steps) * _above(final_ratio, remaining)
 
 
-def _warmup(step: int, max_steps: int, warmup_steps: int) -> float:
+def _warmup(step: int, max_steps: int, *, warmup_steps: int) -> float:
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: a schedule needs a run of at least one step")
     if step < 0 or warmup_steps < 0:
@@ -110,7 +111,7 @@ def _peak(warmup_steps: int) -> int:
     return max(0, warmup_steps - 1)
 
 
-def _progress(step: int, max_steps: int, start: int) -> float:
+def _progress(step: int, max_steps: int, *, start: int) -> float:
     """How far the decay has come that begins after step `start`: 0 there, 1 at the last step."""
     if step <= start:
         return 0.0

@@ -20,7 +20,7 @@ class DDP(Strategy):
 
     keeps_gradients = True  # in the buffers that are sent
 
-    def __init__(self, find_unused_parameters: bool = False) -> None:
+    def __init__(self, *, find_unused_parameters: bool = False) -> None:
         self.find_unused_parameters = find_unused_parameters
 
     def lightning(self, hardware: Hardware) -> "DDPStrategy":

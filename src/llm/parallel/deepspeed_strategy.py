@@ -147,12 +147,18 @@ class DeepSpeedEngineStrategy(DeepSpeedStrategy):
         DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(
-        self, checkpoint_path: str | Path, weights_only: bool | None = None
+        self,
+        checkpoint_path: str | Path,
+        weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         """Read it, the large tensors left where they are until they are asked for."""
         return open_checkpoint(Path(checkpoint_path))
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(
+        self,
+        checkpoint: Mapping[str, Any],
+        strict: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
         """Fill the engine's weights and the float32 copies that the optimizer has of them."""
         from deepspeed.utils import safe_set_full_fp32_param
 

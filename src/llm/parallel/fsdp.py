@@ -32,14 +32,14 @@ class FSDP(Strategy):
         False  # each device would find overflows in its own share alone, and skip steps alone
     )
 
-    def __init__(self, sharded_checkpoint: bool = False) -> None:
+    def __init__(self, *, sharded_checkpoint: bool = False) -> None:
         self.sharded_checkpoint = sharded_checkpoint
 
     def lightning(self, hardware: Hardware) -> "MeshStrategy":
         """Lightning's strategy of a device mesh, all of whose devices read batches of their own."""
         from llm.parallel.mesh_strategy import MeshStrategy
 
-        return MeshStrategy(hardware.world, 1, self.sharded_checkpoint)
+        return MeshStrategy(hardware.world, 1, in_parts=self.sharded_checkpoint)
 
     def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:
         """Divide a model, block by block."""

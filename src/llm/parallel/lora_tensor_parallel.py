@@ -30,7 +30,7 @@ def lora_plan_of(model: nn.Module, size: int) -> Plan:
     plan = tensor_parallel_plan.plan_of(model, size)
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
-            style = _beside(plan[f"{name}.base"], layer.base, size)
+            style = _beside(plan[f"{name}.base"], layer.base, size=size)
             for update, module in layer.named_modules():
                 if isinstance(module, LowRank):
                     _require_no_dropout(module)
@@ -39,7 +39,7 @@ def lora_plan_of(model: nn.Module, size: int) -> Plan:
     return plan
 
 
-def _beside(style: ParallelStyle, base: nn.Linear, size: int) -> ParallelStyle:
+def _beside(style: ParallelStyle, base: nn.Linear, *, size: int) -> ParallelStyle:
     """How an update is divided, from how its layer is."""
     if not isinstance(style, ColwiseParallel):
         return ByInputs()
@@ -84,7 +84,14 @@ class ByOutputs(ParallelStyle):
         if not self.output.is_replicate():
             mine = mask.chunk(device_mesh.size())[device_mesh.get_local_rank()].nonzero()
             update.rows = slice(int(mine.min()), int(mine.max()) + 1)
-        return _distributed(update, device_mesh, Replicate(), Shard(0), Replicate(), self.output)
+        return _distributed(
+            update,
+            device_mesh,
+            down=Replicate(),
+            up=Shard(0),
+            inputs=Replicate(),
+            outputs=self.output,
+        )
 
 
 class ByInputs(ParallelStyle):
@@ -92,12 +99,20 @@ class ByInputs(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         update = cast(LowRank, module)
-        return _distributed(update, device_mesh, Shard(1), Replicate(), Shard(-1), Replicate())
+        return _distributed(
+            update,
+            device_mesh,
+            down=Shard(1),
+            up=Replicate(),
+            inputs=Shard(-1),
+            outputs=Replicate(),
+        )
 
 
 def _distributed(
     update: LowRank,
     mesh: DeviceMesh,
+    *,
     down: Placement,
     up: Placement,
     inputs: Placement,

@@ -33,7 +33,7 @@ class MeshStrategy(ModelParallelStrategy):
         in_parts: write checkpoints in parts, each device its own, not one file from the first device.
     """
 
-    def __init__(self, data_parallel: int, tensor_parallel: int, in_parts: bool = False) -> None:
+    def __init__(self, data_parallel: int, tensor_parallel: int, *, in_parts: bool = False) -> None:
         super().__init__(data_parallel, tensor_parallel, save_distributed_checkpoint=in_parts)
         self.in_parts = in_parts
 
@@ -100,12 +100,18 @@ class MeshStrategy(ModelParallelStrategy):
     # Reading
 
     def load_checkpoint(
-        self, checkpoint_path: str | Path, weights_only: bool | None = None
+        self,
+        checkpoint_path: str | Path,
+        weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         """Read it, the large tensors but for what this device needs left where they are."""
         return open_checkpoint(Path(checkpoint_path))
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(
+        self,
+        checkpoint: Mapping[str, Any],
+        strict: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
         """Fill this device's parts of the module's parameters."""
         targets, orders = self._module.state_dict(keep_vars=True), self._row_orders()
         stored = checkpoint["state_dict"]
@@ -115,7 +121,9 @@ class MeshStrategy(ModelParallelStrategy):
             )
         with torch.no_grad():
             for name in stored:
-                to_local(targets[name]).copy_(part(stored[name], targets[name], orders.get(name)))
+                to_local(targets[name]).copy_(
+                    part(stored[name], targets[name], order=orders.get(name))
+                )
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # what was gathered of the old ones
@@ -127,7 +135,7 @@ class MeshStrategy(ModelParallelStrategy):
             orders = self._orders_of(optimizer)
             state = {
                 number: {
-                    name: shard_like(value, parameters[number], orders[number])
+                    name: shard_like(value, parameters[number], order=orders[number])
                     for name, value in values.items()
                 }
                 for number, values in stored["state"].items()
@@ -161,7 +169,7 @@ def in_own_order(tensor: Tensor, order: Tensor | None) -> Tensor:
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
-def part(stored: Any, like: Tensor, order: Tensor | None) -> Tensor:
+def part(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
     """Of a tensor at rest what this device has of it, if it is divided as `like` is.
 
     Args:
@@ -179,11 +187,11 @@ def part(stored: Any, like: Tensor, order: Tensor | None) -> Tensor:
     return stored[everything][order][local_slices(like)]
 
 
-def shard_like(stored: Any, parameter: Tensor, order: Tensor | None) -> Any:
+def shard_like(stored: Any, parameter: Tensor, *, order: Tensor | None) -> Any:
     """A value of an optimizer's state, divided as its parameter is if it has the parameter's shape."""
     if not hasattr(stored, "shape"):
         return stored
     if tuple(stored.shape) != tuple(parameter.shape):
         return stored[tuple(slice(0, size) for size in stored.shape)].clone()
-    values = part(stored, parameter, order).to(to_local(parameter).device, copy=True)
+    values = part(stored, parameter, order=order).to(to_local(parameter).device, copy=True)
     return from_local(values, parameter)

@@ -46,7 +46,10 @@ class Pipeline(Strategy):
         from llm.parallel.pipeline_strategy import PipelineStrategy
 
         return PipelineStrategy(
-            hardware.world, self.schedule, self.pieces(hardware.world), hardware.compile
+            hardware.world,
+            self.schedule,
+            microbatches=self.pieces(hardware.world),
+            compiled=hardware.compile,
         )
 
     def data_parallel(self, world: int) -> int:
@@ -126,7 +129,7 @@ def kept_by_stages(model: nn.Module, count: int) -> list[Kept]:
     """
     from llm.parallel.pipeline_stage import Stage
 
-    stages = (Stage(without_weights(model), index, count) for index in range(count))
+    stages = (Stage(without_weights(model), index=index, count=count) for index in range(count))
     return [_kept_by(stage) for stage in stages]
 
 

@@ -67,7 +67,7 @@ class Stage:
         ValueError: the model cannot be divided into so many.
     """
 
-    def __init__(self, model: nn.Module, index: int, count: int) -> None:
+    def __init__(self, model: nn.Module, *, index: int, count: int) -> None:
         self.span = stages_of(model, count)[index]
         model = cast(GPT, model)
         self.model = model
@@ -136,12 +136,12 @@ class Stage:
         return logits
 
     def new_cache(
-        self, batch_size: int, capacity: int | None = None, dtype: torch.dtype | None = None
+        self, batch_size: int, capacity: int | None = None, *, dtype: torch.dtype | None = None
     ) -> Cache:
         """As of `GPT.new_cache`, with room for this stage's blocks alone."""
         kept = {
             number: cast(Attention, self.model.blocks[number].attention).new_cache(
-                batch_size, capacity or self.model.context_length, dtype
+                batch_size, capacity or self.model.context_length, dtype=dtype
             )
             for number in self.span
         }
@@ -174,7 +174,7 @@ class Stage:
 class MiddleStage(nn.Module):
     """A block that is elsewhere."""
 
-    def forward(self, x: Float[Tensor, "B T C"], *context: object) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], **context: object) -> Float[Tensor, "B T C"]:
         """The stream as it is."""
         return x
 

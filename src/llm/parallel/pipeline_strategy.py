@@ -42,7 +42,7 @@ class PipelineStrategy(MeshStrategy):
     """
 
     def __init__(
-        self, world: int, schedule: Literal["gpipe", "1f1b"], microbatches: int, compiled: bool
+        self, world: int, schedule: Literal["gpipe", "1f1b"], *, microbatches: int, compiled: bool
     ) -> None:
         super().__init__(1, world)
         self.schedule: Literal["gpipe", "1f1b"] = schedule
@@ -67,9 +67,15 @@ class PipelineStrategy(MeshStrategy):
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         task = self._task
         require_logits(task)
-        self.stage = Stage(task.model, self.global_rank, self.world_size)
+        self.stage = Stage(task.model, index=self.global_rank, count=self.world_size)
         self.names = ParameterNames(self.stage, task.parameter_groups)
-        self.work = StageStep(task, self.stage, self.schedule, self.microbatches, self._precision)
+        self.work = StageStep(
+            task,
+            self.stage,
+            schedule=self.schedule,
+            microbatches=self.microbatches,
+            precision=self._precision,
+        )
         if self.compiled:
             self.work.compute = torch.compile(self.work.compute)
         task.step = self.work.step
@@ -145,7 +151,11 @@ class PipelineStrategy(MeshStrategy):
             optimizer = optimizer.optimizer
         return self.names.whole_optimizer(optimizer.state_dict())
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    def load_model_state_dict(
+        self,
+        checkpoint: Mapping[str, Any],
+        strict: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
         """Fill this stage's parameters."""
         stored = checkpoint["state_dict"]
         if strict and stored.keys() != self.names.tied.keys():
@@ -183,6 +193,7 @@ class StageStep:
         self,
         task: Task,
         stage: Stage,
+        *,
         schedule: Literal["gpipe", "1f1b"],
         microbatches: int,
         precision: Callable[[], Any],

@@ -48,7 +48,7 @@ class TensorParallel(Strategy):
 
         group, groups = mesh["tensor_parallel"], mesh["data_parallel"]
         if group.size() > 1:
-            parallelize(model, group, lora_plan_of(model, group.size()))
+            parallelize(model, group, plan=lora_plan_of(model, group.size()))
         if groups.size() > 1:
             # The logits that a group joined are a view; nothing here writes into them.
             warnings.filterwarnings(

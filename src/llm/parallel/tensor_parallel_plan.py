@@ -54,7 +54,7 @@ def plan_of(model: nn.Module, size: int) -> Plan:
     return plan
 
 
-def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
+def parallelize(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
     """Divide a model in place; every parameter becomes a DTensor, and tied ones stay one.
 
     Args:
@@ -111,8 +111,8 @@ def _language_model(module: GPT, size: int) -> Plan:
 
 def _attention(module: Attention, size: int) -> Plan:
     heads, kv_heads = module.num_heads, module.num_kv_heads
-    _require_divisor("num_heads", heads, size)
-    _require_divisor("num_kv_heads", kv_heads, size)
+    _require_divisor("num_heads", heads, size=size)
+    _require_divisor("num_kv_heads", kv_heads, size=size)
     plan: Plan = {
         "query_key_value": Heads((heads, kv_heads, kv_heads), module.head_dim),
         "output": RowwiseParallel(),
@@ -124,7 +124,7 @@ def _attention(module: Attention, size: int) -> Plan:
 
 
 def _feed_forward(module: FeedForward | GatedFeedForward, size: int) -> Plan:
-    _require_divisor("hidden_dim", module.output.weight.shape[1], size)
+    _require_divisor("hidden_dim", module.output.weight.shape[1], size=size)
     outputs = {name: ColwiseParallel() for name in ("gate", "input") if hasattr(module, name)}
     return {**outputs, "output": RowwiseParallel()}
 
@@ -149,7 +149,7 @@ STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
 }
 
 
-def _require_divisor(name: str, number: int, size: int) -> None:
+def _require_divisor(name: str, number: int, *, size: int) -> None:
     if number % size:
         raise ValueError(
             f"{name}={number} cannot be divided among {size} devices: give a hardware.strategy.size that divides it "
@@ -220,13 +220,15 @@ class ReplicatedNorm(ParallelStyle):
         norm.kernel = partial(self._local, norm.kernel)
         return distribute_module(module, device_mesh)
 
-    def _local(self, kernel: Callable[..., Tensor], x: Tensor, *given: Any) -> Tensor:
-        """The kernel's result for the parameters' plain tensors."""
-        local = [
-            p.to_local(grad_placements=[self.gradient]) if isinstance(p, DTensor) else p
-            for p in given
-        ]
-        return kernel(x, *local)
+    def _local(
+        self, kernel: Callable[..., Tensor], x: Tensor, weight: Tensor, **given: Any
+    ) -> Tensor:
+        """Return the kernel's result for the plain tensors of the parameters."""
+        parameters = {"weight": weight, **given}
+        for name, parameter in parameters.items():
+            if isinstance(parameter, DTensor):
+                parameters[name] = parameter.to_local(grad_placements=[self.gradient])
+        return kernel(x, **parameters)
 
 
 class ReplicatedPositions(ParallelStyle):
@@ -270,9 +272,9 @@ class ShardedSlopes(ParallelStyle):
         bias = position.bias
 
         def own(
-            x: Tensor, query_positions: Positions, key_positions: Positions
+            x: Tensor, *, query_positions: Positions, key_positions: Positions
         ) -> Float[Tensor, "*rows H T S"]:
-            every = bias(x, query_positions, key_positions)
+            every = bias(x, query_positions=query_positions, key_positions=key_positions)
             return every.chunk(device_mesh.size(), dim=-3)[rank]
 
         position.bias = own

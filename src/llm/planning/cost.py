@@ -69,7 +69,7 @@ def cost(config: DictConfig) -> Cost | None:
         ConfigError: a part cannot be built, or a batch has no rows.
     """
     with config_errors_at("data"):
-        at_least("batch_size", config.data.batch_size, 1)
+        at_least("batch_size", config.data.batch_size, least=1)
     complete = completed(config)
     if complete is None:
         return None
@@ -223,7 +223,7 @@ def _counts(text: str) -> Counts:
     config = OmegaConf.create(json.loads(text))
     with torch.device("meta"):
         model: nn.Module = build(config.model)
-        initialize(model, None, build(config.adapter))
+        initialize(model, None, adapter=build(config.adapter))
     total = sizes(model.parameters())
     trained = sizes(p for p in model.parameters() if p.requires_grad)
     flops = None

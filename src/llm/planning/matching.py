@@ -50,7 +50,7 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
     reference = _known(configs[0])
     return [
         Matched([], reference),
-        *(_matched(point, reference, measures) for point in configs[1:]),
+        *(_matched(point, reference, measures=measures) for point in configs[1:]),
     ]
 
 
@@ -68,21 +68,21 @@ def _require_sense(measures: Sequence[str], points: int) -> None:
         )
 
 
-def _matched(point: DictConfig, reference: Cost, measures: Sequence[str]) -> Matched:
+def _matched(point: DictConfig, reference: Cost, *, measures: Sequence[str]) -> Matched:
     changed: dict[str, object] = {}
     if "parameters" in measures:
         changed |= match_parameters(point, reference.parameters)
     now = _with(point, changed)
     for what in measures:
         if what != "parameters":
-            changed |= match_steps(now, what, getattr(reference, what))
+            changed |= match_steps(now, what, target=getattr(reference, what))
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
     now = _known(_with(point, changed))
-    _require_near(now, reference, measures)
+    _require_near(now, reference, measures=measures)
     return Matched(words, now)
 
 
-def _require_near(now: Cost, reference: Cost, measures: Sequence[str]) -> None:
+def _require_near(now: Cost, reference: Cost, *, measures: Sequence[str]) -> None:
     for what in measures:
         value, target = getattr(now, what), getattr(reference, what)
         left = _excess(value, target)
@@ -154,7 +154,7 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
     return step * min((low, high), key=lambda steps: abs(parameters(steps) - target))
 
 
-def match_steps(point: DictConfig, what: str, target: int | None) -> dict[str, object]:
+def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str, object]:
     """The steps after which a run has seen `target` tokens, or computed as many FLOPs.
 
     Returns:

@@ -75,7 +75,7 @@ class Timeline:
 
     live: np.ndarray
 
-    def peak(self, shares: Sequence[float] = WHOLE, keeps_gradients: bool = False) -> Memory:
+    def peak(self, shares: Sequence[float] = WHOLE, *, keeps_gradients: bool = False) -> Memory:
         """The moment at which most is held.
 
         Args:
@@ -175,6 +175,7 @@ def on_accelerator() -> Iterator[None]:
 def measure_step(
     make_task: Callable[[], Task],
     make_batch: Callable[[], Batch],
+    *,
     dtype: torch.dtype,
     accumulate: int = 1,
     accelerator: str = "cpu",
@@ -198,7 +199,7 @@ def measure_step(
         task = make_task()
         _tell_logits(task, ledger)
         optimizer = task.configure_optimizers()
-        _step_before(task, optimizer, ledger)
+        _step_before(task, optimizer, ledger=ledger)
         for micro_batch in range(min(accumulate, 2)):  # the third is as the second
             ledger.switch("activations")
             with torch.autocast("cpu", torch.bfloat16, dtype != torch.float32, cache_enabled=False):
@@ -213,7 +214,7 @@ def measure_step(
         return ledger.timeline()
 
 
-def _step_before(task: Task, optimizer: Optimizer, ledger: AllocationTracker) -> None:
+def _step_before(task: Task, optimizer: Optimizer, *, ledger: AllocationTracker) -> None:
     """Leave what the end of an earlier step left: gradients, and the optimizer's states."""
     ledger.switch("gradients")
     for parameter in task.parameters():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def contains(
-    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], text: str
+    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, text: str
 ) -> list[float]:
     """1 for each response that contains `text`, 0 for the others.
 

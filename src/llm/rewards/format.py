@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def matches(
-    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], pattern: str
+    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, pattern: str
 ) -> list[float]:
     """1 for each response that the whole pattern matches, 0 for the others.
 

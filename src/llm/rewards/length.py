@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def length(
-    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], words: int
+    prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, words: int
 ) -> list[float]:
     """1 for a response of just so many words, less by 1 / words for each word more or fewer, at least 0.
 

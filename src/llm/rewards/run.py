@@ -42,7 +42,7 @@ class RunReward:
     trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        require_run(self.path, "reward.path", ("reward",))
+        require_run(self.path, "reward.path", tasks=("reward",))
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: give 1 or more")
 

@@ -1,4 +1,4 @@
-"""A task whose figures are means over examples: what it measures as it trains, and in an evaluation."""
+"""A task whose metrics are means over examples, in training and in an evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,46 +13,49 @@ from llm.tasks.base import Groups, Task
 
 
 class MeansTask(Task):
-    """A task that adds up figures, a value an example each, and reports their means.
+    """A task that sums metrics, one value per example, and reports their means.
 
     Its `step` adds to `trained` and its `evaluate` to `evaluated`.
 
     Args:
-        model: as all that follows up to `parameter_groups`, see `Task`.
+        model: see `Task`, as for the next three.
         optimizer: makes the optimizer.
-        schedule: of the learning rate.
+        schedule: learning rate schedule.
         parameter_groups: sorts the parameters.
-        trained: names of the training's figures; `loss` is logged anyway.
-        evaluated: names of an evaluation's figures, `loss` among them.
+        trained: names of the training metrics; `loss` is logged anyway.
+        evaluated: names of the evaluation metrics, `loss` among them.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
         trained: Sequence[str],
         evaluated: Sequence[str],
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups)
+        super().__init__(
+            model, optimizer=optimizer, schedule=schedule, parameter_groups=parameter_groups
+        )
         self.trained, self.evaluated = Means(trained), Means(evaluated)
 
     def training_figures(self) -> dict[str, float]:
-        """The means over the training examples since they were last asked for."""
+        """Return the means over the training examples since the last call."""
         return self.trained.take()
 
     def results(self) -> dict[str, float]:
-        """The means over all examples that were evaluated since the last call."""
+        """Return the means over all examples that were evaluated since the last call."""
         return self.evaluated.take()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the figures not yet logged, too."""
+        """Store the metrics not yet logged, too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["figures"] = distributed.gather(self.trained.state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Restore the metrics not yet logged."""
         super().on_load_checkpoint(checkpoint)
         figures = distributed.state_of_this_rank(checkpoint["figures"], merge=added)
         if figures is not None:
@@ -60,5 +63,5 @@ class MeansTask(Task):
 
 
 def added(states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """The sums of several ranks as those of one."""
+    """Return the sums over several ranks as the state of one."""
     return {name: torch.stack([state[name] for state in states]).sum(0) for name in states[0]}

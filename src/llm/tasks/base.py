@@ -28,41 +28,41 @@ Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
 
-# Capabilities of models that tasks require, and what is wrong with a model that lacks them.
+# Capabilities that tasks require of a model, and what an error says about a model without them.
 CAUSAL = {
     "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
 }
 GENERATES = {"generates": "cannot write a text; choose a model that can, such as model=gpt"}
 
-# Weighed losses are summed in units of so many targets: near a mean's size, where half precision is at home.
+# Weighted losses are divided by this many targets, so that they have the size of a mean: fp16 overflows at 65,504.
 UNIT = 1024
 
 
 class Task(L.LightningModule):
-    """A model, an objective, and how the one learns from the other.
+    """A model with a training objective, an optimizer and a learning rate schedule.
 
-    A subclass says what a batch costs in `step`, and how well the model does in `evaluate` and
-    `results`. Metrics stay on the device and leave it every `log_every` steps only: a value read is a
-    wait for the GPU.
+    A subclass computes the training loss in `step` and the metrics of an evaluation in `evaluate` and
+    `results`. Metrics stay on the device and are read every `log_every` steps only, because reading a
+    value waits for the GPU.
 
     Args:
-        model: the network; it knows nothing of training.
+        model: the network; it contains nothing about training.
         optimizer: makes the optimizer from parameter groups.
-        schedule: `(step, max_steps)` to a multiplier of every group's learning rate.
+        schedule: maps `(step, max_steps)` to a multiplier of every group's learning rate.
         parameter_groups: sorts a model's trainable parameters into groups, with and without decay.
 
     Attributes:
-        data_module: the kind of data that the task learns from.
-        requires: capabilities that the model has to have, each with what is wrong with one that lacks it.
+        data_module: the class of data modules that the task learns from.
+        requires: capabilities that the model must have, each with the error message for one without it.
         command: the command of `llm` that uses a run of this task.
         figures: the newest value of each metric that was recorded.
         measured: the step of each of these values.
-        tested: what a test measures, as its figures are called: `test`, or `whole` for the whole validation part.
-        is_adapted: whether the model is an adapted one, whose frozen weights no checkpoint repeats.
+        tested: prefix of the metrics of a test: `test`, or `whole` for the whole validation part.
+        is_adapted: whether the model has an adapter; checkpoints then leave out the frozen weights.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
-        peers: ranks that train other parameters of the same model; None where each trains all.
-        is_sharded: whether all ranks are needed to run the model, for none has the whole of it.
+        peers: ranks that train other parameters of the same model; None if each rank trains all.
+        is_sharded: whether the model is divided, so that running it takes all ranks.
     """
 
     data_module: ClassVar[type[DataModule]] = DataModule
@@ -72,6 +72,7 @@ class Task(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
@@ -90,20 +91,20 @@ class Task(L.LightningModule):
         self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
         self.peers: ProcessGroup | None = None
         self.is_sharded = False
-        # Of this rank's micro-batches since they were last logged: loss, and how many targets it is a mean of.
+        # Loss and number of targets of this rank's micro-batches since the last logged step.
         self._losses: list[tuple[Tensor, Tensor | None]] = []
-        self._rates: list[float] = []  # the peak rate of each group
-        self._targets: list[Tensor] = []  # of the optimizer step under way
+        self._rates: list[float] = []  # the peak learning rate of each group
+        self._targets: list[Tensor] = []  # of the current optimizer step, per micro-batch
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As any module; but Lightning notes the hook it is in forty times a step, a word that is no layer."""
+        """Set an attribute; Lightning sets the name of its hook forty times per step, so that skips module handling."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
     def configure_model(self) -> None:
-        """Divide the model among devices, once: Lightning asks for it before each fit and test."""
+        """Divide the model among devices, once: Lightning calls this before each fit and test."""
         shard, self.shard = self.shard, None
         if shard is not None and self.device_mesh is not None:
             with config_errors_at("hardware.strategy"):
@@ -111,73 +112,77 @@ class Task(L.LightningModule):
 
     @property
     def data_parallel(self) -> int:
-        """How many ranks read batches of their own; the others work on those of one of them."""
+        """Number of data-parallel ranks."""
         return (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
 
     def check(self, data: DataModule) -> None:
-        """Refuse data or a model that this task cannot work with, before anything starts.
+        """Check that this task can train the model on the data, before anything starts.
 
         Raises:
-            ValueError: they do not go together.
+            ValueError: it cannot.
         """
 
     @abstractmethod
     def step(self, batch: Batch) -> Tensor:
-        """The training loss of one batch, a scalar with gradient."""
+        """Return the training loss of one batch, a scalar with gradient."""
 
     def weight(self, batch: Batch) -> Tensor | None:
-        """How many targets the loss of `step` is the mean of; None where all batches have as many.
+        """Return the number of targets of a batch; None if all batches have the same number.
 
-        Micro-batches and devices weigh by it, so that an optimizer step follows the mean over all its
-        targets, however they were divided.
+        Micro-batches and ranks are weighted by it, so that the gradient of an optimizer step is that of
+        the mean over all its targets, however they were divided.
         """
         return None
 
     def training_figures(self) -> dict[str, float]:
-        """More figures of the training since the last call; asked for at logged steps only."""
+        """Return further metrics of the training since the last call; called at logged steps only."""
         return {}
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> None:
-        """Add a batch to the sums of the evaluation under way."""
+        """Add a batch to the sums of the current evaluation."""
 
     @abstractmethod
     def results(self) -> dict[str, float]:
-        """The figures of what was evaluated since the last call, of all devices; `loss` is among them."""
+        """Return the metrics of all ranks' batches since the last call, `loss` among them."""
 
     def warnings(self) -> list[str]:
-        """What the newest evaluation shows to be wrong with the model, a line each."""
+        """Return what the newest evaluation shows to be wrong with the model, one line each."""
         return []
 
     def compile_step(self) -> None:
-        """Compile the model together with its loss: one graph, and Lightning stays outside of it."""
+        """Compile the model together with its loss: one graph, without Lightning's code in it."""
         self.step = torch.compile(self.step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch; the mean of them is what gets logged."""
+        """Return the loss of a micro-batch, weighted by its number of targets."""
         loss, weight = self.step(batch), self.weight(batch)
         self._losses.append((loss.detach(), weight))
+        # One micro-batch, or equal numbers of targets: the mean of the means is the mean over all targets.
         if weight is None or self._shares == 1:
             return loss
         if self.begins_step(batch_idx):
             self._targets.clear()
         self._targets.append(weight)
+        # Back to a sum over targets, as micro-batches with more targets count more; `_to_mean` divides.
         return loss * weight / UNIT
 
-    # Lightning asks for it at every step, and working it out anew takes longer than a layer norm.
+    # Lightning inspects the signature at every step; computing it takes longer than a layer norm.
     training_step.__signature__ = signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
 
     @property
     def _shares(self) -> int:
-        """How many batches a step is divided into, by accumulation and by devices."""
+        """Number of micro-batches of an optimizer step, on all data-parallel ranks together."""
         return self.trainer.accumulate_grad_batches * self.data_parallel
 
     def _to_mean(self, optimizer: Optimizer) -> None:
-        """Turn gradients, which Lightning has averaged over the shares, into those of the mean loss."""
+        """Rescale the gradients, which are averages over micro-batches, to those of the mean over targets."""
         targets = torch.stack(self._targets).sum()
         targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
         assert isinstance(targets, Tensor)
         targets = targets * self.data_parallel / self.trainer.world_size  # ranks may share a batch
+        # Lightning divides each loss by the number of accumulated micro-batches and averages over ranks, so a
+        # gradient is that of Σ loss · targets / (UNIT · shares); this makes it that of Σ loss · targets / Σ targets.
         scale = self._shares * UNIT / targets.clamp(min=1)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -189,10 +194,10 @@ class Task(L.LightningModule):
         self.evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Record the figures of the validation part, on all ranks the same.
+        """Record the metrics of the validation part, the same on all ranks.
 
         Raises:
-            DivergedError: the loss is NaN or infinite; nobody samples from such a model, or saves it.
+            DivergedError: the loss is NaN or infinite; such a model is neither sampled from nor saved.
         """
         self._record_results("val")
 
@@ -201,24 +206,24 @@ class Task(L.LightningModule):
         self.evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Record the figures of the test part, or of the whole validation part."""
+        """Record the metrics of the test part, or of the whole validation part."""
         self._record_results(self.tested)
 
     def _record_results(self, part: str) -> None:
         metrics = {f"{part}/{name}": value for name, value in self.results().items()}
-        before = self.trainer.sanity_checking  # the weights that a finetune begins from
+        before = self.trainer.sanity_checking  # the initial weights may give anything
         if part == "val" and not before:
-            require_finite_loss("validation loss", metrics["val/loss"], self.global_step)
+            require_finite_loss("validation loss", metrics["val/loss"], step=self.global_step)
         self.record(metrics)
-        # For callbacks of Lightning's own, which look for what they monitor there.
+        # Lightning's own callbacks look there for the metric that they monitor.
         self.trainer.callback_metrics.update(
             {name: torch.tensor(value) for name, value in metrics.items()}
         )
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimizer over the groups, each of which remembers its peak learning rate."""
+        """Return the optimizer; each group keeps its peak learning rate."""
         optimizer = self.make_optimizer(self.parameter_groups(self.model))
-        # A fused optimizer would unscale fp16 gradients inside its step, after clipping saw them scaled.
+        # Otherwise a fused optimizer unscales fp16 gradients inside its step, after clipping saw them scaled.
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -227,7 +232,7 @@ class Task(L.LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        """Take the peak rates of the configuration: of an optimizer that was restored they are the checkpoint's."""
+        """Set the peak learning rates of the configuration; a restored optimizer has those of its checkpoint."""
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["initial_lr"] = rate
 
@@ -238,11 +243,12 @@ class Task(L.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Set the learning rates, a pure function of the step, and let the optimizer go one step.
+        """Set the learning rates, a pure function of the step, and take one optimizer step.
 
-        A scheduler object would hold state to save and cost more than the arithmetic.
+        A scheduler object would have state to save, and takes longer than the arithmetic.
         """
         step, max_steps = self.global_step, self.trainer.max_steps
+        # A resumed run needs no scheduler state: the step alone gives the rate.
         multiplier = self.schedule(min(step, max_steps - 1), max_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
@@ -256,8 +262,8 @@ class Task(L.LightningModule):
     ) -> None:
         """Clip to a global norm and keep the norm from before (Pascanu et al. 2013).
 
-        The norm is looked at before the optimizer takes its step: in every step on the CPU, where that is free,
-        and at logged steps elsewhere, where a look waits for the device.
+        The norm is checked before the optimizer step: at every step on the CPU, where reading it is free, and at
+        logged steps elsewhere, where reading it waits for the device.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
@@ -267,36 +273,37 @@ class Task(L.LightningModule):
         is_looked_at = self.is_log_step or self.device.type == "cpu"
         if gradient_clip_val is not None or is_looked_at:
             limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+            # Clipping comes after accumulation, averaging and rescaling, and before the optimizer step.
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.gradient_norm = clip_gradients(parameters, limit, self.peers)
+            self.gradient_norm = clip_gradients(parameters, limit, others=self.peers)
             if is_looked_at:
                 self._require_finite(self.gradient_norm.item())
 
     def _require_finite(self, norm: float) -> None:
-        """Refuse a step by gradients that are not finite; a scaler of fp16 skips such a step itself."""
+        """Raise an error for gradients that are not finite; an fp16 scaler skips such a step itself."""
         if not math.isfinite(norm) and not getattr(self.trainer.precision_plugin, "scaler", None):
-            require_finite_loss("norm of the gradients", norm, self.global_step)
+            require_finite_loss("norm of the gradients", norm, step=self.global_step)
 
     def begins_step(self, batch_idx: int) -> bool:
-        """Whether the micro-batch of this number is the first of its optimizer step."""
+        """Whether micro-batch `batch_idx` is the first of its optimizer step."""
         return batch_idx % self.trainer.accumulate_grad_batches == 0
 
     def ends_step(self, batch_idx: int) -> bool:
-        """Whether the micro-batch of this number is the last of its optimizer step."""
+        """Whether micro-batch `batch_idx` is the last of its optimizer step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ask for a validation after the last step: Lightning's own come at an interval only."""
+        """Request a validation after the last step: Lightning validates at intervals only."""
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
 
     @property
     def is_log_step(self) -> bool:
-        """Whether the optimizer step now under way is one whose metrics are logged."""
+        """Whether the metrics of the current optimizer step are logged."""
         return (self.global_step + 1) % self.log_every == 0
 
     def take_training_metrics(self) -> dict[str, float]:
-        """Mean training loss since the last call, gradient norm and learning rates; waits for the device."""
+        """Return the mean training loss since the last call, gradient norm and learning rates; waits for the device."""
         metrics: dict[str, float] = {}
         if self._losses:
             metrics["train/loss"] = self._mean_loss()
@@ -311,13 +318,13 @@ class Task(L.LightningModule):
         return metrics | {f"train/{name}": value for name, value in self.training_figures().items()}
 
     def _mean_loss(self) -> float:
-        """The mean over the micro-batches of all ranks; ranks that share a batch count it alike."""
+        """Return the mean over the micro-batches of all ranks; ranks that share a batch count it equally."""
         sums = [sum_of(losses) for losses in distributed.gather(self._plain_losses())]
         losses, weights = zip(*sums, strict=True)
         return math.fsum(losses) / max(math.fsum(weights), 1)
 
     def _plain_losses(self) -> list[tuple[float, float]]:
-        """The losses not yet logged and their weights as plain numbers; waits for the device."""
+        """Return the losses not yet logged and their weights as plain numbers; waits for the device."""
         if not self._losses:
             return []
         losses = torch.stack([loss.to(self.device) for loss, _ in self._losses])
@@ -326,10 +333,10 @@ class Task(L.LightningModule):
         return list(zip(*both.tolist(), strict=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
+        """Store the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
 
-        Of an adapted model only what is trained is kept: a few megabytes instead of all its weights.
-        The checkpoint, whether of weights alone or of everything, also says which run has written it.
+        Of an adapted model only the trained parameters are stored: a few megabytes instead of all weights.
+        The checkpoint also names the run that wrote it.
         """
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if (position := checkpoint.pop(type(data).__qualname__, None)) is not None:
@@ -341,10 +348,10 @@ class Task(L.LightningModule):
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the losses not yet logged; what an adapted model's checkpoint lacks stays as it is.
+        """Restore the losses not yet logged; frozen weights of an adapted model are not in the checkpoint.
 
         Raises:
-            ValueError: the checkpoint is that of another adapter.
+            ValueError: the checkpoint was written with another adapter.
         """
         if "data" in checkpoint:
             self.trainer.datamodule.load_state_dict(checkpoint["data"])  # pyright: ignore[reportAttributeAccessIssue]
@@ -361,11 +368,11 @@ class Task(L.LightningModule):
             self.strict_loading = False
 
     def trained_names(self) -> set[str]:
-        """The names of the parameters that are trained, on any rank."""
+        """Return the names of the parameters that are trained, on any rank."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Hand metrics of the present step to every logger; the newest of each stay in `figures`."""
+        """Pass metrics of the current step to every logger and keep the newest of each in `figures`."""
         self.figures |= metrics
         self.measured |= dict.fromkeys(metrics, self.global_step)
         for logger in self.trainer.loggers:
@@ -373,14 +380,14 @@ class Task(L.LightningModule):
 
 
 def count_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Let the micro-batches that a checkpoint counts be those of its steps.
+    """Set the number of micro-batches in a checkpoint to `accumulate` per optimizer step.
 
-    They are already unless the run goes on with another number of them to a step: Lightning divides their count
-    to tell where a step ends.
+    It differs if the run resumes with another number of micro-batches per step. Lightning divides the
+    count to find the end of a step.
 
     Args:
-        checkpoint: of a whole step.
-        accumulate: micro-batches that an optimizer step gathers from now on.
+        checkpoint: a checkpoint of a whole step.
+        accumulate: number of micro-batches per optimizer step from now on.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     missing = checkpoint["global_step"] * accumulate - progress["total"]["processed"]

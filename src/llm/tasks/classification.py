@@ -1,4 +1,4 @@
-"""Classification: which of some classes a text belongs to."""
+"""Classification of texts."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,13 @@ from llm.tasks.base import Batch, Groups, Task
 
 
 class Classification(Task):
-    """Learn the classes of texts by cross-entropy, weighted by class where the data say so.
+    """Learn the classes of texts by cross-entropy, weighted by class if the data have weights.
 
     The arguments are those of `Task`, with a classifier for a model.
 
     Attributes:
-        confusion: the confusion matrix of the evaluation under way.
-        probabilities: the answers of the evaluation under way.
+        confusion: the confusion matrix of the current evaluation.
+        probabilities: the predictions of the current evaluation.
         counts: the confusion matrix of the newest evaluation, (N, N).
     """
 
@@ -39,12 +39,15 @@ class Classification(Task):
     def __init__(
         self,
         model: Classifier,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[torch.nn.Module], Groups],
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups)
-        # The data say it anew each time, so no checkpoint holds it.
+        super().__init__(
+            model, optimizer=optimizer, schedule=schedule, parameter_groups=parameter_groups
+        )
+        # Computed from the data at every start, so checkpoints leave it out.
         self.register_buffer("class_weights", torch.ones(model.num_classes), persistent=False)
         self.loss = WeightedLoss()
         self.scores = scores(model.num_classes)
@@ -53,7 +56,7 @@ class Classification(Task):
         self.counts: Tensor | None = None
 
     def check(self, data: DataModule) -> None:
-        """Refuse data with another number of classes than the model has.
+        """Check that data and model have the same number of classes.
 
         Raises:
             ValueError: they differ.
@@ -72,26 +75,28 @@ class Classification(Task):
             self.class_weights = torch.tensor(data.class_weights, device=self.device)
 
     def step(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy of a batch's `labels` (B), in nats, each weighted by its class."""
+        """Return the mean cross-entropy of `labels` (B), in nats, weighted by class."""
         nats = self._nats(self._logits(batch), batch["labels"])
+        # A weighted mean: divided by the sum of the weights, not by the number of texts.
         return nats / self.weight(batch).clamp(min=1)
 
     def weight(self, batch: Batch) -> Tensor:
-        """The sum of the weights of a batch's labels, none of which is below 1."""
+        """Return the sum of the weights of a batch's labels; no weight is below 1."""
         labels = batch["labels"]
+        # clamp: the ignored label -100 is no index; its weight is multiplied by 0.
         return (self.class_weights[labels.clamp(min=0)] * (labels != IGNORE_INDEX)).sum()
 
     def evaluate(self, batch: Batch) -> None:
-        """Add a batch to the sums, and its answers to the answers."""
+        """Add a batch to the sums, and its predictions to `probabilities`."""
         logits, labels = self._logits(batch), batch["labels"]
         predicted = logits.argmax(dim=-1)
         self.loss.update(self._nats(logits, labels), self.weight(batch))
         self.scores.update(predicted, labels)
         self.confusion.update(predicted, labels)
-        self.probabilities.update(batch["rows"], labels, logits)
+        self.probabilities.update(batch["rows"], labels, logits=logits)
 
     def results(self) -> dict[str, float]:
-        """`loss`, and the figures of `llm.evaluation.classification_metrics.scores`."""
+        """Return `loss` and the metrics of `llm.evaluation.classification_metrics.scores`."""
         results = {"loss": self.loss.compute(), **self.scores.compute()}
         self.counts = self.confusion.compute().cpu()
         for metric in (self.loss, self.scores, self.confusion, self.probabilities):
@@ -99,7 +104,7 @@ class Classification(Task):
         return {name: value.item() for name, value in results.items()}
 
     def warnings(self) -> list[str]:
-        """What the newest evaluation shows to be wrong with the classifier."""
+        """Return what the newest evaluation shows to be wrong with the classifier."""
         data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if self.counts is None:
             return []
@@ -109,6 +114,7 @@ class Classification(Task):
         return self.model(batch["tokens"], batch["attention_mask"])
 
     def _nats(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # Raised to float32 as in `llm.losses.cross_entropy`.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = self.class_weights.to(logits.dtype)
         return F.cross_entropy(logits, labels, weights, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -17,20 +17,20 @@ from llm.tasks.reference import Reference
 class DPO(Pairs):
     """Make chosen responses likelier, and rejected ones less likely, than they were at the start.
 
-    A response's reward is β times how much likelier it has become (`implicit_rewards`), which makes
-    the ranking loss of `Pairs` equation 7 of the paper. So training begins at ln 2, with margin 0.
-    Dropout is off: noise in one of two probabilities would drown their ratio.
+    The reward of a response is β times the increase of its log-probability (`implicit_rewards`), with
+    which the ranking loss of `Pairs` is equation 7 of the paper. Training begins at a loss of ln 2, with
+    margin 0. Dropout is off: it would add noise to one of the two log-probabilities that are subtracted.
 
     Args:
-        model: the policy, a language model; as all that follows up to `parameter_groups`, see `Task`.
+        model: the policy, a language model; see `Task`, as for the next three.
         optimizer: makes the optimizer.
-        schedule: of the learning rate.
+        schedule: learning rate schedule.
         parameter_groups: sorts the parameters.
-        reference: what the policy is compared with.
-        beta: how much a departure from the reference costs.
+        reference: the model that the policy is compared with.
+        beta: cost of diverging from the reference.
         reduction: whether a response's log-probability is the sum over its tokens, as in the paper, or
             their mean, which does not favour a length.
-        label_smoothing: the share of preferences taken to be wrong (conservative DPO).
+        label_smoothing: assumed share of wrong preferences (conservative DPO).
 
     Raises:
         ValueError: `beta` is not positive, or `label_smoothing` out of range.
@@ -42,6 +42,7 @@ class DPO(Pairs):
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
@@ -50,7 +51,13 @@ class DPO(Pairs):
         reduction: Literal["sum", "mean"] = "sum",
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups, label_smoothing)
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            parameter_groups=parameter_groups,
+            label_smoothing=label_smoothing,
+        )
         if beta <= 0:
             raise ValueError(f"beta={beta}: give a number above 0, such as 0.1")
         self.reference = reference
@@ -58,33 +65,36 @@ class DPO(Pairs):
         self.reduction: Literal["sum", "mean"] = reduction
 
     def check(self, data: DataModule) -> None:
-        """Refuse a model that has no such reference.
+        """Check that the reference can be taken from this model.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it cannot.
         """
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
-        """Take the reference while the model has its base weights: a checkpoint is restored later."""
+        """Take the reference while the model has its base weights, before a checkpoint is restored."""
         if stage == "fit":
             self.reference.start(self.model)
 
     def on_train_start(self) -> None:
-        """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        """Turn dropout off; Lightning does not change the mode of a module."""
         super().on_train_start()
         self.model.eval()
 
     def rewards(self, batch: Batch) -> Tensor:
-        """The implicit reward of each row, (2B)."""
+        """Return the implicit reward of each row, (2B)."""
         policy = self.log_probabilities(self.model, batch)
+        # The reference is constant: no gradient, so its activations are not stored.
         with torch.no_grad(), self.reference.of(self.model) as model:
             reference = self.log_probabilities(model, batch)
-        return implicit_rewards(policy, reference, self.beta)
+        return implicit_rewards(policy, reference, beta=self.beta)
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
-        """How likely each row's response is under a model, (2B), in nats.
+        """Return the log-probability of each row's response under a model, (2B), in nats.
 
-        Padding stands on the right, where no real token looks, so it needs no mask.
+        Padding is on the right, where no real token attends to it, so it needs no mask.
         """
-        return sequence_log_probabilities(model(batch["tokens"]), batch["targets"], self.reduction)
+        return sequence_log_probabilities(
+            model(batch["tokens"]), batch["targets"], reduction=self.reduction
+        )

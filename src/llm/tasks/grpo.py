@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: answers that a reward likes become likelier (Shao et al. 2024)."""
+"""Group-relative policy optimization: responses with a high reward become more likely (Shao et al. 2024)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, cast
@@ -12,6 +12,7 @@ from llm.data.base import DataModule
 from llm.data.examples.collation import pad
 from llm.data.examples.instruction import InstructionDataModule
 from llm.generation.decoding import generate
+from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.losses import (
     group_advantages,
@@ -30,12 +31,12 @@ FIGURES = ("reward", "kl", "length")
 
 
 class Prompt(NamedTuple):
-    """What is to be answered.
+    """A prompt of a batch.
 
     Attributes:
-        tokens: up to where the answer begins.
-        text: the same as text, the template's included.
-        reference: the answer that the data have.
+        tokens: the tokens before the answer.
+        text: the same as text, including that of the template.
+        reference: the answer in the data.
     """
 
     tokens: list[int]
@@ -44,33 +45,33 @@ class Prompt(NamedTuple):
 
 
 class GRPO(MeansTask):
-    """Answer each prompt several times, and make the answers likelier that were better than the others.
+    """Draw several answers to each prompt and make those above the mean of their group more likely.
 
-    For each prompt of a batch a group of G answers is drawn from the policy as it is, and scored. An
-    answer's advantage is its reward relative to its group (`group_advantages`), which goes to each of its
-    tokens (`policy_gradient_loss`); β times the divergence from the reference holds the policy near
-    where it started (`kl_estimate`). Each batch of answers serves for one update, so nothing is clipped.
+    For each prompt of a batch a group of G answers is drawn from the current policy and scored. The
+    advantage of an answer is its reward relative to its group (`group_advantages`); it applies to each of
+    its tokens (`policy_gradient_loss`). A penalty of β times the divergence from the reference keeps the
+    policy near it (`kl_estimate`). Each batch of answers is used for one update, so nothing is clipped.
 
-    Answers are drawn at temperature 1 from all tokens, without dropout: a draw from another distribution
-    than the one that learns would need weights. What is drawn depends on the seed and the batch's number
-    alone, so a resumed run draws what an uninterrupted one would.
+    Answers are drawn at temperature 1 from all tokens, without dropout: samples from another distribution
+    than the trained one would need importance weights. They depend only on the seed and the number of the
+    batch, so a resumed run draws the same as an uninterrupted one.
 
-    Logged: the mean reward, its mean standard deviation within a group (at 0 there is nothing to learn),
-    the divergence a token in nats, and the length of an answer in tokens. The validation's `loss` is
-    what is minimised, β times the divergence less the reward, of one answer a prompt.
+    Logged are the mean reward, its mean standard deviation within a group (at 0 there is nothing to learn),
+    the divergence per token in nats and the length of an answer in tokens. The `loss` of the validation is
+    β times the divergence minus the reward, for one answer per prompt.
 
     Args:
-        model: the policy, a language model; as all that follows up to `parameter_groups`, see `Task`.
+        model: the policy, a language model; see `Task`, as for the next three.
         optimizer: makes the optimizer.
-        schedule: of the learning rate.
+        schedule: learning rate schedule.
         parameter_groups: sorts the parameters.
         reward: scores answers.
-        reference: what the policy is held near to.
-        group_size: G, answers to a prompt.
-        max_tokens: of an answer; fewer, for a whole batch, where its longest prompt leaves less of the
-            context.
-        beta: what a nat of divergence from the reference costs, in rewards.
-        seed: of the answers.
+        reference: the model that the policy is kept near.
+        group_size: G, the number of answers to a prompt.
+        max_tokens: most tokens of an answer; fewer for a whole batch if its longest prompt leaves less of
+            the context.
+        beta: cost of a nat of divergence from the reference, in units of the reward.
+        seed: seed of the answers.
 
     Raises:
         ValueError: a number is out of range.
@@ -83,6 +84,7 @@ class GRPO(MeansTask):
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
@@ -94,7 +96,14 @@ class GRPO(MeansTask):
         seed: int = 0,
     ) -> None:
         trained, evaluated = (*FIGURES, "reward_std"), ("loss", *FIGURES)
-        super().__init__(model, optimizer, schedule, parameter_groups, trained, evaluated)
+        super().__init__(
+            model,
+            optimizer=optimizer,
+            schedule=schedule,
+            parameter_groups=parameter_groups,
+            trained=trained,
+            evaluated=evaluated,
+        )
         for name, value, least in (("group_size", group_size, 2), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise ValueError(f"{name}={value}: give {least} or more")
@@ -107,11 +116,12 @@ class GRPO(MeansTask):
         self._tokens: Tensor | None = None
 
     def check(self, data: DataModule) -> None:
-        """Refuse data that do not say where a prompt ends, a template that does not say where an answer does.
+        """Check data, template, model, reward and reference.
 
         Raises:
-            ValueError: they do not, the model is divided among ranks, which would have to write answers
-                in step, the reward has learned from another template, or the model has no such reference.
+            ValueError: the data do not mark where a prompt ends, or the template has no token that ends an
+                answer; the model is divided among ranks; the reward was trained with another template; or
+                the reference cannot be taken from this model.
         """
         if self.is_sharded:
             raise ValueError(
@@ -133,7 +143,7 @@ class GRPO(MeansTask):
         self.reference.check(self.model)
 
     def setup(self, stage: str) -> None:
-        """Learn how the data write answers; take the reference while the model has its base weights."""
+        """Take tokenizer and end token from the data, and the reference while the model has its base weights."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.tokenizer = data.tokenizer
         self.end_token = data.template.end_token(data.tokenizer)
@@ -141,35 +151,39 @@ class GRPO(MeansTask):
             self.reference.start(self.model)
 
     def on_train_start(self) -> None:
-        """Turn dropout off: Lightning leaves each module in the mode that it finds it in."""
+        """Turn dropout off; Lightning does not change the mode of a module."""
         super().on_train_start()
         self.model.eval()
 
     def compile_step(self) -> None:
-        """Compile what has a gradient; drawing answers makes shapes that always change."""
+        """Compile only the part with a gradient: the shapes change at every step of drawing answers."""
         self.log_probabilities = torch.compile(self.log_probabilities, dynamic=True)
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Note the batch's number, by which answers are drawn."""
+        """Keep the number of the batch, which the seed of the answers depends on."""
         self.batch_number = batch_idx
         return super().training_step(batch, batch_idx)
 
     def step(self, batch: Batch) -> Tensor:
-        """Minus the objective, with its gradient; its value says little, look at the reward."""
+        """Return minus the objective; its gradient matters and not its value, so watch the reward instead."""
+        # The G answers to a prompt are neighbours: rewards (P · G) -> (P, G) for the advantages.
         prompts = [p for p in self.prompts(batch) for _ in range(self.group_size)]
         answers, rewards = self.answer(prompts, self.batch_number)
         groups = rewards.view(-1, self.group_size)
+        # One advantage per answer, (P · G): all its tokens share it, as only the whole answer has a reward.
         advantages = group_advantages(groups).flatten()
         policy, kl, mask = self.compare(answers)
         spread = groups.std(-1).repeat_interleave(self.group_size)
-        self.trained.update({**self.figures_of(rewards, kl, mask), "reward_std": spread})
+        self.trained.update({**self.figures_of(rewards, kl=kl, mask=mask), "reward_std": spread})
         self._tokens = mask.sum()
-        return policy_gradient_loss(policy, advantages, mask) + self.beta * masked_mean(kl, mask)
+        return policy_gradient_loss(
+            policy, advantages=advantages, mask=mask
+        ) + self.beta * masked_mean(kl, mask)
 
     def weight(self, batch: Batch) -> Tensor | None:
-        """How many tokens the answers of the last step have."""
+        """Return the number of tokens of the answers of the last step."""
         return self._tokens
 
     # Evaluation
@@ -181,22 +195,22 @@ class GRPO(MeansTask):
         if prompts:
             answers, rewards = self.answer(prompts, -self._evaluated_batches)
             _, kl, mask = self.compare(answers)
-            self.evaluated.update(self.figures_of(rewards, kl, mask))
+            self.evaluated.update(self.figures_of(rewards, kl=kl, mask=mask))
 
     def results(self) -> dict[str, float]:
-        """The means over all answers since the last call."""
+        """Return the means over all answers since the last call."""
         self._evaluated_batches = 0
         return super().results()
 
     # Parts
 
     def prompts(self, batch: Batch) -> list[Prompt]:
-        """What each row of `tokens` and `targets` asks; rows that ask for nothing are left out."""
+        """Return the prompt of each row of `tokens` and `targets`; rows without targets are left out."""
         prompts = []
         for tokens, targets in zip(batch["tokens"], batch["targets"], strict=True):
             positions = (targets != IGNORE_INDEX).nonzero().flatten()
             if len(positions):
-                # Of several answers in a conversation it is the last that is to be given.
+                # In a conversation with several answers, the last one is to be answered.
                 before = (targets[: positions[-1]] == IGNORE_INDEX).nonzero().flatten()
                 start = int(before[-1]) + 1 if len(before) else 0
                 own = tokens[: start + 1].tolist()
@@ -205,22 +219,24 @@ class GRPO(MeansTask):
         return prompts
 
     def answer(self, prompts: Sequence[Prompt], number: int) -> tuple[Batch, Tensor]:
-        """An answer to each prompt drawn from the policy, as `tokens` and `targets`, and its reward (B).
+        """Draw an answer to each prompt; return `tokens` and `targets`, and the rewards (B).
 
-        All have the room that the longest prompt leaves, so near the end of the context an answer is cut
-        sooner beside a longer prompt than alone.
+        All answers have the room that the longest prompt leaves in the context, so beside a longer prompt
+        an answer may be cut earlier than alone.
         """
         longest = max(len(prompt.tokens) for prompt in prompts)
         most = min(self.max_tokens, cast(int, self.model.context_length) - longest)
         answers = generate(
             self.model,
             [prompt.tokens for prompt in prompts],
-            most,
-            Sampler(),
-            seed=draw_seed(self.seed, number, self.global_rank),
-            end_token=self.end_token,
+            settings=GenerationSettings(
+                max_tokens=most,
+                sampler=Sampler(),
+                seed=draw_seed(self.seed, number=number, rank=self.global_rank),
+                end_tokens=(self.end_token,),
+            ),
         )
-        # An answer that is shorter than it might be has ended, and it is to learn when to.
+        # An answer below the limit has ended by itself: its end token is learned too.
         answers = [own + [self.end_token] * (len(own) < most) for own in answers]
         rewards = checked_scores(
             self.reward,
@@ -236,18 +252,18 @@ class GRPO(MeansTask):
         return batch, torch.tensor(rewards, device=self.device)
 
     def compare(self, answers: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token its log-probability, its divergence from the reference, and whether it counts."""
+        """Return log-probabilities, divergences from the reference and the mask of the answers, (B, T) each."""
         policy = self.log_probabilities(self.model, answers)
         with torch.no_grad(), self.reference.of(self.model) as model:
             reference = self.log_probabilities(model, answers)
         return policy, kl_estimate(policy, reference), answers["targets"] != IGNORE_INDEX
 
     def log_probabilities(self, model: nn.Module, answers: Batch) -> Tensor:
-        """The log-probability of each token of the answers under a model, (B, T), in nats."""
+        """Return the log-probability of each token of the answers under a model, (B, T), in nats."""
         return token_log_probabilities(model(answers["tokens"]), answers["targets"])
 
-    def figures_of(self, rewards: Tensor, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """What is logged of each answer, (B) each."""
+    def figures_of(self, rewards: Tensor, *, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return the metrics of each answer, (B) each."""
         lengths = mask.sum(-1)
         divergence = (kl.detach() * mask).sum(-1) / lengths
         return {
@@ -258,17 +274,18 @@ class GRPO(MeansTask):
         }
 
     def text(self, tokens: Sequence[int]) -> str:
-        """An answer as text, without the token that ends it."""
+        """Return an answer as text, without the token that ends it."""
         return self.tokenizer.decode([token for token in tokens if token != self.end_token])
 
 
 def join_answer(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[int]]:
-    """A prompt and its answer as `tokens` and `targets`, of which the prompt's are ignored."""
+    """Return a prompt and its answer as `tokens` and `targets`; those of the prompt are ignored."""
     tokens = [*prompt, *answer]
     return {"tokens": tokens[:-1], "targets": [IGNORE_INDEX] * (len(prompt) - 1) + list(answer)}
 
 
-def draw_seed(seed: int, number: int, rank: int) -> int:
-    """A seed for the answers to one batch; negative numbers are those of a validation."""
+def draw_seed(seed: int, *, number: int, rank: int) -> int:
+    """Return the seed of the answers to one batch; validation batches have negative numbers."""
+    # SeedSequence makes unrelated seeds of neighbouring numbers.
     entropy = [seed % 2**32, abs(number), int(number < 0), rank]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Training that has come apart: what is said of it, and how it is told from a loss."""
+"""Training that has diverged: the error, and the check of a loss."""
 
 import math
 
@@ -15,15 +15,15 @@ class DivergedError(UserError):
         )
 
     def say_more(self, line: str) -> None:
-        """Add a line to what is said."""
+        """Add a line to the message."""
         self.args = (f"{self}\n{line}",)
 
 
-def require_finite_loss(name: str, loss: float, step: int) -> None:
-    """Refuse to go on with a loss that is no number.
+def require_finite_loss(name: str, loss: float, *, step: int) -> None:
+    """Raise an error for a loss that is not finite.
 
     Raises:
-        DivergedError: it is NaN or infinite.
+        DivergedError: the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise DivergedError(f"the {name} is {loss}", step)

@@ -23,24 +23,29 @@ class Pretraining(Task):
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizer: Callable[[Groups], Optimizer],
         schedule: Callable[[int, int], float],
         parameter_groups: Callable[[nn.Module], Groups],
     ) -> None:
-        super().__init__(model, optimizer, schedule, parameter_groups)
+        super().__init__(
+            model, optimizer=optimizer, schedule=schedule, parameter_groups=parameter_groups
+        )
         self.perplexity = Perplexity()
 
     def setup(self, stage: str) -> None:
-        """Learn how many bytes a token stands for, so that tokenizers compare."""
+        """Take the bytes per token of the data, so that losses of different tokenizers can be compared."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.perplexity.bytes_per_token = getattr(data, "val_bytes_per_token", None)
 
     def step(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
+        """Return the mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
+        # targets[:, t] is the token after tokens[:, t]: the data module has shifted them by one. The causal
+        # mask keeps it from position t, so one pass trains on T predictions per row.
         return cross_entropy(self.logits(batch), batch["targets"])
 
     def logits(self, batch: Batch) -> Tensor:
-        """The scores of each next token, (B, T, V)."""
+        """Return the logits of each next token, (B, T, V)."""
         return self.model(batch["tokens"])
 
     def evaluate(self, batch: Batch) -> None:
@@ -48,7 +53,7 @@ class Pretraining(Task):
         self.perplexity.update(self.logits(batch), batch["targets"])
 
     def results(self) -> dict[str, float]:
-        """Loss, perplexity and, where the data say how many bytes a token stands for, bits per byte."""
+        """Return loss, perplexity and, if the bytes per token are known, bits per byte."""
         results = self.perplexity.compute()
         self.perplexity.reset()
         return results

@@ -1,4 +1,4 @@
-"""What a policy is held against while it learns from preferences: the model it started as."""
+"""The reference model of preference learning: the policy before its first step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from llm.adapters.base import disabled
 
 
 class Reference(ABC):
-    """The policy as it was before its first step, whatever has been learned since.
+    """The policy before its first step.
 
-    It is no part of the task's modules: never trained, never saved. A resumed run makes it anew from
-    the base weights, which are read before a checkpoint is.
+    It is not one of the task's modules: it is neither trained nor saved. A resumed run makes it again
+    from the base weights, which are read before the checkpoint.
     """
 
     def check(self, policy: nn.Module) -> None:  # noqa: B027 - most take any policy
-        """Refuse a policy that this reference cannot be taken of.
+        """Check that this reference can be taken from a policy.
 
         Raises:
             ValueError: it cannot.
@@ -26,28 +26,29 @@ class Reference(ABC):
 
     @abstractmethod
     def start(self, policy: nn.Module) -> None:
-        """Take note of what the policy is now."""
+        """Remember the present state of the policy."""
 
     @abstractmethod
     @contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The model that the policy was, for as long as the context lasts."""
+        """Return the reference model, for the time of the context."""
 
 
 class FrozenCopy(Reference):
-    """A copy of all weights. It serves any policy and doubles the memory that weights take."""
+    """A copy of all weights, for any policy; it doubles the memory of the weights."""
 
     def __init__(self) -> None:
         self._copy: nn.Module | None = None
 
     def start(self, policy: nn.Module) -> None:
         """Copy the policy."""
-        self._copy = deepcopy(policy).eval().requires_grad_(False)
+        self._copy = deepcopy(policy).eval().requires_grad_(requires_grad=False)
 
     @contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The copy, on the policy's device and in its precision."""
+        """Return the copy, on the device of the policy and in its precision."""
         assert self._copy is not None, "start() comes first"
+        # The copy is not a submodule, so Lightning does not move it with the task.
         for own, other in zip(self._copy.parameters(), policy.parameters(), strict=True):
             own.data = own.data.to(other.device, other.dtype)
         for own, other in zip(self._copy.buffers(), policy.buffers(), strict=True):
@@ -56,22 +57,22 @@ class FrozenCopy(Reference):
 
 
 class AdapterOff(Reference):
-    """The policy itself with its adapter off: the base weights are frozen, so nothing is copied."""
+    """The policy itself with its adapter off: the base weights are frozen, so no copy is needed."""
 
     def check(self, policy: nn.Module) -> None:
-        """See that there is an adapter.
+        """Check that there is an adapter.
 
         Raises:
-            ValueError: there is none to turn off.
+            ValueError: there is none.
         """
         with disabled(policy):
             pass
 
     def start(self, policy: nn.Module) -> None:
-        """Nothing is to be noted: the base stays as it is."""
+        """Do nothing: the base weights never change."""
 
     @contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """The base model."""
+        """Return the base model."""
         with disabled(policy):
             yield policy

@@ -9,13 +9,14 @@ from llm.tasks.pairs import Pairs
 class Reward(Pairs):
     """Score the chosen response of a pair above the rejected one.
 
-    The arguments are those of `Pairs`; the model is a classifier with one class, whose logit, read at
-    the last token of the response before the one that ends it, is the score. Only differences of scores
-    have a meaning.
+    The arguments are those of `Pairs`; the model is a classifier with one class, whose logit at the last
+    token of the response, before the token that ends it, is the score. Only differences of scores
+    have a meaning, because the loss does.
     """
 
     command = "evaluate"
 
     def rewards(self, batch: Batch) -> Tensor:
-        """The score of each row, (2B)."""
+        """Return the score of each row, (2B)."""
+        # (2B, 1) -> (2B)
         return self.model(batch["tokens"], batch["attention_mask"]).squeeze(-1)

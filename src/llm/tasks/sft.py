@@ -1,4 +1,4 @@
-"""Learning to answer: the next token, where an assistant writes it (Ouyang et al. 2022, InstructGPT)."""
+"""Supervised finetuning: predict the next token of an assistant's answers (Ouyang et al. 2022, InstructGPT)."""
 
 from torch import Tensor
 
@@ -7,25 +7,26 @@ from llm.nn.ignore_index import IGNORE_INDEX
 from llm.tasks.base import Batch
 from llm.tasks.pretraining import Pretraining
 
-# What a batch may hold beside tokens and targets, each an argument of the model's.
+# Optional tensors of a batch, each an argument of the model.
 CONTEXT = ("positions", "document_ids", "attention_mask")
 
 
 class SFT(Pretraining):
-    """Pretraining's objective on the tokens that are asked for, each predicted from those before it.
+    """The objective of pretraining, on the tokens in the target mask only.
 
-    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V). Batches ask for
-    unlike numbers of tokens, by which they weigh; figures are of what is asked for.
+    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V). Batches have
+    different numbers of targets, by which they are weighted. Metrics count targets only.
     """
 
     data_module = InstructionDataModule
     command = "chat"
 
     def weight(self, batch: Batch) -> Tensor:
-        """How many targets are asked for."""
+        """Return the number of targets that are not ignored."""
         return (batch["targets"] != IGNORE_INDEX).sum()
 
     def logits(self, batch: Batch) -> Tensor:
-        """The scores of each next token, (B, T, V)."""
+        """Return the logits of each next token, (B, T, V)."""
+        # Packed rows have positions and document ids, so that no example attends to its neighbour.
         context = {name: batch[name] for name in CONTEXT if name in batch}
         return self.model(batch["tokens"], **context)

@@ -48,7 +48,7 @@ class Printable:
         return getattr(self.stream, name)
 
 
-def new_console(stderr: bool = False, **options: Any) -> "Console":
+def new_console(*, stderr: bool = False, **options: Any) -> "Console":
     """Return a console on standard output, or standard error, that prints every text as it stands."""
     from rich.console import Console  # takes a tenth of a second, and help does not need it
     from rich.segment import Segment

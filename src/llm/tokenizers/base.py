@@ -104,7 +104,7 @@ class Tokenizer(ABC):
         before, after = self.ends
         return [*before, *ids[: max(0, most - len(before) - len(after))], *after]
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of a text.
 
         Args:

@@ -62,7 +62,7 @@ def split_long_runs(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def merge_pair(ids: list[int], pair: Pair, token: int) -> list[int]:
+def merge_pair(ids: list[int], pair: Pair, *, token: int) -> list[int]:
     """Replace each occurrence of `pair` in `ids`, from left to right, by `token`."""
     merged: list[int] = []
     position = 0
@@ -116,7 +116,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
             word, count = words[place]
             for pair in pairwise(word):
                 frequency[pair] -= count
-            word = merge_pair(word, best, token)
+            word = merge_pair(word, best, token=token)
             for pair in pairwise(word):
                 frequency[pair] += count
                 places[pair].add(place)
@@ -162,7 +162,7 @@ def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
         first = min(pairwise(ids), key=lambda pair: tokens.get(pair, math.inf))
         if first not in tokens:
             break
-        ids = merge_pair(ids, first, tokens[first])
+        ids = merge_pair(ids, first, token=tokens[first])
     return ids
 
 
@@ -249,6 +249,7 @@ def _tokens(merges: Sequence[Pair]) -> list[bytes]:
 def train_bpe(
     texts: Iterable[str],
     vocab_size: int,
+    *,
     min_frequency: int = 2,
     learn: LearnMerges = learn_merges_fast,
 ) -> BPETokenizer:

@@ -37,7 +37,7 @@ class HuggingFaceTokenizer(Tokenizer):
     lossless = False  # most of them normalise
 
     def __init__(
-        self, definition: str, end_of_text: str | None = None, end_tokens: Sequence[int] = ()
+        self, definition: str, end_of_text: str | None = None, *, end_tokens: Sequence[int] = ()
     ) -> None:
         try:
             self._backend = tokenizers.Tokenizer.from_str(definition)
@@ -100,7 +100,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """The ids of a text; the text of a special token is text like any other."""
         return self.encode(text)
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of a text, as `Tokenizer.encode` describes them."""
         self._backend.encode_special_tokens = not special
         return self._backend.encode(well_formed(text), add_special_tokens=False).ids
@@ -146,7 +146,9 @@ class HuggingFaceTokenizer(Tokenizer):
             return self
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in new])
-        return HuggingFaceTokenizer(backend.to_str(), self._end_of_text, sorted(self._end_tokens))
+        return HuggingFaceTokenizer(
+            backend.to_str(), self._end_of_text, end_tokens=sorted(self._end_tokens)
+        )
 
     def state(self) -> dict[str, Any]:
         """The definition, and which tokens end a text."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 BETWEEN_WORDS = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
 
 
-def cut_between_words(text: str, size: int, searched: int = 0) -> Iterator[str]:
+def cut_between_words(text: str, size: int, *, searched: int = 0) -> Iterator[str]:
     """Yield a text in pieces of `size` characters and as few more as end a word.
 
     Args:

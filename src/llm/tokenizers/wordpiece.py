@@ -52,6 +52,7 @@ class WordPieceTokenizer(Tokenizer):
         self,
         pieces: Sequence[str],
         special_tokens: Sequence[str] = (PAD, UNKNOWN, BEGIN, END, MASK),
+        *,
         lowercase: bool = True,
     ) -> None:
         self.pieces = list(pieces)
@@ -71,7 +72,7 @@ class WordPieceTokenizer(Tokenizer):
         """The ids of the pieces of a text, without those that stand around it."""
         return [
             token
-            for word in split_wordpiece_words(well_formed(text), self.lowercase)
+            for word in split_wordpiece_words(well_formed(text), lowercase=self.lowercase)
             for token in self.spell(word)
         ]
 
@@ -115,7 +116,7 @@ class WordPieceTokenizer(Tokenizer):
         }
 
 
-def split_wordpiece_words(text: str, lowercase: bool) -> Iterator[str]:
+def split_wordpiece_words(text: str, *, lowercase: bool) -> Iterator[str]:
     """The words of a text: what white space separates, punctuation marks and Chinese characters alone."""
     text = "".join(map(_clean, text))
     if lowercase:
@@ -182,4 +183,6 @@ def _parse(described: dict[str, Any]) -> WordPieceTokenizer:
     if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError("its ids have gaps")
     special = [token["content"] for token in described["added_tokens"] if token["special"]]
-    return WordPieceTokenizer(sorted(ids, key=ids.__getitem__), special, normalizer["lowercase"])
+    return WordPieceTokenizer(
+        sorted(ids, key=ids.__getitem__), special, lowercase=normalizer["lowercase"]
+    )

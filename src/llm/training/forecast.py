@@ -128,7 +128,7 @@ class Forecast:
                 f"data.batch_size={rows} cannot be shared by {pieces}; choose a multiple"
             )
         shares = strategy.shares_of(self.outline.model, self.world)
-        held = timeline.peak(shares, strategy.keeps_gradients)
+        held = timeline.peak(shares, keeps_gradients=strategy.keeps_gradients)
         if groups == 1 or shares.weights == 1 or self.cost is None:
             return held
         return with_borrowed(held, self.cost, shares.weights, groups)
@@ -206,9 +206,9 @@ def _timeline(text: str) -> Timeline | None:
         return measure_step(
             partial(_make_task, node),
             partial(_make_batch, node.rows, node.context),
-            getattr(torch, node.dtype),
-            node.accumulate,
-            node.accelerator,
+            dtype=getattr(torch, node.dtype),
+            accumulate=node.accumulate,
+            accelerator=node.accelerator,
         )
     except (
         RuntimeError
@@ -218,7 +218,7 @@ def _timeline(text: str) -> Timeline | None:
 
 def _make_task(node: DictConfig) -> Task:
     task: Task = build(node.task)
-    initialize(task.model, None, build(node.adapter))
+    initialize(task.model, None, adapter=build(node.adapter))
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
     if node.checkpointing:

@@ -118,7 +118,10 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
                 request=fingerprint(config.composed.config, WATCHED),
                 command=commands.recorded,
                 sweep=os.environ.get("LLM_SWEEP"),
-                **(run_metadata(tree, config.composed.own, config.composed.choices) | segments),
+                **(
+                    run_metadata(tree, config.composed.own, choices=config.composed.choices)
+                    | segments
+                ),
                 **size_record(prepared),
             )
             if distributed.is_first():

@@ -170,5 +170,5 @@ def outline(config: DictConfig) -> Task:
         OmegaConf.update(config, key, PROVISIONAL)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), config_errors_at("adapter"):
         task: Task = build(config.task)
-        initialize(task.model, None, build(config.adapter))
+        initialize(task.model, None, adapter=build(config.adapter))
     return task

@@ -61,7 +61,7 @@ def restore_run(
     )
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
-    weights.restore(task.model, task.is_adapted)
+    weights.restore(task.model, is_adapted=task.is_adapted)
     return data, task
 
 

@@ -89,7 +89,7 @@ def make_task(
         require_memory(deferred.outline, config.model.vocab_size)
     task: Task = deferred.build()
     with config_errors_at("adapter"):
-        initialize(task.model, weights, adapter)
+        initialize(task.model, weights, adapter=adapter)
     task.is_adapted = adapter is not None and weights is not None
     task.is_sharded = hardware.strategy is not None and hardware.strategy.is_sharded
     task.log_every = settings.log_every

@@ -159,7 +159,7 @@ class BERTWeights(HuggingFaceWeights):
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
         """BERT's parts, with another activation where config.json names one."""
         if (name := settings.get("hidden_act", "gelu")) not in ACTIVATIONS:
-            raise unsupported("hidden_act", name, ACTIVATIONS)
+            raise unsupported("hidden_act", name, choices=ACTIVATIONS)
         feed_forward, activation = ACTIVATIONS[name]
         return ["+model=bert", "+size=124m", f"model/feed_forward={feed_forward}"], {
             **positive(settings, SIZES),

@@ -31,10 +31,10 @@ ORIGIN = "exported_from"  # and there, a digest that differs between models and 
 def write_folder(
     model: nn.Module,
     tokenizer: Tokenizer,
+    *,
     folder: Path,
     max_shard_gb: float = 5.0,
     overwrite: bool = False,
-    *,
     settings: FolderSettings | None = None,
     origin: str = "",
 ) -> list[Path]:
@@ -66,7 +66,7 @@ def write_folder(
             "only language models are exported"
         )
     architecture, key_map = describe_export(model)
-    require_free_folder(folder, overwrite, origin)
+    require_free_folder(folder, overwrite=overwrite, origin=origin)
     if max_shard_gb <= 0:
         raise ConfigError(f"max_shard_gb: {max_shard_gb} holds no weights; give a positive number")
     settings = settings or settings_of(tokenizer)
@@ -76,14 +76,14 @@ def write_folder(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         try:
-            write_tokenizer(tokenizer, partial, length, settings)
+            write_tokenizer(tokenizer, partial, context_length=length, settings=settings)
         except ValueError as error:
             raise ConfigError(f"weights.path: {error}") from error
         config = {**architecture, **settings.ids, "dtype": dtype_of(model), **mark}
         _write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         _write_json(partial / GENERATION, generation)
-        _write_shards(_their_state(model, key_map), partial, int(max_shard_gb * 1e9))
+        _write_shards(_their_state(model, key_map), partial, limit=int(max_shard_gb * 1e9))
         return _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -104,7 +104,7 @@ def describe_export(model: GPT) -> tuple[Settings, KeyMap]:
     return llama.describe_llama(model)
 
 
-def require_free_folder(folder: Path, overwrite: bool = False, origin: str = "") -> None:
+def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = "") -> None:
     """Refuse to write in the place of a file, among files of someone else, or over another model.
 
     Args:
@@ -148,7 +148,7 @@ def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
     return theirs
 
 
-def _write_shards(state: Mapping[str, Tensor], folder: Path, limit: int) -> None:
+def _write_shards(state: Mapping[str, Tensor], folder: Path, *, limit: int) -> None:
     shards = list(_shards(state, limit))
     if len(shards) == 1:
         save_file(shards[0], folder / SAFETENSORS, metadata={"format": "pt"})

@@ -90,7 +90,7 @@ class FolderSettings:
         """The settings as a dictionary from which they can be made again."""
         return asdict(self)
 
-    def speaking(self, jinja: str, end: int | None, name: str | None) -> "FolderSettings":
+    def speaking(self, jinja: str, end: int | None, *, name: str | None) -> "FolderSettings":
         """The same settings with a chat template, and the token that ends its answers first among the ends.
 
         Args:

@@ -149,7 +149,7 @@ class GPT2Weights(HuggingFaceWeights):
         """GPT-2's parts, with another activation where config.json names one."""
         options = ["+model=gpt2", "+size=124m"]
         if (name := settings.get("activation_function", "gelu_new")) not in ACTIVATIONS:
-            raise unsupported("activation_function", name, ACTIVATIONS)
+            raise unsupported("activation_function", name, choices=ACTIVATIONS)
         return [*options, f"model/feed_forward={ACTIVATIONS[name]}"], {
             **positive(settings, SIZES),
             "model.feed_forward.hidden_dim": settings.get("n_inner"),

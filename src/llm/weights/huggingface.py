@@ -204,7 +204,7 @@ class HuggingFaceWeights(Weights):
             )
         for key, value in self.expected.items():
             if settings.get(key, value) != value:
-                raise unsupported(key, settings[key], [value])
+                raise unsupported(key, settings[key], choices=[value])
         return settings
 
     @property
@@ -369,7 +369,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
     return sizes
 
 
-def unsupported(key: str, value: Any, choices: Iterable[Any]) -> ConfigError:
+def unsupported(key: str, value: Any, *, choices: Iterable[Any]) -> ConfigError:
     """The error for a value of config.json that asks for a part that is not built here."""
     supported = ", ".join(map(str, choices))
     return ConfigError(

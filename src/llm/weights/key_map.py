@@ -116,7 +116,7 @@ class KeyMap:
                 problems[rule.ours] = str(error)
         known = {name for rule in rules for name in rule.theirs}
         problems |= {name: f"left over: {name}" for name in state if name not in known}
-        fill(model, ours, problems, grow=TABLES)
+        fill(model, ours, problems=problems, grow=TABLES)
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their tensors from ours.

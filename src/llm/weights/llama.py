@@ -131,7 +131,7 @@ class LlamaWeights(HuggingFaceWeights):
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
         """Llama's parts."""
         if (name := settings.get("hidden_act", "silu")) not in ACTIVATIONS:
-            raise unsupported("hidden_act", name, ACTIVATIONS)
+            raise unsupported("hidden_act", name, choices=ACTIVATIONS)
         options = ["+model=llama", "+size=124m", f"model/feed_forward={ACTIVATIONS[name]}"]
         return options, {
             **positive(settings, SIZES),
@@ -164,5 +164,5 @@ def _rotation(settings: Settings) -> Settings:
         target = {"_target_": "llm.nn.positions.Llama3Scaling"}
         return {**values, "model.position.scaling": target | scaling}
     if kind != "default":
-        raise unsupported("rope_type", kind, ["default", "llama3"])
+        raise unsupported("rope_type", kind, choices=["default", "llama3"])
     return values

@@ -6,7 +6,7 @@ from llm.adapters.base import Adapter
 from llm.weights.base import Weights
 
 
-def initialize(model: nn.Module, weights: Weights | None, adapter: Adapter | None) -> None:
+def initialize(model: nn.Module, weights: Weights | None, *, adapter: Adapter | None) -> None:
     """Fill the language model inside a task's model, then adapt the whole, in place.
 
     What the weights know nothing of, such as the new head of a classifier, stays as it was drawn, and

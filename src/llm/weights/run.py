@@ -138,7 +138,7 @@ class RunWeights(Weights):
         model = built["model"].build()
         base = self.base_weights(config) if adapter is not None else None
         if adapter is not None:
-            initialize(model, base, built["adapter"])
+            initialize(model, base, adapter=built["adapter"])
         self.restore(model, is_adapted=base is not None)
         return model.eval()
 
@@ -155,7 +155,7 @@ class RunWeights(Weights):
             lines = [f"{self.run.config}: {problem}" for problem in error.problems]
             raise ConfigError(*lines) from error
 
-    def restore(self, model: nn.Module, is_adapted: bool) -> None:
+    def restore(self, model: nn.Module, *, is_adapted: bool) -> None:
         """Fill a model that was built as the run's was with what the run learned.
 
         Args:
@@ -220,7 +220,7 @@ class RunWeights(Weights):
             ConfigError: there is none that can be read.
         """
         try:
-            return read_usable(self.run, read, self.checkpoint)
+            return read_usable(self.run, read, checkpoint=self.checkpoint)
         except (FileNotFoundError, DamagedCheckpointError) as error:
             raise ConfigError(f"weights.path: {error}; {self._otherwise()}") from error
 

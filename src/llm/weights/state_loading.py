@@ -19,6 +19,7 @@ MOST_TOLD = 20  # problems of one model
 def fill(
     model: nn.Module,
     tensors: Mapping[str, LazyTensor],
+    *,
     problems: Mapping[str, str] | None = None,
     grow: Collection[str] = (),
 ) -> None:
@@ -40,7 +41,7 @@ def fill(
     if isinstance(getattr(model, "head", None), nn.Identity):  # taken off: a classifier has its own
         tensors = {name: stored for name, stored in tensors.items() if name != "head.weight"}
     problems = problems or {}
-    raise_problems([*problems.values(), *_misfits(state, tensors, problems, grow)])
+    raise_problems([*problems.values(), *_misfits(state, tensors, told=problems, grow=grow)])
     filled: set[int] = set()
     untied = []
     for name, tensor in state.items():
@@ -71,6 +72,7 @@ def raise_problems(problems: Sequence[str]) -> None:
 def _misfits(
     state: Mapping[str, Tensor],
     tensors: Mapping[str, LazyTensor],
+    *,
     told: Container[str],
     grow: Container[str],
 ) -> Iterator[str]:
@@ -85,7 +87,7 @@ def _misfits(
     yield from (f"left over: {tensors[name].name}" for name in tensors if name not in state)
 
 
-def _fits(has: Shape, needs: Shape, grows: bool) -> bool:
+def _fits(has: Shape, needs: Shape, *, grows: bool) -> bool:
     return has == needs or (grows and has[1:] == needs[1:] and 0 < has[0] < needs[0])
 
 

@@ -55,7 +55,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
             raise ValueError("its numbers are big-endian")
         shards = header.get(1, [1])[0]
         return {
-            key.decode(): _stored(prefix, key.decode(), _message(value), shards)
+            key.decode(): _stored(prefix, key.decode(), entry=_message(value), shards=shards)
             for key, value in entries.items()
         }
     except FileNotFoundError as error:
@@ -67,7 +67,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
         ) from error
 
 
-def _stored(prefix: Path, name: str, entry: Message, shards: int) -> LazyTensor:
+def _stored(prefix: Path, name: str, *, entry: Message, shards: int) -> LazyTensor:
     """A tensor from its BundleEntryProto, checked against the file that holds it."""
     if 7 in entry:
         raise ValueError(f"{name} is cut into slices")
@@ -82,7 +82,7 @@ def _stored(prefix: Path, name: str, entry: Message, shards: int) -> LazyTensor:
         raise ValueError(f"{name} has {size} bytes for the shape {shape}")
     if start + size > path.stat().st_size:
         raise ValueError(f"{name} ends beyond {path.name}")
-    return LazyTensor(name, shape, partial(in_bytes, path, start, dtype, shape))
+    return LazyTensor(name, shape, partial(in_bytes, path, start, dtype=dtype, shape=shape))
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -92,11 +92,12 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("its last bytes are not those of a table")
     _, position = _handle(footer, 0)
     (offset, size), _ = _handle(footer, position)
-    for _, value in _entries(_block(data, offset, size)):
-        yield from _entries(_block(data, *_handle(value, 0)[0]))
+    for _, value in _entries(_block(data, offset, size=size)):
+        (offset, size), _ = _handle(value, 0)
+        yield from _entries(_block(data, offset, size=size))
 
 
-def _block(data: bytes, offset: int, size: int) -> bytes:
+def _block(data: bytes, offset: int, *, size: int) -> bytes:
     """The content of a block, its checksum compared."""
     block, trailer = data[offset : offset + size], data[offset + size : offset + size + TRAILER]
     compression, checksum = struct.unpack("<BI", trailer)

@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Toke
     if ours is not None and ours.end_tokens >= {*settings.end_ids}:
         return ours
     try:
-        return HuggingFaceTokenizer(json.dumps(definition), end, settings.end_ids)
+        return HuggingFaceTokenizer(json.dumps(definition), end, end_tokens=settings.end_ids)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -74,7 +74,7 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
     special = read_object(added) if added.is_file() else {}
     try:
         pairs = split_merges(read_utf8(merges))
-        return _with_vocabulary(pairs, ids | special, {END_OF_TEXT, *special})
+        return _with_vocabulary(pairs, ids | special, special={END_OF_TEXT, *special})
     except ValueError as error:
         raise ValueError(f"{merges} and {vocabulary.name}: {error}") from error
 
@@ -82,6 +82,7 @@ def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
 def write_tokenizer(
     tokenizer: Tokenizer,
     folder: Path,
+    *,
     context_length: int,
     settings: FolderSettings | None = None,
 ) -> None:
@@ -172,7 +173,7 @@ def _token_names(tokenizer: BPETokenizer) -> list[str]:
 
 
 def _with_vocabulary(
-    merges: Sequence[Sequence[str]], ids: dict[str, Any], special: Collection[str]
+    merges: Sequence[Sequence[str]], ids: dict[str, Any], *, special: Collection[str]
 ) -> BPETokenizer:
     """The tokenizer of some merges, if a vocabulary is theirs, special tokens behind it.
 
@@ -196,7 +197,7 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
         # Older files do not name the model's type; no other has merges.
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         special = {token["content"]: token["id"] for token in added}
-        return _with_vocabulary(merges, model["vocab"] | special, special)
+        return _with_vocabulary(merges, model["vocab"] | special, special=special)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
 

@@ -22,9 +22,11 @@ def test_the_share_of_runs_found_elsewhere():
 
 def test_paragraphs_of_earlier_texts_are_dropped():
     longer = f"{ONE} {OTHER}"
-    assert list(distinct([longer, ONE, OTHER, "something else"], set(), 0.3)) == [
+    assert list(distinct([longer, ONE, OTHER, "something else"], set(), most=0.3)) == [
         longer,
         "something else",
     ]
-    assert list(distinct([ONE, longer], set(), 0.3)) == [ONE, longer], "little of it stood before"
-    assert list(distinct([ONE, ONE], set(), 0.3)) == [ONE]
+    assert list(distinct([ONE, longer], set(), most=0.3)) == [ONE, longer], (
+        "little of it stood before"
+    )
+    assert list(distinct([ONE, ONE], set(), most=0.3)) == [ONE]

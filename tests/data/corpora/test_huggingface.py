@@ -60,7 +60,9 @@ def test_a_local_folder_of_splits(tmp_path: Path):
         HuggingFaceDataset(str(folder), split=split, text_field="story")
         for split in ("train", "validation")
     )
-    data = TextDataModule(train, ByteTokenizer(), 8, 2, validation=validation)
+    data = TextDataModule(
+        train, ByteTokenizer(), context_length=8, batch_size=2, validation=validation
+    )
     data.prepare_data()
     data.setup("fit")
     assert data.metadata["train"]["documents"] == data.metadata["validation"]["documents"] == 30

@@ -174,7 +174,9 @@ def test_a_data_module_over_ones_own_files(tmp_path: Path):
     with (tmp_path / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps({"body": f"Row number {i}."}) + "\n" for i in range(50))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 10)
-    data = FilesDataModule(tmp_path, ByteTokenizer(), 8, 2, text_field="body")
+    data = FilesDataModule(
+        tmp_path, ByteTokenizer(), context_length=8, batch_size=2, text_field="body"
+    )
     with pytest.warns(UserWarning, match="10 bytes are not UTF-8"):
         data.prepare_data()
     data.setup("fit")
@@ -186,14 +188,14 @@ def test_a_data_module_over_ones_own_files(tmp_path: Path):
 @pytest.mark.filterwarnings("ignore:.*is empty")
 def test_files_without_any_text_are_an_error_that_names_them(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
-    data = FilesDataModule(tmp_path / "empty.txt", ByteTokenizer(), 8, 2)
+    data = FilesDataModule(tmp_path / "empty.txt", ByteTokenizer(), context_length=8, batch_size=2)
     with pytest.raises(DataError, match=r"empty.txt: has no text"):
         data.prepare_data()
 
 
 def test_a_file_shorter_than_a_window_is_named(tmp_path: Path):
     (tmp_path / "short.txt").write_text("a few words")
-    data = FilesDataModule(tmp_path / "short.txt", ByteTokenizer(), 64, 2)
+    data = FilesDataModule(tmp_path / "short.txt", ByteTokenizer(), context_length=64, batch_size=2)
     data.prepare_data()
     with pytest.raises(DataError, match=r"short.txt: the train part has 9 tokens"):
         data.setup("fit")

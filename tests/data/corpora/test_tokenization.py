@@ -21,7 +21,7 @@ def whole(documents: Iterable[str]) -> Iterator[DocumentPiece]:
 def test_documents_are_followed_by_the_separator(tmp_path: Path):
     tokenizer = ByteTokenizer()
     end = tokenizer.end_of_text
-    part = tokenize(whole(["ab", "é"]), tokenizer, tmp_path / "t", separator=end)
+    part = tokenize(whole(["ab", "é"]), tokenizer, path=tmp_path / "t", separator=end)
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert tokens == [97, 98, end, *"é".encode(), end]
     assert (part.documents, part.characters, part.bytes, part.tokens) == (2, 3, 4, 6)
@@ -29,7 +29,9 @@ def test_documents_are_followed_by_the_separator(tmp_path: Path):
 
 def test_text_that_spells_the_separator_is_text(tmp_path: Path):
     tokenizer = bpe.train_bpe(["<|endoftext|> a <|endoftext|>"], vocab_size=257)
-    tokenize(whole(["a<|endoftext|>b"]), tokenizer, tmp_path / "t", separator=tokenizer.end_of_text)
+    tokenize(
+        whole(["a<|endoftext|>b"]), tokenizer, path=tmp_path / "t", separator=tokenizer.end_of_text
+    )
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert tokens.count(tokenizer.end_of_text) == 1
 
@@ -43,7 +45,7 @@ def test_large_vocabularies_are_written_with_four_bytes(tmp_path: Path):
         def encode_ordinary(self, text: str) -> list[int]:
             return [69_999 for _ in text]
 
-    tokenize(whole(["abc"]), Wide(), tmp_path / "t")
+    tokenize(whole(["abc"]), Wide(), path=tmp_path / "t")
     assert np.fromfile(tmp_path / "t", dtype=np.uint32).tolist() == [69_999] * 3
 
 
@@ -100,7 +102,7 @@ def test_cutting_documents_changes_no_token(
         shared = request.getfixturevalue("shared_data")
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared / "tiktoken"))
     tokenizer = gpt2_tokenizer() if name == "gpt2" else bpe.train_bpe(texts, vocab_size=300)
-    tokenize(whole(texts), tokenizer, tmp_path / "t")
+    tokenize(whole(texts), tokenizer, path=tmp_path / "t")
     tokens = [token for text in texts for token in tokenizer.encode(text)]
     assert np.fromfile(tmp_path / "t", dtype=np.uint16).tolist() == tokens
 
@@ -123,13 +125,13 @@ def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
 def test_progress_adds_up_to_all_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tokenization, "BATCH", 10)
     done: list[int] = []
-    tokenize(whole(["12345"] * 9), ByteTokenizer(), tmp_path / "t", advance=done.append)
+    tokenize(whole(["12345"] * 9), ByteTokenizer(), path=tmp_path / "t", advance=done.append)
     assert sum(done) == 45
     assert len(done) == 5
 
 
 def test_half_a_character_from_json_is_counted_and_written(tmp_path: Path):
-    part = tokenize(whole(["a\ud800b"]), ByteTokenizer(), tmp_path / "t")
+    part = tokenize(whole(["a\ud800b"]), ByteTokenizer(), path=tmp_path / "t")
     tokens = np.fromfile(tmp_path / "t", dtype=np.uint16).tolist()
     assert ByteTokenizer().decode(tokens) == "a\N{REPLACEMENT CHARACTER}b"
     assert part.bytes == part.tokens == 5

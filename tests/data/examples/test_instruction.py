@@ -218,7 +218,9 @@ def test_a_published_file_is_read_from_the_cache_folder(module, cache_folder):
     cache_folder.mkdir()
     content = json.dumps([GOOD] * 20).encode()
     (cache_folder / "published.json").write_bytes(content)
-    published = Download("https://example.org/published.json", digest(content), "published.json")
+    published = Download(
+        "https://example.org/published.json", sha256=digest(content), file_name="published.json"
+    )
     data = module([], path=published)
     assert len(data.raw["train"]) == 17
     assert data.describe().startswith("published.json: 17 + 1 + 2 conversations")

@@ -32,7 +32,7 @@ def write(tmp_path):
 def make(path, *, prepare=True, **settings):
     defaults = {"tokenizer": ByteTokenizer(), "context_length": 128, "collation": Padding()}
     defaults["batch_size"] = 4
-    data = LabelledDataModule(path, **{**defaults, **settings})
+    data = LabelledDataModule(path=path, **{**defaults, **settings})
     if prepare:
         data.prepare_data()
         data.setup("fit")

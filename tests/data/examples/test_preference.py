@@ -35,7 +35,7 @@ def module(tmp_path):
         path.write_text("\n".join(lines), "utf-8")
         settings = {"context_length": 64, "batch_size": 2, "collation": Padding(), **settings}
         settings = {"tokenizer": ByteTokenizer(), **settings}
-        data = PreferenceDataModule(path, template=TEMPLATE, **settings)
+        data = PreferenceDataModule(path=path, template=TEMPLATE, **settings)
         data.prepare_data()
         data.setup()
         return data
@@ -171,8 +171,14 @@ def test_too_few_pairs_and_fractions_beyond_the_whole_are_named(module):
 def test_the_published_pairs(shared_data, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     node = OmegaConf.load(Path(llm.conf.__file__).parent / "data/preference_1100.yaml")
-    parts = (build(node.path), ByteTokenizer(), 512, TEMPLATE, Padding())
-    data = PreferenceDataModule(*parts, ignored=node.ignored)
+    data = PreferenceDataModule(
+        path=build(node.path),
+        tokenizer=ByteTokenizer(),
+        context_length=512,
+        template=TEMPLATE,
+        collation=Padding(),
+        ignored=node.ignored,
+    )
     data.prepare_data()
     assert data.unused == {}
     assert [len(data.raw[part]) for part in ("train", "validation", "test")] == [930, 55, 109]

@@ -26,7 +26,7 @@ FITTED_TO_ALL_TEXT = (char.train_char,)
 TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """All that decides which tokens there are, and in which part.
 
@@ -107,9 +107,9 @@ class Corpus:
                 part = tokenize(
                     self._preprocessed(documents),
                     tokenizer,
-                    path,
-                    separator,
-                    lambda characters: bar.advance(task, characters),
+                    path=path,
+                    separator=separator,
+                    advance=lambda characters: bar.advance(task, characters),
                 )
                 written[name] = asdict(part)
         metadata = {
@@ -126,7 +126,7 @@ class Corpus:
     def _split(self) -> Split:
         if self.validation:
             return published_split(self.source, self.validation)
-        return split_corpus(self.source, self.validation_fraction, self.seed)
+        return split_corpus(self.source, self.validation_fraction, seed=self.seed)
 
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
         """The training part, cut between words; both parts where a character not seen could not be written."""

@@ -20,7 +20,7 @@ def share_found(part: Iterable[str], whole: Iterable[str]) -> float:
     return len(words & known) / max(1, len(words))
 
 
-def distinct(texts: Iterable[str], seen: set[tuple[str, ...]], most: float) -> Iterator[str]:
+def distinct(texts: Iterable[str], seen: set[tuple[str, ...]], *, most: float) -> Iterator[str]:
     """Drop texts of which more than a share `most` stands in those before; adds to `seen`."""
     for text in texts:
         found = grams(text)

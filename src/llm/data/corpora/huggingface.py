@@ -38,6 +38,7 @@ class HuggingFaceDataset(Source):
         self,
         path: str,
         name: str | None = None,
+        *,
         split: str = "train",
         data_files: str | Sequence[str] | None = None,
         text_field: str = "text",

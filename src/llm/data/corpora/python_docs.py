@@ -57,11 +57,13 @@ class PythonDocs(Source):
         topics, seen = set(), set()
         texts = ["\n\n".join(prose_extraction.paragraphs(topic)) for topic in _topics()]
         texts = list(
-            deduplication.distinct(sorted(texts, key=lambda t: (-len(t), t)), topics, MOST_REPEATED)
+            deduplication.distinct(
+                sorted(texts, key=lambda t: (-len(t), t)), topics, most=MOST_REPEATED
+            )
         )
         texts += ["\n\n".join(prose_extraction.paragraphs(text)) for text in _docstrings()]
         kept = (
-            "\n\n".join(deduplication.distinct(text.split("\n\n"), seen, MOST_REPEATED))
+            "\n\n".join(deduplication.distinct(text.split("\n\n"), seen, most=MOST_REPEATED))
             for text in texts
         )
         return [text for text in kept if text]

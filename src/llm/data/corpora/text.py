@@ -54,6 +54,7 @@ class TextDataModule(DataModule):
         self,
         source: Source,
         tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        *,
         context_length: int,
         batch_size: int,
         stride: int | None = None,
@@ -63,20 +64,19 @@ class TextDataModule(DataModule):
         workers: int = 0,
         cache_dir: str | Path | None = None,
         validation: Source | None = None,
-        *,
         split_seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, workers)
+        super().__init__(batch_size, seed=seed, workers=workers)
         self.text = Corpus(
-            source,
-            tokenizer,
-            steps_of(preprocessing),
-            validation_fraction,
-            seed if split_seed is None else split_seed,
-            validation,
+            source=source,
+            tokenizer=tokenizer,
+            preprocessing=steps_of(preprocessing),
+            validation_fraction=validation_fraction,
+            seed=seed if split_seed is None else split_seed,
+            validation=validation,
         )
-        self.context_length = at_least("context_length", context_length, 1)
-        self.stride = at_least("stride", context_length if stride is None else stride, 1)
+        self.context_length = at_least("context_length", context_length, least=1)
+        self.stride = at_least("stride", context_length if stride is None else stride, least=1)
         self.cache_dir = cache_dir
         if not 0 < validation_fraction < 1:
             raise ValueError(
@@ -101,7 +101,7 @@ class TextDataModule(DataModule):
         self._require_tokens("train", self.context_length + 1)
         self._require_tokens("validation", 2)
         self._training = TrainingWindows(
-            TokenFile(folder / "train.bin", dtype), self.context_length, self.stride
+            TokenFile(folder / "train.bin", dtype), self.context_length, stride=self.stride
         )
         self._validation = ValidationWindows(
             TokenFile(folder / "validation.bin", dtype), self.context_length

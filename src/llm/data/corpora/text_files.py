@@ -46,9 +46,9 @@ class TextFiles(Source):
     def __init__(
         self,
         path: str | Path | Sequence[str | Path],
+        *,
         text_field: str = "text",
         suffixes: Sequence[str] = SUFFIXES,
-        *,
         encoding: str | None = None,
         document_separator: str | None = None,
         delimiter: str | None = None,
@@ -74,7 +74,7 @@ class TextFiles(Source):
         Raises:
             DataError: A path leads nowhere, or to a folder without text files.
         """
-        return list(dict.fromkeys(expand(self.paths, self.suffixes, self._say)))
+        return list(dict.fromkeys(expand(self.paths, self.suffixes, warn=self._say)))
 
     def documents(self) -> Iterator[str]:
         """Yield the documents.
@@ -103,13 +103,13 @@ class TextFiles(Source):
         if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
             yield from self._fields(read_records(file, self.layout))
             return
-        text = chunks(file, self.encoding, invalid.append, tables=self.instead_of_table(file))
+        text = chunks(file, self.encoding, count=invalid.append, tables=self.instead_of_table(file))
         if suffix(file) in JSON_LINES:
             yield from self._fields(read_json_lines(file, decoded_lines(text)))
         else:
             yield from self._divided(file, text)
         if sum(invalid) and file not in self._invalid:
-            warn_invalid(file, sum(invalid), self.encoding)
+            warn_invalid(file, sum(invalid), encoding=self.encoding)
         self._invalid[file] = sum(invalid)
 
     def instead_of_table(self, file: Path) -> str | None:
@@ -131,7 +131,7 @@ class TextFiles(Source):
         """The documents of a text file."""
         if self.document_separator:
             return split_documents(text, self.document_separator)
-        return counted(text, END_OF_TEXT, lambda number: self._say_separator(file, number))
+        return counted(text, END_OF_TEXT, say=lambda number: self._say_separator(file, number))
 
     def _say_separator(self, file: Path, number: int) -> None:
         self._say(
@@ -189,6 +189,7 @@ class FilesDataModule(TextDataModule):
         self,
         path: str | Path | Sequence[str | Path],
         tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        *,
         context_length: int,
         batch_size: int,
         text_field: str = "text",
@@ -199,7 +200,6 @@ class FilesDataModule(TextDataModule):
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
         workers: int = 0,
         cache_dir: str | Path | None = None,
-        *,
         split_seed: int | None = None,
         encoding: str | None = None,
         document_separator: str | None = None,
@@ -209,22 +209,22 @@ class FilesDataModule(TextDataModule):
         super().__init__(
             TrainingFiles(
                 path,
-                text_field,
-                suffixes,
+                text_field=text_field,
+                suffixes=suffixes,
                 encoding=encoding,
                 document_separator=document_separator,
                 delimiter=delimiter,
                 quoting=quoting,
             ),
             tokenizer,
-            context_length,
-            batch_size,
-            stride,
-            validation_fraction,
-            seed,
-            preprocessing,
-            workers,
-            cache_dir,
+            context_length=context_length,
+            batch_size=batch_size,
+            stride=stride,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            preprocessing=preprocessing,
+            workers=workers,
+            cache_dir=cache_dir,
             split_seed=split_seed,
         )
 
@@ -264,7 +264,9 @@ def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPie
     yield DocumentPiece(rest, ends=True)
 
 
-def counted(text: Iterable[str], word: str, say: Callable[[int], None]) -> Iterator[DocumentPiece]:
+def counted(
+    text: Iterable[str], word: str, *, say: Callable[[int], None]
+) -> Iterator[DocumentPiece]:
     """Yield a text as one document; say how often a word occurs in it, if it does."""
     number, end = 0, ""
     for chunk in text:

@@ -35,6 +35,7 @@ class TokenFileStats:
 def tokenize(
     documents: Iterable[DocumentPiece],
     tokenizer: Tokenizer,
+    *,
     path: Path,
     separator: int | None = None,
     advance: Callable[[int], None] = lambda characters: None,
@@ -87,7 +88,7 @@ def cut_documents(documents: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]
     held, searched = "", 0
     for text, ends in documents:
         # A place to cut is known by the two characters after it.
-        *whole, held = cut_between_words(held + text, PIECE, searched)
+        *whole, held = cut_between_words(held + text, PIECE, searched=searched)
         yield from (DocumentPiece(each, ends=False) for each in whole)
         searched = max(0, len(held) - 2)
         if ends:

@@ -12,7 +12,7 @@ from llm.nn.ignore_index import IGNORE_INDEX
 Batch = dict[str, Tensor]
 
 
-def count_windows(tokens: int, context_length: int, stride: int) -> int:
+def count_windows(tokens: int, context_length: int, *, stride: int) -> int:
     """How many windows of context_length tokens, each with its next token, start every stride."""
     return max(0, (tokens - context_length - 1) // stride + 1)
 
@@ -20,11 +20,11 @@ def count_windows(tokens: int, context_length: int, stride: int) -> int:
 class TrainingWindows(Dataset[Batch]):
     """Sliding windows; targets are the tokens one place further on."""
 
-    def __init__(self, file: TokenFile, context_length: int, stride: int) -> None:
+    def __init__(self, file: TokenFile, context_length: int, *, stride: int) -> None:
         self.file, self.context_length, self.stride = file, context_length, stride
 
     def __len__(self) -> int:
-        return count_windows(len(self.file), self.context_length, self.stride)
+        return count_windows(len(self.file), self.context_length, stride=self.stride)
 
     def __getitem__(self, windows: np.ndarray) -> Batch:
         """Gather a batch.

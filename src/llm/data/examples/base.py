@@ -5,6 +5,7 @@ import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from llm.data.errors import DataError
 from llm.data.examples.collation import Encoded, Packing, Padding
 from llm.data.examples.messages import unused_fields
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Layout, Paths, is_here, title
+from llm.data.record_reader import Columns, Layout, Paths, is_here, title
 from llm.data.split import split_examples
 from llm.nn.ignore_index import IGNORE_INDEX
 from llm.tokenizers.base import Tokenizer, fit
@@ -28,20 +29,28 @@ class ExamplesDataModule(DataModule):
     """Examples held in memory; a batch is as long as its longest row.
 
     A subclass says how an example is read from files (`read_file`), what of it is text (`texts`), and
-    how it is encoded (`encode`) and joined with others to a batch (`collate`).
+    how it is encoded (`encode`) and joined with others to a batch (`collate`). Its constructor lists what it
+    adds and passes the rest on as `**shared`.
 
     Args:
-        files: The files of each part, `train` first; a part without its own is taken from it.
+        path: A JSON, JSON lines, CSV or TSV file, or several, or one to download.
         tokenizer: A tokenizer, or a function that fits one to an iterable of training texts.
         context_length: The most tokens a row may have.
         collation: How examples become rows, and rows batches.
-        batch_size: B, rows in a batch; in a parallel run the devices share them.
+        batch_size: B, examples in a batch; in a parallel run the devices share them.
+        columns: As for Layout, like the three after it: our names of the fields of the files, or the names of the
+            columns of a file without a header.
+        delimiter: The character between the columns.
+        encoding: The encoding of the files.
+        quoting: Whether quotes enclose a field.
         malformed: Whether rows of a file that cannot be used `stop` the training or are left out (`skip`).
         validation_fraction: Share of the examples to validate with.
         test_fraction: Share of the examples to test with.
-        seed: Decides the split and the order.
+        validation_path: A file of its own for validation; nothing is taken from `path` then.
+        test_path: The same for the test.
+        seed: Decides the order.
         workers: Processes that gather batches.
-        layout: How the rows are written in the files.
+        split_seed: Decides what is held out; None takes `seed`.
 
     Attributes:
         kind: What the examples are called together.
@@ -60,27 +69,42 @@ class ExamplesDataModule(DataModule):
     kind: ClassVar[str] = "examples"
     may_pack: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a subclass whose constructor passes `**shared` on a signature with the parameters in it.
+
+        A config is checked against the signature, so that has to name every parameter.
+        """
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__signature__ = joined_signature(cls)
+
     def __init__(
         self,
-        files: dict[str, Paths | None],
+        *,
+        path: Paths,
         tokenizer: TokenizerSpec,
         context_length: int,
         collation: Padding,
-        batch_size: int,
-        malformed: Literal["stop", "skip"],
-        validation_fraction: float,
-        test_fraction: float,
-        seed: int,
-        workers: int,
-        layout: Layout,
-        *,
-        split_seed: int | None,
+        batch_size: int = 8,
+        columns: Columns = None,
+        delimiter: str | None = None,
+        encoding: str | None = None,
+        quoting: bool = True,
+        malformed: Literal["stop", "skip"] = "stop",
+        validation_fraction: float = 0.05,
+        test_fraction: float = 0.1,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        split_seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed, workers)
-        self.layout = layout
+        super().__init__(batch_size, seed=seed, workers=workers)
+        self.layout = Layout(columns, delimiter, encoding, quoting)
         self.split_seed = seed if split_seed is None else split_seed
-        self.files, self.spec, self.collation = files, tokenizer, collation
-        self.context_length = at_least("context_length", context_length, 1)
+        self.files = {"train": path, "validation": validation_path, "test": test_path}
+        self.spec, self.collation = tokenizer, collation
+        self.context_length = at_least("context_length", context_length, least=1)
         self.malformed: Literal["stop", "skip"] = Malformed(malformed).policy
         self.fractions = {"validation": validation_fraction, "test": test_fraction}
         for part, fraction in self.fractions.items():
@@ -212,7 +236,9 @@ class ExamplesDataModule(DataModule):
         fractions = {part: share for part, share in self.fractions.items() if part not in given}
         examples = given["train"]
         shares = {"train": 1 - sum(fractions.values()), **fractions}
-        places = split_examples([self.group(each) for each in examples], shares, self.split_seed)
+        places = split_examples(
+            [self.group(each) for each in examples], shares, seed=self.split_seed
+        )
         return given | {part: [examples[at] for at in own] for part, own in places.items()}
 
     def _require(self, part: str, examples: Sequence[Any]) -> None:
@@ -300,11 +326,13 @@ class ExamplesDataModule(DataModule):
         """The rows of a part as a model reads them."""
         return self.encoded[part]
 
-    def training_sampler(self, start: int, rank: int, world_size: int) -> Sampler:
+    def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
         """The order of training, which is the collation's."""
         lengths = [len(row["tokens"]) for row in self.encoded["train"]]
         sampler = self.collation.sampler(lengths)
-        return sampler(self.batch_size, self.seed, start, rank, world_size)
+        return sampler(
+            self.batch_size, seed=self.seed, start=start, rank=rank, world_size=world_size
+        )
 
     def describe(self) -> str:
         """One line that says what the data are."""
@@ -320,7 +348,17 @@ class ExamplesDataModule(DataModule):
     def dataset(self, part: str) -> Dataset | None:
         """The rows of a part."""
         rows = self.encoded.get(part)
-        return Examples(rows, self.collate, self.blank) if rows else None
+        return Examples(rows, collate=self.collate, blank=self.blank) if rows else None
+
+
+def joined_signature(cls: type) -> Signature:
+    """Return the signature of a constructor, with its parent's parameters in place of `**shared`."""
+    own = [*signature(vars(cls)["__init__"]).parameters.values()][1:]
+    if not own or own[-1].kind is not Parameter.VAR_KEYWORD:
+        return Signature(own)
+    names = {parameter.name for parameter in own}
+    parent = signature(cls.__base__).parameters.values()  # pyright: ignore[reportArgumentType]
+    return Signature([*own[:-1], *(each for each in parent if each.name not in names)])
 
 
 class Examples(Dataset[Batch]):
@@ -335,6 +373,7 @@ class Examples(Dataset[Batch]):
     def __init__(
         self,
         rows: Sequence[Encoded],
+        *,
         collate: Callable[[Sequence[Encoded]], Batch],
         blank: Callable[[Encoded], Encoded],
     ) -> None:

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 from llm.data.base import Batch
-from llm.data.examples.base import ExamplesDataModule, TokenizerSpec
-from llm.data.examples.collation import Encoded, Padding
+from llm.data.examples.base import ExamplesDataModule
+from llm.data.examples.collation import Encoded
 from llm.data.examples.messages import messages_of, optional_text_of, text_of
 from llm.data.examples.shapes import INSTRUCTION, PROMPT, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Columns, Layout, Paths, Record, read_records
+from llm.data.record_reader import Paths, Record, read_records
 from llm.nn.ignore_index import IGNORE_INDEX
 
 # The field of the answer, by shape; in the others it is the last message.
@@ -54,25 +54,10 @@ class InstructionDataModule(ExamplesDataModule):
     are named in a warning.
 
     Args:
-        path: A JSON, JSON lines, CSV or TSV file, or several, or one to download.
-        tokenizer: As for ExamplesDataModule; the template's special tokens are added to it.
-        context_length: The most tokens a conversation may have, but for the last, which is not read.
-        template: How messages become tokens.
-        collation: How examples become batches.
-        batch_size: B, rows in a batch.
-        loss_on: What is learnt: the assistant's answers (`response`), or every token (`all`).
-        columns: As for Layout: names of fields that the files call otherwise, `{output: answer}`.
-        delimiter: As for Layout.
-        encoding: As for Layout.
-        quoting: As for Layout.
-        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
-        validation_fraction: Share of the conversations to validate with.
-        test_fraction: Share of the conversations to test with.
-        validation_path: A file of its own for validation; nothing is taken from the first then.
-        test_path: The same for the test.
-        seed: Decides the order.
-        workers: Processes that gather batches.
-        split_seed: Decides what is held out; None takes `seed`.
+        template: How messages become tokens; its special tokens are added to the tokenizer.
+        loss_on: What is learned: the assistant's answers (`response`), or every token (`all`).
+        shared: The arguments of `ExamplesDataModule`; the last token of a conversation is a target only, so a
+            conversation may have one more than `context_length`.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -84,48 +69,19 @@ class InstructionDataModule(ExamplesDataModule):
 
     def __init__(
         self,
-        path: Paths,
-        tokenizer: TokenizerSpec,
-        context_length: int,
-        template: ChatTemplate,
-        collation: Padding,
-        batch_size: int = 8,
-        loss_on: Literal["response", "all"] = "response",
-        columns: Columns = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
-        quoting: bool = True,
-        malformed: Literal["stop", "skip"] = "stop",
-        validation_fraction: float = 0.05,
-        test_fraction: float = 0.1,
-        validation_path: Paths | None = None,
-        test_path: Paths | None = None,
-        seed: int = 0,
-        workers: int = 0,
         *,
-        split_seed: int | None = None,
+        template: ChatTemplate,
+        loss_on: Literal["response", "all"] = "response",
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            {"train": path, "validation": validation_path, "test": test_path},
-            tokenizer,
-            context_length,
-            collation,
-            batch_size,
-            malformed,
-            validation_fraction,
-            test_fraction,
-            seed,
-            workers,
-            Layout(columns, delimiter, encoding, quoting),
-            split_seed=split_seed,
-        )
+        super().__init__(**shared)
         if loss_on not in ("response", "all"):
             raise ValueError(f"loss_on={loss_on}: give response or all")
         self.template, self.loss_on = template, loss_on
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Demonstration]:
         """The rows of some files as conversations."""
-        for row in read_records(path, self.layout, malformed):
+        for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield conversation_of(row, self.template)
             except ValueError as error:

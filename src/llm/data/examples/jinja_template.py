@@ -247,10 +247,10 @@ class JinjaTemplate(ChatTemplate):
         hidden = Hidden(tokenizer, messages)
         messages = [hidden.hide(message) for message in messages]
         text = self._render(messages)
-        answers = list(self._answers(messages, text, hidden.special))
+        answers = list(self._answers(messages, text, special=hidden.special))
         if messages[-1].role == "assistant":
             text = text[: answers[-1].end]
-        return _tokens(text, answers, hidden)
+        return _tokens(text, answers, hidden=hidden)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """As `ChatTemplate.encode_prompt`.
@@ -264,10 +264,10 @@ class JinjaTemplate(ChatTemplate):
         messages = [hidden.hide(message) for message in messages]
         text = self._render(messages)
         try:
-            answers = list(self._answers(messages, text, hidden.special))
+            answers = list(self._answers(messages, text, special=hidden.special))
         except ValueError:  # nothing is learned from them here
             answers = []
-        return _tokens(text, answers, hidden)[0]
+        return _tokens(text, answers, hidden=hidden)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text of a conversation; after a user's message, up to where the assistant begins.
@@ -316,7 +316,7 @@ class JinjaTemplate(ChatTemplate):
         )
 
     def _answers(
-        self, messages: Sequence[Message], text: str, special: re.Pattern[str]
+        self, messages: Sequence[Message], text: str, *, special: re.Pattern[str]
     ) -> Iterator[AnswerSpan]:
         """Where each answer begins in a rendered text, and where it ends, its end included.
 
@@ -353,7 +353,7 @@ def _common(text: str, other: str) -> int:
 
 
 def _tokens(
-    text: str, answers: Sequence[AnswerSpan], hidden: Hidden
+    text: str, answers: Sequence[AnswerSpan], *, hidden: Hidden
 ) -> tuple[list[int], list[bool]]:
     """The tokens of a rendered text, and which belong to answers.
 

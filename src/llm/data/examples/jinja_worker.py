@@ -47,12 +47,12 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 def to_json(
     value: Any,
-    ensure_ascii: bool = False,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002
     indent: Any = None,
     separators: Any = None,
-    sort_keys: bool = False,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
-    """JSON without HTML's escapes."""
+    """Return JSON without HTML's escapes; a template may pass the arguments by position."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -67,7 +67,7 @@ def raise_exception(message: object) -> None:
     raise jinja2.TemplateError(str(message))
 
 
-def rendered(template: jinja2.Template, values: dict[str, Any], room: int) -> str:
+def rendered(template: jinja2.Template, values: dict[str, Any], *, room: int) -> str:
     """The text, of at most so many characters."""
     pieces: list[str] = []
     for piece in template.generate(**values):
@@ -102,7 +102,7 @@ def main() -> None:
                 template = environment().from_string(json.loads(line))
                 text = ""
             else:
-                text = rendered(template, json.loads(line), CHARACTERS + 4 * len(line))
+                text = rendered(template, json.loads(line), room=CHARACTERS + 4 * len(line))
             answer = {"text": text}
         except MemoryError:
             answer = {"error": "it takes too much memory"}

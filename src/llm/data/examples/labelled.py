@@ -14,10 +14,10 @@ import torch
 
 from llm.data.base import Batch
 from llm.data.errors import DataError
-from llm.data.examples.base import ExamplesDataModule, TokenizerSpec
-from llm.data.examples.collation import Encoded, Padding, attended
+from llm.data.examples.base import ExamplesDataModule
+from llm.data.examples.collation import Encoded, attended
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Columns, Layout, Paths, Record, read_records, title
+from llm.data.record_reader import Paths, Record, read_records, title
 
 Balance = Literal["none", "undersample", "weights"]
 Repeats = Literal["text", "letters"]
@@ -46,31 +46,17 @@ class LabelledDataModule(ExamplesDataModule):
     than the context keep their beginning.
 
     Args:
-        path: The file, or several, or one to download.
-        tokenizer: A tokenizer, or a function that fits one to the training texts.
-        context_length: The most tokens of a text that are read.
-        collation: How far texts are filled up, and their order.
-        batch_size: B, texts in a batch; in a parallel run the devices share them.
         text: The column or key of the text.
         label: The column or key of the label: text, a number or a truth value.
         classes: Names of the classes, in their order; by default those that are found, sorted.
-        columns: As for Layout: the names of the columns of a file without a header.
-        delimiter: As for Layout.
-        encoding: As for Layout.
-        quoting: As for Layout.
         balance: What is done about classes of unequal size in the training part: `none`; `undersample`
             draws as many of each class as the smallest has; `weights` leaves the texts and weights the
             loss by class. The other parts stay as they are.
         repeats: When two texts are one: by their `text` (case and white space aside), or by their
             `letters`, numbers and punctuation aside too, as of form letters.
-        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
         validation_fraction: Share of each class to validate with.
         test_fraction: Share of each class to test with.
-        validation_path: A file of its own for validation; nothing is taken from the first then.
-        test_path: The same for the test.
-        seed: Decides the order.
-        workers: Processes that gather batches.
-        split_seed: Decides what is held out; None takes `seed`.
+        shared: The other arguments of `ExamplesDataModule`; a longer text than `context_length` is cut.
 
     Attributes:
         classes: Names of the classes; a label is a place among them. From `prepare_data` on.
@@ -85,43 +71,18 @@ class LabelledDataModule(ExamplesDataModule):
 
     def __init__(
         self,
-        path: Paths,
-        tokenizer: TokenizerSpec,
-        context_length: int,
-        collation: Padding,
-        batch_size: int = 8,
+        *,
         text: str = "text",
         label: str = "label",
         classes: Sequence[str | int | float] | None = None,
-        columns: Columns = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
-        quoting: bool = True,
         balance: Balance = "none",
         repeats: Repeats = "text",
-        malformed: Literal["stop", "skip"] = "stop",
         validation_fraction: float = 0.1,
         test_fraction: float = 0.2,
-        validation_path: Paths | None = None,
-        test_path: Paths | None = None,
-        seed: int = 0,
-        workers: int = 0,
-        *,
-        split_seed: int | None = None,
+        **shared: Any,
     ) -> None:
         super().__init__(
-            {"train": path, "validation": validation_path, "test": test_path},
-            tokenizer,
-            context_length,
-            collation,
-            batch_size,
-            malformed,
-            validation_fraction,
-            test_fraction,
-            seed,
-            workers,
-            Layout(columns, delimiter, encoding, quoting),
-            split_seed=split_seed,
+            validation_fraction=validation_fraction, test_fraction=test_fraction, **shared
         )
         self.text, self.label = text, label
         self.balance: Balance = balance
@@ -164,7 +125,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
         """The texts of some files and their labels."""
-        for row in read_records(path, self.layout, malformed):
+        for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield self._example(row)
             except ValueError as error:

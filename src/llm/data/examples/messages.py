@@ -37,7 +37,9 @@ def messages_of(found: Any) -> list[Message]:
     messages = []
     for at, item in enumerate(found):
         speaker, calls = speakers[at], speakers[at + 1 : at + 2] == ["tool"]
-        content = content_of(item, speaker == "system" or (speaker == "assistant" and calls))
+        content = content_of(
+            item, may_be_blank=speaker == "system" or (speaker == "assistant" and calls)
+        )
         if content or speaker != "system":
             learned = bool(content) and _weight(item) != 0
             messages.append(Message(cast(Role, speaker), content, learned))
@@ -61,7 +63,7 @@ def _weight(item: Mapping[str, Any]) -> float:
     return 1 if weight is None else weight
 
 
-def content_of(item: Mapping[str, Any], may_be_blank: bool = False) -> str:
+def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
     """The content of a message: text, or a list of parts that are text.
 
     Raises:

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from llm.data.base import Batch
 from llm.data.errors import DataError
-from llm.data.examples.base import ExamplesDataModule, TokenizerSpec
-from llm.data.examples.collation import Encoded, Padding, attended
+from llm.data.examples.base import ExamplesDataModule
+from llm.data.examples.collation import Encoded, attended
 from llm.data.examples.messages import is_transcript, messages_of, text_of
 from llm.data.examples.shapes import PROMPT, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Columns, Layout, Paths, Record, read_records, title
+from llm.data.record_reader import Paths, Record, read_records, title
 from llm.nn.ignore_index import IGNORE_INDEX
 
 
@@ -45,25 +45,10 @@ class PreferenceDataModule(ExamplesDataModule):
     and are not read are named in a warning.
 
     Args:
-        path: A JSON, JSON lines, CSV or TSV file, several, or a published file.
-        tokenizer: As for ExamplesDataModule; the template's special tokens are added to it.
-        context_length: The most tokens of a prompt with a response, but for the last, which is not read.
-        template: How messages become tokens.
-        collation: How far rows are filled up, and their order.
-        batch_size: B, pairs in a batch.
-        columns: As for Layout: names of fields that the files call otherwise, `{chosen: better}`.
-        delimiter: As for Layout.
-        encoding: As for Layout.
-        quoting: As for Layout.
-        malformed: Whether rows that cannot be used `stop` the training or are left out (`skip`).
-        validation_fraction: Share of the pairs to validate with.
-        test_fraction: Share of the pairs to test with.
-        validation_path: A file of its own for validation; nothing is taken from the first then.
-        test_path: The same for the test.
-        seed: Decides the order.
-        workers: Processes that gather batches.
-        split_seed: Decides what is held out; None takes `seed`.
+        template: How messages become tokens; its special tokens are added to the tokenizer.
         ignored: Fields that are known not to be read, so that no warning names them.
+        shared: The arguments of `ExamplesDataModule`; `context_length` holds for a prompt with a response, of which
+            the last token is a target only.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -73,42 +58,9 @@ class PreferenceDataModule(ExamplesDataModule):
     kind = "preference pairs"
 
     def __init__(
-        self,
-        path: Paths,
-        tokenizer: TokenizerSpec,
-        context_length: int,
-        template: ChatTemplate,
-        collation: Padding,
-        batch_size: int = 8,
-        columns: Columns = None,
-        delimiter: str | None = None,
-        encoding: str | None = None,
-        quoting: bool = True,
-        malformed: Literal["stop", "skip"] = "stop",
-        validation_fraction: float = 0.05,
-        test_fraction: float = 0.1,
-        validation_path: Paths | None = None,
-        test_path: Paths | None = None,
-        seed: int = 0,
-        workers: int = 0,
-        *,
-        split_seed: int | None = None,
-        ignored: Sequence[str] = (),
+        self, *, template: ChatTemplate, ignored: Sequence[str] = (), **shared: Any
     ) -> None:
-        super().__init__(
-            {"train": path, "validation": validation_path, "test": test_path},
-            tokenizer,
-            context_length,
-            collation,
-            batch_size,
-            malformed,
-            validation_fraction,
-            test_fraction,
-            seed,
-            workers,
-            Layout(columns, delimiter, encoding, quoting),
-            split_seed=split_seed,
-        )
+        super().__init__(**shared)
         self.template = template
         self.ignored = frozenset(ignored)
         self.equal = 0
@@ -117,7 +69,7 @@ class PreferenceDataModule(ExamplesDataModule):
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
         """The pairs of some files."""
-        for row in read_records(path, self.layout, malformed):
+        for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield as_pair(row, self.template)
             except ValueError as error:
@@ -170,12 +122,12 @@ class PreferenceDataModule(ExamplesDataModule):
         Raises:
             ValueError: one does not fit the context.
         """
-        chosen = self._encode("chosen", example.prompt, example.chosen)
-        rejected = self._encode("rejected", example.prompt, example.rejected)
+        chosen = self._encode("chosen", prompt=example.prompt, response=example.chosen)
+        rejected = self._encode("rejected", prompt=example.prompt, response=example.rejected)
         joined = {name: chosen[name] + rejected[name] for name in chosen}
         return {**joined, "second": [len(chosen["tokens"])]}
 
-    def _encode(self, what: str, prompt: Sequence[Message], response: str) -> Encoded:
+    def _encode(self, what: str, *, prompt: Sequence[Message], response: str) -> Encoded:
         tokens, _ = self.template.encode([*prompt, Message("assistant", response)], self.tokenizer)
         start = len(self.template.encode_prompt(prompt, self.tokenizer))
         if len(tokens) - 1 > self.context_length:

@@ -237,16 +237,16 @@ class Template(ChatTemplate):
         """The template as Hugging Face's library writes it, in Jinja."""
         first = ""
         if self.system_message is not None:
-            written = "".join(self._around("system", self.system_message, gap))
+            written = "".join(self._around("system", self.system_message, gap=gap))
             first = _JINJA_SYSTEM.format(_quoted(written + self.separator))
         roles = ""
         for role in self.begin:
-            before, _, after = self._around(role, "", gap)
+            before, _, after = self._around(role, "", gap=gap)
             roles += _JINJA_ROLE.format(*map(_quoted, (role, before, after)))
         opening = _quoted(self.separator + self.begin["assistant"])
         return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
 
-    def _around(self, role: Role | str, content: str, gap: str) -> tuple[str, str, str]:
+    def _around(self, role: Role | str, content: str, *, gap: str) -> tuple[str, str, str]:
         """What is written before and after a message, with a gap at each edge that is no special token."""
         begin, end = self.begin[role], self.end[role]
         special = tuple(self.special_tokens)
@@ -275,14 +275,13 @@ class Template(ChatTemplate):
         for index, message in enumerate(messages):
             yield from self._message(message, is_first=index == 0)
 
-    def _message(self, message: Message, is_first: bool) -> Iterator[ConversationPiece]:
+    def _message(self, message: Message, *, is_first: bool) -> Iterator[ConversationPiece]:
         role, content, learned = message
         answer = role == "assistant" and learned
-        yield ConversationPiece(
-            ("" if is_first else self.separator) + self.begin[role], True, False
-        )
-        yield ConversationPiece(content, False, answer)
-        yield ConversationPiece(self.end[role], True, answer)
+        opening = ("" if is_first else self.separator) + self.begin[role]
+        yield ConversationPiece(opening, is_template=True, is_response=False)
+        yield ConversationPiece(content, is_template=False, is_response=answer)
+        yield ConversationPiece(self.end[role], is_template=True, is_response=answer)
 
     def _written(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
         answered = messages and messages[-1].role == "assistant"
@@ -291,7 +290,8 @@ class Template(ChatTemplate):
     def _prompt(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
         yield from self._pieces(messages)
         require_question(messages)
-        yield ConversationPiece(self.separator + self.begin["assistant"], True, False)
+        opening = self.separator + self.begin["assistant"]
+        yield ConversationPiece(opening, is_template=True, is_response=False)
 
     def _encode(
         self, pieces: Iterator[ConversationPiece], tokenizer: Tokenizer

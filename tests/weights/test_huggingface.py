@@ -6,6 +6,7 @@ by more than 1e-5.
 
 import json
 import shutil
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -16,6 +17,7 @@ from llm.config.build import build
 from llm.config.check import check_nodes
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
+from llm.models.size import Size
 from llm.weights.gpt2 import GPT2Weights
 from llm.weights.llama import LlamaWeights
 
@@ -84,7 +86,7 @@ def test_a_wrong_epsilon_would_be_noticed(ours, theirs):
 def test_the_architecture_is_a_tree_that_training_can_adopt(weights):
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
-    check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Any})
+    check_nodes(config, {"size": Size, "model": Deferred[torch.nn.Module], "tokenizer": Any})
     node = config.tokenizer.weights
     assert build(node) == weights
     assert config.model.vocab_size == 97

@@ -166,7 +166,7 @@ def test_a_classifier_needs_the_body_alone_and_reads_its_first_token(published, 
 def test_the_architecture_is_a_tree_that_training_can_adopt(published):
     config = published.weights.config
     assert set(config) == {"model", "size", "tokenizer"}
-    check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Any})
+    check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Deferred[Any]})
     short = BERTWeights(published.weights.path, context_length=16)
     assert short.config.model.context_length == 16
     assert short.model()(TOKENS[:, :16]).shape == (3, 16, 97)

@@ -14,6 +14,7 @@ from small_runs import run_command
 
 from llm import hardware, precision
 from llm.callbacks.checkpoints import Checkpoints
+from llm.checkpoints import checkpoint_file
 from llm.checkpoints.checkpoint_file import open_checkpoint
 from llm.config.errors import ConfigError, UserError
 from llm.config.os_errors import explained
@@ -286,6 +287,15 @@ def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_pa
     with pytest.raises(ConfigError, match=re.escape(told)):
         RunWeights(str(done.path)).model()
     assert RunWeights(str(done.path), checkpoint="last").model()
+
+
+def test_resume_reads_and_verifies_the_checkpoint_once(composed, done, monkeypatch):
+    verified, read = checkpoint_file.verified, []
+    monkeypatch.setattr(
+        checkpoint_file, "verified", lambda path: read.append(path) or verified(path)
+    )
+    run_command(composed(*LONGER), done.path)
+    assert read.count(done.last) == 1
 
 
 def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):

@@ -86,7 +86,9 @@ def test_a_wrong_epsilon_would_be_noticed(ours, theirs):
 def test_the_architecture_is_a_tree_that_training_can_adopt(weights):
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
-    check_nodes(config, {"size": Size, "model": Deferred[torch.nn.Module], "tokenizer": Deferred[Any]})
+    check_nodes(
+        config, {"size": Size, "model": Deferred[torch.nn.Module], "tokenizer": Deferred[Any]}
+    )
     node = config.tokenizer.weights
     assert build(node) == weights
     assert config.model.vocab_size == 97

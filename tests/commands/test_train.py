@@ -47,4 +47,5 @@ def test_the_line_that_ctrl_c_prints_goes_on_when_it_is_pasted(
     out = capsys.readouterr().out
     assert "[/x] :smile:" in out
     assert f"  then      PYTHONPATH=modules {shell.program()} generate weights.path=outputs/" in out
+    assert next(line for line in out.splitlines() if "  then " in line).endswith(" 'trust=[mine]'")
     assert [path.name for path in run.path.parent.glob("[!.]*")] == ["stopped"]

@@ -182,7 +182,8 @@ def search(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as ended:
             command.main()
-        return ended.value.code, ran, capsys.readouterr().out
+        captured = capsys.readouterr()
+        return ended.value.code, ran, captured.out + captured.err
 
     return search
 
@@ -206,6 +207,15 @@ def test_optuna_seeks_the_least_validation_loss_past_trials_that_fail(search, tm
     search(lambda _: 1.0, *line, "callbacks.samples=null")
     assert len(only_sweep(tmp_path).jobs) == 6
     assert len(json.loads((only_sweep(tmp_path).path / "sweep.json").read_text())["jobs"]) == 6
+
+
+@pytest.mark.parametrize("word", ["dry_run=true", "match=parameters"])
+def test_search_without_points_is_not_forecast_or_matched(search, tmp_path, word):
+    status, ran, said = search(lambda _: 1.0, "model.dropout=choice(0.0,0.1)", word)
+    assert (status, ran) == (2, [])
+    key = word.partition("=")[0]
+    assert said.startswith(f"{key}: the sweeper chooses its points one by one;")
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_point_that_optuna_finds_again_is_not_trained_again(search, tmp_path):

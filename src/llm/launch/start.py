@@ -111,8 +111,8 @@ class Front:
     def start_sweep(self) -> None:
         """Run a sweep, each point in a process of its own if it is heavy, or print what it would cost."""
         jobs = sweep_jobs(self.loader, self.tree, self.line.overrides)
-        if not jobs:  # the sweeper chooses: what all points share is checked
-            self.compose(fixed(self.loader, self.line.overrides))
+        if not jobs:  # the sweeper chooses the points: what all of them share is checked
+            require_no_points(self.compose(fixed(self.loader, self.line.overrides)))
         points = check_points(self.compose, jobs)
         if self.info.is_heavy:
             self.launch_heavy(points, jobs)
@@ -188,6 +188,23 @@ def run_checked(command: Any) -> None:
     # As Hydra does for its jobs; logging that is set up already is kept.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     command.run()
+
+
+def require_no_points(shared: Any) -> None:
+    """Refuse what needs the points of a sweep before it starts, when its sweeper chooses them one by one.
+
+    Args:
+        shared: the command without the values that are swept.
+
+    Raises:
+        ConfigError: with a line for each key.
+    """
+    keys = [key for key in ("dry_run", "match") if getattr(shared, key, None)]
+    if keys:
+        way_out = "leave it out, or list the values and leave out hydra/sweeper="
+        raise ConfigError(
+            *(f"{key}: the sweeper chooses its points one by one; {way_out}" for key in keys)
+        )
 
 
 def names_command(name: str, target: str) -> bool:

@@ -51,7 +51,9 @@ class NextCommands:
             return "(nothing was saved to be used: callbacks.checkpoints is left out)"
         task = self.config.tree.task._target_
         command: str = locate(task, self.config.trust).command  # pyright: ignore[reportFunctionMemberAccess]
-        return self._line(shell.program(), command, f"weights.path={display_path(self.run.path)}")
+        trust = [f"trust=[{','.join(self.config.trust)}]"] if self.config.trust else []
+        words = (shell.program(), command, f"weights.path={display_path(self.run.path)}", *trust)
+        return self._line(*words)
 
     @property
     def _words(self) -> list[str]:

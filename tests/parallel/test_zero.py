@@ -75,7 +75,12 @@ def test_only_what_goes_number_by_number_is_optimized(engine):
 
 def test_batches_that_weigh_by_their_targets_are_refused(engine):
     def task(kind):
-        return kind(nn.Linear(2, 2), torch.optim.SGD, lambda step, steps: 1.0, lambda model: [])
+        return kind(
+            nn.Linear(2, 2),
+            optimizer=torch.optim.SGD,
+            schedule=lambda step, steps: 1.0,
+            parameter_groups=lambda model: [],
+        )
 
     engine.require_even_weights(task(Pretraining))
     with pytest.raises(ValueError, match="SFT weighs by its targets: use hardware=fsdp"):

@@ -67,9 +67,6 @@ OWNERS = {
     "data/corpora/base.py": "data/test_split.py::test_parts_are_the_same_however_documents_come",
     "data/corpora/corpus.py": "data/corpora/test_text.py::test_any_change_is_tokenized_anew",
     "data/errors.py": "data/corpora/test_text_files.py::test_a_bad_row_is_named_by_file_and_line",
-    "data/examples/base.py": (
-        "data/examples/test_instruction.py::test_parts_may_have_files_of_their_own"
-    ),
     "data/examples/jinja_worker.py": (
         "data/examples/test_jinja_template.py::test_what_a_template_may_not_do_is_a_line"
     ),
@@ -80,6 +77,9 @@ OWNERS = {
     # Parts of commands.
     "evaluation/scoring.py": (
         "commands/test_evaluate.py::test_a_judge_scores_answers_and_compares_runs"
+    ),
+    "generation/generation_settings.py": (
+        "generation/test_text_generation.py::test_a_stop_string_cuts_the_text_and_ends_the_row"
     ),
     "generation/prompts.py": (
         "commands/test_generate.py::test_a_file_of_prompts_is_written_as_one_batch"

@@ -136,7 +136,7 @@ class Evaluate(Command):
         return {
             **origin(weights, result.description),
             "part": self.test_path,
-            "figures": result.figures,
+            "metrics": result.metrics,
         }
 
     def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Evaluate(Command):
         report = {
             **origin(weights, data.describe()),
             "part": self.test_path or part,
-            "figures": measure_part(task, data, part, hardware),
+            "metrics": measure_part(task, data, part, hardware),
         }
         if answering:
             task.to(hardware.accelerator)
@@ -222,7 +222,7 @@ def choose_part(data: DataModule, part: str | None, test_path: str | None) -> st
 
 
 def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) -> dict[str, float]:
-    """The task's own figures over a part."""
+    """Return the metrics of the task on a part."""
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=1,

@@ -195,7 +195,7 @@ def test_bytes_that_are_not_text_are_a_damaged_file(tmp_path):
 def test_values_of_a_wrong_type_are_a_damaged_file(content: str, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"broken\.json holds a damaged"):
+    with pytest.raises(ValueError, match=r"broken\.json: the .* tokenizer is damaged"):
         load(path)
 
 
@@ -216,7 +216,9 @@ def test_values_of_a_wrong_type_are_damage_where_nothing_checks_types(tmp_path):
         "    except ValueError as error: print(error)\n"
     )
     command = [sys.executable, "-c", script, *map(str, files)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(told) == len(files)
-    for line, file in zip(told, files, strict=True):
-        assert line.startswith(f"{file} holds a damaged")
+    errors = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(errors) == len(files)
+    for line, file in zip(errors, files, strict=True):
+        assert line.startswith(
+            f"{file}: the {json.loads(file.read_text())['kind']} tokenizer is damaged"
+        )

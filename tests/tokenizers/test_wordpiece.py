@@ -147,7 +147,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, problem):
 
 @pytest.mark.parametrize(
     ("vocabulary", "problem"),
-    [(["a", *SPECIAL, "a"], "pieces must differ"), (["a", "[UNK]"], r"lack \[CLS\], \[SEP\]")],
+    [
+        (["a", *SPECIAL, "a"], "pieces: one occurs twice"),
+        (["a", "[UNK]"], r"pieces: \[CLS\], \[SEP\] is missing"),
+    ],
 )
 def test_a_vocabulary_that_cannot_be_one(vocabulary, problem):
     with pytest.raises(ValueError, match=problem):

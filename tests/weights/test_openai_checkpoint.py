@@ -55,7 +55,7 @@ def test_files_that_do_not_fit_are_named(folder):
     with pytest.raises(ConfigError, match=r"n_head=None is not a size"):
         GPT2Weights(str(folder)).model()
     (folder / "vocab.bpe").write_text("#version: 0.2\nt h\nq\n")
-    with pytest.raises(ConfigError, match=r"vocab.bpe and encoder.json: merge 1 names no two"):
+    with pytest.raises(ConfigError, match=r"vocab.bpe and encoder.json: merge 1: .* is not a pair"):
         GPT2Weights(str(folder)).tokenizer()
     (folder / "vocab.bpe").write_text("#version: 0.2\nt h\n")
     with pytest.raises(ConfigError, match=r"the vocabulary is not that of the merges"):

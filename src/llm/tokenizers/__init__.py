@@ -1,1 +1,1 @@
-"""Between text and token ids: bytes, characters, words and byte-pair encoding."""
+"""Tokenizers: text to token ids and back, by bytes, characters, words or subwords."""

@@ -1,4 +1,4 @@
-"""What every tokenizer promises, and how one is saved, loaded and fitted to text."""
+"""The interface of all tokenizers, and functions to load and fit one."""
 
 import codecs
 import json
@@ -13,7 +13,7 @@ from llm.files import FileError, read_json, replacing
 
 END_OF_TEXT = "<|endoftext|>"
 
-# A file names its kind and may choose from these only: reading a stranger's file imports nothing of theirs.
+# A saved file names its kind. Only these are accepted, so that a file cannot make us import other code.
 KINDS = {
     "byte": "ByteTokenizer",
     "char": "CharTokenizer",
@@ -25,22 +25,22 @@ KINDS = {
 
 
 class Tokenizer(ABC):
-    """Turns text into token ids `0 … vocab_size - 1` and back.
+    """A map between text and token ids `0 … vocab_size - 1`.
 
-    A lone surrogate, half of a character that no UTF-8 can hold, becomes U+FFFD when it is encoded.
+    A lone surrogate, which UTF-8 cannot encode, becomes U+FFFD.
 
     Args:
-        tokens: The UTF-8 bytes of each ordinary token, in the order of their ids.
-        special_tokens: The names of the special tokens, whose ids follow.
+        tokens: the UTF-8 bytes of each ordinary token, in the order of the ids.
+        special_tokens: the names of the special tokens, whose ids follow.
 
     Attributes:
-        kind: The name of the kind in a saved file, which is also the name of its module.
-        lossless: Whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
-        context: Number of tokens before a token that can change how it is spelled; None if all of them can.
-        special_tokens: The tokens that stand for no text of a document, with their ids.
+        kind: the name of the kind in a saved file, and of its module.
+        lossless: whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
+        context: number of preceding tokens that can change how a token is decoded; None for all of them.
+        special_tokens: the ids of the tokens that do not encode text, by name.
 
     Raises:
-        ValueError: A special token is empty or named twice.
+        ValueError: the name of a special token is empty or occurs twice.
     """
 
     kind: ClassVar[str]
@@ -52,9 +52,11 @@ class Tokenizer(ABC):
     ) -> None:
         names = [name.encode() for name in special_tokens]
         if b"" in names or len(set(names)) < len(names):
-            raise ValueError(f"special_tokens must differ and not be empty: {list(special_tokens)}")
+            raise ValueError(
+                f"special_tokens: {list(special_tokens)} has an empty or repeated name; give each once"
+            )
         self.special_tokens = {name: len(tokens) + n for n, name in enumerate(special_tokens)}
-        # A dictionary, for -1 must not be the last token.
+        # A dictionary rather than a list: the id -1 must raise, not return the last token.
         self._bytes: dict[int, bytes] = dict(enumerate([*tokens, *names]))
 
     @property
@@ -69,22 +71,22 @@ class Tokenizer(ABC):
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """The ids at which writing ends: `end_of_text`, and what else a published model ends a text with."""
+        """The ids that end generation: `end_of_text` and other end tokens of a published model."""
         return frozenset() if self.end_of_text is None else frozenset({self.end_of_text})
 
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a well-formed text; the text of a special token is text like any other."""
+        """Return the ids of a well-formed text; names of special tokens are plain text."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """The constructor's arguments as plain data: all that a saved file holds beside the kind."""
+        """Return the constructor's arguments as plain data, as a saved file holds them."""
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
-        """The same tokenizer with further special tokens, whose ids follow the last one.
+        """Return a tokenizer with additional special tokens, whose ids follow the last one.
 
         Args:
-            names: what the special tokens are called; those that it has already are kept as they are.
+            names: names of the special tokens; existing ones keep their ids.
 
         Raises:
             ValueError: a name is empty.
@@ -96,26 +98,26 @@ class Tokenizer(ABC):
 
     @property
     def ends(self) -> tuple[list[int], list[int]]:
-        """The ids that a model of this tokenizer expects before and after every text; most expect none."""
+        """The ids that a model expects before and after every text; usually none."""
         return [], []
 
     def with_ends(self, ids: Sequence[int], most: int) -> list[int]:
-        """A whole text as a model expects it, at most so many ids: the end of a longer text is left out."""
+        """Add `ends` to the ids of a text, which is first cut so that the result has at most `most` ids."""
         before, after = self.ends
         return [*before, *ids[: max(0, most - len(before) - len(after))], *after]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text.
+        """Return the ids of a text.
 
         Args:
-            text: Any text.
-            special: Read the text of special tokens, such as `<|endoftext|>`, as those tokens. Off for
-                text that others wrote: it must not be able to end a document.
+            text: any text.
+            special: encode names of special tokens, such as `<|endoftext|>`, as those tokens. False for
+                untrusted text, which must not be able to end a document.
         """
         text = well_formed(text)
         if not special or not self.special_tokens:
             return self.encode_ordinary(text)
-        # Longest first, for one special token may begin with another.
+        # Longest first: the name of one special token may begin with that of another.
         names = sorted(self.special_tokens, key=len, reverse=True)
         ids: list[int] = []
         for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
@@ -124,32 +126,32 @@ class Tokenizer(ABC):
         return ids
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """The ids of several texts, each as `encode` gives them."""
+        """Return the ids of several texts."""
         return [self.encode(text) for text in texts]
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token decodes to; those of a special token spell its name.
+        """Return the UTF-8 bytes of a token; for a special token those of its name.
 
         Raises:
-            ValueError: The id is not in the vocabulary.
+            ValueError: the id is not in the vocabulary.
         """
         return self._spell([token])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of some ids; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         return self._spell(ids).decode("utf-8", errors="replace")
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """The beginning of `decode(ids)` that no further id can change.
+        """Return the beginning of `decode(ids)` that no further id can change, for streaming.
 
-        By default that is all but the first bytes of a character whose last byte is still missing.
+        By default only an incomplete UTF-8 character at the end is left out.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         return self.decode(ids)[: -1 if ends_within_character(self._spell(ids[-4:])) else None]
 
@@ -163,7 +165,7 @@ class Tokenizer(ABC):
             ) from None
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer to one JSON file, whole or not at all."""
+        """Write the tokenizer to a JSON file, atomically."""
         with replacing(Path(path)) as partial:
             partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
 
@@ -172,7 +174,7 @@ class Tokenizer(ABC):
 
 
 def well_formed(text: str) -> str:
-    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    """Return the text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -181,35 +183,39 @@ def well_formed(text: str) -> str:
 
 
 def ends_within_character(data: bytes) -> bool:
-    """Whether bytes of UTF-8 end with some, but not all, bytes of a character: decoded, one U+FFFD."""
+    """Return whether UTF-8 bytes end with an incomplete character, which decodes to one U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     return bool(decoder.getstate()[0])
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Read a tokenizer that `Tokenizer.save` wrote. The file is data: nothing in it is executed.
+    """Read a tokenizer that `Tokenizer.save` wrote. No code in the file is executed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or of an unknown kind; the message names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or its kind is unknown.
     """
     try:
         state = read_json(Path(path))
     except FileError as error:
-        raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+        raise ValueError(
+            f"{path}: is not a tokenizer file ({error}); train the tokenizer again"
+        ) from error
     kind = state.pop("kind", None) if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(
-            f"{path} holds a tokenizer of unknown kind {kind!r}: not {', '.join(KINDS)}"
+            f"{path}: unknown kind {kind!r} of tokenizer; use one of {', '.join(KINDS)}"
         )
     tokenizer = getattr(import_module(f"llm.tokenizers.{kind}"), KINDS[kind])
     try:
         return tokenizer(**state)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds a damaged {kind} tokenizer: {error}") from error
+        raise ValueError(
+            f"{path}: the {kind} tokenizer is damaged ({error}); train it again"
+        ) from error
 
 
 def fit(spec: Tokenizer | Callable[[Iterable[str]], Tokenizer], texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer itself where it is finished already, or one trained on the texts."""
+    """Return `spec` if it is a tokenizer, otherwise the tokenizer that it trains on the texts."""
     return spec if isinstance(spec, Tokenizer) else spec(texts)

@@ -1,11 +1,11 @@
-"""Byte-level byte-pair encoding: written out to be read, and the fast libraries held equal to it.
+"""Byte-level byte-pair encoding (BPE): readable code, and fast libraries with the same results, which tests check.
 
-A text is cut into pieces (words with their leading space, numbers, punctuation, white space). A piece starts
-as its bytes; training merges the most frequent pair of neighbours into a new token, again and again; encoding
-repeats those merges in the order in which they were learnt.
+Training: cut the text into pieces (words with their leading space, numbers, punctuation, white space) and each
+piece into bytes; merge the most frequent pair of adjacent tokens into a new token; repeat. Encoding applies the
+merges to a piece in the order in which they were learned. No merge crosses the edge of a piece.
 
 Sources: Sennrich et al. 2016, "Neural machine translation of rare words with subword units"; Radford et al.
-2019 (GPT-2), section 2.2, for bytes as the alphabet and for the pattern of the pieces.
+2019 (GPT-2), section 2.2, for bytes as the alphabet and the pattern of the pieces.
 """
 
 import json
@@ -24,32 +24,34 @@ import tokenizers
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 from llm.tokenizers.pieces import cut_between_words
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 Pair = tuple[int, int]
 LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
 
-# GPT-2's pieces. Quantifiers that give nothing back (`++`) match the same text in less time.
+# GPT-2's pieces. Without them merges would join words, and `dog.`, `dog!` and `dog?` would take three tokens of
+# the vocabulary. Possessive quantifiers (`++`) match the same text in less time, as they never backtrack.
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# Ids 0 to 255 are the bytes in GPT-2's order: those with a printable Latin-1 character, then the others.
+# Ids 0 to 255 are the bytes, so every text can be encoded and no unknown token is needed. The order is GPT-2's:
+# bytes with a printable Latin-1 character, then the others.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
 BYTES = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 BYTE_ID = {byte: token for token, byte in enumerate(BYTES)}
 
-# No written language comes near this many characters on one side of the line between blank and not blank.
+# Characters. No written language has a word or a gap between words that is nearly this long.
 LONG_RUN = 4096
 
-# Characters handed to the Rust trainer at a time: it takes in 256 texts at once, and 90 bytes for each of theirs.
+# Characters passed to the Rust trainer at a time: it buffers 256 texts, with 90 bytes of memory per character.
 PIECE = 4096
 
 
 def split_long_runs(text: str) -> Iterator[str]:
-    """Cut a text within blocks of 4,096 characters that are all white space or have none in them.
+    """Yield a text, cut at blocks of 4,096 characters that are all white space or have none.
 
-    A piece of a million characters takes tiktoken's regular expression down (a panic that is no
-    `Exception`), and costs tiktoken 0.12 and the Rust trainer quadratic time. Text without such
-    runs comes back whole.
+    A piece of a million characters makes tiktoken's regular expression panic (which is not an
+    `Exception`) and takes quadratic time in tiktoken 0.12 and the Rust trainer. A text without such
+    runs is yielded whole.
     """
     start = 0
     for block in range(0, len(text) - LONG_RUN + 1, LONG_RUN):
@@ -63,7 +65,7 @@ def split_long_runs(text: str) -> Iterator[str]:
 
 
 def merge_pair(ids: list[int], pair: Pair, *, token: int) -> list[int]:
-    """Replace each occurrence of `pair` in `ids`, from left to right, by `token`."""
+    """Replace each occurrence of `pair` in `ids` by `token`, from left to right: `a a a` becomes `aa a`."""
     merged: list[int] = []
     position = 0
     while position < len(ids):
@@ -77,57 +79,60 @@ def merge_pair(ids: list[int], pair: Pair, *, token: int) -> list[int]:
 
 
 def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> list[Pair]:
-    """Train from scratch: the specification of `learn_merges_fast`.
+    """Learn merges from scratch: the specification of `learn_merges_fast`.
 
-    Equal pieces are counted once and merged once. The counts of pairs are kept up to date: a merge
-    touches only the pieces that hold the pair. Among equally frequent pairs the smaller ids go first.
+    Of equally frequent pairs the one with the smaller ids is merged first.
 
     Args:
-        texts: The training texts, read once.
-        num_merges: The most merges to learn.
-        min_frequency: Stop when no pair occurs this often.
+        texts: the training texts, read once.
+        num_merges: maximum number of merges.
+        min_frequency: stop if no pair occurs this often.
 
     Returns:
-        The merged pairs of ids in order; the first makes token 256.
+        The merged pairs of ids in order; the first merge makes token 256.
     """
+    # Natural text repeats its words, so merge each distinct word once and weight it by its count.
     pieces = Counter(
         piece
         for text in texts
-        for part in split_long_runs(well_formed(text))
-        for piece in regex.findall(PATTERN, part)
+        for block in split_long_runs(well_formed(text))
+        for piece in regex.findall(PATTERN, block)
     )
     words = [([BYTE_ID[byte] for byte in piece.encode()], count) for piece, count in pieces.items()]
+    # Counting all pairs again after each merge would cost vocabulary x corpus. A merge changes only the words with
+    # the pair, so keep an index from each pair to the words that have it, or had it before an earlier merge.
     frequency: Counter[Pair] = Counter()
-    # For each pair, the words that hold it or once held it.
-    places: defaultdict[Pair, set[int]] = defaultdict(set)
-    for place, (word, count) in enumerate(words):
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)
+    for index, (word, count) in enumerate(words):
         for pair in pairwise(word):
             frequency[pair] += count
-            places[pair].add(place)
+            words_with[pair].add(index)
 
     merges: list[Pair] = []
     while len(merges) < num_merges and frequency:
+        # Ties need a rule that does not depend on the order of the texts; the Rust trainer uses the same one.
         best = min(frequency, key=lambda pair: (-frequency[pair], pair))
         if frequency[best] < max(min_frequency, 1):
             break
         token = 256 + len(merges)
         merges.append(best)
-        for place in places.pop(best):
-            word, count = words[place]
+        for index in words_with.pop(best):
+            word, count = words[index]
+            # A merge also changes the pairs on both sides of it: remove all pairs of the old word, add the new ones.
             for pair in pairwise(word):
                 frequency[pair] -= count
             word = merge_pair(word, best, token=token)
             for pair in pairwise(word):
                 frequency[pair] += count
-                places[pair].add(place)
-            words[place] = word, count
+                words_with[pair].add(index)
+            words[index] = word, count
     return merges
 
 
 def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int) -> list[Pair]:
-    """The merges of `learn_merges`, learnt by the Rust library `tokenizers` on all cores.
+    """Return the merges of `learn_merges`, computed by the Rust library `tokenizers` on all cores.
 
-    Long texts are handed over in pieces: the merges are the same, and memory does not grow with the texts.
+    Long texts are passed in pieces: the merges are the same, and memory does not grow with the texts.
     """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -140,8 +145,8 @@ def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int)
     pieces = (
         piece
         for text in texts
-        for part in split_long_runs(well_formed(text))
-        for piece in cut_between_words(part, PIECE)
+        for block in split_long_runs(well_formed(text))
+        for piece in cut_between_words(block, PIECE)
     )
     model.train_from_iterator(pieces, trainer)
     ids = model.get_vocab()
@@ -151,14 +156,15 @@ def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int)
 
 
 def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
-    """Encode one piece from scratch: the specification of tiktoken's encoding.
+    """Encode one piece from scratch: the specification of tiktoken's encoder.
 
     Args:
-        piece: The bytes of a piece of text.
-        tokens: The token that each merged pair makes. An earlier merge made a smaller token.
+        piece: the bytes of a piece of text.
+        tokens: the token of each merged pair.
     """
     ids = [BYTE_ID[byte] for byte in piece]
     while len(ids) > 1:
+        # The earliest learned merge first, which has the smallest token: later merges are made of its result.
         first = min(pairwise(ids), key=lambda pair: tokens.get(pair, math.inf))
         if first not in tokens:
             break
@@ -167,31 +173,32 @@ def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
 
 
 def encode_from_scratch(text: str, merges: Sequence[Pair]) -> list[int]:
-    """Encode a text with nothing but the merges: the specification of `BPETokenizer.encode`."""
+    """Encode a text from scratch: the specification of `BPETokenizer.encode`."""
     tokens = {pair: 256 + rank for rank, pair in enumerate(merges)}
     return [
         token
-        for part in split_long_runs(well_formed(text))
-        for piece in regex.findall(PATTERN, part)
+        for block in split_long_runs(well_formed(text))
+        for piece in regex.findall(PATTERN, block)
         for token in apply_merges(piece.encode(), tokens)
     ]
 
 
-LARGEST = 2**26  # bytes of all tokens together; GPT-2's have 320 thousand
+LARGEST = 2**26  # bytes of all tokens together; those of GPT-2 have 320,000
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level byte-pair encoding by given merges.
+    """A byte-level byte-pair encoding with given merges.
 
-    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens.
+    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens, which no merge makes:
+    no text can be encoded as one by accident.
 
     Args:
-        merges: The pairs of ids to merge, in the order in which they were learnt.
-        special_tokens: The names of the special tokens.
+        merges: the pairs of ids to merge, in the order in which they were learned.
+        special_tokens: the names of the special tokens.
 
     Raises:
-        ValueError: A merge names a token that does not exist yet, or makes one that exists already;
-            a special token is empty or named twice.
+        ValueError: a merge uses a token that does not exist yet, or makes one that exists already; or the
+            name of a special token is empty or occurs twice.
     """
 
     kind = "bpe"
@@ -210,36 +217,38 @@ class BPETokenizer(Tokenizer):
         )
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text, by tiktoken."""
-        parts = [self._encoding.encode_ordinary(part) for part in split_long_runs(text)]
-        return parts[0] if len(parts) == 1 else [token for part in parts for token in part]
+        """Return the ids of a text, computed by tiktoken."""
+        blocks = [self._encoding.encode_ordinary(block) for block in split_long_runs(text)]
+        return blocks[0] if len(blocks) == 1 else [token for block in blocks for token in block]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """The ids of several texts, in parallel: tiktoken works outside Python's global lock."""
+        """Return the ids of several texts, in parallel threads: tiktoken releases Python's global lock."""
         with ThreadPoolExecutor() as threads:
             return list(threads.map(self.encode, texts))
 
     def state(self) -> dict[str, Any]:
-        """The merges and the names of the special tokens."""
+        """Return the merges and the names of the special tokens."""
         return {"merges": self.merges, "special_tokens": list(self.special_tokens)}
 
 
 def _tokens(merges: Sequence[Pair]) -> list[bytes]:
-    """The bytes of every token that the merges make, checked."""
+    """Return the bytes of every token, after checking the merges."""
     tokens = [bytes([byte]) for byte in BYTES]
     known, total = set(tokens), 0
     for rank, (left, right) in enumerate(merges):
         if not (0 <= left < len(tokens) and 0 <= right < len(tokens)):
-            raise ValueError(f"merges[{rank}] = {left}, {right} names a token that it comes before")
+            raise ValueError(
+                f"merges[{rank}]: {left}, {right} uses a token that does not exist yet; use ids below {len(tokens)}"
+            )
         token = tokens[left] + tokens[right]
         total += len(token)
-        if total > LARGEST:  # merges may double: sixty of them would make an exabyte
+        if total > LARGEST:  # tokens may double in length: sixty such merges would make an exabyte
             raise ValueError(
-                f"merges[{rank}] = {left}, {right}: the tokens have more than {LARGEST:,} bytes"
+                f"merges[{rank}]: the tokens have more than {LARGEST:,} bytes in total; use fewer merges"
             )
         if token in known:
             raise ValueError(
-                f"merges[{rank}] = {left}, {right} makes {token!r:.60}, which exists already"
+                f"merges[{rank}]: {left}, {right} makes {token!r:.60}, which exists already; remove it"
             )
         tokens.append(token)
         known.add(token)
@@ -255,20 +264,20 @@ def train_bpe(
 ) -> BPETokenizer:
     """Learn a tokenizer from texts.
 
-    A text with too few pairs to merge gives a smaller vocabulary than asked, and a warning.
+    If the text has too few pairs to merge, warn and return a smaller vocabulary than requested.
 
     Args:
-        texts: The training texts, one document each; read once, never held together in memory.
-        vocab_size: The number of ids wanted: 256 bytes, the merges, and `<|endoftext|>`.
-        min_frequency: Merge no pair that occurs less often; a pair that occurs once is no pattern.
-        learn: How merges are learnt: `learn_merges_fast`, or `learn_merges`, which can be read.
+        texts: the training texts, one document each; read once, never all in memory.
+        vocab_size: number of ids: 256 bytes, the merges, and `<|endoftext|>`.
+        min_frequency: minimum count of a pair to be merged; a pair that occurs once is not a pattern.
+        learn: function that learns the merges: `learn_merges_fast`, or the readable `learn_merges`.
 
     Raises:
-        ValueError: `vocab_size` is under 257, or there is no text.
+        ValueError: `vocab_size` is less than 257, or the texts are empty.
     """
     if vocab_size < 257:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: 256 bytes and {END_OF_TEXT} make 257 at least"
+            f"vocab_size={vocab_size} is too small for 256 bytes and {END_OF_TEXT}; use 257 or more"
         )
     characters = 0
 
@@ -280,7 +289,7 @@ def train_bpe(
 
     tokenizer = BPETokenizer(learn(counted(), vocab_size - 257, min_frequency))
     if not characters:
-        raise ValueError("the tokenizer's training text is empty: give it at least one document")
+        raise ValueError("the tokenizer's training text is empty; give at least one document")
     if tokenizer.vocab_size < vocab_size:
         warnings.warn(
             f"the training text of {characters:,} characters has pairs for a vocabulary of "

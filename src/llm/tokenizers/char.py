@@ -1,4 +1,4 @@
-"""A token for each character that the training text has, and one for the end of a text."""
+"""A tokenizer with one token for each character of the training text."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 
 class CharTokenizer(Tokenizer):
-    """The id of a character is its place in `characters`; the special tokens come last.
+    """A tokenizer whose id of a character is its index in `characters`; special tokens follow.
 
     Args:
-        characters: The characters known, each once.
-        special_tokens: The names of the special tokens.
+        characters: the known characters, each once.
+        special_tokens: the names of the special tokens.
 
     Raises:
-        ValueError: `characters` is empty, repeats a character or holds a lone surrogate.
+        ValueError: `characters` is empty, repeats a character or contains a lone surrogate.
     """
 
     kind = "char"
@@ -30,14 +30,16 @@ class CharTokenizer(Tokenizer):
             or len(self._ids) < len(characters)
             or well_formed(characters) != characters
         ):
-            raise ValueError("characters must be one or more, differ, and be no lone surrogates")
+            raise ValueError(
+                "characters is empty, repeats a character or has a lone surrogate; give each character once"
+            )
         super().__init__([character.encode() for character in characters], special_tokens)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of the characters of a text.
+        """Return the ids of the characters of a text.
 
         Raises:
-            ValueError: The text has characters that the tokenizer does not know; the message names them.
+            ValueError: the text has unknown characters.
         """
         try:
             return [self._ids[character] for character in text]
@@ -48,28 +50,28 @@ class CharTokenizer(Tokenizer):
             )
             more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
             raise ValueError(
-                f"{self!r} does not know {named}{more}: train it on text that has them, take them "
-                "out, or choose a tokenizer that knows every character, such as byte or bpe"
+                f"{self!r} does not know {named}{more}; train it on text that has them, remove them, "
+                "or use a tokenizer that knows every character, such as byte or bpe"
             ) from None
 
     def unknown(self, text: str) -> Counter[str]:
-        """How often each character that the tokenizer does not know occurs in a text."""
+        """Count each character of a text that the tokenizer does not know."""
         return Counter(character for character in well_formed(text) if character not in self._ids)
 
     def state(self) -> dict[str, Any]:
-        """The characters and the names of the special tokens."""
+        """Return the characters and the names of the special tokens."""
         return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
 
 
 def train_char(texts: Iterable[str]) -> CharTokenizer:
-    """The tokenizer of all characters in the texts, in the order of their code points.
+    """Return a tokenizer for all characters of the texts, ordered by code point.
 
     Raises:
-        ValueError: There is no text.
+        ValueError: the texts are empty.
     """
     characters: set[str] = set()
     for text in texts:
         characters.update(well_formed(text))
     if not characters:
-        raise ValueError("the tokenizer's training text is empty: give it at least one document")
+        raise ValueError("the tokenizer's training text is empty; give at least one document")
     return CharTokenizer("".join(sorted(characters)))

@@ -7,11 +7,11 @@ from tiktoken.load import read_file_cached
 
 from llm.tokenizers.bpe import BYTES, PRINTABLE, BPETokenizer, Pair
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
-# How the vocabulary's files write the bytes, in the order of their ids: as the Latin-1 character where that is
-# printable, and as the next character from U+0100 on where it is not.
+# The characters that stand for the bytes in vocabulary files, in the order of the ids: the Latin-1 character if it
+# is printable, otherwise the next free character from U+0100 on.
 CHARACTERS = "".join(
     chr(byte if token < len(PRINTABLE) else 0x100 + token - len(PRINTABLE))
     for token, byte in enumerate(BYTES)
@@ -20,49 +20,51 @@ SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 def gpt2_tokenizer() -> BPETokenizer:
-    """GPT-2's tokenizer, 50,257 ids, `<|endoftext|>` the last of them.
+    """Return GPT-2's tokenizer: 50,257 ids, of which `<|endoftext|>` is the last.
 
-    The merges come through tiktoken, which fetches and checks the file on first use and keeps it in
-    the folder that the environment variable TIKTOKEN_CACHE_DIR names.
+    On first use tiktoken downloads the merges, checks their hash, and stores the file in the folder
+    TIKTOKEN_CACHE_DIR (an environment variable).
 
     Raises:
-        FileNotFoundError: The file is not in the cache and cannot be fetched.
+        FileNotFoundError: the file is neither cached nor can it be downloaded.
     """
     try:
         published = read_file_cached(MERGES, SHA256).decode("utf-8")
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"cannot fetch GPT-2's merges ({type(error).__name__}): save {MERGES} as "
+            f"GPT-2's merges: cannot be downloaded ({type(error).__name__}); save {MERGES} as "
             f"{sha1(MERGES.encode()).hexdigest()} in a folder and set TIKTOKEN_CACHE_DIR to that folder"
         ) from error
     return BPETokenizer(parse_merges(published))
 
 
 def parse_merges(published: str) -> list[Pair]:
-    """The merges of a `vocab.bpe` file as pairs of ids.
+    """Return the merges of a `vocab.bpe` file as pairs of ids.
 
     Raises:
-        ValueError: a line does not name two tokens that exist.
+        ValueError: a line does not consist of two known tokens.
     """
     return merge_ids(split_merges(published))
 
 
 def split_merges(published: str) -> list[list[str]]:
-    """The merges of a `vocab.bpe` file: after a line with its version, two tokens a line."""
+    """Return the merges of a `vocab.bpe` file: two tokens per line, after a line with the version."""
     return [line.split(" ") for line in published.splitlines()[1:]]
 
 
 def merge_ids(merges: Iterable[Sequence[str]]) -> list[Pair]:
-    """Merges of tokens, written in `CHARACTERS`, as pairs of ids.
+    """Return merges of tokens, which are written in `CHARACTERS`, as pairs of ids.
 
     Raises:
-        ValueError: a merge does not name two tokens that exist.
+        ValueError: a merge does not consist of two known tokens.
     """
     ids = {character: token for token, character in enumerate(CHARACTERS)}
     pairs: list[Pair] = []
     for merge in merges:
         if len(merge) != 2 or not (merge[0] in ids and merge[1] in ids):
-            raise ValueError(f"merge {len(pairs)} names no two tokens that exist: {merge}")
+            raise ValueError(
+                f"merge {len(pairs)}: {merge} is not a pair of known tokens; download the file again"
+            )
         pairs.append((ids[merge[0]], ids[merge[1]]))
         ids["".join(merge)] = len(ids)
     return pairs

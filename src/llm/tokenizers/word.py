@@ -1,4 +1,4 @@
-"""A token for each word of the training text, and one for all words that it does not have."""
+"""A tokenizer with one token for each word of the training text, and one for all other words."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ import regex
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 UNKNOWN = "<|unk|>"
 
-# A long dash, a word with the hyphens inside it, or a single sign. White space only separates.
+# A double hyphen, a word with hyphens inside it, or a single punctuation mark. White space only separates.
 PATTERN = regex.compile(r"--|[\p{L}\p{M}\p{N}]++(?:-[\p{L}\p{M}\p{N}]++)*+|\S")
 
-# Where the space between two tokens goes, in this order, when words are joined again.
+# Spaces to remove after joining tokens with spaces, in this order.
 _SPACING = [
     (regex.compile(r" (?=[,.:;?!%)\]}])"), ""),
     (regex.compile(r"(?<=[(\[{]) "), ""),
@@ -27,18 +27,18 @@ _LAST_APOSTROPHE = regex.compile(r"(?<=\w) ['’]$")
 
 
 class WordTokenizer(Tokenizer):
-    """The id of a word is its place in `words`; then come the special tokens.
+    """A tokenizer whose id of a word is its index in `words`; special tokens follow.
 
-    Words are split at white space and punctuation, and a punctuation mark is a word. This is lossy: an unknown
-    word becomes `<|unk|>`, and decoding sets one space between words and none where English prose has none.
+    Text is split at white space and punctuation; a punctuation mark is a word. This is lossy: an unknown
+    word becomes `<|unk|>`, and decoding sets the spaces of English prose.
 
     Args:
-        words: The words known, each once.
-        special_tokens: The names of the special tokens, `<|unk|>` among them.
+        words: the known words, each once.
+        special_tokens: the names of the special tokens, including `<|unk|>`.
 
     Raises:
-        ValueError: `words` is empty, repeats a word, or holds what splitting a text never gives;
-            `<|unk|>` is missing.
+        ValueError: `words` is empty, repeats a word, or has an item that is not one word; or `<|unk|>` is
+            missing.
     """
 
     kind = "word"
@@ -51,36 +51,36 @@ class WordTokenizer(Tokenizer):
         self.words = list(words)
         self._ids = {word: token for token, word in enumerate(self.words)}
         if not self.words or len(self._ids) < len(self.words):
-            raise ValueError("words must be one or more and differ")
+            raise ValueError("words: is empty or repeats a word; give each word once")
         for word in self.words:
             if split_words_and_marks(word) != [word]:
-                raise ValueError(f"words holds {word!r}, which is not one word")
+                raise ValueError(f"words: {word!r} is not one word; split it")
         if UNKNOWN not in special_tokens:
-            raise ValueError(f"special_tokens lacks {UNKNOWN}, which unknown words become")
+            raise ValueError(f"special_tokens: {UNKNOWN} for unknown words is missing; add it")
         super().__init__([word.encode() for word in self.words], special_tokens)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of the words of a text, that of `<|unk|>` for each word it does not know."""
+        """Return the ids of the words of a text; an unknown word has the id of `<|unk|>`."""
         unknown = self.special_tokens[UNKNOWN]
         return [self._ids.get(word, unknown) for word in split_words_and_marks(text)]
 
     def unknown(self, text: str) -> Counter[str]:
-        """How often each word that the tokenizer does not know occurs in a text."""
+        """Count each word of a text that the tokenizer does not know."""
         return Counter(word for word in split_words_and_marks(text) if word not in self._ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words with spaces between them, as English prose sets them.
+        """Return the words, spaced as in English prose.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         return _QUOTED.sub(r'"\1"', self._spaced(ids))
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """As `Tokenizer.decode_settled`: up to a quote that may be closed yet, or before a last apostrophe.
+        """Return the settled text, as `Tokenizer.decode_settled`: up to an open quote or a last apostrophe.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         spaced = self._spaced(ids)
         closed = max((match.end() for match in _QUOTED.finditer(spaced)), default=0)
@@ -90,41 +90,39 @@ class WordTokenizer(Tokenizer):
         return _LAST_APOSTROPHE.sub("", text)
 
     def _spaced(self, ids: Sequence[int]) -> str:
-        """The words with spaces between them, those inside quotes not removed yet."""
+        """Return the spaced words, still with the spaces inside quotes."""
         text = " ".join(self.token_bytes(token).decode() for token in ids)
         for gap, spacing in _SPACING:
             text = gap.sub(spacing, text)
         return text
 
     def state(self) -> dict[str, Any]:
-        """The words and the names of the special tokens."""
+        """Return the words and the names of the special tokens."""
         return {"words": self.words, "special_tokens": list(self.special_tokens)}
 
 
 def split_words_and_marks(text: str) -> list[str]:
-    """The words and punctuation marks of a text."""
+    """Return the words and punctuation marks of a text."""
     return PATTERN.findall(well_formed(text))
 
 
 def train_word(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:
-    """The tokenizer of the words in the texts, in alphabetical order.
+    """Return a tokenizer for the words of the texts, in alphabetical order.
 
     Args:
-        texts: The training texts, read once.
-        vocab_size: Keep the most frequent words, so that they and the two special tokens are no more
-            than this; all words by default.
+        texts: the training texts, read once.
+        vocab_size: maximum number of ids, two special tokens included: the most frequent words are kept.
+            By default all words.
 
     Raises:
-        ValueError: There is no word in the texts, or `vocab_size` leaves room for none.
+        ValueError: the texts have no word, or `vocab_size` is less than 3.
     """
     if vocab_size is not None and vocab_size < 3:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: a word, {END_OF_TEXT} and {UNKNOWN} make 3 at least"
+            f"vocab_size={vocab_size} is too small for a word, {END_OF_TEXT} and {UNKNOWN}; use 3 or more"
         )
     frequency = Counter(word for text in texts for word in split_words_and_marks(text))
     if not frequency:
-        raise ValueError(
-            "the tokenizer's training text has no words: give it at least one document"
-        )
+        raise ValueError("the tokenizer's training text has no words; give at least one document")
     words = sorted(frequency, key=lambda word: (-frequency[word], word))
     return WordTokenizer(sorted(words if vocab_size is None else words[: vocab_size - 2]))

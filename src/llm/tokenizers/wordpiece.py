@@ -1,9 +1,11 @@
-"""BERT's tokenizer: words cut into the longest pieces that a fixed vocabulary has.
+"""BERT's tokenizer (WordPiece): each word is cut into the longest pieces of a fixed vocabulary.
 
-Text is cleaned and, in the uncased models, lower-cased without accents; words are split at white space,
-at punctuation and around each Chinese character; of a word the longest beginning that the vocabulary
-has is taken, again and again. A piece that goes on with a word is written with `##`: playing becomes
-`play ##ing`.
+1. Clean the text; uncased models also lower its case and remove accents.
+2. Split it into words at white space, at punctuation and around each Chinese character.
+3. From the start of each word take the longest piece of the vocabulary, then continue with the rest.
+   A piece that does not begin a word starts with `##`: playing becomes `play ##ing`.
+
+Only the vocabulary is needed to encode, not the order in which it was learned, as for BPE.
 
 Sources: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers"; Wu et al. 2016,
 "Google's Neural Machine Translation System", section 4.1, for the pieces.
@@ -18,13 +20,13 @@ from typing import Any
 from llm.files import read_object, read_utf8
 from llm.tokenizers.base import Tokenizer, well_formed
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 PAD, UNKNOWN, BEGIN, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-GOES_ON = "##"
-LONGEST_WORD = 100  # characters; longer ones are unknown
+CONTINUATION = "##"  # without it, `ing` inside a word and the word `ing` would be the same token
+LONGEST_WORD = 100  # characters; a longer word is unknown: the search takes quadratic time
 
-# Where Unicode keeps Chinese characters. Each is a word of its own, for nothing else separates them.
+# Unicode's ranges of Chinese characters. Each is a word of its own: Chinese has no spaces between words.
 CHINESE = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
     *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
@@ -32,17 +34,17 @@ CHINESE = (
 
 
 class WordPieceTokenizer(Tokenizer):
-    """The id of a piece is its place in `pieces`. A word that cannot be spelled is one `[UNK]`.
+    """A tokenizer whose id of a piece is its index in `pieces`.
 
-    This is lossy: case and accents may be gone, and so is the white space.
+    This is lossy: case, accents and white space are not restored, and a word that the pieces cannot spell is `[UNK]`.
 
     Args:
-        pieces: The vocabulary in the order of its ids, special tokens among it.
-        special_tokens: Names of the special tokens; those that are not in `pieces` follow it.
-        lowercase: Whether case and accents are dropped, as the uncased models do.
+        pieces: the vocabulary in the order of its ids, including special tokens.
+        special_tokens: names of the special tokens; those not in `pieces` get the ids after it.
+        lowercase: whether case and accents are removed, as in the uncased models.
 
     Raises:
-        ValueError: A piece is there twice, or one of `[UNK]`, `[CLS]` and `[SEP]` is missing.
+        ValueError: a piece occurs twice, or one of `[UNK]`, `[CLS]` and `[SEP]` is missing.
     """
 
     kind = "wordpiece"
@@ -59,17 +61,18 @@ class WordPieceTokenizer(Tokenizer):
         self.lowercase = lowercase
         self._ids = {piece: token for token, piece in enumerate(self.pieces)}
         if len(self._ids) < len(self.pieces):
-            raise ValueError("pieces must differ")
+            raise ValueError("pieces: one occurs twice; give each once")
         missing = [name for name in (UNKNOWN, BEGIN, END) if name not in self._ids]
         if missing:
-            raise ValueError(f"pieces lack {', '.join(missing)}")
+            raise ValueError(f"pieces: {', '.join(missing)} is missing; add it")
+        # BERT's vocabulary has its special tokens among the pieces, so their ids are not always the last ones.
         new = [name for name in special_tokens if name not in self._ids]
         super().__init__([piece.encode() for piece in self.pieces], new)
         known = {name: self._ids[name] for name in special_tokens if name in self._ids}
         self.special_tokens = known | self.special_tokens
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of the pieces of a text, without those that stand around it."""
+        """Return the ids of a text, without `[CLS]` and `[SEP]`."""
         return [
             token
             for word in split_wordpiece_words(well_formed(text), lowercase=self.lowercase)
@@ -77,14 +80,16 @@ class WordPieceTokenizer(Tokenizer):
         ]
 
     def spell(self, word: str) -> list[int]:
-        """The ids of the longest pieces that make a word, or that of `[UNK]` if none do."""
+        """Return the ids of a word's pieces, or that of `[UNK]` for the whole word if they cannot spell it."""
         unknown = [self._ids[UNKNOWN]]
         if len(word) > LONGEST_WORD:
             return unknown
         ids: list[int] = []
         start = 0
         while start < len(word):
-            prefix = GOES_ON if start else ""
+            # Greedy, longest piece first. It never goes back, so `[UNK]` is possible for a word that other pieces
+            # could spell, as in BERT; published vocabularies have the single letters, so this is rare.
+            prefix = CONTINUATION if start else ""
             ends = range(len(word), start, -1)
             end = next((end for end in ends if prefix + word[start:end] in self._ids), None)
             if end is None:
@@ -99,16 +104,16 @@ class WordPieceTokenizer(Tokenizer):
         return [self._ids[BEGIN]], [self._ids[END]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The words with a space between them.
+        """Return the words, separated by spaces.
 
         Raises:
-            ValueError: An id is not in the vocabulary.
+            ValueError: an id is not in the vocabulary.
         """
         text = " ".join(self.token_bytes(token).decode() for token in ids)
-        return text.replace(f" {GOES_ON}", "")
+        return text.replace(f" {CONTINUATION}", "")
 
     def state(self) -> dict[str, Any]:
-        """The pieces, the special tokens' names, and whether case is dropped."""
+        """Return the pieces, the names of the special tokens, and `lowercase`."""
         return {
             "pieces": self.pieces,
             "special_tokens": list(self.special_tokens),
@@ -117,27 +122,27 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def split_wordpiece_words(text: str, *, lowercase: bool) -> Iterator[str]:
-    """The words of a text: what white space separates, punctuation marks and Chinese characters alone."""
+    """Return the words of a text; punctuation marks and Chinese characters are words of their own."""
     text = "".join(map(_clean, text))
     if lowercase:
-        # Decomposed, an accent is a mark of its own. Letter by letter, for the form of a Greek sigma
-        # at a word's end is not in the vocabularies.
+        # NFD makes an accent a separate mark (category Mn), which can be removed. Lower the case letter by letter:
+        # `str.lower` of a word writes a final Greek sigma in a form that the vocabularies lack.
         decomposed = unicodedata.normalize("NFD", text)
         text = "".join(c.lower() for c in decomposed if unicodedata.category(c) != "Mn")
-    return iter("".join(f" {c} " if _stands_alone(c) else c for c in text).split())
+    return iter("".join(f" {c} " if _is_word(c) else c for c in text).split())
 
 
 def _clean(character: str) -> str:
-    """A space for white space of any kind, nothing for what is no text, and the character itself."""
+    """Return a space for white space, nothing for a control character, otherwise the character."""
     if character in "\t\n\r":
         return " "
-    # Control and format characters, and those of private use; what is not assigned yet stays.
+    # Cc: control, Cf: format, Co: private use. Unassigned characters (Cn) are kept.
     is_text = unicodedata.category(character) not in ("Cc", "Cf", "Co") and character != "\ufffd"
     return (" " if character.isspace() else character) if is_text else ""
 
 
-def _stands_alone(character: str) -> bool:
-    """Whether a character is Chinese, or punctuation: Unicode's, and ASCII's signs such as $ and +."""
+def _is_word(character: str) -> bool:
+    """Return whether a character is a word: Chinese, Unicode's punctuation, or an ASCII sign such as $ or +."""
     return (
         character in punctuation
         or unicodedata.category(character)[0] == "P"
@@ -146,19 +151,23 @@ def _stands_alone(character: str) -> bool:
 
 
 def read_wordpiece(folder: Path) -> WordPieceTokenizer:
-    """The tokenizer of a folder that Hugging Face's library wrote: of tokenizer.json, or of vocab.txt.
+    """Return the tokenizer in a folder of Hugging Face's library, from its tokenizer.json or vocab.txt.
 
     Raises:
-        FileNotFoundError: The folder has neither.
-        ValueError: A file is damaged, or holds a tokenizer of another kind.
+        FileNotFoundError: the folder has neither file.
+        ValueError: a file is damaged, or its tokenizer is not WordPiece.
     """
     if (file := folder / "tokenizer.json").is_file():
         try:
             return _parse(read_object(file))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} holds no WordPiece tokenizer known here: {error}") from error
+            raise ValueError(
+                f"{file}: is not a supported WordPiece tokenizer ({error}); use a BERT model's file"
+            ) from error
     if not (file := folder / "vocab.txt").is_file():
-        raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.txt")
+        raise FileNotFoundError(
+            f"{folder}: has neither tokenizer.json nor vocab.txt; add one of them"
+        )
     config = folder / "tokenizer_config.json"
     settings = read_object(config) if config.is_file() else {}
     pieces = read_utf8(file).removesuffix("\n").split("\n")
@@ -166,7 +175,7 @@ def read_wordpiece(folder: Path) -> WordPieceTokenizer:
 
 
 def _parse(described: dict[str, Any]) -> WordPieceTokenizer:
-    """The tokenizer that a tokenizer.json describes."""
+    """Return the tokenizer that a tokenizer.json describes."""
     model, normalizer = described["model"], described["normalizer"]
     for key, value, expected in (
         ("model.type", model["type"], "WordPiece"),

@@ -133,7 +133,7 @@ def test_a_prompts_file_that_is_not_text_is_one_line(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
     for name, problem in [
         ("latin.txt", "1 bytes are not UTF-8; save it as UTF-8, or with a byte-order mark"),
-        ("binary.txt", "holds NUL characters, .*; save it as UTF-8, or with a byte-order mark"),
+        ("binary.txt", "has NUL characters, .*; save it as UTF-8, or with a byte-order mark"),
         ("x.parquet", "is a Parquet file, not text; name a text file with one prompt a line"),
         ("picture.png", "is a PNG image, not text; name a text file with one prompt a line"),
         ("", "is a folder; name a file with one prompt a line"),

@@ -30,5 +30,5 @@ def test_no_writable_folder_is_an_error_that_names_the_variable(
     (tmp_path / "file").touch()
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "file" / project)
-    with pytest.raises(DataError, match=r"LLM_CACHE: .*file.* cannot be written to; set it"):
+    with pytest.raises(DataError, match=r"LLM_CACHE: .*file.* is not writable; set it"):
         cache.writable_folder("tokens")

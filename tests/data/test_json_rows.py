@@ -53,9 +53,9 @@ def test_lines_and_elements_that_are_not_objects_are_reported(report, reports):
     assert [values for _, values in array(FILE, '[{"a": 1}, null]', report=report)] == [{"a": 1}]
     wheres, whats = zip(*reports, strict=True)
     assert wheres == tuple(f"rows.json, line {n}" for n in (2, 3, 1))
-    assert whats[0] == "a JSON object is needed, not int"
+    assert whats[0] == "int is not a JSON object; write an object"
     assert whats[1].startswith("not JSON (")
-    assert whats[2] == "a JSON object is needed, not NoneType"
+    assert whats[2] == "NoneType is not a JSON object; write an object"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_lines_and_elements_that_are_not_objects_are_reported(report, reports):
         ("[1, 2", "line 1: not JSON"),
         ('[{"a": 1}\n{"b": 2}]', "line 1: not JSON .no comma after this element"),
         ('[{"a": 1},\n{"b": }]', "line 2: not JSON"),
-        ("[{}] x", "more follows the array"),
+        ("[{}] x", "there is more text after the array"),
         ("[{},]", "line 1: not JSON"),
     ],
 )

@@ -97,8 +97,8 @@ def test_bytes_that_are_not_utf8_are_replaced_with_a_warning(write):
         ("a.csv", "text,label\na,1\nb,2,2\nc,3", 3, "3 fields, not 2"),
         ("a.csv", 'text,label\na,1\n"b"b,2\nc,3', 3, "quotes do not match"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n{"text": "c"}', 3, "not JSON"),
-        ("a.jsonl", '{"text": "a"}\n["b"]\n{"text": "c"}', 2, "object is needed, not list"),
-        ("a.json", '[{"text": "a"},\n"b",\n{"text": "c"}]', 2, "object is needed, not str"),
+        ("a.jsonl", '{"text": "a"}\n["b"]\n{"text": "c"}', 2, "list is not a JSON object"),
+        ("a.json", '[{"text": "a"},\n"b",\n{"text": "c"}]', 2, "str is not a JSON object"),
     ],
 )
 def test_a_malformed_row_is_named_or_skipped(write, name, content, line, problem):
@@ -125,10 +125,10 @@ def test_a_quote_that_is_never_closed_is_named_by_its_own_line(write):
         ("a.json", '[{"n": 1},\n]', "line 2: not JSON"),
         ("a.json", "[", "line 1: not JSON"),
         ("a.json", '[{"n": 1}', "line 1: not JSON .*no comma"),
-        ("a.json", '[{"n": 1}] {"n": 2}', "more follows the array"),
+        ("a.json", '[{"n": 1}] {"n": 2}', "there is more text after the array"),
         ("a.csv", "", "is empty"),
-        ("a.csv", "text,text\n1,2", "named twice"),
-        ("a.txt", "text", "ends in none of"),
+        ("a.csv", "text,text\n1,2", "the header repeats a name"),
+        ("a.txt", "text", "has none of the suffixes"),
         ("a.csv.gz", None, "damaged gzip"),
         ("none.csv", None, "cannot be read"),
     ],
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_read_is_an_error_even_when_skipping(
 
 def test_one_object_over_many_lines_is_not_rows(write):
     file = write("a.json", json.dumps({"version": 1, "data": [{"n": 1}]}, indent=1))
-    with pytest.raises(DataError, match=r"one JSON object, not rows: .* the array under data"):
+    with pytest.raises(DataError, match=r"one JSON object, not rows; .* the array under data"):
         read(file, malformed=Malformed("stop"))
 
 

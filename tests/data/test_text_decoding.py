@@ -43,7 +43,7 @@ def test_a_named_encoding_is_read_and_another_is_counted_with_the_key():
     assert read_decoded_text(CASES / "cp1252.txt", "cp1252").startswith(
         "L’été, le café coûte 3 € – « déjà vu » dit Zoë."
     )
-    with pytest.warns(UserWarning, match=r"1,440 bytes are not UTF-8 .*; data.encoding= names"):
+    with pytest.warns(UserWarning, match=r"1,440 bytes are not UTF-8 .*; set data.encoding to"):
         assert read_decoded_text(CASES / "cp1252.txt").startswith("L��t�, le caf� co�te 3 � �")
 
 
@@ -54,7 +54,7 @@ def test_what_a_windows_shell_saved_is_decoded():
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_nul_characters_without_a_mark_are_refused_with_a_remedy(tmp_path: Path, encoding):
     (tmp_path / "x.txt").write_bytes("plain words".encode(encoding))
-    with pytest.raises(DataError, match=r"x.txt: holds NUL .*data.encoding=utf-16-le"):
+    with pytest.raises(DataError, match=r"x.txt: has NUL .*data.encoding=utf-16-le"):
         read_decoded_text(tmp_path / "x.txt")
     assert read_decoded_text(tmp_path / "x.txt", encoding) == "plain words"
 
@@ -62,7 +62,7 @@ def test_nul_characters_without_a_mark_are_refused_with_a_remedy(tmp_path: Path,
 def test_a_nul_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(text_decoding, "CHUNK", 100)
     (tmp_path / "x.txt").write_bytes(b"words " * 100 + b"\0")
-    with pytest.raises(DataError, match="holds NUL characters"):
+    with pytest.raises(DataError, match="has NUL characters"):
         read_decoded_text(tmp_path / "x.txt")
 
 

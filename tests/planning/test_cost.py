@@ -29,7 +29,7 @@ def test_a_budget_is_counted_in_steps_tokens_and_flops(composed):
 @pytest.mark.parametrize("rows", [0, -8])
 def test_a_batch_without_rows_is_refused_as_the_data_refuse_it(rows, composed):
     config = composed(f"size=nano data.batch_size={rows} trainer.max_tokens=1000")
-    told = rf"data[.:] ?batch_size={rows}: must be 1 or more"
+    told = rf"data[.:] ?batch_size={rows} is too small; use 1 or more"
     with pytest.raises(ConfigError, match=told):
         cost(config)
     with pytest.raises(ConfigError, match=told):

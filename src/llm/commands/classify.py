@@ -87,7 +87,7 @@ class Classify(Command):
             return
         theirs: Any = OmegaConf.to_container(weights.config.data)
         try:
-            yield from self.rows.following(theirs).texts(self.file)
+            yield from self.rows.with_defaults(theirs).texts(self.file)
         except DataError as error:
             raise ConfigError(f"file: {error}") from None
 

@@ -1,1 +1,1 @@
-"""From text to batches: sources, token files, windows, data modules."""
+"""Data: from files to batches of tokens."""

@@ -1,4 +1,4 @@
-"""What every data module shares: the order of training, the place in it, and its loaders."""
+"""The base class of all data modules: the training order, the position in it, and the loaders."""
 
 import math
 import warnings
@@ -18,28 +18,28 @@ Batch = dict[str, Tensor]
 
 
 class DataModule(LightningDataModule):
-    """Batches in an order that is a function of the seed and the batch's number.
+    """A data module whose training order is a function of the seed and the batch's index.
 
-    `state_dict` holds that number, and a loader made after `load_state_dict` goes on from there. A
-    subclass has datasets whose items are whole batches: `dataset[numbers]` gathers the rows of these
-    numbers, and rows beyond the end, which make the shares of several devices even, ask for nothing.
+    `state_dict` has that index, and a loader made after `load_state_dict` resumes from it. The items of a
+    subclass's datasets are whole batches: `dataset[indices]` gathers the rows with these indices. Indices beyond
+    the end, which give all devices equally many rows, are rows whose targets are all ignored.
 
     Args:
-        batch_size: B, rows in a batch; in a parallel run the devices share them.
-        seed: Decides the order.
-        workers: Processes that gather batches; the batches are the same for any number.
+        batch_size: B, rows in a batch of all devices together.
+        seed: seed of the training order.
+        workers: number of processes that gather batches; it does not change the batches.
 
     Attributes:
-        tokenizer: The tokenizer, fitted; from `setup` on, as all that follows.
-        fingerprint: A short name of the data, which changes when they do.
-        corpus: A short name of what is held out, whatever the tokenizer: figures compare where it is the same.
-        vocabulary: A short name of what else a loss is counted in, the tokenizer above all.
+        tokenizer: the trained tokenizer. Available after `setup`, as the others.
+        fingerprint: a hash of the data.
+        corpus: a hash of the held-out text, without the tokenizer: metrics are comparable if it is equal.
+        vocabulary: a hash of the units that a loss is averaged over, such as the tokenizer's tokens.
 
     Raises:
-        ValueError: A parameter is out of range.
+        ValueError: a parameter is out of range.
     """
 
-    rows_are: ClassVar[str] = "rows"  # what a line calls them
+    rows_are: ClassVar[str] = "rows"  # in messages
     tokenizer: Tokenizer
     fingerprint: str
     corpus: str
@@ -50,19 +50,19 @@ class DataModule(LightningDataModule):
         self.batch_size = at_least("batch_size", batch_size, least=1)
         self.workers = at_least("workers", workers, least=0)
         self.seed = seed
-        self._most_bytes = math.inf  # of text that a validation during training reads
-        self._offset = 0  # the position less what the trainer has counted
-        self._restored: int | None = None  # a position that waits for its loader
+        self._most_bytes = math.inf  # of text that a validation during training reads at most
+        self._offset = 0  # the position minus the batches that the trainer has counted
+        self._restored: int | None = None  # the position of the next training loader
 
-    # What a subclass has
+    # Abstract members
 
     @abstractmethod
     def dataset(self, part: str) -> Dataset | None:
-        """The rows of `train`, `validation` or `test`; None where there is no such part."""
+        """Return the rows of `train`, `validation` or `test`; None if the part does not exist."""
 
     @abstractmethod
     def describe(self) -> str:
-        """One line that says what the data are."""
+        """Return a description of the data in one line."""
 
     @property
     @abstractmethod
@@ -72,15 +72,15 @@ class DataModule(LightningDataModule):
     @property
     @abstractmethod
     def validation_bytes(self) -> int:
-        """UTF-8 bytes of text in the validation part."""
+        """Size of the validation part's text, in UTF-8 bytes."""
 
     # Validating during training
 
     def bound_validation(self, most: float) -> None:
-        """Let validations during training read at most so many bytes of text.
+        """Limit the text that validations during training read, in bytes.
 
-        The subset is a share of the rows, spread evenly: whatever the tokenizer and the context, it is the same
-        share of the same text.
+        The subset is a share of the rows, evenly spaced, so it covers the same share of the text for every
+        tokenizer and context length.
         """
         self._most_bytes = most
 
@@ -90,11 +90,11 @@ class DataModule(LightningDataModule):
         return self._most_bytes < self.validation_bytes
 
     def describe_validation(self) -> str:
-        """One line that says what a bounded validation reads."""
+        """Return a description of what a limited validation reads, in one line."""
         whole = _length(self.dataset("validation"))
         return (
             f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.rows_are}, spread over the part "
-            "(trainer.val_bytes); the whole part is measured at the end"
+            "(trainer.val_bytes); the whole part is evaluated at the end"
         )
 
     @property
@@ -102,27 +102,27 @@ class DataModule(LightningDataModule):
         share = self._most_bytes / self.validation_bytes
         return math.ceil(share * _length(self.dataset("validation")))
 
-    # What there is
+    # Sizes
 
     @property
     def train_rows(self) -> int:
-        """Rows of the training part."""
+        """Number of training rows."""
         return _length(self.dataset("train"))
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches, rounded up, in which every training row is seen once."""
+        """Number of batches in an epoch, rounded up."""
         return -(-self.train_rows // self.batch_size)
 
     @property
     def tokens_per_batch(self) -> float:
-        """Training tokens in a batch, on average; of all devices together."""
+        """Training tokens in a batch of all devices, on average."""
         return self.batch_size * self.tokens_per_row
 
     # Loading
 
     def train_dataloader(self) -> DataLoader:
-        """An endless loader that begins at the current position."""
+        """Return an endless loader that starts at the current position."""
         start = self.position
         self._offset, self._restored = start - self._seen(), None
         dataset = self.dataset("train")
@@ -132,17 +132,17 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """A loader over what validations during training read, the whole part or a subset, once and in order."""
+        """Return a loader over the rows that validations during training read, once and in order."""
         if self.is_bounded:
             return self._once(SpacedRows(self._rows("validation"), self._bounded_rows))
         return self.whole("validation")
 
     def test_dataloader(self) -> DataLoader:
-        """A loader over the whole test part, once and in order."""
+        """Return a loader over the whole test part, once and in order."""
         return self.whole("test")
 
     def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
-        """The order of training from batch `start` on."""
+        """Return the sampler of the training order, from batch `start` on."""
         return TrainingSampler(
             self.train_rows,
             self.batch_size,
@@ -153,13 +153,13 @@ class DataModule(LightningDataModule):
         )
 
     def whole(self, part: str) -> DataLoader:
-        """A loader over all rows of a part, once and in order."""
+        """Return a loader over all rows of a part, once and in order."""
         return self._once(self._rows(part))
 
     def _rows(self, part: str) -> Dataset:
         dataset = self.dataset(part)
         if dataset is None:
-            raise ValueError(f"these data have no {part} part")
+            raise ValueError(f"data: has no {part} part; use data that has one")
         return dataset
 
     def _once(self, dataset: Dataset) -> DataLoader:
@@ -173,24 +173,24 @@ class DataModule(LightningDataModule):
         return DataLoader(
             rows,
             sampler=sampler,
-            batch_size=None,  # the sampler names a batch, and the dataset gathers it at once
+            batch_size=None,  # the sampler gives the indices of a batch, and the dataset gathers it in one call
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or else iter(loader) draws from the global state
+            generator=torch.Generator(),  # otherwise iter(loader) draws from torch's global generator
         )
 
     def _device(self) -> tuple[int, int]:
-        """This device's rank and how many devices share a batch.
+        """Return the rank of this device and the number of devices that share a batch.
 
         Raises:
-            ValueError: The batch cannot be shared evenly.
+            ValueError: the batch size is not a multiple of the number of devices.
         """
         shares = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
         rank, world_size = shares.get("rank", 0), shares.get("num_replicas", 1)
         if self.batch_size % world_size:
             raise ValueError(
-                f"batch_size={self.batch_size} cannot be shared by {world_size} devices: choose a "
+                f"batch_size={self.batch_size} cannot be shared by {world_size} devices; use a "
                 f"multiple of {world_size}"
             )
         return rank, world_size
@@ -199,17 +199,17 @@ class DataModule(LightningDataModule):
 
     @property
     def position(self) -> int:
-        """The number of the next training batch, counted from the start of training."""
+        """Index of the next training batch, counted from the start of training."""
         return self._offset + self._seen() if self._restored is None else self._restored
 
     def _seen(self) -> int:
-        """Batches the trainer has worked through: a loader's own count runs ahead of it."""
+        """Return the number of batches that the trainer has processed; a loader's own count runs ahead."""
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
 
     def state_dict(self) -> dict[str, int | str]:
-        """The position, and of what."""
+        """Return the position, and the batch size and fingerprint that it belongs to."""
         return {
             "position": self.position,
             "batch_size": self.batch_size,
@@ -217,25 +217,25 @@ class DataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, int | str]) -> None:
-        """Let the next training loader begin where a stored one stood.
+        """Set the position of the next training loader.
 
-        With another batch size that is the first whole batch after the rows that were read.
+        If the batch size has changed, it is the first whole batch after the rows already read.
         """
         rows = int(state_dict["position"]) * int(state_dict.get("batch_size", self.batch_size))
         self._restored = -(-rows // self.batch_size)
         stored, found = state_dict["fingerprint"], getattr(self, "fingerprint", None)
         if found and stored != found:
             warnings.warn(
-                f"the text, the tokenizer or their settings have changed since the checkpoint: "
-                f"its tokens were {stored}, these are {found}",
+                f"the text, the tokenizer or their settings have changed since the checkpoint "
+                f"(fingerprint {found}, not {stored}); use the same data to resume exactly",
                 stacklevel=2,
             )
 
 
 def at_least(name: str, value: int, *, least: int) -> int:
-    """The value, or a ValueError that names the parameter."""
+    """Return the value, or raise a ValueError if it is less than `least`."""
     if value < least:
-        raise ValueError(f"{name}={value}: must be {least} or more")
+        raise ValueError(f"{name}={value} is too small; use {least} or more")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The texts of any file, without labels: a text a line, or a column of its rows."""
+"""Texts without labels: the lines of a text file, or a column of a file of rows."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ INSTEAD = "name a text file with one text a line, or rows in .csv, .tsv, .json o
 
 @dataclass(frozen=True)
 class Column:
-    """Which texts of a file are classified; in a file of rows those of a column.
+    """The texts to read from a file: lines, or a column of rows.
 
     Args:
-        text: the column or key; None for the one that the run learned from.
-        columns: as for Layout, like all that follows; None for the mapping of the run, if it has one.
+        text: the column or key; None for the one that the run was trained on.
+        columns: as for Layout; None for the mapping of the run, if it has one.
         delimiter: as for Layout.
         encoding: as for Layout.
-        quoting: as for Layout; None for what the run learned with.
+        quoting: as for Layout; None for the setting of the run.
     """
 
     text: str | None = None
@@ -33,21 +33,21 @@ class Column:
     encoding: str | None = None
     quoting: bool | None = None
 
-    def following(self, theirs: Mapping[str, Any]) -> "Column":
-        """The same with what is None taken from the data of a run."""
-        columns = theirs.get("columns")
+    def with_defaults(self, data: Mapping[str, Any]) -> "Column":
+        """Return a copy in which the data of a run replaces values that are None."""
+        columns = data.get("columns")
         found = {
-            "text": theirs.get("text", "text"),
+            "text": data.get("text", "text"),
             "columns": columns if isinstance(columns, Mapping) else None,
-            "quoting": theirs.get("quoting", True),
+            "quoting": data.get("quoting", True),
         }
         return replace(self, **{k: v for k, v in found.items() if getattr(self, k) is None})
 
     def texts(self, file: str) -> list[str]:
-        """The texts of a file that are not blank.
+        """Return the texts of a file that are not blank.
 
         Raises:
-            DataError: the file cannot be read, or a row has no such column.
+            DataError: the file cannot be read, or a row lacks the column, or the value is not text.
         """
         with keys_named(KEYS):
             read = self._of_rows(file) if is_rows(file) else self._of_lines(Path(file))

@@ -1,4 +1,4 @@
-"""What a token file depends on, in a few characters: any change must change it."""
+"""Hashes of everything that a token file depends on."""
 
 import hashlib
 import inspect
@@ -14,20 +14,20 @@ from llm.tokenizers.base import Tokenizer
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def of_settings(settings: dict[str, object]) -> str:
-    """One short name for all settings, which are plain data."""
+    """Return a hash of settings, which are plain data, as 24 characters."""
     return digest(json.dumps(settings, sort_keys=True).encode())[:24]
 
 
 def of_tokenizer(tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer]) -> str:
-    """A tokenizer is its saved file; one still to be fitted is its function and arguments.
+    """Return a hash of a tokenizer's saved file, or the name and arguments of the function that trains it.
 
-    Where a function has no lasting name (a lambda, an argument that prints as an address), nothing
-    is ever reused.
+    A function without a stable name (a lambda, an argument printed with its address) gives a new
+    value each time, so nothing is reused from the cache.
     """
     if isinstance(tokenizer, Tokenizer):
         with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +39,7 @@ def of_tokenizer(tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer]) ->
 
 
 def of_value(value: object) -> str:
-    """Name a function by its name and version, anything else as it prints."""
+    """Return a function's name and version, or the `repr` of any other value."""
     if isinstance(value, partial):
         arguments = [of_value(each) for each in value.args]
         keywords = [f"{name}={of_value(each)}" for name, each in sorted(value.keywords.items())]
@@ -50,10 +50,9 @@ def of_value(value: object) -> str:
 
 
 def version_of(thing: type | Callable[..., object]) -> str:
-    """Return the version of what a function or a class makes of a text.
+    """Return the version of the output of a function or class.
 
-    It is the `DATA_VERSION` of its module, which is raised when the result changes; a module without one, such as a
-    user's own, is its source.
+    It is the `DATA_VERSION` of its module, or a hash of the module's source if it has none, as a user's own module.
     """
     module = sys.modules.get(thing.__module__)
     version = getattr(module, "DATA_VERSION", None)

@@ -1,4 +1,4 @@
-"""Delimited files as people have them: CSV and TSV of any separator, with Excel's first line or without."""
+"""CSV and TSV files with any delimiter, with or without Excel's `sep=` line."""
 
 import csv
 import io
@@ -15,12 +15,13 @@ from llm.data.text_decoding import suffix
 Report = Callable[[str, str], None]
 Record = tuple[str, list[str]]
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the suffix, unless the first line shows another
+DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by suffix, unless the first line has another
 CANDIDATES = ",;\t|"
-SAMPLE = 20  # lines that are read to find the delimiter
-EXCEL = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)  # a first line that names the delimiter
+SAMPLE = 20  # lines used to detect the delimiter
+EXCEL = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)  # Excel's first line, which sets the delimiter
 
-csv.field_size_limit(1 << 30)  # a long document is not an error; the limit is 131,072 characters
+# Python's limit of 131,072 characters is too small for a long document.
+csv.field_size_limit(1 << 30)
 
 
 def delimited(
@@ -32,20 +33,20 @@ def delimited(
     quoting: bool,
     report: Report,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place and the values of each record of a file.
+    """Yield the file and line, and the values, of each record.
 
-    Columns without a name are not read, and a warning counts the rows that hold something in them.
+    Columns without a name are not read; a warning counts the rows with a value in one.
 
     Args:
-        file: where the text comes from.
-        text: the whole file.
-        delimiter: what separates columns; None finds it out.
-        names: names of the columns of a file without a header.
+        file: the file, for messages.
+        text: the content of the file.
+        delimiter: character between columns; None detects it.
+        names: column names of a file without a header.
         quoting: whether quotes enclose a field.
-        report: takes the place of a malformed record and what is wrong with it.
+        report: called with the file and line of a malformed record, and what is wrong.
 
     Raises:
-        DataError: the header is missing or names a column twice, or a quote is never closed.
+        DataError: the header is missing or repeats a name, or a quote is never closed.
     """
     excel = EXCEL.match(text)
     if excel:
@@ -73,22 +74,22 @@ def delimited(
         yield where, values
     if unnamed:
         warnings.warn(
-            f"{file}: columns without a name in the header are not read; they hold something in {unnamed:,} rows",
+            f"{file}: columns without a name in the header are not read; {unnamed:,} rows have a value there",
             stacklevel=2,
         )
 
 
 def delimiter_of(text: str, default: str, *, quoting: bool, expected: int | None) -> str:
-    """The delimiter of a file.
+    """Return the delimiter of a file.
 
-    That of the suffix is kept if it separates the first line; otherwise the standard library's sniffer is
-    asked, which is believed if its delimiter does.
+    It is that of the suffix if it separates the first line. Otherwise it is the one that the standard library's
+    sniffer finds, if that separates the first line.
 
     Args:
         text: the whole file.
         default: the delimiter of the suffix.
         quoting: whether quotes enclose a field.
-        expected: the number of columns if that is known.
+        expected: the number of columns, if known.
     """
     sample = "".join(islice(io.StringIO(text), SAMPLE))
 
@@ -122,7 +123,7 @@ def _format(delimiter: str, *, quoting: bool) -> dict[str, Any]:
 def _records(
     file: Path, text: str, *, delimiter: str, quoting: bool, report: Report, first: int
 ) -> Iterator[Record]:
-    """The records with fields, each with the line on which it begins: a quoted field may hold several."""
+    """Yield each record that is not empty, with its first line: a quoted field may have several lines."""
     reader = csv.reader(io.StringIO(text), **_format(delimiter, quoting=quoting))
     while True:
         begin = reader.line_num
@@ -144,7 +145,7 @@ def _records(
 
 
 def _refuse_open_quote(where: str, error: csv.Error, *, lines: int) -> None:
-    """Raise a DataError if a quote is never closed: leaving that record out would leave out all that follows."""
+    """Raise a DataError if a quote is never closed: skipping that record would skip the rest of the file."""
     if "unexpected end of data" in str(error):
         raise DataError(
             f"{where}: quotes do not match (one that opens here is never closed, so {lines:,} lines would be one "
@@ -153,20 +154,20 @@ def _refuse_open_quote(where: str, error: csv.Error, *, lines: int) -> None:
 
 
 def _header(file: Path, records: Iterator[Record]) -> list[str]:
-    """The names of the columns, empty where there is none; columns that are empty at the end have none."""
+    """Return the column names of the first record; an empty name means that the column is not read."""
     where, fields = next(records, (str(file), []))
     names = [name.strip() for name in fields]
     named = [name for name in names if name]
     if not named:
-        raise DataError(f"{where}: is empty: a first line that names the columns is needed")
+        raise DataError(f"{where}: is empty; add a first line with the column names")
     if len(set(named)) < len(named):
-        raise DataError(f"{where}: a column is named twice in the header: {', '.join(named)}")
+        raise DataError(f"{where}: the header repeats a name ({', '.join(named)}); rename a column")
     return names
 
 
 def _wrong_number(fields: Sequence[str], columns: Sequence[str]) -> str:
     named = ", ".join(column for column in columns if column)
     return (
-        f"{len(fields)} fields, not {len(columns)} ({named}); quote fields that hold the delimiter, or set "
+        f"{len(fields)} fields, not {len(columns)} ({named}); quote fields that contain the delimiter, or set "
         "data.delimiter or data.quoting"
     )

@@ -1,4 +1,4 @@
-"""Published files: fetched once, checked by their SHA-256, kept in the cache."""
+"""Published files: downloaded once, checked by SHA-256, cached."""
 
 import hashlib
 import logging
@@ -18,28 +18,28 @@ from llm.data.text_decoding import chunks
 
 
 class Download(Source):
-    """One published text file, which is one document.
+    """A published text file, read as one document.
 
     Args:
-        url: Where it is published.
-        sha256: Of the file, in hexadecimal.
-        file_name: What it is called in the cache folder; put it there by hand to work offline.
-        member: Where a zip archive is published: the name of the file within.
+        url: address of the file, or of a zip archive.
+        sha256: SHA-256 of the file, in hexadecimal.
+        file_name: its name in the cache folder; to work offline, put it there by hand.
+        member: name of the file in the zip archive; None if the file itself is published.
 
     Raises:
-        ValueError: The file name leads out of the cache folder.
+        ValueError: the file name is not a plain name.
     """
 
     def __init__(self, url: str, *, sha256: str, file_name: str, member: str | None = None) -> None:
         if not file_name or Path(file_name).name != file_name or file_name.startswith("."):
             raise ValueError(
-                f"file_name={file_name}: give the plain name of a file, without a folder"
+                f"file_name={file_name} is not a plain name; use a name without a folder"
             )
         self.url, self.sha256, self.file_name, self.member = url, sha256, file_name, member
         self.name = file_name
 
     def file(self) -> Path:
-        """The file on this machine, fetched if need be."""
+        """Return the path of the file; download it if needed."""
         return fetch(self.url, sha256=self.sha256, file_name=self.file_name, member=self.member)
 
     @property
@@ -48,64 +48,64 @@ class Download(Source):
         return is_cached(self.sha256, self.file_name)
 
     def documents(self) -> Iterator[str]:
-        """Yield the text."""
+        """Yield the text of the file."""
         yield "".join(chunks(self.file()))
 
     def fingerprint(self) -> str:
-        """The hash says it all, without the file."""
+        """Return the SHA-256, which needs no download."""
         return self.sha256
 
 
 def fetch(url: str, *, sha256: str, file_name: str, member: str | None = None) -> Path:
-    """Return the path of a published file, downloaded into the cache if it is not there.
+    """Return the path of a published file in the cache; download it if needed.
 
     Args:
-        url: Where it is published.
-        sha256: Of the file, in hexadecimal; of the member, where an archive is published.
-        file_name: What it is called in the cache folder.
-        member: The name of the file within a published zip archive.
+        url: address of the file, or of a zip archive.
+        sha256: SHA-256 of the file, or of the archive's member, in hexadecimal.
+        file_name: its name in the cache folder.
+        member: name of the file in the zip archive; None if the file itself is published.
 
     Raises:
-        DataError: It cannot be fetched, or is not the file that was published.
+        DataError: the file cannot be downloaded, or its SHA-256 differs.
     """
     there = cache_folder.cache_folder() / file_name
     if is_cached(sha256, file_name):
         return there
     if refusal := network.refusal(url):
         raise DataError(
-            f"{refusal}: put it at {there} if you trust it, or name a file of your own with test_path="
+            f"{refusal}; put it at {there} if you trust it, or name a file of your own with test_path="
         )
     folder = cache_folder.writable_folder("")
-    pooch.get_logger().setLevel(logging.WARNING)  # its advice on unknown hashes is not for us
+    pooch.get_logger().setLevel(logging.WARNING)  # hide its advice on unknown hashes
     try:
         if member is not None:
             return _fetch_member(url, sha256=sha256, path=folder / file_name, member=member)
         return _retrieved(url, known_hash=f"sha256:{sha256}", path=folder / file_name)
     except (ValueError, zipfile.BadZipFile, KeyError):
         raise DataError(
-            f"{url} is not the file that was published (its SHA-256 is not {sha256}): it was not "
-            f"kept; put the right file at {folder / file_name}"
+            f"{url}: is not the published file (its SHA-256 is not {sha256}) and was deleted; "
+            f"put the right file at {folder / file_name}"
         ) from None
     except OSError as error:
         slow = f", {error}" if isinstance(error, TimeoutError) else ""
         raise DataError(
-            f"cannot download {url} ({type(error).__name__}{slow}): fetch it by other means and put it "
-            f"at {folder / file_name}, or set LLM_CACHE to a folder that holds {file_name}"
+            f"{url}: cannot be downloaded ({type(error).__name__}{slow}); download it by other means and put it "
+            f"at {folder / file_name}, or set LLM_CACHE to a folder that has {file_name}"
         ) from None
 
 
 def is_cached(sha256: str, file_name: str) -> bool:
-    """Whether the cache holds the file that was published."""
+    """Return whether the cache has the file, with the right SHA-256."""
     there = cache_folder.cache_folder() / file_name
     return there.is_file() and pooch.file_hash(str(there)) == sha256
 
 
 def _retrieved(url: str, *, known_hash: str | None, path: Path) -> Path:
-    """Download a file to a path, through a temporary folder beside it.
+    """Download a file to a path, through a temporary folder in the same folder.
 
     Raises:
         OSError: the server does not answer, or is too slow (TimeoutError).
-        ValueError: the file has another hash.
+        ValueError: the hash of the file differs.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temporary:
         retrieve = partial(pooch.retrieve, url, known_hash, fname=path.name, path=temporary)
@@ -113,7 +113,7 @@ def _retrieved(url: str, *, known_hash: str | None, path: Path) -> Path:
 
 
 def _fetch_member(url: str, *, sha256: str, path: Path, member: str) -> Path:
-    """Keep one file of an archive; the archive itself may be packed anew with other bytes."""
+    """Download an archive and extract one file; only that file's hash is checked, as archives may be repacked."""
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         archive = _retrieved(url, known_hash=None, path=Path(temporary) / "archive.zip")
         with zipfile.ZipFile(archive) as opened:

@@ -1,11 +1,11 @@
-"""The one error that a text which cannot be used ends in."""
+"""The error of data that cannot be used."""
 
 from llm.config.errors import ConfigError
 
 
 class DataError(ConfigError, ValueError):
-    """The text, its files or a library that reads them are missing or not fit for use.
+    """An error of data: the text, its files or a library that reads them is missing or cannot be used.
 
-    It is a ConfigError, so that the command line shows its one line and no traceback, and a
-    ValueError to those who build a data module in Python.
+    It is a ConfigError, so that the command line prints one line without a traceback, and a
+    ValueError for callers in Python.
     """

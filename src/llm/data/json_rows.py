@@ -1,4 +1,4 @@
-"""JSON files of rows: an array of objects, or an object a line."""
+"""JSON files of rows: an array of objects, or one object per line."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,10 +12,10 @@ Found = tuple[str, dict[str, Any]]
 
 
 def json_lines(file: Path, text: str, *, report: Report) -> Iterator[Found]:
-    """Yield the place and the values of an object a line; blank lines are passed over.
+    """Yield the file and line, and the values, of each line's object; skip blank lines.
 
     Raises:
-        DataError: the file is one object over several lines.
+        DataError: the whole file is one object.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -31,34 +31,36 @@ def json_lines(file: Path, text: str, *, report: Report) -> Iterator[Found]:
 
 
 def array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
-    """Yield the place and the values of the elements of an array, decoded one by one to know where each begins.
+    """Yield the file and line, and the values, of each element of an array.
+
+    Elements are decoded one by one to know the line of each.
 
     Raises:
-        DataError: the array cannot be read to its end.
+        DataError: the array is not valid JSON.
     """
     decoder = json.JSONDecoder()
-    line, counted = 1, 0  # the line of the character at `counted`
-    place = _skip(text, text.index("[") + 1)
-    more = text[place : place + 1] != "]"
+    line, counted = 1, 0  # the line number of the character at index `counted`
+    at = _skip(text, text.index("[") + 1)
+    more = text[at : at + 1] != "]"
     while more:
-        line, counted = line + text.count("\n", counted, place), place
+        line, counted = line + text.count("\n", counted, at), at
         where = f"{file}, line {line}"
         try:
-            value, end = decoder.raw_decode(text, place)
-            place = _skip(text, end)
-            if text[place : place + 1] not in (",", "]"):
+            value, end = decoder.raw_decode(text, at)
+            at = _skip(text, end)
+            if text[at : at + 1] not in (",", "]"):
                 raise ValueError("no comma after this element")
-        except (ValueError, RecursionError) as error:  # what follows cannot be told apart
+        except (ValueError, RecursionError) as error:  # the next element cannot be found
             raise DataError(f"{where}: not JSON ({error}); correct the file") from None
         yield from _objects(where, value, report=report)
-        more = text[place] == ","
-        place = _skip(text, place + 1) if more else place
-    if text[place:].strip() != "]":
-        raise DataError(f"{file}: not JSON (more follows the array); correct the file")
+        more = text[at] == ","
+        at = _skip(text, at + 1) if more else at
+    if text[at:].strip() != "]":
+        raise DataError(f"{file}: not JSON (there is more text after the array); correct the file")
 
 
 def _refuse_one_object(file: Path, text: str) -> None:
-    """Raise a DataError if the whole file is one object, which no line of it is."""
+    """Raise a DataError if the whole file is one JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -67,19 +69,19 @@ def _refuse_one_object(file: Path, text: str) -> None:
         lists = ", ".join(key for key, item in value.items() if isinstance(item, list))
         inside = f"; write the array under {lists} to a file of its own" if lists else ""
         raise DataError(
-            f"{file}: one JSON object, not rows: an array of objects or an object a line is needed{inside}"
+            f"{file}: is one JSON object, not rows; write an array of objects or one object per line{inside}"
         )
 
 
-def _skip(text: str, place: int) -> int:
-    """The place of the next character that is not white space."""
-    while place < len(text) and text[place] in " \t\n":
-        place += 1
-    return place
+def _skip(text: str, at: int) -> int:
+    """Return the index of the next character that is not white space."""
+    while at < len(text) and text[at] in " \t\n":
+        at += 1
+    return at
 
 
 def _objects(where: str, value: Any, *, report: Report) -> Iterator[Found]:
     if isinstance(value, dict):
         yield where, value
     else:
-        report(where, f"a JSON object is needed, not {type(value).__name__}")
+        report(where, f"{type(value).__name__} is not a JSON object; write an object")

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: refused or left out, and described in as few lines as say it."""
+"""Rows that cannot be used: an error or a warning that groups them by problem."""
 
 import re
 import warnings
@@ -6,22 +6,22 @@ from typing import Literal, NamedTuple
 
 from llm.data.errors import DataError
 
-SHOWN = 10  # kinds of problems that a message lists
+SHOWN = 10  # kinds of problems in a message
 NUMBER = re.compile(r"\d[\d,]*")
 
 
 class Problem(NamedTuple):
-    """One kind of problem: the first row that has it, and the number of rows that do."""
+    """A kind of problem: its first row, and the number of its rows."""
 
     first: str
     rows: int
 
 
 class Malformed:
-    """Collects the rows that cannot be used.
+    """A collection of rows that cannot be used.
 
     Args:
-        policy: `stop` refuses the data and names the rows; `skip` leaves them out and counts them.
+        policy: `stop` raises an error that names the rows; `skip` leaves them out and counts them.
     """
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop") -> None:
@@ -34,23 +34,23 @@ class Malformed:
         return sum(problem.rows for problem in self._problems.values())
 
     def add(self, where: str, problem: str) -> None:
-        """Note one row, by its place and what is wrong with it; problems are alike if only numbers differ."""
+        """Add a row, by its file and line and its problem; problems that differ only in numbers are one kind."""
         kind = NUMBER.sub("0", problem)
         first, count = self._problems.get(kind, Problem(f"{where}: {problem}", 0))
         self._problems[kind] = Problem(first, count + 1)
 
     def close(self, what: str, usable: int) -> int:
-        """Report what was found, after everything is read.
+        """Report the malformed rows, after all are read.
 
         Args:
-            what: what the rows are called together, such as `messages`.
-            usable: how many rows can be used.
+            what: name of the rows, such as `messages`.
+            usable: number of usable rows.
 
         Returns:
-            How many rows are left out.
+            the number of rows left out.
 
         Raises:
-            DataError: a row is malformed and the policy is to stop, or no row can be used.
+            DataError: a row is malformed and the policy is `stop`, or no row is usable.
         """
         if not self.count:
             return 0
@@ -68,7 +68,7 @@ class Malformed:
         return self.count
 
     def _refuse(self, summary: str) -> None:
-        """Raise a DataError: one line if all rows fail alike, otherwise a line for each kind of problem."""
+        """Raise a DataError: one line if there is one kind of problem, otherwise a line for each kind."""
         problems = list(self._problems.values())
         if len(problems) == 1:
             raise DataError(f"{summary}; {'all alike, ' * (self.count > 1)}{problems[0].first}")

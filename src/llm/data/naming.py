@@ -1,4 +1,4 @@
-"""The names that keys of a data module have in a command that reads files without one."""
+"""Names of data keys in commands that read files without a data module."""
 
 import re
 import warnings
@@ -10,10 +10,10 @@ from llm.data.errors import DataError
 
 @contextmanager
 def keys_named(names: Mapping[str, str]) -> Iterator[None]:
-    """Name keys in errors and warnings as a command has them: a reader calls its own `data.KEY`.
+    """Replace the reader's names of keys, `data.KEY`, in errors and warnings by those of a command.
 
     Args:
-        names: by the key below `data`, the full key of the command.
+        names: full key of the command, by the key below `data`.
     """
     pattern = re.compile(rf"(?<![\w/.])data\.({'|'.join(names)})\b")
 

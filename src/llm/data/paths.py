@@ -1,4 +1,4 @@
-"""Which files a path means: a file, a folder, a pattern, or several of these."""
+"""The files of a path: a file, a folder, a glob pattern, or several of these."""
 
 import glob
 from collections import Counter
@@ -10,9 +10,9 @@ from typing import Any
 from llm.data.errors import DataError
 from llm.terminal import shell
 
-SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk of `datasets` writes
-KEYS = ("path", "validation_path", "test_path")  # of data, which name files
-MOST_NAMED = 6  # kinds of files in a warning
+SAVED = ("dataset_info.json", "dataset_dict.json")  # files that save_to_disk of `datasets` writes
+KEYS = ("path", "validation_path", "test_path")  # keys of data that name files
+MOST_NAMED = 6  # kinds of files listed in a warning
 
 
 def expand(
@@ -21,16 +21,16 @@ def expand(
     *,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Path]:
-    """Yield the files that paths mean, in order.
+    """Yield the files of paths, in order.
 
     Args:
-        paths: Files of any name; folders, of which the files with one of the suffixes are meant, sub-folders
-            included, hidden ones and run directories not; patterns.
-        suffixes: Which files of a folder are meant, in capitals too, gzipped or not.
-        warn: Called with a line that counts the files of a folder that are left out.
+        paths: files of any name; folders, of which files with one of the suffixes are read, subfolders
+            included, hidden files and run directories excluded; glob patterns.
+        suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
+        warn: called with a line that counts the files of a folder that are not read.
 
     Raises:
-        DataError: A path leads nowhere, or to a folder without such files.
+        DataError: a path does not exist, or is a folder without such files.
     """
     require_paths({"path": [str(path) for path in paths]})
     for path in (Path(path).expanduser() for path in paths):
@@ -50,30 +50,30 @@ def expand(
 def require_paths(
     data: Mapping[str, Any], *, keys: Sequence[str] = KEYS, section: str = "data."
 ) -> None:
-    """Refuse paths of data that lead nowhere. Nothing heavy is imported for it.
+    """Raise an error for data paths that do not exist, without importing heavy libraries.
 
     Args:
-        data: The section of a configuration.
-        keys: Those of its keys that name files.
-        section: What stands before a key where it is typed.
+        data: the data section of a configuration.
+        keys: keys that name files.
+        section: prefix of the keys in messages.
 
     Raises:
-        DataError: A path leads to no file or folder, and no file matches it as a pattern.
+        DataError: a path is neither a file, a folder nor a pattern that matches a file.
     """
     for key in keys:
         value = data.get(key)
         given = [value] if isinstance(value, str) else value
         if not isinstance(given, Sequence):
-            continue  # none, or something to download
+            continue  # None, or a download
         if not given:
-            raise DataError(f"{section}{key}: names no file; give a file, a folder or a pattern")
+            raise DataError(f"{section}{key}: is empty; name a file, a folder or a pattern")
         for path in map(str, given):
             if not path.strip():
-                continue  # which the check refuses in every command
-            place = Path(path).expanduser()
-            if not place.exists() and not _matching(place):
+                continue  # the check of the configuration reports it
+            target = Path(path).expanduser()
+            if not target.exists() and not _matching(target):
                 raise DataError(
-                    f"{section}{key}: {path} does not exist; {_nearest(place) or 'name a file, a folder or a pattern'}"
+                    f"{section}{key}: {path} does not exist; {_nearest(target) or 'name a file, a folder or a pattern'}"
                 )
 
 
@@ -81,14 +81,14 @@ def _matching(pattern: Path) -> list[Path]:
     return sorted(map(Path, glob.glob(str(pattern), recursive=True)))  # noqa: PTH207 - absolute patterns
 
 
-def _nearest(place: Path) -> str:
-    """The file or folder whose name is most like a misspelt one, as a question."""
+def _nearest(target: Path) -> str:
+    """Return a question that suggests the file or folder with the most similar name."""
     try:
-        names = [each.name for each in place.parent.iterdir()]
+        names = [each.name for each in target.parent.iterdir()]
     except OSError:
         return ""
-    near = get_close_matches(place.name, names, n=1)
-    return f"did you mean {place.with_name(near[0])}?" if near else ""
+    near = get_close_matches(target.name, names, n=1)
+    return f"did you mean {target.with_name(near[0])}?" if near else ""
 
 
 def _in_folder(
@@ -118,10 +118,10 @@ def _in_folder(
     if not found:
         there = f" but {left_out}" if others else ""
         raise DataError(
-            f"{folder}: holds no file that ends in {', '.join(suffixes)}{there}; name other endings in data.suffixes"
+            f"{folder}: contains no file that ends in {', '.join(suffixes)}{there}; set data.suffixes to other suffixes"
         )
     if others:
-        warn(f"{folder}: left out {left_out}; data.suffixes= names the endings that are read")
+        warn(f"{folder}: left out {left_out}; set data.suffixes to read them")
     return found
 
 

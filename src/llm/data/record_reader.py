@@ -1,4 +1,4 @@
-"""Rows of labelled and paired data: CSV, TSV, JSON and JSON lines, each known by its file and line."""
+"""Rows of CSV, TSV, JSON and JSON Lines files, each with its file and line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ Columns = Sequence[str] | Mapping[str, str] | None
 
 
 class Record(NamedTuple):
-    """One record of a file.
+    """A record of a file.
 
     Attributes:
-        where: The file and the line on which the record begins, such as `spam.csv, line 3`.
-        values: What it holds by column or key: text from CSV and TSV, anything from JSON.
+        where: the file and the line on which the record begins, such as `spam.csv, line 3`.
+        values: values by column or key: text from CSV and TSV, any type from JSON.
     """
 
     where: str
@@ -31,17 +31,17 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are written in files; what is None is found out for each file.
+    """The format of rows in files; None values are detected for each file.
 
     Args:
-        columns: Names of the columns of a CSV or TSV file without a header; or a mapping from our name of
-            a field to the name that the files give it.
-        delimiter: One character between the columns of CSV and TSV; a backslash and a t are a tab.
-        encoding: The encoding of files without a byte-order mark, such as cp1252; by default UTF-8.
-        quoting: Whether quotes in CSV and TSV enclose a field; otherwise they are part of the text.
+        columns: column names of a CSV or TSV file without a header; or a mapping from our name of a
+            field to its name in the files.
+        delimiter: one character between the columns of CSV and TSV; a backslash followed by t is a tab.
+        encoding: the encoding of files without a byte-order mark, such as cp1252; by default UTF-8.
+        quoting: whether quotes in CSV and TSV enclose a field; otherwise they are part of the text.
 
     Raises:
-        ValueError: The delimiter is not one character, or two of our names have one of theirs.
+        ValueError: the delimiter is not one character, or two fields are mapped to one name.
     """
 
     columns: Columns = None
@@ -53,22 +53,22 @@ class Layout:
         theirs = [*self.columns.values()] if isinstance(self.columns, Mapping) else []
         if len(set(theirs)) < len(theirs):
             raise ValueError(
-                f"columns: two of {', '.join(theirs)} are the same; map each field once"
+                f"columns: {', '.join(theirs)} has a name twice; map each field to its own"
             )
         if self.delimiter is not None:
             object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
             if len(self.delimiter) != 1 or self.delimiter in '"\n\r':
                 raise ValueError(
-                    f"delimiter={self.delimiter!r}: give one character, such as ';' or '\\t'"
+                    f"delimiter={self.delimiter!r} cannot separate columns; use one character such as ';' or '\\t'"
                 )
 
     @property
     def header(self) -> Sequence[str] | None:
-        """The names of the columns of a file without a header."""
+        """Column names of a file without a header."""
         return None if isinstance(self.columns, Mapping) else self.columns
 
     def renamed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of a row, and of the objects in its lists, by our names."""
+        """Return a row, and the objects in its lists, with our names as keys."""
         if not isinstance(self.columns, Mapping):
             return values
         ours = {theirs: name for name, theirs in self.columns.items()}
@@ -83,20 +83,20 @@ class Layout:
 def read_records(
     path: Paths, layout: Layout | None = None, *, malformed: Malformed | None = None
 ) -> Iterator[Record]:
-    """Yield the rows of one file or of several, in order; blank lines are passed over.
+    """Yield the rows of one or several files, in order; skip blank lines.
 
-    The name says the format: `.csv` and `.tsv` with a header, `.jsonl` and `.ndjson` with an object a line,
-    `.json` with an array of objects or an object a line; each may be gzipped (`.gz`). Any kind of line ends
-    is read.
+    The suffix decides the format: `.csv` and `.tsv` with a header; `.jsonl` and `.ndjson` with one object per
+    line; `.json` with an array of objects or one object per line. Each may be gzipped (`.gz`), with any line
+    endings.
 
     Args:
-        path: The file, or the files, or one to download.
-        layout: How the rows are written.
-        malformed: Where rows that are no rows at all are noted; without it the first one is an error.
+        path: a file, several files, or a download.
+        layout: the format of the rows.
+        malformed: collects malformed rows; None raises an error at the first one.
 
     Raises:
-        DataError: A file is missing, damaged or of another kind, a CSV or TSV file has no proper
-            header, or an array cannot be read to its end.
+        DataError: a file is missing, damaged or of another format, a CSV or TSV file has no valid
+            header, or an array is not valid JSON.
     """
     layout = layout or Layout()
     report = malformed.add if malformed is not None else _stop
@@ -106,26 +106,26 @@ def read_records(
 
 
 def is_rows(path: str | Path) -> bool:
-    """Whether the name of a file says that it holds rows."""
+    """Return whether the suffix of a file is that of a file of rows."""
     return suffix(Path(path)) in SUFFIXES
 
 
 def files_of(path: Paths) -> list[Path]:
-    """The files on this machine; one that is published is fetched if need be."""
+    """Return the paths of the files; download a published file if needed."""
     if isinstance(path, Download):
         return [path.file()]
     return [Path(file).expanduser() for file in ([path] if isinstance(path, str | Path) else path)]
 
 
 def is_here(path: Paths) -> bool:
-    """Whether the files are on this machine already."""
+    """Return whether the files are on this machine."""
     if isinstance(path, Download):
         return path.is_here
     return all(file.is_file() for file in files_of(path))
 
 
 def title(path: Paths) -> str:
-    """What a summary line calls the files."""
+    """Return the name of the files for messages."""
     if isinstance(path, Download):
         return path.name
     return ", ".join(map(str, [path] if isinstance(path, str | Path) else path))
@@ -140,7 +140,7 @@ def _values_in(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_rows(file):
         raise DataError(
-            f"{file}: its name ends in none of {', '.join(SUFFIXES)}; rename or convert it"
+            f"{file}: has none of the suffixes {', '.join(SUFFIXES)}; rename or convert it"
         )
     text = read_decoded_text(file, layout.encoding)
     if suffix(file) in delimited.DELIMITERS:

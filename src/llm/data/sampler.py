@@ -1,4 +1,4 @@
-"""The order of training: batch k is a function of the seed and k, and of nothing else."""
+"""The training order: batch k is a function of the seed and k only."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -6,35 +6,33 @@ from itertools import count
 import numpy as np
 from torch.utils.data import Sampler
 
-ROUNDS = 10  # fewer leave the shuffles of two or three windows lopsided
-BATCHES_AT_ONCE = (
-    64  # numpy's cost is a call, not a number: draw the order of many batches together
-)
+ROUNDS = 10  # with fewer, shuffles of two or three windows are biased
+BATCHES_AT_ONCE = 64  # a NumPy call costs about the same for one batch as for many
 
 
-def permuted(places: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
-    """Where a keyed shuffle of range(size) sends each place, without the memory for the shuffle.
+def permuted(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
+    """Return items of a keyed shuffle of range(size), without storing the shuffle.
 
     A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four; a result
-    outside the range is sent through again until it falls inside (cycle walking: Black and
-    Rogaway, 2002), which leaves a bijection of range(size).
+    outside the range is encrypted again until it is inside (cycle walking: Black and Rogaway,
+    2002), which gives a bijection of range(size).
 
     Args:
-        places: (N) places in the shuffled order, each below size.
-        size: How many there are to shuffle.
-        keys: (N) uint64: places with one key are of one shuffle.
+        positions: (N) positions in the shuffled order, each less than size.
+        size: number of items to shuffle.
+        keys: (N) uint64, the shuffle that each position belongs to.
 
     Returns:
-        (N) what stands at these places.
+        (N) int64, the items at these positions.
     """
     half = np.uint64(max(3, (int(size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
-    result = places.astype(np.uint64)
+    result = positions.astype(np.uint64)
     walking = np.ones(len(result), dtype=bool)
     while walking.any():
         left, right = result[walking] >> half, result[walking] & mask
-        for turn in range(ROUNDS):
-            left, right = right, left ^ (mixed(keys[walking] + np.uint64(turn), right) & mask)
+        for step in range(ROUNDS):
+            left, right = right, left ^ (mixed(keys[walking] + np.uint64(step), right) & mask)
         result[walking] = left << half | right
         walking = result >= size
     return result.astype(np.int64)
@@ -49,18 +47,18 @@ def mixed(key: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 class TrainingSampler(Sampler[np.ndarray]):
-    """An endless stream of batches: every epoch a new shuffle, and epochs joined without a seam.
+    """An endless stream of batches with a new shuffle in every epoch.
 
-    So no window is dropped, a batch may be larger than the data, and any place of the stream is
-    reached at once. In a parallel run each device takes its rows of one global batch.
+    A batch may span two epochs, so no window is dropped, and a batch may be larger than the data. Any batch
+    of the stream is computed directly. In a parallel run each device takes its rows of a global batch.
 
     Args:
-        num_windows: How many windows there are.
-        batch_size: Rows of a global batch.
-        seed: Decides every shuffle.
-        start: The batch to begin at.
-        rank: Which device this is.
-        world_size: How many devices share a global batch.
+        num_windows: number of windows.
+        batch_size: rows of a global batch.
+        seed: seed of all shuffles.
+        start: index of the first batch.
+        rank: index of this device.
+        world_size: number of devices that share a global batch.
     """
 
     def __init__(
@@ -77,15 +75,15 @@ class TrainingSampler(Sampler[np.ndarray]):
         self.start, self.rank, self.world_size = start, rank, world_size
 
     def batches(self, first: int, number: int) -> np.ndarray:
-        """This device's windows of some batches, in rows: (number, batch_size / world_size)."""
+        """Return the windows of this device in `number` batches, (number, batch_size / world_size)."""
         return self.whole_batches(first, number)[:, self.rank :: self.world_size]
 
     def whole_batches(self, first: int, number: int) -> np.ndarray:
-        """The windows of some batches, those of all devices: (number, batch_size)."""
-        places = np.arange(first * self.batch_size, (first + number) * self.batch_size)
-        epochs = (places // self.num_windows).astype(np.uint64)
+        """Return the windows of all devices in `number` batches, (number, batch_size)."""
+        positions = np.arange(first * self.batch_size, (first + number) * self.batch_size)
+        epochs = (positions // self.num_windows).astype(np.uint64)
         keys = mixed(np.array([self.seed % 2**64], dtype=np.uint64), epochs)
-        windows = permuted(places % self.num_windows, self.num_windows, keys=keys)
+        windows = permuted(positions % self.num_windows, self.num_windows, keys=keys)
         return windows.reshape(number, self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -94,19 +92,19 @@ class TrainingSampler(Sampler[np.ndarray]):
 
 
 class LengthGroupedSampler(TrainingSampler):
-    """TrainingSampler's stream with the rows of every few batches of an epoch sorted by length.
+    """A TrainingSampler that sorts the rows of every few batches of an epoch by length.
 
-    The batches of such a group then follow one another in random order. A batch that holds the end of
-    one epoch and the beginning of the next is left as it is, so every epoch still has each row once.
+    The batches of such a group are in random order. A batch that spans two epochs is not sorted, so
+    every epoch still has each row once.
 
     Args:
-        lengths: Of each row, in tokens.
-        batch_size: As for TrainingSampler, like all that follows but for group.
-        seed: Decides every shuffle.
-        start: The batch to begin at.
-        rank: Which device this is.
-        world_size: How many devices share a global batch.
-        group: How many batches are sorted together.
+        lengths: length of each row, in tokens.
+        batch_size: rows of a global batch.
+        seed: seed of all shuffles.
+        start: index of the first batch.
+        rank: index of this device.
+        world_size: number of devices that share a global batch.
+        group: number of batches that are sorted together.
     """
 
     def __init__(
@@ -126,7 +124,7 @@ class LengthGroupedSampler(TrainingSampler):
         self.lengths, self.group = np.asarray(lengths), group
 
     def whole_batches(self, first: int, number: int) -> np.ndarray:
-        """The windows of some batches, those of all devices: (number, batch_size)."""
+        """Return the windows of all devices in `number` batches, (number, batch_size)."""
         batches: list[np.ndarray] = []
         while len(batches) < number:
             batch = first + len(batches)
@@ -135,11 +133,11 @@ class LengthGroupedSampler(TrainingSampler):
         return np.stack(batches[:number])
 
     def _group_of(self, batch: int) -> tuple[int, int]:
-        """The first batch of the group that a batch is in, and the one after the last."""
+        """Return the first batch of a batch's group, and the batch after its last."""
         epoch = batch * self.batch_size // self.num_windows
         start = -(-epoch * self.num_windows // self.batch_size)  # the epoch's first whole batch
         end = (epoch + 1) * self.num_windows // self.batch_size
-        if batch >= end:  # it holds the end of an epoch
+        if batch >= end:  # it spans two epochs
             return batch, batch + 1
         start += (batch - start) // self.group * self.group
         return start, min(start + self.group, end)
@@ -151,12 +149,12 @@ class LengthGroupedSampler(TrainingSampler):
         windows = windows.flatten()
         by_length = windows[np.argsort(self.lengths[windows], kind="stable")]
         key = mixed(np.array([self.seed % 2**64], dtype=np.uint64), np.array([start], np.uint64))
-        turns = permuted(np.arange(end - start), end - start, keys=np.repeat(key, end - start))
-        return by_length.reshape(end - start, self.batch_size)[turns]
+        order = permuted(np.arange(end - start), end - start, keys=np.repeat(key, end - start))
+        return by_length.reshape(end - start, self.batch_size)[order]
 
 
 class ValidationSampler(Sampler[np.ndarray]):
-    """All windows in order, in batches of one size but the last, shared among devices evenly."""
+    """All windows in order, shared evenly among devices; the last batch may be smaller."""
 
     def __init__(self, num_windows: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
         self.num_windows, self.batch_size = num_windows, batch_size
@@ -166,8 +164,8 @@ class ValidationSampler(Sampler[np.ndarray]):
         return -(-self.num_windows // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # Every device is given as many rows as any other: the numbers beyond the end are windows
-        # in which nothing is asked.
+        # Devices must have equally many rows, so indices continue beyond the end: the targets of
+        # these windows are ignored.
         end = -(-self.num_windows // self.world_size) * self.world_size
         for first in range(0, end, self.batch_size):
             yield np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)

@@ -1,4 +1,4 @@
-"""Some rows of a part, spread evenly over it: what validations during training read of a large one."""
+"""Evenly spaced rows of a part: the subset that validations during training read of a large one."""
 
 from collections.abc import Sized
 from typing import cast
@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 
 class SpacedRows(Dataset[dict[str, Tensor]]):
-    """A fixed number of rows at equal distances, the same ones every time.
+    """A fixed number of evenly spaced rows, always the same ones.
 
     Args:
-        rows: The whole part; its items are batches, `rows[numbers]`, and numbers beyond its end ask for nothing.
-        number: How many rows to take, at most as many as there are.
+        rows: the whole part; its items are batches, `rows[indices]`. Targets of indices beyond the end are ignored.
+        number: number of rows to take, at most all of them.
     """
 
     def __init__(self, rows: Dataset, number: int) -> None:
@@ -23,6 +23,6 @@ class SpacedRows(Dataset[dict[str, Tensor]]):
         return self.number
 
     def __getitem__(self, numbers: np.ndarray) -> dict[str, Tensor]:
-        """Gather the rows of these numbers, (B); numbers beyond the end ask for nothing."""
+        """Gather the rows with these indices, (B); targets of indices beyond the end are ignored."""
         whole = len(cast(Sized, self.rows))
         return self.rows[np.where(numbers < self.number, numbers * whole // self.number, whole)]

@@ -1,4 +1,4 @@
-"""Which text is trained on and which is held out."""
+"""Splits of text into a training part and a held-out part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from llm.data.corpora.base import DocumentPiece, Source
 from llm.data.errors import DataError
 
 Documents = Callable[[], Iterator[DocumentPiece]]
-FEW = 20  # documents of equal length that a draw is made from at least
+FEW = 20  # minimum effective number of documents for a random split
 
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts of a corpus, each a function that starts reading it anew.
+    """The two parts of a corpus, each a function that returns a new iterator.
 
     Attributes:
-        train: Documents to learn from.
-        validation: Documents held out.
-        characters: Number of characters in both parts together.
-        separated: Whether there are several documents, with something to set between them.
-        held_out: What the validation part is, in words.
-        is_drawn: Whether a seed draws the documents held out.
+        train: the training documents.
+        validation: the held-out documents.
+        characters: number of characters in both parts together.
+        separated: whether there are several documents, which a token separates.
+        held_out: description of the validation part.
+        is_drawn: whether the held-out documents are drawn at random.
     """
 
     train: Documents
@@ -35,13 +35,13 @@ class Split:
 
 
 def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Split:
-    """Draw documents to hold out where there are many; hold out the end of each where there are few.
+    """Hold out random documents if there are many, otherwise the end of each document.
 
-    The end of the only document is the split of nanoGPT and of the book. Few documents are divided in the same
-    way: one drawn from six may be of a kind that the others are not, and its loss then tells of the kind.
+    For one document this is the split of nanoGPT. With few documents a random one may differ in kind from the
+    others, and its loss would measure that difference.
 
     Raises:
-        DataError: The source has no text, or too little to split.
+        DataError: the source has no text or too little.
     """
     lengths = _lengths(source)
     if effective_number(lengths) < FEW:
@@ -62,7 +62,7 @@ def _split_by_position(source: Source, lengths: np.ndarray, *, validation_fracti
     if not 0 < cuts.sum() < lengths.sum():
         raise DataError(
             f"{source.name}: {lengths.sum()} characters cannot be split by "
-            f"validation_fraction={validation_fraction}: give more text"
+            f"validation_fraction={validation_fraction}; give more text"
         )
     of_what = "the text" if len(lengths) == 1 else f"each of {len(lengths):,} documents"
     return Split(
@@ -75,16 +75,16 @@ def _split_by_position(source: Source, lengths: np.ndarray, *, validation_fracti
 
 
 def effective_number(lengths: np.ndarray) -> float:
-    """The number of documents of equal length that are as unlike in what a draw of them holds out.
+    """Return the effective number of documents, which weighs long documents more.
 
-    It is the inverse Simpson index: the number of documents where all are equally long, and near 2 for two long
-    ones among any number of short ones.
+    It is the inverse Simpson index: the number of documents if all are equally long, and about 2 for two long
+    documents among many short ones.
     """
     return float(lengths.sum() ** 2 / (lengths.astype(np.float64) ** 2).sum())
 
 
 def published_split(train: Source, validation: Source) -> Split:
-    """Keep the split that a corpus was published with, so that figures compare with others'."""
+    """Return the published split of a corpus, so that metrics are comparable with published ones."""
     lengths = [_lengths(train), _lengths(validation)]
     return Split(
         train=train.pieces,
@@ -96,11 +96,11 @@ def published_split(train: Source, validation: Source) -> Split:
 
 
 def _numbered(source: Source) -> Iterator[tuple[int, int, DocumentPiece]]:
-    """The pieces of a source, each with its document's number and its place in that."""
-    document = place = 0
+    """Yield the pieces of a source, each with the index of its document and its offset there, in characters."""
+    document = offset = 0
     for piece in source.pieces():
-        yield document, place, piece
-        document, place = (document + 1, 0) if piece.ends else (document, place + len(piece.text))
+        yield document, offset, piece
+        document, offset = (document + 1, 0) if piece.ends else (document, offset + len(piece.text))
 
 
 def _chosen(source: Source, chosen: np.ndarray) -> Iterator[DocumentPiece]:
@@ -108,32 +108,32 @@ def _chosen(source: Source, chosen: np.ndarray) -> Iterator[DocumentPiece]:
 
 
 def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
-    """Each document up to its cut."""
-    for document, place, (text, ends) in _numbered(source):
-        if place < cuts[document]:
-            left = int(cuts[document]) - place
+    """Yield each document up to its cut."""
+    for document, offset, (text, ends) in _numbered(source):
+        if offset < cuts[document]:
+            left = int(cuts[document]) - offset
             yield DocumentPiece(text[:left], ends=ends or len(text) >= left)
 
 
 def _ends(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
-    """Each document from its cut on."""
-    for document, place, (text, ends) in _numbered(source):
-        if ends or place + len(text) > cuts[document]:
-            yield DocumentPiece(text[max(0, int(cuts[document]) - place) :], ends=ends)
+    """Yield each document from its cut on."""
+    for document, offset, (text, ends) in _numbered(source):
+        if ends or offset + len(text) > cuts[document]:
+            yield DocumentPiece(text[max(0, int(cuts[document]) - offset) :], ends=ends)
 
 
 def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
-    """Draw documents to hold out, close to but not above a fraction of all characters.
+    """Draw documents to hold out, up to a fraction of all characters.
 
-    Where every single document is larger than that, the smallest is held out.
+    If every document is longer than that, the shortest is held out.
 
     Args:
-        lengths: Characters of each document, (N).
-        fraction: How much of all characters to hold out.
-        seed: Decides the draw.
+        lengths: characters of each document, (N).
+        fraction: share of all characters to hold out.
+        seed: seed of the draw.
 
     Returns:
-        (N) booleans, at least one of them true.
+        (N) bool, true for held-out documents, of which there is at least one.
     """
     target = fraction * lengths.sum()
     order = np.random.default_rng(seed).permutation(len(lengths))
@@ -145,10 +145,10 @@ def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.nd
 
 
 def _lengths(source: Source) -> np.ndarray:
-    """Characters of each document: eight bytes each is all of a corpus that stays in memory."""
+    """Return the length of each document in characters: all that is kept in memory, 8 bytes per document."""
     lengths = np.fromiter(_each_length(source), dtype=np.int64)
     if not len(lengths):
-        raise DataError(f"{source.name}: has no text; give one that has")
+        raise DataError(f"{source.name}: has no text; give a source with text")
     return lengths
 
 
@@ -164,33 +164,35 @@ def _each_length(source: Source) -> Iterator[int]:
 def split_examples(
     groups: Sequence[Any], fractions: Mapping[str, float], *, seed: int
 ) -> dict[str, list[int]]:
-    """Deal examples out to parts at random, each group in the same proportions (stratified).
+    """Split examples into parts at random, with the same proportions in each group (stratified).
 
     Args:
-        groups: What each example belongs to, such as its label; all alike for a plain split.
-        fractions: The share of each part; they sum to 1. Each part but the first is rounded to the
-            nearest number, so nothing is lost.
-        seed: Decides the draw.
+        groups: group of each example, such as its label; all equal for a plain split.
+        fractions: share of each part; they sum to 1. Sizes are rounded to the nearest number; the
+            first part gets the rest.
+        seed: seed of the draw.
 
     Returns:
-        The places of each part's examples, in their order.
+        the indices of each part's examples, in order.
 
     Raises:
-        ValueError: The fractions are no shares of one whole.
+        ValueError: the fractions are negative or do not sum to 1.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise ValueError(f"the parts' fractions {dict(fractions)} do not sum to 1")
+        raise ValueError(
+            f"fractions: {dict(fractions)} are negative or do not sum to 1; give shares of 1"
+        )
     random = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     first, *others = fractions
     members_of: dict[Any, list[int]] = {}
-    for at, group in enumerate(groups):
-        members_of.setdefault(group, []).append(at)
+    for index, group in enumerate(groups):
+        members_of.setdefault(group, []).append(index)
     for members in members_of.values():
-        dealt = random.permutation(members).tolist()
+        shuffled = random.permutation(members).tolist()
         for name in others:
             number = round(fractions[name] * len(members))
-            parts[name] += dealt[:number]
-            dealt = dealt[number:]
-        parts[first] += dealt
-    return {name: sorted(places) for name, places in parts.items()}
+            parts[name] += shuffled[:number]
+            shuffled = shuffled[number:]
+        parts[first] += shuffled
+    return {name: sorted(indices) for name, indices in parts.items()}

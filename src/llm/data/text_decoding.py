@@ -1,4 +1,4 @@
-"""Text out of files: unpacked, decoded by its byte-order mark or a named encoding, with newlines for line ends."""
+"""Text of files: decompressed, and decoded by byte-order mark or by a given encoding."""
 
 import codecs
 import gzip
@@ -13,8 +13,8 @@ from pathlib import Path
 from llm.data.errors import DataError
 
 CHUNK = 1 << 20  # bytes decoded at a time
-MARK = "\udc80"  # stands for a byte that cannot be decoded, until it is counted
-# The longer marks first: UTF-32's begins as UTF-16's does.
+MARK = "\udc80"  # replaces a byte that cannot be decoded, until it is counted
+# UTF-32 before UTF-16, whose mark is the beginning of that of UTF-32.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -22,7 +22,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
-# How files that are not text begin.
+# First bytes of files that are not text.
 SIGNATURES = {
     b"%PDF-": "a PDF document",
     b"PK\x03\x04": "a ZIP archive, as .docx, .xlsx, .epub and .npz files are",
@@ -45,20 +45,19 @@ SIGNATURES = {
 }
 TABLES = ("a Parquet file", "an Arrow file")
 Count = Callable[[int], None]
-CONVERT = (
-    "convert it to .txt, .csv or .jsonl, or leave it out"  # what to do about another kind of file
-)
+# Advice in the error for a file that is not text.
+CONVERT = "convert it to .txt, .csv or .jsonl, or leave it out"
 
 codecs.register_error("llm.mark", lambda error: (MARK * (error.end - error.start), error.end))  # pyright: ignore
 
 
 def open_unpacked(file: Path) -> BufferedReader | gzip.GzipFile:
-    """Open a file for reading bytes, unpacked where it is gzipped."""
+    """Open a file for reading bytes; decompress it if its name ends in `.gz`."""
     return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def suffix(file: Path) -> str:
-    """The end of a file's name that says its format, in lower case: `.json` of `A.JSON.gz`."""
+    """Return the suffix of a file's format in lower case: `.json` of `A.JSON.gz`."""
     name = file.name.lower()
     return Path(name.removesuffix(".gz")).suffix
 
@@ -73,22 +72,22 @@ def chunks(
     tables: str | None = None,
     translate: bool = True,
 ) -> Iterator[str]:
-    """Yield the text of a file, about a megabyte at a time.
+    """Yield the text of a file in chunks of about 1 MB.
 
-    A byte-order mark decides the encoding and is dropped; without one it is `encoding`, or UTF-8. Bytes that
-    cannot be decoded become U+FFFD, one for each.
+    A byte-order mark decides the encoding and is removed; without one it is `encoding`, or UTF-8. Each byte that
+    cannot be decoded becomes U+FFFD.
 
     Args:
-        file: The file; gzipped if its name ends in `.gz`.
-        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
-        count: Called with the number of bytes that were replaced.
-        way_out: What to do about a file with NUL characters.
-        instead: What to do about a file of a known format that is not text.
-        tables: What to do about a Parquet or Arrow file; None for `instead`.
-        translate: Whether each kind of line end becomes a newline.
+        file: the file; gzipped if its name ends in `.gz`.
+        encoding: the encoding of a file without a byte-order mark; None for UTF-8.
+        count: called with the number of replaced bytes.
+        way_out: advice in the error for a file with NUL characters.
+        instead: advice in the error for a known format that is not text.
+        tables: advice in the error for a Parquet or Arrow file; None for `instead`.
+        translate: whether all line ends become newlines.
 
     Raises:
-        DataError: The file cannot be read, is damaged or is not text, or the encoding is unknown.
+        DataError: the file cannot be read, is damaged or is not text, or the encoding is unknown.
     """
     with _reading(file), open_unpacked(file) as stream:
         content = stream.read(CHUNK)
@@ -103,7 +102,7 @@ def chunks(
             count(invalid)
             if "\0" in text and not mark:
                 raise DataError(
-                    f"{file}: holds NUL characters, as binary files do and UTF-16 text without a byte-order mark; "
+                    f"{file}: has NUL characters, as binary files and UTF-16 text without a byte-order mark do; "
                     f"{way_out}"
                 )
             yield text
@@ -111,15 +110,15 @@ def chunks(
 
 
 def read_decoded_text(file: Path, encoding: str | None = None, *, instead: str = CONVERT) -> str:
-    """Return the whole text of a file; how many bytes could not be decoded is said in a warning.
+    """Return the whole text of a file; warn if bytes could not be decoded.
 
     Args:
-        file: As for `chunks`, like the other arguments.
-        encoding: The encoding of a file without a byte-order mark; None for UTF-8.
-        instead: What to do about a file of a known format that is not text.
+        file: the file; gzipped if its name ends in `.gz`.
+        encoding: the encoding of a file without a byte-order mark; None for UTF-8.
+        instead: advice in the error for a known format that is not text.
 
     Raises:
-        DataError: As for `chunks`.
+        DataError: as for `chunks`.
     """
     invalid: list[int] = []
     text = "".join(chunks(file, encoding, count=invalid.append, instead=instead))
@@ -128,7 +127,7 @@ def read_decoded_text(file: Path, encoding: str | None = None, *, instead: str =
 
 
 def decoded_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a text, without their ends; only a line feed ends a line."""
+    """Yield the lines of a text, without the line feeds that end them."""
     rest = ""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split("\n")
@@ -138,17 +137,17 @@ def decoded_lines(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def warn_invalid(file: Path, invalid: int, *, encoding: str | None) -> None:
-    """Say how many bytes of a file were replaced, if any were."""
+    """Warn if bytes of a file were replaced."""
     if invalid:
         warnings.warn(
             f"{file}: {invalid:,} bytes are not {encoding or 'UTF-8'} and were replaced by U+FFFD; "
-            "data.encoding= names another encoding, such as cp1252",
+            "set data.encoding to another encoding, such as cp1252",
             stacklevel=3,
         )
 
 
 def replaced(text: str) -> tuple[str, int]:
-    """Return a text with U+FFFD for each byte that was not decoded, and their number."""
+    """Return a text with U+FFFD for each undecodable byte, and their number."""
     return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -179,12 +178,12 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except gzip.BadGzipFile as error:
         raise DataError(
-            f"{file}: is not a whole gzip file, as .gz says ({error}); rename it if it is not compressed, fetch it "
-            "again if it is damaged, or leave it out"
+            f"{file}: is not a gzip file, although its name ends in .gz ({error}); rename it if it is not "
+            "compressed, download it again if it is damaged, or leave it out"
         ) from None
     except (EOFError, zlib.error) as error:
         raise DataError(
-            f"{file}: is a damaged gzip file ({error}); fetch it again, or leave it out"
+            f"{file}: is a damaged gzip file ({error}); download it again, or leave it out"
         ) from None
     except UnicodeError as error:
         raise DataError(

@@ -5,7 +5,7 @@
 3. From the start of each word take the longest piece of the vocabulary, then continue with the rest.
    A piece that does not begin a word starts with `##`: playing becomes `play ##ing`.
 
-Only the vocabulary is needed to encode, not the order in which it was learned, as for BPE.
+Unlike BPE, encoding needs only the vocabulary, not the order in which its pieces were learned.
 
 Sources: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers"; Wu et al. 2016,
 "Google's Neural Machine Translation System", section 4.1, for the pieces.

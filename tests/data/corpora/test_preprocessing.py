@@ -73,10 +73,10 @@ def test_the_version_of_a_library_is_part_of_the_fingerprint(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("step", "value", "message"),
     [
-        (NormalizeUnicode, "NFX", "form=NFX: choose NFC, NFD, NFKC or NFKD"),
-        (RemoveStopWords, "xx", "language=xx: choose one of ar, "),
-        (Stem, "klingon", "language=klingon: choose one of arabic, "),
-        (Lemmatize, "xx", "language=xx: "),
+        (NormalizeUnicode, "NFX", "form=NFX is unknown; use NFC, NFD, NFKC or NFKD"),
+        (RemoveStopWords, "xx", "language=xx is unknown; use one of ar, "),
+        (Stem, "klingon", "language=klingon is unknown; use one of arabic, "),
+        (Lemmatize, "xx", "language=xx is unknown .*; use a language"),
     ],
 )
 def test_unknown_settings_are_named(step, value: str, message: str):
@@ -93,7 +93,7 @@ def test_a_missing_library_is_named_with_its_installation(
 ):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        DataError, match=rf"{step.library}: pip install 'llm-hydra\[preprocessing\]'"
+        DataError, match=rf"{step.library}; run pip install 'llm-hydra\[preprocessing\]'"
     ):
         step()
 

@@ -84,5 +84,5 @@ def test_the_text_is_the_same_in_every_process_and_no_demo_module_is_imported(do
 
 def test_a_python_without_its_reference_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(DataError, match=r"python_docs: .*without pydoc_data: .*data=text"):
+    with pytest.raises(DataError, match=r"python_docs: .*has no pydoc_data; .*data=text"):
         list(PythonDocs().documents())

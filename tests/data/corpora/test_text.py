@@ -348,10 +348,10 @@ def test_a_published_validation_part_is_taken_whole(make, texts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0: must be 1 or more"),
-        ({"context_length": 0}, "context_length=0: must be 1 or more"),
-        ({"stride": 0}, "stride=0: must be 1 or more"),
-        ({"workers": -1}, "workers=-1: must be 0 or more"),
+        ({"batch_size": 0}, "batch_size=0 is too small; use 1 or more"),
+        ({"context_length": 0}, "context_length=0 is too small; use 1 or more"),
+        ({"stride": 0}, "stride=0 is too small; use 1 or more"),
+        ({"workers": -1}, "workers=-1 is too small; use 0 or more"),
         ({"validation_fraction": 0.0}, "validation_fraction=0.0 is not between 0 and 1"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0 is not between 0 and 1"),
     ],
@@ -365,7 +365,7 @@ def test_text_shorter_than_a_window_is_refused_with_numbers_and_a_remedy(make):
     with pytest.raises(
         DataError,
         match=r"texts: the train part has 45 tokens, and .*"
-        r"context_length=64 needs 65: give more text, or choose a smaller",
+        r"context_length=64 needs 65; give more text, or use a smaller",
     ):
         make("x" * 50, context_length=64)
     with pytest.raises(DataError, match=r"the validation part has 1 tokens"):

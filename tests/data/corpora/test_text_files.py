@@ -34,7 +34,9 @@ def documents(*arguments, **settings) -> list[str]:
 
 
 def test_a_folder_is_read_in_order_with_its_sub_folders(notes: Path):
-    with pytest.warns(UserWarning, match=r"notes: left out 2 files \(1 .png, 1 .py\); data.suf"):
+    with pytest.warns(
+        UserWarning, match=r"notes: left out 2 files \(1 .png, 1 .py\); set data.suf"
+    ):
         assert documents(notes) == ["a", "b", "c", "d1", "d2"]
 
 
@@ -81,7 +83,7 @@ def test_undecodable_bytes_are_replaced_and_counted_in_one_warning(tmp_path: Pat
         texts = list(source.documents())
     assert texts == ["Gr��e, Ma�, �", "caf�"]
     assert source.invalid_bytes == 5
-    way_out = "data.encoding= names another encoding, such as cp1252"
+    way_out = "set data.encoding to another encoding, such as cp1252"
     assert [str(warning.message) for warning in said] == [
         f"{tmp_path / 'latin.txt'}: 4 bytes are not UTF-8 and were replaced by U+FFFD; {way_out}",
         f"{tmp_path / 'rows.jsonl'}: 1 bytes are not UTF-8 and were replaced by U+FFFD; {way_out}",
@@ -117,7 +119,7 @@ def test_files_without_text_are_named_and_left_out(notes: Path):
             '{"body": "b", "n": 1}',
             r"line 2: has no text in the field 'text'; set data.text_field .*\(body\)",
         ),
-        ('{"text": null}', r"line 2: has no text in the field 'text'.*\(there are none\)"),
+        ('{"text": null}', r"line 2: has no text in the field 'text'.*\(it has none\)"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: str, message: str):
@@ -131,7 +133,7 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path):
     (tmp_path / "plain.md.gz").write_bytes(b"not gzip at all")
     for name in ("cut.txt.gz", "plain.md.gz"):
         with pytest.raises(
-            DataError, match=rf"{name}: is (a damaged|not a whole) gzip file.*leave it out"
+            DataError, match=rf"{name}: is (a damaged|not a) gzip file.*leave it out"
         ):
             documents(tmp_path / name)
 
@@ -143,7 +145,7 @@ def test_paths_that_lead_nowhere_are_named(tmp_path: Path):
         ):
             documents(path)
     (tmp_path / "a.doc").touch()
-    with pytest.raises(DataError, match=r"holds no file that ends in \.txt, .*data.suffixes"):
+    with pytest.raises(DataError, match=r"contains no file that ends in \.txt, .*data.suffixes"):
         documents(tmp_path)
 
 
@@ -219,7 +221,8 @@ def test_suffixes_match_in_capitals(tmp_path: Path):
     assert names == ["A.TXT", "C.Md", "b.txt", "e.JSONL.GZ"]
     assert documents(tmp_path)[-1] == "row"
     with pytest.raises(
-        DataError, match=r"d.TXT.GZ: is not a whole gzip file, as .gz says .*; rename it"
+        DataError,
+        match=r"d.TXT.GZ: is not a gzip file, although its name ends in .gz .*; rename it",
     ):
         documents(CASES / "upper")
 
@@ -295,7 +298,7 @@ def test_columns_of_text_are_read_as_delimiter_and_quoting_say(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ([], "data.path: names no file; give a file, a folder or a pattern"),
+        ([], "data.path: is empty; name a file, a folder or a pattern"),
         (
             "notse",
             r"data.path: notse does not exist; did you mean notes\?",

@@ -82,7 +82,7 @@ def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, damage, 
     folder = cached(tmp_path / "key", writer())
     damage(folder)
     assert not is_whole(folder)
-    with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made anew"):
+    with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made again"):
         assert (cached(folder, writer()) / "train.bin").read_bytes() == b"tokens"
     assert is_whole(folder)
 

@@ -35,7 +35,7 @@ def test_a_file_cut_while_it_is_mapped_is_one_line(tmp_path: Path):
     windows = TrainingWindows(TokenFile(tmp_path / "train.bin", np.dtype(np.uint16)), 8, stride=8)
     assert windows[np.array([12_000])]["tokens"][0, 0] == 30_464
     os.truncate(tmp_path / "train.bin", 4096)
-    with pytest.raises(DataError, match=r"train.bin: was cut while it was read; run the same"):
+    with pytest.raises(DataError, match=r"train.bin: was truncated while it was read; run the"):
         windows[np.array([12_000])]
 
 

@@ -116,7 +116,7 @@ def test_targets_are_the_tokens_one_place_further_on(module):
         ({**GOOD, "instruction": None}, "instruction is NoneType, not text"),
         ({**GOOD, "input": ["x"]}, "input is list, not text"),
         ("{not json", "not JSON"),
-        ("[1]", "a JSON object is needed"),
+        ("[1]", "list is not a JSON object"),
         ({"messages": "hello"}, "a list of objects with role and content"),
         ({"messages": TALK[:4]}, "the last message is not the assistant's"),
         ({"messages": [*TALK[:2], TALK[1]]}, "after the user comes the user"),
@@ -230,7 +230,7 @@ def test_a_published_file_is_read_from_the_cache_folder(module, cache_folder):
     ("setting", "complaint"),
     [
         ({"test_fraction": 1.0}, "test_fraction=1.0"),
-        ({"validation_fraction": 0.6, "test_fraction": 0.6}, "nothing is left to train on"),
+        ({"validation_fraction": 0.6, "test_fraction": 0.6}, "leave nothing to train on"),
     ],
 )
 def test_values_out_of_range_are_refused(module, setting, complaint):

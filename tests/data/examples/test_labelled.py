@@ -198,7 +198,7 @@ def test_fewer_than_two_classes_are_refused(write, classes):
     path = write("a.jsonl", TEXTS)
     with pytest.raises(ValueError, match="two or more, each once"):
         make(path, prepare=False, classes=classes)
-    with pytest.raises(DataError, match="needs two classes, and there is even"):
+    with pytest.raises(DataError, match="has only the class even"):
         make(write("b.jsonl", [("even", "x" * n) for n in range(1, 30)]))
 
 
@@ -258,7 +258,7 @@ BAD = [
     ('{"label": ["even"], "text": "x y z"}', "is not a label"),
     ('{"label": null, "text": "x y z"}', "nothing under 'label'"),
     ('{"label": "even", "text": "x y z"', "not JSON"),
-    ('"x"', "object is needed"),
+    ('"x"', "is not a JSON object"),
 ]
 
 

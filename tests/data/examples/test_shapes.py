@@ -121,7 +121,7 @@ def test_turns_of_weight_0_are_not_learned(prepared):
     other = prepared("instruct", whole)
     assert learned(other, first(other)) == "1<|im_end|>Yes.<|im_end|>"
     assert other.fingerprint != data.fingerprint
-    with pytest.raises(ConfigError, match=r"weight 0, which needs data\.loss_on=response"):
+    with pytest.raises(ConfigError, match=r"weight 0; use data\.loss_on=response"):
         prepared(
             "instruct",
             [{"messages": row["messages"] + further} for row in rows],
@@ -159,7 +159,7 @@ def test_tools_are_written_by_a_template_that_has_a_place_for_them(prepared):
 def test_tools_are_refused_by_file_and_row_by_other_templates(prepared, tmp_path, template):
     rows = json.loads((CASES / "messages_tool.json").read_text())
     rows[1:] = [{"instruction": "say", "output": "yes"}] * 39
-    with pytest.raises(ConfigError, match=r"rows\.json, line 1: .*no place .* tools") as error:
+    with pytest.raises(ConfigError, match=r"rows\.json, line 1: .*not support .* tools") as error:
         prepared("instruct", rows, f"data/template={template}")
     assert "data.malformed=skip" in str(error.value)
     with pytest.warns(UserWarning, match="1 left out"):
@@ -223,7 +223,7 @@ def test_a_developer_is_the_system(prepared):
                     {"role": "assistant", "tool_calls": [1]},
                 ]
             },
-            "the call of a tool cannot be the answer",
+            "a tool call cannot be the answer",
         ),
         (
             {"instruction": "q", "response": "a"},
@@ -246,7 +246,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(prepared, row, problem):
 
 
 def test_a_mapping_names_each_field_once(prepared):
-    with pytest.raises(ConfigError, match=r"columns: two of q, q are the same"):
+    with pytest.raises(ConfigError, match=r"columns: q, q has a name twice"):
         prepared("instruct", [{"q": "a"}], "data.columns={instruction: q, output: q}")
 
 
@@ -299,7 +299,7 @@ def test_pairs_with_a_prompt_are_read(prepared):
         ),
         (
             {"prompt": "x", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-            "prompt is not what chosen",
+            "prompt differs from the beginning of chosen",
         ),
         (
             {"q": "x", "good": "y", "bad": "z"},

@@ -170,7 +170,7 @@ def test_roles_out_of_order_are_refused(talk, complaint):
 
 
 def test_a_prompt_ends_with_the_user():
-    with pytest.raises(ValueError, match="must be the user's"):
+    with pytest.raises(ValueError, match="is not the user's"):
         preset("phi3").encode_prompt(TALK, tokenizer_for(preset("phi3")))
 
 
@@ -182,10 +182,10 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"begin": {"user": "U"}}, "begin: give a text for each"),
+        ({"begin": {"user": "U"}}, "begin: has wrong roles .*give a text for each"),
         ({"end": {"system": "", "user": "", "assistant": ""}}, "never end"),
         ({"special_tokens": ["<x>"]}, "<x> is not in"),
-        ({"special_tokens": ["</s>"], "input_separator": "</s>"}, "a user's message"),
+        ({"special_tokens": ["</s>"], "input_separator": "</s>"}, "which messages cannot contain"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(changed, complaint):

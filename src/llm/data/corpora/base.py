@@ -1,4 +1,4 @@
-"""What every corpus is to the rest of the code: documents, read lazily, and a fingerprint."""
+"""The interface of all corpora: lazily read documents and a fingerprint."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class DocumentPiece(NamedTuple):
-    """A stretch of a document.
+    """A piece of a document.
 
     Attributes:
-        text: Its characters.
-        ends: Whether the document ends with it.
+        text: the text of the piece.
+        ends: whether it is the last piece of its document.
     """
 
     text: str
@@ -18,14 +18,14 @@ class DocumentPiece(NamedTuple):
 
 
 class Source(ABC):
-    """A corpus.
+    """A corpus, which need not fit in memory.
 
-    A corpus need not fit in memory, and neither need a document where a source reads it in pieces. Documents may
-    be read several times (to measure, to fit a tokenizer, to tokenize): they are the same, in the same order.
+    A source that yields pieces need not keep a whole document in memory either. Documents are read several times (to
+    measure, to train a tokenizer, to tokenize), and must be the same, in the same order, each time.
 
     Attributes:
-        name: What a summary line calls it.
-        invalid_bytes: How many undecodable bytes were replaced while reading, so far.
+        name: the name in messages.
+        invalid_bytes: number of undecodable bytes replaced so far.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Source(ABC):
         """Yield the documents, one string each."""
 
     def pieces(self) -> Iterator[DocumentPiece]:
-        """Yield the documents that have text, each in one piece or in several."""
+        """Yield the documents that are not empty, each in one or several pieces."""
         return (DocumentPiece(document, ends=True) for document in self.documents() if document)
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A string that changes when the documents change, told without reading them all."""
+        """Return a string that changes when the documents change, without reading them all."""
 
 
 def join_pieces(pieces: Iterable[DocumentPiece]) -> Iterator[str]:
-    """Yield the documents that pieces make."""
+    """Yield the documents that the pieces form."""
     document: list[str] = []
     for text, ends in pieces:
         document.append(text)

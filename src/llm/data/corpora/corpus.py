@@ -1,4 +1,4 @@
-"""From a source and a tokenizer to a folder of token files, made once and found again."""
+"""A corpus as a cached folder of token files, made from a source and a tokenizer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,24 +19,24 @@ from llm.terminal.bars import progress_bar
 from llm.tokenizers import char
 from llm.tokenizers.base import Tokenizer, fit
 
-VERSION = 2  # of the files written here: a new one leaves all older ones unused
-# An alphabet has no token for what it lacks, so it is that of the whole text, as nanoGPT has it. It
-# tells a model which characters there are and nothing of where they stand.
+VERSION = 2  # of the files written here; increase it to make older cached files unused
+# A character tokenizer cannot encode a character that it has not seen, so it is fitted to the whole text, as in
+# nanoGPT. This reveals which characters the held-out text has, but nothing about their order.
 FITTED_TO_ALL_TEXT = (char.train_char,)
 TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """All that decides which tokens there are, and in which part.
+    """The settings that determine the tokens of both parts of a corpus.
 
     Attributes:
-        source: Where the documents come from.
-        tokenizer: A tokenizer, or a function that fits one to the training part.
-        preprocessing: Applied in order to each document.
-        validation_fraction: Share of the characters held out.
-        seed: Decides which documents are held out, where there are many.
-        validation: A source of its own for the held-out part, where one is published.
+        source: the source of the documents.
+        tokenizer: a tokenizer, or a function that trains one on the training part.
+        preprocessing: steps applied in order to each document.
+        validation_fraction: share of the characters held out.
+        seed: seed of the draw of held-out documents, if there are many documents.
+        validation: a separate source of the held-out part, such as a published one.
     """
 
     source: Source
@@ -48,7 +48,7 @@ class Corpus:
 
     @cached_property
     def settings(self) -> dict[str, object]:
-        """What the token files depend on, as plain data, looked up once."""
+        """The settings that the token files depend on, as plain data."""
         settings: dict[str, object] = {
             "version": VERSION,
             "source": self.source.fingerprint(),
@@ -60,41 +60,41 @@ class Corpus:
         return {**settings, "validation_fraction": self.validation_fraction, "seed": self.seed}
 
     def held_out(self, metadata: Mapping[str, Any]) -> str:
-        """A short name of the validation part, whatever the tokenizer.
+        """Return a hash of the validation part that does not depend on the tokenizer.
 
-        The seed is part of it where it draws documents: few are cut at the same places under every seed.
+        The seed is included only if documents are drawn: few documents are cut at the same positions for every seed.
 
         Args:
-            metadata: what `write` has written.
+            metadata: the metadata that `write` has written.
         """
         apart = ("version", "tokenizer", *(() if metadata["is_drawn"] else ("seed",)))
         marks = {name: value for name, value in self.settings.items() if name not in apart}
         return data_fingerprint.of_settings({**marks, "bytes": metadata["validation"]["bytes"]})
 
     def folder(self, root: Path) -> Path:
-        """The folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.
+        """Return the folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.
 
-        It is written under `root` if it is not there under this very fingerprint.
+        The files are made in `root` if it has none with the same fingerprint.
 
         Raises:
-            DataError: The text cannot be read, or the tokenizer cannot be fitted or write it.
+            DataError: the text cannot be read, or the tokenizer cannot be trained or cannot encode it.
         """
         try:
-            return cached(self._place(root), self.write)
+            return cached(self._folder(root), self.write)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(f"{self.source.name}: {error}") from error
 
     def is_written(self, root: Path) -> bool:
-        """Whether that folder is there already, so that nothing would be fetched or tokenized."""
-        return is_whole(self._place(root))
+        """Return whether the folder exists, so that nothing would be downloaded or tokenized."""
+        return is_whole(self._folder(root))
 
-    def _place(self, root: Path) -> Path:
+    def _folder(self, root: Path) -> Path:
         return root / data_fingerprint.of_settings(self.settings)
 
     def write(self, folder: Path) -> None:
-        """Fit the tokenizer, tokenize both parts and write everything to an empty folder."""
+        """Train the tokenizer, tokenize both parts and write everything to an empty folder."""
         parts = self._split()
         tokenizer = fit(self.tokenizer, self._texts_to_fit(parts))
         tokenizer.save(folder / "tokenizer.json")
@@ -129,7 +129,7 @@ class Corpus:
         return split_corpus(self.source, self.validation_fraction, seed=self.seed)
 
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
-        """The training part, cut between words; both parts where a character not seen could not be written."""
+        """Return the training part, or both parts for FITTED_TO_ALL_TEXT, cut between words."""
         texts = self._preprocessed(parts.train)
         if getattr(self.tokenizer, "func", self.tokenizer) in FITTED_TO_ALL_TEXT:
             texts = chain(texts, self._preprocessed(parts.validation))

@@ -1,4 +1,4 @@
-"""Published corpora, through the `datasets` library (an optional extra)."""
+"""Published corpora, read by the `datasets` library (an optional extra)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,24 @@ from llm.data.paths import SAVED
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Seconds in which something has to arrive; lists of files, which leave no trace, come before the files.
+# Timeout without a new byte on disk, in seconds. It is long because lists of files, which leave no trace on disk,
+# are downloaded before the files.
 PERIOD = 300.0
-ROWS = 1000  # read together: one at a time is many times slower
+ROWS = 1000  # rows read at a time: one at a time is many times slower
 
 
 class HuggingFaceDataset(Source):
-    """One split of a dataset, which `datasets` downloads, caches and reads through a memory map.
+    """A split of a dataset that `datasets` downloads, caches and reads through a memory map.
 
     Args:
-        path: The dataset's name on the hub; a local folder, one that `save_to_disk` wrote among them; a local
+        path: the name of a dataset on the hub; a local folder, which `save_to_disk` may have written; a local
             Parquet file; or a format such as `json` or `text`.
-        name: Which configuration of it.
-        split: Which split of it.
-        data_files: The files, where path is a format.
-        text_field: The column that holds the text.
-        document_start: Where a document is spread over several rows: a regular expression that
-            the first row of each matches. By default, each row is a document.
+        name: the configuration of the dataset.
+        split: the split of the dataset.
+        data_files: the files, if path is a format.
+        text_field: the column of the text.
+        document_start: a regular expression that matches the first row of each document, if documents have
+            several rows. By default each row is a document.
     """
 
     def __init__(
@@ -51,26 +52,26 @@ class HuggingFaceDataset(Source):
 
     @cached_property
     def dataset(self) -> "Dataset":
-        """The rows.
+        """The rows of the text column.
 
         Raises:
-            DataError: The library is missing, or finds no such dataset, split or column.
+            DataError: the library is missing, or the dataset, split or column does not exist.
         """
         try:
             import datasets  # noqa: F401
         except ImportError:
             raise DataError(
-                f"{self.name}: needs the datasets library: pip install 'llm-hydra[datasets]'"
+                f"{self.name}: needs the datasets library; run pip install 'llm-hydra[datasets]'"
             ) from None
         try:
             dataset = self._load()
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
-                f"{self.name}: cannot be loaded: {' '.join(str(error).split())}"
+                f"{self.name}: cannot be loaded ({' '.join(str(error).split())}); check its name and the network"
             ) from error
         if self.text_field not in dataset.column_names:
             raise DataError(
-                f"{self.name}: has no column {self.text_field!r}: choose text_field among "
+                f"{self.name}: has no column {self.text_field!r}; set text_field to one of "
                 f"{', '.join(dataset.column_names)}"
             )
         return dataset.select_columns(self.text_field)
@@ -80,13 +81,13 @@ class HuggingFaceDataset(Source):
         from datasets import load_dataset, load_from_disk
         from huggingface_hub import constants
 
-        place = Path(self.path).expanduser()
-        if place.suffix.lower() == ".parquet" and place.is_file():
-            return load_dataset("parquet", split=self.split, data_files=str(place))
-        if any((place / name).is_file() for name in SAVED):
-            saved = load_from_disk(str(place))
+        local = Path(self.path).expanduser()
+        if local.suffix.lower() == ".parquet" and local.is_file():
+            return load_dataset("parquet", split=self.split, data_files=str(local))
+        if any((local / name).is_file() for name in SAVED):
+            saved = load_from_disk(str(local))
             return saved[self.split] if isinstance(saved, dict) else saved
-        with self._as_allowed():
+        with self._offline_if_required():
             load = partial(load_dataset, self.path, self.configuration, split=self.split)
             caches = (constants.HF_HUB_CACHE, constants.HF_XET_CACHE, settings.HF_DATASETS_CACHE)
             return network.downloaded(
@@ -94,11 +95,11 @@ class HuggingFaceDataset(Source):
             )
 
     @contextmanager
-    def _as_allowed(self) -> Iterator[None]:
-        """Load from the library's cache alone where nothing may be fetched.
+    def _offline_if_required(self) -> Iterator[None]:
+        """Restrict the library to its cache if downloads are not allowed.
 
         Raises:
-            DataError: the files stand on the network.
+            DataError: the path or a file is an address on the network.
         """
         from datasets import config as settings
 
@@ -122,7 +123,7 @@ class HuggingFaceDataset(Source):
         return (document for document in documents if document.strip())
 
     def fingerprint(self) -> str:
-        """The one that `datasets` gives to the rows, and how they are joined."""
+        """Return the fingerprint of `datasets` for the rows, and the settings that join them."""
         return f"{self.name} {self.text_field} {self.document_start} {self.dataset._fingerprint}"
 
     def _rows(self) -> Iterator[str]:

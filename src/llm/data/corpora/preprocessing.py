@@ -1,8 +1,7 @@
-"""Changes to the text before it is tokenized: small steps that compose, none by default.
+"""Changes to the text before it is tokenized: small steps that compose; none by default.
 
-A step is a function from text to text. What it depends on are its attributes, which are part of
-the fingerprint of token files. Words keep their order, spaces and punctuation unless a step says
-otherwise; steps apply in the order in which they are given.
+A step is a function from text to text. Its public attributes are its settings, which are part of the
+fingerprint of token files. Steps are applied in the given order.
 """
 
 import unicodedata
@@ -19,23 +18,23 @@ from llm.data import data_fingerprint
 from llm.data.corpora.base import DocumentPiece, join_pieces
 from llm.data.errors import DataError
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 WORD = regex.compile(r"[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*")
-WORDS_REMEMBERED = 1 << 18  # text repeats its words, and the libraries are slow
+WORDS_REMEMBERED = 1 << 18  # entries of the cache: words repeat, and the libraries are slow
 
 
 class Preprocessing(ABC):
-    """One step, from text to text."""
+    """A preprocessing step, from text to text."""
 
-    library: ClassVar[str] = ""  # whose version decides what the step does
+    library: ClassVar[str] = ""  # library whose version changes the result
 
     @abstractmethod
     def __call__(self, text: str) -> str:
-        """Change a text."""
+        """Return the changed text."""
 
     def fingerprint(self) -> str:
-        """The step's name, settings, version and library."""
+        """Return the step's name, settings, version and library."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         library = metadata.version(self.library) if self.library else ""
         version = data_fingerprint.version_of(type(self))
@@ -45,9 +44,9 @@ class Preprocessing(ABC):
 def preprocessed(
     pieces: Iterable[DocumentPiece], steps: Sequence[Preprocessing]
 ) -> Iterator[DocumentPiece]:
-    """Yield documents as the steps leave them; those of which nothing is left are left out.
+    """Yield documents after all steps; skip documents that become empty.
 
-    A step may look at the whole of a document, so each is joined first; without steps none is.
+    Steps need whole documents, so pieces are joined. Without steps they are not.
     """
     if not steps:
         yield from pieces
@@ -60,40 +59,40 @@ def preprocessed(
 
 
 class Lowercase(Preprocessing):
-    """Write everything in lower case."""
+    """A step that converts text to lower case."""
 
     def __call__(self, text: str) -> str:
-        """Lower the case."""
+        """Return the text in lower case."""
         return text.lower()
 
 
 class NormalizeUnicode(Preprocessing):
-    """Write what looks alike with the same code points (Unicode Standard Annex 15).
+    """A step that writes equivalent characters with the same code points (Unicode Standard Annex 15).
 
     Args:
-        form: NFC (composed), NFD (decomposed), NFKC or NFKD (also without ligatures, widths and
-            the like).
+        form: NFC (composed), NFD (decomposed), or NFKC or NFKD, which also replace ligatures, full-width
+            characters and similar variants.
 
     Raises:
-        ValueError: There is no such form.
+        ValueError: the form is unknown.
     """
 
     def __init__(self, form: str = "NFC") -> None:
         if form not in ("NFC", "NFD", "NFKC", "NFKD"):
-            raise ValueError(f"form={form}: choose NFC, NFD, NFKC or NFKD")
+            raise ValueError(f"form={form} is unknown; use NFC, NFD, NFKC or NFKD")
         self.form = form
 
     def __call__(self, text: str) -> str:
-        """Normalize."""
+        """Return the normalized text."""
         return unicodedata.normalize(self.form, text)  # pyright: ignore[reportArgumentType]
 
 
 class RemoveSpecialCharacters(Preprocessing):
-    """Remove what is neither letter, digit nor white space, nor asked to be kept.
+    """A step that removes all characters but letters, digits, white space and those to keep.
 
     Args:
-        keep: The characters to keep besides.
-        replacement: What to write in place of each run of removed characters.
+        keep: further characters to keep.
+        replacement: text that replaces each run of removed characters.
     """
 
     def __init__(self, keep: str = ".,;:!?'\"()-", replacement: str = "") -> None:
@@ -104,18 +103,18 @@ class RemoveSpecialCharacters(Preprocessing):
         return regex.compile(rf"[^\p{{L}}\p{{M}}\p{{N}}\s{regex.escape(self.keep)}]+")
 
     def __call__(self, text: str) -> str:
-        """Remove them."""
+        """Return the text without special characters."""
         return self._special.sub(lambda _: self.replacement, text)
 
 
 class RemoveStopWords(Preprocessing):
-    """Remove the most frequent words of a language (library stop-words), in any case.
+    """A step that removes the most frequent words of a language, in any case (library stop-words).
 
     Args:
-        language: A code such as `en` or `de`.
+        language: a code such as `en` or `de`.
 
     Raises:
-        ValueError: The library has no list for it.
+        ValueError: the library has no list for the language.
     """
 
     library = "stop-words"
@@ -127,10 +126,10 @@ class RemoveStopWords(Preprocessing):
             self._stop_words = frozenset(stop_words.get_stop_words(language))
         except stop_words.StopWordError:
             known = ", ".join(sorted(stop_words.LANGUAGE_MAPPING))
-            raise ValueError(f"language={language}: choose one of {known}") from None
+            raise ValueError(f"language={language} is unknown; use one of {known}") from None
 
     def __call__(self, text: str) -> str:
-        """Remove each with the space that follows it."""
+        """Return the text without stop words and the spaces after them."""
         return regex.sub(rf"({WORD.pattern})[ \t]*", self._kept, text)
 
     def _kept(self, match: regex.Match) -> str:
@@ -138,15 +137,15 @@ class RemoveStopWords(Preprocessing):
 
 
 class Stem(Preprocessing):
-    """Cut words down to their stems (library snowballstemmer; M. F. Porter's Snowball).
+    """A step that replaces words by their stems (library snowballstemmer; M. F. Porter's Snowball).
 
-    The algorithms know lower case: let Lowercase go first.
+    The algorithms expect lower case, so put Lowercase before it.
 
     Args:
-        language: A name such as `english` or `german`.
+        language: a name such as `english` or `german`.
 
     Raises:
-        ValueError: The library has no algorithm for it.
+        ValueError: the library has no algorithm for the language.
     """
 
     library = "snowballstemmer"
@@ -156,23 +155,23 @@ class Stem(Preprocessing):
         snowball = imported("snowballstemmer", self.library)
         if language not in snowball.algorithms():
             raise ValueError(
-                f"language={language}: choose one of {', '.join(snowball.algorithms())}"
+                f"language={language} is unknown; use one of {', '.join(snowball.algorithms())}"
             )
         self._stem = lru_cache(WORDS_REMEMBERED)(snowball.stemmer(language).stemWord)
 
     def __call__(self, text: str) -> str:
-        """Stem every word."""
+        """Return the text with stems for words."""
         return WORD.sub(lambda match: self._stem(match[0]), text)
 
 
 class Lemmatize(Preprocessing):
-    """Write words as a dictionary lists them (library simplemma).
+    """A step that replaces words by their dictionary forms (library simplemma).
 
     Args:
-        language: A code such as `en` or `de`.
+        language: a code such as `en` or `de`.
 
     Raises:
-        ValueError: The library has no dictionary for it.
+        ValueError: the library has no dictionary for the language.
     """
 
     library = "simplemma"
@@ -188,17 +187,19 @@ class Lemmatize(Preprocessing):
         try:
             lemma("word")
         except ValueError as error:
-            raise ValueError(f"language={language}: {error}") from None
+            raise ValueError(
+                f"language={language} is unknown ({error}); use a language that simplemma has"
+            ) from None
 
     def __call__(self, text: str) -> str:
-        """Lemmatize every word."""
+        """Return the text with dictionary forms for words."""
         return WORD.sub(lambda match: self._lemma(match[0]), text)
 
 
 def steps_of(
     steps: dict[str, Preprocessing] | Sequence[Preprocessing],
 ) -> tuple[Preprocessing, ...]:
-    """The steps in order, from a list or from a dictionary by name, as configurations have it."""
+    """Return the steps in order, from a list or from a configuration's dictionary by name."""
     return tuple(steps.values() if isinstance(steps, dict) else steps)
 
 
@@ -206,11 +207,11 @@ def imported(module: str, library: str) -> ModuleType:
     """Import an optional library.
 
     Raises:
-        DataError: It is not installed; the message says how to install it.
+        DataError: the library is not installed.
     """
     try:
         return import_module(module)
     except ImportError:
         raise DataError(
-            f"this preprocessing needs the library {library}: pip install 'llm-hydra[preprocessing]'"
+            f"preprocessing: needs the library {library}; run pip install 'llm-hydra[preprocessing]'"
         ) from None

@@ -1,30 +1,30 @@
-"""Prose found in technical documentation: the paragraphs in which a person talks to a person."""
+"""Extraction of prose from technical documentation."""
 
 import re
 from collections.abc import Iterable, Iterator
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 MARKUP = [
     (re.compile(r":[a-zA-Z:+-]+:`[~!]?([^`<]+?)(?: *<[^`>]*>)?`"), r'"\1"'),  # :class:`name`
     (re.compile(r"`([^`<]+?) *<[^`>]*>`_+"), r"\1"),  # `words <address>`_
     (re.compile(r"``([^`]+)``|`([^`']+)[`']_*"), r'"\1\2"'),  # ``code`` and `name'
-    (re.compile(r"(?<![\w*])\*{1,2}(\w[^*]*?)\*{1,2}(?![\w*])"), r"\1"),  # *stress* and **more**
-    (re.compile(r" ?\[(?:\d+|#\w*)\]_?"), ""),  # a footnote's number
+    (re.compile(r"(?<![\w*])\*{1,2}(\w[^*]*?)\*{1,2}(?![\w*])"), r"\1"),  # *words*, **words**
+    (re.compile(r" ?\[(?:\d+|#\w*)\]_?"), ""),  # a footnote
     (re.compile(r"::(?= |$)"), ":"),
     (re.compile(r"\s+"), " "),
 ]
 BULLET = re.compile(r"^\s*(?:[*+-]|\(?\d{1,2}[.)]|[•–])\s+(?=\S)")
 SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<! cf)(?<!E\.g)[.!?][\")'”’]*(?=\s|$)")
 SENTENCE_START = re.compile(r"[\"'(“‘]?[A-Z\"]")
-# Signs of code, grammar, tables, signatures and lists of fields.
+# Marks of code, grammar, tables, signatures and lists of fields.
 NOT_PROSE = re.compile(
     r">>>|::|==|->|\.\.\. |:=|[{}|<>\\$@~^]|[#=_+*/-]{3,}|\w=|=\w|\w\(\w[^)]*[,=]|https?:"
     r"|^(?:Args|Arguments|Returns?|Raises|Example|Examples|Usage|Note|Todo|TODO|XXX|Changed|New in)\b:?$"
     r"|^(?:Copyright|Licensed|Permission)\b|^:?\w+( \w+)?: |\S {3,}\S"
 )
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
-# What English sentences are held together by; a list of names has none of them.
+# Function words of English sentences; a list of names has none.
 GLUE = frozenset(
     re.findall(
         r"\w+",
@@ -34,14 +34,14 @@ GLUE = frozenset(
 )
 LEAST_WORDS = 8
 LEAST_PLAIN = 0.8  # share of tokens that are plain words
-LEAST_GLUE = 0.2  # share of words that hold a sentence together
+LEAST_GLUE = 0.2  # share of words that are function words
 
 
 def paragraphs(text: str) -> Iterator[str]:
     """Yield the paragraphs of prose, each on one line and without markup.
 
     Code, grammar, tables, signatures, headings, lists of names and sentence fragments are left
-    out; so is the last sentence of a paragraph where it only announces code.
+    out, and so is an incomplete last sentence of a paragraph, which usually introduces code.
     """
     for block in _blocks(text.expandtabs().splitlines()):
         paragraph = cleaned(" ".join(line.strip() for line in block))
@@ -52,14 +52,14 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def cleaned(text: str) -> str:
-    """Take away reStructuredText's markup; names and code are set between double quotes."""
+    """Remove reStructuredText's markup; put names and code in double quotes."""
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     return text.strip()
 
 
 def is_prose(paragraph: str) -> bool:
-    """Whether a paragraph on one line is made of English sentences."""
+    """Return whether a paragraph on one line consists of English sentences."""
     if not SENTENCE_START.match(paragraph) or NOT_PROSE.search(paragraph):
         return False
     tokens = paragraph.split()
@@ -74,7 +74,7 @@ def is_prose(paragraph: str) -> bool:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Group lines into paragraphs and list items; those of ragged indentation are no prose."""
+    """Yield paragraphs and list items as lists of lines; skip those with uneven indentation, which are not prose."""
     block: list[str] = []
     for line in [*lines, ""]:
         bullet = BULLET.match(line)

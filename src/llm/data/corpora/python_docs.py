@@ -1,4 +1,4 @@
-"""A corpus that every machine has: the prose of CPython's own documentation. No network."""
+"""A corpus that needs no network: the prose of CPython's own documentation."""
 
 import ast
 import platform
@@ -12,9 +12,9 @@ from llm.data.corpora import deduplication, prose_extraction
 from llm.data.corpora.base import Source
 from llm.data.errors import DataError
 
-DATA_VERSION = 1  # raised when the tokens or the text that come out of here change
+DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
-# Folders of the standard library that do not document it, or are not of it.
+# Folders that are not part of the standard library or do not document it.
 SKIPPED = {
     "site-packages",
     "dist-packages",
@@ -28,29 +28,29 @@ SKIPPED = {
     "pydoc_data",
     "__pycache__",
 }
-MOST_REPEATED = 0.3  # of a topic, and then of a paragraph, in what was kept before it
+MOST_REPEATED = 0.3  # share of a topic, and then of a paragraph, that earlier text may have
 
 
 class PythonDocs(Source):
     """The language reference and the standard library's docstrings, as paragraphs of prose.
 
     A document is a topic of the reference (`pydoc_data.topics`) or the docstrings of a module. The
-    text differs between versions of Python, so the name tells which one it is. What is said twice
-    is kept once: topics contain one another, and modules share docstrings, so that otherwise a
-    third of the held-out text would stand in the training text.
+    text depends on the version of Python, which is part of the name. Repeated text is kept once:
+    topics contain one another and modules share docstrings, so otherwise a third of the held-out
+    text would also be in the training text.
     """
 
     def __init__(self) -> None:
         self.name = f"python_docs (CPython {platform.python_version()})"
 
     def documents(self) -> Iterator[str]:
-        """Yield topics, the largest first, then modules by name."""
+        """Yield topics, longest first, then modules by name."""
         yield from self._documents
 
     def fingerprint(self) -> str:
-        """The Python version, and the version of what picks the prose."""
-        parts = (PythonDocs, prose_extraction.paragraphs, deduplication.grams)
-        return " ".join([self.name, *map(data_fingerprint.version_of, parts)])
+        """Return the versions of Python and of the code that extracts the prose."""
+        code = (PythonDocs, prose_extraction.paragraphs, deduplication.grams)
+        return " ".join([self.name, *map(data_fingerprint.version_of, code)])
 
     @cached_property
     def _documents(self) -> list[str]:
@@ -74,8 +74,8 @@ def _topics() -> list[str]:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError(
-            "python_docs: this Python comes without pydoc_data: install its full standard library, "
-            "or choose another text, as in data=text data.path=…"
+            "python_docs: this Python has no pydoc_data; install its full standard library, "
+            "or use another text, as in data=text data.path=…"
         ) from None
     return list(topics.values())
 
@@ -89,7 +89,7 @@ def _docstrings() -> Iterator[str]:
 
 
 def _docstrings_in(node: ast.AST) -> Iterator[str]:
-    """Yield the docstring of a module, class or function and of all inside, as they stand."""
+    """Yield the docstring of a module, class or function and those of its members, in source order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield ast.get_docstring(node) or ""
     for child in getattr(node, "body", []):

@@ -1,4 +1,4 @@
-"""Text for pretraining: any source and any tokenizer, in windows of context_length tokens."""
+"""The data module for pretraining: any source and tokenizer, in windows of context_length tokens."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,33 +19,33 @@ from llm.tokenizers.base import Tokenizer, load
 
 
 class TextDataModule(DataModule):
-    """Batches of `tokens` and `targets`, (B, T) int64 each, for next-token prediction.
+    """A data module of `tokens` and `targets`, (B, T) int64 each, for next-token prediction.
 
     Args:
-        source: The documents.
-        tokenizer: A tokenizer, or a function that fits one to an iterable of training texts.
+        source: the source of the documents.
+        tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: T, tokens in a window.
-        batch_size: B, windows in a batch; in a parallel run the devices share them.
-        stride: Tokens from the start of one training window to the next; context_length by
-            default, 1 for every window there is.
-        validation_fraction: Share of the text held out: whole documents where there are many, the end of
-            each where there are few.
-        seed: Decides the order.
-        preprocessing: Steps applied to each document, in order; in a configuration by name.
-        workers: Processes that gather batches; the batches are the same for any number.
-        cache_dir: Where token files are kept, instead of the cache folder.
-        validation: A source of its own for the held-out part; then nothing is split.
-        split_seed: Decides which documents are held out; None takes `seed`.
+        batch_size: B, windows in a batch of all devices together.
+        stride: tokens from the start of one training window to the next; context_length by
+            default, 1 for all possible windows.
+        validation_fraction: share of the text held out: whole documents if there are many, otherwise the
+            end of each.
+        seed: seed of the training order.
+        preprocessing: steps applied to each document, in order; in a configuration by name.
+        workers: number of processes that gather batches; it does not change the batches.
+        cache_dir: folder of token files; None for the cache folder.
+        validation: a separate source of the held-out part; then nothing is split.
+        split_seed: seed of the draw of held-out documents; None uses `seed`.
 
     Attributes:
-        train_tokens: Tokens of the training part; from `setup` on, as all that follows.
-        val_tokens: Tokens of the validation part.
-        val_bytes_per_token: UTF-8 bytes a validation token stands for: bits per byte are nats per
-            token / ln 2 / this.
+        train_tokens: number of training tokens. Available after `setup`, as the others.
+        val_tokens: number of validation tokens.
+        val_bytes_per_token: UTF-8 bytes per validation token: bits per byte are nats per token / ln 2 /
+            val_bytes_per_token.
 
     Raises:
-        ValueError: A parameter is out of range.
-        DataError: The text is shorter than a window (from `setup`).
+        ValueError: a parameter is out of range.
+        DataError: the text is shorter than a window (raised by `setup`).
     """
 
     rows_are = "windows"
@@ -80,13 +80,13 @@ class TextDataModule(DataModule):
         self.cache_dir = cache_dir
         if not 0 < validation_fraction < 1:
             raise ValueError(
-                f"validation_fraction={validation_fraction} is not between 0 and 1: try 0.1"
+                f"validation_fraction={validation_fraction} is not between 0 and 1; use a share such as 0.1"
             )
 
     # Preparing
 
     def prepare_data(self) -> None:
-        """Fetch, fit and tokenize, once on each machine; at once where it was done before."""
+        """Download the text, train the tokenizer and tokenize, unless the token files exist."""
         self._folder()
 
     def setup(self, stage: str | None = None) -> None:
@@ -109,12 +109,12 @@ class TextDataModule(DataModule):
 
     @property
     def longest_row(self) -> int:
-        """Tokens of every row."""
+        """Tokens in the longest row."""
         return self.context_length
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether the tokens are there already, so that `setup` has nothing to do but open them."""
+        """Whether the token files exist, so that `setup` only opens them."""
         return self.text.is_written(self._root())
 
     def _folder(self) -> Path:
@@ -129,31 +129,31 @@ class TextDataModule(DataModule):
             return
         raise DataError(
             f"{self.metadata['source']}: the {part} part has {found} tokens, and a window of "
-            f"context_length={self.context_length} needs {needed}: give more text, or choose a "
+            f"context_length={self.context_length} needs {needed}; give more text, or use a "
             f"smaller context_length or another validation_fraction "
             f"(now {self.text.validation_fraction})"
         )
 
-    # What there is
+    # Sizes
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of the training part."""
+        """Number of training tokens."""
         return self.metadata["train"]["tokens"]
 
     @property
     def val_tokens(self) -> int:
-        """Tokens of the validation part."""
+        """Number of validation tokens."""
         return self.metadata["validation"]["tokens"]
 
     @property
     def validation_bytes(self) -> int:
-        """UTF-8 bytes of the validation part."""
+        """Size of the validation part, in UTF-8 bytes."""
         return self.metadata["validation"]["bytes"]
 
     @property
     def val_bytes_per_token(self) -> float:
-        """UTF-8 bytes of text for each validation token."""
+        """UTF-8 bytes per validation token."""
         return self.validation_bytes / self.val_tokens
 
     @property
@@ -162,11 +162,11 @@ class TextDataModule(DataModule):
         return self.context_length
 
     def dataset(self, part: str) -> Dataset | None:
-        """The windows of a part; text has no test part."""
+        """Return the windows of a part; text has no test part."""
         return {"train": self._training, "validation": self._validation}.get(part)
 
     def describe(self) -> str:
-        """One line that says what the text is."""
+        """Return a description of the text in one line."""
         train, held_out = self.metadata["train"], self.metadata["validation"]
         line = (
             f"{self.metadata['source']}: {train['documents']:,} + {held_out['documents']:,} "

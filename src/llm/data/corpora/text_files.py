@@ -1,4 +1,4 @@
-"""Your own text: files, folders and patterns; plain text, and rows of JSON and CSV."""
+"""A user's own text: files, folders and glob patterns of plain text, JSON and CSV rows."""
 
 import json
 import warnings
@@ -21,26 +21,26 @@ from llm.tokenizers.base import END_OF_TEXT, Tokenizer
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".json", ".csv", ".tsv")
-SMALL = 1 << 24  # bytes: a larger file is known by its size and time instead of its content
+SMALL = 1 << 24  # bytes: the fingerprint of a larger file is its size and time, not its content
 
 
 class TextFiles(Source):
-    """Each file is a document, and so is each row of a JSON or CSV file; any may be gzipped (`.gz`).
+    """A corpus of files: each text file, and each row of a JSON or CSV file, is a document.
 
-    A byte-order mark decides the encoding of a file. Bytes that cannot be decoded are replaced by U+FFFD and
-    counted in a warning; any kind of line ends is read. Files without text, and those of a folder that are not
-    read, are named or counted in warnings. Suffixes match in capitals too.
+    Files may be gzipped (`.gz`). A byte-order mark decides the encoding of a file. Bytes that cannot be decoded are
+    replaced by U+FFFD and counted in a warning. Line endings of all kinds are read. Warnings report empty files and
+    files of a folder that are not read. Suffixes match in any case.
 
     Args:
-        path: A file of any name; a folder, of which the files with one of the suffixes are read,
-            sub-folders included, hidden ones and run directories (what a model wrote) not; a pattern
+        path: a file of any name; a folder, of which files with one of the suffixes are read, subfolders
+            included, hidden files and run directories (text that a model wrote) excluded; a glob pattern
             such as `notes/**/*.md`; or several of these.
-        text_field: The field of a JSON row, or the column of a CSV file, that holds its text.
-        suffixes: Which files of a folder to read, gzipped or not.
-        encoding: The encoding of files without a byte-order mark; None for UTF-8.
-        document_separator: A string between the documents of one file; None where a file is one document.
-        delimiter: What separates the columns of a CSV file; None finds it out.
-        quoting: Whether quotes in a CSV file enclose a field.
+        text_field: the field of a JSON row, or the column of a CSV file, with the text.
+        suffixes: suffixes of the files to read in a folder, gzipped or not.
+        encoding: the encoding of files without a byte-order mark; None for UTF-8.
+        document_separator: a string between the documents of one file; None if a file is one document.
+        delimiter: character between the columns of a CSV file; None detects it.
+        quoting: whether quotes in a CSV file enclose a field.
     """
 
     def __init__(
@@ -60,35 +60,35 @@ class TextFiles(Source):
         self.encoding, self.document_separator = encoding, document_separator
         self.name = ", ".join(map(str, self.paths))
         self._invalid: dict[Path, int] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def invalid_bytes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """How many bytes were replaced in the files read so far."""
+        """Number of bytes replaced in the files read so far."""
         return sum(self._invalid.values())
 
     @cached_property
     def files(self) -> list[Path]:
-        """The files that are meant, in order, each once.
+        """The files to read, in order, each once.
 
         Raises:
-            DataError: A path leads nowhere, or to a folder without text files.
+            DataError: a path does not exist, or is a folder without text files.
         """
-        return list(dict.fromkeys(expand(self.paths, self.suffixes, warn=self._say)))
+        return list(dict.fromkeys(expand(self.paths, self.suffixes, warn=self._warn_once)))
 
     def documents(self) -> Iterator[str]:
         """Yield the documents.
 
         Raises:
-            DataError: A file is damaged or is not text, a row is malformed or lacks the field.
+            DataError: a file is damaged or is not text, a row is malformed or lacks the field.
         """
         return join_pieces(self.pieces())
 
     def pieces(self) -> Iterator[DocumentPiece]:
-        """Yield the documents in pieces of about a megabyte.
+        """Yield the documents in pieces of about 1 MB.
 
         Raises:
-            DataError: As for `documents`.
+            DataError: as for `documents`.
         """
         for file in self.files:
             empty = True
@@ -96,11 +96,11 @@ class TextFiles(Source):
                 empty = False
                 yield piece
             if empty:
-                self._say(f"{file} is empty and was left out")
+                self._warn_once(f"{file} is empty and was left out")
 
     def _pieces_in(self, file: Path) -> Iterator[DocumentPiece]:
         invalid: list[int] = []
-        if suffix(file) in TABLES:  # whose invalid bytes are counted where rows are read
+        if suffix(file) in TABLES:  # read_records counts invalid bytes itself
             yield from self._fields(read_records(file, self.layout))
             return
         text = chunks(file, self.encoding, count=invalid.append, tables=self.instead_of_table(file))
@@ -113,40 +113,40 @@ class TextFiles(Source):
         self._invalid[file] = sum(invalid)
 
     def instead_of_table(self, file: Path) -> str | None:
-        """What to do about a Parquet or Arrow file, where there is more to do than to convert it."""
+        """Return the advice in the error for a Parquet or Arrow file; None for the default."""
         return None
 
     def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[DocumentPiece]:
-        """The text of each row."""
+        """Yield the text of each row."""
         for where, values in rows:
             if not isinstance(text := values.get(self.text_field), str):
                 there = [name for name, value in values.items() if isinstance(value, str)]
                 raise DataError(
                     f"{where}: has no text in the field {self.text_field!r}; set data.text_field to one of its text "
-                    f"fields ({', '.join(there) or 'there are none'})"
+                    f"fields ({', '.join(there) or 'it has none'})"
                 )
             yield DocumentPiece(text, ends=True)
 
     def _divided(self, file: Path, text: Iterator[str]) -> Iterator[DocumentPiece]:
-        """The documents of a text file."""
+        """Return the documents of a text file."""
         if self.document_separator:
             return split_documents(text, self.document_separator)
-        return counted(text, END_OF_TEXT, say=lambda number: self._say_separator(file, number))
+        return counted(text, END_OF_TEXT, report=lambda number: self._warn_separator(file, number))
 
-    def _say_separator(self, file: Path, number: int) -> None:
-        self._say(
+    def _warn_separator(self, file: Path, number: int) -> None:
+        self._warn_once(
             f"{file}: {END_OF_TEXT} occurs {number:,} times and is read as text; "
-            f"data.document_separator='{END_OF_TEXT}' ends a document there"
+            f"set data.document_separator='{END_OF_TEXT}' to end a document there"
         )
 
-    def _say(self, line: str) -> None:
-        """Warn, once for each line: the files are read several times."""
-        if line not in self._said:
-            self._said.add(line)
+    def _warn_once(self, line: str) -> None:
+        """Warn, once per message: the files are read several times."""
+        if line not in self._warned:
+            self._warned.add(line)
             warnings.warn(line, stacklevel=2)
 
     def fingerprint(self) -> str:
-        """The settings, and each file's name, size and content, or time where it is large."""
+        """Return a hash of the settings and of each file: its content, or its size and time if it is large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
         settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
         if self.layout != Layout(encoding=self.encoding):
@@ -155,34 +155,34 @@ class TextFiles(Source):
 
 
 class TrainingFiles(TextFiles):
-    """Files to train on; `data=huggingface` reads other formats."""
+    """A corpus of files to train on, whose errors suggest `data=huggingface` for other formats."""
 
     def instead_of_table(self, file: Path) -> str:
-        """The options that read a column of it."""
+        """Return the options that read a column of the file."""
         return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
 
 
 class FilesDataModule(TextDataModule):
-    """TextDataModule over Files, so that `data.path=…` is all that a user has to say.
+    """A TextDataModule of files, so that a user needs only `data.path=…`.
 
     Args:
-        path: As for Files.
-        tokenizer: As for TextDataModule, like all that follows but for text_field and suffixes.
+        path: as for TextFiles.
+        tokenizer: a tokenizer, or a function that trains one.
         context_length: T, tokens in a window.
         batch_size: B, windows in a batch.
-        text_field: As for Files.
-        suffixes: As for Files.
-        stride: Tokens between the starts of windows.
-        validation_fraction: Share of the text held out.
-        seed: Decides the order.
-        preprocessing: Steps applied to each document.
-        workers: Processes that gather batches.
-        cache_dir: Where token files are kept.
-        split_seed: As for TextDataModule.
-        encoding: As for Files.
-        document_separator: As for Files.
-        delimiter: As for Files.
-        quoting: As for Files.
+        text_field: as for TextFiles.
+        suffixes: as for TextFiles.
+        stride: tokens from the start of one window to the next.
+        validation_fraction: share of the text held out.
+        seed: seed of the training order.
+        preprocessing: steps applied to each document.
+        workers: number of processes that gather batches.
+        cache_dir: folder of token files.
+        split_seed: as for TextDataModule.
+        encoding: as for TextFiles.
+        document_separator: as for TextFiles.
+        delimiter: as for TextFiles.
+        quoting: as for TextFiles.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ def read_json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict
     """Yield each JSON row with its file and line; blank lines are skipped.
 
     Raises:
-        DataError: A row is not a JSON object.
+        DataError: a row is not a JSON object.
     """
     for number, line in enumerate(rows, start=1):
         if not line.strip():
@@ -243,7 +243,7 @@ def read_json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{where}: is not JSON ({error}); correct the line, or leave it out"
+                f"{where}: is not JSON ({error}); correct the line, or remove it"
             ) from None
         if not isinstance(row, dict):
             raise DataError(
@@ -253,33 +253,33 @@ def read_json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict
 
 
 def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPiece]:
-    """Yield the documents of a text that has a separator between them."""
+    """Yield the documents of a text, which a separator divides."""
     rest = ""
     for chunk in text:
         *whole, rest = (rest + chunk).split(separator)
         yield from (DocumentPiece(document, ends=True) for document in whole)
-        sure = max(0, len(rest) - len(separator) + 1)  # what follows may begin a separator
-        yield DocumentPiece(rest[:sure], ends=False)
-        rest = rest[sure:]
+        certain = max(0, len(rest) - len(separator) + 1)  # the rest may be the start of a separator
+        yield DocumentPiece(rest[:certain], ends=False)
+        rest = rest[certain:]
     yield DocumentPiece(rest, ends=True)
 
 
 def counted(
-    text: Iterable[str], word: str, *, say: Callable[[int], None]
+    text: Iterable[str], word: str, *, report: Callable[[int], None]
 ) -> Iterator[DocumentPiece]:
-    """Yield a text as one document; say how often a word occurs in it, if it does."""
+    """Yield a text as one document, and report how often a word occurs in it, if it does."""
     number, end = 0, ""
     for chunk in text:
         number += (end + chunk).count(word)
-        end = (end + chunk)[-(len(word) - 1) :]  # too short to be counted again
+        end = (end + chunk)[-(len(word) - 1) :]  # too short to contain the word again
         yield DocumentPiece(chunk, ends=False)
     yield DocumentPiece("", ends=True)
     if number:
-        say(number)
+        report(number)
 
 
 def without_blank(pieces: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
-    """Leave out documents of white space alone."""
+    """Yield the documents that are not only white space."""
     held = ""  # white space at the beginning of a document
     begun = False
     for text, ends in pieces:

@@ -1,4 +1,4 @@
-"""Token files made once: a folder for each fingerprint, which is there as a whole or not at all."""
+"""A cache of token files: one folder for each fingerprint, created atomically."""
 
 import hashlib
 import json
@@ -16,35 +16,34 @@ from typing import Any
 from llm.files import is_running, sha256_of_file
 
 METADATA = "metadata.json"
-VERIFIED = "verified.json"  # states of files whose content was found to be what was written
-# The name of a folder that is being filled: what it will be called, by whom it is filled, and something unique.
+VERIFIED = "verified.json"  # states of files whose content has been verified
+# Name of an unfinished folder: its final name, the machine and process that fill it, and a random part.
 UNFINISHED = re.compile(r"\w+\.((?P<machine>[\w-]*)\.(?P<process>\d+)\.)?[0-9a-f]{32}")
-LONG = 7 * 24 * 3600  # seconds, in which any folder is filled
+LONG = 7 * 24 * 3600  # seconds; filling a folder takes less
 
 
 def cached(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Return the folder, written first if it is not there, and written anew, with a warning, if it is damaged.
+    """Return the folder; write it if it does not exist, and again, with a warning, if it is damaged.
 
-    It is written under another name and then renamed, in one step. So nothing half-written is ever
-    used, and of two processes at once the first to finish wins while the other, whose files are
-    the same, drops its own.
+    It is written under another name and then renamed, which is atomic. So an unfinished folder is never
+    used. Of two processes at once, the first to finish wins, and the other deletes its own, equal files.
 
     Args:
-        folder: Where it is to be; its name is a fingerprint of what it depends on.
-        write: Fills the folder that it is given, its `metadata.json` last.
+        folder: path of the folder; its name is a fingerprint of the content.
+        write: fills the given folder, `metadata.json` last.
     """
     problem = damage(folder)
     if problem is None:
         return folder
     if folder.exists():
-        warnings.warn(f"{folder}: {problem}; the token files are made anew", stacklevel=2)
+        warnings.warn(f"{folder}: {problem}; the token files are made again", stacklevel=2)
     shutil.rmtree(folder, ignore_errors=True)
     sweep_unfinished(folder.parent)
     unfinished = folder.with_name(f"{folder.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)
     try:
         write(unfinished)
-        os.replace(unfinished, folder)  # noqa: PTH105 - the pair of words everybody knows
+        os.replace(unfinished, folder)  # noqa: PTH105 - the usual name of an atomic rename
     except OSError:
         if not is_whole(folder):
             raise
@@ -58,10 +57,10 @@ def _machine() -> str:
 
 
 def sweep_unfinished(cache: Path) -> None:
-    """Delete what was not finished by processes that were killed.
+    """Delete unfinished folders of processes that were killed.
 
-    Of this machine's processes it is known which are gone; several machines may share the cache, and of another's
-    a folder counts as left behind when it is old.
+    Several machines may share the cache. On this machine it is known whether a process still runs; a folder of
+    another machine is deleted when it is old.
     """
     for folder in cache.glob("*.*"):
         if found := UNFINISHED.fullmatch(folder.name):
@@ -72,15 +71,14 @@ def sweep_unfinished(cache: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Return whether every file exists and is unchanged."""
     return damage(folder) is None
 
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a folder, or None.
 
-    A file is read and hashed once for each state that the file system knows it in: its size, its times and its
-    inode.
+    A file is hashed again only if its size, times or inode have changed since it was verified.
     """
     try:
         metadata = read_metadata(folder)
@@ -107,7 +105,7 @@ def _damage_of_files(folder: Path, files: dict[str, dict[str, Any]]) -> str | No
 
 
 def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
-    """Write what is known of the files in a folder, their sizes and hashes."""
+    """Write the metadata of a folder, with the sizes and hashes of its files."""
     files = sorted(folder.iterdir())
     hashes = {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files
@@ -124,7 +122,7 @@ def read_metadata(folder: Path) -> dict:
 
 
 def state_of(file: Path) -> list[int]:
-    """What the file system knows of a file; writing to it changes the last but one, whatever sets its time back."""
+    """Return the size, mtime, ctime and inode of a file; a write always changes ctime, even if mtime is set back."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -141,7 +139,7 @@ def _verified(folder: Path) -> dict[str, list[int]]:
 
 
 def _remember(folder: Path, states: dict[str, list[int]]) -> None:
-    """Note that files were found whole; a folder that cannot be written to is hashed each time."""
+    """Record that files were verified; in a read-only folder they are hashed each time instead."""
     temporary = folder / f".{uuid.uuid4().hex}"
     try:
         temporary.write_text(json.dumps(states), "utf-8")

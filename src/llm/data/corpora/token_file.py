@@ -1,4 +1,4 @@
-"""Tokens on disk: a flat array of little integers, read through a memory map."""
+"""Tokens on disk: a flat array of small integers, read through a memory map."""
 
 from pathlib import Path
 
@@ -8,36 +8,36 @@ from llm.data.errors import DataError
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every id: two bytes up to 65,536 ids, four beyond."""
+    """Return the smallest type for all ids: uint16 for up to 65,536 ids, otherwise uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class TokenFile:
     """A read-only file of tokens.
 
-    It travels to worker processes as its path: pickling a memory map would copy the corpus.
+    It is pickled as its path: pickling the memory map would copy the corpus to each worker process.
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self.path, self.dtype = path, dtype
-        # A plain array over the map: indexing the memmap class itself costs microseconds a call.
+        # A plain array over the map: indexing np.memmap itself costs microseconds per call.
         self._tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
     @property
     def tokens(self) -> np.ndarray:
-        """(N) array over the file; nothing is read until it is indexed.
+        """The tokens, (N); the file is read when they are indexed.
 
         Raises:
-            DataError: The file was cut since it was opened: reading beyond its end would end the process with a
-                bus error.
+            DataError: the file was truncated since it was opened: reading beyond its end would kill the process
+                with a bus error.
         """
         try:
-            is_cut = self.path.stat().st_size < self._tokens.nbytes
-        except FileNotFoundError:  # what was removed stays mapped as a whole
-            is_cut = False
-        if is_cut:
+            is_truncated = self.path.stat().st_size < self._tokens.nbytes
+        except FileNotFoundError:  # a deleted file stays mapped
+            is_truncated = False
+        if is_truncated:
             raise DataError(
-                f"{self.path}: was cut while it was read; run the same command again: the file is made anew"
+                f"{self.path}: was truncated while it was read; run the command again to make it again"
             )
         return self._tokens
 

@@ -1,4 +1,4 @@
-"""From documents to a token file, in batches: the corpus is never in memory as a whole."""
+"""Tokenization of documents into a token file, in batches, so that the corpus need not fit in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from llm.data.corpora.token_file import token_dtype
 from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.pieces import cut_between_words
 
-PIECE = 1 << 15  # characters handed to one thread at a time
-BATCH = 1 << 22  # characters in flight
+PIECE = 1 << 15  # characters passed to a thread at a time
+BATCH = 1 << 22  # characters in a batch
 
 
 @dataclass(frozen=True)
 class TokenFileStats:
-    """What is known of a written token file.
+    """The statistics of a written token file.
 
     Attributes:
-        documents: How many documents were written.
-        characters: Their length in characters.
-        bytes: Their length in UTF-8.
-        tokens: Their length in tokens, separators included.
+        documents: number of documents.
+        characters: number of characters.
+        bytes: number of UTF-8 bytes.
+        tokens: number of tokens, separators included.
     """
 
     documents: int
@@ -43,11 +43,11 @@ def tokenize(
     """Write the tokens of all documents to a file, each document followed by the separator.
 
     Args:
-        documents: Read once, in pieces of any length.
-        tokenizer: Its encode_batch decides how many threads work.
-        path: Where to write.
-        separator: The end-of-text token, or None to join documents as they are.
-        advance: Told of the characters done after each batch.
+        documents: the documents in pieces of any length, read once.
+        tokenizer: the tokenizer, whose `encode_batch` may use several threads.
+        path: path of the token file.
+        separator: the end-of-text token, or None for no separator.
+        advance: called after each batch with its number of characters.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     end = np.array([] if separator is None else [separator], dtype=dtype)
@@ -71,7 +71,7 @@ def tokenize(
 
 
 def document_batches(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
-    """Group pieces of documents into batches of some BATCH characters."""
+    """Yield pieces of documents in batches of about BATCH characters."""
     batch, size = [], 0
     for piece in cut_documents(documents):
         batch.append(piece)
@@ -84,10 +84,10 @@ def document_batches(documents: Iterable[DocumentPiece]) -> Iterator[list[Docume
 
 
 def cut_documents(documents: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
-    """Cut documents between words, wherever the pieces they came in end."""
+    """Yield documents cut between words, independent of where the given pieces end."""
     held, searched = "", 0
     for text, ends in documents:
-        # A place to cut is known by the two characters after it.
+        # A cut is recognized by the two characters after it, so the last two must be searched again.
         *whole, held = cut_between_words(held + text, PIECE, searched=searched)
         yield from (DocumentPiece(each, ends=False) for each in whole)
         searched = max(0, len(held) - 2)

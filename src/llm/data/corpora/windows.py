@@ -1,4 +1,4 @@
-"""Windows over a token file, gathered a whole batch at a time."""
+"""Windows of a token file, gathered one batch at a time."""
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ Batch = dict[str, Tensor]
 
 
 def count_windows(tokens: int, context_length: int, *, stride: int) -> int:
-    """How many windows of context_length tokens, each with its next token, start every stride."""
+    """Return the number of windows of context_length + 1 tokens that start every `stride` tokens."""
     return max(0, (tokens - context_length - 1) // stride + 1)
 
 
 class TrainingWindows(Dataset[Batch]):
-    """Sliding windows; targets are the tokens one place further on."""
+    """The sliding windows of training; the target of each token is the next one."""
 
     def __init__(self, file: TokenFile, context_length: int, *, stride: int) -> None:
         self.file, self.context_length, self.stride = file, context_length, stride
@@ -30,7 +30,7 @@ class TrainingWindows(Dataset[Batch]):
         """Gather a batch.
 
         Args:
-            windows: (B) window numbers.
+            windows: (B) indices of windows.
 
         Returns:
             `tokens` and `targets`, (B, T) int64 each.
@@ -41,10 +41,10 @@ class TrainingWindows(Dataset[Batch]):
 
 
 class ValidationWindows(Dataset[Batch]):
-    """The whole part, side by side and once: each token but the first is a target exactly once.
+    """The adjacent windows of validation: each token but the first is a target exactly once.
 
-    The last window is filled up with targets that count for nothing, and so is every window beyond
-    it, which is how the devices of a parallel run come to equal numbers of batches.
+    The last window is padded with ignored targets. All targets of windows beyond it are ignored;
+    they give all devices of a parallel run equally many batches.
     """
 
     def __init__(self, file: TokenFile, context_length: int) -> None:
@@ -58,11 +58,11 @@ class ValidationWindows(Dataset[Batch]):
         positions = windows[:, None] * self.context_length + np.arange(self.context_length + 1)
         within = np.minimum(positions, len(self.file) - 1)
         batch = shifted(torch.from_numpy(self.file.tokens[within].astype(np.int64)))
-        # Not in place: of a batch of one window, tokens and targets are views of the same memory.
+        # Not in place: in a batch of one window, tokens and targets are views of the same memory.
         beyond = torch.from_numpy(positions[:, 1:] >= len(self.file))
         return batch | {"targets": batch["targets"].masked_fill(beyond, IGNORE_INDEX)}
 
 
 def shifted(windows: Int64[Tensor, "B _"]) -> Batch:
-    """Part windows into what is read and what is to be predicted."""
+    """Split windows of T + 1 tokens into inputs and targets of T tokens."""
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}

@@ -1,1 +1,1 @@
-"""Examples for finetuning: read, formatted by a template, and joined to batches."""
+"""Examples for finetuning: reading, chat templates and batches."""

@@ -1,4 +1,4 @@
-"""Examples of any kind for finetuning: read from files, split and encoded in memory."""
+"""The base class of data modules for finetuning: examples are read, split and encoded in memory."""
 
 import json
 import warnings
@@ -26,43 +26,43 @@ TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
 
 
 class ExamplesDataModule(DataModule):
-    """Examples held in memory; a batch is as long as its longest row.
+    """A data module of examples in memory; the length of a batch is that of its longest row.
 
-    A subclass says how an example is read from files (`read_file`), what of it is text (`texts`), and
-    how it is encoded (`encode`) and joined with others to a batch (`collate`). Its constructor lists what it
-    adds and passes the rest on as `**shared`.
+    A subclass defines how examples are read (`read_file`), which texts they have (`texts`), and how they are
+    encoded (`encode`) and collated (`collate`). Its constructor lists its own parameters and passes the others as
+    `**shared`.
 
     Args:
-        path: A JSON, JSON lines, CSV or TSV file, or several, or one to download.
-        tokenizer: A tokenizer, or a function that fits one to an iterable of training texts.
-        context_length: The most tokens a row may have.
-        collation: How examples become rows, and rows batches.
-        batch_size: B, examples in a batch; in a parallel run the devices share them.
-        columns: As for Layout, like the three after it: our names of the fields of the files, or the names of the
-            columns of a file without a header.
-        delimiter: The character between the columns.
-        encoding: The encoding of the files.
-        quoting: Whether quotes enclose a field.
-        malformed: Whether rows of a file that cannot be used `stop` the training or are left out (`skip`).
-        validation_fraction: Share of the examples to validate with.
-        test_fraction: Share of the examples to test with.
-        validation_path: A file of its own for validation; nothing is taken from `path` then.
-        test_path: The same for the test.
-        seed: Decides the order.
-        workers: Processes that gather batches.
-        split_seed: Decides what is held out; None takes `seed`.
+        path: a JSON, JSON lines, CSV or TSV file, several files, or a download.
+        tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
+        context_length: maximum number of tokens in a row.
+        collation: how examples become rows, and rows batches.
+        batch_size: B, rows in a batch of all devices together.
+        columns: as for Layout: a mapping from our names of fields to those in the files, or the column names of a
+            file without a header.
+        delimiter: as for Layout.
+        encoding: as for Layout.
+        quoting: as for Layout.
+        malformed: whether rows that cannot be used raise an error (`stop`) or are left out (`skip`).
+        validation_fraction: share of the examples for validation.
+        test_fraction: share of the examples for the test.
+        validation_path: separate files for validation; then `path` is not split for it.
+        test_path: separate files for the test; then `path` is not split for it.
+        seed: seed of the training order.
+        workers: number of processes that gather batches.
+        split_seed: seed of the split; None uses `seed`.
 
     Attributes:
-        kind: What the examples are called together.
-        may_pack: Whether a row may hold several examples.
-        raw: The examples of each part as they were read; from `setup` on, as all that follows.
-        encoded: The rows of each part as they are trained on.
-        skipped: How many malformed rows were left out.
-        unused: Fields that are not read, each with the number of rows in which it holds something.
+        kind: name of the examples in messages.
+        may_pack: whether a row may have several examples.
+        raw: the examples of each part as read. Available after `setup`, as the others.
+        encoded: the rows of each part.
+        skipped: number of malformed rows left out.
+        unused: for each field that is not read, the number of rows in which it is not blank.
 
     Raises:
-        ValueError: A parameter is out of range.
-        DataError: A file or, unless they are skipped, a row of it cannot be used; or a part is empty
+        ValueError: a parameter is out of range.
+        DataError: a file cannot be used, or a row and `malformed` is `stop`; or a part is empty
             (from `prepare_data` and `setup`).
     """
 
@@ -70,9 +70,9 @@ class ExamplesDataModule(DataModule):
     may_pack: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give a subclass whose constructor passes `**shared` on a signature with the parameters in it.
+        """Replace `**shared` in the signature of a subclass by the parameters of the parent class.
 
-        A config is checked against the signature, so that has to name every parameter.
+        A config is checked against the signature, so the signature must name every parameter.
         """
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
@@ -109,71 +109,73 @@ class ExamplesDataModule(DataModule):
         self.fractions = {"validation": validation_fraction, "test": test_fraction}
         for part, fraction in self.fractions.items():
             if not 0 <= fraction < 1:
-                raise ValueError(f"{part}_fraction={fraction}: give 0 or more, and less than 1")
+                raise ValueError(
+                    f"{part}_fraction={fraction} is out of range; use 0 or more and less than 1"
+                )
         if sum(self.fractions.values()) >= 1:
             raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction}: nothing is "
-                "left to train on; give less than 1 together"
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave "
+                "nothing to train on; use a sum less than 1"
             )
         if isinstance(collation, Packing) and not self.may_pack:
             raise ValueError(
-                f"collation: packing joins examples to a row, and each of these {self.kind} needs its own: "
-                "choose padding or length_grouped"
+                f"collation: packing is not possible for {self.kind}, each of which needs its own row; "
+                "use padding or length_grouped"
             )
         self.raw: dict[str, list[Any]] = {}
         self.encoded: dict[str, list[Encoded]] = {}
         self.skipped = 0
         self.unused: Counter[str] = Counter()
 
-    # What a subclass says
+    # Abstract members, and hooks with defaults
 
     @abstractmethod
     def read_file(self, path: Paths, malformed: Malformed) -> Iterable[Any]:
-        """The examples of some files, each with its place there, `where`; rows that are none are noted."""
+        """Yield the examples of files, each with its file and line, `where`; add other rows to `malformed`."""
 
     @abstractmethod
     def texts(self, example: Any) -> Iterable[str]:
-        """The texts of an example, to which a tokenizer may be fitted."""
+        """Return the texts of an example, on which a tokenizer may be trained."""
 
     @abstractmethod
     def encode(self, example: Any) -> Encoded:
-        """An example as lists of numbers, among them `tokens`.
+        """Return an example as lists of numbers, including `tokens`.
 
         Raises:
-            ValueError: It cannot be encoded, or does not fit the context.
+            ValueError: the example cannot be encoded or does not fit the context.
         """
 
     @abstractmethod
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """A batch of some examples; a pure function."""
+        """Return a batch of examples."""
 
     def settings(self) -> object:
-        """Plain data, beside the examples themselves, on which the rows depend: the template, say."""
+        """Return settings that the rows depend on, such as the template, as plain data."""
         return None
 
     def counted_in(self) -> dict[str, object]:
-        """What a loss is a mean over, as plain data: the tokenizer's tokens, unless a subclass knows better."""
+        """Return the units that a loss is averaged over, as plain data: by default the tokenizer's tokens."""
         return {"tokenizer": data_fingerprint.of_tokenizer(self.tokenizer)}
 
     def content(self, example: Any) -> object:
-        """What an example is, as plain data, without its place in a file."""
+        """Return the content of an example as plain data, without `where`."""
         return example[1:]
 
     def group(self, example: Any) -> Any:
-        """What the parts shall have equal shares of, such as a label."""
+        """Return the group of an example, such as its label; each part has the same share of every group."""
         return None
 
     def select(self, parts: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """What is used of the examples that were read, before they are split."""
+        """Return the examples to use, before they are split."""
         return parts
 
     @property
     def special_tokens(self) -> Sequence[str]:
-        """Names of special tokens that the tokenizer has to have."""
+        """Names of special tokens that the tokenizer must have."""
         return ()
 
     def blank(self, example: Encoded) -> Encoded:
-        """The example with nothing asked: what fills the shares of devices up to equal numbers."""
+        """Return the example with all targets ignored; it pads the last batch to equal numbers for all devices."""
         ignored = {
             name: [IGNORE_INDEX] * len(example[name])
             for name in ("targets", "labels")
@@ -184,12 +186,12 @@ class ExamplesDataModule(DataModule):
     # Preparing
 
     def prepare_data(self) -> None:
-        """Read the files, so that what is wrong in them is said before anything starts."""
+        """Read the files, so that errors in them are raised before training starts."""
         if not self.raw:
             self.raw = self.read()
 
     def read(self) -> dict[str, list[Any]]:
-        """The examples of each part."""
+        """Return the examples of each part."""
         malformed = Malformed(self.malformed)
         given = {
             part: list(self.read_file(path, malformed))
@@ -197,15 +199,15 @@ class ExamplesDataModule(DataModule):
             if path is not None
         }
         self.skipped = malformed.close(self.kind, sum(map(len, given.values())))
-        self._tell_unused()
+        self._warn_unused()
         parts = self._split(self.select(given))
         for part in ("train", "validation"):
             self._require(part, parts[part])
-        self._tell_shared(parts, [part for part in given if part != "train"])
+        self._warn_shared(parts, [part for part in given if part != "train"])
         return parts
 
-    def _tell_shared(self, parts: Mapping[str, Sequence[Any]], held_out: Iterable[str]) -> None:
-        """Name the files of their own that hold examples of the training part."""
+    def _warn_shared(self, parts: Mapping[str, Sequence[Any]], held_out: Iterable[str]) -> None:
+        """Warn if separate files have examples of the training part."""
         trained = (
             {json.dumps(self.content(example)) for example in parts["train"]} if held_out else set()
         )
@@ -214,17 +216,17 @@ class ExamplesDataModule(DataModule):
             if shared:
                 warnings.warn(
                     f"data.{part}_path: {shared:,} of its {len(parts[part]):,} {self.kind} are in the training part "
-                    "too, so its figures do not show how well others are answered; leave it out to hold back a "
-                    "share of data.path, or give other files",
+                    "too, so its metrics do not measure generalization; remove the key to hold out a share of "
+                    "data.path, or give other files",
                     stacklevel=2,
                 )
 
     def note_unused(self, values: Mapping[str, Any], used: Collection[str]) -> None:
-        """Count the fields of a row that hold something and are not among those that are used."""
+        """Count the fields of a row that are not blank and not used."""
         self.unused.update(unused_fields(values, used))
 
-    def _tell_unused(self) -> None:
-        """Name once the fields that nobody has read."""
+    def _warn_unused(self) -> None:
+        """Warn about fields that are not read."""
         if self.unused:
             fields = [f"{name} ({count:,} rows)" for name, count in self.unused.items()]
             warnings.warn(
@@ -232,24 +234,24 @@ class ExamplesDataModule(DataModule):
             )
 
     def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Take the parts that have no file of their own from the training part, group by group."""
+        """Split the parts without separate files off the training part, with equal shares of every group."""
         fractions = {part: share for part, share in self.fractions.items() if part not in given}
         examples = given["train"]
         shares = {"train": 1 - sum(fractions.values()), **fractions}
-        places = split_examples(
+        indices = split_examples(
             [self.group(each) for each in examples], shares, seed=self.split_seed
         )
-        return given | {part: [examples[at] for at in own] for part, own in places.items()}
+        return given | {part: [examples[index] for index in own] for part, own in indices.items()}
 
     def _require(self, part: str, examples: Sequence[Any]) -> None:
         if not examples:
             raise DataError(
-                f"{self.title}: no {self.kind} are left for the {part} part: give more of them, or change "
+                f"{self.title}: no {self.kind} are left for the {part} part; give more of them, or change "
                 "data.validation_fraction and data.test_fraction"
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Fit or extend the tokenizer and encode every part, once."""
+        """Train or extend the tokenizer and encode every part, once."""
         self.prepare_data()
         if self.encoded:
             return
@@ -281,7 +283,7 @@ class ExamplesDataModule(DataModule):
         )
 
     def _encode_part(self, part: str, malformed: Malformed) -> list[Encoded]:
-        """The rows of a part; examples that cannot be encoded are malformed, and leave `raw`."""
+        """Return the rows of a part; examples that cannot be encoded are malformed and removed from `raw`."""
         fitting, encoded = [], []
         for example in self.raw[part]:
             try:
@@ -292,11 +294,11 @@ class ExamplesDataModule(DataModule):
         self.raw[part] = fitting
         return self.collation.arrange(encoded, self.context_length)
 
-    # What there is
+    # Sizes and descriptions
 
     @property
     def title(self) -> str:
-        """What a line calls the files."""
+        """Name of the files in messages."""
         return title(self.files["train"] or "")
 
     @property
@@ -307,7 +309,7 @@ class ExamplesDataModule(DataModule):
 
     @property
     def validation_bytes(self) -> int:
-        """UTF-8 bytes of the texts of the validation part."""
+        """Size of the texts of the validation part, in UTF-8 bytes."""
         examples = self.raw["validation"]
         return sum(len(text.encode()) for each in examples for text in self.texts(each))
 
@@ -318,16 +320,16 @@ class ExamplesDataModule(DataModule):
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the longest training row, filled up as its batch is."""
+        """Tokens in the longest training row, with padding."""
         longest = max(self.rows_of_a_model("train"), key=lambda row: len(row["tokens"]))
         return self.collation.width([longest], self.context_length)
 
     def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
-        """The rows of a part as a model reads them."""
+        """Return the rows of a part, as a model reads them."""
         return self.encoded[part]
 
     def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
-        """The order of training, which is the collation's."""
+        """Return the sampler of the collation, from batch `start` on."""
         lengths = [len(row["tokens"]) for row in self.encoded["train"]]
         sampler = self.collation.sampler(lengths)
         return sampler(
@@ -335,18 +337,18 @@ class ExamplesDataModule(DataModule):
         )
 
     def describe(self) -> str:
-        """One line that says what the data are."""
+        """Return a description of the data in one line."""
         numbers = " + ".join(f"{len(self.raw.get(p, [])):,}" for p in ("train", *self.fractions))
         line = f"{self.title}: {numbers} {self.kind} (training + validation + test)"
         skipped = [f"{self.skipped:,} malformed rows left out"] if self.skipped else []
         return ", ".join([line, *self.remarks(), *skipped])
 
     def remarks(self) -> list[str]:
-        """What else a line about the data says."""
+        """Return additions to the description."""
         return []
 
     def dataset(self, part: str) -> Dataset | None:
-        """The rows of a part."""
+        """Return the rows of a part."""
         rows = self.encoded.get(part)
         return Examples(rows, collate=self.collate, blank=self.blank) if rows else None
 
@@ -362,12 +364,12 @@ def joined_signature(cls: type) -> Signature:
 
 
 class Examples(Dataset[Batch]):
-    """Rows in memory, gathered a whole batch at a time.
+    """A dataset of rows in memory, gathered one batch at a time.
 
     Args:
-        rows: The encoded examples.
-        collate: Joins some to a batch.
-        blank: Takes from an example what it asks, for numbers beyond the end.
+        rows: the encoded examples.
+        collate: collates rows to a batch.
+        blank: returns an example with all targets ignored, for indices beyond the end.
     """
 
     def __init__(
@@ -383,7 +385,7 @@ class Examples(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        """Gather the rows of these numbers, (B)."""
+        """Gather the rows with these indices, (B)."""
         end = len(self.rows)
         return self.collate(
             [self.rows[n] if n < end else self.blank(self.rows[0]) for n in numbers.tolist()]

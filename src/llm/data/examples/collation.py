@@ -1,8 +1,8 @@
-"""From examples of many lengths to batches: padding, batches of like lengths, packing.
+"""Collation of examples of different lengths: padding, length grouping and packing.
 
-An example is a dictionary of lists of one length: `tokens`, `targets` and what else stands for each
-token. Rows are filled up on the right, so a causal model needs no mask: what comes after a token,
-it does not see, and what is filled up asks for nothing.
+An example is a dictionary of lists of equal length: `tokens`, `targets` and others with one value per
+token. Rows are padded on the right, so a causal model needs no padding mask: no token attends to the
+padding after it, and the targets of padding are ignored.
 """
 
 from bisect import bisect_left, insort
@@ -16,16 +16,16 @@ from llm.data.sampler import LengthGroupedSampler, TrainingSampler
 from llm.nn.ignore_index import IGNORE_INDEX
 
 Encoded = dict[str, list[int]]
-# What a row is filled up with; no real token is of a document below 0.
+# Padding values; document ids of real tokens are 0 or more.
 FILL = {"tokens": 0, "targets": IGNORE_INDEX, "positions": 0, "document_ids": -1}
 
 
 def pad(rows: Sequence[Encoded], length: int) -> Batch:
-    """Rows of any lengths as tensors of (B, T) int64 by name, filled up on the right.
+    """Return rows as tensors of (B, T) int64 by name, padded on the right.
 
     Args:
-        rows: B dictionaries of lists with the same names, which are those of `FILL`.
-        length: T, at least that of the longest row.
+        rows: B dictionaries with the same keys, all in `FILL`.
+        length: T, at least the length of the longest row.
     """
     return {
         name: torch.tensor(
@@ -37,10 +37,10 @@ def pad(rows: Sequence[Encoded], length: int) -> Batch:
 
 
 def attended(rows: Sequence[Encoded], width: int | None = None) -> Batch:
-    """As `pad`, with `attention_mask` (B, T) bool: true where a token is real.
+    """Return padded rows, as `pad`, with `attention_mask` (B, T) bool: true for tokens that are not padding.
 
     Args:
-        rows: B rows, of which every list stands for tokens.
+        rows: B rows, whose lists have one value per token.
         width: T; by default the length of the longest row.
     """
     lengths = torch.tensor([len(row["tokens"]) for row in rows])
@@ -49,85 +49,85 @@ def attended(rows: Sequence[Encoded], width: int | None = None) -> Batch:
 
 
 class Padding:
-    """A row an example, in shuffled order, filled up to the longest of its batch.
+    """A collation with one example per row, padded to the longest row of its batch.
 
     Args:
-        multiple: Rows are filled up to a multiple of this many tokens, as far as the context allows:
-            tensor cores like it, and fewer lengths are fewer kernels to prepare and keep.
+        multiple: rows are padded to a multiple of this number of tokens, up to the context length: it is
+            faster on tensor cores, and fewer lengths need fewer kernels.
 
     Raises:
-        ValueError: The multiple is below 1.
+        ValueError: the multiple is less than 1.
     """
 
     def __init__(self, multiple: int = 8) -> None:
         if multiple < 1:
-            raise ValueError(f"multiple={multiple}: give 1 for no more than the longest, or 8")
+            raise ValueError(f"multiple={multiple} is too small; use 8, or 1 for the longest row")
         self.multiple = multiple
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:
-        """The rows that some examples make, none longer than the context."""
+        """Return the rows of examples, none longer than the context."""
         return list(examples)
 
     def sampler(self, lengths: Sequence[int]) -> Callable[..., TrainingSampler]:
-        """What makes the order of training for rows of these lengths, from a batch size and a seed on."""
+        """Return a constructor of the sampler for rows of these lengths, without batch size and seed."""
         return partial(TrainingSampler, len(lengths))
 
     def batch(self, rows: Sequence[Encoded], context_length: int) -> Batch:
-        """Some rows as tensors, (B, T) int64 each.
+        """Return rows as tensors, (B, T) int64 each.
 
         Args:
             rows: B rows.
-            context_length: The most that T may be.
+            context_length: maximum of T.
         """
         return pad(rows, self.width(rows, context_length))
 
     def width(self, rows: Sequence[Encoded], context_length: int) -> int:
-        """T, the length that some rows are filled up to."""
+        """Return T, the length of the padded rows."""
         longest = max(len(row["tokens"]) for row in rows)
         return max(longest, min(-(-longest // self.multiple) * self.multiple, context_length))
 
 
 class LengthGrouped(Padding):
-    """Padding in batches of rows of like length, of which less is filling.
+    """A padding collation with rows of similar length in a batch, which needs less padding.
 
     Args:
-        multiple: As for Padding.
-        group: Batches whose rows are sorted among themselves; more waste less and mix less.
+        multiple: as for Padding.
+        group: number of batches that are sorted together; more need less padding but mix less.
 
     Raises:
-        ValueError: The group is below 1, or the multiple.
+        ValueError: the group or the multiple is less than 1.
     """
 
     def __init__(self, multiple: int = 8, group: int = 50) -> None:
         super().__init__(multiple)
         if group < 1:
-            raise ValueError(f"group={group}: give 1 (which groups nothing) or more")
+            raise ValueError(f"group={group} is too small; use 1 (no grouping) or more")
         self.group = group
 
     def sampler(self, lengths: Sequence[int]) -> Callable[..., TrainingSampler]:
-        """As for Padding, with the rows of every few batches sorted by length."""
+        """Return a constructor of the sampler, which sorts the rows of every `group` batches by length."""
         return partial(LengthGroupedSampler, lengths, group=self.group)
 
 
 class Packing(Padding):
-    """Several examples a row, up to the context: next to nothing is filling.
+    """A collation with several examples per row, up to the context length, and almost no padding.
 
-    Beside its tokens a row holds `document_ids`, which example each is of, and `positions`, which start
-    anew in each. A model that attends within a document only computes for every example what it
-    would alone (Krell et al. 2021, "Efficient sequence packing without cross-contamination").
+    A row also has `document_ids`, the example of each token, and `positions`, which restart at 0 in each
+    example. A model that attends only within a document computes the same for an example as without
+    packing (Krell et al. 2021, "Efficient sequence packing without cross-contamination").
     """
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:
-        """The rows that the examples are packed into."""
+        """Return the packed rows."""
         lengths = [len(example["tokens"]) for example in examples]
         return [
-            packed([examples[place] for place in places])
-            for places in best_fit(lengths, context_length)
+            packed([examples[index] for index in indices])
+            for indices in best_fit(lengths, context_length)
         ]
 
 
 def packed(examples: Sequence[Encoded]) -> Encoded:
-    """One row of several examples, with `document_ids` and `positions`."""
+    """Return one row of several examples, with `document_ids` and `positions`."""
     row: Encoded = {name: [] for name in (*examples[0], "document_ids", "positions")}
     for document, example in enumerate(examples):
         for name, values in example.items():
@@ -139,23 +139,23 @@ def packed(examples: Sequence[Encoded]) -> Encoded:
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack: the longest first, each into the fullest bin that has room for it (Johnson 1973).
+    """Pack items into bins: longest first, each into the fullest bin with room for it (Johnson 1973).
 
-    At most 11/9 of the fewest bins possible, and one more. The same lengths give the same bins.
+    It needs at most 11/9 of the minimum number of bins, plus one, and is deterministic.
 
     Args:
-        lengths: Of each item, at most the capacity.
-        capacity: Of a bin.
+        lengths: length of each item, at most the capacity.
+        capacity: capacity of a bin.
 
     Returns:
-        The items' numbers, a list a bin.
+        the indices of the items in each bin.
     """
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # of each bin that has any, with its number; sorted
+    room: list[tuple[int, int]] = []  # free room and index of each bin with room, sorted
     for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        place = bisect_left(room, (lengths[item], 0))
-        if place < len(room):
-            left, number = room.pop(place)
+        fullest = bisect_left(room, (lengths[item], 0))
+        if fullest < len(room):
+            left, number = room.pop(fullest)
         else:
             left, number = capacity, len(bins)
             bins.append([])

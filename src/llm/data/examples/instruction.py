@@ -1,4 +1,4 @@
-"""Instructions and their answers, and longer conversations: one question, one answer or several."""
+"""The data module of instructions with responses, and of conversations."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,18 +14,18 @@ from llm.data.malformed import Malformed
 from llm.data.record_reader import Paths, Record, read_records
 from llm.nn.ignore_index import IGNORE_INDEX
 
-# The field of the answer, by shape; in the others it is the last message.
+# The field of the answer, by shape; in other shapes the answer is the last message.
 ANSWERS = {INSTRUCTION.name: "output", PROMPT.name: "completion"}
 
 
 class Demonstration(NamedTuple):
-    """A conversation that ends with the answer to learn.
+    """A conversation that ends with an answer to learn.
 
     Attributes:
-        where: the file and the line it stands on.
-        messages: all of them; the last is the answer to learn.
-        instruction: what was asked last.
-        context: the input that the instruction is about; often empty.
+        where: the file and line.
+        messages: all messages; the last is the answer to learn.
+        instruction: the last instruction.
+        context: the input of the instruction; often empty.
     """
 
     where: str
@@ -35,7 +35,7 @@ class Demonstration(NamedTuple):
 
     @property
     def prompt(self) -> list[Message]:
-        """The messages that the last answer answers."""
+        """The messages before the last answer."""
         return self.messages[:-1]
 
     @property
@@ -45,23 +45,22 @@ class Demonstration(NamedTuple):
 
 
 class InstructionDataModule(ExamplesDataModule):
-    """Batches of conversations, in which a model learns to answer.
+    """A data module of conversations, from which a model learns to answer.
 
-    A row of the file is an instruction, `{"instruction", "output"}` with `input`, `system` and `history` (pairs
-    of earlier turns, which are learned as well) beside them if need be; a prompt, `{"prompt", "completion"}`; or
-    a conversation, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which
-    ends with the assistant. Answers of `weight` 0 are not learned. Fields that hold something and are not read
-    are named in a warning.
+    A row of the file is an instruction, `{"instruction", "output"}`, optionally with `input`, `system` and `history`
+    (pairs of earlier turns, which are learned as well); a prompt, `{"prompt", "completion"}`; or a conversation,
+    `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which ends with the
+    assistant. Answers of `weight` 0 are not learned. A warning lists fields that are not blank and not read.
 
     Args:
-        template: How messages become tokens; its special tokens are added to the tokenizer.
-        loss_on: What is learned: the assistant's answers (`response`), or every token (`all`).
-        shared: The arguments of `ExamplesDataModule`; the last token of a conversation is a target only, so a
-            conversation may have one more than `context_length`.
+        template: how messages become tokens; its special tokens are added to the tokenizer.
+        loss_on: the tokens to learn: the assistant's answers (`response`) or all (`all`).
+        shared: the arguments of `ExamplesDataModule`. The last token of a conversation is only a target, so a
+            conversation may have `context_length` + 1 tokens.
 
     Raises:
-        ValueError: A parameter is out of range.
-        DataError: A file or, unless they are skipped, a row cannot be used.
+        ValueError: a parameter is out of range.
+        DataError: a file cannot be used, or a row and `malformed` is `stop`.
     """
 
     kind = "conversations"
@@ -76,11 +75,11 @@ class InstructionDataModule(ExamplesDataModule):
     ) -> None:
         super().__init__(**shared)
         if loss_on not in ("response", "all"):
-            raise ValueError(f"loss_on={loss_on}: give response or all")
+            raise ValueError(f"loss_on={loss_on} is unknown; use response or all")
         self.template, self.loss_on = template, loss_on
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Demonstration]:
-        """The rows of some files as conversations."""
+        """Yield the rows of files as conversations."""
         for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield conversation_of(row, self.template)
@@ -90,34 +89,34 @@ class InstructionDataModule(ExamplesDataModule):
                 self.note_unused(row.values, conversation_fields(row.values))
 
     def texts(self, example: Demonstration) -> Iterable[str]:
-        """The whole conversation as it is written down, without what is a token already."""
+        """Return the whole conversation as text, without special tokens."""
         return [self.template.ordinary_text(example.messages)]
 
     @property
     def special_tokens(self) -> Sequence[str]:
-        """The template's."""
+        """The special tokens of the template."""
         return self.template.special_tokens
 
     def content(self, example: Demonstration) -> object:
-        """The conversation; of its messages those that are not learned are marked."""
+        """Return the conversation, in which messages that are not learned are marked."""
         messages = [m if not m.learned else m[:2] for m in example.messages]
         return [messages, *example[2:]]
 
     def settings(self) -> object:
-        """The template, and what is learned."""
+        """Return the template and `loss_on`."""
         return {"template": asdict(self.template), "loss_on": self.loss_on}  # pyright: ignore[reportArgumentType]
 
     # Encoding
 
     def encode(self, example: Demonstration) -> Encoded:
-        """The tokens, and after each the target: the next one, where it is to be learnt.
+        """Return the tokens and their targets: the next token if it is to be learned, otherwise ignored.
 
         Raises:
             ValueError: there are more tokens than fit the context.
         """
         tokens, is_response = self.template.encode(example.messages, self.tokenizer)
         if self.loss_on == "all" and not all(message.learned for message in example.messages):
-            raise ValueError("a message has weight 0, which needs data.loss_on=response")
+            raise ValueError("a message has weight 0; use data.loss_on=response")
         if len(tokens) - 1 > self.context_length:
             prompt = is_response.index(True)
             raise ValueError(
@@ -126,25 +125,25 @@ class InstructionDataModule(ExamplesDataModule):
             )
         mask = is_response if self.loss_on == "response" else [True] * len(tokens)
         targets = [
-            token if learnt else IGNORE_INDEX for token, learnt in zip(tokens, mask, strict=True)
+            token if learned else IGNORE_INDEX for token, learned in zip(tokens, mask, strict=True)
         ]
         return {"tokens": tokens[:-1], "targets": targets[1:]}
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """`tokens` and `targets`, and of packed rows `document_ids` and `positions`: (B, T) each."""
+        """Return `tokens` and `targets`, and for packed rows `document_ids` and `positions`: (B, T) each."""
         return self.collation.batch(examples, self.context_length)
 
     def remarks(self) -> list[str]:
-        """How much there is to train on."""
+        """Return the numbers of training tokens and rows."""
         tokens = round(self.train_rows * self.tokens_per_row)
         return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
 
 
 def conversation_of(row: Record, template: ChatTemplate) -> Demonstration:
-    """A row of any shape as a conversation, up to the last answer to learn.
+    """Return a row of any shape as a conversation, up to the last answer to learn.
 
     Raises:
-        ValueError: it has none of the shapes, or a conversation of it would not end with an answer.
+        ValueError: the row has none of the shapes, or no answer to learn.
     """
     values, shape = row.values, record_shape(row.values)
     if shape is None:
@@ -155,7 +154,7 @@ def conversation_of(row: Record, template: ChatTemplate) -> Demonstration:
     template.require(messages)
     if messages[-1].role != "assistant":
         raise ValueError("the last message is not the assistant's, so there is no answer to learn")
-    learned = [at for at, m in enumerate(messages) if m.role == "assistant" and m.learned]
+    learned = [index for index, m in enumerate(messages) if m.role == "assistant" and m.learned]
     if not learned:
         raise ValueError("the assistant's messages have weight 0, so there is no answer to learn")
     messages = messages[: learned[-1] + 1]
@@ -167,7 +166,7 @@ def conversation_of(row: Record, template: ChatTemplate) -> Demonstration:
 
 
 def conversation_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a row that `conversation_of` reads."""
+    """Return the fields of a row that `conversation_of` reads."""
     shape = record_shape(values)
     assert shape is not None
     answer = (ANSWERS[shape.name],) if shape.name in ANSWERS else ()
@@ -175,10 +174,10 @@ def conversation_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def answer_of(values: Mapping[str, Any], key: str) -> list[Message]:
-    """The answer under a key: text, or a list of messages.
+    """Return the answer under a key: text, or a list of messages.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the answer is missing or blank.
     """
     if isinstance(values.get(key), list):
         return messages_of(values[key])

@@ -1,6 +1,6 @@
-"""The chat template of a published model: a text in Jinja, rendered as Hugging Face's library does.
+"""The chat template of a published model: Jinja source, rendered as by Hugging Face's library.
 
-It is a stranger's program, so it runs in a sandbox in a process of its own, see `llm.data.examples.jinja_worker`.
+It is untrusted code, so it runs in a sandbox in a separate process, see `llm.data.examples.jinja_worker`.
 """
 
 import json
@@ -21,39 +21,39 @@ from llm.data.examples.template import ChatTemplate, Message, require_order, req
 from llm.tokenizers.base import Tokenizer
 
 WORKER = Path(__file__).with_name("jinja_worker.py")
-SECONDS = 30.0  # for one text, on a busy machine too
-BYTES = 2**26  # of an answer
-LONGEST = 2**18  # characters of a template; the longest that are published have 30 thousand
-PRIVATE_USE = range(0xE000, 0xF900)  # characters that no text has
+SECONDS = 30.0  # timeout for one text, enough on a busy machine
+BYTES = 2**26  # maximum size of a reply
+LONGEST = 2**18  # maximum characters of a template; the longest published ones have 30,000
+PRIVATE_USE = range(0xE000, 0xF900)  # code points that text rarely has
 PROBE = (Message("user", "question"), Message("assistant", "answer"))
 
 
 class Renderer:
-    """A process that renders one template, started when it is needed first.
+    """A process that renders one template, started at the first request.
 
     Args:
-        source: the template.
+        source: the Jinja source of the template.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self._process: subprocess.Popen[bytes] | None = None
-        self._failure: str | None = None  # of a template that is not asked again
+        self._failure: str | None = None  # the error of a template that is not tried again
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Return the text that the template makes of some values.
+        """Return the text that the template makes of values.
 
         Raises:
-            ValueError: it cannot be read, refuses them, or takes too long, too much memory or too many
-                characters.
+            ValueError: the template cannot be parsed, rejects the values, or needs too much time, memory or
+                text.
         """
-        return self._ask(self._start(), values)
+        return self._request(self._start(), values)
 
     def check(self) -> None:
-        """Let pass a template that can be read.
+        """Check that the template can be parsed.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: the template cannot be parsed.
         """
         self._start()
 
@@ -62,8 +62,8 @@ class Renderer:
             raise ValueError(self._failure)
         if self._process is not None and self._process.poll() is None:
             return self._process
-        # No environment but where modules are found: it may hold secrets. A session of its own, which the
-        # terminal's Ctrl-C does not reach.
+        # The environment may have secrets, so pass on only where modules are found. A new session keeps the
+        # terminal's Ctrl-C from the process.
         kept = {name: os.environ[name] for name in ("PYTHONPATH", "PATH") if name in os.environ}
         self._process = process = subprocess.Popen(
             [sys.executable, "-P", "-B", str(WORKER)],
@@ -75,33 +75,33 @@ class Renderer:
         )
         weakref.finalize(self, end, process)
         try:
-            self._ask(process, self.source)
+            self._request(process, self.source)
         except ValueError as error:
             end(process)
             self._failure = str(error)
             raise
         return process
 
-    def _ask(self, process: "subprocess.Popen[bytes]", request: Any) -> str:
+    def _request(self, process: "subprocess.Popen[bytes]", request: Any) -> str:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            answer = json.loads(read_line(process.stdout, SECONDS))
-            if "error" not in answer:
-                return str(answer["text"])
+            reply = json.loads(read_line(process.stdout, SECONDS))
+            if "error" not in reply:
+                return str(reply["text"])
         except (OSError, LookupError, TypeError, ValueError) as error:
             end(process)
             self._failure = f"the model's chat template {error or 'fails'}"
             raise ValueError(self._failure) from None
-        words = " ".join(str(answer["error"]).split())[:300]
+        words = " ".join(str(reply["error"]).split())[:300]
         shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
         raise ValueError(f"the model's chat template fails: {shown}")
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop a process and forget it."""
+    """Kill a process and close its pipes."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
@@ -110,11 +110,11 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def read_line(stream: IO[bytes], seconds: float) -> bytes:
-    """A line that another process writes, if it comes in time.
+    """Return a line that another process writes.
 
     Raises:
-        TimeoutError: it does not.
-        ValueError: it is too long, or the process ended.
+        TimeoutError: the line does not end in time.
+        ValueError: the line is too long, or the process has ended.
     """
     deadline = time.monotonic() + seconds
     line = bytearray()
@@ -131,16 +131,16 @@ def read_line(stream: IO[bytes], seconds: float) -> bytes:
 
 @lru_cache(maxsize=8)
 def renderer(source: str, process_id: int) -> Renderer:
-    """Return the renderer of a template; in a process that was forked another one."""
+    """Return the renderer of a template; each process, such as a fork, has its own."""
     return Renderer(source)
 
 
 class Hidden:
-    """The names of special tokens inside people's messages, hidden from the template and the tokenizer.
+    """A substitution that hides names of special tokens in messages from the template and the tokenizer.
 
     Args:
-        tokenizer: whose special tokens they are.
-        messages: what people wrote.
+        tokenizer: the tokenizer of the special tokens.
+        messages: the messages of a conversation.
     """
 
     def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
@@ -151,10 +151,12 @@ class Hidden:
         free = (chr(code) for code in PRIVATE_USE if chr(code) not in written)
         self.mark = next(free, "")
         if not self.mark:
-            raise ValueError("the messages hold every character of Unicode's private use area")
+            raise ValueError(
+                "the messages have all characters of Unicode's private use area; remove one of them"
+            )
 
     def hide(self, message: Message) -> Message:
-        """Return the message with a number between two marks in place of each name."""
+        """Return the message with each name replaced by its index between two marks."""
 
         def number(match: re.Match[str]) -> str:
             return f"{self.mark}{self.names.index(match[0])}{self.mark}"
@@ -162,7 +164,7 @@ class Hidden:
         return message._replace(content=self.special.sub(number, message.content))
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a rendered text: the template's names are special tokens, hidden ones are not."""
+        """Return the tokens of a rendered text: names from the template are special tokens, hidden names are text."""
         if self.mark not in text:
             return self.tokenizer.encode(text, special=True)
         tokens: list[int] = []
@@ -177,12 +179,12 @@ class Hidden:
 
 
 class AnswerSpan(NamedTuple):
-    """Where an answer stands in a rendered text.
+    """The position of an answer in a rendered text, in characters.
 
     Attributes:
-        start: where it begins.
-        end: where it ends, with what ends it.
-        learned: whether it is learned.
+        start: start of the answer.
+        end: end of the answer, after the token or text that ends it.
+        learned: whether the answer is learned.
     """
 
     start: int
@@ -194,26 +196,26 @@ class AnswerSpan(NamedTuple):
 class JinjaTemplate(ChatTemplate):
     """A published model's own chat template.
 
-    What people wrote cannot forge the tokens of the template: the name of a special token inside a message is
-    encoded as plain text.
+    Messages cannot forge tokens of the template: the name of a special token in a message is encoded as plain
+    text.
 
     Args:
         source: the template's source, in pieces that are joined.
-        tokens: names of special tokens that the source refers to, such as `bos_token`.
+        tokens: names of special tokens by the variable in the source, such as `bos_token`.
 
     Raises:
-        ValueError: the source cannot be read as Jinja.
+        ValueError: the source cannot be parsed as Jinja.
     """
 
     source: Sequence[str]
     tokens: Mapping[str, str] = field(default_factory=dict)
 
-    special_tokens = ()  # the model's tokenizer has them all
+    special_tokens = ()  # the model's tokenizer has all of them
 
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
             raise ValueError(
-                f"source: {len(self.text):,} characters are more than a chat template has ({LONGEST:,})"
+                f"source: has {len(self.text):,} characters; use a template with at most {LONGEST:,}"
             )
         self._renderer.check()
 
@@ -223,25 +225,25 @@ class JinjaTemplate(ChatTemplate):
         return "".join(self.source)
 
     def messages(self, instruction: str, context: str = "") -> list[Message]:
-        """Return an instruction, and an input that it is about, as one message."""
+        """Return an instruction and its input as one message."""
         return [Message("user", "\n\n".join(filter(None, (instruction, context))))]
 
     def require(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation whose roles do not alternate; what else it refuses, the template says.
+        """Raise an error if the roles do not alternate; `render` raises the template's own errors.
 
         Raises:
-            ValueError: they do not.
+            ValueError: the roles do not alternate.
         """
         require_order(messages)
 
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """As `ChatTemplate.encode`; what the template writes behind a last answer is left out.
+        """Return tokens and mask, as `ChatTemplate.encode`, without what the template writes after a last answer.
 
         Raises:
-            ValueError: the roles do not alternate, the template refuses the messages, or it does not say
-                where an answer begins or ends.
+            ValueError: the roles do not alternate, the template rejects the messages, or the start or end
+                of an answer is not found.
         """
         require_order(messages)
         hidden = Hidden(tokenizer, messages)
@@ -253,7 +255,7 @@ class JinjaTemplate(ChatTemplate):
         return _tokens(text, answers, hidden=hidden)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """As `ChatTemplate.encode_prompt`.
+        """Return the tokens of a prompt, as `ChatTemplate.encode_prompt`.
 
         Raises:
             ValueError: as `encode`, or the last message is not the user's.
@@ -265,30 +267,30 @@ class JinjaTemplate(ChatTemplate):
         text = self._render(messages)
         try:
             answers = list(self._answers(messages, text, special=hidden.special))
-        except ValueError:  # nothing is learned from them here
+        except ValueError:  # answers in a prompt are not learned, so their positions are not needed
             answers = []
         return _tokens(text, answers, hidden=hidden)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, up to where the assistant begins.
+        """Return the text of a conversation; after a user's message, with the beginning of an answer.
 
         Raises:
-            ValueError: the roles do not alternate, or the template refuses the messages.
+            ValueError: the roles do not alternate, or the template rejects the messages.
         """
         require_order(messages)
         return self._render(messages)
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return what `render` does: the tokenizer of a published model is never fitted to it."""
+        """Return the text of `render`: the tokenizer of a published model is not trained on it."""
         return self.render(messages)
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """The token that ends an answer; None if it is not one special token."""
+        """Return the token that ends an answer; None if it is not one special token."""
         token = self.encode(PROBE, tokenizer)[0][-1]
         return token if token in tokenizer.special_tokens.values() else None
 
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """The special tokens that the template writes."""
+        """Return the special tokens that the template writes."""
         tokens = self.encode_prompt([*PROBE, PROBE[0]], tokenizer)
         return {*tokens} & {*tokenizer.special_tokens.values()}
 
@@ -299,7 +301,7 @@ class JinjaTemplate(ChatTemplate):
         return [end] if end else []
 
     def jinja(self, begin: str = "", gap: str = "") -> str:
-        """The source."""
+        """Return the source."""
         return self.text
 
     @property
@@ -307,7 +309,7 @@ class JinjaTemplate(ChatTemplate):
         return renderer(self.text, os.getpid())
 
     def _render(self, messages: Sequence[Message]) -> str:
-        """The text of messages; after a user's, with the beginning of an answer."""
+        """Return the text of messages; after a user's message, with the beginning of an answer."""
         is_prompt = messages[-1].role != "assistant"
         given = {"messages": [{"role": role, "content": said} for role, said, _ in messages]}
         absent = {"tools": None, "documents": None}
@@ -318,9 +320,9 @@ class JinjaTemplate(ChatTemplate):
     def _answers(
         self, messages: Sequence[Message], text: str, *, special: re.Pattern[str]
     ) -> Iterator[AnswerSpan]:
-        """Where each answer begins in a rendered text, and where it ends, its end included.
+        """Yield the position of each answer in a rendered text.
 
-        It begins where a prompt would end, and ends with the first special token after what it says.
+        It starts where the prompt ends, and ends with the first special token after its content.
         """
         for index, (role, content, learned) in enumerate(messages):
             if role != "assistant":
@@ -331,34 +333,38 @@ class JinjaTemplate(ChatTemplate):
             if start < len(prompt):
                 start = said
             if start < 0:
-                raise ValueError("the model's chat template does not say where an answer begins")
+                raise ValueError(
+                    "the model's chat template does not show where an answer begins; use another template"
+                )
             found = special.search(text, said + len(content.strip()) if said >= 0 else start)
             end = found.end() if found else self._end(messages[: index + 1], text)
             yield AnswerSpan(start, end, learned)
 
     def _end(self, messages: Sequence[Message], text: str) -> int:
-        """Where the last of some messages ends in a rendered text."""
+        """Return the position in a rendered text where the last of some messages ends."""
         closed = self._render(messages)
         if not text.startswith(closed):
-            raise ValueError("the model's chat template does not say where an answer ends")
+            raise ValueError(
+                "the model's chat template does not show where an answer ends; use another template"
+            )
         return len(closed)
 
 
 def _common(text: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
+    """Return the length of the common beginning of two texts."""
     if text.startswith(other):
         return len(other)
     pairs = enumerate(zip(text, other, strict=False))
-    return next((at for at, (ours, theirs) in pairs if ours != theirs), len(text))
+    return next((index for index, (ours, theirs) in pairs if ours != theirs), len(text))
 
 
 def _tokens(
     text: str, answers: Sequence[AnswerSpan], *, hidden: Hidden
 ) -> tuple[list[int], list[bool]]:
-    """The tokens of a rendered text, and which belong to answers.
+    """Return the tokens of a rendered text, and a mask of the tokens of answers.
 
-    They are those of the text as a whole where its tokens keep to the edges of the answers. Elsewhere the parts
-    are encoded one by one: a model that answers continues the tokens of a prompt, whatever follows.
+    If no token spans the edge of an answer, the tokens are those of the whole text. Otherwise the text is encoded in
+    pieces, cut at that edge: when a model answers, its prompt is encoded without the answer.
     """
     edges = [edge for start, end, learned in answers for edge in ((start, False), (end, learned))]
     tokens: list[int] = []

@@ -1,11 +1,11 @@
-"""Render one chat template in a process of its own: run by path, imported by nobody.
+"""Worker process that renders one chat template; it is run by path and never imported.
 
-A published model's template is a program by a stranger. Jinja's sandbox keeps it from files and from Python's
-objects, but not from loops without end or texts without bound, so limits of memory, time and output are
-set here, and the process that asks for texts (`llm.data.examples.jinja_template`) ends this one when it is late.
+A published model's template is untrusted code. Jinja's sandbox blocks access to files and to Python's objects, but
+not endless loops or texts, so this module limits memory, time and output, and the parent process
+(`llm.data.examples.jinja_template`) kills this one after a timeout.
 
-The first line of the input holds the template's source, each further line the values to render it with; each
-line is answered by one line, `{"text": …}` or `{"error": …}`, all of them JSON.
+The first line of the input is the template's source, and each further line the values to render. The output has one
+line for each, `{"text": …}` or `{"error": …}`. All lines are JSON.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY = 2**30  # bytes of addresses
-SECONDS = 10  # of the processor, for one text
-CHARACTERS = 2**20  # of a text, beyond four times what it is made of
+MEMORY = 2**30  # bytes of address space
+SECONDS = 10  # of CPU time for one text
+CHARACTERS = 2**20  # of a text, in addition to four times the length of its values
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}`, by which some templates mark answers, changes no text."""
+    """The statement `{% generation %}`, with which some templates mark answers; it does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
 
     def parse(self, parser: Any) -> Any:
-        """Read on to the end of the block."""
+        """Return the content of the block."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """The names that Hugging Face's library gives to a template, in a sandbox as it sets up."""
+    """Return a sandbox with the names and settings that Hugging Face's library gives to templates."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -63,12 +63,12 @@ def to_json(
 
 
 def raise_exception(message: object) -> None:
-    """What a template calls for messages that it cannot write."""
+    """Raise an error; a template calls this to reject messages."""
     raise jinja2.TemplateError(str(message))
 
 
 def rendered(template: jinja2.Template, values: dict[str, Any], *, room: int) -> str:
-    """The text, of at most so many characters."""
+    """Return the text, of at most `room` characters."""
     pieces: list[str] = []
     for piece in template.generate(**values):
         room -= len(piece)
@@ -79,7 +79,7 @@ def rendered(template: jinja2.Template, values: dict[str, Any], *, room: int) ->
 
 
 def limit(seconds: int) -> None:
-    """Bound memory and the processor's time from here on, and forbid to write files."""
+    """Limit memory, and CPU time from now on, and forbid writing files."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -93,7 +93,7 @@ def limit(seconds: int) -> None:
 
 
 def main() -> None:
-    """Answer line by line, until there is no more."""
+    """Reply to each line of the input."""
     template: jinja2.Template | None = None
     for line in sys.stdin:
         try:
@@ -103,12 +103,12 @@ def main() -> None:
                 text = ""
             else:
                 text = rendered(template, json.loads(line), room=CHARACTERS + 4 * len(line))
-            answer = {"text": text}
+            reply = {"text": text}
         except MemoryError:
-            answer = {"error": "it takes too much memory"}
+            reply = {"error": "it takes too much memory"}
         except Exception as error:  # a template may raise anything
-            answer = {"error": str(error) or type(error).__name__}
-        print(json.dumps(answer), flush=True)
+            reply = {"error": str(error) or type(error).__name__}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

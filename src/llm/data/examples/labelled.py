@@ -1,4 +1,4 @@
-"""Texts with labels, for classification: any CSV, TSV, JSON or JSON lines file."""
+"""The data module of texts with labels, for classification."""
 
 import json
 import math
@@ -27,9 +27,9 @@ class Example(NamedTuple):
     """A text and its class.
 
     Attributes:
-        where: The file and the line it stands on.
-        text: The text.
-        label: The name of its class.
+        where: the file and line.
+        text: the text.
+        label: the name of its class.
     """
 
     where: str
@@ -38,32 +38,32 @@ class Example(NamedTuple):
 
 
 class LabelledDataModule(ExamplesDataModule):
-    """Batches of texts and their classes, of which there may be any number.
+    """A data module of texts with classes.
 
-    A batch has `tokens` (B, T) int64, filled up on the right to its longest text; `attention_mask` (B, T),
-    true where a token is real; `labels` (B) int64; and `rows` (B) int64, the places of the texts in
-    `raw`. A text that occurs again is left out, before the split: none is in two parts. Texts longer
-    than the context keep their beginning.
+    A batch has `tokens` (B, T) int64, padded on the right to its longest text; `attention_mask` (B, T) bool,
+    true for tokens that are not padding; `labels` (B) int64; and `rows` (B) int64, the indices of the texts in
+    `raw`. Repeated texts are removed before the split, so none is in two parts. Texts longer than the
+    context are cut at the end.
 
     Args:
-        text: The column or key of the text.
-        label: The column or key of the label: text, a number or a truth value.
-        classes: Names of the classes, in their order; by default those that are found, sorted.
-        balance: What is done about classes of unequal size in the training part: `none`; `undersample`
-            draws as many of each class as the smallest has; `weights` leaves the texts and weights the
-            loss by class. The other parts stay as they are.
-        repeats: When two texts are one: by their `text` (case and white space aside), or by their
-            `letters`, numbers and punctuation aside too, as of form letters.
-        validation_fraction: Share of each class to validate with.
-        test_fraction: Share of each class to test with.
-        shared: The other arguments of `ExamplesDataModule`; a longer text than `context_length` is cut.
+        text: the column or key of the text.
+        label: the column or key of the label: text, a number or a truth value.
+        classes: names of the classes, in order; by default the labels found, sorted.
+        balance: handling of classes of unequal size in the training part: `none`; `undersample` draws
+            as many texts of each class as the smallest has; `weights` weights the loss by class. Other
+            parts do not change.
+        repeats: how texts are compared: as `text`, ignoring case and white space, or as `letters`, ignoring
+            numbers and punctuation too, which finds form letters.
+        validation_fraction: share of each class for validation.
+        test_fraction: share of each class for the test.
+        shared: the other arguments of `ExamplesDataModule`.
 
     Attributes:
-        classes: Names of the classes; a label is a place among them. From `prepare_data` on.
+        classes: names of the classes; a label is an index in them. Available after `prepare_data`.
 
     Raises:
-        ValueError: A parameter is out of range.
-        DataError: A file or, unless they are skipped, a row cannot be used; a part is empty; or there
+        ValueError: a parameter is out of range.
+        DataError: a file cannot be used, or a row and `malformed` is `stop`; a part is empty; or there
             are fewer than two classes.
     """
 
@@ -89,29 +89,31 @@ class LabelledDataModule(ExamplesDataModule):
         self.key = {"text": words_of, "letters": letters_of}[repeats]
         self.classes: list[str] = [class_name(name) for name in classes or ()]
         if classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
-            raise ValueError(f"classes={list(classes)}: give two or more, each once, or null")
+            raise ValueError(
+                f"classes={list(classes)} is too short or repeats a class; give two or more, each once, or null"
+            )
         self.repeated = 0
         self.lengths: list[int] = []
 
     # Reading
 
     def read(self) -> dict[str, list[Example]]:
-        """The examples of each part: without repeats, split, and the training part balanced."""
+        """Return the examples of each part, without repeats; the training part is balanced."""
         parts = super().read()
         labels = {example.label for example in chain(*parts.values())}
         if not self.classes:
-            self._tell_case(labels)
+            self._warn_case(labels)
         self.classes = self.classes or in_order(labels)
         if len(self.classes) < 2:
             raise DataError(
-                f"{self.title}: a classifier needs two classes, and there is {', '.join(labels)}"
+                f"{self.title}: has only the class {', '.join(labels)}; give texts of two classes or more"
             )
         if self.balance == "undersample":
             parts["train"] = undersampled(parts["train"], self.seed)
         return parts
 
-    def _tell_case(self, labels: Iterable[str]) -> None:
-        """Name the labels that differ only in case, which are classes of their own."""
+    def _warn_case(self, labels: Iterable[str]) -> None:
+        """Warn about labels that differ only in case, which are different classes."""
         alike: dict[str, list[str]] = {}
         for label in sorted(labels):
             alike.setdefault(label.casefold(), []).append(label)
@@ -124,7 +126,7 @@ class LabelledDataModule(ExamplesDataModule):
             )
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
-        """The texts of some files and their labels."""
+        """Yield the texts of files with their labels."""
         for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield self._example(row)
@@ -132,7 +134,7 @@ class LabelledDataModule(ExamplesDataModule):
                 malformed.add(row.where, str(error))
 
     def group(self, example: Example) -> str:
-        """Its class: all parts have the same shares of each."""
+        """Return the class of an example; each part has the same share of every class."""
         return example.label
 
     def _example(self, row: Record) -> Example:
@@ -152,7 +154,7 @@ class LabelledDataModule(ExamplesDataModule):
         return Example(row.where, text, label)
 
     def select(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
-        """Each text once; where files of their own share some, what is held out keeps them."""
+        """Return each text once; a text in several files stays in the held-out part."""
         for examples in parts.values():
             self._refuse_header(examples)
         seen: set[str] = set()
@@ -170,7 +172,7 @@ class LabelledDataModule(ExamplesDataModule):
         return kept
 
     def _refuse_header(self, examples: Sequence[Example]) -> None:
-        """Refuse a first row that would become a class of its own where the columns have been named."""
+        """Raise an error if the first row seems to be a header, although the columns are named."""
         if self.layout.header is None or self.classes or not examples:
             return
         first = examples[0].label
@@ -186,33 +188,33 @@ class LabelledDataModule(ExamplesDataModule):
         keys = " and ".join(f"data.{other}_path" for other in others if other != "train")
         raise DataError(
             f"{title(self.files[part] or '')}: all {count:,} texts are in the files of {keys} as well, which "
-            f"leaves nothing for the {part} part; give other files, or leave {keys} out to hold back a share of "
+            f"leaves nothing for the {part} part; give other files, or leave {keys} out to hold out a share of "
             "data.path"
         )
 
     def texts(self, example: Example) -> Iterable[str]:
-        """The text."""
+        """Return the text of an example."""
         return [example.text]
 
     def settings(self) -> object:
-        """The classes, and how they are weighted."""
+        """Return the classes, and whether they are weighted."""
         return {"classes": self.classes, "weights": self.balance == "weights"}
 
     def counted_in(self) -> dict[str, object]:
-        """A text counts as one, however many tokens it has."""
+        """Return an empty dictionary: a loss is averaged over texts, whatever the tokenizer."""
         return {}
 
     # Encoding
 
     def encode(self, example: Example) -> Encoded:
-        """The tokens, cut to the context, and the label.
+        """Return the tokens, cut to the context, and the label.
 
         Raises:
-            ValueError: The tokenizer cannot encode the text.
+            ValueError: the tokenizer cannot encode the text.
         """
         tokens = self.tokenizer.encode(example.text)
         if not tokens:
-            raise ValueError("the tokenizer makes no token of this text")
+            raise ValueError("the tokenizer returns no token for this text; use another tokenizer")
         before, after = self.tokenizer.ends
         self.lengths.append(len(before) + len(tokens) + len(after))
         return {
@@ -221,52 +223,51 @@ class LabelledDataModule(ExamplesDataModule):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """As for all examples; each row remembers its place in `raw`."""
+        """Train or extend the tokenizer, encode every part, and give each row its index in `raw`."""
         if not self.encoded:
             super().setup(stage)
-            self._tell_cut()
+            self._warn_cut()
         for rows in self.encoded.values():
-            for place, row in enumerate(rows):
-                row["rows"] = [place]
+            for index, row in enumerate(rows):
+                row["rows"] = [index]
 
     @property
     def cut(self) -> int:
-        """How many texts have more tokens than are read."""
+        """Number of texts that are longer than the context."""
         return sum(length > self.context_length for length in self.lengths)
 
-    def _tell_cut(self) -> None:
-        """Say how long the texts are where most of them are cut."""
+    def _warn_cut(self) -> None:
+        """Warn, with the lengths of the texts, if most of them are cut."""
         if 2 * self.cut <= len(self.lengths):
             return
         half, most = np.quantile(self.lengths, (0.5, 0.95), method="higher").tolist()
         warnings.warn(
             f"data.context_length: {self.cut:,} of {len(self.lengths):,} texts have more than "
-            f"{self.context_length:,} tokens and only their beginning is read (half of all have {half:,} or more, "
-            f"95 % at most {most:,}); size.context_length={most} reads these whole, a tokenizer with longer tokens "
-            "makes them shorter",
+            f"{self.context_length:,} tokens and are cut (the median is {half:,}, the 95th percentile {most:,}); "
+            f"set size.context_length={most}, or use a tokenizer with longer tokens",
             stacklevel=2,
         )
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """`tokens` and `attention_mask` (B, T), `labels` and `rows` (B)."""
+        """Return `tokens` and `attention_mask` (B, T), `labels` and `rows` (B)."""
         width = self.collation.width(examples, self.context_length)
         return {
             **attended([{"tokens": example["tokens"]} for example in examples], width),
             **{name: torch.tensor([e[name][0] for e in examples]) for name in ("labels", "rows")},
         }
 
-    # What there is
+    # Sizes and descriptions
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
     def class_weights(self) -> list[float] | None:
-        """What a text of each class counts in the loss, so that all classes count alike; None: all texts do.
+        """Weight of each class in the loss, which gives all classes equal weight; None without weights.
 
-        The largest class counts 1 and the others as many times more as they are smaller.
+        The weight is the size of the largest class divided by that of the class.
         """
         if self.balance != "weights":
             return None
@@ -274,7 +275,7 @@ class LabelledDataModule(ExamplesDataModule):
         return [max(sizes.values()) / max(sizes[name], 1) for name in self.classes]
 
     def remarks(self) -> list[str]:
-        """The classes of the training part, and what was left out or cut."""
+        """Return the shares of the classes in the training part, and the numbers of removed and cut texts."""
         sizes = Counter(example.label for example in self.raw["train"])
         shares = [f"{name} {sizes[name] / sizes.total():.1%}" for name in self.classes]
         notes = {
@@ -286,19 +287,21 @@ class LabelledDataModule(ExamplesDataModule):
 
 
 def class_name(label: Any) -> str:
-    """The name of a class: of a number or a truth value as JSON writes it.
+    """Return the name of a class; a number or a truth value is written as in JSON.
 
     Raises:
-        ValueError: There is no name, or the label is a list or an object.
+        ValueError: the label is empty, a list or an object.
     """
     name = label.strip() if isinstance(label, str) else json.dumps(label)
     if not name or isinstance(label, list | dict):
-        raise ValueError(f"{name or 'an empty text'} is not a label")
+        raise ValueError(
+            f"{name or 'an empty text'} is not a label; use text, a number or a truth value"
+        )
     return name
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names sorted: as numbers where all of them are, equal ones and all others as text."""
+    """Return the names sorted: by value if all are numbers, otherwise as text."""
     names = sorted(names)
     try:
         are_finite = all(math.isfinite(float(name)) for name in names)
@@ -308,27 +311,27 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def words_of(text: str) -> str:
-    """The text without regard to case and white space."""
+    """Return the text without differences in case and white space."""
     return " ".join(text.casefold().split())
 
 
 def letters_of(text: str) -> str:
-    """The letters of a text, without regard to case; a text without any is compared by its words."""
+    """Return the letters of a text without differences in case; for a text without letters its words."""
     return re.sub(r"[\W\d_]+", "", text.casefold()) or words_of(text)
 
 
 def undersampled(examples: Sequence[Example], seed: int) -> list[Example]:
-    """As many examples of each class as the smallest has, drawn at random, in their order."""
+    """Return as many examples of each class as the smallest has, drawn at random, in order."""
     random = np.random.default_rng(seed)
-    places: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
-        places.setdefault(example.label, []).append(place)
-    size = min(map(len, places.values()))
-    chosen = [random.choice(own, size, replace=False) for own in places.values()]
-    return [examples[place] for place in sorted(np.concatenate(chosen).tolist())]
+    indices: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        indices.setdefault(example.label, []).append(index)
+    size = min(map(len, indices.values()))
+    chosen = [random.choice(own, size, replace=False) for own in indices.values()]
+    return [examples[index] for index in sorted(np.concatenate(chosen).tolist())]
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Messages out of rows: the ways in which other libraries write conversations down."""
+"""Messages from rows, in the formats of other libraries."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from llm.data.examples.template import Message, Role
 
-# What other formats call the roles.
+# Names of the roles in other formats.
 SPEAKERS: dict[str, Role] = {
     "human": "user",
     "gpt": "assistant",
@@ -21,13 +21,13 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
 def messages_of(found: Any) -> list[Message]:
-    """Messages from a list of objects with role and content (or from and value), or from a transcript.
+    """Return the messages of a list of objects with role and content (or from and value), or of a transcript.
 
-    A blank system message is none. An answer of weight 0 is not learned, nor is one without content that a
-    tool's message follows: it called the tool.
+    A blank system message is left out. An answer is not learned if its weight is 0, or if it is blank and a tool's
+    message follows: then it is a tool call.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the value is neither, or a message is malformed.
     """
     if isinstance(found, str) and is_transcript(found):
         return transcript_of(found)
@@ -35,8 +35,8 @@ def messages_of(found: Any) -> list[Message]:
         raise ValueError("a list of objects with role and content is needed")
     speakers = [_speaker(item) for item in found]
     messages = []
-    for at, item in enumerate(found):
-        speaker, calls = speakers[at], speakers[at + 1 : at + 2] == ["tool"]
+    for index, item in enumerate(found):
+        speaker, calls = speakers[index], speakers[index + 1 : index + 2] == ["tool"]
         content = content_of(
             item, may_be_blank=speaker == "system" or (speaker == "assistant" and calls)
         )
@@ -64,10 +64,10 @@ def _weight(item: Mapping[str, Any]) -> float:
 
 
 def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
-    """The content of a message: text, or a list of parts that are text.
+    """Return the content of a message: text, or a list of parts that are text.
 
     Raises:
-        ValueError: it is something else, or blank where it may not be.
+        ValueError: the content is something else, or is blank and may not be.
     """
     _, key = _keys(item)
     parts = item.get(key)
@@ -75,7 +75,7 @@ def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
         item = {key: "".join(_text_of_part(part, key) for part in parts)}
     elif parts is None and item.get("tool_calls") and not may_be_blank:
         raise ValueError(
-            "tool_calls is not text, so the call of a tool cannot be the answer to learn"
+            "tool_calls is not text, so a tool call cannot be the answer to learn; remove the row"
         )
     return optional_text_of(item, key) if may_be_blank else text_of(item, key)
 
@@ -90,16 +90,16 @@ def _text_of_part(part: Any, key: str) -> str:
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text is a conversation in one piece, `Human: …`, `Assistant: …`, with blank lines between."""
+    """Return whether a text is a transcript: `Human: …` and `Assistant: …`, separated by blank lines."""
     speakers = [turn[1] for turn in TURN.finditer(text)]
     return TURN.match(text) is not None and speakers[:2] == ["Human", "Assistant"]
 
 
 def transcript_of(text: str) -> list[Message]:
-    """The messages of a transcript; an assistant's turn without text at its end is left out.
+    """Return the messages of a transcript, without a blank assistant's turn at its end.
 
     Raises:
-        ValueError: a turn has no text.
+        ValueError: a turn is blank.
     """
     _, *pieces = TURN.split(text)
     turns = list(zip(pieces[::2], (piece.strip() for piece in pieces[1::2]), strict=True))
@@ -113,23 +113,25 @@ def transcript_of(text: str) -> list[Message]:
 
 
 def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
-    """The messages after a system message, if there is one beside them.
+    """Return the messages, with the system message of a separate field before them.
 
     Raises:
-        ValueError: they begin with another one.
+        ValueError: the messages begin with another system message.
     """
     if not system or (messages and messages[0] == Message("system", system)):
         return list(messages)
     if messages and messages[0].role == "system":
-        raise ValueError("system is given twice: in its own field and as the first message")
+        raise ValueError(
+            "system is given twice, in its own field and as the first message; remove one"
+        )
     return [Message("system", system), *messages]
 
 
 def history_of(found: Any) -> list[Message]:
-    """The messages of earlier turns, a list of pairs of what was asked and what was answered.
+    """Return the messages of earlier turns, a list of pairs of instruction and answer.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: the value is not such a list.
     """
     turns = found or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
@@ -143,7 +145,7 @@ def history_of(found: Any) -> list[Message]:
 
 
 def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
-    """The names of the fields of a row, and of its messages, that hold something and are not read."""
+    """Yield the names of fields of a row, and of its messages, that are not blank and not read."""
     for name, value in values.items():
         if name not in used:
             yield from () if is_blank(value) else (name,)
@@ -156,15 +158,15 @@ def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a field holds nothing: no text, null, 0, false, an empty list or object."""
+    """Return whether a field is blank: white space, null, 0, false, an empty list or object."""
     return not (value.strip() if isinstance(value, str) else value)
 
 
 def text_of(values: Mapping[str, Any], key: str) -> str:
-    """The text under a key.
+    """Return the text under a key.
 
     Raises:
-        ValueError: there is none, or it is blank.
+        ValueError: the text is missing or blank.
     """
     if key not in values:
         there = ", ".join(map(str, values)) or "nothing"
@@ -180,9 +182,9 @@ def text_of(values: Mapping[str, Any], key: str) -> str:
 
 
 def optional_text_of(values: Mapping[str, Any], key: str) -> str:
-    """The text under a key; empty if there is none, or it is blank.
+    """Return the text under a key; empty if it is missing or blank.
 
     Raises:
-        ValueError: there is something else.
+        ValueError: the value is not text.
     """
     return "" if is_blank(values.get(key)) else text_of(values, key)

@@ -1,4 +1,4 @@
-"""Pairs of responses to a prompt, of which people, or a model, chose one and rejected the other."""
+"""The data module of preference pairs: a chosen and a rejected response to a prompt."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +20,10 @@ class Pair(NamedTuple):
     """Two responses to one prompt.
 
     Attributes:
-        where: The file and the line it stands on.
-        prompt: The messages that are responded to; the last is the user's.
-        chosen: The better response.
-        rejected: The worse one.
+        where: the file and line.
+        prompt: the messages before the response; the last is the user's.
+        chosen: the better response.
+        rejected: the worse response.
     """
 
     where: str
@@ -33,26 +33,25 @@ class Pair(NamedTuple):
 
 
 class PreferenceDataModule(ExamplesDataModule):
-    """Batches of pairs: B rows with the chosen responses, then B with the rejected ones, in their order.
+    """A data module of pairs: a batch has B rows with the chosen responses, then B with the rejected ones.
 
-    A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each. Targets are the response's tokens, its
-    end included; the prompt, which both share, and the padding on the right ask for nothing.
+    A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each. Targets are the tokens of the response, its
+    end included; those of the shared prompt and of the padding on the right are ignored.
 
-    A row of the file has `chosen` and `rejected`, each a text or a message, and what they respond to in one of
-    the shapes of InstructionDataModule: `prompt`, `instruction` or `messages`, whose last message is the user's.
-    Or `chosen` and `rejected` are whole conversations, as messages or as transcripts (`Human: …`), which differ
-    in the last answer. Pairs of equal responses, which prefer nothing, are left out. Fields that hold something
-    and are not read are named in a warning.
+    A row of the file has `chosen` and `rejected`, each a text or a message, and a prompt in one of the shapes of
+    InstructionDataModule: `prompt`, `instruction` or `messages`, whose last message is the user's. Or `chosen` and
+    `rejected` are whole conversations, as messages or as transcripts (`Human: …`), which differ only in the last
+    answer. Pairs of equal responses are left out. A warning lists fields that are not blank and not read.
 
     Args:
-        template: How messages become tokens; its special tokens are added to the tokenizer.
-        ignored: Fields that are known not to be read, so that no warning names them.
-        shared: The arguments of `ExamplesDataModule`; `context_length` holds for a prompt with a response, of which
-            the last token is a target only.
+        template: how messages become tokens; its special tokens are added to the tokenizer.
+        ignored: fields that no warning lists.
+        shared: the arguments of `ExamplesDataModule`. `context_length` limits a prompt with one response, without
+            the last token, which is only a target.
 
     Raises:
-        ValueError: A parameter is out of range.
-        DataError: A file or, unless they are skipped, a row cannot be used.
+        ValueError: a parameter is out of range.
+        DataError: a file cannot be used, or a row and `malformed` is `stop`.
     """
 
     kind = "preference pairs"
@@ -68,7 +67,7 @@ class PreferenceDataModule(ExamplesDataModule):
     # Reading
 
     def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
-        """The pairs of some files."""
+        """Yield the pairs of files."""
         for row in read_records(path, self.layout, malformed=malformed):
             try:
                 yield as_pair(row, self.template)
@@ -78,7 +77,7 @@ class PreferenceDataModule(ExamplesDataModule):
                 self.note_unused(row.values, {*pair_fields(row.values), *self.ignored})
 
     def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
-        """The pairs whose responses differ: of two equal ones none is better."""
+        """Return the pairs whose responses differ."""
         kept = {part: [p for p in own if p.chosen != p.rejected] for part, own in parts.items()}
         self.equal = sum(map(len, parts.values())) - sum(map(len, kept.values()))
         for part, own in kept.items():
@@ -91,7 +90,7 @@ class PreferenceDataModule(ExamplesDataModule):
         return kept
 
     def texts(self, example: Pair) -> Iterable[str]:
-        """Both conversations as they are written down, without what is a token already."""
+        """Return both conversations as text, without special tokens."""
         return [
             self.template.ordinary_text([*example.prompt, Message("assistant", response)])
             for response in (example.chosen, example.rejected)
@@ -99,28 +98,28 @@ class PreferenceDataModule(ExamplesDataModule):
 
     @property
     def special_tokens(self) -> Sequence[str]:
-        """The template's."""
+        """The special tokens of the template."""
         return self.template.special_tokens
 
     def content(self, example: Pair) -> object:
-        """The prompt's messages and the responses."""
+        """Return the prompt's messages and the responses."""
         return [[message[:2] for message in example.prompt], *example[2:]]
 
     def settings(self) -> object:
-        """The template."""
+        """Return the template."""
         return asdict(self.template)  # pyright: ignore[reportArgumentType]
 
     def counted_in(self) -> dict[str, object]:
-        """A pair counts as one, however many tokens it has."""
+        """Return an empty dictionary: a loss is averaged over pairs, whatever the tokenizer."""
         return {}
 
     # Encoding
 
     def encode(self, example: Pair) -> Encoded:
-        """Both conversations, one after the other, and where the second begins.
+        """Return both conversations, one after the other, and the index where the second begins.
 
         Raises:
-            ValueError: one does not fit the context.
+            ValueError: a conversation does not fit the context.
         """
         chosen = self._encode("chosen", prompt=example.prompt, response=example.chosen)
         rejected = self._encode("rejected", prompt=example.prompt, response=example.rejected)
@@ -138,32 +137,32 @@ class PreferenceDataModule(ExamplesDataModule):
         return {"tokens": tokens[:-1], "targets": [IGNORE_INDEX] * (start - 1) + tokens[start:]}
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """The chosen responses, then the rejected ones, filled up to the longest of all."""
+        """Return the chosen responses, then the rejected ones, padded to the longest."""
         pairs = [halves(example) for example in examples]
         rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
         return attended(rows, self.collation.width(rows, self.context_length))
 
     def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
-        """The chosen and the rejected conversation of each pair, which are rows of their own."""
+        """Yield the chosen and the rejected conversation of each pair as rows."""
         return (half for example in self.encoded[part] for half in halves(example))
 
     def remarks(self) -> list[str]:
-        """What was left out."""
-        return [f"{self.equal:,} of equal responses left out"] if self.equal else []
+        """Return the number of pairs left out."""
+        return [f"{self.equal:,} pairs of equal responses left out"] if self.equal else []
 
 
 def halves(example: Encoded) -> tuple[Encoded, Encoded]:
-    """The chosen and the rejected conversation of an encoded pair."""
-    place = example["second"][0]
+    """Return the chosen and the rejected conversation of an encoded pair."""
+    second = example["second"][0]
     names = ("tokens", "targets")
-    return {n: example[n][:place] for n in names}, {n: example[n][place:] for n in names}
+    return {n: example[n][:second] for n in names}, {n: example[n][second:] for n in names}
 
 
 def as_pair(row: Record, template: ChatTemplate) -> Pair:
-    """A row of a file as a pair.
+    """Return a row of a file as a pair.
 
     Raises:
-        ValueError: something is missing, empty or of a wrong kind.
+        ValueError: a field is missing, empty or of a wrong type.
     """
     values = row.values
     if not {"chosen", "rejected"} & {*values}:
@@ -173,7 +172,9 @@ def as_pair(row: Record, template: ChatTemplate) -> Pair:
     if len(chosen) > 1 or len(rejected) > 1:
         prompt, chosen, rejected = split_pair(chosen, rejected)
         if shape is PROMPT and not same(PROMPT.read(values, template), prompt):
-            raise ValueError("prompt is not what chosen and rejected begin with")
+            raise ValueError(
+                "prompt differs from the beginning of chosen and rejected; remove one of them"
+            )
     elif shape is None:
         raise unknown_shape(values, ("prompt", "chosen", "rejected"))
     else:
@@ -185,10 +186,10 @@ def as_pair(row: Record, template: ChatTemplate) -> Pair:
 
 
 def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
-    """A response: text, a message, or the messages or the transcript of a whole conversation.
+    """Return a response: text, a message, or the messages or the transcript of a whole conversation.
 
     Raises:
-        ValueError: it is none of them, or does not end with the assistant.
+        ValueError: the value is none of these, or does not end with the assistant's message.
     """
     found = values.get(key)
     if isinstance(found, dict):
@@ -198,18 +199,18 @@ def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     else:
         return [Message("assistant", text_of(values, key))]
     if not messages or messages[-1].role != "assistant":
-        raise ValueError(f"{key} does not end with a message of the assistant's")
+        raise ValueError(f"{key} does not end with the assistant's message")
     return messages
 
 
-Parts = tuple[list[Message], list[Message], list[Message]]
+PromptAndResponses = tuple[list[Message], list[Message], list[Message]]
 
 
-def split_pair(chosen: list[Message], rejected: list[Message]) -> Parts:
-    """The prompt that two conversations share, and the answers in which they differ.
+def split_pair(chosen: list[Message], rejected: list[Message]) -> PromptAndResponses:
+    """Return the prompt that two conversations share, and the answers in which they differ.
 
     Raises:
-        ValueError: they differ in more than the last answer.
+        ValueError: the conversations differ before the last answer.
     """
     prompt = chosen[:-1]
     if rejected[:-1] != prompt:
@@ -218,12 +219,12 @@ def split_pair(chosen: list[Message], rejected: list[Message]) -> Parts:
 
 
 def same(given: list[Message], prompt: list[Message]) -> bool:
-    """Whether a prompt is what a conversation asks, its system message aside."""
+    """Return whether a prompt equals that of a conversation, with or without its system message."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]
 
 
 def pair_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields of a row that `as_pair` reads."""
+    """Return the fields of a row that `as_pair` reads."""
     shape = record_shape(values)
     prompt = () if shape is None else (shape.name, *shape.optional)
     return (*prompt, "chosen", "rejected")

@@ -1,4 +1,4 @@
-"""The shapes that rows of prompts come in: which fields a shape has, and which messages they make."""
+"""The shapes of rows with prompts: the fields and the messages of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ Values = Mapping[str, Any]
 
 
 class Shape(NamedTuple):
-    """A way to write down what is asked.
+    """A format of a row with a prompt.
 
     Attributes:
-        name: the field that tells the shape.
+        name: the field that identifies the shape.
         optional: other fields that are read.
-        read: the messages of a row.
+        read: function that returns the messages of a row.
     """
 
     name: str
@@ -64,16 +64,16 @@ SHAPES = (MESSAGES, CONVERSATIONS, INSTRUCTION, PROMPT)
 
 
 def record_shape(values: Values) -> Shape | None:
-    """The shape of a row: the first whose field it has."""
+    """Return the shape of a row, or None: the first whose field the row has."""
     return next((shape for shape in SHAPES if shape.name in values), None)
 
 
 def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
-    """What is wrong with a row of no shape, with a mapping of its fields as the way out.
+    """Return the error for a row without a known shape, which proposes a mapping of its fields.
 
     Args:
         values: the row.
-        needed: our names of the fields, in the order in which theirs are proposed.
+        needed: our names of the fields, in the order of the proposal.
     """
     missing = [name for name in needed if name not in values]
     theirs = [str(name) for name in values if name not in needed]

@@ -1,7 +1,7 @@
-"""How a conversation is written down: the text around the messages, and which of it is an answer.
+"""Chat templates: the text around the messages of a conversation, and the mask of the answers.
 
-A template is made of pieces, not of one format string, so it is known of every token who wrote it.
-What people wrote is encoded as plain text: nobody can forge the token that ends a turn by spelling it.
+A template consists of pieces, not of one format string, so the author of every token is known. Messages are
+encoded as plain text, so writing the name of the token that ends a turn does not end the turn.
 """
 
 import json
@@ -26,16 +26,16 @@ FOLLOWING = {
     ("tool", "tool"),
     ("tool", "assistant"),
 }
-REQUIRED = ROLES[:3]  # of a template: few formats have a place for what a tool answers
+REQUIRED = ROLES[:3]  # roles of every template: few formats support tools
 
 
 class Message(NamedTuple):
-    """What one side said.
+    """A message of a conversation.
 
     Attributes:
-        role: who said it.
-        content: what was said.
-        learned: whether an answer is learned when the conversation is trained on.
+        role: the author.
+        content: the text.
+        learned: whether training learns this answer.
     """
 
     role: Role
@@ -43,13 +43,13 @@ class Message(NamedTuple):
     learned: bool = True
 
     def as_row(self) -> dict[str, str | int]:
-        """The message as files of conversations have it."""
+        """Return the message as an object of a file of conversations."""
         row: dict[str, str | int] = {"role": self.role, "content": self.content}
         return row if self.learned else row | {"weight": 0}
 
 
 class ConversationPiece(NamedTuple):
-    """A part of the written conversation: who wrote it decides how it is encoded."""
+    """A piece of a conversation's text, with its author, which decides how it is encoded."""
 
     text: str
     is_template: bool
@@ -57,10 +57,10 @@ class ConversationPiece(NamedTuple):
 
 
 class ChatTemplate(ABC):
-    """How conversations become tokens: ours in pieces, or a published model's own.
+    """A chat template: one in pieces, or that of a published model.
 
     Attributes:
-        special_tokens: names of tokens that a tokenizer needs for it.
+        special_tokens: names of the special tokens that the tokenizer needs.
     """
 
     special_tokens: Sequence[str]
@@ -71,20 +71,20 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def require(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation that cannot be written down.
+        """Raise an error if the template cannot represent a conversation.
 
         Raises:
-            ValueError: the roles do not alternate, or the template has no place for one.
+            ValueError: the roles do not alternate, or the template does not support one.
         """
 
     @abstractmethod
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and which belong to answers to learn, ends included.
+        """Return the tokens of a conversation, and a mask of the tokens of answers to learn, ends included.
 
         Raises:
-            ValueError: the messages cannot be written.
+            ValueError: the template cannot represent the messages.
         """
 
     @abstractmethod
@@ -101,15 +101,15 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return what `render` gives without special tokens: what a tokenizer is fitted to."""
+        """Return the text of `render` without special tokens, on which a tokenizer is trained."""
 
     @abstractmethod
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the token that ends an answer; None if it takes several: then there are `stops`."""
+        """Return the token that ends an answer; None if there are several tokens, see `stops`."""
 
     @abstractmethod
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """Return the special tokens of the template: a model that writes one has ended its answer."""
+        """Return the special tokens of the template, which all end an answer."""
 
     @property
     @abstractmethod
@@ -121,28 +121,29 @@ class ChatTemplate(ABC):
         """Return the template as Hugging Face's library writes it, in Jinja.
 
         Args:
-            begin: what a tokenizer puts before every text.
-            gap: what a tokenizer puts before each piece of a text that it encodes by itself.
+            begin: text that a tokenizer adds before every text.
+            gap: text that a tokenizer adds before each piece that is encoded separately.
         """
 
 
 @dataclass(frozen=True)
 class Template(ChatTemplate):
-    """The text before, after and between the messages of a conversation.
+    """A chat template given by the text before, after and between messages.
 
     Args:
-        begin: by role (system, user, assistant, and tool if the format has it), what stands before a message.
-        end: by role, what stands after it. That of the assistant ends every answer, which a model
-            has to learn, so it counts as a part of the answer.
-        separator: stands between two messages.
-        special_tokens: names in the pieces above that are one token each.
-        system_message: the system message of a conversation that brings none; None for none.
-        system_message_with_input: the same for an instruction with an input; None for no difference.
-        input_separator: stands between an instruction and its input, in one message.
+        begin: text before a message, by role (system, user, assistant, and tool if the format supports it).
+        end: text after a message, by role. A model must learn to end its answer, so the assistant's end is part of
+            the answer.
+        separator: text between two messages.
+        special_tokens: names in the texts above that are one token each.
+        system_message: default system message; None for none.
+        system_message_with_input: default system message of an instruction with an input; None for
+            system_message.
+        input_separator: text between an instruction and its input, in one message.
 
     Raises:
-        ValueError: a role is missing or unknown, nothing ends an answer, or a special token stands
-            nowhere or where a person's text is.
+        ValueError: a role is missing or unknown, an answer has no end, or a special token is not in these
+            texts or is in `input_separator`.
     """
 
     begin: Mapping[str, str]
@@ -157,23 +158,28 @@ class Template(ChatTemplate):
         for name in ("begin", "end"):
             if set(getattr(self, name)) - {"tool"} != set(REQUIRED):
                 raise ValueError(
-                    f"{name}: give a text for each of {', '.join(REQUIRED)}, and at most for tool beside them"
+                    f"{name}: has wrong roles ({', '.join(getattr(self, name))}); give a text for each of "
+                    f"{', '.join(REQUIRED)}, and optionally for tool"
                 )
         if ("tool" in self.begin) != ("tool" in self.end):
-            raise ValueError("begin, end: give a text for tool in both or in neither")
+            raise ValueError(
+                "begin, end: only one has tool; give a text for tool in both or in neither"
+            )
         if not self.end["assistant"]:
             raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
         own = [*self.begin.values(), *self.end.values(), self.separator]
         for token in self.special_tokens:
             if not any(token in text for text in own):
-                raise ValueError(f"special_tokens: {token} is not in begin, end or separator")
+                raise ValueError(
+                    f"special_tokens: {token} is not in begin, end or separator; remove it"
+                )
             if token in self.input_separator:
                 raise ValueError(
-                    f"input_separator: {token} is a special token, and a user's message cannot contain one"
+                    f"input_separator: {token} is a special token, which messages cannot contain; remove it"
                 )
 
     def messages(self, instruction: str, context: str = "") -> list[Message]:
-        """An instruction, and an input that it is about, as a conversation."""
+        """Return an instruction, and an input that it is about, as a conversation."""
         if not context:
             return [Message("user", instruction)]
         user = Message("user", f"{instruction}{self.input_separator}{context}")
@@ -184,7 +190,7 @@ class Template(ChatTemplate):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """The tokens of a conversation, and which belong to an assistant's answers to learn, ends included.
+        """Return the tokens of a conversation, and a mask of the tokens of answers to learn, ends included.
 
         Raises:
             ValueError: the roles do not alternate, or the tokenizer lacks a special token.
@@ -192,7 +198,7 @@ class Template(ChatTemplate):
         return self._encode(self._pieces(messages), tokenizer)
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """The tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` gives.
 
         Raises:
             ValueError: as `encode`, or the last message is not the user's.
@@ -200,7 +206,7 @@ class Template(ChatTemplate):
         return self._encode(self._prompt(messages), tokenizer)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation; after a user's message, up to where the assistant begins.
+        """Return the text of a conversation; after a user's message, up to where the assistant begins.
 
         Raises:
             ValueError: the roles do not alternate.
@@ -208,7 +214,7 @@ class Template(ChatTemplate):
         return "".join(piece.text for piece in self._written(messages))
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """What `render` gives without the template's special tokens: what a tokenizer is fitted to.
+        """Return the text of `render` without special tokens, on which a tokenizer is trained.
 
         Raises:
             ValueError: the roles do not alternate.
@@ -220,21 +226,21 @@ class Template(ChatTemplate):
         )
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """The token that ends an answer; None where it takes several: then there are `stops`."""
+        """Return the token that ends an answer; None if it is not one special token, see `stops`."""
         return tokenizer.special_tokens.get(self.end["assistant"])
 
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """The special tokens of the template: a model that begins another turn has ended its own."""
+        """Return the special tokens of the template, which all end an answer: a new turn also ends it."""
         return {tokenizer.special_tokens[name] for name in self.special_tokens}
 
     @property
     def stops(self) -> list[str]:
-        """The text that ends an answer, where that is not one special token."""
+        """The text that ends an answer, if that is not one special token."""
         end = self.end["assistant"]
         return [] if end in self.special_tokens else [end]
 
     def jinja(self, begin: str = "", gap: str = "") -> str:
-        """The template as Hugging Face's library writes it, in Jinja."""
+        """Return the template as Hugging Face's library writes it, in Jinja."""
         first = ""
         if self.system_message is not None:
             written = "".join(self._around("system", self.system_message, gap=gap))
@@ -247,7 +253,7 @@ class Template(ChatTemplate):
         return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
 
     def _around(self, role: Role | str, content: str, *, gap: str) -> tuple[str, str, str]:
-        """What is written before and after a message, with a gap at each edge that is no special token."""
+        """Return the texts before, of and after a message, with `gap` at each edge without a special token."""
         begin, end = self.begin[role], self.end[role]
         special = tuple(self.special_tokens)
         before = "" if not begin or begin.endswith(special) else gap
@@ -256,15 +262,15 @@ class Template(ChatTemplate):
         return begin + before, content, after + end + behind
 
     def require(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation that cannot be written down.
+        """Raise an error if the template cannot represent a conversation.
 
         Raises:
-            ValueError: the roles do not alternate, or the template has no place for one.
+            ValueError: the roles do not alternate, or the template does not support one.
         """
         require_order(messages)
         if "tool" not in self.begin and any(message.role == "tool" for message in messages):
             raise ValueError(
-                "this template has no place for the messages of tools; use one that does, such as "
+                "this template does not support messages of tools; use one that does, such as "
                 "data/template=chatml"
             )
 
@@ -299,9 +305,9 @@ class Template(ChatTemplate):
         lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
         if lacking:
             raise ValueError(
-                f"the tokenizer lacks {', '.join(lacking)}: give it with_special_tokens({lacking})"
+                f"the tokenizer lacks {', '.join(lacking)}; add them by with_special_tokens({lacking})"
             )
-        tokens = list(tokenizer.ends[0])  # what a published model expects before every text
+        tokens = list(tokenizer.ends[0])  # ids that a published model expects before every text
         is_response = [False] * len(tokens)
         for piece in pieces:
             new = tokenizer.encode(piece.text, special=piece.is_template)
@@ -310,8 +316,8 @@ class Template(ChatTemplate):
         return tokens, is_response
 
 
-# A template in Jinja: what begins a text, a system message by default, the separator, the roles, an answer's
-# beginning. White space between its statements is removed.
+# A template in Jinja, with fields for: the beginning of a text, the default system message, the separator, the roles,
+# the beginning of an answer. White space between statements is removed.
 _JINJA = """\
 {{{{- {0} -}}}}
 {1}{{%- for message in messages -%}}
@@ -328,52 +334,56 @@ _JINJA_ROLE = """\
 
 
 def _quoted(text: str) -> str:
-    """A text as a literal of Jinja, which reads Python's escapes."""
+    """Return a text as a Jinja literal; Jinja reads the escapes of JSON."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def stored_template(config: DictConfig) -> ChatTemplate | None:
-    """The template in a run's configuration; None where it was trained on no conversations.
+    """Return the template in a run's configuration; None if it has none.
 
     Raises:
-        ConfigError: there is no such template.
+        ConfigError: the template is not valid.
     """
     node = OmegaConf.select(config, "data.template")
     if node is None:
         return None
     trust = OmegaConf.select(config, "trust") or []
     stored = OmegaConf.create({"template": node, "trust": trust})
-    # Checked, for a run directory may be a stranger's.
+    # Checked, because a run directory may come from somebody else.
     return check_nodes(stored, {"template": ChatTemplate})["template"]
 
 
 def require_question(messages: Sequence[Message]) -> None:
-    """Let pass messages whose last one is the user's.
+    """Raise an error if the last message is not the user's or a tool's.
 
     Raises:
-        ValueError: it is another's.
+        ValueError: the last message is another's.
     """
     if messages[-1].role not in ("user", "tool"):
-        raise ValueError("the last message must be the user's: the assistant answers it")
+        raise ValueError(
+            "the last message is not the user's; end with a message for the assistant to answer"
+        )
 
 
 def require_order(messages: Sequence[Message]) -> None:
-    """Let pass: perhaps a system message, then the user and the assistant in turn.
+    """Raise an error unless the user and the assistant alternate, after an optional system message.
 
-    What tools answer comes after the assistant, which answers it.
+    Messages of tools come after one of the assistant's and before the next.
 
     Raises:
-        ValueError: it is otherwise; the message says where.
+        ValueError: the roles are in another order.
     """
     unknown = [message.role for message in messages if message.role not in ROLES]
     if unknown:
         raise ValueError(f"role {unknown[0]!r} is not one of {', '.join(ROLES)}")
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns:
-        raise ValueError("there is no message of the user's")
+        raise ValueError("there is no message of the user")
     first = turns[0].role
     if first != "user":
         raise ValueError(f"the conversation begins with the {first}, not with the user")
     for before, after in pairwise(turns):
         if (before.role, after.role) not in FOLLOWING:
-            raise ValueError(f"after the {before.role} comes the {after.role}: they must alternate")
+            raise ValueError(
+                f"after the {before.role} comes the {after.role}; user and assistant must alternate"
+            )

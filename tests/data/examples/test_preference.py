@@ -149,7 +149,7 @@ def test_a_malformed_row_is_named_or_left_out(module, row, problem):
 def test_equal_responses_prefer_nothing(module):
     data = module(*numbered(20), {**GOOD, "rejected": "two"})
     assert sum(len(part) for part in data.raw.values()) == 20
-    assert "1 pairs of equal responses left out" in data.describe()
+    assert "pairs of equal responses left out: 1" in data.describe()
 
 
 def test_what_decides_the_pairs_is_in_the_fingerprint(module):
@@ -182,4 +182,4 @@ def test_the_published_pairs(shared_data, monkeypatch):
     data.prepare_data()
     assert data.unused == {}
     assert [len(data.raw[part]) for part in ("train", "validation", "test")] == [930, 55, 109]
-    assert "6 pairs of equal responses left out" in data.describe()
+    assert "pairs of equal responses left out: 6" in data.describe()

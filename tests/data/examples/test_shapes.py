@@ -328,7 +328,7 @@ def test_the_header_never_becomes_a_class(prepared):
     data = prepared("classify", CASES / "kaggle_like.csv", *columns)
     assert data.classes == ["ham", "spam"]
     assert first(data).text.startswith("£5 awful")
-    with pytest.warns(UserWarning, match=r"not UTF-8 .*data\.encoding="):
+    with pytest.warns(UserWarning, match=r"not UTF-8 .*set data\.encoding to"):
         prepared("classify", CASES / "kaggle_like.csv", *columns[:2])
     with pytest.raises(ConfigError, match=r"'v1' is the label of this row alone, as in a header"):
         prepared(

@@ -148,7 +148,7 @@ class PreferenceDataModule(ExamplesDataModule):
 
     def remarks(self) -> list[str]:
         """Return the number of pairs left out."""
-        return [f"{self.equal:,} pairs of equal responses left out"] if self.equal else []
+        return [f"pairs of equal responses left out: {self.equal:,}"] if self.equal else []
 
 
 def halves(example: Encoded) -> tuple[Encoded, Encoded]:

@@ -22,7 +22,7 @@ def test_an_object_is_read(tmp_path):
         (b"{", r"a\.json: is not JSON"),
         (b"", r"a\.json: is not JSON"),
         (b"\xff", r"a\.json: is not UTF-8 text"),
-        (b"[1]", r"a\.json: holds no JSON object"),
+        (b"[1]", r"a\.json: is not a JSON object"),
         (b"[" * 100_000, r"a\.json: is not JSON"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_strategy_is_checked_though_one_device_has_no_use_for_it(monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs DeepSpeed"):
         Hardware(accelerator="cpu", strategy=ZeRO()).place()
-    with pytest.raises(ValueError, match="precision=fp16: divided weights"):
+    with pytest.raises(ValueError, match="precision=fp16: sharded weights"):
         Hardware(accelerator="cpu", strategy=FSDP(), precision="fp16").place()
 
 
@@ -74,7 +74,7 @@ def test_divided_weights_train_in_32_where_fp16_is_fastest(monkeypatch):
     for divided in (FSDP(), TensorParallel(), Pipeline()):
         hardware = Hardware(accelerator="cpu", devices=2, strategy=divided)
         assert hardware.resolve().precision == 32
-    assert Hardware(devices=2, strategy=DDP()).suited("fp16") == "fp16"
+    assert Hardware(devices=2, strategy=DDP()).suitable_precision("fp16") == "fp16"
 
 
 def test_what_was_started_counts(monkeypatch):

@@ -14,8 +14,7 @@ import llm.__main__ as command
 from llm import __version__
 from llm.config.allowlist import ROOTS
 from llm.config.command_info import CommandInfo
-from llm.config.command_line import gathered as gathered_folders
-from llm.config.command_line import parse
+from llm.config.command_line import gather_folders, parse
 from llm.config.texts import as_text
 
 BERT_PREDICTS = (
@@ -33,31 +32,31 @@ ACROSS = [
     ("train experiment=grpo model=bert", BERT_PREDICTS),
     (
         "train task=classification",
-        "data: Classification learns from data such as data=labelled, and these are a TextDataModule; "
-        "choose other data= or another task=",
+        "data: Classification needs data such as data=labelled, not TextDataModule; "
+        "choose another data= or another task=",
     ),
     (
         "train data=labelled data.path=rows.csv dry_run=true",
-        "data: Pretraining learns from data such as data=text, and these are a LabelledDataModule; "
-        "choose other data= or another task=",
+        "data: Pretraining needs data such as data=text, not LabelledDataModule; "
+        "choose another data= or another task=",
     ),
     (
         "train size=nano data.context_length=128",
-        "data.context_length: 128 is more than the model's 64; set size.context_length, which both follow",
+        "data.context_length: 128 is more than the model's 64; set size.context_length, to which both refer",
     ),
     (
         "train adapter=lora",
-        "adapter: it would freeze weights that nobody has trained; give some with weights=run "
-        "weights.path=…, or leave it out with adapter=none",
+        "adapter: it would freeze untrained weights; choose trained ones with weights=run "
+        "weights.path=…, or use adapter=none",
     ),
     (
         "generate weights=scratch best_of=0",
-        "best_of: 0 is not a number of answers; give 1, or more and a reward",
+        "best_of: 0 is not a number of answers; use 1, or more with a reward",
     ),
     (
         "generate weights=scratch best_of=3",
-        "best_of: several answers and a reward that chooses go together; give both, such as best_of=8 "
-        "reward=run reward.path=outputs/reward/…",
+        "best_of: choosing among several answers needs a reward, and a reward needs several answers; set both, "
+        "such as best_of=8 reward=run reward.path=outputs/reward/…",
     ),
 ]
 
@@ -209,11 +208,11 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
     [
         (
             ["generate", "hardware=cpu"],
-            "hardware=cpu: this command has single keys of hardware, not its options; set hardware.accelerator=cpu",
+            "hardware=cpu: this command has keys of hardware, but not its options; set hardware.accelerator=cpu",
         ),
         (
             ["classify", "hardware=ddp"],
-            "hardware=ddp: this command has single keys of hardware, not its options; set hardware.accelerator=… or "
+            "hardware=ddp: this command has keys of hardware, but not its options; set hardware.accelerator=… or "
             "hardware.precision=… or hardware.threads=…",
         ),
         (
@@ -222,19 +221,19 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
         ),
         (
             ["generate", "data=text"],
-            "data=text: this command chooses nothing from data; leave it out",
+            "data=text: this command does not use data; leave it out",
         ),
         (
             ["train", "name=a/b"],
-            "name: a/b has a slash, and is to be the name of a folder; leave that out",
+            "name: a/b has a slash, which the name of a folder may not have; leave that out",
         ),
         (
             ["train", "name=a\\b"],
-            "name: a\\b has a backslash, and is to be the name of a folder; leave that out",
+            "name: a\\b has a backslash, which the name of a folder may not have; leave that out",
         ),
         (
             ["train", "--experimental-rerun", "x.pickle"],
-            "--experimental-rerun: is not supported; the same command resumes its run",
+            "--experimental-rerun: is not supported; run the same command again to resume its run",
         ),
         (["compare", "x", "by=y"], "x: no such folder; name a sweep, a run, or a folder of runs"),
     ],
@@ -246,7 +245,7 @@ def test_a_mistake_is_one_line_and_status_2(llm, tmp_path, monkeypatch, words, l
 
 def test_a_missing_folder_of_configs(llm):
     assert llm("train", "--config-dir", "/nowhere")[2] == (
-        "--config-dir /nowhere: no such folder; name one that holds your configs\n"
+        "--config-dir /nowhere: no such folder; pass the folder of your configs\n"
     )
 
 
@@ -263,11 +262,11 @@ def test_folders_are_plain_words(tmp_path, monkeypatch):
     run = "runs/python_docs,model=llama"  # what looks like an override, but is there
     (tmp_path / run).mkdir(parents=True)
     words = ["--config-dir", "mine", "runs", "by=val/loss", run, "it's"]
-    *others, gathered = gathered_folders(words, "runs")
+    *others, gathered = gather_folders(words, "runs")
     assert others == ["--config-dir", "mine", "by=val/loss"]
     value = OverridesParser.create().parse_override(gathered).value()
     assert OmegaConf.create({"runs": value}).runs == ["runs", run, "it's"]
-    assert gathered_folders(["--help"], "runs") == ["--help"]
+    assert gather_folders(["--help"], "runs") == ["--help"]
 
 
 def test_runs_are_compared_without_torch(llm, tmp_path):

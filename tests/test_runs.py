@@ -102,7 +102,7 @@ def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
     run = Run(tmp_path / "task" / "run")
     with (
         run.claimed(),
-        pytest.raises(ClaimedRunError, match="another process is training in"),
+        pytest.raises(ClaimedRunError, match="another process is training in this folder"),
         run.claimed(),
     ):
         pass

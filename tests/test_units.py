@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm.units import common, duration, flops, format_bytes, format_number, percent
+from llm.units import common_unit, duration, flops, format_bytes, format_number, percent
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,6 @@ def test_a_number_is_short_and_has_its_unit(text, expected):
 
 
 def test_one_unit_for_many_is_the_largest_ones():
-    unit, shown = common(3 * 2**30)
-    assert common(1023.999 * 2**20)[0] == "GiB"
+    unit, shown = common_unit(3 * 2**30)
+    assert common_unit(1023.999 * 2**20)[0] == "GiB"
     assert (unit, shown(2**29), shown(3 * 2**30)) == ("GiB", "0.50", "3.00")

@@ -1,6 +1,6 @@
 """`llm COMMAND …`: the command line.
 
-Nothing heavy is imported before there is something to run: help and completion answer at once.
+Nothing heavy is imported before there is something to run, so that help and completion are fast.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ llm COMMAND [key=value …]
 
 {commands}
 
-  llm COMMAND --help                   the groups, options and values of a command
-  llm COMMAND … --cfg job              the composed configuration; nothing is run
-  llm COMMAND … -m key=a,b             a run for each value
-  llm COMMAND … --config-dir FOLDER    with configs of your own
-  eval "$(llm -sc install=bash)"       tab completion; zsh=… and fish=… likewise
+  llm COMMAND --help                   groups, options and values of a command
+  llm COMMAND … --cfg job              print the composed configuration without running it
+  llm COMMAND … -m key=a,b             run a sweep: one run for each value
+  llm COMMAND … --config-dir FOLDER    use your own configs too
+  eval "$(llm -sc install=bash)"       tab completion; also install=zsh and install=fish
   llm --version"""
 
 
 def main() -> None:
-    """Run the command line; a wrong command or configuration ends with status 2."""
+    """Run the command line; a wrong command or configuration exits with status 2."""
     console.use_utf8()
-    console.replace_what_cannot_be_printed()
-    console.warn_in_one_line()
+    console.replace_unprintable()
+    console.shorten_warnings()
     try:
         run_line(sys.argv[1:] or ["--help"])
         sys.stdout.flush()
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run_line(line: Sequence[str]) -> None:
-    """Do what a command line asks for."""
+    """Run a command line."""
     name, *words = line
     require_text(line)
     if name in ("-h", "--help"):
@@ -51,33 +51,35 @@ def run_line(line: Sequence[str]) -> None:
     elif name in ("-sc", "--shell-completion"):
         complete_line(words)
     elif name in COMMANDS:
-        with stoppable() if COMMANDS[name].is_heavy else contextlib.nullcontext():
+        with handle_early_stop() if COMMANDS[name].is_heavy else contextlib.nullcontext():
             run(name, words)
     else:
-        from llm.config.errors import suggestion  # imported to explain a mistake only
+        from llm.config.errors import (
+            suggestion,
+        )  # its difflib costs start-up time, and only an error needs it
 
         fail(f"llm {name}: no such command; {suggestion(name, COMMANDS)}")
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Say what became of the run when a signal stops it before or after it trains.
+def handle_early_stop() -> Iterator[None]:
+    """Report that the run is unchanged if a signal stops the command outside of training.
 
     Raises:
-        Stopped: outside of training, where nothing of the run was changed.
+        Stopped: a signal stopped the command.
     """
     with signals.received(signals.stop):
         try:
             yield
         except BaseException as error:
-            if (stop := signals.stop_behind(error)) is None:
+            if (stop := signals.find_stop(error)) is None:
                 raise
-            how = f"{str(stop) or 'SIGINT'} before training; the run is as it was"
+            how = f"{str(stop) or 'SIGINT'} before training; the run is unchanged"
             raise signals.Stopped(signals.number_of(stop), how) from None
 
 
 def require_text(words: Sequence[str]) -> None:
-    """Refuse a word of the command line whose bytes are not UTF-8: no file could hold it."""
+    """Refuse a word whose bytes are not UTF-8, because no config file could store it."""
     for word in words:
         try:
             word.encode()
@@ -87,7 +89,7 @@ def require_text(words: Sequence[str]) -> None:
 
 
 def usage() -> str:
-    """Return what `llm --help` prints: each command with an example."""
+    """Return the text of `llm --help`: each command with an example."""
     commands = (
         f"  {name:10s}{info.help}\n{'':12s}{info.example}" for name, info in COMMANDS.items()
     )
@@ -95,14 +97,14 @@ def usage() -> str:
 
 
 def run(name: str, words: Sequence[str]) -> None:
-    """Run a command, or show its configuration; a mistake of the user's is one line."""
-    # Hydra takes half a second to import, which `llm --help` does without.
+    """Run a command, or show its configuration. A UserError is printed as one line."""
+    # These import Hydra, which takes half a second that `llm --help` does not need.
     from llm.config.errors import UserError
-    from llm.config.os_errors import explained
+    from llm.config.os_errors import explain_os_errors
     from llm.launch.start import start, start_job
 
     try:
-        with explained():
+        with explain_os_errors():
             if words[:1] == ["--job"]:
                 start_job(words[1:])
             else:
@@ -112,9 +114,10 @@ def run(name: str, words: Sequence[str]) -> None:
 
 
 def complete_line(words: Sequence[str]) -> None:
-    """Serve a shell's completion: Hydra's own, which has no commands, behind the command.
+    """Complete a command line for a shell.
 
-    The shell calls `llm -sc query=bash` with the line typed so far in COMP_LINE.
+    The shell calls `llm -sc query=bash` with the line typed so far in COMP_LINE. Hydra's completion knows no commands,
+    so the name of the command is completed here and removed before Hydra completes the rest.
     """
     command = next(iter(COMMANDS))
     if words and words[0].startswith("query="):
@@ -127,7 +130,7 @@ def complete_line(words: Sequence[str]) -> None:
         os.environ["COMP_LINE"] = " ".join([program, *rest]) + ("" if rest else " ")
         if command not in COMMANDS:
             return
-        # Half a line is often no line yet: then there is nothing to offer, and nothing to say.
+        # An incomplete line is often not valid yet: then there is nothing to offer and no error to print.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception, SystemExit):
             run(command, ["-sc", *words])
         return
@@ -135,7 +138,7 @@ def complete_line(words: Sequence[str]) -> None:
 
 
 def fail(message: str, status: int = 2) -> None:
-    """Print what is wrong and exit."""
+    """Print an error and exit."""
     print(console.printable(message), file=sys.stderr)
     sys.exit(status)
 

@@ -1,9 +1,9 @@
-"""Which of several processes this is, and what they tell one another beside the training itself.
+"""The ranks of a run, and their communication besides training itself.
 
-A process of a run on several devices is a rank. Ranks know each other by torchrun's environment
-variables, whoever started them: torchrun, srun, or `llm train` itself. Gradients travel over the group
-that training uses (NCCL between GPUs); what is said here goes from CPU to CPU, so that no GPU
-waits, and patiently: tokenizing a corpus or sampling on one rank takes as long as it takes.
+A rank is a process of a run on several devices. Ranks find each other by torchrun's environment variables, whether
+torchrun, srun or `llm train` started them. Gradients use the process group of training (NCCL between GPUs). The
+functions here use a separate group between CPUs, so that no GPU waits, with a long timeout, because tokenizing a corpus
+or sampling on one rank may take hours.
 """
 
 import atexit
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 class World(NamedTuple):
-    """A process among those of its run.
+    """A process among the ranks of its run.
 
     Attributes:
-        rank: its number among all; 0 is the one that writes and prints.
-        size: how many there are.
-        local_rank: its number among those of its machine, which is that of its device.
-        local_size: how many its machine has.
+        rank: its rank; rank 0 writes and prints.
+        size: number of ranks.
+        local_rank: its number on its machine, which is also the number of its device.
+        local_size: number of ranks on its machine.
     """
 
     rank: int = 0
@@ -39,7 +39,7 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """This process, as the environment says; alone where it says nothing, or not all there is to say."""
+    """Return this process's rank from the environment; a single process if variables are missing."""
     if not is_rank():
         return World()
     rank, local_rank, size, local_size = (int(os.environ[name]) for name in NAMES[:4])
@@ -47,24 +47,24 @@ def world() -> World:
 
 
 def is_rank() -> bool:
-    """Whether somebody started this process as one of several."""
+    """Return whether this process was started as one of several ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and all(name in os.environ for name in NAMES)
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return world().rank == 0
 
 
-# The group of this module's own, over gloo; None where the process is alone.
+# This module's process group, over gloo; None for a single process.
 _group: Any = None
 
 
 def join_ranks(accelerator: str) -> None:
-    """Meet the other ranks, once; alone, do nothing.
+    """Connect to the other ranks, once. A single process does nothing.
 
     Args:
-        accelerator: `cuda` or `cpu`: over what training will talk.
+        accelerator: accelerator of training, `cuda` or `cpu`, which selects its backend.
     """
     global _group
     if _group is not None or world().size == 1:
@@ -86,13 +86,13 @@ def _leave() -> None:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has called this."""
     if _group is not None:
         distributed.barrier(_group)
 
 
 def broadcast(value: Any) -> Any:
-    """The first rank's value, on every rank."""
+    """Return the first rank's value on every rank."""
     if _group is None:
         return value
     values = [value]
@@ -101,7 +101,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, by rank, on every rank; plain data and tensors of the CPU."""
+    """Return the values of all ranks, by rank, on every rank; plain data and CPU tensors."""
     if _group is None:
         return [value]
     values: list[Any] = [None] * world().size
@@ -110,7 +110,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_to_first(value: T, owner: int) -> T | None:
-    """One rank's value on the first rank, None on the others; plain data and tensors of the CPU."""
+    """Return one rank's value on the first rank, and None on the others; plain data and CPU tensors."""
     here = world().rank
     if owner == 0 or _group is None:
         return value if here == 0 else None
@@ -123,9 +123,9 @@ def gather_to_first(value: T, owner: int) -> T | None:
 
 
 def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
-    """This rank's of the values that `gather` gave to a run, perhaps one of another number of ranks.
+    """Return this rank's value among those that `gather` returned, perhaps in a run with another number of ranks.
 
-    Then the first rank goes on with all of them, merged, and the others with None.
+    If the numbers differ, the first rank gets all values merged, and the others get None.
     """
     here = world()
     if len(gathered) == here.size:
@@ -134,10 +134,10 @@ def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T])
 
 
 class MaxVote:
-    """The largest number that any rank has named, without waiting for it.
+    """The maximum of a number over all ranks, without waiting.
 
-    A vote that is cast at one step is counted at the next, when it has long arrived. So all ranks
-    learn the same of the same step.
+    The numbers of one step are reduced asynchronously and read at the next step. So all ranks get the same result at
+    the same step.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class MaxVote:
         self._under_way: Any = None
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers at the last call, and cast this one; alone, this one itself."""
+        """Submit a number, and return the maximum of the previous call; a single process returns its own number."""
         if _group is None:
             return number
         before = 0
@@ -161,7 +161,7 @@ class MaxVote:
 
 @contextmanager
 def first_on_each_machine() -> Iterator[None]:
-    """Let one rank of each machine go through before its others, which find what it has made."""
+    """Let one rank of each machine run the block before the other ranks, which then find its files."""
     if world().local_rank > 0:
         barrier()
     yield

@@ -1,7 +1,7 @@
-"""Files of folders that anybody may have made: read within bounds, and written whole.
+"""Safe reading of files in untrusted folders, and atomic writing.
 
-A run, a sweep or a published model may be a stranger's. A link in it can lead to a file of the user's, reading
-a pipe never ends, and a short text can unfold to more than the memory holds.
+A run, a sweep or a published model may be untrusted. A link in it can lead to another file of the user, reading a pipe
+never ends, and a short text can expand to more than the memory holds.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_utf8, require_regular
 
-# The name of a file that is being written, by the process of this number.
+# Name of a file that is being written; it ends with the number of the writing process.
 PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
-# Far faster where PyYAML was built with libyaml.
+# Much faster if PyYAML was built with libyaml.
 PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -32,14 +32,14 @@ PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def require_own(folder: Path, *within: str) -> None:
-    """Let pass a folder that holds nothing but files and folders of its own.
+    """Require that a folder contains only files, folders, and links within it.
 
     Args:
         folder: the folder, which need not exist.
-        within: folders inside it, the content of which is looked at as well.
+        within: folders inside it whose content is checked too.
 
     Raises:
-        FileError: a link leads out of it, or something is neither a file nor a folder, such as a pipe.
+        FileError: a link leads out of the folder, or an entry is neither a file nor a folder, such as a pipe.
     """
     if not folder.is_dir():
         return
@@ -57,10 +57,10 @@ def _entries(folder: Path, within: Collection[str]) -> Iterator[Path]:
 
 
 def require_within(path: Path, folder: Path) -> None:
-    """Let pass a path that lies in a folder when its links are followed.
+    """Require that a path, with links followed, is inside a folder.
 
     Raises:
-        FileError: it lies elsewhere.
+        FileError: it is outside.
     """
     try:
         is_within = path.resolve().is_relative_to(folder.resolve())
@@ -68,7 +68,7 @@ def require_within(path: Path, folder: Path) -> None:
         is_within = False
     if not is_within:
         raise FileError(
-            f"{path}: is a link that leads out of its folder; put the file itself there, or delete the link"
+            f"{path}: is a link that leads out of its folder; replace it by the file itself, or delete it"
         )
 
 
@@ -76,11 +76,11 @@ def require_within(path: Path, folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileError: it cannot be read, or is not JSON.
+        FileError: the file cannot be read or is not JSON.
     """
     text = read_utf8(path)
     try:
@@ -90,29 +90,29 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        FileError: there is no such file, or it holds something else.
+        FileError: the file does not exist, or contains something else.
     """
     try:
         found = read_json(path)
     except FileNotFoundError:
         raise FileError(f"{path.parent} has no {path.name}; put the file there") from None
     if not isinstance(found, dict):
-        raise FileError(f"{path}: holds no JSON object; {RESTORE}")
+        raise FileError(f"{path}: is not a JSON object; {RESTORE}")
     return found
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The mapping that a YAML file holds.
+    """Return the mapping in a YAML file.
 
-    An alias takes a few bytes, and ten levels of ten aliases unfold to ten thousand million values: a file that
-    was written by us has none.
+    Aliases are refused: ten levels of ten aliases take a few bytes and expand to ten thousand million values. Our own
+    files have none.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileError: it cannot be read, is not YAML, has aliases, or holds something else.
+        FileError: the file cannot be read, is not YAML, has aliases, or contains something else.
     """
     text = read_utf8(path, LARGEST_YAML)
     try:
@@ -123,20 +123,20 @@ def read_yaml(path: Path) -> DictConfig:
         line = " ".join(str(error).split())[:200]
         raise FileError(f"{path}: is not YAML ({line}); {RESTORE}") from None
     if not isinstance(found, DictConfig) or not found:
-        raise FileError(f"{path}: holds no YAML mapping; {RESTORE}")
+        raise FileError(f"{path}: is not a YAML mapping; {RESTORE}")
     return found
 
 
 def stored_archive(path: Path) -> Path:
-    """The path of an archive that torch may open: what it holds takes no more room in memory than in the file.
+    """Return the path of an archive after checking that it is not compressed, so that torch may open it.
 
-    torch writes its archives uncompressed. A compressed one of a megabyte could unfold to a thousand.
+    torch writes its archives uncompressed. A compressed one of a megabyte could expand to a thousand.
 
     Raises:
-        FileError: it is compressed.
+        FileError: the archive is damaged or compressed.
     """
     if not zipfile.is_zipfile(path):
-        return path  # which torch says itself
+        return path  # torch reports this
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -144,7 +144,9 @@ def stored_archive(path: Path) -> Path:
         raise FileError(f"{path}: is damaged ({error}); {RESTORE}") from None
     is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not is_stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise FileError(f"{path}: is compressed, as torch writes none; put the file itself there")
+        raise FileError(
+            f"{path}: is compressed, and torch's archives are not; put the original file there"
+        )
     return path
 
 
@@ -152,29 +154,29 @@ def stored_archive(path: Path) -> Path:
 
 
 def partial_of(path: Path) -> Path:
-    """The name under which this process writes a file before it takes its place, for `sweep_partials` to know."""
+    """Return the temporary name under which this process writes a file; `sweep_partials` recognizes it."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The name of a file to write beside another one, whose place it takes when it is written.
+    """Yield a temporary path to write to, which replaces `path` at the end of the block.
 
-    So a reader sees the old content or the new, and a link in the place of the file is not followed.
+    So a reader sees the old content or the new one, and a link at `path` is not followed.
 
     Raises:
-        FileError: a link stands there that leads out of the folder.
+        FileError: `path` is a link that leads out of its folder.
     """
     if path.is_symlink():
         require_within(path, path.parent)
     partial = partial_of(path)
     partial.unlink(missing_ok=True)
-    partial.touch(exist_ok=False)  # anew, and not through a link
+    partial.touch(exist_ok=False)  # a new file, not through a link
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if error.filename in (None, str(partial)):  # a full disk names no file
+        if error.filename in (None, str(partial)):  # the error of a full disk names no file
             error.filename = str(path)
         raise
     finally:
@@ -182,10 +184,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep_partials(*folders: Path) -> None:
-    """Delete what `replacing` left behind of processes that were killed as they wrote.
+    """Delete temporary files of `replacing` whose processes were killed.
 
     Args:
-        folders: those to look into; they need not exist. Folders inside them are left alone.
+        folders: the folders, which need not exist; folders inside them are skipped.
     """
     for folder in folders:
         for path in folder.glob(".*"):
@@ -195,39 +197,38 @@ def sweep_partials(*folders: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Return whether a process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole; half of a character becomes a question mark."""
+    """Write a text file atomically; an incomplete character becomes a question mark."""
     with replacing(path) as partial:
         partial.write_text(text, "utf-8", "replace")
 
 
 def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
-    """Write a JSON file whole; what JSON does not know is written as text."""
+    """Write a JSON file atomically; values of other types are written as text."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, default=str)
     write_text(path, text + "\n")
 
 
 def open_for_appending(path: Path) -> TextIO:
-    """A text file in UTF-8, to add lines to, each of which is written at once.
+    """Open a UTF-8 text file for appending, with each line flushed.
 
     Raises:
-        FileError: a link stands there that leads out of the folder.
+        FileError: `path` is a link that leads out of its folder.
     """
     if path.is_symlink():
         require_within(path, path.parent)
-    if (
-        path.is_file() and path.stat().st_nlink > 1
-    ):  # the same file under another name stays as it is
+    # A hard link is replaced by a copy, so that the file under its other name is not changed.
+    if path.is_file() and path.stat().st_nlink > 1:
         with replacing(path) as partial:
             shutil.copyfile(path, partial)
     return path.open("a", buffering=1, encoding="utf-8", errors="replace", newline="")

@@ -1,6 +1,6 @@
-"""Where a run computes and in which precision: resolved once, printed, and saved with the run.
+"""The hardware of a run: devices and precision, resolved once, printed, and saved with the run.
 
-A `Strategy`, of which `llm.parallel` has several, divides a training step among devices.
+A `Strategy` divides a training step among devices; `llm.parallel` has several.
 """
 
 import os
@@ -14,13 +14,15 @@ from torch import nn
 from llm import distributed
 from llm.precision import Precision, faster_precision
 
-if TYPE_CHECKING:  # Lightning takes seconds to import, and a configuration's check does without it
+if (
+    TYPE_CHECKING
+):  # Lightning takes seconds to import, and checking a configuration does not need it
     from lightning.pytorch.strategies import Strategy as LightningStrategy
     from torch.distributed.device_mesh import DeviceMesh
 
 
 class MemoryDivisors(NamedTuple):
-    """By what each kind of memory is divided on a rank, compared with a single device."""
+    """The divisor of each kind of memory on a rank, compared with a single device."""
 
     weights: float = 1
     gradients: float = 1
@@ -30,13 +32,13 @@ class MemoryDivisors(NamedTuple):
 
 
 class Strategy(ABC):
-    """How several devices divide a training step among them.
+    """A way to divide a training step among several devices.
 
     Attributes:
-        is_sharded: whether no rank has the whole weights, so that all of them are needed to run the model.
-        keeps_gradients: whether gradients have a place of their own, which stays when they are dropped.
-        takes_fp16: whether it goes with float16 and the scaler that watches its gradients for overflows.
-        casts_weights: whether weights are kept in `precision`, beside float32 copies for the optimizer.
+        is_sharded: whether each rank has only a shard of the weights, so that all ranks are needed to run the model.
+        keeps_gradients: whether gradients are stored in buffers that are never released.
+        takes_fp16: whether it supports float16 with a gradient scaler.
+        casts_weights: whether weights are stored in `precision`, with float32 copies for the optimizer.
     """
 
     is_sharded: bool = False
@@ -46,68 +48,71 @@ class Strategy(ABC):
 
     @abstractmethod
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":
-        """The strategy that Lightning's trainer is given."""
+        """Return the strategy for Lightning's trainer."""
 
     def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:  # noqa: B027 - most do nothing
         """Divide a model's weights among the ranks of a mesh, in place."""
 
     def data_parallel(self, world: int) -> int:
-        """How many of so many ranks read batches of their own."""
+        """Return the number of data-parallel ranks among `world` ranks."""
         return world
 
     def pieces(self, world: int) -> int:
-        """How many equal parts so many ranks divide a batch into."""
+        """Return the number of equal parts into which `world` ranks divide a batch."""
         return self.data_parallel(world)
 
     @abstractmethod
     def shares(self, world: int) -> MemoryDivisors:
-        """By what the memory that a step takes is divided on each of so many ranks, where all divides evenly."""
+        """Return the memory divisors of `world` ranks, for a model that they divide evenly."""
 
     def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
-        """The same for a model that `fits`, on the rank that has most of it; weights are not looked at."""
+        """Return the memory divisors of a model on the rank with the largest share; weights are not read."""
         return self.shares(world)
 
     def require(self) -> None:  # noqa: B027 - most need torch alone
-        """Refuse a machine that lacks what the strategy stands on; a plan is made without it.
+        """Require the libraries and devices that the strategy needs. A plan does not need them.
 
         Raises:
-            ValueError: it does.
+            ValueError: this machine lacks them.
         """
 
     def check(self, hardware: "Hardware") -> None:
-        """Refuse hardware, its devices counted, that this strategy does not work on.
+        """Require hardware that this strategy supports.
+
+        Args:
+            hardware: the hardware with its devices counted.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the strategy does not support it.
         """
         if hardware.precision == "fp16" and not self.takes_fp16:
             raise ValueError(
-                "precision=fp16: divided weights train in bf16 or 32; use hardware.precision=bf16 or 32"
+                "precision=fp16: sharded weights train in bf16 or 32; use hardware.precision=bf16 or 32"
             )
 
     def fits(self, task: nn.Module, world: int) -> None:  # noqa: B027 - most divide anything
-        """Refuse a task, or its `model`, that so many ranks cannot divide; weights are not looked at.
+        """Require a task and model that `world` ranks can divide; weights are not read.
 
         Raises:
-            ValueError: they cannot.
+            ValueError: they cannot be divided.
         """
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine, or machines, that a run uses.
+    """The machines and devices that a run uses.
 
     Args:
-        accelerator: `auto` takes a GPU (CUDA, then Apple's MPS) when there is one, else the CPU.
-        devices: how many devices of each machine; `auto` is all its GPUs, or one process on the CPU.
-        num_nodes: how many machines; each is told its number and where to meet by NODE_RANK, MASTER_ADDR
-            and MASTER_PORT.
-        strategy: how several devices divide the work; a single one is given none, whatever was chosen.
-        precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 where it is measured faster.
+        accelerator: `auto` is a GPU (CUDA, then Apple's MPS) if there is one, otherwise the CPU.
+        devices: number of devices of each machine; `auto` is all its GPUs, or one process on the CPU.
+        num_nodes: number of machines. NODE_RANK, MASTER_ADDR and MASTER_PORT give each machine its number and the
+            address of machine 0.
+        strategy: how several devices divide a training step; a single device uses none.
+        precision: `bf16` or `fp16` (mixed), `32`, or `auto`: bf16 if it is measured to be faster.
         compile: compile the model and its loss with `torch.compile`.
         activation_checkpointing: recompute each block's activations in the backward pass to save memory.
         workers: data-loading processes of each rank; 0 loads in the training process.
-        threads: CPU threads of each rank, or null: torch's own choice, and of several ranks each its share.
+        threads: CPU threads of each rank; null is torch's default, or an equal share of the cores for several ranks.
 
     Raises:
         ValueError: a number is out of range, or several devices have no strategy.
@@ -136,42 +141,41 @@ class Hardware:
                 f"workers={self.workers}: give 0 (load in the training process) or more"
             )
         if self.threads is not None and self.threads < 1:
-            raise ValueError(
-                f"threads={self.threads}: give a number from 1 on, or null for torch's choice"
-            )
+            raise ValueError(f"threads={self.threads}: give 1 or more, or null for torch's default")
 
     def place(self) -> "Hardware":
         """Count the devices and find the accelerator.
 
         Raises:
-            ValueError: what is asked for is not there, or the strategy does not work on it.
+            ValueError: the requested devices are not available, or the strategy does not support them.
         """
         accelerator = _available(self.accelerator)
         devices, num_nodes = self._counts(accelerator)
         placed = replace(self, accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-        # What was chosen is checked, though one device has no use for it.
+        # The chosen strategy is checked even if a single device does not use it.
         if self.strategy is not None:
             self.strategy.require()
             self.strategy.check(placed)
         return placed if placed.world > 1 else replace(placed, strategy=None)
 
     def _counts(self, accelerator: str) -> tuple[int, int]:
-        """Devices of this machine and machines: as they were started, or as they are asked for."""
-        there = torch.cuda.device_count() if accelerator == "cuda" else 1
-        devices, num_nodes = there if self.devices == "auto" else self.devices, self.num_nodes
+        """Return the numbers of devices per machine and of machines: as started or, without ranks, as requested."""
+        available = torch.cuda.device_count() if accelerator == "cuda" else 1
+        devices, num_nodes = available if self.devices == "auto" else self.devices, self.num_nodes
         world = distributed.world()
         if distributed.is_rank():
             started = world.local_size, world.size // world.local_size
             if self.devices not in ("auto", started[0]) or num_nodes not in (1, started[1]):
                 raise ValueError(
                     f"devices={self.devices} on num_nodes={num_nodes}: {started[0]} processes were started on each "
-                    f"of {started[1]} machines; ask for as many (hardware=ddp hardware.devices=auto), or start as many"
+                    f"of {started[1]} machines; request the same (hardware=ddp hardware.devices=auto), or start "
+                    "as many processes"
                 )
             devices, num_nodes = started
-        if devices > there and accelerator != "cpu":
+        if devices > available and accelerator != "cpu":
             raise ValueError(
-                f"devices={devices}: this process sees {there} of accelerator={accelerator}; "
-                f"give {there} or fewer, or devices=auto"
+                f"devices={devices}: this process sees {available} of accelerator={accelerator}; "
+                f"give {available} or fewer, or devices=auto"
             )
         if devices * num_nodes > 1 and self.strategy is None:
             raise ValueError(
@@ -181,17 +185,17 @@ class Hardware:
         return devices, num_nodes
 
     def resolve(self) -> "Hardware":
-        """Replace every `auto` by what there is. Ranks meet here, for they have to agree on it.
+        """Replace every `auto` by a value. Ranks connect here, because they must agree on the values.
 
         Raises:
-            ValueError: what is asked for is not there.
+            ValueError: the requested devices are not available.
         """
         placed = self.place()
         distributed.join_ranks(placed.accelerator)
         precision = self.precision
         if precision == "auto":
             measured = faster_precision(placed.accelerator) if distributed.is_first() else None
-            precision = self.suited(distributed.broadcast(measured))
+            precision = self.suitable_precision(distributed.broadcast(measured))
         if precision == "fp16" and placed.accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
         resolved = replace(placed, precision=precision, threads=self.threads or share_of_cores())
@@ -199,25 +203,25 @@ class Hardware:
             self.strategy.check(resolved)
         return resolved
 
-    def suited(self, fastest: Precision) -> Precision:
-        """What `auto` becomes where this precision is the fastest: 32 for a strategy that does not take fp16."""
+    def suitable_precision(self, fastest: Precision) -> Precision:
+        """Return the precision for `auto`: the fastest, or 32 if that is fp16 and the strategy does not support it."""
         takes_it = self.strategy is None or self.strategy.takes_fp16
         return fastest if takes_it or fastest != "fp16" else 32
 
     @property
     def world(self) -> int:
-        """Processes of the run on all machines; of placed hardware only."""
+        """Number of processes on all machines; requires that devices are counted."""
         assert self.devices != "auto"
         return self.devices * self.num_nodes
 
     @property
     def lightning_precision(self) -> str:
-        """The resolved precision in Lightning's words."""
+        """The resolved precision as Lightning names it."""
         return {32: "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
 
 
 def share_of_cores() -> int | None:
-    """This rank's CPU threads; None, torch's own choice, where it has the machine or was told a number."""
+    """Return this rank's CPU threads; None (torch's default) for a single rank or if OMP_NUM_THREADS is set."""
     ranks = distributed.world().local_size
     if ranks == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
@@ -225,7 +229,7 @@ def share_of_cores() -> int | None:
 
 
 def cores() -> int:
-    """The cores that this process may use, which may be fewer than the machine has."""
+    """Return the number of cores that this process may use, possibly fewer than the machine has."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
@@ -246,7 +250,7 @@ def _available(accelerator: str) -> str:
 
 
 def describe_hardware(hardware: Hardware) -> str:
-    """One line for the start of a run: device, count, strategy, precision."""
+    """Return one line about the devices, the strategy and the precision."""
     name = torch.cuda.get_device_name() if hardware.accelerator == "cuda" else hardware.accelerator
     devices = f"{hardware.devices} × {name}"
     if hardware.num_nodes > 1:

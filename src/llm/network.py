@@ -1,7 +1,8 @@
-"""What may be fetched: only what the user named; and for how long a server may take.
+"""Permission to download, and deadlines of servers.
 
-A run's configuration names data and weights too, and the run may be a stranger's: opening it must not contact
-an address of his choice. What such a name stands for is then read only if it is on this machine already.
+Only what the user has named may be downloaded. A run's configuration names data and weights too, but the run may be
+untrusted: opening it must not contact an address of its choice. Such data are read only if they are already on this
+machine.
 """
 
 import threading
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-# A download has to bring so many bytes a second in every period of so many seconds.
+# A download must reach SLOWEST bytes per second in every period of PERIOD seconds.
 SLOWEST = 1024
 PERIOD = 60.0
 
@@ -23,7 +24,7 @@ _OFFLINE: ContextVar[str | None] = ContextVar("offline", default=None)
 
 @contextmanager
 def offline(who: str) -> Iterator[None]:
-    """Let nothing be fetched inside this block, because `who` and not the user named it."""
+    """Forbid downloads inside this block, because `who`, and not the user, names the addresses."""
     token = _OFFLINE.set(who)
     try:
         yield
@@ -32,47 +33,47 @@ def offline(who: str) -> Iterator[None]:
 
 
 def is_offline() -> bool:
-    """Whether nothing may be fetched now."""
+    """Return whether downloads are forbidden now."""
     return _OFFLINE.get() is not None
 
 
 def refusal(what: str) -> str | None:
-    """Why something must not be fetched now; None where it may."""
+    """Return why something may not be downloaded now; None if it may."""
     who = _OFFLINE.get()
-    return f"{what} is named by {who}, not by you, so it is not fetched" if who else None
+    return f"{what} is named by {who}, not by you, so it is not downloaded" if who else None
 
 
 def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """Return the result of a call that waits for a server, which has so many seconds for all of it.
+    """Return the result of a call to a server, with a deadline in seconds for the whole call.
 
-    The timeout of a socket is one for each piece that arrives: a server that sends a byte now and then would
-    hold the call for ever. A call that is given up goes on in a thread that nobody waits for.
+    The timeout of a socket applies to each piece that arrives, so a server that sends a byte now and then would block
+    for ever. After the deadline, the call continues in a thread whose result is ignored.
 
     Raises:
-        TimeoutError: the seconds are over.
+        TimeoutError: the deadline has passed.
     """
     try:
-        return _started(call)(seconds)
+        return _start(call)(seconds)
     except Empty:
-        raise TimeoutError(f"timed out: no whole answer within {seconds:g} seconds") from None
+        raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds") from None
 
 
 def downloaded(call: Callable[[], Result], *folders: Path, seconds: float | None = None) -> Result:
-    """Return the result of a download, however long it takes, unless it becomes too slow.
+    """Return the result of a download, which may take any time unless it becomes too slow.
 
-    How long a file may take depends on its size, so the deadline is a rate: in each period at least
-    `SLOWEST` bytes a second have to arrive. A download that is given up goes on in a thread that nobody waits for.
+    The time of a download depends on its size, so the limit is a rate: at least `SLOWEST` bytes per second in each
+    period. A download that is too slow continues in a thread whose result is ignored.
 
     Args:
-        call: downloads.
-        folders: those that it writes to as the bytes arrive; they need not exist.
-        seconds: length of a period; None takes `PERIOD`.
+        call: the download.
+        folders: folders that it writes to while bytes arrive; they need not exist.
+        seconds: length of a period; None means `PERIOD`.
 
     Raises:
-        TimeoutError: less than that has arrived in a period.
+        TimeoutError: a period was too slow.
     """
     seconds = PERIOD if seconds is None else seconds
-    result, before = _started(call), _size(folders)
+    result, before = _start(call), _size(folders)
     while True:
         try:
             return result(seconds)
@@ -85,10 +86,10 @@ def downloaded(call: Callable[[], Result], *folders: Path, seconds: float | None
             before = now
 
 
-def _started(call: Callable[[], Result]) -> Callable[[float], Result]:
-    """Begin a call in a thread; returns what waits for its result for some seconds, and raises Empty after them."""
+def _start(call: Callable[[], Result]) -> Callable[[float], Result]:
+    """Start a call in a thread, and return a function that waits for its result, or raises Empty after a timeout."""
     results: Queue[tuple[Any, BaseException | None]] = Queue()
-    context = copy_context()  # whether the network may be used, among others
+    context = copy_context()  # includes whether downloads are forbidden
 
     def run() -> None:
         try:
@@ -107,7 +108,7 @@ def _started(call: Callable[[], Result]) -> Callable[[float], Result]:
 
 
 def _size(folders: Iterable[Path]) -> int:
-    """Bytes in all files below some folders; a file that goes meanwhile counts nothing."""
+    """Return the bytes in all files below some folders; a file that is deleted meanwhile counts 0."""
     total = 0
     for folder in folders:
         for path in folder.rglob("*"):

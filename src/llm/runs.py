@@ -1,16 +1,16 @@
-"""A run directory: what was asked, what came of it, and how it goes on.
+"""A run directory: configuration, results, and everything needed to resume.
 
     outputs/pretraining/NAME/
-      config.yaml      the composed configuration with every number resolved
-      run.json         status, fingerprint, versions, seed, figures
-      tokenizer.json   the tokenizer, whole
+      config.yaml      the composed configuration with every value resolved
+      run.json         status, fingerprint, versions, seed, metrics
+      tokenizer.json   the tokenizer
       checkpoints/     best.ckpt (weights), last.ckpt (everything that exact resume needs), each with its SHA-256
       metrics.csv      every metric by step
-      samples.txt      what the model wrote as it learned
-      loss.png         the loss picture
-      predictions.csv, confusion.png, responses.json, …   what the task made of the test part
+      samples.txt      texts generated during training
+      loss.png         the loss plot
+      predictions.csv, confusion.png, responses.json, …   the task's results on the test part
 
-The directory is found again by its name, which the overrides give it: no time stamps.
+The name of the directory is made from the overrides, without a time stamp, so that the same command finds it again.
 """
 
 import os
@@ -37,10 +37,10 @@ from llm.terminal import shell
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm-hydra", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
-FORMAT = 2  # of a run directory; raised when an older one cannot be read any more
-# Entries of a record that a checkpoint repeats, so that no other run goes on from it.
+FORMAT = 2  # of a run directory; increased when an older one can no longer be read
+# Entries of a record that each checkpoint repeats, so that no other run resumes from it.
 OWN = ("fingerprint", "data", "base")
-# What a record holds where it holds it; the other entries are only shown.
+# Types of the entries of a record that are used. Other entries are only displayed.
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "task", "command", "error", "fingerprint", "recipe", "data"), (str,)),
     **dict.fromkeys(("corpus", "vocabulary", "base", "status", "started"), (str,)),
@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "trained": (bool,),
     "segments": (list,),
 }
-# The experiments that train runs of a task; without one a run is pretrained.
+# The experiment that trains a run of each task.
 EXPERIMENTS = {
     "classification": "classify",
     "sft": "instruct",
@@ -57,7 +57,7 @@ EXPERIMENTS = {
     "reward": "reward",
     "grpo": "grpo",
 }
-# What a person would look at first, where the task makes it.
+# Result files, if the task writes them.
 RESULTS = {
     "picture": "loss.png",
     "samples": "samples.txt",
@@ -70,7 +70,7 @@ RESULTS = {
 def run_metadata(
     config: DictConfig, overrides: Iterable[str], *, choices: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """What a run is called by whoever compares it with others, for its record."""
+    """Return the entries of a run's record that comparisons use."""
     return {
         "seed": config.seed,
         "recipe": recipe(config),
@@ -83,7 +83,7 @@ def run_metadata(
 class ClaimedRunError(UserError):
     """Another process trains in the run directory."""
 
-    status = 75  # EX_TEMPFAIL: nothing is wrong, later it may work
+    status = 75  # EX_TEMPFAIL: not an error of the user, it may work later
 
 
 @dataclass
@@ -91,10 +91,10 @@ class Run:
     """One run directory on disk.
 
     Args:
-        path: the directory; it need not exist yet.
+        path: the directory, which need not exist yet.
 
     Raises:
-        FileError: it holds a link that leads out of it, a pipe, or a damaged record.
+        FileError: the directory contains a link that leads out of it, a pipe, or a damaged record.
     """
 
     path: Path
@@ -135,17 +135,17 @@ class Run:
 
     @property
     def has_last(self) -> bool:
-        """Whether there is a checkpoint to resume from: the newest one, or the one before it."""
+        """Whether there is a checkpoint to resume from: the newest or the previous one."""
         return self.last.exists() or previous_of(self._checkpoint("last")).exists()
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is a checkpoint to use: `callbacks.checkpoints` may be left out."""
+        """Whether there are saved weights; `callbacks.checkpoints` may have been left out."""
         return self.best.exists() or self.has_last
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """Entries of the record that a checkpoint repeats, so that it can be told from another run's."""
+        """The entries of the record that each checkpoint repeats, to recognize the checkpoints of this run."""
         return {key: self.record[key] for key in OWN if key in self.record}
 
     def require_wrote(self, file: Path, stamp: Any) -> None:
@@ -153,17 +153,17 @@ class Run:
 
         Args:
             file: the checkpoint.
-            stamp: what it says of its run; empty in checkpoints of earlier versions.
+            stamp: the entries that it repeats; empty in checkpoints of earlier versions.
 
         Raises:
-            ConfigError: it is another run's.
+            ConfigError: another run has written it.
         """
         for key, own in self.stamp.items():
             earlier = [each[key] for each in self.record.get("segments") or () if key in each]
             if isinstance(stamp, Mapping) and stamp.get(key, own) not in (own, *earlier):
                 raise ConfigError(
                     f"{display_path(file)}: is the checkpoint of another run (its {key} is {stamp[key]}, that of this "
-                    f"run {own}); put this run's own checkpoints back, choose another name=, or train again with "
+                    f"run is {own}); restore this run's own checkpoints, choose another name=, or train again with "
                     "rerun=true"
                 )
 
@@ -174,27 +174,27 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        """What the model wrote as it learned."""
+        """Texts generated during training."""
         return self.path / "samples.txt"
 
     @property
     def picture(self) -> Path:
-        """The loss picture."""
+        """The loss plot."""
         return self.path / "loss.png"
 
     def results(self) -> dict[str, Path]:
-        """The files to look at that are there."""
+        """Return the existing result files."""
         files = {what: self.path / name for what, name in RESULTS.items()}
         return {what: file for what, file in files.items() if file.is_file()}
 
     @property
     def status(self) -> Status:
-        """Where the run stands; `new` when nothing was recorded."""
+        """The recorded status; `new` if there is no record."""
         return self.record.get("status", "new")
 
     @property
     def state(self) -> Status:
-        """Where the run stands as seen from outside: one whose process died in mid-run is interrupted."""
+        """The status, with `interrupted` for a run whose process was killed during training."""
         is_dead = self.status == "running" and not self._is_held()
         return "interrupted" if is_dead else self.status
 
@@ -214,20 +214,20 @@ class Run:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock()
         try:
-            lock.acquire(timeout=1)  # who asks whether a run is alive holds it for a moment
+            lock.acquire(timeout=1)  # `state` of another process holds it for a moment
         except Timeout:
             raise ClaimedRunError(
-                f"another process is training in {self.path}: wait for it, or choose another name="
+                f"{self.path}: another process is training in this folder; wait for it, or choose another name="
             ) from None
         try:
-            self.__post_init__()  # what the process before may have recorded since
-            self._mend()
+            self.__post_init__()  # reads what another process may have recorded in the meantime
+            self._clean_up()
             yield
         finally:
             lock.release()
 
-    def _mend(self) -> None:
-        """Put back what a killed process had set aside, and delete what it had not finished writing."""
+    def _clean_up(self) -> None:
+        """Restore checkpoints that a killed process had moved, and delete its incomplete files."""
         for path in map(self._checkpoint, ("best", "last")):
             if existing_checkpoint(path) != path:
                 existing_checkpoint(path).rename(path)
@@ -241,18 +241,20 @@ class Run:
         return FileLock(self.path.parent / f".{self.path.name}.lock")
 
     def _is_held(self) -> bool:
-        """Whether a process holds the directory, found out without making a file: it may be a stranger's."""
+        """Return whether a process holds the directory, without creating a file: the run may be untrusted."""
         lock = self._lock()
         try:
             if not Path(lock.lock_file).is_file():
                 return False
             with lock.acquire(blocking=False):
                 return False
-        except OSError:  # Timeout is one: it is held; or nobody may ask, and the record is believed
+        except (
+            OSError
+        ):  # Timeout: it is held. Otherwise the lock cannot be opened, and the record is trusted
             return True
 
     def start(self, **entries: Any) -> None:
-        """Record that training begins (or goes on) now, and what it is that begins."""
+        """Record that training begins or resumes, with further entries."""
         self.update(
             **entries,
             status="running",
@@ -264,17 +266,17 @@ class Run:
             process=os.getpid(),
         )
 
-    def finish(self, status: Status, **figures: Any) -> None:
-        """Record how training ended."""
-        self.update(status=status, ended=now(), **figures)
+    def finish(self, status: Status, **entries: Any) -> None:
+        """Record how training ended, with further entries."""
+        self.update(status=status, ended=now(), **entries)
 
     def put_back(self, record: Mapping[str, Any]) -> None:
-        """Let the record be as it was, after an attempt that changed nothing of the run."""
+        """Restore an earlier record, after a session that did not change the run."""
         self.record = {}
         self.update(**record)
 
     def archive(self) -> Path | None:
-        """Rename an existing directory to make room for a fresh run; returns its new place."""
+        """Rename an existing directory, so that a new run can use its name, and return the new path."""
         if not (self._json.is_file() or self.has_weights):
             return None
         self.record = {}
@@ -282,27 +284,27 @@ class Run:
 
 
 class ReadOnlyRun(Run):
-    """A run directory for the ranks of a run that write nothing: the first one does."""
+    """A run directory for ranks after the first one, which write nothing."""
 
     def update(self, **entries: Any) -> None:
-        """Remember what is being recorded."""
+        """Add entries to the record in memory."""
         self.record |= entries
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Nothing: the first rank holds the directory."""
+        """Do nothing: the first rank holds the directory."""
         yield
 
     def archive(self) -> Path | None:
-        """Begin afresh as the first rank does."""
+        """Clear the record, as the first rank does."""
         self.record = {}
 
 
 def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return a record in the format of this version, whose entries have the types that are sorted and compared.
+    """Return a record after checking its format and the types of its entries.
 
     Raises:
-        FileError: the format is another one, or an entry has another type.
+        FileError: the record has another format, or an entry has another type.
     """
     written = record.get("format", 1)
     if record and written != FORMAT:
@@ -322,36 +324,36 @@ def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def archive_folder(path: Path) -> Path:
-    """Rename a folder to make room for a fresh one; returns its new place."""
+    """Rename a folder to NAME~1 or the next free number, and return the new path."""
     number = 1
-    while (aside := path.with_name(f"{path.name}~{number}")).exists():
+    while (backup := path.with_name(f"{path.name}~{number}")).exists():
         number += 1
-    return path.rename(aside)
+    return path.rename(backup)
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that another one, which is a file, has replaced."""
+    """Return the path of the previous checkpoint, which is kept when a new one (a file) is saved."""
     return path.with_stem("previous")
 
 
 def parts_of(path: Path) -> Path:
-    """Where a checkpoint in parts is written while a file is in its place."""
+    """Return the temporary path of a sharded checkpoint while a file is at its path."""
     return path.with_name(f".{path.name}.parts")
 
 
 def backup_path(path: Path) -> Path:
-    """Where a checkpoint stands while one of the other form, a file or a folder, takes its place."""
+    """Return the temporary path of a checkpoint while one of the other kind (file or folder) replaces it."""
     return path.with_name(f".{path.name}.before")
 
 
 def existing_checkpoint(path: Path) -> Path:
-    """Where a checkpoint is: aside, if the process was killed that was about to write another in its place."""
-    aside = backup_path(path)
-    return aside if aside.exists() and not path.exists() else path
+    """Return the path of a checkpoint: its backup path if the process that was replacing it was killed."""
+    backup = backup_path(path)
+    return backup if backup.exists() and not path.exists() else path
 
 
 def display_path(path: Path) -> Path:
-    """A path relative to here where it lies below here."""
+    """Return a path relative to the current folder if it is inside it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
@@ -359,16 +361,16 @@ def display_path(path: Path) -> Path:
 def require_run(
     path: str, key: str, *, tasks: Collection[str] = (), folder: str = "outputs"
 ) -> None:
-    """Refuse what is not a run directory; name runs that are.
+    """Require a run directory; the error lists existing runs.
 
     Args:
-        path: what was given.
-        key: by which.
-        tasks: those whose runs are meant; none for all.
-        folder: where the runs to name are looked for.
+        path: the path.
+        key: the key that has the path as its value.
+        tasks: tasks of the runs to list; empty for all.
+        folder: folder of the runs to list.
 
     Raises:
-        ConfigError: the folder does not hold the configuration of a run.
+        ConfigError: the path is not a run directory.
     """
     if Run(Path(path)).config.is_file():
         return
@@ -377,20 +379,20 @@ def require_run(
     experiments = [f"experiment={EXPERIMENTS[task]}" for task in tasks if task in EXPERIMENTS]
     chosen = experiments[:1] if len(experiments) == len(tasks) else []
     train = shell.command_line(shell.program(), "train", *chosen)
-    there = (
+    existing = (
         f"{kind}runs here: {', '.join(found[:5])}"
         if found
         else f"there are no {kind}runs in {folder}/; train one with {train}"
     )
-    raise ConfigError(f"{key}: {path} is not a run directory (it has no config.yaml); {there}")
+    raise ConfigError(f"{key}: {path} is not a run directory (it has no config.yaml); {existing}")
 
 
 def list_runs(folder: Path, tasks: Collection[str] = ()) -> list[Run]:
-    """All run directories under `folder` whose records can be read, the newest first.
+    """Return all run directories in `folder` whose records can be read, newest first.
 
     Args:
-        folder: of runs by kind, and of sweeps.
-        tasks: those whose runs are wanted; none for all.
+        folder: the folder of outputs.
+        tasks: tasks of the runs to return; empty for all.
     """
     files = [file for depth in ("*/*", "sweeps/*/*/*") for file in folder.glob(f"{depth}/run.json")]
     runs = []
@@ -402,12 +404,12 @@ def list_runs(folder: Path, tasks: Collection[str] = ()) -> list[Run]:
 
 
 def now() -> str:
-    """The time, with its zone."""
+    """Return the time with its time zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def versions() -> dict[str, str]:
-    """What figures depend on: the versions of Python and of the packages that compute them."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in VERSIONS:
         with suppress(metadata.PackageNotFoundError):
@@ -420,7 +422,7 @@ def _machine() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` where files differ from it; None outside a checkout."""
+    """Return the commit of this code, with `-dirty` if files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     with suppress(OSError, subprocess.CalledProcessError):
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

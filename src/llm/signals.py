@@ -1,8 +1,8 @@
-"""The signals by which a process is asked to stop, and how they are heard: the same ones everywhere.
+"""The signals that stop a process, and their handling, which is the same everywhere.
 
-Ctrl-C, what a scheduler or `kill` sends (some announce the end of a job's time by a user's signal), and the end
-of the terminal. The last one takes away where the process prints to: from then on that goes nowhere, so that
-what is said while a run is saved does no harm.
+These are Ctrl-C, the signals of a scheduler or `kill` (some schedulers announce the end of a job's time by SIGUSR1 or
+SIGUSR2), and SIGHUP at the end of the terminal. After SIGHUP, output is discarded, so that printing while a run is
+saved does not fail.
 """
 
 import os
@@ -13,20 +13,20 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# Those that a process heeds even if it was told to ignore them.
+# Signals that are handled even if the process inherited that they are ignored.
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
-# What a process exits with that was asked to stop, and did: by SIGTERM as shells report it, else as after Ctrl-C.
+# Exit statuses of a process that a signal stopped: 143 after SIGTERM, otherwise 130, as after Ctrl-C.
 INTERRUPTED = (130, 143)
 
 Handler = Callable[[int, Any], Any]
 
-_raised: list[int] = []  # signals at which this process was to stop at once
+_raised: list[int] = []  # signals that `stop` has handled
 
 
 class Stopped(KeyboardInterrupt):
-    """This process was asked to stop, and does so at once.
+    """A signal stops this process immediately.
 
-    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job.
+    Like KeyboardInterrupt, it is not an Exception, so that a sweep does not continue with its next job.
 
     Attributes:
         number: the signal.
@@ -38,7 +38,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop(number: int, frame: object) -> None:
-    """Handle a signal by stopping at once.
+    """Handle a signal by stopping immediately.
 
     Raises:
         Stopped: always.
@@ -47,11 +47,11 @@ def stop(number: int, frame: object) -> None:
     raise Stopped(number)
 
 
-def stop_behind(error: BaseException) -> BaseException | None:
-    """Return what stopped this process if an error came of it, else None.
+def find_stop(error: BaseException) -> BaseException | None:
+    """Return the stop that caused an error; None if no signal did.
 
-    `Stopped` is raised wherever the process happens to be. A library that is being imported, or is changing its own
-    state, may fail because of it later and in another way.
+    `Stopped` can be raised anywhere. A library that is being imported, or is changing its state, may fail because of it
+    later and with another error.
     """
     if isinstance(error, KeyboardInterrupt):
         return error
@@ -61,20 +61,20 @@ def stop_behind(error: BaseException) -> BaseException | None:
 
 
 def number_of(error: BaseException) -> int:
-    """The signal behind an exception that stops a process: Ctrl-C, where it does not say."""
+    """Return the signal of an exception that stops a process; SIGINT by default."""
     return getattr(error, "number", signal.SIGINT)
 
 
 def status_of(number: int) -> int:
-    """What a process exits with that a signal has stopped."""
+    """Return the exit status of a process that a signal has stopped."""
     return 128 + (signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
 
 def handling() -> list[signal.Signals]:
-    """All but what this process was told to ignore, such as the end of the terminal by nohup.
+    """Return the signals to handle: all but those that this process ignores, such as SIGHUP under nohup.
 
-    Ctrl-C is heeded even by a script's background job, which ignores it by birth: a sweep and a launcher
-    of ranks tell their processes by it.
+    SIGINT is handled even by a background job of a script, which inherits that it is ignored: sweeps and launchers of
+    ranks stop their processes with it.
     """
     return [
         number
@@ -84,38 +84,38 @@ def handling() -> list[signal.Signals]:
 
 
 def listen(handler: Handler) -> dict[signal.Signals, Any]:
-    """Have a handler called at what is heeded; only a process's main thread may ask for it.
+    """Install a handler for the signals of `handling`. Call this in the main thread.
 
     Returns:
-        The handlers that there were, for `give_back`.
+        The previous handlers, for `restore_handlers`.
     """
-    hear = without_terminal(handler)
-    return {number: signal.signal(number, hear) for number in handling()}
+    wrapped = without_terminal(handler)
+    return {number: signal.signal(number, wrapped) for number in handling()}
 
 
 def without_terminal(handler: Handler) -> Handler:
-    """A handler that prints nowhere where the terminal has ended."""
+    """Return a handler that first discards further output if the terminal has ended."""
 
-    def hear(number: int, frame: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
             detach_terminal()
         handler(number, frame)
 
-    return hear
+    return handle
 
 
 def restore_handlers(handlers: Mapping[Any, Any]) -> None:
-    """Let signals do again what they did."""
+    """Restore previous handlers."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @contextmanager
 def received(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
-    """Listen within a block.
+    """Install a handler within a block.
 
     Yields:
-        The handlers that there were.
+        The previous handlers.
     """
     _raised.clear()
     before = listen(handler)
@@ -127,10 +127,10 @@ def received(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
 
 
 def detach_terminal() -> None:
-    """Print nowhere instead of to a terminal that is gone, where each word would be an error; files stay."""
+    """Discard output to a terminal that has ended, where printing would fail; output to files is kept."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
-        with suppress(OSError):  # it was closed before
+        with suppress(OSError):  # already closed
             if not stat.S_ISREG(os.fstat(output).st_mode):
                 os.dup2(nowhere, output)
     os.close(nowhere)

@@ -1,14 +1,14 @@
-"""A sweep on disk: the jobs that one command means, and what came of each.
+"""A sweep on disk: the jobs of one command, and the outcome of each.
 
     outputs/sweeps/NAME/
-      sweep.json              the command, and for each job its overrides and its run's directory
-      jobs/N.yaml             what the job of this number is, composed, for its process to read
-      jobs/N.json             how it went: status, error, attempts
-      jobs/N.log, jobs/N.err  what it printed
-      settled.json            what was measured once for all jobs: the precision on a CPU
-      table.csv, table.md, loss.png   the comparison, as of the job that ended last
+      sweep.json              the command, and for each job its overrides and the directory of its run
+      jobs/N.yaml             the composed configuration of job N, for its process to read
+      jobs/N.json             its outcome: status, error, attempts
+      jobs/N.log, jobs/N.err  its output
+      settled.json            values that are measured once for all jobs: the precision on a CPU
+      table.csv, table.md, loss.png   the comparison, updated whenever a job ends
 
-The runs themselves stand where they always do; a sweep only points to them.
+The runs are in their usual folders; a sweep only refers to them.
 """
 
 import os
@@ -26,17 +26,17 @@ from llm.runs import ClaimedRunError, Run, archive_folder, now
 
 FILE = "sweep.json"
 SETTLED = "settled.json"
-FOLDER = "LLM_SWEEP_FOLDER"  # the variable that tells a job's process where its sweep is
-# What of a run's record tells one training from another in its place.
-TOLD = ("request", "ended")
+FOLDER = "LLM_SWEEP_FOLDER"  # environment variable with the sweep's folder, for a job's process
+# Entries of a run's record that change when the run is trained again.
+TRAINING_KEYS = ("request", "ended")
 
 
 class NoSweepError(ConfigError):
-    """A folder holds no sweep."""
+    """A folder is not the folder of a sweep."""
 
 
 class RunningSweepError(UserError):
-    """Jobs of another sweep run under the name of one that is to begin."""
+    """Jobs of another sweep with the same name are running."""
 
     status = ClaimedRunError.status
 
@@ -47,11 +47,11 @@ class Job:
 
     Args:
         sweep: the sweep's folder.
-        number: its place in the sweep, from 0 on.
-        overrides: the words that make it.
-        directory: its run's.
-        request: the fingerprint of what it asks for, the budget included.
-        identity: what its run would be called in a comparison before there is one.
+        number: its index in the sweep, from 0.
+        overrides: its overrides.
+        directory: the directory of its run.
+        request: the fingerprint of its configuration, with the budget.
+        identity: metadata for comparisons before its run exists.
     """
 
     sweep: Path
@@ -62,50 +62,50 @@ class Job:
     identity: Mapping[str, Any]
 
     def file(self, ending: str) -> Path:
-        """One of the job's own files: `yaml`, `json`, `log` or `err`."""
+        """Return the path of one of the job's files: `yaml`, `json`, `log` or `err`."""
         return self.sweep / "jobs" / f"{self.number}.{ending}"
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """How the newest attempt went: `status`, `error`, `attempts`; empty before the first.
+        """The outcome of the newest attempt: `status`, `error`, `attempts`; empty before the first.
 
-        What stands under this number of another job, which the same sweep meant once, is no news of this one;
-        nor is that a run was done which has been trained anew since.
+        A file of an earlier job with the same number does not count, nor does `done` of a run that has been trained
+        again since.
         """
         file = self.file("json")
         outcome = read_object(file) if file.is_file() else {}
         is_ours = self._about().items() <= outcome.items()
-        is_old = outcome.get("status") == "done" and outcome.get("run") != self._told()
+        is_old = outcome.get("status") == "done" and outcome.get("run") != self._training()
         return outcome if is_ours and not is_old else {}
 
     def record(self, **entries: Any) -> None:
-        """Add to the outcome, which is about the run as its record stands now."""
+        """Add entries to the outcome, together with the current state of the run's record."""
         write_plan(
-            self.file("json"), self.outcome | entries | self._about() | {"run": self._told()}
+            self.file("json"), self.outcome | entries | self._about() | {"run": self._training()}
         )
 
     def _about(self) -> dict[str, str]:
-        """What an outcome is about; the directory relative to the sweep's, as in its plan."""
+        """Return what identifies the job of an outcome; the directory is relative to the sweep's, as in its plan."""
         directory = os.path.relpath(self.directory, self.sweep)
         return {"request": self.request, "directory": directory}
 
-    def _told(self) -> dict[str, Any]:
-        """What the run's record says that another training's would not."""
+    def _training(self) -> dict[str, Any]:
+        """Return what identifies the training that the run's record describes."""
         record = Run(self.directory).record
-        return {key: record.get(key) for key in TOLD}
+        return {key: record.get(key) for key in TRAINING_KEYS}
 
     @property
     def run(self) -> Run:
-        """The job's run; before there is one, or where it was refused, what is known of it.
+        """The job's run, or if there is none yet or it was refused, a pending run with the job's metadata.
 
-        A run of another configuration in its place is not its own: its figures must not be taken for its.
+        A run with another configuration in the same directory is not used: its metrics are not those of this job.
         """
         run, outcome = Run(self.directory), self.outcome
-        is_ours = self._asked_for(run)
+        is_ours = self._matches(run)
         if is_ours and run.status == "done":
             return run
         if not is_ours:
-            run = Run(self.sweep / "jobs" / self.directory.name)  # where nothing is
+            run = Run(self.sweep / "jobs" / self.directory.name)  # a path that does not exist
             run.record = {**self.identity, "status": "pending"}
         if outcome.get("status") == "failed":
             run.record |= {"status": "failed", "error": outcome["error"]}
@@ -113,17 +113,17 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run is there, done, and what this job asks for."""
+        """Whether the run exists, is done, and has the configuration of this job."""
         run = Run(self.directory)
-        return run.status == "done" and self._asked_for(run)
+        return run.status == "done" and self._matches(run)
 
-    def _asked_for(self, run: Run) -> bool:
-        """Whether a run is what this job means, or was found to do for it."""
+    def _matches(self, run: Run) -> bool:
+        """Return whether a run has the configuration of this job, or was accepted as its result before."""
         return run.record.get("request") == self.request or self.outcome.get("status") == "done"
 
     @contextmanager
     def claimed(self, *, blocking: bool = False) -> Iterator[bool]:
-        """Hold the job for this process; False where another holds it, unless that is waited for."""
+        """Hold the job for this process, and yield whether it is held: not blocking, another process may hold it."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
         try:
@@ -149,20 +149,20 @@ class Sweep:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What sweep.json says.
+        """The content of sweep.json.
 
         Raises:
-            NoSweepError: there is none.
+            NoSweepError: the file does not exist.
         """
         file = self.path / FILE
         if not file.is_file():
             raise NoSweepError(
-                f"{self.path}: is not the folder of a sweep (it has no {FILE}); name one"
+                f"{self.path}: is not the folder of a sweep (it has no {FILE}); pass the folder of a sweep"
             )
         require_own(self.path, "jobs")
         plan = read_object(file)
         if not (isinstance(plan.get("jobs"), list) and all(map(_is_entry, plan["jobs"]))):
-            raise FileError(f"{file}: holds no list of jobs; {RESTORE}")
+            raise FileError(f"{file}: has no valid list of jobs; {RESTORE}")
         return plan
 
     @property
@@ -172,40 +172,40 @@ class Sweep:
 
     @property
     def jobs(self) -> list[Job]:
-        """All jobs that are known of; a sweeper that chooses as it goes adds to them."""
+        """All jobs so far; a searching sweeper adds more."""
         return [self._job(entry) for entry in self.plan["jobs"]]
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of the jobs, pending and failed ones too."""
+        """The runs of the jobs, including pending and failed ones."""
         return [job.run for job in self.jobs]
 
     def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> Path | None:
-        """Write what the sweep means, over what an earlier launch of the same line wrote.
+        """Write the plan of the sweep, and replace that of an earlier start of the same command.
 
         Args:
-            jobs: all there will be, by number; None where a sweeper finds more, and what it found stays.
-            entries: what else there is to say.
+            jobs: all jobs, by number; None for a searching sweeper, whose earlier jobs are kept.
+            entries: further entries of the plan.
 
         Returns:
-            Where another sweep is kept that stood here, one with jobs that these leave out.
+            The new path of another sweep that was in this folder, one with jobs that are not in `jobs`.
 
         Raises:
-            RunningSweepError: a sweep in which numbers mean other jobs than here is running.
+            RunningSweepError: a sweep with other jobs under the same numbers is running.
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
-            meant = known if jobs is None else jobs
+            planned = known if jobs is None else jobs
             before = [job["directory"] for job in known]
-            after = [job["directory"] for job in meant]
+            after = [job["directory"] for job in planned]
             if before != after[: len(before)]:
-                self._require_idle()  # whoever runs it goes by the numbers of its jobs
-            aside = None if set(before) <= set(after) else archive_folder(self.path)
+                self._require_idle()  # a process that runs the sweep refers to jobs by number
+            backup = None if set(before) <= set(after) else archive_folder(self.path)
             sweep_partials(self.path, self.path / "jobs")
             write_plan(
-                self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": meant}
+                self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": planned}
             )
-        return aside
+        return backup
 
     def _require_idle(self) -> None:
         for job in self.jobs:
@@ -216,18 +216,18 @@ class Sweep:
                     )
 
     def add(self, **entry: Any) -> Job:
-        """Put one more job into the plan, unless there is one for its directory; the number is the plan's."""
+        """Add a job to the plan, or replace the one with the same directory, and return it with its number."""
         with self._held():
             plan = self.plan
-            places = {each["directory"]: each["number"] for each in plan["jobs"]}
-            number = places.get(entry["directory"], len(plan["jobs"]))
+            numbers = {each["directory"]: each["number"] for each in plan["jobs"]}
+            number = numbers.get(entry["directory"], len(plan["jobs"]))
             entry["number"] = number
             plan["jobs"][number : number + 1] = [entry]
             write_plan(self.path / FILE, plan)
         return self._job(entry)
 
-    def settle(self, key: str, value: Any) -> Any:
-        """Return the value that a job recorded under a key before; if none did, record this one and return it."""
+    def share_value(self, key: str, value: Any) -> Any:
+        """Return the value that the first job has recorded under a key; if there is none, record this one."""
         with self._held():
             file = self.path / SETTLED
             settled = read_object(file) if file.is_file() else {}
@@ -248,7 +248,7 @@ class Sweep:
         request: str,
         identity: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """A job as sweep.json keeps it; its directory relative to the sweep's, so that outputs may move."""
+        """Return a job as stored in sweep.json. Its directory is relative, so that outputs can be moved."""
         return {
             "number": number,
             "overrides": list(overrides),
@@ -269,7 +269,7 @@ class Sweep:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether an entry of a plan is a job: a stranger's number must not be the way to another folder."""
+    """Return whether an entry of a plan is a valid job: an untrusted number must not be a path to another folder."""
     if not isinstance(entry, dict):
         return False
     words = entry.get("overrides")

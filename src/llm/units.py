@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formatting of numbers with units."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,33 +12,33 @@ TIMES: Units = ((1, "s"), (60, "min"), (3600, "h"), (86400, "days"), (86400 * 36
 
 
 def format_number(value: float | None) -> str:
-    """Three digits and a letter: 124 M parameters, 2.50 B tokens."""
+    """Format a number with three digits and a letter: 124 M parameters, 2.50 B tokens."""
     return _scaled(value, LETTERS)
 
 
 def format_bytes(value: float | None) -> str:
-    """Bytes in a binary unit: 1.25 GiB."""
+    """Format bytes in a binary unit: 1.25 GiB."""
     return _scaled(value, BINARY)
 
 
-def common(largest: float) -> tuple[str, Callable[[float], str]]:
-    """One binary unit for many sizes, that of the largest: its name, and how a size is written in it."""
+def common_unit(largest: float) -> tuple[str, Callable[[float], str]]:
+    """Return the binary unit of the largest of several sizes, and a function that formats a size in it."""
     scale, unit = _unit(largest, BINARY)
     return unit, lambda value: f"{value / scale:,.2f}"
 
 
 def duration(seconds: float | None) -> str:
-    """A time in one unit: 4.30 h."""
+    """Format a time in one unit: 4.30 h."""
     return _scaled(seconds, TIMES)
 
 
 def flops(value: float | None) -> str:
-    """Operations as a power of ten, as papers count them: 2.14e+18 is 2.14e18."""
+    """Format a number of operations as papers do: 2.14e18."""
     return UNKNOWN if value is None else f"{value:.2e}".replace("e+", "e")
 
 
 def percent(fraction: float | None) -> str:
-    """How much more or less than something else: +0.02 %; equal is 0 %."""
+    """Format a relative difference: +0.02 %; no difference is 0 %."""
     if fraction is None:
         return UNKNOWN
     return "0 %" if fraction == 0 else f"{100 * fraction:+.2g} %"
@@ -55,7 +55,7 @@ def _scaled(value: float | None, units: Units) -> str:
 
 
 def _unit(value: float, units: Units) -> tuple[float, str]:
-    """The largest unit of which there is one, once the number is rounded: 999,600 is 1.00 M."""
+    """Return the largest unit that is at most the rounded number: 999,600 is 1.00 M."""
     found = units[0]
     for scale, unit in units[1:]:
         if math.isfinite(value) and _rounded(value / found[0]) * found[0] >= scale:
@@ -64,5 +64,5 @@ def _unit(value: float, units: Units) -> tuple[float, str]:
 
 
 def _rounded(value: float) -> float:
-    """To three digits, or to a whole number where it has more."""
+    """Round to three digits, or to an integer if it has more."""
     return float(f"{value:.3g}") if value < 1000 else float(f"{value:.0f}")

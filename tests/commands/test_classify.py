@@ -181,7 +181,7 @@ def test_a_line_without_a_token_is_named(ask, monkeypatch, tmp_path):
         ByteTokenizer, "encode_ordinary", lambda self, text: encode(self, text.strip("?"))
     )
     (tmp_path / "lines.txt").write_text("a meow\n??\n")
-    with pytest.raises(ConfigError, match=r"text: the tokenizer makes no token of '\?\?'"):
+    with pytest.raises(ConfigError, match=r"text: the tokenizer encodes '\?\?' to no token"):
         ask(file=str(tmp_path / "lines.txt"))
 
 

@@ -69,9 +69,9 @@ def test_what_is_damaged_is_named_below_the_table(compare, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("runs", "words", "message"),
     [
-        ((), {}, "runs: nothing to compare; name folders"),
-        (("runs",), {"confidence": 95.0}, "confidence: 95.0 is not between 0 and 1; try 0.95"),
-        (("runs",), {"watch": True}, "watch: name one sweep"),
+        ((), {}, "runs: nothing to compare; pass folders"),
+        (("runs",), {"confidence": 95.0}, "confidence: 95.0 is not between 0 and 1; use 0.95"),
+        (("runs",), {"watch": True}, "watch: pass one sweep"),
     ],
 )
 def test_mistakes_are_told_in_a_line(compare, runs, words, message):

@@ -1,4 +1,4 @@
-"""`llm evaluate`: the metrics of the end of the training once more, answers beside references, a judge."""
+"""`llm evaluate`: the figures of the end of the training once more, answers beside references, a judge."""
 
 import json
 import os
@@ -111,21 +111,21 @@ def evaluated(folder, monkeypatch):
     return run
 
 
-def assert_same_metrics(report, run: Run, part: str):
+def assert_same_figures(report, run: Run, part: str):
     recorded = {
         name.removeprefix(f"{part}/"): value
         for name, value in run.record["metrics"].items()
-        if name.startswith(f"{part}/") and name.partition("/")[2] in report["metrics"]
+        if name.startswith(f"{part}/") and name.partition("/")[2] in report["figures"]
     }
     assert "loss" in recorded
-    assert report["metrics"] == pytest.approx(recorded, rel=1e-5)
+    assert report["figures"] == pytest.approx(recorded, rel=1e-5)
 
 
 def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
     report = evaluated(text, "weights.checkpoint=last")
     assert report["part"] == "validation"
-    assert_same_metrics(report, text, "val")
-    assert {"perplexity", "bits_per_byte"} <= report["metrics"].keys()
+    assert_same_figures(report, text, "val")
+    assert {"perplexity", "bits_per_byte"} <= report["figures"].keys()
     assert report["versions"]["torch"]
     assert report["date"]
     out = capsys.readouterr().out
@@ -134,13 +134,13 @@ def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
 
 
 def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, folder, tmp_path):
-    """The run's own held-out text, given as a file, has the metrics of the end of the training."""
+    """The run's own held-out text, given as a file, has the figures of the end of the training."""
     (tokens,) = (folder / "cache" / "tokens").glob("*/validation.bin")
     held_out = tmp_path / "held_out.txt"
     held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())
     report = evaluated(text, "weights.checkpoint=last", f"test_path={held_out}")
     assert report["part"] == str(held_out)
-    assert_same_metrics(report, text, "val")
+    assert_same_figures(report, text, "val")
 
 
 def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, tmp_path):
@@ -156,7 +156,7 @@ def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, t
         imported = run_command(compose("evaluate", [*words, few]))
         with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
             run_command(compose("evaluate", words))
-    assert imported["metrics"] == pytest.approx(own["metrics"], rel=1e-5)
+    assert imported["figures"] == pytest.approx(own["figures"], rel=1e-5)
     assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
 
 
@@ -173,7 +173,7 @@ def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
         )
     finally:
         text.config.write_text(config)
-    assert upper["metrics"] == lower["metrics"]
+    assert upper["figures"] == lower["figures"]
 
 
 def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
@@ -182,7 +182,7 @@ def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
     with pytest.warns(UserWarning, match=r"[^.]files\.encoding="):
         evaluated(text, f"test_path={tmp_path / 'latin.txt'}")
     latin = evaluated(text, f"test_path={tmp_path / 'latin.txt'}", "files.encoding=cp1252")
-    assert latin["metrics"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["metrics"]
+    assert latin["figures"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["figures"]
 
 
 def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
@@ -203,7 +203,7 @@ def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
 
 
 def test_a_text_file_has_no_parts(text, evaluated, folder):
-    with pytest.raises(ConfigError, match="part: a text has no parts and no answers; leave out"):
+    with pytest.raises(ConfigError, match="part: a text has no parts and no answers; leave it out"):
         evaluated(text, f"test_path={folder / 'text.txt'}", "part=validation")
 
 
@@ -214,8 +214,8 @@ def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated)
     )
     report = evaluated(run)
     assert report["part"] == "test"
-    assert_same_metrics(report, run, "test")
-    assert "accuracy" in report["metrics"]
+    assert_same_figures(report, run, "test")
+    assert "accuracy" in report["figures"]
     assert "quality" not in report
 
 
@@ -229,12 +229,12 @@ def test_preferences_are_measured_against_the_beginning(finetuned, folder, evalu
         *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
     )
     assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
-    assert_same_metrics(evaluated(run), run, "test")
+    assert_same_figures(evaluated(run), run, "test")
 
 
 def test_answers_are_measured_beside_their_references(instructed, evaluated):
     report = evaluated(instructed)
-    assert_same_metrics(report, instructed, "test")
+    assert_same_figures(report, instructed, "test")
     metrics, quality = instructed.record["metrics"], report["quality"]
     rows = json.loads((instructed.path / RESULTS["responses"]).read_text())
     assert quality["answers"] == len(rows)
@@ -276,7 +276,7 @@ def test_another_part_and_another_file_have_answers_of_their_own(instructed, eva
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
     assert whole["quality"]["answers"] != len(json.loads(before))
-    assert whole["metrics"]["loss"] != evaluated(instructed)["metrics"]["loss"]
+    assert whole["figures"]["loss"] != evaluated(instructed)["figures"]["loss"]
     other = evaluated(instructed, f"test_path={folder / 'more.json'}", "max_tokens=4")
     assert other["quality"]["answers"] == 5
     assert other["part"].endswith("more.json")
@@ -336,12 +336,15 @@ def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, cap
 
 
 def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluated, capsys):
-    expected = evaluated(instructed)["metrics"]
+    expected = evaluated(instructed)["figures"]
     aside = text.path.rename(text.path.with_name("aside"))
     capsys.readouterr()
     try:
-        assert evaluated(instructed)["metrics"] == expected
-        assert "is gone: whether its data are the same cannot be told" in capsys.readouterr().out
+        assert evaluated(instructed)["figures"] == expected
+        assert (
+            "is missing: it cannot be checked whether the data are the same"
+            in capsys.readouterr().out
+        )
     finally:
         aside.rename(text.path)
 
@@ -351,7 +354,7 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
     before = file.read_text()
     file.write_text(json.dumps([*json.loads(before), {"instruction": "Say no.", "output": "no"}]))
     try:
-        with pytest.raises(ConfigError, match=r"have changed since.*test_path="):
+        with pytest.raises(ConfigError, match=r"have changed, so.*test_path="):
             evaluated(instructed)
     finally:
         file.write_text(before)
@@ -366,12 +369,9 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
             ["test_path=x.txt"],
             "test_path: x.txt does not exist; name a file, a folder or a pattern",
         ),
-        (["judge=openai", "judge.model=m"], "answers no instructions"),
+        (["judge=openai", "judge.model=m"], "was not trained on instructions"),
         (["judge=openai"], "judge.model: has no value"),
-        (
-            ["judge=openai", "judge.model=m", "judge.address=here"],
-            "judge.address: 'here' is not an http URL",
-        ),
+        (["judge=openai", "judge.model=m", "judge.address=here"], "judge.address=here: give http"),
         (["against=nowhere"], r"nowhere/responses.json: does not exist"),
     ],
 )

@@ -102,7 +102,7 @@ ASKED = [{"role": "user", "content": "the c?"}]
 def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_path, capsys):
     folder = make_folder(SHAPES["llama3"], tmp_path / "folder")
     run = instructed(folder, talk, tmp_path / "run", "adapter=lora")
-    assert "new to these weights" not in capsys.readouterr().out
+    assert "new tokens" not in capsys.readouterr().out
     exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}", "dtype=bfloat16")
     assert settings_in(tmp_path / "out") == settings_in(folder)
     further = instructed(
@@ -127,7 +127,7 @@ def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path, capsys):
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
     run = instructed(folder, talk, tmp_path / "run", "data/template=phi3", "adapter=lora")
     names = "<|system|>, <|user|>, <|assistant|>, <|end|>"
-    assert f"note      {names}: new to these weights" in capsys.readouterr().out
+    assert f"note      {names}: new tokens" in capsys.readouterr().out
     exported(f"weights.path={run.path}", f"output={tmp_path / 'out'}")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -192,7 +192,7 @@ def test_what_is_no_language_model_is_refused(base, tmp_path):
     config = OmegaConf.load(base.config)
     config.task.model = {"_target_": "llm.models.classifier.Classifier", "body": config.model}
     OmegaConf.save(config, base.config)
-    with pytest.raises(ConfigError, match=r"holds a Classifier; only language models"):
+    with pytest.raises(ConfigError, match=r"contains a Classifier; export a language model"):
         exported(f"weights.path={base.path}", f"output={tmp_path / 'out'}")
 
 

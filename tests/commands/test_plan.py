@@ -162,7 +162,7 @@ def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trainer.max_tokens=1e9", "gpu=h999"], "gpu=h999: not known here"),
+        (["trainer.max_tokens=1e9", "gpu=h999"], "gpu: h999 is not known"),
         (["trainer.max_tokens=1e9", "gpu=h100", "mfu=40"], "mfu: 40"),
         (
             ["trainer.max_tokens=1e9", *NODE, "data.batch_size=12"],

@@ -160,7 +160,7 @@ def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypat
     rewrite(run, adapter=LORA, weights=hub)
     told = refused(*words("generate", run))
     assert "somebody/model on Hugging Face's hub is named by" in told
-    assert "not by you, so it is not fetched" in told
+    assert "not by you, so it is not downloaded" in told
     assert "+weights.base=" in told
     refused(*words("generate", run), "+weights.base=somebody/model")
     assert asked == [("somebody/model", True), ("somebody/model", False)]
@@ -173,7 +173,7 @@ def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch,
     published = {"url": url, "sha256": "0" * 64, "file_name": "text.txt"}
     rewrite(run, **{"data.source": {"_target_": "llm.data.download.Download", **published}})
     told = refused(*words("evaluate", run))
-    assert f"{url} is named by {run}, not by you, so it is not fetched" in told
+    assert f"{url} is named by {run}, not by you, so it is not downloaded" in told
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])

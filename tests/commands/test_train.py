@@ -34,7 +34,7 @@ def test_the_line_that_ctrl_c_prints_goes_on_when_it_is_pasted(
         command.main()
     captured = capsys.readouterr()
     assert "data      br[/x].txt: " in captured.out
-    line = captured.err.partition("To go on: ")[2].strip()
+    line = captured.err.partition("To resume: ")[2].strip()
     places, program, rest = line.split(" ", 2)
     assert (places, program) == ("PYTHONPATH=modules", shell.program())
 

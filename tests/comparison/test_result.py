@@ -9,8 +9,8 @@ from llm.launch.dashboard import newest
 from llm.runs import Run
 
 
-def test_metrics_are_those_of_the_best_validation(tmp_path):
-    found = Result(make(tmp_path / "a", [5.0, 3.0, 4.0])).metrics
+def test_figures_are_those_of_the_best_validation(tmp_path):
+    found = Result(make(tmp_path / "a", [5.0, 3.0, 4.0])).figures
     assert found["final_loss"] == 4.0
     assert found["best_loss"] == 3.0
     assert found["bits_per_byte"] == pytest.approx(3.0 / math.log(2) / 4.0)
@@ -34,17 +34,17 @@ def test_tokens_are_counted_on_from_the_last_count(tmp_path):
         3000,
         3600,
     ]
-    assert result.metrics["tokens"] == 3600
+    assert result.figures["tokens"] == 3600
     assert result.curve("val/loss") == [(23, 3600, 1.0)]
 
 
 def test_missing_token_counts_follow_from_the_record(tmp_path):
     result = Result(make(tmp_path / "a", rows=[{"step": 30, "val/loss": 1.0}], tokens_per_step=7))
-    assert result.metrics["tokens"] == 210
+    assert result.figures["tokens"] == 210
 
 
 def test_a_diverged_run_keeps_its_best(tmp_path):
-    found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).metrics
+    found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).figures
     assert found["best_loss"] == 4.0
     assert math.isnan(found["final_loss"])
 
@@ -106,7 +106,7 @@ def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):
 
 def test_a_run_that_did_not_start_is_pending(tmp_path):
     result = Result(Run(tmp_path / "nowhere"))
-    assert (result.status, result.metrics, result.data) == ("pending", {}, None)
+    assert (result.status, result.figures, result.data) == ("pending", {}, None)
 
 
 def test_one_whose_process_died_is_interrupted(tmp_path):

@@ -64,7 +64,7 @@ def test_what_is_no_part_is_refused(path):
 def test_refusing_imports_nothing_outside_the_allowed_packages(tmp_path, monkeypatch):
     (tmp_path / "intruder.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match="not on the whitelist"):
+    with pytest.raises(ConfigError, match="not on the allowlist"):
         locate("intruder.thing")
     assert "intruder" not in sys.modules
 
@@ -106,7 +106,7 @@ def test_a_misspelt_part_gets_the_nearest_name():
 
 
 def test_a_users_package_is_welcome_once_trusted(kit):
-    with pytest.raises(ConfigError, match="list your own package under `trust`"):
+    with pytest.raises(ConfigError, match="add your own package to `trust`"):
         locate("kit.Norm")
     assert locate("kit.Norm", trust=[kit]).__name__ == "Norm"
 

@@ -64,24 +64,24 @@ VALUES = [
     ({"apply": factory("number")}, "weights.apply: number does not make a (str) -> str or null"),
     (
         {"apply": factory("cut")},
-        "weights.apply.length: is required and not there; add it (int)",
+        "weights.apply.length: is required and missing; add it (int)",
     ),
-    ({"apply": factory("lower", text="x")}, "weights.apply.text: is given by the code; remove it"),
+    ({"apply": factory("lower", text="x")}, "weights.apply.text: is passed by the code; remove it"),
     (
         {"apply": {"_target_": "kit.cut", "text": "a", "length": 1}},
-        "weights.apply: is built at once where a factory (str) -> str or null is wanted; "
+        "weights.apply: is built immediately, but a factory (str) -> str or null is required; "
         "add `_partial_: true`",
     ),
     (
         {"count": factory("number")},
-        "weights.count: is a factory where int itself is wanted; remove",
+        "weights.count: is a factory, but int is required; remove",
     ),
     (
         {"count": {"_target_": "kit.anything"}},
-        "weights.count: anything takes * or ** arguments, which cannot be checked; "
+        "weights.count: anything has * or ** arguments, which cannot be checked; "
         "wrap it in a function with an explicit signature",
     ),
-    ({"count": {"_target_": "os.getpid"}}, "weights.count: os.getpid is not on the whitelist"),
+    ({"count": {"_target_": "os.getpid"}}, "weights.count: os.getpid is not on the allowlist"),
     ({"steps": [factory("lower"), factory("cuts")]}, "weights.steps[1]: kit.cuts does not exist"),
 ]
 
@@ -117,7 +117,7 @@ def test_top_level_keys_are_known(problems):
 def test_what_is_required_must_be_there_unless_it_is_filled_in(problems, kit):
     incomplete = model()
     del incomplete["dim"]
-    assert problems({"model": incomplete}) == ["model.dim: is required and not there; add it (int)"]
+    assert problems({"model": incomplete}) == ["model.dim: is required and missing; add it (int)"]
     tree = OmegaConf.create({"trust": [kit], "model": model()})
     with pytest.raises(ConfigError, match=r"^model.vocab_size: has no value; set it with model"):
         check_nodes(tree, {"model": Deferred[torch.nn.Module]}, filled_in=())
@@ -127,8 +127,8 @@ def test_a_module_beneath_a_factory_would_be_shared(problems):
     shared = {"_target_": "kit.Norm", "dim": 4}
     found = problems({"model": model(attention=factory("Attention", num_heads=2, kernel=shared))})
     assert found == [
-        "model.attention.kernel: one module would be shared by everything that the factory around it "
-        "makes; add `_partial_: true`, so that each gets its own"
+        "model.attention.kernel: one module would be shared by all products of the factory around it; "
+        "add `_partial_: true`, so that each gets its own"
     ]
     assert problems({"model": model(final=shared)}) == []
 
@@ -136,7 +136,7 @@ def test_a_module_beneath_a_factory_would_be_shared(problems):
 def test_a_part_in_a_slot_for_a_factory(problems):
     found = problems({"model": model(norm={"_target_": "kit.Norm", "dim": 4})})
     assert found == [
-        "model.norm: is built at once where a factory (int) -> Module is wanted; add `_partial_: true`"
+        "model.norm: is built immediately, but a factory (int) -> Module is required; add `_partial_: true`"
     ]
 
 
@@ -182,7 +182,7 @@ def test_rules_over_the_whole(problems):
         "model": model(context_length=64),
         "data": {"_target_": "kit.x", "context_length": 128},
     }
-    told = "data.context_length: 128 is more than the model's 64; set size.context_length, which both follow"
+    told = "data.context_length: 128 is more than the model's 64; set size.context_length, to which both refer"
     assert told in problems(config)
     config["data"]["context_length"] = 32
     assert not any("more than" in line for line in problems(config)), "shorter rows fit"
@@ -202,21 +202,21 @@ def test_rules_read_parts_where_they_are_referred_to(problems):
     [
         (
             {"name": "a/b"},
-            "name: a/b has a slash, and is to be the name of a folder; leave that out",
+            "name: a/b has a slash, which the name of a folder may not have; leave that out",
         ),
         (
             {"name": "../x"},
-            "name: ../x has a slash and a leading dot, and is to be the name of a folder; leave that out",
+            "name: ../x has a slash and a leading dot, which the name of a folder may not have; leave that out",
         ),
         (
             {"name": ".x"},
-            "name: .x has a leading dot, and is to be the name of a folder; leave that out",
+            "name: .x has a leading dot, which the name of a folder may not have; leave that out",
         ),
         ({"name": "a\nb"}, "name: 'a\\nb' has characters that cannot be printed; leave them out"),
-        ({"name": "é" * 150}, f"name: {'é' * 20}… has 300 bytes; give 200 at most"),
+        ({"name": "é" * 150}, f"name: {'é' * 20}… has 300 bytes; use 200 at most"),
         (
             {"output_dir": "runs/" + "x" * 300},
-            "output_dir: runs/xxxxxxxxxxxxxxx… cannot be a file's; no part of it may have more than 255 bytes",
+            "output_dir: runs/xxxxxxxxxxxxxxx… is too long for a path; use at most 255 bytes between two /",
         ),
         ({"mfu": "2.5B"}, "mfu: '2.5B' is not a float; write 2.5e9"),
         ({"max_tokens": "10k"}, "max_tokens: '10k' is not an int; write 10000"),

@@ -65,7 +65,7 @@ def test_an_option_of_hydras_own_groups_is_named_with_those_there_are():
         (["~modle"], ["modle: no such group or key; did you mean model?"]),
         (
             ["hardware.threads=1"],
-            ["hardware.threads: is not written out there; add it with +hardware.threads=…"],
+            ["hardware.threads: is not in the config, but can be added; use +hardware.threads=…"],
         ),
         (
             ["weights.count=1"],
@@ -89,7 +89,7 @@ def test_an_option_of_hydras_own_groups_is_named_with_those_there_are():
         ),
         (
             ["extra=thing"],
-            ["extra=thing: this command chooses nothing from extra; leave it out"],
+            ["extra=thing: this command does not use extra; leave it out"],
         ),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
         (
             "data.path=b",
             r"data.path: data=python_docs has no such key; add data=text "
-            r"\(instruction, labelled, preference have it too\)",
+            r"\(instruction, labelled, preference also have it\)",
         ),
         (
             "data.document_separator=x",

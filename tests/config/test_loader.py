@@ -107,15 +107,15 @@ FILES = {
 @pytest.mark.parametrize(
     ("words", "count", "line"),
     [
-        (["--config-name", "mine"], 1, "hydra/job_logging=theirs: is not packaged"),
+        (["--config-name", "mine"], 1, "hydra/job_logging=theirs: is not installed"),
         (["--config-name", "searching"], 1, "hydra.searchpath: searching.yaml may not set it"),
         (["+reward=package"], 2, "hydra.callbacks.e._target_: a file of a --config-dir may not"),
-        (["data=outside"], 1, "data/../../secret: leads out of the folder of configs"),
-        (["data=lookups"], 4, "FOLDER/data/lookups.yaml: ${oc.env:HOME} would be looked up on"),
+        (["data=outside"], 1, "data/../../secret: is outside the folder of configs"),
+        (["data=lookups"], 4, "FOLDER/data/lookups.yaml: ${oc.env:HOME} would read a value from"),
         (
             ["data=option"],
             1,
-            "FOLDER/data/option.yaml: optional x: ${oc.env:HOME} would be looked up on",
+            "FOLDER/data/option.yaml: optional x: ${oc.env:HOME} would read a value from",
         ),
     ],
 )
@@ -155,7 +155,7 @@ def test_it_is_judged_however_the_command_goes(llm, words):
 def test_a_file_of_a_folder_is_read_within_bounds(llm):
     status, _, err, _ = llm({"reward/r.yaml": "a: 1 #" + "x" * 2**20}, "train", "+reward=r")
     assert (status, err.count("\n")) == (2, 1)
-    assert "reward/r.yaml: has 1,048,582 bytes, more than the 1,048,576" in err
+    assert "reward/r.yaml: has 1,048,582 bytes, more than the maximum of 1,048,576" in err
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--info", "all")])

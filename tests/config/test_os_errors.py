@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from llm import __main__ as command_line
 from llm.config.errors import ConfigError
-from llm.config.os_errors import StorageError, explained
+from llm.config.os_errors import StorageError, explain_os_errors
 from llm.data.errors import DataError
 
 SMALL = [
@@ -63,7 +63,7 @@ def test_an_output_folder_that_is_a_file_is_named(train, tmp_path):
     (tmp_path / "file").touch()
     status, told = train("output_dir=file")
     assert (status, told.count("\n")) == (2, 1)
-    assert "file/pretraining: a part of this path is a file; name a folder" in told
+    assert "file/pretraining: a component of this path is a file; use a folder" in told
 
 
 @pytest.mark.parametrize(
@@ -75,24 +75,27 @@ def test_a_link_in_the_place_of_a_lock_is_named(lock, words, train, tmp_path):
     place.symlink_to(tmp_path / "mine")
     status, told = train("output_dir=runs", *words)
     assert (status, told.count("\n")) == (2, 1), told
-    assert f"{lock}: is a link, where none is followed; delete it" in told
+    assert f"{lock}: is a symbolic link, which is not followed here; delete it" in told
     assert not (tmp_path / "mine").exists()
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(FileNotFoundError), explained():
+    with pytest.raises(FileNotFoundError), explain_os_errors():
         raise FileNotFoundError(2, "No such file", "x")
-    with pytest.raises(KeyError), explained():
+    with pytest.raises(KeyError), explain_os_errors():
         raise KeyError("x")
 
 
 def test_the_first_cause_is_looked_for():
     hidden = RuntimeError("unexpected pos 64 vs 0")
     hidden.__context__ = OSError(28, "No space left on device")
-    with pytest.raises(StorageError, match="the disk is full") as told, explained():
+    with pytest.raises(StorageError, match="the disk is full") as told, explain_os_errors():
         raise hidden
     assert "\n" not in str(told.value)
-    with pytest.raises(ConfigError, match=r"a/b: the file system is read-only"), explained():
+    with (
+        pytest.raises(ConfigError, match=r"a/b: the file system is read-only"),
+        explain_os_errors(),
+    ):
         raise OSError(30, "Read-only file system", "a/b")
 
 
@@ -108,7 +111,7 @@ class Cut:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_a_process_that_gathers_batches_is_one_line(workers):
-    with pytest.raises(DataError) as caught, explained():
+    with pytest.raises(DataError) as caught, explain_os_errors():
         next(iter(DataLoader(Cut(), num_workers=workers)))  # pyright: ignore[reportArgumentType]
     assert str(caught.value) == "train.bin: was cut"
     assert caught.value.problems == ("train.bin: was cut",)

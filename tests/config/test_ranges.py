@@ -7,15 +7,15 @@ from omegaconf import OmegaConf
 
 import llm.__main__ as command
 from llm.config.ranges import RANGES, out_of_range
-from llm.training.config_rules import projects_can_be_named
+from llm.training.config_rules import project_name_is_valid
 
 UNIT = "0 or more and less than 1"
 COMMANDS = {
     "": {
         "seed=-1": "seed: -1 is out of range; give 0 or more and less than 4294967296",
-        "optimizer.lr=inf": "optimizer.lr: inf is not a finite number; give one that is",
+        "optimizer.lr=inf": "optimizer.lr: inf is not a finite number; use a finite number",
         "optimizer.momentum=1.5": f"optimizer.momentum: 1.5 is out of range; give {UNIT}",
-        "model.dropout=nan": "model.dropout: nan is not a finite number; give one that is",
+        "model.dropout=nan": "model.dropout: nan is not a finite number; use a finite number",
         "model.norm.eps=-1": "model.norm.eps: -1 is out of range; give 0 or more",
         "model.position.theta=0": "model.position.theta: 0 is out of range; give more than 0",
         "model.init.std=-1": "model.init.std: -1 is out of range; give more than 0",
@@ -37,26 +37,26 @@ COMMANDS = {
             "hardware.threads: 1000000000 is out of range; give 1 or more and at most 1024"
         ),
         "data.validation_fraction=nan": (
-            "data.validation_fraction: nan is not a finite number; give one that is"
+            "data.validation_fraction: nan is not a finite number; use a finite number"
         ),
-        "callbacks.gradients.spike=0": "callbacks.gradients.spike=0.0: is not above 1; use a factor such as 10",
-        "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: is too small; use 1 or more",
+        "callbacks.gradients.spike=0": "callbacks.gradients.spike=0.0: give a factor above 1",
+        "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: give a number from 1 on",
         "callbacks.checkpoints.every=-1": (
-            "callbacks.checkpoints.every=-1: is not a number of steps; use 1 or more, or null"
+            "callbacks.checkpoints.every=-1: give a number of steps from 1 on, or null"
         ),
     },
     "logger=wandb": {
         "logger.wandb.project=a/b": (
-            "logger.wandb.project: 'a/b' contains /, which W&B refuses; leave it out; a team is named by "
+            "logger.wandb.project: 'a/b' contains /, which W&B refuses; leave it out; set a team in "
             "logger.wandb.entity"
         ),
     },
     "data=text data.path=.": {
-        "output_dir=": "output_dir: is empty; give a value, or leave output_dir= out",
-        "name=": "name: is empty; give a value, or leave name= out",
-        "weights=run weights.path=": "weights.path: is empty; give a value, or leave weights.path= out",
+        "output_dir=": "output_dir: is empty; set a value, or leave output_dir= out",
+        "name=": "name: is empty; set a value, or leave name= out",
+        "weights=run weights.path=": "weights.path: is empty; set a value, or leave weights.path= out",
         "~callbacks.random_states": (
-            "callbacks.random_states: is left out, so a run that goes on from a checkpoint would draw other random "
+            "callbacks.random_states: is left out, so a resumed run would draw other random "
             "numbers; keep it, or leave out callbacks.checkpoints too and save nothing"
         ),
     },
@@ -111,8 +111,8 @@ def test_a_wrong_length_is_not_blamed_on_the_weights(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(("length", "lines"), [(0, 1), (1, 0), (128, 0), (129, 1)])
 def test_a_project_has_a_name_that_is_neither_empty_nor_too_long(length, lines):
     config = {"logger": {"wandb": {"project": "x" * length}, "other": None}}
-    found = list(projects_can_be_named(config))
-    assert found == [f"logger.wandb.project: has {length} characters; give 1 to 128"] * lines
+    found = list(project_name_is_valid(config))
+    assert found == [f"logger.wandb.project: has {length} characters; use 1 to 128"] * lines
 
 
 def test_names_of_a_users_own_parts_mean_what_they_like():

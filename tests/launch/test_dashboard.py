@@ -4,7 +4,7 @@ import pytest
 from made_runs import make
 from rich.console import Console
 
-from llm.launch.dashboard import LineReporter, jobs_table, look, newest, watched
+from llm.launch.dashboard import LineReporter, jobs_table, newest_metrics, read_views, show_sweep
 from llm.runs import Run
 from llm.sweeps import Sweep
 
@@ -44,7 +44,7 @@ def printed(renderable, height=40):
 
 def test_a_job_is_seen_from_its_files(sweep):
     half_way(sweep, 1)
-    view = look(sweep)[1]
+    view = read_views(sweep)[1]
     assert (view.label, view.status, view.steps) == ("seed=1", "running", (10, 40))
     assert (view.loss, view.val_loss, view.speed) == (4.6, 4.5, 1001)
     assert view.left == pytest.approx(30 * 100 / 1001)
@@ -52,22 +52,25 @@ def test_a_job_is_seen_from_its_files(sweep):
 
 def test_a_job_goes_through_its_states(sweep):
     job = sweep.jobs[0]
-    assert look(sweep)[0].status == "pending"
+    assert read_views(sweep)[0].status == "pending"
     job.record(status="running", request="0")
-    assert look(sweep)[0].status == "starting", "its process is there, its run is not"
+    assert read_views(sweep)[0].status == "starting", "its process is there, its run is not"
     half_way(sweep, 0)
-    assert look(sweep)[0].status == "running"
+    assert read_views(sweep)[0].status == "running"
     job.record(status="failed", error="killed by SIGKILL")
-    assert (look(sweep)[0].status, look(sweep)[0].error) == ("failed", "killed by SIGKILL")
+    assert (read_views(sweep)[0].status, read_views(sweep)[0].error) == (
+        "failed",
+        "killed by SIGKILL",
+    )
     job.record(status="running", error=None)
     Run(job.directory).update(status="done")
-    assert look(sweep)[0].status == "done"
+    assert read_views(sweep)[0].status == "done"
 
 
 def test_looking_holds_no_lock_of_a_run(sweep):
     """Or a job that claims its run at that moment would be refused."""
     run = half_way(sweep, 0)
-    look(sweep)
+    read_views(sweep)
     assert not list(run.path.parent.glob(".*.lock"))
 
 
@@ -75,18 +78,18 @@ def test_the_newest_figures_are_found_at_the_end_of_a_long_file(tmp_path):
     lines = ["step,train/loss,val/loss"]
     lines += [f"{step},{1 / (step + 1)},{'2.5' if step == 8990 else ''}" for step in range(9000)]
     (tmp_path / "metrics.csv").write_text("\n".join([*lines, "9000,0.0"]))
-    assert newest(tmp_path / "metrics.csv") == {
+    assert newest_metrics(tmp_path / "metrics.csv") == {
         "step": 8999,
         "train/loss": 1 / 9000,
         "val/loss": 2.5,
     }
-    assert newest(tmp_path / "nothing.csv") == {}
+    assert newest_metrics(tmp_path / "nothing.csv") == {}
 
 
 def test_the_table_shows_steps_losses_and_what_failed(sweep):
     half_way(sweep, 1)
     sweep.jobs[2].record(status="failed", error="ValueError: no", request="2")
-    text = printed(jobs_table(look(sweep), room=10))
+    text = printed(jobs_table(read_views(sweep), room=10))
     for word in ("seed=1", "10/40", "4.600", "4.500", "1,001", "3.00 s", "failed: ValueError: no"):
         assert word in text
     assert "1 running, 1 failed, 3 pending" in text
@@ -94,7 +97,7 @@ def test_the_table_shows_steps_losses_and_what_failed(sweep):
 
 def test_what_moves_is_shown_where_there_is_no_room_for_all(sweep):
     half_way(sweep, 4)
-    text = printed(jobs_table(look(sweep), room=2))
+    text = printed(jobs_table(read_views(sweep), room=2))
     assert "seed=4" in text
     assert "3 not shown" in text
     assert text.count("seed=") == 2
@@ -104,15 +107,15 @@ def test_off_a_terminal_a_line_is_printed_for_each_event(sweep):
     sweep.jobs[3].record(status="done", request="3")
     make(sweep.jobs[3].directory, request="3")
     console = Console(file=io.StringIO(), width=200, record=True)
-    teller = LineReporter(console)
-    teller.tell(look(sweep))
+    reporter = LineReporter(console)
+    reporter.report(read_views(sweep))
     assert not console.export_text(clear=False), "what was done before is no news"
     run = half_way(sweep, 0)
-    teller.tell(look(sweep))
+    reporter.report(read_views(sweep))
     run.update(status="done")
     sweep.jobs[1].record(status="failed", error="boom [0]", request="1")
-    teller.tell(look(sweep))
-    teller.tell(look(sweep))
+    reporter.report(read_views(sweep))
+    reporter.report(read_views(sweep))
     assert console.export_text().splitlines() == [
         "[1/5] seed=0: starts",
         "[1/5] seed=0: done, val 4.500",
@@ -123,7 +126,7 @@ def test_off_a_terminal_a_line_is_printed_for_each_event(sweep):
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_sweep_is_shown_while_it_runs(sweep, is_terminal):
     console = Console(file=io.StringIO(), width=120, force_terminal=is_terminal)
-    with watched(sweep, console):
+    with show_sweep(sweep, console):
         half_way(sweep, 0).update(status="done")
     assert "seed=0" in console.file.getvalue()
     assert "done" in console.file.getvalue()

@@ -31,7 +31,7 @@ def machine(tmp_path, monkeypatch):
 
 def place(devices: int | str = 1, accelerator: str = "auto", n_jobs: int = 2, is_over=never):
     hardware = OmegaConf.create({"devices": devices, "accelerator": accelerator})
-    return gpu_pool.holding_gpus(hardware, {**JOBLIB, "n_jobs": n_jobs}, is_over)
+    return gpu_pool.hold_gpus(hardware, {**JOBLIB, "n_jobs": n_jobs}, is_over)
 
 
 def names(environment: dict[str, str]) -> list[str]:
@@ -128,7 +128,7 @@ def test_a_folder_that_another_user_made_is_not_trusted(tmp_path, monkeypatch):
     ours = os.getuid()
     (tmp_path / f"llm-{ours}").rename(tmp_path / f"llm-{ours + 1}")
     monkeypatch.setattr(os, "getuid", lambda: ours + 1)  # to whom this is somebody else's
-    with pytest.raises(ConfigError, match="another user's: set TMPDIR"), place():
+    with pytest.raises(ConfigError, match="belongs to another user; set TMPDIR"), place():
         pass
 
 
@@ -155,7 +155,7 @@ def test_who_needs_no_place_gets_none():
         assert environment == {}
     hardware = OmegaConf.create({"devices": 1, "accelerator": "auto"})
     for launcher in ("BasicLauncher", "SlurmLauncher"):
-        with gpu_pool.holding_gpus(hardware, {"_target_": f"x.{launcher}"}, never) as environment:
+        with gpu_pool.hold_gpus(hardware, {"_target_": f"x.{launcher}"}, never) as environment:
             assert environment == {}
 
 
@@ -167,7 +167,7 @@ def test_jobs_that_share_a_cpu_wait_passively(monkeypatch):
             assert environment == told
     hardware = OmegaConf.create({"devices": 1, "accelerator": "cpu"})
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    with gpu_pool.holding_gpus(hardware, {"_target_": "x.BasicLauncher"}, never) as environment:
+    with gpu_pool.hold_gpus(hardware, {"_target_": "x.BasicLauncher"}, never) as environment:
         assert environment == {}, "one job at a time has the cores to itself"
     monkeypatch.setenv(gpu_pool.WAITING, "active")
     with place(accelerator="cpu") as environment:

@@ -18,7 +18,15 @@ from omegaconf import OmegaConf
 from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.hardware import Hardware
-from llm.launch.ranks import Rank, Watch, adopt_slurm, explain, place_hardware, this_node, waiting
+from llm.launch.ranks import (
+    Monitor,
+    Rank,
+    adopt_slurm,
+    explain_failure,
+    place_hardware,
+    this_node,
+    waiting_variables,
+)
 from llm.parallel.ddp import DDP
 from llm.runs import Run
 
@@ -59,26 +67,30 @@ def failed(at: float, message: str, is_mistake: bool = False) -> dict:
 
 def test_the_first_failure_is_told_and_not_those_that_followed(ended):
     lost, bug = failed(2.0, "RuntimeError: connection lost"), failed(1.0, "KeyError: 'x'")
-    failure = explain(ended((1, lost), (1, bug)), [0, 1])
+    failure = explain_failure(ended((1, lost), (1, bug)), [0, 1])
     assert failure.message == "rank 1 failed: KeyError: 'x'"
     assert "connection lost" not in failure.text
     assert failure.text.startswith("Traceback")
 
 
 def test_a_killed_rank_is_blamed_though_its_peers_speak(ended):
-    failure = explain(ended((1, failed(1.0, "RuntimeError: connection lost")), (-9, None)), [0, 1])
+    failure = explain_failure(
+        ended((1, failed(1.0, "RuntimeError: connection lost")), (-9, None)), [0, 1]
+    )
     assert failure.message.startswith("rank 1 was killed by SIGKILL")
     assert failure.status == 128 + signal.SIGKILL
     assert "last words" in failure.text
 
 
 def test_a_mistake_of_the_users_is_told_alone(ended):
-    failure = explain(ended((1, failed(1.0, "data.path: no such file", is_mistake=True))), [0])
+    failure = explain_failure(
+        ended((1, failed(1.0, "data.path: no such file", is_mistake=True))), [0]
+    )
     assert failure.text == "data.path: no such file"
 
 
 def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
-    failure = explain(ended((-9, None), (1, failed(1.0, "KeyError: 'x'"))), [1])
+    failure = explain_failure(ended((-9, None), (1, failed(1.0, "KeyError: 'x'"))), [1])
     assert failure.message == "rank 1 failed: KeyError: 'x'"
 
 
@@ -88,14 +100,16 @@ def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
 )
 def test_ranks_that_were_told_to_stop_have_not_failed(ended, tmp_path, statuses, told, failed):
     """The first to go leaves the others waiting for it, and what these say then is no failure."""
-    watch = Watch(ended(*((status, None) for status in statuses)), tmp_path)
+    watch = Monitor(ended(*((status, None) for status in statuses)), tmp_path)
     watch.signals += [signal.SIGTERM] * told
     assert (bool(watch._failed()) and not watch._was_stopped()) == failed
 
 
 def test_machines_are_told_who_they_are(monkeypatch):
     monkeypatch.delenv("NODE_RANK", raising=False)
-    with pytest.raises(ConfigError, match=r"num_nodes=2: set NODE_RANK.*torchrun or srun"):
+    with pytest.raises(
+        ConfigError, match=r"num_nodes: 2 machines need NODE_RANK.*torchrun or srun"
+    ):
         this_node(2)
     for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
@@ -141,7 +155,7 @@ def test_srun_is_understood(slurm):
 def test_unlike_numbers_of_tasks_on_machines_are_refused(slurm):
     slurm("5,3")
     with pytest.raises(
-        ConfigError, match=r"8 tasks unevenly on 2 machines \(5,3\): .*--ntasks-per"
+        ConfigError, match=r"8 tasks are unevenly distributed on 2 machines \(5,3\): .*--ntasks-per"
     ):
         adopt_slurm()
     assert "TORCHELASTIC_RUN_ID" not in os.environ
@@ -173,7 +187,7 @@ def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch, number):
     while not all("on" in rank.log.read_text() for rank in ranks):
         time.sleep(0.01)
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
-    assert Watch(ranks, tmp_path).until_all_ended() == 130
+    assert Monitor(ranks, tmp_path).wait() == 130
     assert [rank.status for rank in ranks] == [130, 130]
 
 
@@ -233,7 +247,7 @@ def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
 
     assert llm(words, out, err, environment) == 0, err.read_text()
     assert Run(run.path).record["status"] == "done"
-    assert "(goes on)" in out.read_text()
+    assert "(resumes)" in out.read_text()
 
 
 @pytest.mark.slow
@@ -281,8 +295,8 @@ def test_ranks_that_share_a_cpu_wait_passively(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     two = Hardware("cpu", devices=2, strategy=DDP(), precision=32, threads=3)
-    assert waiting(two) == {"OMP_WAIT_POLICY": "passive"}
-    assert waiting(replace(two, threads=1)) == {}
-    assert waiting(replace(two, devices=1, strategy=None)) == {}
+    assert waiting_variables(two) == {"OMP_WAIT_POLICY": "passive"}
+    assert waiting_variables(replace(two, threads=1)) == {}
+    assert waiting_variables(replace(two, devices=1, strategy=None)) == {}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert waiting(replace(two, threads=None)) == {}
+    assert waiting_variables(replace(two, threads=None)) == {}

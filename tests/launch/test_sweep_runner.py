@@ -226,7 +226,7 @@ def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     def refuse(job) -> int:
         Run(job.directory).update(status="done", request="another")
         job.file("err").write_text(
-            "x was trained under another configuration; choose another name=\n"
+            "x was trained with another configuration; choose another name=\n"
         )
         return 2
 
@@ -234,7 +234,7 @@ def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     assert llm("train", "-m", "seed=1,2")[0] == 1
     (first, _) = only_sweep(tmp_path).jobs
     assert first.run.status == "failed"
-    assert first.run.record["error"].startswith("x was trained under another configuration")
+    assert first.run.record["error"].startswith("x was trained with another configuration")
     assert Run(first.directory).status == "done"
     assert not first.run.metrics.exists(), "the other run's figures are not this row's"
 
@@ -260,7 +260,7 @@ def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched
     status, _, err = llm("train", "-m", "name=mine", "seed=1,2", "optimizer.lr=0.02")
     assert (status, calls) == (2, [])
     assert err.splitlines()[:2] == [
-        "outputs/pretraining/mine,seed=1 was trained under another configuration; go on from its last checkpoint "
+        "outputs/pretraining/mine,seed=1 was trained with another configuration; resume from its last checkpoint "
         "with resume=allow_changes, choose another name=, begin with its weights with weights=run "
         "weights.path=outputs/pretraining/mine,seed=1 name=NEW, or replace it with rerun=true",
         "optimizer.lr: 0.01 → 0.02",
@@ -406,7 +406,7 @@ command.main()
         tell(parent.pid, number)
         out, _ = parent.communicate(timeout=30)
         assert parent.returncode == 128 + number
-        assert "the sweep stopped; the same line goes on" in out
+        assert "the sweep stopped; the same command resumes it" in out
         outcomes = [job.outcome.get("status") for job in only_sweep(tmp_path).jobs]
         assert outcomes == ["interrupted", None]
     assert (tmp_path / "saved").read_text() == "xx"
@@ -440,12 +440,12 @@ def test_another_sweep_under_one_name_is_kept_aside(llm, stand_in, tmp_path):
     """Not so one that goes further: with more values, or longer."""
     line = ["train", "-m", "name=mine", "model=gpt2,llama"]
     stand_in(done)
-    assert "kept as" not in llm(*line, "seed=1,2")[1]
+    assert "was moved to" not in llm(*line, "seed=1,2")[1]
     for more in (["seed=1,2,3"], ["seed=1,2,3", "trainer.max_steps=2000"]):
-        assert "kept as" not in llm(*line, *more)[1]
+        assert "was moved to" not in llm(*line, *more)[1]
     before = (only_sweep(tmp_path).path / "table.csv").read_text()
     _, out, _ = llm(*line, "seed=1")
-    assert out.splitlines()[0] == "the sweep that stood here is kept as outputs/sweeps/mine~1"
+    assert out.splitlines()[0] == "the earlier sweep was moved to outputs/sweeps/mine~1"
     assert len(only_sweep(tmp_path).jobs) == 2
     kept = Sweep(tmp_path / "outputs/sweeps/mine~1")
     assert (kept.path / "table.csv").read_text() == before
@@ -470,7 +470,7 @@ def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tm
 def test_a_point_that_is_there_twice_is_refused(llm):
     status, _, err = llm("train", "-m", "seed=1,1")
     assert status == 2
-    assert "2 points of the sweep are this one run" in err
+    assert "2 points of the sweep are this same run" in err
     assert err.count("\n") == 1
 
 
@@ -491,13 +491,15 @@ def test_points_of_different_budgets_validate_on_the_same_text():
 
     words = (*WORDS, "data.path=x.txt")
     unequal = [make([*words, f"data.batch_size={size}"]) for size in (4096, 8192)]
-    found = sweep_runner.adjusted(unequal, make)
+    found = sweep_runner.adjust_points(unequal, make)
     assert [each.trainer.val_bytes for each in found] == [1.5 * 2 * 4096 * 16] * 2
     assert [each.composed.directory for each in found] == [
         each.composed.directory for each in unequal
     ]
     epochs = [make([*words, "trainer.max_steps=null", f"trainer.max_epochs={n}"]) for n in (1, 2)]
-    found = sweep_runner.adjusted(epochs, make)
+    found = sweep_runner.adjust_points(epochs, make)
     assert [each.trainer.val_bytes for each in found] == [math.inf] * 2, "the whole part"
     equal = [make([*words, f"model={name}"]) for name in ("gpt", "llama")]
-    assert [each.trainer.val_bytes for each in sweep_runner.adjusted(equal, make)] == [None] * 2
+    assert [each.trainer.val_bytes for each in sweep_runner.adjust_points(equal, make)] == [
+        None
+    ] * 2

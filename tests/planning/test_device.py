@@ -9,22 +9,22 @@ import torch
 from llm.config.errors import ConfigError
 from llm.gpus import GPUS
 from llm.hardware import Hardware
-from llm.planning.device import named, present
+from llm.planning.device import named_device, present_device
 
 
 @pytest.mark.parametrize("word", ["RTX 4090", "rtx4090", "rtx_4090"])
 def test_a_gpu_is_known_however_it_is_written(word):
-    device = named(word, Hardware())
+    device = named_device(word, Hardware())
     assert (device.name, device.accelerator, device.precision) == ("RTX 4090", "cuda", "bf16")
     assert device.memory == 24 * 2**30
     assert device.flops == GPUS["RTX 4090"].bfloat16_flops
 
 
 def test_precision_follows_the_gpu_unless_it_is_set():
-    assert named("v100", Hardware()).precision == "fp16"
-    device = named("h100", Hardware(precision=32))
+    assert named_device("v100", Hardware()).precision == "fp16"
+    device = named_device("h100", Hardware(precision=32))
     assert (device.precision, device.dtype) == (32, torch.float32)
-    assert device.flops == 67e12 < named("h100", Hardware()).flops
+    assert device.flops == 67e12 < named_device("h100", Hardware()).flops
 
 
 @pytest.mark.parametrize(("precision", "rate"), [(32, 19.5e12), ("bf16", 312e12)])
@@ -36,18 +36,18 @@ def test_a_gpu_that_is_here_is_known_by_its_drivers_name(precision, rate, monkey
     }
     for name, said in cuda.items():
         monkeypatch.setattr(torch.cuda, name, said)
-    device = present(Hardware(accelerator="cuda", precision=precision))
+    device = present_device(Hardware(accelerator="cuda", precision=precision))
     assert (device.flops, device.memory) == (rate, 80e9)
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean RTX 4090"):
-        named("rtx4091", Hardware())
+        named_device("rtx4091", Hardware())
 
 
 def test_this_machine_is_measured(monkeypatch):
     monkeypatch.setattr("llm.planning.device.matmul_rate", lambda dtype: 5e10)
-    device = present(Hardware(accelerator="cpu", precision=32))
+    device = present_device(Hardware(accelerator="cpu", precision=32))
     assert (device.name, device.flops) == ("cpu", 5e10)
     assert device.memory == psutil.virtual_memory().total
 
@@ -55,4 +55,4 @@ def test_this_machine_is_measured(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_here_has_to_be_named():
     with pytest.raises(ConfigError, match="gpu=h100"):
-        present(Hardware(accelerator="cuda"))
+        present_device(Hardware(accelerator="cuda"))

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from llm.config.errors import ConfigError
 from llm.planning.cost import cost
-from llm.planning.matching import match, unequal
+from llm.planning.matching import match, remaining_differences
 
 
 def values(matched) -> dict[str, str]:
@@ -36,7 +36,7 @@ def test_where_half_or_twice_its_width_is_not_enough_the_model_gets_another(
     first, second = match(points, ["parameters"])
     dim = int(values(second)["size.dim"])
     assert dim % (2 * points[1].size.num_heads) == 0
-    assert abs(unequal([first, second])[1]["parameters"]) < 0.01
+    assert abs(remaining_differences([first, second])[1]["parameters"]) < 0.01
     hidden = values(second).get("model.feed_forward.hidden_dim", 4 * dim)
     assert 2 * dim <= int(hidden) <= 8 * dim
 
@@ -56,7 +56,7 @@ def test_steps_are_matched_to_as_many_tokens(composed):
     matched = match(points, "tokens")
     assert matched[1].overrides == ["trainer.max_steps=200"]
     assert matched[2].overrides == ["trainer.max_steps=100", "trainer.max_tokens=null"]
-    assert [left["tokens"] for left in unequal(matched)] == [0, 0, 0]
+    assert [left["tokens"] for left in remaining_differences(matched)] == [0, 0, 0]
 
 
 def test_widths_and_steps_may_be_matched_together(composed):
@@ -65,7 +65,7 @@ def test_widths_and_steps_may_be_matched_together(composed):
         composed("model=llama size=nano size.context_length=128 trainer.max_steps=5000"),
     ]
     matched = match(points, ["parameters", "flops"])
-    left = unequal(matched)[1]
+    left = remaining_differences(matched)[1]
     assert abs(left["parameters"]) < 1e-3
     assert abs(left["flops"]) < 1e-3
     assert abs(left["tokens"]) > 0.01  # as many FLOPs are not as many tokens
@@ -83,7 +83,7 @@ def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(compose
 @pytest.mark.parametrize(("first", "second"), [(8, 2), (2, 8)])
 def test_a_width_that_does_not_follow_is_named(first, second, composed):
     points = [composed(f"model.dim=64 size=nano size.num_layers={n}") for n in (first, second)]
-    with pytest.raises(ConfigError, match=r"model\.dim=64 fixes the width; leave it to size\.dim"):
+    with pytest.raises(ConfigError, match=r"model\.dim=64 fixes the width; set size\.dim instead"):
         match(points, "parameters")
 
 
@@ -96,9 +96,13 @@ def test_a_number_that_parameters_do_not_follow_is_left_alone(composed, monkeypa
 @pytest.mark.parametrize(
     ("by", "words", "told"),
     [
-        ("parameters", ["", "size.dim=256 size.num_heads=64"], "is as near as a point comes"),
-        ("tokens", ["trainer.max_steps=1", "data.batch_size=512"], "is as near as a point comes"),
-        ("parameters", [""], "nothing to match a single run with"),
+        ("parameters", ["", "size.dim=256 size.num_heads=64"], "the nearest to the first point's"),
+        (
+            "tokens",
+            ["trainer.max_steps=1", "data.batch_size=512"],
+            "the nearest to the first point's",
+        ),
+        ("parameters", [""], "a single run has nothing to match"),
         ("width", ["", ""], "use parameters, flops or tokens"),
         (["flops", "tokens"], ["", ""], "choose one of them"),
         ("flops", ["experiment=spam", ""], "known before its data are read"),

@@ -12,7 +12,7 @@ import torch
 from small_runs import run_command
 
 from llm.config.build import build
-from llm.planning.cost import completed
+from llm.planning.cost import fill_in_sizes
 from llm.planning.memory import KINDS, Memory, measure_step
 from llm.training.activation_checkpointing import checkpoint_activations
 
@@ -160,7 +160,7 @@ def test_other_objectives_are_weighed_too(composed):
 )
 def test_weights_that_are_drawn_until_they_suit_are_weighed(words, composed):
     """torch draws a truncated normal again for as long as any number lies outside."""
-    node = completed(composed(f"{words} size=nano")).task
+    node = fill_in_sizes(composed(f"{words} size=nano")).task
     task = build(node)
 
     def batch():

@@ -213,7 +213,7 @@ def test_your_own_reward_is_called_once_it_is_trusted(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     node = {"_target_": "mine.vowels", "_partial_": True, "weight": 2.0}
-    with pytest.raises(ConfigError, match="not on the whitelist"):
+    with pytest.raises(ConfigError, match="not on the allowlist"):
         build(OmegaConf.create({"reward": node}).reward)
     trusting = OmegaConf.create({"reward": node, "trust": ["mine"]})
     assert build(trusting.reward)(["p"], ["aloe"], ["r"]) == [6.0]

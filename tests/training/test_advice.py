@@ -5,14 +5,14 @@ from functools import partial
 import pytest
 
 from llm.optim.schedules import cosine
-from llm.training.advice import few_steps
+from llm.training.advice import advise_budget
 from llm.training.trainer import TrainerSettings
 
 
 def advice(steps, warmup=0, **settings):
     schedule = partial(cosine, warmup_steps=warmup)
     given = {"rows": 21, "batches_per_epoch": 3, "schedule": schedule}
-    return list(few_steps(TrainerSettings(**settings), steps, **given))
+    return list(advise_budget(TrainerSettings(**settings), steps, **given))
 
 
 def test_few_steps_are_told_with_the_epochs_that_give_more():
@@ -30,4 +30,6 @@ def test_few_steps_are_told_with_the_epochs_that_give_more():
 )
 def test_a_warm_up_that_never_ends_is_told(steps, warmup, told):
     lines = advice(steps, warmup, max_steps=steps)
-    assert [f"reaches {told} of optimizer.lr" in line for line in lines] == ([True] if told else [])
+    assert [f"reaches only {told} of optimizer.lr" in line for line in lines] == (
+        [True] if told else []
+    )

@@ -147,7 +147,7 @@ UNSUITABLE = {
     "hardware=tensor_parallel hardware.devices=3 data.batch_size=6": "num_heads=2 .*hardware.strategy.size",
     "hardware=pipeline hardware.devices=3 data.batch_size=6": "3 stages need a block each",
     "hardware=pipeline hardware.devices=2 data.batch_size=3": "3 rows cannot be divided into 2",
-    "hardware=fsdp hardware.devices=2 hardware.precision=fp16": "precision=fp16: divided weights",
+    "hardware=fsdp hardware.devices=2 hardware.precision=fp16": "precision=fp16: sharded weights",
 }
 
 

@@ -12,7 +12,7 @@ from llm.comparison.result import Result, read_metric_rows
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.training import lifecycle
-from llm.training.adoption import adopted
+from llm.training.adoption import adopt_architecture
 from llm.weights.run import RunWeights
 
 TOKENS = torch.arange(10)[None]
@@ -82,7 +82,7 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
     assert float(before["val/loss"]) == pytest.approx(expected, abs=1e-6)
     assert "0" not in {row["step"] for row in read_metric_rows(base.metrics)}
     assert (
-        Result(run).metrics["best_loss"]
+        Result(run).figures["best_loss"]
         == torch.load(run.last)["callbacks"]["checkpoints"]["best"][-1]
     )
 
@@ -146,7 +146,7 @@ def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp
 
 def test_task_and_data_that_do_not_fit_are_named(composed, tmp_path):
     config = composed("task=sft")
-    with pytest.raises(ConfigError, match="SFT learns from data such as data=instruction"):
+    with pytest.raises(ConfigError, match="SFT needs data such as data=instruction"):
         run_command(config, tmp_path / "run")
 
 
@@ -158,14 +158,14 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
         expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
     saved = OmegaConf.create(OmegaConf.to_container(base, resolve=True))
     OmegaConf.save(saved, tmp_path / "config.yaml")
-    config = adopted(config, RunWeights(str(tmp_path)), words)
+    config = adopt_architecture(config, RunWeights(str(tmp_path)), words)
     assert config.data.template == expected.data.template
 
 
 def test_a_base_that_was_trained_on_is_not_the_one_an_adapter_began_from(finetune, composed, base):
     finetune("lora", "adapter=lora")
     run_command(composed("model=gpt2", "trainer.max_steps=8"), base.path)
-    with pytest.raises(ConfigError, match="began from other weights than lie there now"):
+    with pytest.raises(ConfigError, match="began from weights that have changed since"):
         finetune("lora", "adapter=lora", "trainer.max_steps=14")
 
 
@@ -200,7 +200,5 @@ def test_what_a_task_refuses_is_said_before_there_is_a_directory(classify, tmp_p
 
 
 def test_an_adapter_without_weights_is_refused(composed, tmp_path):
-    with pytest.raises(
-        ConfigError, match="adapter: it would freeze weights that nobody has trained"
-    ):
+    with pytest.raises(ConfigError, match="adapter: it would freeze untrained weights"):
         run_command(composed("adapter=lora"), tmp_path / "run")

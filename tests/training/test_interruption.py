@@ -33,7 +33,7 @@ def told(composed, tmp_path, monkeypatch, capsys):
             with pytest.raises(SystemExit) as stopped:
                 run_command(composed(*SHORT, *words), tmp_path / "run", ["seed=0"])
         said, _, advice = capsys.readouterr().err.partition("\n")
-        assert advice == f"To go on: {shell.program()} train seed=0\n"
+        assert advice == f"To resume: {shell.program()} train seed=0\n"
         return stopped.value.code, said
 
     return train
@@ -43,7 +43,7 @@ def test_a_signal_before_the_first_step_is_recorded(told, tmp_path):
     status, said = told("make_loggers", signal.SIGTERM)
     assert (status, said) == (
         143,
-        "stopped by SIGTERM before the first step; nothing was there to save.",
+        "stopped by SIGTERM before the first step; there was nothing to save.",
     )
     assert Run(tmp_path / "run").status == "interrupted"
 
@@ -126,7 +126,7 @@ def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys,
     with pytest.raises(SystemExit) as stopped:
         command.main()
     assert stopped.value.code == status
-    said = f"stopped by {signal.Signals(number).name} before training; the run is as it was\n"
+    said = f"stopped by {signal.Signals(number).name} before training; the run is unchanged\n"
     assert capsys.readouterr().err == said
 
 
@@ -142,7 +142,7 @@ def test_the_command_says_so_too_if_a_library_swallowed_the_signal(monkeypatch, 
     with pytest.raises(SystemExit) as stopped:
         command.main()
     assert stopped.value.code == 143
-    assert capsys.readouterr().err == "stopped by SIGTERM before training; the run is as it was\n"
+    assert capsys.readouterr().err == "stopped by SIGTERM before training; the run is unchanged\n"
 
 
 def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
@@ -160,4 +160,4 @@ def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
         run_command(composed(*SHORT), tmp_path / "run")
     assert stopped.value.code == 143
     assert Run(tmp_path / "run").status == "interrupted"
-    assert "by SIGTERM after step 3; step 2 is what is saved" in capsys.readouterr().err
+    assert "by SIGTERM after step 3; step 2 is saved" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from small_runs import run_command
 from llm.callbacks import throughput
 from llm.comparison.result import Result
 from llm.config.errors import ConfigError
-from llm.config.fingerprint import WATCHED, fingerprint
+from llm.config.fingerprint import IGNORE_BUT_BUDGET, fingerprint
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError
 from llm.terminal import shell
@@ -56,7 +56,7 @@ def test_a_run_directory_holds_everything(composed, tmp_path):
     for name in ("train/loss", "train/gradient_norm", "train/learning_rate", "val/bits_per_byte"):
         assert float(last[name]) > 0, name
     assert run.record["metrics"]["speed/tokens_per_second"] > 0
-    request = fingerprint(composed(picture=True), WATCHED)
+    request = fingerprint(composed(picture=True), IGNORE_BUT_BUDGET)
     assert run.record["request"] == request, "what was asked for, before the data said more"
 
 
@@ -95,7 +95,7 @@ def test_whatever_ends_a_process_saves_too(
         run_command(composed(), tmp_path / "run", ["seed=0"])
     message = capsys.readouterr().err
     assert f"stopped by {number.name} after step 5; it is saved." in message
-    assert f"To go on: {shell.program()} train seed=0" in message
+    assert f"To resume: {shell.program()} train seed=0" in message
 
 
 def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
@@ -117,8 +117,8 @@ def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
     record = Run(tmp_path / "run").record
     assert (record["status"], record["steps"], record["error"]) == ("interrupted", 4, None)
     assert (
-        "stopped at once after step 6; step 4 is what is saved.\n"
-        f"To go on: {shell.program()} train seed=0" in capsys.readouterr().err
+        "stopped immediately after step 6; step 4 is saved.\n"
+        f"To resume: {shell.program()} train seed=0" in capsys.readouterr().err
     )
     assert run_command(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
 
@@ -149,7 +149,7 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_differe
 ):
     run = run_command(composed(), tmp_path / "run")
     before = run.last.read_bytes()
-    with pytest.raises(ConfigError, match="was trained under another configuration") as refused:
+    with pytest.raises(ConfigError, match="was trained with another configuration") as refused:
         run_command(composed("model.dropout=0.2"), tmp_path / "run")
     assert any("model.dropout" in line and "0.2" in line for line in refused.value.problems)
     assert run.last.read_bytes() == before, "nothing is lost"
@@ -310,7 +310,7 @@ def test_changed_text_is_refused_and_the_run_keeps_its_tokenizer(composed, tmp_p
     run = run_command(composed(*words), tmp_path / "run")
     before = run.tokenizer.read_bytes()
     text.write_text(text.read_text() * 2 + "Something else altogether, and more of it.\n" * 50)
-    with pytest.raises(ConfigError, match="was begun on another text"):
+    with pytest.raises(ConfigError, match="was trained on another text"):
         run_command(composed(*words, "trainer.max_steps=20"), tmp_path / "run")
     assert run.tokenizer.read_bytes() == before
 
@@ -328,7 +328,7 @@ def test_an_interrupted_rerun_goes_on_by_the_command_it_prints(composed, tmp_pat
     stop_at(5)
     with pytest.raises(SystemExit):
         run_command(composed("rerun=true"), tmp_path / "run", ["seed=0", "rerun=true"])
-    assert f"To go on: {shell.program()} train seed=0\n" in capsys.readouterr().err
+    assert f"To resume: {shell.program()} train seed=0\n" in capsys.readouterr().err
     stop_at(None)
     run_command(composed(), tmp_path / "run", ["seed=0"])
     assert Run(tmp_path / "run").status == "done"
@@ -492,8 +492,8 @@ def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp
     assert len(losses[0]) == len(losses[1]) == 3
     assert losses[0] != losses[1]
     assert all(abs(a - b) < 0.3 for a, b in zip(*losses, strict=True))
-    assert first.metrics["best_loss"] == second.metrics["best_loss"] == min(losses[1])
-    assert first.metrics["bits_per_byte"] == second.metrics["bits_per_byte"]
+    assert first.figures["best_loss"] == second.figures["best_loss"] == min(losses[1])
+    assert first.figures["bits_per_byte"] == second.figures["bits_per_byte"]
     assert first.record["corpus"] == second.record["corpus"]
     assert_same_weights(bounded.last, whole.last)
 
@@ -537,8 +537,8 @@ def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path
     words = ("~callbacks.checkpoints", "~callbacks.random_states", "trainer.max_steps=2")
     run_command(composed(*words), tmp_path / "run")
     out = capsys.readouterr().out
-    assert "note      callbacks.checkpoints is left out: nothing that is learned is saved\n" in out
-    assert "  then      (nothing was saved to be used: callbacks.checkpoints is left out)\n" in out
+    assert "note      callbacks.checkpoints is left out: no weights are saved\n" in out
+    assert "  then      (no weights were saved: callbacks.checkpoints is left out)\n" in out
     assert "generate" not in out
 
 

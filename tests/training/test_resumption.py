@@ -17,14 +17,14 @@ from llm.callbacks.checkpoints import Checkpoints
 from llm.checkpoints import checkpoint_file
 from llm.checkpoints.checkpoint_file import open_checkpoint
 from llm.config.errors import ConfigError, UserError
-from llm.config.os_errors import explained
+from llm.config.os_errors import explain_os_errors
 from llm.files import sha256_of_file
 from llm.hardware import Hardware
 from llm.runs import Run
 from llm.tasks.non_finite import DivergedError
 from llm.terminal import shell
 from llm.training import lifecycle, setup
-from llm.training.resumption import in_the_same_precision
+from llm.training.resumption import keep_precision
 from llm.weights.run import RunWeights
 
 SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
@@ -66,7 +66,7 @@ def lose_last(run: Run) -> None:
 def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, change):
     lose_last(done)
     said = refused(composed, done, *LONGER, *change)
-    assert "last.ckpt: is gone" in said
+    assert "last.ckpt: is missing" in said
     assert "rerun=true" in said
     assert f"weights=run weights.path={done.path} name=NEW" in said
 
@@ -90,7 +90,7 @@ def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
     stop_at(None)
     run = Run(tmp_path / "run")
     lose_last(run)
-    assert "last.ckpt: is gone" in refused(composed, run, *SHORT)
+    assert "last.ckpt: is missing" in refused(composed, run, *SHORT)
 
 
 @pytest.mark.parametrize("lost", ["sha256.json", "run.json", "config.yaml"])
@@ -104,7 +104,7 @@ def test_a_killed_run_that_lost_its_records_too_keeps_its_best_weights(composed,
         digests.write_text(json.dumps(kept))
     next(done.path.rglob(lost)).unlink()
     said = refused(composed, done, *SHORT)
-    assert "last.ckpt: is gone" in said
+    assert "last.ckpt: is missing" in said
     assert "rerun=true" in said
     assert ("weights=run" in said) == (lost == "run.json"), "only what works is advised"
 
@@ -186,21 +186,21 @@ def test_points_of_a_sweep_agree_on_a_precision(composed, tmp_path, monkeypatch)
     for measured in ("bf16", 32):
         point = Hardware(accelerator="cpu", precision=measured)
         run = Run(tmp_path / str(measured))
-        assert in_the_same_precision(point, run, config).precision == "bf16"
+        assert keep_precision(point, run, config).precision == "bf16"
     chosen = composed("hardware.precision=32")
-    assert in_the_same_precision(point, run, chosen).precision == 32
+    assert keep_precision(point, run, chosen).precision == 32
     device = Hardware(accelerator="cuda", precision="fp16")  # which is not measured
-    assert in_the_same_precision(device, run, config).precision == "fp16"
+    assert keep_precision(device, run, config).precision == "fp16"
     (tmp_path / "sweep" / "settled.json").write_text('{"precision on cpu": "int1"}')
     with pytest.raises(ConfigError, match=r"settled.json: precision on cpu is 'int1', not bf16"):
-        in_the_same_precision(point, run, config)
+        keep_precision(point, run, config)
 
 
 def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
     done.last.unlink()
     run_command(composed(*LONGER), done.path)
     out = capsys.readouterr().out
-    assert "last.ckpt: there is no such checkpoint: going on from the checkpoint before it" in out
+    assert "last.ckpt: there is no such checkpoint: resuming from the previous checkpoint" in out
     assert open_checkpoint(done.last)["global_step"] == 6
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_
     run_command(composed(*LONGER), done.path)
     out = capsys.readouterr().out
     assert "last.ckpt is damaged" in out
-    assert "going on from the checkpoint before it, of step 2" in out
+    assert "resuming from the previous checkpoint, of step 2" in out
     expected, found = (torch.load(run.last, weights_only=True) for run in (whole, done))
     for name, tensor in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], tensor), name
@@ -251,7 +251,7 @@ def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
         for content in contents:
             file.unlink()
             file.mkdir() if content is None else file.write_bytes(content)
-            with pytest.raises(ConfigError) as end, explained():
+            with pytest.raises(ConfigError) as end, explain_os_errors():
                 run_command(deepcopy(config), done.path)
             told = str(end.value)
             assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in told
@@ -372,7 +372,7 @@ def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
     with pytest.raises(UserError, match=r"model\.dropout: 0.1 → 0.2") as refusal:
         run_command(composed(*words), done.path)
     assert "resume=" not in str(refusal.value).splitlines()[0]
-    with pytest.raises(UserError, match="resume=allow_changes: there is no run to go on with in"):
+    with pytest.raises(UserError, match="resume=allow_changes: there is no run to resume in"):
         run_command(composed("resume=allow_changes"), tmp_path / "elsewhere")
 
 
@@ -418,11 +418,11 @@ def test_a_run_that_diverged_is_rescued_by_the_line_that_is_printed(composed, tm
     assert "use a lower optimizer.lr" in first
     again = ("seed=0", 'name="run"', "optimizer.lr=1e+19", "resume=allow_changes")
     command = shell.command_line(shell.program(), "train", *again)
-    assert second == f"To go on from step 2: {command}"
+    assert second == f"To resume from step 2: {command}"
     with pytest.raises(DivergedError) as diverged:
         run_command(composed(*wild), tmp_path / "new", ["optimizer.lr=1e20"])
     command = shell.command_line(shell.program(), "train", 'name="new"', "optimizer.lr=1e+19")
-    assert str(diverged.value).endswith(f"No checkpoint was saved. To begin again: {command}")
+    assert str(diverged.value).endswith(f"No checkpoint was saved. To train again: {command}")
 
     words = (*calm, "resume=allow_changes", "trainer.max_steps=8")
     rescued = run_command(composed(*words), run.path)
@@ -459,7 +459,7 @@ def test_a_checkpoint_is_written_after_what_is_kept_of_its_step_and_before_the_s
     from llm.callbacks.loss_plot import Picture
 
     callbacks = [Interrupt(), Checkpoints(), Picture()]
-    kinds = [type(each) for each in sorted(callbacks, key=setup.place_of)]
+    kinds = [type(each) for each in sorted(callbacks, key=setup.callback_order)]
     assert kinds == [Picture, Checkpoints, Interrupt]
 
 

@@ -1,1 +1,1 @@
-"""Lightning callbacks: progress, samples, throughput, gradients, checkpoints."""
+"""What watches a training run: progress, samples, throughput, gradients, checkpoints."""

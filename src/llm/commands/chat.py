@@ -1,4 +1,4 @@
-"""`llm chat`: talk with a model that was trained on conversations."""
+"""`llm chat`: chat with a model that was trained on conversations."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from llm.weights.base import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(Command):
-    """Talk with a model that was trained on conversations."""
+    """Chat with a model that was trained on conversations."""
 
     system: str | None
     max_tokens: int
@@ -42,10 +42,10 @@ class Chat(Command):
     template: ChatTemplate | None
 
     def run(self) -> None:
-        """Talk until the person leaves.
+        """Chat until the user leaves.
 
         Raises:
-            ConfigError: the model knows no conversations.
+            ConfigError: the model has no chat template.
         """
         weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
         template = self.template or trained_template(weights)
@@ -58,7 +58,7 @@ class Chat(Command):
                 template, tokenizer, context_length=model.context_length, room=room
             )
         conversation.system = self.system
-        # A model that begins another turn has ended its own.
+        # The model's turn also ends when it starts another one.
         with config_errors_at("template"):
             ends = template.end_tokens(tokenizer)
             stops = [*template.stops, *stop_strings(self.stop)]
@@ -79,18 +79,18 @@ class Chat(Command):
 
 
 def trained_template(weights: Weights) -> ChatTemplate:
-    """Return the template that the weights were trained with, or that their folder brings.
+    """Return the template that the weights were trained with, or the one in their folder.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the weights have no template.
     """
     template = stored_template(weights.config)
     if template is None:
         train = shell.command_line(shell.program(), "train", "experiment=instruct")
         raise ConfigError(
-            f"template: {weights.path} was not trained on conversations; train it on some with {train} weights=… "
-            f"{shell.quoted_word(f'weights.path={weights.path}')}, or choose a template: template=plain lets any model "
-            "continue a dialogue"
+            f"template: {weights.path} was not trained on conversations; finetune it with {train} weights=… "
+            f"{shell.quoted_word(f'weights.path={weights.path}')}, or choose a template: with template=plain any "
+            "model continues a dialogue"
         )
     return template
 
@@ -104,6 +104,6 @@ def require_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None:
     lacking = [name for name in template.special_tokens if name not in tokenizer.special_tokens]
     if lacking:
         raise ConfigError(
-            f"template: the tokenizer has no {', '.join(lacking)}, so the model was not trained on "
-            "this template; template=run is the one that it was trained on, template=plain needs no tokens"
+            f"template: the tokenizer has no {', '.join(lacking)}, so the model was not trained on this template; "
+            "use template=run, the one that it was trained on, or template=plain, which needs no special tokens"
         )

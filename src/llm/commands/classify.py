@@ -1,4 +1,4 @@
-"""`llm classify`: name the class of each line with what a run has learned."""
+"""`llm classify`: classify each line of text with a trained classifier."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ from llm.weights.run import RunWeights
 
 
 class Prediction(NamedTuple):
-    """The likeliest class of a text, and how likely it is."""
+    """The most likely class of a text, and its probability."""
 
     label: str
     probability: float
@@ -37,8 +37,8 @@ class Prediction(NamedTuple):
 class Classify(Command):
     """Print the class of each text.
 
-    A file of rows (CSV, TSV, JSON, JSON lines) has a text in each row, any other file a text in each line; they are
-    classified in batches. Lines of standard input are classified one by one, as they come. Blank texts are skipped.
+    A file of rows (CSV, TSV, JSON, JSON lines) has one text per row, any other file one text per line; they are
+    classified in batches. Lines of standard input are classified one by one, as they arrive. Blank texts are skipped.
     """
 
     text: str | None
@@ -58,7 +58,7 @@ class Classify(Command):
         if self.text is not None and self.file is not None:
             raise ConfigError("text, file: both are given; leave one out")
         if self.text is not None and not self.text.strip():
-            raise ConfigError("text: is blank; give a text to classify")
+            raise ConfigError("text: is blank; pass a text to classify")
         classes = trained_classes(weights)
         with Undrawn():
             model = place_model(weights.model(), hardware)
@@ -74,7 +74,7 @@ class Classify(Command):
                     print(printable(row), flush=True)
 
     def texts(self, weights: Weights) -> Iterator[str]:
-        """Yield the text, those of the file, or the lines of standard input as they come; none is blank.
+        """Yield the text, the texts of the file, or the lines of standard input, without blank ones.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -93,10 +93,10 @@ class Classify(Command):
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:
-    """The names of the classes that a run has learned.
+    """Return the names of the classes that a run was trained on.
 
     Raises:
-        ConfigError: it has learned none.
+        ConfigError: the run is not a classifier.
     """
     target = OmegaConf.select(weights.config, "task.model._target_")
     classes = OmegaConf.select(weights.config, "data.classes")
@@ -113,7 +113,7 @@ def trained_classes(weights: Weights) -> Sequence[str]:
 
 
 def text_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The lines, some at a time."""
+    """Yield the lines in batches."""
     lines = iter(lines)
     while batch := list(islice(lines, size)):
         yield batch
@@ -123,20 +123,20 @@ def text_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 def predict(
     model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
 ) -> list[Prediction]:
-    """The likeliest class of each text; a text longer than the context is judged by its beginning.
+    """Return the most likely class of each text. A text longer than the context is cut at the end.
 
     Args:
-        model: a classifier of as many classes.
-        tokenizer: the one it was trained with.
-        classes: their names.
-        texts: to be judged.
+        model: a classifier with `len(classes)` classes.
+        tokenizer: the tokenizer that it was trained with.
+        classes: names of the classes.
+        texts: the texts to classify.
 
     Raises:
         ValueError: a text cannot be encoded, or has no token.
     """
     rows = [tokenizer.encode(text) for text in texts]
     if [] in rows:
-        raise ValueError(f"the tokenizer makes no token of {texts[rows.index([])]!r}")
+        raise ValueError(f"the tokenizer encodes {texts[rows.index([])]!r} to no token")
     batch = attended([{"tokens": tokenizer.with_ends(r, model.context_length)} for r in rows])
     device = next(model.parameters()).device
     logits = model(batch["tokens"].to(device), batch["attention_mask"].to(device))

@@ -1,4 +1,4 @@
-"""`llm compare DIR…`: put runs beside one another, in a table and a picture."""
+"""`llm compare DIR…`: compare runs in a table and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Compare(Command):
     watch: bool
 
     def run(self) -> Table:
-        """Print the table, and write it with its picture if there is a folder for them.
+        """Print the table, and write it with its picture to `output` or to the folder of the sweep.
 
         Raises:
-            UserError: no folder is given, or none with runs in it; or no run has the metric to rank by.
+            UserError: no folder is given, the folders contain no runs, or no run has the metric to rank by.
         """
         folders = [Path(folder) for folder in self.runs]
         self.require_folders()
@@ -38,7 +38,7 @@ class Compare(Command):
         if self.watch:
             if sweep is None:
                 raise ConfigError(
-                    "watch: name one sweep, as in llm compare outputs/sweeps/NAME watch=true"
+                    "watch: pass one sweep, as in llm compare outputs/sweeps/NAME watch=true"
                 )
             follow(Sweep(sweep))
         runs, damaged = find(folders)
@@ -59,14 +59,14 @@ class Compare(Command):
         return table
 
     def require_folders(self) -> None:
-        """Refuse a comparison of nothing, or at no level of confidence.
+        """Require at least one folder, and a valid confidence.
 
         Raises:
-            ConfigError: no folder is named, or the confidence is not a probability.
+            ConfigError: no folder is given, or the confidence is not a probability.
         """
         if not self.runs:
             raise ConfigError(
-                "runs: nothing to compare; name folders, as in llm compare outputs/sweeps/NAME, or outputs/pretraining"
+                "runs: nothing to compare; pass folders, as in llm compare outputs/sweeps/NAME, or outputs/pretraining"
             )
         if not 0 < self.confidence < 1:
-            raise ConfigError(f"confidence: {self.confidence} is not between 0 and 1; try 0.95")
+            raise ConfigError(f"confidence: {self.confidence} is not between 0 and 1; use 0.95")

@@ -1,4 +1,4 @@
-"""`llm evaluate`: measure what a run has learned."""
+"""`llm evaluate`: measure a run or a model on data that it was not trained on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from llm.weights.base import Weights
 from llm.weights.run import RunWeights
 
 CONSOLE = new_console()
-# How the keys by which text files are read are called here.
+# The names in this command's configuration of the keys for reading text files.
 KEYS = {
     **{key: f"files.{key}" for key in ("text_field", "suffixes", "encoding")},
     **{key: f"files.{key}" for key in ("delimiter", "quoting", "document_separator")},
@@ -54,7 +54,7 @@ KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
-    """Measure what a run has learned, on data that it did not learn from."""
+    """Measure a run or a model on data that it was not trained on."""
 
     part: Literal["test", "validation"] | None
     test_path: str | None
@@ -69,14 +69,14 @@ class Evaluate(Command):
     judge: OpenAI | None
 
     def run(self) -> dict[str, Any]:
-        """Measure, print the results and keep them in a file.
+        """Measure, print the results and write them to a file.
 
         Returns:
-            What the file of results holds.
+            The content of the file.
 
         Raises:
-            UserError: there are no such weights, or the run's data have changed; the run has no answers to judge,
-                or the judge does not answer.
+            UserError: the weights do not exist, the run's data have changed, the run has no answers to judge, or the
+                judge does not answer.
         """
         weights = require_trained(self.weights)
         file = self.results_file(weights)
@@ -90,7 +90,7 @@ class Evaluate(Command):
         return report
 
     def results_file(self, weights: Weights) -> Path:
-        """Return where the results go: a new file, so that no earlier results are lost.
+        """Return the file for the results. It is always new, so that no earlier results are lost.
 
         Raises:
             ConfigError: the file exists, or its folder does not.
@@ -98,17 +98,17 @@ class Evaluate(Command):
         if self.output is not None:
             file = Path(self.output)
             if file.exists():
-                raise ConfigError(f"output: {file} exists; name a file that does not")
+                raise ConfigError(f"output: {file} exists; choose another name")
             if not file.parent.is_dir():
                 raise ConfigError(f"output: {file.parent} is not a folder; create it first")
             return file
-        place = Path(weights.path)
-        first = (place if place.is_dir() else Path()) / "evaluation.json"
+        path = Path(weights.path)
+        first = (path if path.is_dir() else Path()) / "evaluation.json"
         numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
         return next(file for file in chain([first], numbered) if not file.exists())
 
     def predicts_text(self, run: RunWeights) -> bool:
-        """Return whether there is a text file to measure on, and the run was trained on text."""
+        """Return whether a text file is given and the run was trained on text."""
         task = locate(run.config.task._target_, run.config.trust)
         return self.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -116,15 +116,17 @@ class Evaluate(Command):
         """Measure a language model on text files.
 
         Raises:
-            ConfigError: no file is named, or a key is set that needs a run's own data.
+            ConfigError: no file is given, or a key is set that needs a run's own data.
         """
         if self.test_path is None:
             raise ConfigError(
-                f"test_path: {weights.path} has no data of its own; name a text file or a folder of them"
+                f"test_path: {weights.path} has no data of its own; pass a text file or a folder of text files"
             )
         unused = [name for name in ("part", "judge", "against") if getattr(self, name) is not None]
         if unused:
-            raise ConfigError(f"{', '.join(unused)}: a text has no parts and no answers; leave out")
+            raise ConfigError(
+                f"{', '.join(unused)}: a text has no parts and no answers; leave it out"
+            )
         hardware = use_hardware(self.hardware)
         files = self.files(self.test_path)
         with keys_named(KEYS):
@@ -136,44 +138,49 @@ class Evaluate(Command):
         return {
             **origin(weights, result.description),
             "part": self.test_path,
-            "metrics": result.metrics,
+            "figures": result.figures,
         }
 
     def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
-        """Measure a run on a part of its data, or on a file in their form."""
-        theirs = None
+        """Measure a run on a part of its data, or on a file in the same format."""
+        baseline = None
         if self.against is not None:
-            theirs = read_answers(Run(Path(self.against)).path / RESULTS["responses"])
+            baseline = read_answers(Run(Path(self.against)).path / RESULTS["responses"])
         hardware = use_hardware(self.hardware)
         data, task = restore_run(weights, hardware, self.test_path, self.malformed)
         part = choose_part(data, self.part, self.test_path)
-        answering = isinstance(data, InstructionDataModule)
-        if (self.judge or theirs is not None) and not answering:
-            raise ConfigError("judge, against: this run answers no instructions; leave both out")
+        has_answers = isinstance(data, InstructionDataModule)
+        if (self.judge or baseline is not None) and not has_answers:
+            raise ConfigError(
+                "judge, against: this run was not trained on instructions; leave both out"
+            )
         report = {
             **origin(weights, data.describe()),
             "part": self.test_path or part,
-            "metrics": measure_part(task, data, part, hardware),
+            "figures": measure_part(task, data, part, hardware),
         }
-        if answering:
+        if has_answers:
             task.to(hardware.accelerator)
             with autocast(hardware):
                 answers = self.answers(data, task, part, weights)
             report |= rate(
-                answers, theirs=theirs, judge=self.judge, file=weights.run.path / "judgements.jsonl"
+                answers,
+                theirs=baseline,
+                judge=self.judge,
+                file=weights.run.path / "judgements.jsonl",
             )
-        if theirs is not None:
+        if baseline is not None:
             report["against"] = {"against": self.against, **report["against"]}
         return report
 
     def answers(
         self, data: InstructionDataModule, task: Task, part: str, weights: RunWeights
     ) -> list[Answer]:
-        """Return the answers to a part: those of the end of the training, or new ones, decoded greedily."""
+        """Return the answers to a part: those from the end of training, or new ones, decoded greedily."""
         run = weights.run
         file = run.path / RESULTS["responses"]
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
-        if own and file.is_file() and is_of(file, weights):
+        if own and file.is_file() and is_current(file, weights):
             return read_answers(file)
         conversations = data.raw[part]
         responses = answer_conversations(
@@ -187,7 +194,7 @@ class Evaluate(Command):
 
 
 def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
-    """The steps that a run's training text went through; none for imported weights."""
+    """Return the preprocessing steps of a run's training text; none for imported weights."""
     steps = OmegaConf.select(weights.config, "data.preprocessing")
     if not steps:
         return ()
@@ -196,7 +203,7 @@ def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
 
 
 def origin(weights: Weights, data: str) -> dict[str, Any]:
-    """What was measured, on which data, when and with which versions."""
+    """Return what was measured, on which data, when and with which versions."""
     return {
         "run": str(weights.path),
         "checkpoint": getattr(weights, "checkpoint", None),
@@ -207,22 +214,24 @@ def origin(weights: Weights, data: str) -> dict[str, Any]:
 
 
 def choose_part(data: DataModule, part: str | None, test_path: str | None) -> str:
-    """The part to measure on: the one asked for, or the test part where there is one.
+    """Return the part to measure on: the requested one, otherwise test, otherwise validation.
 
     Raises:
-        ConfigError: there is no such part.
+        ConfigError: the data have no such part.
     """
     if test_path is not None and part == "validation":
-        raise ConfigError("part, test_path: a file of its own is a test part; leave part out")
+        raise ConfigError("part, test_path: a file in test_path is a test part; leave part out")
     if part is None:
         return "validation" if data.dataset("test") is None else "test"
     if data.dataset(part) is None:
-        raise ConfigError(f"part={part}: these data have none ({data.describe()}); leave part out")
+        raise ConfigError(
+            f"part={part}: these data have no such part ({data.describe()}); leave part out"
+        )
     return part
 
 
 def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) -> dict[str, float]:
-    """Return the metrics of the task on a part."""
+    """Return the task's metrics on a part."""
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
         devices=1,
@@ -240,8 +249,8 @@ def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) ->
     return {name.partition("/")[2]: value for name, value in task.figures.items()}
 
 
-def is_of(answers: Path, weights: RunWeights) -> bool:
-    """Whether a run's answers are those of its weights: no step was taken since, and none was lost."""
+def is_current(answers: Path, weights: RunWeights) -> bool:
+    """Return whether a run's answers belong to its weights: the newest weights, and not newer than the answers."""
     used, run = weights.file(), weights.run
     is_newest = used in (run.best, run.last)
     return is_newest and answers.stat().st_mtime >= used.stat().st_mtime

@@ -1,4 +1,4 @@
-"""`llm export`: write a language model as a folder that Hugging Face's library reads."""
+"""`llm export`: export a language model as a folder for Hugging Face's library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,13 +32,13 @@ PROBE = [
     Message("assistant", "A model."),
     Message("user", "Name 2 colours, (please)!"),
 ]
-# The precisions that weights are passed on in.
+# The precisions that weights can be exported in.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a language model as a folder that Hugging Face's library reads.
+    """Export a language model as a folder for Hugging Face's library.
 
     An adapter is merged into the weights that it was trained on.
     """
@@ -56,7 +56,7 @@ class Export(Command):
             The files.
 
         Raises:
-            ConfigError: the model has no counterpart in Hugging Face's library, or the folder holds something else.
+            ConfigError: Hugging Face's library has no such model, or the folder contains other files.
         """
         weights, folder = require_trained(self.weights), Path(self.output)
         require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
@@ -78,12 +78,12 @@ class Export(Command):
         )
         for file in files:
             print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
-        print(how_to_load(folder))
+        print(loading_lines(folder))
         return files
 
 
-def how_to_load(folder: Path) -> str:
-    """Return the lines that load an exported folder, there and here."""
+def loading_lines(folder: Path) -> str:
+    """Return the lines that load an exported folder, with Hugging Face's library and with this program."""
     quoted = repr(str(folder))
     family = read_object(folder / "config.json")["model_type"]
     words = ("train", f"weights={family}", f"weights.path={folder}")
@@ -98,9 +98,9 @@ def how_to_load(folder: Path) -> str:
 
 
 def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
-    """The special tokens, the chat template and the generation settings that belong to some weights.
+    """Return the special tokens, the chat template and the generation settings of some weights.
 
-    They are those of the folder that the weights came from; a run adds the template that it was trained with.
+    They are those of the folder that the weights were imported from. A run adds the template that it was trained with.
 
     Raises:
         ConfigError: the template cannot be written for this tokenizer.
@@ -118,10 +118,11 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
 
 
 def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:
-    """A template in Jinja, under which a prompt has the tokens that it had in training.
+    """Return a template in Jinja under which a prompt has the same tokens as in training.
 
-    A tokenizer that puts a space before every text does so before each piece of a template of ours, and before the
-    whole of a text from Jinja: then the spaces are written out. Where that does not help, a line says so.
+    A tokenizer that prepends a space to every text prepends one to each piece of our template, but only one to the
+    whole text of a Jinja template. Then the spaces are written into the Jinja template. If the tokens still differ, a
+    note is printed.
     """
     begin = "".join(token_name(tokenizer, token) for token in tokenizer.ends[0])
     try:
@@ -129,28 +130,28 @@ def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, 
         expected = template.encode_prompt(PROBE, tokenizer)
     except (
         ValueError
-    ):  # one that has no counterpart, or does not know these letters, and so adds no space
+    ):  # no such tokenizer in the library, or PROBE cannot be encoded: no space is added
         return template.jinja(begin)
     for gap in ("", " "):
         jinja = template.jinja(begin, gap)
         if JinjaTemplate([jinja], tokens).encode_prompt(PROBE, exported) == expected:
             return jinja
     print(
-        "note: under the exported chat template a prompt has other tokens than it had in training; "
-        "generate with the tokens that llm chat gives it"
+        "note: with the exported chat template a prompt has other tokens than in training; "
+        "generate from the tokens that llm chat uses"
     )
     return template.jinja(begin)
 
 
 def require_language_model(weights: Weights) -> None:
-    """Let pass what was trained to write.
+    """Require a language model.
 
     Raises:
-        ConfigError: it is a classifier or a reward model.
+        ConfigError: the weights are those of a classifier or a reward model.
     """
     config = weights.config
     whole = OmegaConf.select(config, "task.model._target_")
     if whole not in (None, config.model._target_):
         raise ConfigError(
-            f"weights.path: {weights.path} holds a {whole.rpartition('.')[2]}; only language models are exported"
+            f"weights.path: {weights.path} contains a {whole.rpartition('.')[2]}; export a language model instead"
         )

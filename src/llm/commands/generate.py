@@ -24,16 +24,16 @@ from llm.weights.base import Weights
 
 
 def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
-    """Several answers need a reward that chooses; for a single one it would not be used."""
+    """Require a reward if and only if there are several answers to choose from."""
     number = config.get("best_of")
     if not isinstance(number, int):
         return
     if number < 1:
-        yield f"best_of: {number} is not a number of answers; give 1, or more and a reward"
+        yield f"best_of: {number} is not a number of answers; use 1, or more with a reward"
     elif (number > 1) != (config.get("reward") is not None):
         yield (
-            "best_of: several answers and a reward that chooses go together; give both, such as "
-            "best_of=8 reward=run reward.path=outputs/reward/…"
+            "best_of: choosing among several answers needs a reward, and a reward needs several answers; set both, "
+            "such as best_of=8 reward=run reward.path=outputs/reward/…"
         )
 
 
@@ -58,20 +58,19 @@ class Generate(Command):
         """Continue the prompts, or choose the best answers if there is a reward.
 
         Returns:
-            The continuation of each prompt, or the best answer to it.
+            The continuation of each prompt, or its best answer.
 
         Raises:
-            ConfigError: the run is none, or a prompt cannot be encoded.
+            ConfigError: the weights are not those of a run, or a prompt cannot be encoded.
         """
         return self.continue_prompts() if self.reward is None else self.choose_answers(self.reward)
 
     def continue_prompts(self) -> list[str]:
-        """Print each continuation as it is written.
+        """Print the continuation of each prompt.
 
-        A single prompt is streamed; several, from a list or a file, are continued as one batch and printed one after
-        the other.
+        A single prompt is streamed. Several, from a list or a file, are continued as one batch and printed at the end.
         """
-        model, tokenizer, hardware, prompts, openings = self._prepare(as_they_are)
+        model, tokenizer, hardware, prompts, openings = self._prepare(plain_openings)
         settings = self._settings(openings)
         pieces = stream_tokens(model, tokenizer, prompts=openings.starts, settings=settings)
         texts = [""] * len(prompts)
@@ -88,7 +87,7 @@ class Generate(Command):
         return texts
 
     def choose_answers(self, reward: RewardFunction) -> list[str]:
-        """Answer each prompt several times, and print the answers with their scores, the best first."""
+        """Answer each prompt several times, and print the answers with their scores, best first."""
 
         def encode_prompts(
             weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]
@@ -98,7 +97,7 @@ class Generate(Command):
             template = stored_template(weights.config)
             with config_errors_at("reward"):
                 require_template(reward, template)
-            return openings_of(template, tokenizer, prompts)
+            return chat_openings(template, tokenizer, prompts)
 
         model, tokenizer, hardware, prompts, openings = self._prepare(encode_prompts)
         with autocast(hardware):
@@ -134,8 +133,8 @@ class Generate(Command):
         )
 
 
-def as_they_are(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
-    """Return the prompts' own tokens, which the model continues."""
+def plain_openings(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
+    """Return the tokens of the prompts, without a template."""
     return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
 
 
@@ -144,12 +143,12 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def openings_of(
+def chat_openings(
     template: ChatTemplate | None, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> Openings:
-    """Return the tokens that ask each prompt, and the token and the texts that end an answer.
+    """Return the tokens of each prompt in the template, and the token and the texts that end an answer.
 
-    A model that was trained on a template is asked in it; any other continues the prompt.
+    Without a template, the model continues the prompt.
     """
     if template is None:
         return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])

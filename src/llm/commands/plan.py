@@ -1,4 +1,4 @@
-"""`llm plan`: what a model, a budget and some devices would take, before anybody pays for them."""
+"""`llm plan`: an estimate of a run's compute, time and memory."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, Forecast, forecast
 from llm.training.preflight import require_division
 from llm.training.training_config import TrainingConfig
-from llm.units import UNKNOWN, common, duration, flops, format_bytes, format_number
+from llm.units import UNKNOWN, common_unit, duration, flops, format_bytes, format_number
 
-# What a GPU's tensors may fill: its driver and what lies between tensors take the rest.
+# Share of a GPU's memory for tensors; the driver and fragmentation take the rest.
 USABLE = 0.9
 ALONE = "one device"
-BEYOND = 1e-3  # of the least budget of the fits: what they say of losses below is of no use
+SMALLEST = 1e-3  # of the smallest budget of the fits; below it, their loss is not shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(TrainingConfig):
-    """Print what a run would take, on this machine or on one that is not there."""
+    """Print the compute, time and memory that a run would take, on this machine or another."""
 
     strategies: Mapping[str, Hardware]
     gpu: str | None
@@ -38,15 +38,15 @@ class Plan(TrainingConfig):
         """Print the plan.
 
         Raises:
-            ConfigError: the hardware does not suit the run, or what is asked for is not known before the data are
+            ConfigError: the hardware does not suit the run, or the size of the run is not known before the data are
                 read.
         """
         if not 0 < self.mfu <= 1:
             raise ConfigError(
-                f"mfu: {self.mfu} is out of range; give a share of the matrix rate, above 0 and up to 1"
+                f"mfu: {self.mfu} is out of range; use a share of the peak FLOP rate, above 0 and up to 1"
             )
         planned = forecast(self, self.gpu)
-        cost = known(planned.cost)
+        cost = require_known(planned.cost)
         with config_errors_at("hardware"):
             hardware = planned.on(planned.strategy)
         require_division(planned.config, hardware)
@@ -54,7 +54,7 @@ class Plan(TrainingConfig):
         if planned.timeline is None:
             print_tables(
                 note_line(
-                    "memory depends on what the batches hold, which is known once the data have been read"
+                    "the memory depends on the lengths in the batches, which are not known before the data are read"
                 )
             )
         else:
@@ -63,26 +63,27 @@ class Plan(TrainingConfig):
             print_tables(*optimum_table(cost.parameters, cost.tokens))
 
 
-def known(cost: Cost | None) -> Cost:
-    """What can be planned with: the size of a model, and of a text's tokens how many are read.
+def require_known(cost: Cost | None) -> Cost:
+    """Require that the size of the model, and for text the number of tokens, are known.
 
     Raises:
-        ConfigError: that is not known before the data are read, and may be given.
+        ConfigError: they are not known before the data are read.
     """
     if cost is None:
         raise ConfigError(
-            "how large the vocabulary is is known once the data have been read; give a tokenizer that says it, such "
-            "as tokenizer=gpt2, or model.vocab_size"
+            "tokenizer: the vocabulary size is not known before the data are read; choose a tokenizer with a fixed "
+            "size, such as tokenizer=gpt2, or set model.vocab_size"
         )
     if cost.tokens is None and cost.tokens_per_step is not None:
         raise ConfigError(
-            "how much there is to train on is known once the data have been read; give trainer.max_tokens or max_steps"
+            "trainer: the number of tokens is not known before the data are read; set trainer.max_tokens or "
+            "trainer.max_steps"
         )
     return cost
 
 
 def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
-    """What is planned, and how long it takes."""
+    """Yield the lines about the model, the budget, the compute, the devices and the time."""
     device = planned.device
     blocks = cost.parameters - cost.embedding
     trained = (
@@ -93,7 +94,7 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
         f"head, {format_number(blocks)} in the rest{trained}"
     )
     yield f"budget    {describe_budget(cost)}"
-    yield f"compute   {compute(cost)}"
+    yield f"compute   {describe_compute(cost)}"
     rate = UNKNOWN if device.flops is None else f"{device.flops / 1e12:.3g} TFLOP/s"
     yield (
         f"devices   {planned.world} × {device.name} of {rate} and {format_bytes(device.memory)}, "
@@ -101,34 +102,38 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
     )
     seconds = planned.seconds(mfu)
     yield (
-        f"time      {UNKNOWN}: the FLOPs of the run or the rate of the device are not known"
+        f"time      {UNKNOWN}: the FLOPs of the run or the peak rate of the device are not known"
         if seconds is None
         else f"time      {duration(seconds)} at an MFU of {mfu:g}, an assumption: set mfu= to yours"
     )
 
 
 def describe_budget(cost: Cost) -> str:
-    """What a run reads, or why nobody knows."""
+    """Return how many tokens and steps a run takes, or why this is not known."""
     if cost.tokens is None:
         taken = "" if cost.steps is None else f"{cost.steps:,} steps; tokens "
-        return f"{taken}{UNKNOWN}: examples are as long as they are, which is known once the data have been read"
+        return (
+            f"{taken}{UNKNOWN}: the lengths of the examples are not known before the data are read"
+        )
     return (
         f"{format_number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
         f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
     )
 
 
-def compute(cost: Cost) -> str:
-    """What a run computes, or why nobody knows."""
+def describe_compute(cost: Cost) -> str:
+    """Return the FLOPs of a run, or why they are not known."""
     if cost.flops_per_token is not None:
         return f"{flops(cost.flops)} FLOPs, {flops(cost.flops_per_token)} a token"
     if cost.trained < cost.parameters:
-        return f"{UNKNOWN}: only a part of the model is trained, whose FLOPs are not counted"
+        return (
+            f"{UNKNOWN}: only a part of the model is trained, and the FLOPs of that are not counted"
+        )
     return f"{UNKNOWN}: the model does not count its FLOPs"
 
 
 def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterator[RenderableType]:
-    """A row for each strategy; then what checkpointing and precision would change under the chosen one."""
+    """Yield a table with a row for each strategy, then one with checkpointing and precision varied."""
     timeline, plans, refused = planned.timeline, strategies(planned, options), []
     held: dict[str, Memory] = {}
     assert timeline is not None
@@ -137,7 +142,7 @@ def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterato
             held[name] = planned.peak(strategy, timeline)
         except ValueError as error:
             refused.append(f"{name}: {error}")
-    unit, shown = common(max(memory.total for memory in held.values()))
+    unit, shown = common_unit(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():
         fits = memory.total <= USABLE * planned.room(plans[name])
@@ -151,34 +156,36 @@ def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterato
 
 
 def memory_notes(planned: Forecast, plans: Mapping[str, Strategy | None]) -> Iterator[str]:
-    """What the rows of these strategies are, and what they leave out."""
+    """Yield notes about what the rows count and leave out."""
     config = planned.config
     shared = (
-        "" if planned.world == 1 else f", which {planned.world} devices share (one has it alone)"
+        ""
+        if planned.world == 1
+        else f", which {planned.world} devices share (with {ALONE}, it has all of it)"
     )
     yield (
         f"memory of each device for a micro-batch of {config.data.batch_size} × {context(config)} tokens{shared}: "
-        "its tensors when most are held, without compilation; old gradients may be gone by then. ✓ leaves "
-        f"a tenth of the device's {format_bytes(planned.device.memory)}"
+        "its tensors at the peak, without compilation; old gradients may be freed by then. ✓ leaves "
+        f"a tenth of the device's {format_bytes(planned.device.memory)} free"
     )
     if planned.is_bound:
         yield BOUND
     if "tensor_parallel" in plans:
         yield (
-            "tensor_parallel: activations and logits are those of a whole group, an upper bound: the heads and the "
-            "feed-forward layers' own are divided within it, what the layers pass on is not"
+            "tensor_parallel: activations and logits are counted for a whole group, an upper bound: inside attention "
+            "and feed-forward layers they are divided among its devices, between layers they are not"
         )
     casting = [name for name, used in plans.items() if used and used.casts_weights]
     if casting and planned.device.dtype != torch.float32:
         yield (
-            f"{', '.join(casting)}: counted with float32 weights, an upper bound of those in "
-            f"{planned.device.precision} that the engine keeps; it keeps float32 copies of them as well, which the "
-            "devices share, beside the optimizer's states"
+            f"{', '.join(casting)}: counted with float32 weights, an upper bound: the engine keeps weights in "
+            f"{planned.device.precision}, and float32 copies that are divided among the devices with the optimizer "
+            "state"
         )
 
 
 def strategies(planned: Forecast, options: Mapping[str, Hardware]) -> dict[str, Strategy | None]:
-    """Every strategy there is for several devices, the chosen one as it was chosen; and doing without."""
+    """Return a single device and, if there are several, every strategy, with the chosen one as configured."""
     plans: dict[str, Strategy | None] = {ALONE: None}
     if planned.world > 1:
         plans |= {name: hardware.strategy for name, hardware in options.items()}
@@ -187,7 +194,7 @@ def strategies(planned: Forecast, options: Mapping[str, Hardware]) -> dict[str, 
 
 
 def strategy_name(planned: Forecast) -> str:
-    """The name of the chosen strategy: that of the group's option, or of its class where it is none of them."""
+    """Return the name of the chosen strategy: that of its option or, if no option matches, of its class."""
     if planned.strategy is None:
         return ALONE
     node, options = planned.config.hardware.strategy, planned.config.strategies.items()
@@ -197,7 +204,7 @@ def strategy_name(planned: Forecast) -> str:
 
 
 def variants(planned: Forecast) -> Table:
-    """The same step with and without activation checkpointing, in 32 bits and in 16."""
+    """Return a table of the same step with and without activation checkpointing, in 32 and in 16 bits."""
     shorter = torch.float16 if planned.device.precision == "fp16" else torch.bfloat16
     held = {
         (dtype, checkpointing): planned.peak(planned.strategy, timeline)
@@ -206,7 +213,7 @@ def variants(planned: Forecast) -> Table:
         if (timeline := planned.timeline_with(checkpointing=checkpointing, precision=dtype))
         is not None
     }
-    unit, shown = common(max(memory.total for memory in held.values()))
+    unit, shown = common_unit(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", "checkpointing", "activations", "logits", "sum")
     present = (planned.device.dtype, planned.hardware.activation_checkpointing)
     for (dtype, checkpointing), memory in held.items():
@@ -220,10 +227,10 @@ def variants(planned: Forecast) -> Table:
 
 
 def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
-    """What size the budget would be best spent on, by two fits and a rule, beside the plan."""
+    """Yield a table of the optimal sizes for the budget by two fits and one rule, beside the planned size."""
     budget = FLOPS * parameters * tokens
     least, most = FITTED
-    says_loss = budget >= BEYOND * least
+    shows_loss = budget >= SMALLEST * least
     rows = new_table(f"6·N·D = {flops(budget)}", "parameters N", "tokens D", "D/N", "loss")
     sizes = {
         "this plan": (parameters, tokens),
@@ -232,15 +239,15 @@ def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
         "20 tokens a parameter": twenty_tokens(budget),
     }
     for name, (n, d) in sizes.items():
-        loss = f"{BESIROGLU.loss(n, d):.3f}" if says_loss else UNKNOWN
+        loss = f"{BESIROGLU.loss(n, d):.3f}" if shows_loss else UNKNOWN
         rows.add_row(name, format_number(n), format_number(d), f"{d / n:.3g}", loss)
     yield rows
     if not least <= budget <= most:
         yield note_line(
-            f"the fits are of runs of {flops(least)} to {flops(most)} FLOPs: of {flops(budget)} they extrapolate"
+            f"the fits cover runs of {flops(least)} to {flops(most)} FLOPs; for {flops(budget)} they extrapolate"
         )
-    if says_loss:
+    if shows_loss:
         yield note_line(
-            "the loss is what Besiroglu's fit of Hoffmann's runs says of their text and their tokens: it compares "
-            "sizes, and is not what yours will be"
+            "the loss is that of Besiroglu's fit, for the text and tokenizer of Hoffmann's runs: it compares sizes, "
+            "and does not predict the loss on your text"
         )

@@ -1,4 +1,4 @@
-"""`llm train`: from a configuration to a trained run. Pretraining and every finetune come through here."""
+"""`llm train`: pretrain or finetune a model."""
 
 import sys
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from llm.training.training_config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingConfig):
-    """Pretrain or finetune a model, watch it learn, and keep its run."""
+    """Pretrain or finetune a model, and record the run."""
 
     def run(self) -> Run:
-        """Train in this process, or start the ranks that train together.
+        """Train in this process, or start one rank per device.
 
         Raises:
-            UserError: the hardware is not there, or the run cannot begin or resume.
-            SystemExit: with the status of the ranks, after they have ended.
+            UserError: the hardware is not available, or the run cannot begin or resume.
+            SystemExit: the ranks have ended; with their status.
         """
         ranks.adopt_slurm()
-        if ranks.are_missing(hardware := ranks.place_hardware(self.hardware, self.tree)):
+        if ranks.must_launch(hardware := ranks.place_hardware(self.hardware, self.tree)):
             require_division(self.tree, hardware)
             sys.exit(ranks.launch_ranks(self.composed, hardware))
-        with ranks.reported():
+        with ranks.report_failure():
             return train(self, ranks.resolve_hardware(self.hardware, self.tree))

@@ -1,4 +1,4 @@
-"""Comparison of runs: a table of their metrics and a picture of their losses, read from their records alone."""
+"""Runs beside one another: a table of what they reached and a picture of how, from their records alone."""
 
 from llm.comparison.table import Table, compare
 

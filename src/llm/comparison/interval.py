@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean over a few seeds (Student's t)."""
+"""How far a mean over a few seeds could be off: Student's t."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ class MeanInterval(NamedTuple):
 
     Attributes:
         mean: the mean.
-        margin: half the width of its interval; None for a single repetition or an infinite mean.
+        margin: half the width of its interval; None where a single repetition, or an infinite one, tells
+            nothing of it.
     """
 
     mean: float
@@ -19,11 +20,11 @@ class MeanInterval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """Return the mean of some values and its Student's t interval (1908).
+    """The mean of some values and the interval of Student's t around it (1908).
 
     Args:
         values: one or more repetitions of a measurement.
-        confidence: probability that such an interval contains the true mean.
+        confidence: how often such an interval holds the true mean.
     """
     mean = fmean(values)
     if len(values) < 2 or not math.isfinite(mean):
@@ -33,10 +34,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInte
 
 
 def quantile(confidence: float, freedom: int) -> float:
-    """Return t such that a variable of Student's distribution lies in [-t, t] with this probability.
+    """The t that a variable of Student's distribution stays within, on both sides, so often.
 
     Args:
-        confidence: probability, above 0 and below 1.
+        confidence: above 0 and below 1.
         freedom: degrees of freedom, 1 or more.
     """
     low, high = 0.0, math.pi / 2
@@ -47,7 +48,7 @@ def quantile(confidence: float, freedom: int) -> float:
 
 
 def _within(angle: float, freedom: int) -> float:
-    """Return P(|t| < √freedom tan(angle)): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """How often |t| < √freedom tan(angle): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     odd = freedom % 2
     term, total = math.cos(angle) ** odd, 0.0
     for power in range(odd, freedom - 1, 2):

@@ -1,1 +1,1 @@
-"""What stands between Hydra and the constructors: composition, checks, building, fingerprints."""
+"""Configuration: composing with Hydra, checking, building objects and fingerprints."""

@@ -1,8 +1,8 @@
-"""Which objects a configuration may call.
+"""The objects that a configuration may call.
 
-A `_target_` names any importable object, and Hydra would call it: a configuration from a stranger is
-a program. So a target is judged before it is called, and it is the object that is judged, not its
-name, for a harmless prefix leads anywhere (`torch.optim.optimizer.torch.load`).
+A `_target_` can name any importable object, and Hydra would call it: an untrusted configuration is a
+program. So a target is checked before it is called. The object is checked, not its name, because a
+harmless prefix can lead anywhere (`torch.optim.optimizer.torch.load`).
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from llm.config.errors import ConfigError, suggestion
 
-# Our own packages all of whose functions and classes compute and no more: none writes a file.
+# Our own packages whose functions and classes only compute: none of them writes a file.
 PARTS = (
     *("nn", "tokenizers", "models", "losses", "optim", "rewards", "tasks"),
     "generation.sampling",
@@ -31,11 +31,11 @@ PARTS = (
     ),
 )
 
-# What a configuration may name at its root, and nowhere else.
+# Packages that a configuration may name at its root only, with the base classes of their targets.
 ROOTS: dict[str, tuple[str, ...]] = {"llm.commands": ("llm.config.base.Command",)}
 
-# Packages that are importable from a configuration, each with the base classes that its targets must
-# have; where there are none named, the package's own functions and classes are all welcome.
+# Packages that a configuration may import from, each with the base classes that its targets must
+# have. If none is listed, all functions and classes of the package are allowed.
 ALLOWED: dict[str, tuple[str, ...]] = {
     **{f"llm.{part}": () for part in PARTS},
     "llm.training.trainer": ("llm.training.trainer.TrainerSettings",),
@@ -70,46 +70,46 @@ def locate(path: str, trust: Sequence[str] = (), *, is_root: bool = False) -> Ca
 
     Args:
         path: dotted path, `package.module.name`.
-        trust: further packages whose functions and classes are welcome.
-        is_root: whether the path stands at the root of a configuration, where a command may.
+        trust: further packages whose functions and classes are allowed.
+        is_root: whether the path is at the root of a configuration, where commands are allowed.
 
     Raises:
-        ConfigError: the name leads nowhere, or to something that is not on the whitelist.
+        ConfigError: the object does not exist or is not on the allowlist.
     """
     allowed = ALLOWED | dict.fromkeys(trusted_packages(trust), ())
     allowed |= ROOTS if is_root else {}
     module_name, _, name = path.rpartition(".")
     if _package(module_name, allowed) is None or any(p.startswith("_") for p in path.split(".")):
         raise ConfigError(
-            f"{path} is not on the whitelist of what a configuration may call; "
-            "name parts of llm, optimizers of torch, or list your own package under `trust`"
+            f"{path} is not on the allowlist of what a configuration may call; "
+            "use a class or function of llm, an optimizer of torch, or add your own package to `trust`"
         )
     target = _attribute(_module(module_name, path), name, path)
     reason = _refusal(target, allowed)
     if reason:
-        raise ConfigError(f"{path} {reason}; name the part itself, by the module that defines it")
+        raise ConfigError(f"{path} {reason}; use the path of the module that defines the object")
     return target
 
 
 def trusted_packages(packages: Sequence[str]) -> Sequence[str]:
-    """The packages that a user trusts, none of which may widen what is already judged.
+    """Return the packages that a user trusts, after checking that none of them weakens the allowlist.
 
     Raises:
-        ConfigError: a name is not a plain package, or belongs to Python itself or to a judged package.
+        ConfigError: a name is not a plain package, or belongs to Python itself or to a package on the allowlist.
     """
-    judged = {package.partition(".")[0] for package in ALLOWED} | {"hydra", "omegaconf"}
+    checked = {package.partition(".")[0] for package in ALLOWED} | {"hydra", "omegaconf"}
     for package in packages:
         root = str(package).partition(".")[0]
-        if root in judged or root in sys.stdlib_module_names or not root.isidentifier():
+        if root in checked or root in sys.stdlib_module_names or not root.isidentifier():
             raise ConfigError(
-                f"trust: {package} cannot be trusted as a whole; wrap what you need of it in a "
-                "function of your own package and trust that"
+                f"trust: {package} cannot be trusted as a whole; wrap what you need from it in a "
+                "function of your own package and trust that package"
             )
     return packages
 
 
 def _package(module: str, allowed: dict[str, tuple[str, ...]]) -> str | None:
-    """The allowed package that holds the module of this name."""
+    """Return the allowed package that contains a module."""
     return next((p for p in allowed if module == p or module.startswith(f"{p}.")), None)
 
 
@@ -118,8 +118,7 @@ def _module(name: str, path: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"{path} cannot be imported ({error}); a module of yours has to be installed, or in a folder "
-            "that PYTHONPATH names"
+            f"{path} cannot be imported ({error}); install your module, or add its folder to PYTHONPATH"
         ) from error
 
 
@@ -132,12 +131,12 @@ def _attribute(module: Any, name: str, path: str) -> Any:
 
 
 def _refusal(target: Any, allowed: dict[str, tuple[str, ...]]) -> str | None:
-    """Why this object may not be called from a configuration; None if it may."""
+    """Return why a configuration may not call this object; None if it may."""
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         return "is neither a class nor a function"
     package = _package(target.__module__, allowed)
     if package is None:
-        return f"is really {target.__module__}.{target.__qualname__}, which is not on the whitelist"
+        return f"is really {target.__module__}.{target.__qualname__}, which is not on the allowlist"
     bases = tuple(_constant(base) for base in allowed[package])
     if bases and not (inspect.isclass(target) and issubclass(target, bases)):
         return f"is not one of {', '.join(base.__name__ for base in bases)}"
@@ -147,6 +146,6 @@ def _refusal(target: Any, allowed: dict[str, tuple[str, ...]]) -> str | None:
 
 
 def _constant(path: str) -> type:
-    """The class behind a dotted path written in this package."""
+    """Return the class at a dotted path that is written in this package."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

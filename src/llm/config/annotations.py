@@ -1,4 +1,4 @@
-"""Slots: does a value, or what a target makes, fit the annotation of a parameter?"""
+"""Type annotations of parameters: whether a value, or the product of a target, fits one."""
 
 import inspect
 import types
@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-TOWER = BeartypeConf(is_pep484_tower=True)  # an int is good enough for a float
+TOWER = BeartypeConf(is_pep484_tower=True)  # accepts an int as a float
 PLAIN = (bool, int, float, str, bytes, list)
 EMPTY = inspect.Parameter.empty
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a class or function, with their annotations evaluated where they can be."""
+    """Return the parameters of a class or function, with their annotations evaluated if possible."""
     constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
     if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
-        return {}  # a module without a constructor of its own takes nothing, whatever torch's says
+        return {}  # a module without its own constructor takes no argument, although torch's has **kwargs
     try:
         signature = inspect.signature(target, eval_str=True)
     except NameError:
@@ -26,7 +26,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def product(target: Callable[..., Any]) -> Any:
-    """What calling a target gives: the class itself, or the function's return annotation."""
+    """Return the type that calling a target returns: the class itself, or the function's return annotation."""
     if inspect.isclass(target):
         return target
     try:
@@ -36,13 +36,13 @@ def product(target: Callable[..., Any]) -> Any:
     return Any if returned is EMPTY else returned
 
 
-def unknown(hint: Any) -> bool:
-    """Whether a hint says nothing that can be checked."""
+def is_unchecked(hint: Any) -> bool:
+    """Return whether an annotation is missing, `Any` or otherwise impossible to check."""
     return hint in (Any, EMPTY, object) or isinstance(hint, str | TypeVar)
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint alone; `Annotated` is looked through."""
+    """Return the members of a union, or the annotation alone. `Annotated[T, …]` counts as `T`."""
     if get_origin(hint) is Annotated:
         return alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
@@ -51,15 +51,15 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def accepts(hint: Any, value: Any) -> bool:
-    """Whether plain data has the annotated type. Nodes inside it are judged elsewhere.
+    """Return whether plain data has the annotated type. Nodes inside it are checked elsewhere.
 
-    A list is good for any sequence or tuple, an int for a float, a bool for neither.
+    A list fits any sequence or tuple, an int fits a float, a bool fits neither int nor float.
     """
     return any(_accepts(member, value) for member in alternatives(hint))
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    if unknown(hint) or not _is_plain(value):
+    if is_unchecked(hint) or not _is_plain(value):
         return True
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if isinstance(value, list):
@@ -78,7 +78,7 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def conform(value: Any, hint: Any) -> Any:
-    """An accepted value as its annotation has it: YAML writes 1 for 1.0 and knows no tuples."""
+    """Convert an accepted value to the annotated type: YAML may write 1 for 1.0 and has no tuples."""
     origins = [get_origin(member) or member for member in alternatives(hint)]
     if type(value) is int and float in origins and int not in origins:
         return float(value)
@@ -91,14 +91,14 @@ def conform(value: Any, hint: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is to be judged here; nodes and what is missing or unresolved is not."""
+    """Return whether a value is plain data: not a node, not missing and not unresolved."""
     if isinstance(value, dict):
         return "_target_" not in value
     return value is None or (isinstance(value, PLAIN) and value != "???")
 
 
 def element_hint(hint: Any, at: Any) -> Any:
-    """The hint for the element of a sequence at index `at`, or of a mapping at key `at`."""
+    """Return the annotation of the element of a sequence at index `at`, or of a mapping at key `at`."""
     wanted = _is_sequence if isinstance(at, int) else _is_mapping
     for member in alternatives(hint):
         origin, arguments = get_origin(member) or member, get_args(member)
@@ -119,7 +119,7 @@ def _lengths_agree(origin: Any, arguments: tuple[Any, ...], value: list[Any]) ->
 
 
 def _is_sequence(origin: Any) -> bool:
-    """Whether a list may stand here: the class is a list's base, or a tuple."""
+    """Return whether a class accepts a list: it is a base of `list`, or a tuple."""
     return inspect.isclass(origin) and (issubclass(list, origin) or origin is tuple)
 
 
@@ -128,7 +128,7 @@ def _is_mapping(origin: Any) -> bool:
 
 
 def positional(hint: Any) -> Sequence[Any] | None:
-    """The arguments that the code gives to a factory in this slot; None where that is not said."""
+    """Return the types of the arguments that the code passes to a factory; None if not annotated."""
     for member in alternatives(hint):
         if get_origin(member) is Callable and isinstance(get_args(member)[0], list):
             return get_args(member)[0]
@@ -136,9 +136,9 @@ def positional(hint: Any) -> Sequence[Any] | None:
 
 
 def takes_factory(hint: Any, produced: Any) -> bool:
-    """Whether a slot is for something to call, which gives what `produced` is."""
+    """Return whether an annotation accepts a factory of `produced`."""
     for member in alternatives(hint):
-        if unknown(member) or member is Callable:
+        if is_unchecked(member) or member is Callable:
             return True
         if get_origin(member) is Callable and takes(get_args(member)[-1], produced):
             return True
@@ -146,43 +146,43 @@ def takes_factory(hint: Any, produced: Any) -> bool:
 
 
 def wants_factory(hint: Any, produced: Any) -> bool:
-    """Whether a slot is for a factory of this product and for nothing else that the product is."""
+    """Return whether an annotation accepts a factory of `produced` and not `produced` itself."""
     members = alternatives(hint)
     if any(get_origin(m) is not Callable and takes(m, produced) for m in members):
         return False
     results = [(m, get_args(m)[-1]) for m in members if get_origin(m) is Callable]
     return any(
-        not takes(m, produced) or (not unknown(result) and takes(result, produced))
+        not takes(m, produced) or (not is_unchecked(result) and takes(result, produced))
         for m, result in results
     )
 
 
 def takes(hint: Any, produced: Any) -> bool:
-    """Whether what a target makes may stand in a slot."""
+    """Return whether the product of a target fits an annotation."""
     made = alternatives(produced)
     return any(all(_takes(slot, one) for one in made) for slot in alternatives(hint))
 
 
 def _takes(slot: Any, made: Any) -> bool:
-    if unknown(slot) or unknown(made):
+    if is_unchecked(slot) or is_unchecked(made):
         return True
     slot_class, made_class = _bare(slot), _bare(made)
     if not (inspect.isclass(slot_class) and inspect.isclass(made_class)):
         return slot == made
     try:
         return issubclass(made_class, slot_class)
-    except TypeError:  # a protocol with data members cannot be asked
+    except TypeError:  # a protocol with data members does not support issubclass
         return True
 
 
 def _bare(hint: Any) -> Any:
-    """A hint's class without its parameters; of a jaxtyping array, the array's class."""
+    """Return the class of an annotation without its parameters; for a jaxtyping array, the array's class."""
     hint = get_origin(hint) or hint
     return getattr(hint, "array_type", hint)
 
 
 def choices(hint: Any) -> list[str]:
-    """The values that a hint lists, as a person would write them; none where it takes others too."""
+    """Return the values that an annotation lists, as written in YAML; empty if it accepts others too."""
     values: list[str] = []
     for member in alternatives(hint):
         if get_origin(member) is Literal:
@@ -195,7 +195,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def describe_hint(hint: Any) -> str:
-    """A hint as a person would write it."""
+    """Return an annotation as text for messages."""
     if hint is None or hint is type(None):
         return "null"
     if get_origin(hint) is Callable:

@@ -1,4 +1,4 @@
-"""What every command of the command line has."""
+"""The base class of all commands."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from llm.config.rules import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
-    """A command, with what its configuration gives it: each field is a key at the root, of the annotated type.
+    """A command. Each field is a key at the root of its configuration, of the annotated type.
 
     Args:
-        composed: what it was composed of; given by the code.
-        trust: packages of the user's that `_target_` may name.
+        composed: the composed configuration; passed by the code.
+        trust: packages of the user that `_target_` may name.
     """
 
     composed: Composed
     trust: Sequence[str]
 
-    # Over several sections of its tree.
+    # Checks that span several sections of the tree.
     rules: ClassVar[Sequence[Rule]] = ()
 
     @abstractmethod
     def run(self) -> Any:
-        """Do what the command line asks for."""
+        """Run the command."""

@@ -1,4 +1,4 @@
-"""The budget of a run: a command line names one in place of that of the experiment."""
+"""The budget of a run. A budget on the command line replaces the budget of the experiment."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from llm.config.overrides import key_of
 
 
 def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Set the budgets to null that are not on the command line, if one of them is.
+    """Set all other budgets to null if the command line sets one.
 
     So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget. A budget that the
-    command line sets to null takes the place of none.
+    command line sets to null replaces none.
     """
     given = {*map(key_of, overrides)}
     if all(OmegaConf.select(config, key) is None for key in given.intersection(BUDGET)):

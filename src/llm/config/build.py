@@ -1,8 +1,8 @@
-"""From nodes of a configuration to objects: the only place that calls a `_target_`.
+"""Building objects from nodes of a configuration: the only place that calls a `_target_`.
 
-The convention is Hydra's (`_target_`, `_partial_: true`), its `instantiate` is not used: the partials
-that it returns authorise every call anew, 80 microseconds each, and an activation or an attention
-kernel is called in every layer of every step; and it wraps errors in text of its own.
+The keys are Hydra's (`_target_`, `_partial_: true`), but its `instantiate` is not used. Its partials
+check every call again, which takes 80 microseconds, and an activation or an attention kernel is
+called in every layer of every step. It also wraps errors in its own text.
 """
 
 import inspect
@@ -19,25 +19,24 @@ from llm.config import annotations
 from llm.config.allowlist import locate
 from llm.config.errors import ConfigError
 
-# What a constructor raises when it is the user's values that are wrong.
+# What a constructor raises if the user's values are wrong.
 MISTAKES = (ValueError, FileNotFoundError)
 
 
 def build(node: Any, **kwargs: Any) -> Any:
-    """Call the `_target_` of a node with the node's values and `kwargs`, its nested nodes first.
+    """Call the `_target_` of a node with the node's values and `kwargs`. Nested nodes are built first.
 
     Args:
-        node: a node of the composed tree, or a plain dictionary; None gives None. A section without
-            `_target_` gives a plain dictionary of what its nodes build.
-        kwargs: arguments that are known to the caller only, handed over untouched; they take the
-            place of values of the same name.
+        node: a node of the composed tree, or a plain dictionary; None returns None. A section without
+            `_target_` returns a dictionary of the objects that its nodes build.
+        kwargs: further arguments, passed unchanged; they replace values of the same name.
 
     Returns:
-        What the target returns; of a node with `_partial_: true`, a factory that calls it.
+        What the target returns. For a node with `_partial_: true`: a factory that calls the target.
 
     Raises:
-        ConfigError: a target is not on the whitelist, or a constructor refused a value; each line
-            starts with the full key of its node.
+        ConfigError: a target is not on the allowlist, or a constructor raised an error about a value.
+            Each line starts with the full key of its node.
     """
     if node is None:
         return None
@@ -50,15 +49,17 @@ def build(node: Any, **kwargs: Any) -> Any:
     try:
         return _build(plain, key, targets, kwargs)
     except MISTAKES as error:
-        raise ConfigError(_told_of(_culprit(error, targets) or key, targets, error)) from error
+        raise ConfigError(
+            _problem_line(_failing_key(error, targets) or key, targets, error)
+        ) from error
 
 
 @contextmanager
 def config_errors_at(key: str) -> Iterator[None]:
-    """Turn what a constructor says of the user's values into a ConfigError about `key`.
+    """Turn an error about the user's values into a ConfigError about `key`.
 
     Raises:
-        ConfigError: in place of a ValueError or a FileNotFoundError.
+        ConfigError: the body raised a ValueError or a FileNotFoundError.
     """
     try:
         yield
@@ -67,10 +68,10 @@ def config_errors_at(key: str) -> Iterator[None]:
 
 
 def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """The target of every node in a tree of plain data, by full key.
+    """Return the target of every node in a tree of plain data, by full key.
 
     Raises:
-        ConfigError: targets are not on the whitelist, one line each.
+        ConfigError: targets are not on the allowlist, one line each.
     """
     targets, problems = {}, []
     for node_key, path in _paths(plain, key):
@@ -89,7 +90,7 @@ def _trust(node: Any) -> Sequence[str]:
 
 
 def _children(plain: Any, key: str) -> Iterator[tuple[Any, str, Any]]:
-    """What lies directly in a dictionary or a list: (name, full key, value)."""
+    """Yield the direct items of a dictionary or a list: (name, full key, value)."""
     if isinstance(plain, dict):
         for name, value in plain.items():
             yield name, f"{key}.{name}" if key else str(name), value
@@ -130,8 +131,8 @@ def _build(plain: Any, key: str, targets: dict[str, Callable[..., Any]], extra: 
     return targets[key](**built, **extra)
 
 
-def _culprit(error: Exception, targets: dict[str, Callable[..., Any]]) -> str | None:
-    """The full key of the innermost node whose target was running when the error arose."""
+def _failing_key(error: Exception, targets: dict[str, Callable[..., Any]]) -> str | None:
+    """Return the full key of the innermost node whose target raised the error."""
     keys: dict[CodeType, str] = {}
     for key, target in targets.items():
         keys.setdefault(_code(target), key)
@@ -139,12 +140,12 @@ def _culprit(error: Exception, targets: dict[str, Callable[..., Any]]) -> str | 
     return next((keys[code] for code in reversed(running) if code in keys), None)
 
 
-def _told_of(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
-    """The line about a node: what begins with a parameter (`rank=0: give 1 or more`) is about the parameter's key."""
-    told = _one_line(error)
-    name, equals, _ = told.partition("=")
+def _problem_line(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
+    """Return the line about a node. If it begins with a parameter (`rank=0: …`), it gets the parameter's key."""
+    message = _one_line(error)
+    name, equals, _ = message.partition("=")
     is_parameter = equals and key in targets and name in annotations.parameters(targets[key])
-    return f"{key}.{told}" if is_parameter else f"{key}: {told}"
+    return f"{key}.{message}" if is_parameter else f"{key}: {message}"
 
 
 def _code(target: Callable[..., Any]) -> Any:

@@ -1,8 +1,8 @@
-"""The check of a composed configuration before anything heavy starts, and what it builds of it.
+"""The check of a composed configuration before anything heavy starts.
 
-The tree is compared with the signatures that it names (`llm.config.walk`), then the constructors themselves are
-called: every object that waits for nothing is built, and the model on torch's `meta` device, where it takes neither
-memory nor time. Everything that is wrong is reported at once. What was built is handed on and never built again.
+First the tree is compared with the signatures that it names (`llm.config.walk`). Then every object that needs
+neither data nor weights is built, and the model is built on torch's `meta` device, which takes almost no memory and
+time. All problems are reported at once. The objects are returned and never built a second time.
 """
 
 import re
@@ -21,20 +21,20 @@ from llm.config.errors import ConfigError
 from llm.config.ranges import out_of_range
 from llm.config.requirements import PROVISIONAL, other_data, unmet
 from llm.config.rules import RULES, Rule
-from llm.config.walk import Walk, dereferenced, is_module, node_references, resolved_value, slot
+from llm.config.walk import Walk, dereference, is_module, node_references, resolved_value, slot
 
-# Full keys that may be missing: they are filled in when the data are read.
+# Full keys that may be missing because reading the data fills them in.
 FILLED_IN: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
 def check(composed: Composed) -> Any:
-    """Return the command that a configuration names at its root, with the objects that it is given.
+    """Check a configuration and build the command that it names at its root.
 
-    A command with a method `adopt` begins from weights that decide its model: they are checked and built first, and
-    `adopt` puts their architecture into the tree, which is then checked as a whole.
+    A command with a method `adopt` starts from weights that determine its model: the weights are checked and built
+    first, `adopt` copies their architecture into the tree, and then the whole tree is checked.
 
     Raises:
-        ConfigError: with all problems at once, one line each: `full.key: what is wrong; the fix`.
+        ConfigError: all problems at once, one line each: `full.key: what is wrong; the fix`.
     """
     command = command_class(composed.config)
     parameters = annotations.parameters(command)
@@ -58,15 +58,15 @@ def check(composed: Composed) -> Any:
 def check_nodes(
     config: DictConfig, slots: Mapping[str, Any], filled_in: Collection[str] = FILLED_IN
 ) -> dict[str, Any]:
-    """Check some sections of a tree, such as that of another run, and return what was built of them.
+    """Check some sections of a tree, such as the config of another run, and return the built objects.
 
     Args:
-        config: the tree. What it says in its section `trust` counts.
-        slots: what each section is to be; of a `Deferred[T]` nothing but a model on `meta` is built.
+        config: the tree. Its section `trust` is respected.
+        slots: the annotation of each section; for a `Deferred[T]`, only a model on `meta` is built.
         filled_in: full keys that may be missing.
 
     Raises:
-        ConfigError: with all problems at once.
+        ConfigError: all problems at once.
     """
     tree = Tree(config, slots, [], filled_in)
     plain = tree.resolved(name for name in slots if name in config)
@@ -78,15 +78,15 @@ def check_nodes(
 
 
 def command_class(config: DictConfig) -> Any:
-    """Return the command that a tree names at its root.
+    """Return the class of the command that a tree names at its root.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: the tree names no command.
     """
     path = str(OmegaConf.select(config, "_target_"))
     if path == "None":
         raise ConfigError(
-            "_target_: the configuration names no command; let its defaults begin with that of one, such as train"
+            "_target_: the configuration names no command; add one, such as train, as the first of its defaults"
         )
     is_ours = path.startswith(tuple(f"{package}." for package in ROOTS))
     try:
@@ -100,12 +100,12 @@ def command_class(config: DictConfig) -> Any:
 
 @dataclass
 class Tree:
-    """A composed tree while it is checked.
+    """A composed tree that is being checked.
 
     Attributes:
         config: the tree.
-        slots: what the sections at its root are to be.
-        problems: what was found so far, a line each.
+        slots: the annotations of the sections at its root.
+        problems: the problems found so far, one line each.
         filled_in: full keys that may be missing.
     """
 
@@ -125,11 +125,11 @@ class Tree:
 
     @property
     def walk(self) -> Walk:
-        """Compares the tree with signatures."""
+        """The walk that compares the tree with signatures."""
         return Walk(tuple(self.trust), frozenset(self.filled_in), frozenset(self.slots))
 
     def resolved(self, sections: Iterable[Any]) -> dict[str, Any]:
-        """Return sections as plain data; references that lead nowhere become problems."""
+        """Return sections as plain data; references to missing keys become problems."""
         return {name: resolved_value(self.config, name, name, self.problems) for name in sections}
 
     def require_none(self) -> None:
@@ -144,14 +144,14 @@ class Tree:
         rules: Sequence[Rule] = (),
         known: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Build each section that waits for nothing; what refuses becomes a problem.
+        """Build each section that is not deferred; errors of constructors become problems.
 
         Args:
             plain: the sections as plain data.
-            rules: over the whole tree, beside those of every tree.
-            known: sections that were built before.
+            rules: checks of the whole tree, besides those of every tree.
+            known: sections that are already built.
         """
-        whole = dereferenced(plain)
+        whole = dereference(plain)
         self.problems += [line for rule in (*RULES, *rules) for line in rule(whole)]
         if not self.is_trusted:  # without trust nothing can be built
             return {}
@@ -166,7 +166,7 @@ class Tree:
             except ConfigError as error:
                 refused += error.problems
         self.problems += refused
-        if not refused:  # what is wrong with a size is reported once
+        if not refused:  # otherwise a wrong size would be reported twice
             self._outline(plain, faulty, values)
         return values
 
@@ -183,7 +183,7 @@ class Tree:
     def _outline(
         self, plain: Mapping[str, Any], faulty: Collection[str], values: dict[str, Any]
     ) -> None:
-        """Build the model that is trained on `meta`, and compare it with what the task requires of it."""
+        """Build the trained model on `meta`, and check that it has what the task requires."""
         sound = {name for name, node in plain.items() if not _depends_on(faulty, name, node)}
         task = self._target(plain.get("task")) if "task" in sound else None
         is_whole = task is not None and plain["task"].get("model") is not None
@@ -193,8 +193,8 @@ class Tree:
         try:
             model = build_on_meta(self.config, key, self.filled_in)
         except ConfigError as error:
-            places = dict(node_references(plain))
-            self.problems += [_at_its_node(line, places) for line in error.problems]
+            references = dict(node_references(plain))
+            self.problems += [_with_node_key(line, references) for line in error.problems]
             return
         if isinstance(values[section], Deferred):
             values[section] = replace(values[section], outline=model)
@@ -203,17 +203,17 @@ class Tree:
             self.problems += [*other_data(task, data), *unmet(task, model)]
 
     def _target(self, plain: Any) -> Any:
-        """Return what a sound node calls; None if it is no node."""
+        """Return the target of a node without problems; None if it is not a node."""
         if not (isinstance(plain, dict) and "_target_" in plain):
             return None
         return locate(str(plain["_target_"]), self.trust)
 
 
 def build_each(node: DictConfig) -> dict[Any, Any]:
-    """Build each node of a section, so that all that is wrong is reported at once.
+    """Build each node of a section, and report all problems at once.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: all problems.
     """
     built, problems = {}, []
     for name in node:
@@ -227,10 +227,10 @@ def build_each(node: DictConfig) -> dict[Any, Any]:
 
 
 def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> Any:
-    """Build a model with shapes and without weights; a number in place of what the data say.
+    """Build a model with shapes and without weights, with a provisional number for each missing size.
 
     Raises:
-        ConfigError: its constructors refuse a value, or torch a size.
+        ConfigError: a constructor rejects a value, or torch rejects a size.
     """
     import torch  # only a tree that holds a model needs torch
 
@@ -241,13 +241,13 @@ def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> A
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return build(OmegaConf.select(config, key))
-    except (RuntimeError, OverflowError) as error:  # no tensor can be as large as that
+    except (RuntimeError, OverflowError) as error:  # torch cannot represent so large a tensor
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: cannot be built ({reason}); choose smaller sizes") from error
 
 
 def _is_open(config: DictConfig, key: str) -> bool:
-    """Return whether a value has yet to be filled in: its node takes it, and does not say it."""
+    """Return whether a value has yet to be filled in: its node accepts it but does not set it."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent, throw_on_missing=False)
     if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -258,13 +258,13 @@ def _is_open(config: DictConfig, key: str) -> bool:
 
 
 def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:
-    """Return whether a section is faulty, or may refer to one that is: then the fault is reported there."""
+    """Return whether a section has problems, or may refer to one that has: then they are reported there."""
     return name in faulty or bool(faulty and any(node_references(plain)))
 
 
-def _at_its_node(line: str, places: Mapping[str, str]) -> str:
-    """Return the line of a problem with the key of the node itself, in place of that of a reference to it."""
-    for reference, key in sorted(places.items(), reverse=True):
+def _with_node_key(line: str, references: Mapping[str, str]) -> str:
+    """Return the line of a problem with the key of the node itself instead of the key of a reference to it."""
+    for reference, key in sorted(references.items(), reverse=True):
         if line.startswith((f"{reference}.", f"{reference}:")):
             return key + line.removeprefix(reference)
     return line

@@ -1,17 +1,17 @@
-"""What can be said of a command without importing it."""
+"""Facts about a command that are known without importing it."""
 
 from typing import NamedTuple
 
 
 class CommandInfo(NamedTuple):
-    """What `llm --help` and the front door know of a command.
+    """Facts about a command, for `llm --help` and for starting it.
 
     Attributes:
-        help: what it does, in a line.
-        example: a command to start from.
-        reads: tasks whose runs it reads; none for all.
-        folders: the key that gathers words which are not overrides: folders.
-        is_heavy: whether each point of a sweep (`-m`) gets a process of its own.
+        help: what it does, in one line.
+        example: a command to start with.
+        reads: tasks whose runs it reads; empty for all.
+        folders: the key that collects the folders on the command line: words that are not overrides.
+        is_heavy: whether each point of a sweep (`-m`) gets its own process.
     """
 
     help: str

@@ -1,4 +1,4 @@
-"""The words of a command line: which are overrides, which are flags."""
+"""Parsing of a command line into overrides and flags."""
 
 import os
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from llm.config.texts import as_text, quoted_text
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A command line, parsed.
+    """A parsed command line.
 
     Attributes:
-        name: of the command.
+        name: name of the command.
         overrides: the words that set or delete keys.
-        args: the flags, as Hydra's parser has them.
-        parser: which parsed them.
+        args: the flags, as returned by Hydra's parser.
+        parser: the parser.
     """
 
     name: str
@@ -39,51 +39,51 @@ class CommandLine:
 
     @property
     def composes_to_show(self) -> bool:
-        """Whether the configuration is to be shown."""
+        """Whether the command line requests output that needs the composed configuration."""
         return bool(self.args.cfg or self.args.help or self.args.info)
 
     @property
     def shows(self) -> bool:
-        """Whether something is to be shown and nothing to be run."""
+        """Whether the command line requests output instead of a run."""
         args = self.args
         return bool(self.composes_to_show or args.shell_completion or args.hydra_help)
 
     @property
     def flags(self) -> list[str]:
-        """The flags that each process of the command needs as well, as they were typed."""
+        """The flags that each further process of the command needs too, as typed."""
         given = {"--config-dir": self.args.config_dir, "--config-name": self.args.config_name}
         return [word for flag, value in given.items() if value for word in (flag, value)]
 
 
 def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> CommandLine:
-    """Parse the words behind a command.
+    """Parse the words after a command.
 
     Args:
         name: the command.
-        words: what was typed behind it.
-        folders: the key that takes words which are not overrides.
+        words: the words after it.
+        folders: the key that collects words which are not overrides.
 
     Raises:
         ConfigError: a flag is not supported.
-        SystemExit: a flag is unknown; the parser has said so.
+        SystemExit: a flag is unknown; the parser has printed the error.
     """
     is_sweep = "-m" in words or "--multirun" in words
-    words = gathered(words, folders) if folders else words
-    # Overrides last: the parser accepts no flag between two of them.
+    words = gather_folders(words, folders) if folders else words
+    # Overrides last, because the parser accepts no flag between two of them.
     words = sorted((as_text(word, is_sweep=is_sweep) for word in words), key=is_override)
     parser = get_args_parser()
     args = parser.parse_args(words)
     if args.experimental_rerun is not None:  # it opens a pickle
         raise ConfigError(
-            "--experimental-rerun: is not supported; the same command resumes its run"
+            "--experimental-rerun: is not supported; run the same command again to resume its run"
         )
     return CommandLine(name, args.overrides, args, parser)
 
 
-def gathered(words: Sequence[str], key: str) -> list[str]:
-    """Return a command line whose folders have become one override of `key`.
+def gather_folders(words: Sequence[str], key: str) -> list[str]:
+    """Replace all folders on a command line by one override of `key`.
 
-    A folder is a word that sets no key, or that exists: names of runs have equals signs in them.
+    A word is a folder if it has no equals sign, or if it exists: names of runs contain equals signs.
     """
     positional = get_args_parser().parse_known_intermixed_args(words)[0].overrides
     folders = [word for word in positional if "=" not in word or os.path.isdir(word)]  # noqa: PTH112
@@ -97,16 +97,14 @@ def is_override(word: str) -> bool:
 
 
 def config_dir(folder: str | None) -> str | None:
-    """Return the user's folder of configs as an absolute path; a leading `~` is the home folder.
+    """Return the user's folder of configs as an absolute path, with a leading `~` expanded.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
     """
     if folder is None:
         return None
-    place = os.path.abspath(os.path.expanduser(folder))  # noqa: PTH100, PTH111
-    if not os.path.isdir(place):  # noqa: PTH112
-        raise ConfigError(
-            f"--config-dir {folder}: no such folder; name one that holds your configs"
-        )
-    return place
+    path = os.path.abspath(os.path.expanduser(folder))  # noqa: PTH100, PTH111
+    if not os.path.isdir(path):  # noqa: PTH112
+        raise ConfigError(f"--config-dir {folder}: no such folder; pass the folder of your configs")
+    return path

@@ -1,4 +1,4 @@
-"""What a composition gives: the tree of a command, and how it came about."""
+"""The result of a composition: the tree of a command and the choices that made it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Composed:
-    """One command, composed.
+    """A composed command.
 
     Attributes:
-        config: the tree, without Hydra's own section; what only Hydra can look up is written out, references
+        config: the tree, without Hydra's own section. Values that only Hydra can resolve are resolved; references
             from one key to another are kept.
-        overrides: the words of the command line that make it.
-        choices: the option chosen of each group.
-        directory: where it runs.
-        flags: flags of the command line without which the overrides mean something else, such as a folder of
-            configs.
+        overrides: the overrides of the command line.
+        choices: the chosen option of each group.
+        directory: the folder of the run.
+        flags: flags that change the meaning of the overrides, such as `--config-dir`.
     """
 
     config: DictConfig
@@ -29,7 +28,7 @@ class Composed:
 
     @property
     def own(self) -> list[str]:
-        """The overrides without those of Hydra's own keys."""
+        """The overrides of keys that are not Hydra's."""
         return [word for word in self.overrides if not word.startswith("hydra")]
 
 

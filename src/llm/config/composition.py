@@ -1,4 +1,4 @@
-"""Composing a command with Hydra, once: from the words of a command line to a tree that can be checked."""
+"""Composition of a command with Hydra: from overrides to a tree that can be checked."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,17 +16,17 @@ from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.composed import Composed
 from llm.config.errors import ConfigError
-from llm.config.explanation import HYDRA_ERRORS, override_problems, told_by_hydra
+from llm.config.explanation import HYDRA_ERRORS, hydra_message, override_problems
 from llm.config.loader import Loader, OwnOption
 from llm.config.overrides import differing_words, key_of
-from llm.config.resolvers import settle
+from llm.config.resolvers import resolve_composition
 
 
 def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Composed:
-    """Compose a command, once.
+    """Compose a command.
 
     Raises:
-        ConfigError: Hydra cannot compose it; one line for each override at fault.
+        ConfigError: Hydra cannot compose it; one line for each wrong override.
     """
     return composed(load_tree(loader, name, overrides), overrides)
 
@@ -34,16 +34,16 @@ def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Compos
 def load_tree(
     loader: ConfigLoader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
 ) -> DictConfig:
-    """Let Hydra compose a tree, with its own section in it.
+    """Compose a tree that still contains Hydra's own section.
 
     Args:
         loader: finds configs.
-        name: of the primary config.
-        overrides: the words of the command line.
-        is_sweep: whether they may name several values.
+        name: name of the primary config.
+        overrides: the overrides of the command line.
+        is_sweep: whether overrides may have several values.
 
     Raises:
-        ConfigError: Hydra cannot compose it; one line for each override at fault.
+        ConfigError: Hydra cannot compose it; one line for each wrong override.
     """
     mode = RunMode.MULTIRUN if is_sweep else RunMode.RUN
     try:
@@ -53,18 +53,18 @@ def load_tree(
         pairs = [(key, value) for key, _, value in (word.partition("=") for word in overrides)]
         files = [own.file for own in _own_options(loader, pairs)]
         read = f"; read from {', '.join(files)}" if files else ""
-        raise ConfigError(*(lines or [f"{told_by_hydra(error)}{read}"])) from error
+        raise ConfigError(*(lines or [f"{hydra_message(error)}{read}"])) from error
 
 
 def composed(
     config: DictConfig, overrides: Sequence[str], *, flags: Sequence[str] = ()
 ) -> Composed:
-    """Return what Hydra has composed, without its own section.
+    """Return a composed tree without Hydra's own section, as a `Composed`.
 
     Args:
-        config: as of `load_tree`.
-        overrides: the words that make it.
-        flags: flags of the command line that it depends on.
+        config: the tree that `load_tree` returned.
+        overrides: the overrides of the command line.
+        flags: flags of the command line that the tree depends on.
     """
     hydra: Any = config.hydra
     HydraConfig.instance().set_config(config)  # for values that refer to `${hydra:…}`
@@ -73,7 +73,7 @@ def composed(
     with open_dict(config):
         del config["hydra"]
     give_one_budget(config, overrides)
-    return Composed(settle(config), list(overrides), choices, directory, flags)
+    return Composed(resolve_composition(config), list(overrides), choices, directory, flags)
 
 
 def check_points(
@@ -82,12 +82,12 @@ def check_points(
     """Compose and check every point of a sweep before the first one starts.
 
     Args:
-        compose_point: composes and checks one.
-        jobs: the overrides of each.
+        compose_point: composes and checks one point.
+        jobs: the overrides of each point.
 
     Raises:
-        ConfigError: with all problems of all points; a line that does not concern all of them begins
-            with the overrides of its point.
+        ConfigError: all problems of all points. A line that does not concern all points begins with the overrides
+            of its point.
     """
     labels = [" ".join(words) for words in differing_words(jobs)]
     found: dict[str, list[str]] = {}
@@ -116,13 +116,12 @@ def check_composed(
     """Check a command and return it, ready to run.
 
     Args:
-        loader: composed it.
-        point: the command as it was composed.
-        first: checks what can be checked before torch and the classes of the tree are imported, which takes
-            seconds.
+        loader: the loader that composed it.
+        point: the composed command.
+        first: checks that need neither torch nor the classes of the tree; importing those takes seconds.
 
     Raises:
-        ConfigError: with all its problems, each with the file of the user's own that sets its key.
+        ConfigError: all problems, each with the user's file that sets its key.
     """
     try:
         first(point)
@@ -132,7 +131,7 @@ def check_composed(
 
 
 def _with_files(loader: ConfigLoader, problems: Sequence[str], point: Composed) -> Iterator[str]:
-    """Yield the problems of a configuration, each with the user's own file that sets its key, unless a word does."""
+    """Yield the problems, each with the user's file that sets its key, unless the command line sets it."""
     typed = {key_of(word) for word in point.overrides}
     options = list(_own_options(loader, point.choices.items()))
     for problem in problems:
@@ -144,26 +143,26 @@ def _with_files(loader: ConfigLoader, problems: Sequence[str], point: Composed) 
 def _own_options(
     loader: ConfigLoader, choices: Iterable[tuple[str, str | None]]
 ) -> Iterator[OwnOption]:
-    """Of chosen options, by group, those that are files of the user's own."""
+    """Yield the chosen options that are files of the user."""
     for group, option in choices:
         if option and isinstance(loader, Loader):
             own = None
-            # A file that cannot be read has its own error.
+            # A file that cannot be read is reported elsewhere.
             with suppress(*HYDRA_ERRORS, ConfigError):
                 own = loader.own_option(group.partition("@")[0], option)
             yield from [own] if own is not None else ()
 
 
-def launched(config: DictConfig) -> Composed:
-    """Return what a launcher of Hydra's has composed, for the job that it calls."""
+def launched_point(config: DictConfig) -> Composed:
+    """Return the job that one of Hydra's launchers has composed, as a `Composed`."""
     hydra: Any = HydraConfig.get()
     words = list(hydra.overrides.task)
     give_one_budget(config, words)
-    return Composed(settle(config), words, chosen_options(hydra), str(hydra.run.dir))
+    return Composed(resolve_composition(config), words, chosen_options(hydra), str(hydra.run.dir))
 
 
 def chosen_options(hydra: Any) -> dict[str, str | None]:
-    """Return the option chosen of each group but Hydra's own.
+    """Return the chosen option of each group, except Hydra's groups.
 
     Args:
         hydra: Hydra's own section of a composed tree.
@@ -173,25 +172,25 @@ def chosen_options(hydra: Any) -> dict[str, str | None]:
 
 
 def is_multirun(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> bool:
-    """Return whether a configuration that is no single run asks for a sweep itself, without `-m`."""
+    """Return whether a configuration requests a sweep itself, without `-m`."""
     try:
         config = loader.load_configuration(
             name, list(overrides), run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
         )
     except HYDRA_ERRORS:
-        return False  # composing it says what is wrong
+        return False  # composing it later reports what is wrong
     return config.hydra.mode == RunMode.MULTIRUN
 
 
 def sweep_jobs(
     loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]
 ) -> list[list[str]]:
-    """Return the overrides of every job of a sweep; none where the sweeper chooses them as it goes.
+    """Return the overrides of every job of a sweep; empty if the sweeper chooses them while it runs.
 
     Args:
-        loader: composed it.
+        loader: the loader that composed it.
         master: the sweep, with Hydra's own section.
-        overrides: the words of the command line.
+        overrides: the overrides of the command line.
 
     Raises:
         ConfigError: the values of a key cannot be read.
@@ -207,10 +206,10 @@ def sweep_jobs(
         hydras = [str(override.input_line) for override in parsed if override.is_hydra_override()]
         return [[*job, *hydras] for job in BasicSweeper.split_arguments(ours, None)[0]]
     except HYDRA_ERRORS as error:
-        raise ConfigError(told_by_hydra(error)) from error
+        raise ConfigError(hydra_message(error)) from error
 
 
-def fixed(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
-    """The words of a sweep that are the same for all its jobs."""
+def fixed_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are the same for all jobs of a sweep."""
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     return [str(each.input_line) for each in parsed if not each.is_sweep_override()]

@@ -1,4 +1,4 @@
-"""Nodes of a configuration that are checked with the rest of it and built later."""
+"""Nodes of a configuration that are checked with the rest and built later."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Deferred(Generic[T]):
-    """A node of type `T` that is built when the data or the weights that it waits for are known.
+    """A node of type `T` that is built when the data or the weights that it needs are known.
 
     Attributes:
-        tree: the composed tree that holds it, so that what is written into the tree meanwhile reaches it.
+        tree: the composed tree that contains it. Values that are filled in later, such as `vocab_size`, are used.
         key: its key at the root of the tree.
-        outline: of a model, or of a task with one: the model with shapes and without weights, as the check built it.
+        outline: for a model or a task with one, the model on `meta` that the check built: shapes, no weights.
     """
 
     tree: DictConfig
@@ -25,12 +25,12 @@ class Deferred(Generic[T]):
     outline: Any = None
 
     def build(self, **known: Any) -> T:
-        """Build the node, once.
+        """Build the node. Call this once.
 
         Args:
             known: arguments that are not in the configuration.
 
         Raises:
-            ConfigError: a constructor refuses a value.
+            ConfigError: a constructor rejects a value.
         """
         return build(self.tree[self.key], **known)

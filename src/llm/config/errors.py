@@ -1,21 +1,21 @@
-"""Errors that are told in their own words, without a traceback, and the guess at what was meant."""
+"""Errors that are printed without a traceback, and suggestions for misspelt words."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something went wrong that the user can mend: the command line prints the message alone.
+    """An error that the user can fix: the command line prints only its message.
 
     Attributes:
-        status: what the command exits with.
+        status: exit status of the command.
     """
 
     status = 1
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be run, with every problem that was found in it.
+    """An error in a configuration, with every problem that was found in it.
 
     Attributes:
         problems: one line each, `full.key: what is wrong; the fix`.
@@ -29,7 +29,7 @@ class ConfigError(UserError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most likely meant by `word`, or None where nothing is close."""
+    """Return the choice that is most similar to `word`; None if none is similar."""
 
     def distance(choice: str) -> tuple[int, int]:
         steps = difflib.SequenceMatcher(None, word, choice).get_opcodes()
@@ -41,7 +41,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def suggestion(word: str, choices: Iterable[str], prefix: str = "") -> str:
-    """`did you mean …?`, or the list of what there is when nothing is close."""
+    """Return `did you mean …?`, or the list of all choices if none is similar."""
     choices = sorted(choices)
     guess = nearest(word, choices)
     if guess is not None:

@@ -1,7 +1,7 @@
-"""What is wrong with a command line that Hydra cannot compose, in a line for each word.
+"""Messages about a command line that Hydra cannot compose, one line for each wrong word.
 
-Hydra's own messages advise to prefix a key with `+`, which turns every misspelt key into a new one. So the overrides
-are compared one by one with the groups and keys that exist.
+Hydra's own messages suggest to prefix a key with `+`, which turns every misspelt key into a new one. So each
+override is compared with the groups and keys that exist.
 """
 
 import re
@@ -24,7 +24,7 @@ from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.overrides import RENAMED, key_of
 
-# ValueError is what Hydra raises of a group that is set to null, and of a file that is not UTF-8.
+# Hydra raises ValueError for a group that is set to null and for a file that is not UTF-8.
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
 
@@ -32,13 +32,13 @@ ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)
 def override_problems(
     loader: ConfigLoader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
 ) -> Iterator[str]:
-    """Yield a line for each override that is wrong by itself.
+    """Yield a line for each wrong override.
 
     Args:
-        loader: could not compose them.
-        name: of the primary config.
-        overrides: the words of the command line.
-        is_sweep: whether they may name several values.
+        loader: the loader that could not compose them.
+        name: name of the primary config.
+        overrides: the overrides of the command line.
+        is_sweep: whether overrides may have several values.
     """
     groups = _groups(loader, "")
     choices, keys = [], []
@@ -51,7 +51,7 @@ def override_problems(
         if override.is_sweep_override() and not is_sweep:
             key = override.get_key_element()
             yield f"{word}: several values; add -m to run each, or write one list: {key}=[…]"
-        elif override.key_or_group in groups or _is_hydras(loader, override.key_or_group):
+        elif override.key_or_group in groups or _is_hydra_group(loader, override.key_or_group):
             lines = list(_wrong_option(loader, override))
             yield from lines
             choices += [] if lines else [word]
@@ -64,7 +64,7 @@ def override_problems(
 
 
 def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Iterator[str]:
-    """Options of groups from which the command chooses none."""
+    """Yield a line for each option of a group that the command does not use."""
     config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
     for word in choices:
         group = word.partition("=")[0]
@@ -72,13 +72,13 @@ def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Itera
             continue
         node = config.get(group)
         if isinstance(node, DictConfig):
-            yield f"{word}: this command has single keys of {group}, not its options; {_keys_for(loader, word, node)}"
+            yield f"{word}: this command has keys of {group}, but not its options; {_keys_for(loader, word, node)}"
         else:
-            yield f"{word}: this command chooses nothing from {group}; leave it out"
+            yield f"{word}: this command does not use {group}; leave it out"
 
 
 def _keys_for(loader: ConfigLoader, word: str, node: DictConfig) -> str:
-    """The single keys to set in place of an option, as far as a command has them, or those that it has."""
+    """Return the keys to set instead of an option: those that differ, otherwise all that the command has."""
     group, _, option = word.partition("=")
     own = _loaded(loader, group, option)
     plain = [key for key in own if not (OmegaConf.is_missing(own, key) or key == "_target_")]
@@ -93,25 +93,25 @@ def _keys_for(loader: ConfigLoader, word: str, node: DictConfig) -> str:
 
 
 def _loaded(loader: ConfigLoader, group: str, option: str) -> DictConfig:
-    """What an option of a group says itself, without the options that it builds on."""
+    """Return an option's own values, without the options in its defaults."""
     result = loader.repository.load_config(f"{group}/{option}")  # pyright: ignore[reportAttributeAccessIssue]
     return OmegaConf.create() if result is None else result.config
 
 
 def _written(value: Any) -> str:
-    """A plain value as a command line has it."""
+    """Return a plain value as written on a command line."""
     return (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     )
 
 
-def _is_hydras(loader: ConfigLoader, group: str) -> bool:
-    """Whether a group is one of Hydra's own, such as `hydra/launcher`."""
+def _is_hydra_group(loader: ConfigLoader, group: str) -> bool:
+    """Return whether a group is one of Hydra's own, such as `hydra/launcher`."""
     return group.startswith("hydra/") and bool(loader.get_group_options(group, ObjectType.CONFIG))
 
 
 def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
-    """Options that their group does not have."""
+    """Yield a line for each option that the group does not have."""
     group = override.key_or_group
     options = loader.get_group_options(group, ObjectType.CONFIG)
     chosen = override.value()
@@ -119,13 +119,13 @@ def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
         chosen = list(override.sweep_string_iterator())
     for option in chosen if isinstance(chosen, list) else [chosen]:
         if option is None:
-            there = "choose one of" if options else "it has no options; leave it out"
-            yield f"{group}=null: is not an option; {there} {', '.join(options)}".rstrip()
+            remedy = "choose one of" if options else "it has no options; leave it out"
+            yield f"{group}=null: is not an option; {remedy} {', '.join(options)}".rstrip()
         elif isinstance(option, str | int | float) and str(option) not in options:
             new, guess = RENAMED.get(f"{group}={option}"), nearest(str(option), options)
-            there = f"(there are {', '.join(options)})"
-            hint = f"did you mean {guess}? {there}" if guess else there.strip("()")
-            hint = f"it is called {new} now" if new else hint
+            listed = f"there are {', '.join(options)}"
+            hint = f"did you mean {guess}? ({listed})" if guess else listed
+            hint = f"it is now called {new}" if new else hint
             yield f"{group}={option}: no such option; {hint}"
 
 
@@ -136,7 +136,7 @@ def _wrong_keys(
     keys: Sequence[Override],
     groups: Sequence[str],
 ) -> Iterator[str]:
-    """Keys that are not in what the rest of the command line composes."""
+    """Yield a line for each key that is not in the tree that the chosen options compose."""
     try:
         mode = RunMode.MULTIRUN if any("," in choice for choice in choices) else RunMode.RUN
         config = loader.load_configuration(name, choices, run_mode=mode)
@@ -152,15 +152,15 @@ def _wrong_keys(
 
 
 def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
-    """The first word of a dotted key that leads nowhere."""
+    """Yield a line for the first word of a dotted key that does not exist."""
     node, path = config, ""
     typed = {key_of(each): each for each in config.hydra.overrides.task}
     for word in key.split("."):
         if node is None:
-            cure = f"replace {typed[path]} by another {path}=…" if path in typed else ""
-            yield f"{key}: {path} is null here; {cure or f'choose one first with {path}=…'}"
+            remedy = f"replace {typed[path]} by another {path}=…" if path in typed else ""
+            yield f"{key}: {path} is null here; {remedy or f'choose one first with {path}=…'}"
             return
-        if isinstance(node, DictConfig) and word not in node.keys():  # noqa: SIM118  (`in` denies a `???`)
+        if isinstance(node, DictConfig) and word not in node.keys():  # noqa: SIM118  (`in` is False for a `???`)
             yield f"{key}: {_remedy(config, node, path=path, word=word, key=key, groups=groups)}"
             return
         path = f"{path}.{word}" if path else word
@@ -170,13 +170,13 @@ def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[
 def _remedy(
     config: DictConfig, node: DictConfig, *, path: str, word: str, key: str, groups: Sequence[str]
 ) -> str:
-    """Return what to write instead of `word` of `key`, which is not in `node` at `path`."""
+    """Return the message about `word` of `key`, which is not in `node` at `path`, and what to write instead."""
     if path:
         if word in _more_parameters(node):
-            return f"is not written out there; add it with +{key}=…"
+            return f"is not in the config, but can be added; use +{key}=…"
         return f"no such key; {suggestion(word, map(str, node), f'{path}.')}"
     if key in RENAMED:
-        return f"no such key; it is called {RENAMED[key]} now"
+        return f"no such key; it is now called {RENAMED[key]}"
     elsewhere = _ending_in(config, key)
     if elsewhere:
         return f"no such key here; did you mean {' or '.join(elsewhere)}?"
@@ -187,9 +187,10 @@ def _remedy(
 
 
 def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str | None:
-    """The line about a key that other options of its group have: those that need it set before the others.
+    """Return the line about a key that only other options of its group have; None if no option has it.
 
-    The first one named is the one that has most in common with what is chosen.
+    Options that leave the key open (`???`) come first, otherwise all that have it. Among them, the first one named
+    has the most keys in common with the chosen option.
     """
     section, _, word = key.rpartition(".")
     group = section.replace(".", "/")
@@ -197,23 +198,27 @@ def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str
     found: dict[str, DictConfig] = {}
     for option in loader.get_group_options(group, ObjectType.CONFIG) if chosen else ():
         own = _loaded(loader, group, option)
-        if word in own.keys():  # noqa: SIM118  (`in` denies a `???`)
+        if word in own.keys():  # noqa: SIM118  (`in` is False for a `???`)
             found[option] = own
-    is_open = {option: own for option, own in found.items() if OmegaConf.is_missing(own, word)}
     if not found:
         return None
-    here = {*OmegaConf.select(config, section)}
-    options = sorted(is_open or found, key=lambda option: -len(here & {*found[option]}))
-    also = f" ({', '.join(options[1:])} have it too)" if options[1:] else ""
+    open_options = [option for option, own in found.items() if OmegaConf.is_missing(own, word)]
+    keys = {*OmegaConf.select(config, section)}
+    options = sorted(open_options or found, key=lambda option: -len(keys & {*found[option]}))
+    also = (
+        f" ({', '.join(options[1:])} also {'has' if len(options) == 2 else 'have'} it)"
+        if options[1:]
+        else ""
+    )
     is_typed = any(key_of(typed) == group for typed in config.hydra.overrides.task)
-    cure = f"add {group}={options[0]}"
+    remedy = f"add {group}={options[0]}"
     if is_typed:
-        cure = f"replace {group}={chosen} by {group}={options[0]}"
-    return f"{key}: {group}={chosen} has no such key; {cure}{also}"
+        remedy = f"replace {group}={chosen} by {group}={options[0]}"
+    return f"{key}: {group}={chosen} has no such key; {remedy}{also}"
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
-    """Full keys whose last words are `key`: people forget the section."""
+    """Return the full keys whose last words are `key`, for people who forget the section."""
     found = []
     for name in (str(name) for name in node if name != "hydra"):
         full = f"{path}.{name}" if path else name
@@ -226,7 +231,7 @@ def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
 
 
 def _more_parameters(node: DictConfig) -> Sequence[str]:
-    """Parameters of a node's target, which may be added though the config leaves them at their defaults."""
+    """Return all parameters of a node's target, including those that the config does not set."""
     if "_target_" not in node:
         return ()
     try:
@@ -236,7 +241,7 @@ def _more_parameters(node: DictConfig) -> Sequence[str]:
 
 
 def _groups(loader: ConfigLoader, parent: str) -> list[str]:
-    """All groups below one, `model` and `model/norm` alike, without Hydra's."""
+    """Return all groups below one, such as `model` and `model/norm`, without Hydra's."""
     found = []
     for child in loader.get_group_options(parent, ObjectType.GROUP):
         group = f"{parent}/{child}" if parent else child
@@ -245,12 +250,12 @@ def _groups(loader: ConfigLoader, parent: str) -> list[str]:
     return found
 
 
-def told_by_hydra(error: Exception) -> str:
+def hydra_message(error: Exception) -> str:
     """Return Hydra's message in one line, without its advice."""
     if isinstance(error, UnicodeDecodeError):
         frames = (frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__))
         files = [str(each["full_path"]) for each in frames if "full_path" in each]
         return f"{(files or ['a configuration file'])[-1]}: is not UTF-8 text ({error.reason}); write it in UTF-8"
-    told = f"{error}\n{error.__cause__ or ''}".splitlines()
-    kept = [line.strip() for line in told if not ADVICE.match(line)]
+    lines = f"{error}\n{error.__cause__ or ''}".splitlines()
+    kept = [line.strip() for line in lines if not ADVICE.match(line)]
     return "; ".join(dict.fromkeys(line for line in kept if not line.startswith("provider=")))

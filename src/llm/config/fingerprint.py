@@ -1,4 +1,4 @@
-"""The meaning of a configuration, in sixteen characters: two runs with the same one learn the same."""
+"""The fingerprint of a configuration: two runs with the same fingerprint train the same model."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# How long it runs.
+# How long a run trains.
 BUDGET = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
-# What may change without making it another run: where and how fast it runs, who watches, how long.
+# Keys that do not change the identity of a run: hardware, loggers, callbacks, validation and budget.
 IGNORE = (
     "_target_",
     "hardware",
@@ -31,7 +31,7 @@ IGNORE = (
     "data.ignored",
     "data.workers",
 )
-# What of a run's meaning may change from one of its steps on, where the user allows it: how it learns, not what.
+# Keys inside the fingerprint that a resumed run may change if the user allows it: how it trains, not what.
 CHANGEABLE = (
     "optimizer.lr",
     "optimizer.adamw_lr",
@@ -40,41 +40,41 @@ CHANGEABLE = (
     "trainer.accumulate",
     "data.batch_size",
 )
-# The same but how long: what may change without making it other work.
-WATCHED = tuple(key for key in IGNORE if key not in BUDGET)
+# IGNORE without the budget, for comparing recipes.
+IGNORE_BUT_BUDGET = tuple(key for key in IGNORE if key not in BUDGET)
 
 
 def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
-    """A short SHA-256 of a configuration's resolved values.
+    """Return the first 16 hexadecimal digits of the SHA-256 of a configuration's resolved values.
 
     Args:
         config: a composed tree or a plain dictionary; the order of its keys does not matter.
-        ignore: dotted keys whose values, and all beneath them, do not count.
+        ignore: dotted keys that are left out, with all keys below them.
     """
     meaning = json.dumps(_meaning(config, ignore), sort_keys=True, default=str)
     return hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
 
 def recipe(config: DictConfig) -> str:
-    """The fingerprint of all but the seed, the budget among it: runs with the same recipe are repetitions.
+    """Return the fingerprint without the seed and with the budget: the same for all repetitions of a run.
 
     Args:
-        config: a composed tree, whose other seeds follow `seed`.
+        config: a composed tree; its other seeds refer to `seed`.
     """
     config = config.copy()
     config.seed = 0
-    return fingerprint(config, WATCHED)
+    return fingerprint(config, IGNORE_BUT_BUDGET)
 
 
 def fingerprint_difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
-    """What would change the fingerprint: `full.key: old → new`, one line each."""
+    """Return the differences that change the fingerprint, one line each: `full.key: old → new`."""
     return [f"{key}: {change}" for key, change in fingerprint_changes(old, new, ignore).items()]
 
 
 def fingerprint_changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> dict[str, str]:
-    """What would change the fingerprint: `old → new` by full key.
+    """Return the differences that change the fingerprint: `old → new` by full key.
 
-    A value that one side does not know yet (`???`) does not differ.
+    A value that one side has not filled in yet (`???`) does not count as different.
     """
     before, after = _meaning(old, ignore), _meaning(new, ignore)
     found = {
@@ -86,17 +86,17 @@ def fingerprint_changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) ->
     return {
         key: change
         for key, change in found.items()
-        if not any(found.get(shorter) == change for shorter in _endings(key))
+        if not any(found.get(shorter) == change for shorter in _suffixes(key))
     }
 
 
 def is_changeable(key: str) -> bool:
-    """Whether a run may go on with another value of a key."""
+    """Return whether a run may resume with another value of a key."""
     return is_among(key.removeprefix("task."), CHANGEABLE)
 
 
-def _endings(key: str) -> Iterator[str]:
-    """Shorter keys that one may refer to: of `task.optimizer.lr` those are `optimizer.lr` and `lr`."""
+def _suffixes(key: str) -> Iterator[str]:
+    """Return the keys that `key` may refer to: for `task.optimizer.lr`, `optimizer.lr` and `lr`."""
     words = key.split(".")
     return (".".join(words[first:]) for first in range(1, len(words)))
 
@@ -111,14 +111,14 @@ def _meaning(config: Any, ignore: Collection[str]) -> dict[str, Any]:
 
 
 def is_among(key: str, keys: Collection[str]) -> bool:
-    """Whether a full key is one of `keys`, or stands below one."""
+    """Return whether a full key is one of `keys` or below one of them."""
     return any(key == k or key.startswith((f"{k}.", f"{k}[", f"{k} (")) for k in keys)
 
 
 def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Each value that is no dictionary, with its dotted key; an empty dictionary is a value.
+    """Yield each value that is not a dictionary, with its dotted key. An empty dictionary counts as a value.
 
-    Where all values are nodes, as in steps of preprocessing, their order has a meaning of its own.
+    If all values of a dictionary are nodes, as in preprocessing steps, their order is yielded too.
     """
     if isinstance(plain, dict) and plain:
         if all(isinstance(value, dict) and "_target_" in value for value in plain.values()):

@@ -1,9 +1,9 @@
-"""What a configuration may say of Hydra itself: where runs go, and how a sweep searches and launches.
+"""Checks of Hydra's own section: where runs go, and how a sweep searches and launches.
 
-Hydra obeys its own section before anything of ours runs: it builds what `hydra.callbacks` names, opens the
-files of `hydra.job_logging`, changes folders and sets environment variables. So that section is judged apart.
-Of a command line it takes the keys in TYPED; of files that are not ours and not Hydra's it takes plain settings
-of known launchers and sweepers. Everything else has to be as our own files or Hydra's have it.
+Hydra acts on this section before any code of ours runs: it builds what `hydra.callbacks` names, opens the files of
+`hydra.job_logging`, changes folders and sets environment variables. So the section has its own check. A command line
+may set the keys in TYPED. A user's file may set plain values of known launchers and sweepers. Everything else must
+be as in our own files or Hydra's.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from llm.config.errors import ConfigError, suggestion
 from llm.config.fingerprint import is_among
 from llm.config.overrides import key_of
 
-# What a person may type, with all that is below it: a run obeys the first, a sweep all of them.
+# Keys that a command line may set, with all keys below them. A single run uses the first, a sweep all.
 SWEEPS = ("hydra.launcher", "hydra.sweeper")
 TYPED = ("hydra.run.dir", *SWEEPS)
-# What Hydra itself writes into its section while it composes.
+# Keys that Hydra itself sets while it composes.
 WRITTEN = (
     *("hydra.runtime", "hydra.overrides"),
     *("hydra.job.override_dirname", "hydra.job.config_name"),
 )
-# Text that a file may hand to a scheduler or a study; numbers and yes or no are free.
+# Texts that a file may pass to a scheduler or a study. Numbers and booleans are always allowed.
 FREE_TEXT = (
     *(f"hydra.launcher.{key}" for key in ("partition", "qos", "constraint", "account", "comment")),
     *(f"hydra.launcher.{key}" for key in ("exclude", "gres", "mem_per_gpu", "mem_per_cpu")),
@@ -45,11 +45,11 @@ TARGETS = (
 
 
 def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Iterator[str]:
-    """Keys of Hydra's that a command line may not set.
+    """Yield a line for each key of Hydra's that a command line may not set.
 
     Args:
-        overrides: those of the command line.
-        own: words that the program itself added to it.
+        overrides: the overrides of the command line.
+        own: overrides that the program itself has added.
     """
     for override in overrides:
         if override.input_line in own:
@@ -66,7 +66,7 @@ def require_obeyed(words: Sequence[str], *, is_sweep: bool) -> None:
     """Refuse a launcher or a sweeper for a single run, which would not use it.
 
     Raises:
-        ConfigError: with a line for each key.
+        ConfigError: a line for each key.
     """
     keys = [key for key in map(key_of, words) if is_among(key, SWEEPS)]
     if keys and not is_sweep:
@@ -78,16 +78,16 @@ def require_obeyed(words: Sequence[str], *, is_sweep: bool) -> None:
 def _remedy(key: str) -> str:
     if key == "hydra.searchpath":
         return "add a folder of your own configs with --config-dir"
-    return f"of Hydra's own keys a command takes {', '.join(TYPED)}"
+    return f"the keys of Hydra that a command line may set are {', '.join(TYPED)}"
 
 
 def target_problems(plain: Any, key: str, trust: Sequence[str]) -> Iterator[str]:
-    """Objects that Hydra would build or call and that it has no need of.
+    """Yield a line for each object that Hydra would build or call and that is not on its allowlist.
 
     Args:
-        plain: Hydra's section or a part of it, as plain data.
+        plain: Hydra's section or a node of it, as plain data.
         key: its full key.
-        trust: packages of the user's, which a search may take its space from.
+        trust: packages of the user, which may define a search space.
     """
     if not isinstance(plain, dict | list):
         return
@@ -111,11 +111,11 @@ def _known(path: str) -> str:
 def file_problems(
     section: Mapping[str, Any], references: Sequence[Mapping[str, Any]], typed: Collection[str]
 ) -> Iterator[str]:
-    """What files of a user's own folder say of Hydra and may not.
+    """Yield a line for each key of Hydra's that a file in the user's folder sets and may not set.
 
     Args:
-        section: Hydra's, as composed with the folder, as plain data.
-        references: the same as composed of packaged files alone.
+        section: Hydra's section, composed with the user's folder, as plain data.
+        references: the same section, composed from packaged files only.
         typed: full keys that the command line sets.
     """
     known = [dict(_values(reference, "hydra")) for reference in references]
@@ -127,28 +127,30 @@ def file_problems(
         if is_among(key, WORDS):
             yield from _word_problems(section, key)
         elif not _is_free(key, value):
-            yield f"{key}: a file of a --config-dir may not set it so; remove it there"
+            yield f"{key}: a file of a --config-dir may not set this value; remove it there"
 
 
-# Tables whose keys become lines of a script as they stand.
+# Tables whose keys are copied unchanged into a batch script.
 SCRIPTED = ("hydra.launcher.additional_parameters",)
 
 
 def _is_free(key: str, value: Any) -> bool:
-    """Whether a file may set a key to this value."""
+    """Return whether a file may set a key to this value."""
     if key == "hydra.mode":
         return True
     if not is_among(key, ("hydra.launcher", "hydra.sweeper")) or is_among(key, SCRIPTED):
         return False
     if key.endswith("._target_"):
         return value in TARGETS
-    if isinstance(value, str):  # sbatch's options are lines of a script: no text may begin another
+    if isinstance(
+        value, str
+    ):  # sbatch's options are lines of a script: a text must not start a new line
         return key in FREE_TEXT and value.isprintable()
     return value is None or isinstance(value, bool | int | float)
 
 
 def _word_problems(section: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Overrides in a sweep's table that no file may bring along."""
+    """Yield a line for each override in a sweep's table that a file may not contain."""
     table = next(table for table in WORDS if is_among(key, (table,)))
     word = key.removeprefix(f"{table}.")
     if "hydra" in word or "trust" in key_of(word).split("."):
@@ -156,7 +158,7 @@ def _word_problems(section: Mapping[str, Any], key: str) -> Iterator[str]:
 
 
 def _values(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Each value that is not a dictionary with entries, with its full key."""
+    """Yield each value that is not a non-empty dictionary, with its full key."""
     if isinstance(plain, Mapping) and plain:
         for name, value in plain.items():
             yield from _values(value, f"{key}.{name}")

@@ -1,4 +1,4 @@
-"""What a command line may ask of a configuration without running it: `--help`, `--cfg`, `--info`, completion."""
+"""Output about a configuration without running it: `--help`, `--cfg`, `--info` and completion."""
 
 import contextlib
 import sys
@@ -18,7 +18,7 @@ class CommandView(Hydra):
 
     Args:
         loader: finds configs.
-        line: what is asked.
+        line: the command line.
     """
 
     def __init__(self, loader: Loader, line: CommandLine) -> None:
@@ -32,10 +32,10 @@ class CommandView(Hydra):
         return [group for group in groups if group.partition("/")[0] in (self.roots or ())]
 
     def show(self, header: str) -> None:
-        """Show what is asked for.
+        """Print the requested output.
 
         Args:
-            header: the head of the help.
+            header: the first lines of the help.
 
         Raises:
             ConfigError: the configuration cannot be composed.
@@ -44,7 +44,7 @@ class CommandView(Hydra):
         if line.composes_to_show:
             hydra = load_tree(self.config_loader, line.config_name, line.overrides).hydra
             self.roots = {group.partition("/")[0] for group in ("hydra", *chosen_options(hydra))}
-        # A folder of configs may be a stranger's, and Hydra prints the names in it as they are.
+        # The user's folder may be untrusted, and Hydra prints the names in it unescaped.
         with contextlib.redirect_stdout(console.Printable(sys.stdout)):  # pyright: ignore
             if args.help:
                 self._show_help(header)
@@ -57,9 +57,7 @@ class CommandView(Hydra):
             elif args.info:
                 self.show_info(args.info, line.config_name, line.overrides)
             else:
-                sys.argv[0] = (
-                    "llm"  # what the shell is to complete, however this process was started
-                )
+                sys.argv[0] = "llm"  # the command to complete, however this process was started
                 self.shell_completion(line.config_name, line.overrides)
 
     def _show_help(self, header: str) -> None:

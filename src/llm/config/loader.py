@@ -1,8 +1,7 @@
-"""Hydra's loader over our configs and a user's own, who may have them from a stranger.
+"""The config loader, for our configs and a folder of the user, which may be untrusted.
 
-Every composition goes through it, Hydra's own in a launcher's process too. Files that are not ours and the
-section that Hydra itself obeys are judged here, before anybody acts on them; the rest of the tree is judged by
-the check.
+Every composition uses it, including Hydra's own in a launcher's process. Files of the user and Hydra's own section
+are checked here, before they have any effect. The rest of the tree is checked by `llm.config.check`.
 """
 
 import math
@@ -36,17 +35,17 @@ from llm.config.resolvers import lookups, resolve_lookups
 from llm.config.texts import expand_homes
 
 CONF = "pkg://llm.conf"
-FOLDER = "command-line"  # Hydra's name for who adds --config-dir
-MOST_VALUES = 100_000  # of one file
-PARTS = ("group", "value", "path", "package")  # of an entry of a defaults list
+FOLDER = "command-line"  # Hydra's name for the provider of --config-dir
+MOST_VALUES = 100_000  # in one file
+DEFAULTS_FIELDS = ("group", "value", "path", "package")  # fields of an entry of a defaults list
 
 
 def open_loader(config_path: str, config_dir: str | None = None) -> "Loader":
-    """The loader over our configs.
+    """Return a loader for our configs.
 
     Args:
-        config_path: where the primary configs lie, such as `pkg://llm.conf`.
-        config_dir: a user's own folder of configs beside them.
+        config_path: location of the primary configs, such as `pkg://llm.conf`.
+        config_dir: a further folder of the user's configs.
     """
     version.setbase("1.3")
     setup_globals()
@@ -61,15 +60,15 @@ def open_loader(config_path: str, config_dir: str | None = None) -> "Loader":
 
 
 class Loader(ConfigLoaderImpl):
-    """Composes, and refuses what a file or a command line may not say.
+    """A config loader that refuses keys which a file or a command line may not set.
 
     Args:
-        config_search_path: where configs lie.
+        config_search_path: locations of configs.
         is_packaged: whether all of them are ours or Hydra's.
 
     Attributes:
-        own: words that the program itself adds to a command line.
-        points: what was composed and checked already, by its overrides, for Hydra's launchers.
+        own: overrides that the program itself adds to a command line.
+        points: points of a sweep that are already composed and checked, by their overrides, for Hydra's launchers.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, is_packaged: bool = True) -> None:
@@ -78,20 +77,20 @@ class Loader(ConfigLoaderImpl):
         self.own: set[str] = set()
         self.points: dict[frozenset[str], Composed] = {}
         if not is_packaged:
-            self.repository = JudgedRepository(config_search_path)
+            self.repository = CheckedRepository(config_search_path)
 
     def load_configuration(
         self,
         config_name: str | None,
         overrides: list[str],
         run_mode: RunMode,
-        from_shell: bool = True,  # noqa: FBT001, FBT002 - Hydra's own signature
-        validate_sweep_overrides: bool = True,  # noqa: FBT001, FBT002
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Compose as Hydra does.
 
         Raises:
-            ConfigError: a word or a file says what it may not.
+            ConfigError: an override or a file sets a key that it may not set.
         """
         parsed = OverridesParser.create().parse_overrides(overrides)
         if lines := list(hydra_section.typed_problems(parsed, self.own)):
@@ -110,15 +109,15 @@ class Loader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """Answer a launcher with the point that was composed for the check, where there is one."""
+        """Return the point that was composed for the check; compose it if there is none."""
         point = self.points.get(frozenset(sweep_overrides))
-        if point is None:  # what a sweeper has found
+        if point is None:  # chosen by a sweeper that searches
             config = super().load_sweep_config(master_config, sweep_overrides)
             choices = config.hydra.runtime.choices
         else:
             config, choices = point.config.copy(), point.choices
         hydra = master_config.hydra.copy()
-        OmegaConf.set_readonly(hydra, value=False)
+        OmegaConf.set_readonly(hydra, False)
         with open_dict(hydra), open_dict(config):
             hydra.overrides.task = list(sweep_overrides)
             hydra.runtime.choices.update(choices)
@@ -126,17 +125,17 @@ class Loader(ConfigLoaderImpl):
         return config
 
     def own_option(self, group: str, option: str) -> "OwnOption | None":
-        """The option of a group, if it is a file of the user's own folder."""
+        """Return an option of a group if it is a file in the user's folder, otherwise None."""
         found = self.repository.load_config(f"{group}/{option}")
         if found is None or found.provider != FOLDER:
             return None
         package = found.header.get("package") or "_group_"
-        place = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
+        key = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
         file = f"{found.path.removeprefix('file://')}/{group}/{option}.yaml"
-        return OwnOption(file, place, OmegaConf.to_container(found.config, resolve=False))
+        return OwnOption(file, key, OmegaConf.to_container(found.config, resolve=False))
 
     def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:
-        """What the composed tree says, of Hydra or of trust, that only a person may say."""
+        """Yield a line for each key of Hydra's, and each `trust`, that only a command line may set."""
         choices = dict(config.hydra.runtime.choices)
         typed = {
             key_of(str(each.input_line)) for each in parsed if each.key_or_group not in choices
@@ -155,7 +154,7 @@ class Loader(ConfigLoaderImpl):
     def _process_config_searchpath(
         self, config_name: str | None, parsed_overrides: list[Override], repo: Any
     ) -> None:
-        """Refuse a search path in a file: Hydra would import or read what it names at once."""
+        """Refuse a search path in a file, because Hydra would import or read it immediately."""
         primary = repo.load_config(config_path=config_name) if config_name is not None else None
         if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath"):
             raise ConfigError(
@@ -164,43 +163,45 @@ class Loader(ConfigLoaderImpl):
 
 
 class OwnOption(NamedTuple):
-    """An option of a group that is a file of the user's own.
+    """An option of a group that is a file of the user.
 
     Attributes:
-        file: its path.
-        place: the key at which its values go into the tree; empty at the top.
-        values: what it says itself.
+        file: path of the file.
+        key: the key of the tree that gets its values; empty for the root.
+        values: its own values, without those of its defaults.
     """
 
     file: str
-    place: str
+    key: str
     values: Any
 
     def sets(self, key: str) -> bool:
-        """Whether a full key, such as `model.dim` or `data.path[0]`, is one of this file's, or its place."""
-        if key == self.place:
+        """Return whether this file sets a full key, such as `model.dim` or `data.path[0]`."""
+        if key == self.key:
             return True
-        before, value = f"{self.place}." if self.place else "", self.values
-        if not key.startswith(before):
+        prefix, value = f"{self.key}." if self.key else "", self.values
+        if not key.startswith(prefix):
             return False
-        for word in key.partition("[")[0].removeprefix(before).split("."):
+        for word in key.partition("[")[0].removeprefix(prefix).split("."):
             if not isinstance(value, dict) or word not in value:
                 return False
             value = value[word]
         return True
 
 
-class JudgedRepository(ConfigRepository):
-    """A repository that reads files of a user's own folder with care."""
+class CheckedRepository(ConfigRepository):
+    """A repository that checks the files in the user's folder before it returns them."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Load a file.
 
         Raises:
-            ConfigError: it lies outside the folder, or looks up what is no business of a file's.
+            ConfigError: the file is outside the folder, or contains a lookup such as `${oc.env:HOME}`.
         """
         if ".." in PurePosixPath(config_path).parts:
-            raise ConfigError(f"{config_path}: leads out of the folder of configs; name it inside")
+            raise ConfigError(
+                f"{config_path}: is outside the folder of configs; use a path without '..'"
+            )
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.scheme() == "file":
             _require_few_values(Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml")
@@ -208,12 +209,14 @@ class JudgedRepository(ConfigRepository):
         if found is None or found.provider not in (FOLDER, "main"):
             return found
         options = [
-            [getattr(each, name, None) for name in PARTS] for each in found.defaults_list or ()
+            [getattr(each, name, None) for name in DEFAULTS_FIELDS]
+            for each in found.defaults_list or ()
         ]
         plain = OmegaConf.to_container(found.config, resolve=False)
         file = f"{found.path.removeprefix('file://')}/{config_path.removesuffix('.yaml')}.yaml"
         lines = [
-            f"{file}: {text} would be looked up on this machine; write the value itself, or type it on the command line"
+            f"{file}: {text} would read a value from this machine; write the value itself, or type the key on the "
+            "command line"
             for text in lookups([plain, options])
         ]
         if lines:
@@ -222,25 +225,25 @@ class JudgedRepository(ConfigRepository):
 
 
 def _require_few_values(file: Path) -> None:
-    """Refuse a file that is too large, or that aliases unfold to more than memory holds.
+    """Refuse a file that is too large, or whose YAML aliases expand to too many values.
 
     Raises:
-        ConfigError: it is, or they do.
+        ConfigError: the file is too large or nested too deeply.
     """
     try:
         content = read_bytes(file, LARGEST_YAML)
         with suppress(yaml.YAMLError):  # reported when Hydra reads the file
             if _values(yaml.compose(content, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
                 raise ConfigError(
-                    f"{file}: has more than {MOST_VALUES:,} values, those of YAML aliases (*name) counted each "
-                    "time; a config needs fewer"
+                    f"{file}: has more than {MOST_VALUES:,} values, counting each use of a YAML alias (*name); "
+                    "use fewer"
                 )
     except RecursionError:
-        raise ConfigError(f"{file}: is nested too deeply; a config needs a few levels") from None
+        raise ConfigError(f"{file}: is nested too deeply; use fewer levels") from None
 
 
 def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """How many values a YAML node has with its aliases written out; infinitely many inside of itself."""
+    """Return the number of values of a YAML node with its aliases expanded; infinity if it contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         content = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -250,21 +253,21 @@ def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
 
 
 def _options(choices: dict[str, Any]) -> tuple[str, ...]:
-    """The options of Hydra's own groups, as overrides."""
+    """Return the chosen options of Hydra's own groups, as overrides."""
     groups = sorted(name for name in choices if name.startswith("hydra/") and choices[name])
     return tuple(f"{name}={choices[name]}" for name in groups)
 
 
 @lru_cache
 def references(*options: str) -> tuple[dict[str, Any], ...]:
-    """Hydra's section of packaged files alone: as our commands have it, and as Hydra has it.
+    """Return Hydra's section composed from packaged files only: for our commands, and Hydra's default.
 
     Raises:
-        ConfigError: an option is not packaged.
+        ConfigError: an option is not in an installed package.
     """
     loader = open_loader(CONF)
     lines = [
-        f"{option}: is not packaged; an option of Hydra's own groups has to be installed"
+        f"{option}: is not installed; an option of Hydra's own groups must come from an installed package"
         for option in options
         for group, _, name in (option.partition("="),)
         if name not in loader.get_group_options(group)
@@ -281,8 +284,8 @@ def references(*options: str) -> tuple[dict[str, Any], ...]:
 
 
 def _trust_problems(config: DictConfig, typed: set[str]) -> Iterator[str]:
-    """Packages that a file would have trusted."""
+    """Yield a line for each `trust` that a file sets."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for key, value in trusts({name: plain[name] for name in plain if name != "hydra"}):
         if value not in (None, [], "${trust}") and key not in typed:
-            yield f"{key}: a file may not say what is trusted; type trust=[…] on the command line"
+            yield f"{key}: a file may not set it; type trust=[…] on the command line"

@@ -1,7 +1,7 @@
-"""What the operating system says of files, in one line with the way out.
+"""Errors of the operating system about files, as one line that says what to do.
 
-Libraries that write files hide it: torch ends a checkpoint on a full disk with `unexpected pos`, because its
-archive is closed while the first error is on its way. So the first cause is looked for.
+Libraries that write files hide them: on a full disk, torch fails with `unexpected pos`, because it closes its
+archive while the first error propagates. So the first cause is searched.
 """
 
 import errno
@@ -20,26 +20,26 @@ WRONG = {
     errno.EROFS: "the file system is read-only; choose a folder that can be written to",
     errno.EACCES: "permission denied; choose another folder, or change its permissions",
     errno.EPERM: "the operation is not permitted; choose another folder, or change its permissions",
-    errno.ENOTDIR: "a part of this path is a file; name a folder",
-    errno.EEXIST: "is there already, and is not a folder; choose another name",
+    errno.ENOTDIR: "a component of this path is a file; use a folder",
+    errno.EEXIST: "exists already and is not a folder; choose another name",
     errno.EISDIR: "is a folder; move it away, or choose another name",
-    errno.ELOOP: "is a link, where none is followed; delete it, or choose another folder",
+    errno.ELOOP: "is a symbolic link, which is not followed here; delete it, or choose another folder",
     errno.ENXIO: "is neither a file nor a folder; delete it, or choose another folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 
 
 class StorageError(UserError):
-    """A file cannot be read or written, for a reason that has nothing to do with the configuration."""
+    """A file cannot be read or written, for a reason outside the configuration."""
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn what the operating system says of a file, or a process that gathers batches of its data, into one line.
+def explain_os_errors() -> Iterator[None]:
+    """Turn an error about a file, also from a data loader's worker process, into one line.
 
     Raises:
         StorageError: the disk is full or broken.
-        ConfigError: a path that the user gave cannot be used.
+        ConfigError: a path of the user cannot be used.
     """
     try:
         yield
@@ -50,28 +50,28 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if (cause := _cause(error)) is None:
             raise
-        place = f"{cause.filename}: " if cause.filename else ""
+        prefix = f"{cause.filename}: " if cause.filename else ""
         if cause.errno in WRONG:
-            raise ConfigError(f"{place}{WRONG[cause.errno]}") from error
-        raise StorageError(f"{place}{FULL[cause.errno or 0]}") from error
+            raise ConfigError(f"{prefix}{WRONG[cause.errno]}") from error
+        raise StorageError(f"{prefix}{FULL[cause.errno or 0]}") from error
 
 
 def _from_worker(error: UserError) -> str | None:
-    """The message of an error in a process that gathers batches: torch repeats it behind that process's traceback."""
+    """Return the message of an error in a data loader's worker, which torch appends to the worker's traceback."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     before, _, line = str(error).rpartition(f"\n{name}: ")
     return line.strip() if "DataLoader worker" in before else None
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """The error of the operating system: this one, or a full disk behind it."""
+    """Return the error of the operating system: this one, or a full disk among its causes."""
     if isinstance(error, OSError) and error.errno in WRONG:
         return error
-    behind: BaseException | None = error
+    cause: BaseException | None = error
     for _ in range(20):  # a chain may be a circle
-        if isinstance(behind, OSError) and behind.errno in FULL:
-            return behind
-        if "(os error 28)" in str(behind):  # of safetensors
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause
+        if "(os error 28)" in str(cause):  # raised by safetensors
             return OSError(errno.ENOSPC, "")
-        behind = behind and (behind.__cause__ or behind.__context__)
+        cause = cause and (cause.__cause__ or cause.__context__)
     return None

@@ -1,9 +1,9 @@
-"""The words of a command line: what they set, and which of them tell several jobs from one another."""
+"""The overrides of a command line: their keys and values, and which of them differ between jobs."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-# Words of earlier versions that are called otherwise now.
+# Words that an earlier version used, with their new names.
 RENAMED = {
     "check": "dry_run",
     "task=instruction": "task=sft",
@@ -14,22 +14,22 @@ RENAMED = {
 
 
 def key_of(word: str) -> str:
-    """The full key, dotted, that an override sets or deletes; that of a group is its package."""
+    """Return the dotted key that an override sets or deletes; for a group, the key of its section."""
     return word.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
 def values(words: Iterable[str]) -> dict[str, str]:
-    """What each override sets, under its key as it was written; a text without its quotes."""
+    """Return the value of each override, without quotes, by its key as written."""
     return {key: unquoted(value) for key, _, value in (word.partition("=") for word in words)}
 
 
 def is_quoted(value: str) -> bool:
-    """Whether a value is one text in quotes."""
+    """Return whether a value is one quoted text."""
     return re.fullmatch(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", value, re.DOTALL) is not None
 
 
 def unquoted(value: str) -> str:
-    """A value without the quotes around it, if it is one text in quotes."""
+    """Return a value without its quotes, if it is one quoted text."""
     if not is_quoted(value):
         return value
     mark = value[0]
@@ -38,11 +38,11 @@ def unquoted(value: str) -> str:
 
 
 def escaped_text(text: str) -> str:
-    """A text that is not taken for an interpolation."""
+    """Return a text with `${` escaped, so that OmegaConf does not read an interpolation."""
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def differing_words(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each job's words those that not all jobs share; of a single job none."""
+    """Return for each job the words that are not common to all jobs; for a single job, none."""
     common = set.intersection(*map(set, jobs)) if jobs else set()
     return [[word for word in job if word not in common] for job in jobs]

@@ -1,9 +1,9 @@
-"""What values a parameter can have, by its name, which means one thing in the whole package.
+"""Valid ranges of parameters, by name. A name means one thing in the whole package.
 
-torch's optimizers check some of their arguments and only when they are built, which is after the run's folder
-has been made; a mask or a norm computes with any number; and a size that is far too large ends the process when
-memory is asked for. So ranges are compared with the configuration, with every other problem, before anything
-starts. What our dataclasses refuse themselves is not repeated here. Nor can the name of a file or of a run be empty.
+torch's optimizers check only some of their arguments, and only after the folder of the run has been made. A mask or
+a norm accepts any number. A size that is far too large ends the process when memory is allocated. So ranges are
+checked before anything starts, together with all other problems. What our dataclasses check themselves is not
+repeated here.
 """
 
 import math
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Range:
-    """An interval; a bound that is None is not there."""
+    """An interval. A bound that is None does not limit it."""
 
     at_least: float | None = None
     above: float | None = None
@@ -48,7 +48,7 @@ COUNT = Range(at_least=1)
 SHARE = Range(at_least=0, at_most=1)
 PROPER_SHARE = Range(at_least=0, below=1)
 
-# Far above all that was ever trained; below them a model without memory of its own is built in seconds.
+# Far above every trained model. Below these sizes a model on `meta` is built in seconds.
 SIZES: dict[str, Range] = {
     **dict.fromkeys(("num_layers", "num_segments"), Range(at_least=1, at_most=2**10)),
     **dict.fromkeys(
@@ -57,7 +57,7 @@ SIZES: dict[str, Range] = {
     **dict.fromkeys(("hidden_dim", "vocab_size"), Range(at_least=1, at_most=2**24)),
     "context_length": Range(at_least=1, at_most=2**30),
 }
-MAY_BE_INFINITE = {"val_bytes"}  # for the whole part
+MAY_BE_INFINITE = {"val_bytes"}  # infinity means the whole validation split
 RANGES: dict[str, Range] = {
     **SIZES,
     # optimizers and schedules
@@ -70,27 +70,27 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("theta", "std"), POSITIVE),
     "alpha": NOT_NEGATIVE,
     "dropout": PROPER_SHARE,
-    # data, tasks and what stands at the top of the tree
+    # data, tasks and keys at the root of the tree
     **dict.fromkeys(("batch_size", "group", "multiple", "min_frequency"), COUNT),
     **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
     "seed": Range(at_least=0, below=2**32),  # what NumPy takes
-    # the machine; processes and threads by the thousand end it
+    # the machine; thousands of processes or threads would exhaust it
     **dict.fromkeys(("devices", "threads"), Range(at_least=1, at_most=2**10)),
     "workers": Range(at_least=0, at_most=2**10),
     "num_nodes": Range(at_least=1, at_most=2**16),
 }
-# Of a command's own words, at the top of the tree.
-WORDS: dict[str, Range] = {
+# Keys of commands, at the root of the tree.
+ROOT_RANGES: dict[str, Range] = {
     "max_tokens": NOT_NEGATIVE,
     "best_of": Range(at_most=2**20),
 }
-# Whose parameters these are: a function of the user's may mean another thing by a name.
+# Packages whose parameters are checked: in a user's function, a name may mean something else.
 OURS = ("llm.", "torch.optim.")
 
 
-# Texts that name a file, a folder or a run; null leaves one out, an empty one would name the current folder.
+# Texts that name a file, a folder or a run. Null is allowed; an empty text would mean the current folder.
 NAMES = (
     *("path", "output_dir", "name", "file", "file_name", "base", "against"),
     *("validation_path", "test_path", "prompts_file"),
@@ -98,11 +98,11 @@ NAMES = (
 
 
 class Setting(NamedTuple):
-    """A value in a configuration that holds no others.
+    """A single value in a configuration.
 
     Attributes:
         key: its full key.
-        name: of the parameter that it is given to, alone or in a list.
+        name: name of the parameter that gets it, alone or in a list.
         value: the value.
     """
 
@@ -112,18 +112,18 @@ class Setting(NamedTuple):
 
 
 def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]:
-    """Yield a line for each value that its parameter cannot have: numbers out of range, and empty names.
+    """Yield a line for each number out of range and each empty name.
 
-    A value that follows another by interpolation is not repeated.
+    A value that refers to another key is reported only there.
 
     Args:
         config: the composed tree.
-        sections: the keys at its root that are looked at.
+        sections: the keys at its root to check.
     """
     for setting in _values(config, "", is_ours=True, names=sections):
         if isinstance(setting.value, str):
             if setting.name in NAMES and not setting.value.strip():
-                yield f"{setting.key}: is empty; give a value, or leave {setting.key}= out"
+                yield f"{setting.key}: is empty; set a value, or leave {setting.key}= out"
         elif isinstance(setting.value, int | float) and not isinstance(setting.value, bool):
             yield from _number(setting)
 
@@ -131,7 +131,7 @@ def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]
 def _values(
     node: Any, key: str, *, is_ours: bool, name: str = "", names: Any = None
 ) -> Iterator[Setting]:
-    """The values of a node, and of those below it, that are parameters of ours."""
+    """Yield the values of a node, and of all nodes below it, that are parameters of our packages."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
     if names is None:
@@ -151,8 +151,8 @@ def _number(setting: Setting) -> Iterator[str]:
     if setting.value == math.inf and setting.name in MAY_BE_INFINITE:
         return
     if not math.isfinite(setting.value):
-        yield f"{setting.key}: {setting.value} is not a finite number; give one that is"
+        yield f"{setting.key}: {setting.value} is not a finite number; use a finite number"
     elif (
-        allowed := RANGES.get(setting.name) or WORDS.get(setting.key)
+        allowed := RANGES.get(setting.name) or ROOT_RANGES.get(setting.key)
     ) and setting.value not in allowed:
         yield f"{setting.key}: {setting.value} is out of range; give {allowed}"

@@ -1,39 +1,39 @@
-"""Files of any origin, read within bounds: regular files alone, and none larger than such a file can be."""
+"""Safe reading of files of any origin: only regular files, up to a maximum size."""
 
 import os
 from pathlib import Path
 
 from llm.config.errors import ConfigError
 
-LARGEST = 2**28  # bytes of a text file; the tokenizers of published models take some 20 MB
-LARGEST_YAML = 2**20  # bytes; it is parsed slowly, and a run's configuration takes some 10 kB
+LARGEST = 2**28  # bytes of a text file; the tokenizers of published models have about 20 MB
+LARGEST_YAML = 2**20  # bytes; YAML is slow to parse, and the configuration of a run has about 10 kB
 RESTORE = "restore the file from a copy"
 
 
 class FileError(ConfigError, ValueError):
-    """A file is not what it should be; a constructor that reads one may let it pass as a wrong value."""
+    """An error in a file. It is a ValueError too, so that a constructor may raise it for a wrong value."""
 
 
 def require_regular(path: Path) -> None:
-    """Let pass a file, a folder, or a name at which there is nothing.
+    """Require that a path is a file, a folder or does not exist.
 
     Raises:
-        FileError: there is something else, such as a pipe or a device.
+        FileError: the path is something else, such as a pipe or a device.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(f"{path}: is neither a file nor a folder; delete it, or put the file there")
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Args:
         path: the file.
-        most: the number of bytes above which it is not read.
+        most: maximum size in bytes.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileError: it is not a regular file, is too large, or cannot be read.
+        FileError: the file is not regular, is too large or cannot be read.
     """
     require_regular(path)
     try:
@@ -41,7 +41,7 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise FileError(
-                    f"{path}: has {size:,} bytes, more than the {most:,} that such a file may have; "
+                    f"{path}: has {size:,} bytes, more than the maximum of {most:,}; "
                     "put the right file there"
                 )
             return file.read()
@@ -52,11 +52,11 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
 
 
 def read_utf8(path: Path, most: int = LARGEST) -> str:
-    """The content of a text file in UTF-8.
+    """Return the content of a text file in UTF-8.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileError: it cannot be read, or is not text.
+        FileError: the file cannot be read or is not text.
     """
     try:
         return read_bytes(path, most).decode("utf-8")

@@ -1,15 +1,15 @@
-"""What a task requires of its model and of its data, read from the objects themselves before anything heavy starts.
+"""Requirements of a task on its model and data, checked before training starts.
 
-A model has capabilities, which are attributes that are true or false: `causal` (no position sees a later one)
-and `generates` (it can write a text token by token). A task names those that it requires in `requires`, each with
-what is wrong with a model that lacks it. A model that does not have the attribute at all is not refused.
+A model has capabilities, which are boolean attributes: `causal` (no position sees a later one) and `generates` (it
+can generate a text token by token). `requires` of a task maps each required capability to the error message about a
+model without it. A model that does not define the attribute is accepted.
 """
 
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-PROVISIONAL = 256  # in place of a vocabulary size that is known once the data have been read
+PROVISIONAL = 256  # used for a vocabulary size until the data have been read
 
 
 def unmet(task: Any, model: Any) -> Iterator[str]:
@@ -25,7 +25,7 @@ def unmet(task: Any, model: Any) -> Iterator[str]:
 
 
 def other_data(task: Any, data: Any) -> Iterator[str]:
-    """Yield a line if a task learns from another kind of data.
+    """Yield a line if a task needs another kind of data.
 
     Args:
         task: the class of the task.
@@ -33,8 +33,8 @@ def other_data(task: Any, data: Any) -> Iterator[str]:
     """
     needed = getattr(task, "data_module", None)
     if needed is not None and inspect.isclass(data) and not issubclass(data, needed):
-        word = needed.__name__.removesuffix("DataModule").lower()  # its file, and its option
+        option = needed.__name__.removesuffix("DataModule").lower()  # also the name of its file
         yield (
-            f"data: {task.__name__} learns from data such as data={word}, and these are a {data.__name__}; "
-            "choose other data= or another task="
+            f"data: {task.__name__} needs data such as data={option}, not {data.__name__}; "
+            "choose another data= or another task="
         )

@@ -1,7 +1,7 @@
-"""Interpolations that look something up outside the configuration, such as `${oc.env:HOME}`.
+"""Interpolations that read a value from outside the configuration (lookups), such as `${oc.env:HOME}`.
 
-What they find ends up in the files of a run, in samples and on W&B. So they count where a person typed them,
-and files of configs have other keys, and Hydra's choices, to refer to.
+The value is written to the files of a run, to samples and to W&B. So lookups are allowed on the command line only.
+Files of the user may refer to other keys and to Hydra's choices.
 """
 
 import re
@@ -16,14 +16,14 @@ from omegaconf.grammar_parser import parse
 
 from llm.config.overrides import escaped_text
 
-# Resolvers that belong to one composition: Hydra's own, and ours.
+# Resolvers that only work during a composition: Hydra's and ours.
 COMPOSED = {"hydra", "run_name", "now", "python_version"}
-# Resolvers that read nothing but the configuration, the clock and Python's version.
+# Resolvers that only read the configuration, the clock and Python's version.
 HARMLESS = COMPOSED | {"oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values"}
 
 
 def lookups(plain: Any) -> Iterator[str]:
-    """The texts in plain data, keys of dictionaries apart, that would look something up elsewhere."""
+    """Yield the texts in plain data that contain lookups. Keys of dictionaries are not searched."""
     if isinstance(plain, str):
         if "${" in plain and not _resolvers(plain) <= HARMLESS:
             yield plain
@@ -33,15 +33,15 @@ def lookups(plain: Any) -> Iterator[str]:
 
 
 def resolve_lookups(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Write what a typed value finds into the composed tree in its place, so that it is looked up once.
+    """Replace each lookup on the command line by its value in the composed tree, so that it is read once.
 
     Args:
-        config: the tree, into which the overrides went last.
-        overrides: those of the command line.
+        config: the composed tree.
+        overrides: the overrides of the command line.
     """
     for override in overrides:
         key = override.key_or_group
-        typed = OmegaConf.select(config, key) if _looks_up(override) else None
+        typed = OmegaConf.select(config, key) if _has_lookup(override) else None
         if typed is not None:
             plain = (
                 OmegaConf.to_container(typed, resolve=True) if OmegaConf.is_config(typed) else typed
@@ -49,8 +49,8 @@ def resolve_lookups(config: DictConfig, overrides: Sequence[Override]) -> None:
             OmegaConf.update(config, key, escaped(plain), merge=False)
 
 
-def settle(config: DictConfig) -> DictConfig:
-    """A copy of a composed tree in which what Hydra looks up stands as plain values; references stay."""
+def resolve_composition(config: DictConfig) -> DictConfig:
+    """Return a copy of a composed tree with Hydra's and our resolvers resolved; references are kept."""
     config = config.copy()
     for key, text in list(_texts(OmegaConf.to_container(config, resolve=False), "")):
         if "${" in text and _resolvers(text) & COMPOSED:
@@ -59,7 +59,7 @@ def settle(config: DictConfig) -> DictConfig:
 
 
 def _texts(plain: Any, key: str) -> Iterator[tuple[str, str]]:
-    """The texts in plain data with their full keys."""
+    """Yield the texts in plain data with their full keys."""
     if isinstance(plain, str):
         yield key, plain
     elif isinstance(plain, dict | list):
@@ -67,14 +67,14 @@ def _texts(plain: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{key}[{name}]" if key else str(name))
 
 
-def _looks_up(override: Override) -> bool:
+def _has_lookup(override: Override) -> bool:
     if override.is_delete() or override.is_sweep_override() or override.is_hydra_override():
         return False
     return any(lookups(override.value()))
 
 
 def escaped(plain: Any) -> Any:
-    """Plain data whose texts are not taken for interpolations."""
+    """Return plain data with all texts escaped, so that they are not read as interpolations."""
     if isinstance(plain, dict):
         return {name: escaped(value) for name, value in plain.items()}
     if isinstance(plain, list):
@@ -82,13 +82,13 @@ def escaped(plain: Any) -> Any:
     return escaped_text(plain) if isinstance(plain, str) else plain
 
 
-def refers(text: str) -> bool:
-    """Whether a text has an interpolation in it, and not only what looks like one, escaped."""
+def has_interpolation(text: str) -> bool:
+    """Return whether a text contains an interpolation that is not escaped."""
     return re.search(r"(?<!\\)(?:\\\\)*\$\{", text) is not None
 
 
 def _resolvers(text: str) -> set[str]:
-    """The names of the resolvers that a text calls; a text that cannot be read calls itself."""
+    """Return the names of the resolvers in a text. A text that cannot be parsed counts as its own resolver."""
     try:
         return set(_called(parse(text)))
     except GrammarParseError:

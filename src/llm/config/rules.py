@@ -1,7 +1,7 @@
-"""The rules that hold for every tree, across its sections.
+"""Rules for every tree that span several sections.
 
-A command has more of its own (`rules`). A rule takes the tree as plain data, every reference written out, and
-yields lines like those of the check.
+A command has further rules (`Command.rules`). A rule takes the tree as plain data, with every reference resolved,
+and yields one line for each problem.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,22 +11,22 @@ from llm.config.texts import PATHS
 
 Rule = Callable[[Mapping[str, Any]], Iterator[str]]
 
-LONGEST_PART = 255  # bytes of one part of a path
+LONGEST_COMPONENT = 255  # bytes
 
 
 def paths_can_be_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """No part of a path is longer than the name of a file can be."""
+    """Require that paths contain no NUL and no component longer than 255 bytes."""
     for key in sorted(PATHS):
         value: Any = config
         for word in key.split("."):
             value = value.get(word) if isinstance(value, Mapping) else None
         for path in value if isinstance(value, list) else [value]:
-            parts = path.split("/") if isinstance(path, str) else ()
-            longest = max((len(part.encode("utf-8", "replace")) for part in parts), default=0)
-            if longest > LONGEST_PART:
-                yield f"{key}: {path[:20]}… cannot be a file's; no part of it may have more than {LONGEST_PART} bytes"
+            words = path.split("/") if isinstance(path, str) else ()
+            longest = max((len(each.encode("utf-8", "replace")) for each in words), default=0)
+            if longest > LONGEST_COMPONENT:
+                yield f"{key}: {path[:20]}… is too long for a path; use at most {LONGEST_COMPONENT} bytes between two /"
             elif isinstance(path, str) and "\0" in path:
-                yield f"{key}: {path!r} cannot be a file's; leave out the NUL"
+                yield f"{key}: {path!r} is not a path; leave out the NUL"
 
 
 RULES: tuple[Rule, ...] = (paths_can_be_files,)

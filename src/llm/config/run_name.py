@@ -1,4 +1,4 @@
-"""The name of a run, made of the overrides that give it."""
+"""The default name of a run, made from its overrides."""
 
 import hashlib
 import re
@@ -15,20 +15,20 @@ LONGEST_NAME = 120  # bytes
 
 
 def base_name(choices: Mapping[str, str | None]) -> str:
-    """What a run's name begins with: the experiment, or where that is the default one the data."""
+    """Return the start of a run's name: the experiment or, for the default experiment, the data."""
     experiment = str(choices["experiment"])
     return str(choices["data"]) if experiment == DEFAULT_EXPERIMENT else experiment
 
 
 def run_name(base: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
-    """A directory name from the overrides of a command, in their order: `verdict,model=llama,seed=2`.
+    """Return a directory name made from the overrides of a command, in order: `verdict,model=llama,seed=2`.
 
-    Overrides that leave a run what it is (hardware, loggers, callbacks, a longer budget) stay out of it.
+    Overrides that do not change the identity of a run (hardware, loggers, callbacks, budget) are left out.
 
     Args:
-        base: what the name begins with; the word that chooses data of this name is not repeated.
-        overrides: words of a command line.
-        named: those of them that are named in any case.
+        base: start of the name; the override `data=base` is not repeated.
+        overrides: the overrides of the command line.
+        named: overrides that are included in any case.
     """
     words = [each for each in overrides if each in named or not _is_nameless(each)]
     name = ",".join([base, *(_plain(each) for each in words if each != f"data={base}")])
@@ -49,7 +49,7 @@ def _plain(override: str) -> str:
 
 
 def _resolve(name: str | None) -> str:
-    """Return the name that was given, or one made of the overrides of the command that is being composed."""
+    """Return the given name, or one made from the overrides of the command that is being composed."""
     hydra = HydraConfig.get()
     return name or run_name(base_name(hydra.runtime.choices), hydra.overrides.task)
 

@@ -1,8 +1,7 @@
-"""Words of a command line whose values are a person's own text: names, paths, prompts.
+"""Overrides whose values are free text: names, paths and prompts.
 
-Hydra reads a value by a grammar in which commas, colons, quotes and brackets mean something, and 1e5 is a
-number. A text is taken as it was typed, whatever is in it. Written on the command line it ends up quoted, once,
-and from then on nobody reads it again.
+Hydra parses a value by a grammar in which commas, colons, quotes and brackets have a meaning, and 1e5 is a number.
+The values of the keys listed here are quoted before Hydra parses them, so that they arrive as typed.
 """
 
 import os
@@ -13,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config.overrides import escaped_text, is_quoted, key_of
 
-# Files and folders; `\\,` is a comma in them, for in a sweep a plain one separates values.
+# Files and folders. `\\,` is a comma in them, because in a sweep a plain comma separates values.
 PATHS = {
     *("weights.path", "weights.base", "reward.path", "data.path", "data.validation_path"),
     *("data.test_path", "data.cache_dir", "against", "output", "output_dir", "file", "test_path"),
     "prompts_file",
 }
-# What is said to a model or looked for in its answers: never several values.
-SAID = {"prompt", "stop", "system", "text", "reward.text", "reward.pattern"}
+# Prompts, and patterns to search in responses: never several values.
+PROMPTS = {"prompt", "stop", "system", "text", "reward.text", "reward.pattern"}
 NAMES = {
     *(
         "name",
@@ -37,17 +36,17 @@ NAMES = {
     ),
     *("judge.address", "data.document_separator", "logger.wandb.project", "logger.wandb.group"),
 }
-TEXTS = PATHS | SAID | NAMES
-# Texts in which a backslash with n or t is a line feed or a tab.
+TEXTS = PATHS | PROMPTS | NAMES
+# Texts in which \n and \t are a line feed and a tab.
 ESCAPED = {
     *("stop", "data.delimiter", "rows.delimiter", "files.delimiter"),
     *("data.document_separator", "files.document_separator"),
 }
-# Keys that take a list of texts as well, in brackets.
+# Keys that also accept a list of texts in brackets.
 LISTS = {"prompt", "stop", "data.path", "data.validation_path", "data.test_path"}
-# Keys that cannot be null: the word is a text in them.
+# Keys that cannot be null: there, `null` is a text.
 NEVER_NULL = {"prompt", "stop", "text"}
-# What stands between two commas: a text in quotes, or anything with commas escaped.
+# A piece between two commas: a quoted text, or a text whose commas are escaped.
 PIECE = re.compile(
     r"""(?:^|,)(\s*"(?:\\.|[^"\\])*"\s*(?=,|$)|\s*'(?:\\.|[^'\\])*'\s*(?=,|$)|(?:\\.|[^,])*)""",
     re.DOTALL,
@@ -56,10 +55,10 @@ ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def expand_homes(config: DictConfig) -> None:
-    """Write the home folder in place of a leading `~` or `~name` of every path: behind `=` shells leave it.
+    """Expand a leading `~` or `~name` in every path, because shells do not expand it after `=`.
 
     Args:
-        config: the composed tree; what refers to other keys stays.
+        config: the composed tree; references to other keys are kept.
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for key in sorted({*PATHS, "runs"}):
@@ -78,13 +77,13 @@ def _expanded(value: Any) -> Any:
 
 
 def as_text(word: str, *, is_sweep: bool = False) -> str:
-    """A word of a command line, its value quoted for Hydra's grammar if its key is a text's.
+    """Return a word of a command line with its value quoted for Hydra's grammar, if its key is a text.
 
-    What is quoted already stays.
+    Values that are already quoted are kept.
 
     Args:
-        word: as typed.
-        is_sweep: whether commas separate several values, of a path or a name.
+        word: the word as typed.
+        is_sweep: whether commas separate several values of a path or a name.
     """
     left, equals, value = word.partition("=")
     key = key_of(word)
@@ -92,7 +91,7 @@ def as_text(word: str, *, is_sweep: bool = False) -> str:
         return word
     if key in LISTS and (items := _items(value)) is not None:
         return f"{left}=[{','.join(_quoted(key, item) for item in items)}]"
-    if not is_sweep or key in SAID:
+    if not is_sweep or key in PROMPTS:
         return f"{left}={_quoted(key, value)}"
     if _is_function(value):
         return word
@@ -102,14 +101,14 @@ def as_text(word: str, *, is_sweep: bool = False) -> str:
 
 
 def quoted_text(text: str) -> str:
-    """A text that Hydra's grammar and OmegaConf's interpolations give back as it stands."""
+    """Return a text quoted so that Hydra and OmegaConf parse it to exactly this text."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(escaped_text(text), Quote.double).with_quotes()
 
 
 def _quoted(key: str, text: str) -> str:
-    """One text, as it is meant in this key."""
+    """Return one text quoted, with the escapes of its key applied."""
     if is_quoted(text) or (text == "null" and key not in NEVER_NULL):
         return text
     if key in ESCAPED:
@@ -120,12 +119,12 @@ def _quoted(key: str, text: str) -> str:
 
 
 def split_at_commas(text: str) -> list[str]:
-    """The parts between commas that are neither in a quoted part nor escaped."""
+    """Split a text at commas that are neither quoted nor escaped."""
     return PIECE.findall(text)
 
 
 def _items(value: str) -> list[str] | None:
-    """The texts of a list in brackets; None where it is no such list."""
+    """Return the texts of a flat list in brackets; None if the value is not one."""
     parsed = _parsed(value) if value.startswith("[") and value.endswith("]") else None
     if parsed is None or not isinstance(parsed.value(), list):
         return None
@@ -135,7 +134,7 @@ def _items(value: str) -> list[str] | None:
 
 
 def _is_function(value: str) -> bool:
-    """Whether a value is one of the grammar's own ways to name several, such as choice(a,b)."""
+    """Return whether a value is a sweep function of Hydra's grammar, such as choice(a,b)."""
     from hydra.core.override_parser.types import ValueType
 
     parsed = _parsed(value)
@@ -147,7 +146,7 @@ def _is_function(value: str) -> bool:
 
 
 def _parsed(value: str) -> Any:
-    """A value as Hydra's grammar reads it; None where it cannot."""
+    """Return a value as parsed by Hydra's grammar; None if it cannot be parsed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

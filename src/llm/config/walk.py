@@ -1,6 +1,7 @@
-"""The comparison of a composed tree with the signatures that it names: the constructor is the schema.
+"""Comparison of a composed tree with the signatures that it names: the constructor is the schema.
 
-Keys are parameters, values have the annotated types, what is required is there. Nothing is built here.
+Each key must be a parameter, each value must have the annotated type, and no required parameter may be missing.
+Nothing is built here.
 """
 
 import inspect
@@ -30,7 +31,7 @@ LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
 
 class Unresolved:
-    """Stands for an interpolation that leads nowhere: it is reported once, and fits every slot."""
+    """The value of an interpolation that cannot be resolved. It is reported once, and fits every slot."""
 
 
 UNRESOLVED = Unresolved()
@@ -38,7 +39,7 @@ UNRESOLVED = Unresolved()
 
 @dataclass(frozen=True)
 class NodeReference:
-    """A reference to a node elsewhere in the tree, which is judged there; here it must only fit its slot.
+    """A reference to a node elsewhere in the tree. The node is checked there; here it must only fit its slot.
 
     Attributes:
         plain: the node as plain data.
@@ -50,7 +51,7 @@ class NodeReference:
 
 
 def resolved(node: Any, key: str, problems: list[str]) -> Any:
-    """Return a tree as plain data; an interpolation that leads nowhere becomes a problem."""
+    """Return a tree as plain data; an interpolation that cannot be resolved becomes a problem."""
     if isinstance(node, ListConfig):
         names: Any = range(len(node))
     elif isinstance(node, DictConfig):
@@ -64,13 +65,13 @@ def resolved(node: Any, key: str, problems: list[str]) -> Any:
     return plain if isinstance(node, DictConfig) else list(plain.values())
 
 
-def dereferenced(plain: Any) -> Any:
-    """Return the tree with every node written out where it is referred to, as rules over the tree read it."""
+def dereference(plain: Any) -> Any:
+    """Return the tree with every reference replaced by its node, as rules expect it."""
     if isinstance(plain, NodeReference):
-        return dereferenced(plain.plain)
+        return dereference(plain.plain)
     if isinstance(plain, dict):
-        return {name: dereferenced(value) for name, value in plain.items()}
-    return [dereferenced(value) for value in plain] if isinstance(plain, list) else plain
+        return {name: dereference(value) for name, value in plain.items()}
+    return [dereference(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def node_references(plain: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -83,15 +84,15 @@ def node_references(plain: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def resolved_value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
-    """Return one value of a tree as plain data, as `resolved` does."""
+    """Return one value of a tree as plain data; see `resolved`."""
     if OmegaConf.is_missing(node, name):
         return MISSING
     try:
         value = node[name]
     except OmegaConfBaseException as error:
-        written = node._get_node(name)._value()
+        text = node._get_node(name)._value()
         reason = str(error).splitlines()[0]
-        problems.append(f"{key}: {written} cannot be resolved ({reason}); name a key that exists")
+        problems.append(f"{key}: {text} cannot be resolved ({reason}); use a key that exists")
         return UNRESOLVED
     if OmegaConf.is_interpolation(node, name) and OmegaConf.is_config(value):
         return NodeReference(resolved(value, key, []), value._get_full_key(None))
@@ -103,9 +104,9 @@ class Walk:
     """A walk through a plain tree that yields one line for each problem.
 
     Attributes:
-        trust: packages on the allowlist by the user's word.
+        trust: packages that the user added to the allowlist.
         deferred: full keys that may be missing.
-        sections: the keys at the root that are walked; what is referred to elsewhere is compared at the reference.
+        sections: the keys at the root that are walked; nodes elsewhere are checked at the reference to them.
     """
 
     trust: tuple[str, ...] = ()
@@ -145,7 +146,7 @@ class Walk:
             yield from self.items(value, hint, key, beneath_factory=beneath_factory)
 
     def items(self, value: Any, hint: Any, key: str, *, beneath_factory: bool) -> Iterator[str]:
-        """Compare what a dictionary or a list holds with the slot that the hint has for it."""
+        """Compare the items of a dictionary or a list with the annotation of its elements."""
         named = isinstance(value, dict)
         items = value.items() if named else enumerate(value if isinstance(value, list) else ())
         for at, item in items:
@@ -175,13 +176,13 @@ class Walk:
         yield from _misfit(target, is_factory=is_factory, hint=hint, key=key)
         if beneath_factory and not is_factory and is_module(target):
             yield (
-                f"{key}: one module would be shared by everything that the factory around it makes; "
+                f"{key}: one module would be shared by all products of the factory around it; "
                 "add `_partial_: true`, so that each gets its own"
             )
         parameters = annotations.parameters(target)
         if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values()):
             yield (
-                f"{key}: {target.__name__} takes * or ** arguments, which cannot be checked; "
+                f"{key}: {target.__name__} has * or ** arguments, which cannot be checked; "
                 "wrap it in a function with an explicit signature"
             )
             return
@@ -207,7 +208,7 @@ class Walk:
                 if name == "_partial_" and not isinstance(value, bool):
                     yield f"{child}: {_shown(value)} is not a bool; write true or leave it out"
             elif name in given:
-                yield f"{child}: is given by the code; remove it"
+                yield f"{child}: is passed by the code; remove it"
             elif name in parameters:
                 hint = parameters[name].annotation
                 yield from self.value(value, hint, child, beneath_factory=beneath_factory)
@@ -222,23 +223,23 @@ class Walk:
         given: Collection[str],
         key: str,
     ) -> Iterator[str]:
-        """Yield a line for each parameter that a target requires and nobody gives."""
+        """Yield a line for each required parameter that is missing."""
         for name, parameter in parameters.items():
             child = f"{key}.{name}" if key else name
             required = parameter.default is inspect.Parameter.empty and name not in given
             if required and name not in node and child not in self.deferred:
                 hint = annotations.describe_hint(slot(parameter.annotation))
-                yield f"{child}: is required and not there; add it ({hint})"
+                yield f"{child}: is required and missing; add it ({hint})"
 
 
 def slot(hint: Any) -> Any:
-    """Return what a field of a command takes: of `Deferred[T]` it is `T`."""
+    """Return the annotation that a value must fit: for `Deferred[T]`, `T`."""
     return get_args(hint)[0] if get_origin(hint) is Deferred else hint
 
 
 def is_module(target: Any) -> bool:
-    """Return whether a target makes a module of torch."""
-    from torch import nn  # only a tree that holds a module needs torch
+    """Return whether a target makes a torch module."""
+    from torch import nn  # only a tree with a module needs torch, whose import takes seconds
 
     made = annotations.product(target)
     return inspect.isclass(made) and issubclass(made, nn.Module)
@@ -247,23 +248,23 @@ def is_module(target: Any) -> bool:
 def _given_by_code(
     parameters: Mapping[str, inspect.Parameter], hint: Any, *, is_factory: bool
 ) -> Collection[str]:
-    """Return the names of the parameters that a factory's caller gives by position."""
+    """Return the names of the parameters that the caller of a factory passes by position."""
     count = len(annotations.positional(hint) or ()) if is_factory else 0
     return list(parameters)[:count]
 
 
 def _misfit(target: Any, *, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
-    """Yield why a target does not belong into a slot."""
+    """Yield a line if a target does not fit a slot."""
     made = annotations.product(target)
     name, wanted = target.__name__, annotations.describe_hint(hint)
     factory_fits = annotations.takes_factory(hint, made)
     if is_factory:
         if not factory_fits and annotations.takes(hint, made):
-            yield f"{key}: is a factory where {wanted} itself is wanted; remove `_partial_: true`"
+            yield f"{key}: is a factory, but {wanted} is required; remove `_partial_: true`"
         elif not factory_fits:
             yield f"{key}: {name} does not make {_with_article(wanted)}; choose another _target_"
     elif factory_fits and annotations.wants_factory(hint, made):
-        yield f"{key}: is built at once where a factory {wanted} is wanted; add `_partial_: true`"
+        yield f"{key}: is built immediately, but a factory {wanted} is required; add `_partial_: true`"
     elif not annotations.takes(hint, made):
         yield f"{key}: {name} is not {_with_article(wanted)}; choose another _target_"
 
@@ -273,7 +274,7 @@ def _shown(value: Any) -> str:
 
 
 def _misplaced(value: Any, hint: Any) -> str:
-    """Say why a value does not fit its slot, and what does."""
+    """Return why a value does not fit its slot, and what to use instead."""
     if choices := annotations.choices(hint):
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not one of the choices; use {listed}"
@@ -286,7 +287,7 @@ def _with_article(kind: str) -> str:
 
 
 def _in_digits(value: Any, hint: Any) -> str | None:
-    """What to write for a number with a letter behind it, such as 2.5B tokens."""
+    """Return what to write for a number with a letter after it, such as 2.5B tokens."""
     found = (
         re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", value.lower())
         if isinstance(value, str)

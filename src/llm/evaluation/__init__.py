@@ -1,1 +1,1 @@
-"""Evaluation: metrics over a whole validation part, answers beside references, and a judge."""
+"""How well it is learned: metrics over a whole validation part."""

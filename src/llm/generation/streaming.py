@@ -1,7 +1,4 @@
-"""Incremental decoding of tokens to text, without showing parts of a character.
-
-`text_generation.stream` yields the pieces of a text; `chat_session.ChatSession` prints those of an answer.
-"""
+"""Incremental decoding of tokens to text, without showing parts of a character."""
 
 from collections.abc import Sequence
 

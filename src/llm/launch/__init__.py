@@ -1,1 +1,1 @@
-"""Processes: the jobs of a sweep, the ranks of a run, GPUs shared among them, and how they end."""
+"""Processes: the jobs of a sweep, the ranks of a run, the pool of GPUs and shutdown."""

@@ -1,6 +1,6 @@
-"""A sweep while it runs: a table that moves on a terminal, a line for each event elsewhere.
+"""Display of a running sweep: a live table on a terminal, otherwise one line per event.
 
-All of it is read from files, so it does not matter who runs the jobs, or where.
+Everything is read from files, so it works for jobs of any launcher on any machine.
 """
 
 import csv
@@ -25,26 +25,26 @@ from llm.sweeps import Job, Sweep
 from llm.terminal.console import new_console
 from llm.units import duration
 
-SECONDS = 1.0  # from one look to the next
-TAIL = 1 << 14  # bytes at the end of metrics.csv in which the newest figures stand
-FRAME = 6  # lines of a terminal that are not jobs
+SECONDS = 1.0  # between two refreshes
+TAIL = 1 << 14  # bytes at the end of metrics.csv that are read for the newest metrics
+FRAME = 6  # lines of the terminal that are not jobs
 ENDED = ("done", "failed")
 ORDER = ("running", "starting", "failed", "interrupted", "elsewhere", "pending", "done")
 
 
 class View(NamedTuple):
-    """A job at one moment; None where nothing is known.
+    """The state of a job at one moment; None for values that are not known.
 
     Attributes:
-        number: its place in the sweep.
-        label: what tells it from the other jobs.
-        status: where it stands: that of its run, `starting` before there is one, or `elsewhere`.
+        number: its index in the sweep.
+        label: the overrides that distinguish it from the other jobs.
+        status: status of its run, `starting` before there is a run, or `elsewhere`.
         error: why it failed.
-        steps: optimizer steps taken, and how many there will be.
+        steps: optimizer steps taken, and their total.
         loss: the newest training loss.
         val_loss: the newest validation loss.
-        speed: training tokens a second.
-        left: seconds to go.
+        speed: training tokens per second.
+        left: seconds left.
     """
 
     number: int
@@ -59,12 +59,12 @@ class View(NamedTuple):
 
 
 @contextmanager
-def watched(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
-    """Show a sweep as long as the block lasts.
+def show_sweep(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
+    """Display a sweep until the block ends.
 
     Args:
-        sweep: which.
-        console: where to; standard output by default.
+        sweep: the sweep.
+        console: the output; standard output by default.
     """
     console = console or new_console()
     if console.is_terminal:
@@ -72,9 +72,9 @@ def watched(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
         with Live(get_renderable=screen.draw, console=console, refresh_per_second=1 / SECONDS):
             yield
         return
-    teller, is_over = LineReporter(console), Event()
-    teller.tell(look(sweep))
-    thread = Thread(target=_tell, args=(sweep, teller, is_over), daemon=True)
+    reporter, is_over = LineReporter(console), Event()
+    reporter.report(read_views(sweep))
+    thread = Thread(target=_report_until, args=(sweep, reporter, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -84,27 +84,27 @@ def watched(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
 
 
 def follow(sweep: Sweep, console: Console | None = None) -> None:
-    """Show a sweep that another process runs, until all of its jobs have ended or Ctrl-C."""
-    with watched(sweep, console):
-        while any(view.status not in ENDED for view in look(sweep)):
+    """Display a sweep that another process runs, until all its jobs have ended or Ctrl-C."""
+    with show_sweep(sweep, console):
+        while any(view.status not in ENDED for view in read_views(sweep)):
             time.sleep(SECONDS)
 
 
-# What there is to see
+# The state of the jobs
 
 
-def look(sweep: Sweep) -> list[View]:
-    """All jobs as they are now."""
+def read_views(sweep: Sweep) -> list[View]:
+    """Read the current state of all jobs."""
     jobs = sweep.jobs
     words = differing_words([job.overrides for job in jobs])
-    # A name given by a sweep repeats the other words.
+    # A name that the sweep has set repeats the other words.
     labels = (" ".join(w for w in own if key_of(w) != "name") for own in words)
     return [_view(job, label) for job, label in zip(jobs, labels, strict=True)]
 
 
 def _view(job: Job, label: str) -> View:
     run = job.run
-    record, metrics = run.record, newest(run.metrics)
+    record, metrics = run.record, newest_metrics(run.metrics)
     status = _status(str(job.outcome.get("status", "")), run.status)
     step, steps = metrics.get("step", 0.0), record.get("max_steps")
     speed = metrics.get("speed/tokens_per_second")
@@ -112,27 +112,27 @@ def _view(job: Job, label: str) -> View:
     if status == "running" and steps and speed and record.get("tokens_per_step"):
         left = max(0.0, steps - step) * record["tokens_per_step"] / speed
     return View(
-        number=job.number,
-        label=label or run.path.name,
-        status=status,
-        error=record.get("error") if status == "failed" else None,
-        steps=(step, steps),
-        loss=metrics.get("train/loss"),
-        val_loss=metrics.get("val/loss"),
-        speed=speed,
-        left=left,
+        job.number,
+        label or run.path.name,
+        status,
+        record.get("error") if status == "failed" else None,
+        (step, steps),
+        metrics.get("train/loss"),
+        metrics.get("val/loss"),
+        speed,
+        left,
     )
 
 
 def _status(outcome: str, status: str) -> str:
-    """Where a job stands, from how its process goes and what its run says."""
+    """Return the status of a job, from the outcome of its process and the status of its run."""
     if outcome == "running" and status not in ("running", "done"):
         return "starting"
     return outcome if outcome in ORDER and status != "done" else status
 
 
-def newest(metrics: Path) -> dict[str, float]:
-    """The newest value of each metric near the end of a metrics file, however long it is."""
+def newest_metrics(metrics: Path) -> dict[str, float]:
+    """Return the newest value of each metric. Only the end of the file is read, because it may be long."""
     if not metrics.is_file():
         return {}
     with metrics.open("rb") as file:
@@ -142,7 +142,7 @@ def newest(metrics: Path) -> dict[str, float]:
     names = next(csv.reader([columns.decode("utf-8", "replace")]), [])
     found: dict[str, float] = {}
     for row in csv.reader(complete_lines(lines)):
-        if len(row) == len(names):  # not cut short at either end
+        if len(row) == len(names):  # otherwise cut off at the start or the end
             values = {name: as_number(text) for name, text in zip(names, row, strict=True)}
             found |= {name: value for name, value in values.items() if value is not None}
     return found
@@ -152,10 +152,10 @@ def newest(metrics: Path) -> dict[str, float]:
 
 
 class Screen:
-    """The table as it is now; as it was a moment ago where a run's folder is just being moved.
+    """The live table of jobs. While a run's folder is being moved, it keeps showing the last state.
 
     Args:
-        sweep: whose jobs.
+        sweep: the sweep.
         console: the terminal.
     """
 
@@ -164,18 +164,18 @@ class Screen:
         self.drawn: RenderableType = ""
 
     def draw(self) -> RenderableType:
-        """Look once more."""
+        """Read the jobs again and return their table."""
         with suppress(OSError):
-            self.drawn = jobs_table(look(self.sweep), self.console.height - FRAME)
+            self.drawn = jobs_table(read_views(self.sweep), self.console.height - FRAME)
         return self.drawn
 
 
 def jobs_table(views: Sequence[View], room: int) -> RenderableType:
-    """The jobs, with those first that move where there are too many to show.
+    """Return a table of the jobs. If there are too many, running jobs come before finished ones.
 
     Args:
         views: all jobs.
-        room: how many lines there are for them.
+        room: number of lines available.
     """
     first = sorted(views, key=lambda view: (ORDER.index(view.status), view.number))
     shown = sorted(first[: max(1, room)])
@@ -208,40 +208,40 @@ def _cells(view: View) -> list[RenderableType]:
     ]
 
 
-# Elsewhere
+# Without a terminal
 
 
 class LineReporter:
-    """Prints a line when a job starts or ends.
+    """A printer of one line whenever a job starts or ends.
 
     Args:
-        console: where to.
+        console: the output.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.told: dict[int, str] = {}
+        self.statuses: dict[int, str] = {}
 
-    def tell(self, views: Sequence[View]) -> None:
-        """Print what has changed since the last time; what was so from the beginning is no news."""
+    def report(self, views: Sequence[View]) -> None:
+        """Print what has changed since the last call. The first call prints running jobs only."""
         for view in views:
-            before = self.told.get(view.number)
+            before = self.statuses.get(view.number)
             status = "running" if view.status == "starting" else view.status
-            self.told[view.number] = status
+            self.statuses[view.number] = status
             if status != before and (before is not None or status == "running"):
-                what = {"running": "starts", "failed": f"failed: {view.error}"}.get(status, status)
+                event = {"running": "starts", "failed": f"failed: {view.error}"}.get(status, status)
                 loss = view.val_loss if status == "done" else None
                 measured = "" if loss is None else f", val {loss:.3f}"
                 self.console.print(
-                    f"[{view.number + 1}/{len(views)}] {view.label}: {what}{measured}",
+                    f"[{view.number + 1}/{len(views)}] {view.label}: {event}{measured}",
                     soft_wrap=True,
                 )
 
 
-def _tell(sweep: Sweep, teller: LineReporter, is_over: Event) -> None:
+def _report_until(sweep: Sweep, reporter: LineReporter, is_over: Event) -> None:
     while True:
         is_last = is_over.wait(SECONDS)
-        with suppress(OSError):  # a folder may be renamed between two looks
-            teller.tell(look(sweep))
+        with suppress(OSError):  # a folder may be renamed while it is read
+            reporter.report(read_views(sweep))
         if is_last:
             return

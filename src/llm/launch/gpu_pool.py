@@ -1,8 +1,8 @@
-"""Which GPUs a job of a sweep gets, where several jobs run at once on one machine.
+"""Assignment of GPUs to jobs of a sweep that run at the same time on one machine.
 
-A GPU has slots, as many as it takes for all jobs to run at once; each slot is a locked file in a folder of
-the user's, so that jobs of other sweeps are reckoned with, and a process that dies frees what it held. Cores
-need no places: joblib's workers hand each job its share (OMP_NUM_THREADS).
+Each GPU has as many slots as are needed to run all jobs at the same time. A slot is a locked file in a folder of the
+user, so that jobs of other sweeps count too, and a process that dies releases its slots. Cores need no slots, because
+joblib's workers limit the threads of each job (OMP_NUM_THREADS).
 """
 
 import itertools
@@ -25,13 +25,13 @@ from llm.config.errors import ConfigError
 POOL = "JoblibLauncher"
 WAITING = "OMP_WAIT_POLICY"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-POLL = 0.5  # seconds from one try to the next
+POLL = 0.5  # seconds between two attempts
 
 
 def gpus() -> list[str]:
-    """This machine's GPUs, or those that the user left visible, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the names of the visible GPUs, as CUDA_VISIBLE_DEVICES lists them."""
     visible = os.environ.get(VISIBLE)
-    if visible is not None:  # CUDA stops reading at the first that is none
+    if visible is not None:  # CUDA stops reading at the first invalid name
         names = (name.strip() for name in visible.split(","))
         return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))
     if shutil.which("nvidia-smi") is None:
@@ -42,56 +42,60 @@ def gpus() -> list[str]:
 
 
 def jobs_at_once(launcher: Mapping[str, Any]) -> int:
-    """Return how many jobs a launcher of joblib's runs at once: one for each GPU, unless it is given a number."""
+    """Return how many jobs a joblib launcher runs at once: `n_jobs`, or if that is -1, one for each GPU."""
     number = int(launcher["n_jobs"])
     return (len(gpus()) or number) if number == -1 else number
 
 
 @contextmanager
-def holding_gpus(
+def hold_gpus(
     hardware: DictConfig, launcher: Mapping[str, Any], is_over: Callable[[], Any]
 ) -> Iterator[dict[str, str]]:
-    """Hold a job's GPUs while the block lasts, waiting for them first.
+    """Wait for a job's GPUs, and hold them until the block ends.
 
     Args:
-        hardware: that of the job.
-        launcher: Hydra's; one that runs a single job at a time, or asks a scheduler, needs no places.
-        is_over: whether to wait no longer.
+        hardware: the hardware of the job.
+        launcher: Hydra's launcher. Only joblib's needs slots: others run one job at a time or use a scheduler.
+        is_over: whether to stop waiting.
 
     Yields:
-        What the environment of the job's process says of it.
+        Environment variables for the job's process.
     """
     is_pooled = str(launcher.get("_target_")).endswith(POOL)
     devices = gpus() if is_pooled and _is_for_gpus(hardware) else []
-    if not devices:  # jobs of a pool share the cores, as joblib divides them
-        yield patience(int(os.environ.get("OMP_NUM_THREADS") or 1)) if is_pooled else {}
+    if not devices:  # jobs of a pool share the cores, which joblib divides
+        yield passive_waiting(int(os.environ.get("OMP_NUM_THREADS") or 1)) if is_pooled else {}
         return
     at_once = launcher["n_jobs"] if launcher["n_jobs"] > 0 else len(devices)
-    wanted = min(_wanted(hardware, devices, at_once), len(devices))  # who wants more will say so
+    wanted = min(
+        _wanted(hardware, devices, at_once), len(devices)
+    )  # a job that needs more fails by itself
     slots = -(-at_once // len(devices))
-    with held(devices, wanted, slots, is_over) as names:
+    with hold_slots(devices, wanted, slots, is_over) as names:
         yield {VISIBLE: ",".join(names)}
 
 
 @contextmanager
-def held(
+def hold_slots(
     devices: Sequence[str], wanted: int, slots: int, is_over: Callable[[], Any]
 ) -> Iterator[list[str]]:
-    """Hold a slot of each of so many GPUs, the emptiest ones, as soon as so many are free.
+    """Wait until enough GPUs are free, and hold one slot of each of the least used ones until the block ends.
 
     Args:
-        devices: names of all.
-        wanted: how many.
-        slots: how many jobs may share one.
-        is_over: whether to wait no longer; then nothing is held.
+        devices: names of all GPUs.
+        wanted: number of GPUs to hold.
+        slots: number of jobs that may share a GPU.
+        is_over: whether to stop waiting; then nothing is held.
 
     Raises:
-        ConfigError: another user made the folder in which slots are locked.
+        ConfigError: the folder of the locks belongs to another user.
     """
     folder = _own_folder()
     locks: dict[str, FileLock] = {}
     while not is_over():
-        with FileLock(folder / "gpus.lock"):  # two that take one each would both wait for another
+        with FileLock(
+            folder / "gpus.lock"
+        ):  # two jobs that each take one of two GPUs would deadlock
             locks = _locks(folder, devices, wanted, slots)
         if locks:
             break
@@ -104,20 +108,22 @@ def held(
 
 
 def _own_folder() -> Path:
-    """Where this user's processes lock slots; anybody may make folders in /tmp, under any name."""
+    """Return the folder of this user's locks. It is checked, because anybody may make folders in /tmp."""
     folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.getuid():
-        raise ConfigError(f"{folder} is another user's: set TMPDIR to a folder of your own")
+        raise ConfigError(f"{folder}: belongs to another user; set TMPDIR to your own folder")
     return folder
 
 
 def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dict[str, FileLock]:
-    """Locked slots by their GPU; none where too few are free."""
+    """Lock a slot of each of `wanted` GPUs, and return the locks by GPU; none if too few are free."""
     locks: dict[str, FileLock] = {}
     for slot, device in itertools.product(range(slots), devices):
         if len(locks) < wanted and device not in locks:
-            lock = FileLock(folder / f"gpu-{quote(device, safe='')}.{slot}.lock")  # MIG has slashes
+            lock = FileLock(
+                folder / f"gpu-{quote(device, safe='')}.{slot}.lock"
+            )  # MIG names contain /
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 locks[device] = lock
@@ -133,19 +139,20 @@ def _is_for_gpus(hardware: DictConfig) -> bool:
 
 
 def _wanted(hardware: DictConfig, devices: Sequence[str], at_once: int) -> int:
-    """How many GPUs a job asks for; `auto` is an even share."""
+    """Return how many GPUs a job needs; `auto` is an equal share."""
     if hardware.devices == "auto":
         return max(1, len(devices) // at_once)
     return hardware.devices
 
 
-def patience(threads: int) -> dict[str, str]:
-    """What lets the threads of processes that share a CPU wait without using a core, as environment variables.
+def passive_waiting(threads: int) -> dict[str, str]:
+    """Return environment variables that make waiting OpenMP threads sleep, for processes that share a CPU.
 
-    By default they spin, which is faster for a process that has its cores to itself. What the user has set stays.
+    By default they spin, which is faster only for a process that has its cores to itself. A value that the user has
+    set is kept.
 
     Args:
-        threads: of each process; one has nobody to wait for.
+        threads: number of threads of each process; a single thread never waits.
     """
     if threads == 1 or WAITING in os.environ:
         return {}

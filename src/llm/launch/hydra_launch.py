@@ -1,6 +1,6 @@
-"""Hydra's sweeper and launcher, given points that are composed already.
+"""Running Hydra's sweeper and launcher on points that are already composed.
 
-`Hydra.multirun` would compose the sweep once more, and each of its points twice.
+`Hydra.multirun` would compose the sweep again, and each of its points twice.
 """
 
 import logging
@@ -24,14 +24,14 @@ def launch(
     """Let Hydra's sweeper and launcher call `job` for each point.
 
     Args:
-        loader: answers for the points that are known; a sweeper that searches has others composed.
-        master: the sweep as it was composed, with Hydra's own section.
-        job: is called with the configuration of each point.
-        changes: of Hydra's section, by key.
+        loader: returns the points that are already composed; the points of a searching sweeper are composed.
+        master: the composed sweep, with Hydra's own section.
+        job: called with the configuration of each point.
+        changes: new values in Hydra's section, by key.
     """
-    # With this set Hydra raises what a crashed job raised, whole, instead of a shortened text.
+    # With this set, Hydra raises the full error of a crashed job instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs print what is of interest
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs themselves print what matters
     for key, value in changes.items():
         OmegaConf.update(master.hydra, key, value, force_add=True)
     HydraConfig.instance().set_config(master)

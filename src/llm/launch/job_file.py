@@ -1,7 +1,7 @@
-"""The file that hands a composed point to another process, such as a job of a sweep.
+"""The file that passes a composed point to another process, such as a job of a sweep.
 
-A process that is given the file composes nothing: no word of a command line is written, quoted or read again,
-so that a value reaches it as it was understood when a person typed it.
+The other process composes nothing. No override is quoted and parsed a second time, so that every value arrives
+exactly as parsed the first time.
 """
 
 import os
@@ -19,7 +19,7 @@ from llm.files import read_yaml, write_text
 
 
 def write_composed(file: Path, composed: Composed) -> None:
-    """Write a composed command for `read_composed`; references from one key to another stay, for some are filled in."""
+    """Write a composed command for `read_composed`. References are kept, because some keys are filled in later."""
     config = OmegaConf.to_container(composed.config, resolve=False)
     directory = os.path.abspath(composed.directory)  # noqa: PTH100  (links are not resolved)
     content = {
@@ -34,16 +34,16 @@ def write_composed(file: Path, composed: Composed) -> None:
 
 
 def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:
-    """Read a composed command, which is trusted no more than any other configuration.
+    """Read a composed command. The file is trusted no more than any other configuration.
 
     Args:
-        file: as `write_composed` left it.
-        trust: the packages that the command trusts; the file may name no others.
+        file: a file of `write_composed`.
+        trust: the packages that may be trusted; the file may name no others.
 
     Raises:
-        ConfigError: the file cannot be read, or is not a point's, or trusts others.
+        ConfigError: the file cannot be read, is not a job file, or trusts other packages.
     """
-    wrong = ConfigError(f"{file}: is not the file of a job; name one of a sweep's")
+    wrong = ConfigError(f"{file}: is not a job file; pass one from the folder of a sweep")
     try:
         content = read_yaml(file)
     except OSError as error:
@@ -52,10 +52,10 @@ def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:
     if not isinstance(plain, dict) or {*plain} != {each.name for each in fields(Composed)}:
         raise wrong
     for text in lookups(plain):
-        raise ConfigError(f"{file}: {text} would be looked up on this machine; write the value")
+        raise ConfigError(f"{file}: {text} would read a value from this machine; write the value")
     for key, value in trusts(plain["config"]):
         if isinstance(value, list) and not {*map(str, value)} <= {*trust}:
-            raise ConfigError(f"{file}: {key} names {value}; give the packages after the file")
+            raise ConfigError(f"{file}: {key} names {value}; pass the packages after the file")
     config: Any = OmegaConf.create(plain["config"])
     OmegaConf.set_struct(config, value=True)
     del content.config

@@ -1,8 +1,8 @@
-"""Starting the ranks of a run on this machine, watching them, and ending them together.
+"""Starting the ranks of a run on this machine, monitoring them, and ending them together.
 
-A rank is a process of its own for each device, started with the command that started this one and with
-torchrun's environment. Lightning would start them itself, but it leaves the others waiting when one
-dies, and each of them to print its own traceback.
+There is one rank, a process, for each device. It runs the same command as this process, with torchrun's environment
+variables. Lightning could start the ranks itself, but when one dies, it leaves the others waiting, and each prints
+its own traceback.
 """
 
 import json
@@ -28,29 +28,30 @@ from llm.config.build import config_errors_at
 from llm.config.composed import Composed, all_trusted
 from llm.config.errors import ConfigError, UserError
 from llm.hardware import Hardware, cores
-from llm.launch.gpu_pool import patience
+from llm.launch.gpu_pool import passive_waiting
 from llm.launch.job_file import write_composed
 from llm.runs import Run
 from llm.terminal.console import printable
 from llm.training.preflight import require_even_shares
 
-# Names the folder where a rank leaves the reason of its failure, for the launcher to tell.
+# Environment variable with the folder in which a rank writes why it failed, for the launcher to print.
 REPORTS = "LLM_RANK_REPORTS"
-GRACE = 5.0  # seconds in which the others may see for themselves that one has failed, and record it
-POLL = 0.1
+GRACE = 5.0  # seconds in which the other ranks may detect a failure themselves and record it
+POLL = 0.1  # seconds between two checks
 
 
 def adopt_slurm() -> None:
-    """Take srun's variables for torchrun's, where srun started several of this process."""
+    """Set torchrun's variables from srun's, if srun started several tasks."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or distributed.is_rank():
         return
+    # Only tasks of srun need it, and the import costs time at the start of every other run.
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     on_each = tasks_on_each_node(tasks)
     nodes = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
     address = SLURMEnvironment.resolve_root_node_address(nodes)
-    port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # which all can work out
+    port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # every task computes the same port
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
         LOCAL_RANK=os.environ["SLURM_LOCALID"],
@@ -64,28 +65,31 @@ def adopt_slurm() -> None:
 
 
 def tasks_on_each_node(tasks: int) -> int:
-    """How many of so many tasks srun has started on each machine.
+    """Return how many tasks srun has started on each machine.
+
+    Args:
+        tasks: number of tasks on all machines.
 
     Raises:
-        ConfigError: not on all as many.
+        ConfigError: the machines have different numbers of tasks.
     """
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-    # Such as `4(x2),3`: four on each of two machines, three on another.
+    # For example `4(x2),3`: four tasks on each of two machines, three on another.
     counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     numbers = {re.sub(r"\(x\d+\)", "", count) for count in counts.split(",")}
     if len(numbers) > 1 or tasks % nodes:
         raise ConfigError(
-            f"srun started {tasks} tasks unevenly on {nodes} machines ({counts}): give it as many for each, with "
-            "--ntasks-per-node"
+            f"srun: {tasks} tasks are unevenly distributed on {nodes} machines ({counts}); start the same number on "
+            "each, with --ntasks-per-node"
         )
     return tasks // nodes
 
 
 def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
-    """Return the hardware with its devices counted, after a check that they share the batches evenly.
+    """Return the hardware with its devices counted.
 
     Raises:
-        ConfigError: the devices are not there, or do not.
+        ConfigError: the devices are not available, or the batches cannot be divided evenly among them.
     """
     with config_errors_at("hardware"):
         placed = hardware.place()
@@ -94,10 +98,10 @@ def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
 
 
 def resolve_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
-    """Return the hardware with every `auto` replaced, once its ranks run.
+    """Return the hardware with every `auto` replaced. Call this in a rank.
 
     Raises:
-        ConfigError: the devices are not there, or do not share the batches evenly.
+        ConfigError: the devices are not available, or the batches cannot be divided evenly among them.
     """
     with config_errors_at("hardware"):
         resolved = hardware.resolve()
@@ -105,18 +109,18 @@ def resolve_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
     return resolved
 
 
-def are_missing(hardware: Hardware) -> bool:
-    """Whether there are several devices and nobody has started a rank for each."""
+def must_launch(hardware: Hardware) -> bool:
+    """Return whether there are several devices and this process is not one of their ranks."""
     return hardware.world > 1 and not distributed.is_rank()
 
 
 class Node(NamedTuple):
-    """This machine among those of the run.
+    """This machine among the machines of the run.
 
     Attributes:
-        number: from 0.
-        address: of machine 0, where all ranks meet.
-        port: there.
+        number: its number, from 0.
+        address: address of machine 0, where all ranks connect.
+        port: port on machine 0.
     """
 
     number: int
@@ -124,17 +128,17 @@ class Node(NamedTuple):
     port: int
 
 
-def waiting(hardware: Hardware) -> dict[str, str]:
-    """How the threads of ranks that share a CPU wait for one another."""
+def waiting_variables(hardware: Hardware) -> dict[str, str]:
+    """Return environment variables for how threads wait, if several ranks share a CPU."""
     assert hardware.devices != "auto"
     if hardware.accelerator != "cpu" or hardware.devices == 1:
         return {}
     given = hardware.threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
-    return patience(given or max(1, cores() // hardware.devices))
+    return passive_waiting(given or max(1, cores() // hardware.devices))
 
 
 def this_node(num_nodes: int) -> Node:
-    """What the environment says of this machine; the only one says it itself.
+    """Return this machine's number and the address to connect to, from the environment if there are several machines.
 
     Raises:
         ConfigError: there are several machines, and a variable is missing.
@@ -145,28 +149,28 @@ def this_node(num_nodes: int) -> Node:
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            f"hardware.num_nodes={num_nodes}: set {', '.join(missing)} on each machine (its number from 0 "
-            "on, and where machine 0 is reached), or start with torchrun or srun"
+            f"hardware.num_nodes: {num_nodes} machines need {', '.join(missing)} in the environment; set them on each "
+            "machine (its number from 0, and the address and port of machine 0), or start with torchrun or srun"
         )
     number, address, port = (os.environ[name] for name in names)
     return Node(int(number), address, int(port))
 
 
 def launch_ranks(composed: Composed, hardware: Hardware) -> int:
-    """Run `llm train` once for each device of this machine, and return when all have ended.
+    """Run one rank for each device of this machine, and return when all have ended.
 
-    The first rank prints for all: what the others print is shown only if it explains a failure.
+    Only the output of the first rank is printed. The output of another is printed if it explains a failure.
 
     Args:
-        composed: what each rank trains; it composes nothing itself.
-        hardware: placed.
+        composed: the composed run; the ranks do not compose it again.
+        hardware: the hardware, with its devices counted.
 
     Returns:
         The exit status: 0, 130 or 143 after an interruption, or that of the rank that failed first.
     """
     assert hardware.devices != "auto"
     node = this_node(hardware.num_nodes)
-    with tempfile.TemporaryDirectory(prefix="llm-ranks-") as folder, meeting(node) as port:
+    with tempfile.TemporaryDirectory(prefix="llm-ranks-") as folder, open_store(node) as port:
         shared = {
             **os.environ,
             "WORLD_SIZE": str(hardware.world),
@@ -175,10 +179,10 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
             "MASTER_ADDR": node.address,
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "llm",
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the meeting place is here, not at rank 0
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # this process has the store, not rank 0
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
             REPORTS: folder,
-            **waiting(hardware),
+            **waiting_variables(hardware),
         }
         first = node.number * hardware.devices
         file = Path(folder) / "run.yaml"
@@ -193,12 +197,12 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
             )
             for local in range(hardware.devices)
         ]
-        return Watch(ranks, Path(composed.directory).absolute()).until_all_ended()
+        return Monitor(ranks, Path(composed.directory).absolute()).wait()
 
 
 @contextmanager
-def meeting(node: Node) -> Iterator[int]:
-    """Hold the store where ranks find one another; yields its port. Only machine 0 has it."""
+def open_store(node: Node) -> Iterator[int]:
+    """Open the store through which the ranks connect, on machine 0, and yield its port."""
     if node.number > 0:
         yield node.port
         return
@@ -209,16 +213,15 @@ def meeting(node: Node) -> Iterator[int]:
 
 
 class Rank:
-    """One process of the run.
+    """A process of the run.
 
-    It stands in a session of its own, so that Ctrl-C in the terminal reaches the launcher alone, which
-    tells each rank once. Its standard input is a pipe that only the launcher holds: when that ends, the
-    rank does.
+    It has its own session, so that Ctrl-C in the terminal reaches only the launcher, which sends each rank one signal.
+    Its standard input is a pipe that only the launcher holds open: when the launcher ends, so does the rank.
 
     Args:
-        number: among all ranks.
-        command: what it runs.
-        environment: all of it.
+        number: its rank.
+        command: the command.
+        environment: all environment variables.
     """
 
     def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
@@ -238,7 +241,7 @@ class Rank:
 
     @property
     def status(self) -> int | None:
-        """As of `subprocess`; None while it runs."""
+        """The return code as in `subprocess`; None while it runs."""
         return self.process.poll()
 
     def send(self, number: int) -> None:
@@ -247,7 +250,7 @@ class Rank:
             self.process.send_signal(number)
 
     def report(self) -> dict[str, Any]:
-        """What it had to say of its failure, as of `report_of`; empty where nothing."""
+        """Return its error as made by `error_report`; empty if there is none."""
         return json.loads(self.report_file.read_text("utf-8")) if self.report_file.is_file() else {}
 
 
@@ -255,8 +258,8 @@ class Failure(NamedTuple):
     """Why a run failed.
 
     Attributes:
-        message: one line, for its record.
-        text: what is printed.
+        message: one line, for the run's record.
+        text: the text to print.
         status: the exit status.
     """
 
@@ -265,12 +268,12 @@ class Failure(NamedTuple):
     status: int
 
 
-class Watch:
-    """The launcher's eye on the ranks.
+class Monitor:
+    """The launcher's monitor of the ranks.
 
     Args:
-        ranks: those of this machine, running.
-        directory: of the run.
+        ranks: the running ranks of this machine.
+        directory: folder of the run.
     """
 
     def __init__(self, ranks: Sequence[Rank], directory: Path) -> None:
@@ -278,8 +281,11 @@ class Watch:
         self.directory = directory
         self.signals: list[int] = []
 
-    def until_all_ended(self) -> int:
-        """Wait; pass signals on; when one fails end the others, and say why. Returns the exit status."""
+    def wait(self) -> int:
+        """Wait for the ranks and return the exit status.
+
+        Signals are passed on to the ranks. If a rank fails, the others are ended and the reason is printed.
+        """
         with signals.received(self._pass_on):
             try:
                 while self._some_run() and not self._failed():
@@ -299,12 +305,12 @@ class Watch:
         return any(rank.status is None for rank in self.ranks)
 
     def _failed(self) -> list[int]:
-        """The ranks that have ended badly so far; one that was told to stop has not."""
+        """Return the ranks that have failed so far. A rank that stopped after a signal has not failed."""
         well = (None, 0, *signals.INTERRUPTED)
         return [rank.number for rank in self.ranks if rank.status not in well]
 
     def _fail(self) -> int:
-        """Let the other ranks see what they can for themselves, end them, and say what it was."""
+        """Give the other ranks time to detect the failure, end them, and print the reason."""
         first = self._failed()
         deadline = time.monotonic() + GRACE
         while self._some_run() and time.monotonic() < deadline:
@@ -312,13 +318,13 @@ class Watch:
         self._kill()
         if self._was_stopped():
             return signals.status_of(self.signals[0])
-        failure = explain(self.ranks, first)
+        failure = explain_failure(self.ranks, first)
         print(printable(failure.text), file=sys.stderr, flush=True)
         self._record(failure)
         return failure.status
 
     def _was_stopped(self) -> bool:
-        """Whether ranks ended because they were told to; outside of training the first to go leaves others waiting."""
+        """Return whether ranks ended because of a signal. Outside of training, the others may hang after the first."""
         has_ended = any(rank.status in signals.INTERRUPTED for rank in self.ranks)
         return len(self.signals) >= (1 if has_ended else 2)
 
@@ -329,30 +335,30 @@ class Watch:
             rank.process.wait()
 
     def _record(self, failure: Failure) -> None:
-        """Give the run's record the reason, where it is one of these ranks that holds it."""
+        """Write the reason to the run's record, if the first of these ranks has claimed the run."""
         run = Run(self.directory)
         if run.record.get("process") == self.ranks[0].process.pid and run.status != "done":
             run.finish("failed", error=failure.message)
 
 
-def explain(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
-    """Why ranks have failed: what came first, not what followed from it.
+def explain_failure(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
+    """Return the first failure of the ranks, not one that followed from it.
 
     Args:
-        ranks: all that this machine had, none of which runs any more.
-        ended: the numbers of those that ended by themselves, before the others were made to.
+        ranks: all ranks of this machine, all ended.
+        ended: numbers of the ranks that ended by themselves, before the others were killed.
     """
     reports = {rank.number: rank.report() for rank in ranks if rank.report()}
     silent = [rank for rank in ranks if rank.number in ended and rank.number not in reports]
-    # A process that is killed takes its peers' connections with it. Aborted are those that miss a peer.
+    # When a process is killed, its peers lose their connections and abort: an abort is a consequence.
     killed = [rank for rank in silent if (rank.status or 0) < 0 and rank.status != -signal.SIGABRT]
     if reports and not killed:
-        return failure_of_report(*min(reports.items(), key=lambda each: each[1]["time"]))
-    return untold((killed or silent)[0])
+        return reported_failure(*min(reports.items(), key=lambda each: each[1]["time"]))
+    return unreported_failure((killed or silent)[0])
 
 
-def failure_of_report(number: int, report: dict[str, Any]) -> Failure:
-    """The failure that a rank reported: a mistake of the user's in a line, another with its traceback."""
+def reported_failure(number: int, report: dict[str, Any]) -> Failure:
+    """Return the failure that a rank reported: a user error as one line, another error with its traceback."""
     message = report["message"]
     if not report["is_mistake"]:
         message = f"rank {number} failed: {message}"
@@ -360,22 +366,22 @@ def failure_of_report(number: int, report: dict[str, Any]) -> Failure:
     return Failure(message, "\n".join(lines), report["status"])
 
 
-def untold(rank: Rank) -> Failure:
-    """The failure of a rank that had no time to speak, with the end of what it had printed."""
+def unreported_failure(rank: Rank) -> Failure:
+    """Return the failure of a rank that wrote no report, with the end of its output."""
     status = rank.status or 1
     how = f"ended with status {status}"
     if status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
     if status == -signal.SIGKILL:
-        how += ", by a person or for want of memory"
+        how += ", by a user or because memory ran out"
     message = f"rank {rank.number} {how}; its peers were ended"
     tail = rank.log.read_text("utf-8", "replace").splitlines()[-20:]
     return Failure(message, "\n".join([*tail, message]), status if status > 0 else 128 - status)
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """In a rank of ours: end with the launcher, and leave it to tell of an error."""
+def report_failure() -> Iterator[None]:
+    """In a rank that this program launched: end when the launcher ends, and report errors to it."""
     folder = os.environ.get(REPORTS)
     if folder is None or not distributed.is_rank():
         yield
@@ -385,7 +391,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        report = report_of(error)
+        report = error_report(error)
         file = Path(folder) / f"{distributed.world().rank}.json"
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps(report), "utf-8")
@@ -393,8 +399,8 @@ def reported() -> Iterator[None]:
         raise SystemExit(report["status"]) from None
 
 
-def report_of(error: Exception) -> dict[str, Any]:
-    """What a launcher has to know of an error, as plain data."""
+def error_report(error: Exception) -> dict[str, Any]:
+    """Return what the launcher needs to know about an error, as plain data."""
     is_mistake = isinstance(error, UserError)
     return {
         "time": time.time(),
@@ -406,5 +412,5 @@ def report_of(error: Exception) -> dict[str, Any]:
 
 
 def _end_with_launcher() -> None:
-    os.read(0, 1)  # nothing is ever written there
+    os.read(0, 1)  # nothing is ever written: it returns when the launcher has ended
     os._exit(1)

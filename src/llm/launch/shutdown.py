@@ -1,8 +1,8 @@
-"""Ctrl-C in a sweep: jobs that run save and end, and no other begins, wherever a launcher has put them.
+"""Shutdown of a sweep, such as on Ctrl-C: running jobs save and end, and no other job starts.
 
-A pool breaks when one of its processes dies, and with it ends what the others do. So the processes of a
-pool are deaf: the one with the terminal leaves a mark that they look for, and they tell their jobs.
-Where there is no pool, who waits for a job hears the signals, of a scheduler's too, and hands them on.
+A process pool breaks when one of its workers dies, and the jobs of all workers end. So workers ignore signals: the
+main process writes a mark file, which the workers poll, and they signal their jobs. Without a pool, the process that
+waits for a job handles signals, also those of a scheduler, and passes them on.
 """
 
 import os
@@ -16,41 +16,41 @@ from threading import Event, Thread
 
 from llm import signals
 
-# Where the mark of a pool's launcher is; its size in bytes is how often we were told.
+# Environment variable with the path of the mark file; its size in bytes is the number of signals received.
 MARK = "LLM_SWEEP_STOP"
-POLL = 0.1  # seconds from one look to the next
-KILLING = 3  # so many times told, a job is ended at once
-NEWS = b"\nstopping: what runs is saved first; once more stops it at once\n"
+POLL = 0.1  # seconds between two checks
+KILLING = 3  # number of signals after which a job is killed
+NOTICE = b"\nstopping: running jobs save first; press Ctrl-C again to stop them immediately\n"
 
-# How often a job was told to stop so far.
-Asked = Callable[[], int]
+# Returns the number of signals received so far.
+SignalCount = Callable[[], int]
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Let whatever ends this process do as Ctrl-C does."""
+def raise_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on every signal that ends this process, as on Ctrl-C."""
     with signals.received(signals.stop):
         yield
 
 
 @contextmanager
-def marking(mark: Path) -> Iterator[None]:
-    """Leave a mark when told to stop, and start processes that do not hear it themselves.
+def mark_signals(mark: Path) -> Iterator[None]:
+    """Write each signal to a mark file, and block signals in processes that are started within the block.
 
     Raises:
-        Stopped: at the end of the block, if a signal came.
+        Stopped: a signal was received; raised at the end of the block.
     """
-    told: list[int] = []
+    received: list[int] = []
 
     def leave(number: int, frame: object) -> None:
-        _say(NEWS)
-        told.append(number)
+        _print(NOTICE)
+        received.append(number)
         with mark.open("ab") as file:
             file.write(b".")
 
-    resource_tracker.ensure_running()  # which joblib would do within, and so open this thread's ears
+    resource_tracker.ensure_running()  # started later by joblib, it would unblock this thread's signals
     is_over = Event()
-    Thread(target=is_over.wait, daemon=True).start()  # with open ears, for this one's will be shut
+    Thread(target=is_over.wait, daemon=True).start()  # receives the signals that this thread blocks
     before = signals.listen(leave)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
     try:
@@ -60,21 +60,21 @@ def marking(mark: Path) -> Iterator[None]:
         signals.restore_handlers(before)
         is_over.set()
         mark.unlink(missing_ok=True)
-    if told:
-        raise signals.Stopped(told[0])
+    if received:
+        raise signals.Stopped(received[0])
 
 
 @contextmanager
-def deferred() -> Iterator[Asked]:
-    """Put off what signals do until the block is left: what they did before it, and the sweep's end.
+def defer_signals() -> Iterator[SignalCount]:
+    """Defer signals until the end of the block; then call their previous handlers and stop the sweep.
 
-    In a process of a pool they do nothing at all. What is started within the block hears them anew.
+    In a worker of a pool, signals are ignored. Processes that are started within the block handle signals normally.
 
     Yields:
-        How often there was a reason to stop so far.
+        A function that returns the number of signals so far.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, outside of a pool, if there was one.
+        KeyboardInterrupt: a signal was received outside of a pool; raised at the end of the block.
     """
     received: list[int] = []
     mark = os.environ.get(MARK)
@@ -82,9 +82,9 @@ def deferred() -> Iterator[Asked]:
     def remember(number: int, frame: object) -> None:
         received.append(number)
         if mark is None:
-            _say(NEWS)
+            _print(NOTICE)
 
-    with _heard(remember) as before:
+    with _handling(remember) as before:
         yield (lambda: len(received)) if mark is None else (lambda: _size(Path(mark)))
     if mark is None and received:
         for number in received:
@@ -94,21 +94,21 @@ def deferred() -> Iterator[Asked]:
 
 
 @contextmanager
-def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]]:
-    """Call a handler of signals that are heeded; what is started meanwhile inherits nothing of it.
+def _handling(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]]:
+    """Call a handler on signals that are not ignored. Child processes inherit none of this.
 
     Yields:
-        The handlers that there were.
+        The previous handlers.
     """
     before: dict[int, object] = {number: signal.getsignal(number) for number in signals.STOPPING}
-    hear = signals.without_terminal(handler)
+    handle = signals.without_terminal(handler)
 
-    def heed(number: int, frame: object) -> None:
+    def handle_unless_ignored(number: int, frame: object) -> None:
         if before[number] != signal.SIG_IGN:
-            hear(number, frame)
+            handle(number, frame)
 
     for number in before:
-        signal.signal(number, heed)
+        signal.signal(number, handle_unless_ignored)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         yield before
@@ -117,14 +117,14 @@ def _heard(handler: Callable[[int, object], None]) -> Iterator[dict[int, object]
         signals.restore_handlers(before)
 
 
-def wait(process: subprocess.Popen, signals_received: Asked) -> int:
-    """The exit status of a process that stands in a session of its own; what is asked for reaches it."""
-    told = 0
+def wait(process: subprocess.Popen, signals_received: SignalCount) -> int:
+    """Wait for a process in its own session, pass signals on to it, and return its exit status."""
+    sent = 0
     while True:
         try:
             return process.wait(POLL)
         except subprocess.TimeoutExpired:
-            for number in range(told + 1, (told := signals_received()) + 1):
+            for number in range(sent + 1, (sent := signals_received()) + 1):
                 process.send_signal(signal.SIGINT if number < KILLING else signal.SIGKILL)
 
 
@@ -132,5 +132,5 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _say(text: bytes) -> None:
-    os.write(2, text)  # a handler may have come into the middle of a print
+def _print(text: bytes) -> None:
+    os.write(2, text)  # not print: the signal may have interrupted one, which is not reentrant

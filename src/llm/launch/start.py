@@ -1,4 +1,4 @@
-"""From a parsed command line to what runs: one command in this process, or a sweep of them."""
+"""Starting a command line: one command in this process, or a sweep."""
 
 import logging
 import sys
@@ -19,9 +19,9 @@ from llm.config.composition import (
     check_composed,
     check_points,
     composed,
-    fixed,
+    fixed_overrides,
     is_multirun,
-    launched,
+    launched_point,
     load_tree,
     sweep_jobs,
 )
@@ -36,30 +36,30 @@ from llm.runs import require_run
 
 
 def start_job(words: Sequence[str]) -> None:
-    """Run what another process has composed; nothing is composed here.
+    """Run a command that another process has composed.
 
     Args:
-        words: the file of the job, and the packages that it may trust.
+        words: the job file, and the packages that it may trust.
 
     Raises:
-        ConfigError: the file is not a job's, or what it says is wrong.
+        ConfigError: the file is not a job file, or its configuration is wrong.
     """
     if not words:
-        raise ConfigError("--job: name the file of a job, as in a sweep's folder")
+        raise ConfigError("--job: no file is given; pass a job file from the folder of a sweep")
     run_checked(check(read_composed(Path(words[0]), words[1:])))
 
 
 def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
-    """Compose and check everything that is asked for, and only then run it; or show it.
+    """Compose and check a command line, then run it or print the requested output.
 
     Args:
         name: the command.
-        words: what was typed behind it.
-        info: about the command.
+        words: the words after it.
+        info: facts about the command.
 
     Raises:
-        ConfigError: with all that is wrong.
-        SystemExit: with the status of a sweep.
+        ConfigError: all problems of the configuration.
+        SystemExit: a sweep has ended; with its status.
     """
     line = parse(name, words, folders=info.folders)
     loader = open_loader(line.args.config_path or CONF, config_dir(line.args.config_dir))
@@ -70,27 +70,27 @@ def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
     is_sweep = line.is_sweep
     try:
         tree = load_tree(loader, line.config_name, line.overrides, is_sweep=is_sweep)
-    except ConfigError:  # perhaps of values that a saved sweep takes without -m
+    except ConfigError:  # perhaps only because a saved sweep has several values without -m
         if is_sweep or not is_multirun(loader, line.config_name, line.overrides):
             raise
         tree = load_tree(loader, line.config_name, line.overrides, is_sweep=True)
     is_sweep = is_sweep or (info.is_heavy and tree.hydra.mode == RunMode.MULTIRUN)
     require_obeyed(line.overrides, is_sweep=is_sweep)
-    front = Front(line, info, loader, tree)
+    invocation = Invocation(line, info, loader, tree)
     if is_sweep:
-        front.start_sweep()
+        invocation.start_sweep()
     else:
-        front.start_one()
+        invocation.start_one()
 
 
-class Front:
-    """A command line on its way to what it runs.
+class Invocation:
+    """A composed command line that is about to run.
 
     Args:
         line: the command line.
-        info: about its command.
-        loader: composed it.
-        tree: what it composed, with Hydra's own section.
+        info: facts about its command.
+        loader: the loader that composed it.
+        tree: the composed tree, with Hydra's own section.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Front:
         self.line, self.info, self.loader, self.tree = line, info, loader, tree
 
     def start_one(self) -> None:
-        """Run one command in this process, or print what it would cost."""
+        """Run one command in this process, or print its dry run."""
         command = self.check(composed(self.tree, self.line.overrides, flags=self.line.flags))
-        if self.info.is_heavy and command.match:  # which is between points, though there is one
+        if self.info.is_heavy and command.match:  # handled for a sweep's points, here a single one
             self.launch_heavy([command], [self.line.overrides])
         elif self.info.is_heavy and command.dry_run:
             self.show_dry_run([command])
@@ -109,34 +109,36 @@ class Front:
             run_checked(command)
 
     def start_sweep(self) -> None:
-        """Run a sweep, each point in a process of its own if it is heavy, or print what it would cost."""
+        """Run a sweep, each point in its own process if the command is heavy, or print its dry run."""
         jobs = sweep_jobs(self.loader, self.tree, self.line.overrides)
-        if not jobs:  # the sweeper chooses the points: what all of them share is checked
-            require_no_points(self.compose(fixed(self.loader, self.line.overrides)))
+        if not jobs:  # the sweeper chooses the points later: only what they share can be checked
+            require_no_points(self.compose(fixed_overrides(self.loader, self.line.overrides)))
         points = check_points(self.compose, jobs)
         if self.info.is_heavy:
             self.launch_heavy(points, jobs)
         else:
-            self.remember(points, jobs)
+            self.store_points(points, jobs)
             launch(self.loader, self.tree, CheckedJobs(points), {})
 
     def launch_heavy(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Adjust the points to one another, and launch them."""
-        # These import torch and Lightning, which a command that is refused need not wait for.
+        # These import torch and Lightning, which take seconds that a wrong command line should not need.
         from llm.launch.sweep_job import job
-        from llm.launch.sweep_runner import adjusted, launch_sweep
+        from llm.launch.sweep_runner import adjust_points, launch_sweep
 
-        points = adjusted(points, self.compose)
+        points = adjust_points(points, self.compose)
         if points and points[0].dry_run:
             self.show_dry_run(points)
             return
-        self.remember(points, jobs)
+        self.store_points(points, jobs)
         start = partial(launch, self.loader, self.tree, job)
         sys.exit(launch_sweep(self.line, points, master=self.tree, start=start))
 
     def show_dry_run(self, points: Sequence[Any]) -> None:
-        """Print what each point would cost."""
-        from llm.training.dry_run import show_dry_run  # imports torch and Lightning
+        """Print the dry run of each point."""
+        from llm.training.dry_run import (
+            show_dry_run,
+        )  # imports torch and Lightning, which take seconds
 
         show_dry_run(points)
 
@@ -150,25 +152,25 @@ class Front:
         target = OmegaConf.select(point.config, "_target_")
         if isinstance(target, str) and not names_command(self.line.name, target):
             raise ConfigError(
-                f"_target_: {target} is not llm {self.line.name}; leave it as {self.line.name}.yaml has it"
+                f"_target_: {target} is not llm {self.line.name}; keep the value of {self.line.name}.yaml"
             )
-        first = partial(require_places, self.line.name, self.info)
+        first = partial(require_existing_paths, self.line.name, self.info)
         return check_composed(self.loader, point, first=first)
 
-    def remember(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
-        """Let the loader answer for points that are composed."""
+    def store_points(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
+        """Store composed points in the loader, so that Hydra's launcher does not compose them again."""
         for job, point in zip(jobs, points, strict=True):
             own = frozenset(word for word in job if not word.startswith("hydra"))
             self.loader.points[own] = point.composed
 
 
 class CheckedJobs:
-    """Runs the commands of a sweep in the launcher's process.
+    """The checked commands of a sweep, for a launcher to run in this process.
 
-    In another process, which a launcher may choose, there are none, and a point is checked when it is called.
+    In another process, which a launcher may start, there are none, and each point is checked when it is called.
 
     Args:
-        commands: in the order of the sweep.
+        commands: the commands, in the order of the sweep.
     """
 
     def __init__(self, commands: Sequence[Any]) -> None:
@@ -178,47 +180,47 @@ class CheckedJobs:
         return {"commands": ()}
 
     def __call__(self, config: DictConfig) -> None:
-        """Run the point that the launcher has composed."""
+        """Run the current point of the launcher."""
         number = HydraConfig.get().job.num
-        run_checked(self.commands[number] if self.commands else check(launched(config)))
+        run_checked(self.commands[number] if self.commands else check(launched_point(config)))
 
 
 def run_checked(command: Any) -> None:
     """Run one command in this process."""
-    # As Hydra does for its jobs; logging that is set up already is kept.
+    # As Hydra does for its jobs. Existing logging handlers are kept.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     command.run()
 
 
 def require_no_points(shared: Any) -> None:
-    """Refuse what needs the points of a sweep before it starts, when its sweeper chooses them one by one.
+    """Refuse keys that need all points before the sweep starts, if the sweeper chooses them one by one.
 
     Args:
-        shared: the command without the values that are swept.
+        shared: the command without the swept values.
 
     Raises:
-        ConfigError: with a line for each key.
+        ConfigError: a line for each key.
     """
     keys = [key for key in ("dry_run", "match") if getattr(shared, key, None)]
     if keys:
-        way_out = "leave it out, or list the values and leave out hydra/sweeper="
+        remedy = "leave it out, or list the values and leave out hydra/sweeper="
         raise ConfigError(
-            *(f"{key}: the sweeper chooses its points one by one; {way_out}" for key in keys)
+            *(f"{key}: the sweeper chooses its points one by one; {remedy}" for key in keys)
         )
 
 
 def names_command(name: str, target: str) -> bool:
-    """Return whether a root is that of a command; one outside of `llm.commands` is a user's own."""
+    """Return whether a root `_target_` is the command `name`, or a user's own command."""
     return target.startswith(f"llm.commands.{name}.") or not target.startswith("llm.commands.")
 
 
-def require_places(name: str, info: CommandInfo, point: Composed) -> None:
-    """Refuse paths of data and of runs that lead nowhere, before anything heavy is imported.
+def require_existing_paths(name: str, info: CommandInfo, point: Composed) -> None:
+    """Require that paths of data and runs exist, before anything heavy is imported.
 
-    `dry_run=true` needs no data, and `llm plan` none either.
+    `dry_run=true` and `llm plan` need no data.
 
     Raises:
-        ConfigError: a path leads to no file, folder or run.
+        ConfigError: a file, folder or run does not exist.
     """
     config: Any = point.config
     for group, tasks in {"weights": info.reads, "reward": ("reward",)}.items():

@@ -1,6 +1,6 @@
-"""One job of a sweep, in the process where Hydra's launcher calls it: it starts a process of its own and waits.
+"""One job of a sweep. Hydra's launcher calls it; it starts a child process and waits for it.
 
-So no job inherits another's memory or state, whichever launcher runs them, and one that dies takes nothing with it.
+So no job shares memory or state with another, and a job that dies does not affect the others, with every launcher.
 """
 
 import os
@@ -19,8 +19,8 @@ from llm import signals
 from llm.comparison.rows import best_loss
 from llm.comparison.table import compare
 from llm.config.composed import Composed, all_trusted
-from llm.config.composition import launched
-from llm.config.fingerprint import WATCHED, fingerprint
+from llm.config.composition import launched_point
+from llm.config.fingerprint import IGNORE_BUT_BUDGET, fingerprint
 from llm.config.overrides import key_of
 from llm.config.run_name import base_name, run_name
 from llm.config.texts import quoted_text
@@ -29,15 +29,15 @@ from llm.launch.job_file import write_composed
 from llm.runs import ClaimedRunError, Run, run_metadata
 from llm.sweeps import FOLDER, Job, Sweep
 
-# What a launcher of parallel processes leaves behind, which would let a job take itself for one of many.
+# Variables of a launcher of ranks. With them, a job would take itself for one rank of many.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
 )
-# And what srun does: of several tasks in a step only one has the job.
+# The same for srun: a job is one task, whatever the number of tasks in its step.
 TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 NOT_PASSED_ON = (*RANKS, *TASKS, shutdown.MARK)
-LONGEST_REASON = 400  # letters: a refusal may have a line for each value that differs
+LONGEST_REASON = 400  # characters: an error may have a line for each value that differs
 STATUSES = {
     0: "done",
     **dict.fromkeys(signals.INTERRUPTED, "interrupted"),
@@ -45,20 +45,20 @@ STATUSES = {
 }
 
 
-def entry(sweep: Sweep, number: int, point: Composed) -> dict:
-    """What the sweep's folder keeps of a point."""
+def job_entry(sweep: Sweep, number: int, point: Composed) -> dict:
+    """Return what the sweep's folder stores about a point."""
     directory = Path(point.directory).resolve()
-    called = {
+    metadata = {
         "name": directory.name,
         "sweep": sweep.name,
         **run_metadata(point.config, point.own, choices=point.choices),
     }
-    request = fingerprint(point.config, WATCHED)
-    return sweep.entry(number, point.own, directory=directory, request=request, identity=called)
+    request = fingerprint(point.config, IGNORE_BUT_BUDGET)
+    return sweep.entry(number, point.own, directory=directory, request=request, identity=metadata)
 
 
-def hand_over(each: Job, point: Composed, flags: Sequence[str]) -> None:
-    """Write what a job's process reads: one run, however it was composed."""
+def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
+    """Write the file that a job's process reads: a single run, already matched."""
     config = point.config.copy()
     config.match = None
     words = [*each.overrides, "match=null"]
@@ -67,61 +67,61 @@ def hand_over(each: Job, point: Composed, flags: Sequence[str]) -> None:
 
 
 def own_name(point: Composed, words: Sequence[str], own: Sequence[str]) -> str:
-    """Return the name of a point, made of all its words; of its own ones if the user named all points alike."""
+    """Return the name of a point, made from all its overrides; only from its own if the user gave one name to all."""
     name = point.config.name
     return run_name(name or base_name(point.choices), own if name else words, named=own)
 
 
 def job(config: DictConfig) -> float | None:
-    """What Hydra's launcher calls for a point, in whatever process: see to it that its run is done.
+    """Run the job of a point, unless it is done. Hydra's launcher calls this, in any process.
 
     Returns:
-        The best validation loss, for sweepers that search; None where there is no such run.
+        The best validation loss, for sweepers that search; None if the run is not done.
 
     Raises:
-        KeyboardInterrupt: the sweep is to stop.
+        KeyboardInterrupt: a signal stopped the sweep.
     """
     hydra = HydraConfig.get()
     sweep = Sweep(Path(hydra.sweep.dir))
     plan = sweep.plan
     searches = plan["searches"]
-    with shutdown.deferred() as signals_received:
+    with shutdown.defer_signals() as signals_received:
         if signals_received():
             return None
-        each = found(sweep, plan, config) if searches else sweep.jobs[hydra.job.num]
+        each = searched_job(sweep, plan, config) if searches else sweep.jobs[hydra.job.num]
         with each.claimed(blocking=searches) as is_ours:
-            if is_ours and carry_out(plan, each, config, signals_received):
+            if is_ours and run_job(plan, each, config, signals_received):
                 compare(sweep.runs).write(sweep.path)
     return best_loss(each.run) if each.run.status == "done" else None
 
 
-def found(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
-    """The job of a point that a sweeper has found: the one that it found before, or a new one."""
-    point = launched(config)
+def searched_job(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
+    """Return the job of a point that a searching sweeper chose: an earlier job with the same name, or a new one."""
+    point = launched_point(config)
     words = [word for word in point.overrides if key_of(word) != "name"]
     own = [word for word in words if word not in plan["words"]]
     name = own_name(point, words, own)
     directory = str(Path(point.directory).parent / name)
     named = [*words, f"name={quoted_text(name)}"]
     point = replace(point, overrides=named, directory=directory)
-    each = sweep.add(**entry(sweep, 0, point))
-    hand_over(each, point, plan["flags"])
+    each = sweep.add(**job_entry(sweep, 0, point))
+    write_job_file(each, point, plan["flags"])
     return each
 
 
-def carry_out(
-    plan: Mapping[str, Any], each: Job, config: DictConfig, signals_received: shutdown.Asked
+def run_job(
+    plan: Mapping[str, Any], each: Job, config: DictConfig, signals_received: shutdown.SignalCount
 ) -> bool:
     """Run a job's process, unless its run is done, and record how it ended.
 
     Returns:
-        Whether there was a process, and so may be news for the table.
+        Whether there was a process, so that the table may have changed.
     """
     if each.is_done and not config.rerun:
         each.record(status="done")
         return False
     launcher = HydraConfig.get().launcher
-    with gpu_pool.holding_gpus(config.hardware, launcher, is_over=signals_received) as devices:
+    with gpu_pool.hold_gpus(config.hardware, launcher, is_over=signals_received) as devices:
         if signals_received():
             return False
         attempts = each.outcome.get("attempts", 0)
@@ -140,32 +140,35 @@ def carry_out(
         before = Run(each.directory).record.get("ended")
         about = {"LLM_SWEEP": plan["name"], FOLDER: str(each.sweep)}
         status = run_process(each, command, kept | devices | about, signals_received)
-    conclude(each, status, before)
+    record_outcome(each, status, before)
     return True
 
 
-def conclude(each: Job, status: int, before: str | None = None) -> None:
+def record_outcome(each: Job, status: int, before: str | None = None) -> None:
     """Record how a job's process ended.
 
     Args:
         each: the job.
         status: its exit status, negative after a signal.
-        before: when its run had ended as the process began; what was recorded then is old.
+        before: the end time in the run's record when the process began, to recognize an older record.
     """
     if status in STATUSES:
         each.record(status=STATUSES[status])
         return
-    error = reason(each, status, before)
+    error = failure_reason(each, status, before)
     each.record(status="failed", error=error)
     mark_failed(Run(each.directory), error)
 
 
 def run_process(
-    each: Job, command: Sequence[str], environment: dict[str, str], signals_received: shutdown.Asked
+    each: Job,
+    command: Sequence[str],
+    environment: dict[str, str],
+    signals_received: shutdown.SignalCount,
 ) -> int:
-    """Run a job's process to its end; it saves before that where the sweep is to stop.
+    """Run a job's process and return its exit status. If the sweep stops, the job saves first.
 
-    It stands in a session of its own, so that nobody but us tells it, and once.
+    The process has its own session, so that only this process signals it, once.
     """
     with each.file("log").open("wb") as log, each.file("err").open("wb") as err:
         process = subprocess.Popen(
@@ -179,13 +182,13 @@ def run_process(
         return shutdown.wait(process, signals_received)
 
 
-def reason(each: Job, status: int, before: str | None) -> str:
-    """Why a job's process failed, in one line: its record's word, or the last of what it printed."""
+def failure_reason(each: Job, status: int, before: str | None) -> str:
+    """Return in one line why a job's process failed: from its record, or from the end of its output."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
-    said = Run(each.directory).record
-    if said.get("status") == "failed" and said.get("ended") != before:
-        return str(said["error"]).splitlines()[0]
+    record = Run(each.directory).record
+    if record.get("status") == "failed" and record.get("ended") != before:
+        return str(record["error"]).splitlines()[0]
     lines = [line for line in each.file("err").read_text("utf-8", "replace").splitlines() if line]
     if not lines:
         return f"ended with status {status}"
@@ -194,7 +197,7 @@ def reason(each: Job, status: int, before: str | None) -> str:
 
 
 def mark_failed(run: Run, error: str) -> None:
-    """Record the end of a run whose process had no time to."""
+    """Record the failure of a run whose process was killed before it could."""
     if run.state == "interrupted" and run.status == "running":
         with run.claimed():
             run.finish("failed", error=error)

@@ -1,7 +1,7 @@
 """`llm train -m`: a sweep, from its points to its table.
 
-Hydra's launcher calls `llm.launch.sweep_job.job` for each point. What came of each is kept in the sweep's folder: the
-same line again skips what is done, resumes what was interrupted and tries once more what failed.
+Hydra's launcher calls `llm.launch.sweep_job.job` for each point. The outcome of each is stored in the sweep's folder:
+the same command again skips finished jobs, resumes interrupted ones and repeats failed ones.
 """
 
 import logging
@@ -26,8 +26,8 @@ from llm.config.overrides import differing_words, key_of, unquoted
 from llm.config.run_name import base_name, run_name
 from llm.config.texts import quoted_text, split_at_commas
 from llm.launch import gpu_pool, shutdown
-from llm.launch.dashboard import watched
-from llm.launch.sweep_job import entry, hand_over, own_name
+from llm.launch.dashboard import show_sweep
+from llm.launch.sweep_job import job_entry, own_name, write_job_file
 from llm.planning.cost import vocabulary
 from llm.planning.matching import match
 from llm.runs import Run, display_path
@@ -41,7 +41,7 @@ from llm.training.trainer import TrainerSettings
 from llm.training.training_config import TrainingConfig
 
 CONSOLE = new_console()
-# Launchers whose processes end with ours, several of them at once.
+# Launchers that run several jobs at once in processes that end with this one.
 POOLS = ("JoblibLauncher", "LocalLauncher")
 
 
@@ -52,55 +52,56 @@ def launch_sweep(
     master: DictConfig,
     start: Callable[[Mapping[str, Any]], None],
 ) -> int:
-    """Run a sweep to its end, or to Ctrl-C, and show what came of it.
+    """Run a sweep until it is done or stopped, and print its table.
 
     Args:
         line: the command line.
-        points: what each job is; none where a sweeper chooses as it goes.
-        master: the sweep as it was composed, with Hydra's own section.
-        start: lets Hydra run `job` for each point, with changes of Hydra's section.
+        points: the points; empty if a sweeper chooses them while it runs.
+        master: the composed sweep, with Hydra's own section.
+        start: lets Hydra run `job` for each point, with changes to Hydra's section.
 
     Returns:
-        The exit status: 0 if every job is done, or in others' hands; 143 after SIGTERM, 130 after another
-            interruption, else 1.
+        The exit status: 0 if every job is done or running in another process; 143 after SIGTERM, 130 after another
+            interruption, otherwise 1.
 
     Raises:
         RunningSweepError: another sweep is running under the name of this one.
     """
     require_divisible(points)
     words, flags = line.overrides, line.flags
-    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # what fails is in the table
+    logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # failures are in the table
     sweep = Sweep(sweep_folder(words, points, master))
-    aside = sweep.begin(
+    backup = sweep.begin(
         command=shell.command_line("llm", line.name, *flags, "-m", *words),
         job_command=line.name,
         flags=list(flags),
         words=list(words),
         searches=not points,
-        jobs=[entry(sweep, number, point.composed) for number, point in enumerate(points)] or None,
+        jobs=[job_entry(sweep, number, point.composed) for number, point in enumerate(points)]
+        or None,
     )
     for each, point in zip(sweep.jobs, points, strict=False):
-        hand_over(each, point.composed, flags)
-    if aside:
-        CONSOLE.print(f"the sweep that stood here is kept as {display_path(aside)}", soft_wrap=True)
+        write_job_file(each, point.composed, flags)
+    if backup:
+        CONSOLE.print(f"the earlier sweep was moved to {display_path(backup)}", soft_wrap=True)
     CONSOLE.print(f"sweep {sweep.name}\n  in {display_path(sweep.path)}", soft_wrap=True)
-    status, said = 0, ""
-    with watched(sweep):
+    status, message = 0, ""
+    with show_sweep(sweep):
         try:
             run_all(sweep, master.hydra.launcher, start)
         except KeyboardInterrupt as stop:
             status = signals.status_of(signals.number_of(stop))
-            said = "the sweep stopped; the same line goes on"
-        except Exception as error:  # the launcher's or sweeper's: a job's own is a row of the table
+            message = "the sweep stopped; the same command resumes it"
+        except Exception as error:  # of the launcher or the sweeper: a job's error is in the table
             (sweep.path / "launcher.err").write_text(traceback.format_exc(), "utf-8")
-            status, said = 1, f"{type(error).__name__}: {error} (more in launcher.err)"
+            status, message = 1, f"{type(error).__name__}: {error} (traceback in launcher.err)"
     table = compare(sweep.runs)
     table.write(sweep.path)
     console = open_console()
     console.print(table.render(console.width))
     CONSOLE.print(f"{display_path(sweep.path)}/table.csv, table.md, loss.png", soft_wrap=True)
-    if said:
-        CONSOLE.print(said, soft_wrap=True)
+    if message:
+        CONSOLE.print(message, soft_wrap=True)
     return status or int(any(run.state not in ("done", "running") for run in sweep.runs))
 
 
@@ -108,24 +109,24 @@ def run_all(sweep: Sweep, launcher: DictConfig, start: Callable[[Mapping[str, An
     """Let Hydra's launcher run the jobs.
 
     Raises:
-        KeyboardInterrupt: this process was told to stop; jobs here have saved, others go on.
+        KeyboardInterrupt: a signal stopped this process. Its jobs have saved; jobs of a scheduler continue.
     """
     changes: dict[str, Any] = {"sweep.dir": str(sweep.path), "sweep.subdir": "jobs"}
     if not launcher._target_.endswith(POOLS):
-        with shutdown.interruptible():
+        with shutdown.raise_on_signals():
             return start(changes)
     mark = sweep.path / f".stop.{os.getpid()}"
     changes[f"job.env_set.{shutdown.MARK}"] = str(mark)
     if "n_jobs" in launcher:
         changes["launcher.n_jobs"] = gpu_pool.jobs_at_once(launcher)
-    with shutdown.marking(mark):
+    with shutdown.mark_signals(mark):
         return start(changes)
 
 
 def sweep_folder(
     words: Sequence[str], points: Sequence[TrainingConfig], master: DictConfig
 ) -> Path:
-    """Return where a sweep's own files go: named by a saved sweep or the experiment, and by the command's words."""
+    """Return the folder of a sweep, named after a saved sweep or the experiment, and the overrides."""
     choices = chosen_options(master.hydra)
     saved, composed = choices.get("sweep"), [point.composed for point in points]
     bases = {base_name(each) for each in (*(point.choices for point in composed), choices)}
@@ -138,43 +139,43 @@ def sweep_folder(
         word for word in ours if composed and all(word in each.overrides for each in composed)
     }
     name = given or run_name(str(base), ours, named=[word for word in ours if word not in common])
-    # A sweeper that chooses as it goes has no points yet, but what they share was composed.
+    # Without points, because a sweeper chooses them later, the master config is used.
     output = (composed[0].config if composed else master).output_dir
     return Path(output).resolve() / "sweeps" / name
 
 
-def adjusted(
+def adjust_points(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
 ) -> list[TrainingConfig]:
-    """Return the points as they are going to run: matched in size or budget if wanted, each in its own directory."""
+    """Return the points as they will run: matched in size or budget if requested, each in its own directory."""
     if any(point.hardware.num_nodes > 1 for point in points):
         raise ConfigError(
-            "hardware.num_nodes: a job of a sweep runs on one machine; give 1, or start the run itself with "
+            "hardware.num_nodes: a job of a sweep runs on one machine; use 1, or start a single run with "
             "torchrun or srun"
         )
     by = points[0].match if points else None
     if by is not None:
         points = match_points(points, by, compose)
-    points = name_apart(validated_alike(points, compose), compose)
+    points = separate_directories(equalize_validation(points, compose), compose)
     require_same_points(points)
     return points
 
 
 def require_same_points(points: Sequence[TrainingConfig]) -> None:
-    """Refuse a name, given by the user, under which runs of another configuration stand.
+    """Refuse a name, given by the user, under which runs with another configuration exist.
 
     Raises:
-        ConfigError: with what differs, of each point.
+        ConfigError: the differences of each point.
     """
     lines = []
     for config, directory in (
         (point.composed.config, point.composed.directory) for point in points
     ):
-        run, meaning = Run(Path(directory)), fingerprint(config)
+        run, own = Run(Path(directory)), fingerprint(config)
         is_plain = config.name and config.weights is None and not config.rerun
-        if is_plain and run.record.get("fingerprint", meaning) != meaning:
+        if is_plain and run.record.get("fingerprint", own) != own:
             try:
-                require_same_configuration(run, config, meaning)
+                require_same_configuration(run, config, own)
             except ConfigError as error:
                 lines += error.problems
     if lines:
@@ -186,10 +187,10 @@ def match_points(
     by: str | Sequence[str],
     compose: Callable[[Sequence[str]], TrainingConfig],
 ) -> list[TrainingConfig]:
-    """Give each point what makes it equal to the first, and say what remains unequal."""
+    """Return the points with overrides that match each to the first, and print what still differs."""
     for point in points:
         if vocabulary(point.composed.config) is None:
-            # As the first job would: a model is as large as its alphabet.
+            # As the first job would do: the size of the model depends on its vocabulary.
             point.data.build().prepare_data()
     found = match([point.tree for point in points], by)
     show_matched(points, found)
@@ -199,15 +200,16 @@ def match_points(
     ]
 
 
-def validated_alike(
+def equalize_validation(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
 ) -> Sequence[TrainingConfig]:
-    """Let points of different budgets validate on the same part of their data: that of the smallest budget.
+    """Return points of different budgets with the same amount of validation data: that of the smallest budget.
 
-    How long an epoch is shows only once data are read: where a budget is in epochs, all validate on the whole part.
+    The length of an epoch is not known before the data are read. So if a budget is in epochs, all points use the whole
+    validation data.
     """
     if any(point.trainer.val_bytes or point.trainer.val_batches for point in points):
-        return points  # how much is read was chosen
+        return points  # the user has set the amount
     budgets = {validation_budget(point) for point in points}
     if len(budgets) < 2:
         return points
@@ -217,7 +219,7 @@ def validated_alike(
 
 
 def validation_budget(point: TrainingConfig) -> tuple[int | None, TrainerSettings]:
-    """Return the tokens of a batch at most, None if unknown, and the settings that decide what a validation reads."""
+    """Return the maximum tokens of a batch (None if unknown) and the settings that determine the validation data."""
     data = point.composed.config.data
     length = OmegaConf.select(data, "context_length", throw_on_missing=False)
     unrelated = {"gradient_clip": None, "log_every": 1}
@@ -225,17 +227,17 @@ def validation_budget(point: TrainingConfig) -> tuple[int | None, TrainerSetting
 
 
 def validated_bytes(tokens_per_batch: int | None, settings: TrainerSettings) -> float:
-    """Return the bytes that a validation reads at most under a budget; infinite if the data decide it."""
+    """Return the maximum bytes that a validation reads under a budget; infinity if they depend on the data."""
     if tokens_per_batch is None or settings.max_epochs is not None:
         return math.inf
     steps = settings.steps(1, tokens_per_batch)
     return settings.validation_bytes(steps, tokens_per_batch)
 
 
-def name_apart(
+def separate_directories(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
 ) -> list[TrainingConfig]:
-    """Give each point a directory of its own, where a common name or a swept budget left them with one.
+    """Give each point its own directory, if a common name or a swept budget gives several the same.
 
     Raises:
         ConfigError: two points are the same.
@@ -255,7 +257,7 @@ def name_apart(
     directory, count = Counter(directories).most_common(1)[0]
     if count > 1:
         raise ConfigError(
-            f"{display_path(Path(directory))}: {count} points of the sweep are this one run; "
-            "leave out what is there twice"
+            f"{display_path(Path(directory))}: {count} points of the sweep are this same run; "
+            "leave out the repeated values"
         )
     return renamed

@@ -1,1 +1,1 @@
-"""Loggers of metrics: always a CSV file, optionally Weights & Biases and TensorBoard."""
+"""Where metrics go: a CSV file always, Weights & Biases and TensorBoard by choice."""

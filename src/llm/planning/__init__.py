@@ -1,1 +1,1 @@
-"""What a run will cost before it is run: parameters, FLOPs, memory, time, and runs made equal."""
+"""Estimates of a run before it trains: parameters, FLOPs, memory and time; and matching of runs."""

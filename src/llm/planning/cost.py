@@ -1,4 +1,4 @@
-"""What a run computes: parameters, FLOPs and tokens, counted on a model that has no weights."""
+"""Parameters, FLOPs and tokens of a run, counted on a model without weights."""
 
 import inspect
 import json
@@ -21,21 +21,21 @@ from llm.data.examples.base import ExamplesDataModule
 from llm.tokenizers.base import Tokenizer
 from llm.weights.model_setup import initialize
 
-# Tokenizers that are read from published files, of which a plan has no need.
+# Vocabulary sizes of tokenizers that would have to be read from published files.
 PUBLISHED = {"llm.tokenizers.gpt2.gpt2_tokenizer": 50257}
 
 
 class Cost(NamedTuple):
-    """What a run is and computes; None where only its data tell.
+    """The size and compute of a run; None for values that depend on its data.
 
     Attributes:
-        parameters: all of them, shared ones once.
-        embedding: those in the tables of tokens and positions and in the head.
-        block: those in the largest block; 0 where there are no blocks.
-        trained: those that are not frozen.
-        flops_per_token: of training, forward and backward; None too where the model does not count
-            them, or trains only a part of itself.
-        tokens_per_step: that all devices together read in an optimizer step.
+        parameters: number of parameters; shared ones count once.
+        embedding: parameters of the token and position embeddings and of the head.
+        block: parameters of the largest block; 0 if there are no blocks.
+        trained: parameters that are not frozen.
+        flops_per_token: FLOPs of training per token, forward and backward; None if the model does not count them, or
+            trains only some of its parameters.
+        tokens_per_step: tokens per optimizer step of all devices.
         steps: optimizer steps.
     """
 
@@ -49,12 +49,12 @@ class Cost(NamedTuple):
 
     @property
     def tokens(self) -> int | None:
-        """That the run reads."""
+        """Training tokens of the run."""
         return _product(self.tokens_per_step, self.steps)
 
     @property
     def flops(self) -> int | None:
-        """That the run computes."""
+        """FLOPs of the run."""
         return _product(self.flops_per_token, self.tokens)
 
 
@@ -63,26 +63,26 @@ def _product(left: int | None, right: int | None) -> int | None:
 
 
 def cost(config: DictConfig) -> Cost | None:
-    """Count what a composed configuration of `llm train` is; None where its vocabulary is not known.
+    """Return the cost of a composed configuration of `llm train`; None if its vocabulary is not known.
 
     Raises:
-        ConfigError: a part cannot be built, or a batch has no rows.
+        ConfigError: a node cannot be built, or a batch has no rows.
     """
     with config_errors_at("data"):
         at_least("batch_size", config.data.batch_size, least=1)
-    complete = completed(config)
-    if complete is None:
+    filled = fill_in_sizes(config)
+    if filled is None:
         return None
-    return Cost(*counts(complete), tokens_per_step(complete), steps(complete))
+    return Cost(*counts(filled), tokens_per_step(filled), steps(filled))
 
 
-def completed(config: DictConfig) -> DictConfig | None:
-    """The configuration with what the model would take from its data filled in.
+def fill_in_sizes(config: DictConfig) -> DictConfig | None:
+    """Return the configuration with the sizes that the model takes from its data.
 
-    The number of classes hardly matters to what a model costs: two stand in for those not yet found.
+    An unknown number of classes is set to two, because it hardly affects the cost.
 
     Returns:
-        A copy, or None where the vocabulary is known neither from the tokenizer nor from data that are there.
+        A copy, or None if the vocabulary is known neither from the tokenizer nor from data on this machine.
     """
     config = deepcopy(config)
     if OmegaConf.is_missing(config.model, "vocab_size"):
@@ -96,26 +96,26 @@ def completed(config: DictConfig) -> DictConfig | None:
 
 
 def vocabulary(config: DictConfig) -> int | None:
-    """The ids of the configured tokenizer, or of the tokens that are cached; None where neither says."""
+    """Return the vocabulary size of the configured tokenizer or of cached tokens; None if it is not known."""
     node = config.tokenizer
     given = node.get("vocab_size") or PUBLISHED.get(node._target_)
     if given is not None:
         return given
     target = locate(node._target_, config.trust)
-    if inspect.isclass(target) and issubclass(target, Tokenizer):  # nothing is fitted
+    if inspect.isclass(target) and issubclass(target, Tokenizer):  # it needs no training
         return build(node).vocab_size
     read = extent(config)
     return None if read is None else read.vocabulary
 
 
 class Extent(NamedTuple):
-    """What data that can be read tell of a run.
+    """The sizes of training data.
 
     Attributes:
-        longest: tokens of the longest row of training, filled up as its batch is.
-        mean: tokens of a row, on average.
-        batches: that an epoch has.
-        vocabulary: ids of the tokenizer.
+        longest: tokens of the longest row, with the padding of its batch.
+        mean: mean tokens of a row.
+        batches: batches per epoch.
+        vocabulary: vocabulary size of the tokenizer.
     """
 
     longest: int
@@ -125,9 +125,9 @@ class Extent(NamedTuple):
 
 
 def extent(config: DictConfig) -> Extent | None:
-    """The extent of the data of a configuration, if they can be read without fetching or tokenizing a corpus.
+    """Return the extent of a configuration's data; None if that needs a download or the tokenization of a corpus.
 
-    Data of examples can where their files are on this machine, text where its tokens are cached.
+    Examples can be read if their files are on this machine, text if its tokens are cached.
     """
     if OmegaConf.missing_keys(config.data):
         return None
@@ -138,22 +138,22 @@ def extent(config: DictConfig) -> Extent | None:
     }
     target: Any = locate(config.data._target_, config.trust)
     if issubclass(target, ExamplesDataModule):
-        return _examples(json.dumps({**plain, "times": times(plain["data"])}))
+        return _examples(json.dumps({**plain, "times": modification_times(plain["data"])}))
     return _read(OmegaConf.create(plain)) if issubclass(target, TextDataModule) else None
 
 
-def times(node: Any) -> list[float]:
-    """When the files that a node names were written."""
+def modification_times(node: Any) -> list[float]:
+    """Return when the files that a node names were modified."""
     if isinstance(node, dict | list):
         values = node.values() if isinstance(node, dict) else node
-        return [each for value in values for each in times(value)]
+        return [each for value in values for each in modification_times(value)]
     file = Path(node).expanduser() if isinstance(node, str) and len(node) < 256 else None
     return [file.stat().st_mtime] if file and file.is_file() else []
 
 
 @cache
 def _examples(text: str) -> Extent | None:
-    """Points of a sweep that share their data read them once."""
+    """Return the extent of examples, read once for all points of a sweep with the same data."""
     return _read(OmegaConf.create(json.loads(text)))
 
 
@@ -164,7 +164,7 @@ def _read(config: Any) -> Extent | None:
         if not data.is_at_hand:
             return None
         data.setup("fit")
-    except (UserError, OSError):  # what is wrong with the data is theirs to say, when they are read
+    except (UserError, OSError):  # errors in the data are reported when they are read for training
         return None
     return Extent(
         data.longest_row, data.tokens_per_row, data.batches_per_epoch, data.tokenizer.vocab_size
@@ -172,13 +172,13 @@ def _read(config: Any) -> Extent | None:
 
 
 def tokens_per_step(config: DictConfig) -> int | None:
-    """Tokens of an optimizer step; of examples on average, and None where they cannot be read."""
+    """Return the tokens per optimizer step; for examples the mean, or None if they cannot be read."""
     row = mean_row(config)
     return None if row is None else round(config.data.batch_size * row * config.trainer.accumulate)
 
 
 def mean_row(config: DictConfig) -> float | None:
-    """Tokens of a row of training, on average; None for examples that cannot be read."""
+    """Return the mean tokens of a training row; None for examples that cannot be read."""
     target: Any = locate(config.data._target_, config.trust)
     if issubclass(target, TextDataModule):
         return config.data.context_length
@@ -187,7 +187,7 @@ def mean_row(config: DictConfig) -> float | None:
 
 
 def steps(config: DictConfig) -> int | None:
-    """Optimizer steps of the budget."""
+    """Return the optimizer steps of the budget; None if they are not known."""
     settings = build(config.trainer)
     if settings.max_steps is not None:
         return settings.max_steps
@@ -199,7 +199,7 @@ def steps(config: DictConfig) -> int | None:
 
 
 class Counts(NamedTuple):
-    """What a model is: see `Cost`."""
+    """The sizes of a model; see `Cost`."""
 
     parameters: int
     embedding: int
@@ -209,7 +209,7 @@ class Counts(NamedTuple):
 
 
 def counts(config: DictConfig) -> Counts:
-    """Count a completed configuration's model; the points of a sweep that share one build it once."""
+    """Return the sizes of a configuration's model, built once for all points of a sweep with the same model."""
     node = {"model": config.task.model, "adapter": config.get("adapter"), "trust": config.trust}
     plain = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -235,7 +235,7 @@ def _counts(text: str) -> Counts:
 
 
 def context(config: DictConfig) -> int:
-    """The most tokens in a row of training: of examples that can be read those of the longest."""
+    """Return the maximum tokens of a training row; for examples that can be read, those of the longest."""
     most = config.data.get("context_length") or config.size.context_length
     target: Any = locate(config.data._target_, config.trust)
     read = None if issubclass(target, TextDataModule) else extent(config)
@@ -243,7 +243,7 @@ def context(config: DictConfig) -> int:
 
 
 def embedding_parameters(model: nn.Module) -> int:
-    """Parameters in tables and in the head: those that do not grow with depth."""
+    """Return the number of parameters in embeddings and the head, which do not grow with depth."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = getattr(model, "head", None)
     modules = nn.ModuleList([*tables, *([head] if isinstance(head, nn.Module) else [])])
@@ -251,5 +251,5 @@ def embedding_parameters(model: nn.Module) -> int:
 
 
 def sizes(parameters: Any) -> int:
-    """How many numbers these are."""
+    """Return the number of elements in all parameters."""
     return sum(parameter.numel() for parameter in parameters)

@@ -1,4 +1,4 @@
-"""What a plan is made for: this machine, or a GPU that need not be here."""
+"""The device that a plan is made for: this machine's, or any known GPU."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +14,15 @@ from llm.precision import faster_precision, matmul_rate
 
 @dataclass(frozen=True)
 class Device:
-    """What computes.
+    """A device.
 
     Attributes:
-        name: of the GPU, or `cpu`.
+        name: name of the GPU, or `cpu`.
         accelerator: `cuda`, `mps` or `cpu`.
-        memory: in bytes.
-        precision: what matrix products are computed in, `bf16`, `fp16` or 32.
-        flops: the rate of matrix products in that precision, in FLOP/s; None where nobody knows. MFU as it
-            is logged in training is of the bfloat16 rate, whatever the precision.
+        memory: memory in bytes.
+        precision: precision of matrix products: `bf16`, `fp16` or 32.
+        flops: peak rate of matrix products in that precision, in FLOP/s; None if it is not known. The MFU that training
+            logs always refers to the bfloat16 rate.
     """
 
     name: str
@@ -33,43 +33,47 @@ class Device:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products."""
+        """The dtype of matrix products."""
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return dtypes.get(str(self.precision), torch.float32)
 
     def shared(self, ranks: int) -> "Device":
-        """What each of so many ranks has of it, as those of one machine have of its CPU."""
+        """Return the share of each rank, if `ranks` ranks share the device as they share a CPU."""
         flops = self.flops and self.flops / ranks
         return replace(self, memory=self.memory / ranks, flops=flops)
 
 
-def named(gpu: str, hardware: Hardware) -> Device:
-    """A GPU by its name, in any case, such as `h100`.
+def named_device(gpu: str, hardware: Hardware) -> Device:
+    """Return a GPU by its name, in upper or lower case, such as `h100`.
 
     Raises:
-        ConfigError: nothing is known of it.
+        ConfigError: the GPU is not known.
     """
     name = {key.upper().replace(" ", ""): key for key in GPUS}.get(
         gpu.upper().replace(" ", "").replace("_", "")
     )
     if name is None:
-        raise ConfigError(f"gpu={gpu}: not known here; {suggestion(gpu.upper(), GPUS)}")
+        raise ConfigError(f"gpu: {gpu} is not known; {suggestion(gpu.upper(), GPUS)}")
     found = GPUS[name]
     automatic = "bf16" if found.has_bfloat16 else "fp16"
-    precision = hardware.suited(automatic) if hardware.precision == "auto" else hardware.precision
+    precision = (
+        hardware.suitable_precision(automatic)
+        if hardware.precision == "auto"
+        else hardware.precision
+    )
     return Device(name, "cuda", found.memory * 2**30, precision, _rate(found, precision))
 
 
-def present(hardware: Hardware) -> Device:
-    """What this machine computes on, measured where it is a CPU.
+def present_device(hardware: Hardware) -> Device:
+    """Return the device of this machine; the rate of a CPU is measured.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is requested and there is none.
     """
     accelerator = _accelerator(hardware.accelerator)
     precision = hardware.precision
     if precision == "auto":
-        precision = hardware.suited(faster_precision(accelerator))
+        precision = hardware.suitable_precision(faster_precision(accelerator))
     if accelerator == "cuda":
         name = torch.cuda.get_device_name()
         memory = float(torch.cuda.get_device_properties("cuda").total_memory)
@@ -86,13 +90,13 @@ def _rate(gpu: GPU, precision: Any) -> float:
 
 
 def _accelerator(requested: str) -> str:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cpu": ()}.get(
         requested, (requested,)
     )
-    found = next((name for name in wanted if there[name]), None)
+    found = next((name for name in wanted if available[name]), None)
     if found is None and requested not in ("auto", "cpu"):
         raise ConfigError(
-            f"hardware.accelerator={requested}: this machine has none; name the one you plan for, such as gpu=h100"
+            f"hardware.accelerator: this machine has no {requested}; name the GPU that you plan for, such as gpu=h100"
         )
     return found or "cpu"

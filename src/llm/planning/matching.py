@@ -1,9 +1,9 @@
-"""Runs made equal in size or in budget, so that what is compared differs in what is meant to differ.
+"""Matching of runs in size or budget, so that compared runs differ only in what is compared.
 
-Two architectures of one width seldom have as many parameters: a gated feed-forward layer has a third
-matrix, an untied head a second table. So the width of the feed-forward layers is adjusted, which leaves the
-stream, its heads and the context as they are and reaches a target to a row of the matrices; where that
-would take it beyond half or twice its own width, the width of the model is adjusted first.
+Two architectures of the same width seldom have the same number of parameters: a gated feed-forward layer has a third
+matrix, an untied head a second embedding matrix. So the width of the feed-forward layers is adjusted. This keeps the
+residual stream, the heads and the context, and reaches the target up to one row of the matrices. If the new width would
+be below half or above twice the old one, the width of the model is adjusted first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,17 @@ from llm.planning.cost import Cost, cost
 from llm.units import format_number, percent
 
 HIDDEN = "model.feed_forward.hidden_dim"
-BOUNDS = (0.5, 2.0)  # of a feed-forward layer's own width
-WIDEST = 1 << 17  # no model's width is looked for beyond
-NEAR = 0.05  # what may remain unequal
+BOUNDS = (0.5, 2.0)  # relative to the width of the feed-forward layers
+WIDEST = 1 << 17  # maximum width of a model in the search
+NEAR = 0.05  # maximum relative difference that may remain
 
 
 class Matched(NamedTuple):
-    """A point of a sweep, made equal to the first.
+    """A point of a sweep, matched to the first.
 
     Attributes:
-        overrides: what was changed, as words of a command line; none for the first.
-        cost: what it is now.
+        overrides: the changes, as overrides; empty for the first point.
+        cost: its cost with the changes.
     """
 
     overrides: list[str]
@@ -34,19 +34,19 @@ class Matched(NamedTuple):
 
 
 def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matched]:
-    """Make every point of a sweep equal to the first.
+    """Match every point of a sweep to the first.
 
     Args:
-        configs: the points as they were composed; they stay as they are.
-        by: `parameters` (of the model, by its widths), `flops` or `tokens` (of the run, by its steps);
-            `parameters` may be joined with one of the others.
+        configs: the composed points; they are not changed.
+        by: `parameters` (of the model, by its widths), `flops` or `tokens` (of the run, by its steps); `parameters` may
+            be combined with one of the others.
 
     Raises:
-        ConfigError: there is nothing to match with, what a point has is not known before its data are read,
-            or a point cannot be brought near to the first.
+        ConfigError: there is only one point, the size of a point is not known before its data are read, or a point
+            cannot be matched closely enough.
     """
     measures = [by] if isinstance(by, str) else list(by)
-    _require_sense(measures, len(configs))
+    _require_valid(measures, len(configs))
     reference = _known(configs[0])
     return [
         Matched([], reference),
@@ -54,7 +54,7 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
     ]
 
 
-def _require_sense(measures: Sequence[str], points: int) -> None:
+def _require_valid(measures: Sequence[str], points: int) -> None:
     word = f"match={measures[0]}" if len(measures) == 1 else f"match=[{','.join(measures)}]"
     if unknown := [each for each in measures if each not in ("parameters", "flops", "tokens")]:
         raise ConfigError(
@@ -63,9 +63,7 @@ def _require_sense(measures: Sequence[str], points: int) -> None:
     if {"flops", "tokens"} <= {*measures}:
         raise ConfigError(f"{word}: both would set the number of steps; choose one of them")
     if points < 2:
-        raise ConfigError(
-            f"{word}: there is nothing to match a single run with; give several points with -m"
-        )
+        raise ConfigError(f"{word}: a single run has nothing to match; use several points with -m")
 
 
 def _matched(point: DictConfig, reference: Cost, *, measures: Sequence[str]) -> Matched:
@@ -88,22 +86,22 @@ def _require_near(now: Cost, reference: Cost, *, measures: Sequence[str]) -> Non
         left = _excess(value, target)
         if left is not None and abs(left) > NEAR:
             raise ConfigError(
-                f"match={what}: {format_number(value)} is as near as a point comes to the first one's "
-                f"{format_number(target)} ({percent(left)}); choose points that differ less"
+                f"match={what}: the nearest to the first point's {format_number(target)} that a point can have is "
+                f"{format_number(value)} ({percent(left)}); choose points that differ less"
             )
 
 
 def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
-    """The widths at which a model has as near to `target` parameters as it can.
+    """Return the widths at which a model has the number of parameters that is nearest to `target`.
 
     Returns:
-        Full keys and their values; none where it has as many already.
+        Full keys and their values; empty if it has that number already.
     """
     if _parameters(point) == target:
         return {}
     if point.get("weights") is not None:
         raise ConfigError(
-            f"match=parameters: the model is that of {point.weights.path}, as large as it is"
+            f"match=parameters: the size of {point.weights.path} is fixed; train from weights=scratch"
         )
     hidden, is_within = _nearest_hidden(point, target)
     if is_within:
@@ -113,15 +111,15 @@ def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
 
 
 def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], bool]:
-    """The width of the feed-forward layers, and whether the bounds did not stand in its way.
+    """Return the width of the feed-forward layers, and whether it is within the bounds.
 
-    A model's parameters are a constant and a number for each row of its feed-forward matrices.
+    The number of parameters is a constant plus a number for each row of the feed-forward matrices.
     """
     if OmegaConf.select(point, HIDDEN.rpartition(".")[0]) is None:
         return {}, False
     one, two = (_parameters(_with(point, {HIDDEN: width})) for width in (1, 2))
     row, own = two - one, _parameters(point)
-    if row <= 0:  # nothing in the model follows it
+    if row <= 0:  # the model does not use it
         return {}, False
     width = 1 + (own - one) // row
     wanted = max(1, 1 + round((target - one) / row))
@@ -131,10 +129,10 @@ def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], 
 
 
 def _nearest_dim(point: DictConfig, target: int) -> int:
-    """The width of the model, in steps that give every head an even whole width.
+    """Return the width of the model, a multiple of twice the number of heads, so that the head width is even.
 
     Raises:
-        ConfigError: the model does not follow `size.dim`.
+        ConfigError: the model does not use `size.dim`.
     """
     step = 2 * point.size.num_heads
 
@@ -144,7 +142,7 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
     low, high = 1, 2
     if parameters(high) <= parameters(low):
         raise ConfigError(
-            f"match=parameters: model.dim={point.model.dim} fixes the width; leave it to size.dim"
+            f"match=parameters: model.dim={point.model.dim} fixes the width; set size.dim instead"
         )
     while parameters(high) < target and step * high < WIDEST:
         low, high = high, 2 * high
@@ -155,10 +153,10 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
 
 
 def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str, object]:
-    """The steps after which a run has seen `target` tokens, or computed as many FLOPs.
+    """Return the steps after which a run has used `target` tokens or FLOPs.
 
     Returns:
-        Full keys and their values; none where its budget says so already.
+        Full keys and their values; empty if the budget has that number already.
     """
     now = _known(point)
     each = now.tokens_per_step
@@ -166,8 +164,8 @@ def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str
         each = each and now.flops_per_token and each * now.flops_per_token
     if target is None or not each:
         raise ConfigError(
-            f"match={what}: how many {what} a point takes is not known before its data are read; give the budget in "
-            "trainer.max_steps or max_tokens, of a task that pretrains"
+            f"match={what}: the number of {what} of a point is not known before its data are read; use a pretraining "
+            "task, and set its budget in trainer.max_steps or max_tokens"
         )
     steps = max(1, round(target / each))
     if steps == now.steps:
@@ -176,8 +174,8 @@ def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str
     return {"trainer.max_steps": steps, **others}
 
 
-def unequal(matched: Sequence[Matched]) -> list[dict[str, float | None]]:
-    """What remains: for each point, how much more than the first it has of each, as a fraction."""
+def remaining_differences(matched: Sequence[Matched]) -> list[dict[str, float | None]]:
+    """Return for each point the relative difference of each measure from the first point."""
     first = matched[0].cost
     measures: dict[str, Callable[[Cost], int | None]] = {
         "parameters": lambda cost: cost.parameters,
@@ -210,7 +208,7 @@ def _known(point: DictConfig) -> Cost:
     found = cost(point)
     if found is None:
         raise ConfigError(
-            "match: the size of the vocabulary is not known before the data are read; choose a tokenizer that says "
-            "it (tokenizer=bpe, gpt2, byte), or train one of the points first"
+            "match: the vocabulary size is not known before the data are read; choose a tokenizer with a fixed size "
+            "(tokenizer=bpe, gpt2, byte), or train one of the points first"
         )
     return found

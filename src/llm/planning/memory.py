@@ -1,13 +1,11 @@
-"""How much memory training takes: a step is run on tensors that have a shape and no contents.
+"""The memory of training, measured by running a step on fake tensors, which have a shape but no data.
 
-Nothing is computed, so a model of any size is weighed in seconds on any machine, and nothing is
-assumed of its parts: what autograd keeps, what the optimizer holds, and what lives for a moment only
-is what torch itself would allocate.
+Nothing is computed, so a model of any size is measured in seconds on any machine. Nothing is assumed about the model:
+what autograd and the optimizer store, and temporary tensors, are what torch itself would allocate.
 
-For a Transformer of GPT-2's kind whose activations take 16 bits, Korthikanti et al. 2022 ("Reducing
-activation recomputation", equation 1) count what autograd keeps of a layer by hand: sbh (34 + 5as/h) bytes
-for s tokens, b rows, width h and a heads, of which the 5as/h are the scores of attention. Fused attention
-does not keep those, and 2 sbh in the 34 are masks of dropout.
+For a GPT-2-like Transformer with 16-bit activations, Korthikanti et al. 2022 ("Reducing activation recomputation",
+equation 1) derive what autograd stores per layer: sbh (34 + 5as/h) bytes for s tokens, b rows, width h and a heads. The
+5as/h are the attention scores, which fused attention does not store; 2 sbh of the 34 are dropout masks.
 """
 
 import warnings
@@ -29,14 +27,14 @@ from llm.tasks.base import Batch, Task
 
 
 class Memory(NamedTuple):
-    """Bytes that training holds at one moment, by what they are for.
+    """Bytes that training holds at one moment, by kind.
 
     Attributes:
-        weights: parameters, buffers, and copies of them that the task keeps.
-        gradients: those of the trained parameters.
-        optimizer: its states.
-        activations: what the backward pass will ask for, and what lives for a moment only.
-        logits: all that is computed from the head on: logits, their logarithms, their gradients.
+        weights: parameters, buffers, and copies of them that the task stores.
+        gradients: gradients of the trained parameters.
+        optimizer: optimizer state.
+        activations: tensors stored for the backward pass, and temporary tensors.
+        logits: everything computed from the head on: logits, their logarithms and their gradients.
     """
 
     weights: float
@@ -47,7 +45,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all kinds."""
         return sum(self)
 
 
@@ -57,7 +55,7 @@ WHOLE = (1.0,) * len(KINDS)
 
 @dataclass
 class AllocatedBlock:
-    """A piece of memory: how many bytes, what for, and between which moments it is held."""
+    """A block of memory: its kind, its size in bytes, and the moments of its allocation and release."""
 
     kind: str
     size: int
@@ -67,7 +65,7 @@ class AllocatedBlock:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What is held at each moment of a training step.
+    """The memory held at each moment of a training step.
 
     Attributes:
         live: bytes of each kind, (moments, kinds).
@@ -76,11 +74,11 @@ class Timeline:
     live: np.ndarray
 
     def peak(self, shares: Sequence[float] = WHOLE, *, keeps_gradients: bool = False) -> Memory:
-        """The moment at which most is held.
+        """Return the memory at the moment of the highest total.
 
         Args:
-            shares: by what each kind is divided on one of several devices.
-            keeps_gradients: whether they stay where they are when they are set to nothing, as buffers do.
+            shares: divisor of each kind on one of several devices.
+            keeps_gradients: whether gradients are stored in buffers that are never released.
         """
         held = self.live / np.asarray(shares)
         if keeps_gradients:
@@ -90,13 +88,13 @@ class Timeline:
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Writes down when each storage comes and when it goes."""
+    """A dispatch mode that records when each storage is allocated and released."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks: list[AllocatedBlock] = []
         self.kind = "activations"
-        self._held: dict[int, AllocatedBlock] = {}  # by the storage's address
+        self._live: dict[int, AllocatedBlock] = {}  # by the storage's address
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -106,33 +104,33 @@ class AllocationTracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._note(leaf)
+                self._record(leaf)
         return result
 
-    def _note(self, tensor: Tensor) -> None:
+    def _record(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._held:
+        if storage._cdata not in self._live:
             block = AllocatedBlock(self.kind, storage.nbytes(), born=len(self.blocks))
             self.blocks.append(block)
-            self._held[storage._cdata] = block
-            weakref.finalize(storage, self._forget, storage._cdata).atexit = False
+            self._live[storage._cdata] = block
+            weakref.finalize(storage, self._release, storage._cdata).atexit = False
 
-    def _forget(self, address: int) -> None:
-        self._held.pop(address).died = len(self.blocks)
+    def _release(self, address: int) -> None:
+        self._live.pop(address).died = len(self.blocks)
 
-    def name(self, kind: str, tensors: Iterable[Tensor | None]) -> None:
-        """Say what these tensors, which are there already, are for."""
+    def assign_kind(self, kind: str, tensors: Iterable[Tensor | None]) -> None:
+        """Set the kind of existing tensors."""
         for tensor in tensors:
-            block = None if tensor is None else self._held.get(tensor.untyped_storage()._cdata)
+            block = None if tensor is None else self._live.get(tensor.untyped_storage()._cdata)
             if block is not None:
                 block.kind = kind
 
-    def switch(self, kind: str) -> None:
-        """Say what is allocated from now on is for."""
+    def switch_kind(self, kind: str) -> None:
+        """Set the kind of tensors that are allocated from now on."""
         self.kind = kind
 
     def timeline(self) -> Timeline:
-        """What was held at each moment: one for each storage that came."""
+        """Return the memory at each moment; there is one moment for each allocation."""
         changes = np.zeros((len(self.blocks) + 1, len(KINDS)))
         for block in self.blocks:
             column = KINDS.index(block.kind)
@@ -143,15 +141,15 @@ class AllocationTracker(TorchDispatchMode):
 
 
 def fake_scalar(tensor: Tensor) -> float | bool:
-    """What a tensor without contents says of them, as to an optimizer that asks for the step: the first.
+    """Return the value of an element of a fake tensor: 1, as for an optimizer that reads its step number.
 
-    Nothing is true of them: who draws again for as long as a condition holds goes on at once.
+    A boolean is False, so that a loop that repeats while a condition holds ends immediately.
     """
     return False if tensor.dtype == torch.bool else 1.0
 
 
 class FakeTensors(FakeTensorMode):
-    """torch's mode of tensors without contents; a model copied in it stays in it."""
+    """torch's mode for fake tensors. A model that is copied within the mode keeps using the same mode."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
@@ -159,17 +157,16 @@ class FakeTensors(FakeTensorMode):
 
 @contextmanager
 def on_accelerator() -> Iterator[None]:
-    """Let tensors say that they are on no CPU, for parts that compute in another way there.
+    """Let `Tensor.is_cpu` be False, for modules that use another implementation on a CPU.
 
-    Tensors without contents can lie on a GPU only where torch was built for one; so they lie on
-    the CPU, and do as they would elsewhere. A mode of torch's functions would not do: torch sets it aside
-    in the backward pass, where checkpointing computes again.
+    Fake tensors can be on a GPU only if torch is built for one. So they are on the CPU, and behave as on a GPU. A torch
+    function mode does not work here: torch disables it in the backward pass, where checkpointing recomputes.
     """
     Tensor.is_cpu = property(lambda tensor: False)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        del Tensor.is_cpu  # that of the class above is there again
+        del Tensor.is_cpu  # the attribute of the base class is visible again
 
 
 def measure_step(
@@ -180,61 +177,61 @@ def measure_step(
     accumulate: int = 1,
     accelerator: str = "cpu",
 ) -> Timeline:
-    """Run a training step that finds the optimizer's states, and the gradients of the one before.
+    """Measure the memory of a training step that starts with the optimizer state and gradients of an earlier step.
 
-    Lightning's order: the forward pass, then the old gradients go, the backward pass, the optimizer.
+    The order is Lightning's: forward pass, release of the old gradients, backward pass, optimizer step.
 
     Args:
-        make_task: makes the task with its model, ready to train; called where tensors have no contents.
-        make_batch: makes what one device sees in a micro-batch, likewise.
-        dtype: of matrix products; other than float32 it is autocast.
-        accumulate: micro-batches of a step.
-        accelerator: what it will run on, `cpu` or another.
+        make_task: makes the task with its model, with fake tensors.
+        make_batch: makes a micro-batch of one device, with fake tensors.
+        dtype: dtype of matrix products; other than float32, autocast is used.
+        accumulate: micro-batches per step.
+        accelerator: the accelerator to plan for, `cpu` or another.
     """
-    ledger = AllocationTracker()
-    place = nullcontext() if accelerator == "cpu" else on_accelerator()
-    with warnings.catch_warnings(), FakeTensors(), ledger, place:
-        warnings.simplefilter("ignore")  # of torch, about tensors that have no address
-        ledger.switch("weights")
+    tracker = AllocationTracker()
+    device = nullcontext() if accelerator == "cpu" else on_accelerator()
+    with warnings.catch_warnings(), FakeTensors(), tracker, device:
+        warnings.simplefilter("ignore")  # torch warns about tensors without an address
+        tracker.switch_kind("weights")
         task = make_task()
-        _tell_logits(task, ledger)
+        _track_logits(task, tracker)
         optimizer = task.configure_optimizers()
-        _step_before(task, optimizer, ledger=ledger)
-        for micro_batch in range(min(accumulate, 2)):  # the third is as the second
-            ledger.switch("activations")
+        _add_earlier_step(task, optimizer, tracker=tracker)
+        for micro_batch in range(min(accumulate, 2)):  # further ones do not differ from the second
+            tracker.switch_kind("activations")
             with torch.autocast("cpu", torch.bfloat16, dtype != torch.float32, cache_enabled=False):
                 loss = task.step(make_batch())
             if micro_batch == 0:
                 optimizer.zero_grad()
             loss.backward()
-            ledger.name("gradients", (parameter.grad for parameter in task.parameters()))
+            tracker.assign_kind("gradients", (parameter.grad for parameter in task.parameters()))
             del loss
-        ledger.switch("activations")
+        tracker.switch_kind("activations")
         optimizer.step()
-        return ledger.timeline()
+        return tracker.timeline()
 
 
-def _step_before(task: Task, optimizer: Optimizer, *, ledger: AllocationTracker) -> None:
-    """Leave what the end of an earlier step left: gradients, and the optimizer's states."""
-    ledger.switch("gradients")
+def _add_earlier_step(task: Task, optimizer: Optimizer, *, tracker: AllocationTracker) -> None:
+    """Allocate what remains of an earlier step: gradients and the optimizer state."""
+    tracker.switch_kind("gradients")
     for parameter in task.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    ledger.switch("activations")
+    tracker.switch_kind("activations")
     optimizer.step()
     states = (leaf for state in optimizer.state.values() for leaf in state.values())
-    ledger.name("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
+    tracker.assign_kind("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
 
 
-def _tell_logits(task: Task, ledger: AllocationTracker) -> None:
-    """Have the ledger see where the head begins, and where its backward pass ends."""
+def _track_logits(task: Task, tracker: AllocationTracker) -> None:
+    """Switch the kind to logits when the head begins, and back when its backward pass ends."""
     head = getattr(task.model, "head", None)
     if not isinstance(head, nn.Module):
         return
 
     def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        ledger.switch("logits")
+        tracker.switch_kind("logits")
         if inputs[0].requires_grad:
-            inputs[0].register_hook(lambda gradient: ledger.switch("activations"))
+            inputs[0].register_hook(lambda gradient: tracker.switch_kind("activations"))
 
     head.register_forward_pre_hook(begin)

@@ -1,4 +1,4 @@
-"""How large a model, and on how many tokens: what loss a budget of computation can buy at best."""
+"""Scaling laws: the model size and number of tokens with the lowest loss for a compute budget."""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +9,14 @@ FLOPS = 6
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """L(N, D) = E + A / N^α + B / D^β: the loss of N parameters trained on D tokens, once each.
+    """The law L(N, D) = E + A / N^α + B / D^β: the loss of N parameters trained on D distinct tokens.
 
-    Hoffmann et al. 2022 ("Training compute-optimal large language models", equation 2, approach 3).
-    Computation costs C = 6·N·D, so of all N and D that cost C one pair has the lowest loss. A fit
-    holds for the data, the tokenizer and the range of sizes that it was made on: elsewhere its N and D
-    are a first guess and its loss is not yours.
+    Hoffmann et al. 2022 ("Training compute-optimal large language models", equation 2, approach 3). Training takes
+    C = 6·N·D FLOPs, so among all N and D with the same C, one pair has the lowest loss. A fit is valid for its data,
+    tokenizer and range of sizes. Elsewhere, N and D are a first guess, and the loss is not comparable.
 
     Attributes:
-        entropy: E, nats a token that no model can do without.
+        entropy: E, the loss in nats per token that no model can go below.
         parameter_scale: A.
         token_scale: B.
         parameter_exponent: α.
@@ -31,7 +30,7 @@ class ScalingLaw:
     token_exponent: float
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Nats a token after training `parameters` on `tokens`."""
+        """Return the loss in nats per token after training `parameters` on `tokens`."""
         return (
             self.entropy
             + self.parameter_scale / parameters**self.parameter_exponent
@@ -39,7 +38,7 @@ class ScalingLaw:
         )
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """The parameters and tokens that a budget of FLOPs is best divided into.
+        """Return the numbers of parameters and tokens with the lowest loss for a budget of FLOPs.
 
         N = G (C/6)^a and D = (C/6)^b / G with G = (αA / βB)^(1/(α+β)), a = β/(α+β), b = α/(α+β)
         (the same paper, equation 4).
@@ -57,11 +56,11 @@ HOFFMANN = ScalingLaw(1.69, 406.4, 410.7, 0.34, 0.28)
 # It agrees with the other two approaches, and with twenty tokens a parameter.
 BESIROGLU = ScalingLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
-# Training FLOPs of the runs that both fits were made on, the least and the most.
+# The smallest and largest training FLOPs of the runs that both fits use.
 FITTED = (6e18, 3e21)
 
 
 def twenty_tokens(flops: float) -> tuple[float, float]:
-    """The rule of thumb: D = 20·N, so N = √(C / (6 · 20))."""
+    """Return N and D by the rule of thumb D = 20·N, so N = √(C / (6 · 20))."""
     parameters = math.sqrt(flops / (FLOPS * 20))
     return parameters, 20 * parameters

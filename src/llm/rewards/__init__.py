@@ -1,1 +1,1 @@
-"""Rewards: scores of responses, for training and for choosing among several."""
+"""Rewards: what scores a response, for training and for choosing among several."""

@@ -1,1 +1,1 @@
-"""What a person reads and types: consoles, tables, progress bars, commands to paste."""
+"""Terminal input and output: consoles, tables, progress bars, and commands to paste."""

@@ -1,4 +1,4 @@
-"""Output of a run, printed once however many ranks it has."""
+"""Output of a run that only the first rank prints."""
 
 from llm import distributed
 from llm.terminal.console import new_console
@@ -7,6 +7,6 @@ CONSOLE = new_console()
 
 
 def say(text: str) -> None:
-    """Print on the first rank only."""
+    """Print a text on the first rank only."""
     if distributed.is_first():
         CONSOLE.print(text, soft_wrap=True)

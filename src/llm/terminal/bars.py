@@ -1,4 +1,4 @@
-"""How far a piece of work is: a bar on a terminal, a line now and then where there is none."""
+"""Progress display: a bar on a terminal, otherwise a line every ten seconds."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ SECONDS = 10.0  # between two lines
 
 
 def progress_bar() -> Progress:
-    """Return a bar on standard error; off a terminal it prints a line every ten seconds instead."""
+    """Return a bar on standard error; without a terminal, it prints a line every ten seconds."""
     kind = Progress if sys.stderr.isatty() else Lines
     return kind(
         TextColumn("{task.description}", style="progress.description", markup=False),
@@ -32,18 +32,18 @@ def progress_bar() -> Progress:
 
 
 class Lines(Progress):
-    """A progress display for logs: `answering: 16 of 110`, and nothing for work that is done at once."""
+    """A progress display for logs, such as `answering: 16 of 110`. Short tasks print nothing."""
 
     def start(self) -> None:
-        """Count the seconds from here."""
+        """Start to count the seconds."""
         self._last_line = time.monotonic()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Move a task forward."""
         super().advance(task_id, advance)
-        self._tell(task_id)
+        self._print(task_id)
 
-    def _tell(self, task_id: TaskID) -> None:
+    def _print(self, task_id: TaskID) -> None:
         now = time.monotonic()
         if now - self._last_line < SECONDS:
             return

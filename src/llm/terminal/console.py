@@ -1,10 +1,10 @@
-"""Where people read what a command prints: text as it stands, in whatever encoding their terminal has.
+"""Consoles that print text literally and safely, in every encoding.
 
-Values (overrides, paths, names, texts of a model) contain brackets and colons, which rich would read as
-styles and emoji. So no console of this package reads markup: a style is given beside the text.
+Values (overrides, paths, names, generated texts) may contain brackets and colons, which rich would read as styles and
+emoji. So no console of this package parses markup: a style is passed separately.
 
-They may also contain control characters, by which a terminal moves its cursor, changes its title or answers
-as if the user had typed. So all that is printed goes through `printable`, of a console by itself.
+Values may also contain control characters, with which a terminal moves its cursor, changes its title or sends input
+as if the user had typed it. So all printed text goes through `printable`; consoles do this themselves.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Control characters by their pictures, where there are some; the line feed and the tab stay.
+# Control characters and their visible symbols; the line feed and the tab are kept.
 CONTROLS: dict[int, int] = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
@@ -26,15 +26,15 @@ CONTROLS: dict[int, int] = {
 
 
 def printable(text: str) -> str:
-    """Return a text without what a terminal would obey, each such character as a sign that can be seen."""
+    """Return a text with each control character replaced by a visible symbol."""
     return text.translate(CONTROLS)
 
 
 class Printable:
-    """A text stream that writes to another one what `printable` leaves of a text.
+    """A text stream that applies `printable` and writes to another stream.
 
     Args:
-        stream: the other one.
+        stream: the other stream.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -49,8 +49,9 @@ class Printable:
 
 
 def new_console(*, stderr: bool = False, **options: Any) -> "Console":
-    """Return a console on standard output, or standard error, that prints every text as it stands."""
-    from rich.console import Console  # takes a tenth of a second, and help does not need it
+    """Return a console on standard output or standard error that prints text literally."""
+    # rich takes a tenth of a second to import, and `llm --help` does not need it.
+    from rich.console import Console
     from rich.segment import Segment
 
     class Plain(Console):
@@ -62,17 +63,17 @@ def new_console(*, stderr: bool = False, **options: Any) -> "Console":
 
         def on_broken_pipe(self) -> None:
             stop_printing()
-            raise  # the error that is being handled; rich would exit with a status of its own
+            raise  # the current error; rich would exit with another status
 
     settings: dict[str, Any] = {"highlight": False} | options
     return Plain(stderr=stderr, markup=False, emoji=False, **settings)
 
 
 def use_utf8() -> None:
-    """Begin this process again in Python's UTF-8 mode if the locale has another encoding.
+    """Restart this process in Python's UTF-8 mode if the locale has another encoding.
 
-    Names of files and the words of the command line are UTF-8 then, as on the rest of the machine, and so are
-    they for the processes that this one starts. What is printed keeps the encoding of the terminal.
+    Then file names and the words of the command line are UTF-8, also in child processes. Printed text keeps the
+    encoding of the terminal.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return
@@ -83,24 +84,24 @@ def use_utf8() -> None:
     os.execv(sys.executable, [sys.executable.encode(), *words])
 
 
-def replace_what_cannot_be_printed() -> None:
-    """Let characters that a stream's encoding does not have come out as question marks.
+def replace_unprintable() -> None:
+    """Print characters that the encoding of a stream does not have as question marks.
 
-    Otherwise a tick mark, or a sample in another script, ends a training with a UnicodeEncodeError.
+    Otherwise a tick mark, or a sample in another script, would end training with a UnicodeEncodeError.
     """
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
-    if codecs.lookup(encoding).name == "ascii":  # of which UTF-8 is the superset that people send
+    if codecs.lookup(encoding).name == "ascii":  # UTF-8 is a superset, and most input is UTF-8
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # pyright: ignore
 
 
-def warn_in_one_line() -> None:
-    """Print our warnings as sentences, without the place in the code from which they come."""
+def shorten_warnings() -> None:
+    """Print our warnings in one line, without the position in the code."""
     usual = warnings.formatwarning
 
-    def sentence(
+    def format_short(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -111,9 +112,9 @@ def warn_in_one_line() -> None:
             return usual(message, category, filename, lineno, line)
         return f"warning: {printable(str(message))}\n"
 
-    warnings.formatwarning = sentence
+    warnings.formatwarning = format_short
 
 
 def stop_printing() -> None:
-    """Send what is still printed nowhere, because nobody reads it any more (`llm … | head`)."""
+    """Discard all further output, because the reader of the pipe has ended (`llm … | head`)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Commands that a person may paste into a shell: what is printed runs as it stands."""
+"""Printed commands that can be pasted into a shell unchanged."""
 
 import os
 import shlex
@@ -13,15 +13,15 @@ def command_line(*words: str, modules: Iterable[str] = ()) -> str:
 
     Args:
         words: the program and its arguments.
-        modules: packages of the user's that the command imports. Where Python looks for them is part of the line.
+        modules: packages of the user that the command imports; if there are any, the line sets PYTHONPATH.
     """
     path = os.environ.get("PYTHONPATH")
-    places = [f"PYTHONPATH={quoted_word(path)}"] if path and list(modules) else []
-    return " ".join([*places, *map(quoted_word, words)])
+    variables = [f"PYTHONPATH={quoted_word(path)}"] if path and list(modules) else []
+    return " ".join([*variables, *map(quoted_word, words)])
 
 
 def program(name: str = "llm") -> str:
-    """Return the word that starts a program of this environment: its name, or its path if the name does not."""
+    """Return the word that starts a program of this environment: its name, or its path if it is not on PATH."""
     own = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if not own.is_file() or (found is not None and Path(found).samefile(own)):
@@ -31,7 +31,7 @@ def program(name: str = "llm") -> str:
 
 
 def quoted_word(word: str) -> str:
-    """Return a word as a shell reads it, in characters that the terminal has and that do not control it."""
+    """Return a word quoted for a shell, without control characters and characters that the terminal cannot print."""
     encoding = sys.stdout.encoding or "utf-8"
     if word.isprintable() and word.encode(encoding, "replace").decode(encoding) == word:
         return shlex.quote(word)

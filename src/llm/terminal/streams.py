@@ -1,6 +1,6 @@
-"""Where a conversation's lines come from and go to: files and pipes, or a person at a terminal.
+"""Input and output of a chat: files and pipes, or a person at a terminal.
 
-Answers go to standard output and all else to standard error, so that a pipe holds answers alone.
+Answers are written to standard output and all else to standard error, so that a pipe contains only answers.
 """
 
 import contextlib
@@ -12,18 +12,18 @@ from llm.terminal.console import printable
 
 
 class StandardStreams:
-    """Standard input and output with nobody there: no prompts, and nobody to be asked."""
+    """Standard input and output without a person: no prompts and no questions."""
 
     def __init__(self) -> None:
-        for stream in (sys.stdin, sys.stdout):  # a byte that is no text must not end a conversation
+        for stream in (sys.stdin, sys.stdout):  # an invalid byte must not end a conversation
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="replace")
 
     def read(self) -> str:
-        """The next line.
+        """Read the next line.
 
         Raises:
-            EOFError: there is none.
+            EOFError: the input has ended.
         """
         line = sys.stdin.readline()
         if not line:
@@ -31,46 +31,46 @@ class StandardStreams:
         return line
 
     def write(self, text: str) -> None:
-        """Show a piece of an answer at once."""
+        """Write a piece of an answer immediately."""
         _put(text, sys.stdout)
 
     def note(self, text: str) -> None:
-        """Show a line that is no part of an answer."""
+        """Write a line that is not part of an answer."""
         _put(f"{text}\n", sys.stderr)
 
     def show_hint(self, text: str) -> None:
-        """Show a line that helps a person, if there is one."""
+        """Write a hint, if there is a person."""
 
     def confirm(self, question: str) -> bool:
-        """Whether somebody says yes."""
+        """Return whether a person confirms a question."""
         return False
 
 
 class Terminal(StandardStreams):
-    """A person, whose lines can be edited and called back where Python has readline."""
+    """A person at a terminal. Lines can be edited and recalled if Python has readline."""
 
     def __init__(self) -> None:
         super().__init__()
         with contextlib.suppress(ImportError):
-            readline = import_module("readline")  # from now on `input` uses it
-            # What is pasted is one message, however many lines it has. Python turns this off by itself.
+            readline = import_module("readline")  # once imported, `input` uses it
+            # A pasted text is one message, even with several lines. Python turns this off by default.
             readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self) -> str:
-        """What the person enters: a line, or several that were pasted; raises EOFError at Ctrl-D."""
+        """Read a line, or several pasted ones; Ctrl-D raises EOFError."""
         return input("> ")
 
     def show_hint(self, text: str) -> None:
-        """Show it."""
+        """Write a hint."""
         self.note(text)
 
     def confirm(self, question: str) -> bool:
-        """Whether the person says yes."""
+        """Ask a question and return whether the answer is yes."""
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def terminal() -> StandardStreams:
-    """What standard input and output are connected to."""
+    """Return a terminal if standard input and output are one, otherwise plain streams."""
     return Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else StandardStreams()
 
 

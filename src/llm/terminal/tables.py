@@ -1,4 +1,4 @@
-"""Tables on standard output: as wide as a terminal, and where there is none (a log, a pipe) as wide as they are."""
+"""Tables on standard output: as wide as the terminal, or without one (a log, a pipe) at their full width."""
 
 import os
 
@@ -13,22 +13,22 @@ ENDLESS = 10_000  # columns
 
 
 def open_console() -> Console:
-    """Standard output; nobody is there to widen a log, so it leaves out nothing, unless COLUMNS says how wide."""
+    """Return a console on standard output, with unlimited width if it is not a terminal and COLUMNS is not set."""
     console = new_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = ENDLESS
     return console
 
 
-def print_tables(*parts: RenderableType) -> None:
+def print_tables(*items: RenderableType) -> None:
     """Print tables and lines."""
     console = open_console()
-    for part in parts:
-        console.print(part, soft_wrap=not console.is_terminal and not isinstance(part, Table))
+    for item in items:
+        console.print(item, soft_wrap=not console.is_terminal and not isinstance(item, Table))
 
 
 def new_table(*names: str) -> Table:
-    """An empty table: a column of names, which may break, and columns of figures."""
+    """Return an empty table with a column of names, which may wrap, and columns of numbers."""
     rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rows.add_column(names[0], overflow="fold")
     for name in names[1:]:
@@ -37,5 +37,5 @@ def new_table(*names: str) -> Table:
 
 
 def note_line(text: str) -> Text:
-    """A line that says what a table means."""
+    """Return a line for a note below a table."""
     return Text(f"· {text}", style="dim")

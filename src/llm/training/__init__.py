@@ -1,1 +1,1 @@
-"""The life of a run: setup, preflight checks, training, resuming, and its summary."""
+"""The life of a run: setup, preflight checks, training, resuming and the summary."""

@@ -1,4 +1,4 @@
-"""Recomputing activations in the backward pass, which saves memory and costs time."""
+"""Activation checkpointing, which saves memory and costs time."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each block in the backward pass instead of keeping its activations (Chen et al. 2016)."""
+    """Recompute each block in the backward pass instead of storing its activations (Chen et al. 2016)."""
     blocks = getattr(model, "blocks", None)
     if blocks is None:
         raise ValueError(

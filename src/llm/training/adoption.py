@@ -1,4 +1,4 @@
-"""Taking over the architecture of the weights that a run begins from."""
+"""Copying the architecture of pretrained weights into the configuration of a run."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -10,12 +10,14 @@ from llm.config.overrides import key_of
 from llm.weights.base import Weights
 
 
-def adopted(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> DictConfig:
-    """Return a configuration with the model, size and tokenizer of weights; only dropout may be chosen anew.
+def adopt_architecture(
+    config: DictConfig, weights: Weights, overrides: Sequence[str]
+) -> DictConfig:
+    """Return a configuration with the model, size and tokenizer of weights. Only dropout may be changed.
 
     Raises:
-        ConfigError: an override asks for another model, size or tokenizer than that of the weights, or for longer
-            examples than their context.
+        ConfigError: an override changes the model, size or tokenizer, or examples are longer than the context of the
+            weights.
     """
     config = deepcopy(config)
     groups = ("model", "size", "tokenizer")
@@ -39,7 +41,7 @@ def adopted(config: DictConfig, weights: Weights, overrides: Sequence[str]) -> D
     template = OmegaConf.select(theirs, "data.template")
     is_chosen = any(key.startswith("data.template") for key in keys.values())
     if template is not None and "template" in config.data and not is_chosen:
-        config.data.template = template  # a model is asked in the template that it was trained on
+        config.data.template = template  # the model expects the template that it was trained on
     return config
 
 
@@ -47,21 +49,21 @@ def require_context(config: DictConfig, weights: Weights) -> None:
     """Refuse examples that are longer than the context of the weights.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: they are longer.
     """
     length, most = (
-        OmegaConf.select(config, f"{part}.context_length") for part in ("data", "model")
+        OmegaConf.select(config, f"{section}.context_length") for section in ("data", "model")
     )
     if isinstance(length, int) and isinstance(most, int) and length > most:
         raise ConfigError(
-            f"data.context_length: {length} is more than the {most} tokens of {weights.path}; give {most} or less"
+            f"data.context_length: {length} is more than the {most} tokens of {weights.path}; use {most} or less"
         )
 
 
 def _shorter(config: DictConfig, refused: Sequence[str]) -> str:
-    """The override that does what one of `size.context_length` was to do."""
+    """Return a hint with the override that shortens examples, for an override of `size.context_length`."""
     lengths = [word for word in refused if key_of(word) == "size.context_length"]
     if not lengths:
         return ""
-    part = "weights" if "context_length" in config.weights else "data"
-    return f"; for shorter examples: {part}.context_length={lengths[0].partition('=')[2]}"
+    section = "weights" if "context_length" in config.weights else "data"
+    return f"; for shorter examples: {section}.context_length={lengths[0].partition('=')[2]}"

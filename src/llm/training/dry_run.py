@@ -1,4 +1,4 @@
-"""`llm train … dry_run=true`: what a run, or each point of a sweep, would be and cost; nothing is trained."""
+"""`llm train … dry_run=true`: the size and cost of a run, or of each point of a sweep, without training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.config.overrides import differing_words, key_of
-from llm.planning.matching import BOUNDS, Matched, unequal
+from llm.planning.matching import BOUNDS, Matched, remaining_differences
 from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, MFU, Forecast, forecast
 from llm.training.preflight import require_division
@@ -20,7 +20,7 @@ def show_dry_run(points: Sequence[TrainingConfig]) -> None:
     """Print a table with a row for each point.
 
     Raises:
-        ConfigError: a point cannot be built, or this machine has not what it asks for.
+        ConfigError: a point cannot be built, or this machine lacks the requested hardware.
     """
     estimates = [forecast(point) for point in points]
     for each in estimates:
@@ -28,15 +28,15 @@ def show_dry_run(points: Sequence[TrainingConfig]) -> None:
             hardware = each.counted
         require_division(each.config, hardware)
     with config_errors_at("hardware"):
-        rows = check_table(labels(points), estimates)
+        rows = estimates_table(labels(points), estimates)
     print_tables(rows, *map(note_line, dry_run_notes(estimates)))
 
 
 def require_divisible(points: Sequence[TrainingConfig]) -> None:
-    """Refuse points that as many devices as they name cannot divide, wherever they are going to run.
+    """Refuse points that the requested number of devices cannot divide.
 
     Raises:
-        ConfigError: they cannot; each line begins with the overrides of its point.
+        ConfigError: they cannot be divided; each line begins with the overrides of its point.
     """
     problems = []
     for label, point in zip(labels(points), points, strict=True):
@@ -52,9 +52,9 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
 
 
 def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -> None:
-    """Print what was changed to make the points of a sweep equal, and what remains unequal."""
+    """Print what was changed to match the points of a sweep, and what still differs."""
     rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
-    lines = zip(labels(points), points, matched, unequal(matched), strict=True)
+    lines = zip(labels(points), points, matched, remaining_differences(matched), strict=True)
     for label, point, made, left in lines:
         name = "\n".join([label, *(f"  {change}" for change in point_changes(point, made))])
         rows.add_row(name, *(percent(each) for each in left.values()))
@@ -62,24 +62,24 @@ def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -
 
 
 def point_changes(point: TrainingConfig, made: Matched) -> Iterator[str]:
-    """What was changed of a point, and from what."""
+    """Yield the changes of a point, each with the old value."""
     for word in made.overrides:
         own = OmegaConf.select(point.composed.config, key_of(word))
         yield word if own is None else f"{word} (for {own})"
 
 
 def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
-    """What a reader of the changes has to know."""
+    """Yield notes about the changes."""
     if any(key_of(word) == "size.dim" for made in matched for word in made.overrides):
         low, high = BOUNDS
         yield (
-            f"size.dim: the feed-forward layers alone would be less than {low:g} or more than {high:g} times as wide "
-            "as they are, so the whole model's width was changed, and FLOPs change with it"
+            f"size.dim: by their width alone, the feed-forward layers would become less than {low:g} or more than "
+            f"{high:g} times as wide, so the width of the whole model was changed, and the FLOPs with it"
         )
 
 
 def labels(points: Sequence[TrainingConfig]) -> list[str]:
-    """What tells each point from the others, or all its words where it is alone."""
+    """Return the overrides that distinguish each point from the others; all overrides of a single point."""
     ours = [point.composed.own for point in points]
     if len(points) == 1:
         return [
@@ -88,8 +88,8 @@ def labels(points: Sequence[TrainingConfig]) -> list[str]:
     return [" ".join(words) for words in differing_words(ours)]
 
 
-def check_table(names: Sequence[str], estimates: Sequence[Forecast]) -> Table:
-    """A row for each point: what it is, what it reads and computes, what that takes."""
+def estimates_table(names: Sequence[str], estimates: Sequence[Forecast]) -> Table:
+    """Return a table with the size, compute, memory and time of each point."""
     names_of = ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time")
     rows = new_table("point", *names_of)
     for name, each in zip(names, estimates, strict=True):
@@ -110,21 +110,21 @@ def check_table(names: Sequence[str], estimates: Sequence[Forecast]) -> Table:
 
 
 def dry_run_notes(estimates: Sequence[Forecast]) -> Iterator[str]:
-    """What a reader of the table has to know."""
+    """Yield notes about the table."""
     first = estimates[0]
     yield (
-        "memory: tensors that one device holds at most, in a step without compilation; the process itself "
+        "memory: tensors of one device at the peak of a step, without compilation; the process itself "
         "takes half a GiB more"
     )
     if first.device.flops is not None:
         yield (
             f"time: {first.world} × {first.device.name} at {MFU:.0%} of {first.device.flops / 1e12:.3g} TFLOP/s; "
-            "tiny models reach less, and validating is not counted"
+            "tiny models reach less, and validation is not counted"
         )
     if any(each.is_bound for each in estimates):
         yield BOUND
     if any(each.cost is None or each.cost.tokens is None for each in estimates):
-        yield "needs data: the vocabulary, or how many tokens there are, is known once the data have been read"
+        yield "needs data: the vocabulary, or the number of tokens, is not known before the data are read"
     crowded = [each for each in estimates if each.memory and each.memory.total > each.device.memory]
     if crowded:
         room = format_bytes(first.device.memory)

@@ -1,4 +1,4 @@
-"""What a composed configuration would cost: counted on a model without weights, on a machine or without it."""
+"""The forecast of a run's cost, counted on a model without weights, for this machine or another."""
 
 import inspect
 import json
@@ -13,8 +13,8 @@ from llm.config.allowlist import locate
 from llm.config.build import build, config_errors_at
 from llm.data.examples.preference import PreferenceDataModule
 from llm.hardware import Hardware, Strategy
-from llm.planning.cost import Cost, completed, context, cost, mean_row
-from llm.planning.device import Device, named, present
+from llm.planning.cost import Cost, context, cost, fill_in_sizes, mean_row
+from llm.planning.device import Device, named_device, present_device
 from llm.planning.memory import Memory, Timeline, measure_step
 from llm.tasks.base import Batch, Task
 from llm.training.activation_checkpointing import checkpoint_activations
@@ -22,21 +22,24 @@ from llm.training.preflight import outline
 from llm.training.training_config import TrainingConfig
 from llm.weights.model_setup import initialize
 
-# The share of the matrix rate that training is taken to reach, where nobody says better: PaLM reached 46 %,
-# Llama 3 from 38 to 43 %, a GPT of two million parameters on two CPU cores 39 %. Tiny models reach a tenth.
+# Default for the share of the peak FLOP rate that training reaches. PaLM reached 46 %, Llama 3 from 38 to
+# 43 %, a GPT with two million parameters on two CPU cores 39 %. Tiny models reach a tenth.
 MFU = 0.4
-BOUND = "memory is an upper bound: the examples are not on this machine yet, so rows are counted as long as the context"
+BOUND = (
+    "memory is an upper bound: the examples are not on this machine yet, so every row is counted with the length of "
+    "the context"
+)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run before it runs.
+    """The forecast of a run.
 
     Attributes:
-        config: its configuration, adopted from weights where it begins from some.
-        hardware: as it was composed.
-        device: what it is planned for, one of `world`; on a CPU a rank's share of it.
-        world: how many devices it is planned for.
+        config: its configuration, with the architecture of its weights if there are any.
+        hardware: the hardware as composed.
+        device: one of the devices that it is planned for; on a CPU, a rank's share of it.
+        world: number of devices.
     """
 
     config: DictConfig
@@ -46,24 +49,24 @@ class Forecast:
 
     @cached_property
     def cost(self) -> Cost | None:
-        """What it computes; None where its vocabulary is not known yet."""
+        """Its parameters, tokens and FLOPs; None if its vocabulary is not known yet."""
         return cost(self.config)
 
     @property
     def is_bound(self) -> bool:
-        """Whether rows are counted as long as they may be, because nobody knows how long they are."""
+        """Whether the lengths of rows are unknown, so that their maximum is used."""
         return mean_row(self.config) is None
 
     @cached_property
     def timeline(self) -> Timeline | None:
-        """The memory of its steps on one device; None where that depends on what is in a batch."""
+        """The memory of a step on one device over time; None if that depends on the content of a batch."""
         return self.timeline_with()
 
     def timeline_with(
         self, *, checkpointing: bool | None = None, precision: torch.dtype | None = None
     ) -> Timeline | None:
-        """The same under another choice of activation checkpointing or precision."""
-        config = completed(self.config)
+        """Return the timeline with another choice of activation checkpointing or precision."""
+        config = fill_in_sizes(self.config)
         if config is None:
             return None
         if checkpointing is None:
@@ -83,24 +86,24 @@ class Forecast:
 
     @property
     def memory(self) -> Memory | None:
-        """The most that one device holds, under the strategy that was chosen.
+        """The peak memory of one device, with the chosen strategy.
 
         Raises:
-            ValueError: as `peak` does.
+            ValueError: as in `peak`.
         """
         return None if self.timeline is None else self.peak(self.strategy, self.timeline)
 
     @property
     def strategy(self) -> Strategy | None:
-        """The chosen one; a single device needs none."""
+        """The chosen strategy; None for a single device."""
         return self.hardware.strategy if self.world > 1 else None
 
     @property
     def counted(self) -> Hardware:
-        """The hardware with its devices counted, and with no strategy for one alone.
+        """The hardware with its devices counted, without a strategy for a single one.
 
         Raises:
-            ValueError: several devices have no strategy, or this machine lacks what theirs needs.
+            ValueError: several devices have no strategy, or this machine lacks what the strategy needs.
         """
         if self.hardware.strategy is not None:
             self.hardware.strategy.require()
@@ -108,14 +111,14 @@ class Forecast:
 
     @cached_property
     def outline(self) -> Task:
-        """The task with a model that has shapes and no weights."""
-        return outline(completed(self.config) or self.config)
+        """The task with a model that has shapes but no weights."""
+        return outline(fill_in_sizes(self.config) or self.config)
 
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
-        """The most that one device holds under a strategy.
+        """Return the peak memory of one device with a strategy.
 
         Raises:
-            ValueError: the strategy does not work on these devices, with this batch, or divides no such task.
+            ValueError: the strategy does not work with these devices, this batch or this task.
         """
         if strategy is None:
             return timeline.peak()
@@ -131,10 +134,10 @@ class Forecast:
         held = timeline.peak(shares, keeps_gradients=strategy.keeps_gradients)
         if groups == 1 or shares.weights == 1 or self.cost is None:
             return held
-        return with_borrowed(held, self.cost, shares.weights, groups)
+        return add_gathered(held, self.cost, shares.weights, groups)
 
     def on(self, strategy: Strategy | None) -> Hardware:
-        """The hardware as a strategy finds it.
+        """Return the hardware with a strategy.
 
         Raises:
             ValueError: several devices have no strategy.
@@ -148,29 +151,29 @@ class Forecast:
         )
 
     def room(self, strategy: Strategy | None) -> float:
-        """The memory that a device has, in bytes; a single rank has that of its machine's CPU to itself."""
+        """Return the memory of a device in bytes; for a single rank on a CPU, all memory of the machine."""
         alone = strategy is None and self.device.accelerator == "cpu"
         return self.device.memory * (self.world // self.hardware.num_nodes if alone else 1)
 
     def seconds(self, mfu: float = MFU) -> float | None:
-        """How long the run takes at this share of the devices' matrix rate."""
+        """Return the duration of the run at this share of the devices' peak rate; None if it is not known."""
         flops, rate = self.cost and self.cost.flops, self.device.flops
         return None if flops is None or rate is None else flops / (rate * self.world * mfu)
 
 
 def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
-    """Estimate what a run would be; little is computed before it is needed.
+    """Return the forecast of a run. Most of it is computed when it is first used.
 
     Args:
-        run: what it is trained from.
-        gpu: a GPU that it is planned for, such as `h100`; None for what this machine has.
+        run: the configuration of the run.
+        gpu: name of a GPU, such as `h100`; None for the devices of this machine.
 
     Raises:
-        ConfigError: no such GPU is known, or this machine lacks what the configuration asks for.
+        ConfigError: the GPU is not known, or this machine lacks the requested hardware.
     """
     hardware = run.hardware
     with config_errors_at("hardware"):
-        device = present(hardware) if gpu is None else named(gpu, hardware)
+        device = present_device(hardware) if gpu is None else named_device(gpu, hardware)
     devices = hardware.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if gpu is None and device.accelerator == "cuda" else 1
@@ -179,19 +182,19 @@ def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
     return Forecast(run.tree, hardware, device, devices * hardware.num_nodes)
 
 
-def with_borrowed(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
-    """What fully sharded training holds for a moment on top of its shares.
+def add_gathered(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
+    """Return the peak memory of fully sharded training: its shards and what is gathered from other ranks.
 
-    That is the tables and the head, which stay gathered, the block that computes and the next one; and
-    the gradients of one of them before they are scattered.
+    Gathered are the embeddings and the head, which stay gathered, the current block and the next one, and the
+    gradients of one of them before they are scattered.
 
     Args:
-        held: its shares.
-        cost: how large these parts are.
-        divided: by what the weights are divided.
-        groups: among how many of that many a weight is gathered.
+        held: the memory of the shards.
+        cost: sizes of the embeddings and blocks.
+        divided: number of parts that the weights are divided into.
+        groups: number of these parts that are gathered.
     """
-    lacking = groups / divided * (1 - 1 / groups)  # the part of a weight that others have
+    lacking = groups / divided * (1 - 1 / groups)  # the share of a weight that other ranks have
     each = held.weights * divided / cost.parameters  # bytes of a number
     weights = (cost.embedding + 2 * cost.block) * each * lacking
     gradients = max(cost.embedding, cost.block) * each * lacking
@@ -200,7 +203,7 @@ def with_borrowed(held: Memory, cost: Cost, divided: float, groups: int) -> Memo
 
 @cache
 def _timeline(text: str) -> Timeline | None:
-    """Points of a sweep that differ in their seed alone are weighed once."""
+    """Measure the memory of a step, once for all points of a sweep that differ only in their seed."""
     node: Any = OmegaConf.create(json.loads(text))
     try:
         return measure_step(
@@ -210,9 +213,7 @@ def _timeline(text: str) -> Timeline | None:
             accumulate=node.accumulate,
             accelerator=node.accelerator,
         )
-    except (
-        RuntimeError
-    ):  # a step that looks at its batch: shapes that follow from contents, answers drawn
+    except RuntimeError:  # the step depends on the content of its batch, as sampling does
         return None
 
 
@@ -227,7 +228,7 @@ def _make_task(node: DictConfig) -> Task:
 
 
 def _make_batch(rows: int, length: int) -> Batch:
-    """What any task finds in a batch, rows as long as they can be."""
+    """Return a batch with the keys of every task and rows of maximum length."""
     tokens = torch.zeros(rows, length, dtype=torch.long)
     labels = torch.zeros(rows, dtype=torch.long)
     real = torch.ones(rows, length, dtype=torch.bool)
@@ -235,6 +236,6 @@ def _make_batch(rows: int, length: int) -> Batch:
 
 
 def _rows_of_an_example(config: DictConfig) -> int:
-    """Two where a chosen response stands beside a rejected one."""
+    """Return 2 for preference data, which have a chosen and a rejected response, otherwise 1."""
     target = locate(config.data._target_, config.trust)
     return 2 if inspect.isclass(target) and issubclass(target, PreferenceDataModule) else 1

@@ -1,4 +1,4 @@
-"""How a run is trained, resumed and closed."""
+"""Training, resuming and finishing a run."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ from llm.checkpoints.checkpoint_file import read_usable
 from llm.checkpoints.checksums import DamagedCheckpointError
 from llm.config.build import config_errors_at
 from llm.config.errors import UserError
-from llm.config.fingerprint import WATCHED, fingerprint
-from llm.config.os_errors import explained
+from llm.config.fingerprint import IGNORE_BUT_BUDGET, fingerprint
+from llm.config.os_errors import explain_os_errors
 from llm.data.base import DataModule
 from llm.hardware import Hardware
 from llm.runs import ReadOnlyRun, Run, display_path, run_metadata
@@ -32,51 +32,51 @@ from llm.training.preflight import (
 from llm.training.prepared_run import PreparedRun
 from llm.training.recording import Progress, recording
 from llm.training.resumption import (
+    describe_remedies,
     find_resumption,
-    in_the_same_precision,
+    keep_precision,
     require_last,
-    ways_out,
 )
 from llm.training.setup import (
     choose_callbacks,
     make_loggers,
     make_task,
     prepare_data,
-    published,
+    published_settings,
     save_setup,
 )
-from llm.training.summary import run_summary, say_undivided, size_record
+from llm.training.summary import report_single_device, run_summary, size_record
 from llm.training.training_config import TrainingConfig
 
 
 def train(config: TrainingConfig, hardware: Hardware) -> Run:
     """Train a run in its directory.
 
-    A run that is done is left alone; one that was interrupted resumes where it stopped. Everything that can be found
-    wrong is found before the directory is touched.
+    A finished run is not changed; an interrupted one resumes where it stopped. All checks are done before the
+    directory is changed.
 
     Args:
-        config: what to train.
+        config: the configuration.
         hardware: the hardware of the configuration, with its devices counted.
 
     Returns:
         The run.
 
     Raises:
-        UserError: the configuration differs from the one the directory was trained under, another process trains
-            there, or training diverged.
-        SystemExit: after an interruption, with status 143 by SIGTERM, else 130.
+        UserError: the directory contains a run with another configuration, another process trains there, or training
+            diverged.
+        SystemExit: training was interrupted; status 143 after SIGTERM, otherwise 130.
     """
     tree, weights, settings = config.tree, config.weights, config.trainer
     run = (Run if distributed.is_first() else ReadOnlyRun)(
         Path(config.composed.directory).absolute()
     )
-    # All ranks decide by one record: another process may end the run meanwhile.
+    # All ranks must decide from the same record: another process may finish the run in the meantime.
     run.record = distributed.broadcast(run.record)
     meaning = fingerprint(tree)
     if not config.rerun:
         require_same_configuration(run, tree, meaning)
-    hardware = in_the_same_precision(hardware, run, tree)
+    hardware = keep_precision(hardware, run, tree)
     data = prepare_data(tree, weights)
     require_memory_for_batch(data, tree)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
@@ -96,26 +96,26 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
     )
     with config_errors_at("task"):
         task.check(data)
-    with config_errors_at("optimizer"):  # which may not suit what the adapter trains
+    with config_errors_at("optimizer"):  # it may not suit the trained parameters of the adapter
         task.make_optimizer(task.parameter_groups(task.model))
 
     prepared = PreparedRun(config=config, hardware=hardware, data=data, task=task, steps=steps)
-    distributed.barrier()  # no rank reads what the first one is about to write
+    distributed.barrier()  # every rank has read the directory before the first rank writes to it
     with run.claimed():
         run.record = distributed.broadcast(run.record)
-        if not config.rerun and _is_done(run, steps):  # by another process, meanwhile
+        if not config.rerun and _is_done(run, steps):  # by another process, in the meantime
             _say_done(run, commands)
             return run
-        if config.rerun and (aside := run.archive()):
-            say(f"the run that stood here is kept as {aside}")
+        if config.rerun and (backup := run.archive()):
+            say(f"the earlier run was moved to {backup}")
         resume, segments = find_resumption(run, tree, meaning, is_sharded=task.is_sharded)
-        with recording(run, resume, commands) as progress, explained():
+        with recording(run, resume, commands) as progress, explain_os_errors():
             run.start(
                 name=run.path.name,
                 fingerprint=meaning,
                 base=base,
-                **published(weights),
-                request=fingerprint(config.composed.config, WATCHED),
+                **published_settings(weights),
+                request=fingerprint(config.composed.config, IGNORE_BUT_BUDGET),
                 command=commands.recorded,
                 sweep=os.environ.get("LLM_SWEEP"),
                 **(
@@ -128,13 +128,13 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
                 save_setup(run, tree, hardware, data)
                 progress.loggers = make_loggers(config.logger, config=tree, run=run, resume=resume)
             say("\n".join([*resume.notes, run_summary(prepared, run)]))
-            say_undivided(prepared)
+            report_single_device(prepared)
             trainer = make_trainer(
                 prepared,
                 callbacks=choose_callbacks(config.callbacks, task, data),
                 loggers=progress.loggers,
                 directory=run.path,
-                before=weights is not None and resume.path is None,
+                validates_first=weights is not None and resume.path is None,
                 opened=resume.opened,
             )
             progress.trainer = trainer
@@ -147,9 +147,9 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
 
 
 def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
-    """Measure the best weights on the test part, and on the whole validation part if training read some of it.
+    """Measure the best weights on the test part, and on the whole validation part if training used a subset of it.
 
-    Without any that were saved, it measures the last.
+    If no weights were saved, the last ones are measured.
     """
     parts: dict[Literal["test", "whole"], str] = {}
     if data.is_bounded:
@@ -162,14 +162,14 @@ def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> Non
         try:
             best = read_usable(run, trainer.strategy.load_checkpoint)
         except DamagedCheckpointError as error:
-            raise UserError(f"{error}; {ways_out(run)}") from error
+            raise UserError(f"{error}; {describe_remedies(run)}") from error
         trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
     for task.tested, part in parts.items():
         trainer.test(task, dataloaders=data.whole(part), verbose=False)
 
 
 def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then: str) -> None:
-    """Record the metrics of a whole run and print them, and the command to use it with."""
+    """Record and print the metrics of a finished run, and print the command that uses it."""
     run.finish(
         "done",
         steps=trainer.max_steps,
@@ -180,14 +180,14 @@ def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then
         metrics=task.figures,
     )
     lines = [f"\ndone: {display_path(run.path)}"]
-    for part, what in (("test", "test"), ("whole", "whole validation part:")):
-        figures = [
+    for part, title in (("test", "test"), ("whole", "whole validation part:")):
+        metrics = [
             f"{name.removeprefix(f'{part}/')} {value:.4g}"
             for name, value in task.figures.items()
             if name.startswith(f"{part}/")
         ]
-        if figures:
-            lines.append(f"  {what:9s} {', '.join(figures)}")
+        if metrics:
+            lines.append(f"  {title:9s} {', '.join(metrics)}")
     lines += [f"  warning   {line}" for line in task.warnings()]
     lines += [f"  {what:9s} {display_path(file)}" for what, file in run.results().items()]
     lines.append(f"  then      {then}")
@@ -195,7 +195,7 @@ def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then
 
 
 def best_step(trainer: L.Trainer) -> int | None:
-    """The step of the validation whose weights were kept as the best."""
+    """Return the step whose weights were saved as the best."""
     callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
     steps = [each.best_step for each in callbacks if isinstance(each, Checkpoints)]
     return steps[0] if steps else None
@@ -207,7 +207,7 @@ def _is_done(run: Run, steps: int) -> bool:
 
 def _say_done(run: Run, commands: NextCommands) -> None:
     say(
-        f"{display_path(run.path)} is done already ({run.record['steps']:,} steps). Train it longer by a "
-        "larger budget (trainer.max_steps or max_epochs), again from the start with rerun=true, or use it:\n"
+        f"{display_path(run.path)} is done already ({run.record['steps']:,} steps). Train it longer with a "
+        "larger budget (trainer.max_steps or max_epochs), train it again with rerun=true, or use it:\n"
         f"  {commands.use}"
     )

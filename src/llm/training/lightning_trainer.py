@@ -1,4 +1,4 @@
-"""Lightning's trainer, as a run uses it."""
+"""Lightning's trainer, configured for a run."""
 
 import logging
 import warnings
@@ -19,7 +19,7 @@ from llm import distributed
 from llm.checkpoints.checkpoint_file import load_checkpoint, remove_checkpoint, save_checkpoint
 from llm.training.prepared_run import PreparedRun
 
-# Lightning's advertisements and repetitions, and its use of a function that torch deprecates.
+# Silences Lightning's advertisements and its use of a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
@@ -30,22 +30,22 @@ def make_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     directory: Path,
-    before: bool = False,
+    validates_first: bool = False,
     opened: dict[str, Any] | None = None,
 ) -> L.Trainer:
-    """Make Lightning's trainer, lean: no extra bars or summaries, and one endless epoch.
+    """Make Lightning's trainer, without progress bars and summaries, and with one endless epoch.
 
-    Data order is a function of (seed, batch number), so an epoch is a word for the budget only: one
-    endless epoch resumes from any step.
+    The order of the data is a function of (seed, batch number), and epochs only define the budget. So one endless
+    epoch can resume from any step.
 
     Args:
-        prepared: what to train.
-        callbacks: in their order.
-        loggers: where metrics go.
-        directory: of the run.
-        before: whether the weights are validated before the first step: by Lightning's sanity check over the whole
-            validation part, which leaves random states as it found them.
-        opened: the checkpoint that training resumes from, if this process has read it already.
+        prepared: the run to train.
+        callbacks: the callbacks, in order.
+        loggers: the loggers.
+        directory: folder of the run.
+        validates_first: whether to validate before the first step. This uses Lightning's sanity check over the whole
+            validation part, which restores random states.
+        opened: the checkpoint to resume from, if this process has read it already.
     """
     settings, hardware = prepared.config.trainer, prepared.hardware
     task, steps = prepared.task, prepared.steps
@@ -53,7 +53,7 @@ def make_trainer(
         skip_empty_hooks(owner)
     if hardware.strategy is not None:
         task.shard = hardware.strategy.shard
-    # Said, for Lightning would guess it from what a cluster's scheduler left in the environment.
+    # Set explicitly, because Lightning would guess it from variables of a cluster's scheduler.
     environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
     trainer = L.Trainer(
         accelerator=hardware.accelerator,
@@ -69,14 +69,14 @@ def make_trainer(
         check_val_every_n_epoch=None,
         limit_val_batches=settings.val_batches,
         log_every_n_steps=settings.log_every,
-        num_sanity_val_steps=-1 if before else 0,
+        num_sanity_val_steps=-1 if validates_first else 0,
         default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=[VerifiedCheckpointIO(opened), environment()],
         profiler=NoProfiler(),
         use_distributed_sampler=False,
-        inference_mode=not task.is_sharded,  # which is closed to tensors that devices share
+        inference_mode=not task.is_sharded,  # DTensors do not support it
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -85,7 +85,7 @@ def make_trainer(
     return trainer
 
 
-# What Lightning calls in every step.
+# Hooks that Lightning calls in every step.
 STEP_HOOKS = (
     "on_train_batch_start",
     "on_before_zero_grad",
@@ -97,10 +97,10 @@ STEP_HOOKS = (
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints as `llm.checkpoints.checkpoint_file` writes and verifies them.
+    """Checkpoint IO for Lightning that writes and verifies with `llm.checkpoints.checkpoint_file`.
 
     Args:
-        opened: a checkpoint that was read before, which the first load returns.
+        opened: a checkpoint that is already read; the first load returns it.
     """
 
     def __init__(self, opened: dict[str, Any] | None = None) -> None:
@@ -109,51 +109,48 @@ class VerifiedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write whole or not at all; the options are those of `llm.checkpoints.checkpoint_file`."""
+        """Write atomically; `storage_options` are those of `llm.checkpoints.checkpoint_file`."""
         save_checkpoint(checkpoint, Path(path), **(storage_options or {}))
 
     def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Any = None,
-        weights_only: bool | None = None,  # noqa: FBT001 - Lightning's own signature
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain data, never code, whatever `weights_only` says."""
+        """Read tensors and plain data, never code, whatever the value of `weights_only`."""
         opened, self.opened = self.opened, None
         if opened is not None and map_location in (None, "cpu"):
             return opened
         return load_checkpoint(Path(path), map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete."""
+        """Delete a checkpoint."""
         remove_checkpoint(Path(path))
 
 
 class NoProfiler(PassThroughProfiler):
-    """Measures nothing and, unlike Lightning's that measures nothing, costs next to nothing either."""
+    """A profiler that does nothing. Unlike Lightning's own, it takes almost no time either."""
 
     _nothing = nullcontext()
 
     def profile(self, action_name: str) -> nullcontext:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A context that does nothing, some thirty times a step."""
+        """Return a context that does nothing. Lightning calls this some thirty times per step."""
         return self._nothing
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Leave signals to `llm.callbacks.interrupt`.
+    """Disable Lightning's signal handling, in favour of `llm.callbacks.interrupt`.
 
-    Lightning's own handler of SIGTERM talks to the other ranks in the middle of whatever they are doing,
-    and its loop lets all devices wait for one another at each micro-batch to ask whether one came.
+    Lightning's handler of SIGTERM communicates with other ranks at any moment, and its loop synchronizes all devices at
+    each micro-batch to check for a signal.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def skip_empty_hooks(owner: Callback | L.LightningModule) -> None:
-    """Let Lightning pass over the step hooks that `owner` inherits and that do nothing.
+    """Let Lightning skip the step hooks that `owner` inherits and that do nothing.
 
-    It books each call, of each callback, with some four microseconds: with nine callbacks and six hooks
-    a fifth of a millisecond a step. A hook that is not callable it skips.
+    Each call takes Lightning four microseconds: with nine callbacks and six hooks, 0.2 milliseconds per step. It skips
+    hooks that are not callable.
     """
     base = Callback if isinstance(owner, Callback) else L.LightningModule
     for name in STEP_HOOKS:

@@ -1,4 +1,4 @@
-"""The command lines that a run tells its user: how to resume it, how to rescue it, how to use it."""
+"""The command lines that a run prints: to resume it, to rescue it and to use it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from llm.training.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class NextCommands:
-    """The commands that make sense after a run, or after a part of it.
+    """The commands that are useful after a run has ended or stopped.
 
     Attributes:
-        config: what the run is trained from.
+        config: the configuration of the run.
         run: the run.
     """
 
@@ -26,29 +26,29 @@ class NextCommands:
 
     @property
     def resume(self) -> str:
-        """Resume the run where it stopped."""
+        """The command that resumes the run where it stopped."""
         return self._line(shell.program(), *self._words)
 
     @property
     def recorded(self) -> str:
-        """The same for the run's record: it names `llm`, however this process was started."""
+        """The command that resumes the run, for its record: with the program name `llm`."""
         return self._line("llm", *self._words)
 
     @property
     def restart(self) -> str:
-        """Train a run that diverged once more, at a tenth of its learning rate."""
+        """The command that trains a diverged run again, with a tenth of its learning rate."""
         return self._line(shell.program(), *self._slower())
 
     @property
     def rescue(self) -> str:
-        """Resume a run that diverged from its last checkpoint, at a tenth of its learning rate."""
+        """The command that resumes a diverged run from its last checkpoint, with a tenth of its learning rate."""
         return self._line(shell.program(), *self._slower(), f"resume={ALLOW_CHANGES}")
 
     @property
     def use(self) -> str:
-        """Use the run: the command that suits its task."""
+        """The command that uses the run, as its task defines it."""
         if not self.run.has_weights:
-            return "(nothing was saved to be used: callbacks.checkpoints is left out)"
+            return "(no weights were saved: callbacks.checkpoints is left out)"
         task = self.config.tree.task._target_
         command: str = locate(task, self.config.trust).command  # pyright: ignore[reportFunctionMemberAccess]
         trust = [f"trust=[{','.join(self.config.trust)}]"] if self.config.trust else []
@@ -57,7 +57,7 @@ class NextCommands:
 
     @property
     def _words(self) -> list[str]:
-        """The words that resume the run: `rerun` and `resume` hold once."""
+        """The words that resume the run, without `rerun` and `resume`, which apply once."""
         composed = self.config.composed
         kept = [word for word in composed.own if not word.startswith(("rerun=", "resume="))]
         return ["train", *composed.flags, *kept]

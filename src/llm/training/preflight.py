@@ -1,4 +1,4 @@
-"""What keeps a run from beginning, or from going on: each refusal is one line with the way out."""
+"""Checks before a run begins or resumes. Each error is one line that says what to do."""
 
 from copy import deepcopy
 
@@ -22,10 +22,10 @@ from llm.weights.model_setup import initialize
 
 
 def require_same_configuration(run: Run, config: DictConfig, new: str) -> None:
-    """Refuse to go on in a directory that another configuration was trained in.
+    """Refuse to resume in the directory of a run with another configuration.
 
     Raises:
-        ConfigError: with one line for each value that differs.
+        ConfigError: one line for each value that differs.
     """
     if run.record.get("fingerprint") == new:
         return
@@ -34,98 +34,98 @@ def require_same_configuration(run: Run, config: DictConfig, new: str) -> None:
         require_changeable(run, config)
     elif config.resume == ALLOW_CHANGES:
         raise ConfigError(
-            f"resume={ALLOW_CHANGES}: there is no run to go on with in {display_path(run.path)}; name one with name="
+            f"resume={ALLOW_CHANGES}: there is no run to resume in {display_path(run.path)}; name one with name="
         )
 
 
 def require_changeable(run: Run, config: DictConfig) -> None:
-    """Refuse values that a run cannot go on with, or that the user has not allowed to change.
+    """Refuse changes that a resumed run cannot have, or that the user has not allowed.
 
     Raises:
-        ConfigError: with one line for each.
+        ConfigError: one line for each change.
     """
     if "fingerprint" not in run.record or not run.config.is_file():
         raise ConfigError(
             f"{display_path(run.path)}: has checkpoints, but not the run.json and config.yaml of the run that wrote "
-            "them; put those back, choose another name=, or begin again with rerun=true"
+            "them; restore those, choose another name=, or train again with rerun=true"
         )
     found = changes_since(run, config)
     fixed = {key: change for key, change in found.items() if not is_changeable(key)}
     if config.resume == ALLOW_CHANGES and not fixed:
         return
     path = shell.quoted_word(f"weights.path={display_path(run.path)}")
-    goes_on = "" if fixed else f"go on from its last checkpoint with resume={ALLOW_CHANGES}, "
+    resume = "" if fixed else f"resume from its last checkpoint with resume={ALLOW_CHANGES}, "
     raise ConfigError(
-        f"{display_path(run.path)} was trained under another configuration; {goes_on}choose another name=, begin with "
+        f"{display_path(run.path)} was trained with another configuration; {resume}choose another name=, start from "
         f"its weights with weights=run {path} name=NEW, or replace it with rerun=true",
         *(f"{key}: {change}" for key, change in found.items()),
     )
 
 
 def require_same_text(run: Run, data: DataModule) -> None:
-    """Refuse to go on with a text, a tokenizer or a Python that is not the one the run began with.
+    """Refuse to resume with another text or tokenizer than the run began with.
 
     Raises:
-        ConfigError: they are not the same.
+        ConfigError: they have changed.
     """
     if run.record.get("data", data.fingerprint) != data.fingerprint:
         raise ConfigError(
-            f"{display_path(run.path)} was begun on another text: the files, the Python whose documentation they "
-            "are, or the tokenizer have changed since; choose another name=, or rerun=true to replace it"
+            f"{display_path(run.path)} was trained on another text: the files, the Python version whose documentation "
+            "they are, or the tokenizer have changed; choose another name=, or replace it with rerun=true"
         )
 
 
 def require_same_base(run: Run, base: str | None) -> None:
-    """Refuse to go on from a checkpoint over other weights than the run began from.
+    """Refuse to resume if the weights that the run began from have changed.
 
-    An adapter's checkpoint holds none of them, and a reference is made of them anew.
+    An adapter's checkpoint does not contain them, and a reference model is made from them again.
 
     Raises:
         ConfigError: the weights have changed.
     """
     if run.has_last and run.record.get("base", base) != base:
         raise ConfigError(
-            f"{display_path(run.path)} began from other weights than lie there now; choose another name=, or "
-            "rerun=true to begin again"
+            f"{display_path(run.path)} began from weights that have changed since; choose another name=, or train "
+            "again with rerun=true"
         )
 
 
 def require_memory_for_batch(data: DataModule, config: DictConfig) -> None:
-    """Refuse a batch whose embeddings alone, in half precision, are more than this machine's memory.
+    """Refuse a batch whose embeddings alone, in half precision, are larger than this machine's memory.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: they are larger.
     """
     dim = OmegaConf.select(config, "model.dim") or 1
     needed = data.tokens_per_batch * dim * 2
-    there = psutil.virtual_memory().total
-    if needed > there * config.hardware.num_nodes:
+    memory = psutil.virtual_memory().total
+    if needed > memory * config.hardware.num_nodes:
         raise ConfigError(
             f"data.batch_size: {data.batch_size:,} rows take {format_bytes(needed)} or more, and this machine has "
-            f"{format_bytes(there)}; give fewer, and trainer.accumulate for as many in an optimizer step"
+            f"{format_bytes(memory)}; use fewer, and trainer.accumulate for the same number per optimizer step"
         )
 
 
 def require_more(run: Run, steps: int) -> None:
-    """Refuse to end an interrupted run before the step it has reached.
+    """Refuse a budget below the step that an interrupted run has reached.
 
     Raises:
-        ConfigError: the budget is spent already.
+        ConfigError: the budget is too small.
     """
     taken = run.record.get("steps", 0)
-    owes_its_test = taken == steps == run.record.get("max_steps", steps)
-    if run.status == "interrupted" and taken >= steps and not owes_its_test:
+    lacks_test = taken == steps == run.record.get("max_steps", steps)  # stopped after its last step
+    if run.status == "interrupted" and taken >= steps and not lacks_test:
         raise ConfigError(
-            f"{display_path(run.path)} has taken {taken:,} steps already; give a trainer.max_steps "
-            "above that, or rerun=true to begin again"
+            f"{display_path(run.path)} has taken {taken:,} steps already; use a trainer.max_steps "
+            "above that, or train again with rerun=true"
         )
 
 
 def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
-    """Refuse a batch that the devices cannot share evenly.
+    """Refuse a batch that cannot be divided evenly among the devices.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: it cannot be divided.
     """
     if hardware.strategy is None:
         return
@@ -133,20 +133,21 @@ def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
     if batch % shares:
         nearest = max(1, round(batch / shares)) * shares
         raise ConfigError(
-            f"data.batch_size: {batch} rows cannot be divided into {shares} equal parts, as the devices do; give a "
+            f"data.batch_size: {batch} rows cannot be divided into {shares} equal parts for the devices; use a "
             f"multiple of {shares}, such as {nearest}"
         )
 
 
 def require_division(config: DictConfig, hardware: Hardware) -> None:
-    """Refuse what several devices cannot divide, or not on this hardware: a batch, a model, a task.
+    """Refuse a batch, a model or a task that several devices cannot divide.
 
     Args:
-        config: of a run, adopted from weights where it begins from some; its data need not have been read.
-        hardware: with devices that were counted.
+        config: the configuration of a run, with the architecture of its weights if there are any; its data need not
+            have been read.
+        hardware: the hardware with its devices counted.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot be divided.
     """
     strategy = hardware.strategy
     if strategy is None:
@@ -160,13 +161,13 @@ def require_division(config: DictConfig, hardware: Hardware) -> None:
 
 
 def outline(config: DictConfig) -> Task:
-    """The task of a configuration with a model that has shapes and no weights.
+    """Return the task of a configuration with a model that has shapes but no weights.
 
     Raises:
-        ConfigError: a part of it cannot be built.
+        ConfigError: a node cannot be built.
     """
     config = deepcopy(config)
-    for key in OmegaConf.missing_keys(config) & {*FILLED_IN}:  # known once data are read
+    for key in OmegaConf.missing_keys(config) & {*FILLED_IN}:  # filled in after the data are read
         OmegaConf.update(config, key, PROVISIONAL)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), config_errors_at("adapter"):
         task: Task = build(config.task)

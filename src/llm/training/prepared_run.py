@@ -1,4 +1,4 @@
-"""A run whose data were read and whose task was built: all that training needs."""
+"""A run that is ready to train: its data are read and its task is built."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ class PreparedRun:
     """A run that is ready to train.
 
     Attributes:
-        config: what it is trained from.
-        hardware: what it is trained on, resolved.
-        data: read and tokenized.
-        task: with its model.
+        config: its configuration.
+        hardware: the resolved hardware.
+        data: the data, read and tokenized.
+        task: the task with its model.
         steps: optimizer steps of the whole run.
     """
 

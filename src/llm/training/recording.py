@@ -1,4 +1,4 @@
-"""How a run ended, for its record: done, interrupted or failed, and how it goes on."""
+"""Recording how a run ended: done, interrupted or failed, and how to resume it."""
 
 import signal
 import time
@@ -23,9 +23,9 @@ from llm.training.resumption import Resumption
 
 @dataclass
 class Progress:
-    """How far a run is, for the record of its end."""
+    """The progress of a run, for the record of its end. A run may be trained in several sessions."""
 
-    resumed: int = 0  # the step of the checkpoint that this sitting began from
+    resumed: int = 0  # the step of the checkpoint that this session began from
     trainer: L.Trainer | None = None
     loggers: Sequence[Logger] = ()
     seconds: float = 0.0
@@ -33,23 +33,23 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of this run's training, validations and all, those of earlier sittings included."""
+        """Seconds of training including validation, of all sessions."""
         return round(self.seconds + time.perf_counter() - self.since, 1)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken, in earlier sittings too."""
+        """Optimizer steps taken, in all sessions."""
         return max(self.resumed, self.trainer.global_step if self.trainer is not None else 0)
 
     @property
     def saved_steps(self) -> int:
-        """Those of them that the newest checkpoint knows of."""
+        """Optimizer steps at the newest checkpoint."""
         found = [each.saved_step for each in self._callbacks if isinstance(each, Checkpoints)]
         return max([self.resumed, *found])
 
     @property
     def received(self) -> int:
-        """The signal that asked training to stop; 0 if there was none."""
+        """The signal that stopped training; 0 if there was none."""
         found = [each.received or 0 for each in self._callbacks if isinstance(each, Interrupt)]
         return max([0, *found])
 
@@ -58,7 +58,7 @@ class Progress:
         return getattr(self.trainer, "callbacks", [])
 
     def end_loggers(self, exit_code: int) -> None:
-        """End the run on W&B, if there is one, once: the next job of this process would land in it."""
+        """End the run on W&B, if there is one. Otherwise the next job of this process would be logged to it."""
         loggers, self.loggers = self.loggers, ()
         for logger in loggers:
             if isinstance(logger, WandbLogger):
@@ -67,10 +67,10 @@ class Progress:
 
 @contextmanager
 def recording(run: Run, resume: Resumption, commands: NextCommands) -> Iterator[Progress]:
-    """Record how a run ended if it did not end well, and print the command that resumes or rescues it.
+    """Record how a run ended if it did not finish, and print the command that resumes or rescues it.
 
     Args:
-        run: the run, its record as it was.
+        run: the run, with its earlier record.
         resume: where it resumes.
         commands: the commands that may be printed.
     """
@@ -80,18 +80,18 @@ def recording(run: Run, resume: Resumption, commands: NextCommands) -> Iterator[
         yield progress
     except BaseException as error:
         stop = interruption(error, progress)
-        with suppress(OSError):  # on a full disk it stays at what was written last
+        with suppress(OSError):  # on a full disk, the last record remains
             record_end(run, before, progress, error, was_stopped=stop is not None)
         if stop is not None:
             status = signals.status_of(signals.number_of(stop))
-            tell_interruption(stop, run, progress, commands.resume)
+            report_interruption(stop, run, progress, commands.resume)
             progress.end_loggers(status)
             raise SystemExit(status) from None
         if isinstance(error, DivergedError):
             error.say_more(
-                f"To go on from step {progress.saved_steps}: {commands.rescue}"
+                f"To resume from step {progress.saved_steps}: {commands.rescue}"
                 if progress.saved_steps
-                else f"No checkpoint was saved. To begin again: {commands.restart}"
+                else f"No checkpoint was saved. To train again: {commands.restart}"
             )
         progress.end_loggers(1)
         raise
@@ -105,9 +105,9 @@ def record_end(
     *,
     was_stopped: bool,
 ) -> None:
-    """Record that a run was interrupted or failed, unless it is done: by now, or since an earlier sitting."""
+    """Record that a run was interrupted or failed, unless it is done, in this session or an earlier one."""
     if run.status == "done":
-        run.update()  # in whatever line of the writing it was stopped
+        run.update()  # the signal may have interrupted the writing of the record
     elif before.get("status") == "done" and progress.steps == progress.resumed:
         run.put_back(before)
     elif was_stopped:
@@ -117,38 +117,38 @@ def record_end(
 
 
 def interruption(error: BaseException, progress: Progress) -> BaseException | None:
-    """What stopped the run, if somebody did: between two steps, or at once, which Lightning makes an exit of.
+    """Return the exception of the signal that stopped a run, between two steps or immediately; None if there was none.
 
-    A signal to all processes of a job ends those that gather batches as well, before the step is finished.
+    A signal to all processes of a job also ends the data loader's workers, before the step is finished.
     """
     if progress.received and "DataLoader worker" in str(error):
         return signals.Stopped(progress.received)
     kinds = (InterruptedRunError, KeyboardInterrupt)
     found = (each for each in (error, error.__context__) if isinstance(each, kinds))
-    return next(found, None) or signals.stop_behind(error)
+    return next(found, None) or signals.find_stop(error)
 
 
-def tell_interruption(stop: BaseException, run: Run, progress: Progress, command: str) -> None:
-    """Say what is saved of an interrupted run, and how it goes on."""
-    is_at_once = signals.number_of(stop) == signal.SIGINT and not isinstance(
+def report_interruption(stop: BaseException, run: Run, progress: Progress, command: str) -> None:
+    """Print what is saved of an interrupted run, and how to resume it."""
+    is_immediate = signals.number_of(stop) == signal.SIGINT and not isinstance(
         stop, InterruptedRunError
     )
-    how = "at once" if is_at_once else f"by {stop}"
+    how = "immediately" if is_immediate else f"by {stop}"
     if distributed.is_first():
         new_console(stderr=True).print(
-            f"stopped {how}{what_is_saved(run, progress)}.\nTo go on: {command}", soft_wrap=True
+            f"stopped {how}{describe_saved(run, progress)}.\nTo resume: {command}", soft_wrap=True
         )
 
 
-def what_is_saved(run: Run, progress: Progress) -> str:
-    """How far a run came that was interrupted, and how much of it the next sitting begins with."""
+def describe_saved(run: Run, progress: Progress) -> str:
+    """Return how far an interrupted run came, and which step is saved."""
     steps, saved = progress.steps, progress.saved_steps
     if run.status == "done":
         return f"; the run is done, with {run.record['steps']} steps"
     if steps == 0:
-        return " before the first step; nothing was there to save"
+        return " before the first step; there was nothing to save"
     if saved == 0:
         return f" after step {steps}; nothing is saved"
     if steps > saved:
-        return f" after step {steps}; step {saved} is what is saved"
+        return f" after step {steps}; step {saved} is saved"
     return f" after step {steps}; it is saved"

@@ -1,4 +1,4 @@
-"""What a run goes on from: its last checkpoint, or the one before it if that is damaged or gone."""
+"""Finding the checkpoint that a run resumes from: the last one, or the previous one if that is damaged or missing."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from llm.hardware import Hardware
 from llm.runs import Run, display_path
 from llm.terminal import shell
 
-# Of `resume`: go on with other values of what may change.
+# Value of `resume`: resume with changes of the keys that may change.
 ALLOW_CHANGES = "allow_changes"
 
 
@@ -26,10 +26,10 @@ class Resumption(NamedTuple):
     """Where training begins.
 
     Attributes:
-        path: the checkpoint; None begins anew.
-        step: the optimizer steps that were taken before it was saved.
-        notes: what the user has to know of it, a line each.
-        opened: what the checkpoint holds, read and verified, in the process that found it.
+        path: the checkpoint; None to train from the start.
+        step: optimizer steps at the checkpoint.
+        notes: notes for the user, one line each.
+        opened: the content of the checkpoint, verified, in the process that has read it.
     """
 
     path: Path | None = None
@@ -41,29 +41,29 @@ class Resumption(NamedTuple):
 def find_resumption(
     run: Run, config: DictConfig, meaning: str, *, is_sharded: bool
 ) -> tuple[Resumption, dict[str, Any]]:
-    """Find where a run resumes, and what that adds to its record: the first rank does, for all.
+    """Find where a run resumes, and the new entries of its record, on the first rank for all ranks.
 
     Args:
-        run: the run, its record as it was.
-        config: under which it resumes.
-        meaning: the fingerprint of that, as it was composed.
-        is_sharded: whether each device reads what it needs of a checkpoint.
+        run: the run, with its earlier record.
+        config: the configuration that it resumes with.
+        meaning: the fingerprint of that configuration as composed.
+        is_sharded: whether each device reads only what it needs from a checkpoint.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
     """
     if not distributed.is_first():
         return distributed.broadcast(None)
-    resume = resumption(run, is_sharded=is_sharded)
+    resume = find_checkpoint(run, is_sharded=is_sharded)
     added = segments(run, resume, config=config, meaning=meaning)
     distributed.broadcast((resume._replace(opened=None), added))
     return resume, added
 
 
-def resumption(run: Run, *, is_sharded: bool = False) -> Resumption:
-    """Find the checkpoint that a run goes on from, whole and its own.
+def find_checkpoint(run: Run, *, is_sharded: bool = False) -> Resumption:
+    """Find an undamaged checkpoint that this run has written.
 
-    One that is damaged or gone is replaced by the one that was saved before it.
+    If the last one is damaged or missing, it is replaced by the previous one.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
@@ -76,11 +76,11 @@ def resumption(run: Run, *, is_sharded: bool = False) -> Resumption:
     except (DamagedCheckpointError, FileNotFoundError) as error:
         if not fall_back(run.last):
             raise ConfigError(
-                f"{error}, and there is no whole one from before it; {ways_out(run)}"
+                f"{error}, and there is no earlier one that is undamaged; {describe_remedies(run)}"
             ) from error
         checkpoint = read(run.last)
         notes.append(
-            f"note      {error}: going on from the checkpoint before it, of step {checkpoint['global_step']}"
+            f"note      {error}: resuming from the previous checkpoint, of step {checkpoint['global_step']}"
         )
     run.require_wrote(run.last, checkpoint.get("run"))
     if run.best.exists():
@@ -88,7 +88,7 @@ def resumption(run: Run, *, is_sharded: bool = False) -> Resumption:
             stamp = header_of(run.best).get("run")
         except (ConfigError, DamagedCheckpointError) as error:
             raise ConfigError(
-                f"{display_path(run.best)} is damaged; delete it, and the next validation writes another"
+                f"{display_path(run.best)} is damaged; delete it, and the next validation writes a new one"
             ) from error
         run.require_wrote(run.best, stamp)
     return Resumption(
@@ -96,11 +96,11 @@ def resumption(run: Run, *, is_sharded: bool = False) -> Resumption:
     )
 
 
-def in_the_same_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
-    """Return the hardware in the precision that `auto` became when the run began, or in another run of its sweep.
+def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
+    """Return the hardware with the precision that `auto` gave when the run began, or in another job of its sweep.
 
-    On a CPU `auto` is measured, and at another time the measurement may come out the other way: points of a sweep
-    would differ in more than their overrides.
+    On a CPU, `auto` is measured, and a second measurement may differ. Then the points of a sweep would differ in more
+    than their overrides.
     """
     if config.hardware.precision != "auto":
         return hardware
@@ -111,26 +111,26 @@ def in_the_same_precision(hardware: Hardware, run: Run, config: DictConfig) -> H
     folder = os.environ.get(sweeps.FOLDER)
     if folder is None or hardware.accelerator != "cpu":
         return hardware
-    settled = sweeps.Sweep(Path(folder)).settle("precision on cpu", hardware.precision)
-    if settled not in ("bf16", 32):
+    shared = sweeps.Sweep(Path(folder)).share_value("precision on cpu", hardware.precision)
+    if shared not in ("bf16", 32):
         file = Path(folder) / sweeps.SETTLED
         raise ConfigError(
-            f"{file}: precision on cpu is {settled!r}, not bf16 or 32; delete the file"
+            f"{file}: precision on cpu is {shared!r}, not bf16 or 32; delete the file"
         )
-    return replace(hardware, precision=settled)
+    return replace(hardware, precision=shared)
 
 
 def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:
-    """What a run's record has to say of its parts, where one begins now in which other values hold.
+    """Return the entries of a run's record about its segments: the steps trained with one configuration each.
 
-    Runs that were never changed have no such entries. One that was is no repetition of a run that was trained by
-    its present values from the start on, so its recipe is another.
+    Runs that were resumed without changes have no such entries. A run with changes is not a repetition of a run
+    that was trained with its present values from the start, so its recipe differs.
 
     Args:
-        run: the run, its record as it was.
-        resume: where it goes on.
-        config: under which it goes on.
-        meaning: the fingerprint of that, as it was composed.
+        run: the run, with its earlier record.
+        resume: where it resumes.
+        config: the configuration that it resumes with.
+        meaning: the fingerprint of that configuration as composed.
     """
     known = [
         {**each, "from_step": min(each["from_step"], resume.step)}
@@ -146,16 +146,19 @@ def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) 
         known = [*(known or [first]), now]
     if resume.path is None or not known:
         return {"segments": None} if "segments" in run.record else {}
-    parts = {str(place): each for place, each in enumerate(known)}
-    return {"segments": known, "recipe": fingerprint({"recipe": recipe(config), "segments": parts})}
+    numbered = {str(number): each for number, each in enumerate(known)}
+    return {
+        "segments": known,
+        "recipe": fingerprint({"recipe": recipe(config), "segments": numbered}),
+    }
 
 
 def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
-    """In what a configuration differs from the one that a run was last trained under, by key."""
+    """Return the changes of a configuration since the last training of a run, by key."""
     before = read_yaml(run.config)
     if "classes" in config.data and config.data.classes is None:
-        before.data.classes = None  # those that were found had been written down
-    for key in ("weights.path", "weights.base"):  # which are saved as absolute paths
+        before.data.classes = None  # the saved classes were found in the data
+    for key in ("weights.path", "weights.base"):  # saved as absolute paths
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
         if old and new and Path(old).resolve() == Path(new).resolve():
             OmegaConf.update(before, key, new)
@@ -163,35 +166,35 @@ def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
 
 
 def require_last(run: Run) -> None:
-    """Refuse to begin anew where a run was trained whose last checkpoint is gone.
+    """Refuse to train from the start in the directory of a trained run whose last checkpoint is missing.
 
     Raises:
-        ConfigError: it is gone.
+        ConfigError: the checkpoint is missing.
     """
     if has_lost_last(run):
         raise ConfigError(
-            f"{display_path(run.last)}: is gone, so this run cannot go on, and beginning anew would replace what it "
-            f"has learned; {ways_out(run)}"
+            f"{display_path(run.last)}: is missing, so this run cannot resume, and training from the start would "
+            f"replace its best weights; {describe_remedies(run)}"
         )
 
 
 def has_lost_last(run: Run) -> bool:
-    """Whether a run was trained, and the checkpoint to go on from is no longer there."""
+    """Return whether a run was trained and its checkpoint to resume from is missing."""
     was_saved = run.status == "done" or run.record.get("trained") or recorded_digests(run.last)
     return bool(was_saved or run.best.exists()) and not run.has_last
 
 
-def ways_out(run: Run) -> str:
-    """What to do with a run that cannot go on: the commands that work."""
-    again = "rerun=true trains it again, and keeps this one aside"
-    if not (run.config.is_file() and _is_own(run)):
+def describe_remedies(run: Run) -> str:
+    """Return the overrides that work for a run that cannot resume."""
+    again = "rerun=true trains it again and keeps a backup of this run"
+    if not (run.config.is_file() and _has_best(run)):
         return again
     path = shell.quoted_word(f"weights.path={display_path(run.path)}")
-    return f"weights=run {path} name=NEW begins another run with its best weights, {again}"
+    return f"weights=run {path} name=NEW starts another run from its best weights, {again}"
 
 
-def _is_own(run: Run) -> bool:
-    """Whether a run's best checkpoint is whole, and the run's."""
+def _has_best(run: Run) -> bool:
+    """Return whether a run's best checkpoint is undamaged and written by this run."""
     try:
         run.require_wrote(run.best, open_whole(run.best).get("run"))
     except (UserError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A run as it was trained: its data and its task, with what the model has learned."""
+"""Restoring a trained run: its data, and its task with the trained model."""
 
 from copy import deepcopy
 
@@ -18,7 +18,7 @@ from llm.training.trainer import TrainerSettings
 from llm.weights.run import RunWeights, require_source, require_weights
 
 CONSOLE = new_console()
-# What is built of a run's configuration; it may be a stranger's, so these are checked first.
+# The sections of a run's configuration that are built. The run may be untrusted, so they are checked first.
 SECTIONS = {
     "data": Deferred[DataModule],
     "task": Deferred[Task],
@@ -30,11 +30,11 @@ SECTIONS = {
 def restore_run(
     weights: RunWeights, hardware: Hardware, test_path: str | None, malformed: str = "stop"
 ) -> tuple[DataModule, Task]:
-    """A run's data and task as they were trained, the task's model with what it has learned.
+    """Return a run's data, and its task with the trained model.
 
     Raises:
-        ConfigError: the run's configuration cannot be built, its checkpoint cannot be read, the weights
-            under its adapter are gone, or the data are others than it was trained on.
+        ConfigError: the run's configuration cannot be built, its checkpoint cannot be read, the base weights of its
+            adapter are missing, or the data have changed.
     """
     config = deepcopy(weights.config)
     if test_path is not None:
@@ -42,22 +42,22 @@ def restore_run(
         if "malformed" in config.data:
             config.data.malformed = malformed
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
-        config.task.reward.accelerator = hardware.accelerator  # this machine's, not the training's
+        config.task.reward.accelerator = hardware.accelerator  # of this machine
     with weights.named():
-        parts = check_nodes(config, SECTIONS)
-    # An adapter stands on the weights that the run began from, and a reference is those weights.
+        built = check_nodes(config, SECTIONS)
+    # An adapter and a reference model need the weights that the run began from.
     from_base = config.get("adapter") is not None or "reference" in config.task
     base = weights.base_weights(config) if from_base else None
-    with network.offline(str(weights.path)):  # the run names its data, and may be a stranger's
+    with network.offline(str(weights.path)):  # the run names its data, and may be untrusted
         data = (
             prepare_data(config, weights) if test_path is not None else same_data(config, weights)
         )
     task = make_task(
-        parts["task"],
-        settings=parts["trainer"],
+        built["task"],
+        settings=built["trainer"],
         hardware=hardware,
         weights=base,
-        adapter=parts.get("adapter"),
+        adapter=built.get("adapter"),
     )
     if reference := getattr(task, "reference", None):
         reference.start(task.model)
@@ -66,10 +66,10 @@ def restore_run(
 
 
 def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
-    """The data that a run was trained on.
+    """Return the data that a run was trained on.
 
-    They are known by a fingerprint, of which the tokenizer is part: that of the weights the run began
-    from, or one that is fitted again and comes out the same.
+    Their fingerprint includes the tokenizer: that of the weights the run began from, or one that is trained again and
+    gives the same result.
 
     Raises:
         ConfigError: they have changed.
@@ -80,15 +80,15 @@ def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
         base = require_weights(config) if config.weights is not None else None
     except ConfigError:
         CONSOLE.print(
-            f"note: {OmegaConf.select(config, 'weights.path')}, from which {weights.path} began, is gone: "
-            "whether its data are the same cannot be told",
+            f"note: {OmegaConf.select(config, 'weights.path')}, the base weights of {weights.path}, is missing: "
+            "it cannot be checked whether the data are the same",
             soft_wrap=True,
         )
         return prepare_data(config, weights)
     data = prepare_data(config, base)
     if data.fingerprint != weights.run.record.get("data"):
         raise ConfigError(
-            f"weights.path: the data that {weights.path} was trained on have changed since, so some of its "
-            "test part may be what it has learned; restore the files, or name one to test on in test_path="
+            f"weights.path: the training data of {weights.path} have changed, so its test part may overlap with what "
+            "it was trained on; restore the files, or pass a test file with test_path="
         )
     return data

@@ -1,4 +1,4 @@
-"""What a run is made of: its data, task, callbacks and loggers, built from a composed configuration."""
+"""Building the data, task, callbacks and loggers of a run from its configuration."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ from llm.weights.model_setup import initialize
 
 
 def prepare_data(config: DictConfig, weights: Weights | None) -> DataModule:
-    """Build the data module, read and tokenize the data, and fill in the numbers that the model takes from them."""
+    """Build the data module, read and tokenize the data, and fill in the sizes that the model takes from them."""
     data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
     with distributed.first_on_each_machine():
         data.prepare_data()
@@ -44,12 +44,12 @@ def prepare_data(config: DictConfig, weights: Weights | None) -> DataModule:
 
 
 def resolve_vocabulary(config: DictConfig, size: int) -> None:
-    """Write the tokenizer's vocabulary size into the model's node, where it is left open.
+    """Write the tokenizer's vocabulary size into the model's node, if it is missing there.
 
-    The vocabulary of pretrained weights grows where a template's special tokens are more than it has room for.
+    The vocabulary of pretrained weights is extended if a template's special tokens need more rows.
 
     Raises:
-        ConfigError: the model's is given and too small.
+        ConfigError: the model's vocabulary size is set and too small.
     """
     missing = OmegaConf.is_missing(config.model, "vocab_size")
     if missing or (config.weights is not None and config.model.vocab_size < size):
@@ -57,12 +57,12 @@ def resolve_vocabulary(config: DictConfig, size: int) -> None:
     if config.model.vocab_size < size:
         raise ConfigError(
             f"model.vocab_size: {config.model.vocab_size} is smaller than the tokenizer's {size}; "
-            f"leave it out, or give {size} or more"
+            f"leave it out, or use {size} or more"
         )
 
 
 def resolve_classes(config: DictConfig, data: DataModule) -> None:
-    """Write the classes that were found into the configuration, where data have classes."""
+    """Write the classes of the data into the configuration, if they have classes."""
     classes = getattr(data, "classes", None)
     if classes is None:
         return
@@ -80,7 +80,7 @@ def make_task(
     weights: Weights | None,
     adapter: Adapter | None,
 ) -> Task:
-    """Build the task with its model, drawn from the seed or read from weights, and apply what hardware asks of it."""
+    """Build the task with its model, initialized from the seed or from weights, and apply the hardware's settings."""
     config = deferred.tree
     L.seed_everything(config.seed, verbose=False)
     if hardware.threads:
@@ -104,26 +104,26 @@ def make_task(
 
 
 def save_setup(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> None:
-    """Write what makes the directory self-contained: the configuration, resolved, and the tokenizer."""
+    """Write the resolved configuration and the tokenizer, which make the directory self-contained."""
     saved = OmegaConf.create(escaped(values_of(config)))
     for key in ("accelerator", "devices", "precision"):
         saved.hardware[key] = getattr(hardware, key)
-    for key in ("path", "base"):  # found again from any folder
-        place = config.weights and config.weights.get(key)
-        if place and Path(place).exists():
-            saved.weights[key] = str(Path(place).resolve())
+    for key in ("path", "base"):  # absolute, to be found from any folder
+        path = config.weights and config.weights.get(key)
+        if path and Path(path).exists():
+            saved.weights[key] = str(Path(path).resolve())
     write_text(run.config, OmegaConf.to_yaml(saved))
     data.tokenizer.save(run.tokenizer)
 
 
 def values_of(config: DictConfig) -> dict[str, Any]:
-    """Return all values of a run's configuration; a run is one whatever the command is called."""
+    """Return all values of a run's configuration, without the name of the command."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     return {name: value for name, value in plain.items() if name != "_target_"}
 
 
-def published(weights: Weights | None) -> dict[str, Any]:
-    """What the published folder says that a run gets its weights from, for the run's record."""
+def published_settings(weights: Weights | None) -> dict[str, Any]:
+    """Return the settings of the published folder of a run's weights, for the run's record."""
     settings = weights.published if weights is not None else None
     return {} if settings is None else {"published": settings.plain()}
 
@@ -131,7 +131,7 @@ def published(weights: Weights | None) -> dict[str, Any]:
 def choose_callbacks(
     named: Mapping[str, L.Callback | None], task: Task, data: DataModule
 ) -> list[L.Callback]:
-    """Return the callbacks of a run, in their order, without those that are null or of no use to this task."""
+    """Return the callbacks of a run in order, without those that are null or do not suit this task."""
     callbacks = []
     for name, callback in named.items():
         if callback is None:
@@ -139,20 +139,20 @@ def choose_callbacks(
         if getattr(callback, "suits", lambda task, data: True)(task, data):
             callbacks.append(callback)
         else:
-            say(f"note      callbacks.{name} is left out: nothing for it in this task")
+            say(f"note      callbacks.{name} is left out: it does not apply to this task")
     if not any(isinstance(each, Checkpoints) for each in callbacks):
-        say("note      callbacks.checkpoints is left out: nothing that is learned is saved")
-    return sorted(callbacks, key=place_of)
+        say("note      callbacks.checkpoints is left out: no weights are saved")
+    return sorted(callbacks, key=callback_order)
 
 
-def place_of(callback: L.Callback) -> int:
-    """The place of a callback among the others: what they keep of a step is kept before its checkpoint is.
+def callback_order(callback: L.Callback) -> int:
+    """Return the sort key of a callback: others, then checkpoints, then the one that stops the run.
 
-    A process that is killed between the two does the step again, and with it what was kept of it. Who stops the
-    run comes last.
+    So other callbacks write their files about a step before its checkpoint is saved. If the process is killed in
+    between, the step is repeated, and the files are written again.
     """
     last = (Checkpoints, Interrupt)
-    return next((place for place, kind in enumerate(last, 1) if isinstance(callback, kind)), 0)
+    return next((order for order, kind in enumerate(last, 1) if isinstance(callback, kind)), 0)
 
 
 def make_loggers(
@@ -162,7 +162,7 @@ def make_loggers(
     run: Run,
     resume: Resumption,
 ) -> list[Logger]:
-    """Make the CSV logger, which is always on, and those of the configuration."""
+    """Make the CSV logger, which is always used, and those of the configuration."""
     loggers: list[Logger] = [CSVLogger(run.metrics, resume.step if resume.path else -1)]
     plain = values_of(config)
     for make in factories.values():

@@ -1,4 +1,4 @@
-"""What a run prints before it begins, and what its record says of its size."""
+"""The summary that a run prints before it begins, and the sizes in its record."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task
 from llm.terminal.announce import say
-from llm.training.advice import few_steps
+from llm.training.advice import advise_budget
 from llm.training.prepared_run import PreparedRun
 
 
 def run_summary(prepared: PreparedRun, run: Run) -> str:
-    """Say in a few lines what is about to happen, with the numbers that were derived."""
+    """Return a summary of the run in a few lines, with the derived numbers."""
     task, data, steps = prepared.task, prepared.data, prepared.steps
     settings, weights = prepared.config.trainer, prepared.config.weights
     tokens = round(data.tokens_per_batch * settings.accumulate)
     epochs = steps * settings.accumulate / data.batches_per_epoch
     lines = [
-        f"run       {display_path(run.path)}" + (" (goes on)" if run.last.exists() else ""),
+        f"run       {display_path(run.path)}" + (" (resumes)" if run.last.exists() else ""),
         f"data      {data.describe()}",
         f"model     {describe_model(task)}",
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
@@ -34,19 +34,19 @@ def run_summary(prepared: PreparedRun, run: Run) -> str:
         lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
     if untrained := untrained_tokens(task, data):
         lines.append(
-            f"note      {', '.join(untrained)}: new to these weights, their rows of the embedding are drawn at random "
-            "and the adapter does not train them; choose a data/template whose tokens the weights know, or adapter=none"
+            f"note      {', '.join(untrained)}: new tokens, their embedding rows are random and the adapter does not "
+            "train them; choose a data/template whose tokens the weights have, or adapter=none"
         )
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
         lines.append(
-            "note      Muon turns the factors of an update one by one: optimizer=adamw suits adapters"
+            "note      Muon orthogonalizes the two factors of an adapter separately: use optimizer=adamw for adapters"
         )
     lines += [
         f"note      {key} {change}, from step {each['from_step']} on"
         for each in run.record.get("segments") or ()
         for key, change in each["changes"].items()
     ]
-    advice = few_steps(
+    advice = advise_budget(
         settings,
         steps,
         rows=data.train_rows,
@@ -56,13 +56,13 @@ def run_summary(prepared: PreparedRun, run: Run) -> str:
     lines += [f"note      {line}" for line in advice]
     if "stopped_at" in run.record and run.last.exists():
         lines.append(
-            "note      this run was done: its learning rate follows the longer schedule now"
+            "note      this run was done: its learning rate now follows the longer schedule"
         )
     return "\n".join(lines)
 
 
 def untrained_tokens(task: Task, data: DataModule) -> list[str]:
-    """The special tokens that a model learns nothing of: its weights do not know them, and it is frozen."""
+    """Return the special tokens that are new to a model whose embedding is frozen."""
     before = getattr(data, "spec", None)  # the tokenizer of the weights
     body: Any = getattr(task.model, "body", task.model)
     if not task.is_adapted or body.embedding.weight.requires_grad or before is None:
@@ -70,18 +70,18 @@ def untrained_tokens(task: Task, data: DataModule) -> list[str]:
     return [name for name in data.tokenizer.special_tokens if name not in before.special_tokens]
 
 
-def say_undivided(prepared: PreparedRun) -> None:
-    """Say that there is only one device, if a strategy for several was chosen."""
+def report_single_device(prepared: PreparedRun) -> None:
+    """Print a note if a strategy was chosen and there is only one device."""
     chosen = prepared.config.hardware.strategy
     if chosen is not None and prepared.hardware.strategy is None:
         name = type(chosen).__name__
         say(
-            f"note      {name}: one device only, so nothing is divided (hardware.devices=2 asks for two)"
+            f"note      {name}: one device only, so nothing is divided (use hardware.devices=2 for two)"
         )
 
 
 def describe_model(task: Task) -> str:
-    """The model in a few words: what it is, how large, and how much of it is trained."""
+    """Return the class of the model and its numbers of parameters and trained parameters."""
     model = task.model
     name = type(model).__name__
     body = getattr(model, "body", None)
@@ -93,7 +93,7 @@ def describe_model(task: Task) -> str:
 
 
 def size_record(prepared: PreparedRun) -> dict[str, Any]:
-    """Return how much a run learns from, and how large its model is, for its record."""
+    """Return the sizes of the data and the model, for the run's record."""
     task, data = prepared.task, prepared.data
     row = max(1, round(data.tokens_per_row))
     flops = task.model.flops_per_token(row) if isinstance(task.model, SupportsFlops) else None

@@ -1,28 +1,28 @@
-"""How long and how a run trains: the budget, and what is derived from it."""
+"""The training settings of a run: its budget, and the numbers derived from it."""
 
 import math
 from dataclasses import dataclass
 
-# Validating a token costs a third of training on it, and a token is a byte or, of byte pairs, three or four.
-VALIDATED_BYTES = 1.5  # for each token trained on
-LEAST_VALIDATED = 1 << 15  # bytes: less tells too little
+# Validating a token takes a third of the time of training on it. A token has one byte; with byte pairs, three to four.
+VALIDATED_BYTES = 1.5  # for each training token
+LEAST_VALIDATED = 1 << 15  # bytes; a loss over fewer is too noisy
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The budget of a run and its rhythm. Exactly one of the three `max_` words sets the budget.
+    """The budget of a run, and its intervals. Exactly one of the three `max_` arguments sets the budget.
 
     Args:
         max_steps: optimizer steps.
-        max_epochs: passes over the training part, rounded up to whole steps.
+        max_epochs: passes over the training data, rounded up to whole steps.
         max_tokens: training tokens, rounded up to whole steps.
-        accumulate: micro-batches an optimizer step gathers.
-        gradient_clip: the global norm gradients are clipped to; null does not clip.
-        val_every: steps between validations; null takes a tenth of the run.
-        val_batches: at most this many validation batches; null leaves it to `val_bytes`.
-        val_bytes: bytes of text that a validation during training reads at most, spread over the part; null takes
-            half as many again as tokens are trained on between two validations, so that validating takes at most
-            half as long as training, and an eighth of it with byte-pair tokens. Smaller parts are read whole.
+        accumulate: micro-batches per optimizer step.
+        gradient_clip: global norm to which gradients are clipped; null does not clip.
+        val_every: steps between validations; null means a tenth of the run.
+        val_batches: maximum number of validation batches; null means that `val_bytes` decides.
+        val_bytes: maximum bytes of text that a validation during training reads, spread over the validation data; null
+            means 1.5 times the tokens trained between two validations, so that validation takes at most half the time
+            of training, and an eighth with byte-pair tokens. Smaller data are read completely.
         log_every: steps between logged training metrics.
     """
 
@@ -40,10 +40,10 @@ class TrainerSettings:
         budgets = {key: getattr(self, key) for key in ("max_steps", "max_epochs", "max_tokens")}
         given = [key for key, value in budgets.items() if value is not None]
         if len(given) != 1:
-            told = " and ".join(given) or f"none of {', '.join(budgets)}"
+            found = " and ".join(given) or f"none of {', '.join(budgets)}"
             example = "" if given else ", as in trainer.max_steps=1000"
             raise ValueError(
-                f"{told} given: set exactly one of them and the others to null{example}"
+                f"{found} given: set exactly one of them and the others to null{example}"
             )
         for key in (
             *given,
@@ -61,11 +61,11 @@ class TrainerSettings:
             raise ValueError(f"{given[0]}=inf: give a number above 0 that is finite")
 
     def steps(self, batches_per_epoch: float, tokens_per_batch: float) -> int:
-        """The budget in optimizer steps.
+        """Return the budget in optimizer steps.
 
         Args:
-            batches_per_epoch: micro-batches in one pass over the training part; need not be whole.
-            tokens_per_batch: tokens in a micro-batch, shared by all devices; on average where it varies.
+            batches_per_epoch: micro-batches in one pass over the training data; may be fractional.
+            tokens_per_batch: tokens in a micro-batch of all devices; the mean if it varies.
         """
         if self.max_steps is not None:
             return self.max_steps
@@ -75,15 +75,15 @@ class TrainerSettings:
         return max(1, math.ceil(self.max_tokens / (tokens_per_batch * self.accumulate)))
 
     def validation_interval(self, steps: int) -> int:
-        """Optimizer steps between validations in a run of `steps`."""
+        """Return the optimizer steps between validations in a run of `steps`."""
         return min(self.val_every or math.ceil(steps / 10), steps)
 
     def validation_bytes(self, steps: int, tokens_per_batch: float) -> float:
-        """Bytes of text that a validation during training reads at most.
+        """Return the maximum bytes of text that a validation during training reads.
 
         Args:
-            steps: of the run.
-            tokens_per_batch: as for `steps`.
+            steps: optimizer steps of the run.
+            tokens_per_batch: as in `steps`.
         """
         if self.val_batches is not None:
             return math.inf

@@ -1,4 +1,4 @@
-"""What a run is trained from: the configuration of `llm train`, and of the commands that forecast one."""
+"""The configuration of a run, for `llm train` and for commands that forecast a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from llm.config.rules import Rule
 from llm.hardware import Hardware
 from llm.models.size import Size
 from llm.rewards.base import RewardFunction
-from llm.training.adoption import adopted
+from llm.training.adoption import adopt_architecture
 from llm.training.config_rules import RULES
 from llm.training.trainer import TrainerSettings
 from llm.weights.base import Weights
@@ -26,10 +26,10 @@ from llm.weights.base import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Command):
-    """A run before it is trained.
+    """The configuration of a run.
 
-    The model, its tokenizer, the data and the task are built when the data are read, which fill in how large the
-    vocabulary is; the optimizer and the schedule belong to the task, which refers to them.
+    The model, tokenizer, data and task are built later, because reading the data fills in the vocabulary size. The
+    optimizer and the schedule are used by the task, which refers to them.
     """
 
     model: Deferred[nn.Module]
@@ -61,13 +61,13 @@ class TrainingConfig(Command):
         """Return the tree with the architecture of the weights that the run begins from.
 
         Raises:
-            ConfigError: an override asks for another model, size or tokenizer than that of the weights.
+            ConfigError: an override changes the model, size or tokenizer of the weights.
         """
         if weights is None:
-            return composed.config.copy()  # what the data say is filled in there
-        return adopted(composed.config, weights, composed.own)
+            return composed.config.copy()  # values that depend on the data are filled into the copy
+        return adopt_architecture(composed.config, weights, composed.own)
 
     @property
     def tree(self) -> DictConfig:
-        """The tree in which the deferred nodes are, with the architecture of the weights in it."""
+        """The tree of the deferred nodes, with the architecture of the weights."""
         return self.task.tree

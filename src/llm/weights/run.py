@@ -29,7 +29,7 @@ from llm.config.build import config_errors_at
 from llm.config.check import check_nodes
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
-from llm.config.resolvers import refers
+from llm.config.resolvers import has_interpolation
 from llm.files import RESTORE, read_yaml
 from llm.models.size import require_memory
 from llm.runs import Run, require_run
@@ -320,7 +320,9 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     config = read_yaml(file)
     plain = OmegaConf.to_container(config, resolve=False)
     for part in _parts(plain):
-        looked_up = [value for value in _items(part) if isinstance(value, str) and refers(value)]
+        looked_up = [
+            value for value in _items(part) if isinstance(value, str) and has_interpolation(value)
+        ]
         if looked_up:
             raise ConfigError(
                 f"{file}: {looked_up[0]} would be looked up on this machine, and a saved configuration has "

@@ -147,7 +147,7 @@ def test_verdicts_keep_the_order_of_the_questions(stand_in, tmp_path):
     def answer(request):
         if counted(request) == '{"score": 0}':
             for _ in range(8):
-                assert rest.acquire(timeout=5)
+                assert rest.acquire(timeout=60)
         else:
             rest.release()
         return counted(request)

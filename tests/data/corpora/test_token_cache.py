@@ -108,7 +108,7 @@ def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch)
 
 
 def test_of_two_at_once_one_wins_and_both_read_the_whole(tmp_path: Path):
-    both_are_writing = threading.Barrier(2, timeout=10)
+    both_are_writing = threading.Barrier(2, timeout=60)
     found = []
 
     def write(folder: Path) -> None:

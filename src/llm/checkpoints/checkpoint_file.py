@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, checked when read, and holding nothing that executes.
+"""Checkpoints: written atomically, verified when read, and free of executable content.
 
-One is a file, which one device writes, or a folder, in which every device has written its part
-(`llm.checkpoints.sharded`). Who reads one need not ask which.
+A checkpoint is a file, written by one device, or a folder in which every device has written its shard
+(`llm.checkpoints.sharded`). Readers need not know which.
 """
 
 import os
@@ -23,12 +23,11 @@ Result = TypeVar("Result")
 
 
 class Opened(NamedTuple):
-    """A checkpoint whose weights are at rest.
+    """An open checkpoint whose weights are not read yet.
 
     Attributes:
         path: the checkpoint.
-        header: what it holds beside its tensors.
-        weights: the tensors of its `state_dict`, by name.
+        header: its content except for the values of tensors.
     """
 
     path: Path
@@ -39,12 +38,12 @@ class Opened(NamedTuple):
 def save_checkpoint(
     checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False
 ) -> None:
-    """Write a checkpoint as a file, under another name in the same folder first, and record its SHA-256.
+    """Write a checkpoint as a file, atomically, and record its SHA-256.
 
     Args:
         checkpoint: tensors and plain data.
         path: the file.
-        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
+        keeps_previous: whether to keep the checkpoint that it replaces, for `fall_back`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
@@ -60,10 +59,10 @@ def save_checkpoint(
 
 
 def fall_back(path: Path) -> bool:
-    """Let the checkpoint from before this one take its place.
+    """Replace a checkpoint by the previous one.
 
     Returns:
-        Whether there was one, and it was whole.
+        Whether the previous checkpoint existed and was undamaged.
     """
     previous = whole_before(path)
     if previous is None:
@@ -73,9 +72,9 @@ def fall_back(path: Path) -> bool:
 
 
 def whole_before(path: Path) -> Path | None:
-    """Return the checkpoint that another one has replaced, if it was kept and is whole.
+    """Return the previous checkpoint if it was kept and is undamaged.
 
-    That of a folder is the previous index in it.
+    For a folder it is the previous index in it.
     """
     previous = path / sharded.PREVIOUS if path.is_dir() else previous_of(path)
     try:
@@ -94,19 +93,19 @@ def requested_checkpoint(run: Run, checkpoint: Literal["best", "last"]) -> Path:
 def read_usable(
     run: Run, read: Callable[[Path], Result], *, checkpoint: Literal["best", "last"] = "best"
 ) -> Result:
-    """Read the checkpoint of a run that is to be used; the run is left as it is.
+    """Read a checkpoint of a run, without changing the run.
 
-    That is the one of this name. A run without a best checkpoint has its last one read, and a last checkpoint that
-    is damaged or gone is replaced by the one that was saved before it, which a warning tells.
+    A run without a best checkpoint has its last one read. A last checkpoint that is damaged or missing is replaced by
+    the previous one, with a warning.
 
     Args:
         run: the run.
-        read: opens a checkpoint; it raises one of the errors below.
-        checkpoint: the name.
+        read: opens a checkpoint; raises one of the errors below.
+        checkpoint: name of the checkpoint.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
-        DamagedCheckpointError: it is not what was written, and none from before it can be read.
+        DamagedCheckpointError: the checkpoint is damaged, and no previous one can be read.
     """
     path = requested_checkpoint(run, checkpoint)
     try:
@@ -127,7 +126,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain data, whole, after checking its recorded SHA-256.
+    """Read a whole checkpoint of tensors and plain data, after verifying its SHA-256.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -139,7 +138,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of which this device needs parts: large tensors stay at rest until they are sliced.
+    """Open a checkpoint of which this device needs shards: large tensors are read only when sliced.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -153,7 +152,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_whole(path: Path) -> dict[str, Any]:
-    """As `open_checkpoint`, but all files of a folder are checked at once, not when they are needed.
+    """Open a checkpoint like `open_checkpoint`, but verify all files of a folder at once.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -165,7 +164,7 @@ def open_whole(path: Path) -> dict[str, Any]:
 
 
 def read_whole(path: Path) -> dict[str, Any]:
-    """As `open_whole`, but all tensors are read: one device that resumes needs every one.
+    """Read all tensors of a checkpoint after verifying all files: one device that resumes needs every one.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -177,12 +176,12 @@ def read_whole(path: Path) -> dict[str, Any]:
 
 
 def header_of(path: Path) -> dict[str, Any]:
-    """Read what a checkpoint holds beside its tensors, which have shapes and no numbers; nothing is verified.
+    """Read the content of a checkpoint except for the values of tensors; nothing is verified.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
         ConfigError: it cannot be read.
-        DamagedCheckpointError: an index of parts is not what was written.
+        DamagedCheckpointError: the index of a sharded checkpoint is damaged.
     """
     if index := sharded.index_of(path):
         return sharded.read_sharded(index)
@@ -190,7 +189,7 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 def open_checkpoint_weights(path: Path) -> Opened:
-    """Open a checkpoint whose weights stay at rest until they are read.
+    """Open a checkpoint without reading its weights.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -207,7 +206,7 @@ def open_checkpoint_weights(path: Path) -> Opened:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a checkpoint that is whole: of a folder that of its index, which holds those of its files.
+    """Return the SHA-256 of an undamaged checkpoint; for a folder that of its index, which contains those of its files.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.

@@ -1,4 +1,4 @@
-"""Files that are known to be what was written: each folder keeps the SHA-256 of its files.
+"""Verification of files: each folder stores the SHA-256 of its files.
 
 Neither `torch.load` nor safetensors notices a flipped byte.
 """
@@ -20,15 +20,15 @@ class DamagedCheckpointError(UserError):
 
 
 def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
-    """Let a file that is wholly written take another's place, and record its digest.
+    """Replace a file by a completely written one, and record its digest.
 
-    The record names the old and the new digest while one file replaces the other, so that no moment of a
-    crash makes a whole file look damaged.
+    The record contains the old and the new digest during the replacement, so that an undamaged file never looks
+    damaged after a crash.
 
     Args:
-        partial: the file, in the same folder.
-        path: its place.
-        previous: where to keep the file that it replaces; None keeps none.
+        partial: the new file, in the same folder.
+        path: the file to replace.
+        previous: where to keep the replaced file; None keeps none.
     """
     digest = sha256_of_file(partial)
     if previous is not None and path.is_file():
@@ -39,7 +39,7 @@ def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name. There is no moment at which it has none."""
+    """Give a file a second name, without a moment at which it has none."""
     partial = partial_of(previous)
     partial.unlink(missing_ok=True)
     try:
@@ -52,7 +52,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def bring_back(previous: Path, path: Path) -> None:
-    """Let a file that was kept take the place of the one that had replaced it."""
+    """Replace a file by the kept one that it had replaced."""
     digests = recorded_digests(previous)
     _write(path, [*recorded_digests(path), *digests])
     previous.replace(path)
@@ -61,12 +61,12 @@ def bring_back(previous: Path, path: Path) -> None:
 
 
 def note_folder(path: Path, digest: str) -> None:
-    """Record that something was written, for who finds it gone: a folder, whose files have a record of their own."""
+    """Record that a folder was written, so that its loss is noticed; its files have a record of their own."""
     _write(path, [digest])
 
 
 def remove(path: Path) -> None:
-    """Delete a file, and its record, or a folder."""
+    """Delete a file or a folder, and its record."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -75,14 +75,14 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
-    """Around the writing of a file where a folder stood, or the reverse: neither can take the other's place.
+    """Allow writing a file in place of a folder, or the reverse: neither can replace the other atomically.
 
-    What stood there is kept under another name until the new one is in its place. Who is killed before
-    that leaves it there, where `llm.runs.existing_checkpoint` finds it.
+    The old one is kept under another name until the new one is in place. After a crash before that it is still
+    there, and `llm.runs.existing_checkpoint` finds it.
     """
     aside = backup_path(path)
     if is_wrong and path.exists():
-        remove(aside)  # of an earlier kill, after the new one was in its place
+        remove(aside)  # left by a process killed after the new one was in place
         _write(aside, recorded_digests(path))
         path.rename(aside)
     try:
@@ -96,7 +96,7 @@ def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
 
 
 def verified(path: Path) -> Path:
-    """The path of a checkpoint whose content is what its recorded SHA-256 says.
+    """Return the path of a checkpoint after verifying its SHA-256.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -107,7 +107,7 @@ def verified(path: Path) -> Path:
 
 
 def verified_digest(path: Path) -> str:
-    """The SHA-256 of a checkpoint, which is the recorded one.
+    """Return the SHA-256 of a checkpoint after verifying it.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -119,12 +119,12 @@ def verified_digest(path: Path) -> str:
 
 
 def require_digest(path: Path, digests: list[str], *, record: str) -> str:
-    """Return the digest of a file's content, which is one of those that a record has of it.
+    """Return the digest of a file, which must be one of those recorded.
 
-    A record that lacks the file proves nothing, so it counts as damage.
+    A record without the file proves nothing, so it counts as damage.
 
     Raises:
-        DamagedCheckpointError: the file is missing, the record lacks it, or its content is other than recorded.
+        DamagedCheckpointError: the file is missing or not in the record, or its content differs from the record.
     """
     if not digests:
         raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
@@ -135,13 +135,13 @@ def require_digest(path: Path, digests: list[str], *, record: str) -> str:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
+    """Wait until a file is on disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def recorded_digests(path: Path) -> list[str]:
-    """The digests that the folder of a file has of it; none where its record cannot be read."""
+    """Return the digests of a file recorded in its folder; empty if the record is unreadable."""
     digests = _entries(_record(path)).get(path.name, [])
     return digests if isinstance(digests, list) else []
 

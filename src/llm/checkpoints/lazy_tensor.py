@@ -1,7 +1,7 @@
-"""Tensors in files: their shapes are read from the headers, their numbers one tensor at a time.
+"""Lazy tensors in files: shapes are read from the headers, values one tensor at a time.
 
-A tensor that is read is a memory map of its part of the file. Letting it go lets go of its pages, so
-that filling a model needs the model's own memory and that of the one tensor being copied.
+A tensor is read as a memory map of the file. Freeing it frees its pages, so that filling a model needs the
+memory of the model and of the one tensor being copied.
 """
 
 import math
@@ -25,12 +25,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor at rest.
+    """A tensor that is not read yet.
 
     Attributes:
-        name: what it is called where it is stored, for messages.
+        name: its name in the file, for messages.
         shape: its sizes, known without reading it.
-        read: gives the tensor, on the CPU; it may be a map of the file and must not be written to.
+        read: returns the tensor, on the CPU; it may be a map of the file and must not be modified.
     """
 
     name: str
@@ -39,7 +39,7 @@ class LazyTensor:
 
 
 def in_memory(state: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-    """Tensors that are read already, as if they were stored."""
+    """Return tensors in memory as lazy tensors."""
     return {
         name: LazyTensor(name, tuple(tensor.shape), partial(tensor.view_as, tensor))
         for name, tensor in state.items()
@@ -47,17 +47,17 @@ def in_memory(state: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
 
 
 def in_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file, by name.
+    """Return the tensors of a safetensors file, by name.
 
     Raises:
-        ConfigError: the file is none, or is cut short.
+        ConfigError: the file is not a safetensors file, or is cut short.
     """
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ConfigError(
-            f"{path} cannot be read as safetensors ({error}); fetch it anew"
+            f"{path}: cannot be read as safetensors ({error}); download it again"
         ) from None
     return {
         name: LazyTensor(name, shape, partial(_from_safetensors, path, name))
@@ -66,28 +66,28 @@ def in_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def in_torch_file(path: Path, *keys: str) -> dict[str, LazyTensor]:
-    """The tensors of a dictionary that `torch.save` wrote, by name; nothing in the file is executed.
+    """Return the tensors of a dictionary written by `torch.save`, by name; nothing in the file is executed.
 
     Args:
-        path: the file, a zip archive as torch writes since version 1.6.
-        keys: where in the saved object the dictionary is.
+        path: the file, a zip archive as written by torch since version 1.6.
+        keys: keys of the dictionary in the saved object.
 
     Raises:
-        ConfigError: the file holds no such dictionary, or is damaged.
+        ConfigError: the file does not contain the dictionary, or is damaged.
     """
     return in_header(path, read_header(path), *keys)
 
 
 def in_header(path: Path, header: Any, *keys: str) -> dict[str, LazyTensor]:
-    """The tensors of a dictionary in a file of which the header was read.
+    """Return the tensors of a dictionary in a file whose header was read.
 
     Args:
         path: the file.
-        header: what `read_header` has of it.
-        keys: where in the header the dictionary is.
+        header: result of `read_header`.
+        keys: keys of the dictionary in the header.
 
     Raises:
-        ConfigError: the file holds no such dictionary.
+        ConfigError: the file does not contain the dictionary.
     """
     with _readable(path):
         for key in keys:
@@ -96,14 +96,14 @@ def in_header(path: Path, header: Any, *keys: str) -> dict[str, LazyTensor]:
 
 
 def read_header(path: Path) -> Any:
-    """What `torch.save` wrote, its tensors with shapes alone.
+    """Return the object written by `torch.save`, its tensors with shapes alone.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ConfigError: the file is none of torch's, or is damaged.
+        ConfigError: the file is not from torch, or is damaged.
     """
     with _readable(path):
-        # On the device `meta` torch builds every tensor but reads none, and notes where its bytes begin.
+        # On the device `meta` torch builds every tensor without reading it, and notes the offset of its bytes.
         return torch.load(stored_archive(path), map_location="meta", weights_only=True)
 
 
@@ -113,32 +113,32 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, ConfigError):
         raise
-    except Exception as error:  # a damaged archive fails anywhere, in torch or in its pickle
+    except Exception as error:  # a damaged archive may fail anywhere in torch or pickle
         raise ConfigError(
-            f"{path} cannot be read as a file of torch ({_first_line(error)}); fetch it anew, or save it "
+            f"{path}: cannot be read as a torch file ({_first_line(error)}); download it again, or save it "
             "with safetensors"
         ) from error
 
 
 def in_bytes(path: Path, start: int, *, dtype: torch.dtype, shape: Shape) -> Tensor:
-    """A contiguous tensor mapped from the middle of a file.
+    """Return a contiguous tensor mapped from the middle of a file.
 
     Args:
         path: the file.
-        start: where its first byte is.
-        dtype: what its numbers are, in the order of bytes of this machine.
+        start: offset of its first byte.
+        dtype: dtype of its values, in this machine's byte order.
         shape: its sizes.
     """
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return torch.empty(shape, dtype=dtype)
-    # Copy on write: torch wants memory that could be written to, and the file is never changed.
+    # Copy on write: torch requires writable memory, but the file must not change.
     mapped = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(size,))
     return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
 def _from_safetensors(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:  # opened for each: while it is open its pages stay
+    with safe_open(path, "pt") as file:  # one opening per tensor: an open file keeps its pages
         return file.get_tensor(name)
 
 
@@ -146,7 +146,7 @@ def _in_record(path: Path, name: str, *, tensor: Tensor) -> LazyTensor:
     storage = tensor.untyped_storage()
     start = storage._checkpoint_offset
     if start is None:
-        raise ValueError("the format before torch 1.6")
+        raise ValueError("the format is older than torch 1.6")
     numbers = storage.nbytes() // tensor.dtype.itemsize
     layout = (tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 

@@ -1,19 +1,19 @@
-"""Checkpoints in parts: a folder in which every device has written what it holds.
+"""Sharded checkpoints: a folder in which every device has written its shards.
 
     last.ckpt/
-      index.json                      each large tensor: its shape, and which file holds which part
-      7-00000-of-00002.safetensors    what device 0 of 2 holds, in the 7th save
+      index.json                      each large tensor: its shape, and which file contains which shard
+      7-00000-of-00002.safetensors    the shards of device 0 of 2, in the 7th save
       7-00001-of-00002.safetensors
-      7.pt                            all else: progress, random states, figures; plain data
-      previous.json                   the index of the save before, whose files are still there
-      sha256.json                     of the indexes, which hold that of each file
+      7.pt                            everything else: progress, random states, metrics; plain data
+      previous.json                   the index of the previous save, whose files are kept
+      sha256.json                     digests of the indexes, which contain those of the files
 
-The index is what counts. The files of a new save stand beside the old ones, under other names; then the
-new index takes the old one's place in one step, and files that no index names go. A save that is killed leaves
-the old index with all its files. (torch's own format for parts keeps its index as a pickle, which executes.)
+The index defines the checkpoint. The files of a new save are written beside the old ones, under other names; then
+the new index replaces the old one atomically, and files in no index are deleted. A save that is killed leaves
+the old index with all its files. (torch's own sharded format has a pickled index, which executes.)
 
-A folder may be a stranger's, or half of one: the index names files of the folder alone, its parts make up
-each tensor without a gap, and no memory is asked for before the files are seen to hold that much.
+A folder may be untrusted or incomplete: the index may name files of the folder only, its shards must cover each
+tensor without a gap, and no memory is allocated before the files are known to contain that much.
 """
 
 import json
@@ -55,13 +55,13 @@ PREVIOUS = "previous.json"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *INTEGERS)}
-Key = tuple[str | int, ...]  # the way to a value through nested dictionaries and lists
+Key = tuple[str | int, ...]  # the path to a value in nested dictionaries and lists
 Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a tensor in a file: where in the whole it begins, and its sizes."""
+    """A shard of a tensor in a file: its offsets in the tensor, and its sizes."""
 
     file: str
     offsets: list[int]
@@ -69,12 +69,12 @@ class Shard:
 
     @property
     def slices(self) -> Slices:
-        """Its place in the whole."""
+        """Return its slices of the whole tensor."""
         both = zip(self.offsets, self.shape, strict=True)
         return tuple(slice(offset, offset + size) for offset, size in both)
 
     def common(self, slices: Slices) -> list[tuple[int, int]] | None:
-        """From where to where, in each dimension of the whole, this part has what is asked; None if nothing."""
+        """Return the bounds of the overlap with `slices` in each dimension of the whole tensor; None if empty."""
         bounds = [
             (max(s.start, offset), min(s.stop, offset + size))
             for s, offset, size in zip(slices, self.offsets, self.shape, strict=True)
@@ -84,24 +84,24 @@ class Shard:
 
 @dataclass
 class ShardFiles:
-    """The files of a folder, each of which is checked when it is first read."""
+    """The files of a folder, each verified when it is first read."""
 
     folder: Path
     digests: Mapping[str, str]
     _checked: set[str] = field(default_factory=set)
 
     def path(self, name: str) -> Path:
-        """Where a file lies whose content is what was written; DamagedCheckpointError if it is not."""
+        """Return the path of a file after verifying it; raise DamagedCheckpointError if it is damaged."""
         if name not in self._checked:
             require_digest(self.folder / name, [self.digests[name]], record=INDEX)
             self._checked.add(name)
         return self.folder / name
 
     def require(self, part: Shard, name: str) -> None:
-        """See that a file holds the part of a tensor that the index says, without reading it.
+        """Require that a file contains the shard of a tensor in the index, without reading it.
 
         Raises:
-            DamagedCheckpointError: it does not.
+            DamagedCheckpointError: the file does not contain it.
         """
         path = self.path(part.file)
         try:
@@ -117,7 +117,7 @@ class ShardFiles:
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A tensor at rest in parts. A slice of it reads those numbers alone, from the files that hold them."""
+    """A sharded tensor in files. Slicing it reads only those values, from the files that contain them."""
 
     name: str
     shape: tuple[int, ...]
@@ -126,10 +126,10 @@ class ShardedTensor:
     files: ShardFiles
 
     def __getitem__(self, slices: Slices) -> Tensor:
-        """The numbers between the slices' starts and stops, one slice for each dimension."""
+        """Return the values between the slices' starts and stops, one slice for each dimension."""
         found = [(part, part.common(slices)) for part in self.parts]
         needed = [(part, bounds) for part, bounds in found if bounds is not None]
-        for part, _ in needed:  # before memory is asked for
+        for part, _ in needed:  # before memory is allocated
             self.files.require(part, self.name)
         result = torch.empty([s.stop - s.start for s in slices], dtype=self.dtype)
         for part, bounds in needed:
@@ -142,7 +142,7 @@ class ShardedTensor:
         return result
 
     def read(self) -> Tensor:
-        """The whole."""
+        """Return the whole tensor."""
         return self[tuple(slice(0, size) for size in self.shape)]
 
 
@@ -155,13 +155,13 @@ def _relative(bounds: list[tuple[int, int]], to: list[int]) -> Slices:
 
 @dataclass(frozen=True)
 class Index:
-    """What is written in `index.json`.
+    """The content of `index.json`.
 
     Attributes:
-        save: the number of the save.
-        rest: the file of all but the divided tensors.
+        save: number of the save.
+        rest: the file of everything except sharded tensors.
         files: the SHA-256 of each file.
-        tensors: the divided tensors, each with every place where it stands.
+        tensors: the sharded tensors, each with all its keys in the checkpoint.
     """
 
     save: int
@@ -171,21 +171,21 @@ class Index:
 
 
 def index_of(path: Path) -> Path | None:
-    """Return the index of a checkpoint in parts, which is a folder or the previous index in one; of others None."""
+    """Return the index of a sharded checkpoint, given as its folder or the previous index in it; else None."""
     if path.is_dir():
         return path / INDEX
     return path if path.name == PREVIOUS else None
 
 
 def read_sharded(path: Path) -> dict[str, Any]:
-    """A checkpoint in parts, its divided tensors at rest, as `Divided`.
+    """Return a sharded checkpoint, its sharded tensors unread, as `ShardedTensor`.
 
     Args:
         path: its index.
 
     Raises:
         FileNotFoundError: the index does not exist, because no save was ever completed there.
-        DamagedCheckpointError: a file is not what was written, or the index does not make sense.
+        DamagedCheckpointError: a file is damaged, or the index is not valid.
     """
     index = read_index(path)
     rest = ShardFiles(path.parent, index.files).path(index.rest)
@@ -198,22 +198,22 @@ def read_sharded(path: Path) -> dict[str, Any]:
 
 
 def require_all_shards(path: Path) -> None:
-    """See that all files of an index are what was written, by reading them.
+    """Verify all files of an index by reading them.
 
     Raises:
         FileNotFoundError: the folder has no such index.
-        DamagedCheckpointError: they are not.
+        DamagedCheckpointError: a file is damaged.
     """
     for file, digest in read_index(path).files.items():
         require_digest(path.with_name(file), [digest], record=path.name)
 
 
 def read_index(path: Path) -> Index:
-    """An index of a checkpoint in parts, seen to make sense.
+    """Return the index of a sharded checkpoint after checking it.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedCheckpointError: it is not what was written, or does not make sense.
+        FileNotFoundError: the index does not exist.
+        DamagedCheckpointError: the index is damaged or not valid.
     """
     with _damaged(path):
         return _parsed(json.loads(read_bytes(verified(path))), path.parent)
@@ -221,7 +221,7 @@ def read_index(path: Path) -> Index:
 
 @contextmanager
 def _damaged(index: Path) -> Iterator[None]:
-    """Around the reading of an index that may not be one of ours, or was cut short."""
+    """Turn errors of reading an index, which may be foreign or cut short, into DamagedCheckpointError."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -230,7 +230,7 @@ def _damaged(index: Path) -> Iterator[None]:
 
 
 def _parsed(index: Any, folder: Path) -> Index:
-    """An index that holds what it should and no more; else a ValueError, LookupError or TypeError."""
+    """Return a valid index; raise ValueError, LookupError or TypeError if it is not."""
     files = ShardFiles(folder, index["files"])
     for name in files.digests:
         _require(
@@ -245,7 +245,7 @@ def _parsed(index: Any, folder: Path) -> Index:
 
 
 def _tensor(entry: Any, files: ShardFiles) -> ShardedTensor:
-    """A divided tensor whose parts lie within it, do not overlap, and leave nothing out."""
+    """Return a sharded tensor after checking that its shards lie within it, are disjoint and cover it."""
     name, shape, parts = entry["name"], entry["shape"], [Shard(**p) for p in entry["parts"]]
     for sizes in (shape, *(numbers for part in parts for numbers in (part.offsets, part.shape))):
         are_sizes = len(sizes) == len(shape) and all(type(n) is int and n >= 0 for n in sizes)
@@ -262,7 +262,7 @@ def _tensor(entry: Any, files: ShardFiles) -> ShardedTensor:
 
 
 def _overlap(parts: Sequence[Shard]) -> bool:
-    """Whether two parts have a number in common; of those in order only neighbours can."""
+    """Return whether two shards overlap; in sorted order only neighbours can."""
     ordered = sorted(parts, key=lambda part: part.offsets)
     for number, part in enumerate(ordered, 1):
         end = [s.stop for s in part.slices[:1]]
@@ -278,7 +278,7 @@ def _require(holds: Any, otherwise: str) -> None:
 
 
 def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
-    """The same with every divided tensor read, once if it stands in several places."""
+    """Return the checkpoint with every sharded tensor read, once if it has several keys."""
     return _mapped(checkpoint, lambda tensor: tensor.read().to(device), known={})
 
 
@@ -300,13 +300,13 @@ def _mapped(
 
 
 def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool = False) -> None:
-    """Write a checkpoint in parts; all devices must call this at once.
+    """Write a sharded checkpoint; all devices must call this together.
 
     Args:
-        checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its part
-            of every DTensor, and the first one all else.
-        path: the folder, on a disk that all devices see.
-        keeps_previous: whether the checkpoint that it replaces is kept, for `fall_back`.
+        checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its shards
+            of every DTensor, and the first one everything else.
+        path: the folder, on a disk shared by all devices.
+        keeps_previous: whether to keep the checkpoint that it replaces, for `fall_back`.
     """
     rank, size, *_ = distributed.world()
     folder, number = distributed.broadcast(_prepare(path) if rank == 0 else None)
@@ -335,13 +335,13 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
         with replacing_folder(path, is_wrong=folder != path):
             folder.replace(path)
         note_folder(path, sha256_of_file(path / INDEX))
-        if previous_of(path).exists():  # of when this was a file
+        if previous_of(path).exists():  # from when the checkpoint was a file
             remove(previous_of(path))
     distributed.barrier()
 
 
 def _prepare(path: Path) -> tuple[Path, int]:
-    """The folder to write in, made if need be, and the number of this save."""
+    """Return the folder to write in, created if necessary, and the number of this save."""
     folder = parts_of(path) if path.is_file() else path
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX
@@ -349,7 +349,7 @@ def _prepare(path: Path) -> tuple[Path, int]:
 
 
 def _write_rest(folder: Path, number: int, *, rest: Any) -> dict[str, Any]:
-    """Write all but the divided tensors; returns what the index says of it."""
+    """Write everything except sharded tensors; return its entries of the index."""
     file = folder / f"{number}.pt"
     torch.save(rest, file)
     flush(file)
@@ -357,7 +357,7 @@ def _write_rest(folder: Path, number: int, *, rest: Any) -> dict[str, Any]:
 
 
 def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> None:
-    """Write the index, then delete the files that no index needs any more."""
+    """Write the index, then delete the files that are in no index."""
     partial = folder / f".{INDEX}"
     partial.write_text(json.dumps(index, indent=1) + "\n", "utf-8")
     flush(partial)
@@ -375,7 +375,7 @@ def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> Non
 
 
 def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, list[Key]]]]":
-    """All but the DTensors; and those by a name each, with every place where one stands."""
+    """Return everything except DTensors; and the DTensors by name, each with all its keys."""
     tensors: dict[str, tuple[DTensor, list[Key]]] = {}
     names: dict[int, str] = {}
 
@@ -406,7 +406,7 @@ def _put(tree: Any, key: Sequence[str | int], *, value: Any) -> None:
 
 
 def _writes(tensor: "DTensor") -> bool:
-    """Whether this device has a part, and of those that have the same one is the first."""
+    """Return whether this device has a shard and is the first of those with the same one."""
     coordinates = tensor.device_mesh.get_coordinate() or []
     copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
     return to_local(tensor).numel() > 0 and not any(copies)

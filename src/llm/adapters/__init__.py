@@ -1,1 +1,1 @@
-"""Finetuning a part of a model: low-rank updates, prefixes, or layers left unfrozen."""
+"""Finetuning a part of a model: low-rank updates, prefixes, or unfrozen layers."""

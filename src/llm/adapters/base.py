@@ -1,8 +1,8 @@
-"""Finetuning with few trainable parameters: what every way of doing so shares.
+"""The base of adapters: finetuning with few trainable parameters.
 
-An adapter freezes the model it is applied to and adds, or thaws, the little that learns. A frozen
-parameter has `requires_grad` false, and that is the whole record of it: it gets no gradient, parameter
-groups leave it out, so it has no optimizer state, and a checkpoint of the adapter holds the rest.
+An adapter freezes the model it is applied to and adds, or unfreezes, the few parameters that learn. A frozen
+parameter has `requires_grad` false, and nothing else records it: it gets no gradient, parameter groups leave it
+out, so it has no optimizer state, and a checkpoint of the adapter contains only the others.
 """
 
 from abc import ABC, abstractmethod
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 
 class Adapter(ABC):
-    """A choice of what learns in a model whose other parameters are frozen.
+    """A choice of the parameters that learn; all others are frozen.
 
     Args:
-        frozen_dtype: `bfloat16` stores the frozen matrices in half the memory; None leaves them as
-            they are. See `store`.
+        frozen_dtype: `bfloat16` halves the memory of the frozen matrices; None leaves them unchanged. See
+            `store`.
     """
 
     def __init__(self, frozen_dtype: Literal["bfloat16"] | None = None) -> None:
         self.frozen_dtype = frozen_dtype
 
     def apply(self, model: nn.Module, new: Collection[str] = ()) -> None:
-        """Adapts a model in place, once it has its weights.
+        """Adapt a model in place, once it has its weights.
 
         Args:
-            model: the base.
+            model: the base model.
             new: names of parameters that did not come with the weights, such as those of a fresh
-                classification head; they learn as well.
+                classification head, which learn as well.
 
         Raises:
-            ValueError: the model has no such parameters, or not the parts that this adapter needs.
+            ValueError: the model lacks such parameters, or the modules that this adapter needs.
         """
         freeze(model, new)
         self.adapt(model)
@@ -43,23 +43,23 @@ class Adapter(ABC):
 
     @abstractmethod
     def adapt(self, model: nn.Module) -> None:
-        """Adds or thaws, in a frozen model, what this adapter trains."""
+        """Add or unfreeze, in a frozen model, what this adapter trains."""
 
 
 class Adapted(nn.Module):
-    """A part of the base with something added by an adapter; not `enabled`, it is the base's alone."""
+    """A module of the base model with an addition, which is off unless `enabled`."""
 
     enabled = True
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The base model, for a while: everything that adapters added is off.
+    """Disable everything that adapters added, within a context.
 
-    Parameters that were thawed instead of added keep what they learned.
+    Parameters that were unfrozen instead of added keep their trained values.
 
     Raises:
-        ValueError: nothing was added, so that there is no base to go back to.
+        ValueError: nothing was added, so there is no base model to return to.
     """
     parts = [module for module in model.modules() if isinstance(module, Adapted)]
     if not parts:
@@ -78,10 +78,10 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
-    """Freezes every parameter but those named in `new`; a tied one goes by any of its names.
+    """Freeze every parameter except those in `new`; any name of a tied one will do.
 
     Raises:
-        ValueError: a name is no parameter's.
+        ValueError: a name is not a parameter's.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     if unknown := set(new) - named.keys():
@@ -92,11 +92,11 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
 
 
 def store(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps frozen linear layers and embeddings in `dtype`; all else goes on in float32.
+    """Store frozen linear layers and embeddings in `dtype`; everything else stays in float32.
 
-    Under autocast to `dtype` a linear layer computes as before, to the bit, for autocast would have
-    rounded a copy of its weights; here there is no other copy. Without autocast it rounds its input,
-    and hands on float32. The residual stream begins at an embedding and stays in float32.
+    Under autocast to `dtype` a linear layer computes the same to the bit, because autocast would round a copy of
+    its weights; here there is no other copy. Without autocast it rounds its input and returns float32. The
+    residual stream starts at an embedding and stays in float32.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
@@ -115,26 +115,26 @@ def _round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _widen_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    # Between linear layers autocast passes its own dtype on, and is left to do so.
+    # Between linear layers autocast passes its own dtype on, which must stay so.
     autocast = isinstance(module, nn.Linear) and torch.is_autocast_enabled(output.device.type)
     return output if autocast else output.float()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """All that learns in a model, by name: what a checkpoint of the adapter needs to hold."""
+    """Return all trainable parameters by name, which a checkpoint of the adapter contains."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fills all that learns in a model to which the same adapter was applied.
+    """Load the trainable parameters of a model to which the same adapter was applied.
 
     Args:
-        model: the base with its weights and the adapter.
-        state: what `adapter_state` gave.
+        model: the base model with its weights and the adapter.
+        state: result of `adapter_state`.
 
     Raises:
-        ValueError: names all that is missing, left over or wrongly shaped; nothing is filled then.
+        ValueError: names are missing or unexpected, or shapes differ; nothing is loaded then.
     """
     own = adapter_state(model)
     problems = [f"missing: {name}" for name in own if name not in state]

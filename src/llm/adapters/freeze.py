@@ -1,4 +1,4 @@
-"""Adapters that add nothing: a part of the model learns, as it is, and the rest stays frozen."""
+"""Adapters that add nothing: some layers learn and the rest stays frozen."""
 
 from torch import nn
 
@@ -6,13 +6,13 @@ from llm.adapters.base import Adapter
 
 
 class LastBlock(Adapter):
-    """The last block and the final norm learn, and what is new (Raschka 2024, chapter 6).
+    """An adapter that trains the last block, the final norm and new parameters (Raschka 2024, chapter 6).
 
     A head that came with the weights stays frozen. The argument is that of `Adapter`.
     """
 
     def adapt(self, model: nn.Module) -> None:
-        """Thaws the last of the `blocks`, and `final_norm`.
+        """Unfreeze the last of the `blocks`, and `final_norm`.
 
         Raises:
             ValueError: the model has no blocks.
@@ -27,14 +27,14 @@ class LastBlock(Adapter):
 
 
 class Head(Adapter):
-    """The head alone learns, and what is new: a linear probe (Alain and Bengio 2016).
+    """An adapter that trains the head and new parameters: a linear probe (Alain and Bengio 2016).
 
-    A tied head is the embedding, one matrix in two places: it learns, in both. The argument is that
+    A tied head is also the embedding, which then learns too. The argument is that
     of `Adapter`.
     """
 
     def adapt(self, model: nn.Module) -> None:
-        """Thaws `head`.
+        """Unfreeze `head`.
 
         Raises:
             ValueError: the model has no head with parameters.

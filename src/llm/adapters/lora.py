@@ -1,13 +1,13 @@
-"""LoRA: a frozen layer learns through two thin matrices beside it (Hu et al. 2021).
+"""LoRA: a frozen layer learns through two thin matrices added to it (Hu et al. 2021).
 
 Finetuning adds a matrix ΔW to a layer's W. LoRA allows it a low rank r only, as the product of
 B (outputs, r) and A (r, inputs), both of which are small:
 
     y = W x + alpha/r · B A x                              (section 4.1, equation 3)
 
-A begins at random and B at zero, so that at first nothing changes. A matrix of 768 × 768 has 589,824
-entries, its A and B of rank 8 have 12,288. What was learned can be stored by itself, several such sets
-can take turns on one base (`activate`), and one can be added into W for good (`merge`).
+A is random at first and B zero, so that initially nothing changes. A matrix of 768 × 768 has 589,824
+entries, its A and B of rank 8 have 12,288. The update can be stored by itself, several can be switched
+on one base model (`activate`), and one can be added to W permanently (`merge_updates`).
 """
 
 import math
@@ -25,13 +25,13 @@ from llm.config.errors import suggestion
 
 
 class LowRank(nn.Module):
-    """The product: x ↦ alpha/rank · dropout(x) Aᵀ Bᵀ, for some rows of a layer's W.
+    """The update x ↦ alpha/rank · dropout(x) Aᵀ Bᵀ of some rows of a layer's W.
 
     Args:
-        base: the layer; A and B are where it is, in float32 even if it is stored in less.
-        rows: the rows, each of which makes one output.
+        base: the layer; A and B are on its device, in at least float32.
+        rows: the rows, each of which produces one output.
         rank: r, the rows of A and the columns of B.
-        alpha: how far the update counts, whatever the rank.
+        alpha: strength of the update, independent of the rank.
         dropout: probability for the inputs.
     """
 
@@ -48,22 +48,22 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(down.new_zeros(rows.stop - rows.start, rank))  # B
 
     def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B rows"]:
-        """What these rows' outputs change by."""
+        """Return the change of these rows' outputs."""
         down, up = (matrix.to(x.dtype) for matrix in (self.down, self.up))
         return self.scale * F.linear(F.linear(self.dropout(x), down), up)
 
     def delta(self) -> Float[Tensor, "rows inputs"]:
-        """What the rows themselves change by: ΔW."""
+        """Return ΔW, the change of the rows."""
         return self.scale * self.up @ self.down
 
 
 class LoRALinear(Adapted):
-    """A linear layer with updates beside it.
+    """A linear layer with low-rank updates.
 
     Attributes:
-        base: the layer itself, frozen.
-        lora: by an adapter's name, its `LowRank` updates by the part of the layer they are for.
-        active: the adapter whose updates count.
+        base: the frozen layer.
+        lora: `LowRank` updates by adapter name and by section of the layer.
+        active: the adapter whose updates are applied.
     """
 
     def __init__(self, base: nn.Linear) -> None:
@@ -74,17 +74,17 @@ class LoRALinear(Adapted):
 
     @property
     def weight(self) -> Tensor:
-        """The base's W, for those who ask a layer for its device, dtype or size."""
+        """Return the W of `base`, for callers that need the layer's device, dtype or size."""
         return self.base.weight
 
     def updates(self) -> list[LowRank]:
-        """Those that count now."""
+        """Return the active updates."""
         if not self.enabled or self.active is None:
             return []
         return list(cast(nn.ModuleDict, self.lora[self.active]).values())  # pyright: ignore
 
     def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B outputs"]:
-        """The base's outputs, updated."""
+        """Return the outputs of `base` with the updates."""
         y = self.base(x)
         for update in self.updates():
             y[..., update.rows].add_(update(x))
@@ -92,10 +92,10 @@ class LoRALinear(Adapted):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One layer that computes the same: the base itself if no update counts, else a new one.
+        """Return one layer that computes the same: `base` itself without active updates, else a new one.
 
-        The new W is a parameter of its own, so that a head which shared the embedding's does so no
-        longer, and it is as precise as the updates, even if the base is stored in less.
+        The new W is a parameter of its own, so that a tied head is no longer tied, and has the dtype of the updates,
+        even if `base` is stored in a narrower one.
         """
         base, updates = self.base, self.updates()
         if not updates:
@@ -111,28 +111,28 @@ class LoRALinear(Adapted):
 
 
 class LoRA(Adapter):
-    """Low-rank updates beside every linear layer whose name matches; the rest is frozen.
+    """An adapter with low-rank updates of every linear layer whose name matches; the rest is frozen.
 
-    A pattern (`*`, `?`, `[…]`) is held against a layer's full name (`blocks.0.attention.output`)
-    and against the last word of it. The fused projection `query_key_value` counts as three layers,
-    `query`, `key` and `value`, each with an A and a B of its own, as in the paper; by its own name it
-    is one layer.
+    A pattern (`*`, `?`, `[…]`) is matched with a layer's full name (`blocks.0.attention.output`)
+    and with its last word. The fused projection `query_key_value` counts as three layers,
+    `query`, `key` and `value`, each with an A and a B of its own, as in the paper; its own name selects it
+    as one layer.
 
-    Muon takes A and B for matrices to orthogonalise, one by one, which is not to orthogonalise their
-    product: AdamW is the optimizer to use. Its weight decay pulls towards the base.
+    Use AdamW: Muon would orthogonalize A and B separately, which does not orthogonalize their product. AdamW's
+    weight decay pulls towards the base model.
 
     Args:
-        rank: r; memory, and what can be learned, grow with it.
-        alpha: strength of the updates; they are scaled by alpha/rank, so that another rank needs no
-            other learning rate.
+        rank: r; memory and capacity grow with it.
+        alpha: strength of the updates; they are scaled by alpha/rank, so that another rank needs the
+            same learning rate.
         dropout: probability for the inputs of the updates.
-        targets: patterns of names. By default every linear layer of the blocks; `*` takes in the
+        targets: patterns of names. The default is every linear layer of the blocks; `*` includes the
             head, and `query` with `value` is the paper's choice.
-        name: several adapters on one base are told apart by it.
+        name: name of the adapter among several on one base model.
         frozen_dtype: see `Adapter`.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class LoRA(Adapter):
         self.targets, self.name = targets, name
 
     def adapt(self, model: nn.Module) -> None:
-        """Puts updates beside the targets and activates them.
+        """Add updates to the targets and activate them.
 
         Raises:
             ValueError: a pattern matches nothing, or the model has an adapter of this name.
@@ -186,12 +186,12 @@ class LoRA(Adapter):
 
 
 def adapters(model: nn.Module) -> set[str]:
-    """The names of a model's LoRA adapters."""
+    """Return the names of a model's LoRA adapters."""
     return {name for _, layer in _layers(model) for name in layer.lora}
 
 
 def activate(model: nn.Module, name: str | None) -> None:
-    """Lets the updates of one adapter count, and learn; those of all others, or all if None, rest.
+    """Apply and train the updates of one adapter; disable those of all others, or of all if None.
 
     Raises:
         ValueError: there is no adapter of this name.
@@ -205,10 +205,10 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def merge_updates(model: nn.Module) -> dict[str, LoRALinear]:
-    """Adds what counts into the layers themselves: the model is plain again, names and all.
+    """Add the active updates to the layers' weights: the model is plain again, with its original names.
 
     Returns:
-        The layers that were replaced, for `unmerge`; who drops them frees their memory.
+        The replaced layers, for `unmerge`; dropping them frees their memory.
     """
     layers = dict(_layers(model))
     for name, layer in layers.items():
@@ -217,7 +217,7 @@ def merge_updates(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def unmerge(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
-    """Undoes a merge, exactly: puts back the layers that `merge` returned."""
+    """Undo a merge exactly: put back the layers that `merge_updates` returned."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
 

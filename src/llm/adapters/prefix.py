@@ -1,7 +1,7 @@
-"""Prefix tuning: keys and values that no token made, for all tokens to see (Li and Liang 2021).
+"""Prefix tuning: trainable keys and values, visible to all tokens (Li and Liang 2021).
 
-Each layer's attention gets P columns more, before those of the text, and they are what learns. The
-text is steered as if something had been read before it that no words could say.
+Each layer's attention gets P further columns before those of the text, and only these learn. They influence the
+text like a preceding context that need not consist of words.
 """
 
 from typing import Literal, cast
@@ -17,10 +17,10 @@ from llm.nn.attention import Attention, Kernel
 
 
 class PrefixKernel(Adapted):
-    """An attention kernel that lets all queries see a prefix too.
+    """An attention kernel whose queries also see a prefix.
 
-    Causality is counted from the last key, so it holds as it did; a mask is widened on its left. The
-    prefix is added behind the cache, which so holds the text alone.
+    Causality is counted from the last key, so it stays correct; a mask is widened on its left. The
+    prefix is added after the cache, which therefore contains the text alone.
 
     Args:
         base: the kernel, as `Attention` takes it.
@@ -46,7 +46,7 @@ class PrefixKernel(Adapted):
         causal: bool = False,
         dropout: float = 0.0,
     ) -> Float[Tensor, "B H T D"]:
-        """Attention over prefix and text; the arguments are those of `naive_attention`."""
+        """Compute attention over prefix and text; the arguments are those of `naive_attention`."""
         if self.enabled:
             key, value = _join(self.key, key), _join(self.value, value)
             if mask is not None:
@@ -63,15 +63,14 @@ def _join(
 
 
 class Prefix(Adapter):
-    """Trainable keys and values in front of every layer's own; the rest is frozen.
+    """An adapter with trainable keys and values before those of every layer; the rest is frozen.
 
-    They begin as what the model itself computes for tokens drawn at random. Li and Liang found keys
-    and values drawn from a distribution of their own to train badly, which a network that generates
-    them or a start from activations of real words cured (sections 4.3 and 7.4); this is the second
-    cure, for it adds nothing to the model.
+    They are initialized as those that the model computes for random tokens. Li and Liang found that randomly
+    initialized keys and values train badly, unless a network generates them or they start from activations of
+    real words (sections 4.3 and 7.4); this is the second way, which adds nothing to the model.
 
-    They are no matrices to orthogonalise, as Muon would: AdamW is the optimizer to use, and its rate is
-    larger than for weights, 0.01 to 0.03.
+    Use AdamW, because they are not matrices to orthogonalize with Muon. Its learning rate is larger than for
+    weights, 0.01 to 0.03.
 
     Args:
         length: P, the number of columns.
@@ -88,10 +87,10 @@ class Prefix(Adapter):
         self.length = length
 
     def adapt(self, model: nn.Module) -> None:
-        """Wraps the kernel of every attention layer.
+        """Wrap the kernel of every attention layer.
 
         Raises:
-            ValueError: the model holds no GPT, has a prefix already, or reads no text of this length.
+            ValueError: the model contains no GPT, has a prefix already, or its context is shorter than the prefix.
         """
         body = next((module for module in model.modules() if isinstance(module, GPT)), None)
         if body is None:
@@ -104,7 +103,7 @@ class Prefix(Adapter):
 
     @torch.no_grad()
     def _draw(self, model: GPT) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values, (K, P, D), for P tokens drawn at random."""
+        """Return each layer's keys and values, (K, P, D), for P random tokens."""
         if self.length > model.context_length:
             raise ValueError(
                 f"length={self.length}: give no more than context_length={model.context_length}"

@@ -1,4 +1,4 @@
-"""Which layers an adapter is for: linear layers, chosen by patterns of their names."""
+"""The layers an adapter is applied to: linear layers, chosen by patterns of their names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from llm.nn.attention import Attention
 
 
 class Target(NamedTuple):
-    """A linear layer, or one of the several that a fused projection is.
+    """A linear layer, or a section of a fused projection.
 
     Attributes:
         layer: the layer's name in the model.
-        part: what is meant of it: `query`, `key` or `value`, or the last word of its own name.
-        rows: those rows of its weight that make up the part.
+        part: section of the layer: `query`, `key` or `value`, or the last word of its own name.
+        rows: rows of its weight that belong to the section.
     """
 
     layer: str
@@ -27,14 +27,14 @@ class Target(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the layer is meant under its own name."""
+        """Return whether the target is the whole layer."""
         return self.part == _last_word(self.layer)
 
 
 def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
-    """The targets whose full name, or its last word, matches a pattern of `*`, `?` and `[…]`.
+    """Return the targets whose full name, or its last word, matches a pattern of `*`, `?` and `[…]`.
 
-    Where parts of a fused projection match, it is not taken as a whole as well.
+    If sections of a fused projection match, the whole projection is left out.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -57,9 +57,9 @@ def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
 
 
 def named_targets(model: nn.Module) -> dict[str, Target]:
-    """All targets in a model, by full name: its frozen linear layers and their parts.
+    """Return all targets in a model by full name: its frozen linear layers and their sections.
 
-    A layer that learns as it is, such as a new head, is none.
+    A layer that is trainable itself, such as a new head, is not a target.
     """
     targets = {}
     for name, layer in _linear_layers(model):
@@ -75,12 +75,12 @@ def named_targets(model: nn.Module) -> dict[str, Target]:
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            parent = name.rpartition(".")[0]  # an adapted layer goes by the name it had before
+            parent = name.rpartition(".")[0]  # an adapted layer keeps its former name
             yield parent if isinstance(model.get_submodule(parent), Adapted) else name, module
 
 
 def _parts(attention: Attention) -> dict[str, slice]:
-    """The rows of each part of `query_key_value`."""
+    """Return the rows of each section of `query_key_value`."""
     queries, keys = (
         heads * attention.head_dim for heads in (attention.num_heads, attention.num_kv_heads)
     )

@@ -58,7 +58,7 @@ def test_what_is_read_is_not_the_file(write, tmp_path):
 def test_a_damaged_file_is_named(read, content, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"weights cannot be read") as error:
+    with pytest.raises(ConfigError, match=r"weights: cannot be read") as error:
         read(path)
     assert "\n" not in str(error.value)
 
@@ -68,7 +68,7 @@ def test_a_file_that_was_cut_short_is_named(write, tmp_path):
     path = tmp_path / "weights"
     write(path, STATE)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ConfigError, match=r"weights cannot be read"):
+    with pytest.raises(ConfigError, match=r"weights: cannot be read"):
         in_safetensors(path) if write is safetensors else in_torch_file(path, "state_dict")
 
 

@@ -38,7 +38,7 @@ class DeepSpeedEngineStrategy(DeepSpeedStrategy):
     """
 
     def __init__(self, stage: int) -> None:
-        # Our loaders know no batch size for its figures of speed, which are ours.
+        # Our loaders have no batch size; the engine wants one for its own speed metrics, which are not used.
         super().__init__(stage=stage, logging_batch_size_per_gpu=1)
         # Of the task's optimizer, before the engine flattens them.
         self._parameters: list[nn.Parameter] = []
@@ -120,7 +120,7 @@ class DeepSpeedEngineStrategy(DeepSpeedStrategy):
         return {name: known[id(parameter)] for name, parameter in named}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of the task's optimizer, likewise, by the numbers of its parameters."""
+        """Return the state of the task's optimizer, gathered like the parameters, by their indices."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link()
@@ -151,7 +151,7 @@ class DeepSpeedEngineStrategy(DeepSpeedStrategy):
         checkpoint_path: str | Path,
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
-        """Read it, the large tensors left where they are until they are asked for."""
+        """Open a checkpoint, whose large tensors are read only when sliced."""
         return open_checkpoint(Path(checkpoint_path))
 
     def load_model_state_dict(
@@ -254,5 +254,5 @@ def is_elementwise_state(value: Any) -> bool:
 
 
 def full_tensor(stored: Any) -> Tensor:
-    """All of a tensor at rest."""
+    """Return the whole of a stored tensor."""
     return stored[tuple(slice(0, size) for size in stored.shape)]

@@ -51,11 +51,11 @@ class FSDP(Strategy):
 
 
 def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
-    """Divide each block of a model, then what stands outside of them, over the devices of a mesh.
+    """Shard each block of a model, then its other modules, over the devices of a mesh.
 
     Args:
-        model: in place; a parameter that stands in two modules stays one.
-        mesh: of one dimension.
+        model: the model, which is changed in place; a tied parameter stays one.
+        mesh: a mesh of one dimension.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

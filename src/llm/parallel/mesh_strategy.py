@@ -1,8 +1,8 @@
 """Lightning's strategy for models whose parameters are DTensors, with checkpoints of our own.
 
-Lightning's writes and reads checkpoints through pickles, keys an optimizer's state by names, and so
-ties a run to a way of dividing it. Here a checkpoint is that of one device, whoever wrote it: the same
-names, the same numbers of an optimizer's parameters, rows in the model's own order.
+Lightning's strategy pickles checkpoints and stores an optimizer's state by names, which ties a run to one way of
+sharding. Here a checkpoint is the same as that of one device, whichever strategy wrote it: the same names, the
+same indices of an optimizer's parameters, rows in the model's own order.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class MeshStrategy(ModelParallelStrategy):
     Args:
         data_parallel: groups of devices that read batches of their own.
         tensor_parallel: devices of a group, which work on one batch together.
-        in_parts: write checkpoints in parts, each device its own, not one file from the first device.
+        in_parts: write sharded checkpoints instead of one file from the first device.
     """
 
     def __init__(self, data_parallel: int, tensor_parallel: int, *, in_parts: bool = False) -> None:
@@ -43,7 +43,7 @@ class MeshStrategy(ModelParallelStrategy):
         return True
 
     def setup(self, trainer: Any) -> None:
-        """Let a batch that several devices work on count once in what is measured."""
+        """Make metrics count a batch once if several devices share it."""
         super().setup(trainer)
         for module in self._module.modules():
             if isinstance(module, Metric):
@@ -51,18 +51,18 @@ class MeshStrategy(ModelParallelStrategy):
 
     @property
     def _measuring(self) -> Any:
-        """The devices whose figures make up those of the run: one of each group."""
+        """Return the process group that metrics are reduced over: one device of each group."""
         assert self.device_mesh is not None
         return self.device_mesh["data_parallel"].get_group()
 
     # Writing
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The module's parameters: whole on the first device; or, for a checkpoint in parts, divided."""
+        """Return the module's parameters: whole on the first device, or sharded for a sharded checkpoint."""
         return self._stored(self._module.state_dict(keep_vars=True), self._row_orders())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of an optimizer, whole or divided likewise."""
+        """Return the state of an optimizer, whole or sharded like the parameters."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         state = optimizer.state_dict()
@@ -76,7 +76,7 @@ class MeshStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Write it: every device its part, or the first device all."""
+        """Write a checkpoint: every device its shards, or the first device everything."""
         if self.in_parts:
             sharded.save_sharded(checkpoint, Path(filepath), **(storage_options or {}))
         else:
@@ -165,17 +165,17 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def in_own_order(tensor: Tensor, order: Tensor | None) -> Tensor:
-    """Rows that stand in an order of `row_orders`, each back in its place."""
+    """Return rows in an order of `row_orders` to the model's own order."""
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
 def part(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
-    """Of a tensor at rest what this device has of it, if it is divided as `like` is.
+    """Return this device's shard of a stored tensor, if it is sharded like `like`.
 
     Args:
-        stored: a tensor, or what is sliced like one and read by it.
+        stored: a tensor, or an object that reads a slice of one.
         like: a parameter.
-        order: in which its rows stand.
+        order: the order of its rows.
     """
     if tuple(stored.shape) != tuple(like.shape):
         raise ValueError(

@@ -63,7 +63,7 @@ class PipelineStrategy(MeshStrategy):
         super().setup(trainer)
 
     def _divide(self) -> None:
-        # Stages before the last one have nothing to measure, and the last one's figures are gathered.
+        # Only the last stage measures, and its metrics are gathered.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         task = self._task
         require_logits(task)

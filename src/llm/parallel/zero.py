@@ -57,11 +57,11 @@ class ZeRO(Strategy):
         """Refuse what DeepSpeed does not work with.
 
         Raises:
-            ValueError: it is asked for.
+            ValueError: the accelerator is MPS.
         """
         super().check(hardware)
         if hardware.accelerator == "mps":
-            raise ValueError("strategy: DeepSpeed knows no MPS: use hardware=cpu")
+            raise ValueError("strategy: DeepSpeed does not support MPS; use hardware=cpu")
 
     def fits(self, task: nn.Module, world: int) -> None:
         """Refuse a task whose batches weigh by their targets.

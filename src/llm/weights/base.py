@@ -1,4 +1,4 @@
-"""What every source of pretrained weights promises, whatever files it reads."""
+"""The interface of sources of pretrained weights."""
 
 from abc import ABC, abstractmethod
 
@@ -13,10 +13,10 @@ from llm.weights.folder_settings import FolderSettings
 
 
 class Weights(ABC):
-    """A pretrained language model at rest: its architecture, its tokenizer and its parameters.
+    """A source of a pretrained language model: its architecture, its tokenizer and its parameters.
 
     Attributes:
-        path: where it lies.
+        path: path of the source.
     """
 
     path: str
@@ -24,7 +24,7 @@ class Weights(ABC):
     @property
     @abstractmethod
     def config(self) -> DictConfig:
-        """The nodes `model`, `size` and `tokenizer` as `llm train` would compose them, all numbers set.
+        """Return the nodes `model`, `size` and `tokenizer` as composed by `llm train`, all numbers set.
 
         Raises:
             ConfigError: the files describe no model, or one that has parts unknown here.
@@ -32,7 +32,7 @@ class Weights(ABC):
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with.
+        """Return the tokenizer that the model was trained with.
 
         Raises:
             ConfigError: there is none, or it cannot be read.
@@ -52,11 +52,11 @@ class Weights(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A short name of the content, which changes when the files do."""
+        """Return a short name of the content, which changes when the files do."""
 
     @property
     def origin(self) -> str:
-        """What tells these weights from others, and stays the same when a run goes on."""
+        """Return a name that identifies these weights and does not change when a run resumes."""
         return self.fingerprint
 
     @property

@@ -12,7 +12,7 @@ class ModelPart(NamedTuple):
     """A part of a model.
 
     Attributes:
-        key: where it stands in the configuration.
+        key: its key in the configuration.
         found: what it is.
         fits: whether the other family of models has it.
     """

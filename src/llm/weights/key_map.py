@@ -81,10 +81,10 @@ class KeyMap:
     """All the rules of one format.
 
     Attributes:
-        rules: how their tensors make ours.
-        shared: their names that may be absent, and which of their tensors stands in.
-        ignored: their names that hold no parameters.
-        prefix: what begins their names, where a file may leave it out.
+        rules: how their tensors form ours.
+        shared: their names that may be absent, and the tensors used instead.
+        ignored: their names that are not parameters.
+        prefix: prefix of their names, which a file may leave out.
     """
 
     rules: tuple[Rule, ...]

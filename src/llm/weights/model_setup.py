@@ -1,4 +1,4 @@
-"""How a model begins that does not begin at random: pretrained weights, then an adapter."""
+"""Initialization of a model from pretrained weights, then by an adapter."""
 
 from torch import nn
 
@@ -9,13 +9,13 @@ from llm.weights.base import Weights
 def initialize(model: nn.Module, weights: Weights | None, *, adapter: Adapter | None) -> None:
     """Fill the language model inside a task's model, then adapt the whole, in place.
 
-    What the weights know nothing of, such as the new head of a classifier, stays as it was drawn, and
-    an adapter leaves it trainable.
+    Parameters that the weights lack, such as a classifier's new head, keep their random initialization, and
+    an adapter leaves them trainable.
 
     Args:
         model: a language model, or a model around one, its `body`.
-        weights: where the language model's parameters come from; None leaves those drawn.
-        adapter: freezes what there is and adds what is trained; None trains everything.
+        weights: source of the language model's parameters; None keeps the random ones.
+        adapter: freezes the model and adds trainable parameters; None trains everything.
 
     Raises:
         ConfigError: the weights do not fit.

@@ -191,7 +191,7 @@ class RunWeights(Weights):
         fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
 
     def parameters(self) -> dict[str, LazyTensor]:
-        """The tensors of the checkpoint by name, at rest in their file.
+        """Return the tensors of the checkpoint by name, unread.
 
         Raises:
             ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
@@ -206,7 +206,7 @@ class RunWeights(Weights):
         }
 
     def file(self) -> Path:
-        """Return the checkpoint that is read, which is whole.
+        """Return the path of the checkpoint that is read, after verifying it.
 
         Raises:
             ConfigError: there is none.
@@ -273,7 +273,7 @@ def require_weights(config: DictConfig) -> Weights:
 
 
 def require_source(config: DictConfig) -> None:
-    """Let pass a configuration whose node `weights` names a source of weights, whether or not they are there.
+    """Require that the node `weights` of a configuration names a source of weights, which need not exist.
 
     Raises:
         ConfigError: it names something else.
@@ -289,7 +289,7 @@ def require_source(config: DictConfig) -> None:
 
 @contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Around the loading of a run, which may load the run that its adapter was trained on.
+    """Guard the loading of a run, which may load the run that its adapter was trained on, against cycles.
 
     Raises:
         ConfigError: that is the run itself, or one that is being loaded for it.

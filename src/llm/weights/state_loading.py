@@ -1,4 +1,4 @@
-"""A model is filled from stored tensors: strictly, in place, one tensor at a time."""
+"""Loading of stored tensors into a model: strictly, in place, one tensor at a time."""
 
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
@@ -28,9 +28,9 @@ def fill(
     All names and shapes are compared before the first tensor is read.
 
     Args:
-        model: what is filled.
-        tensors: by the model's names.
-        problems: what was found wrong before, by the name of the tensor, and is told with the rest.
+        model: the model to fill.
+        tensors: the tensors by the model's names.
+        problems: problems found before, by the name of the tensor, which are reported with the rest.
         grow: names of tables that may have more rows in the model than in the file, see `new_rows`.
 
     Raises:

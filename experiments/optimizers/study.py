@@ -50,7 +50,7 @@ def results(output: Path) -> dict[str, Losses]:
 
 def best_rate(losses: Losses) -> str:
     """The rate with the lowest validation loss of the seed that chooses."""
-    return min(losses, key=lambda rate: losses[rate][CHOOSING].figures["best_loss"])
+    return min(losses, key=lambda rate: losses[rate][CHOOSING].metrics["best_loss"])
 
 
 def table(found: dict[str, Losses]) -> str:
@@ -59,9 +59,9 @@ def table(found: dict[str, Losses]) -> str:
     for name, losses in found.items():
         rate = best_rate(losses)
         own = [losses[rate][seed] for seed in SEEDS]
-        loss = mean_interval([each.figures["best_loss"] for each in own])
+        loss = mean_interval([each.metrics["best_loss"] for each in own])
         rates = sorted(losses, key=float)
-        first = ", ".join(f"{losses[r][CHOOSING].figures['best_loss']:.3f}" for r in rates)
+        first = ", ".join(f"{losses[r][CHOOSING].metrics['best_loss']:.3f}" for r in rates)
         edge = " (at the edge)" if rate in (rates[0], rates[-1]) else ""
         rows.append(
             (
@@ -83,7 +83,7 @@ def draw(found: dict[str, Losses], picture: Path) -> None:
     axes = figure.subplots()
     for (name, losses), color, marker in zip(found.items(), COLORS, MARKERS, strict=True):
         rates = sorted(losses, key=float)
-        values = [losses[rate][CHOOSING].figures["best_loss"] for rate in rates]
+        values = [losses[rate][CHOOSING].metrics["best_loss"] for rate in rates]
         axes.plot([*map(float, rates)], values, color=color, marker=marker, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel="best validation loss (nats a character)")
     axes.set_title(

@@ -24,7 +24,7 @@ def look(crowding, clock, lost, elapsed=6.0):
     crowding.start()
     clock["waited"] += lost
     crowding.stop(elapsed)
-    return crowding.tell()
+    return crowding.warning()
 
 
 def test_a_crowded_machine_is_reported_once(clock):

@@ -111,21 +111,21 @@ def evaluated(folder, monkeypatch):
     return run
 
 
-def assert_same_figures(report, run: Run, part: str):
+def assert_same_metrics(report, run: Run, part: str):
     recorded = {
         name.removeprefix(f"{part}/"): value
         for name, value in run.record["metrics"].items()
-        if name.startswith(f"{part}/") and name.partition("/")[2] in report["figures"]
+        if name.startswith(f"{part}/") and name.partition("/")[2] in report["metrics"]
     }
     assert "loss" in recorded
-    assert report["figures"] == pytest.approx(recorded, rel=1e-5)
+    assert report["metrics"] == pytest.approx(recorded, rel=1e-5)
 
 
 def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
     report = evaluated(text, "weights.checkpoint=last")
     assert report["part"] == "validation"
-    assert_same_figures(report, text, "val")
-    assert {"perplexity", "bits_per_byte"} <= report["figures"].keys()
+    assert_same_metrics(report, text, "val")
+    assert {"perplexity", "bits_per_byte"} <= report["metrics"].keys()
     assert report["versions"]["torch"]
     assert report["date"]
     out = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, fold
     held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())
     report = evaluated(text, "weights.checkpoint=last", f"test_path={held_out}")
     assert report["part"] == str(held_out)
-    assert_same_figures(report, text, "val")
+    assert_same_metrics(report, text, "val")
 
 
 def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, tmp_path):
@@ -156,7 +156,7 @@ def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, t
         imported = run_command(compose("evaluate", [*words, few]))
         with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
             run_command(compose("evaluate", words))
-    assert imported["figures"] == pytest.approx(own["figures"], rel=1e-5)
+    assert imported["metrics"] == pytest.approx(own["metrics"], rel=1e-5)
     assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
 
 
@@ -173,7 +173,7 @@ def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
         )
     finally:
         text.config.write_text(config)
-    assert upper["figures"] == lower["figures"]
+    assert upper["metrics"] == lower["metrics"]
 
 
 def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
@@ -182,7 +182,7 @@ def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
     with pytest.warns(UserWarning, match=r"[^.]files\.encoding="):
         evaluated(text, f"test_path={tmp_path / 'latin.txt'}")
     latin = evaluated(text, f"test_path={tmp_path / 'latin.txt'}", "files.encoding=cp1252")
-    assert latin["figures"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["figures"]
+    assert latin["metrics"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["metrics"]
 
 
 def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
@@ -214,8 +214,8 @@ def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated)
     )
     report = evaluated(run)
     assert report["part"] == "test"
-    assert_same_figures(report, run, "test")
-    assert "accuracy" in report["figures"]
+    assert_same_metrics(report, run, "test")
+    assert "accuracy" in report["metrics"]
     assert "quality" not in report
 
 
@@ -229,12 +229,12 @@ def test_preferences_are_measured_against_the_beginning(finetuned, folder, evalu
         *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
     )
     assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
-    assert_same_figures(evaluated(run), run, "test")
+    assert_same_metrics(evaluated(run), run, "test")
 
 
 def test_answers_are_measured_beside_their_references(instructed, evaluated):
     report = evaluated(instructed)
-    assert_same_figures(report, instructed, "test")
+    assert_same_metrics(report, instructed, "test")
     metrics, quality = instructed.record["metrics"], report["quality"]
     rows = json.loads((instructed.path / RESULTS["responses"]).read_text())
     assert quality["answers"] == len(rows)
@@ -276,7 +276,7 @@ def test_another_part_and_another_file_have_answers_of_their_own(instructed, eva
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
     assert whole["quality"]["answers"] != len(json.loads(before))
-    assert whole["figures"]["loss"] != evaluated(instructed)["figures"]["loss"]
+    assert whole["metrics"]["loss"] != evaluated(instructed)["metrics"]["loss"]
     other = evaluated(instructed, f"test_path={folder / 'more.json'}", "max_tokens=4")
     assert other["quality"]["answers"] == 5
     assert other["part"].endswith("more.json")
@@ -336,11 +336,11 @@ def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, cap
 
 
 def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluated, capsys):
-    expected = evaluated(instructed)["figures"]
+    expected = evaluated(instructed)["metrics"]
     aside = text.path.rename(text.path.with_name("aside"))
     capsys.readouterr()
     try:
-        assert evaluated(instructed)["figures"] == expected
+        assert evaluated(instructed)["metrics"] == expected
         assert (
             "is missing: it cannot be checked whether the data are the same"
             in capsys.readouterr().out
@@ -371,7 +371,10 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
         ),
         (["judge=openai", "judge.model=m"], "was not trained on instructions"),
         (["judge=openai"], "judge.model: has no value"),
-        (["judge=openai", "judge.model=m", "judge.address=here"], "judge.address=here: give http"),
+        (
+            ["judge=openai", "judge.model=m", "judge.address=here"],
+            "judge.address: 'here' is not an http URL",
+        ),
         (["against=nowhere"], r"nowhere/responses.json: does not exist"),
     ],
 )

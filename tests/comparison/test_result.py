@@ -5,12 +5,12 @@ from made_runs import make
 
 from llm.comparison.result import Result, read_metrics
 from llm.config.reading import LARGEST
-from llm.launch.dashboard import newest
+from llm.launch.dashboard import newest_metrics
 from llm.runs import Run
 
 
-def test_figures_are_those_of_the_best_validation(tmp_path):
-    found = Result(make(tmp_path / "a", [5.0, 3.0, 4.0])).figures
+def test_metrics_are_those_of_the_best_validation(tmp_path):
+    found = Result(make(tmp_path / "a", [5.0, 3.0, 4.0])).metrics
     assert found["final_loss"] == 4.0
     assert found["best_loss"] == 3.0
     assert found["bits_per_byte"] == pytest.approx(3.0 / math.log(2) / 4.0)
@@ -34,17 +34,17 @@ def test_tokens_are_counted_on_from_the_last_count(tmp_path):
         3000,
         3600,
     ]
-    assert result.figures["tokens"] == 3600
+    assert result.metrics["tokens"] == 3600
     assert result.curve("val/loss") == [(23, 3600, 1.0)]
 
 
 def test_missing_token_counts_follow_from_the_record(tmp_path):
     result = Result(make(tmp_path / "a", rows=[{"step": 30, "val/loss": 1.0}], tokens_per_step=7))
-    assert result.figures["tokens"] == 210
+    assert result.metrics["tokens"] == 210
 
 
 def test_a_diverged_run_keeps_its_best(tmp_path):
-    found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).figures
+    found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).metrics
     assert found["best_loss"] == 4.0
     assert math.isnan(found["final_loss"])
 
@@ -63,7 +63,7 @@ def test_a_file_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path, endin
 def test_a_number_that_was_cut_short_is_not_believed(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/loss\n10,5.0\n20,4")
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 10, "val/loss": 5.0}]
-    assert newest(tmp_path / "metrics.csv")["val/loss"] == 5.0
+    assert newest_metrics(tmp_path / "metrics.csv")["val/loss"] == 5.0
 
 
 def folder(path):
@@ -106,7 +106,7 @@ def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):
 
 def test_a_run_that_did_not_start_is_pending(tmp_path):
     result = Result(Run(tmp_path / "nowhere"))
-    assert (result.status, result.figures, result.data) == ("pending", {}, None)
+    assert (result.status, result.metrics, result.data) == ("pending", {}, None)
 
 
 def test_one_whose_process_died_is_interrupted(tmp_path):

@@ -33,7 +33,7 @@ def grid(folder, **more):
 # Rows
 
 
-def test_columns_are_what_differs_and_then_figures(tmp_path):
+def test_columns_are_what_differs_and_then_metrics(tmp_path):
     table = compare(grid(tmp_path))
     assert table.columns[:4] == ["rank", "model", "size", "seeds"]
     assert table.columns[-4:] == CLOCKED
@@ -213,7 +213,7 @@ def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):
     table = compare(runs)
     assert column(table, "model") == ["llama", "gpt"]
     assert column(table, "rank") == [1, 1], "3.5 and 4.5, each ± 6.4"
-    assert any("each seed draws its own texts" in note for note in table.notes)
+    assert any("each seed draws its own held-out texts" in note for note in table.notes)
     assert not any("different data" in note for note in table.notes)
 
 
@@ -237,7 +237,7 @@ def test_one_seed_each_on_texts_of_their_own_does_not_compare(tmp_path):
     ]
     table = compare(runs)
     assert column(table, "rank") == [1, 1]
-    assert any("runs of the same seeds" in note for note in table.notes)
+    assert any("runs with the same seeds" in note for note in table.notes)
 
 
 def test_other_tokenizers_compare_by_bits_per_byte_alone(tmp_path):
@@ -283,7 +283,7 @@ def test_unequal_budgets_and_seeds_are_ranked_with_a_note(tmp_path):
         "not the same budget: from 1.00 k tokens (model=gpt) to 2.00 k tokens (model=llama)"
         in table.notes
     )
-    assert "not the same seeds: model=gpt has 0 alone" in table.notes
+    assert "not the same seeds: model=gpt has only 0" in table.notes
 
 
 def test_equal_runs_need_no_notes(tmp_path):
@@ -291,7 +291,7 @@ def test_equal_runs_need_no_notes(tmp_path):
     assert list(compare(runs).notes) == []
 
 
-# Figures
+# Metrics
 
 
 def classifier(folder, accuracy, **more):
@@ -300,7 +300,7 @@ def classifier(folder, accuracy, **more):
     return make(folder, rows=rows, metrics=metrics, task="classification", **more)
 
 
-def test_a_tasks_own_figures_are_shown_where_they_differ(tmp_path):
+def test_a_tasks_own_metrics_are_shown_where_they_differ(tmp_path):
     runs = [
         classifier(
             tmp_path / adapter, accuracy, settings={"adapter": adapter}, trained_parameters=trained
@@ -330,7 +330,7 @@ def test_what_ranks_is_shown_and_names_the_best_run(tmp_path):
     assert "val/perplexity" not in by_accuracy.columns
 
 
-def test_an_infinite_figure_of_one_seed_is_a_row_without_a_place(tmp_path):
+def test_an_infinite_metric_of_one_seed_is_a_row_without_a_place(tmp_path):
     rows = [{"step": 10, "val/loss": 5.0, "val/perplexity": value} for value in (math.inf, 2.0)]
     runs = [make(tmp_path / str(seed), rows=[row], seed=seed) for seed, row in enumerate(rows)]
     table = compare(runs, by="val/perplexity")
@@ -338,7 +338,7 @@ def test_an_infinite_figure_of_one_seed_is_a_row_without_a_place(tmp_path):
     table.markdown()
 
 
-def test_a_figure_that_no_run_has_is_named(tmp_path):
+def test_a_metric_that_no_run_has_is_named(tmp_path):
     with pytest.raises(UserError, match=r"by: .* val/acuracy; did you mean val/accuracy\?"):
         compare([classifier(tmp_path / "a", 0.9)], by="val/acuracy")
 
@@ -405,7 +405,7 @@ def test_files_show_control_characters_of_a_stranger_as_signs(tmp_path):
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_no_figure_is_cut_on_any_terminal(tmp_path, width, capsys):
+def test_no_metric_is_cut_on_any_terminal(tmp_path, width, capsys):
     from rich.console import Console
 
     console = Console(width=width, record=True, file=io.StringIO())

@@ -39,10 +39,10 @@ COMMANDS = {
         "data.validation_fraction=nan": (
             "data.validation_fraction: nan is not a finite number; use a finite number"
         ),
-        "callbacks.gradients.spike=0": "callbacks.gradients.spike=0.0: give a factor above 1",
-        "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: give a number from 1 on",
+        "callbacks.gradients.spike=0": "callbacks.gradients.spike=0.0: is not above 1; use a factor such as 10",
+        "callbacks.samples.max_tokens=0": "callbacks.samples.max_tokens=0: is too small; use 1 or more",
         "callbacks.checkpoints.every=-1": (
-            "callbacks.checkpoints.every=-1: give a number of steps from 1 on, or null"
+            "callbacks.checkpoints.every=-1: is not a number of steps; use 1 or more, or null"
         ),
     },
     "logger=wandb": {

@@ -13,7 +13,7 @@ from llm.nn.ignore_index import IGNORE_INDEX
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 7])
-def test_figures_are_those_of_scikit_learn(num_classes):
+def test_metrics_are_those_of_scikit_learn(num_classes):
     draw = torch.Generator().manual_seed(num_classes)
     labels = torch.randint(num_classes, (200,), generator=draw)
     guesses = torch.randint(num_classes, (200,), generator=draw)
@@ -38,8 +38,8 @@ def test_figures_are_those_of_scikit_learn(num_classes):
 
 
 @pytest.mark.parametrize("first", [IGNORE_INDEX, 1])
-def test_figures_do_not_depend_on_what_came_first(first):
-    """A first batch of which all figures make the same must not leave them the same for good."""
+def test_metrics_do_not_depend_on_what_came_first(first):
+    """A first batch of which all metrics make the same must not leave them the same for good."""
     collection = scores(2)
     collection.update(torch.tensor([1, 1]), torch.tensor([first, first]))
     collection.reset()

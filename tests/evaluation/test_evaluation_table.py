@@ -27,7 +27,7 @@ def test_a_row_is_a_name_a_number_or_a_number_with_its_interval():
 
 
 def test_the_table_holds_every_section_that_there_is():
-    report = {"run": "mine", "part": "test", "figures": {"loss": 1.5}, "quality": {"f1": INTERVAL}}
+    report = {"run": "mine", "part": "test", "metrics": {"loss": 1.5}, "quality": {"f1": INTERVAL}}
     console = Console(width=80)
     with console.capture() as capture:
         console.print(report_table(report))

@@ -156,11 +156,11 @@ def test_a_redirect_does_not_take_the_key_along(stand_in, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"address": "localhost:11434/v1"}, "address=localhost:11434/v1: give http"),
-        ({"address": "file:///etc/passwd"}, "give http"),
+        ({"address": "localhost:11434/v1"}, "address: 'localhost:11434/v1' is not an http URL"),
+        ({"address": "file:///etc/passwd"}, "is not an http URL"),
         ({"key_variable": "NO_SUCH_KEY"}, "key_variable=NO_SUCH_KEY: no such environment variable"),
-        ({"timeout": 0}, "give a timeout above 0"),
-        ({"concurrency": 0}, "concurrency of 1 or more"),
+        ({"timeout": 0}, "timeout=0, "),
+        ({"concurrency": 0}, "concurrency >= 1"),
     ],
 )
 def test_wrong_values_are_named(options, told, monkeypatch):

@@ -52,18 +52,18 @@ def test_it_is_the_mean_over_windows_side_by_side(model, files, tokenizer):
     for start in range(0, len(tokens) - 1, length):
         expected += nats(model, [*begin, *tokens[start : start + length + 1]], len(begin) + 1)
     assert len(expected) == len(tokens) - 1
-    figures = measure_text(model, tokenizer, files=files).figures
+    metrics = measure_text(model, tokenizer, files=files).metrics
     loss = sum(expected) / len(expected)
-    assert figures["loss"] == pytest.approx(loss, rel=1e-6)
-    assert figures["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
-    assert figures["bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-6)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-6)
 
 
 def test_a_text_shorter_than_the_context_is_one_window(model, tmp_path):
     (tmp_path / "short.txt").write_text("a cat")
-    figures = measure_text(model, ByteTokenizer(), files=TextFiles(tmp_path / "short.txt")).figures
+    metrics = measure_text(model, ByteTokenizer(), files=TextFiles(tmp_path / "short.txt")).metrics
     expected = nats(model, list(b"a cat"), 1)
-    assert figures["loss"] == pytest.approx(sum(expected) / 4, rel=1e-6)
+    assert metrics["loss"] == pytest.approx(sum(expected) / 4, rel=1e-6)
 
 
 def test_documents_end_as_in_training(model, tmp_path):
@@ -71,24 +71,24 @@ def test_documents_end_as_in_training(model, tmp_path):
     tokenizer = ByteTokenizer()
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / "b.txt").write_text("a dog")
-    figures = measure_text(model, tokenizer, files=TextFiles(tmp_path)).figures
+    metrics = measure_text(model, tokenizer, files=TextFiles(tmp_path)).metrics
     end = tokenizer.end_of_text
     expected = nats(model, [*b"a cat", end, *b"a dog", end], 1)
-    assert figures["loss"] == pytest.approx(sum(expected) / 11, rel=1e-6)
+    assert metrics["loss"] == pytest.approx(sum(expected) / 11, rel=1e-6)
 
 
 def test_logits_of_a_long_text_never_exist_at_once(model, files, monkeypatch):
-    whole = measure_text(model, ByteTokenizer(), files=files).figures["loss"]
+    whole = measure_text(model, ByteTokenizer(), files=files).metrics["loss"]
     rows, width = [], model.head.in_features
     monkeypatch.setattr(measuring, "LOGITS_AT_ONCE", 13)
     model.head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].numel() // width))
-    assert measure_text(model, ByteTokenizer(), files=files).figures["loss"] == pytest.approx(whole)
+    assert measure_text(model, ByteTokenizer(), files=files).metrics["loss"] == pytest.approx(whole)
     assert max(rows) == 13
 
 
 def test_too_little_text_is_refused(model, tmp_path):
     (tmp_path / "short.txt").write_text("a")
     with pytest.raises(
-        DataError, match=r"short\.txt: holds 1 tokens, and measuring takes 2 or more"
+        DataError, match=r"short\.txt: contains 1 tokens, and measuring needs 2 or more"
     ):
         measure_text(model, ByteTokenizer(), files=TextFiles(tmp_path / "short.txt"))

@@ -290,7 +290,7 @@ def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_en
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         logger = wandb_logger(str(tmp_path), "run", mode="online")
-        with pytest.warns(UserWarning, match="the run goes on offline"):
+        with pytest.warns(UserWarning, match="the run continues offline"):
             logger.log_hyperparams({})
         logger.finish(0)
     assert len(pieces(tmp_path)) == 1
@@ -306,7 +306,7 @@ def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
                 child.kill()
                 child.wait()
 
-    with pytest.warns(UserWarning, match="the run goes on offline"):
+    with pytest.warns(UserWarning, match="the run continues offline"):
         folder = train("run", *PLAIN, callback=At(3, kill))
     assert Run(folder).status == "done"
     before, after = pieces(folder)
@@ -403,9 +403,9 @@ def test_an_id_is_that_of_the_directory_and_of_when_its_run_began(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "loud"}, "mode=loud: choose one of online, offline, disabled"),
-        ({"upload": ["weights"]}, "upload=weights: choose among picture, checkpoint"),
-        ({"patience": 0.0}, "patience=0.0: give seconds"),
+        ({"mode": "loud"}, "mode=loud: is unknown; choose one of online, offline, disabled"),
+        ({"upload": ["weights"]}, "upload=weights: is unknown; choose among picture, checkpoint"),
+        ({"patience": 0.0}, "patience=0.0: is not positive; use seconds"),
         ({"tags": ["t" * 65]}, "longer than 64"),
     ],
 )

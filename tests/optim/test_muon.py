@@ -222,7 +222,7 @@ def test_a_setting_out_of_range_is_named(settings, message):
 
 
 def test_refuses_a_model_without_blocks_and_vectors_among_the_hidden():
-    with pytest.raises(ValueError, match="none of them is trained here; set optimizer=adamw"):
+    with pytest.raises(ValueError, match="none of them is trainable here; set optimizer=adamw"):
         Muon(decay_matrices(nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="vector"):
         Muon([{"params": [nn.Parameter(torch.zeros(3))], "hidden": True}])

@@ -82,7 +82,7 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
     assert float(before["val/loss"]) == pytest.approx(expected, abs=1e-6)
     assert "0" not in {row["step"] for row in read_metric_rows(base.metrics)}
     assert (
-        Result(run).figures["best_loss"]
+        Result(run).metrics["best_loss"]
         == torch.load(run.last)["callbacks"]["checkpoints"]["best"][-1]
     )
 

@@ -492,8 +492,8 @@ def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp
     assert len(losses[0]) == len(losses[1]) == 3
     assert losses[0] != losses[1]
     assert all(abs(a - b) < 0.3 for a, b in zip(*losses, strict=True))
-    assert first.figures["best_loss"] == second.figures["best_loss"] == min(losses[1])
-    assert first.figures["bits_per_byte"] == second.figures["bits_per_byte"]
+    assert first.metrics["best_loss"] == second.metrics["best_loss"] == min(losses[1])
+    assert first.metrics["bits_per_byte"] == second.metrics["bits_per_byte"]
     assert first.record["corpus"] == second.record["corpus"]
     assert_same_weights(bounded.last, whole.last)
 

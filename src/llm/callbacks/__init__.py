@@ -1,1 +1,1 @@
-"""What watches a training run: progress, samples, throughput, gradients, checkpoints."""
+"""Lightning callbacks: progress, samples, throughput, gradients, checkpoints."""

@@ -1,4 +1,4 @@
-"""When checkpoints are written: the best and the last."""
+"""The callback that writes checkpoints: the best and the last."""
 
 import math
 from pathlib import Path
@@ -20,7 +20,7 @@ WORST: Score = (math.inf, math.inf)
 
 
 def score_of(task: Task, monitor: str) -> Score:
-    """How good the newest validation is, the lower the better: a metric, then the loss.
+    """Return the score of the newest validation, lower is better: the monitored metric, then the loss.
 
     Raises:
         UserError: the task does not measure this metric.
@@ -37,22 +37,22 @@ def score_of(task: Task, monitor: str) -> Score:
 class Checkpoints(Callback):
     """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the best validation).
 
-    The `last.ckpt` from before is kept as well, in case a disk damages the newer one.
+    The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
 
-    Both are written after each validation, so that no resumed run owes one. Weights that are not
-    finite are never written.
+    Both are written after each validation, so that a resumed run never has one to catch up on. Weights that are
+    not finite are never written.
 
     Args:
-        every: write `last.ckpt` at every so many steps as well; null leaves it to the validations.
-        monitor: the metric that says which validation is the best; of equal ones the lower `val/loss` is.
+        every: also write `last.ckpt` every so many steps; null writes it at validations only.
+        monitor: the metric that decides which validation is the best; ties are broken by `val/loss`.
 
     Attributes:
-        saved_step: of `last.ckpt`; -1 before there is training.
+        saved_step: step of `last.ckpt`; -1 before training.
     """
 
     def __init__(self, every: int | None = None, monitor: str = "val/loss") -> None:
         if every is not None and every < 1:
-            raise ValueError(f"every={every}: give a number of steps from 1 on, or null")
+            raise ValueError(f"every={every}: is not a number of steps; use 1 or more, or null")
         self.every = every
         self.monitor = monitor
         self.best = WORST
@@ -67,7 +67,7 @@ class Checkpoints(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write `last.ckpt` where `every` says so and no validation is about to."""
+        """Write `last.ckpt` every `every` steps, unless a validation that writes it follows."""
         assert isinstance(pl_module, Task)
         if self.every is None or not pl_module.ends_step(batch_idx):
             return
@@ -77,7 +77,7 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `last.ckpt`, then `best.ckpt` if this validation was the best.
 
-        In this order a folder with weights in it always has a checkpoint to resume from.
+        In this order a folder with weights always has a checkpoint to resume from.
         """
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
@@ -91,11 +91,11 @@ class Checkpoints(Callback):
             self._save_best(trainer, pl_module)
 
     def save_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `last.ckpt`, unless this step's is there or the weights are not finite (DivergedError)."""
+        """Write `last.ckpt`, unless it is already of this step; raise DivergedError if the weights are not finite."""
         if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        # Who goes on from here, killed in the next step, logs this one no more.
+        # A run that is killed in the next step and resumes here does not log this step again.
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})
@@ -108,41 +108,41 @@ class Checkpoints(Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See that the optimizer's state is finite.
+        """Require that the optimizer's state is finite.
 
         Raises:
-            DivergedError: a tensor of the state holds a NaN or an infinity.
+            DivergedError: a tensor of the state contains a NaN or an infinity.
         """
         for state in checkpoint["optimizer_states"]:
             require_finite_state(state["state"], trainer.global_step)
 
     @property
     def state_key(self) -> str:
-        """The name of the state in a checkpoint, whatever the class is called."""
+        """Return the key of the state in a checkpoint, independent of the class name."""
         return "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best validation so far, so that a resumed run does not overwrite it with a worse one."""
+        """Return the best validation so far, so that a resumed run does not overwrite it with a worse one."""
         return {"monitor": self.monitor, "best": list(self.best), "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved best, unless it was the best by another metric."""
+        """Restore the saved best, unless it belongs to another metric."""
         if state_dict.get("monitor", "val/loss") == self.monitor:
-            best = state_dict["best"]  # of earlier versions the loss alone
+            best = state_dict["best"]  # earlier versions saved the loss alone
             self.best = tuple(best) if isinstance(best, list) else (best, best)
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has a `last.ckpt` of its first step, and may owe its `best.ckpt`."""
+        """Note that a resumed run has a `last.ckpt` of its first step; write a missing `best.ckpt`."""
         self.saved_step = trainer.global_step
         self._make_up(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that was killed after its last step is not trained again, and may owe its `best.ckpt` too."""
+        """Write a missing `best.ckpt`, also for a run that was killed after its last step."""
         self._make_up(trainer, pl_module)
 
     def _make_up(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `best.ckpt` if a kill came before it; where it was lost later, let the next validation write it."""
+        """Write `best.ckpt` if the run was killed before writing it; if lost later, leave it to the next validation."""
         if (
             self.best_step == 0
             or distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step
@@ -159,7 +159,7 @@ def _run(trainer: L.Trainer) -> Run:
 
 
 def _step_of(path: Path) -> int:
-    """The optimizer steps that a checkpoint knows of; -1 if there is none that can be read."""
+    """Return the optimizer step of a checkpoint; -1 if it is missing or unreadable."""
     try:
         return int(header_of(path)["global_step"])
     except (OSError, UserError, LookupError):
@@ -167,7 +167,7 @@ def _step_of(path: Path) -> int:
 
 
 def validates_now(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the training batch that just ended."""
+    """Return whether a validation follows the training batch that just ended."""
     interval = trainer.val_check_interval
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return ready % interval == 0 or trainer.global_step >= trainer.max_steps

@@ -1,8 +1,8 @@
-"""Whether other programs take the cores that a training run is ready to use.
+"""Detection of other programs that use the cores of a training run.
 
-Threads of one run wait for one another many times a step, and libgomp's spin while they wait. Where another program
-has one of the cores, the others spin for a thread that is not running: two trainings at once, with two threads each on
-two cores, fell from 8,014 tokens/s to 939 and 910, and had 3,803 and 3,842 with one thread each.
+Threads of one run wait for one another many times a step, and libgomp's threads spin while they wait. If another
+program has one of the cores, the others spin for a thread that is not running: two simultaneous runs with two
+threads each on two cores fell from 8,014 tokens/s to 939 and 910; with one thread each they reached 3,803 and 3,842.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-# Nanoseconds on a core, nanoseconds ready to run without one, time slices: of the thread that asks.
+# Nanoseconds on a core, nanoseconds ready to run without one, and time slices of the calling thread.
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 def waited() -> float | None:
-    """Seconds that this thread was ready to run and had no core; None where the system does not say (Linux does).
+    """Return the seconds for which this thread was ready to run without a core; None except on Linux.
 
-    A thread that sleeps, for a file or a lock, is not ready to run: slow disks do not count.
+    A thread that sleeps (for a file or a lock) is not ready to run, so slow disks do not count.
     """
     with suppress(OSError, ValueError, IndexError), SCHEDSTAT.open("rb", buffering=0) as file:
         return int(file.read().split()[1]) / 1e9
@@ -26,39 +26,39 @@ def waited() -> float | None:
 
 
 class Crowding:
-    """Adds up how long a thread waited for a core, and tells once that it was too long.
+    """The share of time that a thread waits for a core, with one warning if it is too large.
 
     Args:
-        seconds: how long to look, on the clock.
-        share: of that time, from which the machine is called crowded.
+        seconds: wall time to measure, in seconds.
+        share: share of that time from which the machine counts as crowded.
     """
 
     def __init__(self, seconds: float = 10.0, share: float = 0.25) -> None:
         self.seconds, self.share = seconds, share
         self.looked = self.lost = 0.0
         self._since: float | None = None
-        self._told = False
+        self._warned = False
 
     def start(self) -> None:
-        """Look from here on."""
-        self._since = None if self._told else waited()
+        """Start measuring."""
+        self._since = None if self._warned else waited()
 
     def stop(self, elapsed: float) -> None:
-        """Look no longer, after so many seconds."""
+        """Stop measuring, after `elapsed` seconds."""
         if self._since is not None and (now := waited()) is not None:
             self.looked += elapsed
             self.lost += now - self._since
         self._since = None
 
-    def tell(self) -> str | None:
-        """What to say of the time since it was last asked, once in a run; None if there is nothing to say."""
-        if self._told or self.looked < self.seconds:
+    def warning(self) -> str | None:
+        """Return a warning about the time since the last call, once per run; None if there is nothing to report."""
+        if self._warned or self.looked < self.seconds:
             return None
         share, self.looked, self.lost = self.lost / self.looked, 0.0, 0.0
         threads = torch.get_num_threads()
         if share < self.share or threads == 1:
             return None
-        self._told = True
+        self._warned = True
         passive = "" if "OMP_WAIT_POLICY" in os.environ else ", or set OMP_WAIT_POLICY=passive"
         return (
             f"hardware.threads: other programs use this machine's cores, and training waited for one {share:.0%} of "

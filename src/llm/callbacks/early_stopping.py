@@ -1,4 +1,4 @@
-"""Stop when validation no longer improves."""
+"""Early stopping when validation no longer improves."""
 
 import math
 from typing import Any
@@ -11,12 +11,12 @@ from llm.tasks.base import Task
 
 
 class EarlyStopping(Callback):
-    """Stop after `patience` validations in a row none of which is better than the best (Prechelt 1998).
+    """Early stop after `patience` consecutive validations without improvement (Prechelt 1998).
 
     Args:
         patience: validations to wait; null never stops early.
-        min_delta: by how much the metric must improve to count as better.
-        monitor: the metric that says how good a validation is.
+        min_delta: smallest improvement of the metric that counts.
+        monitor: the metric that measures a validation.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class EarlyStopping(Callback):
     ) -> None:
         if patience is not None and patience < 1:
             raise ValueError(
-                f"patience={patience}: give a number of validations from 1 on, or null"
+                f"patience={patience}: is not a number of validations; use 1 or more, or null"
             )
         self.patience = patience
         self.min_delta = min_delta
@@ -33,7 +33,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count this validation for or against going on."""
+        """Compare this validation with the best and stop if patience is exhausted."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -47,14 +47,14 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name of the state in a checkpoint, whatever the class is called."""
+        """Return the key of the state in a checkpoint, independent of the class name."""
         return "early_stopping"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value of the metric and the validations since."""
+        """Return the best value of the metric and the number of validations since."""
         return {"monitor": self.monitor, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting, unless another metric was watched."""
+        """Restore the count, unless it belongs to another metric."""
         if state_dict.get("monitor", "val/loss") == self.monitor:
             self.best, self.waited = state_dict["best"], state_dict["waited"]

@@ -1,4 +1,4 @@
-"""Watches for divergence: a loss that is no number stops the run before it can spoil a checkpoint."""
+"""Divergence checks: a non-finite loss stops the run before it can spoil a checkpoint."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from llm.tasks.non_finite import DivergedError, require_finite_loss
 
 
 def require_finite(task: L.LightningModule, step: int) -> None:
-    """Raise DivergedError, naming the first parameter of `task` that holds a NaN or an infinity.
+    """Raise DivergedError, naming the first parameter of `task` that contains a NaN or an infinity.
 
-    Of parameters that are divided among devices, each looks at its part.
+    Each device checks its own shard of a sharded parameter.
     """
     for name, parameter in task.named_parameters():
         if not torch.isfinite(to_local(parameter)).all():
@@ -27,11 +27,11 @@ def require_finite(task: L.LightningModule, step: int) -> None:
 
 
 def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
-    """Raise DivergedError, naming the first value of an optimizer's state that holds a NaN or an infinity.
+    """Raise DivergedError, naming the first value of an optimizer's state that contains a NaN or an infinity.
 
     Args:
-        state: what the optimizer keeps of each parameter, by the parameter's number.
-        step: the optimizer steps taken.
+        state: the optimizer's state of each parameter, by the parameter's index.
+        step: number of optimizer steps taken.
     """
     for number, values in state.items():
         for name, value in values.items():
@@ -42,19 +42,19 @@ def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
 
 
 class Gradients(Callback):
-    """Stop at a non-finite loss; warn of gradient spikes.
+    """A stop at a non-finite loss and a warning at gradient spikes.
 
-    The loss is looked at in every step on the CPU, where that is free, and at logged steps elsewhere,
-    where a look waits for the device. (Lightning trains on through a NaN.)
+    The loss is checked in every step on the CPU, where that is free, and only at logged steps elsewhere, where
+    reading it synchronizes with the device. (Lightning continues after a NaN.)
 
     Args:
-        spike: warn when the gradient norm is this many times its recent median.
-        window: logged norms the median is taken over.
+        spike: warn if the gradient norm is this many times its recent median.
+        window: number of logged norms in the median.
     """
 
     def __init__(self, spike: float = 10.0, window: int = 50) -> None:
         if spike <= 1:
-            raise ValueError(f"spike={spike}: give a factor above 1")
+            raise ValueError(f"spike={spike}: is not above 1; use a factor such as 10")
         self.spike = spike
         self.norms: deque[float] = deque(maxlen=window)
 
@@ -66,7 +66,7 @@ class Gradients(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Check the loss where the check is free or due."""
+        """Check the loss if reading it is free or the step is logged."""
         assert isinstance(pl_module, Task)
         is_logged = (
             pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0

@@ -1,4 +1,4 @@
-"""Ctrl-C and whatever else asks a run to stop: finish the step, save, and stop."""
+"""Handling of Ctrl-C and other signals: finish the step, save, and stop."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ from llm.terminal.console import new_console
 class InterruptedRunError(BaseException):
     """A signal stopped the run after a whole step; its last checkpoint is on disk.
 
-    Like KeyboardInterrupt it is no Exception: a sweep must not go on to its next job. Lightning makes an exit of a
-    KeyboardInterrupt, and lets this one pass.
+    Like KeyboardInterrupt it is not an Exception: a sweep must not continue with its next job. Lightning turns a
+    KeyboardInterrupt into an exit, but does not catch this class.
 
     Attributes:
-        number: the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -31,10 +31,10 @@ class InterruptedRunError(BaseException):
 
 
 class Interrupt(Callback):
-    """Turn the first signal into a checkpoint at the end of the step; a second one stops at once.
+    """A checkpoint at the end of the step after the first signal; a second signal stops at once.
 
-    A run stopped between steps resumes exactly; one stopped inside a step would not. Ranks agree on the
-    step: one that stopped alone would leave the others waiting for its gradients.
+    A run stopped between steps resumes exactly; one stopped inside a step would not. Ranks agree on the step,
+    because a rank that stops alone would leave the others waiting for its gradients.
     """
 
     def __init__(self) -> None:
@@ -44,19 +44,17 @@ class Interrupt(Callback):
         self._previous: Mapping[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals, where Python lets us: in the main thread."""
+        """Install signal handlers if in the main thread, where Python allows it."""
         if threading.current_thread() is threading.main_thread():
             self._previous = signals.listen(self._receive)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         signals.restore_handlers(self._previous)
         self._previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:
-        if (
-            os.getpid() != self._process
-        ):  # one that gathers batches, which has inherited this handler
+        if os.getpid() != self._process:  # a data-loading worker, which has inherited this handler
             return
         if self.received is not None:
             raise signals.Stopped(number)
@@ -74,7 +72,7 @@ class Interrupt(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save and stop after a whole optimizer step, unless its validation is still to come."""
+        """Save and stop after a whole optimizer step, unless a validation follows."""
         assert isinstance(pl_module, Task)
         if not pl_module.ends_step(batch_idx):
             return
@@ -83,7 +81,7 @@ class Interrupt(Callback):
             self._stop(trainer, pl_module, number=number)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop after the validation that the step owed."""
+        """Stop after the validation of the step."""
         number = self._ballot.largest(self.received or 0)
         if (
             number and trainer.sanity_checking
@@ -93,7 +91,7 @@ class Interrupt(Callback):
             self._stop(trainer, pl_module, number=number)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before the test where a signal came during the last step, which is saved."""
+        """Stop before the test if a signal came during the last step, which is saved."""
         number = max(distributed.gather(int(self.received or 0)))
         if number:
             raise InterruptedRunError(number)

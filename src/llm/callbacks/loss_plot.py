@@ -1,4 +1,4 @@
-"""The picture of a run: its loss, and what else a task is known by, against steps."""
+"""The picture of a run: its loss and other metrics of its task against steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,24 +15,24 @@ LOSS = {"loss": "cross-entropy (nats a token)"}
 
 
 class Picture(Callback):
-    """Draw `loss.png` from `metrics.csv` when training ends, however it ends.
+    """The picture `loss.png`, drawn from `metrics.csv` when training ends, even by an error.
 
     Args:
-        panels: metrics to draw, one below the other, by their names without `train/` and `val/`, each
-            with what its axis is called; None draws the loss.
+        panels: metrics to draw, one below the other: names without `train/` and `val/`, each with the label of its
+            axis; None draws the loss.
     """
 
     def __init__(self, panels: Mapping[str, str] | None = None) -> None:
         self.panels = LOSS if panels is None else panels
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw after a whole run, one that was killed after its last step included."""
+        """Draw after a whole run, also one that was killed after its last step."""
         self._draw(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Draw what there is of an interrupted run."""
+        """Draw the steps so far of an interrupted run."""
         self._draw(trainer)
 
     def _draw(self, trainer: L.Trainer) -> None:
@@ -44,24 +44,22 @@ class Picture(Callback):
 def draw_metrics(
     metrics: Path, picture: Path, *, title: str, panels: Mapping[str, str] = LOSS
 ) -> None:
-    """Draw figures of training and validation against steps as a PNG.
+    """Draw metrics of training and validation against steps as a PNG.
 
     Args:
         metrics: a CSV file with columns `step`, and `train/…` and `val/…` for each panel.
-        picture: where to write.
-        title: above the axes.
-        panels: names of metrics, each with what its axis is called.
+        picture: the file to write.
+        title: title above the axes.
+        panels: names of metrics, each with the label of its axis.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # half a second to import: only when there is something to draw
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
 
     rows = read_metric_rows(metrics)
     height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
     for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
-        # Blue and orange of Okabe and Ito's palette, told apart by colour-blind readers too.
+        # Blue and orange of Okabe and Ito's palette, which colour-blind readers can tell apart.
         _plot(
             axes,
             rows,

@@ -1,4 +1,4 @@
-"""What a classifier made of the test part: every answer, and which classes it takes for which."""
+"""A classifier's predictions on the test part, and their confusion matrix."""
 
 import csv
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from llm.tasks.classification import Classification
 
 
 class Predictions(Callback):
-    """After a test, write `predictions.csv`, `confusion.csv` and `confusion.png` into the run directory."""
+    """Writer of `predictions.csv`, `confusion.csv` and `confusion.png` in the run directory after a test."""
 
     def suits(self, task: Task, data: DataModule) -> bool:
-        """Whether there are classes to answer with."""
+        """Return whether the task is a classification."""
         return isinstance(task, Classification)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write, before the task closes its sums; every device takes part in gathering them."""
+        """Write before the task resets its metrics; every device takes part in gathering them."""
         assert isinstance(pl_module, Classification)
         if pl_module.tested != "test":
             return
@@ -62,15 +62,15 @@ def write_predictions(
 def draw_confusion(
     counts: Int[Tensor, "N N"], classes: Sequence[str], *, picture: Path, title: str
 ) -> None:
-    """Draw a confusion matrix as a PNG: how many texts of each class were taken for which.
+    """Draw a confusion matrix as a PNG: how many texts of each class were predicted as each class.
 
     Args:
         counts: texts by their class (row) and the predicted one (column).
         classes: names of the classes.
-        picture: where to write.
-        title: above the matrix.
+        picture: the file to write.
+        title: title above the matrix.
     """
-    from matplotlib.figure import Figure  # slow to import: only when there is something to draw
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
 
     side = 2.5 + 0.6 * len(classes)
     figure = Figure(figsize=(side + 0.5, side), dpi=120, layout="constrained")

@@ -30,17 +30,17 @@ SHOWN = {
     "val/reward": "val reward {:.3f}",
     "speed/tokens_per_second": "{:,.0f} tok/s",
 }
-# These fit eighty columns: no task has all of them.
+# These fit into 80 columns: no task has all of them.
 ON_THE_BAR = ("train/loss", "val/perplexity", "val/accuracy", "speed/tokens_per_second")
 
 
 class ProgressBar(Callback):
-    """Shows steps, loss, validation perplexity, speed and the time left.
+    """A display of steps, loss, validation perplexity, speed and the time left.
 
-    Reads only what was logged anyway: a bar must not make the training wait for the device.
+    Reads only logged metrics: a bar must not make training wait for the device.
 
     Args:
-        seconds: time between two plain lines where the output is no terminal.
+        seconds: seconds between two plain lines if the output is not a terminal.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -50,7 +50,7 @@ class ProgressBar(Callback):
         self._testing: Progress | None = None
         self._task_id: Any = None
         self._last_refresh = 0.0
-        self._last_line = 0  # the step that it told of
+        self._last_line = 0  # the step of the last plain line
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar."""
@@ -76,7 +76,7 @@ class ProgressBar(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Move the bar, at most ten times a second; off a terminal print a line now and then."""
+        """Move the bar, at most ten times a second; without a terminal print a line now and then."""
         now = time.monotonic()
         if now - self._last_refresh < (self.seconds if self.progress is None else 0.1):
             return
@@ -84,7 +84,7 @@ class ProgressBar(Callback):
         self._show(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the validation's figures as a line that stays."""
+        """Print the metrics of the validation as a permanent line."""
         self._last_refresh = time.monotonic()
         self._print(trainer, pl_module, step=trainer.global_step)
 
@@ -99,7 +99,7 @@ class ProgressBar(Callback):
                 self._print(trainer, pl_module, step=newest)
 
     def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, *, step: int) -> None:
-        """Print a line with what was measured at a step, and at no other."""
+        """Print a line with the metrics measured at this step."""
         assert isinstance(pl_module, Task)
         self._last_line = step
         shown = [name for name, at in pl_module.measured.items() if at == step]
@@ -109,7 +109,7 @@ class ProgressBar(Callback):
             )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show how far the test is, which may take minutes."""
+        """Show the progress of the test, which may take minutes."""
         if trainer.is_global_zero:
             self._testing = progress_bar()
             self._testing.start()
@@ -124,7 +124,7 @@ class ProgressBar(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move the bar; after the last batch it makes way for what other callbacks show."""
+        """Move the bar; remove it after the last batch, before other callbacks print."""
         if self._testing is not None:
             self._testing.advance(self._task_id)
             if batch_idx + 1 == sum(trainer.num_test_batches):
@@ -132,7 +132,7 @@ class ProgressBar(Callback):
                 self._testing = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the full bar standing."""
+        """Stop at the full bar."""
         if self.progress is not None:
             self._show(trainer, pl_module)
             self.progress.stop()
@@ -141,7 +141,7 @@ class ProgressBar(Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Give the terminal back."""
+        """Stop the bars, so that the terminal is usable."""
         for bar in (self.progress, self._testing):
             if bar is not None:
                 bar.stop()
@@ -149,7 +149,7 @@ class ProgressBar(Callback):
 
 
 def progress_line(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
-    """The logged figures that matter most, in one line; empty before the first."""
+    """Return the most important logged metrics in one line; empty before the first."""
     assert isinstance(task, Task)
     logged = task.figures
     return ", ".join(

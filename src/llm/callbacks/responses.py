@@ -1,4 +1,4 @@
-"""What the model answers: a few answers as it learns, all of the test part's at the end."""
+"""The model's answers: a few during training, those of the whole test part at the end."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,15 +27,15 @@ from llm.tokenizers.base import Tokenizer
 
 
 class ResponseSamples(Samples):
-    """Samples of answers to conversations of the validation part, from before the first step on.
+    """Samples of answers to validation conversations, from before the first step.
 
-    So one sees how continuing a text turns into answering.
+    They show how continuing a text turns into answering.
 
     Args:
-        number: how many of the part's first conversations to answer.
-        max_tokens: most tokens of an answer.
-        sampler: how to choose among the logits; without it always the likeliest token.
-        seed: of the sampling.
+        number: how many of the first conversations to answer.
+        max_tokens: maximum length of an answer, in tokens.
+        sampler: how to choose among the logits; None takes the most likely token.
+        seed: seed of the sampling.
     """
 
     def __init__(
@@ -48,26 +48,26 @@ class ResponseSamples(Samples):
     ) -> None:
         super().__init__((), max_tokens=max_tokens, sampler=sampler or GREEDY, seed=seed)
         if number < 0:
-            raise ValueError(f"number={number}: give 0 or more")
+            raise ValueError(f"number={number}: is negative; use 0 or more")
         self.number = number
         self.data: InstructionDataModule | PreferenceDataModule | None = None
 
     def suits(self, task: Task, data: DataModule) -> bool:
-        """Whether there is a model that writes, and data with a template of conversations."""
+        """Return whether the model generates and the data have a chat template."""
         return super().suits(task, data) and hasattr(data, "template")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember where the conversations are."""
+        """Remember the data."""
         self.data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer before anything is learnt."""
+        """Answer before the first step."""
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
             self.on_validation_end(trainer, pl_module)
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
-        """The conversations as the model reads them, each with its answer."""
+        """Return the conversations as the model reads them, each with its answer."""
         assert self.data is not None
         conversations = self.data.raw["validation"][: self.number]
         settings = GenerationSettings(
@@ -81,15 +81,15 @@ class ResponseSamples(Samples):
 
 
 class Responses(Callback):
-    """At the end, answer the whole test part; keep the answers in `responses.json` and rate them.
+    """Answers to the whole test part at the end, written to `responses.json` and scored.
 
-    Beside each answer stands its reference. `test/rouge_l` and `test/exact_match` are means over the
-    answers; a judge can read the file later.
+    The file has each answer with its reference, and a judge can read it later. `test/rouge_l` and
+    `test/exact_match` are means over the answers.
 
     Args:
-        max_tokens: most tokens of an answer.
+        max_tokens: maximum length of an answer, in tokens.
         sampler: how to choose among the logits; without it always the likeliest token.
-        batch_size: how many conversations are answered together.
+        batch_size: number of conversations answered together.
         seed: of the sampling.
     """
 
@@ -103,16 +103,16 @@ class Responses(Callback):
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name}={value}: give a number from 1 on")
+                raise ValueError(f"{name}={value}: is too small; use 1 or more")
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.sampler, self.seed = sampler, seed
 
     def suits(self, task: Task, data: DataModule) -> bool:
-        """Whether there is a model that writes, and conversations with answers."""
+        """Return whether the model generates and the data are conversations with answers."""
         return generates(task.model) and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer, write and record: the first rank, or all together where none has the whole model."""
+        """Answer, write and record: on the first rank, or on all if the model is sharded."""
         assert isinstance(pl_module, Task)
         if pl_module.tested != "test":
             return
@@ -154,7 +154,7 @@ def answer_conversations(
 ) -> list[str]:
     """Return a model's answers to conversations, with a progress bar on a terminal.
 
-    The data's template decides what ends an answer; all other arguments are those of `respond`.
+    The data's template decides where an answer ends; all other arguments are those of `respond`.
     """
     template, tokenizer = data.template, data.tokenizer
     end = template.end_token(tokenizer)
@@ -172,7 +172,7 @@ def answer_conversations(
 
 
 def row_of(conversation: Demonstration, response: str) -> dict[str, Any]:
-    """What is kept of an answer."""
+    """Return the entry of `responses.json` for an answer."""
     return {
         "instruction": conversation.instruction,
         "input": conversation.context,

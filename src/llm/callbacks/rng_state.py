@@ -1,4 +1,4 @@
-"""Random states in the checkpoint: half of what makes a resumed run equal an uninterrupted one."""
+"""Random states in the checkpoint: one of two things that make a resumed run equal an uninterrupted one."""
 
 import random
 from typing import Any
@@ -12,13 +12,13 @@ from llm import distributed
 
 
 class RandomStates(Callback):
-    """Save the random generators' states and restore them before the first batch after a resume.
+    """The random generators' states, saved in checkpoints and restored before the first batch after a resume.
 
-    The other half, the order of the data, is a function of (seed, position) and needs no state. Restoring
-    waits for the first batch because setting up a trainer draws random numbers of its own.
+    The other thing, the order of the data, is a function of (seed, position) and needs no state. Restoring waits
+    for the first batch because setting up a trainer draws random numbers.
 
-    Ranks begin with one state, which gives all of them the same weights. From the first batch on those
-    that read batches of their own draw numbers of their own, too: dropout is not to repeat itself.
+    All ranks start from one state, which gives them the same weights. From the first batch on, ranks that read
+    different batches draw different numbers, so that their dropout masks differ.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class RandomStates(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name of the state in a checkpoint, whatever the class is called."""
+        """Return the key of the state in a checkpoint, independent of the class name."""
         return "rng_state"
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of every rank's generators, by rank, as tensors and plain data."""
+        """Return the states of every rank's generators, by rank, as tensors and plain data."""
         return {"ranks": distributed.gather(states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore what was saved, or diverge from the other ranks, once."""
+        """Restore the saved states, or diverge from the other ranks, once."""
         if self._is_set:
             return
         self._is_set = True
@@ -49,20 +49,20 @@ class RandomStates(Callback):
         if self._saved is not None and len(self._saved) == here.size:
             restore_generators(self._saved[here.rank])
         else:
-            if self._saved is not None:  # of another number of ranks
+            if self._saved is not None:  # saved by another number of ranks
                 restore_generators(self._saved[0])
             diverge(stream_of(trainer))
         self._saved = None
 
 
 def stream_of(trainer: L.Trainer) -> int:
-    """The number of this rank's stream: that of its batches, unless the strategy gives it its own."""
+    """Return the number of this rank's random stream: that of its batches, unless the strategy sets one."""
     batches = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
     return getattr(trainer.strategy, "stream", batches)
 
 
 def states() -> dict[str, Any]:
-    """The states of this process's generators."""
+    """Return the states of this process's generators."""
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     internal = numpy_state.pop("state")
@@ -70,7 +70,7 @@ def states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": numpy_state | {"state": {"key": internal["key"].tolist(), "pos": internal["pos"]}},
         "torch": torch.get_rng_state(),
-        # Of the device in use: asking the others would take memory on each of them.
+        # Only of the device in use: querying the others would allocate memory on each of them.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
@@ -87,7 +87,7 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 
 def diverge(number: int) -> None:
-    """Draw on in a stream of this number; number 0 goes on in the stream that there is."""
+    """Switch the generators to the stream of this number; number 0 keeps the current one."""
     if number == 0:
         return
     entropy = [torch.initial_seed() % 2**32, int(torch.randint(2**31, ())), number]

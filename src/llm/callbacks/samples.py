@@ -1,4 +1,4 @@
-"""What the model writes as it learns."""
+"""Texts that the model generates during training."""
 
 import re
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from llm.tokenizers.base import Tokenizer
 
 @runtime_checkable
 class LogsText(Protocol):
-    """A logger that has a place for texts."""
+    """A logger of texts."""
 
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
         """Show all the texts of a run so far, each with its step."""
@@ -35,16 +35,16 @@ class LogsText(Protocol):
 
 
 class Samples(Callback):
-    """After each validation, continue a few prompts; show them, keep them in `samples.txt` and in W&B.
+    """Continuations of a few prompts after each validation, shown and kept in `samples.txt` and W&B.
 
-    The same seed every time, so that texts of different steps compare. Sampling has random generators of
-    its own: a run with samples trains exactly as one without.
+    The seed is the same every time, so that texts of different steps are comparable. Sampling has random
+    generators of its own: a run with samples trains exactly like one without.
 
     Args:
-        prompts: texts to continue; an empty one begins a new document.
-        max_tokens: how many tokens to write for each.
+        prompts: texts to continue; an empty one starts a new document.
+        max_tokens: number of tokens to generate for each.
         sampler: how to choose among the logits.
-        seed: of the sampling.
+        seed: seed of the sampling.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Samples(Callback):
         seed: int = 0,
     ) -> None:
         if max_tokens < 1:
-            raise ValueError(f"max_tokens={max_tokens}: give a number from 1 on")
+            raise ValueError(f"max_tokens={max_tokens}: is too small; use 1 or more")
         self.prompts = list(prompts)
         self.max_tokens = max_tokens
         self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
         self.seed = seed
 
     def suits(self, task: Task, data: DataModule) -> bool:
-        """Whether there is a model that writes."""
+        """Return whether the model generates text."""
         return generates(task.model)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse a prompt that the tokenizer cannot encode now, not after the first validation."""
+        """Refuse a prompt that the tokenizer cannot encode before training starts."""
         try:
             for prompt in self.prompts:
                 first_tokens(trainer.datamodule.tokenizer, prompt)  # pyright: ignore
@@ -75,7 +75,7 @@ class Samples(Callback):
             raise ConfigError(f"callbacks.samples.prompts: {error}") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take away what was written after the checkpoint that a run goes on from: those steps come again."""
+        """Remove the samples after the checkpoint from which a run resumes: those steps are trained again."""
         file = Run(Path(trainer.default_root_dir)).samples
         if trainer.is_global_zero and file.is_file():
             done = trainer.global_step
@@ -84,7 +84,7 @@ class Samples(Callback):
             append_samples(file, kept)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write, show and keep: the first rank, or all together where none has the whole model."""
+        """Generate, show and keep: on the first rank, or on all if the model is sharded."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -92,7 +92,7 @@ class Samples(Callback):
             texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
             if trainer.is_global_zero:
                 self._keep(trainer, texts)
-        distributed.barrier()  # here, patiently, and not at the next gradient
+        distributed.barrier()  # here, because its timeout is longer than that of the next gradient
 
     def _keep(self, trainer: L.Trainer, texts: Sequence[str]) -> None:
         run = Run(Path(trainer.default_root_dir))
@@ -106,7 +106,7 @@ class Samples(Callback):
                 logger.log_texts("samples", read_samples(run.samples), step=trainer.global_step)
 
     def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
-        """Prompts with their continuations."""
+        """Return the prompts with their continuations."""
         settings = GenerationSettings(
             max_tokens=self.max_tokens, sampler=self.sampler, seed=self.seed
         )
@@ -115,13 +115,13 @@ class Samples(Callback):
 
 
 def append_samples(file: Path, texts: Sequence[tuple[int, str]]) -> None:
-    """Add texts to a file of samples, each with its step."""
+    """Append texts to a file of samples, each with its step."""
     with open_for_appending(file) as lines:
         lines.writelines(f"=== step {step}\n{text}\n" for step, text in texts)
 
 
 def read_samples(file: Path) -> list[tuple[int, str]]:
-    """The texts of a file of samples, each with its step."""
+    """Return the texts of a file of samples, each with its step."""
     _, *parts = re.split(r"^=== step (\d{1,18})\n", read_utf8(file), flags=re.MULTILINE)
     return [
         (int(step), text.removesuffix("\n"))

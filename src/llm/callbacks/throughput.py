@@ -21,23 +21,23 @@ if sys.platform != "win32":
 
 @runtime_checkable
 class SupportsFlops(Protocol):
-    """A model that knows its training cost."""
+    """A model with a known training cost."""
 
     def flops_per_token(self, context: int) -> int:
-        """Training FLOPs a token costs, forward and backward, in a context of so many tokens."""
+        """Return the training FLOPs per token, forward and backward, at this context length."""
         ...
 
 
 class Throughput(Callback):
-    """Log `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
+    """The metrics `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
 
-    Tokens are those that the model reads in training, padding among them, for it costs as much. Time spent
-    validating and sampling does not count. MFU is the share of the hardware's matrix rate that one forward
-    and backward pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs a parameter and
-    token, plus attention); a reference's passes, and drawing answers, are not counted. Frozen parameters
-    take fewer than 6, how many depends on where they lie, so with them `speed/mfu` is left out.
+    Counts all tokens that the model reads in training, including padding, which costs as much. Excludes the time
+    of validating and sampling. MFU is the share of the hardware's matrix rate that one forward and backward pass
+    over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention),
+    without the passes of a reference model and the sampling of answers. Frozen parameters need fewer than 6,
+    depending on their position, so with them `speed/mfu` is left out.
 
-    Where other programs take the cores that a run on the CPU is ready to use, it says so once (`Crowding`).
+    Warns once if other programs use the cores of a run on the CPU (`Crowding`).
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class Throughput(Callback):
         self.total_tokens = 0
         self._uncounted = 0  # tokens of this rank's batches
         self._sharing = 1  # ranks that work on one batch
-        self._flops: dict[int, int] = {}  # a token's, by the context that it was read in
+        self._flops: dict[int, int] = {}  # per token, by context length
         self._since: float | None = None
         self._crowding = Crowding()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn the hardware's matrix rate, if all the model is trained."""
+        """Determine the hardware's matrix rate if the whole model is trained."""
         assert isinstance(pl_module, Task)
         self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
@@ -69,7 +69,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock where it stands: after a validation, and the samples and checkpoints behind it."""
+        """Start the clock if it is stopped: after a validation with its samples and checkpoints."""
         if self._since is None:
             self._since = time.perf_counter()
             if pl_module.device.type == "cpu":
@@ -91,18 +91,18 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the batch's tokens; at logged steps report, together with what the task measured."""
+        """Count the batch's tokens; at logged steps report them with the metrics of the task."""
         self._uncounted += batch["tokens"].numel()
         assert isinstance(pl_module, Task)
         if pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0:
             self._pause(pl_module)
             speed = self._report(pl_module, batch["tokens"].shape[1])
             pl_module.record(pl_module.take_training_metrics() | speed)
-            if line := self._crowding.tell():
+            if line := self._crowding.warning():
                 rank_zero_warn(line)
 
     def _count(self) -> None:
-        """Add what all ranks have read, and each batch once, however many ranks have worked on it."""
+        """Add the tokens that all ranks have read, counting each batch once if several ranks share it."""
         read = sum(distributed.gather(self._uncounted)) // self._sharing
         self._uncounted = 0
         self.tokens += read
@@ -126,16 +126,16 @@ class Throughput(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name of the state in a checkpoint, whatever the class is called."""
+        """Return the key of the state in a checkpoint, independent of the class name."""
         return "throughput"
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens seen so far."""
+        """Return the number of tokens so far."""
         self._count()
         return {"total_tokens": self.total_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of tokens."""
         self.total_tokens = state_dict["total_tokens"]
 
 
@@ -145,7 +145,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: of the GPU by tensors, or of the process on a CPU."""
+    """Return the peak memory in bytes: of the GPU by tensors, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

@@ -138,7 +138,7 @@ class Evaluate(Command):
         return {
             **origin(weights, result.description),
             "part": self.test_path,
-            "figures": result.figures,
+            "metrics": result.metrics,
         }
 
     def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Evaluate(Command):
         report = {
             **origin(weights, data.describe()),
             "part": self.test_path or part,
-            "figures": measure_part(task, data, part, hardware),
+            "metrics": measure_part(task, data, part, hardware),
         }
         if has_answers:
             task.to(hardware.accelerator)

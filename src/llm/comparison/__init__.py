@@ -1,4 +1,4 @@
-"""Runs beside one another: a table of what they reached and a picture of how, from their records alone."""
+"""Comparison of runs: a table of their metrics and a picture of their losses, read from their records alone."""
 
 from llm.comparison.table import Table, compare
 

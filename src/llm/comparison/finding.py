@@ -1,4 +1,4 @@
-"""Which runs are meant by some folders: a run, a sweep, or any folder above them."""
+"""Search for runs in folders: a run, a sweep, or any folder above them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,14 +9,14 @@ from llm.config.errors import ConfigError
 from llm.runs import Run, display_path
 from llm.sweeps import FILE, Sweep
 
-# Levels below a folder at which is looked: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
+# Levels below a folder that are searched: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
 DEEPEST = 4
-# What reading a file that something else wrote may end in.
+# Exceptions that reading a damaged file may raise.
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Found(NamedTuple):
-    """What lies in some folders.
+    """The runs in some folders.
 
     Attributes:
         runs: the runs, each once, sorted by their paths.
@@ -28,13 +28,13 @@ class Found(NamedTuple):
 
 
 def find(folders: Sequence[str | Path]) -> Found:
-    """All runs of some folders.
+    """Return all runs in some folders.
 
     Args:
         folders: run directories, sweeps, or folders above either.
 
     Raises:
-        ConfigError: there is no such folder, or no run in it.
+        ConfigError: a folder does not exist or contains no run.
     """
     runs: dict[Path, Run] = {}
     damaged: set[str] = set()
@@ -58,7 +58,7 @@ def find(folders: Sequence[str | Path]) -> Found:
 
 
 def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
-    """Files that tell of runs, each with what reads it; a sweep's word on a run is the last."""
+    """Yield each file that describes runs with its reader; a sweep comes last, so its record of a run wins."""
     for file in _below(folder, "run.json"):
         yield file, partial(Run, file.parent)
     for file in _below(folder, FILE):
@@ -76,7 +76,7 @@ def _fail(error: Exception) -> Run:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
-    """Files of this name, without those that a rerun has set aside, unless the folder is one of these."""
+    """Return the files of this name, without runs set aside by a rerun unless `folder` itself is one."""
     levels = ("*/" * depth for depth in range(DEEPEST))
     files = sorted(file for level in levels for file in folder.glob(f"{level}{name}"))
     return [file for file in files if file.parent == folder or "~" not in file.parent.name]

@@ -1,4 +1,4 @@
-"""How far a mean over a few seeds could be off: Student's t."""
+"""Confidence intervals of a mean over a few seeds (Student's t)."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,7 @@ class MeanInterval(NamedTuple):
 
     Attributes:
         mean: the mean.
-        margin: half the width of its interval; None where a single repetition, or an infinite one, tells
-            nothing of it.
+        margin: half the width of its interval; None for a single repetition or an infinite mean.
     """
 
     mean: float
@@ -20,11 +19,11 @@ class MeanInterval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """The mean of some values and the interval of Student's t around it (1908).
+    """Return the mean of some values and its Student's t interval (1908).
 
     Args:
         values: one or more repetitions of a measurement.
-        confidence: how often such an interval holds the true mean.
+        confidence: probability that such an interval contains the true mean.
     """
     mean = fmean(values)
     if len(values) < 2 or not math.isfinite(mean):
@@ -34,10 +33,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInte
 
 
 def quantile(confidence: float, freedom: int) -> float:
-    """The t that a variable of Student's distribution stays within, on both sides, so often.
+    """Return t such that a variable of Student's distribution lies in [-t, t] with this probability.
 
     Args:
-        confidence: above 0 and below 1.
+        confidence: probability, above 0 and below 1.
         freedom: degrees of freedom, 1 or more.
     """
     low, high = 0.0, math.pi / 2
@@ -48,7 +47,7 @@ def quantile(confidence: float, freedom: int) -> float:
 
 
 def _within(angle: float, freedom: int) -> float:
-    """How often |t| < √freedom tan(angle): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """Return P(|t| < √freedom tan(angle)): Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     odd = freedom % 2
     term, total = math.cos(angle) ** odd, 0.0
     for power in range(odd, freedom - 1, 2):

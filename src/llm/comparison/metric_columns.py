@@ -1,4 +1,4 @@
-"""The figures of a table: their order, what they are called, and how they are written for a person."""
+"""The metric columns of a table: their order, titles and number formats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from llm.units import UNKNOWN, duration, format_number
 
 
 class MetricColumn(NamedTuple):
-    """A number that a run is known by.
+    """A metric of a run as a column of the table.
 
     Attributes:
-        name: in files, with its unit where that is not plain.
-        title: for a person.
-        write: a value as a person reads it.
+        name: name in files, with its unit if that is not obvious.
+        title: title for a person.
+        write: formats a value for a person.
         is_measured: whether repetitions differ in it by chance, so that it has an interval.
     """
 
@@ -24,7 +24,7 @@ class MetricColumn(NamedTuple):
     is_measured: bool = False
 
     def text(self, found: MeanInterval | None) -> str:
-        """What a cell says."""
+        """Return the text of a cell."""
         if found is None:
             return UNKNOWN
         if found.margin is None or not self.is_measured or not math.isfinite(found.margin):
@@ -34,12 +34,12 @@ class MetricColumn(NamedTuple):
 
 
 def _places(margin: float) -> int:
-    """Decimal places that show two digits of a margin."""
+    """Return the decimal places that show two digits of a margin."""
     return 4 if not margin else min(6, max(0, 1 - math.floor(math.log10(margin))))
 
 
 def format_quality(value: float) -> str:
-    """A figure of quality: four decimal places."""
+    """Return a quality metric with four decimal places."""
     return f"{value:.4f}"
 
 
@@ -51,22 +51,22 @@ LEARNED = (
     MetricColumn("best_loss", "best val loss", format_quality, is_measured=True),
     MetricColumn("bits_per_byte", "bits/byte", format_quality, is_measured=True),
 )
-# What depends on the clock and the machine stands last, so that the rest of two tables can be held together.
+# Columns that depend on the clock and the machine come last, so that the other columns of two tables line up.
 CLOCKED = (
     MetricColumn("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
     MetricColumn("mfu", "MFU", lambda value: f"{value:.1%}"),
     MetricColumn("peak_gib", "peak memory", lambda value: f"{value:.2f} GiB"),
     MetricColumn("seconds", "time", duration),
 )
-# These say again what others say.
+# Metrics that repeat another column.
 REPEATED = ("val/loss", "val/perplexity", "val/bits_per_byte", "test/perplexity")
 
 
 def metric_columns(names: Sequence[str]) -> list[MetricColumn]:
-    """The figures of a table.
+    """Return the metric columns of a table.
 
     Args:
-        names: those of a task's own, such as `test/accuracy`, that are to be shown.
+        names: the task's own metrics to show, such as `test/accuracy`.
     """
     own = [MetricColumn(name, name, format_quality, is_measured=True) for name in names]
     return [*LEARNED, *own, *CLOCKED]

@@ -1,4 +1,4 @@
-"""What a reader of a table has to know before believing it."""
+"""Notes below a table: what a reader must know before trusting it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,19 +8,19 @@ from statistics import fmean
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.units import format_number
 
-UNLIKE = 0.01  # share by which budgets may differ and still be called the same: finetuning counts padding
+UNLIKE = 0.01  # budgets that differ by a smaller share count as equal: finetuning counts padding
 
 
 def table_notes(
     parts: Sequence[TablePart], keys: Sequence[str], *, by: str | None, confidence: float
 ) -> list[str]:
-    """Lines below a table, most important first.
+    """Return the lines below a table, most important first.
 
     Args:
-        parts: what is in the table.
-        keys: what its rows differ in.
-        by: the figure that ranks, where one was chosen.
-        confidence: of the intervals.
+        parts: the parts of the table.
+        keys: the settings in which its rows differ.
+        by: the metric to rank by, if one was chosen.
+        confidence: confidence of the intervals.
     """
     found = chain(
         _seeing(parts, keys),
@@ -35,21 +35,21 @@ def table_notes(
 
 
 def _seeing(parts: Sequence[TablePart], keys: Sequence[str]) -> Iterator[str]:
-    """A model saw what it was to predict."""
+    """Note each model that saw the tokens it had to predict."""
     for row in chain(*(part.rows for part in parts)):
         if any(each.sees_its_targets for each in row.results):
             yield f"{row_label(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
 
 
 def _changed(parts: Sequence[TablePart]) -> Iterator[str]:
-    """A run went on with other values than it had begun with."""
+    """Note each run whose settings changed when it was resumed."""
     for result in chain(*(row.results for part in parts for row in part.rows)):
         if result.changes:
-            yield f"{result.name} was changed as it learned: {', '.join(result.changes)}"
+            yield f"{result.name} was changed during training: {', '.join(result.changes)}"
 
 
 def _apart(parts: Sequence[TablePart]) -> Iterator[str]:
-    """Data differ."""
+    """Note that the data differ."""
     labels = [part.label for part in parts if part.label]
     if len(labels) < 2:
         return
@@ -60,26 +60,26 @@ def _apart(parts: Sequence[TablePart]) -> Iterator[str]:
         if part.label
     }
     if len(seeds) > 1 and max(Counter(label.split()[0] for label in labels).values()) > 1:
-        yield "the seed draws what is held out of many texts: compare runs of the same seeds"
+        yield "the seed decides which texts are held out: compare runs with the same seeds"
 
 
 def _counted(part: TablePart, by: str | None) -> Iterator[str]:
-    """Tokenizers differ, or what else a loss is counted in."""
+    """Note that tokenizers, or other units of a loss, differ."""
     if part.tokenizers == 1:
         return
     by = by or "bits_per_byte"
-    ranking = f"{by} ranks" if part.ranked else "nothing ranks: choose a figure with by="
-    yield f"different tokenizers: losses by token do not compare and are left out; {ranking}"
+    ranking = f"{by} ranks" if part.ranked else "nothing ranks: choose a metric with by="
+    yield f"different tokenizers: losses per token are not comparable and are left out; {ranking}"
 
 
 def _drawn(parts: Sequence[TablePart]) -> Iterator[str]:
-    """Repetitions were measured on different texts."""
+    """Note that repetitions were measured on different texts."""
     if any(len(row.data) > 1 for part in parts for row in part.rows):
-        yield "each seed draws its own texts to hold out: figures of different seeds are not of the same texts"
+        yield "each seed draws its own held-out texts: metrics of different seeds are not measured on the same texts"
 
 
 def _unlike(part: TablePart, keys: Sequence[str]) -> Iterator[str]:
-    """Budgets or repetitions differ among rows that are ranked."""
+    """Note that budgets or seeds differ among ranked rows."""
     ranked = part.rows[: part.ranked]
     tokens = {row: fmean(values) for row in ranked if (values := row.values("tokens"))}
     if tokens and max(tokens.values()) > (1 + UNLIKE) * min(tokens.values()):
@@ -91,11 +91,11 @@ def _unlike(part: TablePart, keys: Sequence[str]) -> Iterator[str]:
     seeds = {row: sorted({str(r.seed) for r in row.counted}, key=natural) for row in ranked}
     if len(set(map(tuple, seeds.values()))) > 1:
         fewest = min(seeds, key=lambda row: len(seeds[row]))
-        yield f"not the same seeds: {row_label(fewest, keys)} has {', '.join(seeds[fewest])} alone"
+        yield f"not the same seeds: {row_label(fewest, keys)} has only {', '.join(seeds[fewest])}"
 
 
 def _repeated(parts: Sequence[TablePart], confidence: float) -> Iterator[str]:
-    """What stands behind ±."""
+    """Explain ± if there are repetitions."""
     if any(len(row.counted) > 1 for part in parts for row in part.rows):
         yield (
             f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
@@ -104,6 +104,6 @@ def _repeated(parts: Sequence[TablePart], confidence: float) -> Iterator[str]:
 
 
 def row_label(row: TableRow, keys: Sequence[str]) -> str:
-    """A row in the words that made it."""
+    """Return the overrides that identify a row, or the name of its first run."""
     words = [f"{key}={value}" for key, value in zip(keys, row.settings, strict=True) if value]
     return " ".join(words) or row.results[0].name

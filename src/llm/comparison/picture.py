@@ -1,4 +1,4 @@
-"""The picture of a comparison: loss against training tokens, and against training compute."""
+"""The picture of a comparison: loss against training tokens and against training compute."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from llm.comparison.result import Result
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.files import replacing
 
-# Okabe and Ito's palette without its yellow, which is faint on white: colour-blind readers tell these apart, and
-# nobody has to by colour alone.
+# Okabe and Ito's palette without its yellow, which is faint on white. Colour-blind readers can tell these apart;
+# markers and line styles differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
@@ -20,14 +20,14 @@ LABELS = {
     "val/bits_per_byte": "validation bits per byte",
     "train/loss": "training loss (nats)",
 }
-WIDE = 20.0  # ranges whose ends differ by more than this factor are drawn on a logarithmic axis
-STEEP = 2.5  # the same of losses
+WIDE = 20.0  # a range whose ends differ by more than this factor gets a logarithmic axis
+STEEP = 2.5  # the same for losses
 LONGEST = 44  # characters of a name in a legend
-FEW = 4  # curves whose names find room between the curves
+FEW = 4  # up to this many curves, the legend is placed among them
 
 
 class Style(NamedTuple):
-    """How a row is drawn."""
+    """The line style of a row."""
 
     color: str
     marker: str
@@ -35,13 +35,13 @@ class Style(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """What one pair of axes shows.
+    """The content of one pair of axes.
 
     Attributes:
-        part: whose rows.
-        metric: what stands upwards.
-        label: what the other axis is called.
-        scale: what a token counts there, by run; None where that is unknown.
+        part: the part of the table whose rows are drawn.
+        metric: the metric on the y axis.
+        label: the label of the x axis.
+        scale: x units per training token of a run; None if unknown.
     """
 
     part: TablePart
@@ -56,15 +56,15 @@ def draw_comparison(
     """Draw a comparison as a PNG, with a row of panels for each part; draw nothing if no run has a curve.
 
     Args:
-        parts: the parts of the table, each with its rows.
+        parts: the parts of the table.
         path: the file to write.
         keys: the settings that tell rows apart.
-        confidence: of the interval of a mean over seeds.
+        confidence: confidence of the interval of a mean over seeds.
 
     Returns:
-        Whether there was something to draw.
+        Whether anything was drawn.
     """
-    from matplotlib.figure import Figure  # half a second to import
+    from matplotlib.figure import Figure  # here, because it takes half a second to import
 
     grid = [panels for part in parts if (panels := _panels(part))]
     if not grid:
@@ -88,7 +88,7 @@ def draw_comparison(
 
 
 def _panels(part: TablePart) -> list[Panel]:
-    """Against tokens, and against compute where that is known of every curve."""
+    """Return the panels of a part: loss against tokens, and against compute if known for every curve."""
     results = [each for row in part.rows for each in row.counted]
     metric = next(
         (name for name in _metrics(part) if any(len(r.curve(name)) > 1 for r in results)), None
@@ -103,7 +103,7 @@ def _panels(part: TablePart) -> list[Panel]:
 
 
 def _metrics(part: TablePart) -> tuple[str, ...]:
-    """What may stand upwards: losses a token only where they compare."""
+    """Return the candidates for the y axis: losses per token only if they are comparable."""
     return ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
 
 
@@ -115,14 +115,14 @@ def _draw(
     keys: Sequence[str],
     confidence: float,
 ) -> None:
-    """One pair of axes: a row's seeds thin, their mean thick, the mean's interval as a band."""
+    """Draw one pair of axes: thin lines for seeds, a thick line for their mean, a band for its interval."""
     for row in panel.part.rows:
         curves = [_curve(each, panel) for each in row.counted if each.curve(panel.metric)]
         if not curves:
             continue
         style = styles[row]
         mean = _mean(curves, confidence)
-        x, y = [place for place, _ in mean], [each.mean for _, each in mean]
+        x, y = [position for position, _ in mean], [each.mean for _, each in mean]
         if len(curves) > 1:
             for curve in curves:
                 axes.plot(*zip(*curve.values(), strict=True), color=style.color, lw=0.6, alpha=0.5)
@@ -131,7 +131,9 @@ def _draw(
                 for _, each in mean
                 if each.margin is not None
             ]
-            if len(ends) == len(mean) and len(curves) > 2:  # of two it is wider than the picture
+            if (
+                len(ends) == len(mean) and len(curves) > 2
+            ):  # with two, the interval exceeds the picture
                 axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
         often = max(1, len(x) // 10)
         name = _name(row, keys, data=panel.part.label)
@@ -141,7 +143,7 @@ def _draw(
 
 
 def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
-    """The places of a run's points on the axes, by step."""
+    """Return the points of a run's curve by step."""
     scale = panel.scale(result) or 1.0
     return {step: (tokens * scale, value) for step, tokens, value in result.curve(panel.metric)}
 
@@ -149,7 +151,7 @@ def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
 def _mean(
     curves: Sequence[dict[float, tuple[float, float]]], confidence: float
 ) -> list[tuple[float, MeanInterval]]:
-    """The mean over repetitions at the steps that all of them have."""
+    """Return the mean over repetitions at the steps that all of them have."""
     steps = sorted(set.intersection(*map(set, curves)))
     return [
         (
@@ -161,7 +163,8 @@ def _mean(
 
 
 def _dress(axes: Any, panel: Panel) -> None:
-    """Labels, units and scales."""
+    """Set labels, units and scales."""
+    # Here, because matplotlib takes half a second to import.
     from matplotlib.ticker import (
         EngFormatter,
         LogLocator,
@@ -195,31 +198,31 @@ def _ends(axes: Any, of: int) -> tuple[float, float]:
 
 
 def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, Style]:
-    """One colour and marker an architecture, or a value of what differs first; lines tell the rest apart."""
+    """Return a style per row: colour and marker by architecture (else by the first key), line style by the rest."""
     models = [
         at for at, key in enumerate(keys) if key == "model" or key.startswith(("model/", "model."))
     ]
     leading = models or [0][: len(keys)]
     main = [tuple(row.settings[at] for at in leading) for row in rows]
     rest = [tuple(s for at, s in enumerate(row.settings) if at not in leading) for row in rows]
-    place, shade = _places(main), _places(rest)
+    hue, shade = _indices(main), _indices(rest)
     return {
         row: Style(
-            COLORS[place[a] % len(COLORS)],
-            MARKERS[(place[a] + shade[b] // len(LINES)) % len(MARKERS)],
+            COLORS[hue[a] % len(COLORS)],
+            MARKERS[(hue[a] + shade[b] // len(LINES)) % len(MARKERS)],
             LINES[shade[b] % len(LINES)],
         )
         for row, a, b in zip(rows, main, rest, strict=True)
     }
 
 
-def _places(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, ...], int]:
+def _indices(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, ...], int]:
     found = sorted(set(values), key=lambda value: tuple(map(natural, value)))
-    return {value: place for place, value in enumerate(found)}
+    return {value: index for index, value in enumerate(found)}
 
 
 def _name(row: TableRow, keys: Sequence[str], *, data: str) -> str:
-    """A row in a legend: the value alone where one thing differs, and nothing that the data are called by."""
+    """Return a row's name in a legend: the value alone if one key differs, without the label of the data."""
     if len(keys) == 1:
         return str(row.settings[0])
     words = [
@@ -232,7 +235,7 @@ def _name(row: TableRow, keys: Sequence[str], *, data: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    """Names of the curves: among them while they are few, beside them otherwise."""
+    """Add the legend: among the curves if they are few, beside them otherwise."""
     number = len(axes.get_legend_handles_labels()[0])
     if number > FEW:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))

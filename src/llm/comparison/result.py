@@ -1,4 +1,4 @@
-"""What one run came to, read from its `run.json` and `metrics.csv`."""
+"""The results of one run, read from its `run.json` and `metrics.csv`."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from llm.runs import Run, display_path
 
 Curve = list[tuple[float, float, float]]
 
-# What runs may differ in without being other experiments: seeds are repetitions, the rest only names and watches.
+# Keys in which runs of one experiment may differ: seeds are repetitions, the others are names and observers.
 UNSHOWN = (
     *("seed", "name", "output_dir", "rerun", "resume", "dry_run", "match", "trust", "logger"),
     "callbacks",
@@ -31,7 +31,7 @@ PREDICTING = ("pretraining", "sft", "dpo")
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A run as a comparison sees it; what its record lacks is None or missing.
+    """The results of a run; a value missing from its record is None or missing.
 
     Args:
         run: the run directory, which need not exist yet.
@@ -41,44 +41,44 @@ class Result:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `run.json` says."""
+        """Return the content of `run.json`."""
         return self.run.record
 
     @property
     def name(self) -> str:
-        """The name of the directory."""
+        """Return the name of the directory."""
         return self.run.path.name
 
     @cached_property
     def status(self) -> str:
-        """Where the run stands; one that nobody has begun is pending."""
+        """Return the status of the run; one that has not started is pending."""
         state = self.run.state
         return "pending" if state == "new" else state
 
     @property
     def error(self) -> str | None:
-        """Why it failed, in one line."""
+        """Return why it failed, in one line."""
         error = self.record.get("error") if self.status == "failed" else None
         return " ".join(str(error).split()) if error else None
 
     @property
     def seed(self) -> Any:
-        """The seed, as it was recorded or asked for."""
+        """Return the recorded or requested seed."""
         return self.record.get("seed", self.overrides.get("seed"))
 
     @property
     def has_begun(self) -> bool:
-        """Whether it was ever trained."""
+        """Return whether training has ever started."""
         return "fingerprint" in self.record
 
     @property
     def recipe(self) -> str | None:
-        """What repetitions of it share, known once it has begun."""
+        """Return the fingerprint that its repetitions share; None before training starts."""
         return self.record.get("recipe") if self.has_begun else None
 
     @property
     def changes(self) -> list[str]:
-        """What was changed while it learned, and from which step on; a line each."""
+        """Return the settings that were changed during training, with the first step affected; one line each."""
         segments = self.record.get("segments")
         found = [each for each in segments if isinstance(each, Mapping)] if segments else []
         return [
@@ -90,27 +90,27 @@ class Result:
 
     @property
     def data(self) -> str | None:
-        """What its figures were measured on: task and text held out, or nothing yet.
+        """Return the task and held-out text of its metrics; None if nothing was measured.
 
-        A run from before texts had names of their own has one with its tokenizer in it, which is as strict.
+        In the records of earlier versions the name of the text includes the tokenizer, which is as strict.
         """
         corpus = self.record.get("corpus") or self.record.get("data")
         return f"{self.record.get('task')} {corpus}" if corpus else None
 
     @property
     def sees_its_targets(self) -> bool:
-        """Whether its model saw the tokens that it learned to predict, so that its loss says nothing.
+        """Return whether the model saw the tokens it learned to predict, so that its loss is meaningless.
 
-        `llm train` refuses this now; runs of earlier versions are known by what was chosen.
+        `llm train` refuses this; runs of earlier versions are recognized by their options.
         """
         chosen = {self.choices.get("model"), self.choices.get("weights")}
         return self.record.get("task") in PREDICTING and "bert" in chosen
 
-    # What it is
+    # Configuration
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """The words of its command line by key, in their order."""
+        """Return the overrides of its command line by key, in their order."""
         found = self.record.get("overrides")
         if not isinstance(found, Mapping):
             said = split_words(str(self.record.get("command", "")))[2:]
@@ -119,33 +119,33 @@ class Result:
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """The option chosen of each group."""
+        """Return the option chosen in each group."""
         found = self.record.get("choices")
         return {k: str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """All that it could be told apart by: choices, and keys that were overridden."""
+        """Return everything that may distinguish it from other runs: choices and overrides."""
         both = {**self.overrides, **self.choices}
         return {key: value for key, value in both.items() if is_shown(key)}
 
-    # What it reached
+    # Metrics
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """The numbers of `metrics.csv` by step, from the first on; none where the file is missing or damaged.
+        """Return the numbers of `metrics.csv` by step; empty if the file is missing or damaged.
 
-        What a finetune measures before its first step is not a result of its own, and its weights are not kept.
+        Excludes step 0: what a finetune measures before its first step is not its result, and no weights are kept.
         """
-        return [row for row in self._metrics[0] if row["step"] > 0]
+        return [row for row in self._file[0] if row["step"] > 0]
 
     @property
     def damage(self) -> str | None:
-        """Why its metrics are left out."""
-        return self._metrics[1]
+        """Return why its metrics are left out; None if they are readable."""
+        return self._file[1]
 
     @cached_property
-    def _metrics(self) -> tuple[list[dict[str, float]], str | None]:
+    def _file(self) -> tuple[list[dict[str, float]], str | None]:
         try:
             return read_metrics(self.run.metrics), None
         except (OSError, FileError) as error:
@@ -153,22 +153,22 @@ class Result:
             return [], f"{display_path(self.run.metrics)} is damaged and left out: {reason}"
 
     @cached_property
-    def figures(self) -> dict[str, float]:
-        """Everything a table may show, by name; what is unknown is missing."""
-        metrics = numbers(self.record.get("metrics"))
-        # Of a part that was validated by a subset, what the best weights came to on the whole of it.
+    def metrics(self) -> dict[str, float]:
+        """Return all metrics that a table may show, by name; unknown ones are missing."""
+        recorded = numbers(self.record.get("metrics"))
+        # After validation on a subset: the metrics of the best weights on the whole validation part.
         complete_lines = {
             f"val/{name.removeprefix('whole/')}": value
-            for name, value in metrics.items()
+            for name, value in recorded.items()
             if name.startswith("whole/")
         }
-        at_best = self._at_best(metrics) | complete_lines
+        at_best = self._at_best(recorded) | complete_lines
         found: dict[str, float | None] = {
-            **{name: value for name, value in metrics.items() if name.startswith("test/")},
+            **{name: value for name, value in recorded.items() if name.startswith("test/")},
             **{name: value for name, value in at_best.items() if name.startswith("val/")},
             **numbers(self.record, "parameters", "trained_parameters", "seconds"),
             "tokens": self.tokens_at(self.last_step) if self.last_step else None,
-            "final_loss": None if complete_lines else self._newest("val/loss", metrics),
+            "final_loss": None if complete_lines else self._newest("val/loss", recorded),
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
             "tokens_per_second": self._typical("speed/tokens_per_second"),
@@ -179,11 +179,11 @@ class Result:
 
     @property
     def flops_per_token(self) -> float | None:
-        """Floating-point operations that training takes for a token, where that is known."""
+        """Return the floating-point operations of training on one token; None if unknown."""
         return numbers(self.record, "flops_per_token").get("flops_per_token")
 
     def curve(self, metric: str) -> Curve:
-        """A metric as it went: steps, training tokens until then, values."""
+        """Return a metric over time: steps, training tokens so far, values."""
         return [
             (row["step"], self.tokens_at(row["step"]), row[metric])
             for row in self.rows
@@ -192,12 +192,12 @@ class Result:
 
     @cached_property
     def last_step(self) -> float:
-        """The last step of which something is known."""
+        """Return the last step with a known result."""
         steps = numbers(self.record, "stopped_at", "steps") if self.status == "done" else {}
         return steps.get("stopped_at") or max((row["step"] for row in self.rows), default=0.0)
 
     def tokens_at(self, step: float) -> float:
-        """Training tokens up to a step: counted at some steps, and at the same rate between and after."""
+        """Return the training tokens up to a step, interpolated linearly between the steps with a count."""
         steps, tokens = self._counted
         if len(steps) == 1:
             return step * numbers(self.record, "tokens_per_step").get("tokens_per_step", 0.0)
@@ -207,13 +207,13 @@ class Result:
 
     @cached_property
     def _counted(self) -> tuple[list[float], list[float]]:
-        """Steps at which tokens were counted, and how many there were."""
+        """Return the steps at which tokens were counted, and the counts."""
         known = {row["step"]: row["tokens"] for row in self.rows if "tokens" in row}
         steps = [0.0, *sorted(step for step in known if step > 0)]
         return steps, [0.0, *(known[step] for step in steps[1:])]
 
     def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
-        """The figures of the validation whose weights are kept: that of the lowest loss, if no other was."""
+        """Return the metrics of the validation whose weights are kept, by default the one with the lowest loss."""
         measured = [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
         kept = [row for row in measured if row["step"] == self.record.get("best_step")]
         if kept:
@@ -225,7 +225,7 @@ class Result:
         return found[-1] if found else otherwise.get(metric)
 
     def _typical(self, metric: str) -> float | None:
-        """The median, which a slow start does not move."""
+        """Return the median, which a slow start does not affect."""
         found = [row[metric] for row in self.rows if metric in row]
         return median(found) if found else None
 
@@ -239,7 +239,7 @@ class Result:
 
 
 def split_words(command: str) -> list[str]:
-    """A command line's words; where its quotes do not match, what blanks part."""
+    """Split a command line as a shell does, or at blanks if its quotes do not match."""
     try:
         return shlex.split(command)
     except ValueError:
@@ -247,12 +247,12 @@ def split_words(command: str) -> list[str]:
 
 
 def is_shown(key: str) -> bool:
-    """Whether runs that differ in a key are other experiments."""
+    """Return whether runs that differ in this key are different experiments."""
     return key.replace("/", ".").split(".")[0] not in (*UNSHOWN, "hydra")
 
 
 def numbers(values: Any, *names: str) -> dict[str, float]:
-    """The numbers in a record, all of them or some."""
+    """Return the numbers in a record: all of them or those named."""
     if not isinstance(values, Mapping):
         return {}
     found = {
@@ -264,10 +264,10 @@ def numbers(values: Any, *names: str) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The numbers of a metrics file, row by row; an empty list if the file does not exist.
+    """Return the numbers of a metrics file, row by row; an empty list if the file does not exist.
 
     Raises:
-        FileError: it is damaged.
+        FileError: the file is damaged.
     """
     if not path.exists():
         return []
@@ -279,11 +279,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def read_metric_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file as they were written; a last line that a crash cut short is left out.
+    """Return the rows of a metrics file as text, without a last line that a crash cut short.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        FileError: it is not a table by step.
+        FileError: the file is not a table by step.
     """
     lines = io.StringIO(read_utf8(path), newline="")
     try:
@@ -291,7 +291,7 @@ def read_metric_rows(path: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise _damaged(path, str(error)) from None
     for row in rows:
-        if None in row:  # no crash makes a line longer
+        if None in row:  # not a crash, which only shortens lines
             raise _damaged(path, "a line has more fields than the header")
         if not re.fullmatch(r"\d{1,18}", row.get("step", "")):
             raise _damaged(path, f"step is {row.get('step')!r:.60}, not a whole number")
@@ -303,12 +303,12 @@ def _damaged(path: Path, what: str) -> FileError:
 
 
 def complete_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Lines that were written to their end: what is left of a cut 3.14 is a number too."""
+    """Yield the lines that end with a line feed: the rest of a cut 3.14 is a number too."""
     return (line for line in lines if line.endswith("\n"))
 
 
 def as_number(text: Any) -> float | None:
-    """A text as a number, or None."""
+    """Return a text as a number, or None."""
     try:
         return float(text)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Runs as rows: seeds of one recipe together, rows on the same data beside one another, the best first."""
+"""The rows of a table: seeds of one recipe folded, rows on the same data together, best first."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
 from llm.runs import Run
 
-# Figures of which less is better; of all others more is.
+# Metrics for which lower is better; for all others higher is.
 LESS_IS_BETTER = (
     "loss",
     "perplexity",
@@ -22,7 +22,7 @@ LESS_IS_BETTER = (
     "parameters",
     "tokens",
 )
-# What is a mean over tokens, and so speaks of the tokenizer as much as of the model.
+# Means over tokens, which depend on the tokenizer as much as on the model.
 PER_TOKEN = ("loss", "perplexity")
 
 
@@ -31,7 +31,7 @@ class TableRow:
     """Repetitions of one recipe: runs that differ in their seed.
 
     Attributes:
-        settings: what tells it from other rows, in the order of the columns; None where unknown.
+        settings: values that distinguish it from other rows, in the order of the columns; None if unknown.
         results: the repetitions, sorted by seed.
     """
 
@@ -40,17 +40,17 @@ class TableRow:
 
     @property
     def counted(self) -> tuple[Result, ...]:
-        """The repetitions that its figures are of: those that are done, or all while none is."""
+        """Return the repetitions its metrics are computed from: the finished ones, or all if none is finished."""
         return tuple(each for each in self.results if each.status == "done") or self.results
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a whole run."""
+        """Return whether a run is finished."""
         return self.counted[0].status == "done"
 
     @property
     def status(self) -> str:
-        """Where its repetitions stand: one word where they agree."""
+        """Return the status of its repetitions: one word if they agree."""
         counts = Counter(each.status for each in self.results)
         if len(counts) == 1:
             return next(iter(counts))
@@ -58,74 +58,74 @@ class TableRow:
 
     @property
     def errors(self) -> str:
-        """Why some failed."""
+        """Return the errors of the failed repetitions."""
         return "; ".join(dict.fromkeys(each.error for each in self.results if each.error))
 
     @property
     def recipe(self) -> str | None:
-        """The fingerprint that its repetitions share."""
+        """Return the fingerprint that its repetitions share."""
         return next((each.recipe for each in self.results if each.recipe), None)
 
     @property
     def has_place(self) -> bool:
-        """Whether its figures may be ranked: it is done, and its model did not see its targets."""
+        """Return whether its metrics may be ranked: it is finished and its model did not see its targets."""
         return self.is_done and not any(each.sees_its_targets for each in self.results)
 
     @property
     def data(self) -> set[str]:
-        """All that its repetitions were measured on."""
+        """Return the data its repetitions were measured on."""
         return {each.data for each in self.results if each.data is not None}
 
-    def values(self, figure: str) -> list[float]:
-        """A figure of each counted repetition that has it."""
-        return [each.figures[figure] for each in self.counted if figure in each.figures]
+    def values(self, metric: str) -> list[float]:
+        """Return the values of a metric in the counted repetitions that have it."""
+        return [each.metrics[metric] for each in self.counted if metric in each.metrics]
 
-    def estimate(self, figure: str, confidence: float) -> MeanInterval | None:
-        """The mean of a figure and its interval."""
-        values = self.values(figure)
+    def estimate(self, metric: str, confidence: float) -> MeanInterval | None:
+        """Return the mean of a metric and its interval; None without a value."""
+        values = self.values(metric)
         return mean_interval(values, confidence) if values else None
 
 
 class TablePart(NamedTuple):
-    """Rows whose figures compare, because they were measured on the same data.
+    """Rows with comparable metrics, because they were measured on the same data.
 
     Attributes:
-        label: what the data are called; empty where nothing was measured.
-        rows: the rows, the best first, then those that have no place.
-        ranked: how many of them have a place.
-        tokenizers: how many tokenizers, or other ways to count a loss, there are.
-        figure: what they are ranked by; empty where nothing may rank them.
+        label: name of the data; empty if nothing was measured.
+        rows: the rows, best first, then the unranked ones.
+        ranked: number of ranked rows.
+        tokenizers: number of tokenizers, or of other units of a loss.
+        metric: the metric they are ranked by; empty if none may rank them.
     """
 
     label: str
     rows: Sequence[TableRow]
     ranked: int
     tokenizers: int
-    figure: str
+    metric: str
 
     @property
     def best(self) -> Run | None:
-        """The best run of the first row, if that has a place."""
+        """Return the best run of the first row, if that is ranked."""
         if not self.ranked:
             return None
-        known = [each for each in self.rows[0].counted if self.figure in each.figures]
-        choose = min if is_less_better(self.figure) else max
-        return choose(known, key=lambda each: each.figures[self.figure]).run
+        known = [each for each in self.rows[0].counted if self.metric in each.metrics]
+        choose = min if is_less_better(self.metric) else max
+        return choose(known, key=lambda each: each.metrics[self.metric]).run
 
     def rank(self, row: TableRow, confidence: float) -> int | None:
-        """Return one more than the number of rows that are better beyond both intervals; None without a place.
+        """Return one more than the number of rows that are better beyond both intervals; None if unranked.
 
-        Rows whose intervals overlap may so share a rank: their seeds do not tell which is better.
+        Rows whose intervals overlap may share a rank: their seeds do not show which is better.
 
         Args:
-            row: One of the rows.
-            confidence: Of the intervals.
+            row: one of the rows.
+            confidence: confidence of the intervals.
         """
         ranked = self.rows[: self.ranked]
         if row not in ranked:
             return None
-        sign = 1 if is_less_better(self.figure) else -1
-        found = {each: each.estimate(self.figure, confidence) for each in ranked}
+        sign = 1 if is_less_better(self.metric) else -1
+        found = {each: each.estimate(self.metric, confidence) for each in ranked}
         ends = {
             each: (sign * known.mean - (known.margin or 0), sign * known.mean + (known.margin or 0))
             for each, known in found.items()
@@ -135,17 +135,17 @@ class TablePart(NamedTuple):
 
 
 def best_loss(run: Run) -> float | None:
-    """The lowest validation loss of a run so far."""
-    return Result(run).figures.get("best_loss")
+    """Return the lowest validation loss of a run so far."""
+    return Result(run).metrics.get("best_loss")
 
 
 # What differs
 
 
 def differing_keys(results: Sequence[Result]) -> list[str]:
-    """Keys that tell runs apart: those that somebody set, then choices that followed but tell more.
+    """Return the keys that distinguish runs: overrides first, then choices that distinguish further.
 
-    A model brings options of its own; these are no news beside its name.
+    A model selects options of its own; beside its name they add nothing.
     """
     places: dict[str, int] = {}
     for result in results:
@@ -160,7 +160,7 @@ def differing_keys(results: Sequence[Result]) -> list[str]:
 
 
 def _differs(key: str, results: Sequence[Result]) -> bool:
-    """Whether there are two values; a choice that is not recorded may be any."""
+    """Return whether a key has two values; an unrecorded choice may have any."""
     values = {each.settings.get(key) for each in results}
     is_choice = any(key in each.choices for each in results)
     return len(values - {None} if is_choice else values) > 1
@@ -184,14 +184,14 @@ def _settings(result: Result, keys: Sequence[str]) -> tuple[str | None, ...]:
 def fold(
     results: Sequence[Result], keys: Sequence[str], *, by_seed: bool = False
 ) -> list[TableRow]:
-    """Rows of repetitions.
+    """Group repetitions into rows.
 
-    Two runs of one recipe and one seed repeat nothing: the second is a row of its own, and so is a run
-    from before recipes were recorded. One that never began is of the recipe that its settings have elsewhere.
+    A second run of the same recipe and seed is a row of its own, and so is a run from before recipes were recorded.
+    A run that never started gets the recipe of the runs with the same settings, if they have only one.
 
     Args:
         results: the runs.
-        keys: what else they differ in.
+        keys: the settings in which they differ.
         by_seed: whether each seed is a row of its own.
     """
     recipes: dict[Hashable, set[str | None]] = {}
@@ -215,13 +215,12 @@ def fold(
 
 
 def parts(rows: Sequence[TableRow], by: str | None, *, confidence: float) -> list[TablePart]:
-    """Rows that compare, together; a row with several seeds joins what each of them was measured on.
+    """Group comparable rows; a row with several seeds joins all the data they were measured on.
 
     Args:
         rows: all rows.
-        by: the figure to rank by; None takes the validation loss, or bits per byte where a loss per token
-            would speak of the tokenizer.
-        confidence: of the intervals.
+        by: the metric to rank by; None takes the validation loss, or bits per byte if tokenizers differ.
+        confidence: confidence of the intervals.
     """
     groups: list[list[TableRow]] = []
     for row in rows:
@@ -242,7 +241,7 @@ def parts(rows: Sequence[TableRow], by: str | None, *, confidence: float) -> lis
 
 
 def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[TablePart]]:
-    """Parts with one more column in their rows, and its name, where settings leave some of a part alike."""
+    """Return a further column's name and the parts with it, if some rows of a part have equal settings."""
     alike = [
         own
         for part in found
@@ -257,30 +256,30 @@ def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[T
         name = row.recipe if by_recipe else row.results[0].name
         return replace(row, settings=(*row.settings, name))
 
-    told = [part._replace(rows=[more(row) for row in part.rows]) for part in found]
-    return "recipe" if by_recipe else "run", told
+    extended = [part._replace(rows=[more(row) for row in part.rows]) for part in found]
+    return "recipe" if by_recipe else "run", extended
 
 
 def _part(label: str, rows: Sequence[TableRow], *, by: str | None, confidence: float) -> TablePart:
     tokenizers = _tokenizers(rows)
-    figure = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
-    sign = 1 if is_less_better(figure) else -1
-    if tokenizers > 1 and is_per_token(figure):
-        figure = ""
+    metric = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
+    sign = 1 if is_less_better(metric) else -1
+    if tokenizers > 1 and is_per_token(metric):
+        metric = ""
 
     def place(row: TableRow) -> tuple:
-        found = row.estimate(figure, confidence) if row.has_place else None
+        found = row.estimate(metric, confidence) if row.has_place else None
         has_place = found is not None and math.isfinite(found.mean)
         rank = (0, sign * found.mean) if found and has_place else (1, 0.0)
         names = (row.status, *row.settings, row.recipe, row.results[0].name)
         return (*rank, *map(natural, names))
 
     ordered = sorted(rows, key=place)
-    return TablePart(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers, figure)
+    return TablePart(label, ordered, sum(place(row)[0] == 0 for row in rows), tokenizers, metric)
 
 
 def _tokenizers(rows: Sequence[TableRow]) -> int:
-    """The most ways to count a loss that one text was measured in: a tokenizer may be fitted to each split."""
+    """Return the most units in which a loss on one text was measured: each split may fit its own tokenizer."""
     ways: dict[str | None, set[Any]] = {}
     for each in chain(*(row.results for row in rows)):
         ways.setdefault(each.data, set()).update({each.record.get("vocabulary")} - {None})
@@ -288,9 +287,9 @@ def _tokenizers(rows: Sequence[TableRow]) -> int:
 
 
 def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
-    """What the data of each group are called: the option, and the settings of data in which groups differ.
+    """Return a label for the data of each group: the option, and the data settings in which groups differ.
 
-    Where no setting tells two groups apart their files do, and the beginning of a fingerprint stands for these.
+    If no setting distinguishes two groups, their files do, and the start of the fingerprint is appended.
     """
     measured = [[each for row in rows for each in row.results if each.data] for rows in groups]
     keys = {key for own in measured for each in own for key in each.settings}
@@ -307,7 +306,7 @@ def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
 
 
 def _tells(key: str, measured: Sequence[Sequence[Result]]) -> bool:
-    """Whether a setting has one value in each group, and not the same in all."""
+    """Return whether a setting has one value in each group, and not the same in all."""
     values = [{each.settings.get(key) for each in own} for own in measured]
     return all(len(own) == 1 for own in values) and len(set.union(*values)) > 1
 
@@ -321,18 +320,18 @@ def _data(result: Result) -> str:
     return str(result.data)
 
 
-def is_less_better(figure: str) -> bool:
-    """Whether the lower of two figures is the better one."""
-    return figure.endswith(LESS_IS_BETTER)
+def is_less_better(metric: str) -> bool:
+    """Return whether lower values of a metric are better."""
+    return metric.endswith(LESS_IS_BETTER)
 
 
-def is_per_token(figure: str) -> bool:
-    """Whether a figure speaks of the tokenizer as much as of the model."""
-    return figure.endswith(PER_TOKEN)
+def is_per_token(metric: str) -> bool:
+    """Return whether a metric depends on the tokenizer as much as on the model."""
+    return metric.endswith(PER_TOKEN)
 
 
 def natural(text: object) -> tuple[int, float, str]:
-    """A key that sorts numbers by value, then words, then what is unknown."""
+    """Return a key that sorts numbers by value, then words, then unknown values."""
     if text is None:
         return 2, 0.0, ""
     try:

@@ -34,16 +34,16 @@ from llm.units import UNKNOWN
 
 Seeds = Literal["folded", "rows"]
 MARGIN = "_margin"  # half the width of an interval
-WORD = 14  # characters of a word that a narrow terminal leaves in one piece
+WORD = 14  # characters of a word that a narrow terminal does not break
 STYLES = {"failed": "red", "running": "cyan", "interrupted": "yellow", "pending": "dim"}
-# What metrics.csv calls a figure that has a column.
+# Names in metrics.csv of metrics that have a column.
 SYNONYMS = {"val/loss": "best_loss", "val/bits_per_byte": "bits_per_byte"}
-# What a narrow terminal does without, the first word first.
+# Columns that a narrow terminal leaves out, in this order.
 SPARED = ("trained_parameters", "mfu", "final_loss", "peak_gib", "tokens_per_second", "parameters")
 
 
 class Cell(NamedTuple):
-    """A value twice: as files have it and as a person reads it."""
+    """A value in two forms: for files and for people."""
 
     value: object
     text: str
@@ -51,46 +51,46 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Runs beside one another.
+    """A comparison of runs.
 
     Attributes:
-        keys: what the rows differ in.
-        parts: rows that compare, together.
-        figures: what is shown of each.
-        notes: what a reader has to know, a line each.
-        confidence: of the intervals.
+        keys: the settings in which the rows differ.
+        parts: groups of comparable rows.
+        metrics: the metric columns.
+        notes: what a reader must know, a line each.
+        confidence: confidence of the intervals.
     """
 
     keys: Sequence[str]
     parts: Sequence[TablePart]
-    figures: Sequence[MetricColumn]
+    metrics: Sequence[MetricColumn]
     notes: Sequence[str]
     confidence: float
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns; those that depend on the clock and the machine stand last."""
+        """Return the names of the columns; those that depend on the clock and the machine come last."""
         return list(self._lines[0]) if self._lines else []
 
     @property
     def rows(self) -> list[dict[str, object]]:
-        """The rows by column, as CSV has them: numbers without units, None where nothing is known."""
+        """Return the rows by column, as written to CSV: numbers without units, None for unknown values."""
         return [{name: cell.value for name, cell in line.items()} for line in self._lines]
 
     @property
     def best(self) -> list[Run]:
-        """The best run of each part."""
+        """Return the best run of each part."""
         return [run for part in self.parts if (run := part.best) is not None]
 
     # As text
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `table.csv`, `table.md` and, where there is a curve to draw, `loss.png`.
+        """Write `table.csv`, `table.md` and, if there is a curve, `loss.png`.
 
-        Each is replaced at once: jobs of a sweep may end together.
+        Each file is replaced atomically: jobs of a sweep may end at the same time.
 
         Returns:
-            The files that were written.
+            The written files.
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = []
@@ -103,7 +103,7 @@ class Table:
         return written
 
     def csv(self) -> str:
-        """Comma-separated values; intervals are given by half their width."""
+        """Return the table as CSV; intervals are given by half their width."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -111,7 +111,7 @@ class Table:
         return printable(text.getvalue())
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown, with the notes below it."""
+        """Return the table as GitHub Markdown, with the notes below it."""
         names = self._shown()
         lines = [
             [self._title(name) for name in names],
@@ -123,13 +123,13 @@ class Table:
         return printable(text)
 
     def render(self, width: int | None = None) -> Group:
-        """A table for a terminal, without the columns there is no room for.
+        """Return a table for a terminal, without the columns that do not fit.
 
         Args:
-            width: columns of the terminal; None asks it.
+            width: width in characters; None takes that of the terminal.
         """
         width = width or new_console().width
-        endless = new_console(width=10_000)  # a narrow one would say that all fits
+        endless = new_console(width=10_000)  # a narrow one would report that everything fits
         names = [name for name in self._shown() if name != "error"]
         left_out = []
         for spared in (name for name in SPARED if name in names):
@@ -140,7 +140,7 @@ class Table:
         lines = [*self._errors(), *self.notes]
         if left_out:
             lines.append(
-                f"no room for {', '.join(left_out)}: a wider terminal shows all, and so do the files"
+                f"no room for {', '.join(left_out)}: use a wider terminal, or read the files, which have all columns"
             )
         return Group(self._rich(names), *(Text(f"· {line}", style="dim") for line in lines))
 
@@ -172,22 +172,24 @@ class Table:
         return table
 
     def _errors(self) -> list[str]:
-        """A line for each row of which something failed."""
+        """Return a line for each row with a failed run."""
         rows = [row for part in self.parts for row in part.rows]
         return [f"{row_label(row, self.keys)} failed: {row.errors}" for row in rows if row.errors]
 
-    # What the cells say
+    # Cells
 
     @cached_property
     def _lines(self) -> list[dict[str, Cell]]:
         return [self._line(part, row) for part in self.parts for row in part.rows]
 
     def _line(self, part: TablePart, row: TableRow) -> dict[str, Cell]:
-        """The cells of a row by column."""
+        """Return the cells of a row by column."""
         line = {"rank": word(part.rank(row, self.confidence))}
         if len(self.parts) > 1:
-            told = (w for w in part.label.split() if w.partition("=")[0] not in self.keys)
-            line["data"] = word(" ".join(told) or None)  # and the rest in columns of its own
+            shown = (w for w in part.label.split() if w.partition("=")[0] not in self.keys)
+            line["data"] = word(
+                " ".join(shown) or None
+            )  # the other words have columns of their own
         line |= {key: word(value) for key, value in zip(self.keys, row.settings, strict=True)}
         if self._has_seeds:
             line["seeds"] = word(len(row.counted))
@@ -195,17 +197,17 @@ class Table:
             line["status"] = word(row.status)
         if self._has_errors:
             line["error"] = word(row.errors or None)
-        for figure in self.figures:
-            line |= self._cells(part, row, figure=figure)
+        for column in self.metrics:
+            line |= self._cells(part, row, column=column)
         return line
 
-    def _cells(self, part: TablePart, row: TableRow, *, figure: MetricColumn) -> dict[str, Cell]:
-        """A figure, and its interval where some row has repetitions."""
-        is_told = part.tokenizers == 1 or not is_per_token(figure.name)
-        found = row.estimate(figure.name, self.confidence) if is_told else None
-        cells = {figure.name: Cell(found and _plain(found.mean), figure.text(found))}
-        if figure.is_measured and self._has_seeds:
-            cells[figure.name + MARGIN] = Cell(found and found.margin, "")
+    def _cells(self, part: TablePart, row: TableRow, *, column: MetricColumn) -> dict[str, Cell]:
+        """Return the cell of a metric, and of its interval if some row has repetitions."""
+        is_comparable = part.tokenizers == 1 or not is_per_token(column.name)
+        found = row.estimate(column.name, self.confidence) if is_comparable else None
+        cells = {column.name: Cell(found and _plain(found.mean), column.text(found))}
+        if column.is_measured and self._has_seeds:
+            cells[column.name + MARGIN] = Cell(found and found.margin, "")
         return cells
 
     @cached_property
@@ -221,15 +223,15 @@ class Table:
         return any(row.errors for part in self.parts for row in part.rows)
 
     def _shown(self) -> list[str]:
-        """Columns for a person, who reads an interval beside its mean."""
+        """Return the columns for a person, who reads an interval beside its mean."""
         return [name for name in self.columns if not name.endswith(MARGIN)]
 
     def _title(self, name: str) -> str:
-        titles = {"rank": "#", **{figure.name: figure.title for figure in self.figures}}
+        titles = {"rank": "#", **{column.name: column.title for column in self.metrics}}
         return titles.get(name, name)
 
     def _is_number(self, name: str) -> bool:
-        return name in ("rank", "seeds", *(figure.name for figure in self.figures))
+        return name in ("rank", "seeds", *(column.name for column in self.metrics))
 
 
 def compare(
@@ -240,23 +242,23 @@ def compare(
     seeds: Seeds = "folded",
     remarks: Sequence[str] = (),
 ) -> Table:
-    """Put runs beside one another, from `run.json` and `metrics.csv` alone.
+    """Compare runs, from `run.json` and `metrics.csv` alone.
 
-    The order of the runs does not matter: the same runs give the same table.
+    The order of the runs does not change the table.
 
     Args:
         runs: of any status.
-        by: the figure to rank by, such as `test/accuracy`; None takes the best validation loss, or bits per
-            byte where tokenizers differ.
-        confidence: of the intervals over seeds.
-        seeds: whether seeds of one recipe are a row, or each is.
-        remarks: notes of the caller's, such as of runs that cannot be read.
+        by: the metric to rank by, such as `test/accuracy`; None takes the best validation loss, or bits per
+            byte if tokenizers differ.
+        confidence: confidence of the intervals over seeds.
+        seeds: whether to fold the seeds of a recipe into one row or to give each a row.
+        remarks: further notes, such as on runs that cannot be read.
 
     Raises:
-        ConfigError: no run has the figure to rank by.
+        ConfigError: no run has the metric to rank by.
     """
     results = [Result(run) for run in sorted(runs, key=lambda run: str(run.path))]
-    names = {name for each in results for name in each.figures}
+    names = {name for each in results for name in each.metrics}
     by = by and SYNONYMS.get(by, by)
     if by is not None and by not in names:
         raise ConfigError(f"by: no run has the metric {by}; {suggestion(by, names)}")
@@ -272,14 +274,14 @@ def compare(
         *(each.damage for each in results if each.damage),
         *table_notes(found, keys, by=by, confidence=confidence),
     ]
-    return Table(keys, found, _shown_figures(results, by), lines, confidence)
+    return Table(keys, found, _shown_metrics(results, by), lines, confidence)
 
 
-def _shown_figures(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
-    """The figures that some run has, of a task's own those that differ."""
+def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
+    """Return the columns of metrics that some run has; a task's own only if they differ."""
     values: dict[str, set[float]] = {}
     for each in results:
-        for name, value in each.figures.items():
+        for name, value in each.metrics.items():
             values.setdefault(name, set()).add(value)
     own = sorted(
         (
@@ -291,22 +293,22 @@ def _shown_figures(results: Sequence[Result], by: str | None) -> list[MetricColu
     )
     shown = metric_columns([name for name in own if len(values[name]) > 1 or name == by])
     is_adapted = any(
-        each.figures.get("trained_parameters") != each.figures.get("parameters") for each in results
+        each.metrics.get("trained_parameters") != each.metrics.get("parameters") for each in results
     )
     return [
-        figure
-        for figure in shown
-        if figure.name in values and (figure.name != "trained_parameters" or is_adapted)
+        column
+        for column in shown
+        if column.name in values and (column.name != "trained_parameters" or is_adapted)
     ]
 
 
 def word(value: object) -> Cell:
-    """A cell that files and people read alike."""
+    """Return a cell with the same text for files and people."""
     return Cell(value, UNKNOWN if value is None else str(value))
 
 
 def _in_markdown(text: str) -> str:
-    """A text as a cell of a table has it, which is one line."""
+    """Return a text as a Markdown cell, which is one line."""
     return " ".join(text.replace("|", "\\|").splitlines())
 
 

@@ -1,1 +1,1 @@
-"""How well it is learned: metrics over a whole validation part."""
+"""Evaluation: metrics over a whole validation part, answers beside references, and a judge."""

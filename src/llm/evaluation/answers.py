@@ -1,4 +1,4 @@
-"""Answers beside their references: read from a run's file, measured, and matched with another run's."""
+"""Answers and their references: read from a run's file, scored, and matched with another run's."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from llm.files import read_json, write_json
 
 
 class Answer(NamedTuple):
-    """What was asked, what should be said, and what a model said.
+    """An instruction, its reference and a model's answer.
 
     Attributes:
-        instruction: all that was asked; of a longer conversation each turn with its speaker.
+        instruction: the whole instruction; for a longer conversation each turn with its speaker.
         reference: a good answer.
-        response: the model's.
+        response: the model's answer.
     """
 
     instruction: str
@@ -27,10 +27,10 @@ class Answer(NamedTuple):
 
 
 def read_answers(file: Path) -> list[Answer]:
-    """The answers in a run's `responses.json`.
+    """Return the answers in a run's `responses.json`.
 
     Raises:
-        ConfigError: the file is missing, or holds something else.
+        ConfigError: the file is missing or does not hold answers.
     """
     try:
         return answers_of(read_json(file))
@@ -46,13 +46,13 @@ def read_answers(file: Path) -> list[Answer]:
 
 
 def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Write rows as a run's `responses.json` has them, and give them as `read_answers` would."""
+    """Write a run's `responses.json` and return its answers as `read_answers` does."""
     write_json(file, rows)
     return answers_of(rows)
 
 
 def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
-    """Rows as `responses.json` has them: `instruction`, `input`, `messages`, `reference`, `response`."""
+    """Return the answers in rows with `instruction`, `input`, `messages`, `reference` and `response`."""
     return [Answer(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
 
 
@@ -64,7 +64,7 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 
 def answer_metrics(answers: Sequence[Answer]) -> dict[str, list[float]]:
-    """ROUGE-L and exact match of each answer."""
+    """Return ROUGE-L and exact match of each answer."""
     return {
         "rouge_l": _rouge(answers),
         "exact_match": [float(exact_match(each.response, each.reference)) for each in answers],
@@ -72,7 +72,7 @@ def answer_metrics(answers: Sequence[Answer]) -> dict[str, list[float]]:
 
 
 def quality(answers: Sequence[Answer]) -> dict[str, Any]:
-    """ROUGE-L and exact match, each a mean over the answers with its interval."""
+    """Return ROUGE-L and exact match, each a mean over the answers with its interval."""
     measured = answer_metrics(answers)
     return {
         "answers": len(answers),
@@ -82,10 +82,10 @@ def quality(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Answers of two runs to the same instruction with the same reference, in our order.
+    """Return pairs of answers of two runs to the same instruction with the same reference, in the order of `ours`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no instruction has answers of both runs.
     """
     others: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
     for each in reversed(theirs):
@@ -100,7 +100,7 @@ def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tupl
 
 
 def paired_difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
-    """How many answers were matched, and how much higher ROUGE-L is than theirs, by a paired interval."""
+    """Return the number of matched answers and the gain in ROUGE-L over the other run, with a paired interval."""
     ours, theirs = (_rouge(side) for side in zip(*pairs, strict=True))
     gains = [own - other for own, other in zip(ours, theirs, strict=True)]
     return {"compared": len(pairs), "rouge_l_gain": bootstrap(gains)._asdict()}

@@ -1,4 +1,4 @@
-"""How well texts are classified: loss, shares of right answers, and the answers themselves."""
+"""Metrics of classification: loss, accuracy, the confusion matrix and the probabilities of each text."""
 
 from collections.abc import Sequence
 
@@ -23,11 +23,10 @@ REMEDY = (
 
 
 def scores(num_classes: int) -> MetricCollection:
-    """Figures of predicted classes (B) against right ones (B); labels of -100 count for nothing.
+    """Return the metrics of predicted classes (B) against true ones (B); labels of -100 are ignored.
 
-    `accuracy` is the share of right answers, `balanced_accuracy` the mean of the classes' shares (their
-    recall), `f1_macro` the mean of the classes' F1; of two classes the second is the positive one, and
-    `f1` is its own.
+    `accuracy` is the share of correct predictions, `balanced_accuracy` the mean recall of the classes,
+    `f1_macro` the mean F1 of the classes. With two classes `f1` is the F1 of the second, the positive class.
     """
     metrics: dict[str, Metric] = {
         "accuracy": MulticlassAccuracy(
@@ -42,25 +41,25 @@ def scores(num_classes: int) -> MetricCollection:
     }
     if num_classes == 2:
         metrics["f1"] = BinaryF1Score(ignore_index=IGNORE_INDEX, validate_args=False)
-    # Groups are found by the values after the first batch, where states of other figures may be equal too.
+    # torchmetrics groups metrics whose states are equal after the first batch, which may be a coincidence.
     return MetricCollection(metrics, compute_groups=False)  # pyright: ignore[reportArgumentType]
 
 
 def confusion(num_classes: int) -> MulticlassConfusionMatrix:
-    """Counts (N, N) of texts by their class (row) and the predicted one (column)."""
+    """Return the counts (N, N) of texts by their class (row) and the predicted one (column)."""
     return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
 
 
 def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: bool) -> list[str]:
-    """What a confusion matrix shows to be wrong: one answer to all texts, or no more than guessing.
+    """Return a warning if a classifier gives one answer to all texts or is no better than guessing.
 
-    A classifier is compared with one that always answers the largest class; where classes weigh alike in the
-    loss, by the mean of the classes' shares. A difference within one standard error is none.
+    The baseline always answers the largest class; if classes are weighted equally in the loss, accuracies are
+    the means of the classes' recalls. A difference within one standard error does not count.
 
     Args:
         counts: texts by their class (row) and the predicted one (column).
         classes: names of the classes.
-        is_weighted: whether each class weighs alike in the loss, whatever its size.
+        is_weighted: whether classes of any size are weighted equally in the loss.
     """
     sizes, total = counts.sum(dim=1).double(), float(counts.sum())
     if not total:
@@ -79,13 +78,13 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
         return []
     always = classes[int(sizes.argmax())]
     return [
-        f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that holds "
-        f"for other texts; {REMEDY}"
+        f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that generalizes "
+        f"to other texts; {REMEDY}"
     ]
 
 
 class WeightedLoss(Metric):
-    """The mean loss in nats, over texts that weigh more or less."""
+    """The weighted mean loss over texts, in nats."""
 
     full_state_update = False
     nats: Tensor
@@ -104,12 +103,12 @@ class WeightedLoss(Metric):
         self.weight += weight
 
     def compute(self) -> Tensor:
-        """The mean; NaN before any text."""
+        """Return the mean; NaN before any text."""
         return self.nats / self.weight
 
 
 class Probabilities(Metric):
-    """What the model gave to each class, text by text, from all devices."""
+    """The predicted class probabilities of each text, from all devices."""
 
     full_state_update = False
     rows: list[Tensor]
@@ -123,13 +122,13 @@ class Probabilities(Metric):
     def update(
         self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], *, logits: Float[Tensor, "B N"]
     ) -> None:
-        """Add a batch: the texts' places, their labels (-100 leaves a text out) and logits."""
+        """Add a batch: the indices of the texts, their labels (texts with -100 are left out) and logits."""
         mask = labels != IGNORE_INDEX
         self.rows.append(rows[mask])
         self.probabilities.append(logits[mask].float().softmax(dim=-1))
 
     def compute(self) -> tuple[Int[Tensor, "M"], Float[Tensor, "M N"]]:
-        """The places, in order, and the probabilities of each text's classes."""
+        """Return the indices in ascending order, and the class probabilities of each text."""
         rows = dim_zero_cat(self.rows)
         order = rows.argsort()
         return rows[order], dim_zero_cat(self.probabilities)[order]

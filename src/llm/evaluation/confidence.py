@@ -1,4 +1,4 @@
-"""How far a figure could be off for the sample it comes from: 95 % intervals."""
+"""95 % confidence intervals of metrics computed on a sample."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
-    """A figure and its 95 % interval; NaN where there is nothing to tell it from.
+    """A metric and its 95 % interval; NaN if the sample is too small.
 
     Attributes:
-        mean: the figure itself.
-        low: where the interval begins.
-        high: where it ends.
+        mean: the metric.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     mean: float
@@ -25,11 +25,11 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """The mean of some values, with the percentile interval of means of resamples (Efron 1979).
+    """Return the mean of some values, with the percentile interval of means of resamples (Efron 1979).
 
     Args:
-        values: one for each item; of fewer than two there is no interval.
-        seed: of the resampling, so that the same values give the same interval.
+        values: one per item; fewer than two have no interval.
+        seed: seed of the resampling, so that the same values give the same interval.
     """
     sample = np.asarray(values, dtype=np.float64)
     if len(sample) < 2:
@@ -41,11 +41,11 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 
 
 def wilson(successes: float, trials: int) -> Interval:
-    """A rate with Wilson's score interval (1927), which keeps within 0 and 1 and is honest at both.
+    """Return a rate with Wilson's score interval (1927), which stays within 0 and 1 and is accurate near both.
 
     Args:
-        successes: how many; a tie may count as half of one, which makes the interval a little wide.
-        trials: out of how many.
+        successes: number of successes; a tie may count as half, which makes the interval slightly wide.
+        trials: number of trials.
     """
     if not trials:
         return Interval(math.nan, math.nan, math.nan)

@@ -1,4 +1,4 @@
-"""What `llm evaluate` found, for files and for people."""
+"""The report of `llm evaluate`, as JSON and as a table."""
 
 import math
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from rich.table import Table
 
 
 def plain_report(report: Any) -> Any:
-    """A report as JSON has it: what is not a number is null."""
+    """Return a report for JSON: numbers that are not finite become null."""
     if isinstance(report, Mapping):
         return {name: plain_report(value) for name, value in report.items()}
     return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
-    """What a person looks at: each figure, with its interval where it has one."""
+    """Return the report as a table: each metric, with its interval if it has one."""
     lines = Table(title=f"{report['run']}, {report['part']}", title_justify="left")
     lines.add_column("metric")
     lines.add_column("value", justify="right")
     lines.add_column("95 % interval", justify="right")
-    for section in ("figures", "quality", "judge", "against"):
+    for section in ("metrics", "quality", "judge", "against"):
         for name, value in report.get(section, {}).items():
             lines.add_row(*row(name, value))
         lines.add_section()
@@ -28,7 +28,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 
 def row(name: str, value: Any) -> tuple[str, str, str]:
-    """A line of the table: a name, a count, a figure, or a figure with its interval."""
+    """Return a line of the table: a name, a count, a metric, or a metric with its interval."""
     if isinstance(value, str):
         return f"{name} {value}", "", ""
     if not isinstance(value, Mapping):
@@ -38,7 +38,7 @@ def row(name: str, value: Any) -> tuple[str, str, str]:
 
 
 def shown(value: float | None) -> str:
-    """A figure in four digits, or a count."""
+    """Return a metric with four significant digits, or a count."""
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Exact match: the answer is the reference, but for case, punctuation around words and white space."""
+"""Exact match: equality except for case, punctuation around words and white space."""
 
 import unicodedata
 
@@ -9,12 +9,12 @@ AFTER_A_WORD = QUOTES_AND_BRACKETS + ".,;:!?…"
 
 
 def normalize(text: str) -> str:
-    """A text in the form that is compared.
+    """Return the normalized form of a text.
 
-    Accents are composed (Unicode's NFC), typographic quotes straight, case is folded, and the words are
-    joined by single spaces, without the quotes and brackets around them and without the marks that end
-    them. What stands inside a word or makes it another one stays: 3.5 is not 35, -5 is not 5, C# is not
-    C. Articles stay too (SQuAD's measure drops them). A word of punctuation alone is kept.
+    Accents are composed (Unicode's NFC), typographic quotes become straight, case is folded. Words are joined
+    by single spaces, without quotes and brackets around them and punctuation after them. Punctuation inside a
+    word or that distinguishes it stays: 3.5 is not 35, -5 is not 5, C# is not C. Articles stay too, unlike in
+    SQuAD's metric. A word of punctuation alone is kept.
     """
     text = unicodedata.normalize("NFC", text.translate(STRAIGHT)).casefold()
     bare = (word.lstrip(BEFORE_A_WORD).rstrip(AFTER_A_WORD) or word for word in text.split())
@@ -22,5 +22,5 @@ def normalize(text: str) -> str:
 
 
 def exact_match(candidate: str, reference: str) -> bool:
-    """Whether two texts are the same once normalised."""
+    """Return whether two texts are equal after normalization."""
     return normalize(candidate) == normalize(reference)

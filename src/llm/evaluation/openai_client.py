@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible address: OpenAI's own, Ollama's, vLLM's, llama.cpp's."""
+"""A client for a model behind an OpenAI-compatible API: OpenAI, Ollama, vLLM, llama.cpp."""
 
 import json
 import os
@@ -25,7 +25,7 @@ WAYS_OUT = {
     429: "; use a lower judge.concurrency, or try again later",
 }
 LARGEST_REPLY = 2**20  # bytes
-LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+LONGEST_WAIT = 60.0  # seconds, whatever a server requests
 
 
 class NoAnswerError(UserError):
@@ -33,12 +33,12 @@ class NoAnswerError(UserError):
 
 
 class RefusedError(Exception):
-    """A server answers with a status that is none of success.
+    """A server answers with an error status.
 
     Args:
-        problem: what it says.
+        problem: the server's message.
         code: the status.
-        wait: seconds after which it may be asked again, as it says; empty where it does not.
+        wait: seconds until the next attempt, as requested by the server; empty if it requests none.
     """
 
     def __init__(self, problem: str, code: int, wait: str) -> None:
@@ -47,11 +47,11 @@ class RefusedError(Exception):
 
 
 class Reply(NamedTuple):
-    """What a model answered.
+    """A model's answer.
 
     Attributes:
-        text: the answer; empty where the model gave none.
-        model: the name of the model that says it gave it.
+        text: the answer; empty if the model gave none.
+        model: the name of the model, as reported by the server.
     """
 
     text: str
@@ -60,24 +60,24 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenAI:
-    """Asks a model over the chat completions API.
+    """A client of the chat completions API.
 
-    Too many requests (429), a server's own errors (5xx), timeouts and broken connections are tried
-    again; a redirect is not followed, for the key would go with it.
+    Retries after too many requests (429), server errors (5xx), timeouts and broken connections. Does not follow
+    redirects, which would send the key elsewhere.
 
     Args:
-        model: its name there.
-        address: where the API begins, up to `/v1`.
-        key_variable: name of the environment variable that holds the key; None sends none. The key itself
-            stays out of configurations, files and messages.
-        temperature: 0 asks for the likeliest answer; None leaves it to the server.
-        seed: sent along, for the servers that heed it; None leaves it out.
-        max_tokens: longest answer; None leaves it to the server.
-        timeout: seconds that the server has for a whole answer.
+        model: name of the model on the server.
+        address: base URL of the API, up to `/v1`.
+        key_variable: environment variable that holds the key; None sends no key. The key itself stays out of
+            configurations, files and messages.
+        temperature: 0 always takes the most likely token; None leaves it to the server.
+        seed: seed for the servers that support it; None sends none.
+        max_tokens: maximum length of an answer; None leaves it to the server.
+        timeout: seconds for a whole answer.
         retries: further attempts after the first.
-        backoff: seconds before the second attempt; each wait is twice the one before, or what the server
-            asks for.
-        concurrency: requests under way at a time.
+        backoff: seconds before the second attempt; each wait is twice the one before, unless the server requests
+            another.
+        concurrency: number of simultaneous requests.
     """
 
     model: str
@@ -95,24 +95,24 @@ class OpenAI:
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(
-                f"address={self.address}: give http://… or https://…, up to /v1, as in {OpenAI.address}"
+                f"address: {self.address!r} is not an http URL; use one up to /v1, such as {OpenAI.address}"
             )
         if parts.username or parts.password:
             raise ValueError(
-                "address: holds a password; put it into an environment variable and name that in key_variable"
+                "address: contains a password; put it into an environment variable and name that in key_variable"
             )
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0 or self.concurrency < 1:
             raise ValueError(
                 f"timeout={self.timeout}, retries={self.retries}, backoff={self.backoff}, concurrency="
-                f"{self.concurrency}: give a timeout above 0, a concurrency of 1 or more, the rest not below 0"
+                f"{self.concurrency}: out of range; use timeout > 0, concurrency >= 1, retries >= 0 and backoff >= 0"
             )
         self.headers()
 
     def headers(self) -> dict[str, str]:
-        """The headers of a request, the key among them.
+        """Return the headers of a request, including the key.
 
         Raises:
-            ValueError: the variable of the key is not set, or what it holds is no key.
+            ValueError: the key's variable is not set, or does not hold a key.
         """
         headers = {"Content-Type": "application/json"}
         if self.key_variable is None:
@@ -123,12 +123,12 @@ class OpenAI:
         if not re.fullmatch(r"[!-~]+", key):
             raise ValueError(
                 f"key_variable={self.key_variable}: no such environment variable is set to a key; "
-                "set it, or leave key_variable out where the server wants none"
+                "set it, or leave key_variable out if the server requires none"
             )
         return headers | {"Authorization": f"Bearer {key}"}
 
     def payload(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
-        """What is sent: plain data, without the key."""
+        """Return the body of a request, without the key."""
         options = {
             "temperature": self.temperature,
             "seed": self.seed,
@@ -138,13 +138,13 @@ class OpenAI:
         return {"model": self.model, "messages": list(messages), **given, "stream": False}
 
     def complete(self, messages: Sequence[dict[str, str]]) -> Reply:
-        """The model's answer to a conversation.
+        """Return the model's answer to a conversation.
 
         Args:
             messages: each with `role` and `content`.
 
         Raises:
-            NoAnswerError: there is none, after all attempts.
+            NoAnswerError: all attempts failed.
         """
         payload, problem, code = self.payload(messages), "", 0
         for attempt in range(self.retries + 1):
@@ -181,27 +181,27 @@ class OpenAI:
             raise RefusedError(self._explain(error), error.code, wait) from None
 
     def _read(self, body: bytes) -> Reply:
-        """The answer in the body of a reply."""
+        """Return the answer in the body of a reply."""
         try:
             reply = json.loads(body)
             text = reply["choices"][0]["message"].get("content") or ""
         except (ValueError, LookupError, TypeError, AttributeError):
-            told = _one_line(body.decode(errors="replace")) or "an empty reply"
+            received = _one_line(body.decode(errors="replace")) or "an empty reply"
             raise NoAnswerError(
-                f"{self._key} answers, but not with a chat completion: {told}; use the address of an "
+                f"{self._key} answers, but not with a chat completion: {received}; use the address of an "
                 "OpenAI-compatible API, which usually ends in /v1"
             ) from None
         return Reply(str(text), str(reply.get("model", self.model)))
 
     def _explain(self, error: HTTPError) -> str:
-        """What a server says of its refusal, without the key, which some repeat."""
+        """Return the message of a refusal, without the key, which some servers repeat."""
         body = ""
-        with suppress(OSError, HTTPException):  # the connection may break while it is told
+        with suppress(OSError, HTTPException):  # the connection may break while reading
             body = error.read(LARGEST_REPLY).decode(errors="replace")
         authorization = self.headers().get("Authorization", "")
         key = authorization.removeprefix("Bearer ")
-        told = _one_line(body.replace(key, "…") if key else body)
-        return f"{self._key} refuses with status {error.code} ({told or error.reason})"
+        reason = _one_line(body.replace(key, "…") if key else body)
+        return f"{self._key} refuses with status {error.code} ({reason or error.reason})"
 
     @property
     def _key(self) -> str:
@@ -215,6 +215,6 @@ class _StayHere(HTTPRedirectHandler):
         return None
 
 
-def _one_line(told: object) -> str:
-    line = " ".join(str(told).split())
+def _one_line(message: object) -> str:
+    line = " ".join(str(message).split())
     return "".join(letter for letter in line if letter.isprintable())[:200]

@@ -1,7 +1,7 @@
 """A judge's choice between two responses to each instruction, asked in both orders.
 
-Judges favour a place (Zheng et al. 2023, "Judging LLM-as-a-judge", section 3.3): so a response wins only
-if it is chosen in the first place and in the second, and how often the place decided is told.
+Judges prefer one position (Zheng et al. 2023, "Judging LLM-as-a-judge", section 3.3). So a response wins only
+if it is chosen in both positions; how often the position decided is reported.
 """
 
 import re
@@ -38,21 +38,21 @@ def both_orders(
 
 
 def parse_choice(answer: str) -> Choice | None:
-    """The choice that an answer is, or None where it is anything else or anything more."""
+    """Return the choice in an answer, or None if the answer is anything else or more."""
     found = ANSWER.fullmatch(answer)
     return found[1] if found else None  # pyright: ignore[reportReturnType]
 
 
 def summarize_choices(choices: Sequence[Choices]) -> dict[str, Any]:
-    """What the choices on all instructions come to, seen from our side.
+    """Summarize the choices on all instructions, from the side of `ours`.
 
     Args:
-        choices: for each instruction that with ours as A, and that with ours as B.
+        choices: for each instruction the choice with ours as A, and with ours as B.
 
     Returns:
-        Counts of `wins`, `ties` and `losses`, and of `unparsed` pairs, of which an order or both could not
-        be read; `win_rate` over those read, a tie being half a win, with its interval;
-        `win_rate_unparsed_as_lost`; and `position_bias`: how often the same place was chosen in both
+        Counts of `wins`, `ties` and `losses`, and of `unparsed` pairs, with a choice that could not be parsed;
+        `win_rate` over the parsed pairs with its interval, a tie being half a win;
+        `win_rate_unparsed_as_lost`; and `position_bias`, the rate at which the same position was chosen in both
         orders, with the counts `first_twice` and `second_twice`.
     """
     read = [pair for pair in choices if None not in pair]

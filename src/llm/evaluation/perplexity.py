@@ -1,4 +1,4 @@
-"""Cross-entropy over a whole validation part, and what is derived from it."""
+"""Cross-entropy over a whole validation part, and the metrics derived from it."""
 
 import math
 
@@ -11,14 +11,14 @@ from llm.losses import cross_entropy_sum
 
 
 class Perplexity(Metric):
-    """Mean cross-entropy in nats a token, perplexity, and bits per byte.
+    """Mean cross-entropy in nats per token, perplexity, and bits per byte.
 
     Sums in float64 and exponentiates once at the end. (torchmetrics' own Perplexity exponentiates
     float32 probabilities: one confident miss in a thousand tokens makes it infinite.)
 
     Args:
-        bytes_per_token: UTF-8 bytes of text a target token stands for on average; with it, results of
-            different tokenizers compare. None leaves bits per byte out.
+        bytes_per_token: mean UTF-8 bytes of text per target token, which makes results of different tokenizers
+            comparable. None leaves bits per byte out.
     """
 
     full_state_update = False
@@ -34,19 +34,19 @@ class Perplexity(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"]) -> None:
-        """Add a batch; targets of -100 count for nothing."""
+        """Add a batch; targets of -100 are ignored."""
         nats, tokens = cross_entropy_sum(logits, targets)
         self.nats += nats
         self.tokens += tokens
 
     def compute(self) -> dict[str, float]:
-        """`loss`, `perplexity` and, where bytes are known, `bits_per_byte`; NaN before any token."""
+        """Return `loss`, `perplexity` and, if bytes are known, `bits_per_byte`; NaN before any token."""
         loss = (self.nats / self.tokens).item()
         return summarize_loss(loss, self.bytes_per_token)
 
 
 def summarize_loss(loss: float, bytes_per_token: float | None) -> dict[str, float]:
-    """What a mean loss in nats a token amounts to."""
+    """Return the metrics derived from a mean loss in nats per token."""
     perplexity = math.exp(loss) if loss < 700 else math.inf
     results = {"loss": loss, "perplexity": perplexity}
     if bytes_per_token:

@@ -17,23 +17,23 @@ ANSWER = re.compile(r'\s*\{\s*"score"\s*:\s*(100|[1-9]?[0-9])\s*\}\s*')
 
 
 def ask_score(*, instruction: str, reference: str, response: str) -> Question:
-    """Ask for a score from 0 to 100."""
+    """Return a question for a score from 0 to 100."""
     texts = {"instruction": instruction, "reference": reference, "response": response}
     return Question(TASK, texts, FORM, parse_score)
 
 
 def parse_score(answer: str) -> int | None:
-    """The score that an answer is, or None where it is anything else or anything more."""
+    """Return the score in an answer, or None if the answer is anything else or more."""
     found = ANSWER.fullmatch(answer)
     return int(found[1]) if found else None
 
 
 def summarize_scores(scores: Sequence[int | None]) -> dict[str, Any]:
-    """What the scores of all responses come to.
+    """Summarize the scores of all responses.
 
     Returns:
-        `scored` and `unparsed` counts; `score`: mean over those scored and its interval; and
-        `score_unparsed_as_0`: the same over all, for those unparsed may well be the worst.
+        `scored` and `unparsed` counts; `score`: the mean over scored responses and its interval; and
+        `score_unparsed_as_0`: the same over all, because the unparsed ones may be the worst.
     """
     scored = [each for each in scores if each is not None]
     return {

@@ -1,4 +1,4 @@
-"""ROUGE-L: how much of a reference an answer says, in the same order (Lin 2004, section 3)."""
+"""ROUGE-L: the share of words common to an answer and its reference, in order (Lin 2004, section 3)."""
 
 import re
 from collections import defaultdict
@@ -8,19 +8,19 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def rouge_words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits of any script, in lower case.
+    """Return the words of a text: runs of letters and digits of any script, in lower case.
 
-    Nothing is stemmed. On ASCII text these are the words of the `rouge-score` package, which knows no
-    other letters: there "naïve" is two words, here it is one. Scripts that write no spaces (Chinese, Thai)
-    give a word for a whole run, so their texts should be spaced out first.
+    Words are not stemmed. On ASCII text these are the words of the `rouge-score` package, which splits at other
+    letters: there "naïve" is two words, here it is one. Scripts without spaces (Chinese, Thai) give one word per
+    run, so separate their words by spaces first.
     """
     return WORD.findall(text.lower())
 
 
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence: the same words in the same order, gaps allowed.
+    """Return the length of the longest common subsequence: the same words in the same order, gaps allowed.
 
-    The table of the textbook, one row at a time, with a row held in the bits of one integer: bit `i` is
+    The textbook's table, one row at a time, with a row stored in the bits of one integer: bit `i` is
     0 where the length grows between the first `i` and `i + 1` words of `first` (Hyyrö 2004, "Bit-parallel
     LCS-length computation revisited").
     """
@@ -36,17 +36,17 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of words.
+    """Return the F-measure of the longest common subsequence of words.
 
     Precision is its length over the candidate's words, recall over the reference's; the measure is their
     harmonic mean (Lin's beta is 1).
 
     Args:
-        candidate: what is judged.
-        reference: what should be said.
+        candidate: the text to score.
+        reference: a good answer.
 
     Returns:
-        From 0 (nothing in common, or a text without words) to 1 (the same words).
+        A value from 0 (nothing in common, or a text without words) to 1 (the same words).
     """
     said, wanted = rouge_words(candidate), rouge_words(reference)
     if not said or not wanted:

@@ -1,4 +1,4 @@
-"""Means of several figures over examples, wherever the examples are."""
+"""Running means of several metrics over examples, on all devices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ from torchmetrics import Metric
 
 
 class Means(Metric):
-    """The mean of each of some figures, over all examples of all batches and devices alike.
+    """The mean of each of several metrics, over all examples of all batches and devices.
 
     Args:
-        names: of the figures; each has a value an example.
+        names: names of the metrics, which have one value per example.
     """
 
     full_state_update = False
@@ -28,15 +28,15 @@ class Means(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
-        self, figures: Mapping[str, Float[Tensor, "B"]], mask: Bool[Tensor, "B"] | None = None
+        self, metrics: Mapping[str, Float[Tensor, "B"]], mask: Bool[Tensor, "B"] | None = None
     ) -> None:
         """Add a batch.
 
         Args:
-            figures: a value an example, under each of the names.
+            metrics: the values of the examples under each name.
             mask: which examples count; all by default.
         """
-        values = torch.stack([figures[name].detach() for name in self.names]).to(self.sums.dtype)
+        values = torch.stack([metrics[name].detach() for name in self.names]).to(self.sums.dtype)
         if mask is None:
             mask = torch.ones_like(values[0], dtype=torch.bool)
         self.sums += (values * mask).sum(-1)
@@ -44,20 +44,20 @@ class Means(Metric):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """This process's sums, on the CPU."""
+        """Return this process's sums, on the CPU."""
         return {"sums": self.sums.cpu(), "count": self.count.cpu()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with sums that stood in `state`."""
+        """Restore the sums from `state`."""
         for name, value in state.items():
             setattr(self, name, value.to(self.device, copy=True))
 
     def compute(self) -> dict[str, float]:
-        """Each name with its mean; NaN before any example."""
+        """Return the mean under each name; NaN before any example."""
         return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
-        """The means so far; the next ones begin anew."""
+        """Return the means so far and reset them."""
         means = self.compute()
         self.reset()
         return means

@@ -1,4 +1,4 @@
-"""How good a run's answers are: beside references, by a judge, and against another run's."""
+"""Scores of a run's answers: against references, by a judge, and against another run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ def rate(
     judge: OpenAI | None,
     file: Path,
 ) -> dict[str, Any]:
-    """How good answers are beside their references, by a judge, and against another run's.
+    """Score answers against their references, by a judge, and against another run's.
 
     Args:
-        answers: the run's own.
-        theirs: another run's.
-        judge: the model that judges; None leaves it to the references.
-        file: where its judgements are kept.
+        answers: the run's answers.
+        theirs: another run's answers to compare with, if any.
+        judge: the model that judges; None compares with the references only.
+        file: where the judge's answers are kept.
     """
     report = {"quality": quality(answers)}
     pairs = match_answers(answers, theirs) if theirs is not None else []
@@ -54,6 +54,6 @@ def rate(
 
 
 def ask(judgements: Judgements, questions: Sequence[Question], *, what: str) -> list[Any]:
-    """The verdicts on some questions, with a bar."""
+    """Return the verdicts on some questions, with a progress bar."""
     with progress_bar() as bar:
         return list(bar.track(judgements.ask(questions), len(questions), description=what))

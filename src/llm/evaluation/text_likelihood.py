@@ -1,4 +1,4 @@
-"""How well a language model predicts a text: each token once, in windows, whatever the length of the text."""
+"""Likelihood of a text under a language model: each token predicted once, in windows, for texts of any length."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -25,15 +25,15 @@ LOGITS_AT_ONCE = 512  # rows of V logits: 100 MB for a vocabulary of 50,000
 
 
 class TextResult(NamedTuple):
-    """What a text has shown of a model.
+    """The metrics of a language model on a text.
 
     Attributes:
-        description: what the text is, in a line.
-        figures: `loss` in nats per token, `perplexity`, `bits_per_byte`.
+        description: description of the text in one line.
+        metrics: `loss` in nats per token, `perplexity`, `bits_per_byte`.
     """
 
     description: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 def measure_text(
@@ -46,15 +46,15 @@ def measure_text(
     """Measure a language model on the text of files.
 
     The text is tokenized to a temporary file and read in windows of the model's context, so memory does not grow
-    with its length. Windows lie side by side: every token but the first is predicted once, from what stands
+    with its length. Windows do not overlap: every token except the first is predicted once, from the tokens
     before it in its window.
 
     Args:
         model: a language model: `hidden`, `head` and `context_length`.
-        tokenizer: the one that the model was trained with. What it puts before every text is put before every
-            window, and is not predicted.
-        files: where the documents are.
-        preprocessing: the steps that the model's training text went through.
+        tokenizer: the tokenizer of the model. The tokens it puts before every text are put before every window,
+            and are not predicted.
+        files: the documents.
+        preprocessing: the steps applied to the model's training text.
 
     Raises:
         DataError: the text cannot be read or encoded, or has fewer than two tokens.
@@ -87,7 +87,7 @@ def _write(
         raise DataError(f"{files.name}: {error}") from error
     if part.tokens < 2:
         raise DataError(
-            f"{files.name}: holds {part.tokens} tokens, and measuring takes 2 or more; give a longer text"
+            f"{files.name}: contains {part.tokens} tokens, and measuring needs 2 or more; use a longer text"
         )
     return part
 
@@ -103,7 +103,7 @@ def _measure(model: Any, file: TokenFile, *, begin: Sequence[int], metric: Perpl
             batch = {name: value.to(device) for name, value in windows[numbers].items()}
             before = torch.tensor(begin, dtype=torch.long, device=device)
             tokens = torch.cat([before.expand(len(numbers), -1), batch["tokens"]], dim=1)
-            # (B, begin + T, C) to rows of C, as the logits of all of them need not exist at once
+            # (B, begin + T, C) to rows of C: the logits of all of them at once would take too much memory
             states = model.hidden_states(tokens)[:, len(begin) :].flatten(0, 1)
             targets = batch["targets"].flatten()
             for rows, wanted in zip(

@@ -1,1 +1,1 @@
-"""Where metrics go: a CSV file always, Weights & Biases and TensorBoard by choice."""
+"""Loggers of metrics: always a CSV file, optionally Weights & Biases and TensorBoard."""

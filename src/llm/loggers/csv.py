@@ -15,14 +15,14 @@ from llm.files import open_for_appending, replacing
 
 
 class CSVLogger(Logger):
-    """One row a step, one column a metric; always on.
+    """A CSV file with a row per step and a column per metric; always on.
 
-    Lightning's own deletes the file when a run resumes and rewrites it whole as it grows. This one appends,
-    and a resumed run takes away just the rows after its checkpoint: those steps are trained again.
+    Lightning's own logger deletes the file when a run resumes and rewrites all of it as it grows. This one appends,
+    and a resumed run removes only the rows after its checkpoint: those steps are trained again.
 
     Args:
         path: the file.
-        resume_step: keep rows up to this step; -1 begins a new file.
+        resume_step: keep rows up to this step; -1 starts a new file.
     """
 
     def __init__(self, path: Path, resume_step: int = -1) -> None:
@@ -30,25 +30,25 @@ class CSVLogger(Logger):
         self.path = Path(path)
         self.columns = ["step"]
         self._row: dict[str, Any] = {}  # of the newest step
-        self._is_new = False  # whether it holds what the file does not
-        self._start: int | None = None  # where it stands in the file
+        self._is_new = False  # whether the row has values that the file does not have
+        self._start: int | None = None  # offset of the row in the file
         self._file: TextIO | None = None
         self._begin(resume_step)
 
     @property
     def name(self) -> str:
-        """The kind of logger."""
+        """Return the kind of logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """No versions: a run has one file."""
+        """Return nothing: a run has one file, without versions."""
         return ""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Path:
-        """The file."""
+        """Return the file."""
         return self.path
 
     @rank_zero_only
@@ -61,7 +61,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Gather a step's metrics; the row is written when the next step's arrive, or on `save`."""
+        """Collect a step's metrics; the row is written when the next step's arrive, or on `save`."""
         if self._row and self._row["step"] != step:
             self.save()
             self._row, self._start = {}, None
@@ -70,7 +70,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the row under way, over what was written of it before."""
+        """Write the current row, over an earlier version of it."""
         if not self._is_new or self._file is None:
             return
         if self._start is not None:
@@ -82,19 +82,19 @@ class CSVLogger(Logger):
             self._rewrite(rows)
         self._start = self.path.stat().st_size
         row = (self._row.get(name, "") for name in self.columns)
-        csv.writer(self._file).writerow(row)  # a whole line at a time: the file is line-buffered
+        csv.writer(self._file).writerow(row)  # one whole line, because the file is line-buffered
         self._is_new = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the current row and close the file."""
         self.save()
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration stands in config.yaml."""
+        """Do nothing: the configuration is in config.yaml."""
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

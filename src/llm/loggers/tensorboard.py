@@ -6,11 +6,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 def tensorboard_logger(directory: str, name: str) -> TensorBoardLogger:
-    """A TensorBoard logger that writes into the run directory.
+    """Return a TensorBoard logger that writes into the run directory.
 
     Args:
         directory: the run directory; events go to its folder `tensorboard`.
-        name: of the run; TensorBoard knows it by its directory.
+        name: name of the run; unused, because TensorBoard takes the directory's.
 
     Raises:
         ValueError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Weights & Biases: what a run is called there, and what of it is sent. Offline unless the user chose to send."""
+"""Weights & Biases: a run's identity there and the data sent. Offline unless the user chose to send."""
 
 import hashlib
 import os
@@ -19,8 +19,13 @@ from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 LONGEST_TAG = 64  # W&B refuses longer ones
-UNTAGGED = ("callbacks", "experiment", "logger", "sweep")  # groups that leave a run what it is
-# What may be sent as an artifact when a run ends: W&B's type of it, and the file.
+UNTAGGED = (
+    "callbacks",
+    "experiment",
+    "logger",
+    "sweep",
+)  # groups that do not describe the model or its training
+# Possible artifacts at the end of a run: W&B's type and the file.
 PARTS: dict[str, tuple[str, Callable[[Run], Path]]] = {
     "picture": ("picture", lambda run: run.picture),
     "checkpoint": ("model", lambda run: run.best),
@@ -39,33 +44,35 @@ def wandb_logger(
     upload: list[str] | None = None,
     patience: float = 60.0,
 ) -> "WandbLogger":
-    """A logger whose run on W&B is that of the run directory, however often it is resumed.
+    """Return a logger with one run on W&B per run directory, however often that is resumed.
 
     Nothing is sent unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a
-    W&B sweep; a key alone is no choice. Code, git, console, packages, hardware and host stay
-    here as well, each unless W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
+    W&B sweep; setting WANDB_API_KEY alone does not turn uploading on. Code, git, console, packages, hardware and
+    host are not sent either, each unless W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
 
     Args:
         directory: the run directory; W&B's files go to its folder `wandb`.
-        name: of the run.
-        project: of the run.
+        name: name of the run.
+        project: project of the run.
         entity: user or team; null takes the account's default.
-        group: runs that belong together; null takes the name of the sweep.
-        tags: words to filter by; null takes the groups chosen, `model=gpt2`.
+        group: name of a group of runs; null takes the name of the sweep.
+        tags: words to filter by; null takes the chosen options, such as `model=gpt2`.
         mode: `online`, `offline` or `disabled`; null takes WANDB_MODE, or else is offline except
             under an agent of a W&B sweep.
-        upload: what to keep on W&B when the run ends: `picture`, `checkpoint` (the best).
-        patience: seconds to wait at the end for what is not sent yet; large uploads need more.
+        upload: files to upload when the run ends: `picture`, `checkpoint` (the best).
+        patience: seconds to wait at the end for the upload; large files need more.
 
     Raises:
-        ValueError: `mode` or `upload` names something else, `patience` is not positive, or a tag is too long.
+        ValueError: `mode` or `upload` is unknown, `patience` is not positive, or a tag is too long.
     """
     parts = _known(upload or [])
     if patience <= 0:
-        raise ValueError(f"patience={patience}: give seconds, more than 0")
+        raise ValueError(f"patience={patience}: is not positive; use seconds, more than 0")
     long = next((tag for tag in tags or [] if len(tag) > LONGEST_TAG), None)
     if long:
-        raise ValueError(f"tags: {long!r} is longer than {LONGEST_TAG} characters")
+        raise ValueError(
+            f"tags: {long!r} is longer than {LONGEST_TAG} characters; use a shorter tag"
+        )
     run = Run(Path(directory))
     identity = {
         "id": _id(run, project),
@@ -84,15 +91,15 @@ def wandb_logger(
 def _known(upload: Sequence[str]) -> list[str]:
     for part in upload:
         if part not in PARTS:
-            raise ValueError(f"upload={part}: choose among {', '.join(PARTS)}")
+            raise ValueError(f"upload={part}: is unknown; choose among {', '.join(PARTS)}")
     return list(upload)
 
 
 def _mode(requested: str | None) -> Mode:
-    is_agent = "WANDB_SWEEP_ID" in os.environ  # its server waits for what the run finds
+    is_agent = "WANDB_SWEEP_ID" in os.environ  # its server waits for the run's metrics
     mode = requested or os.environ.get("WANDB_MODE") or ("online" if is_agent else "offline")
     if mode not in MODES:
-        raise ValueError(f"mode={mode}: choose one of {', '.join(MODES)}")
+        raise ValueError(f"mode={mode}: is unknown; choose one of {', '.join(MODES)}")
     return mode
 
 
@@ -101,10 +108,10 @@ def _numbers(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def _id(run: Run, project: str) -> str:
-    """The same for the same run in the same place; another for a directory elsewhere, or begun anew.
+    """Return the id of a run: constant for one run directory, new for another or after a restart from scratch.
 
-    The agent of a W&B sweep gives the id by which its server knows the run. Where that is a sweep of
-    ours, it has many, and each its own id.
+    The agent of a W&B sweep sets the id by which its server knows the run. If that is an agent of one of our own
+    sweeps, it has many runs, and each gets its own id.
     """
     is_one = "WANDB_SWEEP_ID" in os.environ and not os.environ.get("LLM_SWEEP")
     if is_one and (given := os.environ.get("WANDB_RUN_ID")):
@@ -129,15 +136,15 @@ class _Row(NamedTuple):
 
 
 class WandbLogger(Logger):
-    """Metrics by optimizer step, configuration, samples and files of a run, on W&B.
+    """A logger of metrics by optimizer step, configuration, samples and files of a run on W&B.
 
-    The step of W&B is the optimizer step. W&B drops rows whose step is not beyond its last, and a run
-    that goes on after a crash trains the steps since its checkpoint again: online that is just right.
-    Offline nobody drops them: the pieces would hold these steps twice. So the step that follows the
-    complete rows of the pieces is written down beside them, and rows before it are left out.
+    The step of W&B is the optimizer step. W&B drops rows whose step is not beyond its last, and a run resumed
+    after a crash trains the steps since its checkpoint again: online that is correct. Offline nothing drops them,
+    and the pieces would contain these steps twice. So the step after the complete rows of the pieces is stored
+    beside them, and rows before it are left out.
 
     Lightning's own logger opens a run that ends with the process, counts rows as W&B's steps, which
-    begin at 0 again in each offline piece, and does not outlive W&B.
+    restart at 0 in each offline piece, and fails when W&B does.
 
     Args:
         run: the run directory.
@@ -155,18 +162,18 @@ class WandbLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The project."""
+        """Return the project."""
         return self.service.identity["project"]
 
     @property
     def version(self) -> str:
-        """The id of the run on W&B."""
+        """Return the id of the run on W&B."""
         return self.service.identity["id"]
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The `wandb.Run`; None before its begin and where W&B was given up."""
+        """Return the `wandb.Run`; None before it opens and after W&B was given up."""
         return self.service.run
 
     @rank_zero_only
@@ -174,16 +181,16 @@ class WandbLogger(Logger):
         """Open the run, with its resolved configuration.
 
         Raises:
-            ValueError: W&B refuses the user's own words: there is no key, or a setting is wrong.
+            ValueError: W&B refuses the user's settings: there is no key, or a setting is wrong.
         """
         self.service.identity["config"] = params
         if self._beginning.is_file():
             known = read_utf8(self._beginning)
             self._first = (
                 int(known) if known.isdecimal() else 0
-            )  # damaged: all rows are handed on again
+            )  # damaged: all rows are logged again
         self.service.open()
-        for row in self._rows():  # those that a process that was killed had no time to hand on
+        for row in self._rows():  # those that a killed process had no time to log
             if int(row["step"]) >= self._first:
                 self.log_metrics(_numbers(row), int(row["step"]))
         if self.service.run is not None and self.service.mode == "online":
@@ -191,7 +198,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add to the row of a step; W&B keeps a row when that of a later step begins, or at the end."""
+        """Add to the row of a step; W&B stores a row when the next step's begins, or at the end."""
         step = self._first if step is None else step
         if not self._is_logged(step):
             self._remember(step, metrics)
@@ -201,23 +208,23 @@ class WandbLogger(Logger):
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
         """Show all texts so far as one table.
 
-        The whole table each time: W&B shows the last one, and its own mode for tables that grow begins
-        a new one with each offline piece.
+        Logs the whole table each time: W&B shows the last one, and its own mode for growing tables starts a new one
+        with each offline piece.
 
         Args:
-            name: of the table.
-            rows: step and text, all since the run began.
-            step: of the newest.
+            name: name of the table.
+            rows: step and text, all since the run started.
+            step: step of the newest row.
         """
         import wandb
 
         data: list[Any] = [list(row) for row in rows]
-        if not self._is_logged(step):  # a table belongs to the run that it was made for
+        if not self._is_logged(step):  # made inside the call: a table belongs to one W&B run
             self._do(lambda run: run.log({name: wandb.Table(["step", "text"], data)}, step=step))
 
     @rank_zero_only
     def finish(self, exit_code: int) -> None:
-        """End the run: its best loss, its files, its exit code, and a word on how to send it.
+        """End the run: log its best loss, files and exit code, and print the command that sends it.
 
         Args:
             exit_code: 0 after a whole run, 130 after an interruption, 1 after an error.
@@ -249,7 +256,7 @@ class WandbLogger(Logger):
             self._unwritten.popleft()
 
     def _rows(self) -> list[dict[str, str]]:
-        """What all sittings measured: W&B's own minimum would be that of one offline piece."""
+        """Return the metrics of all resumes: W&B's own minimum would be that of one offline piece."""
         return read_metric_rows(self.run.metrics) if self.run.metrics.is_file() else []
 
     def _keep(self, part: str) -> None:
@@ -259,16 +266,18 @@ class WandbLogger(Logger):
         place = locate(self.run)
         if place.exists():
             artifact = wandb.Artifact(f"{part}-{self.version}", type=kind)
-            for file in sorted(place.iterdir()) if place.is_dir() else [place]:  # weights in parts
+            for file in (
+                sorted(place.iterdir()) if place.is_dir() else [place]
+            ):  # a sharded checkpoint
                 artifact.add_file(str(file), str(file.relative_to(place.parent)))
             self._do(lambda run: run.log_artifact(artifact))
 
     def _is_logged(self, step: int) -> bool:
-        """Whether an offline piece has the row of this step."""
+        """Return whether an offline piece has the row of this step."""
         return step < self._first and self.service.mode == "offline"
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Keep a row until it is surely written: a while after that of a later step began."""
+        """Keep a row until it is certainly written: some time after a later step's row begins."""
         if not self._unwritten or step != self._unwritten[-1].step:
             self._unwritten.append(_Row(step, time.monotonic(), {}))
             self._note(step)
@@ -279,7 +288,7 @@ class WandbLogger(Logger):
         return self.run.path / "wandb" / f"{self.version}.step"
 
     def _note(self, first: int) -> None:
-        """Write down that the rows before this step are complete."""
+        """Store that the rows before this step are complete."""
         if first > self._first:
             self._first = first
             self._beginning.parent.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,18 @@
-"""A run on Weights & Biases that costs training nothing when W&B is out of reach.
+"""A run on Weights & Biases that does not delay or stop training when W&B is unreachable.
 
-What W&B (0.31) does by itself, and what is done about it here:
+Behaviour of W&B (0.31), and the countermeasures here:
 
 - Online without a network, `wandb.init` tries its login, the server's features and the run one after
-  another, 100 seconds in all, and then raises. So the server is asked for a sign of life first, the wait
-  for the run is cut, and whatever goes wrong then leads to a run that is offline.
-- Everything that is logged goes through a process, wandb-core. When it dies, every call raises
-  (`ConnectionResetError`), `finish` included. So the run is opened again, offline and under the same id:
-  `wandb sync` joins the pieces. A second death is the last: metrics.csv has it all.
-- That process writes its file every 15 seconds, and what it had not written dies with it: here every second.
-- `finish` waits for the server without an end: here for a while; the run's folder keeps what was not sent.
-- Even a process whose runs are all offline reports on itself to W&B's makers when it ends, unless
+  another, 100 seconds in all, and then raises. So the server is contacted first, the wait for the run is
+  limited, and any later failure leads to an offline run.
+- All logging goes through a process, wandb-core. When it dies, every call raises
+  (`ConnectionResetError`), including `finish`. So the run is opened again, offline and under the same id:
+  `wandb sync` joins the pieces. A second death is final: metrics.csv has all metrics.
+- That process writes its file every 15 seconds, and loses unwritten data when it dies: here every second.
+- `finish` waits for the server without a limit: here up to `patience`; the run's folder keeps unsent data.
+- Even a process whose runs are all offline reports telemetry to W&B when it ends, unless
   WANDB_ERROR_REPORTING is false.
-- It would save code, git state, console, packages, hardware and the host's name: all this is off here,
+- It saves code, git state, console, packages, hardware and the host's name: all this is off here,
   each unless W&B's own variable for it (WANDB_CONSOLE, WANDB_DISABLE_GIT, …) is set.
 """
 
@@ -30,9 +30,9 @@ from llm.runs import display_path
 from llm.terminal import shell
 
 Mode = Literal["online", "offline", "disabled"]
-SIGN_OF_LIFE = 5.0  # seconds to wait for any answer of the server
+SIGN_OF_LIFE = 5.0  # seconds to wait for any answer from the server
 WRITING = 1.0  # seconds between W&B's writes of its file
-OPENING = 20.0  # seconds to wait for the server to take the run
+OPENING = 20.0  # seconds to wait for the server to accept the run
 PRIVATE = {
     "console": "off",
     "disable_git": True,
@@ -47,13 +47,13 @@ PRIVATE = {
 
 
 class ResilientRun:
-    """One run on W&B, open until `finish`, whatever becomes of the network and of W&B's process.
+    """One run on W&B, open until `finish`, despite failures of the network and of W&B's process.
 
     Args:
-        directory: where W&B makes its folder `wandb`.
+        directory: the folder in which W&B creates its folder `wandb`.
         mode: `online`, `offline` or `disabled`.
-        patience: seconds to wait at the end until all is sent.
-        identity: what the run is: arguments of `wandb.init` (id, name, project, config, …).
+        patience: seconds to wait at the end until everything is sent.
+        identity: arguments of `wandb.init` (id, name, project, config, …).
     """
 
     def __init__(
@@ -65,21 +65,24 @@ class ResilientRun:
         self.identity = identity
         self.lives = 2
         self.run: Any = None
-        self.is_cut = False  # W&B does not have all of what was logged online
+        self.is_cut = False  # whether W&B lacks some of the online log
         self._owns_data = False
 
     def open(self) -> None:
-        """Begin the run, or go on with it; offline if the server cannot be reached.
+        """Start or resume the run; offline if the server cannot be reached.
 
         Raises:
-            ValueError: W&B refuses the user's own words: there is no key, or a setting is wrong.
+            ValueError: W&B refuses the user's settings: there is no key, or a setting is wrong.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        self._owns_data = "WANDB_DATA_DIR" not in os.environ  # copies of artifacts: not in the home
+        self._owns_data = (
+            "WANDB_DATA_DIR" not in os.environ
+        )  # keep copies of artifacts out of the home
         if self._owns_data:
             os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
-        import wandb  # after its environment is set
+        # Here, because wandb reads its environment when imported, and is optional and slow.
+        import wandb
         from pydantic import ValidationError
         from wandb.errors import UsageError
 
@@ -91,42 +94,42 @@ class ResilientRun:
             _forget_service()
             way_out = " Or choose mode=offline" if self.mode == "online" else ""
             raise ValueError(f"Weights & Biases: {_line(error)}{way_out}") from error
-        except ValidationError as error:  # of W&B's settings, by our hand or the environment's
+        except ValidationError as error:  # of W&B's settings, from arguments or the environment
             _forget_service()
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ValueError(
-                f"Weights & Biases refuses a setting ({wrong}): mend its WANDB_ variable"
+                f"Weights & Biases refuses a setting ({wrong}): correct its WANDB_ variable"
             ) from error
         except Exception as error:
             self._fall_back(error)
 
     def do(self, act: Callable[[Any], object], anew: Callable[[Any], object]) -> None:
-        """Apply `act` to W&B's run; if that breaks, `anew` to one that is opened in its place.
+        """Apply `act` to W&B's run; if that fails, apply `anew` to one opened in its place.
 
         Args:
-            act: what to do with a `wandb.Run`.
-            anew: the same, after what the run before may not have written.
+            act: the action on a `wandb.Run`.
+            anew: the same, after logging again what the failed run may not have written.
         """
         while self.run is not None:
             try:
                 act(self.run)
                 return
-            except Exception as error:  # of any kind: none is worth a training run
+            except Exception as error:  # of any kind: none may stop training
                 self._fall_back(error)
                 act = anew
 
     def finish(self, exit_code: int, anew: Callable[[Any], object]) -> None:
-        """End the run, and let the next one have its own place for data.
+        """End the run and release its data folder.
 
         Args:
-            exit_code: of the training; the run's state on W&B follows from it.
-            anew: what the run before may not have written, for one opened in its place.
+            exit_code: exit code of the training, which sets the run's state on W&B.
+            anew: logs again what a failed run may not have written.
         """
 
         def end(run: Any) -> None:
             try:
                 run.finish(exit_code=exit_code)
-            except TimeoutError:  # patience is at its end
+            except TimeoutError:  # patience is exhausted
                 self.is_cut = True
 
         def end_anew(run: Any) -> None:
@@ -140,14 +143,14 @@ class ResilientRun:
             self._let_delete()
 
     def _let_delete(self) -> None:
-        """Let the user delete the copies that `wandb sync` sends: W&B leaves them read-only."""
+        """Make the copies for `wandb sync` deletable: W&B leaves them read-only."""
         for copy in (self.directory / "wandb" / "artifacts" / "staging").glob("*"):
             if copy.is_file() and not copy.is_symlink():
                 copy.chmod(0o600)
 
     @property
     def sending(self) -> str | None:
-        """The command that sends what is kept here; None where nothing is."""
+        """Return the command that sends the local data; None if there is none to send."""
         if self.mode == "disabled" or (self.mode == "online" and not self.is_cut):
             return None
         online = ["--include-online"] if self.is_cut else []
@@ -172,7 +175,7 @@ class ResilientRun:
         )
 
     def _fall_back(self, error: Exception) -> None:
-        """Open the run offline in place of what broke, as long as it has lives."""
+        """Open the run offline in place of the failed one, up to the limit of `lives`."""
         _forget_service()
         self.is_cut |= self.mode == "online" and self.run is not None
         self.run = None
@@ -181,22 +184,22 @@ class ResilientRun:
             self.mode = "offline"
             with suppress(Exception):
                 self.run = self._begin()
-        rest = "the run goes on offline" if self.run else "only metrics.csv goes on"
+        rest = "the run continues offline" if self.run else "metrics continue in metrics.csv only"
         warnings.warn(f"Weights & Biases is out of reach ({_line(error)}): {rest}", stacklevel=2)
 
 
 def _expect_answer(url: str) -> None:
-    with suppress(urllib.error.HTTPError):  # an answer all the same
+    with suppress(urllib.error.HTTPError):  # an error status is an answer, too
         within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
 
 
 def _forget_service() -> None:
-    """Let W&B start anew: it would go on with the connection that broke."""
+    """Reset W&B, which would otherwise keep using the broken connection."""
     import wandb
 
     with suppress(
         Exception, SystemExit
-    ):  # closing what is broken raises; forgotten it is all the same
+    ):  # closing the broken connection raises, but resets all the same
         wandb.teardown()
 
 

@@ -1,4 +1,4 @@
-"""Clipping to a global norm, wherever the gradients lie (Pascanu et al. 2013)."""
+"""Clipping to a global norm, for plain and sharded gradients (Pascanu et al. 2013)."""
 
 # pyright: reportPrivateImportUsage=false
 # The _foreach operations, one launch for a whole list, are private in name only.
@@ -17,7 +17,7 @@ from llm.dtensor import is_dtensor, to_local
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-# The groups of devices that have the parts of a tensor, one for each mesh dimension it is divided over.
+# The process groups that hold the shards of a tensor, one for each mesh dimension it is sharded over.
 Owners = tuple[distributed.ProcessGroup, ...]
 
 
@@ -28,20 +28,20 @@ def clip_gradients(
     *,
     others: distributed.ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
-    """Scale all gradients down, if need be, so that their norm as one long vector is at most `limit`.
+    """Scale all gradients down if their joint norm exceeds `limit`.
 
-    torch's own function takes tensors that are all plain or all divided over one mesh. Here a parameter
-    may be a plain tensor, which every device has, or a DTensor over any mesh: the squares of what is
-    divided are added up over those that have the parts, and what all have counts once.
+    torch's own function takes tensors that are all plain or all sharded over one mesh. Here a parameter
+    may be a plain tensor, which every device has, or a DTensor over any mesh: the squares of shards are
+    summed over the devices that hold them, and replicated gradients count once.
 
     Args:
-        parameters: those without a gradient are passed over.
+        parameters: parameters; those without a gradient are skipped.
         limit: the norm to clip to; infinity only measures.
-        others: devices that hold other parameters of the same model, such as a pipeline's stages, whose
+        others: devices that hold other parameters of the same model, such as pipeline stages, whose
             norms count as well.
 
     Returns:
-        The norm before, on every device; 0 where there is no gradient.
+        The norm before clipping, on every device; 0 if there is no gradient.
     """
     parts: dict[Owners, list[Tensor]] = defaultdict(list)
     for parameter in parameters:
@@ -64,10 +64,12 @@ def clip_gradients(
 
 
 def _summed(gradient: "DTensor") -> "DTensor":
-    """The gradient with the summands that its devices may have of it added up."""
+    """Return the gradient with the partial sums of its devices added."""
     if not any(p.is_partial() for p in gradient.placements):
         return gradient
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import (
+        Replicate,
+    )  # here: slow to import, and only DTensors need it
 
     whole = [Replicate() if p.is_partial() else p for p in gradient.placements]
     return gradient.redistribute(placements=whole)
@@ -86,7 +88,7 @@ def _norm(gradients: list[Tensor], owners: Owners) -> Tensor:
 
 
 def _joint(norm: Tensor, group: distributed.ProcessGroup) -> Tensor:
-    """The norm of all that the devices of a group have."""
+    """Return the joint norm over the devices of a group."""
     square = norm.square()
     distributed.all_reduce(square, group=group)
     return square.sqrt()

@@ -1,8 +1,7 @@
-"""Parameter groups: which weights decay, and which are the matrices that Muon turns.
+"""Parameter groups: which weights decay, and which matrices Muon trains.
 
-A group is what a torch optimizer takes, `{"params": [...], ...}`, with two marks of our own:
-`name`, for logs, and `hidden`, true for the matrices inside the blocks. Where a group says nothing
-of weight decay, the optimizer's own setting holds.
+A group is that of a torch optimizer, `{"params": [...], ...}`, with two keys of our own: `name`, for logs, and
+`hidden`, true for the matrices inside the blocks. The optimizer's weight decay applies to groups without one.
 """
 
 from typing import Any
@@ -11,10 +10,10 @@ from torch import nn
 
 
 def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
-    """Decay weights of two dimensions and more; spare vectors: biases and the gains of norms.
+    """Return groups that decay weights of two or more dimensions, but not vectors: biases and gains of norms.
 
-    Decay pulls a matrix towards computing less; a norm's gain it would only pull away from 1, and
-    a bias towards nothing in particular (GPT-2, GPT-3 and Llama were trained so).
+    Decay pulls a matrix towards computing less, but it would pull a norm's gain away from 1, and a bias to an
+    arbitrary value (GPT-2, GPT-3 and Llama were trained so).
 
     Args:
         model: any module; its frozen parameters are left out and tied ones counted once.

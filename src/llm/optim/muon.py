@@ -1,10 +1,10 @@
-"""Muon: momentum, orthogonalised by Newton-Schulz, for the matrices inside the blocks.
+"""Muon: momentum, orthogonalized by Newton-Schulz, for the matrices inside the blocks.
 
-A gradient step on a matrix is dominated by a few directions; the rare ones that matter as much
-are lost in them. Muon replaces the momentum by the nearest matrix whose singular values are all
-about 1, so that every direction moves alike (Jordan et al. 2024, "Muon: an optimizer for hidden
-layers in neural networks"). Embeddings, the head and vectors are no such maps: AdamW turns those.
-Both live in one optimizer here, so that schedules, gradient scalers and checkpoints see just one.
+A gradient step on a matrix is dominated by a few directions, which hide rare ones that matter as much. Muon
+replaces the momentum by the nearest matrix whose singular values are all about 1, so that every direction
+moves equally (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). Embeddings, the
+head and vectors are not such maps, so AdamW trains them. Both are one optimizer here, so that schedules,
+gradient scalers and checkpoints handle just one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -23,8 +23,8 @@ from torch.optim.adamw import adamw
 
 from llm.dtensor import from_local, local_slices, to_full, to_local
 
-# The quintic p(x) = a x + b x³ + c x⁵: its slope at 0 is as steep as it gets, and it keeps singular
-# values within about 0.7 and 1.2 of 1 instead of converging, which trains just as well.
+# The quintic p(x) = a x + b x³ + c x⁵ has a maximal slope at 0 and keeps singular values between about 0.7 and
+# 1.2 instead of converging to 1, which trains just as well.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -34,16 +34,16 @@ def newton_schulz(
     """Push all singular values of each matrix towards 1 and keep its singular vectors.
 
     Each step applies the quintic to the singular values by products alone:
-    X ← aX + (bA + cA²)X with A = XXᵀ. The whole stack goes through at once, for few large products
+    X ← aX + (bA + cA²)X with A = XXᵀ. All matrices are processed as one stack, because few large products
     are faster than many small ones.
 
     Args:
         matrices: matrices of one shape, stacked.
-        steps: five suffice for singular values down to a thousandth of the largest.
-        dtype: the precision of the products. bfloat16 is enough, and the fast one on most machines.
+        steps: number of steps; five suffice for singular values down to a thousandth of the largest.
+        dtype: the precision of the products. bfloat16 is enough, and fastest on most machines.
 
     Returns:
-        The orthogonalised matrices, in `dtype`. A matrix of zeros stays one.
+        The orthogonalized matrices, in `dtype`. A matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -59,32 +59,30 @@ def newton_schulz(
 
 
 class Muon(Optimizer):
-    """Muon for the groups marked `hidden`, AdamW for all others.
+    """An optimizer with Muon for the groups marked `hidden` and AdamW for all others.
 
     The step on a matrix of R rows and C columns is lr · sqrt(max(1, R/C)) · O, with O the
-    orthogonalised Nesterov momentum: Jordan's convention, torch.optim.Muon's "original". Decay is
+    orthogonalized Nesterov momentum: Jordan's convention, torch.optim.Muon's "original". Decay is
     decoupled: a weight first shrinks by lr · weight_decay. A fused projection of queries, keys and
-    values counts as the one matrix that it is; a parameter of three dimensions (experts) as a
+    values counts as one matrix; a parameter of three dimensions (experts) as a
     stack of matrices.
 
-    Of a matrix that several devices have parts of (a DTensor), the direction is gathered, for only a whole
-    matrix has singular values; each device turns it and keeps its part. All else goes element by
-    element and needs no more than the parts.
+    For a sharded matrix (a DTensor) the direction is gathered, because only a whole matrix has singular values;
+    each device orthogonalizes it and keeps its shard. Everything else is elementwise and uses the shards alone.
 
     Args:
-        params: groups as `llm.optim.groups` makes them, at least one of them `hidden`.
-        lr: the rate of the hidden matrices.
-        momentum: the share of the past in the running mean of the gradients.
-        weight_decay: for matrices and the rest alike, but for groups that set their own.
-        adamw_lr: the rate of everything else.
-        betas: AdamW's two shares of the past.
-        eps: AdamW's floor under the root of the second moment.
-        precision: of the products that orthogonalise. In bfloat16 a sum that several devices have added up in
-            another order than one device comes out a hair's breadth elsewhere, and their losses part in
-            the fourth digit; in float32 in the seventh.
+        params: groups from `llm.optim.groups`, at least one of them `hidden`.
+        lr: learning rate of the hidden matrices.
+        momentum: weight of the past in the running mean of the gradients.
+        weight_decay: decay of all groups that do not set their own.
+        adamw_lr: learning rate of everything else.
+        betas: AdamW's weights of the past in its two running means.
+        eps: AdamW's lower bound on the root of the second moment.
+        precision: precision of the products that orthogonalize. Devices sum gradients in another order than one
+            device; in bfloat16 their losses therefore differ in the fourth digit, in float32 in the seventh.
 
     Raises:
-        ValueError: a setting out of its range, no hidden group, or a vector in one.
+        ValueError: a setting is out of range, no group is hidden, or a hidden group contains a vector.
     """
 
     def __init__(
@@ -101,12 +99,12 @@ class Muon(Optimizer):
     ):
         for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay)):
             if value < 0:
-                raise ValueError(f"{name}={value} is negative: choose 0 or more")
+                raise ValueError(f"{name}={value}: is negative; use 0 or more")
         if len(betas) != 2:
-            raise ValueError(f"betas={betas} must be two numbers, such as [0.9, 0.95]")
+            raise ValueError(f"betas={betas}: is not a pair; use two numbers, such as [0.9, 0.95]")
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             if not 0 <= value < 1:
-                raise ValueError(f"{name}: {value} is outside of [0, 1)")
+                raise ValueError(f"{name}: {value} is outside of [0, 1); use a number such as 0.95")
         groups = [
             group if group.get("hidden") else {"lr": adamw_lr, "hidden": False, **group}
             for group in params
@@ -114,11 +112,11 @@ class Muon(Optimizer):
         hidden = [parameter for g in groups if g.get("hidden") for parameter in g["params"]]
         if not hidden:
             raise ValueError(
-                "Muon turns the matrices in a model's blocks, and none of them is trained here; "
+                "Muon trains the matrices in a model's blocks, and none of them is trainable here; "
                 "set optimizer=adamw"
             )
         if any(parameter.ndim < 2 for parameter in hidden):
-            raise ValueError("Muon's hidden groups take matrices only, and one holds a vector")
+            raise ValueError("Muon's hidden groups contain a vector; put only matrices there")
         self.precision = getattr(torch, precision)
         super().__init__(
             groups,
@@ -128,7 +126,7 @@ class Muon(Optimizer):
                 "weight_decay": weight_decay,
                 "betas": tuple(betas),
                 "eps": eps,
-                # AdamW in one kernel; torch also reads this when it loads the state.
+                # AdamW in one kernel; torch also reads this key when it loads the state.
                 "fused": True,
             },
         )
@@ -197,7 +195,7 @@ class Muon(Optimizer):
         )
 
     def _state(self, name: str, parameters: list[Tensor]) -> list[Tensor]:
-        """One running tensor a parameter, zeros at first; steps are counted in float32 scalars."""
+        """Return one state tensor per parameter, initially zero; steps are float32 scalars."""
         for parameter in parameters:
             if name not in self.state[parameter]:
                 self.state[parameter][name] = (

@@ -1,10 +1,10 @@
 """Learning rate schedules: pure functions of a step and the length of the run.
 
-Each gives the factor on an optimizer's own rate, from 0 to 1. Steps count from 0, so the last one
-is `max_steps - 1`. Warm-up step k has the factor (k + 1) / warmup_steps: the first is not wasted on
-a rate of 0, and the last is at the peak; without warm-up the first step is the peak. From the peak
-a decay runs to `final_ratio`, which the last step has exactly, and which later ones keep. A run no
-longer than its warm-up only ever rises.
+Each returns a factor from 0 to 1 for the optimizer's learning rate. Steps count from 0, so the last one is
+`max_steps - 1`. Warm-up step k has the factor (k + 1) / warmup_steps: the first step is not wasted on a rate
+of 0, and the last is at the peak; without warm-up the first step is the peak. After the peak the factor
+decays to `final_ratio`, which the last step has exactly, and which later steps keep. A run no longer than its
+warm-up only rises.
 """
 
 import math
@@ -28,7 +28,7 @@ def constant(step: int, max_steps: int, *, warmup_steps: int = 0) -> float:
 
 
 def linear(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
-    """Fall in a straight line from the peak to the last step.
+    """Decay linearly from the peak to the last step.
 
     Args:
         step: the step about to be taken, from 0.
@@ -47,7 +47,7 @@ def linear(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: flo
 
 
 def cosine(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.1) -> float:
-    """Fall along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5).
+    """Decay along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5).
 
     Args:
         step: the step about to be taken, from 0.
@@ -73,16 +73,16 @@ def wsd(
     final_ratio: float = 0.0,
     decay_fraction: float = 0.2,
 ) -> float:
-    """Warm up, stay at the peak, and fall in a straight line at the end (Hu et al. 2024, MiniCPM).
+    """Warm up, stay at the peak, and decay linearly at the end (Hu et al. 2024, MiniCPM).
 
-    A run can be prolonged from any point of its stable part, which a cosine does not allow.
+    A run can be extended from any step of its stable phase, which a cosine does not allow.
 
     Args:
         step: the step about to be taken, from 0.
         max_steps: the length of the run.
         warmup_steps: steps of linear warm-up.
         final_ratio: the factor of the last step, from 0 to 1.
-        decay_fraction: the share of the run that decays, from 0 to 1; a warm-up that reaches into
+        decay_fraction: the share of the run that decays, from 0 to 1; a warm-up that extends into
             it is finished first.
 
     Returns:
@@ -107,19 +107,19 @@ def _warmup(step: int, max_steps: int, *, warmup_steps: int) -> float:
 
 
 def _peak(warmup_steps: int) -> int:
-    """The first step at the full rate."""
+    """Return the first step at the full rate."""
     return max(0, warmup_steps - 1)
 
 
 def _progress(step: int, max_steps: int, *, start: int) -> float:
-    """How far the decay has come that begins after step `start`: 0 there, 1 at the last step."""
+    """Return the progress of a decay after step `start`: 0 there, 1 at the last step."""
     if step <= start:
         return 0.0
     return min(1.0, (step - start) / max(1, max_steps - 1 - start))
 
 
 def _above(final_ratio: float, remaining: float) -> float:
-    """What is left of the factor when it falls to `final_ratio` and not to 0."""
+    """Return the factor for a decay to `final_ratio` instead of 0."""
     if not 0 <= final_ratio <= 1:
         raise ValueError(f"final_ratio={final_ratio} is outside of [0, 1]")
     return final_ratio + (1 - final_ratio) * remaining

@@ -1,1 +1,1 @@
-"""Rewards: what scores a response, for training and for choosing among several."""
+"""Rewards: scores of responses, for training and for choosing among several."""

@@ -1,4 +1,4 @@
-"""What a reward is: prompts, responses and the data's own answers in, a score a response out."""
+"""The interface of a reward: prompts, responses and reference answers in, a score per response out."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,28 +7,28 @@ from typing import Protocol, runtime_checkable
 from llm.data.examples.template import ChatTemplate
 
 # (prompts, responses, references) -> scores, higher is better. A prompt is the text that the model read,
-# the template's included; a reference is the data's answer to it, empty where there is none.
+# including the template; a reference is the data's answer to it, empty if there is none.
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 
 
 @runtime_checkable
 class ReadsTemplate(Protocol):
-    """A reward that has learned from prompts in the words of one template."""
+    """A reward that was trained on prompts in one template."""
 
     def require_template(self, template: ChatTemplate | None) -> None:
-        """Let pass prompts in the words of that template.
+        """Require that prompts are in the template of the reward.
 
         Raises:
-            ValueError: they are in those of another, or of none.
+            ValueError: they are in another template, or in none.
         """
         ...
 
 
 def require_template(reward: RewardFunction, template: ChatTemplate | None) -> None:
-    """Let pass a template, or None for bare prompts, that the reward can read.
+    """Require a template, or None for bare prompts, that the reward can read.
 
     Raises:
-        ValueError: it has learned from another.
+        ValueError: the reward was trained on another.
     """
     if isinstance(reward, ReadsTemplate):
         reward.require_template(template)
@@ -40,10 +40,10 @@ def checked_scores(
     responses: Sequence[str],
     references: Sequence[str],
 ) -> list[float]:
-    """What a reward gives, which may be anybody's code, seen to be what it should be.
+    """Return the scores of a reward after checking them: it may be user code.
 
     Raises:
-        ValueError: there are not as many scores as responses, or one is not finite.
+        ValueError: the number of scores is not that of the responses, or one is not finite.
     """
     scores = [float(each) for each in reward(prompts, responses, references)]
     if len(scores) != len(responses):

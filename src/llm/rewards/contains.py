@@ -1,4 +1,4 @@
-"""A reward for a text that stands in the response."""
+"""A reward for responses that contain a text."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 def contains(
     prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, text: str
 ) -> list[float]:
-    """1 for each response that contains `text`, 0 for the others.
+    """Return 1 for each response that contains `text`, 0 for the others.
 
     Args:
-        prompts: not looked at.
-        responses: what is scored.
-        references: not looked at.
-        text: what is looked for, in upper or lower case.
+        prompts: ignored.
+        responses: the texts to score.
+        references: ignored.
+        text: the text to look for, ignoring case.
 
     Raises:
-        ValueError: the text is empty, and stands in everything.
+        ValueError: the text is empty, which every response contains.
     """
     if not text:
         raise ValueError(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 def matches(
     prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, pattern: str
 ) -> list[float]:
-    """1 for each response that the whole pattern matches, 0 for the others.
+    """Return 1 for each response that the whole pattern matches, 0 for the others.
 
     Args:
-        prompts: not looked at.
-        responses: what is scored; white space around them does not count.
-        references: not looked at.
-        pattern: a regular expression, such as `[A-Z].*[.]`, a sentence; a dot matches line ends too.
+        prompts: ignored.
+        responses: the texts to score; white space around them is ignored.
+        references: ignored.
+        pattern: a regular expression, such as `[A-Z].*[.]` for a sentence; a dot also matches line ends.
 
     Raises:
         ValueError: the pattern is not a regular expression.

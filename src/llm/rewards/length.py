@@ -6,16 +6,16 @@ from collections.abc import Sequence
 def length(
     prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, words: int
 ) -> list[float]:
-    """1 for a response of just so many words, less by 1 / words for each word more or fewer, at least 0.
+    """Return 1 for a response of exactly `words` words, 1 / words less per word more or fewer, at least 0.
 
     Args:
-        prompts: not looked at.
-        responses: what is scored.
-        references: not looked at.
-        words: how many are wanted.
+        prompts: ignored.
+        responses: the texts to score.
+        references: ignored.
+        words: desired number of words.
 
     Raises:
-        ValueError: fewer than 1 word is wanted.
+        ValueError: `words` is less than 1.
     """
     if words < 1:
         raise ValueError(f"words={words}: give 1 or more")

@@ -1,4 +1,4 @@
-"""The reward that a reward model gives, which a run has trained."""
+"""The reward of a reward model, which a run has trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from llm.weights.run import RunWeights
 
 @dataclass(frozen=True)
 class RunReward:
-    """Scores of a reward model: any number, higher is better; only differences have a meaning.
+    """Scores of a reward model: any number, higher is better; only differences are meaningful.
 
-    A prompt has to be written with the template that the run was trained with. It comes as text, in
-    which a special token that a person spelled in a message is the same as the template's own: such a
-    prompt is read otherwise than in training. An answer cannot spell one.
+    Prompts must use the template of the run. A prompt is text, in which a special token that a user typed in a
+    message is the same as the template's own: such a prompt is tokenized differently than in training. In an
+    answer, typed special tokens are plain text.
 
     Args:
         path: the directory of a run with `task=reward`.
         checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
-        batch_size: responses that are scored together.
-        accelerator: where the model is.
-        trust: packages that the run's configuration may name.
+        batch_size: number of responses scored together.
+        accelerator: device of the model.
+        trust: packages that the run's configuration may use.
     """
 
     path: str
@@ -44,14 +44,14 @@ class RunReward:
     def __post_init__(self) -> None:
         require_run(self.path, "reward.path", tasks=("reward",))
         if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: give 1 or more")
+            raise ValueError(f"batch_size={self.batch_size}: is too small; use 1 or more")
 
     def __call__(
         self, prompts: Sequence[str], responses: Sequence[str], references: Sequence[str]
     ) -> list[float]:
-        """A score for each response; the references are not looked at.
+        """Return a score for each response; the references are ignored.
 
-        Of what is longer than the model's context, the end is read.
+        If a row is longer than the model's context, only its end is read.
         """
         rows = [
             [*self._tokenizer.encode(prompt, special=True), *self._tokenizer.encode(response)]
@@ -61,15 +61,15 @@ class RunReward:
         return [each for at in starts for each in self._score(rows[at : at + self.batch_size])]
 
     def require_template(self, template: ChatTemplate | None) -> None:
-        """Let pass the template that the run was trained with.
+        """Require the template that the run was trained with.
 
         Raises:
-            ValueError: it is another.
+            ValueError: the template is another.
         """
         own = stored_template(self._weights().config)
         if own is not None and own != template:
             raise ValueError(
-                f"the reward model {self.path} has learned from prompts in another template than these: "
+                f"the reward model {self.path} was trained on prompts in another template than these: "
                 "train both with the same data/template"
             )
 

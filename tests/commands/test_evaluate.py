@@ -1,4 +1,4 @@
-"""`llm evaluate`: the figures of the end of the training once more, answers beside references, a judge."""
+"""`llm evaluate`: the metrics of the end of the training once more, answers beside references, a judge."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
 
 
 def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, folder, tmp_path):
-    """The run's own held-out text, given as a file, has the figures of the end of the training."""
+    """The run's own held-out text, given as a file, has the metrics of the end of the training."""
     (tokens,) = (folder / "cache" / "tokens").glob("*/validation.bin")
     held_out = tmp_path / "held_out.txt"
     held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())

@@ -84,8 +84,8 @@ class Loader(ConfigLoaderImpl):
         config_name: str | None,
         overrides: list[str],
         run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
+        from_shell: bool = True,  # noqa: FBT001, FBT002 - Hydra's own signature
+        validate_sweep_overrides: bool = True,  # noqa: FBT001, FBT002
     ) -> DictConfig:
         """Compose as Hydra does.
 
@@ -117,7 +117,7 @@ class Loader(ConfigLoaderImpl):
         else:
             config, choices = point.config.copy(), point.choices
         hydra = master_config.hydra.copy()
-        OmegaConf.set_readonly(hydra, False)
+        OmegaConf.set_readonly(hydra, value=False)
         with open_dict(hydra), open_dict(config):
             hydra.overrides.task = list(sweep_overrides)
             hydra.runtime.choices.update(choices)

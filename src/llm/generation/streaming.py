@@ -1,4 +1,7 @@
-"""Incremental decoding of tokens to text, without showing parts of a character."""
+"""Incremental decoding of tokens to text, without showing parts of a character.
+
+`text_generation.stream` yields the pieces of a text; `chat_session.ChatSession` prints those of an answer.
+"""
 
 from collections.abc import Sequence
 

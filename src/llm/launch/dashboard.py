@@ -112,15 +112,15 @@ def _view(job: Job, label: str) -> View:
     if status == "running" and steps and speed and record.get("tokens_per_step"):
         left = max(0.0, steps - step) * record["tokens_per_step"] / speed
     return View(
-        job.number,
-        label or run.path.name,
-        status,
-        record.get("error") if status == "failed" else None,
-        (step, steps),
-        metrics.get("train/loss"),
-        metrics.get("val/loss"),
-        speed,
-        left,
+        number=job.number,
+        label=label or run.path.name,
+        status=status,
+        error=record.get("error") if status == "failed" else None,
+        steps=(step, steps),
+        loss=metrics.get("train/loss"),
+        val_loss=metrics.get("val/loss"),
+        speed=speed,
+        left=left,
     )
 
 

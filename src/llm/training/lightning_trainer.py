@@ -113,7 +113,10 @@ class VerifiedCheckpointIO(CheckpointIO):
         save_checkpoint(checkpoint, Path(path), **(storage_options or {}))
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+        self,
+        path: str | Path,
+        map_location: Any = None,
+        weights_only: bool | None = None,  # noqa: FBT001 - Lightning's own signature
     ) -> dict[str, Any]:
         """Read tensors and plain data, never code, whatever the value of `weights_only`."""
         opened, self.opened = self.opened, None

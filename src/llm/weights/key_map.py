@@ -1,5 +1,7 @@
 """A map between two ways of naming and storing the same parameters: reversible and strict.
 
+The names themselves are in one file per family: `gpt2.py`, `llama.py`, `bert.py`.
+
 Each rule says which of their tensors make one of ours, and how; `{}` in a name stands for a layer's
 number. Applied either way, a map uses every tensor and leaves no gap, or names all that are missing,
 left over or wrongly shaped in one error.

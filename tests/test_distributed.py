@@ -26,7 +26,7 @@ def test_a_process_without_rank_variables_is_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("missing", [*distributed.NAMES, "TORCHELASTIC_RUN_ID"])
-def test_a_process_with_half_of_the_variables_is_alone(monkeypatch, missing):
+def test_process_with_some_rank_variables_is_alone(monkeypatch, missing):
     for name, value in environment_of(rank=1, world=2, port=1).items():
         monkeypatch.setenv(name, value)
     assert distributed.world() == World(rank=1, size=2, local_rank=1, local_size=2)

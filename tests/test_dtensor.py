@@ -37,7 +37,7 @@ def shards() -> dict[str, Any]:
     return found
 
 
-def test_shards_are_slices_of_the_whole_and_make_it_up():
+def test_shards_are_slices_of_the_full_tensor():
     ranks = on_ranks(4, shards)
     for name in LAYOUTS:
         seen = torch.zeros_like(WHOLE)

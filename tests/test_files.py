@@ -10,7 +10,7 @@ from llm.config.reading import LARGEST
 from llm.files import FileError, read_object
 
 
-def test_an_object_is_read(tmp_path):
+def test_json_object_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"ä": [1]}', "utf-8")
     assert read_object(tmp_path / "a.json") == {"ä": [1]}
 
@@ -60,7 +60,7 @@ def test_yaml_that_is_not_a_mapping_is_named(content, tmp_path):
         files.read_yaml(tmp_path / "a.yaml")
 
 
-def test_what_is_written_replaces_a_link_within_the_folder(tmp_path):
+def test_write_replaces_a_link_within_the_folder(tmp_path):
     (tmp_path / "other.json").write_text("mine")
     (tmp_path / "a.json").symlink_to("other.json")
     files.write_json(tmp_path / "a.json", {"a": 1})
@@ -82,7 +82,7 @@ def test_nothing_is_written_through_a_link_that_leads_out(write, tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_partial_file_is_made_anew_and_not_opened_through_a_link(tmp_path):
+def test_partial_file_is_not_opened_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / f".a.json.{os.getpid()}").symlink_to(tmp_path / "mine")
     files.write_text(tmp_path / "a.json", "theirs")
@@ -90,7 +90,7 @@ def test_a_partial_file_is_made_anew_and_not_opened_through_a_link(tmp_path):
     assert (tmp_path / "a.json").read_text() == "theirs"
 
 
-def test_lines_added_to_a_file_leave_its_other_name_as_it_is(tmp_path):
+def test_appending_does_not_change_a_hard_link(tmp_path):
     (tmp_path / "mine").write_text("mine\n")
     (tmp_path / "a.txt").hardlink_to(tmp_path / "mine")
     with files.open_for_appending(tmp_path / "a.txt") as file:
@@ -99,7 +99,7 @@ def test_lines_added_to_a_file_leave_its_other_name_as_it_is(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "mine\ntheirs\n"
 
 
-def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     with pytest.raises(UnicodeEncodeError), files.replacing(tmp_path / "a.txt") as partial:
         partial.write_text("half \ud800", "utf-8")
@@ -132,7 +132,7 @@ def test_links_in_a_circle_are_refused(tmp_path):
         files.require_own(tmp_path)
 
 
-def test_what_killed_processes_left_is_swept_and_no_more(tmp_path):
+def test_only_partial_files_of_killed_processes_are_deleted(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     left = {f".last.ckpt.{ended.pid}", f".metrics.csv.{ended.pid}"}

@@ -14,7 +14,7 @@ from llm.parallel.tensor_parallel import TensorParallel
 from llm.parallel.zero import ZeRO
 
 
-def test_auto_becomes_words_that_a_trainer_takes():
+def test_auto_becomes_values_that_lightning_accepts():
     resolved = Hardware().resolve()
     assert resolved.accelerator in ("cpu", "cuda", "mps")
     assert isinstance(resolved.devices, int)
@@ -61,7 +61,7 @@ def test_one_device_needs_no_strategy():
     assert Hardware(accelerator="cpu", devices="auto", strategy=DDP()).place().strategy is None
 
 
-def test_a_strategy_is_checked_though_one_device_has_no_use_for_it(monkeypatch):
+def test_strategy_is_checked_even_for_one_device(monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs DeepSpeed"):
         Hardware(accelerator="cpu", strategy=ZeRO()).place()
@@ -77,7 +77,7 @@ def test_divided_weights_train_in_32_where_fp16_is_fastest(monkeypatch):
     assert Hardware(devices=2, strategy=DDP()).suitable_precision("fp16") == "fp16"
 
 
-def test_what_was_started_counts(monkeypatch):
+def test_number_of_started_ranks_is_used(monkeypatch):
     for name, value in ranks.environment_of(rank=1, world=4, port=1).items():
         monkeypatch.setenv(name, value)
     asked = Hardware(accelerator="cpu", devices="auto", strategy=DDP())

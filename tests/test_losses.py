@@ -31,12 +31,12 @@ def targets():
     return targets
 
 
-def test_equals_torch_with_ignored_targets(logits, targets):
+def test_cross_entropy_equals_torch_with_ignored_targets(logits, targets):
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     torch.testing.assert_close(cross_entropy(logits, targets), expected)
 
 
-def test_equals_the_definition_in_float64(logits, targets):
+def test_cross_entropy_equals_its_definition_in_float64(logits, targets):
     logits = logits.double()
     probabilities = logits.exp() / logits.exp().sum(-1, keepdim=True)
     losses = [
@@ -51,7 +51,7 @@ def test_equals_the_definition_in_float64(logits, targets):
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
 
 
-def test_gradient_equals_torch(logits, targets):
+def test_cross_entropy_gradient_equals_torch(logits, targets):
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     cross_entropy(ours, targets).backward()
     F.cross_entropy(theirs.flatten(0, 1), targets.flatten(), ignore_index=-100).backward()
@@ -82,7 +82,7 @@ def test_sums_over_batches_give_the_mean_over_all(logits, targets):
     torch.testing.assert_close((total / count).float(), cross_entropy(logits, targets))
 
 
-def test_sum_does_not_wear_out_over_many_tokens():
+def test_sum_stays_accurate_over_many_tokens():
     """Four million equal losses: a float32 sum one by one would be far off."""
     tokens = 1 << 22
     total, count = cross_entropy_sum(torch.zeros(tokens, 2), torch.zeros(tokens, dtype=torch.long))

@@ -104,11 +104,11 @@ def test_help_imports_nothing_heavy(words):
 @pytest.mark.parametrize(
     "words", [["train", "--cfg", "job"], ["train", "--help"], ["generate", "--help"]]
 )
-def test_looking_at_a_configuration_does_not_import_torch(words):
+def test_showing_a_configuration_does_not_import_torch(words):
     assert imported(words, names=HYDRA_ONLY) == []
 
 
-def test_a_misspelt_path_is_told_before_torch_is_imported(llm, tmp_path):
+def test_misspelt_path_is_reported_before_torch_is_imported(llm, tmp_path):
     (tmp_path / "notes").mkdir()
     words = ["train", "data=text", f"data.path={tmp_path / 'notse'}"]
     assert imported(words, names=["torch", "lightning"]) == []
@@ -124,7 +124,7 @@ def test_completion_does_not_import_torch(monkeypatch):
     assert imported(["-sc", "query=bash"], names=HYDRA_ONLY) == []
 
 
-def test_help_lists_every_verb_with_an_example(llm):
+def test_help_lists_every_command_with_an_example(llm):
     status, out, _ = llm("--help")
     assert status == 0
     assert llm()[1] == out
@@ -134,11 +134,11 @@ def test_help_lists_every_verb_with_an_example(llm):
         assert each.example.startswith(f"llm {name} ")
 
 
-def test_version(llm):
+def test_version_is_printed(llm):
     assert llm("--version") == (0, f"llm {__version__}\n", "")
 
 
-def test_an_unknown_verb_gets_the_nearest(llm):
+def test_unknown_command_gets_the_nearest_name(llm):
     assert llm("trian") == (2, "", "llm trian: no such command; did you mean train?\n")
 
 
@@ -171,7 +171,7 @@ def test_a_group_that_is_set_to_null_is_one_line(llm):
 
 
 @pytest.mark.parametrize("content", [b"\xd3\xff\x00 not text", b"model: [", b"\x00\x01"])
-def test_a_config_that_is_no_text_is_one_line_with_its_name(llm, tmp_path, content):
+def test_config_that_is_not_text_is_one_line_with_its_name(llm, tmp_path, content):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "broken.yaml").write_bytes(content)
     status, out, err = llm("train", "--config-dir", str(tmp_path), "model=broken")
@@ -189,7 +189,7 @@ def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_verbs_help_lists_groups_and_an_example(llm):
+def test_help_of_a_command_lists_groups_and_an_example(llm):
     status, out, _ = llm("train", "--help")
     assert status == 0
     assert command.COMMANDS["train"].example in out
@@ -197,7 +197,7 @@ def test_a_verbs_help_lists_groups_and_an_example(llm):
     assert "\nmodel/position: " in out
 
 
-def test_a_verbs_help_lists_no_groups_of_another(llm):
+def test_help_of_a_command_lists_no_groups_of_another(llm):
     out = llm("generate", "--help")[1]
     assert "\nreward: contains, format, length, none, run\n" in out
     assert "\nmodel: " not in out
@@ -235,21 +235,38 @@ def test_a_verbs_help_lists_no_groups_of_another(llm):
             ["train", "--experimental-rerun", "x.pickle"],
             "--experimental-rerun: is not supported; run the same command again to resume its run",
         ),
+        (
+            ["train", "--config-name", "nosuch"],
+            "Cannot find primary config 'nosuch'. Check that it's in your config search path.",
+        ),
+        (
+            ["generate", "hydra.run.dir=x"],
+            "hydra.run.dir: only llm train has the directory of a run; leave it out",
+        ),
+        (
+            ["train", "hydra.launcher.n_jobs=3"],
+            "hydra.launcher.n_jobs: only a sweep uses it; add -m, or leave it out",
+        ),
+        (
+            ["train", "trust=7"],
+            "trust: 7 is not a list; use trust=[package]\n"
+            "trust: 7 is not a Sequence[str]; use a value of that type",
+        ),
         (["compare", "x", "by=y"], "x: no such folder; name a sweep, a run, or a folder of runs"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(llm, tmp_path, monkeypatch, words, line):
+def test_user_error_is_one_line_and_status_2(llm, tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
     assert llm(*words) == (2, "", line + "\n")
 
 
-def test_a_missing_folder_of_configs(llm):
+def test_missing_folder_of_configs_is_named(llm):
     assert llm("train", "--config-dir", "/nowhere")[2] == (
         "--config-dir /nowhere: no such folder; pass the folder of your configs\n"
     )
 
 
-def test_a_folder_of_configs_is_handed_on_as_it_was_typed(tmp_path, monkeypatch):
+def test_folder_of_configs_is_passed_on_to_jobs_as_typed(tmp_path, monkeypatch):
     """A line with an absolute path runs from elsewhere too."""
     monkeypatch.chdir(tmp_path.parent)
     for typed in (str(tmp_path), tmp_path.name):
@@ -316,7 +333,7 @@ def test_a_prompt_is_taken_literally(text):
     "word",
     ["prompt='quoted already'", 'prompt="a, b"', 'prompt=["a","b"]', "seed=(", "--cfg", "prompt"],
 )
-def test_what_is_quoted_or_a_list_or_no_text_stays(word):
+def test_quoted_texts_lists_and_other_keys_are_unchanged(word):
     assert as_text(word) == word
 
 
@@ -367,7 +384,7 @@ def toy(tmp_path, monkeypatch, llm):
     return call
 
 
-def test_an_app_gets_its_configuration(toy):
+def test_command_gets_its_configuration(toy):
     assert toy("seed=3", "prompt=Hello, world (yes) = {ok}") == (
         0,
         "",
@@ -376,7 +393,7 @@ def test_an_app_gets_its_configuration(toy):
     )
 
 
-def test_an_apps_refusal_is_one_line(toy):
+def test_error_of_a_command_is_one_line(toy):
     assert toy("seed=13") == (2, "", "seed: is unlucky; choose another\n", [])
 
 
@@ -412,7 +429,7 @@ def test_no_point_runs_when_one_is_wrong(toy):
         ("llm train --cf", ""),
     ],
 )
-def test_completion_goes_on_behind_the_verb(llm, monkeypatch, line, offered):
+def test_completion_works_after_the_command(llm, monkeypatch, line, offered):
     monkeypatch.setenv("COMP_LINE", line)
     status, out, err = llm("-sc", "query=bash")
     assert (status, err) == (0, "")
@@ -485,5 +502,5 @@ def test_runs_that_a_command_can_use_are_named_the_newest_first(
     )
 
 
-def test_flags_may_stand_anywhere(toy, tmp_path):
+def test_flags_may_be_anywhere(toy, tmp_path):
     assert toy("seed=3", "--config-dir", str(tmp_path / "conf"), "prompt=hi")[3] == [[3, "hi"]]

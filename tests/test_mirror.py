@@ -18,11 +18,9 @@ OWNERS = {
         "training/test_lifecycle.py::test_early_stopping_waits_for_its_patience"
     ),
     "callbacks/progress.py": (
-        "training/test_lifecycle.py::test_a_line_tells_what_was_measured_at_its_step"
+        "training/test_lifecycle.py::test_progress_line_shows_the_metrics_of_its_step"
     ),
-    "callbacks/samples.py": (
-        "training/test_lifecycle.py::test_samples_are_kept_and_leave_the_training_as_it_is"
-    ),
+    "callbacks/samples.py": ("training/test_lifecycle.py::test_sampling_does_not_change_training"),
     # Checksums are those of a file or a folder.
     "checkpoints/checksums.py": (
         "checkpoints/test_checkpoint_file.py::test_a_flipped_bit_is_noticed_wherever_it_is"
@@ -39,31 +37,29 @@ OWNERS = {
     "config/base.py": (
         "launch/test_start.py::test_a_run_and_a_command_that_reads_it_compose_check_and_build_once"
     ),
-    "config/command_info.py": "test_main.py::test_help_lists_every_verb_with_an_example",
-    "config/command_line.py": "test_main.py::test_flags_may_stand_anywhere",
+    "config/command_info.py": "test_main.py::test_help_lists_every_command_with_an_example",
+    "config/command_line.py": "test_main.py::test_flags_may_be_anywhere",
     "config/composed.py": "config/test_check.py::test_trust_itself_is_checked",
     "config/deferred.py": (
-        "config/test_check.py::test_what_is_required_must_be_there_unless_it_is_filled_in"
+        "config/test_check.py::test_required_key_must_be_set_unless_it_is_filled_in_later"
     ),
-    "config/errors.py": "test_main.py::test_an_unknown_verb_gets_the_nearest",
+    "config/errors.py": "test_main.py::test_unknown_command_gets_the_nearest_name",
     "config/explanation.py": "config/test_composition.py::test_an_override_that_does_not_compose",
     "config/hydra_section.py": (
-        "config/test_loader.py::test_what_a_command_line_may_not_say_of_hydra_is_refused"
+        "config/test_loader.py::test_forbidden_hydra_keys_on_the_command_line_are_refused"
     ),
-    "config/inspection.py": "test_main.py::test_a_verbs_help_lists_groups_and_an_example",
+    "config/inspection.py": "test_main.py::test_help_of_a_command_lists_groups_and_an_example",
     "config/reading.py": "test_files.py::test_a_pipe_is_not_waited_for",
     "config/requirements.py": "test_main.py::test_rules_across_sections_fire_from_the_command_line",
-    "config/resolvers.py": (
-        "config/test_loader.py::test_the_environment_is_looked_up_where_a_person_typed_it"
-    ),
-    "config/rules.py": "test_main.py::test_a_misspelt_path_is_told_before_torch_is_imported",
+    "config/resolvers.py": ("config/test_loader.py::test_lookups_are_allowed_on_the_command_line"),
+    "config/rules.py": "test_main.py::test_misspelt_path_is_reported_before_torch_is_imported",
     "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
     "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
     # What data modules share, in each of the modules that use it.
     "data/base.py": (
         "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_equals_an_uninterrupted_one"
     ),
-    "data/column.py": "commands/test_classify.py::test_rows_of_a_file_give_their_texts",
+    "data/column.py": "commands/test_classify.py::test_texts_are_read_from_rows_of_a_file",
     "data/corpora/base.py": "data/test_split.py::test_parts_are_the_same_however_documents_come",
     "data/corpora/corpus.py": "data/corpora/test_text.py::test_any_change_is_tokenized_anew",
     "data/errors.py": "data/corpora/test_text_files.py::test_a_bad_row_is_named_by_file_and_line",
@@ -82,14 +78,11 @@ OWNERS = {
         "generation/test_text_generation.py::test_a_stop_string_cuts_the_text_and_ends_the_row"
     ),
     "generation/prompts.py": (
-        "commands/test_generate.py::test_a_file_of_prompts_is_written_as_one_batch"
+        "commands/test_generate.py::test_file_of_prompts_is_continued_as_one_batch"
     ),
     # How jobs are started: with processes, as they are used.
     "launch/hydra_launch.py": (
         "launch/test_launchers.py::test_a_search_has_its_own_folder_where_its_runs_go"
-    ),
-    "launch/job_file.py": (
-        "launch/test_sweep_runner.py::test_jobs_are_processes_that_know_their_sweep"
     ),
     "launch/shutdown.py": (
         "launch/test_sweep_runner.py::test_ctrl_c_lets_the_job_save_and_ends_the_sweep"
@@ -115,10 +108,10 @@ OWNERS = {
     "tasks/averaged_task.py": "tasks/test_reward.py::test_it_resumes_to_the_bit",
     "tasks/base.py": "training/test_lifecycle.py::test_accumulation_changes_nothing_but_the_memory",
     "tasks/non_finite.py": (
-        "training/test_lifecycle.py::test_a_nan_stops_the_run_and_spoils_no_checkpoint"
+        "training/test_lifecycle.py::test_nan_stops_the_run_and_keeps_the_checkpoints"
     ),
     "terminal/announce.py": (
-        "training/test_lifecycle.py::test_what_is_printed_off_a_terminal_are_lines_with_figures"
+        "training/test_lifecycle.py::test_output_without_a_terminal_is_lines_with_metrics"
     ),
     "terminal/streams.py": (
         "commands/test_chat.py::test_ctrl_c_stops_the_answer_and_the_next_question_is_answered"
@@ -129,7 +122,7 @@ OWNERS = {
         "training/test_lifecycle.py::test_activation_checkpointing_changes_nothing_but_the_memory"
     ),
     "training/adoption.py": (
-        "training/test_finetuning.py::test_a_finetune_starts_from_an_adapter_folded_in"
+        "training/test_finetuning.py::test_finetune_starts_from_a_merged_adapter"
     ),
     "training/config_rules.py": (
         "config/test_ranges.py::test_a_project_has_a_name_that_is_neither_empty_nor_too_long"
@@ -139,7 +132,7 @@ OWNERS = {
         "training/test_lifecycle.py::test_resume_from_any_step_equals_the_uninterrupted_run"
     ),
     "training/next_commands.py": (
-        "training/test_lifecycle.py::test_an_interrupted_rerun_goes_on_by_the_command_it_prints"
+        "training/test_lifecycle.py::test_interrupted_rerun_resumes_with_the_printed_command"
     ),
     "training/prepared_run.py": "training/test_lifecycle.py::test_a_run_directory_holds_everything",
     "training/recording.py": (
@@ -149,11 +142,9 @@ OWNERS = {
         "training/test_lifecycle.py::test_a_vocabulary_smaller_than_the_tokenizers_is_named"
     ),
     "training/summary.py": (
-        "training/test_lifecycle.py::test_a_strategy_for_one_device_is_said_to_divide_nothing"
+        "training/test_lifecycle.py::test_strategy_with_one_device_is_reported"
     ),
-    "training/training_config.py": (
-        "training/test_resumption.py::test_what_is_not_allowed_to_change_is_refused"
-    ),
+    "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
     # Weights of other libraries, held against these libraries.
     "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_come_back",
     "weights/compatibility.py": (

@@ -5,13 +5,13 @@ import torch
 from llm.precision import faster_precision, matmul_rate, peak_flops
 
 
-def test_the_cpu_takes_bfloat16_just_where_its_products_are_faster():
+def test_cpu_uses_bfloat16_only_if_it_is_faster():
     gain = matmul_rate(torch.bfloat16) / matmul_rate(torch.float32)
     if not 1.2 < gain < 1.9:  # near the threshold of 1.5 a measurement may fall on either side
         assert faster_precision("cpu") == ("bf16" if gain > 1.5 else 32)
 
 
-def test_the_rate_mfu_is_held_against_grows_with_devices():
+def test_peak_rate_of_mfu_grows_with_devices():
     rate = peak_flops(torch.device("cpu"), torch.float32, devices=1)
     assert rate is not None
     assert rate > 1e8, "even a slow core does a hundred million products a second"

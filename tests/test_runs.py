@@ -47,7 +47,7 @@ def test_a_name_is_the_experiment_and_the_overrides_in_order():
         "experiment=verdict",
     ],
 )
-def test_what_leaves_a_run_what_it_is_stays_out_of_its_name(override):
+def test_overrides_outside_the_fingerprint_are_not_in_the_name(override):
     assert run_name("verdict", [override, "seed=2"]) == "verdict,seed=2"
 
 
@@ -65,7 +65,7 @@ def test_long_names_are_cut_and_stay_different():
     assert first != second
 
 
-def test_a_record_survives_and_grows(tmp_path):
+def test_record_is_saved_and_extended(tmp_path):
     run = Run(tmp_path / "run")
     assert run.status == "new"
     run.start(fingerprint="abc", seed=1, command="llm train", data="def")

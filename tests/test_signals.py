@@ -11,7 +11,7 @@ from llm import signals
 
 
 @pytest.mark.parametrize("number", signals.STOPPING)
-def test_each_is_heard_within_the_block_alone(number, monkeypatch):
+def test_signals_are_handled_only_within_the_block(number, monkeypatch):
     monkeypatch.setattr(signals, "detach_terminal", lambda: None)
     before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
     received: list[int] = []
@@ -24,7 +24,7 @@ def test_each_is_heard_within_the_block_alone(number, monkeypatch):
         signal.signal(number, before)
 
 
-def test_what_nohup_ignores_stays_ignored():
+def test_signals_ignored_by_nohup_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals.received(lambda number, frame: pytest.fail("it was to be ignored")):

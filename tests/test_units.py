@@ -33,7 +33,7 @@ def test_a_number_is_short_and_has_its_unit(text, expected):
     assert text == expected
 
 
-def test_one_unit_for_many_is_the_largest_ones():
+def test_common_unit_is_that_of_the_largest():
     unit, shown = common_unit(3 * 2**30)
     assert common_unit(1023.999 * 2**20)[0] == "GiB"
     assert (unit, shown(2**29), shown(3 * 2**30)) == ("GiB", "0.50", "3.00")

@@ -106,7 +106,7 @@ def run(name: str, words: Sequence[str]) -> None:
     try:
         with explain_os_errors():
             if words[:1] == ["--job"]:
-                start_job(words[1:])
+                start_job(name, words[1:])
             else:
                 start(name, words, COMMANDS[name])
     except UserError as error:

@@ -62,7 +62,7 @@ def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
 
 
-def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
+def test_pipe_contains_only_answers(run, tmp_path):
     saved = tmp_path / "talk.json"
     done = talk(run, f"Grüße\n/nothing\nb\n/save {saved}\n", "template=plain", "max_tokens=9")
     assert done.stdout == "aaaaaaaaa\naaaaaaaaa\n"
@@ -76,7 +76,7 @@ def test_a_pipe_holds_answers_alone_and_nothing_else(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
-def test_what_is_saved_is_instruction_data(run, tmp_path):
+def test_saved_conversation_is_instruction_data(run, tmp_path):
     saved = tmp_path / "talk.jsonl"
     lines = f"/system Be brief.\none\ntwo\n/save {saved}\n"
     talk(run, lines, "template=plain", "max_tokens=3")
@@ -104,7 +104,7 @@ def test_lightning_is_not_imported(run):
     assert done.stdout == "False\n"
 
 
-def test_a_run_without_conversations_says_what_to_do(run):
+def test_run_without_conversations_is_refused_with_a_remedy(run):
     done = talk(run, "hello\n")
     assert done.returncode == 2
     assert done.stderr.startswith(f"template: {run.path} was not trained on conversations; ")
@@ -112,7 +112,7 @@ def test_a_run_without_conversations_says_what_to_do(run):
     assert "template=plain" in done.stderr
 
 
-def test_a_template_whose_tokens_the_model_does_not_know(run):
+def test_template_with_unknown_tokens_is_refused(run):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", [f"weights.path={run.path}", *WORDS, "template=phi3"])
     with pytest.raises(ConfigError, match=r"template: the tokenizer has no <\|system\|>, <\|user"):
@@ -143,7 +143,7 @@ def test_the_runs_own_template_and_its_system_message_are_used(run, tmp_path, mo
     assert prompts[1].startswith("Be brief.\n\n### Instruction:\nhello\n\n### Response:\nyes<|end")
 
 
-def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypatch):
+def test_published_chat_model_uses_its_own_template(tmp_path, monkeypatch):
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
     asked = []
 
@@ -167,7 +167,7 @@ def test_a_published_chat_model_is_asked_in_its_own_template(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ raise_exception('no') }}"])
-def test_a_chat_template_that_fails_is_a_line(source, tmp_path):
+def test_failing_chat_template_is_one_line(source, tmp_path):
     folder = make_folder(SHAPES["smollm2"]._replace(template=source), tmp_path / "folder")
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])

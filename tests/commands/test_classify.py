@@ -66,7 +66,7 @@ def ask(run, capsys):
     return asked
 
 
-def test_a_run_keeps_what_it_takes_to_classify(run):
+def test_run_directory_has_everything_to_classify(run):
     config = OmegaConf.load(run / "config.yaml")
     assert list(config.data.classes) == ["cat", "dog"]
     assert config.task.model.num_classes == 2
@@ -104,14 +104,14 @@ def test_lines_of_a_file_get_label_and_probability(ask, tmp_path):
     assert alone == [answers]  # the batch changes nothing
 
 
-def test_a_text_of_its_own_and_one_longer_than_the_context(ask):
+def test_single_text_and_one_longer_than_the_context_are_classified(ask):
     ((label, _, text),) = ask(text="a bark zz")
     assert (label, text) == ("dog", "a bark zz")
     ((label, *_),) = ask(text="a meow " + "x" * 100)
     assert label == "cat"
 
 
-def test_standard_input_is_answered_line_by_line(ask, monkeypatch):
+def test_standard_input_is_classified_line_by_line(ask, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a bark xxx\n\n  \na meow xxx\n"))
     assert [label for label, *_ in ask()] == ["dog", "cat"]
 
@@ -125,7 +125,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_of_a_file_give_their_texts(ask, tmp_path, name):
+def test_texts_are_read_from_rows_of_a_file(ask, tmp_path, name):
     (tmp_path / name).write_text(ROWS[name])
     answers = ask(file=str(tmp_path / name))
     assert [(label, text) for label, _, text in answers] == [
@@ -141,15 +141,15 @@ def test_another_column_and_encoding_are_named(ask, tmp_path):
         ask(file=str(file), **{"rows.encoding": "cp1252"})
     named = {"rows.text": "review", "rows.encoding": "cp1252"}
     assert [text for *_, text in ask(file=str(file), **named)] == ["a meow é xx"]
-    with pytest.warns(UserWarning, match=r"rows\.encoding="):
+    with pytest.warns(UserWarning, match=r"rows\.encoding "):
         ask(file=str(file), **{"rows.text": "review"})
     (tmp_path / "lines.txt").write_bytes("a meow é\n".encode("cp1252"))
-    with pytest.warns(UserWarning, match=r"not UTF-8 .*rows\.encoding="):
+    with pytest.warns(UserWarning, match=r"not UTF-8 .*rows\.encoding "):
         ask(file=str(tmp_path / "lines.txt"))
 
 
 @pytest.mark.slow
-def test_a_pipe_is_answered_before_it_is_closed(run):
+def test_pipe_is_classified_before_it_is_closed(run):
     command = [sys.executable, "-m", "llm", "classify", f"weights.path={run}", "hardware.threads=1"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -164,7 +164,7 @@ def test_a_pipe_is_answered_before_it_is_closed(run):
     assert process.returncode == 0
 
 
-def test_what_cannot_be_done_is_said(ask, run, tmp_path):
+def test_impossible_requests_are_refused(ask, run, tmp_path):
     with pytest.raises(ConfigError, match="both are given"):
         ask(text="a", file="b")
     with pytest.raises(ConfigError, match="text: is blank"):
@@ -185,7 +185,7 @@ def test_a_line_without_a_token_is_named(ask, monkeypatch, tmp_path):
         ask(file=str(tmp_path / "lines.txt"))
 
 
-def test_a_language_model_is_no_classifier(ask, run, tmp_path):
+def test_language_model_is_refused_as_a_classifier(ask, run, tmp_path):
     config = OmegaConf.load(run / "config.yaml")
     config.task.model = config.model
     other = tmp_path / "other [1]"
@@ -202,7 +202,7 @@ def test_a_language_model_is_no_classifier(ask, run, tmp_path):
 WORDS = [f"w{n}" for n in range(40)]
 
 
-def test_a_classifier_learns_from_nothing_at_the_defaults(tmp_path, capsys):
+def test_classifier_learns_from_scratch_with_the_defaults(tmp_path, capsys):
     """Texts of random words, three in ten of which are of their class: a bag of words tells them apart."""
     draw = random.Random(0)
     lines = []
@@ -219,7 +219,7 @@ def test_a_classifier_learns_from_nothing_at_the_defaults(tmp_path, capsys):
     ]
     with (
         initialize_config_module("llm.conf", version_base="1.3"),
-        pytest.warns(UserWarning, match="400 of 400 texts have more than 16 .*context_length=20 "),
+        pytest.warns(UserWarning, match="400 of 400 texts have more than 16 .*context_length=20"),
     ):
         run = run_command(compose("train", words), tmp_path / "run")
     assert run.record["metrics"]["test/accuracy"] > 0.95

@@ -51,7 +51,7 @@ def test_a_sweeps_table_is_kept_in_its_folder(compare, sweep, capsys):
     assert "best   runs/gpt" in out
 
 
-def test_other_folders_are_left_as_they_are_unless_told(compare, sweep, tmp_path, capsys):
+def test_other_folders_are_unchanged_without_output(compare, sweep, tmp_path, capsys):
     compare("runs")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["gpt", "llama"]
     assert "output=FOLDER" in capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_other_folders_are_left_as_they_are_unless_told(compare, sweep, tmp_path
     assert (tmp_path / "here" / "table.md").is_file()
 
 
-def test_what_is_damaged_is_named_below_the_table(compare, tmp_path, capsys):
+def test_damaged_runs_are_named_below_the_table(compare, tmp_path, capsys):
     make(tmp_path / "runs" / "good")
     make(tmp_path / "runs" / "bad").path.joinpath("run.json").write_text("{")
     compare("runs")
@@ -74,10 +74,10 @@ def test_what_is_damaged_is_named_below_the_table(compare, tmp_path, capsys):
         (("runs",), {"watch": True}, "watch: pass one sweep"),
     ],
 )
-def test_mistakes_are_told_in_a_line(compare, runs, words, message):
+def test_user_errors_are_one_line(compare, runs, words, message):
     with pytest.raises(UserError, match=message):
         compare(*runs, **words)
 
 
-def test_a_sweep_that_is_over_is_followed_no_longer(compare, sweep, capsys):
+def test_finished_sweep_is_not_followed(compare, sweep, capsys):
     assert compare("sweeps/s", watch=True).rows

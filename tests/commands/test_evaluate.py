@@ -121,7 +121,7 @@ def assert_same_metrics(report, run: Run, part: str):
     assert report["metrics"] == pytest.approx(recorded, rel=1e-5)
 
 
-def test_text_is_measured_on_its_validation_part(text, evaluated, capsys):
+def test_text_run_is_measured_on_its_validation_part(text, evaluated, capsys):
     report = evaluated(text, "weights.checkpoint=last")
     assert report["part"] == "validation"
     assert_same_metrics(report, text, "val")
@@ -154,13 +154,13 @@ def test_imported_weights_are_measured_on_a_text_file(text, evaluated, folder, t
         (tmp_path / "exported" / "chat_template.jinja").write_text(template)
         words = ["weights=gpt2", f"weights.path={tmp_path / 'exported'}", *CPU]
         imported = run_command(compose("evaluate", [*words, few]))
-        with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; name a text"):
+        with pytest.raises(ConfigError, match=r"test_path: .* has no data of its own; pass a text"):
             run_command(compose("evaluate", words))
     assert imported["metrics"] == pytest.approx(own["metrics"], rel=1e-5)
     assert json.loads((tmp_path / "exported" / "evaluation.json").read_text()) == imported
 
 
-def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
+def test_text_file_is_preprocessed_as_the_training_text(text, evaluated, tmp_path):
     """A run that learned lower-case text is measured on lower-case text."""
     for name, content in {"upper": "RED Blue. " * 30, "lower": "red blue. " * 30}.items():
         (tmp_path / f"{name}.txt").write_text(content)
@@ -176,10 +176,10 @@ def test_a_text_is_read_as_the_training_text_was(text, evaluated, tmp_path):
     assert upper["metrics"] == lower["metrics"]
 
 
-def test_text_files_are_read_by_keys_of_the_command(text, evaluated, tmp_path):
+def test_keys_of_the_command_set_how_text_files_are_read(text, evaluated, tmp_path):
     (tmp_path / "latin.txt").write_bytes("caf\xe9 red blue. ".encode("cp1252") * 20)
     (tmp_path / "utf8.txt").write_text("caf\xe9 red blue. " * 20, "utf-8")
-    with pytest.warns(UserWarning, match=r"[^.]files\.encoding="):
+    with pytest.warns(UserWarning, match=r"[^.]files\.encoding "):
         evaluated(text, f"test_path={tmp_path / 'latin.txt'}")
     latin = evaluated(text, f"test_path={tmp_path / 'latin.txt'}", "files.encoding=cp1252")
     assert latin["metrics"] == evaluated(text, f"test_path={tmp_path / 'utf8.txt'}")["metrics"]
@@ -197,7 +197,9 @@ def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("evaluate", [f"weights.path={text.path}", *CPU, f"output={asked}"])
         assert run_command(config) == json.loads(asked.read_text())
-        with pytest.raises(ConfigError, match=r"output: .*results\.json exists; name a file"):
+        with pytest.raises(
+            ConfigError, match=r"output: .*results\.json exists; choose another name"
+        ):
             run_command(config)
     assert {file: file.read_bytes() for file in text.path.glob("evaluation*.json")} == after
 
@@ -223,7 +225,9 @@ def test_a_classifier_is_measured_on_its_test_part(finetuned, folder, evaluated)
     ("name", "words"),
     [("copy", ["task/reference=frozen_copy"]), ("off", ["task/reference=adapter_off", "adapter=lora"])],
 )  # fmt: skip
-def test_preferences_are_measured_against_the_beginning(finetuned, folder, evaluated, name, words):
+def test_preferences_are_measured_against_the_base_weights(
+    finetuned, folder, evaluated, name, words
+):
     run = finetuned(
         *(name, "task=dpo", "data=preference", f"data.path={folder / 'pairs.json'}"),
         *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
@@ -232,7 +236,7 @@ def test_preferences_are_measured_against_the_beginning(finetuned, folder, evalu
     assert_same_metrics(evaluated(run), run, "test")
 
 
-def test_answers_are_measured_beside_their_references(instructed, evaluated):
+def test_answers_are_compared_with_their_references(instructed, evaluated):
     report = evaluated(instructed)
     assert_same_metrics(report, instructed, "test")
     metrics, quality = instructed.record["metrics"], report["quality"]
@@ -243,7 +247,7 @@ def test_answers_are_measured_beside_their_references(instructed, evaluated):
     assert quality["exact_match"]["mean"] == pytest.approx(metrics["test/exact_match"])
 
 
-def test_answers_that_are_missing_are_written(instructed, evaluated):
+def test_missing_answers_are_generated(instructed, evaluated):
     file = instructed.path / RESULTS["responses"]
     before = file.read_text()
     file.unlink()
@@ -272,7 +276,7 @@ def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated
 
 
 @pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
-def test_another_part_and_another_file_have_answers_of_their_own(instructed, evaluated, folder):
+def test_another_part_and_another_file_have_their_own_answers(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
     assert whole["quality"]["answers"] != len(json.loads(before))
@@ -320,7 +324,7 @@ def test_a_judge_scores_answers_and_compares_runs(instructed, evaluated, stand_i
     assert len(server.requests) == 3 * len(rows), "nothing is asked twice"
 
 
-def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, capsys):
+def test_unreachable_judge_is_one_line(instructed, monkeypatch, capsys):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     words = [
         *("llm", "evaluate", f"weights.path={instructed.path}", *CPU, "judge=openai"),
@@ -335,7 +339,7 @@ def test_a_judge_who_is_not_there_is_told_in_a_line(instructed, monkeypatch, cap
     assert "\n" not in told
 
 
-def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluated, capsys):
+def test_full_finetune_does_not_need_its_base_weights(instructed, text, evaluated, capsys):
     expected = evaluated(instructed)["metrics"]
     aside = text.path.rename(text.path.with_name("aside"))
     capsys.readouterr()
@@ -349,7 +353,7 @@ def test_a_whole_finetune_needs_its_beginning_no_more(instructed, text, evaluate
         aside.rename(text.path)
 
 
-def test_changed_data_are_no_test(instructed, evaluated, folder):
+def test_changed_data_are_refused(instructed, evaluated, folder):
     file = folder / "rows.json"
     before = file.read_text()
     file.write_text(json.dumps([*json.loads(before), {"instruction": "Say no.", "output": "no"}]))
@@ -363,7 +367,7 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["part=test"], "part=test: these data have none"),
+        (["part=test"], "part=test: these data have no such part"),
         (["part=train"], "part: 'train'"),
         (
             ["test_path=x.txt"],
@@ -378,6 +382,6 @@ def test_changed_data_are_no_test(instructed, evaluated, folder):
         (["against=nowhere"], r"nowhere/responses.json: does not exist"),
     ],
 )
-def test_what_cannot_be_measured_is_said(text, evaluated, words, told):
+def test_what_cannot_be_measured_is_refused(text, evaluated, words, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
         evaluated(text, *words)

@@ -58,7 +58,7 @@ def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys)
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
 
 
-def test_another_run_does_not_take_the_place_of_an_export(base, composed, tmp_path, capsys):
+def test_export_of_another_run_is_not_overwritten(base, composed, tmp_path, capsys):
     words = [f"weights.path={base.path}", f"output={tmp_path / 'out'}"]
     exported(*words)
     exported(*words)  # the same again
@@ -123,7 +123,7 @@ def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_pa
 
 
 @torch.no_grad()
-def test_a_template_of_ours_is_exported_with_its_end(talk, tmp_path, capsys):
+def test_our_template_is_exported_with_its_end_token(talk, tmp_path, capsys):
     folder = make_folder(SHAPES["smollm2"], tmp_path / "folder")
     run = instructed(folder, talk, tmp_path / "run", "data/template=phi3", "adapter=lora")
     names = "<|system|>, <|user|>, <|assistant|>, <|end|>"
@@ -166,7 +166,7 @@ def test_a_prompt_has_the_tokens_of_training_under_the_exported_template(shape, 
 
 
 @pytest.mark.parametrize("experiment", ["instruct", "prefer", "reward", "grpo"])
-def test_what_is_learned_from_conversations_takes_a_chat_models_template(experiment, tmp_path):
+def test_finetuned_chat_model_is_exported_with_the_template_of_its_base(experiment, tmp_path):
     folder = make_folder(SHAPES["qwen3"], tmp_path / "folder")
     words = [f"experiment={experiment}", "weights=llama", f"weights.path={folder}"]
     with initialize_config_module("llm.conf", version_base="1.3"):
@@ -180,7 +180,7 @@ def test_what_is_learned_from_conversations_takes_a_chat_models_template(experim
     assert tree.data.template.separator == "\n\n"
 
 
-def test_openais_files_become_hugging_faces(tmp_path):
+def test_openai_weights_are_exported_for_hugging_face(tmp_path):
     exported("weights=gpt2", f"weights.path={ORIGINAL}", f"output={tmp_path / 'out'}")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = AutoModelForCausalLM.from_pretrained(ORIGINAL.with_name("converted"))
@@ -188,7 +188,7 @@ def test_openais_files_become_hugging_faces(tmp_path):
         assert torch.equal(found.state_dict()[name], tensor)
 
 
-def test_what_is_no_language_model_is_refused(base, tmp_path):
+def test_classifier_is_not_exported(base, tmp_path):
     config = OmegaConf.load(base.config)
     config.task.model = {"_target_": "llm.models.classifier.Classifier", "body": config.model}
     OmegaConf.save(config, base.config)
@@ -196,7 +196,7 @@ def test_what_is_no_language_model_is_refused(base, tmp_path):
         exported(f"weights.path={base.path}", f"output={tmp_path / 'out'}")
 
 
-def test_the_command_fails_in_a_line_before_anything_is_read(tmp_path, monkeypatch, capsys):
+def test_export_fails_with_one_line_before_anything_is_read(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     words = ["weights=gpt2", f"weights.path={ORIGINAL}", f"output={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["llm", "export", *words])
@@ -210,7 +210,7 @@ def test_the_command_fails_in_a_line_before_anything_is_read(tmp_path, monkeypat
 
 
 @torch.no_grad()
-def test_an_adapter_is_folded_in(base, composed, tmp_path):
+def test_adapter_is_merged_into_the_export(base, composed, tmp_path):
     overrides = ["weights=run", f"weights.path={base.path}", "adapter=lora"]
     config = composed(*overrides, "trainer.max_steps=3", "optimizer.lr=0.1")
     with torch.enable_grad():

@@ -67,25 +67,25 @@ def written(run):
     return write
 
 
-def test_it_continues_the_prompt_in_the_words_it_learned(written, capsys):
+def test_generate_continues_the_prompt_in_learned_words(written, capsys):
     (text,) = written("prompt='the cat'", "max_tokens=30", "sampler.temperature=0")
     assert capsys.readouterr().out == f"the cat{text}\n"
     learned = set("the cat sat on mat. dog ran under house.".split())
     assert len(set(text.split()) & learned) >= 3
 
 
-def test_a_prompt_longer_than_the_context_is_told(written, capsys):
+def test_prompt_longer_than_the_context_is_reported(written, capsys):
     written(f"prompt='{'the cat sat. ' * 80}'", "max_tokens=1")
     assert "more than the model's context of" in capsys.readouterr().err
 
 
-def test_the_same_seed_writes_the_same_and_another_something_else(written):
+def test_same_seed_generates_the_same_text(written):
     words = ("prompt='the'", "max_tokens=40", "sampler.temperature=1.5", "sampler.top_k=null")
     assert written(*words, "seed=1") == written(*words, "seed=1")
     assert written(*words, "seed=1") != written(*words, "seed=2")
 
 
-def test_it_stops_at_a_stop_string_and_does_not_print_it(written, capsys):
+def test_generation_stops_before_a_stop_string(written, capsys):
     (text,) = written("prompt='the cat'", "max_tokens=60", "sampler.temperature=0", "stop=['.']")
     assert "." not in text
     assert "." not in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_one_stop_string_needs_no_list(written):
     assert written(*words, "stop=at.") == written(*words, "stop=['at.']")
 
 
-def test_a_file_of_prompts_is_written_as_one_batch(written, tmp_path, capsys):
+def test_file_of_prompts_is_continued_as_one_batch(written, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("the cat\n\nthe dog ran\n")
     words = ("max_tokens=10", "sampler.temperature=0")
     texts = written(f"prompts_file={tmp_path / 'prompts.txt'}", *words)
@@ -173,7 +173,7 @@ def test_a_run_without_a_checkpoint_is_named(run, written, tmp_path):
         written(f"weights.path={bare}", "prompt='the'")
 
 
-def test_what_is_wrong_is_told_of_what_is_wrong(run, written, monkeypatch):
+def test_error_names_the_wrong_key(run, written, monkeypatch):
     load = prompts.load_language_model
 
     def broken(*arguments):

@@ -41,7 +41,7 @@ def test_a_reward_model_of_another_template_is_refused(polite, train, pairs):
         run_command(composed(*words, "prompt='cat 1?'", "best_of=4"))
 
 
-def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path, capsys):
+def test_prompts_of_a_file_are_asked_in_the_template(polite, tmp_path, capsys):
     policy, _ = polite
     capsys.readouterr()
     (tmp_path / "prompts.txt").write_text("cat 1?\ndog 2?\n")
@@ -52,8 +52,8 @@ def test_prompts_of_a_file_and_a_template_are_asked_one_by_one(polite, tmp_path,
     assert shown.index("=== cat 1?") < shown.index("=== dog 2?")
 
 
-def test_several_answers_and_a_reward_go_together():
+def test_several_answers_need_a_reward_and_vice_versa():
     for words in (("best_of=4",), ("reward=length",), ("best_of=0",)):
-        with pytest.raises(ConfigError, match=r"best_of: .*give"):
+        with pytest.raises(ConfigError, match=r"best_of: .*(use|set)"):
             command_of(composed(*words, "weights=scratch"))
     command_of(composed("best_of=2", "reward=length", "weights=scratch"))

@@ -37,7 +37,7 @@ def lines(text: str) -> dict[str, list[str]]:
     return {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
 
 
-def test_the_page_on_planning_shows_what_is_printed(planned, capsys):
+def test_planning_page_shows_the_printed_output(planned, capsys):
     """GPUs are planned for without any."""
     words = shlex.split(re.findall(r"^llm plan (.*)$", PAGE, re.MULTILINE)[0])
     run_command(planned(*words))
@@ -47,7 +47,7 @@ def test_the_page_on_planning_shows_what_is_printed(planned, capsys):
     assert [line for line in ours if line] == [line for line in shown.splitlines() if line]
 
 
-def test_strategies_take_less_the_more_they_divide(planned, capsys):
+def test_strategies_that_divide_more_take_less_memory(planned, capsys):
     run_command(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
     told = lines(capsys.readouterr().out)
     for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
@@ -69,7 +69,7 @@ def test_every_strategy_is_a_row(planned):
     assert options == planned().strategies.keys()
 
 
-def test_what_is_too_much_is_marked(planned, capsys):
+def test_too_much_memory_is_marked(planned, capsys):
     run_command(planned(*SMALL, "gpu=t4", "data.batch_size=262144", "trainer.max_tokens=1e9"))
     printed = capsys.readouterr().out
     assert "✗" in printed
@@ -78,7 +78,7 @@ def test_what_is_too_much_is_marked(planned, capsys):
     assert {"float32", "float16", "best", "20"} <= told.keys()
 
 
-def test_a_strategy_that_does_not_divide_the_model_is_no_row(planned, capsys):
+def test_strategy_that_does_not_divide_the_model_has_no_row(planned, capsys):
     words = ["hardware=ddp", "hardware.devices=4", "gpu=h100", "trainer.max_tokens=1e9"]
     run_command(planned(*SMALL, *words, "size.num_heads=4"))
     printed = capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
     assert "assumption:" in times[0]
 
 
-def test_a_finetune_is_planned_as_far_as_it_is_known(planned, capsys, tmp_path):
+def test_finetune_is_planned_as_far_as_possible(planned, capsys, tmp_path):
     """Its size and its memory, with the context of the weights; not how much it reads."""
     base = planned(*SMALL, "size.context_length=48", "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
@@ -109,7 +109,7 @@ def test_a_finetune_is_planned_as_far_as_it_is_known(planned, capsys, tmp_path):
     run_command(planned(*words, *weights), [*words, *weights])
     printed = capsys.readouterr().out
     assert "of them trained" in printed
-    assert "budget    –: examples are as long as they are" in printed
+    assert "budget    –: the length" in printed
     assert "compute   –: only a part of the model is trained" in printed
     assert "time      –: " in printed
     assert "micro-batch of 8 × 48 tokens" in printed
@@ -124,11 +124,11 @@ def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
     for words in ([], ["trainer.max_steps=7"]):
         run_command(planned(*SMALL, "experiment=spam", *words), words)
     printed = capsys.readouterr().out
-    assert "budget    669 steps; tokens –: examples are as long as they are" in printed
+    assert "budget    669 steps; tokens –: the length" in printed
     assert "budget    7 steps; tokens –" in printed
 
 
-def test_who_trains_on_is_told_no_best_size(planned, capsys, tmp_path):
+def test_finetune_shows_no_optimal_size(planned, capsys, tmp_path):
     """The fits are of training from scratch."""
     base = planned(*SMALL, "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
@@ -143,7 +143,7 @@ def test_who_trains_on_is_told_no_best_size(planned, capsys, tmp_path):
     ("tokens", "extrapolates", "says_loss"),
     [(8e5, True, False), (8e10, True, True), (2e13, False, True)],
 )
-def test_what_the_fits_do_not_reach_is_said(tokens, extrapolates, says_loss, capsys):
+def test_extrapolation_of_the_fits_is_reported(tokens, extrapolates, says_loss, capsys):
     """They are of runs of 6e18 FLOPs or more: of a thousandth of these no loss is told."""
     print_tables(*optimum_table(100_000, int(tokens)))
     printed = capsys.readouterr().out
@@ -152,7 +152,7 @@ def test_what_the_fits_do_not_reach_is_said(tokens, extrapolates, says_loss, cap
 
 
 @pytest.mark.parametrize("precision", ["bf16", "32"])
-def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, planned, capsys):
+def test_rows_of_a_strategy_that_casts_weights_are_marked_as_a_bound(precision, planned, capsys):
     words = ["hardware=ddp", "hardware.devices=2", "gpu=h100", "trainer.max_tokens=1e9"]
     run_command(planned(*SMALL, *words, f"hardware.precision={precision}"))
     noted = "· zero2, zero3: counted with float32 weights" in capsys.readouterr().out
@@ -169,13 +169,19 @@ def test_rows_of_an_engine_that_casts_weights_are_said_to_be_a_bound(precision, 
             "cannot be divided into 8 equal parts",
         ),
         (["trainer.max_tokens=1e9", *PIPELINE], "4 stages need a block each, and num_layers=2"),
-        (["trainer.max_epochs=1", "gpu=h100"], "how much there is .* trainer.max_tokens"),
-        (["trainer.max_steps=1", "gpu=h100", "tokenizer=char"], "how large the vocabulary is"),
+        (
+            ["trainer.max_epochs=1", "gpu=h100"],
+            "trainer: the number of tokens is not known .* trainer.max_tokens",
+        ),
+        (
+            ["trainer.max_steps=1", "gpu=h100", "tokenizer=char"],
+            "tokenizer: the vocabulary size is not known",
+        ),
         (["trainer.max_steps=1", "trainer.max_tokens=1e9"], "set exactly one of them"),
         (["trainer.max_tokens=1e9", "hardware.devices=2"], "hardware=ddp"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_a_line(words, told, planned, tmp_path, monkeypatch):
+def test_impossible_plan_is_refused_in_one_line(words, told, planned, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # no data have been read
     with pytest.raises(ConfigError, match=told) as refusal:
         run_command(planned(*SMALL, *words))

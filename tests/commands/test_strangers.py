@@ -104,9 +104,7 @@ def test_a_run_of_another_format_is_refused_and_left_as_it_is(command, run, refu
         ("train", "checkpoints"),
     ],
 )
-def test_a_link_that_leads_out_of_a_run_is_neither_read_nor_written(
-    command, place, run, refused, tmp_path
-):
+def test_link_that_leads_out_of_a_run_is_not_followed(command, place, run, refused, tmp_path):
     mine = tmp_path / "mine"
     if (run / place).exists():
         shutil.move(run / place, mine)
@@ -125,7 +123,7 @@ def test_a_pipe_in_a_run_is_not_waited_for(place, run, refused):
     assert f"{place}: is neither a file nor a folder" in refused(*words("generate", run))
 
 
-def test_nothing_of_a_run_reaches_the_terminal_as_a_command(run, refused, capsys, monkeypatch):
+def test_text_of_a_run_is_printed_escaped(run, refused, capsys, monkeypatch):
     record = json.loads((run / "run.json").read_text())
     record |= {"status": "failed", "error": "\x1b]0;owned\x07", "overrides": {"\x1b[2Jx": "\x9b1m"}}
     (run / "run.json").write_text(json.dumps(record))
@@ -148,7 +146,7 @@ def rewrite(run: Path, **nodes: Any) -> None:
 LORA = {"_target_": "llm.adapters.lora.LoRA", "rank": 2, "alpha": 4.0, "targets": ["query"]}
 
 
-def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch):
+def test_weights_named_by_the_run_are_not_downloaded(run, refused, monkeypatch):
     asked = []
 
     def snapshot_download(name: str, **how: Any) -> str:
@@ -166,7 +164,7 @@ def test_weights_that_only_the_run_names_are_not_fetched(run, refused, monkeypat
     assert asked == [("somebody/model", True), ("somebody/model", False)]
 
 
-def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch, tmp_path):
+def test_data_named_by_the_run_are_not_downloaded(run, refused, monkeypatch, tmp_path):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pooch.retrieve", lambda *_, **__: pytest.fail("fetched"))
     url = "http://127.0.0.1:9/text.txt"
@@ -177,7 +175,7 @@ def test_data_that_only_the_run_names_are_not_fetched(run, refused, monkeypatch,
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
-def test_weights_of_a_run_that_are_something_else_are_not_built(command, run, refused, tmp_path):
+def test_wrong_type_of_a_runs_weights_is_not_built(command, run, refused, tmp_path):
     logger = {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": str(tmp_path / "log")}
     rewrite(run, adapter=LORA, weights=logger)
     assert "CSVLogger" in refused(*words(command, run))
@@ -202,14 +200,14 @@ def test_a_run_that_begins_from_itself_is_refused(run, refused):
         ("feed_forward.hidden_dim", 10**18, "hidden_dim: 1000000000000000000 is out of range"),
     ],
 )
-def test_sizes_are_seen_before_anything_is_built(key, value, told, run, refused):
+def test_sizes_are_checked_before_anything_is_built(key, value, told, run, refused):
     rewrite(run, **{f"{node}.{key}": value for node in ("model", "task.model")})
     if key == "dim":
         rewrite(run, **{f"{node}.position.dim": value for node in ("model", "task.model")})
     assert told in refused(*words("generate", run))
 
 
-def test_sizes_of_a_published_model_are_seen_before_it_is_built(refused, tmp_path):
+def test_sizes_of_a_published_model_are_checked_before_it_is_built(refused, tmp_path):
     sizes = {"num_hidden_layers": 10**9, "hidden_size": 16, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 32, "vocab_size": 257, "max_position_embeddings": 64}
     write_tokenizer(ByteTokenizer(), tmp_path, context_length=64)
@@ -236,13 +234,13 @@ def test_a_broken_file_of_a_run_is_named_in_one_line(place, content, run, refuse
     assert place in refused(*words("generate", run))
 
 
-def test_a_folder_in_the_place_of_a_file_is_named(run, refused):
+def test_folder_at_the_path_of_a_file_is_named(run, refused):
     (run / "tokenizer.json").unlink()
     (run / "tokenizer.json").mkdir()
     assert "tokenizer.json: cannot be read (Is a directory)" in refused(*words("generate", run))
 
 
-def test_a_compressed_checkpoint_is_not_unfolded(run, refused):
+def test_compressed_checkpoint_is_not_read(run, refused):
     """Its pickle alone could be a thousand times as large as the file."""
     path = run / "checkpoints" / "best.ckpt"
     with zipfile.ZipFile(path) as archive:

@@ -16,9 +16,7 @@ SMALL = (
 ).split()
 
 
-def test_the_line_that_ctrl_c_prints_goes_on_when_it_is_pasted(
-    tmp_path, monkeypatch, text, stop_at, capsys
-):
+def test_command_printed_on_ctrl_c_resumes_the_run(tmp_path, monkeypatch, text, stop_at, capsys):
     """Brackets, a folder of configs, and a module that is trusted and found by PYTHONPATH."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", "modules")
@@ -29,7 +27,11 @@ def test_the_line_that_ctrl_c_prints_goes_on_when_it_is_pasted(
     own = ["--config-dir", "mine", "model=own", "data.path=br[/x].txt", "trust=[mine]"]
     lists = ["data/preprocessing=[lowercase]", "callbacks.samples.prompts=['[/x] :smile:']"]
     stop_at(3)
-    monkeypatch.setattr(sys, "argv", ["llm", "train", *SMALL, *own, *lists, "name=stopped"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["llm", "train", *SMALL, *own, *lists, "hydra.run.dir=outputs/pretraining/stopped"],
+    )
     with pytest.raises(SystemExit):
         command.main()
     captured = capsys.readouterr()

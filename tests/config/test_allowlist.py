@@ -56,7 +56,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("path", ATTACKS)
-def test_what_is_no_part_is_refused(path):
+def test_objects_that_are_not_on_the_allowlist_are_refused(path):
     with pytest.raises(ConfigError):
         locate(path)
 
@@ -69,7 +69,7 @@ def test_refusing_imports_nothing_outside_the_allowed_packages(tmp_path, monkeyp
     assert "intruder" not in sys.modules
 
 
-def test_every_object_reachable_by_one_name_is_a_part():
+def test_every_object_reachable_by_one_name_is_allowed():
     """Walks the modules of our parts: whatever is located was defined in an allowed package."""
     import llm.hardware
     import llm.nn.attention
@@ -96,16 +96,16 @@ def test_every_object_reachable_by_one_name_is_a_part():
         "torchmetrics.classification.BinaryAccuracy",
     ],
 )
-def test_parts_are_found(path):
+def test_allowed_objects_are_located(path):
     assert locate(path).__name__ == path.rpartition(".")[2]
 
 
-def test_a_misspelt_part_gets_the_nearest_name():
+def test_misspelt_target_gets_the_nearest_name():
     with pytest.raises(ConfigError, match=r"RMSNrom does not exist; did you mean RMSNorm\?"):
         locate("llm.nn.norms.RMSNrom")
 
 
-def test_a_users_package_is_welcome_once_trusted(kit):
+def test_users_package_is_allowed_once_trusted(kit):
     with pytest.raises(ConfigError, match="add your own package to `trust`"):
         locate("kit.Norm")
     assert locate("kit.Norm", trust=[kit]).__name__ == "Norm"
@@ -120,6 +120,6 @@ def test_trust_covers_only_what_the_package_defines(kit, name):
 @pytest.mark.parametrize(
     "package", ["os", "builtins", "subprocess", "torch", "lightning", "llm", "hydra", ""]
 )
-def test_trust_does_not_widen_what_is_judged(package):
+def test_trust_does_not_extend_to_checked_packages(package):
     with pytest.raises(ConfigError, match="cannot be trusted as a whole; wrap what you need"):
         trusted_packages([package])

@@ -35,7 +35,7 @@ def test_nested_nodes_are_built_first_and_values_arrive_plain(kit):
     assert values.steps[0]("ABC") == "abc"
 
 
-def test_the_callers_arguments_are_handed_over_untouched():
+def test_arguments_of_the_caller_are_passed_unchanged():
     parameters = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 3.0}]
     node = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
     optimizer = build(node)(parameters)
@@ -43,7 +43,7 @@ def test_the_callers_arguments_are_handed_over_untouched():
     assert build({"_target_": "llm.hardware.Hardware", "workers": 1}, workers=2).workers == 2
 
 
-def test_a_factory_costs_what_a_partial_costs(kit):
+def test_factory_is_a_plain_partial(kit):
     """Kernels and activations are called in every layer of every step."""
     config = OmegaConf.create({"trust": [kit], "cut": {"_target_": "kit.cut", "_partial_": True}})
     assert build(config.cut).__name__ == "cut"
@@ -52,7 +52,7 @@ def test_a_factory_costs_what_a_partial_costs(kit):
     assert build(config.cut)("abc") == "ab"
 
 
-def test_a_missing_value_is_the_callers_to_give(kit):
+def test_missing_value_may_be_passed_by_the_caller(kit):
     config = OmegaConf.create(
         {
             "trust": [kit],
@@ -69,12 +69,12 @@ def test_a_missing_value_is_the_callers_to_give(kit):
         build(config.model)
 
 
-def test_sections_and_nothing():
+def test_build_accepts_sections_and_none():
     assert build(None) is None
     assert build({"a": {"_target_": "llm.hardware.Hardware"}, "b": None}).keys() == {"a", "b"}
 
 
-def test_a_refusal_comes_out_in_one_line_under_the_full_key(kit):
+def test_constructor_error_is_one_line_with_the_full_key(kit):
     config = OmegaConf.create(
         {"trust": [kit], "part": {"inner": {"_target_": "kit.Norm", "dim": 3}}}
     )
@@ -83,7 +83,7 @@ def test_a_refusal_comes_out_in_one_line_under_the_full_key(kit):
     assert str(caught.value) == "part.inner.dim=3 is odd: choose an even one"
 
 
-def test_a_refusal_inside_a_factory_names_the_factorys_node(kit):
+def test_error_inside_a_factory_names_the_node_of_the_factory(kit):
     config = OmegaConf.create(
         {
             "trust": [kit],
@@ -126,7 +126,7 @@ def test_nothing_is_built_when_one_target_is_refused(kit, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_nobody_else_instantiates():
+def test_no_other_module_instantiates():
     source = Path(__file__).parents[2] / "src" / "llm"
     callers = [path for path in source.rglob("*.py") if "instantiate(" in path.read_text()]
     assert callers == []

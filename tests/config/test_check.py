@@ -34,7 +34,7 @@ def factory(name, **values):
     return {"_target_": f"kit.{name}", "_partial_": True, **values}
 
 
-def test_a_sound_configuration_passes(problems):
+def test_valid_configuration_passes(problems):
     assert problems({"model": model(attention=factory("Attention", num_heads=2))}) == []
 
 
@@ -114,7 +114,7 @@ def test_top_level_keys_are_known(problems):
     assert problems({"seed": "x"}) == ["seed: 'x' is not an int; use a whole number such as 8"]
 
 
-def test_what_is_required_must_be_there_unless_it_is_filled_in(problems, kit):
+def test_required_key_must_be_set_unless_it_is_filled_in_later(problems, kit):
     incomplete = model()
     del incomplete["dim"]
     assert problems({"model": incomplete}) == ["model.dim: is required and missing; add it (int)"]
@@ -133,14 +133,14 @@ def test_a_module_beneath_a_factory_would_be_shared(problems):
     assert problems({"model": model(final=shared)}) == []
 
 
-def test_a_part_in_a_slot_for_a_factory(problems):
+def test_object_in_place_of_a_factory_is_refused(problems):
     found = problems({"model": model(norm={"_target_": "kit.Norm", "dim": 4})})
     assert found == [
         "model.norm: is built immediately, but a factory (int) -> Module is required; add `_partial_: true`"
     ]
 
 
-def test_a_section_takes_its_own_kind_of_part(problems):
+def test_section_accepts_only_its_own_type(problems):
     assert problems({"model": {"_target_": "kit.Values"}}) == [
         "model: Values is not a Module; choose another _target_"
     ]
@@ -157,7 +157,7 @@ def test_a_module_without_a_constructor_takes_nothing(problems):
     ]
 
 
-def test_constructors_of_the_model_speak_without_its_memory(problems):
+def test_constructors_of_the_model_are_checked_without_memory(problems):
     found = problems({"model": model(dim=2**40, attention=factory("Attention", num_heads=3))})
     assert found == [
         "model.attention.num_heads=3 does not divide dim=1099511627776: choose a divisor"
@@ -171,13 +171,13 @@ def test_the_check_draws_no_random_numbers(problems):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_reference_is_judged_where_it_stands(problems):
+def test_reference_is_checked_against_its_own_slot(problems):
     weights = {"_target_": "kit.Values", "apply": "${optimizer}"}
     found = problems({"weights": weights, "optimizer": factory("nothing")})
     assert [line.partition(":")[0] for line in found] == ["optimizer"]
 
 
-def test_rules_over_the_whole(problems):
+def test_rules_check_the_whole_tree(problems):
     config = {
         "model": model(context_length=64),
         "data": {"_target_": "kit.x", "context_length": 128},
@@ -188,7 +188,7 @@ def test_rules_over_the_whole(problems):
     assert not any("more than" in line for line in problems(config)), "shorter rows fit"
 
 
-def test_rules_read_parts_where_they_are_referred_to(problems):
+def test_rules_see_referenced_nodes(problems):
     config = {
         "model": "${task.model}",
         "task": {"_target_": "kit.x", "model": model(context_length=64)},
@@ -222,11 +222,11 @@ def test_rules_read_parts_where_they_are_referred_to(problems):
         ({"max_tokens": "10k"}, "max_tokens: '10k' is not an int; write 10000"),
     ],
 )
-def test_what_cannot_be_a_name_a_path_or_a_number_is_told_in_a_line(problems, config, line):
+def test_invalid_name_path_or_number_is_reported_in_one_line(problems, config, line):
     assert problems(config) == [line]
 
 
-def test_a_name_may_have_any_sign(problems):
+def test_name_may_contain_any_printable_character(problems):
     assert problems({"name": "a b:c,d=\\${e} (f) ünï"}) == []
 
 

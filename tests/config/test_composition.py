@@ -40,7 +40,7 @@ def loader(tmp_path, kit, monkeypatch):
         return open_loader(str(tmp_path))
 
 
-def test_an_option_of_hydras_own_groups_is_named_with_those_there_are():
+def test_wrong_option_of_a_hydra_group_lists_its_options():
     loader = open_loader("pkg://llm.conf")
     with pytest.raises(ConfigError) as refused:
         compose(loader, "train", ["hydra/launcher=basc"])
@@ -99,13 +99,13 @@ def test_an_override_that_does_not_compose(loader, overrides, lines):
     assert list(caught.value.problems) == lines
 
 
-def test_hydras_own_section_stays_out(loader):
+def test_composed_tree_has_no_hydra_section(loader):
     assert "hydra" not in compose(loader, "main", ["seed=3"]).config
     assert compose(loader, "main", ["weights=values", "weights.count=3"]).config.weights.count == 3
 
 
 @pytest.mark.parametrize("word", ["+model.n_dim=3", "++model.n_dim=3"])
-def test_a_plus_is_no_way_around_the_check(loader, word):
+def test_plus_does_not_bypass_the_check(loader, word):
     with pytest.raises(
         ConfigError, match=r"^model\.n_dim: no such key; did you mean model\.dim\?$"
     ):
@@ -146,7 +146,7 @@ def test_every_point_is_checked_and_named(loader):
     ]
 
 
-def test_options_of_a_sweep_that_do_not_exist_are_all_told(loader):
+def test_all_missing_options_of_a_sweep_are_reported(loader):
     with pytest.raises(ConfigError) as caught:
         checked_points(loader, "main", ["model=gpt,gtp,lama"], is_sweep=True)
     told = "\n".join(caught.value.problems)
@@ -154,11 +154,11 @@ def test_options_of_a_sweep_that_do_not_exist_are_all_told(loader):
     assert "model=lama: no such option; did you mean llama?" in told
 
 
-def test_sound_points_pass(loader):
+def test_valid_points_pass(loader):
     checked_points(loader, "main", ["model=gpt,llama", "seed=1,2"], is_sweep=True)
 
 
-def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, loader):
+def test_file_that_is_not_yaml_is_named_with_its_line(tmp_path, loader):
     (tmp_path / "model" / "torn.yaml").write_text("dim: {a: 1\n")
     with pytest.raises(ConfigError, match=r"torn\.yaml\", line 2"):
         compose(loader, "main", ["model=torn"])
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path, loader):
         (["experiment=wrong"], r"gtp2.*; read from {}/experiment/wrong.yaml$"),
     ],
 )
-def test_a_wrong_value_of_ones_own_file_is_told_with_the_file(tmp_path, words, told):
+def test_wrong_value_in_a_users_file_is_reported_with_the_file(tmp_path, words, told):
     files = {
         "data/mine": "defaults: [text]\npath: x\nbatch_size: many\nnope: 3\n",
         "experiment/mine": "# @package _global_\nseed: x\n",
@@ -191,7 +191,7 @@ def test_a_wrong_value_of_ones_own_file_is_told_with_the_file(tmp_path, words, t
         checked_points(loader, "train", words)
 
 
-def test_a_folder_of_ones_own_configs(tmp_path, loader):
+def test_folder_of_user_configs_is_used(tmp_path, loader):
     own = tmp_path / "own"
     (own / "model").mkdir(parents=True)
     (own / "model" / "mine.yaml").write_text("defaults: [gpt]\ndim: 8\n")
@@ -213,7 +213,7 @@ def test_a_folder_of_ones_own_configs(tmp_path, loader):
         ),
     ],
 )
-def test_a_key_of_another_option_is_told_with_the_option(word: str, remedy: str):
+def test_key_of_another_option_is_reported_with_the_option(word: str, remedy: str):
     loader = open_loader("pkg://llm.conf")
     typed = remedy.replace("add data=text", "replace data=python_docs by data=text")
     with pytest.raises(ConfigError, match=typed):

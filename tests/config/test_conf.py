@@ -65,7 +65,7 @@ def test_every_option_passes(group):
 @pytest.mark.parametrize(
     "group", ["data", "hardware", "callbacks", "logger", "tokenizer", "schedule"]
 )
-def test_every_leaf_instantiates(group, tmp_path):
+def test_every_option_instantiates(group, tmp_path):
     """The parts of a model are built by the check above, optimizers by the tests of training."""
     (tmp_path / "text.txt").write_text("text")
     loader = open_loader("pkg://llm.conf")
@@ -89,7 +89,7 @@ def test_every_leaf_instantiates(group, tmp_path):
         ("task/pooling", "classification"),
     ],
 )
-def test_every_part_of_a_task_passes(group, task):
+def test_every_node_of_a_task_passes(group, task):
     """Groups that are there with a task that takes them only."""
     loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
@@ -100,7 +100,7 @@ def test_every_part_of_a_task_passes(group, task):
 
 
 @pytest.mark.parametrize("pooling", [last_token, first_token, mean])
-def test_a_classifier_pools_as_it_is_told(pooling):
+def test_classifier_pools_as_configured(pooling):
     loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"task/pooling={pooling.__name__}"]
     node = compose(loader, "train", words).config.task.model
@@ -109,7 +109,7 @@ def test_a_classifier_pools_as_it_is_told(pooling):
 
 
 @pytest.mark.parametrize("model", ["gpt", "bert"])
-def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
+def test_untrained_classifier_weighs_each_distinct_token(model):
     loader = open_loader("pkg://llm.conf")
     node = compose(
         loader, "train", ["size=nano", "task=classification", f"model={model}"]
@@ -124,7 +124,7 @@ def test_a_classifier_from_nothing_weighs_each_distinct_token(model):
 
 
 @pytest.mark.parametrize("model", ["gpt", "llama"])
-def test_a_classifier_from_nothing_begins_as_a_bag_of_words(model):
+def test_untrained_classifier_begins_as_a_bag_of_words(model):
     loader = open_loader("pkg://llm.conf")
     words = ["size=nano", "task=classification", f"model={model}"]
     node = compose(loader, "train", words).config.task.model

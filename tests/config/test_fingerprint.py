@@ -27,7 +27,7 @@ def changed(**values):
     return config
 
 
-def test_it_is_short_and_stable():
+def test_fingerprint_is_short_and_stable():
     assert fingerprint(changed()) == fingerprint(
         CONFIG | {"model": {"parts": [1, {"a": 2}], "dim": 64}}
     )
@@ -47,7 +47,7 @@ def test_it_is_short_and_stable():
         {"output_dir": "elsewhere"},
     ],
 )
-def test_where_how_long_and_who_watches_do_not_count(values):
+def test_hardware_budget_and_loggers_do_not_change_the_fingerprint(values):
     assert fingerprint(changed(**values)) == fingerprint(changed())
     assert fingerprint_difference(changed(), changed(**values)) == []
 
@@ -63,16 +63,16 @@ def test_where_how_long_and_who_watches_do_not_count(values):
         ({"names": "x"}, ['names: absent → "x"']),
     ],
 )
-def test_what_is_learned_counts_and_is_named(values, lines):
+def test_changes_of_the_training_change_the_fingerprint_and_are_named(values, lines):
     assert fingerprint(changed(**values)) != fingerprint(changed())
     assert fingerprint_difference(changed(), changed(**values)) == lines
 
 
-def test_what_is_not_known_yet_is_no_difference():
+def test_missing_value_is_not_a_difference():
     assert fingerprint_difference(changed(seed=3), changed(seed="???")) == []
 
 
-def test_what_to_ignore_is_the_callers():
+def test_ignored_keys_are_chosen_by_the_caller():
     assert fingerprint(changed(seed=1), ignore=("seed",)) == fingerprint(
         changed(), ignore=("seed",)
     )

@@ -80,7 +80,7 @@ LINES = {
 }
 
 
-def test_everything_that_a_file_may_not_say_is_named_at_once(llm):
+def test_all_forbidden_keys_of_a_file_are_named_at_once(llm):
     """Where a pair of keys says it, each is named."""
     words = ["+reward=r", "--cfg", "job"]
     status, out, err, made = llm({"reward/r.yaml": GLOBAL + EVERYTHING}, "train", *words)
@@ -119,7 +119,7 @@ FILES = {
         ),
     ],
 )
-def test_no_file_gets_around(llm, tmp_path, words, count, line):
+def test_no_user_file_bypasses_the_check(llm, tmp_path, words, count, line):
     status, out, err, made = llm(FILES, "train", *words)
     assert (status, out, made) == (2, "", set())
     assert len(err.splitlines()) == count
@@ -129,7 +129,7 @@ def test_no_file_gets_around(llm, tmp_path, words, count, line):
 @pytest.mark.parametrize(
     "name", ["generate", "chat", "classify", "evaluate", "compare", "export", "plan"]
 )
-def test_every_command_judges_what_is_said_of_hydra(llm, name):
+def test_every_command_checks_hydras_section(llm, name):
     """A callback begins before anything of ours runs."""
     files = {"reward/r.yaml": GLOBAL + CALLBACK}
     word = "reward=r" if name == "generate" else "+reward=r"
@@ -146,27 +146,27 @@ def test_every_command_judges_what_is_said_of_hydra(llm, name):
         ["sweep=sizes"],
     ],
 )
-def test_it_is_judged_however_the_command_goes(llm, words):
+def test_hydras_section_is_checked_for_every_flag(llm, words):
     status, _, err, made = llm({"reward/r.yaml": GLOBAL + CALLBACK}, "train", "+reward=r", *words)
     assert (status, made) == (2, set())
     assert err.startswith("hydra.callbacks.e")
 
 
-def test_a_file_of_a_folder_is_read_within_bounds(llm):
+def test_user_file_has_a_maximum_size(llm):
     status, _, err, _ = llm({"reward/r.yaml": "a: 1 #" + "x" * 2**20}, "train", "+reward=r")
     assert (status, err.count("\n")) == (2, 1)
     assert "reward/r.yaml: has 1,048,582 bytes, more than the maximum of 1,048,576" in err
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--info", "all")])
-def test_names_in_a_folder_do_not_reach_the_terminal_as_commands(llm, words):
+def test_file_names_in_a_folder_are_printed_escaped(llm, words):
     status, out, err, _ = llm({"optimizer/\x1b[2J.yaml": "a: 1"}, "train", *words)
     assert status == 0, err
     assert "\x1b" not in out + err
     assert words[0] != "--help" or "␛[2J" in out
 
 
-def test_a_point_is_judged_when_a_launcher_composes_it(tmp_path):
+def test_point_composed_by_a_launcher_is_checked(tmp_path):
     """A search finds its points as it goes."""
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "r.yaml").write_text(GLOBAL + CALLBACK)
@@ -193,13 +193,13 @@ def test_a_point_is_judged_when_a_launcher_composes_it(tmp_path):
         ("hydra.launcher._target_=torch.load", "hydra.launcher._target_: torch.load is not a"),
     ],
 )
-def test_what_a_command_line_may_not_say_of_hydra_is_refused(llm, word, line):
+def test_forbidden_hydra_keys_on_the_command_line_are_refused(llm, word, line):
     status, out, err, made = llm({}, "train", word)
     assert (status, out, made) == (2, "", set())
     assert err.startswith(line)
 
 
-def test_a_folder_may_bring_a_sweep_and_settings_of_a_launcher(tmp_path):
+def test_folder_may_contain_a_sweep_and_launcher_settings(tmp_path):
     files = {
         "sweep/mine.yaml": GLOBAL + "defaults: [override /hydra/launcher: submitit_slurm]\n"
         "hydra:\n  mode: MULTIRUN\n  sweeper: {params: {seed: '1,2'}}\n"
@@ -217,7 +217,7 @@ def test_a_folder_may_bring_a_sweep_and_settings_of_a_launcher(tmp_path):
     ]
 
 
-def test_the_environment_is_looked_up_where_a_person_typed_it(llm, monkeypatch):
+def test_lookups_are_allowed_on_the_command_line(llm, monkeypatch):
     monkeypatch.setenv("LLM_TEST_SEED", "7")
     status, _, err, _ = llm({}, "train", "seed=${oc.env:LLM_TEST_SEED}x")
     assert status == 2

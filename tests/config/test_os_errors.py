@@ -47,7 +47,7 @@ def train(tmp_path, monkeypatch, capsys):
     return train
 
 
-def test_a_checkpoint_that_finds_no_room_ends_in_one_line(train, tmp_path):
+def test_checkpoint_on_a_full_disk_fails_with_one_line(train, tmp_path):
     with limited(200_000):  # the model alone has more
         status, told = train("output_dir=runs")
     assert status == 1
@@ -70,7 +70,7 @@ def test_an_output_folder_that_is_a_file_is_named(train, tmp_path):
     ("lock", "words"),
     [("pretraining/.x.lock", ()), ("sweeps/x/.sweep.json.lock", ("-m", "seed=1,2"))],
 )
-def test_a_link_in_the_place_of_a_lock_is_named(lock, words, train, tmp_path):
+def test_link_at_the_path_of_a_lock_is_named(lock, words, train, tmp_path):
     (place := tmp_path / "runs" / lock).parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "mine")
     status, told = train("output_dir=runs", *words)
@@ -79,14 +79,14 @@ def test_a_link_in_the_place_of_a_lock_is_named(lock, words, train, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_unchanged():
     with pytest.raises(FileNotFoundError), explain_os_errors():
         raise FileNotFoundError(2, "No such file", "x")
     with pytest.raises(KeyError), explain_os_errors():
         raise KeyError("x")
 
 
-def test_the_first_cause_is_looked_for():
+def test_first_cause_is_reported():
     hidden = RuntimeError("unexpected pos 64 vs 0")
     hidden.__context__ = OSError(28, "No space left on device")
     with pytest.raises(StorageError, match="the disk is full") as told, explain_os_errors():
@@ -110,7 +110,7 @@ class Cut:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_a_process_that_gathers_batches_is_one_line(workers):
+def test_error_in_a_data_loader_worker_is_one_line(workers):
     with pytest.raises(DataError) as caught, explain_os_errors():
         next(iter(DataLoader(Cut(), num_workers=workers)))  # pyright: ignore[reportArgumentType]
     assert str(caught.value) == "train.bin: was cut"

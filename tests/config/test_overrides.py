@@ -16,7 +16,7 @@ from llm.config.overrides import differing_words, key_of, values
         ("model/norm@model.final_norm=rms", "model.norm"),
     ],
 )
-def test_the_key_of_a_word(word, key):
+def test_key_of_an_override(word, key):
     assert key_of(word) == key
 
 

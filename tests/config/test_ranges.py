@@ -78,7 +78,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_numbers_that_cannot_be_are_refused_before_a_folder_is_made(
+def test_numbers_out_of_range_are_refused_before_a_folder_is_made(
     words, tmp_path, monkeypatch, capsys
 ):
     lines = COMMANDS[words]
@@ -115,7 +115,7 @@ def test_a_project_has_a_name_that_is_neither_empty_nor_too_long(length, lines):
     assert found == [f"logger.wandb.project: has {length} characters; use 1 to 128"] * lines
 
 
-def test_names_of_a_users_own_parts_mean_what_they_like():
+def test_parameters_of_user_functions_are_not_checked():
     theirs = {"_target_": "mine.reward", "beta": -1, "seed": -1, "parts": {"lr": -1}}
     assert list(out_of_range(OmegaConf.create({"reward": theirs}), ["reward"])) == []
     odd = OmegaConf.create({"reward": theirs | {"x": float("nan")}})
@@ -123,7 +123,7 @@ def test_names_of_a_users_own_parts_mean_what_they_like():
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_a_range_holds_what_it_says(name):
+def test_range_contains_the_values_that_it_prints(name):
     allowed = RANGES[name]
     assert float("-inf") not in allowed
     assert 0.5 in allowed or 1 in allowed

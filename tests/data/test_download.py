@@ -93,7 +93,7 @@ def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, a
             file.write(bytes(size))
         raise Empty
 
-    monkeypatch.setattr(network, "_started", lambda call: wait)
+    monkeypatch.setattr(network, "_start", lambda call: wait)
     expected = contextlib.nullcontext() if is_done else pytest.raises(TimeoutError, match="1,024")
     with expected:
         assert network.downloaded(lambda: "done", tmp_path, seconds=1) == "done"

@@ -42,7 +42,7 @@ def printed(renderable, height=40):
     return console.export_text()
 
 
-def test_a_job_is_seen_from_its_files(sweep):
+def test_view_of_a_job_is_read_from_its_files(sweep):
     half_way(sweep, 1)
     view = read_views(sweep)[1]
     assert (view.label, view.status, view.steps) == ("seed=1", "running", (10, 40))
@@ -67,14 +67,14 @@ def test_a_job_goes_through_its_states(sweep):
     assert read_views(sweep)[0].status == "done"
 
 
-def test_looking_holds_no_lock_of_a_run(sweep):
+def test_reading_a_view_takes_no_lock_of_the_run(sweep):
     """Or a job that claims its run at that moment would be refused."""
     run = half_way(sweep, 0)
     read_views(sweep)
     assert not list(run.path.parent.glob(".*.lock"))
 
 
-def test_the_newest_figures_are_found_at_the_end_of_a_long_file(tmp_path):
+def test_newest_metrics_are_read_from_the_end_of_a_long_file(tmp_path):
     lines = ["step,train/loss,val/loss"]
     lines += [f"{step},{1 / (step + 1)},{'2.5' if step == 8990 else ''}" for step in range(9000)]
     (tmp_path / "metrics.csv").write_text("\n".join([*lines, "9000,0.0"]))
@@ -86,7 +86,7 @@ def test_the_newest_figures_are_found_at_the_end_of_a_long_file(tmp_path):
     assert newest_metrics(tmp_path / "nothing.csv") == {}
 
 
-def test_the_table_shows_steps_losses_and_what_failed(sweep):
+def test_table_shows_steps_losses_and_errors(sweep):
     half_way(sweep, 1)
     sweep.jobs[2].record(status="failed", error="ValueError: no", request="2")
     text = printed(jobs_table(read_views(sweep), room=10))
@@ -95,7 +95,7 @@ def test_the_table_shows_steps_losses_and_what_failed(sweep):
     assert "1 running, 1 failed, 3 pending" in text
 
 
-def test_what_moves_is_shown_where_there_is_no_room_for_all(sweep):
+def test_running_jobs_are_shown_first_without_room_for_all(sweep):
     half_way(sweep, 4)
     text = printed(jobs_table(read_views(sweep), room=2))
     assert "seed=4" in text
@@ -103,7 +103,7 @@ def test_what_moves_is_shown_where_there_is_no_room_for_all(sweep):
     assert text.count("seed=") == 2
 
 
-def test_off_a_terminal_a_line_is_printed_for_each_event(sweep):
+def test_line_reporter_prints_a_line_for_each_event(sweep):
     sweep.jobs[3].record(status="done", request="3")
     make(sweep.jobs[3].directory, request="3")
     console = Console(file=io.StringIO(), width=200, record=True)

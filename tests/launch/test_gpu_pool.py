@@ -38,7 +38,7 @@ def names(environment: dict[str, str]) -> list[str]:
     return environment[gpu_pool.VISIBLE].split(",")
 
 
-def test_jobs_at_once_have_gpus_of_their_own():
+def test_jobs_at_once_get_different_gpus():
     with place(devices=2) as first, place(devices=2) as second:
         assert sorted(names(first) + names(second)) == ["0", "1", "2", "3"]
     with place(devices="auto", n_jobs=4) as share:
@@ -150,7 +150,7 @@ def test_gpus_are_counted_by_the_driver(monkeypatch, tmp_path):
     assert gpu_pool.jobs_at_once({**JOBLIB, "n_jobs": 3}) == 3
 
 
-def test_who_needs_no_place_gets_none():
+def test_job_on_the_cpu_holds_no_gpu():
     with place(accelerator="cpu") as environment:
         assert environment == {}
     hardware = OmegaConf.create({"devices": 1, "accelerator": "auto"})

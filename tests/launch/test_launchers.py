@@ -57,7 +57,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_jobs_at_once_are_placed_and_all_save_at_ctrl_c(tmp_path):
+def test_jobs_at_once_get_gpus_and_save_on_ctrl_c(tmp_path):
     """Of joblib's three processes one has no job, and must neither die nor take the others with it."""
     code = (
         "trap 'sleep 0.5; echo saved >> saved; exit 130' INT\n"
@@ -193,7 +193,7 @@ def best(folder: Path) -> float:
     return float(re.findall(r"best_value: (.*)", text)[0])
 
 
-def test_optuna_seeks_the_least_validation_loss_past_trials_that_fail(search, tmp_path):
+def test_optuna_minimizes_the_validation_loss_despite_failed_trials(search, tmp_path):
     line = ["hydra.sweeper.n_trials=3", "optimizer.lr=interval(1e-4,1e-2)", "name=mine"]
     losses = iter([3.0, None, 2.0])
     status, ran, out = search(lambda _: next(losses), *line, "callbacks.samples=null")
@@ -245,6 +245,6 @@ def test_a_search_whose_trials_all_fail_says_so_and_has_a_table(search, tmp_path
     assert (only_sweep(tmp_path).path / "table.md").exists()
 
 
-def test_a_mistake_in_what_all_trials_share_is_found_before_the_first(search):
+def test_error_common_to_all_trials_is_found_before_the_first(search):
     status, ran, _ = search(lambda _: 1.0, "optimizer.lr=interval(1e-4,1e-2)", "size.dims=3")
     assert (status, ran) == (2, [])

@@ -65,7 +65,7 @@ def failed(at: float, message: str, is_mistake: bool = False) -> dict:
     }
 
 
-def test_the_first_failure_is_told_and_not_those_that_followed(ended):
+def test_first_failure_is_reported(ended):
     lost, bug = failed(2.0, "RuntimeError: connection lost"), failed(1.0, "KeyError: 'x'")
     failure = explain_failure(ended((1, lost), (1, bug)), [0, 1])
     assert failure.message == "rank 1 failed: KeyError: 'x'"
@@ -73,7 +73,7 @@ def test_the_first_failure_is_told_and_not_those_that_followed(ended):
     assert failure.text.startswith("Traceback")
 
 
-def test_a_killed_rank_is_blamed_though_its_peers_speak(ended):
+def test_killed_rank_is_reported_although_other_ranks_failed(ended):
     failure = explain_failure(
         ended((1, failed(1.0, "RuntimeError: connection lost")), (-9, None)), [0, 1]
     )
@@ -82,14 +82,14 @@ def test_a_killed_rank_is_blamed_though_its_peers_speak(ended):
     assert "last words" in failure.text
 
 
-def test_a_mistake_of_the_users_is_told_alone(ended):
+def test_user_error_is_reported_without_a_traceback(ended):
     failure = explain_failure(
         ended((1, failed(1.0, "data.path: no such file", is_mistake=True))), [0]
     )
     assert failure.text == "data.path: no such file"
 
 
-def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
+def test_rank_killed_by_the_launcher_is_not_reported(ended):
     failure = explain_failure(ended((-9, None), (1, failed(1.0, "KeyError: 'x'"))), [1])
     assert failure.message == "rank 1 failed: KeyError: 'x'"
 
@@ -98,14 +98,14 @@ def test_a_rank_that_was_ended_by_the_launcher_is_not_blamed(ended):
     ("statuses", "told", "failed"),
     [((143, 130, 0), 1, False), ((143, 1), 0, True), ((143, 1), 1, False), ((1, 1), 1, True)],
 )
-def test_ranks_that_were_told_to_stop_have_not_failed(ended, tmp_path, statuses, told, failed):
+def test_ranks_stopped_by_a_signal_have_not_failed(ended, tmp_path, statuses, told, failed):
     """The first to go leaves the others waiting for it, and what these say then is no failure."""
     watch = Monitor(ended(*((status, None) for status in statuses)), tmp_path)
     watch.signals += [signal.SIGTERM] * told
     assert (bool(watch._failed()) and not watch._was_stopped()) == failed
 
 
-def test_machines_are_told_who_they_are(monkeypatch):
+def test_machines_read_their_number_from_the_environment(monkeypatch):
     monkeypatch.delenv("NODE_RANK", raising=False)
     with pytest.raises(
         ConfigError, match=r"num_nodes: 2 machines need NODE_RANK.*torchrun or srun"
@@ -142,7 +142,7 @@ def slurm(monkeypatch):
     return make
 
 
-def test_srun_is_understood(slurm):
+def test_variables_of_srun_become_those_of_torchrun(slurm):
     slurm("4(x2)")
     adopt_slurm()
     found = {
@@ -152,16 +152,16 @@ def test_srun_is_understood(slurm):
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node3", "17345")
 
 
-def test_unlike_numbers_of_tasks_on_machines_are_refused(slurm):
+def test_different_numbers_of_tasks_on_machines_are_refused(slurm):
     slurm("5,3")
     with pytest.raises(
-        ConfigError, match=r"8 tasks are unevenly distributed on 2 machines \(5,3\): .*--ntasks-per"
+        ConfigError, match=r"8 tasks are unevenly distributed on 2 machines \(5,3\); .*--ntasks-per"
     ):
         adopt_slurm()
     assert "TORCHELASTIC_RUN_ID" not in os.environ
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_batch_that_ranks_cannot_divide_is_refused():
     strategy = {"_target_": "llm.parallel.ddp.DDP"}
     hardware = {
         "_target_": "llm.hardware.Hardware",
@@ -192,7 +192,7 @@ def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.slow
-def test_one_killed_rank_ends_all_and_the_same_line_goes_on(tmp_path):
+def test_killed_rank_ends_all_and_the_same_command_resumes(tmp_path):
     draw = random.Random(0)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(" ".join(draw.choices("abcdef", k=9)) for _ in range(300)), "utf-8")

@@ -195,7 +195,7 @@ def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_p
     assert found == [settled] * 2
 
 
-def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):
+def test_done_jobs_are_skipped_and_failed_ones_repeated(llm, stand_in):
     line = ["train", "-m", "seed=1,2,3"]
     calls = stand_in(lambda job: done(job) if job.number != 1 else 1)
     status, out, _ = llm(*line)
@@ -209,7 +209,7 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(llm, stand_in):
     assert calls == [0, 1, 2]
 
 
-def test_the_table_is_written_when_there_is_news(llm, stand_in, monkeypatch):
+def test_table_is_written_after_each_new_outcome(llm, stand_in, monkeypatch):
     """After each job that had a process, and at the end."""
     written = []
     monkeypatch.setattr(Table, "write", lambda *given: written.append(given))
@@ -261,7 +261,7 @@ def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched
     assert (status, calls) == (2, [])
     assert err.splitlines()[:2] == [
         "outputs/pretraining/mine,seed=1 was trained with another configuration; resume from its last checkpoint "
-        "with resume=allow_changes, choose another name=, begin with its weights with weights=run "
+        "with resume=allow_changes, choose another name=, start from its weights with weights=run "
         "weights.path=outputs/pretraining/mine,seed=1 name=NEW, or replace it with rerun=true",
         "optimizer.lr: 0.01 → 0.02",
     ]
@@ -276,7 +276,7 @@ def test_a_job_that_was_stopped_by_a_signal_is_interrupted(llm, stand_in, tmp_pa
     assert outcomes == ["interrupted"] * 2
 
 
-def test_what_became_of_another_point_under_this_number_is_no_news(llm, stand_in, tmp_path):
+def test_outcome_of_another_point_with_this_number_is_ignored(llm, stand_in, tmp_path):
     stand_in(lambda job: 1)
     llm("train", "-m", "name=mine", "optimizer.lr=9,1")
     stand_in(lambda job: 130)
@@ -290,7 +290,7 @@ def finds_it_done(job) -> int:
     return 0
 
 
-def test_a_longer_run_does_for_a_shorter_request_until_it_is_trained_anew(llm, stand_in, tmp_path):
+def test_longer_run_satisfies_a_shorter_request_until_it_is_retrained(llm, stand_in, tmp_path):
     line = ["train", "-m", "seed=1,2"]
     calls = stand_in(finds_it_done)
     assert llm(*line)[0] == 0
@@ -305,7 +305,7 @@ def test_a_longer_run_does_for_a_shorter_request_until_it_is_trained_anew(llm, s
     assert calls == [0]
 
 
-def test_what_was_found_of_one_directory_says_nothing_of_another(llm, stand_in, tmp_path):
+def test_outcome_of_another_directory_is_ignored(llm, stand_in, tmp_path):
     """The same point has another name, and so another run, in a sweep with other values beside it."""
     stand_in(finds_it_done)
     llm("train", "-m", "seed=1,2")
@@ -316,7 +316,7 @@ def test_what_was_found_of_one_directory_says_nothing_of_another(llm, stand_in, 
     assert not moved.is_done
 
 
-def test_an_old_failure_is_not_taken_for_the_new_one(llm, stand_in, tmp_path):
+def test_old_failure_is_not_reported_as_the_new_one(llm, stand_in, tmp_path):
     def diverge(job) -> int:
         run = Run(job.directory)
         run.update(**job.identity, request=job.request)
@@ -337,7 +337,7 @@ def test_an_old_failure_is_not_taken_for_the_new_one(llm, stand_in, tmp_path):
     assert errors == ["data.path: docs is gone"] * 2
 
 
-def test_jobs_are_no_tasks_of_a_step_that_the_sweep_stands_in(llm, monkeypatch, tmp_path):
+def test_jobs_are_not_tasks_of_the_sweeps_slurm_step(llm, monkeypatch, tmp_path):
     """Or they would wait for the others of it."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
@@ -412,7 +412,7 @@ command.main()
     assert (tmp_path / "saved").read_text() == "xx"
 
 
-def test_a_saved_sweep_needs_no_m(llm, stand_in, tmp_path):
+def test_saved_sweep_needs_no_multirun_flag(llm, stand_in, tmp_path):
     calls = stand_in(done)
     assert llm("train", "sweep=sizes", "seed=5")[0] == 0
     assert calls == [0, 1, 2, 3]
@@ -421,14 +421,14 @@ def test_a_saved_sweep_needs_no_m(llm, stand_in, tmp_path):
     assert found.jobs[0].directory.name == "python_docs,size=nano,sweep=sizes,seed=5"
 
 
-def test_points_that_differ_in_their_budget_have_directories_of_their_own(llm, stand_in, tmp_path):
+def test_points_with_different_budgets_have_different_directories(llm, stand_in, tmp_path):
     stand_in(done)
     assert llm("train", "-m", "trainer.max_steps=2,4", "seed=1")[0] == 0
     names = [job.directory.name for job in only_sweep(tmp_path).jobs]
     assert names == [f"python_docs,trainer.max_steps={n},seed=1" for n in (2, 4)]
 
 
-def test_a_name_of_a_sweep_begins_those_of_its_runs(llm, stand_in, tmp_path):
+def test_name_of_a_sweep_is_a_prefix_of_its_runs(llm, stand_in, tmp_path):
     stand_in(done)
     assert llm("train", "-m", "name=mine", "size=nano", "seed=1,2")[0] == 0
     found = only_sweep(tmp_path)
@@ -436,7 +436,7 @@ def test_a_name_of_a_sweep_begins_those_of_its_runs(llm, stand_in, tmp_path):
     assert [job.directory.name for job in found.jobs] == ["mine,seed=1", "mine,seed=2"]
 
 
-def test_another_sweep_under_one_name_is_kept_aside(llm, stand_in, tmp_path):
+def test_earlier_sweep_with_the_same_name_is_moved(llm, stand_in, tmp_path):
     """Not so one that goes further: with more values, or longer."""
     line = ["train", "-m", "name=mine", "model=gpt2,llama"]
     stand_in(done)
@@ -467,7 +467,7 @@ def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tm
     assert len(running.jobs) == 4
 
 
-def test_a_point_that_is_there_twice_is_refused(llm):
+def test_repeated_point_is_refused(llm):
     status, _, err = llm("train", "-m", "seed=1,1")
     assert status == 2
     assert "2 points of the sweep are this same run" in err

@@ -66,7 +66,7 @@ def test_values_that_depend_on_the_data_are_unknown_without_data(composed, tmp_p
     assert cost(config).steps is None
 
 
-def test_a_part_of_a_model_trains_and_its_flops_are_not_guessed(composed):
+def test_flops_of_a_partly_trained_model_are_unknown(composed):
     config = composed("size=nano adapter=lora")
     counted = cost(config)
     assert 0 < counted.trained < counted.parameters

@@ -28,7 +28,7 @@ def test_precision_follows_the_gpu_unless_it_is_set():
 
 
 @pytest.mark.parametrize(("precision", "rate"), [(32, 19.5e12), ("bf16", 312e12)])
-def test_a_gpu_that_is_here_is_known_by_its_drivers_name(precision, rate, monkeypatch):
+def test_gpu_of_this_machine_is_found_by_its_drivers_name(precision, rate, monkeypatch):
     cuda = {
         "is_available": lambda: True,
         "get_device_name": lambda *device: "NVIDIA A100-SXM4-80GB",
@@ -53,6 +53,6 @@ def test_this_machine_is_measured(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_here_has_to_be_named():
+def test_missing_gpu_must_be_named():
     with pytest.raises(ConfigError, match="gpu=h100"):
         present_device(Hardware(accelerator="cuda"))

@@ -29,7 +29,7 @@ def test_a_width_is_matched_to_the_nearest_row(composed):
 
 
 @pytest.mark.parametrize(("reference", "point"), [("micro", "nano"), ("nano", "micro")])
-def test_where_half_or_twice_its_width_is_not_enough_the_model_gets_another(
+def test_width_of_the_model_changes_beyond_half_or_twice_the_feed_forward_width(
     reference, point, composed
 ):
     points = [composed(f"model=gpt2 size={reference}"), composed(f"model=gpt size={point}")]
@@ -41,13 +41,13 @@ def test_where_half_or_twice_its_width_is_not_enough_the_model_gets_another(
     assert 2 * dim <= int(hidden) <= 8 * dim
 
 
-def test_equal_points_are_left_alone(composed):
+def test_equal_points_are_unchanged(composed):
     points = [composed("size=nano seed=1"), composed("size=nano seed=2")]
     for by in ("parameters", "flops", "tokens"):
         assert [each.overrides for each in match(points, by)] == [[], []]
 
 
-def test_steps_are_matched_to_as_many_tokens(composed):
+def test_steps_are_matched_to_the_same_number_of_tokens(composed):
     points = [
         composed("size=nano trainer.max_steps=100 data.batch_size=8"),
         composed("size=nano trainer.max_steps=100 data.batch_size=4"),
@@ -81,13 +81,13 @@ def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(compose
 
 
 @pytest.mark.parametrize(("first", "second"), [(8, 2), (2, 8)])
-def test_a_width_that_does_not_follow_is_named(first, second, composed):
+def test_fixed_width_is_named(first, second, composed):
     points = [composed(f"model.dim=64 size=nano size.num_layers={n}") for n in (first, second)]
     with pytest.raises(ConfigError, match=r"model\.dim=64 fixes the width; set size\.dim instead"):
         match(points, "parameters")
 
 
-def test_a_number_that_parameters_do_not_follow_is_left_alone(composed, monkeypatch):
+def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, monkeypatch):
     monkeypatch.setattr("llm.planning.matching.HIDDEN", "size.context_length")
     points = [composed(f"model=llama size={size}") for size in ("micro", "nano")]
     assert list(values(match(points, "parameters")[1])) == ["size.dim"]
@@ -110,7 +110,7 @@ def test_a_number_that_parameters_do_not_follow_is_left_alone(composed, monkeypa
         ("parameters", ["", "tokenizer=char data=text data.path=x"], "choose a tokenizer"),
     ],
 )
-def test_what_cannot_be_matched_is_refused_in_a_line(by, words, told, composed):
+def test_impossible_matching_is_refused_in_one_line(by, words, told, composed):
     with pytest.raises(ConfigError, match=told) as refusal:
         match([composed(f"size=nano {each}") for each in words], by)
     assert "\n" not in str(refusal.value)

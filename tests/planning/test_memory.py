@@ -40,7 +40,7 @@ def weigh(config, dtype=torch.float32, accelerator="cpu"):
 # What GPT-2 holds
 
 
-def test_a_layer_keeps_what_korthikanti_et_al_count(composed):
+def test_activations_of_a_layer_equal_the_count_of_korthikanti_et_al(composed):
     """Equation 1 without the scores, which the fused kernel recomputes, and without dropout: 32 sbh bytes.
 
     In 32 bits twice that; the kernel keeps a logarithm for each row of scores, a norm two figures a token.
@@ -59,7 +59,7 @@ def test_a_layer_keeps_what_korthikanti_et_al_count(composed):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop", "adagrad", "muon"])
-def test_states_and_gradients_are_as_large_as_the_real_ones(optimizer, composed):
+def test_optimizer_state_and_gradients_have_their_real_sizes(optimizer, composed):
     config = composed(f"model=gpt2 size=nano optimizer={optimizer}")
     live = weigh(config).live
     task = build(config.task)
@@ -77,13 +77,13 @@ def test_states_and_gradients_are_as_large_as_the_real_ones(optimizer, composed)
     assert last.activations + last.logits == 0
 
 
-def test_logits_are_kept_as_they_are_and_as_logarithms_and_have_a_gradient(composed):
+def test_logits_logarithms_and_their_gradients_are_counted(composed):
     words = "model=gpt2 size=nano model.vocab_size=5000 data.batch_size=4"
     peak = weigh(composed(words)).peak()
     assert peak.logits == pytest.approx(3 * 4 * 64 * 5000 * 4, rel=0.01)
 
 
-def test_checkpointing_keeps_the_stream_alone(composed):
+def test_checkpointing_stores_only_the_residual_stream(composed):
     words = "model=gpt2 size=nano size.num_layers=4 data.batch_size=4"
     column = KINDS.index("activations")
     kept, recomputed = (
@@ -95,7 +95,7 @@ def test_checkpointing_keeps_the_stream_alone(composed):
     assert recomputed < stream + 2.5 * one_block < kept
 
 
-def test_bfloat16_halves_what_products_keep_but_not_the_stream(composed):
+def test_bfloat16_halves_activations_but_not_the_residual_stream(composed):
     config = composed("model=gpt2 size=nano data.batch_size=8 model/kernel=fused")
     full, half = (
         weigh(config, dtype, "cuda").peak().activations for dtype in (torch.float32, torch.bfloat16)
@@ -103,14 +103,14 @@ def test_bfloat16_halves_what_products_keep_but_not_the_stream(composed):
     assert 0.5 < half / full < 0.9
 
 
-def test_an_accelerator_computes_again_as_it_did(composed):
+def test_recomputation_on_an_accelerator_equals_the_forward_pass(composed):
     """In bfloat16 a CPU takes another path, and checkpointing asks in the backward pass which."""
     tree = composed("size=nano hardware.activation_checkpointing=true")
     assert weigh(tree, torch.bfloat16, "cuda").live.max() > 0
     assert torch.zeros(1).is_cpu, "for a moment only"
 
 
-def test_an_accelerator_does_not_take_the_paths_that_are_the_cpus(composed):
+def test_accelerator_does_not_use_the_implementations_for_a_cpu(composed):
     """In bfloat16 a CPU computes short attention without the fused kernel, and stores the scores."""
     config = composed("model=gpt2 size=nano size.context_length=256 data.batch_size=4")
     cpu, gpu = (
@@ -137,7 +137,7 @@ def test_shares_divide_and_the_peak_moves_with_them(composed):
     assert timeline.peak(keeps_gradients=True).gradients == sharded.gradients
 
 
-def test_other_objectives_are_weighed_too(composed):
+def test_other_objectives_are_measured(composed):
     """A preference holds two copies of the weights, and two rows for each pair."""
     plain = composed("experiment=instruct model=gpt2 size=nano")
     pairs = composed("experiment=prefer model=gpt2 size=nano adapter=none")
@@ -158,7 +158,7 @@ def test_other_objectives_are_weighed_too(composed):
 @pytest.mark.parametrize(
     "words", ["model=bert experiment=spam", "model=gpt2 model/init=truncated_normal"]
 )
-def test_weights_that_are_drawn_until_they_suit_are_weighed(words, composed):
+def test_weights_drawn_by_rejection_are_measured(words, composed):
     """torch draws a truncated normal again for as long as any number lies outside."""
     node = fill_in_sizes(composed(f"{words} size=nano")).task
     task = build(node)
@@ -207,7 +207,7 @@ def real(tmp_path_factory, composed) -> str:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads resident memory as Linux counts it")
 @pytest.mark.parametrize("words", SETTINGS)
-def test_within_a_fifth_of_what_a_real_run_takes(words, composed, real, tmp_path):
+def test_estimate_is_within_a_fifth_of_a_real_run(words, composed, real, tmp_path):
     """`llm train` in a process of its own: the most it has resident, above what it had before its model."""
     config = composed(f"{words} {real}")
     estimated = weigh(config).peak().total
@@ -246,7 +246,7 @@ def _train_and_tell(pipe, config, folder):
 @pytest.mark.parametrize(
     "words", ["model=gpt2 size=small", "model=llama size=small optimizer=adamw"]
 )
-def test_within_a_fifth_of_what_a_gpu_allocates(words, composed):
+def test_estimate_is_within_a_fifth_of_a_gpus_allocation(words, composed):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     config = composed(f"{words} data.batch_size=16 model.vocab_size=50257")

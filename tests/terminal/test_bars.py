@@ -18,14 +18,14 @@ def work(steps: int) -> None:
             bar.advance(task)
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+def test_progress_in_a_log_is_a_line_every_ten_seconds(monkeypatch, capsys):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     work(7)
     assert capsys.readouterr().err == "answering: 3 of 7\nanswering: 6 of 7\n"
 
 
-def test_what_is_done_at_once_prints_nothing(capsys):
+def test_short_task_prints_no_progress(capsys):
     work(7)
     assert capsys.readouterr().err == ""
 

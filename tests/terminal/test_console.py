@@ -93,7 +93,7 @@ def test_a_word_that_is_not_utf8_is_refused(word, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--cfg", "job"]])
-def test_a_reader_may_close_the_pipe(words):
+def test_closed_pipe_ends_the_command_quietly(words):
     """As in `llm --help | head -0`."""
     line = [sys.executable, "-m", "llm", *words]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

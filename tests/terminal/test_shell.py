@@ -24,7 +24,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_shell_reads_the_words_that_were_meant(encoding, monkeypatch):
+def test_quoted_words_are_read_back_by_a_shell(encoding, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
         line = shell.command_line("llm", *WORDS)

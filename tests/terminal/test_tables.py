@@ -31,7 +31,7 @@ def test_the_variable_columns_sets_the_width_of_a_log(wide, capsys, monkeypatch)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 70
 
 
-def test_a_terminal_is_as_wide_as_it_is(monkeypatch):
+def test_table_is_as_wide_as_the_terminal(monkeypatch):
     monkeypatch.setattr(Console, "is_terminal", True)
     monkeypatch.setenv("COLUMNS", "91")
     assert tables.open_console().width == 91

@@ -141,7 +141,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, problem):
     with pytest.raises(ValueError, match=problem):
         read_wordpiece(tmp_path)
     file.write_text("[]")
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="is not a JSON object"):
         read_wordpiece(tmp_path)
 
 

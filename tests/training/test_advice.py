@@ -15,7 +15,7 @@ def advice(steps, warmup=0, **settings):
     return list(advise_budget(TrainerSettings(**settings), steps, **given))
 
 
-def test_few_steps_are_told_with_the_epochs_that_give_more():
+def test_few_steps_are_reported_with_the_epochs_that_give_more():
     (line,) = advice(12, max_epochs=4)
     assert line.startswith("12 steps are few")
     assert "21 rows has 3; trainer.max_epochs=34 gives 100" in line
@@ -28,7 +28,7 @@ def test_few_steps_are_told_with_the_epochs_that_give_more():
 @pytest.mark.parametrize(
     ("steps", "warmup", "told"), [(12, 50, "24%"), (12, 12, None), (1, 0, None)]
 )
-def test_a_warm_up_that_never_ends_is_told(steps, warmup, told):
+def test_warm_up_longer_than_the_run_is_reported(steps, warmup, told):
     lines = advice(steps, warmup, max_steps=steps)
     assert [f"reaches only {told} of optimizer.lr" in line for line in lines] == (
         [True] if told else []

@@ -103,21 +103,21 @@ def test_bits_per_byte_are_bounded(run):
     assert "=== step" in run.samples.read_text("utf-8")
 
 
-def test_its_words_are_words(written, corpus):
+def test_sample_has_english_words(written, corpus):
     vocabulary = {word for text in corpus for word in words(text)}
     found = [word for text in written for word in words(text)]
     assert len(found) > 300
     assert sum(word in vocabulary for word in found) / len(found) >= 0.97
 
 
-def test_it_is_english_about_python(written):
+def test_sample_is_english_about_python(written):
     found = [word for text in written for word in words(text)]
     assert 0.25 < sum(word in GLUE for word in found) / len(found) < 0.65
     assert sum(word in PYTHON for word in found) / len(found) > 0.03
     assert len(set(found)) / len(found) > 0.2, "it does not say one thing over and over"
 
 
-def test_it_does_not_recite(written, corpus):
+def test_sample_does_not_repeat_the_training_text(written, corpus):
     """No run of more than twelve words stands in the corpus."""
     copied = {
         gram for text in corpus for gram in zip(*(words(text)[k:] for k in range(13)), strict=False)

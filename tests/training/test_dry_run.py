@@ -59,7 +59,7 @@ def test_each_point_is_a_row(loader, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # nothing was trained, nothing written
 
 
-def test_what_only_the_data_tell_is_said(loader, capsys, tmp_path, monkeypatch):
+def test_values_that_need_the_data_are_marked(loader, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path))
     words = ["size=nano", "tokenizer=byte", "trainer.max_steps=null", "trainer.max_epochs=1"]
     dry_run.show_dry_run(checked_points(loader, "train", words))
@@ -94,7 +94,7 @@ def test_a_finetune_is_counted_with_the_lengths_of_its_rows(loader, capsys, tmp_
     assert context(points[0].composed.config) == batch
 
 
-def test_pairs_are_counted_a_row_each(loader):
+def test_pairs_are_counted_as_two_rows(loader):
     words = [*FINETUNE[1:], "experiment=prefer", f"data.path={CASE.with_name('pref_prompt.json')}"]
     (point,) = checked_points(loader, "train", words)
     data = lifecycle.prepare_data(point.composed.config, None)
@@ -129,7 +129,7 @@ def test_ranks_on_a_cpu_share_the_machine(loader):
     assert shared.seconds() == alone.seconds()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_a_line(loader):
+def test_batch_that_cannot_be_divided_is_refused_in_one_line(loader):
     words = ["size=nano", "hardware=ddp", "hardware.devices=3", "tokenizer=byte"]
     with pytest.raises(ConfigError, match="cannot be divided into 3 equal parts") as refusal:
         dry_run.show_dry_run(checked_points(loader, "train", words))
@@ -164,14 +164,14 @@ def test_what_devices_cannot_divide_is_refused_before_anything_runs(loader, word
     assert [line.split(" | ")[0] for line in refusal.value.problems] == ["seed=1", "seed=2"]
 
 
-def test_deepspeed_is_asked_for_where_it_is_needed(loader, monkeypatch):
+def test_missing_deepspeed_is_reported_if_it_is_needed(loader, monkeypatch):
     monkeypatch.setattr("llm.parallel.zero.find_spec", lambda name: None)
     words = ["size=nano", "tokenizer=byte", "hardware=zero2", "hardware.accelerator=cpu"]
     with pytest.raises(ConfigError, match="needs DeepSpeed"):
         dry_run.show_dry_run(checked_points(loader, "train", words))
 
 
-def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
+def test_matching_is_shown_with_the_remaining_differences(loader, capsys):
     words = ["model=gpt2,llama", "size=micro", "tokenizer=byte", "match=parameters"]
     points = checked_points(loader, "train", words, is_sweep=True)
     dry_run.show_matched(points, match([point.composed.config for point in points], "parameters"))
@@ -181,7 +181,7 @@ def test_what_was_matched_is_shown_with_what_is_left(loader, capsys):
     assert "size.dim" not in output
 
 
-def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
+def test_changed_width_of_the_model_is_reported(loader, capsys):
     """An untied head of 4,096 tokens is more than the feed-forward layers could give up."""
     words = ["model=gpt,llama", "size=nano", "tokenizer=bpe", "match=parameters"]
     points = checked_points(loader, "train", words, is_sweep=True)
@@ -189,12 +189,12 @@ def test_a_model_whose_whole_width_was_matched_says_so(loader, capsys):
     output = capsys.readouterr().out
     assert "  size.dim=40 (for 64)" in output
     assert (
-        "· size.dim: the feed-forward layers alone would be less than 0.5 or more than 2 times"
+        "become less than 0.5 or more than 2 times as wide, so the width of the whole model was changed"
         in output
     )
 
 
-def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path):
+def test_run_from_weights_has_their_size(loader, tmp_path):
     [base] = checked_points(loader, "train", ["model=llama", "size=nano"])
     base.tree.model.vocab_size = 300
     OmegaConf.save(OmegaConf.to_container(base.tree, resolve=True), tmp_path / "config.yaml")
@@ -216,7 +216,7 @@ def test_a_run_that_begins_from_weights_is_as_large_as_they_are(loader, tmp_path
         ("weights.context_length=512", r"weights.context_length: 512 is more than the 256 tokens"),
     ],
 )
-def test_the_context_of_published_weights_is_theirs(word, told, chat_model, loader, capsys):
+def test_context_of_published_weights_is_kept(word, told, chat_model, loader, capsys):
     words = ["experiment=instruct", "weights=llama", f"weights.path={chat_model}", "hardware=cpu"]
 
     def show():

@@ -67,7 +67,9 @@ def without_before(monkeypatch):
     """Leaves out the validation before the first step."""
     make = lifecycle.make_trainer
     monkeypatch.setattr(
-        lifecycle, "make_trainer", lambda *given, **named: make(*given, **named | {"before": False})
+        lifecycle,
+        "make_trainer",
+        lambda *given, **named: make(*given, **named | {"validates_first": False}),
     )
 
 
@@ -114,7 +116,7 @@ def test_a_checkpoint_holds_what_was_trained_and_the_run_what_was_learned(finetu
 
 
 @pytest.mark.parametrize("targets", ["[*blocks.*]", "[*]"])
-def test_a_finetune_starts_from_an_adapter_folded_in(finetune, composed, tmp_path, targets):
+def test_finetune_starts_from_a_merged_adapter(finetune, composed, tmp_path, targets):
     """With the head among the targets the tied head is untied by it."""
     run = finetune("lora", "adapter=lora", f"adapter.targets={targets}")
     weights = [f"weights.path={run.path}", "weights=run"]
@@ -124,14 +126,14 @@ def test_a_finetune_starts_from_an_adapter_folded_in(finetune, composed, tmp_pat
     assert torch.allclose(expected, found, atol=1e-5)
 
 
-def test_a_prefix_is_not_folded_in(finetune, composed, tmp_path):
+def test_prefix_is_not_merged(finetune, composed, tmp_path):
     run = finetune("prefix", "adapter=prefix", "adapter.length=4")
     weights = [f"weights.path={run.path}", "weights=run"]
     with pytest.raises(ConfigError, match="holds a prefix, which cannot be folded into weights"):
         run_command(composed(*weights), tmp_path / "further", weights)
 
 
-def test_an_adapter_wants_the_very_weights_it_was_trained_on(finetune, base, tmp_path):
+def test_adapter_needs_the_weights_it_was_trained_on(finetune, base, tmp_path):
     run = finetune("lora", "adapter=lora")
     moved = tmp_path / "moved"
     shutil.copytree(base.path, moved)
@@ -162,7 +164,7 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
     assert config.data.template == expected.data.template
 
 
-def test_a_base_that_was_trained_on_is_not_the_one_an_adapter_began_from(finetune, composed, base):
+def test_adapter_refuses_a_base_that_was_trained_further(finetune, composed, base):
     finetune("lora", "adapter=lora")
     run_command(composed("model=gpt2", "trainer.max_steps=8"), base.path)
     with pytest.raises(ConfigError, match="began from weights that have changed since"):
@@ -190,10 +192,12 @@ def test_callbacks_that_do_not_suit_a_task_are_left_out(classify, capsys):
     assert "callbacks.samples is left out" in capsys.readouterr().out
 
 
-def test_what_a_task_refuses_is_said_before_there_is_a_directory(classify, tmp_path):
+def test_task_error_is_reported_before_a_directory_is_made(classify, tmp_path):
     with pytest.raises(ConfigError, match="task: num_classes=3: the data have 2 classes"):
         classify("task.model.num_classes=3")
-    with pytest.raises(ConfigError, match=r"^optimizer: Muon turns .* set optimizer=adamw$"):
+    with pytest.raises(
+        ConfigError, match=r"^optimizer: Muon trains the matrices .* set optimizer=adamw$"
+    ):
         classify("adapter=head")
     assert not (tmp_path / "run").exists()
     assert classify().status == "done"

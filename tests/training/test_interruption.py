@@ -48,9 +48,7 @@ def test_a_signal_before_the_first_step_is_recorded(told, tmp_path):
     assert Run(tmp_path / "run").status == "interrupted"
 
 
-def test_a_signal_that_a_library_swallows_is_still_what_stopped_the_run(
-    composed, tmp_path, monkeypatch, capsys
-):
+def test_signal_swallowed_by_a_library_still_stops_the_run(composed, tmp_path, monkeypatch, capsys):
     """A library in the middle of an import, say, may fail in its own way after the signal."""
 
     def swallow(*_, **__):
@@ -107,7 +105,7 @@ def test_a_signal_during_the_last_step_stops_before_the_test(
     assert run_command(composed(*SHORT), tmp_path / "run").status == "done"
 
 
-def test_stopped_at_once_before_anything_was_saved_it_says_so(told, tmp_path, monkeypatch):
+def test_immediate_stop_before_the_first_checkpoint_is_reported(told, tmp_path, monkeypatch):
     from llm.callbacks.checkpoints import Checkpoints
 
     monkeypatch.setattr(
@@ -120,7 +118,7 @@ def test_stopped_at_once_before_anything_was_saved_it_says_so(told, tmp_path, mo
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 130)])
-def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys, number, status):
+def test_stop_before_training_is_reported(monkeypatch, capsys, number, status):
     monkeypatch.setattr("sys.argv", ["llm", "train"])
     monkeypatch.setattr(command, "run", lambda *_: signal.raise_signal(number))
     with pytest.raises(SystemExit) as stopped:
@@ -130,7 +128,7 @@ def test_the_command_says_what_stopped_it_before_it_trained(monkeypatch, capsys,
     assert capsys.readouterr().err == said
 
 
-def test_the_command_says_so_too_if_a_library_swallowed_the_signal(monkeypatch, capsys):
+def test_stop_swallowed_by_a_library_is_reported(monkeypatch, capsys):
     def swallow(*_, **__):
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -145,7 +143,7 @@ def test_the_command_says_so_too_if_a_library_swallowed_the_signal(monkeypatch, 
     assert capsys.readouterr().err == "stopped by SIGTERM before training; the run is unchanged\n"
 
 
-def test_a_signal_that_ended_the_processes_that_gather_batches_is_no_failure(
+def test_signal_that_ended_data_loader_workers_is_not_a_failure(
     composed, tmp_path, monkeypatch, capsys
 ):
     class ToAll(Callback):

@@ -86,9 +86,7 @@ def test_resume_from_any_step_equals_the_uninterrupted_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_whatever_ends_a_process_saves_too(
-    composed, tmp_path, stop_at, capsys, monkeypatch, number
-):
+def test_every_stopping_signal_saves(composed, tmp_path, stop_at, capsys, monkeypatch, number):
     monkeypatch.setattr("llm.signals.detach_terminal", lambda: None)
     stop_at(5, number)
     with pytest.raises(SystemExit):
@@ -98,7 +96,7 @@ def test_whatever_ends_a_process_saves_too(
     assert f"To resume: {shell.program()} train seed=0" in message
 
 
-def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
+def test_immediately_stopped_run_resumes_from_its_checkpoint(
     composed, tmp_path, monkeypatch, capsys
 ):
     class Twice(Callback):
@@ -123,7 +121,7 @@ def test_a_run_that_is_stopped_at_once_goes_on_from_what_it_saved(
     assert run_command(composed("trainer.max_steps=5"), tmp_path / "run").status == "done"
 
 
-def test_a_done_run_is_left_alone_and_a_longer_one_goes_on(composed, tmp_path, capsys):
+def test_done_run_is_unchanged_and_a_longer_one_resumes(composed, tmp_path, capsys):
     run = run_command(composed(), tmp_path / "run")
     before = run.last.stat().st_mtime_ns
     run_command(composed(), tmp_path / "run")
@@ -163,14 +161,14 @@ def test_hardware_loggers_and_callbacks_may_change(composed, tmp_path):
     assert run_command(moved, tmp_path / "run").record["steps"] == 14
 
 
-def test_rerun_starts_afresh_and_keeps_the_old_run(composed, tmp_path):
+def test_rerun_trains_from_the_start_and_keeps_the_old_run(composed, tmp_path):
     run_command(composed(), tmp_path / "run")
     again = run_command(composed("rerun=true", "trainer.max_steps=8"), tmp_path / "run")
     assert again.record["steps"] == 8
     assert Run(tmp_path / "run~1").record["steps"] == 12
 
 
-def test_a_nan_stops_the_run_and_spoils_no_checkpoint(composed, tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_keeps_the_checkpoints(composed, tmp_path, monkeypatch):
     class Poison(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             if trainer.global_step == 9:
@@ -222,7 +220,7 @@ def overflow(trainer: L.Trainer, task: L.LightningModule) -> None:
         ),
     ],
 )
-def test_neither_gradients_nor_an_optimizers_state_is_kept_that_is_not_finite(
+def test_non_finite_gradients_and_optimizer_state_are_not_saved(
     composed, tmp_path, monkeypatch, spoil, said, clip
 ):
     original = lifecycle.choose_callbacks
@@ -237,7 +235,7 @@ def test_neither_gradients_nor_an_optimizers_state_is_kept_that_is_not_finite(
         assert all(value.isfinite().all() for value in values.values())
 
 
-def test_nobody_samples_or_saves_a_model_whose_validation_diverged(composed, tmp_path, monkeypatch):
+def test_diverged_model_is_neither_sampled_nor_saved(composed, tmp_path, monkeypatch):
     """Weights of 1e38 are finite: it is what the model makes of them that is not."""
 
     class Enlarge(Callback):
@@ -323,7 +321,7 @@ def test_a_rerun_moves_nothing_before_it_can_begin(composed, tmp_path):
     assert not (tmp_path / "run~1").exists()
 
 
-def test_an_interrupted_rerun_goes_on_by_the_command_it_prints(composed, tmp_path, stop_at, capsys):
+def test_interrupted_rerun_resumes_with_the_printed_command(composed, tmp_path, stop_at, capsys):
     run_command(composed(), tmp_path / "run")
     stop_at(5)
     with pytest.raises(SystemExit):
@@ -375,7 +373,7 @@ def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch
     assert set(speeds) == {64.0}, "tokens a step, each of which takes a second"
 
 
-def test_samples_are_kept_and_leave_the_training_as_it_is(composed, tmp_path, capsys):
+def test_sampling_does_not_change_training(composed, tmp_path, capsys):
     plain = run_command(composed(), tmp_path / "plain")
     config = composed()
     config.callbacks.samples = {
@@ -391,7 +389,7 @@ def test_samples_are_kept_and_leave_the_training_as_it_is(composed, tmp_path, ca
     assert "the cat" in capsys.readouterr().out
 
 
-def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_path, capsys):
+def test_output_without_a_terminal_is_lines_with_metrics(composed, tmp_path, capsys):
     run_command(composed(), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     (last,) = [line for line in lines if line.startswith("step 12/12: ")]
@@ -399,7 +397,7 @@ def test_what_is_printed_off_a_terminal_are_lines_with_figures(composed, tmp_pat
         assert word in last
 
 
-def test_a_line_tells_what_was_measured_at_its_step(composed, tmp_path, capsys):
+def test_progress_line_shows_the_metrics_of_its_step(composed, tmp_path, capsys):
     words = ("+callbacks.progress.seconds=0", "trainer.val_every=5", "trainer.log_every=4")
     run_command(composed(*words), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
@@ -413,7 +411,7 @@ def test_a_line_tells_what_was_measured_at_its_step(composed, tmp_path, capsys):
     assert told == {f"step {step}/12": words for step, words in expected.items()}
 
 
-def test_a_strategy_for_one_device_is_said_to_divide_nothing(composed, tmp_path, capsys):
+def test_strategy_with_one_device_is_reported(composed, tmp_path, capsys):
     words = ("hardware=fsdp", "hardware.accelerator=cpu", "trainer.max_steps=1")
     run_command(composed(*words), tmp_path / "run")
     assert "note      FSDP: one device only, so nothing is divided" in capsys.readouterr().out
@@ -498,7 +496,7 @@ def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp
     assert_same_weights(bounded.last, whole.last)
 
 
-def test_weights_of_a_run_begin_another(composed, tmp_path):
+def test_run_starts_from_weights_of_another(composed, tmp_path):
     base = run_command(composed(), tmp_path / "base")
     further = composed("weights=run", f"weights.path={base.path}", "trainer.max_steps=1")
     further.optimizer.lr = 0.0
@@ -513,14 +511,14 @@ def test_an_override_that_conflicts_with_the_base_run_is_refused(composed, tmp_p
         run_command(composed(*overrides), tmp_path / "further", overrides)
 
 
-def test_dropout_may_be_chosen_anew_for_a_base_run(composed, tmp_path):
+def test_dropout_may_differ_from_the_base_run(composed, tmp_path):
     base = run_command(composed("model.dropout=0.0"), tmp_path / "base")
     overrides = ["weights=run", f"weights.path={base.path}", "model.dropout=0.25"]
     run = run_command(composed(*overrides), tmp_path / "further", overrides)
     assert OmegaConf.load(run.config).model.dropout == 0.25
 
 
-def test_a_directory_that_is_no_run_is_named(composed, tmp_path):
+def test_directory_that_is_not_a_run_is_named(composed, tmp_path):
     config = composed("weights=run", f"weights.path={tmp_path / 'nothing'}")
     with pytest.raises(ConfigError, match="nothing is not a run directory"):
         run_command(config, tmp_path / "run")
@@ -533,7 +531,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_named(composed, tmp_path):
         run_command(composed("model.vocab_size=100"), tmp_path / "run")
 
 
-def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path, capsys):
+def test_run_without_checkpoints_reports_that_nothing_is_saved(composed, tmp_path, capsys):
     words = ("~callbacks.checkpoints", "~callbacks.random_states", "trainer.max_steps=2")
     run_command(composed(*words), tmp_path / "run")
     out = capsys.readouterr().out
@@ -542,7 +540,7 @@ def test_a_run_without_checkpoints_says_that_nothing_is_saved(composed, tmp_path
     assert "generate" not in out
 
 
-def test_a_batch_that_no_memory_holds_is_refused_before_a_folder_is_made(composed, tmp_path):
+def test_batch_larger_than_memory_is_refused_before_a_folder_is_made(composed, tmp_path):
     with pytest.raises(ConfigError, match=r"^data\.batch_size: 1,000,000,000 rows take 9\d\d GiB"):
         run_command(composed("data.batch_size=1000000000"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -35,7 +35,7 @@ TWO, THREE = (
         ),
     ],
 )
-def test_a_model_or_a_task_that_cannot_be_divided(composed, words, hardware, message):
+def test_model_or_task_that_cannot_be_divided_is_refused(composed, words, hardware, message):
     config = composed("data.batch_size=6")
     with pytest.raises(ConfigError, match=message) as refusal:
         require_division(composed("data.batch_size=6", *words), hardware)

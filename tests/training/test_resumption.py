@@ -63,7 +63,7 @@ def lose_last(run: Run) -> None:
 
 
 @pytest.mark.parametrize("change", [(), ("optimizer.lr=0.5",)])
-def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, change):
+def test_run_without_its_last_checkpoint_is_not_retrained(composed, done, change):
     lose_last(done)
     said = refused(composed, done, *LONGER, *change)
     assert "last.ckpt: is missing" in said
@@ -71,7 +71,7 @@ def test_without_its_last_checkpoint_a_run_is_not_begun_anew(composed, done, cha
     assert f"weights=run weights.path={done.path} name=NEW" in said
 
 
-def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys):
+def test_remedies_in_the_error_work(composed, tmp_path, done, capsys):
     lose_last(done)
     assert run_command(composed(*SHORT), done.path).status == "done"
     assert "is done already" in capsys.readouterr().out
@@ -81,9 +81,7 @@ def test_the_ways_out_that_a_refusal_names_work(composed, tmp_path, done, capsys
     assert Run(tmp_path / "run~1").best.is_file()
 
 
-def test_an_interrupted_run_without_its_last_checkpoint_is_not_begun_anew(
-    composed, tmp_path, stop_at
-):
+def test_interrupted_run_without_its_last_checkpoint_is_not_retrained(composed, tmp_path, stop_at):
     stop_at(3)
     with pytest.raises(SystemExit):
         run_command(composed(*SHORT), tmp_path / "run")
@@ -109,9 +107,7 @@ def test_a_killed_run_that_lost_its_records_too_keeps_its_best_weights(composed,
     assert ("weights=run" in said) == (lost == "run.json"), "only what works is advised"
 
 
-def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
-    composed, tmp_path, monkeypatch
-):
+def test_best_checkpoint_is_written_after_a_kill_before_it(composed, tmp_path, monkeypatch):
     def killed(*_) -> None:
         raise RuntimeError("killed")
 
@@ -135,7 +131,7 @@ def test_a_kill_between_the_last_and_the_best_checkpoint_owes_the_best_one(
     assert open_checkpoint(run.best)["global_step"] == 4
 
 
-def test_a_kill_after_the_last_step_owes_the_best_checkpoint_and_the_picture(
+def test_best_checkpoint_and_plot_are_written_after_a_kill_at_the_last_step(
     composed, tmp_path, monkeypatch
 ):
     def killed(checkpoints, trainer, *_) -> None:
@@ -156,7 +152,7 @@ def test_a_kill_after_the_last_step_owes_the_best_checkpoint_and_the_picture(
     assert run.picture.is_file()
 
 
-def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(composed, done):
+def test_damaged_best_checkpoint_is_named_and_rewritten_once_deleted(composed, done):
     with done.best.open("r+b") as file:
         file.truncate(300)
     with pytest.raises(ConfigError, match=r"best.ckpt is damaged; delete it, and the next valid"):
@@ -166,7 +162,7 @@ def test_a_damaged_best_checkpoint_is_named_and_written_anew_when_it_is_gone(com
     assert open_checkpoint(done.best)["global_step"] > 4
 
 
-def test_a_run_goes_on_in_the_precision_that_was_chosen_for_it(composed, tmp_path, monkeypatch):
+def test_resumed_run_keeps_its_precision(composed, tmp_path, monkeypatch):
     """`auto` measures the processor, and what it measures differs from one moment to the next."""
     monkeypatch.setattr(
         precision, "matmul_rate", lambda dtype: 1e9
@@ -196,7 +192,7 @@ def test_points_of_a_sweep_agree_on_a_precision(composed, tmp_path, monkeypatch)
         keep_precision(point, run, config)
 
 
-def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done, capsys):
+def test_deleted_last_checkpoint_is_replaced_by_the_previous_one(composed, done, capsys):
     done.last.unlink()
     run_command(composed(*LONGER), done.path)
     out = capsys.readouterr().out
@@ -204,7 +200,7 @@ def test_a_deleted_last_checkpoint_gives_way_to_the_one_before_it(composed, done
     assert open_checkpoint(done.last)["global_step"] == 6
 
 
-def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_path, done, capsys):
+def test_damaged_last_checkpoint_is_replaced_by_the_previous_one(composed, tmp_path, done, capsys):
     whole = run_command(composed(*LONGER), tmp_path / "whole")
     flip(done.last)
     run_command(composed(*LONGER), done.path)
@@ -218,7 +214,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(composed, tmp_
 
 
 @pytest.mark.parametrize("damage", ["both", "no record", "empty record"])
-def test_where_no_checkpoint_is_whole_a_done_run_stays_done(composed, done, damage):
+def test_done_run_with_damaged_checkpoints_stays_done(composed, done, damage):
     digests = done.path / "checkpoints" / "sha256.json"
     if damage == "both":
         flip(done.last)
@@ -244,7 +240,7 @@ BROKEN = {
 }
 
 
-def test_a_broken_file_of_a_run_that_goes_on_is_named(composed, done):
+def test_broken_file_of_a_resumed_run_is_named(composed, done):
     config = composed(*LONGER)
     for place, contents in BROKEN.items():
         kept = (file := done.path / place).read_bytes()
@@ -298,7 +294,7 @@ def test_resume_reads_and_verifies_the_checkpoint_once(composed, done, monkeypat
     assert read.count(done.last) == 1
 
 
-def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, monkeypatch):
+def test_attempt_without_a_step_leaves_a_done_run_done(composed, done, monkeypatch):
     def fail(*_, **__) -> None:
         raise RuntimeError("no logger today")
 
@@ -309,7 +305,7 @@ def test_an_attempt_that_takes_no_step_leaves_a_done_run_done(composed, done, mo
     assert (done.path / "run.json").read_bytes() == before
 
 
-def test_a_damaged_best_checkpoint_is_told_with_the_way_out(done):
+def test_damaged_best_checkpoint_is_reported_with_a_remedy(done):
     flip(done.best)
     with pytest.raises(
         ConfigError, match=r"best\.ckpt is damaged.*; weights\.checkpoint=last reads"
@@ -327,12 +323,12 @@ CHANGES = {
 }
 
 
-def test_a_run_goes_on_with_what_the_user_allows_to_change(composed, tmp_path, done, capsys):
+def test_run_resumes_with_allowed_changes(composed, tmp_path, done, capsys):
     words = (*LONGER, *CHANGES)
     with pytest.raises(UserError) as refusal:
         run_command(composed(*words), done.path)
     header, *lines = str(refusal.value).splitlines()
-    assert "go on from its last checkpoint with resume=allow_changes" in header
+    assert "resume from its last checkpoint with resume=allow_changes" in header
     assert "weights=run" in header
     assert set(CHANGES.values()) <= set(lines)
     batches = read_batches(tmp_path, composed, done, *words)
@@ -367,7 +363,7 @@ def read_batches(tmp_path, composed, run: Run, *words: str) -> int:
     return count
 
 
-def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
+def test_other_changes_are_refused(composed, done, tmp_path):
     words = (*LONGER, "resume=allow_changes", "model.dropout=0.2", "optimizer.lr=1e-4")
     with pytest.raises(UserError, match=r"model\.dropout: 0.1 → 0.2") as refusal:
         run_command(composed(*words), done.path)
@@ -376,7 +372,7 @@ def test_what_is_not_allowed_to_change_is_refused(composed, done, tmp_path):
         run_command(composed("resume=allow_changes"), tmp_path / "elsewhere")
 
 
-def test_a_comparison_says_what_was_changed_and_repeats_nothing_with_it(composed, tmp_path, done):
+def test_comparison_reports_changes_and_counts_no_repetition(composed, tmp_path, done):
     from llm.comparison.table import compare
 
     words = ("trainer.max_steps=6", "optimizer.lr=1e-4")
@@ -384,12 +380,12 @@ def test_a_comparison_says_what_was_changed_and_repeats_nothing_with_it(composed
     plain = run_command(composed(*words, "seed=1"), tmp_path / "plain")
     table = compare([Run(done.path), Run(plain.path)])
     assert (
-        "run was changed as it learned: optimizer.lr 0.001 → 0.0001 from step 4 on" in table.notes
+        "run was changed during training: optimizer.lr 0.001 → 0.0001 from step 4 on" in table.notes
     )
     assert sum(len(part.rows) for part in table.parts) == 2
 
 
-def test_a_changed_run_that_stops_before_its_first_step_goes_on(
+def test_changed_run_that_stops_before_its_first_step_resumes(
     composed, tmp_path, done, monkeypatch
 ):
     words = (*LONGER, "optimizer.lr=1e-4", "resume=allow_changes")
@@ -406,7 +402,7 @@ def test_a_changed_run_that_stops_before_its_first_step_goes_on(
     assert [each["from_step"] for each in run.record["segments"]] == [0, 4]
 
 
-def test_a_run_that_diverged_is_rescued_by_the_line_that_is_printed(composed, tmp_path):
+def test_diverged_run_is_rescued_by_the_printed_command(composed, tmp_path):
     wild = ("optimizer=sgd", "optimizer.lr=1e20", "trainer.gradient_clip=null", "model.dropout=0")
     wild += ("schedule=linear", "schedule.warmup_steps=0", "trainer.val_every=2")
     calm = ("optimizer.lr=0.01", *wild[:1], *wild[2:])
@@ -454,7 +450,7 @@ def test_a_kill_at_a_checkpoint_loses_no_sample_and_no_metric(
     assert logged(parts) == logged(whole)
 
 
-def test_a_checkpoint_is_written_after_what_is_kept_of_its_step_and_before_the_stop(composed):
+def test_checkpoint_is_written_after_other_files_and_before_the_stop(composed):
     from llm.callbacks.interrupt import Interrupt
     from llm.callbacks.loss_plot import Picture
 
@@ -463,7 +459,7 @@ def test_a_checkpoint_is_written_after_what_is_kept_of_its_step_and_before_the_s
     assert kinds == [Picture, Checkpoints, Interrupt]
 
 
-def test_who_goes_on_deletes_what_a_killed_process_had_not_finished(composed, done):
+def test_resume_deletes_incomplete_files_of_a_killed_process(composed, done):
     ended = subprocess.Popen(["true"])
     ended.wait()
     folder = done.path / "checkpoints"

@@ -7,7 +7,7 @@ from llm.training.saved_run import restore_run
 from llm.weights.run import RunWeights
 
 
-def test_a_reward_model_computes_where_the_rest_does(train, pairs, tmp_path):
+def test_reward_model_runs_on_the_accelerator_of_the_run(train, pairs, tmp_path):
     few = ("trainer.max_steps=1", "trainer.val_every=1")
     reward = train("reward", "task=reward", "data=preference", f"data.path={pairs}", *few)
     questions = tmp_path / "questions.jsonl"

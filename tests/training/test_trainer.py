@@ -23,7 +23,7 @@ def test_accumulation_makes_fewer_and_larger_steps():
 
 
 @pytest.mark.parametrize("budget", [{}, {"max_steps": 1, "max_epochs": 1}])
-def test_exactly_one_budget(budget):
+def test_exactly_one_budget_is_required(budget):
     with pytest.raises(ValueError, match="set exactly one of them and the others to null"):
         TrainerSettings(**budget)
 
@@ -38,7 +38,7 @@ def test_numbers_out_of_range_are_named(setting):
 
 
 @pytest.mark.parametrize("budget", ["max_epochs", "max_tokens"])
-def test_a_budget_ends(budget):
+def test_infinite_budget_is_refused(budget):
     for endless in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"{budget}={endless}: give a number above 0"):
             TrainerSettings(**{budget: endless})
@@ -65,7 +65,7 @@ def assert_near(found, expected, tolerance):
 
 
 @pytest.mark.long
-def test_two_ranks_compute_compiled_what_one_does_without(few, tmp_path):
+def test_two_compiled_ranks_equal_one_uncompiled(few, tmp_path):
     few = (*few, "size.num_layers=1")
     alone = train_all(tmp_path / "1", {"alone": few})["alone"]
     runs = {name: (*few, f"hardware={name}", "hardware.compile=true") for name in ("ddp", "fsdp")}
@@ -74,7 +74,7 @@ def test_two_ranks_compute_compiled_what_one_does_without(few, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_strategy_computes_in_bfloat16_what_one_device_does(few, tmp_path):
+def test_every_strategy_equals_one_device_in_bfloat16(few, tmp_path):
     few = (*few, "hardware.precision=bf16")
     alone = train_all(tmp_path / "1", {"alone": few})["alone"]
     names = ("ddp", "fsdp", "tensor_parallel", "pipeline")
@@ -93,6 +93,6 @@ def test_a_validation_reads_no_more_text_than_training_leaves_time_for():
     assert TrainerSettings(max_steps=9, val_batches=2).validation_bytes(9, 1) == math.inf
 
 
-def test_the_part_of_the_default_experiment_is_read_whole():
+def test_default_experiment_reads_the_whole_validation_part():
     """README's figures are of the whole part, of 90 kB."""
     assert TrainerSettings(max_steps=1000).validation_bytes(1000, 8 * 128) > 1.5 * 90_000

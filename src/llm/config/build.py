@@ -6,6 +6,7 @@ called in every layer of every step. It also wraps errors in its own text.
 """
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,8 +144,8 @@ def _failing_key(error: Exception, targets: dict[str, Callable[..., Any]]) -> st
 def _problem_line(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
     """Return the line about a node. If it begins with a parameter (`rank=0: …`), it gets the parameter's key."""
     message = _one_line(error)
-    name, equals, _ = message.partition("=")
-    is_parameter = equals and key in targets and name in annotations.parameters(targets[key])
+    name = re.split("[=:]", message, maxsplit=1)[0]
+    is_parameter = key in targets and name in annotations.parameters(targets[key])
     return f"{key}.{message}" if is_parameter else f"{key}: {message}"
 
 

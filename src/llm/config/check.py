@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_origin
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llm.config import annotations
 from llm.config.allowlist import ROOTS, locate, trusted_packages
@@ -117,8 +117,11 @@ class Tree:
     is_trusted: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
+        packages = self.config.get("trust") or ()
         try:
-            self.trust = trusted_packages(self.config.get("trust") or ())
+            if not isinstance(packages, ListConfig | tuple):
+                raise ConfigError(f"trust: {packages!r} is not a list; use trust=[package]")
+            self.trust = trusted_packages(packages)
         except ConfigError as error:
             self.is_trusted = False
             self.problems += error.problems

@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from llm.config.overrides import is_hydras
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -29,7 +31,7 @@ class Composed:
     @property
     def own(self) -> list[str]:
         """The overrides of keys that are not Hydra's."""
-        return [word for word in self.overrides if not word.startswith("hydra")]
+        return [word for word in self.overrides if not is_hydras(word)]
 
 
 def all_trusted(config: DictConfig) -> list[str]:

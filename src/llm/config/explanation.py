@@ -22,6 +22,8 @@ from yaml import YAMLError
 from llm.config import annotations
 from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, nearest, suggestion
+from llm.config.fingerprint import is_among
+from llm.config.hydra_section import SWEEPS
 from llm.config.overrides import RENAMED, key_of
 
 # Hydra raises ValueError for a group that is set to null and for a file that is not UTF-8.
@@ -55,6 +57,8 @@ def override_problems(
             lines = list(_wrong_option(loader, override))
             yield from lines
             choices += [] if lines else [word]
+        elif is_among(key_of(word), SWEEPS) and not is_sweep:
+            yield f"{key_of(word)}: only a sweep uses it; add -m, or leave it out"
         elif "/" in override.key_or_group:
             yield f"{override.key_or_group}: no such group; {suggestion(override.key_or_group, groups)}"
         elif not override.is_hydra_override():
@@ -65,7 +69,10 @@ def override_problems(
 
 def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Iterator[str]:
     """Yield a line for each option of a group that the command does not use."""
-    config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
+    try:
+        config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
+    except HYDRA_ERRORS:  # the primary config itself is wrong, which Hydra's message says
+        return
     for word in choices:
         group = word.partition("=")[0]
         if word.startswith(("+", "~")) or "@" in group or group in config.hydra.runtime.choices:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, suggestion
 from llm.config.fingerprint import is_among
-from llm.config.overrides import key_of
+from llm.config.overrides import is_hydras, key_of
 
 # Keys that a command line may set, with all keys below them. A single run uses the first, a sweep all.
 SWEEPS = ("hydra.launcher", "hydra.sweeper")
@@ -62,17 +62,30 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
             yield f"{package or key}: cannot be set; {_remedy(key)}"
 
 
-def require_obeyed(words: Sequence[str], *, is_sweep: bool) -> None:
-    """Refuse a launcher or a sweeper for a single run, which would not use it.
+def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
+    """Refuse keys of Hydra's that a command would not use.
+
+    Args:
+        words: the overrides of the command line.
+        is_sweep: whether they have several values.
+        has_directory: whether the command has the directory of a run.
 
     Raises:
         ConfigError: a line for each key.
     """
-    keys = [key for key in map(key_of, words) if is_among(key, SWEEPS)]
-    if keys and not is_sweep:
-        raise ConfigError(
-            *(f"{key}: only a sweep uses it; add -m, or leave it out" for key in keys)
-        )
+    keys = [key_of(word) for word in words if is_hydras(word)]
+    lines = [
+        f"{key}: only a sweep uses it; add -m, or leave it out"
+        for key in keys
+        if is_among(key, SWEEPS) and not is_sweep
+    ]
+    lines += [
+        f"{key}: only llm train has the directory of a run; leave it out"
+        for key in keys
+        if is_among(key, ("hydra.run.dir",)) and not has_directory
+    ]
+    if lines:
+        raise ConfigError(*lines)
 
 
 def _remedy(key: str) -> str:

@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
@@ -141,7 +141,10 @@ class Loader(ConfigLoaderImpl):
             key_of(str(each.input_line)) for each in parsed if each.key_or_group not in choices
         }
         section: Any = OmegaConf.to_container(config.hydra, resolve=False)
-        trust = config.get("trust") or () if "trust" in typed else ()
+        trust: Any = config.get("trust") if "trust" in typed else None
+        trust = (
+            trust if isinstance(trust, ListConfig) else ()
+        )  # the check refuses what is not a list
         yield from hydra_section.target_problems(section, "hydra", trust)
         if self.is_packaged:
             return

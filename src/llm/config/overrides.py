@@ -18,6 +18,11 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
 
 
+def is_hydras(word: str) -> bool:
+    """Return whether an override sets one of Hydra's own keys."""
+    return key_of(word).partition(".")[0] == "hydra"
+
+
 def values(words: Iterable[str]) -> dict[str, str]:
     """Return the value of each override, without quotes, by its key as written."""
     return {key: unquoted(value) for key, _, value in (word.partition("=") for word in words)}

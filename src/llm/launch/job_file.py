@@ -6,16 +6,25 @@ exactly as parsed the first time.
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from llm.config import annotations
 from llm.config.composed import Composed, trusts
 from llm.config.errors import ConfigError
 from llm.config.resolvers import escaped, lookups
 from llm.files import read_yaml, write_text
+
+# What a job file holds.
+KINDS: dict[str, Any] = {
+    "config": dict[str, Any],
+    "overrides": list[str],
+    "choices": dict[str, str | None],
+    "directory": str,
+    "flags": list[str],
+}
 
 
 def write_composed(file: Path, composed: Composed) -> None:
@@ -49,7 +58,9 @@ def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:
     except OSError as error:
         raise wrong from error
     plain: Any = OmegaConf.to_container(content, resolve=False)
-    if not isinstance(plain, dict) or {*plain} != {each.name for each in fields(Composed)}:
+    if not isinstance(plain, dict) or {*plain} != {*KINDS}:
+        raise wrong
+    if not all(annotations.accepts(KINDS[name], value) for name, value in plain.items()):
         raise wrong
     for text in lookups(plain):
         raise ConfigError(f"{file}: {text} would read a value from this machine; write the value")

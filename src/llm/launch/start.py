@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,16 +30,18 @@ from llm.config.errors import ConfigError
 from llm.config.hydra_section import require_obeyed
 from llm.config.inspection import CommandView
 from llm.config.loader import CONF, Loader, open_loader
+from llm.config.overrides import is_hydras
 from llm.data.paths import require_paths
 from llm.launch.hydra_launch import launch
 from llm.launch.job_file import read_composed
 from llm.runs import require_run
 
 
-def start_job(words: Sequence[str]) -> None:
+def start_job(name: str, words: Sequence[str]) -> None:
     """Run a command that another process has composed.
 
     Args:
+        name: the command.
         words: the job file, and the packages that it may trust.
 
     Raises:
@@ -46,7 +49,9 @@ def start_job(words: Sequence[str]) -> None:
     """
     if not words:
         raise ConfigError("--job: no file is given; pass a job file from the folder of a sweep")
-    run_checked(check(read_composed(Path(words[0]), words[1:])))
+    point = read_composed(Path(words[0]), words[1:])
+    require_command(name, point)
+    run_checked(check(point))
 
 
 def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
@@ -75,7 +80,8 @@ def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
             raise
         tree = load_tree(loader, line.config_name, line.overrides, is_sweep=True)
     is_sweep = is_sweep or (info.is_heavy and tree.hydra.mode == RunMode.MULTIRUN)
-    require_obeyed(line.overrides, is_sweep=is_sweep)
+    has_directory = name in ("train", "plan")  # llm plan accepts the overrides of llm train
+    require_obeyed(line.overrides, is_sweep=is_sweep, has_directory=has_directory)
     invocation = Invocation(line, info, loader, tree)
     if is_sweep:
         invocation.start_sweep()
@@ -117,8 +123,19 @@ class Invocation:
         if self.info.is_heavy:
             self.launch_heavy(points, jobs)
         else:
-            self.store_points(points, jobs)
-            launch(self.loader, self.tree, CheckedJobs(points), {})
+            self.launch_light(points, jobs)
+
+    def launch_light(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
+        """Run the points one after the other, or as the launcher does, without a folder for the sweep."""
+        if "submitit" in self.tree.hydra.launcher._target_:
+            raise ConfigError(
+                f"hydra.launcher: jobs of a cluster do not print here what llm {self.line.name} prints; "
+                "leave it out, or use hydra/launcher=joblib"
+            )
+        self.store_points(points, jobs)
+        with tempfile.TemporaryDirectory(prefix="llm-") as folder:
+            changes = {"sweep.dir": folder, "sweep.subdir": "."}
+            launch(self.loader, self.tree, CheckedJobs(points), changes)
 
     def launch_heavy(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Adjust the points to one another, and launch them."""
@@ -149,18 +166,14 @@ class Invocation:
 
     def check(self, point: Composed) -> Any:
         """Check a point and return its command."""
-        target = OmegaConf.select(point.config, "_target_")
-        if isinstance(target, str) and not names_command(self.line.name, target):
-            raise ConfigError(
-                f"_target_: {target} is not llm {self.line.name}; keep the value of {self.line.name}.yaml"
-            )
+        require_command(self.line.name, point)
         first = partial(require_existing_paths, self.line.name, self.info)
         return check_composed(self.loader, point, first=first)
 
     def store_points(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Store composed points in the loader, so that Hydra's launcher does not compose them again."""
         for job, point in zip(jobs, points, strict=True):
-            own = frozenset(word for word in job if not word.startswith("hydra"))
+            own = frozenset(word for word in job if not is_hydras(word))
             self.loader.points[own] = point.composed
 
 
@@ -209,9 +222,17 @@ def require_no_points(shared: Any) -> None:
         )
 
 
-def names_command(name: str, target: str) -> bool:
-    """Return whether a root `_target_` is the command `name`, or a user's own command."""
-    return target.startswith(f"llm.commands.{name}.") or not target.startswith("llm.commands.")
+def require_command(name: str, point: Composed) -> None:
+    """Refuse a configuration of another command; one outside of `llm.commands` is a user's own.
+
+    Raises:
+        ConfigError: it is another command's.
+    """
+    target = str(OmegaConf.select(point.config, "_target_"))
+    if target.startswith("llm.commands.") and not target.startswith(f"llm.commands.{name}."):
+        raise ConfigError(
+            f"_target_: {target} is not llm {name}; begin the defaults of your config with {name}"
+        )
 
 
 def require_existing_paths(name: str, info: CommandInfo, point: Composed) -> None:

@@ -69,6 +69,7 @@ def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
 def own_name(point: Composed, words: Sequence[str], own: Sequence[str]) -> str:
     """Return the name of a point, made from all its overrides; only from its own if the user gave one name to all."""
     name = point.config.name
+    own = [word for word in own if key_of(word) != "name"]
     return run_name(name or base_name(point.choices), own if name else words, named=own)
 
 

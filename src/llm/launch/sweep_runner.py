@@ -22,7 +22,7 @@ from llm.config.command_line import CommandLine
 from llm.config.composition import chosen_options
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import fingerprint
-from llm.config.overrides import differing_words, key_of, unquoted
+from llm.config.overrides import differing_words, is_hydras, key_of, unquoted
 from llm.config.run_name import base_name, run_name
 from llm.config.texts import quoted_text, split_at_commas
 from llm.launch import gpu_pool, shutdown
@@ -134,7 +134,7 @@ def sweep_folder(
     base = base if saved in (None, "none") else saved
     names = (split_at_commas(word.partition("=")[2]) for word in words if key_of(word) == "name")
     given = ",".join(map(unquoted, next(names, ())))
-    ours = [word for word in words if not word.startswith("hydra") and key_of(word) != "sweep"]
+    ours = [word for word in words if not is_hydras(word) and key_of(word) != "sweep"]
     common = {
         word for word in ours if composed and all(word in each.overrides for each in composed)
     }

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm.config.allowlist import locate
+from llm.config.fingerprint import is_among
+from llm.config.hydra_section import SWEEPS
 from llm.config.overrides import key_of
 from llm.config.texts import quoted_text
 from llm.runs import Run, display_path
@@ -59,7 +61,8 @@ class NextCommands:
     def _words(self) -> list[str]:
         """The words that resume the run, without `rerun` and `resume`, which apply once."""
         composed = self.config.composed
-        kept = [word for word in composed.own if not word.startswith(("rerun=", "resume="))]
+        left_out = ("rerun", "resume", *SWEEPS)
+        kept = [word for word in composed.overrides if not is_among(key_of(word), left_out)]
         return ["train", *composed.flags, *kept]
 
     def _slower(self) -> Sequence[str]:

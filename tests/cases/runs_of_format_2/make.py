@@ -112,7 +112,7 @@ def use_runs() -> dict[str, Any]:
     for name, words in reversed(LINES.items()):  # the others begin from the first as it is
         run = Path("outputs", name)
         run_line("evaluate", f"weights.path={run}", "part=validation", *CPU)
-        evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))["figures"]
+        evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))["metrics"]
         run_line("train", *words, f"trainer.max_steps={STEPS + 1}")
         found[name] = {"evaluation": evaluation, "metrics": read(run / "metrics.csv", "/loss")}
     run_line("train", *SWEEP)

@@ -150,7 +150,7 @@ def test_devices_share_a_batch(make):
     ]
     counted = sum(int((each != IGNORE_INDEX).sum()) for each in targets)
     assert counted == make().val_tokens - 1
-    with pytest.raises(ValueError, match=r"batch_size=4 cannot be shared by 3 devices: .* 3"):
+    with pytest.raises(ValueError, match=r"batch_size=4 cannot be shared by 3 devices; .* 3"):
         in_a_parallel_run(make(), 0, world_size=3).train_dataloader()
 
 

@@ -70,7 +70,11 @@ def test_damaged_runs_are_named_below_the_table(compare, tmp_path, capsys):
     ("runs", "words", "message"),
     [
         ((), {}, "runs: nothing to compare; pass folders"),
-        (("runs",), {"confidence": 95.0}, "confidence: 95.0 is not between 0 and 1; use 0.95"),
+        (
+            ("runs",),
+            {"confidence": 95.0},
+            "confidence: 95.0 is out of range; give more than 0 and less than 1",
+        ),
         (("runs",), {"watch": True}, "watch: pass one sweep"),
     ],
 )

@@ -32,8 +32,11 @@ class Compare(Command):
         Raises:
             UserError: no folder is given, the folders contain no runs, or no run has the metric to rank by.
         """
+        if not self.runs:
+            raise ConfigError(
+                "runs: nothing to compare; pass folders, as in llm compare outputs/sweeps/NAME, or outputs/pretraining"
+            )
         folders = [Path(folder) for folder in self.runs]
-        self.require_folders()
         sweep = folders[0] if len(folders) == 1 and (folders[0] / FILE).is_file() else None
         if self.watch:
             if sweep is None:
@@ -57,16 +60,3 @@ class Compare(Command):
         files = ", ".join(str(display_path(file)) for file in table.write(output))
         console.print(f"wrote  {files}", soft_wrap=True)
         return table
-
-    def require_folders(self) -> None:
-        """Require at least one folder, and a valid confidence.
-
-        Raises:
-            ConfigError: no folder is given, or the confidence is not a probability.
-        """
-        if not self.runs:
-            raise ConfigError(
-                "runs: nothing to compare; pass folders, as in llm compare outputs/sweeps/NAME, or outputs/pretraining"
-            )
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"confidence: {self.confidence} is not between 0 and 1; use 0.95")

@@ -41,10 +41,6 @@ class Plan(TrainingConfig):
             ConfigError: the hardware does not suit the run, or the size of the run is not known before the data are
                 read.
         """
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(
-                f"mfu: {self.mfu} is out of range; use a share of the peak FLOP rate, above 0 and up to 1"
-            )
         planned = forecast(self, self.gpu)
         cost = require_known(planned.cost)
         with config_errors_at("hardware"):

@@ -85,6 +85,8 @@ RANGES: dict[str, Range] = {
 ROOT_RANGES: dict[str, Range] = {
     "max_tokens": NOT_NEGATIVE,
     "best_of": Range(at_most=2**20),
+    "mfu": Range(above=0, at_most=1),
+    "confidence": Range(above=0, below=1),
 }
 # Packages whose parameters are checked: in a user's function, a name may mean something else.
 OURS = ("llm.", "torch.optim.")

@@ -97,6 +97,7 @@ OWNERS = {
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
     ),
     # What a strategy does with a model, on ranks.
+    "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_is_that_of_finite_differences"),
     "parallel/lora_tensor_parallel.py": (
         "parallel/test_tensor_parallel.py::test_updates_are_divided_as_their_layers_are"
     ),

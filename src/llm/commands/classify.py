@@ -1,10 +1,10 @@
 """`llm classify`: classify each line of text with a trained classifier."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
+from llm.config.rules import Rule
 from llm.data.column import Column
 from llm.data.errors import DataError
 from llm.data.examples.collation import attended
@@ -33,6 +34,15 @@ class Prediction(NamedTuple):
     probability: float
 
 
+def names_one_source(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line if both a text and a file are given, or a blank text."""
+    text, file = config.get("text"), config.get("file")
+    if text is not None and file is not None:
+        yield "text, file: both are given; leave one out"
+    elif isinstance(text, str) and not text.strip():
+        yield "text: is blank; pass a text to classify"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classify(Command):
     """Print the class of each text.
@@ -48,6 +58,8 @@ class Classify(Command):
     hardware: Hardware
     weights: Weights | None
 
+    rules: ClassVar[Sequence[Rule]] = (names_one_source,)
+
     def run(self) -> None:
         """Print `label<TAB>probability<TAB>text` for each text.
 
@@ -55,10 +67,6 @@ class Classify(Command):
             ConfigError: the run is not a classifier, or a text cannot be encoded.
         """
         weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
-        if self.text is not None and self.file is not None:
-            raise ConfigError("text, file: both are given; leave one out")
-        if self.text is not None and not self.text.strip():
-            raise ConfigError("text: is blank; pass a text to classify")
         classes = trained_classes(weights)
         with Undrawn():
             model = place_model(weights.model(), hardware)

@@ -158,8 +158,7 @@ def open_whole(path: Path) -> dict[str, Any]:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
-    if index := sharded.index_of(path):
-        sharded.require_all_shards(index)
+    _verify_shards(path)
     return open_checkpoint(path)
 
 
@@ -170,9 +169,14 @@ def read_whole(path: Path) -> dict[str, Any]:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
+    _verify_shards(path)
+    return load_checkpoint(path)
+
+
+def _verify_shards(path: Path) -> None:
+    """Verify all files of a sharded checkpoint; a single file is verified when it is read."""
     if index := sharded.index_of(path):
         sharded.require_all_shards(index)
-    return load_checkpoint(path)
 
 
 def header_of(path: Path) -> dict[str, Any]:

@@ -237,16 +237,24 @@ def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> A
     """
     import torch  # only a tree that holds a model needs torch
 
-    config = config.copy()
-    for each in filled_in:
-        if _is_open(config, each):
-            OmegaConf.update(config, each, PROVISIONAL, force_add=True)
+    config = with_provisional_sizes(config, filled_in)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return build(OmegaConf.select(config, key))
     except (RuntimeError, OverflowError) as error:  # torch cannot represent so large a tensor
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: cannot be built ({reason}); choose smaller sizes") from error
+
+
+def with_provisional_sizes(
+    config: DictConfig, filled_in: Collection[str] = FILLED_IN
+) -> DictConfig:
+    """Return a copy of a tree with a provisional number for each size that reading the data fills in."""
+    config = config.copy()
+    for key in filled_in:
+        if _is_open(config, key):
+            OmegaConf.update(config, key, PROVISIONAL, force_add=True)
+    return config
 
 
 def _is_open(config: DictConfig, key: str) -> bool:

@@ -1,16 +1,13 @@
 """Checks before a run begins or resumes. Each error is one line that says what to do."""
 
-from copy import deepcopy
-
 import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.build import build, config_errors_at
-from llm.config.check import FILLED_IN
+from llm.config.check import with_provisional_sizes
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import is_changeable
-from llm.config.requirements import PROVISIONAL
 from llm.data.base import DataModule
 from llm.hardware import Hardware
 from llm.runs import Run, display_path
@@ -166,9 +163,7 @@ def outline(config: DictConfig) -> Task:
     Raises:
         ConfigError: a node cannot be built.
     """
-    config = deepcopy(config)
-    for key in OmegaConf.missing_keys(config) & {*FILLED_IN}:  # filled in after the data are read
-        OmegaConf.update(config, key, PROVISIONAL)
+    config = with_provisional_sizes(config)
     with torch.device("meta"), torch.random.fork_rng(devices=[]), config_errors_at("adapter"):
         task: Task = build(config.task)
         initialize(task.model, None, adapter=build(config.adapter))

@@ -124,6 +124,20 @@ class Loader(ConfigLoaderImpl):
             config.hydra = hydra
         return config
 
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """Return the options of a group.
+
+        Hydra copies the repository in each call, in case `hydra.searchpath` adds a folder, which is refused here.
+        The copies took 1.1 of the 1.7 processor seconds of `llm train --help`.
+        """
+        return self.repository.get_group_options(group_name, results_filter)
+
     def own_option(self, group: str, option: str) -> "OwnOption | None":
         """Return an option of a group if it is a file in the user's folder, otherwise None."""
         found = self.repository.load_config(f"{group}/{option}")

@@ -92,6 +92,14 @@ class Run:
 
     Args:
         path: the directory, which need not exist yet.
+        record: the content of run.json.
+
+    Attributes:
+        config: path of the composed configuration.
+        tokenizer: path of the tokenizer.
+        metrics: path of every metric by step.
+        samples: path of the texts generated during training.
+        picture: path of the loss plot.
 
     Raises:
         FileError: the directory contains a link that leads out of it, a pipe, or a damaged record.
@@ -102,23 +110,15 @@ class Run:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
+        self.config = self.path / "config.yaml"
+        self.tokenizer = self.path / "tokenizer.json"
+        self.metrics = self.path / "metrics.csv"
+        self.samples = self.path / RESULTS["samples"]
+        self.picture = self.path / RESULTS["picture"]
+        self._json = self.path / "run.json"
         require_own(self.path, "checkpoints")
         if self._json.exists():
             self.record = _checked(read_object(self._json), self._json)
-
-    @property
-    def _json(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def config(self) -> Path:
-        """The composed configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer's file."""
-        return self.path / "tokenizer.json"
 
     def _checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / f"{name}.ckpt"
@@ -166,21 +166,6 @@ class Run:
                     f"run is {own}); restore this run's own checkpoints, choose another name=, or train again with "
                     "rerun=true"
                 )
-
-    @property
-    def metrics(self) -> Path:
-        """Every metric by step."""
-        return self.path / "metrics.csv"
-
-    @property
-    def samples(self) -> Path:
-        """Texts generated during training."""
-        return self.path / "samples.txt"
-
-    @property
-    def picture(self) -> Path:
-        """The loss plot."""
-        return self.path / "loss.png"
 
     def results(self) -> dict[str, Path]:
         """Return the existing result files."""
@@ -250,7 +235,7 @@ class Run:
                 return False
         except (
             OSError
-        ):  # Timeout: it is held. Otherwise the lock cannot be opened, and the record is trusted
+        ):  # a Timeout: it is held; otherwise it cannot be opened, and the record is trusted
             return True
 
     def start(self, **entries: Any) -> None:
@@ -262,7 +247,7 @@ class Run:
             started=self.record.get("started", now()),
             commit=_git_commit(),
             versions=versions(),
-            machine=_machine(),
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
             process=os.getpid(),
         )
 
@@ -417,12 +402,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> str:
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-
-
 def _git_commit() -> str | None:
-    """Return the commit of this code, with `-dirty` if files differ from it; None outside a checkout."""
+    """Return the commit of this code, with `-dirty` if files have changed; None outside a checkout."""
     here = Path(__file__).parent
     with suppress(OSError, subprocess.CalledProcessError):
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

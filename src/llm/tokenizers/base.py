@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,9 +79,13 @@ class Tokenizer(ABC):
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of a well-formed text; names of special tokens are plain text."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data, as a saved file holds them."""
+        """Return the constructor's arguments as plain data, which a saved file holds.
+
+        By default they are the attributes of these names.
+        """
+        state = {name: getattr(self, name) for name in signature(type(self)).parameters}
+        return {**state, "special_tokens": list(self.special_tokens)}
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """Return a tokenizer with additional special tokens, whose ids follow the last one.
@@ -216,6 +221,9 @@ def load(path: str | Path) -> Tokenizer:
         ) from error
 
 
-def fit(spec: Tokenizer | Callable[[Iterable[str]], Tokenizer], texts: Iterable[str]) -> Tokenizer:
+TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
+
+
+def fit(spec: TokenizerSpec, texts: Iterable[str]) -> Tokenizer:
     """Return `spec` if it is a tokenizer, otherwise the tokenizer that it trains on the texts."""
     return spec if isinstance(spec, Tokenizer) else spec(texts)

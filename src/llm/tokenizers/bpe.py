@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import regex
 import tiktoken
@@ -225,10 +224,6 @@ class BPETokenizer(Tokenizer):
         """Return the ids of several texts, in parallel threads: tiktoken releases Python's global lock."""
         with ThreadPoolExecutor() as threads:
             return list(threads.map(self.encode, texts))
-
-    def state(self) -> dict[str, Any]:
-        """Return the merges and the names of the special tokens."""
-        return {"merges": self.merges, "special_tokens": list(self.special_tokens)}
 
 
 def _tokens(merges: Sequence[Pair]) -> list[bytes]:

@@ -1,7 +1,6 @@
 """A tokenizer with one token for each byte value."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer
 
@@ -25,7 +24,3 @@ class ByteTokenizer(Tokenizer):
     def encode_ordinary(self, text: str) -> list[int]:
         """Return the UTF-8 bytes of a text."""
         return list(text.encode("utf-8"))
-
-    def state(self) -> dict[str, Any]:
-        """Return the names of the special tokens; the rest is the same for all byte tokenizers."""
-        return {"special_tokens": list(self.special_tokens)}

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
 
@@ -57,10 +56,6 @@ class CharTokenizer(Tokenizer):
     def unknown(self, text: str) -> Counter[str]:
         """Count each character of a text that the tokenizer does not know."""
         return Counter(character for character in well_formed(text) if character not in self._ids)
-
-    def state(self) -> dict[str, Any]:
-        """Return the characters and the names of the special tokens."""
-        return {"characters": self.characters, "special_tokens": list(self.special_tokens)}
 
 
 def train_char(texts: Iterable[str]) -> CharTokenizer:

@@ -35,16 +35,7 @@ def gpt2_tokenizer() -> BPETokenizer:
             f"GPT-2's merges: cannot be downloaded ({type(error).__name__}); save {MERGES} as "
             f"{sha1(MERGES.encode()).hexdigest()} in a folder and set TIKTOKEN_CACHE_DIR to that folder"
         ) from error
-    return BPETokenizer(parse_merges(published))
-
-
-def parse_merges(published: str) -> list[Pair]:
-    """Return the merges of a `vocab.bpe` file as pairs of ids.
-
-    Raises:
-        ValueError: a line does not consist of two known tokens.
-    """
-    return merge_ids(split_merges(published))
+    return BPETokenizer(merge_ids(split_merges(published)))
 
 
 def split_merges(published: str) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import regex
 
@@ -95,10 +94,6 @@ class WordTokenizer(Tokenizer):
         for gap, spacing in _SPACING:
             text = gap.sub(spacing, text)
         return text
-
-    def state(self) -> dict[str, Any]:
-        """Return the words and the names of the special tokens."""
-        return {"words": self.words, "special_tokens": list(self.special_tokens)}
 
 
 def split_words_and_marks(text: str) -> list[str]:

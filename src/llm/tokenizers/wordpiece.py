@@ -112,14 +112,6 @@ class WordPieceTokenizer(Tokenizer):
         text = " ".join(self.token_bytes(token).decode() for token in ids)
         return text.replace(f" {CONTINUATION}", "")
 
-    def state(self) -> dict[str, Any]:
-        """Return the pieces, the names of the special tokens, and `lowercase`."""
-        return {
-            "pieces": self.pieces,
-            "special_tokens": list(self.special_tokens),
-            "lowercase": self.lowercase,
-        }
-
 
 def split_wordpiece_words(text: str, *, lowercase: bool) -> Iterator[str]:
     """Return the words of a text; punctuation marks and Chinese characters are words of their own."""

@@ -69,6 +69,9 @@ OWNERS = {
     "data/examples/messages.py": (
         "data/examples/test_shapes.py::test_other_shapes_of_conversations_are_read"
     ),
+    "data/optional_library.py": (
+        "data/corpora/test_preprocessing.py::test_a_missing_library_is_named_with_its_installation"
+    ),
     "data/paths.py": "data/corpora/test_text_files.py::test_patterns_and_lists_name_each_file_once",
     # Parts of commands.
     "evaluation/scoring.py": (

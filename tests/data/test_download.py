@@ -12,7 +12,7 @@ from queue import Empty
 import pytest
 
 from llm import network
-from llm.data.download import Download, fetch
+from llm.data.download import Download
 from llm.data.errors import DataError
 
 TEXT = "I had always thought Jack Gisburn rather a cheap genius.\r\n"
@@ -77,7 +77,7 @@ def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("member", [None, "a/story"])
 def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cache_folder: Path):
     with pytest.raises(DataError, match=r"TimeoutError, less than 1,024 bytes a second arrived"):
-        fetch(dripping, sha256=SHA256, file_name="story.txt", member=member)
+        Download(dripping, sha256=SHA256, file_name="story.txt", member=member).file()
     assert list(cache_folder.rglob("*story*")) == []
 
 
@@ -125,7 +125,9 @@ def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
 def test_a_file_put_into_the_cache_serves_without_a_network(cache_folder: Path):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_bytes(TEXT.encode())
-    assert fetch(NOWHERE, sha256=SHA256, file_name="story.txt") == cache_folder / "story.txt"
+    assert (
+        Download(NOWHERE, sha256=SHA256, file_name="story.txt").file() == cache_folder / "story.txt"
+    )
 
 
 def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,14 +139,16 @@ def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.Mo
 
     for name in ("touch", "mkdir", "write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, refuse)
-    assert fetch(NOWHERE, sha256=SHA256, file_name="story.txt").read_bytes() == TEXT.encode()
+    assert (
+        Download(NOWHERE, sha256=SHA256, file_name="story.txt").file().read_bytes() == TEXT.encode()
+    )
 
 
 def test_another_file_than_the_published_one_is_refused_and_not_kept(
     address: str, cache_folder: Path
 ):
     with pytest.raises(DataError, match=r"is not the published file .*SHA-256") as error:
-        fetch(address, sha256="0" * 64, file_name="story.txt")
+        Download(address, sha256="0" * 64, file_name="story.txt").file()
     assert "\n" not in str(error.value)
     assert not (cache_folder / "story.txt").exists()
 
@@ -152,7 +156,9 @@ def test_another_file_than_the_published_one_is_refused_and_not_kept(
 def test_a_damaged_file_in_the_cache_is_fetched_again(address: str, cache_folder: Path):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_text("damaged")
-    assert fetch(address, sha256=SHA256, file_name="story.txt").read_bytes() == TEXT.encode()
+    assert (
+        Download(address, sha256=SHA256, file_name="story.txt").file().read_bytes() == TEXT.encode()
+    )
 
 
 def test_a_member_of_an_archive_is_kept_without_the_archive(address: str, cache_folder: Path):
@@ -174,7 +180,7 @@ def test_another_archive_than_the_published_one_is_refused_and_not_kept(
     sha256 = "0" * 64 if wrong == "sha256" else SHA256
     member = "b/story" if wrong == "member" else "a/story"
     with pytest.raises(DataError, match=r"is not the published file"):
-        fetch(url, sha256=sha256, file_name="story.txt", member=member)
+        Download(url, sha256=sha256, file_name="story.txt", member=member).file()
     assert list(cache_folder.iterdir()) == []
 
 
@@ -184,7 +190,7 @@ def test_a_missing_network_is_reported_with_the_file_and_its_folder(
 ):
     url = NOWHERE if broken == "nobody answers" else address.replace("story", "other")
     with pytest.raises(DataError) as error:
-        fetch(url, sha256=SHA256, file_name="story.txt")
+        Download(url, sha256=SHA256, file_name="story.txt").file()
     message = str(error.value)
     assert url in message
     assert str(cache_folder / "story.txt") in message

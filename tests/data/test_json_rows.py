@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm.data.errors import DataError
-from llm.data.json_rows import array, json_lines
+from llm.data.json_rows import array, json_lines, refuse_one_object
 
 FILE = Path("rows.json")
 ROWS = [{"a": 1, "b": [1, {"c": "x"}]}, {"a": "]\n,{ü"}, {}]
@@ -24,7 +24,7 @@ def report(reports):
 
 def test_lines_are_read_with_their_numbers(report, reports):
     text = f"{json.dumps(ROWS[0])}\n\n  \n{json.dumps(ROWS[1])}\r\n{json.dumps(ROWS[2])}"
-    found = list(json_lines(FILE, text, report=report))
+    found = list(json_lines(FILE, text.split("\n"), report=report))
     assert [values for _, values in found] == ROWS
     assert [where for where, _ in found] == [f"rows.json, line {n}" for n in (1, 4, 5)]
     assert reports == []
@@ -47,9 +47,8 @@ def test_an_empty_array_has_no_rows(report):
 
 
 def test_lines_and_elements_that_are_not_objects_are_reported(report, reports):
-    assert [values for _, values in json_lines(FILE, '{"a": 1}\n3\n{oops\n', report=report)] == [
-        {"a": 1}
-    ]
+    lines = ['{"a": 1}', "3", "{oops", ""]
+    assert [values for _, values in json_lines(FILE, lines, report=report)] == [{"a": 1}]
     assert [values for _, values in array(FILE, '[{"a": 1}, null]', report=report)] == [{"a": 1}]
     wheres, whats = zip(*reports, strict=True)
     assert wheres == tuple(f"rows.json, line {n}" for n in (2, 3, 1))
@@ -73,7 +72,7 @@ def test_an_array_that_cannot_be_read_to_its_end_is_refused(text, message, repor
         list(array(FILE, text, report=report))
 
 
-def test_one_object_over_several_lines_is_refused_with_the_key_of_its_rows(report):
+def test_one_object_over_several_lines_is_refused_with_the_key_of_its_rows():
     text = json.dumps({"version": 1, "rows": ROWS}, indent=1)
     with pytest.raises(DataError, match=r"one JSON object, not rows.*the array under rows"):
-        list(json_lines(FILE, text, report=report))
+        refuse_one_object(FILE, text)

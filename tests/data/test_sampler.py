@@ -52,7 +52,7 @@ def test_a_shuffle_of_any_size_needs_no_memory_for_it():
 
 
 def test_every_epoch_holds_every_window_once_and_epochs_join_without_a_seam():
-    sampler = TrainingSampler(num_windows=10, batch_size=4, seed=0)
+    sampler = TrainingSampler(num_rows=10, batch_size=4, seed=0)
     stream = np.concatenate(list(islice(sampler, 25)))
     epochs = stream.reshape(10, 10)
     assert (np.sort(epochs, axis=1) == np.arange(10)).all()
@@ -60,7 +60,7 @@ def test_every_epoch_holds_every_window_once_and_epochs_join_without_a_seam():
 
 
 def test_fewer_windows_than_a_batch():
-    batch = next(iter(TrainingSampler(num_windows=3, batch_size=8, seed=0)))
+    batch = next(iter(TrainingSampler(num_rows=3, batch_size=8, seed=0)))
     assert len(batch) == 8
     assert set(batch) == {0, 1, 2}
 

@@ -3,37 +3,42 @@
 import math
 import warnings
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable, Collection
+from inspect import Parameter, Signature, signature
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm.data.sampler import TrainingSampler, ValidationSampler
 from llm.data.spaced import SpacedRows
 from llm.tokenizers.base import Tokenizer
 
-Batch = dict[str, Tensor]
-
 
 class DataModule(LightningDataModule):
     """A data module whose training order is a function of the seed and the batch's index.
 
-    `state_dict` has that index, and a loader made after `load_state_dict` resumes from it. The items of a
-    subclass's datasets are whole batches: `dataset[indices]` gathers the rows with these indices. Indices beyond
-    the end, which give all devices equally many rows, are rows whose targets are all ignored.
+    `state_dict` has that index, and a loader made after `load_state_dict` resumes from it. A dataset returns whole
+    batches: `dataset[indices]` gathers the rows with these indices. An index beyond the end is a row whose targets
+    are all ignored: it gives all devices equally many rows.
+
+    The constructor of a subclass lists its own parameters and passes the others on as `**shared`.
 
     Args:
         batch_size: B, rows in a batch of all devices together.
         seed: seed of the training order.
         workers: number of processes that gather batches; it does not change the batches.
+        split_seed: seed of the split into parts; None uses `seed`.
 
     Attributes:
-        tokenizer: the trained tokenizer. Available after `setup`, as the others.
+        tokenizer: the trained tokenizer. Available after `setup`, as are the others.
         fingerprint: a hash of the data.
         corpus: a hash of the held-out text, without the tokenizer: metrics are comparable if it is equal.
         vocabulary: a hash of the units that a loss is averaged over, such as the tokenizer's tokens.
+        tokens_per_row: training tokens in a row, on average.
+        longest_row: tokens in the longest training row, with padding.
+        validation_bytes: size of the validation part's text, in UTF-8 bytes.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -44,12 +49,29 @@ class DataModule(LightningDataModule):
     fingerprint: str
     corpus: str
     vocabulary: str
+    tokens_per_row: float
+    longest_row: int
+    validation_bytes: int
 
-    def __init__(self, batch_size: int, *, seed: int, workers: int) -> None:
+    def __init_subclass__(cls, supplies: Collection[str] = (), **kwargs: Any) -> None:
+        """Complete the signature of the constructor, against which a config is checked.
+
+        Args:
+            supplies: parameters of the parent class for which the constructor passes its own values.
+            kwargs: further arguments of a class.
+        """
+        super().__init_subclass__(**kwargs)
+        parent: Any = cls.__base__
+        cls.__signature__ = joined_signature(cls.__init__, parent, without=supplies)
+
+    def __init__(
+        self, *, batch_size: int = 8, seed: int = 0, workers: int = 0, split_seed: int | None = None
+    ) -> None:
         super().__init__()
         self.batch_size = at_least("batch_size", batch_size, least=1)
         self.workers = at_least("workers", workers, least=0)
         self.seed = seed
+        self.split_seed = seed if split_seed is None else split_seed
         self._most_bytes = math.inf  # of text that a validation during training reads at most
         self._offset = 0  # the position minus the batches that the trainer has counted
         self._restored: int | None = None  # the position of the next training loader
@@ -66,13 +88,8 @@ class DataModule(LightningDataModule):
 
     @property
     @abstractmethod
-    def tokens_per_row(self) -> float:
-        """Training tokens in a row, on average."""
-
-    @property
-    @abstractmethod
-    def validation_bytes(self) -> int:
-        """Size of the validation part's text, in UTF-8 bytes."""
+    def is_at_hand(self) -> bool:
+        """Whether `setup` would download and tokenize nothing."""
 
     # Validating during training
 
@@ -91,7 +108,7 @@ class DataModule(LightningDataModule):
 
     def describe_validation(self) -> str:
         """Return a description of what a limited validation reads, in one line."""
-        whole = _length(self.dataset("validation"))
+        whole = _length(self._rows("validation"))
         return (
             f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.rows_are}, spread over the part "
             "(trainer.val_bytes); the whole part is evaluated at the end"
@@ -100,14 +117,14 @@ class DataModule(LightningDataModule):
     @property
     def _bounded_rows(self) -> int:
         share = self._most_bytes / self.validation_bytes
-        return math.ceil(share * _length(self.dataset("validation")))
+        return math.ceil(share * _length(self._rows("validation")))
 
     # Sizes
 
     @property
     def train_rows(self) -> int:
         """Number of training rows."""
-        return _length(self.dataset("train"))
+        return _length(self._rows("train"))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -125,11 +142,8 @@ class DataModule(LightningDataModule):
         """Return an endless loader that starts at the current position."""
         start = self.position
         self._offset, self._restored = start - self._seen(), None
-        dataset = self.dataset("train")
-        assert dataset is not None
-        rank, world_size = self._device()
-        sampler = self.training_sampler(start, rank=rank, world_size=world_size)
-        return self._loader(dataset, sampler)
+        sampler = self.training_sampler(seed=self.seed, start=start, **self._device())
+        return self._loader(self._rows("train"), sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader over the rows that validations during training read, once and in order."""
@@ -141,16 +155,9 @@ class DataModule(LightningDataModule):
         """Return a loader over the whole test part, once and in order."""
         return self.whole("test")
 
-    def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
-        """Return the sampler of the training order, from batch `start` on."""
-        return TrainingSampler(
-            self.train_rows,
-            self.batch_size,
-            seed=self.seed,
-            start=start,
-            rank=rank,
-            world_size=world_size,
-        )
+    def training_sampler(self, **order: int) -> Sampler:
+        """Return the sampler of the training order; `order` is the rest of a TrainingSampler's arguments."""
+        return TrainingSampler(self.train_rows, self.batch_size, **order)
 
     def whole(self, part: str) -> DataLoader:
         """Return a loader over all rows of a part, once and in order."""
@@ -163,10 +170,7 @@ class DataModule(LightningDataModule):
         return dataset
 
     def _once(self, dataset: Dataset) -> DataLoader:
-        rank, world_size = self._device()
-        sampler = ValidationSampler(
-            _length(dataset), self.batch_size, rank=rank, world_size=world_size
-        )
+        sampler = ValidationSampler(_length(dataset), self.batch_size, **self._device())
         return self._loader(dataset, sampler)
 
     def _loader(self, rows: Dataset, sampler: Sampler) -> DataLoader:
@@ -180,8 +184,8 @@ class DataModule(LightningDataModule):
             generator=torch.Generator(),  # otherwise iter(loader) draws from torch's global generator
         )
 
-    def _device(self) -> tuple[int, int]:
-        """Return the rank of this device and the number of devices that share a batch.
+    def _device(self) -> dict[str, int]:
+        """Return the `rank` of this device and `world_size`, the number of devices that share a batch.
 
         Raises:
             ValueError: the batch size is not a multiple of the number of devices.
@@ -193,7 +197,7 @@ class DataModule(LightningDataModule):
                 f"batch_size={self.batch_size} cannot be shared by {world_size} devices; use a "
                 f"multiple of {world_size}"
             )
-        return rank, world_size
+        return {"rank": rank, "world_size": world_size}
 
     # Position
 
@@ -219,7 +223,7 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int | str]) -> None:
         """Set the position of the next training loader.
 
-        If the batch size has changed, it is the first whole batch after the rows already read.
+        With another batch size it is the first batch that has no row already read.
         """
         rows = int(state_dict["position"]) * int(state_dict.get("batch_size", self.batch_size))
         self._restored = -(-rows // self.batch_size)
@@ -239,5 +243,18 @@ def at_least(name: str, value: int, *, least: int) -> int:
     return value
 
 
-def _length(dataset: Dataset | None) -> int:
-    return 0 if dataset is None else len(dataset)  # pyright: ignore[reportArgumentType]
+def joined_signature(
+    constructor: Callable[..., Any], parent: Callable[..., Any], *, without: Collection[str]
+) -> Signature:
+    """Return the signature of a constructor, with the parent's parameters in place of `**shared`."""
+    own = [*signature(constructor).parameters.values()][1:]
+    if not own or own[-1].kind is not Parameter.VAR_KEYWORD:
+        return Signature(own)
+    names = {*without, *(parameter.name for parameter in own)}
+    passed_on = signature(parent).parameters.values()
+    rest = [each.replace(kind=each.KEYWORD_ONLY) for each in passed_on if each.name not in names]
+    return Signature([*own[:-1], *rest])
+
+
+def _length(dataset: Dataset) -> int:
+    return len(dataset)  # pyright: ignore[reportArgumentType]

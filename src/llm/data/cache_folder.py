@@ -1,7 +1,7 @@
 """The folder of downloads and token files."""
 
 import os
-import uuid
+import tempfile
 from pathlib import Path
 
 import pooch
@@ -18,8 +18,8 @@ def cache_folder() -> Path:
 def writable_folder(name: str) -> Path:
     """Return the subfolder `name` of the cache; create it if needed.
 
-    `$LLM_CACHE` may be read-only, such as a shared disk with downloaded files. The subfolder is then
-    in the platform's user cache directory.
+    If `$LLM_CACHE` is read-only, as a shared disk with downloaded files may be, the subfolder is in the platform's
+    user cache directory.
 
     Raises:
         DataError: neither folder is writable.
@@ -34,11 +34,9 @@ def writable_folder(name: str) -> Path:
 
 def _is_writable(path: Path) -> bool:
     """Return whether a file can be created in a folder, by trying: mode bits are not enough."""
-    probe = path / f".{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            return True
     except OSError:
         return False
-    return True

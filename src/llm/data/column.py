@@ -8,7 +8,7 @@ from typing import Any
 from llm.data.errors import DataError
 from llm.data.naming import keys_named
 from llm.data.record_reader import Columns, Layout, is_rows, read_records
-from llm.data.text_decoding import decoded_lines, read_decoded_text
+from llm.data.text_decoding import read_decoded_text
 
 KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}
 
@@ -21,10 +21,10 @@ class Column:
 
     Args:
         text: the column or key; None for the one that the run was trained on.
-        columns: as for Layout; None for the mapping of the run, if it has one.
-        delimiter: as for Layout.
-        encoding: as for Layout.
-        quoting: as for Layout; None for the setting of the run.
+        columns: see Layout; None for the mapping of the run, if it has one.
+        delimiter: see Layout.
+        encoding: see Layout.
+        quoting: see Layout; None for the setting of the run.
     """
 
     text: str | None = None
@@ -50,11 +50,11 @@ class Column:
             DataError: the file cannot be read, or a row lacks the column, or the value is not text.
         """
         with keys_named(KEYS):
-            read = self._of_rows(file) if is_rows(file) else self._of_lines(Path(file))
+            if is_rows(file):
+                read = self._of_rows(file)
+            else:
+                read = read_decoded_text(Path(file), self.encoding, instead=INSTEAD).split("\n")
             return [text for text in read if text.strip()]
-
-    def _of_lines(self, file: Path) -> Iterator[str]:
-        return decoded_lines([read_decoded_text(file, self.encoding, instead=INSTEAD)])
 
     def _of_rows(self, file: str) -> Iterator[str]:
         layout = Layout(self.columns, self.delimiter, self.encoding, self.quoting is not False)

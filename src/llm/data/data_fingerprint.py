@@ -6,11 +6,11 @@ import json
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.base import Tokenizer, TokenizerSpec
 
 
 def digest(content: bytes) -> str:
@@ -23,11 +23,11 @@ def of_settings(settings: dict[str, object]) -> str:
     return digest(json.dumps(settings, sort_keys=True).encode())[:24]
 
 
-def of_tokenizer(tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer]) -> str:
+def of_tokenizer(tokenizer: TokenizerSpec) -> str:
     """Return a hash of a tokenizer's saved file, or the name and arguments of the function that trains it.
 
-    A function without a stable name (a lambda, an argument printed with its address) gives a new
-    value each time, so nothing is reused from the cache.
+    A function without a stable name (a lambda, or an argument printed with its address) gives a new
+    value each time, so its token files are not used again.
     """
     if isinstance(tokenizer, Tokenizer):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,16 +4,15 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.data.errors import DataError
+from llm.data.malformed import Report
 from llm.data.text_decoding import suffix
-
-Report = Callable[[str, str], None]
-Record = tuple[str, list[str]]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by suffix, unless the first line has another
 CANDIDATES = ",;\t|"
@@ -48,30 +47,27 @@ def delimited(
     Raises:
         DataError: the header is missing or repeats a name, or a quote is never closed.
     """
-    excel = EXCEL.match(text)
-    if excel:
+    if excel := EXCEL.match(text):
         text = text[excel.end() :]
         delimiter = delimiter or excel[1]
     if delimiter is None:
-        delimiter = delimiter_of(
-            text,
-            DELIMITERS[suffix(file)],
-            quoting=quoting,
-            expected=None if names is None else len(names),
-        )
-    records = _records(
-        file, text, delimiter=delimiter, quoting=quoting, report=report, first=2 if excel else 1
-    )
-    columns = list(names) if names is not None else _header(file, records)
+        delimiter = detect_delimiter(text, DELIMITERS[suffix(file)], names=names, quoting=quoting)
+    dialect = Dialect(delimiter, quoting)
+    records = _records(file, text, dialect, first=2 if excel else 1, report=report)
+    columns = _header(file, records) if names is None else names
     unnamed = 0
     for where, fields in records:
         if len(fields) != len(columns):
-            report(where, _wrong_number(fields, columns))
+            named = ", ".join(column for column in columns if column)
+            report(
+                where,
+                f"{len(fields)} fields, not {len(columns)} ({named}); quote fields that contain the delimiter, or set "
+                "data.delimiter or data.quoting",
+            )
             continue
-        values = dict(zip(columns, fields, strict=True))
-        unnamed += any(f.strip() for c, f in zip(columns, fields, strict=True) if not c)
-        values.pop("", None)
-        yield where, values
+        values = [*zip(columns, fields, strict=True)]
+        unnamed += any(field.strip() for column, field in values if not column)
+        yield where, {column: field for column, field in values if column}
     if unnamed:
         warnings.warn(
             f"{file}: columns without a name in the header are not read; {unnamed:,} rows have a value there",
@@ -79,7 +75,24 @@ def delimited(
         )
 
 
-def delimiter_of(text: str, default: str, *, quoting: bool, expected: int | None) -> str:
+class Dialect(NamedTuple):
+    """The format of a file.
+
+    Attributes:
+        delimiter: character between columns.
+        quoting: whether quotes enclose a field.
+    """
+
+    delimiter: str
+    quoting: bool
+
+    def reader(self, text: str) -> Any:
+        """Return a reader of the standard library, which counts lines in `line_num`."""
+        quotes = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
+        return csv.reader(io.StringIO(text), delimiter=self.delimiter, quoting=quotes, strict=True)
+
+
+def detect_delimiter(text: str, default: str, *, names: Sequence[str] | None, quoting: bool) -> str:
     """Return the delimiter of a file.
 
     It is that of the suffix if it separates the first line. Otherwise it is the one that the standard library's
@@ -88,43 +101,33 @@ def delimiter_of(text: str, default: str, *, quoting: bool, expected: int | None
     Args:
         text: the whole file.
         default: the delimiter of the suffix.
+        names: column names of a file without a header.
         quoting: whether quotes enclose a field.
-        expected: the number of columns, if known.
     """
     sample = "".join(islice(io.StringIO(text), SAMPLE))
 
-    def suits(delimiter: str) -> bool:
-        found = _first_record(sample, delimiter, quoting=quoting)
-        return len(found) == expected if expected is not None else len(found) > 1
+    def separates(delimiter: str) -> bool:
+        found: list[str] = []
+        with suppress(csv.Error):
+            found = next(Dialect(delimiter, quoting).reader(sample), [])
+        return len(found) > 1 if names is None else len(found) == len(names)
 
-    if suits(default):
-        return default
-    try:
-        sniffed = csv.Sniffer().sniff(sample, CANDIDATES).delimiter
-    except csv.Error:
-        return default
-    return sniffed if suits(sniffed) else default
-
-
-def _first_record(sample: str, delimiter: str, *, quoting: bool) -> list[str]:
-    try:
-        return next(
-            iter(csv.reader(io.StringIO(sample), **_format(delimiter, quoting=quoting))), []
-        )
-    except csv.Error:
-        return []
-
-
-def _format(delimiter: str, *, quoting: bool) -> dict[str, Any]:
-    quotes = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    return {"delimiter": delimiter, "quoting": quotes, "strict": True}
+    sniffed = default
+    if not separates(default):
+        with suppress(csv.Error):
+            sniffed = csv.Sniffer().sniff(sample, CANDIDATES).delimiter
+    return sniffed if separates(sniffed) else default
 
 
 def _records(
-    file: Path, text: str, *, delimiter: str, quoting: bool, report: Report, first: int
-) -> Iterator[Record]:
-    """Yield each record that is not empty, with its first line: a quoted field may have several lines."""
-    reader = csv.reader(io.StringIO(text), **_format(delimiter, quoting=quoting))
+    file: Path, text: str, dialect: Dialect, *, first: int, report: Report
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record that is not empty, with its first line: a quoted field may have several lines.
+
+    Raises:
+        DataError: a quote is never closed: skipping that record would skip the rest of the file.
+    """
+    reader = dialect.reader(text)
     while True:
         begin = reader.line_num
         where = f"{file}, line {begin + first}"
@@ -133,7 +136,12 @@ def _records(
         except StopIteration:
             return
         except csv.Error as error:
-            _refuse_open_quote(where, error, lines=reader.line_num - begin)
+            if "unexpected end of data" in str(error):
+                raise DataError(
+                    f"{where}: quotes do not match (one that opens here is never closed, so "
+                    f"{reader.line_num - begin:,} lines would be one field); close it, or set data.quoting=false if "
+                    "quotes are part of the text"
+                ) from None
             report(
                 where,
                 f"quotes do not match ({error}); set data.quoting=false if quotes are part of the text, or "
@@ -144,16 +152,7 @@ def _records(
                 yield where, fields
 
 
-def _refuse_open_quote(where: str, error: csv.Error, *, lines: int) -> None:
-    """Raise a DataError if a quote is never closed: skipping that record would skip the rest of the file."""
-    if "unexpected end of data" in str(error):
-        raise DataError(
-            f"{where}: quotes do not match (one that opens here is never closed, so {lines:,} lines would be one "
-            "field); close it, or set data.quoting=false if quotes are part of the text"
-        )
-
-
-def _header(file: Path, records: Iterator[Record]) -> list[str]:
+def _header(file: Path, records: Iterator[tuple[str, list[str]]]) -> list[str]:
     """Return the column names of the first record; an empty name means that the column is not read."""
     where, fields = next(records, (str(file), []))
     names = [name.strip() for name in fields]
@@ -163,11 +162,3 @@ def _header(file: Path, records: Iterator[Record]) -> list[str]:
     if len(set(named)) < len(named):
         raise DataError(f"{where}: the header repeats a name ({', '.join(named)}); rename a column")
     return names
-
-
-def _wrong_number(fields: Sequence[str], columns: Sequence[str]) -> str:
-    named = ", ".join(column for column in columns if column)
-    return (
-        f"{len(fields)} fields, not {len(columns)} ({named}); quote fields that contain the delimiter, or set "
-        "data.delimiter or data.quoting"
-    )

@@ -1,10 +1,10 @@
 """Published files: downloaded once, checked by SHA-256, cached."""
 
-import hashlib
 import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from llm.data import cache_folder
 from llm.data.corpora.base import Source
 from llm.data.errors import DataError
 from llm.data.text_decoding import chunks
+from llm.files import sha256_of_file
 
 
+@dataclass(eq=False)
 class Download(Source):
     """A published text file, read as one document.
 
     Args:
         url: address of the file, or of a zip archive.
-        sha256: SHA-256 of the file, in hexadecimal.
+        sha256: SHA-256 of the file, or of the archive's member, in hexadecimal.
         file_name: its name in the cache folder; to work offline, put it there by hand.
         member: name of the file in the zip archive; None if the file itself is published.
 
@@ -30,22 +32,26 @@ class Download(Source):
         ValueError: the file name is not a plain name.
     """
 
-    def __init__(self, url: str, *, sha256: str, file_name: str, member: str | None = None) -> None:
-        if not file_name or Path(file_name).name != file_name or file_name.startswith("."):
-            raise ValueError(
-                f"file_name={file_name} is not a plain name; use a name without a folder"
-            )
-        self.url, self.sha256, self.file_name, self.member = url, sha256, file_name, member
-        self.name = file_name
+    url: str
+    sha256: str
+    file_name: str
+    member: str | None = None
 
-    def file(self) -> Path:
-        """Return the path of the file; download it if needed."""
-        return fetch(self.url, sha256=self.sha256, file_name=self.file_name, member=self.member)
+    def __post_init__(self) -> None:
+        self.name = self.file_name
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise ValueError(
+                f"file_name={self.name} is not a plain name; use a name without a folder"
+            )
 
     @property
     def is_here(self) -> bool:
-        """Whether the file is in the cache."""
-        return is_cached(self.sha256, self.file_name)
+        """Whether the file is in the cache, with the right SHA-256."""
+        return self._cached.is_file() and sha256_of_file(self._cached) == self.sha256
+
+    @property
+    def _cached(self) -> Path:
+        return cache_folder.cache_folder() / self.file_name
 
     def documents(self) -> Iterator[str]:
         """Yield the text of the file."""
@@ -55,71 +61,55 @@ class Download(Source):
         """Return the SHA-256, which needs no download."""
         return self.sha256
 
+    def file(self) -> Path:
+        """Return the path of the file in the cache; download it if needed.
 
-def fetch(url: str, *, sha256: str, file_name: str, member: str | None = None) -> Path:
-    """Return the path of a published file in the cache; download it if needed.
+        Raises:
+            DataError: the file cannot be downloaded, or its SHA-256 differs.
+        """
+        if self.is_here:
+            return self._cached
+        if refusal := network.refusal(self.url):
+            raise DataError(
+                f"{refusal}; put it at {self._cached} if you trust it, or name a file of your own with test_path="
+            )
+        path = cache_folder.writable_folder("") / self.file_name
+        pooch.get_logger().setLevel(logging.WARNING)  # hide its advice on unknown hashes
+        try:
+            if self.member is not None:
+                return self._download_member(self.member, path)
+            return self._download(path, known_hash=f"sha256:{self.sha256}")
+        except (ValueError, zipfile.BadZipFile, KeyError):
+            raise DataError(
+                f"{self.url}: is not the published file (its SHA-256 is not {self.sha256}) and was deleted; "
+                f"put the right file at {path}"
+            ) from None
+        except OSError as error:
+            slow = f", {error}" if isinstance(error, TimeoutError) else ""
+            raise DataError(
+                f"{self.url}: cannot be downloaded ({type(error).__name__}{slow}); download it by other means and put "
+                f"it at {path}, or set LLM_CACHE to a folder that has {self.file_name}"
+            ) from None
 
-    Args:
-        url: address of the file, or of a zip archive.
-        sha256: SHA-256 of the file, or of the archive's member, in hexadecimal.
-        file_name: its name in the cache folder.
-        member: name of the file in the zip archive; None if the file itself is published.
+    def _download(self, path: Path, *, known_hash: str | None) -> Path:
+        """Download to a path, through a temporary folder beside it.
 
-    Raises:
-        DataError: the file cannot be downloaded, or its SHA-256 differs.
-    """
-    there = cache_folder.cache_folder() / file_name
-    if is_cached(sha256, file_name):
-        return there
-    if refusal := network.refusal(url):
-        raise DataError(
-            f"{refusal}; put it at {there} if you trust it, or name a file of your own with test_path="
-        )
-    folder = cache_folder.writable_folder("")
-    pooch.get_logger().setLevel(logging.WARNING)  # hide its advice on unknown hashes
-    try:
-        if member is not None:
-            return _fetch_member(url, sha256=sha256, path=folder / file_name, member=member)
-        return _retrieved(url, known_hash=f"sha256:{sha256}", path=folder / file_name)
-    except (ValueError, zipfile.BadZipFile, KeyError):
-        raise DataError(
-            f"{url}: is not the published file (its SHA-256 is not {sha256}) and was deleted; "
-            f"put the right file at {folder / file_name}"
-        ) from None
-    except OSError as error:
-        slow = f", {error}" if isinstance(error, TimeoutError) else ""
-        raise DataError(
-            f"{url}: cannot be downloaded ({type(error).__name__}{slow}); download it by other means and put it "
-            f"at {folder / file_name}, or set LLM_CACHE to a folder that has {file_name}"
-        ) from None
+        Raises:
+            OSError: the server does not answer, or is too slow (TimeoutError).
+            ValueError: the hash of the file differs.
+        """
+        with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temporary:
+            retrieve = partial(
+                pooch.retrieve, self.url, known_hash, fname=path.name, path=temporary
+            )
+            return Path(network.downloaded(retrieve, Path(temporary))).replace(path)
 
-
-def is_cached(sha256: str, file_name: str) -> bool:
-    """Return whether the cache has the file, with the right SHA-256."""
-    there = cache_folder.cache_folder() / file_name
-    return there.is_file() and pooch.file_hash(str(there)) == sha256
-
-
-def _retrieved(url: str, *, known_hash: str | None, path: Path) -> Path:
-    """Download a file to a path, through a temporary folder in the same folder.
-
-    Raises:
-        OSError: the server does not answer, or is too slow (TimeoutError).
-        ValueError: the hash of the file differs.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as temporary:
-        retrieve = partial(pooch.retrieve, url, known_hash, fname=path.name, path=temporary)
-        return Path(network.downloaded(retrieve, Path(temporary))).replace(path)
-
-
-def _fetch_member(url: str, *, sha256: str, path: Path, member: str) -> Path:
-    """Download an archive and extract one file; only that file's hash is checked, as archives may be repacked."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        archive = _retrieved(url, known_hash=None, path=Path(temporary) / "archive.zip")
-        with zipfile.ZipFile(archive) as opened:
-            content = opened.read(member)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError
-        unpacked = Path(temporary) / "member"
-        unpacked.write_bytes(content)
-        return unpacked.replace(path)
+    def _download_member(self, member: str, path: Path) -> Path:
+        """Download an archive and extract one file. Only its hash is checked, as archives may be repacked."""
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            archive = self._download(Path(temporary) / "archive.zip", known_hash=None)
+            with zipfile.ZipFile(archive) as opened:
+                extracted = Path(opened.extract(member, temporary))
+            if sha256_of_file(extracted) != self.sha256:
+                raise ValueError
+            return extracted.replace(path)

@@ -1,31 +1,26 @@
 """JSON files of rows: an array of objects, or one object per line."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llm.data.errors import DataError
+from llm.data.malformed import Report
 
-Report = Callable[[str, str], None]
 Found = tuple[str, dict[str, Any]]
 
 
-def json_lines(file: Path, text: str, *, report: Report) -> Iterator[Found]:
-    """Yield the file and line, and the values, of each line's object; skip blank lines.
-
-    Raises:
-        DataError: the whole file is one object.
-    """
-    for number, line in enumerate(text.split("\n"), start=1):
+def json_lines(file: Path, lines: Iterable[str], *, report: Report) -> Iterator[Found]:
+    """Yield the file and line, and the values, of each line's object; skip blank lines."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            _refuse_one_object(file, text)
-            report(where, f"not JSON ({error})")
+            report(where, f"not JSON ({error}); correct the line")
         else:
             yield from _objects(where, value, report=report)
 
@@ -59,13 +54,13 @@ def array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
         raise DataError(f"{file}: not JSON (there is more text after the array); correct the file")
 
 
-def _refuse_one_object(file: Path, text: str) -> None:
-    """Raise a DataError if the whole file is one JSON object."""
+def refuse_one_object(file: Path, text: str) -> None:
+    """Raise a DataError if the file is one JSON object of several lines."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "\n" in text.strip():
         lists = ", ".join(key for key, item in value.items() if isinstance(item, list))
         inside = f"; write the array under {lists} to a file of its own" if lists else ""
         raise DataError(

@@ -2,10 +2,14 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from llm.data.errors import DataError
 
+Report = Callable[
+    [str, str], None
+]  # called with the file and line of a row, and what is wrong with it
 SHOWN = 10  # kinds of problems in a message
 NUMBER = re.compile(r"\d[\d,]*")
 
@@ -34,7 +38,7 @@ class Malformed:
         return sum(problem.rows for problem in self._problems.values())
 
     def add(self, where: str, problem: str) -> None:
-        """Add a row, by its file and line and its problem; problems that differ only in numbers are one kind."""
+        """Add a row by its file and line, and its problem. Problems that differ only in numbers are one kind."""
         kind = NUMBER.sub("0", problem)
         first, count = self._problems.get(kind, Problem(f"{where}: {problem}", 0))
         self._problems[kind] = Problem(first, count + 1)

@@ -3,10 +3,10 @@
 import glob
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from llm.config.errors import nearest
 from llm.data.errors import DataError
 from llm.terminal import shell
 
@@ -37,7 +37,7 @@ def expand(
         if path.is_file():
             yield path
         elif path.is_dir():
-            yield from _in_folder(path, tuple(each.lower() for each in suffixes), warn=warn)
+            yield from _in_folder(path, tuple(map(str.lower, suffixes)), warn=warn)
         else:
             files = [file for file in _matching(path) if file.is_file()]
             if not files:
@@ -87,8 +87,8 @@ def _nearest(target: Path) -> str:
         names = [each.name for each in target.parent.iterdir()]
     except OSError:
         return ""
-    near = get_close_matches(target.name, names, n=1)
-    return f"did you mean {target.with_name(near[0])}?" if near else ""
+    near = nearest(target.name, names)
+    return f"did you mean {target.with_name(near)}?" if near else ""
 
 
 def _in_folder(
@@ -108,9 +108,8 @@ def _in_folder(
         and runs.isdisjoint(file.parents)
     ]
     found = [file for file in shown if _name(file).endswith(suffixes)]
-    others = Counter(
-        Path(_name(file)).suffix or file.name for file in shown if file not in {*found}
-    )
+    rest = (file for file in shown if not _name(file).endswith(suffixes))
+    others = Counter(Path(_name(file)).suffix or file.name for file in rest)
     kinds = [f"{number:,} {kind}" for kind, number in others.most_common(MOST_NAMED)]
     more = ["…"] if len(others) > MOST_NAMED else []
     files = "1 file" if others.total() == 1 else f"{others.total():,} files"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llm.data import delimited, json_rows
 from llm.data.download import Download
 from llm.data.errors import DataError
-from llm.data.malformed import Malformed
+from llm.data.malformed import Malformed, Report
 from llm.data.text_decoding import read_decoded_text, suffix
 
 SUFFIXES = (*delimited.DELIMITERS, ".json", ".jsonl", ".ndjson")
@@ -31,12 +31,13 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The format of rows in files; None values are detected for each file.
+    """The format of rows in files.
 
     Args:
         columns: column names of a CSV or TSV file without a header; or a mapping from our name of a
             field to its name in the files.
-        delimiter: one character between the columns of CSV and TSV; a backslash followed by t is a tab.
+        delimiter: one character between the columns of CSV and TSV; a backslash followed by t is a tab. None
+            detects it for each file.
         encoding: the encoding of files without a byte-order mark, such as cp1252; by default UTF-8.
         quoting: whether quotes in CSV and TSV enclose a field; otherwise they are part of the text.
 
@@ -67,16 +68,19 @@ class Layout:
         """Column names of a file without a header."""
         return None if isinstance(self.columns, Mapping) else self.columns
 
-    def renamed(self, values: dict[str, Any]) -> dict[str, Any]:
+    def rename(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return a row, and the objects in its lists, with our names as keys."""
         if not isinstance(self.columns, Mapping):
             return values
         ours = {theirs: name for name, theirs in self.columns.items()}
+
+        def renamed(item: Any) -> Any:
+            is_object = isinstance(item, dict)
+            return {ours.get(key, key): item[key] for key in item} if is_object else item
+
         return {
-            ours.get(name, name): [_renamed(item, ours) for item in value]
-            if isinstance(value, list)
-            else value
-            for name, value in values.items()
+            name: [*map(renamed, value)] if isinstance(value, list) else value
+            for name, value in renamed(values).items()
         }
 
 
@@ -86,8 +90,7 @@ def read_records(
     """Yield the rows of one or several files, in order; skip blank lines.
 
     The suffix decides the format: `.csv` and `.tsv` with a header; `.jsonl` and `.ndjson` with one object per
-    line; `.json` with an array of objects or one object per line. Each may be gzipped (`.gz`), with any line
-    endings.
+    line; `.json` with an array of objects or one object per line. Each may be gzipped, with any line endings.
 
     Args:
         path: a file, several files, or a download.
@@ -99,10 +102,10 @@ def read_records(
             header, or an array is not valid JSON.
     """
     layout = layout or Layout()
-    report = malformed.add if malformed is not None else _stop
+    report = malformed.add if malformed is not None else refuse_record
     for file in files_of(path):
         for where, values in _values_in(file, layout, report=report):
-            yield Record(where, layout.renamed(values))
+            yield Record(where, layout.rename(values))
 
 
 def is_rows(path: str | Path) -> bool:
@@ -131,12 +134,13 @@ def title(path: Paths) -> str:
     return ", ".join(map(str, [path] if isinstance(path, str | Path) else path))
 
 
-def _stop(where: str, problem: str) -> None:
+def refuse_record(where: str, problem: str) -> None:
+    """Raise a DataError that names a malformed row."""
     raise DataError(f"{where}: {problem}")
 
 
 def _values_in(
-    file: Path, layout: Layout, *, report: delimited.Report
+    file: Path, layout: Layout, *, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_rows(file):
         raise DataError(
@@ -154,12 +158,5 @@ def _values_in(
         )
     if suffix(file) == ".json" and text.lstrip().startswith("["):
         return json_rows.array(file, text, report=report)
-    return json_rows.json_lines(file, text, report=report)
-
-
-def _renamed(item: Any, ours: Mapping[str, str]) -> Any:
-    return (
-        {ours.get(key, key): value for key, value in item.items()}
-        if isinstance(item, dict)
-        else item
-    )
+    json_rows.refuse_one_object(file, text)
+    return json_rows.json_lines(file, text.split("\n"), report=report)

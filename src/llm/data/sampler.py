@@ -1,6 +1,7 @@
 """The training order: batch k is a function of the seed and k only."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -13,7 +14,7 @@ BATCHES_AT_ONCE = 64  # a NumPy call costs about the same for one batch as for m
 def permuted(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
     """Return items of a keyed shuffle of range(size), without storing the shuffle.
 
-    A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four; a result
+    A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four. A result
     outside the range is encrypted again until it is inside (cycle walking: Black and Rogaway,
     2002), which gives a bijection of range(size).
 
@@ -46,14 +47,15 @@ def mixed(key: np.ndarray, value: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+@dataclass(eq=False)
 class TrainingSampler(Sampler[np.ndarray]):
     """An endless stream of batches with a new shuffle in every epoch.
 
-    A batch may span two epochs, so no window is dropped, and a batch may be larger than the data. Any batch
-    of the stream is computed directly. In a parallel run each device takes its rows of a global batch.
+    A batch may span two epochs, so no row is dropped, and a batch may be larger than the data. Any batch of the
+    stream is computed directly. In a parallel run each device takes its rows of a global batch.
 
     Args:
-        num_windows: number of windows.
+        num_rows: number of rows.
         batch_size: rows of a global batch.
         seed: seed of all shuffles.
         start: index of the first batch.
@@ -61,30 +63,28 @@ class TrainingSampler(Sampler[np.ndarray]):
         world_size: number of devices that share a global batch.
     """
 
-    def __init__(
-        self,
-        num_windows: int,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_windows, self.batch_size, self.seed = num_windows, batch_size, seed
-        self.start, self.rank, self.world_size = start, rank, world_size
+    num_rows: int
+    batch_size: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def batches(self, first: int, number: int) -> np.ndarray:
-        """Return the windows of this device in `number` batches, (number, batch_size / world_size)."""
+        """Return the rows of this device in `number` batches, (number, batch_size / world_size)."""
         return self.whole_batches(first, number)[:, self.rank :: self.world_size]
 
     def whole_batches(self, first: int, number: int) -> np.ndarray:
-        """Return the windows of all devices in `number` batches, (number, batch_size)."""
+        """Return the rows of all devices in `number` batches, (number, batch_size)."""
         positions = np.arange(first * self.batch_size, (first + number) * self.batch_size)
-        epochs = (positions // self.num_windows).astype(np.uint64)
-        keys = mixed(np.array([self.seed % 2**64], dtype=np.uint64), epochs)
-        windows = permuted(positions % self.num_windows, self.num_windows, keys=keys)
-        return windows.reshape(number, self.batch_size)
+        keys = self.shuffle_keys(positions // self.num_rows)
+        rows = permuted(positions % self.num_rows, self.num_rows, keys=keys)
+        return rows.reshape(number, self.batch_size)
+
+    def shuffle_keys(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the keys of the shuffles with these numbers, (N) uint64."""
+        seed = np.array([self.seed % 2**64], dtype=np.uint64)
+        return mixed(seed, numbers.astype(np.uint64))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for first in count(self.start, BATCHES_AT_ONCE):
@@ -100,31 +100,18 @@ class LengthGroupedSampler(TrainingSampler):
     Args:
         lengths: length of each row, in tokens.
         batch_size: rows of a global batch.
-        seed: seed of all shuffles.
-        start: index of the first batch.
-        rank: index of this device.
-        world_size: number of devices that share a global batch.
         group: number of batches that are sorted together.
+        order: the other arguments of TrainingSampler.
     """
 
     def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        *,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        group: int = 50,
+        self, lengths: Sequence[int], batch_size: int, *, group: int, **order: int
     ) -> None:
-        super().__init__(
-            len(lengths), batch_size, seed=seed, start=start, rank=rank, world_size=world_size
-        )
+        super().__init__(len(lengths), batch_size, **order)
         self.lengths, self.group = np.asarray(lengths), group
 
     def whole_batches(self, first: int, number: int) -> np.ndarray:
-        """Return the windows of all devices in `number` batches, (number, batch_size)."""
+        """Return the rows of all devices in `number` batches, (number, batch_size)."""
         batches: list[np.ndarray] = []
         while len(batches) < number:
             batch = first + len(batches)
@@ -134,38 +121,40 @@ class LengthGroupedSampler(TrainingSampler):
 
     def _group_of(self, batch: int) -> tuple[int, int]:
         """Return the first batch of a batch's group, and the batch after its last."""
-        epoch = batch * self.batch_size // self.num_windows
-        start = -(-epoch * self.num_windows // self.batch_size)  # the epoch's first whole batch
-        end = (epoch + 1) * self.num_windows // self.batch_size
+        epoch = batch * self.batch_size // self.num_rows
+        start = -(-epoch * self.num_rows // self.batch_size)  # the epoch's first whole batch
+        end = (epoch + 1) * self.num_rows // self.batch_size
         if batch >= end:  # it spans two epochs
             return batch, batch + 1
         start += (batch - start) // self.group * self.group
         return start, min(start + self.group, end)
 
     def _grouped(self, start: int, end: int) -> np.ndarray:
-        windows = super().whole_batches(start, end - start)
-        if end - start == 1:
-            return windows
-        windows = windows.flatten()
-        by_length = windows[np.argsort(self.lengths[windows], kind="stable")]
-        key = mixed(np.array([self.seed % 2**64], dtype=np.uint64), np.array([start], np.uint64))
-        order = permuted(np.arange(end - start), end - start, keys=np.repeat(key, end - start))
-        return by_length.reshape(end - start, self.batch_size)[order]
+        size = end - start
+        batches = super().whole_batches(start, size)
+        if size == 1:
+            return batches
+        rows = batches.flatten()
+        by_length = rows[np.argsort(self.lengths[rows], kind="stable")]
+        order = permuted(np.arange(size), size, keys=self.shuffle_keys(np.full(size, start)))
+        return by_length.reshape(size, self.batch_size)[order]
 
 
+@dataclass(eq=False)
 class ValidationSampler(Sampler[np.ndarray]):
-    """All windows in order, shared evenly among devices; the last batch may be smaller."""
+    """All rows in order, shared evenly among devices; the last batch may be smaller."""
 
-    def __init__(self, num_windows: int, batch_size: int, *, rank: int = 0, world_size: int = 1):
-        self.num_windows, self.batch_size = num_windows, batch_size
-        self.rank, self.world_size = rank, world_size
+    num_rows: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
-        return -(-self.num_windows // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # Devices must have equally many rows, so indices continue beyond the end: the targets of
-        # these windows are ignored.
-        end = -(-self.num_windows // self.world_size) * self.world_size
+        # these rows are ignored.
+        end = -(-self.num_rows // self.world_size) * self.world_size
         for first in range(0, end, self.batch_size):
             yield np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)

@@ -1,28 +1,31 @@
 """Evenly spaced rows of a part: the subset that validations during training read of a large one."""
 
 from collections.abc import Sized
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from llm.data.corpora.windows import Batch
 
-class SpacedRows(Dataset[dict[str, Tensor]]):
+
+@dataclass(eq=False)
+class SpacedRows(Dataset[Batch]):
     """A fixed number of evenly spaced rows, always the same ones.
 
     Args:
-        rows: the whole part; its items are batches, `rows[indices]`. Targets of indices beyond the end are ignored.
+        rows: the whole part; its items are batches, `rows[indices]`.
         number: number of rows to take, at most all of them.
     """
 
-    def __init__(self, rows: Dataset, number: int) -> None:
-        self.rows, self.number = rows, number
+    rows: Dataset
+    number: int
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, numbers: np.ndarray) -> dict[str, Tensor]:
+    def __getitem__(self, numbers: np.ndarray) -> Batch:
         """Gather the rows with these indices, (B); targets of indices beyond the end are ignored."""
         whole = len(cast(Sized, self.rows))
         return self.rows[np.where(numbers < self.number, numbers * whole // self.number, whole)]

@@ -37,7 +37,7 @@ class Split:
 def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Split:
     """Hold out random documents if there are many, otherwise the end of each document.
 
-    For one document this is the split of nanoGPT. With few documents a random one may differ in kind from the
+    For one document this is the split of nanoGPT. Among few documents, a random one may differ in kind from the
     others, and its loss would measure that difference.
 
     Raises:
@@ -146,19 +146,23 @@ def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.nd
 
 def _lengths(source: Source) -> np.ndarray:
     """Return the length of each document in characters: all that is kept in memory, 8 bytes per document."""
-    lengths = np.fromiter(_each_length(source), dtype=np.int64)
+    ends = (offset + len(text) for _, offset, (text, ends) in _numbered(source) if ends)
+    lengths = np.fromiter(ends, dtype=np.int64)
     if not len(lengths):
         raise DataError(f"{source.name}: has no text; give a source with text")
     return lengths
 
 
-def _each_length(source: Source) -> Iterator[int]:
-    length = 0
-    for text, ends in source.pieces():
-        length += len(text)
-        if ends:
-            yield length
-            length = 0
+def indices_by_group(groups: Sequence[Any]) -> dict[Any, list[int]]:
+    """Return the indices of the examples of each group.
+
+    Args:
+        groups: group of each example.
+    """
+    indices: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups):
+        indices.setdefault(group, []).append(index)
+    return indices
 
 
 def split_examples(
@@ -185,10 +189,7 @@ def split_examples(
     random = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     first, *others = fractions
-    members_of: dict[Any, list[int]] = {}
-    for index, group in enumerate(groups):
-        members_of.setdefault(group, []).append(index)
-    for members in members_of.values():
+    for members in indices_by_group(groups).values():
         shuffled = random.permutation(members).tolist()
         for name in others:
             number = round(fractions[name] * len(members))

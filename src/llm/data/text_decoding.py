@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedReader, IncrementalNewlineDecoder
+from io import IncrementalNewlineDecoder
 from pathlib import Path
 
 from llm.data.errors import DataError
@@ -44,16 +44,10 @@ SIGNATURES = {
     b"7z\xbc\xaf": "a 7-Zip archive",
 }
 TABLES = ("a Parquet file", "an Arrow file")
-Count = Callable[[int], None]
 # Advice in the error for a file that is not text.
 CONVERT = "convert it to .txt, .csv or .jsonl, or leave it out"
 
 codecs.register_error("llm.mark", lambda error: (MARK * (error.end - error.start), error.end))  # pyright: ignore
-
-
-def open_unpacked(file: Path) -> BufferedReader | gzip.GzipFile:
-    """Open a file for reading bytes; decompress it if its name ends in `.gz`."""
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def suffix(file: Path) -> str:
@@ -66,7 +60,7 @@ def chunks(
     file: Path,
     encoding: str | None = None,
     *,
-    count: Count = lambda invalid: None,
+    count: Callable[[int], None] = lambda invalid: None,
     way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
     instead: str = CONVERT,
     tables: str | None = None,
@@ -89,9 +83,13 @@ def chunks(
     Raises:
         DataError: the file cannot be read, is damaged or is not text, or the encoding is unknown.
     """
-    with _reading(file), open_unpacked(file) as stream:
+    is_packed = file.suffix.lower() == ".gz"
+    with _reading(file), gzip.open(file) if is_packed else file.open("rb") as stream:
         content = stream.read(CHUNK)
-        _require_text(file, content, instead=instead, tables=tables or instead)
+        what = next((SIGNATURES[mark] for mark in SIGNATURES if content.startswith(mark)), None)
+        if what:
+            advice = tables if tables and what in TABLES else instead
+            raise DataError(f"{file}: is {what}, not text; {advice}")
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
         decode = _decoder(
             BYTE_ORDER_MARKS[mark] if mark else encoding or "utf-8", translate=translate
@@ -163,13 +161,6 @@ def _decoder(encoding: str, *, translate: bool) -> Callable[[bytes, bool], str]:
         ) from None
     decoder = codecs.getincrementaldecoder(encoding)("llm.mark")
     return IncrementalNewlineDecoder(decoder, translate).decode
-
-
-def _require_text(file: Path, content: bytes, *, instead: str, tables: str) -> None:
-    what = next((what for mark, what in SIGNATURES.items() if content.startswith(mark)), None)
-    if what:
-        way_out = tables if what in TABLES else instead
-        raise DataError(f"{file}: is {what}, not text; {way_out}")
 
 
 @contextmanager

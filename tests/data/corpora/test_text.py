@@ -82,7 +82,7 @@ def test_validation_asks_for_every_held_out_token_once_and_in_order(make):
     assert asked == STORY[int(len(STORY) * 0.9) :].encode()[1:]
     assert data.val_tokens == len(asked) + 1
     assert len(data.val_dataloader()) == len(batches)
-    assert data.train_tokens + data.val_tokens == len(STORY)
+    assert data.metadata["train"]["tokens"] + data.val_tokens == len(STORY)
 
 
 def test_documents_are_whole_separated_and_in_one_part(make):
@@ -297,7 +297,7 @@ def test_two_processes_at_once(make, cache_folder: Path):
     def prepare() -> None:
         start.wait(timeout=30)
         data = make(STORY * 20)
-        results.put((data.train_tokens, data.val_tokens))
+        results.put((data.metadata["train"]["tokens"], data.val_tokens))
 
     processes = [context.Process(target=prepare) for _ in range(2)]
     for process in processes:
@@ -338,7 +338,7 @@ def test_preprocessing_comes_before_fitting(make):
 
 def test_a_published_validation_part_is_taken_whole(make, texts):
     data = make(STORY, validation=texts("Held out by its publisher. " * 9))
-    assert data.train_tokens == len(STORY)
+    assert data.metadata["train"]["tokens"] == len(STORY)
     assert data.val_tokens == 27 * 9
 
 
@@ -403,7 +403,7 @@ def test_a_large_stream_is_written_in_bounded_memory(monkeypatch, texts):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     data.setup("fit")
-    assert data.train_tokens > 10_000_000
+    assert data.metadata["train"]["tokens"] > 10_000_000
     assert peak < 8_000_000
     assert np.isin(data._training.file.tokens[:100], np.arange(257)).all()
 

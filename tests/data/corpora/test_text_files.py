@@ -113,8 +113,8 @@ def test_files_without_text_are_named_and_left_out(notes: Path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"x.jsonl, line 2: is not JSON .*; correct"),
-        ("[1]", r"x.jsonl, line 2: is list in JSON; write an object"),
+        ("{", r"x.jsonl, line 2: not JSON .*; correct"),
+        ("[1]", r"x.jsonl, line 2: list is not a JSON object; write an object"),
         (
             '{"body": "b", "n": 1}',
             r"line 2: has no text in the field 'text'; set data.text_field .*\(body\)",
@@ -177,7 +177,7 @@ def test_a_data_module_over_ones_own_files(tmp_path: Path):
         file.writelines(json.dumps({"body": f"Row number {i}."}) + "\n" for i in range(50))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 10)
     data = FilesDataModule(
-        tmp_path, ByteTokenizer(), context_length=8, batch_size=2, text_field="body"
+        tmp_path, tokenizer=ByteTokenizer(), context_length=8, batch_size=2, text_field="body"
     )
     with pytest.warns(UserWarning, match="10 bytes are not UTF-8"):
         data.prepare_data()
@@ -190,14 +190,14 @@ def test_a_data_module_over_ones_own_files(tmp_path: Path):
 @pytest.mark.filterwarnings("ignore:.*is empty")
 def test_files_without_any_text_are_an_error_that_names_them(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
-    data = FilesDataModule(tmp_path / "empty.txt", ByteTokenizer(), context_length=8, batch_size=2)
+    data = FilesDataModule(tmp_path / "empty.txt", tokenizer=ByteTokenizer(), context_length=8)
     with pytest.raises(DataError, match=r"empty.txt: has no text"):
         data.prepare_data()
 
 
 def test_a_file_shorter_than_a_window_is_named(tmp_path: Path):
     (tmp_path / "short.txt").write_text("a few words")
-    data = FilesDataModule(tmp_path / "short.txt", ByteTokenizer(), context_length=64, batch_size=2)
+    data = FilesDataModule(tmp_path / "short.txt", tokenizer=ByteTokenizer(), context_length=64)
     data.prepare_data()
     with pytest.raises(DataError, match=r"short.txt: the train part has 9 tokens"):
         data.setup("fit")

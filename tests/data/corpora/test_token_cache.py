@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm.data.corpora.token_cache import (
+    MACHINE,
     METADATA,
-    _machine,
     cached,
     is_whole,
     read_metadata,
@@ -145,8 +145,8 @@ def test_what_killed_processes_left_is_swept_and_what_others_fill_is_not(tmp_pat
     ended = subprocess.Popen(["true"])
     ended.wait()
     unique = "0123456789abcdef" * 2
-    left = [f"a.{_machine()}.{ended.pid}.{unique}", f"b.elsewhere.1.{unique}", f"c.{unique}"]
-    kept = [f"a.{_machine()}.{os.getppid()}.{unique}", f"b.elsewhere.2.{unique}", f"d.{unique}"]
+    left = [f"a.{MACHINE}.{ended.pid}.{unique}", f"b.elsewhere.1.{unique}", f"c.{unique}"]
+    kept = [f"a.{MACHINE}.{os.getppid()}.{unique}", f"b.elsewhere.2.{unique}", f"d.{unique}"]
     for name in (*left, *kept, "whole", "e.notes"):
         (tmp_path / name).mkdir()
     for name in (*left[1:], "whole", "e.notes"):

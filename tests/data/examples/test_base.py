@@ -5,9 +5,11 @@ from inspect import signature
 import pytest
 
 from llm.data.examples.base import ExamplesDataModule
+from llm.data.examples.collation import Padding
 from llm.data.examples.instruction import InstructionDataModule
 from llm.data.examples.labelled import LabelledDataModule
 from llm.data.examples.preference import PreferenceDataModule
+from llm.tokenizers.byte import ByteTokenizer
 
 
 @pytest.mark.parametrize(
@@ -23,8 +25,9 @@ def test_signature_has_own_and_shared_parameters(module):
 
 
 def test_unknown_argument_is_an_error():
+    given = {"path": "a", "tokenizer": ByteTokenizer(), "context_length": 8, "collation": Padding()}
     with pytest.raises(TypeError, match="columsn"):
-        LabelledDataModule(columsn=None)
+        LabelledDataModule(**given, columsn=None)
 
 
 def test_own_parameters_come_before_shared_ones_of_that_name():

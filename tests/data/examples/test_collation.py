@@ -109,7 +109,7 @@ def test_grouping_by_length_fills_up_less():
     lengths = [len(row["tokens"]) for row in rows]
 
     def filling(collation):
-        sampler = collation.sampler(lengths)(10, seed=0)
+        sampler = collation.sampler(lengths, 10, seed=0)
         batches = [
             collation.batch([rows[n] for n in numbers], 100) for numbers in sampler.batches(0, 10)
         ]

@@ -1,13 +1,13 @@
 """A corpus as a cached folder of token files, made from a source and a tokenizer."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llm.data import data_fingerprint
+from llm.data import cache_folder, data_fingerprint
 from llm.data.corpora.base import DocumentPiece, Source
 from llm.data.corpora.preprocessing import Preprocessing, preprocessed
 from llm.data.corpora.token_cache import cached, is_whole, write_metadata
@@ -17,13 +17,12 @@ from llm.data.errors import DataError
 from llm.data.split import Documents, Split, published_split, split_corpus
 from llm.terminal.bars import progress_bar
 from llm.tokenizers import char
-from llm.tokenizers.base import Tokenizer, fit
+from llm.tokenizers.base import TokenizerSpec, fit
 
 VERSION = 2  # of the files written here; increase it to make older cached files unused
 # A character tokenizer cannot encode a character that it has not seen, so it is fitted to the whole text, as in
 # nanoGPT. This reveals which characters the held-out text has, but nothing about their order.
 FITTED_TO_ALL_TEXT = (char.train_char,)
-TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class Corpus:
         validation_fraction: share of the characters held out.
         seed: seed of the draw of held-out documents, if there are many documents.
         validation: a separate source of the held-out part, such as a published one.
+        cache_dir: folder of token files; None for the cache folder.
     """
 
     source: Source
@@ -45,6 +45,7 @@ class Corpus:
     validation_fraction: float = 0.1
     seed: int = 0
     validation: Source | None = None
+    cache_dir: str | Path | None = None
 
     @cached_property
     def settings(self) -> dict[str, object]:
@@ -71,26 +72,27 @@ class Corpus:
         marks = {name: value for name, value in self.settings.items() if name not in apart}
         return data_fingerprint.of_settings({**marks, "bytes": metadata["validation"]["bytes"]})
 
-    def folder(self, root: Path) -> Path:
-        """Return the folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`.
-
-        The files are made in `root` if it has none with the same fingerprint.
+    def folder(self) -> Path:
+        """Return the folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`; make it if needed.
 
         Raises:
             DataError: the text cannot be read, or the tokenizer cannot be trained or cannot encode it.
         """
         try:
-            return cached(self._folder(root), self.write)
+            return cached(self._path, self.write)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(f"{self.source.name}: {error}") from error
 
-    def is_written(self, root: Path) -> bool:
-        """Return whether the folder exists, so that nothing would be downloaded or tokenized."""
-        return is_whole(self._folder(root))
+    @property
+    def is_written(self) -> bool:
+        """Whether the folder exists, so that nothing would be downloaded or tokenized."""
+        return is_whole(self._path)
 
-    def _folder(self, root: Path) -> Path:
+    @property
+    def _path(self) -> Path:
+        root = Path(self.cache_dir) if self.cache_dir else cache_folder.writable_folder("tokens")
         return root / data_fingerprint.of_settings(self.settings)
 
     def write(self, folder: Path) -> None:
@@ -103,13 +105,12 @@ class Corpus:
         with progress_bar() as bar:
             task = bar.add_task(f"tokenizing {self.source.name}", total=parts.characters)
             for name, documents in [("train", parts.train), ("validation", parts.validation)]:
-                path = folder / f"{name}.bin"
                 part = tokenize(
                     self._preprocessed(documents),
                     tokenizer,
-                    path=path,
+                    path=folder / f"{name}.bin",
                     separator=separator,
-                    advance=lambda characters: bar.advance(task, characters),
+                    advance=partial(bar.advance, task),
                 )
                 written[name] = asdict(part)
         metadata = {

@@ -3,17 +3,17 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from huggingface_hub import constants
 
 from llm import network
-from llm.data.corpora.base import Source
+from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.errors import DataError
+from llm.data.optional_library import optional_library
 from llm.data.paths import SAVED
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # Timeout without a new byte on disk, in seconds. It is long because lists of files, which leave no trace on disk,
 # are downloaded before the files.
@@ -51,20 +51,15 @@ class HuggingFaceDataset(Source):
         self.name = " ".join(part for part in (path, name, split) if part)
 
     @cached_property
-    def dataset(self) -> "Dataset":
+    def dataset(self) -> Any:
         """The rows of the text column.
 
         Raises:
             DataError: the library is missing, or the dataset, split or column does not exist.
         """
+        library = optional_library("datasets", library="datasets", extra="datasets", user=self.name)
         try:
-            import datasets  # noqa: F401
-        except ImportError:
-            raise DataError(
-                f"{self.name}: needs the datasets library; run pip install 'llm-hydra[datasets]'"
-            ) from None
-        try:
-            dataset = self._load()
+            dataset = self._load(library)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
                 f"{self.name}: cannot be loaded ({' '.join(str(error).split())}); check its name and the network"
@@ -76,33 +71,31 @@ class HuggingFaceDataset(Source):
             )
         return dataset.select_columns(self.text_field)
 
-    def _load(self) -> "Dataset":
-        from datasets import config as settings
-        from datasets import load_dataset, load_from_disk
-        from huggingface_hub import constants
-
+    def _load(self, library: Any) -> Any:
         local = Path(self.path).expanduser()
         if local.suffix.lower() == ".parquet" and local.is_file():
-            return load_dataset("parquet", split=self.split, data_files=str(local))
+            return library.load_dataset("parquet", split=self.split, data_files=str(local))
         if any((local / name).is_file() for name in SAVED):
-            saved = load_from_disk(str(local))
+            saved = library.load_from_disk(str(local))
             return saved[self.split] if isinstance(saved, dict) else saved
-        with self._offline_if_required():
-            load = partial(load_dataset, self.path, self.configuration, split=self.split)
-            caches = (constants.HF_HUB_CACHE, constants.HF_XET_CACHE, settings.HF_DATASETS_CACHE)
+        settings = library.config
+        caches = (constants.HF_HUB_CACHE, constants.HF_XET_CACHE, settings.HF_DATASETS_CACHE)
+        with self._offline_if_required(settings):
             return network.downloaded(
-                partial(load, data_files=self.data_files), *map(Path, caches), seconds=PERIOD
+                lambda: library.load_dataset(
+                    self.path, self.configuration, split=self.split, data_files=self.data_files
+                ),
+                *map(Path, caches),
+                seconds=PERIOD,
             )
 
     @contextmanager
-    def _offline_if_required(self) -> Iterator[None]:
+    def _offline_if_required(self, settings: Any) -> Iterator[None]:
         """Restrict the library to its cache if downloads are not allowed.
 
         Raises:
             DataError: the path or a file is an address on the network.
         """
-        from datasets import config as settings
-
         if not network.is_offline():
             yield
             return
@@ -119,22 +112,20 @@ class HuggingFaceDataset(Source):
 
     def documents(self) -> Iterator[str]:
         """Yield the documents that are not empty."""
-        documents = self._joined(self.document_start) if self.document_start else self._rows()
-        return (document for document in documents if document.strip())
+        return (document for document in join_pieces(self._rows()) if document.strip())
 
     def fingerprint(self) -> str:
         """Return the fingerprint of `datasets` for the rows, and the settings that join them."""
         return f"{self.name} {self.text_field} {self.document_start} {self.dataset._fingerprint}"
 
-    def _rows(self) -> Iterator[str]:
+    def _rows(self) -> Iterator[DocumentPiece]:
+        """Yield the rows, each a document unless `document_start` marks the beginning of one."""
+        first = re.compile(self.document_start or "")
+        row = None
         for batch in self.dataset.iter(batch_size=ROWS):
-            yield from batch[self.text_field]  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-    def _joined(self, start: str) -> Iterator[str]:
-        document: list[str] = []
-        for row in self._rows():
-            if re.match(start, row) and document:
-                yield "".join(document)
-                document = []
-            document.append(row)
-        yield "".join(document)
+            for following in batch[self.text_field]:
+                if row is not None:
+                    yield DocumentPiece(row, ends=bool(first.match(following)))
+                row = following
+        if row is not None:
+            yield DocumentPiece(row, ends=True)

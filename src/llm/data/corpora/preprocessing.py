@@ -1,31 +1,26 @@
-"""Changes to the text before it is tokenized: small steps that compose; none by default.
-
-A step is a function from text to text. Its public attributes are its settings, which are part of the
-fingerprint of token files. Steps are applied in the given order.
-"""
+"""Changes to the text before it is tokenized: steps, each a function from text to text; none by default."""
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache
-from importlib import import_module, metadata
-from types import ModuleType
-from typing import ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
+from importlib import metadata
+from typing import Any, ClassVar
 
 import regex
 
 from llm.data import data_fingerprint
 from llm.data.corpora.base import DocumentPiece, join_pieces
-from llm.data.errors import DataError
+from llm.data.optional_library import optional_library
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 WORD = regex.compile(r"[\p{L}\p{M}]+(?:['’][\p{L}\p{M}]+)*")
-WORDS_REMEMBERED = 1 << 18  # entries of the cache: words repeat, and the libraries are slow
+CACHED_WORDS = 1 << 18  # words repeat, and the libraries are slow
 
 
 class Preprocessing(ABC):
-    """A preprocessing step, from text to text."""
+    """A preprocessing step. Its public attributes are its settings: they are part of the fingerprint of token files."""
 
     library: ClassVar[str] = ""  # library whose version changes the result
 
@@ -44,10 +39,7 @@ class Preprocessing(ABC):
 def preprocessed(
     pieces: Iterable[DocumentPiece], steps: Sequence[Preprocessing]
 ) -> Iterator[DocumentPiece]:
-    """Yield documents after all steps; skip documents that become empty.
-
-    Steps need whole documents, so pieces are joined. Without steps they are not.
-    """
+    """Yield documents after all steps, which need whole documents; skip documents that become empty."""
     if not steps:
         yield from pieces
         return
@@ -107,93 +99,87 @@ class RemoveSpecialCharacters(Preprocessing):
         return self._special.sub(lambda _: self.replacement, text)
 
 
-class RemoveStopWords(Preprocessing):
-    """A step that removes the most frequent words of a language, in any case (library stop-words).
+class WordStep(Preprocessing):
+    """A step that changes each word of a language, with a library.
 
     Args:
-        language: a code such as `en` or `de`.
+        language: the language, as the library names it.
 
     Raises:
-        ValueError: the library has no list for the language.
+        ValueError: the library does not know the language.
     """
 
-    library = "stop-words"
+    module: ClassVar[str]
+    word: ClassVar[regex.Pattern] = WORD
 
-    def __init__(self, language: str = "en") -> None:
+    def __init__(self, language: str) -> None:
         self.language = language
-        stop_words = imported("stop_words", self.library)
-        try:
-            self._stop_words = frozenset(stop_words.get_stop_words(language))
-        except stop_words.StopWordError:
-            known = ", ".join(sorted(stop_words.LANGUAGE_MAPPING))
-            raise ValueError(f"language={language} is unknown; use one of {known}") from None
+        library = optional_library(
+            self.module, library=self.library, extra="preprocessing", user="preprocessing"
+        )
+        known = sorted(self.languages(library))
+        if language not in known:
+            raise ValueError(f"language={language} is unknown; use one of {', '.join(known)}")
+        self._change = lru_cache(CACHED_WORDS)(self.change_of_words(library))
 
     def __call__(self, text: str) -> str:
-        """Return the text without stop words and the spaces after them."""
-        return regex.sub(rf"({WORD.pattern})[ \t]*", self._kept, text)
+        """Return the text with each word changed."""
+        return self.word.sub(lambda match: self._change(match[0]), text)
 
-    def _kept(self, match: regex.Match) -> str:
-        return "" if match[1].lower().replace("’", "'") in self._stop_words else match[0]
+    @abstractmethod
+    def languages(self, library: Any) -> Collection[str]:
+        """Return the names of the languages that the library knows."""
+
+    @abstractmethod
+    def change_of_words(self, library: Any) -> Callable[[str], str]:
+        """Return the function that changes a word."""
 
 
-class Stem(Preprocessing):
-    """A step that replaces words by their stems (library snowballstemmer; M. F. Porter's Snowball).
+class RemoveStopWords(WordStep):
+    """A step that removes the most frequent words of a language, in any case, and the spaces after them."""
+
+    module, library = "stop_words", "stop-words"
+    word = regex.compile(rf"{WORD.pattern}[ \t]*")
+
+    def languages(self, library: Any) -> Collection[str]:
+        """Return codes such as `en`, and names such as `english`."""
+        return {*library.LANGUAGE_MAPPING, *library.AVAILABLE_LANGUAGES}
+
+    def change_of_words(self, library: Any) -> Callable[[str], str]:
+        """Return a function that returns nothing for a stop word."""
+        stop_words = frozenset(library.get_stop_words(self.language))
+        return lambda w: "" if w.rstrip().lower().replace("’", "'") in stop_words else w
+
+
+class Stem(WordStep):
+    """A step that replaces words by their stems (M. F. Porter's Snowball).
 
     The algorithms expect lower case, so put Lowercase before it.
-
-    Args:
-        language: a name such as `english` or `german`.
-
-    Raises:
-        ValueError: the library has no algorithm for the language.
     """
 
-    library = "snowballstemmer"
+    module, library = "snowballstemmer", "snowballstemmer"
 
-    def __init__(self, language: str = "english") -> None:
-        self.language = language
-        snowball = imported("snowballstemmer", self.library)
-        if language not in snowball.algorithms():
-            raise ValueError(
-                f"language={language} is unknown; use one of {', '.join(snowball.algorithms())}"
-            )
-        self._stem = lru_cache(WORDS_REMEMBERED)(snowball.stemmer(language).stemWord)
+    def languages(self, library: Any) -> Collection[str]:
+        """Return names such as `english`."""
+        return library.algorithms()
 
-    def __call__(self, text: str) -> str:
-        """Return the text with stems for words."""
-        return WORD.sub(lambda match: self._stem(match[0]), text)
+    def change_of_words(self, library: Any) -> Callable[[str], str]:
+        """Return the stemmer of the language."""
+        return library.stemmer(self.language).stemWord
 
 
-class Lemmatize(Preprocessing):
-    """A step that replaces words by their dictionary forms (library simplemma).
+class Lemmatize(WordStep):
+    """A step that replaces words by their dictionary forms."""
 
-    Args:
-        language: a code such as `en` or `de`.
+    module, library = "simplemma", "simplemma"
 
-    Raises:
-        ValueError: the library has no dictionary for the language.
-    """
+    def languages(self, library: Any) -> Collection[str]:
+        """Return codes such as `en`."""
+        return library.strategies.dictionaries.dictionary_factory.SUPPORTED_LANGUAGES
 
-    library = "simplemma"
-
-    def __init__(self, language: str = "en") -> None:
-        self.language = language
-        simplemma = imported("simplemma", self.library)
-
-        def lemma(word: str) -> str:
-            return simplemma.lemmatize(word, lang=language)
-
-        self._lemma = lru_cache(WORDS_REMEMBERED)(lemma)
-        try:
-            lemma("word")
-        except ValueError as error:
-            raise ValueError(
-                f"language={language} is unknown ({error}); use a language that simplemma has"
-            ) from None
-
-    def __call__(self, text: str) -> str:
-        """Return the text with dictionary forms for words."""
-        return WORD.sub(lambda match: self._lemma(match[0]), text)
+    def change_of_words(self, library: Any) -> Callable[[str], str]:
+        """Return the lemmatizer of the language."""
+        return partial(library.lemmatize, lang=self.language)
 
 
 def steps_of(
@@ -201,17 +187,3 @@ def steps_of(
 ) -> tuple[Preprocessing, ...]:
     """Return the steps in order, from a list or from a configuration's dictionary by name."""
     return tuple(steps.values() if isinstance(steps, dict) else steps)
-
-
-def imported(module: str, library: str) -> ModuleType:
-    """Import an optional library.
-
-    Raises:
-        DataError: the library is not installed.
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        raise DataError(
-            f"preprocessing: needs the library {library}; run pip install 'llm-hydra[preprocessing]'"
-        ) from None

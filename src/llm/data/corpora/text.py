@@ -1,12 +1,12 @@
 """The data module for pretraining: any source and tokenizer, in windows of context_length tokens."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from llm.data import cache_folder
 from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
@@ -15,7 +15,7 @@ from llm.data.corpora.token_cache import read_metadata
 from llm.data.corpora.token_file import TokenFile
 from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
-from llm.tokenizers.base import Tokenizer, load
+from llm.tokenizers.base import TokenizerSpec, load
 
 
 class TextDataModule(DataModule):
@@ -25,23 +25,17 @@ class TextDataModule(DataModule):
         source: the source of the documents.
         tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: T, tokens in a window.
-        batch_size: B, windows in a batch of all devices together.
         stride: tokens from the start of one training window to the next; context_length by
             default, 1 for all possible windows.
         validation_fraction: share of the text held out: whole documents if there are many, otherwise the
             end of each.
-        seed: seed of the training order.
         preprocessing: steps applied to each document, in order; in a configuration by name.
-        workers: number of processes that gather batches; it does not change the batches.
         cache_dir: folder of token files; None for the cache folder.
         validation: a separate source of the held-out part; then nothing is split.
-        split_seed: seed of the draw of held-out documents; None uses `seed`.
+        shared: the arguments of `DataModule`.
 
     Attributes:
-        train_tokens: number of training tokens. Available after `setup`, as the others.
-        val_tokens: number of validation tokens.
-        val_bytes_per_token: UTF-8 bytes per validation token: bits per byte are nats per token / ln 2 /
-            val_bytes_per_token.
+        val_tokens: number of validation tokens. Available after `setup`.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -53,31 +47,29 @@ class TextDataModule(DataModule):
     def __init__(
         self,
         source: Source,
-        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
+        tokenizer: TokenizerSpec,
         *,
         context_length: int,
-        batch_size: int,
         stride: int | None = None,
         validation_fraction: float = 0.1,
-        seed: int = 0,
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
-        workers: int = 0,
         cache_dir: str | Path | None = None,
         validation: Source | None = None,
-        split_seed: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
+        super().__init__(**shared)
         self.text = Corpus(
             source=source,
             tokenizer=tokenizer,
             preprocessing=steps_of(preprocessing),
             validation_fraction=validation_fraction,
-            seed=seed if split_seed is None else split_seed,
+            seed=self.split_seed,
             validation=validation,
+            cache_dir=cache_dir,
         )
         self.context_length = at_least("context_length", context_length, least=1)
+        self.tokens_per_row = self.longest_row = self.context_length
         self.stride = at_least("stride", context_length if stride is None else stride, least=1)
-        self.cache_dir = cache_dir
         if not 0 < validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction={validation_fraction} is not between 0 and 1; use a share such as 0.1"
@@ -87,16 +79,18 @@ class TextDataModule(DataModule):
 
     def prepare_data(self) -> None:
         """Download the text, train the tokenizer and tokenize, unless the token files exist."""
-        self._folder()
+        self.text.folder()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the token files."""
-        folder = self._folder()
+        folder = self.text.folder()
         self.metadata = read_metadata(folder)
         self.fingerprint = folder.name
         self.corpus = self.text.held_out(self.metadata)
         self.vocabulary = self.metadata["tokenizer_sha256"][:24]
         self.tokenizer = load(folder / "tokenizer.json")
+        self.val_tokens = self.metadata["validation"]["tokens"]
+        self.validation_bytes = self.metadata["validation"]["bytes"]
         dtype = np.dtype(self.metadata["dtype"])
         self._require_tokens("train", self.context_length + 1)
         self._require_tokens("validation", 2)
@@ -108,58 +102,23 @@ class TextDataModule(DataModule):
         )
 
     @property
-    def longest_row(self) -> int:
-        """Tokens in the longest row."""
-        return self.context_length
-
-    @property
     def is_at_hand(self) -> bool:
         """Whether the token files exist, so that `setup` only opens them."""
-        return self.text.is_written(self._root())
-
-    def _folder(self) -> Path:
-        return self.text.folder(self._root())
-
-    def _root(self) -> Path:
-        return Path(self.cache_dir) if self.cache_dir else cache_folder.writable_folder("tokens")
+        return self.text.is_written
 
     def _require_tokens(self, part: str, needed: int) -> None:
         found = self.metadata[part]["tokens"]
-        if found >= needed:
-            return
-        raise DataError(
-            f"{self.metadata['source']}: the {part} part has {found} tokens, and a window of "
-            f"context_length={self.context_length} needs {needed}; give more text, or use a "
-            f"smaller context_length or another validation_fraction "
-            f"(now {self.text.validation_fraction})"
-        )
-
-    # Sizes
-
-    @property
-    def train_tokens(self) -> int:
-        """Number of training tokens."""
-        return self.metadata["train"]["tokens"]
-
-    @property
-    def val_tokens(self) -> int:
-        """Number of validation tokens."""
-        return self.metadata["validation"]["tokens"]
-
-    @property
-    def validation_bytes(self) -> int:
-        """Size of the validation part, in UTF-8 bytes."""
-        return self.metadata["validation"]["bytes"]
+        if found < needed:
+            raise DataError(
+                f"{self.metadata['source']}: the {part} part has {found} tokens, and a window of "
+                f"context_length={self.context_length} needs {needed}; give more text, or use a smaller "
+                f"context_length or another validation_fraction (now {self.text.validation_fraction})"
+            )
 
     @property
     def val_bytes_per_token(self) -> float:
-        """UTF-8 bytes per validation token."""
+        """UTF-8 bytes per validation token, to convert nats per token to bits per byte."""
         return self.validation_bytes / self.val_tokens
-
-    @property
-    def tokens_per_row(self) -> int:
-        """Tokens in a window."""
-        return self.context_length
 
     def dataset(self, part: str) -> Dataset | None:
         """Return the windows of a part; text has no test part."""

@@ -1,22 +1,21 @@
 """A user's own text: files, folders and glob patterns of plain text, JSON and CSV rows."""
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llm.data.corpora.base import DocumentPiece, Source, join_pieces
-from llm.data.corpora.preprocessing import Preprocessing
 from llm.data.corpora.text import TextDataModule
 from llm.data.data_fingerprint import digest
 from llm.data.errors import DataError
+from llm.data.json_rows import json_lines
 from llm.data.paths import expand
-from llm.data.record_reader import Layout, read_records
+from llm.data.record_reader import Layout, read_records, refuse_record
 from llm.data.text_decoding import chunks, decoded_lines, suffix, warn_invalid
 from llm.terminal import shell
-from llm.tokenizers.base import END_OF_TEXT, Tokenizer
+from llm.tokenizers.base import END_OF_TEXT
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -27,16 +26,16 @@ SMALL = 1 << 24  # bytes: the fingerprint of a larger file is its size and time,
 class TextFiles(Source):
     """A corpus of files: each text file, and each row of a JSON or CSV file, is a document.
 
-    Files may be gzipped (`.gz`). A byte-order mark decides the encoding of a file. Bytes that cannot be decoded are
-    replaced by U+FFFD and counted in a warning. Line endings of all kinds are read. Warnings report empty files and
-    files of a folder that are not read. Suffixes match in any case.
+    Files may be gzipped (`.gz`), with any line endings. A byte-order mark decides the encoding of a file. Bytes that
+    cannot be decoded are replaced by U+FFFD. Warnings report such bytes, empty files, and files of a folder that are
+    not read.
 
     Args:
         path: a file of any name; a folder, of which files with one of the suffixes are read, subfolders
             included, hidden files and run directories (text that a model wrote) excluded; a glob pattern
             such as `notes/**/*.md`; or several of these.
         text_field: the field of a JSON row, or the column of a CSV file, with the text.
-        suffixes: suffixes of the files to read in a folder, gzipped or not.
+        suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
         encoding: the encoding of files without a byte-order mark; None for UTF-8.
         document_separator: a string between the documents of one file; None if a file is one document.
         delimiter: character between the columns of a CSV file; None detects it.
@@ -57,7 +56,7 @@ class TextFiles(Source):
         self.layout = Layout(delimiter=delimiter, encoding=encoding, quoting=quoting)
         self.paths = [path] if isinstance(path, str | Path) else list(path)
         self.text_field, self.suffixes = text_field, tuple(suffixes)
-        self.encoding, self.document_separator = encoding, document_separator
+        self.document_separator = document_separator
         self.name = ", ".join(map(str, self.paths))
         self._invalid: dict[Path, int] = {}
         self._warned: set[str] = set()
@@ -99,20 +98,24 @@ class TextFiles(Source):
                 self._warn_once(f"{file} is empty and was left out")
 
     def _pieces_in(self, file: Path) -> Iterator[DocumentPiece]:
-        invalid: list[int] = []
         if suffix(file) in TABLES:  # read_records counts invalid bytes itself
             yield from self._fields(read_records(file, self.layout))
             return
-        text = chunks(file, self.encoding, count=invalid.append, tables=self.instead_of_table(file))
+        invalid: list[int] = []
+        encoding = self.layout.encoding
+        text = chunks(file, encoding, count=invalid.append, tables=self.advice_for_tables(file))
         if suffix(file) in JSON_LINES:
-            yield from self._fields(read_json_lines(file, decoded_lines(text)))
+            rows = json_lines(file, decoded_lines(text), report=refuse_record)
+            yield from self._fields(rows)
+        elif self.document_separator:
+            yield from split_documents(text, self.document_separator)
         else:
-            yield from self._divided(file, text)
-        if sum(invalid) and file not in self._invalid:
-            warn_invalid(file, sum(invalid), encoding=self.encoding)
+            yield from self._whole(file, text)
+        if file not in self._invalid:
+            warn_invalid(file, sum(invalid), encoding=encoding)
         self._invalid[file] = sum(invalid)
 
-    def instead_of_table(self, file: Path) -> str | None:
+    def advice_for_tables(self, file: Path) -> str | None:
         """Return the advice in the error for a Parquet or Arrow file; None for the default."""
         return None
 
@@ -127,17 +130,19 @@ class TextFiles(Source):
                 )
             yield DocumentPiece(text, ends=True)
 
-    def _divided(self, file: Path, text: Iterator[str]) -> Iterator[DocumentPiece]:
-        """Return the documents of a text file."""
-        if self.document_separator:
-            return split_documents(text, self.document_separator)
-        return counted(text, END_OF_TEXT, report=lambda number: self._warn_separator(file, number))
-
-    def _warn_separator(self, file: Path, number: int) -> None:
-        self._warn_once(
-            f"{file}: {END_OF_TEXT} occurs {number:,} times and is read as text; "
-            f"set data.document_separator='{END_OF_TEXT}' to end a document there"
-        )
+    def _whole(self, file: Path, text: Iterable[str]) -> Iterator[DocumentPiece]:
+        """Yield a text as one document; warn if the name of the end-of-text token occurs in it."""
+        number, end = 0, ""
+        for chunk in text:
+            number += (end + chunk).count(END_OF_TEXT)
+            end = (end + chunk)[1 - len(END_OF_TEXT) :]  # too short to contain the name again
+            yield DocumentPiece(chunk, ends=False)
+        yield DocumentPiece("", ends=True)
+        if number:
+            self._warn_once(
+                f"{file}: {END_OF_TEXT} occurs {number:,} times and is read as text; "
+                f"set data.document_separator='{END_OF_TEXT}' to end a document there"
+            )
 
     def _warn_once(self, line: str) -> None:
         """Warn, once per message: the files are read several times."""
@@ -148,8 +153,8 @@ class TextFiles(Source):
     def fingerprint(self) -> str:
         """Return a hash of the settings and of each file: its content, or its size and time if it is large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
-        settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
-        if self.layout != Layout(encoding=self.encoding):
+        settings = f"{self.text_field} {self.layout.encoding} {self.document_separator!r}"
+        if self.layout != Layout(encoding=self.layout.encoding):
             settings += f" {self.layout}"
         return digest(f"{settings} {files}".encode())
 
@@ -157,99 +162,47 @@ class TextFiles(Source):
 class TrainingFiles(TextFiles):
     """A corpus of files to train on, whose errors suggest `data=huggingface` for other formats."""
 
-    def instead_of_table(self, file: Path) -> str:
+    def advice_for_tables(self, file: Path) -> str:
         """Return the options that read a column of the file."""
         return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
 
 
-class FilesDataModule(TextDataModule):
+class FilesDataModule(TextDataModule, supplies=("source", "validation")):
     """A TextDataModule of files, so that a user needs only `data.path=…`.
 
     Args:
-        path: as for TextFiles.
-        tokenizer: a tokenizer, or a function that trains one.
-        context_length: T, tokens in a window.
-        batch_size: B, windows in a batch.
-        text_field: as for TextFiles.
-        suffixes: as for TextFiles.
-        stride: tokens from the start of one window to the next.
-        validation_fraction: share of the text held out.
-        seed: seed of the training order.
-        preprocessing: steps applied to each document.
-        workers: number of processes that gather batches.
-        cache_dir: folder of token files.
-        split_seed: as for TextDataModule.
-        encoding: as for TextFiles.
-        document_separator: as for TextFiles.
-        delimiter: as for TextFiles.
-        quoting: as for TextFiles.
+        path: as for TextFiles, as are the next six.
+        text_field: see TextFiles.
+        suffixes: see TextFiles.
+        encoding: see TextFiles.
+        document_separator: see TextFiles.
+        delimiter: see TextFiles.
+        quoting: see TextFiles.
+        shared: the other arguments of TextDataModule.
     """
 
     def __init__(
         self,
         path: str | Path | Sequence[str | Path],
-        tokenizer: Tokenizer | Callable[[Iterable[str]], Tokenizer],
         *,
-        context_length: int,
-        batch_size: int,
         text_field: str = "text",
         suffixes: Sequence[str] = SUFFIXES,
-        stride: int | None = None,
-        validation_fraction: float = 0.1,
-        seed: int = 0,
-        preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
-        workers: int = 0,
-        cache_dir: str | Path | None = None,
-        split_seed: int | None = None,
         encoding: str | None = None,
         document_separator: str | None = None,
         delimiter: str | None = None,
         quoting: bool = True,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            TrainingFiles(
-                path,
-                text_field=text_field,
-                suffixes=suffixes,
-                encoding=encoding,
-                document_separator=document_separator,
-                delimiter=delimiter,
-                quoting=quoting,
-            ),
-            tokenizer,
-            context_length=context_length,
-            batch_size=batch_size,
-            stride=stride,
-            validation_fraction=validation_fraction,
-            seed=seed,
-            preprocessing=preprocessing,
-            workers=workers,
-            cache_dir=cache_dir,
-            split_seed=split_seed,
+        source = TrainingFiles(
+            path,
+            text_field=text_field,
+            suffixes=suffixes,
+            encoding=encoding,
+            document_separator=document_separator,
+            delimiter=delimiter,
+            quoting=quoting,
         )
-
-
-def read_json_lines(file: Path, rows: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each JSON row with its file and line; blank lines are skipped.
-
-    Raises:
-        DataError: a row is not a JSON object.
-    """
-    for number, line in enumerate(rows, start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: is not JSON ({error}); correct the line, or remove it"
-            ) from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{where}: is {type(row).__name__} in JSON; write an object such as {{"text": …}}'
-            )
-        yield where, row
+        super().__init__(source, **shared)
 
 
 def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPiece]:
@@ -262,20 +215,6 @@ def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPie
         yield DocumentPiece(rest[:certain], ends=False)
         rest = rest[certain:]
     yield DocumentPiece(rest, ends=True)
-
-
-def counted(
-    text: Iterable[str], word: str, *, report: Callable[[int], None]
-) -> Iterator[DocumentPiece]:
-    """Yield a text as one document, and report how often a word occurs in it, if it does."""
-    number, end = 0, ""
-    for chunk in text:
-        number += (end + chunk).count(word)
-        end = (end + chunk)[-(len(word) - 1) :]  # too short to contain the word again
-        yield DocumentPiece(chunk, ends=False)
-    yield DocumentPiece("", ends=True)
-    if number:
-        report(number)
 
 
 def without_blank(pieces: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:

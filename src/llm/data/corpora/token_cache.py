@@ -1,6 +1,5 @@
 """A cache of token files: one folder for each fingerprint, created atomically."""
 
-import hashlib
 import json
 import os
 import platform
@@ -10,23 +9,26 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llm.files import is_running, sha256_of_file
+from llm.data.data_fingerprint import digest
+from llm.files import is_running, read_json, read_object, sha256_of_file, write_json
 
 METADATA = "metadata.json"
 VERIFIED = "verified.json"  # states of files whose content has been verified
 # Name of an unfinished folder: its final name, the machine and process that fill it, and a random part.
 UNFINISHED = re.compile(r"\w+\.((?P<machine>[\w-]*)\.(?P<process>\d+)\.)?[0-9a-f]{32}")
 LONG = 7 * 24 * 3600  # seconds; filling a folder takes less
+MACHINE = re.sub(r"\W", "-", platform.node())
 
 
 def cached(folder: Path, write: Callable[[Path], None]) -> Path:
     """Return the folder; write it if it does not exist, and again, with a warning, if it is damaged.
 
-    It is written under another name and then renamed, which is atomic. So an unfinished folder is never
-    used. Of two processes at once, the first to finish wins, and the other deletes its own, equal files.
+    It is written under another name and then renamed, which is atomic, so an unfinished folder is never used. Of two
+    processes at once, the first to finish wins, and the other deletes its own, equal files.
 
     Args:
         folder: path of the folder; its name is a fingerprint of the content.
@@ -39,7 +41,7 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
         warnings.warn(f"{folder}: {problem}; the token files are made again", stacklevel=2)
     shutil.rmtree(folder, ignore_errors=True)
     sweep_unfinished(folder.parent)
-    unfinished = folder.with_name(f"{folder.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex}")
+    unfinished = folder.with_name(f"{folder.name}.{MACHINE}.{os.getpid()}.{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)
     try:
         write(unfinished)
@@ -52,10 +54,6 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _machine() -> str:
-    return re.sub(r"\W", "-", platform.node())
-
-
 def sweep_unfinished(cache: Path) -> None:
     """Delete unfinished folders of processes that were killed.
 
@@ -64,14 +62,14 @@ def sweep_unfinished(cache: Path) -> None:
     """
     for folder in cache.glob("*.*"):
         if found := UNFINISHED.fullmatch(folder.name):
-            is_ours = found["machine"] == _machine()
+            is_ours = found["machine"] == MACHINE
             is_old = time.time() - folder.stat().st_mtime > LONG
             if is_old or (is_ours and not is_running(int(found["process"]))):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether every file exists and is unchanged."""
+    """Return whether all files of a folder exist and are unchanged."""
     return damage(folder) is None
 
 
@@ -90,7 +88,9 @@ def damage(folder: Path) -> str | None:
 
 
 def _damage_of_files(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
-    known = _verified(folder)
+    known: dict[str, list[int]] = {}
+    with suppress(OSError, ValueError):
+        known = read_json(folder / VERIFIED)
     states = {name: state_of(folder / name) for name in files if (folder / name).is_file()}
     for name, written in files.items():
         if name not in states:
@@ -111,14 +111,13 @@ def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
         file.name: {"bytes": file.stat().st_size, "sha256": sha256_of_file(file)} for file in files
     }
     whole = {**metadata, "files": hashes}
-    text = json.dumps({**whole, "sha256": _hash_of(whole)}, indent=2, ensure_ascii=False)
-    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / METADATA, {**whole, "sha256": _hash_of(whole)})
     _remember(folder, {file.name: state_of(file) for file in files})
 
 
-def read_metadata(folder: Path) -> dict:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Read what `write_metadata` wrote."""
-    return json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    return read_object(folder / METADATA)
 
 
 def state_of(file: Path) -> list[int]:
@@ -128,21 +127,10 @@ def state_of(file: Path) -> list[int]:
 
 
 def _hash_of(metadata: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
-
-
-def _verified(folder: Path) -> dict[str, list[int]]:
-    try:
-        return json.loads((folder / VERIFIED).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return digest(json.dumps(metadata, sort_keys=True).encode())
 
 
 def _remember(folder: Path, states: dict[str, list[int]]) -> None:
     """Record that files were verified; in a read-only folder they are hashed each time instead."""
-    temporary = folder / f".{uuid.uuid4().hex}"
-    try:
-        temporary.write_text(json.dumps(states), "utf-8")
-        temporary.replace(folder / VERIFIED)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_json(folder / VERIFIED, states)

@@ -1,5 +1,7 @@
 """Windows of a token file, gathered one batch at a time."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Int64
@@ -17,11 +19,13 @@ def count_windows(tokens: int, context_length: int, *, stride: int) -> int:
     return max(0, (tokens - context_length - 1) // stride + 1)
 
 
+@dataclass(eq=False)
 class TrainingWindows(Dataset[Batch]):
     """The sliding windows of training; the target of each token is the next one."""
 
-    def __init__(self, file: TokenFile, context_length: int, *, stride: int) -> None:
-        self.file, self.context_length, self.stride = file, context_length, stride
+    file: TokenFile
+    context_length: int
+    stride: int
 
     def __len__(self) -> int:
         return count_windows(len(self.file), self.context_length, stride=self.stride)
@@ -40,15 +44,15 @@ class TrainingWindows(Dataset[Batch]):
         return shifted(torch.from_numpy(views[starts].astype(np.int64)))
 
 
+@dataclass(eq=False)
 class ValidationWindows(Dataset[Batch]):
     """The adjacent windows of validation: each token but the first is a target exactly once.
 
-    The last window is padded with ignored targets. All targets of windows beyond it are ignored;
-    they give all devices of a parallel run equally many batches.
+    The last window is padded with ignored targets. All targets of windows beyond it are ignored.
     """
 
-    def __init__(self, file: TokenFile, context_length: int) -> None:
-        self.file, self.context_length = file, context_length
+    file: TokenFile
+    context_length: int
 
     def __len__(self) -> int:
         return -(-(len(self.file) - 1) // self.context_length)

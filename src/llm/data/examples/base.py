@@ -4,40 +4,36 @@ import json
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from inspect import Parameter, Signature, signature
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from llm.data import data_fingerprint
-from llm.data.base import Batch, DataModule, at_least
+from llm.data.base import DataModule, at_least
+from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.collation import Encoded, Packing, Padding
-from llm.data.examples.messages import unused_fields
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Columns, Layout, Paths, is_here, title
+from llm.data.record_reader import Columns, Layout, Paths, Record, is_here, read_records, title
 from llm.data.split import split_examples
 from llm.nn.ignore_index import IGNORE_INDEX
-from llm.tokenizers.base import Tokenizer, fit
-
-TokenizerSpec = Tokenizer | Callable[[Iterable[str]], Tokenizer]
+from llm.tokenizers.base import TokenizerSpec, fit
 
 
 class ExamplesDataModule(DataModule):
     """A data module of examples in memory; the length of a batch is that of its longest row.
 
-    A subclass defines how examples are read (`read_file`), which texts they have (`texts`), and how they are
-    encoded (`encode`) and collated (`collate`). Its constructor lists its own parameters and passes the others as
-    `**shared`.
+    A subclass defines how rows of a file become examples (`parse`), which texts these have (`texts`), and how they
+    are encoded (`encode`) and collated (`collate`).
 
     Args:
         path: a JSON, JSON lines, CSV or TSV file, several files, or a download.
         tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: maximum number of tokens in a row.
         collation: how examples become rows, and rows batches.
-        batch_size: B, rows in a batch of all devices together.
         columns: as for Layout: a mapping from our names of fields to those in the files, or the column names of a
             file without a header.
         delimiter: as for Layout.
@@ -48,14 +44,14 @@ class ExamplesDataModule(DataModule):
         test_fraction: share of the examples for the test.
         validation_path: separate files for validation; then `path` is not split for it.
         test_path: separate files for the test; then `path` is not split for it.
-        seed: seed of the training order.
-        workers: number of processes that gather batches.
-        split_seed: seed of the split; None uses `seed`.
+        shared: the arguments of `DataModule`.
 
     Attributes:
         kind: name of the examples in messages.
         may_pack: whether a row may have several examples.
-        raw: the examples of each part as read. Available after `setup`, as the others.
+        averages_tokens: whether a loss is averaged over tokens, so that it depends on the tokenizer.
+        special_tokens: names of special tokens that the tokenizer must have.
+        raw: the examples of each part as read. Available after `setup`, as are the others.
         encoded: the rows of each part.
         skipped: number of malformed rows left out.
         unused: for each field that is not read, the number of rows in which it is not blank.
@@ -68,15 +64,8 @@ class ExamplesDataModule(DataModule):
 
     kind: ClassVar[str] = "examples"
     may_pack: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Replace `**shared` in the signature of a subclass by the parameters of the parent class.
-
-        A config is checked against the signature, so the signature must name every parameter.
-        """
-        super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            cls.__signature__ = joined_signature(cls)
+    averages_tokens: ClassVar[bool] = True
+    special_tokens: Sequence[str] = ()
 
     def __init__(
         self,
@@ -85,7 +74,6 @@ class ExamplesDataModule(DataModule):
         tokenizer: TokenizerSpec,
         context_length: int,
         collation: Padding,
-        batch_size: int = 8,
         columns: Columns = None,
         delimiter: str | None = None,
         encoding: str | None = None,
@@ -95,27 +83,19 @@ class ExamplesDataModule(DataModule):
         test_fraction: float = 0.1,
         validation_path: Paths | None = None,
         test_path: Paths | None = None,
-        seed: int = 0,
-        workers: int = 0,
-        split_seed: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
+        super().__init__(**shared)
         self.layout = Layout(columns, delimiter, encoding, quoting)
-        self.split_seed = seed if split_seed is None else split_seed
         self.files = {"train": path, "validation": validation_path, "test": test_path}
         self.spec, self.collation = tokenizer, collation
         self.context_length = at_least("context_length", context_length, least=1)
-        self.malformed: Literal["stop", "skip"] = Malformed(malformed).policy
+        self.malformed: Literal["stop", "skip"] = malformed
         self.fractions = {"validation": validation_fraction, "test": test_fraction}
-        for part, fraction in self.fractions.items():
-            if not 0 <= fraction < 1:
-                raise ValueError(
-                    f"{part}_fraction={fraction} is out of range; use 0 or more and less than 1"
-                )
-        if sum(self.fractions.values()) >= 1:
+        if min(self.fractions.values()) < 0 or sum(self.fractions.values()) >= 1:
             raise ValueError(
-                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} leave "
-                "nothing to train on; use a sum less than 1"
+                f"validation_fraction={validation_fraction} and test_fraction={test_fraction} are out of range or "
+                "leave nothing to train on; use 0 or more for each, and a sum less than 1"
             )
         if isinstance(collation, Packing) and not self.may_pack:
             raise ValueError(
@@ -130,8 +110,12 @@ class ExamplesDataModule(DataModule):
     # Abstract members, and hooks with defaults
 
     @abstractmethod
-    def read_file(self, path: Paths, malformed: Malformed) -> Iterable[Any]:
-        """Yield the examples of files, each with its file and line, `where`; add other rows to `malformed`."""
+    def parse(self, row: Record) -> Any:
+        """Return a row of a file as an example, which has the file and line, `where`.
+
+        Raises:
+            ValueError: the row cannot be used.
+        """
 
     @abstractmethod
     def texts(self, example: Any) -> Iterable[str]:
@@ -153,10 +137,6 @@ class ExamplesDataModule(DataModule):
         """Return settings that the rows depend on, such as the template, as plain data."""
         return None
 
-    def counted_in(self) -> dict[str, object]:
-        """Return the units that a loss is averaged over, as plain data: by default the tokenizer's tokens."""
-        return {"tokenizer": data_fingerprint.of_tokenizer(self.tokenizer)}
-
     def content(self, example: Any) -> object:
         """Return the content of an example as plain data, without `where`."""
         return example[1:]
@@ -169,13 +149,12 @@ class ExamplesDataModule(DataModule):
         """Return the examples to use, before they are split."""
         return parts
 
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """Names of special tokens that the tokenizer must have."""
+    def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
+        """Return the names of fields that are not blank and that `parse` does not read, for a warning."""
         return ()
 
     def blank(self, example: Encoded) -> Encoded:
-        """Return the example with all targets ignored; it pads the last batch to equal numbers for all devices."""
+        """Return the example with all targets ignored: it stands for a row beyond the end."""
         ignored = {
             name: [IGNORE_INDEX] * len(example[name])
             for name in ("targets", "labels")
@@ -194,17 +173,25 @@ class ExamplesDataModule(DataModule):
         """Return the examples of each part."""
         malformed = Malformed(self.malformed)
         given = {
-            part: list(self.read_file(path, malformed))
+            part: list(self._read_files(path, malformed))
             for part, path in self.files.items()
             if path is not None
         }
         self.skipped = malformed.close(self.kind, sum(map(len, given.values())))
         self._warn_unused()
         parts = self._split(self.select(given))
-        for part in ("train", "validation"):
-            self._require(part, parts[part])
+        self._require_parts(parts)
         self._warn_shared(parts, [part for part in given if part != "train"])
         return parts
+
+    def _read_files(self, path: Paths, malformed: Malformed) -> Iterator[Any]:
+        for row in read_records(path, self.layout, malformed=malformed):
+            try:
+                yield self.parse(row)
+            except ValueError as error:
+                malformed.add(row.where, str(error))
+            else:
+                self.unused.update(self.unread(row.values))
 
     def _warn_shared(self, parts: Mapping[str, Sequence[Any]], held_out: Iterable[str]) -> None:
         """Warn if separate files have examples of the training part."""
@@ -221,12 +208,7 @@ class ExamplesDataModule(DataModule):
                     stacklevel=2,
                 )
 
-    def note_unused(self, values: Mapping[str, Any], used: Collection[str]) -> None:
-        """Count the fields of a row that are not blank and not used."""
-        self.unused.update(unused_fields(values, used))
-
     def _warn_unused(self) -> None:
-        """Warn about fields that are not read."""
         if self.unused:
             fields = [f"{name} ({count:,} rows)" for name, count in self.unused.items()]
             warnings.warn(
@@ -243,12 +225,13 @@ class ExamplesDataModule(DataModule):
         )
         return given | {part: [examples[index] for index in own] for part, own in indices.items()}
 
-    def _require(self, part: str, examples: Sequence[Any]) -> None:
-        if not examples:
-            raise DataError(
-                f"{self.title}: no {self.kind} are left for the {part} part; give more of them, or change "
-                "data.validation_fraction and data.test_fraction"
-            )
+    def _require_parts(self, parts: Mapping[str, Sequence[Any]]) -> None:
+        for part in ("train", "validation"):
+            if not parts[part]:
+                raise DataError(
+                    f"{self.title}: no {self.kind} are left for the {part} part; give more of them, or change "
+                    "data.validation_fraction and data.test_fraction"
+                )
 
     def setup(self, stage: str | None = None) -> None:
         """Train or extend the tokenizer and encode every part, once."""
@@ -256,18 +239,26 @@ class ExamplesDataModule(DataModule):
         if self.encoded:
             return
         texts = (text for example in self.raw["train"] for text in self.texts(example))
-        self.tokenizer = fit(self.spec, texts)
-        if self.special_tokens:
-            self.tokenizer = self.tokenizer.with_special_tokens(self.special_tokens)
+        self.tokenizer = fit(self.spec, texts).with_special_tokens(self.special_tokens)
         malformed = Malformed(self.malformed)
         self.encoded = {part: self._encode_part(part, malformed) for part in self.raw}
         self.skipped += malformed.close(self.kind, sum(map(len, self.raw.values())))
-        for part in ("train", "validation"):
-            self._require(part, self.raw[part])
+        self._require_parts(self.raw)
+        self._measure()
+        self._hash()
+
+    def _measure(self) -> None:
+        rows = [len(row["tokens"]) for row in self.encoded["train"]]
+        self.tokens_per_row = sum(rows) / len(rows)
+        longest = max(self.rows_of_a_model("train"), key=lambda row: len(row["tokens"]))
+        self.longest_row = self.collation.width([longest], self.context_length)
+        texts = (text for example in self.raw["validation"] for text in self.texts(example))
+        self.validation_bytes = sum(len(text.encode()) for text in texts)
+
+    def _hash(self) -> None:
         contents = {part: list(map(self.content, own)) for part, own in self.raw.items()}
-        content = json.dumps(contents)
         settings = {
-            "examples": data_fingerprint.digest(content.encode()),
+            "examples": data_fingerprint.digest(json.dumps(contents).encode()),
             "settings": self.settings(),
             "collation": [type(self.collation).__name__, vars(self.collation)],
             "tokenizer": data_fingerprint.of_tokenizer(self.spec),
@@ -278,9 +269,10 @@ class ExamplesDataModule(DataModule):
         self.fingerprint = data_fingerprint.of_settings(settings)
         held_out = [contents.get(part, []) for part in self.fractions]
         self.corpus = data_fingerprint.digest(json.dumps(held_out).encode())[:24]
-        self.vocabulary = data_fingerprint.of_settings(
-            {"settings": self.settings(), **self.counted_in()}
-        )
+        units = {"settings": self.settings()}
+        if self.averages_tokens:
+            units["tokenizer"] = data_fingerprint.of_tokenizer(self.tokenizer)
+        self.vocabulary = data_fingerprint.of_settings(units)
 
     def _encode_part(self, part: str, malformed: Malformed) -> list[Encoded]:
         """Return the rows of a part; examples that cannot be encoded are malformed and removed from `raw`."""
@@ -294,6 +286,23 @@ class ExamplesDataModule(DataModule):
         self.raw[part] = fitting
         return self.collation.arrange(encoded, self.context_length)
 
+    def require_fit(self, what: str, *, prompt: int, tokens: int) -> None:
+        """Raise an error if a conversation is longer than the context; its last token is only a target.
+
+        Args:
+            what: the name of the conversation.
+            prompt: number of tokens of the prompt.
+            tokens: number of tokens in total.
+
+        Raises:
+            ValueError: it is longer.
+        """
+        if tokens - 1 > self.context_length:
+            raise ValueError(
+                f"{what} have {prompt} + {tokens - prompt} tokens, which do not fit "
+                f"context_length={self.context_length}"
+            )
+
     # Sizes and descriptions
 
     @property
@@ -302,39 +311,18 @@ class ExamplesDataModule(DataModule):
         return title(self.files["train"] or "")
 
     @property
-    def tokens_per_row(self) -> float:
-        """Training tokens in a row, on average."""
-        rows = self.encoded["train"]
-        return sum(len(row["tokens"]) for row in rows) / max(len(rows), 1)
-
-    @property
-    def validation_bytes(self) -> int:
-        """Size of the texts of the validation part, in UTF-8 bytes."""
-        examples = self.raw["validation"]
-        return sum(len(text.encode()) for each in examples for text in self.texts(each))
-
-    @property
     def is_at_hand(self) -> bool:
         """Whether all files are on this machine."""
         return all(is_here(path) for path in self.files.values() if path is not None)
 
-    @property
-    def longest_row(self) -> int:
-        """Tokens in the longest training row, with padding."""
-        longest = max(self.rows_of_a_model("train"), key=lambda row: len(row["tokens"]))
-        return self.collation.width([longest], self.context_length)
-
     def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
-        """Return the rows of a part, as a model reads them."""
+        """Return the rows of a part as a model reads them: one or several for an example."""
         return self.encoded[part]
 
-    def training_sampler(self, start: int, *, rank: int, world_size: int) -> Sampler:
-        """Return the sampler of the collation, from batch `start` on."""
+    def training_sampler(self, **order: int) -> Sampler:
+        """Return the sampler of the collation; `order` is the rest of its arguments."""
         lengths = [len(row["tokens"]) for row in self.encoded["train"]]
-        sampler = self.collation.sampler(lengths)
-        return sampler(
-            self.batch_size, seed=self.seed, start=start, rank=rank, world_size=world_size
-        )
+        return self.collation.sampler(lengths, self.batch_size, **order)
 
     def describe(self) -> str:
         """Return a description of the data in one line."""
@@ -353,16 +341,7 @@ class ExamplesDataModule(DataModule):
         return Examples(rows, collate=self.collate, blank=self.blank) if rows else None
 
 
-def joined_signature(cls: type) -> Signature:
-    """Return the signature of a constructor, with its parent's parameters in place of `**shared`."""
-    own = [*signature(vars(cls)["__init__"]).parameters.values()][1:]
-    if not own or own[-1].kind is not Parameter.VAR_KEYWORD:
-        return Signature(own)
-    names = {parameter.name for parameter in own}
-    parent = signature(cls.__base__).parameters.values()  # pyright: ignore[reportArgumentType]
-    return Signature([*own[:-1], *(each for each in parent if each.name not in names)])
-
-
+@dataclass(eq=False)
 class Examples(Dataset[Batch]):
     """A dataset of rows in memory, gathered one batch at a time.
 
@@ -372,14 +351,9 @@ class Examples(Dataset[Batch]):
         blank: returns an example with all targets ignored, for indices beyond the end.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Encoded],
-        *,
-        collate: Callable[[Sequence[Encoded]], Batch],
-        blank: Callable[[Encoded], Encoded],
-    ) -> None:
-        self.rows, self.collate, self.blank = rows, collate, blank
+    rows: Sequence[Encoded]
+    collate: Callable[[Sequence[Encoded]], Batch]
+    blank: Callable[[Encoded], Encoded]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,8 +6,7 @@ padding after it, and the targets of padding are ignored.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 
@@ -68,9 +67,9 @@ class Padding:
         """Return the rows of examples, none longer than the context."""
         return list(examples)
 
-    def sampler(self, lengths: Sequence[int]) -> Callable[..., TrainingSampler]:
-        """Return a constructor of the sampler for rows of these lengths, without batch size and seed."""
-        return partial(TrainingSampler, len(lengths))
+    def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
+        """Return a sampler of rows of these lengths; `order` is the rest of a TrainingSampler's arguments."""
+        return TrainingSampler(len(lengths), batch_size, **order)
 
     def batch(self, rows: Sequence[Encoded], context_length: int) -> Batch:
         """Return rows as tensors, (B, T) int64 each.
@@ -92,7 +91,7 @@ class LengthGrouped(Padding):
 
     Args:
         multiple: as for Padding.
-        group: number of batches that are sorted together; more need less padding but mix less.
+        group: number of batches that are sorted together. A larger number needs less padding, and mixes less.
 
     Raises:
         ValueError: the group or the multiple is less than 1.
@@ -104,9 +103,9 @@ class LengthGrouped(Padding):
             raise ValueError(f"group={group} is too small; use 1 (no grouping) or more")
         self.group = group
 
-    def sampler(self, lengths: Sequence[int]) -> Callable[..., TrainingSampler]:
-        """Return a constructor of the sampler, which sorts the rows of every `group` batches by length."""
-        return partial(LengthGroupedSampler, lengths, group=self.group)
+    def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
+        """Return a sampler that sorts the rows of every `group` batches by length."""
+        return LengthGroupedSampler(lengths, batch_size, group=self.group, **order)
 
 
 class Packing(Padding):

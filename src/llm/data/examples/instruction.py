@@ -1,21 +1,17 @@
 """The data module of instructions with responses, and of conversations."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
-from llm.data.base import Batch
+from llm.data.corpora.windows import Batch
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Encoded
-from llm.data.examples.messages import messages_of, optional_text_of, text_of
-from llm.data.examples.shapes import INSTRUCTION, PROMPT, record_shape, unknown_shape
+from llm.data.examples.messages import messages_of, optional_text_of, text_of, unused_fields
+from llm.data.examples.shapes import INSTRUCTION, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
-from llm.data.malformed import Malformed
-from llm.data.record_reader import Paths, Record, read_records
+from llm.data.record_reader import Record
 from llm.nn.ignore_index import IGNORE_INDEX
-
-# The field of the answer, by shape; in other shapes the answer is the last message.
-ANSWERS = {INSTRUCTION.name: "output", PROMPT.name: "completion"}
 
 
 class Demonstration(NamedTuple):
@@ -77,25 +73,46 @@ class InstructionDataModule(ExamplesDataModule):
         if loss_on not in ("response", "all"):
             raise ValueError(f"loss_on={loss_on} is unknown; use response or all")
         self.template, self.loss_on = template, loss_on
+        self.special_tokens = template.special_tokens
 
-    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Demonstration]:
-        """Yield the rows of files as conversations."""
-        for row in read_records(path, self.layout, malformed=malformed):
-            try:
-                yield conversation_of(row, self.template)
-            except ValueError as error:
-                malformed.add(row.where, str(error))
-            else:
-                self.note_unused(row.values, conversation_fields(row.values))
+    def parse(self, row: Record) -> Demonstration:
+        """Return a row of any shape as a conversation, up to the last answer to learn.
+
+        Raises:
+            ValueError: the row has none of the shapes, or no answer to learn.
+        """
+        values, shape = row.values, record_shape(row.values)
+        if shape is None:
+            raise unknown_shape(values, ("instruction", "output"))
+        messages = shape.read(values, self.template)
+        if shape.answer:
+            messages += answer_of(values, shape.answer)
+        self.template.require(messages)
+        if messages[-1].role != "assistant":
+            raise ValueError(
+                "the last message is not the assistant's, so there is no answer to learn"
+            )
+        learned = [at for at, m in enumerate(messages) if m.role == "assistant" and m.learned]
+        if not learned:
+            raise ValueError(
+                "the assistant's messages have weight 0, so there is no answer to learn"
+            )
+        messages = messages[: learned[-1] + 1]
+        if shape is INSTRUCTION:
+            context = optional_text_of(values, "input")
+            return Demonstration(row.where, messages, text_of(values, "instruction"), context)
+        questions = [message.content for message in messages if message.role == "user"]
+        return Demonstration(row.where, messages, questions[-1], "")
+
+    def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
+        """Return the names of fields that are not blank and that `parse` does not read."""
+        shape = record_shape(values)
+        assert shape is not None
+        return unused_fields(values, (shape.name, *shape.optional, shape.answer))
 
     def texts(self, example: Demonstration) -> Iterable[str]:
         """Return the whole conversation as text, without special tokens."""
         return [self.template.ordinary_text(example.messages)]
-
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """The special tokens of the template."""
-        return self.template.special_tokens
 
     def content(self, example: Demonstration) -> object:
         """Return the conversation, in which messages that are not learned are marked."""
@@ -117,12 +134,8 @@ class InstructionDataModule(ExamplesDataModule):
         tokens, is_response = self.template.encode(example.messages, self.tokenizer)
         if self.loss_on == "all" and not all(message.learned for message in example.messages):
             raise ValueError("a message has weight 0; use data.loss_on=response")
-        if len(tokens) - 1 > self.context_length:
-            prompt = is_response.index(True)
-            raise ValueError(
-                f"prompt and response have {prompt} + {len(tokens) - prompt} tokens, which do not fit "
-                f"context_length={self.context_length}"
-            )
+        prompt = is_response.index(True)
+        self.require_fit("prompt and response", prompt=prompt, tokens=len(tokens))
         mask = is_response if self.loss_on == "response" else [True] * len(tokens)
         targets = [
             token if learned else IGNORE_INDEX for token, learned in zip(tokens, mask, strict=True)
@@ -137,40 +150,6 @@ class InstructionDataModule(ExamplesDataModule):
         """Return the numbers of training tokens and rows."""
         tokens = round(self.train_rows * self.tokens_per_row)
         return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
-
-
-def conversation_of(row: Record, template: ChatTemplate) -> Demonstration:
-    """Return a row of any shape as a conversation, up to the last answer to learn.
-
-    Raises:
-        ValueError: the row has none of the shapes, or no answer to learn.
-    """
-    values, shape = row.values, record_shape(row.values)
-    if shape is None:
-        raise unknown_shape(values, ("instruction", "output"))
-    messages = shape.read(values, template)
-    if shape.name in ANSWERS:
-        messages += answer_of(values, ANSWERS[shape.name])
-    template.require(messages)
-    if messages[-1].role != "assistant":
-        raise ValueError("the last message is not the assistant's, so there is no answer to learn")
-    learned = [index for index, m in enumerate(messages) if m.role == "assistant" and m.learned]
-    if not learned:
-        raise ValueError("the assistant's messages have weight 0, so there is no answer to learn")
-    messages = messages[: learned[-1] + 1]
-    if shape is INSTRUCTION:
-        context = optional_text_of(values, "input")
-        return Demonstration(row.where, messages, text_of(values, "instruction"), context)
-    questions = [message.content for message in messages if message.role == "user"]
-    return Demonstration(row.where, messages, questions[-1], "")
-
-
-def conversation_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a row that `conversation_of` reads."""
-    shape = record_shape(values)
-    assert shape is not None
-    answer = (ANSWERS[shape.name],) if shape.name in ANSWERS else ()
-    return (shape.name, *shape.optional, *answer)
 
 
 def answer_of(values: Mapping[str, Any], key: str) -> list[Message]:

@@ -1,6 +1,6 @@
-"""The chat template of a published model: Jinja source, rendered as by Hugging Face's library.
+"""The chat template of a published model: Jinja source, rendered as Hugging Face's library does.
 
-It is untrusted code, so it runs in a sandbox in a separate process, see `llm.data.examples.jinja_worker`.
+It is untrusted code, so it runs in a sandbox in a separate process: see `llm.data.examples.jinja_worker`.
 """
 
 import json
@@ -47,17 +47,14 @@ class Renderer:
             ValueError: the template cannot be parsed, rejects the values, or needs too much time, memory or
                 text.
         """
-        return self._request(self._start(), values)
+        return self._request(self.start(), values)
 
-    def check(self) -> None:
-        """Check that the template can be parsed.
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Return the process, which is started if it does not run.
 
         Raises:
             ValueError: the template cannot be parsed.
         """
-        self._start()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
         if self._failure is not None:
             raise ValueError(self._failure)
         if self._process is not None and self._process.poll() is None:
@@ -102,11 +99,8 @@ class Renderer:
 
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a process and close its pipes."""
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    with process:
+        process.kill()
 
 
 def read_line(stream: IO[bytes], seconds: float) -> bytes:
@@ -136,11 +130,14 @@ def renderer(source: str, process_id: int) -> Renderer:
 
 
 class Hidden:
-    """A substitution that hides names of special tokens in messages from the template and the tokenizer.
+    """A conversation whose messages hide names of special tokens from the template and the tokenizer.
 
     Args:
         tokenizer: the tokenizer of the special tokens.
-        messages: the messages of a conversation.
+        messages: the messages as written.
+
+    Attributes:
+        messages: the messages, with each name replaced by its index between two marks.
     """
 
     def __init__(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
@@ -155,27 +152,25 @@ class Hidden:
                 "the messages have all characters of Unicode's private use area; remove one of them"
             )
 
-    def hide(self, message: Message) -> Message:
-        """Return the message with each name replaced by its index between two marks."""
+        def hide(name: re.Match[str]) -> str:
+            return f"{self.mark}{self.names.index(name[0])}{self.mark}"
 
-        def number(match: re.Match[str]) -> str:
-            return f"{self.mark}{self.names.index(match[0])}{self.mark}"
-
-        return message._replace(content=self.special.sub(number, message.content))
+        self.messages = [
+            message._replace(content=self.special.sub(hide, message.content))
+            for message in messages
+        ]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a rendered text: names from the template are special tokens, hidden names are text."""
         if self.mark not in text:
             return self.tokenizer.encode(text, special=True)
+        hidden = f"{self.mark}([0-9]+){self.mark}"
         tokens: list[int] = []
         for part in re.split(f"({self.special.pattern})", text):
             token = self.tokenizer.special_tokens.get(part)
-            tokens += self.tokenizer.encode(self._shown(part)) if token is None else [token]
+            shown = re.sub(hidden, lambda match: self.names[int(match[1])], part)
+            tokens += self.tokenizer.encode(shown) if token is None else [token]
         return tokens
-
-    def _shown(self, text: str) -> str:
-        hidden = f"{self.mark}([0-9]+){self.mark}"
-        return re.sub(hidden, lambda match: self.names[int(match[1])], text)
 
 
 class AnswerSpan(NamedTuple):
@@ -217,7 +212,7 @@ class JinjaTemplate(ChatTemplate):
             raise ValueError(
                 f"source: has {len(self.text):,} characters; use a template with at most {LONGEST:,}"
             )
-        self._renderer.check()
+        self._renderer.start()
 
     @property
     def text(self) -> str:
@@ -247,9 +242,8 @@ class JinjaTemplate(ChatTemplate):
         """
         require_order(messages)
         hidden = Hidden(tokenizer, messages)
-        messages = [hidden.hide(message) for message in messages]
-        text = self._render(messages)
-        answers = list(self._answers(messages, text, special=hidden.special))
+        text = self._render(hidden.messages)
+        answers = list(self._answers(hidden, text))
         if messages[-1].role == "assistant":
             text = text[: answers[-1].end]
         return _tokens(text, answers, hidden=hidden)
@@ -263,20 +257,15 @@ class JinjaTemplate(ChatTemplate):
         require_order(messages)
         require_question(messages)
         hidden = Hidden(tokenizer, messages)
-        messages = [hidden.hide(message) for message in messages]
-        text = self._render(messages)
+        text = self._render(hidden.messages)
         try:
-            answers = list(self._answers(messages, text, special=hidden.special))
+            answers = list(self._answers(hidden, text))
         except ValueError:  # answers in a prompt are not learned, so their positions are not needed
             answers = []
         return _tokens(text, answers, hidden=hidden)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, with the beginning of an answer.
-
-        Raises:
-            ValueError: the roles do not alternate, or the template rejects the messages.
-        """
+        """Return the text of a conversation; after a user's message, with the beginning of an answer."""
         require_order(messages)
         return self._render(messages)
 
@@ -317,18 +306,18 @@ class JinjaTemplate(ChatTemplate):
             {**self.tokens, **given, **absent, "add_generation_prompt": is_prompt}
         )
 
-    def _answers(
-        self, messages: Sequence[Message], text: str, *, special: re.Pattern[str]
-    ) -> Iterator[AnswerSpan]:
+    def _answers(self, hidden: Hidden, text: str) -> Iterator[AnswerSpan]:
         """Yield the position of each answer in a rendered text.
 
         It starts where the prompt ends, and ends with the first special token after its content.
         """
-        for index, (role, content, learned) in enumerate(messages):
+        for index, (role, content, learned) in enumerate(hidden.messages):
             if role != "assistant":
                 continue
-            prompt = self._render(messages[:index])
-            start = _common(text, prompt)
+            prompt = self._render(hidden.messages[:index])
+            same = text.startswith(prompt)
+            common = prompt if same else os.path.commonprefix([text, prompt])  # noqa: RUF071 - texts
+            start = len(common)
             said = text.find(content.strip(), start)
             if start < len(prompt):
                 start = said
@@ -336,26 +325,14 @@ class JinjaTemplate(ChatTemplate):
                 raise ValueError(
                     "the model's chat template does not show where an answer begins; use another template"
                 )
-            found = special.search(text, said + len(content.strip()) if said >= 0 else start)
-            end = found.end() if found else self._end(messages[: index + 1], text)
-            yield AnswerSpan(start, end, learned)
-
-    def _end(self, messages: Sequence[Message], text: str) -> int:
-        """Return the position in a rendered text where the last of some messages ends."""
-        closed = self._render(messages)
-        if not text.startswith(closed):
-            raise ValueError(
-                "the model's chat template does not show where an answer ends; use another template"
-            )
-        return len(closed)
-
-
-def _common(text: str, other: str) -> int:
-    """Return the length of the common beginning of two texts."""
-    if text.startswith(other):
-        return len(other)
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((index for index, (ours, theirs) in pairs if ours != theirs), len(text))
+            behind = start if said < 0 else said + len(content.strip())
+            end_token = hidden.special.search(text, behind)
+            closed = self._render(hidden.messages[: index + 1]) if end_token is None else ""
+            if not text.startswith(closed):
+                raise ValueError(
+                    "the model's chat template does not show where an answer ends; use another template"
+                )
+            yield AnswerSpan(start, end_token.end() if end_token else len(closed), learned)
 
 
 def _tokens(

@@ -5,19 +5,19 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from llm.data.base import Batch
+from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Encoded, attended
-from llm.data.malformed import Malformed
-from llm.data.record_reader import Paths, Record, read_records, title
+from llm.data.record_reader import Record, title
+from llm.data.split import indices_by_group
 
 Balance = Literal["none", "undersample", "weights"]
 Repeats = Literal["text", "letters"]
@@ -68,6 +68,7 @@ class LabelledDataModule(ExamplesDataModule):
     """
 
     kind = "texts"
+    averages_tokens = False
 
     def __init__(
         self,
@@ -125,19 +126,16 @@ class LabelledDataModule(ExamplesDataModule):
                 stacklevel=2,
             )
 
-    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Example]:
-        """Yield the texts of files with their labels."""
-        for row in read_records(path, self.layout, malformed=malformed):
-            try:
-                yield self._example(row)
-            except ValueError as error:
-                malformed.add(row.where, str(error))
-
     def group(self, example: Example) -> str:
         """Return the class of an example; each part has the same share of every class."""
         return example.label
 
-    def _example(self, row: Record) -> Example:
+    def parse(self, row: Record) -> Example:
+        """Return the text and the label of a row.
+
+        Raises:
+            ValueError: one is missing or of a wrong type, or the label is not one of `classes`.
+        """
         for name, parameter in ((self.text, "text"), (self.label, "label")):
             if row.values.get(name) is None:
                 there = ", ".join(row.values) or "none"
@@ -199,10 +197,6 @@ class LabelledDataModule(ExamplesDataModule):
     def settings(self) -> object:
         """Return the classes, and whether they are weighted."""
         return {"classes": self.classes, "weights": self.balance == "weights"}
-
-    def counted_in(self) -> dict[str, object]:
-        """Return an empty dictionary: a loss is averaged over texts, whatever the tokenizer."""
-        return {}
 
     # Encoding
 
@@ -323,11 +317,9 @@ def letters_of(text: str) -> str:
 def undersampled(examples: Sequence[Example], seed: int) -> list[Example]:
     """Return as many examples of each class as the smallest has, drawn at random, in order."""
     random = np.random.default_rng(seed)
-    indices: dict[str, list[int]] = {}
-    for index, example in enumerate(examples):
-        indices.setdefault(example.label, []).append(index)
-    size = min(map(len, indices.values()))
-    chosen = [random.choice(own, size, replace=False) for own in indices.values()]
+    classes = indices_by_group([example.label for example in examples]).values()
+    size = min(map(len, classes))
+    chosen = [random.choice(own, size, replace=False) for own in classes]
     return [examples[index] for index in sorted(np.concatenate(chosen).tolist())]
 
 

@@ -1,19 +1,20 @@
 """The data module of preference pairs: a chosen and a rejected response to a prompt."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from llm.data.base import Batch
+from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Encoded, attended
-from llm.data.examples.messages import is_transcript, messages_of, text_of
+from llm.data.examples.messages import is_transcript, messages_of, text_of, unused_fields
 from llm.data.examples.shapes import PROMPT, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
-from llm.data.malformed import Malformed
-from llm.data.record_reader import Paths, Record, read_records, title
+from llm.data.record_reader import Record, title
 from llm.nn.ignore_index import IGNORE_INDEX
+
+FIELDS = ("prompt", "chosen", "rejected")
 
 
 class Pair(NamedTuple):
@@ -55,26 +56,52 @@ class PreferenceDataModule(ExamplesDataModule):
     """
 
     kind = "preference pairs"
+    averages_tokens = False
 
     def __init__(
         self, *, template: ChatTemplate, ignored: Sequence[str] = (), **shared: Any
     ) -> None:
         super().__init__(**shared)
-        self.template = template
-        self.ignored = frozenset(ignored)
+        self.template, self.ignored = template, ignored
+        self.special_tokens = template.special_tokens
         self.equal = 0
 
     # Reading
 
-    def read_file(self, path: Paths, malformed: Malformed) -> Iterator[Pair]:
-        """Yield the pairs of files."""
-        for row in read_records(path, self.layout, malformed=malformed):
-            try:
-                yield as_pair(row, self.template)
-            except ValueError as error:
-                malformed.add(row.where, str(error))
-            else:
-                self.note_unused(row.values, {*pair_fields(row.values), *self.ignored})
+    def parse(self, row: Record) -> Pair:
+        """Return a row of a file as a pair.
+
+        Raises:
+            ValueError: a field is missing, empty or of a wrong type.
+        """
+        values, shape = row.values, record_shape(row.values)
+        if not {"chosen", "rejected"} & {*values}:
+            raise unknown_shape(values, FIELDS)
+        chosen, rejected = response_of(values, "chosen"), response_of(values, "rejected")
+        if len(chosen) > 1 or len(rejected) > 1:
+            prompt = chosen[:-1]
+            if rejected[:-1] != prompt:
+                raise ValueError("chosen and rejected differ in more than the last answer")
+            if shape is PROMPT and not same(PROMPT.read(values, self.template), prompt):
+                raise ValueError(
+                    "prompt differs from the beginning of chosen and rejected; remove one of them"
+                )
+        elif shape is None:
+            raise unknown_shape(values, FIELDS)
+        else:
+            prompt = shape.read(values, self.template)
+        self.template.require(prompt)
+        if prompt[-1].role not in ("user", "tool"):
+            raise ValueError(
+                "the last message is not the user's, so there is nothing to respond to"
+            )
+        return Pair(row.where, prompt, chosen[-1].content, rejected[-1].content)
+
+    def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
+        """Return the names of fields that are not blank, not read and not ignored."""
+        shape = record_shape(values)
+        prompt = () if shape is None else (shape.name, *shape.optional)
+        return unused_fields(values, (*prompt, "chosen", "rejected", *self.ignored))
 
     def select(self, parts: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
         """Return the pairs whose responses differ."""
@@ -96,11 +123,6 @@ class PreferenceDataModule(ExamplesDataModule):
             for response in (example.chosen, example.rejected)
         ]
 
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """The special tokens of the template."""
-        return self.template.special_tokens
-
     def content(self, example: Pair) -> object:
         """Return the prompt's messages and the responses."""
         return [[message[:2] for message in example.prompt], *example[2:]]
@@ -108,10 +130,6 @@ class PreferenceDataModule(ExamplesDataModule):
     def settings(self) -> object:
         """Return the template."""
         return asdict(self.template)  # pyright: ignore[reportArgumentType]
-
-    def counted_in(self) -> dict[str, object]:
-        """Return an empty dictionary: a loss is averaged over pairs, whatever the tokenizer."""
-        return {}
 
     # Encoding
 
@@ -129,11 +147,8 @@ class PreferenceDataModule(ExamplesDataModule):
     def _encode(self, what: str, *, prompt: Sequence[Message], response: str) -> Encoded:
         tokens, _ = self.template.encode([*prompt, Message("assistant", response)], self.tokenizer)
         start = len(self.template.encode_prompt(prompt, self.tokenizer))
-        if len(tokens) - 1 > self.context_length:
-            raise ValueError(
-                f"the prompt and the {what} response have {start} + {len(tokens) - start} tokens, "
-                f"which do not fit context_length={self.context_length}"
-            )
+        what = f"the prompt and the {what} response"
+        self.require_fit(what, prompt=start, tokens=len(tokens))
         return {"tokens": tokens[:-1], "targets": [IGNORE_INDEX] * (start - 1) + tokens[start:]}
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
@@ -158,33 +173,6 @@ def halves(example: Encoded) -> tuple[Encoded, Encoded]:
     return {n: example[n][:second] for n in names}, {n: example[n][second:] for n in names}
 
 
-def as_pair(row: Record, template: ChatTemplate) -> Pair:
-    """Return a row of a file as a pair.
-
-    Raises:
-        ValueError: a field is missing, empty or of a wrong type.
-    """
-    values = row.values
-    if not {"chosen", "rejected"} & {*values}:
-        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
-    chosen, rejected = response_of(values, "chosen"), response_of(values, "rejected")
-    shape = record_shape(values)
-    if len(chosen) > 1 or len(rejected) > 1:
-        prompt, chosen, rejected = split_pair(chosen, rejected)
-        if shape is PROMPT and not same(PROMPT.read(values, template), prompt):
-            raise ValueError(
-                "prompt differs from the beginning of chosen and rejected; remove one of them"
-            )
-    elif shape is None:
-        raise unknown_shape(values, ("prompt", "chosen", "rejected"))
-    else:
-        prompt = shape.read(values, template)
-    template.require(prompt)
-    if prompt[-1].role not in ("user", "tool"):
-        raise ValueError("the last message is not the user's, so there is nothing to respond to")
-    return Pair(row.where, prompt, chosen[0].content, rejected[0].content)
-
-
 def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     """Return a response: text, a message, or the messages or the transcript of a whole conversation.
 
@@ -203,28 +191,6 @@ def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     return messages
 
 
-PromptAndResponses = tuple[list[Message], list[Message], list[Message]]
-
-
-def split_pair(chosen: list[Message], rejected: list[Message]) -> PromptAndResponses:
-    """Return the prompt that two conversations share, and the answers in which they differ.
-
-    Raises:
-        ValueError: the conversations differ before the last answer.
-    """
-    prompt = chosen[:-1]
-    if rejected[:-1] != prompt:
-        raise ValueError("chosen and rejected differ in more than the last answer")
-    return prompt, chosen[-1:], rejected[-1:]
-
-
 def same(given: list[Message], prompt: list[Message]) -> bool:
     """Return whether a prompt equals that of a conversation, with or without its system message."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]
-
-
-def pair_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a row that `as_pair` reads."""
-    shape = record_shape(values)
-    prompt = () if shape is None else (shape.name, *shape.optional)
-    return (*prompt, "chosen", "rejected")

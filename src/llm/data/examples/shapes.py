@@ -9,7 +9,6 @@ from llm.data.examples.messages import (
     messages_of,
     optional_text_of,
     text_of,
-    transcript_of,
     with_system,
 )
 from llm.data.examples.template import ChatTemplate, Message
@@ -22,13 +21,15 @@ class Shape(NamedTuple):
 
     Attributes:
         name: the field that identifies the shape.
-        optional: other fields that are read.
+        optional: other fields of the prompt.
         read: function that returns the messages of a row.
+        answer: the field of the answer; empty if the answer is the last message.
     """
 
     name: str
     optional: tuple[str, ...]
     read: Callable[[Values, ChatTemplate], list[Message]]
+    answer: str = ""
 
 
 def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
@@ -40,26 +41,25 @@ def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
     return [*before, *history, question]
 
 
-def _conversation(name: str) -> Callable[[Values, ChatTemplate], list[Message]]:
-    def read(values: Values, template: ChatTemplate) -> list[Message]:
-        return with_system(optional_text_of(values, "system"), messages_of(values[name]))
+def _messages(values: Values, template: ChatTemplate) -> list[Message]:
+    return with_system(optional_text_of(values, "system"), messages_of(values["messages"]))
 
-    return read
+
+def _conversations(values: Values, template: ChatTemplate) -> list[Message]:
+    return _messages({**values, "messages": values["conversations"]}, template)
 
 
 def _prompt(values: Values, template: ChatTemplate) -> list[Message]:
     prompt = values["prompt"]
     if isinstance(prompt, str) and not is_transcript(prompt):
-        messages = [Message("user", text_of(values, "prompt"))]
-    else:
-        messages = transcript_of(prompt) if isinstance(prompt, str) else messages_of(prompt)
-    return with_system(optional_text_of(values, "system"), messages)
+        prompt = [{"role": "user", "content": text_of(values, "prompt")}]
+    return _messages({**values, "messages": prompt}, template)
 
 
-MESSAGES = Shape("messages", ("system",), _conversation("messages"))
-CONVERSATIONS = Shape("conversations", ("system",), _conversation("conversations"))
-INSTRUCTION = Shape("instruction", ("input", "system", "history"), _instruction)
-PROMPT = Shape("prompt", ("system",), _prompt)
+MESSAGES = Shape("messages", ("system",), _messages)
+CONVERSATIONS = Shape("conversations", ("system",), _conversations)
+INSTRUCTION = Shape("instruction", ("input", "system", "history"), _instruction, "output")
+PROMPT = Shape("prompt", ("system",), _prompt, "completion")
 SHAPES = (MESSAGES, CONVERSATIONS, INSTRUCTION, PROMPT)
 
 
@@ -69,12 +69,7 @@ def record_shape(values: Values) -> Shape | None:
 
 
 def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
-    """Return the error for a row without a known shape, which proposes a mapping of its fields.
-
-    Args:
-        values: the row.
-        needed: our names of the fields, in the order of the proposal.
-    """
+    """Return the error for a row without a known shape, which proposes a mapping of its fields to `needed`."""
     missing = [name for name in needed if name not in values]
     theirs = [str(name) for name in values if name not in needed]
     names = theirs if len(theirs) >= len(missing) else ["…"] * len(missing)

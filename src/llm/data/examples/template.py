@@ -1,7 +1,7 @@
 """Chat templates: the text around the messages of a conversation, and the mask of the answers.
 
 A template consists of pieces, not of one format string, so the author of every token is known. Messages are
-encoded as plain text, so writing the name of the token that ends a turn does not end the turn.
+encoded as plain text, so the name of an end token in a message does not end the message.
 """
 
 import json
@@ -83,21 +83,27 @@ class ChatTemplate(ABC):
     ) -> tuple[list[int], list[bool]]:
         """Return the tokens of a conversation, and a mask of the tokens of answers to learn, ends included.
 
+        If the last message is not the assistant's, the tokens are those of `encode_prompt`.
+
         Raises:
             ValueError: the template cannot represent the messages.
         """
 
     @abstractmethod
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` returns.
 
         Raises:
-            ValueError: as `encode`, or the last message is not the user's.
+            ValueError: see `encode`, or the last message is not the user's.
         """
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, up to where the assistant begins."""
+        """Return the text of a conversation; after a user's message, up to where the assistant begins to write.
+
+        Raises:
+            ValueError: see `encode`.
+        """
 
     @abstractmethod
     def ordinary_text(self, messages: Sequence[Message]) -> str:
@@ -190,39 +196,44 @@ class Template(ChatTemplate):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and a mask of the tokens of answers to learn, ends included.
+        """Return the tokens and the mask, see `ChatTemplate.encode`.
 
         Raises:
             ValueError: the roles do not alternate, or the tokenizer lacks a special token.
         """
-        return self._encode(self._pieces(messages), tokenizer)
+        lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
+        if lacking:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(lacking)}; add them by with_special_tokens({lacking})"
+            )
+        tokens = list(tokenizer.ends[0])  # ids that a published model expects before every text
+        is_response = [False] * len(tokens)
+        for piece in self._pieces(messages):
+            new = tokenizer.encode(piece.text, special=piece.is_template)
+            tokens += new
+            is_response += [piece.is_response] * len(new)
+        return tokens, is_response
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` gives.
+        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` returns.
 
         Raises:
-            ValueError: as `encode`, or the last message is not the user's.
+            ValueError: see `encode`, or the last message is not the user's.
         """
-        return self._encode(self._prompt(messages), tokenizer)[0]
+        self.require(messages)
+        require_question(messages)
+        return self.encode(messages, tokenizer)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, up to where the assistant begins.
-
-        Raises:
-            ValueError: the roles do not alternate.
-        """
-        return "".join(piece.text for piece in self._written(messages))
+        """Return the text of a conversation; after a user's message, up to where the assistant begins to write."""
+        return "".join(piece.text for piece in self._pieces(messages))
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render` without special tokens, on which a tokenizer is trained.
-
-        Raises:
-            ValueError: the roles do not alternate.
-        """
+        """Return the text of `render` without special tokens, on which a tokenizer is trained."""
         names = "|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True)))
         return "".join(
             re.sub(names, "", piece.text) if piece.is_template and names else piece.text
-            for piece in self._written(messages)
+            for piece in self._pieces(messages)
         )
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
@@ -230,7 +241,7 @@ class Template(ChatTemplate):
         return tokenizer.special_tokens.get(self.end["assistant"])
 
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """Return the special tokens of the template, which all end an answer: a new turn also ends it."""
+        """Return the special tokens of the template: the start of another message ends an answer too."""
         return {tokenizer.special_tokens[name] for name in self.special_tokens}
 
     @property
@@ -278,42 +289,15 @@ class Template(ChatTemplate):
         self.require(messages)
         if self.system_message is not None and messages[0].role != "system":
             messages = [Message("system", self.system_message), *messages]
-        for index, message in enumerate(messages):
-            yield from self._message(message, is_first=index == 0)
-
-    def _message(self, message: Message, *, is_first: bool) -> Iterator[ConversationPiece]:
-        role, content, learned = message
-        answer = role == "assistant" and learned
-        opening = ("" if is_first else self.separator) + self.begin[role]
-        yield ConversationPiece(opening, is_template=True, is_response=False)
-        yield ConversationPiece(content, is_template=False, is_response=answer)
-        yield ConversationPiece(self.end[role], is_template=True, is_response=answer)
-
-    def _written(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
-        answered = messages and messages[-1].role == "assistant"
-        return self._pieces(messages) if answered else self._prompt(messages)
-
-    def _prompt(self, messages: Sequence[Message]) -> Iterator[ConversationPiece]:
-        yield from self._pieces(messages)
-        require_question(messages)
-        opening = self.separator + self.begin["assistant"]
-        yield ConversationPiece(opening, is_template=True, is_response=False)
-
-    def _encode(
-        self, pieces: Iterator[ConversationPiece], tokenizer: Tokenizer
-    ) -> tuple[list[int], list[bool]]:
-        lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
-        if lacking:
-            raise ValueError(
-                f"the tokenizer lacks {', '.join(lacking)}; add them by with_special_tokens({lacking})"
-            )
-        tokens = list(tokenizer.ends[0])  # ids that a published model expects before every text
-        is_response = [False] * len(tokens)
-        for piece in pieces:
-            new = tokenizer.encode(piece.text, special=piece.is_template)
-            tokens += new
-            is_response += [piece.is_response] * len(new)
-        return tokens, is_response
+        for index, (role, content, learned) in enumerate(messages):
+            is_answer = role == "assistant" and learned
+            opening = (self.separator if index else "") + self.begin[role]
+            yield ConversationPiece(opening, is_template=True, is_response=False)
+            yield ConversationPiece(content, is_template=False, is_response=is_answer)
+            yield ConversationPiece(self.end[role], is_template=True, is_response=is_answer)
+        if messages[-1].role != "assistant":
+            opening = self.separator + self.begin["assistant"]
+            yield ConversationPiece(opening, is_template=True, is_response=False)
 
 
 # A template in Jinja, with fields for: the beginning of a text, the default system message, the separator, the roles,

@@ -10,7 +10,7 @@ from llm.tasks.pretraining import Pretraining
 
 def task(**figures):
     made = Pretraining.__new__(Pretraining)
-    made.figures = {f"val/{name}": value for name, value in figures.items()}
+    made.metrics = {f"val/{name}": value for name, value in figures.items()}
     return made
 
 

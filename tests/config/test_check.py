@@ -4,6 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from llm.config.annotations import parameters
 from llm.config.check import check, check_nodes
 from llm.config.composed import Composed
 from llm.config.deferred import Deferred
@@ -255,3 +256,21 @@ def test_all_problems_come_at_once(problems):
     keys = [line.partition(":")[0] for line in found]
     expected = ["foo", "model.dim", "model.dmi", "seed", "weights.count", "weights.rate"]
     assert sorted(keys) == expected
+
+
+def test_shared_parameters_of_a_constructor_are_those_of_the_parent_class():
+    class Parent:
+        def __init__(self, a: int, *, b: str = "") -> None:
+            raise NotImplementedError
+
+    class Child(Parent):
+        def __init__(self, *, b: int = 3, c: float, **shared) -> None:
+            raise NotImplementedError
+
+    class Grandchild(Child):
+        pass
+
+    found = parameters(Grandchild)
+    assert list(found) == ["a", "b", "c"]
+    assert found["a"] == parameters(Parent)["a"]
+    assert (found["b"].annotation, found["b"].default) == (int, 3), "its own comes first"

@@ -101,15 +101,15 @@ def read(file):
 def test_a_tiny_model_learns_the_classes_and_writes_its_answers(learned, tmp_path):
     task, data = learned
     for part in ("val", "test"):
-        assert task.figures[f"{part}/balanced_accuracy"] > 0.95
-        assert task.figures[f"{part}/f1"] > 0.95
-        assert task.figures[f"{part}/loss"] < 0.3
+        assert task.metrics[f"{part}/balanced_accuracy"] > 0.95
+        assert task.metrics[f"{part}/f1"] > 0.95
+        assert task.metrics[f"{part}/loss"] < 0.3
 
     answers = read(tmp_path / "predictions.csv")
     assert [answer["row"] for answer in answers] == [e.where for e in data.raw["test"]]
     assert [answer["text"] for answer in answers] == [e.text for e in data.raw["test"]]
     right = [answer["label"] == answer["predicted"] for answer in answers]
-    assert sum(right) / len(right) == pytest.approx(task.figures["test/accuracy"])
+    assert sum(right) / len(right) == pytest.approx(task.metrics["test/accuracy"])
     for answer in answers:
         odds = {name: float(answer[f"p({name})"]) for name in data.classes}
         assert sum(odds.values()) == pytest.approx(1)
@@ -177,3 +177,15 @@ def test_a_model_of_another_number_of_classes_is_refused(make, rows):
     with pytest.raises(ValueError, match=told):
         make(num_classes=3).check(data)
     make(num_classes=2).check(data)
+
+
+@pytest.mark.parametrize("is_pretrained", [False, True])
+def test_pretrained_weights_are_advised_only_to_a_run_without_them(make, rows, is_pretrained):
+    task, data = make(), module(rows)
+    data.prepare_data()
+    task.trainer = SimpleNamespace(datamodule=data)
+    assert task.warnings() == []
+    task.counts, task.is_pretrained = torch.tensor([[6, 0], [4, 0]]), is_pretrained
+    (line,) = task.warnings()
+    assert line.startswith("all 10 texts are classified as animal; try another optimizer.lr")
+    assert ("pretrained weights" in line) != is_pretrained

@@ -63,10 +63,10 @@ def test_pairs_without_targets_do_not_count(task):
 
 def test_training_metrics_are_means_since_the_last_call(task):
     task.step(batch_of(4))
-    first = task.training_figures()
+    first = task.training_metrics()
     task.step(batch_of(3))
-    second = task.training_figures()
+    second = task.training_metrics()
     task.step(batch_of(4))
-    assert task.training_figures() == pytest.approx(first)
+    assert task.training_metrics() == pytest.approx(first)
     assert first.keys() == {"accuracy", "margin", "chosen_reward", "rejected_reward"}
     assert first != second

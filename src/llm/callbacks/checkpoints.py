@@ -25,13 +25,13 @@ def score_of(task: Task, monitor: str) -> Score:
     Raises:
         UserError: the task does not measure this metric.
     """
-    if monitor not in task.figures:
-        measured = [name for name in task.figures if name.startswith("val/")]
+    if monitor not in task.metrics:
+        measured = [name for name in task.metrics if name.startswith("val/")]
         raise UserError(
             f"monitor={monitor}: this task does not measure it; {suggestion(monitor, measured)}"
         )
     sign = 1 if is_less_better(monitor) else -1
-    return sign * task.figures[monitor], task.figures["val/loss"]
+    return sign * task.metrics[monitor], task.metrics["val/loss"]
 
 
 class Checkpoints(Callback):

@@ -94,7 +94,7 @@ class ProgressBar(Callback):
             self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
         else:
             assert isinstance(pl_module, Task)
-            newest = max(pl_module.measured.values(), default=0)
+            newest = max(pl_module.metric_steps.values(), default=0)
             if newest > self._last_line:
                 self._print(trainer, pl_module, step=newest)
 
@@ -102,7 +102,7 @@ class ProgressBar(Callback):
         """Print a line with the metrics measured at this step."""
         assert isinstance(pl_module, Task)
         self._last_line = step
-        shown = [name for name, at in pl_module.measured.items() if at == step]
+        shown = [name for name, at in pl_module.metric_steps.items() if at == step]
         if trainer.is_global_zero:
             self.console.print(
                 f"step {step}/{trainer.max_steps}: {progress_line(pl_module, shown)}"
@@ -151,7 +151,7 @@ class ProgressBar(Callback):
 def progress_line(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
     """Return the most important logged metrics in one line; empty before the first."""
     assert isinstance(task, Task)
-    logged = task.figures
+    logged = task.metrics
     return ", ".join(
         form.format(logged[name])
         for name, form in SHOWN.items()

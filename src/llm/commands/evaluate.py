@@ -246,7 +246,7 @@ def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) ->
         CONSOLE.print(f"measuring the {part} part")
     run = trainer.test if part == "test" else trainer.validate
     run(task, datamodule=data, verbose=False)
-    return {name.partition("/")[2]: value for name, value in task.figures.items()}
+    return {name.partition("/")[2]: value for name, value in task.metrics.items()}
 
 
 def is_current(answers: Path, weights: RunWeights) -> bool:

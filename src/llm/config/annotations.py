@@ -14,7 +14,10 @@ EMPTY = inspect.Parameter.empty
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class or function, with their annotations evaluated if possible."""
+    """Return the parameters of a class or function, with their annotations evaluated if possible.
+
+    `**shared` in the constructor of a class stands for the parameters of its parent class.
+    """
     constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
     if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
         return {}  # a module without its own constructor takes no argument, although torch's has **kwargs
@@ -22,7 +25,14 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         signature = inspect.signature(target, eval_str=True)
     except NameError:
         signature = inspect.signature(target)
-    return dict(signature.parameters)
+    found = dict(signature.parameters)
+    shared = found.get("shared")
+    if inspect.isclass(target) and shared and shared.kind is inspect.Parameter.VAR_KEYWORD:
+        del found["shared"]
+        found = (
+            parameters(target.__bases__[0]) | found
+        )  # its own ones replace those of the same name
+    return found
 
 
 def product(target: Callable[..., Any]) -> Any:

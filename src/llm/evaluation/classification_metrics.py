@@ -16,11 +16,6 @@ from torchmetrics.utilities import dim_zero_cat
 
 from llm.nn.ignore_index import IGNORE_INDEX
 
-REMEDY = (
-    "try another optimizer.lr, more steps or more texts, or begin with pretrained weights "
-    "(experiment=classify weights=run weights.path=…)"
-)
-
 
 def scores(num_classes: int) -> MetricCollection:
     """Return the metrics of predicted classes (B) against true ones (B); labels of -100 are ignored.
@@ -67,7 +62,7 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
     answered = counts.sum(dim=0)
     if int(answered.count_nonzero()) == 1:
         name = classes[int(answered.argmax())]
-        return [f"all {total:,.0f} texts are classified as {name}: {REMEDY}"]
+        return [f"all {total:,.0f} texts are classified as {name}"]
     shares = counts.diagonal().double() / sizes.clamp(min=1)
     if is_weighted:
         found, guessed, what = shares[sizes > 0].mean(), 1 / (sizes > 0).sum(), "balanced accuracy"
@@ -79,7 +74,7 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
     always = classes[int(sizes.argmax())]
     return [
         f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that generalizes "
-        f"to other texts; {REMEDY}"
+        "to other texts"
     ]
 
 

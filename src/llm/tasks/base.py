@@ -1,8 +1,8 @@
-"""What every training objective shares: optimizer, schedule, clipping, and what is logged."""
+"""The base class of training objectives: optimizer, schedule, clipping and logged metrics."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from inspect import signature
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
 
-# Capabilities that tasks require of a model, and what an error says about a model without them.
+# Capabilities that tasks require of a model, each with the error message for a model without it.
 CAUSAL = {
     "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
@@ -43,8 +43,14 @@ class Task(L.LightningModule):
     """A model with a training objective, an optimizer and a learning rate schedule.
 
     A subclass computes the training loss in `step` and the metrics of an evaluation in `evaluate` and
-    `results`. Metrics stay on the device and are read every `log_every` steps only, because reading a
-    value waits for the GPU.
+    `results`. Lightning calls the methods of a training step in this order:
+
+    1. `training_step` returns the loss of a micro-batch, and Lightning adds up the gradients;
+    2. `configure_gradient_clipping`, after the last micro-batch, clips the gradients;
+    3. `optimizer_step` sets the learning rate and updates the parameters.
+
+    Losses stay on the device and are read every `log_every` steps only, because reading a value waits for
+    the GPU.
 
     Args:
         model: the network; it contains nothing about training.
@@ -56,10 +62,11 @@ class Task(L.LightningModule):
         data_module: the class of data modules that the task learns from.
         requires: capabilities that the model must have, each with the error message for one without it.
         command: the command of `llm` that uses a run of this task.
-        figures: the newest value of each metric that was recorded.
-        measured: the step of each of these values.
+        metrics: the newest value of each metric that was recorded.
+        metric_steps: the step of each of these values.
         tested: prefix of the metrics of a test: `test`, or `whole` for the whole validation part.
-        is_adapted: whether the model has an adapter; checkpoints then leave out the frozen weights.
+        is_pretrained: whether the model begins with pretrained weights.
+        is_adapted: whether it also has an adapter; checkpoints then leave out the frozen weights.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
         peers: ranks that train other parameters of the same model; None if each rank trains all.
         is_sharded: whether the model is divided, so that running it takes all ranks.
@@ -84,9 +91,10 @@ class Task(L.LightningModule):
         self.parameter_groups = parameter_groups
         self.log_every = 10
         self.gradient_norm: Tensor | None = None
-        self.figures: dict[str, float] = {}
-        self.measured: dict[str, int] = {}
+        self.metrics: dict[str, float] = {}
+        self.metric_steps: dict[str, int] = {}
         self.tested: Literal["test", "whole"] = "test"
+        self.is_pretrained = False
         self.is_adapted = False
         self.shard: Callable[[nn.Module, DeviceMesh], None] | None = None
         self.peers: ProcessGroup | None = None
@@ -134,8 +142,8 @@ class Task(L.LightningModule):
         """
         return None
 
-    def training_figures(self) -> dict[str, float]:
-        """Return further metrics of the training since the last call; called at logged steps only."""
+    def training_metrics(self) -> dict[str, float]:
+        """Return further training metrics since the last call; called at logged steps only."""
         return {}
 
     @abstractmethod
@@ -147,7 +155,7 @@ class Task(L.LightningModule):
         """Return the metrics of all ranks' batches since the last call, `loss` among them."""
 
     def warnings(self) -> list[str]:
-        """Return what the newest evaluation shows to be wrong with the model, one line each."""
+        """Return problems that the newest evaluation found in the model, one line each."""
         return []
 
     def compile_step(self) -> None:
@@ -221,18 +229,16 @@ class Task(L.LightningModule):
         )
 
     def configure_optimizers(self) -> Optimizer:
-        """Return the optimizer; each group keeps its peak learning rate."""
+        """Return the optimizer, and keep the peak learning rate of each group."""
         optimizer = self.make_optimizer(self.parameter_groups(self.model))
-        # Otherwise a fused optimizer unscales fp16 gradients inside its step, after clipping saw them scaled.
+        # Otherwise a fused optimizer unscales fp16 gradients inside its step, which is after clipping.
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group["initial_lr"] = rate
         return optimizer
 
     def on_train_start(self) -> None:
-        """Set the peak learning rates of the configuration; a restored optimizer has those of its checkpoint."""
+        """Set the peak learning rates of the configuration; those of a checkpoint may be others."""
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["initial_lr"] = rate
 
@@ -243,12 +249,11 @@ class Task(L.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Set the learning rates, a pure function of the step, and take one optimizer step.
+        """Set the learning rates and take one optimizer step.
 
-        A scheduler object would have state to save, and takes longer than the arithmetic.
+        The rate is a function of the step alone, so there is no scheduler whose state has to be saved.
         """
         step, max_steps = self.global_step, self.trainer.max_steps
-        # A resumed run needs no scheduler state: the step alone gives the rate.
         multiplier = self.schedule(min(step, max_steps - 1), max_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
@@ -260,29 +265,25 @@ class Task(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to a global norm and keep the norm from before (Pascanu et al. 2013).
+        """Clip the gradients to a global norm and keep the norm before clipping (Pascanu et al. 2013).
 
-        The norm is checked before the optimizer step: at every step on the CPU, where reading it is free, and at
-        logged steps elsewhere, where reading it waits for the device.
+        The norm is checked for NaN: at every step on the CPU, and at logged steps elsewhere, because reading it
+        waits for the device.
 
         Raises:
             DivergedError: the norm is NaN or infinite.
         """
         if self._targets:
             self._to_mean(optimizer)
-        is_looked_at = self.is_log_step or self.device.type == "cpu"
-        if gradient_clip_val is not None or is_looked_at:
-            limit = float("inf") if gradient_clip_val is None else gradient_clip_val
-            # Clipping comes after accumulation, averaging and rescaling, and before the optimizer step.
+        is_checked = self.is_log_step or self.device.type == "cpu"
+        if gradient_clip_val is not None or is_checked:
+            limit = math.inf if gradient_clip_val is None else gradient_clip_val
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self.gradient_norm = clip_gradients(parameters, limit, others=self.peers)
-            if is_looked_at:
-                self._require_finite(self.gradient_norm.item())
-
-    def _require_finite(self, norm: float) -> None:
-        """Raise an error for gradients that are not finite; an fp16 scaler skips such a step itself."""
-        if not math.isfinite(norm) and not getattr(self.trainer.precision_plugin, "scaler", None):
-            require_finite_loss("norm of the gradients", norm, step=self.global_step)
+            # An fp16 scaler skips a step with infinite gradients by itself.
+            if is_checked and not getattr(self.trainer.precision_plugin, "scaler", None):
+                norm = self.gradient_norm.item()
+                require_finite_loss("norm of the gradients", norm, step=self.global_step)
 
     def begins_step(self, batch_idx: int) -> bool:
         """Whether micro-batch `batch_idx` is the first of its optimizer step."""
@@ -293,7 +294,7 @@ class Task(L.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Request a validation after the last step: Lightning validates at intervals only."""
+        """Stop after the last step, so that Lightning validates there too and not at intervals only."""
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
 
@@ -315,13 +316,15 @@ class Task(L.LightningModule):
         metrics["train/learning_rate"] = next(iter(rates.values()))
         if len(set(rates.values())) > 1:
             metrics |= {f"train/learning_rate_{name}": rate for name, rate in rates.items()}
-        return metrics | {f"train/{name}": value for name, value in self.training_figures().items()}
+        return metrics | {f"train/{name}": value for name, value in self.training_metrics().items()}
 
     def _mean_loss(self) -> float:
         """Return the mean over the micro-batches of all ranks; ranks that share a batch count it equally."""
-        sums = [sum_of(losses) for losses in distributed.gather(self._plain_losses())]
-        losses, weights = zip(*sums, strict=True)
-        return math.fsum(losses) / max(math.fsum(weights), 1)
+        losses = distributed.gather(self._plain_losses())
+        # fsum is exact, so the sums do not depend on the order of the micro-batches.
+        total = math.fsum(math.fsum(loss * weight for loss, weight in own) for own in losses)
+        count = math.fsum(math.fsum(weight for _, weight in own) for own in losses)
+        return total / max(count, 1)
 
     def _plain_losses(self) -> list[tuple[float, float]]:
         """Return the losses not yet logged and their weights as plain numbers; waits for the device."""
@@ -333,7 +336,7 @@ class Task(L.LightningModule):
         return list(zip(*both.tolist(), strict=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the losses not yet logged, so that a resumed run logs what an uninterrupted one does.
+        """Store the losses not yet logged, so that a resumed run logs the same as an uninterrupted one.
 
         Of an adapted model only the trained parameters are stored: a few megabytes instead of all weights.
         The checkpoint also names the run that wrote it.
@@ -363,7 +366,7 @@ class Task(L.LightningModule):
         if self.is_adapted:
             if checkpoint["state_dict"].keys() != self.trained_names():
                 raise ValueError(
-                    "the checkpoint is not this adapter's: it holds other parameters than are trained here"
+                    "the checkpoint belongs to another adapter: its parameters are not those trained here"
                 )
             self.strict_loading = False
 
@@ -372,9 +375,9 @@ class Task(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Pass metrics of the current step to every logger and keep the newest of each in `figures`."""
-        self.figures |= metrics
-        self.measured |= dict.fromkeys(metrics, self.global_step)
+        """Pass metrics of the current step to every logger, and keep the newest value of each."""
+        self.metrics |= metrics
+        self.metric_steps |= dict.fromkeys(metrics, self.global_step)
         for logger in self.trainer.loggers:
             logger.log_metrics(dict(metrics), step=self.global_step)
 
@@ -394,9 +397,3 @@ def count_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
     for counts in (progress["total"], progress["current"]):
         for name in counts:
             counts[name] += missing
-
-
-def sum_of(losses: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The weighted sum of losses, and the sum of their weights, exactly: in whatever order they come."""
-    weighted = math.fsum(loss * weight for loss, weight in losses)
-    return weighted, math.fsum(weight for _, weight in losses)

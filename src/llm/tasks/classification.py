@@ -1,11 +1,10 @@
 """Classification of texts."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
 from llm.data.base import DataModule
 from llm.data.examples.labelled import LabelledDataModule
@@ -18,7 +17,7 @@ from llm.evaluation.classification_metrics import (
 )
 from llm.models.classifier import Classifier
 from llm.nn.ignore_index import IGNORE_INDEX
-from llm.tasks.base import Batch, Groups, Task
+from llm.tasks.base import Batch, Task
 
 
 class Classification(Task):
@@ -36,17 +35,8 @@ class Classification(Task):
     command = "classify"
     class_weights: Tensor
 
-    def __init__(
-        self,
-        model: Classifier,
-        *,
-        optimizer: Callable[[Groups], Optimizer],
-        schedule: Callable[[int, int], float],
-        parameter_groups: Callable[[torch.nn.Module], Groups],
-    ) -> None:
-        super().__init__(
-            model, optimizer=optimizer, schedule=schedule, parameter_groups=parameter_groups
-        )
+    def __init__(self, model: Classifier, **shared: Any) -> None:
+        super().__init__(model, **shared)
         # Computed from the data at every start, so checkpoints leave it out.
         self.register_buffer("class_weights", torch.ones(model.num_classes), persistent=False)
         self.loss = WeightedLoss()
@@ -108,7 +98,12 @@ class Classification(Task):
         data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if self.counts is None:
             return []
-        return faults(self.counts, data.classes, is_weighted=data.class_weights is not None)
+        advice = "try another optimizer.lr, more steps or more texts"
+        if not self.is_pretrained:
+            advice += ", or begin with pretrained weights (experiment=classify weights=run weights.path=…)"
+        is_weighted = data.class_weights is not None
+        found = faults(self.counts, data.classes, is_weighted=is_weighted)
+        return [f"{fault}; {advice}" for fault in found]
 
     def _logits(self, batch: Batch) -> Tensor:
         return self.model(batch["tokens"], batch["attention_mask"])

@@ -1,15 +1,13 @@
-"""Direct preference optimisation: a policy learns from pairs, without a reward model (Rafailov et al. 2023)."""
+"""Direct preference optimization: a policy learns from pairs, without a reward model (Rafailov et al. 2023)."""
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from llm.data.base import DataModule
 from llm.losses import implicit_rewards, sequence_log_probabilities
-from llm.tasks.base import CAUSAL, Batch, Groups
+from llm.tasks.base import CAUSAL, Batch
 from llm.tasks.pairs import Pairs
 from llm.tasks.reference import Reference
 
@@ -22,18 +20,15 @@ class DPO(Pairs):
     margin 0. Dropout is off: it would add noise to one of the two log-probabilities that are subtracted.
 
     Args:
-        model: the policy, a language model; see `Task`, as for the next three.
-        optimizer: makes the optimizer.
-        schedule: learning rate schedule.
-        parameter_groups: sorts the parameters.
+        model: the policy, a language model.
         reference: the model that the policy is compared with.
         beta: cost of diverging from the reference.
         reduction: whether a response's log-probability is the sum over its tokens, as in the paper, or
             their mean, which does not favour a length.
-        label_smoothing: assumed share of wrong preferences (conservative DPO).
+        shared: the other arguments of `Pairs`; label smoothing makes it conservative DPO.
 
     Raises:
-        ValueError: `beta` is not positive, or `label_smoothing` out of range.
+        ValueError: `beta` is not positive, or `label_smoothing` is out of range.
     """
 
     requires = CAUSAL
@@ -43,21 +38,12 @@ class DPO(Pairs):
         self,
         model: nn.Module,
         *,
-        optimizer: Callable[[Groups], Optimizer],
-        schedule: Callable[[int, int], float],
-        parameter_groups: Callable[[nn.Module], Groups],
         reference: Reference,
         beta: float = 0.1,
         reduction: Literal["sum", "mean"] = "sum",
-        label_smoothing: float = 0.0,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            model,
-            optimizer=optimizer,
-            schedule=schedule,
-            parameter_groups=parameter_groups,
-            label_smoothing=label_smoothing,
-        )
+        super().__init__(model, **shared)
         if beta <= 0:
             raise ValueError(f"beta={beta}: give a number above 0, such as 0.1")
         self.reference = reference

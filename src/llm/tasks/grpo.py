@@ -1,12 +1,11 @@
 """Group-relative policy optimization: responses with a high reward become more likely (Shao et al. 2024)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from llm.data.base import DataModule
 from llm.data.examples.collation import pad
@@ -23,11 +22,9 @@ from llm.losses import (
 )
 from llm.nn.ignore_index import IGNORE_INDEX
 from llm.rewards.base import RewardFunction, checked_scores, require_template
-from llm.tasks.averaged_task import MeansTask
-from llm.tasks.base import CAUSAL, GENERATES, Batch, Groups
+from llm.tasks.averaged_task import AveragedTask
+from llm.tasks.base import CAUSAL, GENERATES, Batch
 from llm.tasks.reference import Reference
-
-FIGURES = ("reward", "kl", "length")
 
 
 class Prompt(NamedTuple):
@@ -44,7 +41,7 @@ class Prompt(NamedTuple):
     reference: str
 
 
-class GRPO(MeansTask):
+class GRPO(AveragedTask):
     """Draw several answers to each prompt and make those above the mean of their group more likely.
 
     For each prompt of a batch a group of G answers is drawn from the current policy and scored. The
@@ -61,10 +58,7 @@ class GRPO(MeansTask):
     β times the divergence minus the reward, for one answer per prompt.
 
     Args:
-        model: the policy, a language model; see `Task`, as for the next three.
-        optimizer: makes the optimizer.
-        schedule: learning rate schedule.
-        parameter_groups: sorts the parameters.
+        model: the policy, a language model.
         reward: scores answers.
         reference: the model that the policy is kept near.
         group_size: G, the number of answers to a prompt.
@@ -72,6 +66,7 @@ class GRPO(MeansTask):
             the context.
         beta: cost of a nat of divergence from the reference, in units of the reward.
         seed: seed of the answers.
+        shared: the other arguments of `Task`.
 
     Raises:
         ValueError: a number is out of range.
@@ -80,30 +75,22 @@ class GRPO(MeansTask):
     data_module = InstructionDataModule
     requires: ClassVar[Mapping[str, str]] = {**CAUSAL, **GENERATES}
     command = "chat"
+    metric_names = ("reward", "kl", "length")
+    training_only = ("reward_std",)
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        optimizer: Callable[[Groups], Optimizer],
-        schedule: Callable[[int, int], float],
-        parameter_groups: Callable[[nn.Module], Groups],
         reward: RewardFunction,
         reference: Reference,
         group_size: int = 8,
         max_tokens: int = 64,
         beta: float = 0.04,
         seed: int = 0,
+        **shared: Any,
     ) -> None:
-        trained, evaluated = (*FIGURES, "reward_std"), ("loss", *FIGURES)
-        super().__init__(
-            model,
-            optimizer=optimizer,
-            schedule=schedule,
-            parameter_groups=parameter_groups,
-            trained=trained,
-            evaluated=evaluated,
-        )
+        super().__init__(model, **shared)
         for name, value, least in (("group_size", group_size, 2), ("max_tokens", max_tokens, 1)):
             if value < least:
                 raise ValueError(f"{name}={value}: give {least} or more")
@@ -176,7 +163,7 @@ class GRPO(MeansTask):
         advantages = group_advantages(groups).flatten()
         policy, kl, mask = self.compare(answers)
         spread = groups.std(-1).repeat_interleave(self.group_size)
-        self.trained.update({**self.figures_of(rewards, kl=kl, mask=mask), "reward_std": spread})
+        self.trained.update({**self.measure(rewards, kl=kl, mask=mask), "reward_std": spread})
         self._tokens = mask.sum()
         return policy_gradient_loss(
             policy, advantages=advantages, mask=mask
@@ -195,7 +182,7 @@ class GRPO(MeansTask):
         if prompts:
             answers, rewards = self.answer(prompts, -self._evaluated_batches)
             _, kl, mask = self.compare(answers)
-            self.evaluated.update(self.figures_of(rewards, kl=kl, mask=mask))
+            self.evaluated.update(self.measure(rewards, kl=kl, mask=mask))
 
     def results(self) -> dict[str, float]:
         """Return the means over all answers since the last call."""
@@ -262,7 +249,7 @@ class GRPO(MeansTask):
         """Return the log-probability of each token of the answers under a model, (B, T), in nats."""
         return token_log_probabilities(model(answers["tokens"]), answers["targets"])
 
-    def figures_of(self, rewards: Tensor, *, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def measure(self, rewards: Tensor, *, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the metrics of each answer, (B) each."""
         lengths = mask.sum(-1)
         divergence = (kl.detach() * mask).sum(-1) / lengths

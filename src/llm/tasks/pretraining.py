@@ -1,14 +1,13 @@
 """Next-token prediction: the objective a language model is pretrained with (Bengio et al. 2003)."""
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from llm.data.corpora.text import TextDataModule
 from llm.evaluation.perplexity import Perplexity
 from llm.losses import cross_entropy
-from llm.tasks.base import CAUSAL, Batch, Groups, Task
+from llm.tasks.base import CAUSAL, Batch, Task
 
 
 class Pretraining(Task):
@@ -20,17 +19,8 @@ class Pretraining(Task):
     data_module = TextDataModule
     requires = CAUSAL
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        optimizer: Callable[[Groups], Optimizer],
-        schedule: Callable[[int, int], float],
-        parameter_groups: Callable[[nn.Module], Groups],
-    ) -> None:
-        super().__init__(
-            model, optimizer=optimizer, schedule=schedule, parameter_groups=parameter_groups
-        )
+    def __init__(self, model: nn.Module, **shared: Any) -> None:
+        super().__init__(model, **shared)
         self.perplexity = Perplexity()
 
     def setup(self, stage: str) -> None:

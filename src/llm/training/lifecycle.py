@@ -177,13 +177,13 @@ def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then
         seconds=progress.elapsed,
         peak_memory=peak_memory(task.device),
         best_step=best_step(trainer),
-        metrics=task.figures,
+        metrics=task.metrics,
     )
     lines = [f"\ndone: {display_path(run.path)}"]
     for part, title in (("test", "test"), ("whole", "whole validation part:")):
         metrics = [
             f"{name.removeprefix(f'{part}/')} {value:.4g}"
-            for name, value in task.figures.items()
+            for name, value in task.metrics.items()
             if name.startswith(f"{part}/")
         ]
         if metrics:

@@ -90,7 +90,8 @@ def make_task(
     task: Task = deferred.build()
     with config_errors_at("adapter"):
         initialize(task.model, weights, adapter=adapter)
-    task.is_adapted = adapter is not None and weights is not None
+    task.is_pretrained = weights is not None
+    task.is_adapted = adapter is not None and task.is_pretrained
     task.is_sharded = hardware.strategy is not None and hardware.strategy.is_sharded
     task.log_every = settings.log_every
     if hardware.activation_checkpointing:

@@ -270,7 +270,14 @@ def test_shared_parameters_of_a_constructor_are_those_of_the_parent_class():
     class Grandchild(Child):
         pass
 
+    class Other(Parent):
+        supplied = ("a",)
+
+        def __init__(self, **shared) -> None:
+            raise NotImplementedError
+
+    assert list(parameters(Other)) == ["b"]
     found = parameters(Grandchild)
-    assert list(found) == ["a", "b", "c"]
+    assert list(found) == ["b", "c", "a"]
     assert found["a"] == parameters(Parent)["a"]
     assert (found["b"].annotation, found["b"].default) == (int, 3), "its own comes first"

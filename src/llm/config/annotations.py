@@ -16,7 +16,8 @@ EMPTY = inspect.Parameter.empty
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class or function, with their annotations evaluated if possible.
 
-    `**shared` in the constructor of a class stands for the parameters of its parent class.
+    `**shared` in the constructor of a class stands for the parameters of its parent class that it does not list
+    itself. The class names those for which it passes its own values in `supplied`.
     """
     constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
     if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
@@ -29,9 +30,9 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     shared = found.get("shared")
     if inspect.isclass(target) and shared and shared.kind is inspect.Parameter.VAR_KEYWORD:
         del found["shared"]
-        found = (
-            parameters(target.__bases__[0]) | found
-        )  # its own ones replace those of the same name
+        known = {*found, *getattr(target, "supplied", ())}
+        inherited = parameters(target.__bases__[0])
+        found |= {name: each for name, each in inherited.items() if name not in known}
     return found
 
 

@@ -3,9 +3,7 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Collection
-from inspect import Parameter, Signature, signature
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -52,17 +50,6 @@ class DataModule(LightningDataModule):
     tokens_per_row: float
     longest_row: int
     validation_bytes: int
-
-    def __init_subclass__(cls, supplies: Collection[str] = (), **kwargs: Any) -> None:
-        """Complete the signature of the constructor, against which a config is checked.
-
-        Args:
-            supplies: parameters of the parent class for which the constructor passes its own values.
-            kwargs: further arguments of a class.
-        """
-        super().__init_subclass__(**kwargs)
-        parent: Any = cls.__base__
-        cls.__signature__ = joined_signature(cls.__init__, parent, without=supplies)
 
     def __init__(
         self, *, batch_size: int = 8, seed: int = 0, workers: int = 0, split_seed: int | None = None
@@ -241,19 +228,6 @@ def at_least(name: str, value: int, *, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}={value} is too small; use {least} or more")
     return value
-
-
-def joined_signature(
-    constructor: Callable[..., Any], parent: Callable[..., Any], *, without: Collection[str]
-) -> Signature:
-    """Return the signature of a constructor, with the parent's parameters in place of `**shared`."""
-    own = [*signature(constructor).parameters.values()][1:]
-    if not own or own[-1].kind is not Parameter.VAR_KEYWORD:
-        return Signature(own)
-    names = {*without, *(parameter.name for parameter in own)}
-    passed_on = signature(parent).parameters.values()
-    rest = [each.replace(kind=each.KEYWORD_ONLY) for each in passed_on if each.name not in names]
-    return Signature([*own[:-1], *rest])
 
 
 def _length(dataset: Dataset) -> int:

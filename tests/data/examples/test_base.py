@@ -1,9 +1,8 @@
 """What the data modules of examples share: the parameters of their constructors."""
 
-from inspect import signature
-
 import pytest
 
+from llm.config.annotations import parameters
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Padding
 from llm.data.examples.instruction import InstructionDataModule
@@ -16,8 +15,8 @@ from llm.tokenizers.byte import ByteTokenizer
     "module", [InstructionDataModule, LabelledDataModule, PreferenceDataModule]
 )
 def test_signature_has_own_and_shared_parameters(module):
-    found = signature(module).parameters
-    shared = signature(ExamplesDataModule).parameters
+    found = parameters(module)
+    shared = parameters(ExamplesDataModule)
     assert shared.keys() < found.keys()
     assert "shared" not in found
     for name in shared.keys() - {"validation_fraction", "test_fraction"}:
@@ -32,7 +31,7 @@ def test_unknown_argument_is_an_error():
 
 def test_own_parameters_come_before_shared_ones_of_that_name():
     fractions = ("validation_fraction", "test_fraction")
-    defaults = [signature(LabelledDataModule).parameters[name].default for name in fractions]
+    defaults = [parameters(LabelledDataModule)[name].default for name in fractions]
     assert defaults == [0.1, 0.2]
 
 
@@ -48,8 +47,6 @@ def test_signature_of_a_constructor_without_shared_is_its_own():
         def __init__(self, *, extra: int, **shared) -> None:
             raise NotImplementedError
 
-    assert list(signature(Own).parameters) == ["path"]
-    assert signature(Inherited) == signature(InstructionDataModule)
-    assert signature(Further).parameters.keys() - signature(Inherited).parameters.keys() == {
-        "extra"
-    }
+    assert list(parameters(Own)) == ["path"]
+    assert parameters(Inherited) == parameters(InstructionDataModule)
+    assert parameters(Further).keys() - parameters(Inherited).keys() == {"extra"}

@@ -167,7 +167,7 @@ class TrainingFiles(TextFiles):
         return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
 
 
-class FilesDataModule(TextDataModule, supplies=("source", "validation")):
+class FilesDataModule(TextDataModule):
     """A TextDataModule of files, so that a user needs only `data.path=…`.
 
     Args:
@@ -180,6 +180,8 @@ class FilesDataModule(TextDataModule, supplies=("source", "validation")):
         quoting: see TextFiles.
         shared: the other arguments of TextDataModule.
     """
+
+    supplied = ("source", "validation")
 
     def __init__(
         self,

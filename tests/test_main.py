@@ -108,15 +108,24 @@ def test_showing_a_configuration_does_not_import_torch(words):
     assert imported(words, names=HYDRA_ONLY) == []
 
 
-def test_misspelt_path_is_reported_before_torch_is_imported(llm, tmp_path):
+def test_misspelt_path_is_reported_with_all_other_problems(llm, tmp_path):
     (tmp_path / "notes").mkdir()
-    words = ["train", "data=text", f"data.path={tmp_path / 'notse'}"]
-    assert imported(words, names=["torch", "lightning"]) == []
-    status, _, err = llm(*words)
+    path = tmp_path / "notse"
+    words = ["data=text", f"data.path={path}", "optimizer.lr=fast", "+model.n_layers=3"]
+    status, _, err = llm("train", *words)
     assert status == 2
-    assert err.strip().endswith(
-        f"data.path: {tmp_path / 'notse'} does not exist; did you mean {tmp_path / 'notes'}?"
-    )
+    assert err.splitlines() == [
+        f"data.path: {path} does not exist; did you mean {tmp_path / 'notes'}?",
+        "model.n_layers: no such key; did you mean model.num_layers?",
+        "optimizer.lr: 'fast' is not a float; use a number such as 0.1",
+    ]
+
+
+def test_wrong_key_is_reported_with_all_other_problems(llm):
+    status, _, err = llm("train", "data.path=nowhere", "optimizer.lr=fast", "+model.n_layers=3")
+    assert status == 2
+    keys = [line.partition(": ")[0] for line in err.splitlines()]
+    assert keys == ["data.path", "model.n_layers", "optimizer.lr"]
 
 
 def test_completion_does_not_import_torch(monkeypatch):
@@ -249,8 +258,40 @@ def test_help_of_a_command_lists_no_groups_of_another(llm):
         ),
         (
             ["train", "trust=7"],
-            "trust: 7 is not a list; use trust=[package]\n"
-            "trust: 7 is not a Sequence[str]; use a value of that type",
+            "trust: 7 is not a Sequence[str]; use a list such as [word]",
+        ),
+        (
+            ["train", "seed=x"],
+            "seed: 'x' is not an int; use a whole number such as 8",
+        ),
+        (
+            ["chat", "_partial_=true"],
+            "_partial_: no such group or key; there are hardware, max_tokens, sampler, seed, stop, system, template, "
+            "trust, weights",
+        ),
+        (
+            ["compare", "prompt=hello"],
+            "prompt: no such group or key; there are by, confidence, output, runs, seeds, trust, watch",
+        ),
+        (["train", "~model"], "~model: model is needed here; leave ~model out"),
+        (
+            ["train", "~model.dropout"],
+            "~model.dropout: model.dropout is needed here; leave ~model.dropout out",
+        ),
+        (
+            ["train", "~trainer.max_steps=3"],
+            "~trainer.max_steps=3: trainer.max_steps is 1000; use ~trainer.max_steps to delete it",
+        ),
+        (
+            ["train", "~optimizer=sgd"],
+            "~optimizer=sgd: the option of optimizer is muon; use ~optimizer to delete it",
+        ),
+        *(
+            (
+                ["train", word],
+                "hydra.run.dir: is empty; set it to the folder of the run, or leave it out",
+            )
+            for word in ("hydra.run.dir=null", "hydra.run.dir=", "~hydra.run.dir")
         ),
         (["compare", "x", "by=y"], "x: no such folder; name a sweep, a run, or a folder of runs"),
     ],

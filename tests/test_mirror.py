@@ -49,10 +49,11 @@ OWNERS = {
         "config/test_loader.py::test_forbidden_hydra_keys_on_the_command_line_are_refused"
     ),
     "config/inspection.py": "test_main.py::test_help_of_a_command_lists_groups_and_an_example",
+    "config/plain.py": "config/test_build.py::test_nested_nodes_are_built_first_and_values_arrive_plain",
     "config/reading.py": "test_files.py::test_a_pipe_is_not_waited_for",
     "config/requirements.py": "test_main.py::test_rules_across_sections_fire_from_the_command_line",
     "config/resolvers.py": ("config/test_loader.py::test_lookups_are_allowed_on_the_command_line"),
-    "config/rules.py": "test_main.py::test_misspelt_path_is_reported_before_torch_is_imported",
+    "config/rules.py": "config/test_check.py::test_invalid_name_path_or_number_is_reported_in_one_line",
     "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
     "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
     # What data modules share, in each of the modules that use it.

@@ -172,7 +172,7 @@ def test_file_that_is_not_yaml_is_named_with_its_line(tmp_path, loader):
         (["experiment=mine"], r"^seed: 'x' is not an int; .* \(set in {}/experiment/mine.yaml\)"),
         (
             ["experiment=mine", "seed=y"],
-            r"^seed: 'y' is not an int; use a whole number such as 8\n",
+            r"^seed: 'y' is not an int; use a whole number such as 8$",
         ),
         (["experiment=wrong"], r"gtp2.*; read from {}/experiment/wrong.yaml$"),
     ],

@@ -5,7 +5,7 @@ import copy
 import pytest
 from omegaconf import OmegaConf
 
-from llm.config.fingerprint import fingerprint, fingerprint_difference
+from llm.config.fingerprint import fingerprint, fingerprint_changes
 
 CONFIG = {
     "model": {"dim": "${size.dim}", "parts": [1, {"a": 2}]},
@@ -49,7 +49,7 @@ def test_fingerprint_is_short_and_stable():
 )
 def test_hardware_budget_and_loggers_do_not_change_the_fingerprint(values):
     assert fingerprint(changed(**values)) == fingerprint(changed())
-    assert fingerprint_difference(changed(), changed(**values)) == []
+    assert fingerprint_changes(changed(), changed(**values)) == {}
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,12 @@ def test_hardware_budget_and_loggers_do_not_change_the_fingerprint(values):
 )
 def test_changes_of_the_training_change_the_fingerprint_and_are_named(values, lines):
     assert fingerprint(changed(**values)) != fingerprint(changed())
-    assert fingerprint_difference(changed(), changed(**values)) == lines
+    changes = fingerprint_changes(changed(), changed(**values))
+    assert [f"{key}: {change}" for key, change in changes.items()] == lines
 
 
 def test_missing_value_is_not_a_difference():
-    assert fingerprint_difference(changed(seed=3), changed(seed="???")) == []
+    assert fingerprint_changes(changed(seed=3), changed(seed="???")) == {}
 
 
 def test_ignored_keys_are_chosen_by_the_caller():

@@ -7,6 +7,7 @@ harmless prefix can lead anywhere (`torch.optim.optimizer.torch.load`).
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -137,15 +138,9 @@ def _refusal(target: Any, allowed: dict[str, tuple[str, ...]]) -> str | None:
     package = _package(target.__module__, allowed)
     if package is None:
         return f"is really {target.__module__}.{target.__qualname__}, which is not on the allowlist"
-    bases = tuple(_constant(base) for base in allowed[package])
+    bases = tuple(pkgutil.resolve_name(base) for base in allowed[package])
     if bases and not (inspect.isclass(target) and issubclass(target, bases)):
         return f"is not one of {', '.join(base.__name__ for base in bases)}"
     if inspect.isclass(target) and issubclass(target, BaseException):
         return "is an exception"
     return None
-
-
-def _constant(path: str) -> type:
-    """Return the class at a dotted path that is written in this package."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

@@ -148,12 +148,12 @@ def positional(hint: Any) -> Sequence[Any] | None:
 
 def takes_factory(hint: Any, produced: Any) -> bool:
     """Return whether an annotation accepts a factory of `produced`."""
-    for member in alternatives(hint):
-        if is_unchecked(member) or member is Callable:
-            return True
-        if get_origin(member) is Callable and takes(get_args(member)[-1], produced):
-            return True
-    return False
+    return any(
+        is_unchecked(member)
+        or member is Callable
+        or (get_origin(member) is Callable and takes(get_args(member)[-1], produced))
+        for member in alternatives(hint)
+    )
 
 
 def wants_factory(hint: Any, produced: Any) -> bool:

@@ -1,9 +1,11 @@
 """The base class of all commands."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from omegaconf import DictConfig
 
 from llm.config.composed import Composed
 from llm.config.rules import Rule
@@ -23,6 +25,8 @@ class Command(ABC):
 
     # Checks that span several sections of the tree.
     rules: ClassVar[Sequence[Rule]] = ()
+    # For a command that trains from weights: copies their architecture into the tree.
+    adopt: ClassVar[Callable[[Composed, Any], DictConfig] | None] = None
 
     @abstractmethod
     def run(self) -> Any:

@@ -1,8 +1,7 @@
 """Building objects from nodes of a configuration: the only place that calls a `_target_`.
 
-The keys are Hydra's (`_target_`, `_partial_: true`), but its `instantiate` is not used. Its partials
-check every call again, which takes 80 microseconds, and an activation or an attention kernel is
-called in every layer of every step. It also wraps errors in its own text.
+The keys are Hydra's (`_target_`, `_partial_: true`), but its `instantiate` is not used: its partials check every
+call, which takes 80 µs in each layer of each step, and it wraps errors in its own text.
 """
 
 import inspect
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config import annotations
 from llm.config.allowlist import locate
 from llm.config.errors import ConfigError
+from llm.config.plain import items_of, nested_items
 
 # What a constructor raises if the user's values are wrong.
 MISTAKES = (ValueError, FileNotFoundError)
@@ -75,11 +75,13 @@ def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[
         ConfigError: targets are not on the allowlist, one line each.
     """
     targets, problems = {}, []
-    for node_key, path in _paths(plain, key):
-        try:
-            targets[node_key] = locate(path, trust)
-        except ConfigError as error:
-            problems.append(f"{node_key}: {error}")
+    for name, full, path in nested_items(plain, key):
+        if name == "_target_":
+            node_key = full.rpartition(".")[0]
+            try:
+                targets[node_key] = locate(str(path), trust)
+            except ConfigError as error:
+                problems.append(f"{node_key}: {error}")
     if problems:
         raise ConfigError(*problems)
     return targets
@@ -90,29 +92,12 @@ def _trust(node: Any) -> Sequence[str]:
     return (root.get("trust") or ()) if isinstance(root, DictConfig) else ()
 
 
-def _children(plain: Any, key: str) -> Iterator[tuple[Any, str, Any]]:
-    """Yield the direct items of a dictionary or a list: (name, full key, value)."""
-    if isinstance(plain, dict):
-        for name, value in plain.items():
-            yield name, f"{key}.{name}" if key else str(name), value
-    elif isinstance(plain, list):
-        for index, value in enumerate(plain):
-            yield index, f"{key}[{index}]", value
-
-
-def _paths(plain: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(plain, dict) and "_target_" in plain:
-        yield key, str(plain["_target_"])
-    for _, child_key, child in _children(plain, key):
-        yield from _paths(child, child_key)
-
-
 def _build(plain: Any, key: str, targets: dict[str, Callable[..., Any]], extra: Any) -> Any:
     if not isinstance(plain, dict | list):
         return plain
     built = {
         name: _build(child, child_key, targets, {})
-        for name, child_key, child in _children(plain, key)
+        for name, child_key, child in items_of(plain, key)
         if name not in ("_target_", "_partial_", *extra)
     }
     if isinstance(plain, list):

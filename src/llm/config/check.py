@@ -5,70 +5,68 @@ neither data nor weights is built, and the model is built on torch's `meta` devi
 time. All problems are reported at once. The objects are returned and never built a second time.
 """
 
+import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_origin
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
 from llm.config import annotations
 from llm.config.allowlist import ROOTS, locate, trusted_packages
+from llm.config.base import Command
 from llm.config.build import build
 from llm.config.composed import Composed
 from llm.config.deferred import Deferred
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, collecting
 from llm.config.ranges import out_of_range
-from llm.config.requirements import PROVISIONAL, other_data, unmet
+from llm.config.requirements import FILLED_IN, PROVISIONAL, other_data, unmet
 from llm.config.rules import RULES, Rule
 from llm.config.walk import Walk, dereference, is_module, node_references, resolved_value, slot
-
-# Full keys that may be missing because reading the data fills them in.
-FILLED_IN: tuple[str, ...] = ("model.vocab_size", "task.model.num_classes")
 
 
 def check(composed: Composed) -> Any:
     """Check a configuration and build the command that it names at its root.
 
-    A command with a method `adopt` starts from weights that determine its model: the weights are checked and built
-    first, `adopt` copies their architecture into the tree, and then the whole tree is checked.
+    If the command trains from weights, they are checked and built first, and `Command.adopt` copies their
+    architecture into the tree. Then the whole tree is checked.
 
     Raises:
         ConfigError: all problems at once, one line each: `full.key: what is wrong; the fix`.
     """
     command = command_class(composed.config)
-    parameters = annotations.parameters(command)
+    given_by_code = ("composed",)
+    parameters = {
+        name: each
+        for name, each in annotations.parameters(command).items()
+        if name not in given_by_code
+    }
     slots = {name: each.annotation for name, each in parameters.items()}
-    known: dict[str, Any] = {name: composed for name, hint in slots.items() if hint is Composed}
-    config, problems = composed.config, []
-    if adopt := getattr(command, "adopt", None):
-        try:
-            known |= check_nodes(config, {"weights": slots["weights"]})
-            config = adopt(composed, known["weights"])
-        except ConfigError as error:
-            problems += error.problems
+    config, problems, known = composed.config, [], {}
+    if command.adopt is not None:
+        with collecting(problems):
+            known = check_nodes(config, {"weights": slots["weights"]})
+            config = command.adopt(composed, known.get("weights"))
     tree = Tree(config, slots, problems)
     plain = tree.resolved(key for key in config if key != "_target_")
     problems += tree.walk.root(plain, parameters)
-    values = tree.build(plain, rules=getattr(command, "rules", ()), known=known)
+    values = tree.build(plain, rules=command.rules, known=known)
     tree.require_none()
-    return command(**values)
+    return command(composed=composed, **values)
 
 
-def check_nodes(
-    config: DictConfig, slots: Mapping[str, Any], filled_in: Collection[str] = FILLED_IN
-) -> dict[str, Any]:
+def check_nodes(config: DictConfig, slots: Mapping[str, Any]) -> dict[str, Any]:
     """Check some sections of a tree, such as the config of another run, and return the built objects.
 
     Args:
         config: the tree. Its section `trust` is respected.
         slots: the annotation of each section; for a `Deferred[T]`, only a model on `meta` is built.
-        filled_in: full keys that may be missing.
 
     Raises:
         ConfigError: all problems at once.
     """
-    tree = Tree(config, slots, [], filled_in)
+    tree = Tree(config, slots, [])
     plain = tree.resolved(name for name in slots if name in config)
     for name, value in plain.items():
         tree.problems += tree.walk.value(value, slot(slots[name]), name)
@@ -77,7 +75,7 @@ def check_nodes(
     return values
 
 
-def command_class(config: DictConfig) -> Any:
+def command_class(config: DictConfig) -> type[Command]:
     """Return the class of the command that a tree names at its root.
 
     Raises:
@@ -90,12 +88,17 @@ def command_class(config: DictConfig) -> Any:
         )
     is_ours = path.startswith(tuple(f"{package}." for package in ROOTS))
     try:
-        return locate(path, () if is_ours else config.get("trust") or (), is_root=True)
+        target = locate(path, () if is_ours else config.get("trust") or (), is_root=True)
     except ConfigError as error:
         lines = error.problems
         raise ConfigError(
             *(x if x.startswith("trust: ") else f"_target_: {x}" for x in lines)
         ) from None
+    if not (inspect.isclass(target) and issubclass(target, Command)):
+        raise ConfigError(
+            f"_target_: {path} is not a command; name a subclass of llm.config.base.Command"
+        )
+    return target
 
 
 @dataclass
@@ -106,30 +109,28 @@ class Tree:
         config: the tree.
         slots: the annotations of the sections at its root.
         problems: the problems found so far, one line each.
-        filled_in: full keys that may be missing.
+        trust: packages of the user that `_target_` may name.
+        is_trusted: whether `trust` is valid; otherwise nothing can be built.
     """
 
     config: DictConfig
     slots: Mapping[str, Any]
     problems: list[str]
-    filled_in: Collection[str] = FILLED_IN
     trust: Sequence[str] = field(init=False, default=())
-    is_trusted: bool = field(init=False, default=True)
+    is_trusted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        packages = self.config.get("trust") or ()
-        try:
-            if not isinstance(packages, ListConfig | tuple):
-                raise ConfigError(f"trust: {packages!r} is not a list; use trust=[package]")
-            self.trust = trusted_packages(packages)
-        except ConfigError as error:
-            self.is_trusted = False
-            self.problems += error.problems
+        packages = resolved_value(self.config, "trust", "trust", self.problems) or ()
+        lines = list(Walk().value(packages, Sequence[str], "trust"))
+        with collecting(lines):
+            self.trust = () if lines else trusted_packages(packages)
+        self.is_trusted = not lines
+        self.problems += lines
 
     @property
     def walk(self) -> Walk:
         """The walk that compares the tree with signatures."""
-        return Walk(tuple(self.trust), frozenset(self.filled_in), frozenset(self.slots))
+        return Walk(tuple(self.trust), frozenset(self.slots))
 
     def resolved(self, sections: Iterable[Any]) -> dict[str, Any]:
         """Return sections as plain data; references to missing keys become problems."""
@@ -137,8 +138,21 @@ class Tree:
 
     def require_none(self) -> None:
         """Raise a ConfigError with all problems, if there are any."""
-        if self.problems:
-            raise ConfigError(*dict.fromkeys(self.problems))
+        lines = [line for line in self.problems if not self._is_repeated(line)]
+        if lines:
+            raise ConfigError(*dict.fromkeys(lines))
+
+    def _is_repeated(self, line: str) -> bool:
+        """Return whether a key has the same problem as the key that it refers to, such as `data.seed: ${seed}`."""
+        key, _, problem = line.partition(": ")
+        section, _, name = key.rpartition(".")
+        parent = OmegaConf.select(self.config, section, throw_on_resolution_failure=False)
+        if not isinstance(parent, DictConfig):
+            return False
+        node = parent._get_node(name, validate_access=False)
+        target = node._maybe_dereference_node() if isinstance(node, Node) else None
+        other = key if target is None else target._get_full_key(None)
+        return other != key and f"{other}: {problem}" in self.problems
 
     def build(
         self,
@@ -156,7 +170,7 @@ class Tree:
         """
         whole = dereference(plain)
         self.problems += [line for rule in (*RULES, *rules) for line in rule(whole)]
-        if not self.is_trusted:  # without trust nothing can be built
+        if not self.is_trusted:
             return {}
         self.problems += out_of_range(self.config, plain)
         faulty = {re.split(r"[.:\[]", line)[0] for line in self.problems}
@@ -164,10 +178,8 @@ class Tree:
         for name in self.slots:
             if name in values or name not in plain or _depends_on(faulty, name, plain[name]):
                 continue
-            try:
+            with collecting(refused):
                 values[name] = self._section(name)
-            except ConfigError as error:
-                refused += error.problems
         self.problems += refused
         if not refused:  # otherwise a wrong size would be reported twice
             self._outline(plain, faulty, values)
@@ -194,7 +206,7 @@ class Tree:
             return
         section, key = ("task", "task.model") if is_whole else ("model", "model")
         try:
-            model = build_on_meta(self.config, key, self.filled_in)
+            model = build_on_meta(self.config, key)
         except ConfigError as error:
             references = dict(node_references(plain))
             self.problems += [_with_node_key(line, references) for line in error.problems]
@@ -220,16 +232,14 @@ def build_each(node: DictConfig) -> dict[Any, Any]:
     """
     built, problems = {}, []
     for name in node:
-        try:
+        with collecting(problems):
             built[name] = build(node[name]) if OmegaConf.is_config(node[name]) else node[name]
-        except ConfigError as error:
-            problems += error.problems
     if problems:
         raise ConfigError(*problems)
     return built
 
 
-def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> Any:
+def build_on_meta(config: DictConfig, key: str) -> Any:
     """Build a model with shapes and without weights, with a provisional number for each missing size.
 
     Raises:
@@ -237,7 +247,7 @@ def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> A
     """
     import torch  # only a tree that holds a model needs torch
 
-    config = with_provisional_sizes(config, filled_in)
+    config = with_provisional_sizes(config)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return build(OmegaConf.select(config, key))
@@ -246,12 +256,10 @@ def build_on_meta(config: DictConfig, key: str, filled_in: Collection[str]) -> A
         raise ConfigError(f"{key}: cannot be built ({reason}); choose smaller sizes") from error
 
 
-def with_provisional_sizes(
-    config: DictConfig, filled_in: Collection[str] = FILLED_IN
-) -> DictConfig:
+def with_provisional_sizes(config: DictConfig) -> DictConfig:
     """Return a copy of a tree with a provisional number for each size that reading the data fills in."""
     config = config.copy()
-    for key in filled_in:
+    for key in FILLED_IN:
         if _is_open(config, key):
             OmegaConf.update(config, key, PROVISIONAL, force_add=True)
     return config
@@ -270,7 +278,7 @@ def _is_open(config: DictConfig, key: str) -> bool:
 
 def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:
     """Return whether a section has problems, or may refer to one that has: then they are reported there."""
-    return name in faulty or bool(faulty and any(node_references(plain)))
+    return name in faulty or bool(faulty and any(node_references([plain])))
 
 
 def _with_node_key(line: str, references: Mapping[str, str]) -> str:

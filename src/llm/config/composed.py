@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.overrides import is_hydras
+from llm.config.plain import nested_items
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,6 @@ def all_trusted(config: DictConfig) -> list[str]:
     return sorted({str(each) for value in lists if isinstance(value, list) for each in value})
 
 
-def trusts(plain: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def trusts(plain: Any) -> Iterator[tuple[str, Any]]:
     """Yield each value of a key named `trust` in plain data, with its full key."""
-    if not isinstance(plain, dict | list):
-        return
-    for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
-        child = f"{key}.{name}" if key else str(name)
-        if name == "trust":
-            yield child, value
-        yield from trusts(value, child)
+    return ((key, value) for name, key, value in nested_items(plain) if name == "trust")

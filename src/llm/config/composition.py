@@ -1,11 +1,9 @@
 """Composition of a command with Hydra: from overrides to a tree that can be checked."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -15,24 +13,26 @@ from llm.config.base import Command
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.composed import Composed
-from llm.config.errors import ConfigError
-from llm.config.explanation import HYDRA_ERRORS, hydra_message, override_problems
-from llm.config.loader import Loader, OwnOption
+from llm.config.errors import ConfigError, collecting
+from llm.config.explanation import hydra_message, wrong_overrides
+from llm.config.loader import HYDRA_ERRORS, Loader
 from llm.config.overrides import differing_words, key_of
 from llm.config.resolvers import resolve_composition
 
 
-def compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Composed:
-    """Compose a command.
+def compose(
+    loader: Loader, name: str, overrides: Sequence[str], *, flags: Sequence[str] = ()
+) -> Composed:
+    """Compose a command; see `load_tree` and `composed`.
 
     Raises:
         ConfigError: Hydra cannot compose it; one line for each wrong override.
     """
-    return composed(load_tree(loader, name, overrides), overrides)
+    return composed(load_tree(loader, name, overrides), overrides, flags=flags)
 
 
 def load_tree(
-    loader: ConfigLoader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
+    loader: Loader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
 ) -> DictConfig:
     """Compose a tree that still contains Hydra's own section.
 
@@ -49,11 +49,13 @@ def load_tree(
     try:
         return loader.load_configuration(name, list(overrides), run_mode=mode)
     except HYDRA_ERRORS as error:
-        lines = list(dict.fromkeys(override_problems(loader, name, overrides, is_sweep=is_sweep)))
+        wrong = wrong_overrides(loader, name, overrides, is_sweep=is_sweep)
+        if wrong.problems:
+            raise wrong from error
         pairs = [(key, value) for key, _, value in (word.partition("=") for word in overrides)]
-        files = [own.file for own in _own_options(loader, pairs)]
+        files = [own.file for own in loader.own_options(pairs)]
         read = f"; read from {', '.join(files)}" if files else ""
-        raise ConfigError(*(lines or [f"{hydra_message(error)}{read}"])) from error
+        raise ConfigError(f"{hydra_message(error)}{read}") from error
 
 
 def composed(
@@ -107,50 +109,49 @@ def check_points(
     return points
 
 
-def check_composed(
-    loader: ConfigLoader,
-    point: Composed,
-    *,
-    first: Callable[[Composed], None] = lambda composed: None,
-) -> Any:
+def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()) -> Any:
     """Check a command and return it, ready to run.
 
     Args:
         loader: the loader that composed it.
         point: the composed command.
-        first: checks that need neither torch nor the classes of the tree; importing those takes seconds.
+        found: problems that are known already, one line for each key.
 
     Raises:
         ConfigError: all problems, each with the user's file that sets its key.
     """
-    try:
-        first(point)
-        return check(point)
-    except ConfigError as error:
-        raise ConfigError(*_with_files(loader, error.problems, point)) from error
-
-
-def _with_files(loader: ConfigLoader, problems: Sequence[str], point: Composed) -> Iterator[str]:
-    """Yield the problems, each with the user's file that sets its key, unless the command line sets it."""
+    problems: list[str] = []
+    with collecting(problems):
+        command = check(point)
+        if not found:
+            return command
+    known = {line.partition(": ")[0] for line in found}
+    others = (line for line in problems if line.partition(": ")[0] not in known)
+    lines = _about_deletions([*found, *others], point.overrides)
     typed = {key_of(word) for word in point.overrides}
-    options = list(_own_options(loader, point.choices.items()))
-    for problem in problems:
-        key = problem.partition(": ")[0]
+    options = list(loader.own_options(point.choices.items()))
+    with_files = []
+    for line in lines:
+        key = line.partition(": ")[0]
         files = [each.file for each in options if key not in typed and each.sets(key)]
-        yield f"{problem} (set in {files[-1]})" if files else problem
+        with_files.append(f"{line} (set in {files[-1]})" if files else line)
+    raise ConfigError(*with_files)
 
 
-def _own_options(
-    loader: ConfigLoader, choices: Iterable[tuple[str, str | None]]
-) -> Iterator[OwnOption]:
-    """Yield the chosen options that are files of the user."""
-    for group, option in choices:
-        if option and isinstance(loader, Loader):
-            own = None
-            # A file that cannot be read is reported elsewhere.
-            with suppress(*HYDRA_ERRORS, ConfigError):
-                own = loader.own_option(group.partition("@")[0], option)
-            yield from [own] if own is not None else ()
+def _about_deletions(lines: list[str], overrides: Sequence[str]) -> list[str]:
+    """Return the problems, with one line for all that an override such as `~model` causes."""
+    for word in overrides:
+        key = key_of(word)
+        others = [
+            line
+            for line in lines
+            if not line.startswith(f"{key}: is required and missing")
+            and f"key '{key}' not found" not in line
+            and f"key '{key}." not in line
+        ]
+        if word.startswith("~") and others != lines:
+            lines = [f"{word}: {key} is needed here; leave {word} out", *others]
+    return lines
 
 
 def launched_point(config: DictConfig) -> Composed:
@@ -171,9 +172,12 @@ def chosen_options(hydra: Any) -> dict[str, str | None]:
     return {group: option for group, option in groups if not group.startswith("hydra/")}
 
 
-def is_multirun(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> bool:
-    """Return whether a configuration requests a sweep itself, without `-m`."""
+def requests_sweep(loader: Loader, name: str, overrides: Sequence[str]) -> bool:
+    """Return whether overrides have several values, and the configuration is a sweep itself, which needs no `-m`."""
     try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        if not any(each.is_sweep_override() for each in parsed):
+            return False
         config = loader.load_configuration(
             name, list(overrides), run_mode=RunMode.MULTIRUN, validate_sweep_overrides=False
         )
@@ -182,9 +186,7 @@ def is_multirun(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> bo
     return config.hydra.mode == RunMode.MULTIRUN
 
 
-def sweep_jobs(
-    loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]
-) -> list[list[str]]:
+def sweep_jobs(loader: Loader, master: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of every job of a sweep; empty if the sweeper chooses them while it runs.
 
     Args:
@@ -209,7 +211,7 @@ def sweep_jobs(
         raise ConfigError(hydra_message(error)) from error
 
 
-def fixed_overrides(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
+def fixed_overrides(loader: Loader, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that are the same for all jobs of a sweep."""
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     return [str(each.input_line) for each in parsed if not each.is_sweep_override()]

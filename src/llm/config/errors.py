@@ -1,7 +1,8 @@
 """Errors that are printed without a traceback, and suggestions for misspelt words."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -15,7 +16,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """An error in a configuration, with every problem that was found in it.
+    """An error in a configuration, with all problems that were found in it.
 
     Attributes:
         problems: one line each, `full.key: what is wrong; the fix`.
@@ -28,6 +29,15 @@ class ConfigError(UserError):
         self.problems = problems
 
 
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Add the problems of a ConfigError to a list instead of raising it."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that is most similar to `word`; None if none is similar."""
 
@@ -36,7 +46,8 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
         edits = sum(max(b - a, d - c) for step, a, b, c, d in steps if step != "equal")
         return edits, abs(len(word) - len(choice))
 
-    close = difflib.get_close_matches(word, list(choices), n=5, cutoff=0.5)
+    # Two exchanged letters in a word of three, such as dmi for dim, have a similarity of 0.67.
+    close = difflib.get_close_matches(word, list(choices), n=5, cutoff=0.65)
     return min(close, key=distance, default=None)
 
 

@@ -4,37 +4,44 @@ Hydra's own messages suggest to prefix a key with `+`, which turns every misspel
 override is compared with the groups and keys that exist.
 """
 
+import json
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from llm.config import annotations
 from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, nearest, suggestion
 from llm.config.fingerprint import is_among
 from llm.config.hydra_section import SWEEPS
+from llm.config.loader import HYDRA_ERRORS, Loader
 from llm.config.overrides import RENAMED, key_of
 
-# Hydra raises ValueError for a group that is set to null and for a file that is not UTF-8.
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 ADVICE = re.compile(r"^(To append|See https|Config search path|Set the env|\s*$)")
+MOST_GUESSES = 3
 
 
-def override_problems(
-    loader: ConfigLoader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
-) -> Iterator[str]:
-    """Yield a line for each wrong override.
+class WrongOverridesError(ConfigError):
+    """Overrides that Hydra cannot compose.
+
+    Attributes:
+        others: the other overrides of the command line; empty if they cannot be judged without the wrong ones.
+    """
+
+    others: Sequence[str] = ()
+
+
+def wrong_overrides(
+    loader: Loader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
+) -> WrongOverridesError:
+    """Return an error with a line for each wrong override.
 
     Args:
         loader: the loader that could not compose them.
@@ -43,39 +50,66 @@ def override_problems(
         is_sweep: whether overrides may have several values.
     """
     groups = _groups(loader, "")
-    choices, keys = [], []
+    lines: list[str] = []
+    choices: list[str] = []
+    keys: dict[str, Override] = {}
     for word in overrides:
         try:
             override = OverridesParser.create(loader).parse_overrides([word])[0]
         except HYDRA_ERRORS:
-            yield f"{word}: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"
+            lines.append(
+                f"{word}: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"
+            )
             continue
-        if override.is_sweep_override() and not is_sweep:
-            key = override.get_key_element()
-            yield f"{word}: several values; add -m to run each, or write one list: {key}=[…]"
-        elif override.key_or_group in groups or _is_hydra_group(loader, override.key_or_group):
-            lines = list(_wrong_option(loader, override))
-            yield from lines
-            choices += [] if lines else [word]
-        elif is_among(key_of(word), SWEEPS) and not is_sweep:
-            yield f"{key_of(word)}: only a sweep uses it; add -m, or leave it out"
-        elif "/" in override.key_or_group:
-            yield f"{override.key_or_group}: no such group; {suggestion(override.key_or_group, groups)}"
+        key = override.key_or_group
+        is_hydras = key.startswith("hydra/") and bool(loader.get_group_options(key))
+        is_group = key in groups or is_hydras
+        if found := list(
+            _wrong_word(loader, override, groups, is_group=is_group, is_sweep=is_sweep)
+        ):
+            lines += found
+        elif is_group:
+            choices.append(word)
         elif not override.is_hydra_override():
-            keys.append(override)
-    yield from _groupless(loader, name, choices)
-    yield from _wrong_keys(loader, name, choices, keys, groups)
+            keys[word] = override
+    lines += _unused_groups(loader, name, choices)
+    are_choices_right = not lines
+    wrong_keys = dict(_wrong_keys(loader, name, choices, keys, groups))
+    error = WrongOverridesError(*dict.fromkeys([*lines, *wrong_keys.values()]))
+    if are_choices_right and wrong_keys:
+        error.others = [word for word in overrides if word not in wrong_keys]
+    return error
 
 
-def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each option of a group that the command does not use."""
+def _wrong_word(
+    loader: Loader, override: Override, groups: Sequence[str], *, is_group: bool, is_sweep: bool
+) -> Iterator[str]:
+    """Yield what is wrong with an override, whatever the tree is."""
+    word, key = str(override.input_line), override.key_or_group
+    if override.is_sweep_override() and not is_sweep:
+        name = override.get_key_element()
+        yield f"{word}: several values; add -m to run each, or write one list: {name}=[…]"
+    elif is_group:
+        yield from _wrong_option(loader, override)
+    elif is_among(key_of(word), SWEEPS) and not is_sweep:
+        yield f"{key_of(word)}: only a sweep uses it; add -m, or leave it out"
+    elif "/" in key:
+        yield f"{key}: no such group; {suggestion(key, groups)}"
+
+
+def _unused_groups(loader: Loader, name: str, choices: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each option of a group that the command does not use or has not chosen."""
     try:
         config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
     except HYDRA_ERRORS:  # the primary config itself is wrong, which Hydra's message says
         return
+    chosen = config.hydra.runtime.choices
     for word in choices:
-        group = word.partition("=")[0]
-        if word.startswith(("+", "~")) or "@" in group or group in config.hydra.runtime.choices:
+        group, _, option = word.partition("=")
+        deleted = group.removeprefix("~")
+        if group != deleted and option and chosen.get(deleted, option) != option:
+            yield f"{word}: the option of {deleted} is {chosen[deleted]}; use {group} to delete it"
+        if word.startswith(("+", "~")) or "@" in group or group in chosen:
             continue
         node = config.get(group)
         if isinstance(node, DictConfig):
@@ -84,51 +118,41 @@ def _groupless(loader: ConfigLoader, name: str, choices: Sequence[str]) -> Itera
             yield f"{word}: this command does not use {group}; leave it out"
 
 
-def _keys_for(loader: ConfigLoader, word: str, node: DictConfig) -> str:
+def _keys_for(loader: Loader, word: str, node: DictConfig) -> str:
     """Return the keys to set instead of an option: those that differ, otherwise all that the command has."""
     group, _, option = word.partition("=")
     own = _loaded(loader, group, option)
-    plain = [key for key in own if not (OmegaConf.is_missing(own, key) or key == "_target_")]
-    keys = [
-        f"{group}.{key}={_written(own[key])}"
-        for key in plain
-        if key in node and own[key] != node[key]
+    keys = [key for key in node if key != "_target_"]
+    values = {key: own[key] for key in keys if key in own and not OmegaConf.is_missing(own, key)}
+    set_keys = [
+        f"{group}.{key}={_written(value)}" for key, value in values.items() if value != node[key]
     ]
-    if keys:
-        return f"set {' '.join(keys)}"
-    return "set " + " or ".join(f"{group}.{key}=…" for key in node if key != "_target_")
+    return f"set {' '.join(set_keys) or ' or '.join(f'{group}.{key}=…' for key in keys)}"
 
 
-def _loaded(loader: ConfigLoader, group: str, option: str) -> DictConfig:
+def _loaded(loader: Loader, group: str, option: str) -> Any:
     """Return an option's own values, without the options in its defaults."""
-    result = loader.repository.load_config(f"{group}/{option}")  # pyright: ignore[reportAttributeAccessIssue]
+    result = loader.repository.load_config(f"{group}/{option}")
     return OmegaConf.create() if result is None else result.config
 
 
 def _written(value: Any) -> str:
     """Return a plain value as written on a command line."""
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def _is_hydra_group(loader: ConfigLoader, group: str) -> bool:
-    """Return whether a group is one of Hydra's own, such as `hydra/launcher`."""
-    return group.startswith("hydra/") and bool(loader.get_group_options(group, ObjectType.CONFIG))
-
-
-def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
+def _wrong_option(loader: Loader, override: Override) -> Iterator[str]:
     """Yield a line for each option that the group does not have."""
     group = override.key_or_group
-    options = loader.get_group_options(group, ObjectType.CONFIG)
+    options = loader.get_group_options(group)
     chosen = override.value()
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator())
     for option in chosen if isinstance(chosen, list) else [chosen]:
-        if option is None:
+        if option is None and not override.is_delete():
             remedy = "choose one of" if options else "it has no options; leave it out"
             yield f"{group}=null: is not an option; {remedy} {', '.join(options)}".rstrip()
-        elif isinstance(option, str | int | float) and str(option) not in options:
+        elif isinstance(option, str | int | float) and option != "" and str(option) not in options:
             new, guess = RENAMED.get(f"{group}={option}"), nearest(str(option), options)
             listed = f"there are {', '.join(options)}"
             hint = f"did you mean {guess}? ({listed})" if guess else listed
@@ -137,63 +161,65 @@ def _wrong_option(loader: ConfigLoader, override: Override) -> Iterator[str]:
 
 
 def _wrong_keys(
-    loader: ConfigLoader,
+    loader: Loader,
     name: str,
     choices: list[str],
-    keys: Sequence[Override],
+    keys: Mapping[str, Override],
     groups: Sequence[str],
-) -> Iterator[str]:
-    """Yield a line for each key that is not in the tree that the chosen options compose."""
+) -> Iterator[tuple[str, str]]:
+    """Yield each word whose key is not in the tree that the chosen options compose, with a line about it."""
     try:
         mode = RunMode.MULTIRUN if any("," in choice for choice in choices) else RunMode.RUN
         config = loader.load_configuration(name, choices, run_mode=mode)
     except HYDRA_ERRORS:
         return
-    for override in keys:
+    for word, override in keys.items():
+        key, line = override.key_or_group, None
         if not (override.is_add() or override.is_force_add()):
-            for problem in _wrong_key(config, override.key_or_group, groups):
-                is_unknown = ": no such key;" in problem
-                yield (
-                    is_unknown and _of_other_options(loader, config, override.key_or_group)
-                ) or problem
+            line = _wrong_key(config, key, groups)
+        if line and ": no such key;" in line:
+            line = _of_other_options(loader, config, key) or line
+        if line is None and override.is_delete() and override.value() not in (None, ""):
+            is_value = OmegaConf.select(config, key)
+            line = f"{word}: {key} is {_written(is_value)}; use ~{key} to delete it"
+        if line is not None:
+            yield word, line
 
 
-def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> Iterator[str]:
-    """Yield a line for the first word of a dotted key that does not exist."""
+def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> str | None:
+    """Return a line about the first word of a dotted key that does not exist; None if all do."""
     node, path = config, ""
     typed = {key_of(each): each for each in config.hydra.overrides.task}
     for word in key.split("."):
         if node is None:
             remedy = f"replace {typed[path]} by another {path}=…" if path in typed else ""
-            yield f"{key}: {path} is null here; {remedy or f'choose one first with {path}=…'}"
-            return
+            return f"{key}: {path} is null here; {remedy or f'choose one first with {path}=…'}"
         if isinstance(node, DictConfig) and word not in node.keys():  # noqa: SIM118  (`in` is False for a `???`)
-            yield f"{key}: {_remedy(config, node, path=path, word=word, key=key, groups=groups)}"
-            return
+            if path and word in _more_parameters(node):
+                return f"{key}: is not in the config, but can be added; use +{key}=…"
+            if path:
+                return f"{key}: no such key; {suggestion(word, map(str, node), f'{path}.')}"
+            return f"{key}: {_no_such_root(config, word, key, groups)}"
         path = f"{path}.{word}" if path else word
         node = OmegaConf.select(config, path, throw_on_missing=False)
+    return None
 
 
-def _remedy(
-    config: DictConfig, node: DictConfig, *, path: str, word: str, key: str, groups: Sequence[str]
-) -> str:
-    """Return the message about `word` of `key`, which is not in `node` at `path`, and what to write instead."""
-    if path:
-        if word in _more_parameters(node):
-            return f"is not in the config, but can be added; use +{key}=…"
-        return f"no such key; {suggestion(word, map(str, node), f'{path}.')}"
+def _no_such_root(config: DictConfig, word: str, key: str, groups: Sequence[str]) -> str:
+    """Return what is wrong with a key whose first word is not at the root of the tree."""
     if key in RENAMED:
         return f"no such key; it is now called {RENAMED[key]}"
-    elsewhere = _ending_in(config, key)
+    elsewhere = [] if key in ("_target_", "_partial_") else _ending_in(config, key)
     if elsewhere:
-        return f"no such key here; did you mean {' or '.join(elsewhere)}?"
+        guesses = sorted(elsewhere, key=lambda each: each.count("."))[:MOST_GUESSES]
+        return f"no such key here; did you mean {' or '.join(guesses)}?"
     roots = {str(group).partition("/")[0] for group in config.hydra.runtime.choices}
     own = {group for group in groups if group.partition("/")[0] in roots}
-    names = {str(name) for name in config if name not in ("hydra", "_target_")} | own
-    return f"no such group or key; {suggestion(word, names)}"
+    names = {str(name) for name in config if name not in ("hydra", "_target_")}
+    return f"no such group or key; {suggestion(word, names | own if nearest(word, own) else names)}"
 
 
-def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str | None:
+def _of_other_options(loader: Loader, config: DictConfig, key: str) -> str | None:
     """Return the line about a key that only other options of its group have; None if no option has it.
 
     Options that leave the key open (`???`) come first, otherwise all that have it. Among them, the first one named
@@ -203,7 +229,7 @@ def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str
     group = section.replace(".", "/")
     chosen = config.hydra.runtime.choices.get(group)
     found: dict[str, DictConfig] = {}
-    for option in loader.get_group_options(group, ObjectType.CONFIG) if chosen else ():
+    for option in loader.get_group_options(group) if chosen else ():
         own = _loaded(loader, group, option)
         if word in own.keys():  # noqa: SIM118  (`in` is False for a `???`)
             found[option] = own
@@ -212,16 +238,12 @@ def _of_other_options(loader: ConfigLoader, config: DictConfig, key: str) -> str
     open_options = [option for option, own in found.items() if OmegaConf.is_missing(own, word)]
     keys = {*OmegaConf.select(config, section)}
     options = sorted(open_options or found, key=lambda option: -len(keys & {*found[option]}))
-    also = (
-        f" ({', '.join(options[1:])} also {'has' if len(options) == 2 else 'have'} it)"
-        if options[1:]
-        else ""
-    )
-    is_typed = any(key_of(typed) == group for typed in config.hydra.overrides.task)
-    remedy = f"add {group}={options[0]}"
-    if is_typed:
-        remedy = f"replace {group}={chosen} by {group}={options[0]}"
-    return f"{key}: {group}={chosen} has no such key; {remedy}{also}"
+    first, *more = options
+    have = "has" if len(more) == 1 else "have"
+    also = f" ({', '.join(more)} also {have} it)" if more else ""
+    is_typed = group in map(key_of, config.hydra.overrides.task)
+    remedy = f"replace {group}={chosen} by" if is_typed else "add"
+    return f"{key}: {group}={chosen} has no such key; {remedy} {group}={first}{also}"
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
@@ -247,7 +269,7 @@ def _more_parameters(node: DictConfig) -> Sequence[str]:
         return ()
 
 
-def _groups(loader: ConfigLoader, parent: str) -> list[str]:
+def _groups(loader: Loader, parent: str) -> list[str]:
     """Return all groups below one, such as `model` and `model/norm`, without Hydra's."""
     found = []
     for child in loader.get_group_options(parent, ObjectType.GROUP):

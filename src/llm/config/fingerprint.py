@@ -66,17 +66,12 @@ def recipe(config: DictConfig) -> str:
     return fingerprint(config, IGNORE_BUT_BUDGET)
 
 
-def fingerprint_difference(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> list[str]:
-    """Return the differences that change the fingerprint, one line each: `full.key: old → new`."""
-    return [f"{key}: {change}" for key, change in fingerprint_changes(old, new, ignore).items()]
-
-
-def fingerprint_changes(old: Any, new: Any, ignore: Collection[str] = IGNORE) -> dict[str, str]:
+def fingerprint_changes(old: Any, new: Any) -> dict[str, str]:
     """Return the differences that change the fingerprint: `old → new` by full key.
 
     A value that one side has not filled in yet (`???`) does not count as different.
     """
-    before, after = _meaning(old, ignore), _meaning(new, ignore)
+    before, after = _meaning(old, IGNORE), _meaning(new, IGNORE)
     found = {
         key: f"{_shown(before, key)} → {_shown(after, key)}"
         for key in sorted(before.keys() | after.keys())

@@ -1,9 +1,9 @@
 """Checks of Hydra's own section: where runs go, and how a sweep searches and launches.
 
-Hydra acts on this section before any code of ours runs: it builds what `hydra.callbacks` names, opens the files of
+Hydra acts on this section before our code runs: it builds what `hydra.callbacks` names, opens the files of
 `hydra.job_logging`, changes folders and sets environment variables. So the section has its own check. A command line
-may set the keys in TYPED. A user's file may set plain values of known launchers and sweepers. Everything else must
-be as in our own files or Hydra's.
+may set the keys in TYPED. A user's file may set plain values of known launchers and sweepers. All else must be as in
+our files or Hydra's.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from llm.config.allowlist import locate
 from llm.config.errors import ConfigError, suggestion
 from llm.config.fingerprint import is_among
 from llm.config.overrides import is_hydras, key_of
+from llm.config.plain import nested_items
 
 # Keys that a command line may set, with all keys below them. A single run uses the first, a sweep all.
 SWEEPS = ("hydra.launcher", "hydra.sweeper")
@@ -32,6 +33,8 @@ FREE_TEXT = (
 )
 # Tables whose keys are overrides.
 WORDS = ("hydra.sweeper.params", "hydra.sweeper.search_space")
+# Tables whose keys are copied unchanged into a batch script.
+SCRIPTED = ("hydra.launcher.additional_parameters",)
 SAMPLERS = ("Grid", "TPE", "Random", "CmaEs", "NSGAII", "MOTPE")
 TARGETS = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -60,6 +63,8 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
             package or not is_among(key, TYPED)
         ):
             yield f"{package or key}: cannot be set; {_remedy(key)}"
+        elif key == "hydra.run.dir" and (override.is_delete() or override.value() in (None, "")):
+            yield f"{key}: is empty; set it to the folder of the run, or leave it out"
 
 
 def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
@@ -73,17 +78,12 @@ def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool)
     Raises:
         ConfigError: a line for each key.
     """
-    keys = [key_of(word) for word in words if is_hydras(word)]
-    lines = [
-        f"{key}: only a sweep uses it; add -m, or leave it out"
-        for key in keys
-        if is_among(key, SWEEPS) and not is_sweep
-    ]
-    lines += [
-        f"{key}: only llm train has the directory of a run; leave it out"
-        for key in keys
-        if is_among(key, ("hydra.run.dir",)) and not has_directory
-    ]
+    lines = []
+    for key in map(key_of, filter(is_hydras, words)):
+        if is_among(key, SWEEPS) and not is_sweep:
+            lines.append(f"{key}: only a sweep uses it; add -m, or leave it out")
+        elif is_among(key, ("hydra.run.dir",)) and not has_directory:
+            lines.append(f"{key}: only llm train has the directory of a run; leave it out")
     if lines:
         raise ConfigError(*lines)
 
@@ -94,31 +94,23 @@ def _remedy(key: str) -> str:
     return f"the keys of Hydra that a command line may set are {', '.join(TYPED)}"
 
 
-def target_problems(plain: Any, key: str, trust: Sequence[str]) -> Iterator[str]:
+def target_problems(section: Mapping[str, Any], trust: Sequence[str]) -> Iterator[str]:
     """Yield a line for each object that Hydra would build or call and that is not on its allowlist.
 
     Args:
-        plain: Hydra's section or a node of it, as plain data.
-        key: its full key.
+        section: Hydra's section, as plain data.
         trust: packages of the user, which may define a search space.
     """
-    if not isinstance(plain, dict | list):
-        return
-    for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
-        child = f"{key}.{name}"
+    names = [target.rpartition(".")[2] for target in TARGETS]
+    for name, key, value in nested_items(section, "hydra"):
         if name == "_target_" and value not in TARGETS:
-            yield f"{child}: {value} is not a launcher, sweeper or sampler; {_known(str(value))}"
-        elif child == "hydra.sweeper.custom_search_space" and value is not None:
+            guess = suggestion(str(value).rpartition(".")[2], names)
+            yield f"{key}: {value} is not a launcher, sweeper or sampler; {guess}"
+        elif key == "hydra.sweeper.custom_search_space" and value is not None:
             try:
                 locate(str(value), trust)
             except ConfigError as error:
-                yield f"{child}: {error}"
-        yield from target_problems(value, child, trust)
-
-
-def _known(path: str) -> str:
-    names = {target.rpartition(".")[2]: target for target in TARGETS}
-    return suggestion(path.rpartition(".")[2], names)
+                yield f"{key}: {error}"
 
 
 def file_problems(
@@ -138,13 +130,12 @@ def file_problems(
         ):
             continue
         if is_among(key, WORDS):
-            yield from _word_problems(section, key)
+            table = next(table for table in WORDS if is_among(key, (table,)))
+            word = key.removeprefix(f"{table}.")
+            if "hydra" in word or "trust" in key_of(word).split("."):
+                yield f"{key}: a file of a --config-dir may not set it; type it on the command line"
         elif not _is_free(key, value):
             yield f"{key}: a file of a --config-dir may not set this value; remove it there"
-
-
-# Tables whose keys are copied unchanged into a batch script.
-SCRIPTED = ("hydra.launcher.additional_parameters",)
 
 
 def _is_free(key: str, value: Any) -> bool:
@@ -155,19 +146,9 @@ def _is_free(key: str, value: Any) -> bool:
         return False
     if key.endswith("._target_"):
         return value in TARGETS
-    if isinstance(
-        value, str
-    ):  # sbatch's options are lines of a script: a text must not start a new line
+    if isinstance(value, str):  # an option of sbatch is a line of a script, so no text may have two
         return key in FREE_TEXT and value.isprintable()
     return value is None or isinstance(value, bool | int | float)
-
-
-def _word_problems(section: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Yield a line for each override in a sweep's table that a file may not contain."""
-    table = next(table for table in WORDS if is_among(key, (table,)))
-    word = key.removeprefix(f"{table}.")
-    if "hydra" in word or "trust" in key_of(word).split("."):
-        yield f"{key}: a file of a --config-dir may not set it; type it on the command line"
 
 
 def _values(plain: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ class CommandView(Hydra):
 
     def __init__(self, loader: Loader, line: CommandLine) -> None:
         super().__init__("llm", loader)
-        self.line = line
+        self.loader, self.line = loader, line
         self.roots: set[str] | None = None
 
     def list_all_config_groups(self, parent: str = "") -> Sequence[str]:
@@ -42,7 +42,7 @@ class CommandView(Hydra):
         """
         line, args = self.line, self.line.args
         if line.composes_to_show:
-            hydra = load_tree(self.config_loader, line.config_name, line.overrides).hydra
+            hydra = load_tree(self.loader, line.config_name, line.overrides).hydra
             self.roots = {group.partition("/")[0] for group in ("hydra", *chosen_options(hydra))}
         # The user's folder may be untrusted, and Hydra prints the names in it unescaped.
         with contextlib.redirect_stdout(console.Printable(sys.stdout)):  # pyright: ignore
@@ -62,7 +62,6 @@ class CommandView(Hydra):
 
     def _show_help(self, header: str) -> None:
         ours = ["hydra/help=command", f"hydra.help.header={quoted_text(header)}"]
-        loader: Loader = self.config_loader  # pyright: ignore[reportAssignmentType]
-        loader.own |= set(ours)
+        self.loader.own |= set(ours)
         self.line.args.overrides += ours
         self.app_help(self.line.config_name, self.line.parser, self.line.args)

@@ -5,7 +5,7 @@ are checked here, before they have any effect. The rest of the tree is checked b
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -21,9 +21,11 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
@@ -37,6 +39,8 @@ from llm.config.texts import expand_homes
 CONF = "pkg://llm.conf"
 FOLDER = "command-line"  # Hydra's name for the provider of --config-dir
 MOST_VALUES = 100_000  # in one file
+# Hydra raises ValueError for a group that is set to null and for a file that is not UTF-8.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 DEFAULTS_FIELDS = ("group", "value", "path", "package")  # fields of an entry of a defaults list
 
 
@@ -138,15 +142,19 @@ class Loader(ConfigLoaderImpl):
         """
         return self.repository.get_group_options(group_name, results_filter)
 
-    def own_option(self, group: str, option: str) -> "OwnOption | None":
-        """Return an option of a group if it is a file in the user's folder, otherwise None."""
-        found = self.repository.load_config(f"{group}/{option}")
-        if found is None or found.provider != FOLDER:
-            return None
-        package = found.header.get("package") or "_group_"
-        key = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
-        file = f"{found.path.removeprefix('file://')}/{group}/{option}.yaml"
-        return OwnOption(file, key, OmegaConf.to_container(found.config, resolve=False))
+    def own_options(self, choices: Iterable[tuple[str, str | None]]) -> "Iterator[OwnOption]":
+        """Yield those of some options, each with its group, that are files in the user's folder."""
+        for chosen, option in choices:
+            group, found = chosen.partition("@")[0], None
+            with suppress(
+                *HYDRA_ERRORS, ConfigError
+            ):  # a file that cannot be read is reported elsewhere
+                found = self.repository.load_config(f"{group}/{option}") if option else None
+            if found is not None and found.provider == FOLDER:
+                package = found.header.get("package") or "_group_"
+                key = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
+                file = f"{found.path.removeprefix('file://')}/{group}/{option}.yaml"
+                yield OwnOption(file, key, OmegaConf.to_container(found.config, resolve=False))
 
     def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:
         """Yield a line for each key of Hydra's, and each `trust`, that only a command line may set."""
@@ -159,7 +167,7 @@ class Loader(ConfigLoaderImpl):
         trust = (
             trust if isinstance(trust, ListConfig) else ()
         )  # the check refuses what is not a list
-        yield from hydra_section.target_problems(section, "hydra", trust)
+        yield from hydra_section.target_problems(section, trust)
         if self.is_packaged:
             return
         words = section["overrides"]["hydra"] + section["overrides"]["task"]

@@ -1,15 +1,14 @@
 """Valid ranges of parameters, by name. A name means one thing in the whole package.
 
 torch's optimizers check only some of their arguments, and only after the folder of the run has been made. A mask or
-a norm accepts any number. A size that is far too large ends the process when memory is allocated. So ranges are
-checked before anything starts, together with all other problems. What our dataclasses check themselves is not
-repeated here.
+a norm accepts any number. A size that is far too large ends the process when memory is allocated. What our
+dataclasses check themselves is not repeated here.
 """
 
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -99,20 +98,6 @@ NAMES = (
 )
 
 
-class Setting(NamedTuple):
-    """A single value in a configuration.
-
-    Attributes:
-        key: its full key.
-        name: name of the parameter that gets it, alone or in a list.
-        value: the value.
-    """
-
-    key: str
-    name: str
-    value: Any
-
-
 def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]:
     """Yield a line for each number out of range and each empty name.
 
@@ -122,18 +107,21 @@ def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]
         config: the composed tree.
         sections: the keys at its root to check.
     """
-    for setting in _values(config, "", is_ours=True, names=sections):
-        if isinstance(setting.value, str):
-            if setting.name in NAMES and not setting.value.strip():
-                yield f"{setting.key}: is empty; set a value, or leave {setting.key}= out"
-        elif isinstance(setting.value, int | float) and not isinstance(setting.value, bool):
-            yield from _number(setting)
+    for key, name, value in _values(config, "", is_ours=True, names=sections):
+        if isinstance(value, str):
+            if name in NAMES and not value.strip():
+                yield f"{key}: is empty; set a value, or leave {key}= out"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _number(key, name, value)
 
 
 def _values(
     node: Any, key: str, *, is_ours: bool, name: str = "", names: Any = None
-) -> Iterator[Setting]:
-    """Yield the values of a node, and of all nodes below it, that are parameters of our packages."""
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield the values of a node, and of all nodes below it, that are parameters of our packages.
+
+    Each comes as full key, name of the parameter that gets it, alone or in a list, and value.
+    """
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
     if names is None:
@@ -146,15 +134,14 @@ def _values(
         if isinstance(value, DictConfig | ListConfig):
             yield from _values(value, child, is_ours=is_ours, name=of)
         elif is_ours:
-            yield Setting(child, of, value)
+            yield child, of, value
 
 
-def _number(setting: Setting) -> Iterator[str]:
-    if setting.value == math.inf and setting.name in MAY_BE_INFINITE:
+def _number(key: str, name: str, value: float) -> Iterator[str]:
+    if value == math.inf and name in MAY_BE_INFINITE:
         return
-    if not math.isfinite(setting.value):
-        yield f"{setting.key}: {setting.value} is not a finite number; use a finite number"
-    elif (
-        allowed := RANGES.get(setting.name) or ROOT_RANGES.get(setting.key)
-    ) and setting.value not in allowed:
-        yield f"{setting.key}: {setting.value} is out of range; give {allowed}"
+    allowed = RANGES.get(name) or ROOT_RANGES.get(key)
+    if not math.isfinite(value):
+        yield f"{key}: {value} is not a finite number; use a finite number"
+    elif allowed and value not in allowed:
+        yield f"{key}: {value} is out of range; give {allowed}"

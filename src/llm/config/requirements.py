@@ -9,7 +9,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-PROVISIONAL = 256  # used for a vocabulary size until the data have been read
+# Full keys that may be missing because reading the data fills them in.
+FILLED_IN = ("model.vocab_size", "task.model.num_classes")
+PROVISIONAL = 256  # used instead until the data have been read
 
 
 def unmet(task: Any, model: Any) -> Iterator[str]:

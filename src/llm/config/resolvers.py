@@ -15,6 +15,7 @@ from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
 from llm.config.overrides import escaped_text
+from llm.config.plain import nested_items
 
 # Resolvers that only work during a composition: Hydra's and ours.
 COMPOSED = {"hydra", "run_name", "now", "python_version"}
@@ -24,12 +25,9 @@ HARMLESS = COMPOSED | {"oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.va
 
 def lookups(plain: Any) -> Iterator[str]:
     """Yield the texts in plain data that contain lookups. Keys of dictionaries are not searched."""
-    if isinstance(plain, str):
-        if "${" in plain and not _resolvers(plain) <= HARMLESS:
-            yield plain
-    elif isinstance(plain, dict | list):
-        for value in plain.values() if isinstance(plain, dict) else plain:
-            yield from lookups(value)
+    for _, _, text in nested_items([plain]):
+        if isinstance(text, str) and "${" in text and not _resolvers(text) <= HARMLESS:
+            yield text
 
 
 def resolve_lookups(config: DictConfig, overrides: Sequence[Override]) -> None:

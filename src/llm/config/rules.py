@@ -7,6 +7,7 @@ and yields one line for each problem.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from llm.config.plain import value_at
 from llm.config.texts import PATHS
 
 Rule = Callable[[Mapping[str, Any]], Iterator[str]]
@@ -17,9 +18,7 @@ LONGEST_COMPONENT = 255  # bytes
 def paths_can_be_files(config: Mapping[str, Any]) -> Iterator[str]:
     """Require that paths contain no NUL and no component longer than 255 bytes."""
     for key in sorted(PATHS):
-        value: Any = config
-        for word in key.split("."):
-            value = value.get(word) if isinstance(value, Mapping) else None
+        value = value_at(config, key)
         for path in value if isinstance(value, list) else [value]:
             words = path.split("/") if isinstance(path, str) else ()
             longest = max((len(each.encode("utf-8", "replace")) for each in words), default=0)

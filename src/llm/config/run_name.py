@@ -30,17 +30,14 @@ def run_name(base: str, overrides: Iterable[str], named: Collection[str] = ()) -
         overrides: the overrides of the command line.
         named: overrides that are included in any case.
     """
-    words = [each for each in overrides if each in named or not _is_nameless(each)]
+    nameless = (*IGNORE, "experiment")
+    words = [each for each in overrides if each in named or not is_among(key_of(each), nameless)]
     name = ",".join([base, *(_plain(each) for each in words if each != f"data={base}")])
     whole = name.encode("utf-8", "replace")
     if len(whole) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(whole).hexdigest()[:8]
     return f"{whole[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}-{digest}"
-
-
-def _is_nameless(override: str) -> bool:
-    return is_among(key_of(override), (*IGNORE, "experiment"))
 
 
 def _plain(override: str) -> str:

@@ -8,9 +8,13 @@ import os
 import re
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString, ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.overrides import escaped_text, is_quoted, key_of
+from llm.config.plain import value_at
 
 # Files and folders. `\\,` is a comma in them, because in a sweep a plain comma separates values.
 PATHS = {
@@ -46,7 +50,7 @@ ESCAPED = {
 LISTS = {"prompt", "stop", "data.path", "data.validation_path", "data.test_path"}
 # Keys that cannot be null: there, `null` is a text.
 NEVER_NULL = {"prompt", "stop", "text"}
-# A piece between two commas: a quoted text, or a text whose commas are escaped.
+# A value between two commas: a quoted text, or a text whose commas are escaped.
 PIECE = re.compile(
     r"""(?:^|,)(\s*"(?:\\.|[^"\\])*"\s*(?=,|$)|\s*'(?:\\.|[^'\\])*'\s*(?=,|$)|(?:\\.|[^,])*)""",
     re.DOTALL,
@@ -62,9 +66,7 @@ def expand_homes(config: DictConfig) -> None:
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for key in sorted({*PATHS, "runs"}):
-        value = plain
-        for word in key.split("."):
-            value = value.get(word) if isinstance(value, dict) else None
+        value = value_at(plain, key)
         expanded = _expanded(value)
         if expanded != value:
             OmegaConf.update(config, key, expanded, merge=False)
@@ -102,8 +104,6 @@ def as_text(word: str, *, is_sweep: bool = False) -> str:
 
 def quoted_text(text: str) -> str:
     """Return a text quoted so that Hydra and OmegaConf parse it to exactly this text."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
     return QuotedString(escaped_text(text), Quote.double).with_quotes()
 
 
@@ -135,8 +135,6 @@ def _items(value: str) -> list[str] | None:
 
 def _is_function(value: str) -> bool:
     """Return whether a value is a sweep function of Hydra's grammar, such as choice(a,b)."""
-    from hydra.core.override_parser.types import ValueType
-
     parsed = _parsed(value)
     return (
         parsed is not None
@@ -147,9 +145,6 @@ def _is_function(value: str) -> bool:
 
 def _parsed(value: str) -> Any:
     """Return a value as parsed by Hydra's grammar; None if it cannot be parsed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         return OverridesParser.create().parse_override(f"x={value}")
     except HydraException:

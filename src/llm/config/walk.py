@@ -6,7 +6,7 @@ Nothing is built here.
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config import annotations
 from llm.config.allowlist import locate
-from llm.config.composed import Composed
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError, suggestion
+from llm.config.plain import nested_items
+from llm.config.requirements import FILLED_IN
 
 MISSING = "???"
 REMEDIES: dict[Any, str] = {
@@ -26,15 +27,13 @@ REMEDIES: dict[Any, str] = {
     float: "use a number such as 0.1",
     bool: "use true or false",
     str: "use a text such as word",
+    Sequence[str]: "use a list such as [word]",
 }
 LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
 
-class Unresolved:
-    """The value of an interpolation that cannot be resolved. It is reported once, and fits every slot."""
-
-
-UNRESOLVED = Unresolved()
+# The value of an interpolation that cannot be resolved. It is reported once, and fits every slot.
+UNRESOLVED = object()
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,10 @@ def dereference(plain: Any) -> Any:
     return [dereference(value) for value in plain] if isinstance(plain, list) else plain
 
 
-def node_references(plain: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def node_references(plain: Any) -> Iterator[tuple[str, str]]:
     """Yield the full key of each reference to a node, and the full key of the node."""
-    if isinstance(plain, NodeReference):
-        yield key, plain.key
-    elif isinstance(plain, dict | list):
-        for name, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
-            yield from node_references(value, f"{key}.{name}" if key else str(name))
+    items = nested_items(plain)
+    return ((key, value.key) for _, key, value in items if isinstance(value, NodeReference))
 
 
 def resolved_value(node: Any, name: Any, key: str, problems: list[str]) -> Any:
@@ -105,38 +101,31 @@ class Walk:
 
     Attributes:
         trust: packages that the user added to the allowlist.
-        deferred: full keys that may be missing.
         sections: the keys at the root that are walked; nodes elsewhere are checked at the reference to them.
     """
 
     trust: tuple[str, ...] = ()
-    deferred: frozenset[str] = frozenset()
     sections: frozenset[str] = frozenset()
 
     def root(
         self, plain: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
     ) -> Iterator[str]:
         """Compare the root of a tree with the parameters of its command."""
-        free = {n: p for n, p in parameters.items() if p.annotation is not Composed}
-        for name, value in plain.items():
-            if name not in free:
-                yield f"{name}: no such key; {suggestion(str(name), free)}"
-            else:
-                yield from self.value(value, slot(free[name].annotation), name)
-        yield from self.absent(plain, free, (), "")
+        yield from self.arguments(plain, parameters, (), "", beneath_factory=False)
+        yield from self.absent(plain, parameters, (), "")
 
     def value(
         self, value: Any, hint: Any, key: str, *, beneath_factory: bool = False
     ) -> Iterator[str]:
         """Compare any value with its slot."""
-        if isinstance(value, Unresolved):
+        if value is UNRESOLVED:
             return
         if isinstance(value, NodeReference) and value.key.split(".")[0] not in self.sections:
             value = value.plain
         if isinstance(value, NodeReference):
             yield from self.reference(value.plain, hint, key)
         elif isinstance(value, str) and value == MISSING:
-            if key not in self.deferred:
+            if key not in FILLED_IN:
                 yield f"{key}: has no value; set it with {key}=…"
         elif isinstance(value, dict) and "_target_" in value:
             yield from self.node(value, hint, key, beneath_factory=beneath_factory)
@@ -172,7 +161,10 @@ class Walk:
         except ConfigError as error:
             yield f"{key}: {error}"
             return
-        is_factory = node.get("_partial_", False) is True
+        is_partial = node.get("_partial_", False)
+        if not isinstance(is_partial, bool):
+            yield f"{key}._partial_: {_shown(is_partial)} is not a bool; write true or leave it out"
+        is_factory = is_partial is True
         yield from _misfit(target, is_factory=is_factory, hint=hint, key=key)
         if beneath_factory and not is_factory and is_module(target):
             yield (
@@ -186,10 +178,14 @@ class Walk:
                 "wrap it in a function with an explicit signature"
             )
             return
-        given = _given_by_code(parameters, hint, is_factory=is_factory)
+        passed = annotations.positional(hint) if is_factory else ()
+        given = list(parameters)[
+            : len(passed or ())
+        ]  # the caller of a factory passes them by position
+        arguments = {n: value for n, value in node.items() if n not in ("_target_", "_partial_")}
         below = beneath_factory or is_factory
-        yield from self.arguments(node, parameters, given, key, beneath_factory=below)
-        if not is_factory or annotations.positional(hint) is not None:
+        yield from self.arguments(arguments, parameters, given, key, beneath_factory=below)
+        if passed is not None:
             yield from self.absent(node, parameters, given, key)
 
     def arguments(
@@ -201,20 +197,18 @@ class Walk:
         *,
         beneath_factory: bool,
     ) -> Iterator[str]:
-        """Compare each key of a node with the parameters of its target, and its value with the annotation."""
+        """Compare each key with the parameters, and its value with the annotation."""
+        prefix = f"{key}." if key else ""
         for name, value in node.items():
-            child = f"{key}.{name}"
-            if name in ("_target_", "_partial_"):
-                if name == "_partial_" and not isinstance(value, bool):
-                    yield f"{child}: {_shown(value)} is not a bool; write true or leave it out"
-            elif name in given:
+            child = f"{prefix}{name}"
+            if name in given:
                 yield f"{child}: is passed by the code; remove it"
             elif name in parameters:
-                hint = parameters[name].annotation
+                hint = slot(parameters[name].annotation)
                 yield from self.value(value, hint, child, beneath_factory=beneath_factory)
             else:
                 free = [n for n in parameters if n not in given]
-                yield f"{child}: no such key; {suggestion(str(name), free, f'{key}.')}"
+                yield f"{child}: no such key; {suggestion(str(name), free, prefix)}"
 
     def absent(
         self,
@@ -227,7 +221,7 @@ class Walk:
         for name, parameter in parameters.items():
             child = f"{key}.{name}" if key else name
             required = parameter.default is inspect.Parameter.empty and name not in given
-            if required and name not in node and child not in self.deferred:
+            if required and name not in node and child not in FILLED_IN:
                 hint = annotations.describe_hint(slot(parameter.annotation))
                 yield f"{child}: is required and missing; add it ({hint})"
 
@@ -243,14 +237,6 @@ def is_module(target: Any) -> bool:
 
     made = annotations.product(target)
     return inspect.isclass(made) and issubclass(made, nn.Module)
-
-
-def _given_by_code(
-    parameters: Mapping[str, inspect.Parameter], hint: Any, *, is_factory: bool
-) -> Collection[str]:
-    """Return the names of the parameters that the caller of a factory passes by position."""
-    count = len(annotations.positional(hint) or ()) if is_factory else 0
-    return list(parameters)[:count]
 
 
 def _misfit(target: Any, *, is_factory: bool, hint: Any, key: str) -> Iterator[str]:
@@ -279,7 +265,7 @@ def _misplaced(value: Any, hint: Any) -> str:
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not one of the choices; use {listed}"
     kind = _with_article(annotations.describe_hint(hint))
-    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or _remedy(hint)}"
+    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or REMEDIES.get(hint, 'use a value of that type')}"
 
 
 def _with_article(kind: str) -> str:
@@ -288,19 +274,10 @@ def _with_article(kind: str) -> str:
 
 def _in_digits(value: Any, hint: Any) -> str | None:
     """Return what to write for a number with a letter after it, such as 2.5B tokens."""
-    found = (
-        re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", value.lower())
-        if isinstance(value, str)
-        else None
-    )
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", str(value).lower())
     kinds = {int, float} & {*annotations.alternatives(hint)}
     if found is None or not kinds:
         return None
     digits, power = found[1], LETTERS[found[2]]
-    return (
-        f"write {digits}e{power}" if float in kinds else f"write {round(float(digits) * 10**power)}"
-    )
-
-
-def _remedy(hint: Any) -> str:
-    return REMEDIES.get(hint, "use a value of that type")
+    whole = round(float(digits) * 10**power)
+    return f"write {digits}e{power}" if float in kinds else f"write {whole}"

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,19 +18,21 @@ from llm.config.composed import Composed
 from llm.config.composition import (
     check_composed,
     check_points,
+    compose,
     composed,
     fixed_overrides,
-    is_multirun,
     launched_point,
     load_tree,
+    requests_sweep,
     sweep_jobs,
 )
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, collecting
+from llm.config.explanation import WrongOverridesError
 from llm.config.hydra_section import require_obeyed
 from llm.config.inspection import CommandView
 from llm.config.loader import CONF, Loader, open_loader
 from llm.config.overrides import is_hydras
-from llm.data.paths import require_paths
+from llm.data.paths import KEYS, require_paths
 from llm.launch.hydra_launch import launch
 from llm.launch.job_file import read_composed
 from llm.runs import require_run
@@ -72,17 +73,12 @@ def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
         header = f"llm {name}: {info.help}\n\n    {info.example}"
         CommandView(loader, line).show(header)
         return
-    is_sweep = line.is_sweep
-    try:
-        tree = load_tree(loader, line.config_name, line.overrides, is_sweep=is_sweep)
-    except ConfigError:  # perhaps only because a saved sweep has several values without -m
-        if is_sweep or not is_multirun(loader, line.config_name, line.overrides):
-            raise
-        tree = load_tree(loader, line.config_name, line.overrides, is_sweep=True)
-    is_sweep = is_sweep or (info.is_heavy and tree.hydra.mode == RunMode.MULTIRUN)
+    is_sweep = line.is_sweep or requests_sweep(loader, line.config_name, line.overrides)
+    invocation = Invocation(line, info, loader)
+    invocation.load(is_sweep=is_sweep)
+    is_sweep = is_sweep or (info.is_heavy and invocation.tree.hydra.mode == RunMode.MULTIRUN)
     has_directory = name in ("train", "plan")  # llm plan accepts the overrides of llm train
     require_obeyed(line.overrides, is_sweep=is_sweep, has_directory=has_directory)
-    invocation = Invocation(line, info, loader, tree)
     if is_sweep:
         invocation.start_sweep()
     else:
@@ -90,19 +86,39 @@ def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
 
 
 class Invocation:
-    """A composed command line that is about to run.
+    """A command line that is about to run.
 
     Args:
         line: the command line.
         info: facts about its command.
-        loader: the loader that composed it.
+        loader: composes it.
+
+    Attributes:
         tree: the composed tree, with Hydra's own section.
     """
 
-    def __init__(
-        self, line: CommandLine, info: CommandInfo, loader: Loader, tree: DictConfig
-    ) -> None:
-        self.line, self.info, self.loader, self.tree = line, info, loader, tree
+    tree: DictConfig
+
+    def __init__(self, line: CommandLine, info: CommandInfo, loader: Loader) -> None:
+        self.line, self.info, self.loader = line, info, loader
+
+    def load(self, *, is_sweep: bool) -> None:
+        """Compose the tree. If keys are wrong, the other overrides are checked too.
+
+        Raises:
+            ConfigError: all problems.
+        """
+        name, words = self.line.config_name, self.line.overrides
+        try:
+            self.tree = load_tree(self.loader, name, words, is_sweep=is_sweep)
+        except WrongOverridesError as error:
+            further: list[str] = []
+            if error.others and not is_sweep:
+                with collecting(further):
+                    self.compose(error.others)
+            # A misspelt key may be meant for a missing value.
+            others = (each for each in further if ": has no value;" not in each)
+            raise ConfigError(*error.problems, *others) from error
 
     def start_one(self) -> None:
         """Run one command in this process, or print its dry run."""
@@ -132,10 +148,14 @@ class Invocation:
                 f"hydra.launcher: jobs of a cluster do not print here what llm {self.line.name} prints; "
                 "leave it out, or use hydra/launcher=joblib"
             )
+        if points and "BasicLauncher" in self.tree.hydra.launcher._target_:
+            for point in points:
+                run_checked(point)
+            return
         self.store_points(points, jobs)
         with tempfile.TemporaryDirectory(prefix="llm-") as folder:
             changes = {"sweep.dir": folder, "sweep.subdir": "."}
-            launch(self.loader, self.tree, CheckedJobs(points), changes)
+            launch(self.loader, self.tree, run_point, changes)
 
     def launch_heavy(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Adjust the points to one another, and launch them."""
@@ -161,14 +181,14 @@ class Invocation:
 
     def compose(self, overrides: Sequence[str]) -> Any:
         """Compose and check a point."""
-        tree = load_tree(self.loader, self.line.config_name, overrides)
-        return self.check(composed(tree, overrides, flags=self.line.flags))
+        line = self.line
+        return self.check(compose(self.loader, line.config_name, overrides, flags=line.flags))
 
     def check(self, point: Composed) -> Any:
         """Check a point and return its command."""
         require_command(self.line.name, point)
-        first = partial(require_existing_paths, self.line.name, self.info)
-        return check_composed(self.loader, point, first=first)
+        found = missing_paths(self.line.name, self.info, point)
+        return check_composed(self.loader, point, found=found)
 
     def store_points(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Store composed points in the loader, so that Hydra's launcher does not compose them again."""
@@ -177,25 +197,9 @@ class Invocation:
             self.loader.points[own] = point.composed
 
 
-class CheckedJobs:
-    """The checked commands of a sweep, for a launcher to run in this process.
-
-    In another process, which a launcher may start, there are none, and each point is checked when it is called.
-
-    Args:
-        commands: the commands, in the order of the sweep.
-    """
-
-    def __init__(self, commands: Sequence[Any]) -> None:
-        self.commands = commands
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"commands": ()}
-
-    def __call__(self, config: DictConfig) -> None:
-        """Run the current point of the launcher."""
-        number = HydraConfig.get().job.num
-        run_checked(self.commands[number] if self.commands else check(launched_point(config)))
+def run_point(config: DictConfig) -> None:
+    """Run a point of a sweep. Hydra's launcher calls this, in any process."""
+    run_checked(check(launched_point(config)))
 
 
 def run_checked(command: Any) -> None:
@@ -235,19 +239,18 @@ def require_command(name: str, point: Composed) -> None:
         )
 
 
-def require_existing_paths(name: str, info: CommandInfo, point: Composed) -> None:
-    """Require that paths of data and runs exist, before anything heavy is imported.
-
-    `dry_run=true` and `llm plan` need no data.
-
-    Raises:
-        ConfigError: a file, folder or run does not exist.
-    """
+def missing_paths(name: str, info: CommandInfo, point: Composed) -> list[str]:
+    """Return a line for each path of data or a run that does not exist. `dry_run=true` and `llm plan` need no data."""
     config: Any = point.config
+    lines: list[str] = []
     for group, tasks in {"weights": info.reads, "reward": ("reward",)}.items():
         path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
         if point.choices.get(group) == "run" and isinstance(path, str) and path.strip():
-            require_run(path, f"{group}.path", tasks=tasks)
-    if name == "train" and not config.get("dry_run"):
-        require_paths(config.get("data") or {})
-    require_paths(config, keys=("test_path", "file"), section="")
+            with collecting(lines):
+                require_run(path, f"{group}.path", tasks=tasks)
+    data = config.get("data") if name == "train" and not config.get("dry_run") else None
+    for section, prefix, keys in ((data or {}, "data.", KEYS), (config, "", ("test_path", "file"))):
+        for key in keys:
+            with collecting(lines):
+                require_paths(section, keys=(key,), section=prefix)
+    return lines

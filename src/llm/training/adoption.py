@@ -5,9 +5,21 @@ from copy import deepcopy
 
 from omegaconf import DictConfig, OmegaConf
 
+from llm.config.composed import Composed
 from llm.config.errors import ConfigError
 from llm.config.overrides import key_of
 from llm.weights.base import Weights
+
+
+def tree_with_weights(composed: Composed, weights: Weights | None) -> DictConfig:
+    """Return the tree of a run, with the architecture of the weights that it begins from if there are any.
+
+    Raises:
+        ConfigError: an override changes the model, size or tokenizer of the weights.
+    """
+    if weights is None:
+        return composed.config.copy()  # values that depend on the data are filled into the copy
+    return adopt_architecture(composed.config, weights, composed.own)
 
 
 def adopt_architecture(
@@ -16,8 +28,7 @@ def adopt_architecture(
     """Return a configuration with the model, size and tokenizer of weights. Only dropout may be changed.
 
     Raises:
-        ConfigError: an override changes the model, size or tokenizer, or examples are longer than the context of the
-            weights.
+        ConfigError: an override changes the model, size or tokenizer.
     """
     config = deepcopy(config)
     groups = ("model", "size", "tokenizer")
@@ -37,27 +48,11 @@ def adopt_architecture(
             OmegaConf.update(config, group, theirs[group], merge=False, force_add=True)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
-    require_context(config, weights)
     template = OmegaConf.select(theirs, "data.template")
     is_chosen = any(key.startswith("data.template") for key in keys.values())
     if template is not None and "template" in config.data and not is_chosen:
         config.data.template = template  # the model expects the template that it was trained on
     return config
-
-
-def require_context(config: DictConfig, weights: Weights) -> None:
-    """Refuse examples that are longer than the context of the weights.
-
-    Raises:
-        ConfigError: they are longer.
-    """
-    length, most = (
-        OmegaConf.select(config, f"{section}.context_length") for section in ("data", "model")
-    )
-    if isinstance(length, int) and isinstance(most, int) and length > most:
-        raise ConfigError(
-            f"data.context_length: {length} is more than the {most} tokens of {weights.path}; use {most} or less"
-        )
 
 
 def _shorter(config: DictConfig, refused: Sequence[str]) -> str:

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from llm.config.plain import items_of, value_at
 from llm.config.rules import Rule
 
 
 def rows_fit_context(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require that training rows fit into the model's context. For weights, this is checked when they are read."""
-    if config.get("weights") is not None:
+    """Require that training rows fit into the context of the model or of its weights."""
+    rows, most = (value_at(config, f"{name}.context_length") for name in ("data", "model"))
+    if not (isinstance(rows, int) and isinstance(most, int) and rows > most):
         return
-    sections = [config.get(name) for name in ("data", "model")]
-    given = [each.get("context_length") for each in sections if isinstance(each, Mapping)]
-    lengths = [length for length in given if isinstance(length, int)]
-    if len(lengths) == 2 and lengths[0] > lengths[1]:
+    if (path := value_at(config, "weights.path")) is not None:
+        yield f"data.context_length: {rows} is more than the {most} tokens of {path}; use {most} or less"
+    else:
         yield (
-            f"data.context_length: {lengths[0]} is more than the model's {lengths[1]}; "
+            f"data.context_length: {rows} is more than the model's {most}; "
             "set size.context_length, to which both refer"
         )
 
@@ -31,9 +32,7 @@ def adapter_has_weights(config: Mapping[str, Any]) -> Iterator[str]:
 
 def checkpoints_save_random_states(config: Mapping[str, Any]) -> Iterator[str]:
     """Require random states in checkpoints, because otherwise a resumed run would silently differ."""
-    callbacks = config.get("callbacks")
-    nodes = callbacks.values() if isinstance(callbacks, Mapping) else ()
-    made = {str(node.get("_target_")) for node in nodes if isinstance(node, Mapping)}
+    made = {value_at(node, "_target_") for _, _, node in items_of(config.get("callbacks"))}
     both = "llm.callbacks.checkpoints.Checkpoints", "llm.callbacks.rng_state.RandomStates"
     if both[0] in made and both[1] not in made:
         yield (
@@ -73,12 +72,10 @@ FORBIDDEN = frozenset("/\\#?%:")  # characters that W&B refuses in the name of a
 
 def project_name_is_valid(config: Mapping[str, Any]) -> Iterator[str]:
     """Require a project name that W&B accepts. W&B itself would report this only when training begins."""
-    loggers = config.get("logger")
-    for name, node in (loggers if isinstance(loggers, Mapping) else {}).items():
-        project = node.get("project") if isinstance(node, Mapping) else None
+    for name, _, node in items_of(config.get("logger")):
+        project, key = value_at(node, "project"), f"logger.{name}.project"
         if not isinstance(project, str):
             continue
-        key = f"logger.{name}.project"
         if found := sorted(FORBIDDEN & {*project}):
             team = f"; set a team in logger.{name}.entity" if "/" in found else ""
             yield f"{key}: {project!r:.60} contains {' '.join(found)}, which W&B refuses; leave it out{team}"

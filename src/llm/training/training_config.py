@@ -18,7 +18,7 @@ from llm.config.rules import Rule
 from llm.hardware import Hardware
 from llm.models.size import Size
 from llm.rewards.base import RewardFunction
-from llm.training.adoption import adopt_architecture
+from llm.training.adoption import tree_with_weights
 from llm.training.config_rules import RULES
 from llm.training.trainer import TrainerSettings
 from llm.weights.base import Weights
@@ -55,17 +55,7 @@ class TrainingConfig(Command):
     match: Literal["parameters", "flops", "tokens"] | Sequence[str] | None
 
     rules: ClassVar[Sequence[Rule]] = RULES
-
-    @staticmethod
-    def adopt(composed: Composed, weights: Weights | None) -> DictConfig:
-        """Return the tree with the architecture of the weights that the run begins from.
-
-        Raises:
-            ConfigError: an override changes the model, size or tokenizer of the weights.
-        """
-        if weights is None:
-            return composed.config.copy()  # values that depend on the data are filled into the copy
-        return adopt_architecture(composed.config, weights, composed.own)
+    adopt: ClassVar[Callable[[Composed, Any], DictConfig] | None] = tree_with_weights
 
     @property
     def tree(self) -> DictConfig:

@@ -133,6 +133,8 @@ def measure(steps: int) -> dict[str, float]:
             data=data,
             task=config.task.build(),
             steps=steps,
+            meaning="",
+            base=None,
         )
         train(prepared, folder, clock)
     raw, trained = min(clock.raw_times), min(clock.trainer_times)

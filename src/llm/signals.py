@@ -1,8 +1,7 @@
 """The signals that stop a process, and their handling, which is the same everywhere.
 
-These are Ctrl-C, the signals of a scheduler or `kill` (some schedulers announce the end of a job's time by SIGUSR1 or
-SIGUSR2), and SIGHUP at the end of the terminal. After SIGHUP, output is discarded, so that printing while a run is
-saved does not fail.
+These are Ctrl-C, SIGTERM from a scheduler or `kill`, SIGUSR1 and SIGUSR2, by which some schedulers announce the end
+of a job's time, and SIGHUP at the end of the terminal. After SIGHUP, output is discarded, because printing would fail.
 """
 
 import os
@@ -50,8 +49,7 @@ def stop(number: int, frame: object) -> None:
 def find_stop(error: BaseException) -> BaseException | None:
     """Return the stop that caused an error; None if no signal did.
 
-    `Stopped` can be raised anywhere. A library that is being imported, or is changing its state, may fail because of it
-    later and with another error.
+    `Stopped` can be raised anywhere, also while a library is being imported, which may then fail with another error.
     """
     if isinstance(error, KeyboardInterrupt):
         return error
@@ -73,8 +71,8 @@ def status_of(number: int) -> int:
 def handling() -> list[signal.Signals]:
     """Return the signals to handle: all but those that this process ignores, such as SIGHUP under nohup.
 
-    SIGINT is handled even by a background job of a script, which inherits that it is ignored: sweeps and launchers of
-    ranks stop their processes with it.
+    SIGINT is always handled, although a background job of a script ignores it: sweeps and launchers of ranks stop
+    their processes with it.
     """
     return [
         number

@@ -3,6 +3,8 @@
 import sys
 from dataclasses import dataclass
 
+from llm import distributed
+from llm.config.build import config_errors_at
 from llm.launch import ranks
 from llm.runs import Run
 from llm.training.lifecycle import train
@@ -22,8 +24,11 @@ class Train(TrainingConfig):
             SystemExit: the ranks have ended; with their status.
         """
         ranks.adopt_slurm()
-        if ranks.must_launch(hardware := ranks.place_hardware(self.hardware, self.tree)):
+        hardware = ranks.place_hardware(self.hardware, self.tree)
+        if hardware.world > 1 and not distributed.is_rank():
             require_division(self.tree, hardware)
             sys.exit(ranks.launch_ranks(self.composed, hardware))
         with ranks.report_failure():
-            return train(self, ranks.resolve_hardware(self.hardware, self.tree))
+            with config_errors_at("hardware"):
+                hardware = self.hardware.resolve()
+            return train(self, hardware)

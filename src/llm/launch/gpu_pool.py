@@ -1,8 +1,8 @@
 """Assignment of GPUs to jobs of a sweep that run at the same time on one machine.
 
 Each GPU has as many slots as are needed to run all jobs at the same time. A slot is a locked file in a folder of the
-user, so that jobs of other sweeps count too, and a process that dies releases its slots. Cores need no slots, because
-joblib's workers limit the threads of each job (OMP_NUM_THREADS).
+user, so jobs of other sweeps count too, and a process that dies releases its slots. Cores have no slots: joblib
+limits the threads of each job with OMP_NUM_THREADS.
 """
 
 import itertools
@@ -62,14 +62,15 @@ def hold_gpus(
         Environment variables for the job's process.
     """
     is_pooled = str(launcher.get("_target_")).endswith(POOL)
-    devices = gpus() if is_pooled and _is_for_gpus(hardware) else []
+    is_for_gpus = hardware.accelerator in ("auto", "gpu", "cuda")
+    devices = gpus() if is_pooled and is_for_gpus else []
     if not devices:  # jobs of a pool share the cores, which joblib divides
         yield passive_waiting(int(os.environ.get("OMP_NUM_THREADS") or 1)) if is_pooled else {}
         return
     at_once = launcher["n_jobs"] if launcher["n_jobs"] > 0 else len(devices)
-    wanted = min(
-        _wanted(hardware, devices, at_once), len(devices)
-    )  # a job that needs more fails by itself
+    share = max(1, len(devices) // at_once)
+    wanted = share if hardware.devices == "auto" else hardware.devices
+    wanted = min(wanted, len(devices))  # a job that needs more fails by itself
     slots = -(-at_once // len(devices))
     with hold_slots(devices, wanted, slots, is_over) as names:
         yield {VISIBLE: ",".join(names)}
@@ -79,7 +80,7 @@ def hold_gpus(
 def hold_slots(
     devices: Sequence[str], wanted: int, slots: int, is_over: Callable[[], Any]
 ) -> Iterator[list[str]]:
-    """Wait until enough GPUs are free, and hold one slot of each of the least used ones until the block ends.
+    """Wait for free GPUs, and hold one slot of each of the least used ones until the block ends.
 
     Args:
         devices: names of all GPUs.
@@ -134,22 +135,10 @@ def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dic
     return locks
 
 
-def _is_for_gpus(hardware: DictConfig) -> bool:
-    return hardware.accelerator in ("auto", "gpu", "cuda")
-
-
-def _wanted(hardware: DictConfig, devices: Sequence[str], at_once: int) -> int:
-    """Return how many GPUs a job needs; `auto` is an equal share."""
-    if hardware.devices == "auto":
-        return max(1, len(devices) // at_once)
-    return hardware.devices
-
-
 def passive_waiting(threads: int) -> dict[str, str]:
     """Return environment variables that make waiting OpenMP threads sleep, for processes that share a CPU.
 
-    By default they spin, which is faster only for a process that has its cores to itself. A value that the user has
-    set is kept.
+    By default they spin, which is faster only if no other process uses the cores. A value of the user is kept.
 
     Args:
         threads: number of threads of each process; a single thread never waits.

@@ -29,7 +29,7 @@ def launch(
         job: called with the configuration of each point.
         changes: new values in Hydra's section, by key.
     """
-    # With this set, Hydra raises the full error of a crashed job instead of a shortened text.
+    # With this variable, Hydra raises the error of a crashed job instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs themselves print what matters
     for key, value in changes.items():

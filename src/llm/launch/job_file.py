@@ -5,14 +5,15 @@ exactly as parsed the first time.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from llm.config import annotations
-from llm.config.composed import Composed, trusts
+from llm.config.composed import Composed, all_trusted, trusts
 from llm.config.errors import ConfigError
 from llm.config.resolvers import escaped, lookups
 from llm.files import read_yaml, write_text
@@ -40,6 +41,11 @@ def write_composed(file: Path, composed: Composed) -> None:
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def job_command(name: str, file: Path, config: DictConfig) -> list[str]:
+    """Return the command line of a process that runs a job file, with the packages that its configuration trusts."""
+    return [sys.executable, "-m", "llm", name, "--job", str(file), *all_trusted(config)]
 
 
 def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:

@@ -1,8 +1,7 @@
 """Starting the ranks of a run on this machine, monitoring them, and ending them together.
 
-There is one rank, a process, for each device. It runs the same command as this process, with torchrun's environment
-variables. Lightning could start the ranks itself, but when one dies, it leaves the others waiting, and each prints
-its own traceback.
+A rank is a process; there is one for each device. It runs the same command as this process, with torchrun's
+environment variables. Lightning could start the ranks itself, but when one dies, the others wait forever.
 """
 
 import json
@@ -21,15 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 
 from llm import distributed, signals
 from llm.config.build import config_errors_at
-from llm.config.composed import Composed, all_trusted
+from llm.config.composed import Composed
 from llm.config.errors import ConfigError, UserError
 from llm.hardware import Hardware, cores
 from llm.launch.gpu_pool import passive_waiting
-from llm.launch.job_file import write_composed
+from llm.launch.job_file import job_command, write_composed
 from llm.runs import Run
 from llm.terminal.console import printable
 from llm.training.preflight import require_even_shares
@@ -45,9 +45,6 @@ def adopt_slurm() -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks == 1 or distributed.is_rank():
         return
-    # Only tasks of srun need it, and the import costs time at the start of every other run.
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
     on_each = tasks_on_each_node(tasks)
     nodes = os.environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
     address = SLURMEnvironment.resolve_root_node_address(nodes)
@@ -95,23 +92,6 @@ def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
         placed = hardware.place()
     require_even_shares(config, placed)
     return placed
-
-
-def resolve_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
-    """Return the hardware with every `auto` replaced. Call this in a rank.
-
-    Raises:
-        ConfigError: the devices are not available, or the batches cannot be divided evenly among them.
-    """
-    with config_errors_at("hardware"):
-        resolved = hardware.resolve()
-    require_even_shares(config, resolved)
-    return resolved
-
-
-def must_launch(hardware: Hardware) -> bool:
-    """Return whether there are several devices and this process is not one of their ranks."""
-    return hardware.world > 1 and not distributed.is_rank()
 
 
 class Node(NamedTuple):
@@ -187,15 +167,11 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
         first = node.number * hardware.devices
         file = Path(folder) / "run.yaml"
         write_composed(file, composed)
-        job = ["train", "--job", str(file), *all_trusted(composed.config)]
-        command = [sys.executable, "-m", "llm", *job]
+        command = job_command("train", file, composed.config)
+        numbers = ((first + local, local) for local in range(hardware.devices))
         ranks = [
-            Rank(
-                first + local,
-                command,
-                shared | {"RANK": str(first + local), "LOCAL_RANK": str(local)},
-            )
-            for local in range(hardware.devices)
+            Rank(number, command, shared | {"RANK": str(number), "LOCAL_RANK": str(local)})
+            for number, local in numbers
         ]
         return Monitor(ranks, Path(composed.directory).absolute()).wait()
 
@@ -215,8 +191,8 @@ def open_store(node: Node) -> Iterator[int]:
 class Rank:
     """A process of the run.
 
-    It has its own session, so that Ctrl-C in the terminal reaches only the launcher, which sends each rank one signal.
-    Its standard input is a pipe that only the launcher holds open: when the launcher ends, so does the rank.
+    It has its own session, so Ctrl-C in the terminal reaches only the launcher, which sends each rank one signal. Its
+    standard input is a pipe that only the launcher holds open: when the launcher ends, the rank ends too.
 
     Args:
         number: its rank.
@@ -324,7 +300,7 @@ class Monitor:
         return failure.status
 
     def _was_stopped(self) -> bool:
-        """Return whether ranks ended because of a signal. Outside of training, the others may hang after the first."""
+        """Return whether ranks ended because of a signal. Outside of training, some may hang after the first signal."""
         has_ended = any(rank.status in signals.INTERRUPTED for rank in self.ranks)
         return len(self.signals) >= (1 if has_ended else 2)
 
@@ -353,17 +329,12 @@ def explain_failure(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
     # When a process is killed, its peers lose their connections and abort: an abort is a consequence.
     killed = [rank for rank in silent if (rank.status or 0) < 0 and rank.status != -signal.SIGABRT]
     if reports and not killed:
-        return reported_failure(*min(reports.items(), key=lambda each: each[1]["time"]))
+        number, report = min(reports.items(), key=lambda each: each[1]["time"])
+        message = report["message"]
+        if not report["is_mistake"]:
+            message = f"rank {number} failed: {message}"
+        return Failure(message, "\n".join([*report["traceback"], message]), report["status"])
     return unreported_failure((killed or silent)[0])
-
-
-def reported_failure(number: int, report: dict[str, Any]) -> Failure:
-    """Return the failure that a rank reported: a user error as one line, another error with its traceback."""
-    message = report["message"]
-    if not report["is_mistake"]:
-        message = f"rank {number} failed: {message}"
-    lines = [*report["traceback"], message]
-    return Failure(message, "\n".join(lines), report["status"])
 
 
 def unreported_failure(rank: Rank) -> Failure:

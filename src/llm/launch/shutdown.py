@@ -1,8 +1,8 @@
 """Shutdown of a sweep, such as on Ctrl-C: running jobs save and end, and no other job starts.
 
-A process pool breaks when one of its workers dies, and the jobs of all workers end. So workers ignore signals: the
-main process writes a mark file, which the workers poll, and they signal their jobs. Without a pool, the process that
-waits for a job handles signals, also those of a scheduler, and passes them on.
+When a worker of a process pool dies, the pool breaks and all jobs end. So workers ignore signals: the main process
+writes a mark file, which the workers poll, and they signal their jobs. Without a pool, the process that waits for a
+job passes signals on to it.
 """
 
 import os
@@ -24,13 +24,6 @@ NOTICE = b"\nstopping: running jobs save first; press Ctrl-C again to stop them 
 
 # Returns the number of signals received so far.
 SignalCount = Callable[[], int]
-
-
-@contextmanager
-def raise_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt on every signal that ends this process, as on Ctrl-C."""
-    with signals.received(signals.stop):
-        yield
 
 
 @contextmanager
@@ -66,7 +59,7 @@ def mark_signals(mark: Path) -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[SignalCount]:
-    """Defer signals until the end of the block; then call their previous handlers and stop the sweep.
+    """Defer signals to the end of the block; then call their previous handlers and stop the sweep.
 
     In a worker of a pool, signals are ignored. Processes that are started within the block handle signals normally.
 

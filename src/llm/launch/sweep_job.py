@@ -1,12 +1,11 @@
 """One job of a sweep. Hydra's launcher calls it; it starts a child process and waits for it.
 
-So no job shares memory or state with another, and a job that dies does not affect the others, with every launcher.
+So jobs share no memory or state, and a job that dies does not affect the others, whatever the launcher.
 """
 
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,23 +17,23 @@ from omegaconf import DictConfig
 from llm import signals
 from llm.comparison.rows import best_loss
 from llm.comparison.table import compare
-from llm.config.composed import Composed, all_trusted
+from llm.config.composed import Composed
 from llm.config.composition import launched_point
 from llm.config.fingerprint import IGNORE_BUT_BUDGET, fingerprint
 from llm.config.overrides import key_of
 from llm.config.run_name import base_name, run_name
 from llm.config.texts import quoted_text
 from llm.launch import gpu_pool, shutdown
-from llm.launch.job_file import write_composed
+from llm.launch.job_file import job_command, write_composed
 from llm.runs import ClaimedRunError, Run, run_metadata
 from llm.sweeps import FOLDER, Job, Sweep
 
-# Variables of a launcher of ranks. With them, a job would take itself for one rank of many.
+# Variables of a launcher of ranks. If a job inherited them, it would run as one rank of many.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
 )
-# The same for srun: a job is one task, whatever the number of tasks in its step.
+# The same for srun: a job is always one task.
 TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 NOT_PASSED_ON = (*RANKS, *TASKS, shutdown.MARK)
 LONGEST_REASON = 400  # characters: an error may have a line for each value that differs
@@ -67,7 +66,7 @@ def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
 
 
 def own_name(point: Composed, words: Sequence[str], own: Sequence[str]) -> str:
-    """Return the name of a point, made from all its overrides; only from its own if the user gave one name to all."""
+    """Return the name of a point, made from all its overrides; if the user named the sweep, only from its own."""
     name = point.config.name
     own = [word for word in own if key_of(word) != "name"]
     return run_name(name or base_name(point.choices), own if name else words, named=own)
@@ -127,16 +126,7 @@ def run_job(
             return False
         attempts = each.outcome.get("attempts", 0)
         each.record(status="running", error=None, attempts=attempts + 1)
-        file = each.file("yaml")
-        command = [
-            sys.executable,
-            "-m",
-            "llm",
-            plan["job_command"],
-            "--job",
-            str(file),
-            *all_trusted(config),
-        ]
+        command = job_command(plan["job_command"], each.file("yaml"), config)
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         before = Run(each.directory).record.get("ended")
         about = {"LLM_SWEEP": plan["name"], FOLDER: str(each.sweep)}
@@ -151,14 +141,16 @@ def record_outcome(each: Job, status: int, before: str | None = None) -> None:
     Args:
         each: the job.
         status: its exit status, negative after a signal.
-        before: the end time in the run's record when the process began, to recognize an older record.
+        before: the end time in the run's record when the process began; a record with the same time is older.
     """
     if status in STATUSES:
         each.record(status=STATUSES[status])
         return
-    error = failure_reason(each, status, before)
+    error, run = failure_reason(each, status, before), Run(each.directory)
     each.record(status="failed", error=error)
-    mark_failed(Run(each.directory), error)
+    if run.state == "interrupted" and run.status == "running":  # killed before it could record it
+        with run.claimed():
+            run.finish("failed", error=error)
 
 
 def run_process(
@@ -195,10 +187,3 @@ def failure_reason(each: Job, status: int, before: str | None) -> str:
         return f"ended with status {status}"
     has_crashed = any(line.startswith("Traceback") for line in lines)
     return lines[-1] if has_crashed else "; ".join(lines)[:LONGEST_REASON]
-
-
-def mark_failed(run: Run, error: str) -> None:
-    """Record the failure of a run whose process was killed before it could."""
-    if run.state == "interrupted" and run.status == "running":
-        with run.claimed():
-            run.finish("failed", error=error)

@@ -20,7 +20,7 @@ from llm import signals
 from llm.comparison.table import compare
 from llm.config.command_line import CommandLine
 from llm.config.composition import chosen_options
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, collecting
 from llm.config.fingerprint import fingerprint
 from llm.config.overrides import differing_words, is_hydras, key_of, unquoted
 from llm.config.run_name import base_name, run_name
@@ -68,22 +68,8 @@ def launch_sweep(
         RunningSweepError: another sweep is running under the name of this one.
     """
     require_divisible(points)
-    words, flags = line.overrides, line.flags
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # failures are in the table
-    sweep = Sweep(sweep_folder(words, points, master))
-    backup = sweep.begin(
-        command=shell.command_line("llm", line.name, *flags, "-m", *words),
-        job_command=line.name,
-        flags=list(flags),
-        words=list(words),
-        searches=not points,
-        jobs=[job_entry(sweep, number, point.composed) for number, point in enumerate(points)]
-        or None,
-    )
-    for each, point in zip(sweep.jobs, points, strict=False):
-        write_job_file(each, point.composed, flags)
-    if backup:
-        CONSOLE.print(f"the earlier sweep was moved to {display_path(backup)}", soft_wrap=True)
+    sweep = begin_sweep(line, points, master)
     CONSOLE.print(f"sweep {sweep.name}\n  in {display_path(sweep.path)}", soft_wrap=True)
     status, message = 0, ""
     with show_sweep(sweep):
@@ -99,10 +85,29 @@ def launch_sweep(
     table.write(sweep.path)
     console = open_console()
     console.print(table.render(console.width))
-    CONSOLE.print(f"{display_path(sweep.path)}/table.csv, table.md, loss.png", soft_wrap=True)
-    if message:
-        CONSOLE.print(message, soft_wrap=True)
+    files = f"{display_path(sweep.path)}/table.csv, table.md, loss.png"
+    CONSOLE.print(f"{files}\n{message}".rstrip(), soft_wrap=True)
     return status or int(any(run.state not in ("done", "running") for run in sweep.runs))
+
+
+def begin_sweep(line: CommandLine, points: Sequence[TrainingConfig], master: DictConfig) -> Sweep:
+    """Write the folder of a sweep: its plan, and the job file of each point. An earlier sweep is moved away."""
+    words, flags = line.overrides, line.flags
+    sweep = Sweep(sweep_folder(words, points, master))
+    entries = [job_entry(sweep, number, point.composed) for number, point in enumerate(points)]
+    backup = sweep.begin(
+        command=shell.command_line("llm", line.name, *flags, "-m", *words),
+        job_command=line.name,
+        flags=list(flags),
+        words=list(words),
+        searches=not points,
+        jobs=entries or None,
+    )
+    for each, point in zip(sweep.jobs, points, strict=False):
+        write_job_file(each, point.composed, flags)
+    if backup:
+        CONSOLE.print(f"the earlier sweep was moved to {display_path(backup)}", soft_wrap=True)
+    return sweep
 
 
 def run_all(sweep: Sweep, launcher: DictConfig, start: Callable[[Mapping[str, Any]], None]) -> None:
@@ -113,7 +118,7 @@ def run_all(sweep: Sweep, launcher: DictConfig, start: Callable[[Mapping[str, An
     """
     changes: dict[str, Any] = {"sweep.dir": str(sweep.path), "sweep.subdir": "jobs"}
     if not launcher._target_.endswith(POOLS):
-        with shutdown.raise_on_signals():
+        with signals.received(signals.stop):
             return start(changes)
     mark = sweep.path / f".stop.{os.getpid()}"
     changes[f"job.env_set.{shutdown.MARK}"] = str(mark)
@@ -147,7 +152,7 @@ def sweep_folder(
 def adjust_points(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
 ) -> list[TrainingConfig]:
-    """Return the points as they will run: matched in size or budget if requested, each in its own directory."""
+    """Return the points as they will run: matched if requested, each in its own directory."""
     if any(point.hardware.num_nodes > 1 for point in points):
         raise ConfigError(
             "hardware.num_nodes: a job of a sweep runs on one machine; use 1, or start a single run with "
@@ -156,7 +161,7 @@ def adjust_points(
     by = points[0].match if points else None
     if by is not None:
         points = match_points(points, by, compose)
-    points = separate_directories(equalize_validation(points, compose), compose)
+    points = separate_directories(equalize_validation(points), compose)
     require_same_points(points)
     return points
 
@@ -167,17 +172,12 @@ def require_same_points(points: Sequence[TrainingConfig]) -> None:
     Raises:
         ConfigError: the differences of each point.
     """
-    lines = []
-    for config, directory in (
-        (point.composed.config, point.composed.directory) for point in points
-    ):
-        run, own = Run(Path(directory)), fingerprint(config)
-        is_plain = config.name and config.weights is None and not config.rerun
-        if is_plain and run.record.get("fingerprint", own) != own:
-            try:
-                require_same_configuration(run, config, own)
-            except ConfigError as error:
-                lines += error.problems
+    lines: list[str] = []
+    for point in points:
+        run, config = Run(Path(point.composed.directory)), point.composed.config
+        if point.name and point.weights is None and not point.rerun and "fingerprint" in run.record:
+            with collecting(lines):
+                require_same_configuration(run, config, fingerprint(config))
     if lines:
         raise ConfigError(*lines)
 
@@ -200,13 +200,10 @@ def match_points(
     ]
 
 
-def equalize_validation(
-    points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
-) -> Sequence[TrainingConfig]:
+def equalize_validation(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
     """Return points of different budgets with the same amount of validation data: that of the smallest budget.
 
-    The length of an epoch is not known before the data are read. So if a budget is in epochs, all points use the whole
-    validation data.
+    If a budget is in epochs, whose length is not known yet, all points use the whole validation data.
     """
     if any(point.trainer.val_bytes or point.trainer.val_batches for point in points):
         return points  # the user has set the amount
@@ -214,8 +211,17 @@ def equalize_validation(
     if len(budgets) < 2:
         return points
     read = [validated_bytes(*each) for each in budgets]
-    bound = "inf" if math.inf in read else f"{min(read):.0f}"
-    return [compose([*point.composed.overrides, f"trainer.val_bytes={bound}"]) for point in points]
+    bound = math.inf if math.inf in read else round(min(read))
+    return [limit_validation(point, bound) for point in points]
+
+
+def limit_validation(point: TrainingConfig, bound: float) -> TrainingConfig:
+    """Return a point whose validations read at most `bound` bytes."""
+    config = point.composed.config.copy()
+    config.trainer.val_bytes = bound
+    words = [*point.composed.overrides, f"trainer.val_bytes={bound}"]
+    composed = replace(point.composed, config=config, overrides=words)
+    return replace(point, composed=composed, trainer=replace(point.trainer, val_bytes=bound))
 
 
 def validation_budget(point: TrainingConfig) -> tuple[int | None, TrainerSettings]:

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from llm.config.build import config_errors_at
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, collecting
 from llm.config.overrides import differing_words, key_of
 from llm.planning.matching import BOUNDS, Matched, remaining_differences
 from llm.terminal.tables import new_table, note_line, print_tables
@@ -43,10 +43,10 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
         hardware = point.hardware
         if hardware.strategy is None or hardware.devices == "auto" or hardware.world == 1:
             continue
-        try:
+        lines: list[str] = []
+        with collecting(lines):
             require_division(point.tree, hardware)
-        except ConfigError as error:
-            problems += [f"{label} | {problem}" for problem in error.problems]
+        problems += [f"{label} | {line}" for line in lines]
     if problems:
         raise ConfigError(*problems)
 

@@ -151,7 +151,7 @@ class Forecast:
         )
 
     def room(self, strategy: Strategy | None) -> float:
-        """Return the memory of a device in bytes; for a single rank on a CPU, all memory of the machine."""
+        """Return the memory of a device in bytes; for a single rank on a CPU, that of the machine."""
         alone = strategy is None and self.device.accelerator == "cpu"
         return self.device.memory * (self.world // self.hardware.num_nodes if alone else 1)
 
@@ -185,7 +185,7 @@ def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
 def add_gathered(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
     """Return the peak memory of fully sharded training: its shards and what is gathered from other ranks.
 
-    Gathered are the embeddings and the head, which stay gathered, the current block and the next one, and the
+    Each rank gathers the embeddings and the head, which it keeps, the current block and the next one, and the
     gradients of one of them before they are scattered.
 
     Args:

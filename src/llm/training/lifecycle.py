@@ -2,12 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 
 from llm import distributed
-from llm.callbacks.checkpoints import Checkpoints
 from llm.callbacks.throughput import peak_memory
 from llm.checkpoints.checkpoint_file import read_usable
 from llm.checkpoints.checksums import DamagedCheckpointError
@@ -32,6 +31,7 @@ from llm.training.preflight import (
 from llm.training.prepared_run import PreparedRun
 from llm.training.recording import Progress, recording
 from llm.training.resumption import (
+    Resumption,
     describe_remedies,
     find_resumption,
     keep_precision,
@@ -42,10 +42,9 @@ from llm.training.setup import (
     make_loggers,
     make_task,
     prepare_data,
-    published_settings,
     save_setup,
 )
-from llm.training.summary import report_single_device, run_summary, size_record
+from llm.training.summary import run_summary, size_record
 from llm.training.training_config import TrainingConfig
 
 
@@ -67,13 +66,41 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
             diverged.
         SystemExit: training was interrupted; status 143 after SIGTERM, otherwise 130.
     """
-    tree, weights, settings = config.tree, config.weights, config.trainer
-    run = (Run if distributed.is_first() else ReadOnlyRun)(
-        Path(config.composed.directory).absolute()
-    )
+    directory = Path(config.composed.directory).absolute()
+    run = Run(directory) if distributed.is_first() else ReadOnlyRun(directory)
     # All ranks must decide from the same record: another process may finish the run in the meantime.
     run.record = distributed.broadcast(run.record)
-    meaning = fingerprint(tree)
+    commands = NextCommands(config, run)
+    prepared = prepare(config, hardware, run)
+    if prepared is None:
+        return say_done(run, commands)
+    distributed.barrier()  # every rank has read the directory before the first rank writes to it
+    with run.claimed():
+        run.record = distributed.broadcast(run.record)
+        if _is_done(run, config, prepared.steps):  # by another process, in the meantime
+            return say_done(run, commands)
+        if config.rerun and (backup := run.archive()):
+            say(f"the earlier run was moved to {backup}")
+        resume, segments = find_resumption(
+            run, config.tree, prepared.meaning, is_sharded=prepared.task.is_sharded
+        )
+        with recording(run, resume, commands) as progress, explain_os_errors():
+            record_start(run, prepared, command=commands.recorded, segments=segments)
+            train_and_test(run, prepared, resume, progress)
+            progress.end_loggers(0)
+            finish(run, prepared.task, progress, then=commands.use)
+    return run
+
+
+def prepare(config: TrainingConfig, hardware: Hardware, run: Run) -> PreparedRun | None:
+    """Read the data and build the task of a run, after all checks; None if the run is done.
+
+    Raises:
+        ConfigError: the run cannot begin or resume with this configuration.
+    """
+    tree, weights, settings = config.tree, config.weights, config.trainer
+    meaning = fingerprint(tree)  # before reading the data fills in values
+    base = None if weights is None else weights.fingerprint
     if not config.rerun:
         require_same_configuration(run, tree, meaning)
     hardware = keep_precision(hardware, run, tree)
@@ -81,15 +108,12 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
     require_memory_for_batch(data, tree)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
     data.bound_validation(settings.validation_bytes(steps, data.tokens_per_batch))
-    base = weights.fingerprint if weights is not None else None
-    commands = NextCommands(config, run)
     if not config.rerun:
         require_same_text(run, data)
         require_same_base(run, base)
         require_more(run, steps)
-        if _is_done(run, steps):
-            _say_done(run, commands)
-            return run
+        if _is_done(run, config, steps):
+            return None
         require_last(run)
     task = make_task(
         config.task, settings=settings, hardware=hardware, weights=weights, adapter=config.adapter
@@ -98,52 +122,62 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
         task.check(data)
     with config_errors_at("optimizer"):  # it may not suit the trained parameters of the adapter
         task.make_optimizer(task.parameter_groups(task.model))
+    return PreparedRun(
+        config=config,
+        hardware=hardware,
+        data=data,
+        task=task,
+        steps=steps,
+        meaning=meaning,
+        base=base,
+    )
 
-    prepared = PreparedRun(config=config, hardware=hardware, data=data, task=task, steps=steps)
-    distributed.barrier()  # every rank has read the directory before the first rank writes to it
-    with run.claimed():
-        run.record = distributed.broadcast(run.record)
-        if not config.rerun and _is_done(run, steps):  # by another process, in the meantime
-            _say_done(run, commands)
-            return run
-        if config.rerun and (backup := run.archive()):
-            say(f"the earlier run was moved to {backup}")
-        resume, segments = find_resumption(run, tree, meaning, is_sharded=task.is_sharded)
-        with recording(run, resume, commands) as progress, explain_os_errors():
-            run.start(
-                name=run.path.name,
-                fingerprint=meaning,
-                base=base,
-                **published_settings(weights),
-                request=fingerprint(config.composed.config, IGNORE_BUT_BUDGET),
-                command=commands.recorded,
-                sweep=os.environ.get("LLM_SWEEP"),
-                **(
-                    run_metadata(tree, config.composed.own, choices=config.composed.choices)
-                    | segments
-                ),
-                **size_record(prepared),
-            )
-            if distributed.is_first():
-                save_setup(run, tree, hardware, data)
-                progress.loggers = make_loggers(config.logger, config=tree, run=run, resume=resume)
-            say("\n".join([*resume.notes, run_summary(prepared, run)]))
-            report_single_device(prepared)
-            trainer = make_trainer(
-                prepared,
-                callbacks=choose_callbacks(config.callbacks, task, data),
-                loggers=progress.loggers,
-                directory=run.path,
-                validates_first=weights is not None and resume.path is None,
-                opened=resume.opened,
-            )
-            progress.trainer = trainer
-            trainer.fit(task, datamodule=data, ckpt_path=resume.path, weights_only=True)
-            run.update(trained=True)
-            test_best(run, trainer, task, data)
-            progress.end_loggers(0)
-            finish(run, trainer, task, progress, then=commands.use)
-    return run
+
+def record_start(
+    run: Run, prepared: PreparedRun, *, command: str, segments: dict[str, Any]
+) -> None:
+    """Write the record of a run that begins or resumes.
+
+    Args:
+        run: the run.
+        prepared: its configuration and sizes.
+        command: the command that resumes it.
+        segments: the entries about steps that were trained with another configuration.
+    """
+    composed, weights = prepared.config.composed, prepared.config.weights
+    published = None if weights is None else weights.published
+    metadata = run_metadata(prepared.config.tree, composed.own, choices=composed.choices)
+    run.start(
+        name=run.path.name,
+        fingerprint=prepared.meaning,
+        base=prepared.base,
+        **({} if published is None else {"published": published.plain()}),
+        request=fingerprint(composed.config, IGNORE_BUT_BUDGET),
+        command=command,
+        sweep=os.environ.get("LLM_SWEEP"),
+        **(metadata | segments),
+        **size_record(prepared),
+    )
+
+
+def train_and_test(run: Run, prepared: PreparedRun, resume: Resumption, progress: Progress) -> None:
+    """Train a run from where it resumes, and measure its best weights."""
+    config, task, data = prepared.config, prepared.task, prepared.data
+    if distributed.is_first():
+        save_setup(run, config.tree, prepared.hardware, data)
+        progress.loggers = make_loggers(config.logger, config=config.tree, run=run, resume=resume)
+    say("\n".join([*resume.notes, run_summary(prepared, run)]))
+    progress.trainer = trainer = make_trainer(
+        prepared,
+        callbacks=choose_callbacks(config.callbacks, task, data),
+        loggers=progress.loggers,
+        directory=run.path,
+        validates_first=config.weights is not None and resume.path is None,
+        opened=resume.opened,
+    )
+    trainer.fit(task, datamodule=data, ckpt_path=resume.path, weights_only=True)
+    run.update(trained=True)
+    test_best(run, trainer, task, data)
 
 
 def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
@@ -168,15 +202,17 @@ def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> Non
         trainer.test(task, dataloaders=data.whole(part), verbose=False)
 
 
-def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then: str) -> None:
+def finish(run: Run, task: Task, progress: Progress, *, then: str) -> None:
     """Record and print the metrics of a finished run, and print the command that uses it."""
+    trainer = progress.trainer
+    assert trainer is not None
     run.finish(
         "done",
         steps=trainer.max_steps,
         stopped_at=trainer.global_step,
         seconds=progress.elapsed,
         peak_memory=peak_memory(task.device),
-        best_step=best_step(trainer),
+        best_step=progress.best_step,
         metrics=task.metrics,
     )
     lines = [f"\ndone: {display_path(run.path)}"]
@@ -194,20 +230,15 @@ def finish(run: Run, trainer: L.Trainer, task: Task, progress: Progress, *, then
     say("\n".join(lines))
 
 
-def best_step(trainer: L.Trainer) -> int | None:
-    """Return the step whose weights were saved as the best."""
-    callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
-    steps = [each.best_step for each in callbacks if isinstance(each, Checkpoints)]
-    return steps[0] if steps else None
+def _is_done(run: Run, config: TrainingConfig, steps: int) -> bool:
+    return not config.rerun and run.status == "done" and run.record["steps"] >= steps
 
 
-def _is_done(run: Run, steps: int) -> bool:
-    return run.status == "done" and run.record["steps"] >= steps
-
-
-def _say_done(run: Run, commands: NextCommands) -> None:
+def say_done(run: Run, commands: NextCommands) -> Run:
+    """Print how to use a run that is done, and return it."""
     say(
         f"{display_path(run.path)} is done already ({run.record['steps']:,} steps). Train it longer with a "
         "larger budget (trainer.max_steps or max_epochs), train it again with rerun=true, or use it:\n"
         f"  {commands.use}"
     )
+    return run

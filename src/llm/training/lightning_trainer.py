@@ -17,7 +17,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from llm import distributed
 from llm.checkpoints.checkpoint_file import load_checkpoint, remove_checkpoint, save_checkpoint
+from llm.hardware import Hardware
 from llm.training.prepared_run import PreparedRun
+from llm.training.trainer import TrainerSettings
 
 # Silences Lightning's advertisements and its use of a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -33,56 +35,75 @@ def make_trainer(
     validates_first: bool = False,
     opened: dict[str, Any] | None = None,
 ) -> L.Trainer:
-    """Make Lightning's trainer, without progress bars and summaries, and with one endless epoch.
+    """Make Lightning's trainer, with one endless epoch.
 
-    The order of the data is a function of (seed, batch number), and epochs only define the budget. So one endless
-    epoch can resume from any step.
+    The order of the data is a function of the seed and the batch number, and epochs only define the budget. So a run
+    can resume from any step.
 
     Args:
         prepared: the run to train.
         callbacks: the callbacks, in order.
         loggers: the loggers.
         directory: folder of the run.
-        validates_first: whether to validate before the first step. This uses Lightning's sanity check over the whole
-            validation part, which restores random states.
+        validates_first: whether to validate before the first step. Lightning's sanity check does this and restores
+            the random states.
         opened: the checkpoint to resume from, if this process has read it already.
     """
-    settings, hardware = prepared.config.trainer, prepared.hardware
-    task, steps = prepared.task, prepared.steps
+    task = prepared.task
     for owner in (task, *callbacks):
         skip_empty_hooks(owner)
-    if hardware.strategy is not None:
-        task.shard = hardware.strategy.shard
+    if prepared.hardware.strategy is not None:
+        task.shard = prepared.hardware.strategy.shard
     # Set explicitly, because Lightning would guess it from variables of a cluster's scheduler.
     environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
     trainer = L.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.num_nodes,
-        strategy="auto" if hardware.strategy is None else hardware.strategy.lightning(hardware),
-        precision=hardware.lightning_precision,  # pyright: ignore[reportArgumentType]
-        max_steps=steps,
-        max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.gradient_clip,
-        val_check_interval=settings.validation_interval(steps) * settings.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=settings.val_batches,
-        log_every_n_steps=settings.log_every,
+        **devices_of(prepared.hardware),
+        **intervals_of(prepared.config.trainer, prepared.steps),
+        **SWITCHED_OFF,
+        gradient_clip_val=prepared.config.trainer.gradient_clip,
         num_sanity_val_steps=-1 if validates_first else 0,
         default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=[VerifiedCheckpointIO(opened), environment()],
         profiler=NoProfiler(),
-        use_distributed_sampler=False,
         inference_mode=not task.is_sharded,  # DTensors do not support it
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     leave_signals_alone(trainer)
     return trainer
+
+
+# What this project does itself, or does not show.
+SWITCHED_OFF: dict[str, Any] = {
+    "use_distributed_sampler": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def devices_of(hardware: Hardware) -> dict[str, Any]:
+    """Return the trainer's arguments about the devices."""
+    return {
+        "accelerator": hardware.accelerator,
+        "devices": hardware.devices,
+        "num_nodes": hardware.num_nodes,
+        "strategy": hardware.strategy.lightning(hardware) if hardware.strategy else "auto",
+        "precision": hardware.lightning_precision,
+    }
+
+
+def intervals_of(settings: TrainerSettings, steps: int) -> dict[str, Any]:
+    """Return the trainer's arguments about the budget and how often it validates and logs."""
+    return {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": settings.accumulate,
+        "val_check_interval": settings.validation_interval(steps) * settings.accumulate,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": settings.val_batches,
+        "log_every_n_steps": settings.log_every,
+    }
 
 
 # Hooks that Lightning calls in every step.
@@ -135,15 +156,15 @@ class NoProfiler(PassThroughProfiler):
     _nothing = nullcontext()
 
     def profile(self, action_name: str) -> nullcontext:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return a context that does nothing. Lightning calls this some thirty times per step."""
+        """Return a context that does nothing. Lightning calls this about thirty times per step."""
         return self._nothing
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Disable Lightning's signal handling, in favour of `llm.callbacks.interrupt`.
+    """Disable Lightning's signal handling, because `llm.callbacks.interrupt` handles signals.
 
-    Lightning's handler of SIGTERM communicates with other ranks at any moment, and its loop synchronizes all devices at
-    each micro-batch to check for a signal.
+    Lightning's handler of SIGTERM communicates with other ranks at any moment, and its loop synchronizes all devices
+    at each micro-batch.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
@@ -152,8 +173,8 @@ def leave_signals_alone(trainer: L.Trainer) -> None:
 def skip_empty_hooks(owner: Callback | L.LightningModule) -> None:
     """Let Lightning skip the step hooks that `owner` inherits and that do nothing.
 
-    Each call takes Lightning four microseconds: with nine callbacks and six hooks, 0.2 milliseconds per step. It skips
-    hooks that are not callable.
+    Each call takes Lightning 4 µs: with nine callbacks and six hooks, 0.2 ms per step. It skips hooks that are not
+    callable.
     """
     base = Callback if isinstance(owner, Callback) else L.LightningModule
     for name in STEP_HOOKS:

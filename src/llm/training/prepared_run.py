@@ -18,6 +18,8 @@ class PreparedRun:
         data: the data, read and tokenized.
         task: the task with its model.
         steps: optimizer steps of the whole run.
+        meaning: the fingerprint of its configuration as composed.
+        base: the fingerprint of the weights that it begins from.
     """
 
     config: TrainingConfig
@@ -25,3 +27,5 @@ class PreparedRun:
     data: DataModule
     task: Task
     steps: int
+    meaning: str
+    base: str | None

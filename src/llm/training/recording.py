@@ -23,7 +23,7 @@ from llm.training.resumption import Resumption
 
 @dataclass
 class Progress:
-    """The progress of a run, for the record of its end. A run may be trained in several sessions."""
+    """The progress of a run, which may be trained in several sessions."""
 
     resumed: int = 0  # the step of the checkpoint that this session began from
     trainer: L.Trainer | None = None
@@ -46,6 +46,12 @@ class Progress:
         """Optimizer steps at the newest checkpoint."""
         found = [each.saved_step for each in self._callbacks if isinstance(each, Checkpoints)]
         return max([self.resumed, *found])
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights were saved as the best; None if none were saved."""
+        found = (each.best_step for each in self._callbacks if isinstance(each, Checkpoints))
+        return next(found, None)
 
     @property
     def received(self) -> int:
@@ -119,7 +125,7 @@ def record_end(
 def interruption(error: BaseException, progress: Progress) -> BaseException | None:
     """Return the exception of the signal that stopped a run, between two steps or immediately; None if there was none.
 
-    A signal to all processes of a job also ends the data loader's workers, before the step is finished.
+    A signal to all processes of a job also ends the data loader's workers, which makes the step fail.
     """
     if progress.received and "DataLoader worker" in str(error):
         return signals.Stopped(progress.received)

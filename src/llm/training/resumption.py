@@ -18,7 +18,7 @@ from llm.hardware import Hardware
 from llm.runs import Run, display_path
 from llm.terminal import shell
 
-# Value of `resume`: resume with changes of the keys that may change.
+# Value of `resume` that permits changes of some keys.
 ALLOW_CHANGES = "allow_changes"
 
 
@@ -99,8 +99,7 @@ def find_checkpoint(run: Run, *, is_sharded: bool = False) -> Resumption:
 def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
     """Return the hardware with the precision that `auto` gave when the run began, or in another job of its sweep.
 
-    On a CPU, `auto` is measured, and a second measurement may differ. Then the points of a sweep would differ in more
-    than their overrides.
+    On a CPU, `auto` is measured, and a second measurement may differ.
     """
     if config.hardware.precision != "auto":
         return hardware
@@ -123,8 +122,8 @@ def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware
 def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:
     """Return the entries of a run's record about its segments: the steps trained with one configuration each.
 
-    Runs that were resumed without changes have no such entries. A run with changes is not a repetition of a run
-    that was trained with its present values from the start, so its recipe differs.
+    A run that was resumed without changes has no such entries. A run with changes gets another recipe, because it
+    does not repeat a run that had its present values from the start.
 
     Args:
         run: the run, with its earlier record.

@@ -123,12 +123,6 @@ def values_of(config: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name != "_target_"}
 
 
-def published_settings(weights: Weights | None) -> dict[str, Any]:
-    """Return the settings of the published folder of a run's weights, for the run's record."""
-    settings = weights.published if weights is not None else None
-    return {} if settings is None else {"published": settings.plain()}
-
-
 def choose_callbacks(
     named: Mapping[str, L.Callback | None], task: Task, data: DataModule
 ) -> list[L.Callback]:

@@ -1,5 +1,6 @@
 """The summary that a run prints before it begins, and the sizes in its record."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,6 @@ from llm.hardware import describe_hardware
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task
-from llm.terminal.announce import say
 from llm.training.advice import advise_budget
 from llm.training.prepared_run import PreparedRun
 
@@ -28,37 +28,39 @@ def run_summary(prepared: PreparedRun, run: Run) -> str:
         f"budget    {steps:,} steps × {tokens:,} tokens = {steps * tokens:,} tokens, {epochs:.2f} epochs",
         f"hardware  {describe_hardware(prepared.hardware)}",
     ]
-    if data.is_bounded:
-        lines.append(f"note      {data.describe_validation()}")
     if weights is not None:
         lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
+    return "\n".join([*lines, *(f"note      {note}" for note in run_notes(prepared, run))])
+
+
+def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
+    """Yield what a user may not expect of the run."""
+    task, data, steps = prepared.task, prepared.data, prepared.steps
+    if data.is_bounded:
+        yield data.describe_validation()
     if untrained := untrained_tokens(task, data):
-        lines.append(
-            f"note      {', '.join(untrained)}: new tokens, their embedding rows are random and the adapter does not "
-            "train them; choose a data/template whose tokens the weights have, or adapter=none"
+        yield (
+            f"{', '.join(untrained)}: new tokens, their embedding rows are random and the adapter does not train them; "
+            "choose a data/template whose tokens the weights have, or adapter=none"
         )
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
-        lines.append(
-            "note      Muon orthogonalizes the two factors of an adapter separately: use optimizer=adamw for adapters"
-        )
-    lines += [
-        f"note      {key} {change}, from step {each['from_step']} on"
-        for each in run.record.get("segments") or ()
-        for key, change in each["changes"].items()
-    ]
-    advice = advise_budget(
-        settings,
+        yield "Muon orthogonalizes the two factors of an adapter separately: use optimizer=adamw for adapters"
+    for each in run.record.get("segments") or ():
+        for key, change in each["changes"].items():
+            yield f"{key} {change}, from step {each['from_step']} on"
+    yield from advise_budget(
+        prepared.config.trainer,
         steps,
         rows=data.train_rows,
         batches_per_epoch=data.batches_per_epoch,
         schedule=task.schedule,
     )
-    lines += [f"note      {line}" for line in advice]
     if "stopped_at" in run.record and run.last.exists():
-        lines.append(
-            "note      this run was done: its learning rate now follows the longer schedule"
-        )
-    return "\n".join(lines)
+        yield "this run was done: its learning rate now follows the longer schedule"
+    chosen = prepared.config.hardware.strategy
+    if chosen is not None and prepared.hardware.strategy is None:
+        name = type(chosen).__name__
+        yield f"{name}: one device only, so nothing is divided (use hardware.devices=2 for two)"
 
 
 def untrained_tokens(task: Task, data: DataModule) -> list[str]:
@@ -68,16 +70,6 @@ def untrained_tokens(task: Task, data: DataModule) -> list[str]:
     if not task.is_adapted or body.embedding.weight.requires_grad or before is None:
         return []
     return [name for name in data.tokenizer.special_tokens if name not in before.special_tokens]
-
-
-def report_single_device(prepared: PreparedRun) -> None:
-    """Print a note if a strategy was chosen and there is only one device."""
-    chosen = prepared.config.hardware.strategy
-    if chosen is not None and prepared.hardware.strategy is None:
-        name = type(chosen).__name__
-        say(
-            f"note      {name}: one device only, so nothing is divided (use hardware.devices=2 for two)"
-        )
 
 
 def describe_model(task: Task) -> str:

@@ -45,16 +45,7 @@ class TrainerSettings:
             raise ValueError(
                 f"{found} given: set exactly one of them and the others to null{example}"
             )
-        for key in (
-            *given,
-            "accumulate",
-            "val_every",
-            "val_batches",
-            "val_bytes",
-            "log_every",
-            "gradient_clip",
-        ):
-            value = getattr(self, key)
+        for key, value in vars(self).items():
             if value is not None and not value > 0:
                 raise ValueError(f"{key}={value}: give a number above 0")
         if budgets[given[0]] == math.inf:

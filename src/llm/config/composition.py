@@ -34,13 +34,7 @@ def compose(
 def load_tree(
     loader: Loader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
 ) -> DictConfig:
-    """Compose a tree that still contains Hydra's own section.
-
-    Args:
-        loader: finds configs.
-        name: name of the primary config.
-        overrides: the overrides of the command line.
-        is_sweep: whether overrides may have several values.
+    """Compose a tree that still contains Hydra's own section. The overrides of a sweep may have several values.
 
     Raises:
         ConfigError: Hydra cannot compose it; one line for each wrong override.
@@ -61,13 +55,7 @@ def load_tree(
 def composed(
     config: DictConfig, overrides: Sequence[str], *, flags: Sequence[str] = ()
 ) -> Composed:
-    """Return a composed tree without Hydra's own section, as a `Composed`.
-
-    Args:
-        config: the tree that `load_tree` returned.
-        overrides: the overrides of the command line.
-        flags: flags of the command line that the tree depends on.
-    """
+    """Return a tree of `load_tree` without Hydra's own section, as a `Composed`."""
     hydra: Any = config.hydra
     HydraConfig.instance().set_config(config)  # for values that refer to `${hydra:…}`
     directory, choices = str(hydra.run.dir), chosen_options(hydra)
@@ -82,10 +70,6 @@ def check_points(
     compose_point: Callable[[Sequence[str]], Command], jobs: Sequence[Sequence[str]]
 ) -> list[Command]:
     """Compose and check every point of a sweep before the first one starts.
-
-    Args:
-        compose_point: composes and checks one point.
-        jobs: the overrides of each point.
 
     Raises:
         ConfigError: all problems of all points. A line that does not concern all points begins with the overrides
@@ -188,11 +172,6 @@ def requests_sweep(loader: Loader, name: str, overrides: Sequence[str]) -> bool:
 
 def sweep_jobs(loader: Loader, master: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
     """Return the overrides of every job of a sweep; empty if the sweeper chooses them while it runs.
-
-    Args:
-        loader: the loader that composed it.
-        master: the sweep, with Hydra's own section.
-        overrides: the overrides of the command line.
 
     Raises:
         ConfigError: the values of a key cannot be read.

@@ -41,14 +41,7 @@ class WrongOverridesError(ConfigError):
 def wrong_overrides(
     loader: Loader, name: str, overrides: Sequence[str], *, is_sweep: bool = False
 ) -> WrongOverridesError:
-    """Return an error with a line for each wrong override.
-
-    Args:
-        loader: the loader that could not compose them.
-        name: name of the primary config.
-        overrides: the overrides of the command line.
-        is_sweep: whether overrides may have several values.
-    """
+    """Return an error with a line for each wrong override."""
     groups = _groups(loader, "")
     lines: list[str] = []
     choices: list[str] = []

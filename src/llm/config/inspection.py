@@ -14,12 +14,7 @@ from llm.terminal import console
 
 
 class CommandView(Hydra):
-    """Hydra's displays, limited to the groups from which a command chooses.
-
-    Args:
-        loader: finds configs.
-        line: the command line.
-    """
+    """Hydra's displays, limited to the groups from which a command chooses."""
 
     def __init__(self, loader: Loader, line: CommandLine) -> None:
         super().__init__("llm", loader)

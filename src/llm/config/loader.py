@@ -45,12 +45,7 @@ DEFAULTS_FIELDS = ("group", "value", "path", "package")  # fields of an entry of
 
 
 def open_loader(config_path: str, config_dir: str | None = None) -> "Loader":
-    """Return a loader for our configs.
-
-    Args:
-        config_path: location of the primary configs, such as `pkg://llm.conf`.
-        config_dir: a further folder of the user's configs.
-    """
+    """Return a loader for primary configs at a location such as `pkg://llm.conf`, and for a folder of the user."""
     version.setbase("1.3")
     setup_globals()
     search_path = create_automatic_config_search_path(None, "llm.__main__", config_path)

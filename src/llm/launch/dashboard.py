@@ -60,12 +60,7 @@ class View(NamedTuple):
 
 @contextmanager
 def show_sweep(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
-    """Display a sweep until the block ends.
-
-    Args:
-        sweep: the sweep.
-        console: the output; standard output by default.
-    """
+    """Display a sweep until the block ends."""
     console = console or new_console()
     if console.is_terminal:
         screen = Screen(sweep, console)
@@ -152,12 +147,7 @@ def newest_metrics(metrics: Path) -> dict[str, float]:
 
 
 class Screen:
-    """The live table of jobs. While a run's folder is being moved, it keeps showing the last state.
-
-    Args:
-        sweep: the sweep.
-        console: the terminal.
-    """
+    """The live table of jobs. While a run's folder is being moved, it keeps showing the last state."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
@@ -212,11 +202,7 @@ def _cells(view: View) -> list[RenderableType]:
 
 
 class LineReporter:
-    """A printer of one line whenever a job starts or ends.
-
-    Args:
-        console: the output.
-    """
+    """A printer of one line whenever a job starts or ends."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -21,14 +21,7 @@ from llm.config.loader import Loader
 def launch(
     loader: Loader, master: DictConfig, job: Callable[..., Any], changes: Mapping[str, Any]
 ) -> None:
-    """Let Hydra's sweeper and launcher call `job` for each point.
-
-    Args:
-        loader: returns the points that are already composed; the points of a searching sweeper are composed.
-        master: the composed sweep, with Hydra's own section.
-        job: called with the configuration of each point.
-        changes: new values in Hydra's section, by key.
-    """
+    """Let Hydra's sweeper and launcher call `job` for each point, with `changes` in Hydra's section."""
     # With this variable, Hydra raises the error of a crashed job instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs themselves print what matters

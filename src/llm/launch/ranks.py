@@ -64,9 +64,6 @@ def adopt_slurm() -> None:
 def tasks_on_each_node(tasks: int) -> int:
     """Return how many tasks srun has started on each machine.
 
-    Args:
-        tasks: number of tasks on all machines.
-
     Raises:
         ConfigError: the machines have different numbers of tasks.
     """
@@ -141,10 +138,6 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
 
     Only the output of the first rank is printed. The output of another is printed if it explains a failure.
 
-    Args:
-        composed: the composed run; the ranks do not compose it again.
-        hardware: the hardware, with its devices counted.
-
     Returns:
         The exit status: 0, 130 or 143 after an interruption, or that of the rank that failed first.
     """
@@ -193,11 +186,6 @@ class Rank:
 
     It has its own session, so Ctrl-C in the terminal reaches only the launcher, which sends each rank one signal. Its
     standard input is a pipe that only the launcher holds open: when the launcher ends, the rank ends too.
-
-    Args:
-        number: its rank.
-        command: the command.
-        environment: all environment variables.
     """
 
     def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
@@ -245,12 +233,7 @@ class Failure(NamedTuple):
 
 
 class Monitor:
-    """The launcher's monitor of the ranks.
-
-    Args:
-        ranks: the running ranks of this machine.
-        directory: folder of the run.
-    """
+    """The launcher's monitor of the ranks."""
 
     def __init__(self, ranks: Sequence[Rank], directory: Path) -> None:
         self.ranks = ranks

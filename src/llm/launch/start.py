@@ -39,11 +39,7 @@ from llm.runs import require_run
 
 
 def start_job(name: str, words: Sequence[str]) -> None:
-    """Run a command that another process has composed.
-
-    Args:
-        name: the command.
-        words: the job file, and the packages that it may trust.
+    """Run a command that another process has composed. The words are a job file and the packages that it may trust.
 
     Raises:
         ConfigError: the file is not a job file, or its configuration is wrong.
@@ -57,11 +53,6 @@ def start_job(name: str, words: Sequence[str]) -> None:
 
 def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
     """Compose and check a command line, then run it or print the requested output.
-
-    Args:
-        name: the command.
-        words: the words after it.
-        info: facts about the command.
 
     Raises:
         ConfigError: all problems of the configuration.

@@ -54,10 +54,6 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
     A finished run is not changed; an interrupted one resumes where it stopped. All checks are done before the
     directory is changed.
 
-    Args:
-        config: the configuration.
-        hardware: the hardware of the configuration, with its devices counted.
-
     Returns:
         The run.
 
@@ -136,14 +132,7 @@ def prepare(config: TrainingConfig, hardware: Hardware, run: Run) -> PreparedRun
 def record_start(
     run: Run, prepared: PreparedRun, *, command: str, segments: dict[str, Any]
 ) -> None:
-    """Write the record of a run that begins or resumes.
-
-    Args:
-        run: the run.
-        prepared: its configuration and sizes.
-        command: the command that resumes it.
-        segments: the entries about steps that were trained with another configuration.
-    """
+    """Write the record of a run that begins or resumes."""
     composed, weights = prepared.config.composed, prepared.config.weights
     published = None if weights is None else weights.published
     metadata = run_metadata(prepared.config.tree, composed.own, choices=composed.choices)

@@ -73,13 +73,7 @@ class Progress:
 
 @contextmanager
 def recording(run: Run, resume: Resumption, commands: NextCommands) -> Iterator[Progress]:
-    """Record how a run ended if it did not finish, and print the command that resumes or rescues it.
-
-    Args:
-        run: the run, with its earlier record.
-        resume: where it resumes.
-        commands: the commands that may be printed.
-    """
+    """Record how a run ended if it did not finish, and print the command that resumes or rescues it."""
     before = dict(run.record)
     progress = Progress(resume.step, seconds=before.get("seconds", 0.0))
     try:

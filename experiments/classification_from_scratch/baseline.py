@@ -1,9 +1,9 @@
-"""Logistic regression over a bag of words, on the splits that `llm train` makes, and runs beside it.
+"""Logistic regression over a bag of words, on the splits of `llm train`, compared with runs.
 
-python experiments/classification_from_scratch/baseline.py FILE.csv [TOKENS [RUN ...]]
+    python experiments/classification_from_scratch/baseline.py FILE.csv [TOKENS [RUN ...]]
 
-Both read the same part of a text: its first TOKENS tokens of `tokenizer=word`, of which a punctuation mark is one. The
-runs, if given, are those of the seeds 0, 1, 2, ... in this order; their folders hold predictions.csv.
+Both read the first TOKENS tokens of a text, as `tokenizer=word` counts them. The runs are those with the seeds 0, 1,
+2, … in this order; their folders contain predictions.csv.
 """
 
 import csv
@@ -29,18 +29,18 @@ Right = dict[str, np.ndarray]
 
 
 def beginning(text: str, tokens: int | None) -> str:
-    """What a run reads of a text: as much as its first `tokens` tokens span, or all of it."""
+    """Return the first `tokens` tokens of a text, or all of it."""
     spans = [match.end() for match in PATTERN.finditer(text)]
     return text if tokens is None or len(spans) <= tokens else text[: spans[tokens - 1]]
 
 
 def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], Right]:
-    """The rows of the test part, and by the kind of vector which of them are classified correctly.
+    """Return the rows of the test part and, for each kind of vector, which of them are classified correctly.
 
     Args:
         path: a CSV file with the columns `text` and `label`.
         seed: of the split.
-        tokens: how many tokens of a text are read; None reads all.
+        tokens: maximum number of tokens of a text; None reads all.
     """
     data = LabelledDataModule(
         path=path, tokenizer=ByteTokenizer(), context_length=64, collation=Padding(), seed=seed
@@ -59,7 +59,7 @@ def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], 
 
 
 def right_answers_of(run: str, rows: list[str]) -> np.ndarray:
-    """Which rows of the test part a run classified correctly.
+    """Return which rows of the test part a run classified correctly.
 
     Raises:
         ValueError: the run was tested on other rows.
@@ -72,7 +72,7 @@ def right_answers_of(run: str, rows: list[str]) -> np.ndarray:
 
 
 def differences(per_seed: list[Right], name: str) -> str:
-    """The mean of the run's accuracy minus the bag of words', with its 95 % interval."""
+    """Format the mean difference in accuracy between the runs and the bag of words, with its 95 % interval."""
     paired = [right["run"].astype(float) - right[name] for right in per_seed]
     mean = np.mean([one.mean() for one in paired])
     texts = 1.96 * np.sqrt(sum(one.var(ddof=1) / len(one) for one in paired)) / len(paired)

@@ -1,10 +1,9 @@
-"""Cached greedy generation of GPT-2's 124M shape, here and in Hugging Face's `generate`.
+"""Cached greedy generation of the 124M shape of GPT-2, compared with Hugging Face's `generate`.
 
     python experiments/generation_speed/benchmark.py
 
-Both hold the same random weights, in float32, and must write the same tokens. They are timed in turn,
-round by round, in one process, so that what else the machine does falls on both alike; the figure is
-the median of the rounds' ratios.
+Both have the same random weights in float32 and must generate the same tokens. They are timed in turn in one process,
+so that other work on the machine slows down both. The result is the median of the ratios of the rounds.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from llm.weights.gpt2 import KEY_MAP
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Cached generation, ours and Hugging Face's.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
@@ -51,7 +50,9 @@ def main() -> None:
     write_ours = partial(generate, ours, [prompt], settings=settings)
     write_theirs = partial(huggingface, theirs, prompt, arguments.new_tokens)
     if write_ours() != write_theirs():
-        raise SystemExit("the two do not write the same tokens: there is nothing to compare")
+        raise SystemExit(
+            "the two do not generate the same tokens, so their times cannot be compared"
+        )
 
     rounds = [
         (seconds(write_ours, arguments.device), seconds(write_theirs, arguments.device))
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def gpt2(num_layers: int) -> GPT:
-    """The 124M shape, as `model=gpt2 size=124m` composes it."""
+    """Build the 124M shape, as `model=gpt2 size=124m` does."""
     return GPT(
         vocab_size=50257,
         context_length=1024,
@@ -83,7 +84,7 @@ def gpt2(num_layers: int) -> GPT:
 
 
 def huggingface(model: GPT2LMHeadModel, prompt: list[int], new_tokens: int) -> list[list[int]]:
-    """What Hugging Face's cached greedy decoding adds to the prompt."""
+    """Generate with Hugging Face's cached greedy decoding."""
     tokens = torch.tensor([prompt], device=model.device)
     written = model.generate(
         tokens,
@@ -99,14 +100,14 @@ def huggingface(model: GPT2LMHeadModel, prompt: list[int], new_tokens: int) -> l
 
 
 def seconds(write: Callable[[], list[list[int]]], device: str) -> float:
-    """The wall time of one call; it hands over numbers, so the device has finished."""
+    """Return the wall time of one call; it returns Python integers, so the device has finished."""
     start = time.perf_counter()
     write()
     return time.perf_counter() - start
 
 
 def table(rounds: list[tuple[float, float]], new_tokens: int) -> str:
-    """Both speeds and their ratio, in Markdown."""
+    """Format both speeds and their ratio in Markdown."""
     ours, theirs = (
         statistics.median(new_tokens / s for s in column) for column in zip(*rounds, strict=True)
     )
@@ -123,7 +124,7 @@ def table(rounds: list[tuple[float, float]], new_tokens: int) -> str:
 
 
 def device_name(device: str) -> str:
-    """The name of the processor that did the work."""
+    """Return the name of the processor or GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     names = [

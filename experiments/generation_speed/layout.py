@@ -1,9 +1,9 @@
-"""How long a product of a matrix with few vectors takes, stored by rows, as torch has it, and by columns.
+"""The time of a product of a matrix with a few vectors, stored by rows (torch's default) and by columns.
 
     python experiments/generation_speed/layout.py [--tokens 1 32]
 
-The matrices of a GPT-2 block and of its head, in float32, eight blocks in turn so that no cache holds them;
-medians of 20 rounds in turn.
+Measures the matrices of a GPT-2 block and of its head in float32. Eight blocks in turn are larger than the cache of
+the processor. Medians of 20 rounds in turn.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LAYOUTS = {
 
 
 def milliseconds(matrices: Sequence[Tensor], tokens: int) -> float:
-    """The wall time of the products of all matrices with `tokens` vectors each."""
+    """Return the wall time of the products of all matrices with `tokens` vectors each, in milliseconds."""
     inputs = [torch.randn(tokens, matrix.shape[1]) for matrix in matrices]
     start = time.perf_counter()
     for vectors, matrix in zip(inputs, matrices, strict=True):
@@ -34,7 +34,7 @@ def milliseconds(matrices: Sequence[Tensor], tokens: int) -> float:
 
 
 def measure(shapes: Sequence[tuple[int, int]], copies: int, tokens: int) -> dict[str, float]:
-    """Milliseconds for one copy of the matrices, by layout."""
+    """Return the milliseconds for one copy of the matrices, by layout."""
     stored = {
         name: [make(s) for _ in range(copies) for s in shapes] for name, make in LAYOUTS.items()
     }

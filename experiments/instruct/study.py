@@ -1,11 +1,11 @@
-"""A small model learns to answer, then which answers are preferred: what changes, in figures and in words.
+"""Instruction finetuning of a small model, then DPO: metrics and responses before and after.
 
     llm train                                                      # the base, once
     python experiments/instruct/study.py                           # instruction finetuning, DPO, the tables
-    python experiments/instruct/study.py --tables                  # the tables of runs that are done
+    python experiments/instruct/study.py --tables                  # the tables of finished runs
 
-Runs `llm train experiment=instruct` on 85 % of the 1,100 entries and `llm train experiment=prefer` on the same
-share of the 1,100 preference pairs, from what the first has learned. Prints Markdown.
+Runs `llm train experiment=instruct` on 85 % of the 1,100 entries and, from its weights, `llm train experiment=prefer`
+on 85 % of the 1,100 preference pairs. Prints Markdown.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 def train(experiment: str, base: Path, output: Path, words: list[str]) -> None:
-    """One finetune, by the command that it prints."""
+    """Print and run one finetuning command."""
     command = [
         *("llm", "train", f"experiment={experiment}", f"name={experiment}", "weights=run"),
         *(f"weights.path={base}", f"output_dir={output}", *words),
@@ -50,7 +50,7 @@ def train(experiment: str, base: Path, output: Path, words: list[str]) -> None:
 
 
 def curve(run: Run, columns: tuple[str, ...]) -> str:
-    """The figures of each validation as a table."""
+    """Format the metrics of each validation as a table."""
     with run.metrics.open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("val/loss")]
     lines = ["| step | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -60,18 +60,18 @@ def curve(run: Run, columns: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def test_figures(run: Run) -> str:
-    """The figures of the test part, in a line."""
-    figures = {
+def test_metrics(run: Run) -> str:
+    """Format the metrics of the test part in one line."""
+    metrics = {
         k.removeprefix("test/"): v
         for k, v in run.record["metrics"].items()
         if k.startswith("test/")
     }
-    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
 def before_and_after(weights: RunWeights) -> str:
-    """Answers to the same questions of the test part, before the first step and with the best weights."""
+    """Format responses to the same instructions of the test part, before finetuning and with the best weights."""
     data: InstructionDataModule = build(weights.config.data, tokenizer=weights.tokenizer())
     data.setup("fit")
     conversations = data.raw["test"]
@@ -85,7 +85,7 @@ def before_and_after(weights: RunWeights) -> str:
     score = sum(rouge_l(b, c.reference) for b, c in zip(before, conversations, strict=True)) / len(
         before
     )
-    lines = [f"ROUGE-L of the base's continuations on the same questions: {score:.3f}\n"]
+    lines = [f"ROUGE-L before finetuning, on the same instructions: {score:.3f}\n"]
     lines += ["| question | before | after | reference |", "|---|---|---|---|"]
     for conversation, old, row in list(zip(conversations, before, after, strict=True))[:EXAMPLES]:
         question = " / ".join(filter(None, (conversation.instruction, conversation.context)))
@@ -98,7 +98,7 @@ def before_and_after(weights: RunWeights) -> str:
 
 
 def cell(text: str) -> str:
-    """A text that fits a cell of a Markdown table."""
+    """Shorten and escape a text for a cell of a Markdown table."""
     short = " ".join(text.split())
     short = short if len(short) <= 160 else short[:159] + "…"
     return short.replace("|", "\\|").replace("<", "&lt;") or "(nothing)"
@@ -111,11 +111,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("outputs/pretraining/python_docs"))
     parser.add_argument("--output", type=Path, default=Path("outputs/instruct_study"))
     parser.add_argument(
-        "--tables", action="store_true", help="only the tables, of runs that are done"
+        "--tables", action="store_true", help="only print the tables of finished runs"
     )
     parser.add_argument("words", nargs="*", help="further overrides of both runs")
     args = parser.parse_args()
-    instruct, prefer = args.output / "instruction/instruct", args.output / "preference/prefer"
+    instruct, prefer = args.output / "sft/instruct", args.output / "dpo/prefer"
     if not args.tables:
         train("instruct", args.base, args.output, args.words)
         train("prefer", instruct, args.output, args.words)
@@ -123,7 +123,7 @@ def main() -> None:
     for name, folder in (("instruct", instruct), ("prefer", prefer)):
         run = Run(folder)
         console.print(
-            f"\n## {name}\n\n{curve(run, COLUMNS[name])}\n\nTest part: {test_figures(run)}"
+            f"\n## {name}\n\n{curve(run, COLUMNS[name])}\n\nTest part: {test_metrics(run)}"
         )
     console.print(f"\n## before and after\n\n{before_and_after(RunWeights(str(instruct)))}")
 

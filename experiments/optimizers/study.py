@@ -1,10 +1,10 @@
 """Six optimizers, each with four learning rates, then its best rate with three other seeds.
 
     python experiments/optimizers/study.py             # twelve sweeps, the table, the picture
-    python experiments/optimizers/study.py --table     # the table and picture of what is done
+    python experiments/optimizers/study.py --table     # the table and picture of the finished runs
 
-Each optimizer is a saved sweep of `conf/sweep`; what is run is printed. The rate is chosen by the best
-validation loss of one seed and told with others, or the luckiest of four would be told for the best.
+Each optimizer is a saved sweep in `conf/sweep`. One seed selects the learning rate by its best validation loss, and
+other seeds measure it: otherwise the luckiest rate would look like the best.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from llm.runs import list_runs
 HERE = Path(__file__).parent
 OPTIMIZERS = ("muon", "adamw", "adam", "rmsprop", "adagrad", "sgd")
 CHOOSING, SEEDS = 1, (2, 3, 4)
-# Okabe and Ito's palette and markers, so that nobody has to tell curves by colour alone.
+# The palette of Okabe and Ito, and markers, for readers who cannot distinguish the colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
 
-Losses = dict[str, dict[int, Result]]  # by rate, as it was written, and seed
+Losses = dict[str, dict[int, Result]]  # by learning rate (as typed) and seed
 
 
 def train(optimizer: str, output: Path, words: list[str]) -> None:
-    """One sweep; what is done already is left alone."""
+    """Run one sweep; finished runs are skipped."""
     command = [
         *("llm", "train", "--config-dir", str(HERE / "conf"), f"sweep={optimizer}"),
         *(f"output_dir={output}", *words),
@@ -38,7 +38,7 @@ def train(optimizer: str, output: Path, words: list[str]) -> None:
 
 
 def results(output: Path) -> dict[str, Losses]:
-    """The finished runs of each optimizer."""
+    """Return the finished runs of each optimizer."""
     found: dict[str, Losses] = {name: {} for name in OPTIMIZERS}
     for run in list_runs(output):
         if run.status == "done":
@@ -49,12 +49,12 @@ def results(output: Path) -> dict[str, Losses]:
 
 
 def best_rate(losses: Losses) -> str:
-    """The rate with the lowest validation loss of the seed that chooses."""
+    """Return the rate with the lowest validation loss for the selecting seed."""
     return min(losses, key=lambda rate: losses[rate][CHOOSING].metrics["best_loss"])
 
 
 def table(found: dict[str, Losses]) -> str:
-    """Rows by optimizer, the best first."""
+    """Format a row per optimizer, the best first."""
     rows = []
     for name, losses in found.items():
         rate = best_rate(losses)
@@ -76,7 +76,7 @@ def table(found: dict[str, Losses]) -> str:
 
 
 def draw(found: dict[str, Losses], picture: Path) -> None:
-    """Validation loss against learning rate."""
+    """Plot validation loss against learning rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.6), dpi=120, layout="constrained")
@@ -85,7 +85,9 @@ def draw(found: dict[str, Losses], picture: Path) -> None:
         rates = sorted(losses, key=float)
         values = [losses[rate][CHOOSING].metrics["best_loss"] for rate in rates]
         axes.plot([*map(float, rates)], values, color=color, marker=marker, label=name)
-    axes.set(xscale="log", xlabel="learning rate", ylabel="best validation loss (nats a character)")
+    axes.set(
+        xscale="log", xlabel="learning rate", ylabel="best validation loss (nats per character)"
+    )
     axes.set_title(
         "Six optimizers, tiny Shakespeare, GPT-2 of 0.1 M parameters, 500 steps, one seed"
     )

@@ -1,11 +1,11 @@
-"""nanoGPT's CPU setting on tiny Shakespeare, by nanoGPT's own train.py and by ours, in turn.
+"""The CPU setting of nanoGPT on tiny Shakespeare, trained by nanoGPT's train.py and by `llm train` in turn.
 
     git clone https://github.com/karpathy/nanoGPT
     python experiments/shakespeare/compare.py --nanogpt nanoGPT [--seeds 1 2 3] [--threads 2]
 
-Both train 2,000 steps in float32 with the words of nanoGPT's README for a CPU (4 layers, 4 heads, 128 wide, context 64,
-batch 12). Both are then measured alike: mean cross-entropy over the whole validation part in windows of 64
-characters. (nanoGPT prints the mean of twenty random batches.) Prints a Markdown table.
+Both train 2,000 steps in float32 with the options of nanoGPT's README for a CPU (4 layers, 4 heads, 128 wide, context
+64, batch 12). The loss of both is the mean cross-entropy over the whole validation part in windows of 64 characters.
+(nanoGPT prints the mean of twenty random batches.) Prints a Markdown table.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WORDS = (
     "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
     "--lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
 ).split()
-# train.py sets its seed itself; this sets another one in its place and runs the file as it stands.
+# train.py sets a fixed seed; this replaces it, and runs the unchanged file.
 SEEDED = """
 import runpy, sys, torch
 set_seed, seed = torch.manual_seed, int(sys.argv.pop(1))
@@ -46,14 +46,14 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def text() -> str:
-    """The text that experiment=shakespeare reads, from the cache or by checked download."""
+    """Return the text of experiment=shakespeare, from the cache or by a verified download."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", ["experiment=shakespeare"])
     return "".join(build(config.data.source).documents())
 
 
 def prepare(nanogpt: Path, characters: str) -> None:
-    """What nanoGPT's data/shakespeare_char/prepare.py writes, from a copy of the text at hand."""
+    """Write the files of nanoGPT's data/shakespeare_char/prepare.py, without its download."""
     folder = nanogpt / "data" / "shakespeare_char"
     ids = {character: index for index, character in enumerate(sorted(set(characters)))}
     encoded = np.array([ids[character] for character in characters], dtype=np.uint16)
@@ -65,7 +65,7 @@ def prepare(nanogpt: Path, characters: str) -> None:
 
 
 def run_nanogpt(nanogpt: Path, seed: int, threads: int) -> dict[str, float]:
-    """Train with nanoGPT; whole-part loss, seconds, tokens per second."""
+    """Train with nanoGPT, and return the validation loss, seconds and tokens per second."""
     command = [sys.executable, "-c", SEEDED, str(seed), str(threads), *WORDS]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=nanogpt, capture_output=True, text=True, check=True)
@@ -90,7 +90,7 @@ def run_nanogpt(nanogpt: Path, seed: int, threads: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def whole_part(model, tokens: np.ndarray) -> float:
-    """Mean nats a character over the whole part, as llm's own validation counts them."""
+    """Return the mean nats per character over the whole part, counted as the validation of `llm train` does."""
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, CONTEXT):
         window = torch.from_numpy(tokens[start : start + CONTEXT + 1])
@@ -101,7 +101,7 @@ def whole_part(model, tokens: np.ndarray) -> float:
 
 
 def run_ours(seed: int, threads: int, output: Path, precision: str) -> dict[str, float]:
-    """Train with `llm train experiment=shakespeare`; the same figures."""
+    """Train with `llm train experiment=shakespeare`, and return the same metrics."""
     name = f"seed{seed}-{precision}"
     words = [
         *("experiment=shakespeare", f"seed={seed}", f"name={name}", "rerun=true"),
@@ -122,7 +122,7 @@ def run_ours(seed: int, threads: int, output: Path, precision: str) -> dict[str,
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """A row a program: mean and range of the loss, medians of the rest."""
+    """Format a row per program: mean and range of the loss, medians of the rest."""
     lines = [
         "| | validation loss, whole part (mean, range) | wall time (s, median) | tokens/s (median) |",
         "|---|---|---|---|",
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def cpu() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     if Path("/proc/cpuinfo").is_file():
         return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     return platform.processor()

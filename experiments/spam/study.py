@@ -3,11 +3,11 @@
     llm train                                                                    # the base, once
     python experiments/spam/study.py                                             # the sweep, then the table
     python experiments/spam/study.py --table                                     # the table of a finished sweep
-    python experiments/spam/study.py --speed                                     # seconds for the same few steps
+    python experiments/spam/study.py --speed                                     # seconds for the same 100 steps
 
-The sweep is one command, which the script prints and runs. What a figure is compared on is the same for
-all: a seed decides the split (`data.split_seed=null`), and the logistic regression of that seed reads the
-very same training messages, chooses its C on the same validation part and answers the same test part.
+The script prints and runs one sweep. All methods read the same messages: the seed decides the split
+(`data.split_seed=null`), and the logistic regression with this seed has the same training, validation and test part.
+It chooses its C on the validation part.
 """
 
 import argparse
@@ -42,7 +42,7 @@ STEPS = 100  # of the comparison of speed
 
 
 class Result(NamedTuple):
-    """One trained classifier: its answers to the test part, and what it took."""
+    """One trained classifier: its predictions on the test part, and its cost."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -62,19 +62,19 @@ class Result(NamedTuple):
 
 
 def train(base: Path, output: Path, words: list[str]) -> None:
-    """Every method with every seed that the words name, in one sweep."""
+    """Train each method with each seed in one sweep."""
     command = [
         *("llm", "train", "-m", "--config-dir", str(HERE / "conf"), "experiment=spam"),
         *("weights=run", f"weights.path={base}", f"+method={','.join(METHODS)}"),
         *(f"output_dir={output}", "data.split_seed=null", *DROPOUT, *words),
-        "callbacks.checkpoints.monitor=val/loss",  # what the committed figures were chosen by
+        "callbacks.checkpoints.monitor=val/loss",  # the selection rule of the committed table
     ]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", *command], check=True)
 
 
 def speed(base: Path, words: list[str]) -> dict[str, float]:
-    """Seconds for the same few steps of each method, one after the other; no test, one batch of validation."""
+    """Return the seconds of each method for the same steps, one method after the other."""
     few = [f"trainer.max_steps={STEPS}", f"trainer.val_every={STEPS}", "trainer.val_batches=1"]
     with tempfile.TemporaryDirectory() as folder:
         train(base, Path(folder), ["seed=1", "data.test_fraction=0", *few, *words])
@@ -90,7 +90,7 @@ def speed(base: Path, words: list[str]) -> dict[str, float]:
 
 
 def finetuned(folder: Path) -> dict[str, dict[int, Result]]:
-    """The finished runs of the sweep, by method and seed."""
+    """Return the finished runs of the sweep, by method and seed."""
     results: dict[str, dict[int, Result]] = {method: {} for method in METHODS}
     for file in sorted(folder.glob("classification/*/run.json")):
         record, run = json.loads(file.read_text("utf-8")), file.parent
@@ -113,7 +113,7 @@ def finetuned(folder: Path) -> dict[str, dict[int, Result]]:
 
 
 def best_validation(run: Path) -> float:
-    """Balanced accuracy on the validation part where its loss was lowest: of the weights that are tested."""
+    """Return the balanced accuracy on the validation part of the tested weights, those with the lowest loss."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("val/loss")]
     best = min(rows, key=lambda row: float(row["val/loss"]))
@@ -121,7 +121,7 @@ def best_validation(run: Path) -> float:
 
 
 def bag_of_words(folder: Path, vectorizer: type[CountVectorizer]) -> dict[int, Result]:
-    """Logistic regression over words, by seed; classes weighed alike, C chosen on the validation part."""
+    """Train a logistic regression per seed, with balanced class weights and C chosen on the validation part."""
     results = {}
     for config in (
         OmegaConf.load(file)
@@ -156,9 +156,9 @@ def bag_of_words(folder: Path, vectorizer: type[CountVectorizer]) -> dict[int, R
 
 
 def difference(ours: dict[int, Result], theirs: dict[int, Result]) -> tuple[float, float, float]:
-    """Mean paired difference of balanced accuracy with its 95 % interval, by a bootstrap of seeds and messages.
+    """Return the mean paired difference of balanced accuracy with its 95 % bootstrap interval.
 
-    Seeds are drawn anew, and for each its test messages, class by class; both answer the same draw.
+    Each bootstrap sample draws seeds and, for each seed, messages of its test part within each class.
     """
     random = np.random.default_rng(0)
     seeds = sorted(ours)
@@ -180,13 +180,13 @@ def difference(ours: dict[int, Result], theirs: dict[int, Result]) -> tuple[floa
 
 
 def interval(values: list[float]) -> str:
-    """Mean and half of Student's 95 % interval, in percent."""
+    """Format the mean and half of Student's 95 % interval, in percent."""
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
 
 
 def row(name: str, results: dict[int, Result]) -> str:
-    """A line of the table."""
+    """Format a row of the table."""
     own = [results[seed] for seed in sorted(results)]
     memory = statistics.mean(each.memory for each in own)
     checkpoint = statistics.mean(each.checkpoint for each in own)
@@ -216,11 +216,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("outputs/pretraining/python_docs"))
     parser.add_argument("--output", type=Path, default=Path("outputs/spam_study"))
     parser.add_argument(
-        "--table", action="store_true", help="only the table, of a sweep that is done"
+        "--table", action="store_true", help="only print the table of a finished sweep"
     )
-    parser.add_argument(
-        "--speed", action="store_true", help="only the seconds of some steps of each method"
-    )
+    parser.add_argument("--speed", action="store_true", help="only time some steps of each method")
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
     if args.speed:
@@ -246,7 +244,7 @@ def main() -> None:
         results, key=lambda name: statistics.mean(r.validation for r in results[name].values())
     )
     print(
-        f"\nBest on the validation part: {best}. Its balanced accuracy on the test part, less that of"
+        f"\nBest on the validation part: {best}. Its balanced accuracy on the test part minus that of"
     )
     for name, each in regressions.items():
         mean, low, high = difference(results[best], each)

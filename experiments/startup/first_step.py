@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class FirstStep(Callback):
-    """Ends the process without a word."""
+    """Ends the process without output."""
 
     def on_train_batch_end(self, *given) -> None:
         os._exit(0)

@@ -1,10 +1,10 @@
-"""Processor seconds that commands take to begin: to the first training step, and to the first generated token.
+"""Processor seconds of a command until its first training step or its first generated token.
 
     python experiments/startup/measure.py [LABEL=PYTHON …] [--rounds 5] [--json]
 
-Each environment, such as one with and one without transformers, is named by its Python; by default this one alone.
-Environments and commands are measured in turn, round by round, and the median of the rounds is printed. The files of a
-process are read from the cache of the operating system: a first round, which is not counted, fills it.
+Each environment, such as one with and one without transformers, is given by its Python; the default is this
+environment. Environments and commands are measured in turn, and the median of the rounds is printed. A first round,
+which is not counted, reads the files into the cache of the operating system.
 """
 
 import argparse

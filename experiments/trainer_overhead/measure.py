@@ -1,12 +1,12 @@
-"""What Lightning, our callbacks and the loggers cost a step, over a raw loop on the same model and data.
+"""The time that Lightning, our callbacks and the loggers add to a step, compared with a raw loop.
 
     python experiments/trainer_overhead/measure.py [--steps 3000] [--json]
 
-Thread time of the training thread, a nano model in float32 on the CPU, default callbacks and loggers, with the model
-as small as can be, for its own noise drowns what is measured. A machine's speed drifts by more than the overhead
-within seconds, so the two are measured in turn in short stretches: twenty steps under the trainer, two of them logged,
-then twenty of the raw loop, and so on. The figure is the difference of the best stretch of each, in milliseconds a
-step: other work only ever adds to a time. Validations and checkpoints, which come less often, are not in it.
+Measures the time of the training thread with the default callbacks and loggers, on the CPU in float32. The model is
+very small, because the noise of a larger one would hide the overhead. The speed of a machine drifts by more than the
+overhead within seconds, so the two alternate: twenty steps of the trainer, two of them logged, then twenty steps of
+the raw loop. The result is the difference of the fastest twenty steps of each, in milliseconds per step, because
+other work on the machine can only increase a time. Validations and checkpoints are not included.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def composed(folder: Path, steps: int) -> TrainingConfig:
 
 
 class RawLoop:
-    """The loop anyone would write by hand."""
+    """A training loop written by hand."""
 
     def __init__(self, task, data, max_steps: int) -> None:
         self.task, self.batches, self.max_steps = task, iter(data.train_dataloader()), max_steps
@@ -69,7 +69,7 @@ class RawLoop:
         task.model.train()
 
     def stretch(self) -> float:
-        """Milliseconds of thread time a step, over one stretch."""
+        """Train one stretch, and return its thread time in milliseconds per step."""
         start = time.thread_time()
         for _ in range(STRETCH):
             multiplier = self.task.schedule(self.step, self.max_steps)
@@ -86,7 +86,7 @@ class RawLoop:
 
 
 class Clock(Callback):
-    """Times the trainer's stretches, and a stretch of the raw loop after each of them."""
+    """Times each stretch of the trainer, and runs and times a stretch of the raw loop after it."""
 
     def __init__(self, raw: RawLoop) -> None:
         self.raw = raw
@@ -102,7 +102,7 @@ class Clock(Callback):
 
 
 def train(prepared: PreparedRun, folder: Path, clock: Clock) -> None:
-    """Train under the trainer with its default callbacks and loggers, and the clock last."""
+    """Train with the trainer, its default callbacks and loggers, and the clock as the last callback."""
     run, config = Run(folder / "run"), prepared.config
     run.path.mkdir()
     callbacks = setup.choose_callbacks(config.callbacks, prepared.task, prepared.data)
@@ -116,7 +116,7 @@ def train(prepared: PreparedRun, folder: Path, clock: Clock) -> None:
 
 
 def measure(steps: int) -> dict[str, float]:
-    """Both in turn, stretch by stretch: the best stretch of each, in milliseconds a step."""
+    """Return the fastest stretch of each and their difference, in milliseconds per step."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

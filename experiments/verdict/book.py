@@ -1,11 +1,11 @@
-"""The book's settings in plain torch, written out here: nothing of this project's model, data or trainer is used.
+"""The settings of the book in plain torch, without any part of this project.
 
     python experiments/verdict/book.py the-verdict.txt --seeds 0 1 2 3 4
 
 GPT-2's 124M shape as the book builds it: separate query, key and value matrices without bias, an untied head, torch's
-default initialization, dropout on the embeddings, the attention weights and both outputs of a block. Windows of 256
-tokens side by side, shuffled in each of ten epochs, two a step; AdamW at 4e-4 with decay 0.1. Each line is measured
-as `evaluate.py` measures a run: the mean loss over all windows of each part, without dropout, after the last step.
+default initialization, dropout on the embeddings, the attention weights and both outputs of a block. Adjacent windows
+of 256 tokens are shuffled in each of ten epochs, two per step; AdamW at 4e-4 with decay 0.1. The losses are those of
+`evaluate.py`: the mean over all windows of each part, without dropout, after the last step.
 """
 
 import argparse
@@ -60,19 +60,19 @@ class GPT(nn.Module):
 
 
 def loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy of (B, T + 1) windows, in nats per token."""
+    """Return the mean cross-entropy of (B, T + 1) windows, in nats per token."""
     return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.inference_mode()
 def mean_loss(model: nn.Module, windows: Tensor) -> float:
-    """Mean loss over windows of equal length, without dropout."""
+    """Return the mean loss over windows of equal length, without dropout."""
     model.eval()
     return float(torch.stack([loss(model, pair) for pair in windows.split(2)]).mean())
 
 
 def train(training: Tensor, seed: int) -> nn.Module:
-    """Ten epochs over (N, T + 1) windows."""
+    """Train for ten epochs on (N, T + 1) windows."""
     torch.manual_seed(seed)
     model = GPT()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
@@ -85,7 +85,7 @@ def train(training: Tensor, seed: int) -> nn.Module:
 
 
 def windows(text: str) -> Tensor:
-    """(N, T + 1) windows that start every T tokens."""
+    """Return (N, T + 1) windows, one for every T tokens."""
     tokens = torch.tensor(tiktoken.get_encoding("gpt2").encode(text))
     return tokens.unfold(0, CONTEXT + 1, CONTEXT)
 

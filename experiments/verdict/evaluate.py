@@ -1,10 +1,10 @@
-"""The book's two figures of a finished run: loss over the training and the validation part, without dropout.
+"""The loss of a finished run on the training and the validation part, without dropout, as printed in the book.
 
     llm train experiment=verdict hardware.precision=32
     python experiments/verdict/evaluate.py outputs/pretraining/verdict
 
-The book's trace holds means over the first five batches of each part (there are nine and one); these are means over
-all windows of each part, of the weights after the last step.
+The book prints means over the first five batches of each part, which has nine and one. These are means over all
+windows of each part, with the weights after the last step.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from llm.weights.run import RunWeights
 
 @torch.inference_mode()
 def mean_loss(model: torch.nn.Module, file: TokenFile, context_length: int) -> float:
-    """Mean cross-entropy in nats over every window of a token file."""
+    """Return the mean cross-entropy over every window of a token file, in nats."""
     windows, metric = ValidationWindows(file, context_length), Perplexity()
     for numbers in ValidationSampler(len(windows), 2):
         batch = windows[numbers]

@@ -6,7 +6,7 @@ from ranks import on_ranks
 
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'llm-hydra[deepspeed]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 STAGES = ("zero2", "zero3")
 
@@ -29,7 +29,7 @@ def test_two_ranks_learn_as_one(text, tmp_path):
     divided = {name: [f"hardware={name.split('-')[0]}"] for name in runs}
     for (
         stage
-    ) in STAGES:  # only there: the compiler cannot look through the check of shapes in this process
+    ) in STAGES:  # not in the run on one rank: the compiler cannot trace the check of shapes
         divided[f"{stage}-compiled"].append("hardware.compile=true")
     assert_learn_as_one(tmp_path, runs, {2: divided})
 

@@ -1,0 +1,119 @@
+"""The commands of the studies, with few steps and small models: each runs to its end and prints its table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CPU = ("hardware=cpu", "hardware.precision=32", "hardware.threads=1")
+SHORT = ("trainer.max_steps=2", "trainer.val_every=1", "trainer.val_batches=1")
+BASE = "outputs/pretraining/base"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shared_data):
+    """Run Python in one folder, and return what it prints."""
+    folder = tmp_path_factory.mktemp("studies")
+    environment = os.environ | {
+        "LLM_CACHE": str(folder / "cache"),
+        "TIKTOKEN_CACHE_DIR": str(shared_data / "tiktoken"),
+        "OMP_NUM_THREADS": "1",
+    }
+    (folder / "cache").mkdir()
+    for file in shared_data.iterdir():
+        if file.is_file():
+            (folder / "cache" / file.name).symlink_to(file)
+
+    def run_python(*words: str | Path) -> str:
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run_python
+
+
+@pytest.fixture(scope="module")
+def base(run):
+    """A pretrained model from which studies begin."""
+    words = (
+        "size=nano",
+        "size.context_length=256",
+        "tokenizer=byte",
+        "data=shakespeare",
+        "name=base",
+    )
+    run("-m", "llm", "train", *words, *CPU, *SHORT)
+    return BASE
+
+
+def test_architectures_are_compared(run):
+    conf = EXPERIMENTS / "architectures" / "conf"
+    words = ("sweep=gpt2_to_llama", "output_dir=outputs/architectures", "size=nano", "seed=1")
+    run("-m", "llm", "train", "--config-dir", conf, *words, *CPU, *SHORT)
+    table = run("-m", "llm", "compare", "outputs/architectures", "output=architectures")
+    for name in (
+        "gpt2",
+        "plus_rotary",
+        "plus_rms",
+        "plus_swiglu",
+        "plus_grouping",
+        "llama_grouped",
+    ):
+        assert f" {name} " in table
+
+
+def test_spam_study_has_a_row_per_method(run, base):
+    study = EXPERIMENTS / "spam" / "study.py"
+    table = run(study, "--base", base, *CPU, *SHORT)
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert names[1:6] == ["all", "last_block", "head", "lora", "prefix"]
+    assert "logistic regression, tf-idf: " in table
+
+
+def test_instruct_study_has_both_tables_and_responses(run, base):
+    study = EXPERIMENTS / "instruct" / "study.py"
+    report = run(
+        study, "--base", base, "data.malformed=skip", *CPU, *SHORT
+    )  # bytes fill the context
+    assert report.count("Test part: ") == 2
+    assert "| question | before | after | reference |" in report
+
+
+def test_optimizer_study_has_a_row_per_optimizer(run):
+    study = EXPERIMENTS / "optimizers" / "study.py"
+    table = run(study, "optimizer.lr=0.01", "size=nano", *CPU, *SHORT)
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "±" in line]
+    assert len(rows) == 6
+
+
+def test_verdict_is_evaluated(run):
+    words = ("experiment=verdict", "size=nano", "trainer.max_epochs=1", "name=verdict", "seed=0")
+    run("-m", "llm", "train", *words, *CPU)
+    assert "| this run | " in run(
+        EXPERIMENTS / "verdict" / "evaluate.py", "outputs/pretraining/verdict"
+    )
+
+
+def test_generation_speed_is_compared(run):
+    pytest.importorskip("transformers")
+    folder = EXPERIMENTS / "generation_speed"
+    words = ("--new-tokens", "4", "--rounds", "1", "--layers", "1")
+    assert "| `llm.generation.decoding` | " in run(folder / "benchmark.py", *words)
+    assert "| 1 | " in run(folder / "layout.py", "--tokens", "1")
+
+
+def test_startup_is_measured(run):
+    measured = run(EXPERIMENTS / "startup" / "measure.py", "--rounds", "1")
+    assert "first step" in measured
+    assert "first token" in measured

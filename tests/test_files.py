@@ -148,7 +148,7 @@ def test_only_partial_files_of_killed_processes_are_deleted(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / f".folder.{ended.pid}x").mkdir()
     (tmp_path / f".a.json.{ended.pid}").mkdir()
-    files.sweep_partials(tmp_path, tmp_path / "nowhere")
+    files.delete_partials(tmp_path, tmp_path / "nowhere")
     assert {path.name for path in tmp_path.iterdir()} == kept | {
         f".folder.{ended.pid}x",
         f".a.json.{ended.pid}",

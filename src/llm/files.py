@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,17 +43,13 @@ def require_own(folder: Path, *within: str) -> None:
     """
     if not folder.is_dir():
         return
-    for path in _entries(folder, within):
+    entries = [*folder.iterdir()]
+    for inner in (folder / name for name in within):
+        entries += [] if inner.is_symlink() else inner.rglob("*")
+    for path in entries:
         if path.is_symlink():
             require_within(path, folder)
         require_regular(path)
-
-
-def _entries(folder: Path, within: Collection[str]) -> Iterator[Path]:
-    for path in folder.iterdir():
-        yield path
-        if path.name in within and not path.is_symlink():
-            yield from path.rglob("*")
 
 
 def require_within(path: Path, folder: Path) -> None:
@@ -144,9 +140,7 @@ def stored_archive(path: Path) -> Path:
         raise FileError(f"{path}: is damaged ({error}); {RESTORE}") from None
     is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not is_stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise FileError(
-            f"{path}: is compressed, and torch's archives are not; put the original file there"
-        )
+        raise FileError(f"{path}: is compressed, unlike torch's archives; put the original there")
     return path
 
 
@@ -154,7 +148,7 @@ def stored_archive(path: Path) -> Path:
 
 
 def partial_of(path: Path) -> Path:
-    """Return the temporary name under which this process writes a file; `sweep_partials` recognizes it."""
+    """Return the temporary name under which this process writes a file; `delete_partials` recognizes it."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
@@ -183,7 +177,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def sweep_partials(*folders: Path) -> None:
+def delete_partials(*folders: Path) -> None:
     """Delete temporary files of `replacing` whose processes were killed.
 
     Args:

@@ -7,10 +7,10 @@ machine.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from pathlib import Path
-from queue import Empty, Queue
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ def refusal(what: str) -> str | None:
     return f"{what} is named by {who}, not by you, so it is not downloaded" if who else None
 
 
-def within(seconds: float, call: Callable[[], Result]) -> Result:
+def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """Return the result of a call to a server, with a deadline in seconds for the whole call.
 
     The timeout of a socket applies to each piece that arrives, so a server that sends a byte now and then would block
@@ -52,13 +52,15 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
     Raises:
         TimeoutError: the deadline has passed.
     """
-    try:
-        return _start(call)(seconds)
-    except Empty:
-        raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds") from None
+    future = _start(call)
+    if not _is_done(future, seconds):
+        raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds")
+    return future.result()
 
 
-def downloaded(call: Callable[[], Result], *folders: Path, seconds: float | None = None) -> Result:
+def run_download(
+    call: Callable[[], Result], *folders: Path, seconds: float | None = None
+) -> Result:
     """Return the result of a download, which may take any time unless it becomes too slow.
 
     The time of a download depends on its size, so the limit is a rate: at least `SLOWEST` bytes per second in each
@@ -73,38 +75,35 @@ def downloaded(call: Callable[[], Result], *folders: Path, seconds: float | None
         TimeoutError: a period was too slow.
     """
     seconds = PERIOD if seconds is None else seconds
-    result, before = _start(call), _size(folders)
-    while True:
-        try:
-            return result(seconds)
-        except Empty:
-            now = _size(folders)
-            if now - before < SLOWEST * seconds:
-                raise TimeoutError(
-                    f"less than {SLOWEST:,} bytes a second arrived in {seconds:g} seconds"
-                ) from None
-            before = now
+    future, before = _start(call), _size(folders)
+    while not _is_done(future, seconds):
+        now = _size(folders)
+        if now - before < SLOWEST * seconds:
+            raise TimeoutError(
+                f"less than {SLOWEST:,} bytes a second arrived in {seconds:g} seconds"
+            )
+        before = now
+    return future.result()
 
 
-def _start(call: Callable[[], Result]) -> Callable[[float], Result]:
-    """Start a call in a thread, and return a function that waits for its result, or raises Empty after a timeout."""
-    results: Queue[tuple[Any, BaseException | None]] = Queue()
+def _start(call: Callable[[], Result]) -> "Future[Result]":
+    """Start a call in a daemon thread, which does not keep the process alive, and return its future result."""
+    future: Future[Result] = Future()
     context = copy_context()  # includes whether downloads are forbidden
 
     def run() -> None:
         try:
-            results.put((context.run(call), None))
+            future.set_result(context.run(call))
         except BaseException as error:
-            results.put((None, error))
-
-    def wait(seconds: float) -> Result:
-        result, error = results.get(timeout=seconds)
-        if error is not None:
-            raise error
-        return result
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return wait
+    return future
+
+
+def _is_done(future: Future[Any], seconds: float) -> bool:
+    """Return whether a call ends within some seconds."""
+    return bool(wait([future], seconds).done)
 
 
 def _size(folders: Iterable[Path]) -> int:

@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import recipe
 from llm.config.overrides import values
-from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
+from llm.files import RESTORE, FileError, delete_partials, read_object, require_own, write_json
 from llm.terminal import shell
 
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
@@ -220,7 +220,7 @@ class Run:
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
                 leftover.unlink(missing_ok=True)
-        sweep_partials(self.path, self.path / "checkpoints")
+        delete_partials(self.path, self.path / "checkpoints")
 
     def _lock(self) -> FileLock:
         return FileLock(self.path.parent / f".{self.path.name}.lock")
@@ -255,8 +255,8 @@ class Run:
         """Record how training ended, with further entries."""
         self.update(status=status, ended=now(), **entries)
 
-    def put_back(self, record: Mapping[str, Any]) -> None:
-        """Restore an earlier record, after a session that did not change the run."""
+    def restore_record(self, record: Mapping[str, Any]) -> None:
+        """Restore an earlier record, after a command that did not change the run."""
         self.record = {}
         self.update(**record)
 

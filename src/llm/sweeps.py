@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.config.errors import ConfigError, UserError
-from llm.files import RESTORE, FileError, read_object, require_own, sweep_partials, write_json
+from llm.files import RESTORE, FileError, delete_partials, read_object, require_own, write_json
 from llm.runs import ClaimedRunError, Run, archive_folder, now
 
 FILE = "sweep.json"
@@ -80,7 +80,8 @@ class Job:
 
     def record(self, **entries: Any) -> None:
         """Add entries to the outcome, together with the current state of the run's record."""
-        write_plan(
+        self.file("json").parent.mkdir(parents=True, exist_ok=True)
+        write_json(
             self.file("json"), self.outcome | entries | self._about() | {"run": self._training()}
         )
 
@@ -156,9 +157,7 @@ class Sweep:
         """
         file = self.path / FILE
         if not file.is_file():
-            raise NoSweepError(
-                f"{self.path}: is not the folder of a sweep (it has no {FILE}); pass the folder of a sweep"
-            )
+            raise NoSweepError(f"{self.path}: has no {FILE}; pass the folder of a sweep")
         require_own(self.path, "jobs")
         plan = read_object(file)
         if not (isinstance(plan.get("jobs"), list) and all(map(_is_entry, plan["jobs"]))):
@@ -201,8 +200,8 @@ class Sweep:
             if before != after[: len(before)]:
                 self._require_idle()  # a process that runs the sweep refers to jobs by number
             backup = None if set(before) <= set(after) else archive_folder(self.path)
-            sweep_partials(self.path, self.path / "jobs")
-            write_plan(
+            delete_partials(self.path, self.path / "jobs")
+            write_json(
                 self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": planned}
             )
         return backup
@@ -223,7 +222,7 @@ class Sweep:
             number = numbers.get(entry["directory"], len(plan["jobs"]))
             entry["number"] = number
             plan["jobs"][number : number + 1] = [entry]
-            write_plan(self.path / FILE, plan)
+            write_json(self.path / FILE, plan)
         return self._job(entry)
 
     def share_value(self, key: str, value: Any) -> Any:
@@ -232,7 +231,7 @@ class Sweep:
             file = self.path / SETTLED
             settled = read_object(file) if file.is_file() else {}
             if key not in settled:
-                write_plan(file, settled | {key: value})
+                write_json(file, settled | {key: value})
         return settled.get(key, value)
 
     def _held(self) -> FileLock:
@@ -280,9 +279,3 @@ def _is_entry(entry: Any) -> bool:
         and all(isinstance(entry.get(key), str) for key in ("directory", "request"))
         and isinstance(entry.get("identity"), dict)
     )
-
-
-def write_plan(file: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, content, indent=1)

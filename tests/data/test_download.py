@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from queue import Empty
 
 import pytest
 
@@ -81,33 +80,33 @@ def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cach
     assert list(cache_folder.rglob("*story*")) == []
 
 
-@pytest.mark.parametrize(("arriving", "is_done"), [([2048] * 4, True), ([2048, 512, 2048], False)])
-def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, arriving, is_done):
+@pytest.mark.parametrize(("arriving", "is_fast"), [([2048] * 4, True), ([2048, 512, 2048], False)])
+def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, arriving, is_fast):
     """A download that is fast enough in each period, here of one second, may take any number of them."""
     periods = iter(arriving)
 
-    def wait(seconds: float) -> str:
+    def is_done(future: object, seconds: float) -> bool:
         if (size := next(periods, None)) is None:
-            return "done"
+            return True
         with (tmp_path / "file").open("ab") as file:
             file.write(bytes(size))
-        raise Empty
+        return False
 
-    monkeypatch.setattr(network, "_start", lambda call: wait)
-    expected = contextlib.nullcontext() if is_done else pytest.raises(TimeoutError, match="1,024")
+    monkeypatch.setattr(network, "_is_done", is_done)
+    expected = contextlib.nullcontext() if is_fast else pytest.raises(TimeoutError, match="1,024")
     with expected:
-        assert network.downloaded(lambda: "done", tmp_path, seconds=1) == "done"
+        assert network.run_download(lambda: "done", tmp_path, seconds=1) == "done"
 
 
 def test_a_download_of_which_nothing_arrives_is_given_up(tmp_path: Path):
     with pytest.raises(TimeoutError):
-        network.downloaded(lambda: time.sleep(2), tmp_path, seconds=0.1)
+        network.run_download(lambda: time.sleep(2), tmp_path, seconds=0.1)
 
 
 def test_a_download_in_a_thread_is_offline_too(tmp_path: Path):
     with network.offline("a run"):
-        assert network.downloaded(network.is_offline, tmp_path)
-        assert network.within(5, network.is_offline)
+        assert network.run_download(network.is_offline, tmp_path)
+        assert network.call_within(5, network.is_offline)
 
 
 NOWHERE = "http://127.0.0.1:9/story.txt"  # the port of the discard protocol: nobody answers

@@ -5,13 +5,13 @@ import warnings
 import pytest
 
 from llm.data.errors import DataError
-from llm.data.naming import keys_named
+from llm.data.naming import rename_keys
 
 NAMES = {"text": "rows.text", "columns": "rows.columns"}
 
 
 def test_errors_name_the_keys_of_the_command():
-    with pytest.raises(DataError) as error, keys_named(NAMES):
+    with pytest.raises(DataError) as error, rename_keys(NAMES):
         raise DataError("a.csv: set data.text or 'data.columns=[x]'", "data.texts, my/data.text")
     assert error.value.problems == (
         "a.csv: set rows.text or 'rows.columns=[x]'",
@@ -21,7 +21,7 @@ def test_errors_name_the_keys_of_the_command():
 
 def test_warnings_name_them_too_and_also_before_an_error():
     def read() -> None:
-        with keys_named(NAMES):
+        with rename_keys(NAMES):
             warnings.warn("data.text: blank", stacklevel=1)
             raise DataError("data.path: missing")
 
@@ -30,5 +30,5 @@ def test_warnings_name_them_too_and_also_before_an_error():
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(ValueError, match=r"^data\.text$"), keys_named(NAMES):
+    with pytest.raises(ValueError, match=r"^data\.text$"), rename_keys(NAMES):
         raise ValueError("data.text")

@@ -128,7 +128,7 @@ def test_a_quote_that_is_never_closed_is_named_by_its_own_line(write):
         ("a.json", '[{"n": 1}] {"n": 2}', "there is more text after the array"),
         ("a.csv", "", "is empty"),
         ("a.csv", "text,text\n1,2", "the header repeats a name"),
-        ("a.txt", "text", "has none of the suffixes"),
+        ("a.txt", "text", "has no suffix of"),
         ("a.csv.gz", None, "damaged gzip"),
         ("none.csv", None, "cannot be read"),
     ],

@@ -7,15 +7,15 @@ from llm.data.sampler import (
     LengthGroupedSampler,
     TrainingSampler,
     ValidationSampler,
-    mixed,
-    permuted,
+    mix,
+    permute,
 )
 
 
 def shuffles(size: int, number: int) -> np.ndarray:
     places = np.tile(np.arange(size), number)
-    keys = mixed(np.array([7], dtype=np.uint64), np.arange(number, dtype=np.uint64))
-    return permuted(places, size, keys=np.repeat(keys, size)).reshape(number, size)
+    keys = mix(np.array([7], dtype=np.uint64), np.arange(number, dtype=np.uint64))
+    return permute(places, size, keys=np.repeat(keys, size)).reshape(number, size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1023, 1024, 1025])
@@ -45,7 +45,7 @@ def test_neighbours_are_parted_and_epochs_differ():
 
 def test_a_shuffle_of_any_size_needs_no_memory_for_it():
     places = np.arange(10**12, 10**12 + 1000)
-    windows = permuted(places, 10**13, keys=np.full(1000, 3, dtype=np.uint64))
+    windows = permute(places, 10**13, keys=np.full(1000, 3, dtype=np.uint64))
     assert len(set(windows)) == 1000
     assert windows.min() >= 0
     assert windows.max() < 10**13

@@ -7,7 +7,7 @@ import pytest
 from llm.data import text_decoding
 from llm.data.corpora.text_files import TrainingFiles
 from llm.data.errors import DataError
-from llm.data.text_decoding import chunks, decoded_lines, read_decoded_text, suffix
+from llm.data.text_decoding import read_chunks, read_decoded_text, split_lines, suffix
 
 CASES = Path(__file__).parents[1] / "cases"
 TEXT = "L'été coûte 3 €.\nZoë 日本 𝄞\n"
@@ -34,7 +34,7 @@ def test_text_cut_anywhere_is_decoded_as_a_whole(tmp_path: Path, monkeypatch, en
     text = "日本語の\r\n文章\rです\n" * 5
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(text.encode(encoding)))
     monkeypatch.setattr(text_decoding, "CHUNK", 3)
-    found = list(chunks(tmp_path / "x.txt.gz", encoding))
+    found = list(read_chunks(tmp_path / "x.txt.gz", encoding))
     assert "".join(found) == "日本語の\n文章\nです\n" * 5
     assert len(found) > 10
 
@@ -106,7 +106,7 @@ def test_an_encoding_that_cannot_be_the_files_is_one_line():
 
 def test_only_line_feeds_end_lines():
     text = ["one\ftwo\u2028th", "ree\n\nfo", "ur"]
-    assert list(decoded_lines(text)) == ["one\ftwo\u2028three", "", "four"]
+    assert list(split_lines(text)) == ["one\ftwo\u2028three", "", "four"]
 
 
 def test_the_suffix_is_that_of_what_is_unpacked():

@@ -244,5 +244,5 @@ def test_a_template_without_the_text_is_refused():
 
 def test_an_id_beyond_all_vocabularies_is_refused():
     backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 2**22}, unk_token="a"))
-    with pytest.raises(ValueError, match=r"the id 4,194,304 is too large; use ids below"):
+    with pytest.raises(ValueError, match=r"id 4,194,304 is too large; use ids below"):
         HuggingFaceTokenizer(backend.to_str())

@@ -15,7 +15,7 @@ from llm.config.errors import ConfigError
 from llm.config.rules import Rule
 from llm.data.column import Column
 from llm.data.errors import DataError
-from llm.data.examples.collation import attended
+from llm.data.examples.collation import pad_with_mask
 from llm.generation.model_loading import autocast, place_model, require_trained, use_hardware
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
@@ -145,7 +145,7 @@ def predict(
     rows = [tokenizer.encode(text) for text in texts]
     if [] in rows:
         raise ValueError(f"the tokenizer encodes {texts[rows.index([])]!r} to no token")
-    batch = attended([{"tokens": tokenizer.with_ends(r, model.context_length)} for r in rows])
+    batch = pad_with_mask([{"tokens": tokenizer.with_ends(r, model.context_length)} for r in rows])
     device = next(model.parameters()).device
     logits = model(batch["tokens"].to(device), batch["attention_mask"].to(device))
     probabilities, labels = logits.float().softmax(dim=-1).max(dim=-1)

@@ -21,7 +21,7 @@ from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.text import TextDataModule
 from llm.data.corpora.text_files import TextFiles
 from llm.data.examples.instruction import InstructionDataModule
-from llm.data.naming import keys_named
+from llm.data.naming import rename_keys
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
 from llm.evaluation.evaluation_table import plain_report, report_table
 from llm.evaluation.openai_client import OpenAI
@@ -129,11 +129,11 @@ class Evaluate(Command):
             )
         hardware = use_hardware(self.hardware)
         files = self.files(self.test_path)
-        with keys_named(KEYS):
+        with rename_keys(KEYS):
             files.files  # noqa: B018 - a missing file is found before a model is loaded
         model = load_language_model(weights, hardware)
         steps = training_preprocessing(weights)
-        with autocast(hardware), keys_named(KEYS):
+        with autocast(hardware), rename_keys(KEYS):
             result = measure_text(model, weights.tokenizer(), files=files, preprocessing=steps)
         return {
             **origin(weights, result.description),

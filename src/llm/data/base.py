@@ -42,7 +42,7 @@ class DataModule(LightningDataModule):
         ValueError: a parameter is out of range.
     """
 
-    rows_are: ClassVar[str] = "rows"  # in messages
+    row_name: ClassVar[str] = "rows"  # in messages
     tokenizer: Tokenizer
     fingerprint: str
     corpus: str
@@ -75,8 +75,8 @@ class DataModule(LightningDataModule):
 
     @property
     @abstractmethod
-    def is_at_hand(self) -> bool:
-        """Whether `setup` would download and tokenize nothing."""
+    def is_ready(self) -> bool:
+        """Whether `setup` needs neither a download nor the tokenization of a corpus."""
 
     # Validating during training
 
@@ -97,7 +97,7 @@ class DataModule(LightningDataModule):
         """Return a description of what a limited validation reads, in one line."""
         whole = _length(self._rows("validation"))
         return (
-            f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.rows_are}, spread over the part "
+            f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.row_name}, spread over the part "
             "(trainer.val_bytes); the whole part is evaluated at the end"
         )
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.errors import DataError
-from llm.data.naming import keys_named
+from llm.data.naming import rename_keys
 from llm.data.record_reader import Columns, Layout, is_rows, read_records
 from llm.data.text_decoding import read_decoded_text
 
 KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}
 
-INSTEAD = "name a text file with one text a line, or rows in .csv, .tsv, .json or .jsonl"
+ADVICE = "name a text file with one text a line, or rows in .csv, .tsv, .json or .jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Column:
         Raises:
             DataError: the file cannot be read, or a row lacks the column, or the value is not text.
         """
-        with keys_named(KEYS):
+        with rename_keys(KEYS):
             if is_rows(file):
                 read = self._of_rows(file)
             else:
-                read = read_decoded_text(Path(file), self.encoding, instead=INSTEAD).split("\n")
+                read = read_decoded_text(Path(file), self.encoding, advice=ADVICE).split("\n")
             return [text for text in read if text.strip()]
 
     def _of_rows(self, file: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -30,10 +29,7 @@ def of_tokenizer(tokenizer: TokenizerSpec) -> str:
     value each time, so its token files are not used again.
     """
     if isinstance(tokenizer, Tokenizer):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "tokenizer.json"
-            tokenizer.save(path)
-            return digest(path.read_bytes())
+        return digest(tokenizer.to_json().encode())
     name = of_value(tokenizer)
     return uuid.uuid4().hex if "<" in name else name
 

@@ -23,7 +23,7 @@ EXCEL = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)  # Excel's first line, which
 csv.field_size_limit(1 << 30)
 
 
-def delimited(
+def read_delimited(
     file: Path,
     text: str,
     *,

@@ -14,7 +14,7 @@ from llm import network
 from llm.data import cache_folder
 from llm.data.corpora.base import Source
 from llm.data.errors import DataError
-from llm.data.text_decoding import chunks
+from llm.data.text_decoding import read_chunks
 from llm.files import sha256_of_file
 
 
@@ -40,9 +40,7 @@ class Download(Source):
     def __post_init__(self) -> None:
         self.name = self.file_name
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ValueError(
-                f"file_name={self.name} is not a plain name; use a name without a folder"
-            )
+            raise ValueError(f"file_name={self.name} is not a plain name; use one without a folder")
 
     @property
     def is_here(self) -> bool:
@@ -55,7 +53,7 @@ class Download(Source):
 
     def documents(self) -> Iterator[str]:
         """Yield the text of the file."""
-        yield "".join(chunks(self.file()))
+        yield "".join(read_chunks(self.file()))
 
     def fingerprint(self) -> str:
         """Return the SHA-256, which needs no download."""
@@ -102,7 +100,7 @@ class Download(Source):
             retrieve = partial(
                 pooch.retrieve, self.url, known_hash, fname=path.name, path=temporary
             )
-            return Path(network.downloaded(retrieve, Path(temporary))).replace(path)
+            return Path(network.run_download(retrieve, Path(temporary))).replace(path)
 
     def _download_member(self, member: str, path: Path) -> Path:
         """Download an archive and extract one file. Only its hash is checked, as archives may be repacked."""

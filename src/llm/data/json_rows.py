@@ -11,7 +11,7 @@ from llm.data.malformed import Report
 Found = tuple[str, dict[str, Any]]
 
 
-def json_lines(file: Path, lines: Iterable[str], *, report: Report) -> Iterator[Found]:
+def read_json_lines(file: Path, lines: Iterable[str], *, report: Report) -> Iterator[Found]:
     """Yield the file and line, and the values, of each line's object; skip blank lines."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -25,7 +25,7 @@ def json_lines(file: Path, lines: Iterable[str], *, report: Report) -> Iterator[
             yield from _objects(where, value, report=report)
 
 
-def array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
+def read_json_array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
     """Yield the file and line, and the values, of each element of an array.
 
     Elements are decoded one by one to know the line of each.
@@ -35,21 +35,21 @@ def array(file: Path, text: str, *, report: Report) -> Iterator[Found]:
     """
     decoder = json.JSONDecoder()
     line, counted = 1, 0  # the line number of the character at index `counted`
-    at = _skip(text, text.index("[") + 1)
+    at = _skip_spaces(text, text.index("[") + 1)
     more = text[at : at + 1] != "]"
     while more:
         line, counted = line + text.count("\n", counted, at), at
         where = f"{file}, line {line}"
         try:
             value, end = decoder.raw_decode(text, at)
-            at = _skip(text, end)
+            at = _skip_spaces(text, end)
             if text[at : at + 1] not in (",", "]"):
                 raise ValueError("no comma after this element")
         except (ValueError, RecursionError) as error:  # the next element cannot be found
             raise DataError(f"{where}: not JSON ({error}); correct the file") from None
         yield from _objects(where, value, report=report)
         more = text[at] == ","
-        at = _skip(text, at + 1) if more else at
+        at = _skip_spaces(text, at + 1) if more else at
     if text[at:].strip() != "]":
         raise DataError(f"{file}: not JSON (there is more text after the array); correct the file")
 
@@ -68,7 +68,7 @@ def refuse_one_object(file: Path, text: str) -> None:
         )
 
 
-def _skip(text: str, at: int) -> int:
+def _skip_spaces(text: str, at: int) -> int:
     """Return the index of the next character that is not white space."""
     while at < len(text) and text[at] in " \t\n":
         at += 1

@@ -2,8 +2,9 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from llm.data.errors import DataError
 
@@ -12,13 +13,6 @@ Report = Callable[
 ]  # called with the file and line of a row, and what is wrong with it
 SHOWN = 10  # kinds of problems in a message
 NUMBER = re.compile(r"\d[\d,]*")
-
-
-class Problem(NamedTuple):
-    """A kind of problem: its first row, and the number of its rows."""
-
-    first: str
-    rows: int
 
 
 class Malformed:
@@ -30,18 +24,19 @@ class Malformed:
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop") -> None:
         self.policy: Literal["stop", "skip"] = policy
-        self._problems: dict[str, Problem] = {}
+        self._first: dict[str, str] = {}  # the first row of each kind of problem
+        self._rows: Counter[str] = Counter()  # the number of rows of each kind
 
     @property
     def count(self) -> int:
         """The number of malformed rows."""
-        return sum(problem.rows for problem in self._problems.values())
+        return self._rows.total()
 
     def add(self, where: str, problem: str) -> None:
         """Add a row by its file and line, and its problem. Problems that differ only in numbers are one kind."""
         kind = NUMBER.sub("0", problem)
-        first, count = self._problems.get(kind, Problem(f"{where}: {problem}", 0))
-        self._problems[kind] = Problem(first, count + 1)
+        self._first.setdefault(kind, f"{where}: {problem}")
+        self._rows[kind] += 1
 
     def close(self, what: str, usable: int) -> int:
         """Report the malformed rows, after all are read.
@@ -58,7 +53,7 @@ class Malformed:
         """
         if not self.count:
             return 0
-        first = next(iter(self._problems.values())).first
+        first = next(iter(self._first.values()))
         if not usable:
             self._refuse(f"malformed {what}: no row can be used ({self.count:,} rows)")
         if self.policy == "stop":
@@ -73,12 +68,12 @@ class Malformed:
 
     def _refuse(self, summary: str) -> None:
         """Raise a DataError: one line if there is one kind of problem, otherwise a line for each kind."""
-        problems = list(self._problems.values())
+        problems = [(self._first[kind], self._rows[kind]) for kind in self._first]
         if len(problems) == 1:
-            raise DataError(f"{summary}; {'all alike, ' * (self.count > 1)}{problems[0].first}")
+            raise DataError(f"{summary}; {'all alike, ' * (self.count > 1)}{problems[0][0]}")
         lines = [
-            first + (f" (and {count - 1:,} more like it)" if count > 1 else "")
-            for first, count in problems[:SHOWN]
+            first + (f" (and {rows - 1:,} more like it)" if rows > 1 else "")
+            for first, rows in problems[:SHOWN]
         ]
-        left = sum(problem.rows for problem in problems[SHOWN:])
+        left = sum(rows for _, rows in problems[SHOWN:])
         raise DataError(summary, *lines, *([f"… and {left:,} more"] if left else []))

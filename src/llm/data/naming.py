@@ -9,8 +9,8 @@ from llm.data.errors import DataError
 
 
 @contextmanager
-def keys_named(names: Mapping[str, str]) -> Iterator[None]:
-    """Replace the reader's names of keys, `data.KEY`, in errors and warnings by those of a command.
+def rename_keys(names: Mapping[str, str]) -> Iterator[None]:
+    """Name a command's own keys in errors and warnings, instead of the reader's `data.KEY`.
 
     Args:
         names: full key of the command, by the key below `data`.

@@ -21,6 +21,4 @@ def optional_library(module: str, *, library: str, extra: str, user: str) -> Mod
     try:
         return import_module(module)
     except ImportError:
-        raise DataError(
-            f"{user}: needs the library {library}; run pip install 'llm-hydra[{extra}]'"
-        ) from None
+        raise DataError(f"{user}: needs {library}; run pip install 'llm-hydra[{extra}]'") from None

@@ -13,6 +13,7 @@ from llm.terminal import shell
 SAVED = ("dataset_info.json", "dataset_dict.json")  # files that save_to_disk of `datasets` writes
 KEYS = ("path", "validation_path", "test_path")  # keys of data that name files
 MOST_NAMED = 6  # kinds of files listed in a warning
+ADVICE = "name a file, a folder or a pattern"
 
 
 def expand(
@@ -41,9 +42,7 @@ def expand(
         else:
             files = [file for file in _matching(path) if file.is_file()]
             if not files:
-                raise DataError(
-                    f"data.path: {path} matches no file; name a file, a folder or a pattern"
-                )
+                raise DataError(f"data.path: {path} matches no file; {ADVICE}")
             yield from files
 
 
@@ -66,14 +65,14 @@ def require_paths(
         if not isinstance(given, Sequence):
             continue  # None, or a download
         if not given:
-            raise DataError(f"{section}{key}: is empty; name a file, a folder or a pattern")
+            raise DataError(f"{section}{key}: is empty; {ADVICE}")
         for path in map(str, given):
             if not path.strip():
                 continue  # the check of the configuration reports it
             target = Path(path).expanduser()
             if not target.exists() and not _matching(target):
                 raise DataError(
-                    f"{section}{key}: {path} does not exist; {_nearest(target) or 'name a file, a folder or a pattern'}"
+                    f"{section}{key}: {path} does not exist; {_nearest(target) or ADVICE}"
                 )
 
 

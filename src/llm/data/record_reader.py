@@ -53,9 +53,7 @@ class Layout:
     def __post_init__(self) -> None:
         theirs = [*self.columns.values()] if isinstance(self.columns, Mapping) else []
         if len(set(theirs)) < len(theirs):
-            raise ValueError(
-                f"columns: {', '.join(theirs)} has a name twice; map each field to its own"
-            )
+            raise ValueError(f"columns: {theirs} has a name twice; map each field to its own")
         if self.delimiter is not None:
             object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
             if len(self.delimiter) != 1 or self.delimiter in '"\n\r':
@@ -143,12 +141,10 @@ def _values_in(
     file: Path, layout: Layout, *, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if not is_rows(file):
-        raise DataError(
-            f"{file}: has none of the suffixes {', '.join(SUFFIXES)}; rename or convert it"
-        )
+        raise DataError(f"{file}: has no suffix of {', '.join(SUFFIXES)}; rename or convert it")
     text = read_decoded_text(file, layout.encoding)
     if suffix(file) in delimited.DELIMITERS:
-        return delimited.delimited(
+        return delimited.read_delimited(
             file,
             text,
             delimiter=layout.delimiter,
@@ -157,6 +153,6 @@ def _values_in(
             report=report,
         )
     if suffix(file) == ".json" and text.lstrip().startswith("["):
-        return json_rows.array(file, text, report=report)
+        return json_rows.read_json_array(file, text, report=report)
     json_rows.refuse_one_object(file, text)
-    return json_rows.json_lines(file, text.split("\n"), report=report)
+    return json_rows.read_json_lines(file, text.split("\n"), report=report)

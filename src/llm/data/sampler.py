@@ -11,7 +11,7 @@ ROUNDS = 10  # with fewer, shuffles of two or three windows are biased
 BATCHES_AT_ONCE = 64  # a NumPy call costs about the same for one batch as for many
 
 
-def permuted(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
+def permute(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
     """Return items of a keyed shuffle of range(size), without storing the shuffle.
 
     A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four. A result
@@ -33,13 +33,13 @@ def permuted(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarra
     while walking.any():
         left, right = result[walking] >> half, result[walking] & mask
         for step in range(ROUNDS):
-            left, right = right, left ^ (mixed(keys[walking] + np.uint64(step), right) & mask)
+            left, right = right, left ^ (mix(keys[walking] + np.uint64(step), right) & mask)
         result[walking] = left << half | right
         walking = result >= size
     return result.astype(np.int64)
 
 
-def mixed(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+def mix(key: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Hash pairs of numbers by the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
     x = key * np.uint64(0x9E3779B97F4A7C15) + value * np.uint64(0xD1B54A32D192ED03)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -78,13 +78,13 @@ class TrainingSampler(Sampler[np.ndarray]):
         """Return the rows of all devices in `number` batches, (number, batch_size)."""
         positions = np.arange(first * self.batch_size, (first + number) * self.batch_size)
         keys = self.shuffle_keys(positions // self.num_rows)
-        rows = permuted(positions % self.num_rows, self.num_rows, keys=keys)
+        rows = permute(positions % self.num_rows, self.num_rows, keys=keys)
         return rows.reshape(number, self.batch_size)
 
     def shuffle_keys(self, numbers: np.ndarray) -> np.ndarray:
         """Return the keys of the shuffles with these numbers, (N) uint64."""
         seed = np.array([self.seed % 2**64], dtype=np.uint64)
-        return mixed(seed, numbers.astype(np.uint64))
+        return mix(seed, numbers.astype(np.uint64))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for first in count(self.start, BATCHES_AT_ONCE):
@@ -136,7 +136,7 @@ class LengthGroupedSampler(TrainingSampler):
             return batches
         rows = batches.flatten()
         by_length = rows[np.argsort(self.lengths[rows], kind="stable")]
-        order = permuted(np.arange(size), size, keys=self.shuffle_keys(np.full(size, start)))
+        order = permute(np.arange(size), size, keys=self.shuffle_keys(np.full(size, start)))
         return by_length.reshape(size, self.batch_size)[order]
 
 

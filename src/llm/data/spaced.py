@@ -1,4 +1,4 @@
-"""Evenly spaced rows of a part: the subset that validations during training read of a large one."""
+"""Evenly spaced rows of a part, which a validation during training reads instead of all rows."""
 
 from collections.abc import Sized
 from dataclasses import dataclass

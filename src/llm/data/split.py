@@ -44,33 +44,27 @@ def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Sp
         DataError: the source has no text or too little.
     """
     lengths = _lengths(source)
-    if effective_number(lengths) < FEW:
-        return _split_by_position(source, lengths, validation_fraction=validation_fraction)
-    held_out = choose_held_out(lengths, validation_fraction, seed=seed)
-    return Split(
-        train=lambda: _chosen(source, ~held_out),
-        validation=lambda: _chosen(source, held_out),
-        characters=int(lengths.sum()),
-        separated=True,
-        held_out=f"{held_out.sum():,} of {len(lengths):,} documents, drawn by split_seed={seed}",
-        is_drawn=True,
-    )
-
-
-def _split_by_position(source: Source, lengths: np.ndarray, *, validation_fraction: float) -> Split:
-    cuts = (lengths * (1 - validation_fraction)).astype(np.int64)
+    is_drawn = effective_number(lengths) >= FEW
+    if is_drawn:
+        drawn = choose_held_out(lengths, validation_fraction, seed=seed)
+        cuts = np.where(drawn, 0, lengths)
+        held_out = f"{drawn.sum():,} of {len(lengths):,} documents, drawn by split_seed={seed}"
+    else:
+        cuts = (lengths * (1 - validation_fraction)).astype(np.int64)
+        of_what = "the text" if len(lengths) == 1 else f"each of {len(lengths):,} documents"
+        held_out = f"the last {100 * validation_fraction:.3g} % of {of_what}"
     if not 0 < cuts.sum() < lengths.sum():
         raise DataError(
             f"{source.name}: {lengths.sum()} characters cannot be split by "
             f"validation_fraction={validation_fraction}; give more text"
         )
-    of_what = "the text" if len(lengths) == 1 else f"each of {len(lengths):,} documents"
     return Split(
         train=lambda: _beginnings(source, cuts),
-        validation=lambda: _ends(source, cuts),
+        validation=lambda: _ends(source, cuts, lengths),
         characters=int(lengths.sum()),
         separated=len(lengths) > 1,
-        held_out=f"the last {100 * validation_fraction:.3g} % of {of_what}",
+        held_out=held_out,
+        is_drawn=is_drawn,
     )
 
 
@@ -103,10 +97,6 @@ def _numbered(source: Source) -> Iterator[tuple[int, int, DocumentPiece]]:
         document, offset = (document + 1, 0) if piece.ends else (document, offset + len(piece.text))
 
 
-def _chosen(source: Source, chosen: np.ndarray) -> Iterator[DocumentPiece]:
-    return (piece for document, _, piece in _numbered(source) if chosen[document])
-
-
 def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
     """Yield each document up to its cut."""
     for document, offset, (text, ends) in _numbered(source):
@@ -115,10 +105,11 @@ def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
             yield DocumentPiece(text[:left], ends=ends or len(text) >= left)
 
 
-def _ends(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
-    """Yield each document from its cut on."""
+def _ends(source: Source, cuts: np.ndarray, lengths: np.ndarray) -> Iterator[DocumentPiece]:
+    """Yield each document that is cut before its end, from its cut on."""
+    is_cut = cuts < lengths
     for document, offset, (text, ends) in _numbered(source):
-        if ends or offset + len(text) > cuts[document]:
+        if is_cut[document] and (ends or offset + len(text) > cuts[document]):
             yield DocumentPiece(text[max(0, int(cuts[document]) - offset) :], ends=ends)
 
 
@@ -183,9 +174,7 @@ def split_examples(
         ValueError: the fractions are negative or do not sum to 1.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise ValueError(
-            f"fractions: {dict(fractions)} are negative or do not sum to 1; give shares of 1"
-        )
+        raise ValueError(f"fractions: {fractions} are negative or do not sum to 1; use shares of 1")
     random = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     first, *others = fractions

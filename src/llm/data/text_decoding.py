@@ -56,14 +56,14 @@ def suffix(file: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix
 
 
-def chunks(
+def read_chunks(
     file: Path,
     encoding: str | None = None,
     *,
     count: Callable[[int], None] = lambda invalid: None,
-    way_out: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
-    instead: str = CONVERT,
-    tables: str | None = None,
+    nul_advice: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
+    advice: str = CONVERT,
+    table_advice: str | None = None,
     translate: bool = True,
 ) -> Iterator[str]:
     """Yield the text of a file in chunks of about 1 MB.
@@ -75,9 +75,9 @@ def chunks(
         file: the file; gzipped if its name ends in `.gz`.
         encoding: the encoding of a file without a byte-order mark; None for UTF-8.
         count: called with the number of replaced bytes.
-        way_out: advice in the error for a file with NUL characters.
-        instead: advice in the error for a known format that is not text.
-        tables: advice in the error for a Parquet or Arrow file; None for `instead`.
+        nul_advice: advice in the error for a file with NUL characters.
+        advice: advice in the error for a known format that is not text.
+        table_advice: advice in the error for a Parquet or Arrow file; None for `advice`.
         translate: whether all line ends become newlines.
 
     Raises:
@@ -88,7 +88,7 @@ def chunks(
         content = stream.read(CHUNK)
         what = next((SIGNATURES[mark] for mark in SIGNATURES if content.startswith(mark)), None)
         if what:
-            advice = tables if tables and what in TABLES else instead
+            advice = table_advice if table_advice and what in TABLES else advice
             raise DataError(f"{file}: is {what}, not text; {advice}")
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
         decode = _decoder(
@@ -96,35 +96,35 @@ def chunks(
         )
         while content:
             following = stream.read(CHUNK)
-            text, invalid = replaced(decode(content, not following))
+            text, invalid = replace_undecodable(decode(content, not following))
             count(invalid)
             if "\0" in text and not mark:
                 raise DataError(
                     f"{file}: has NUL characters, as binary files and UTF-16 text without a byte-order mark do; "
-                    f"{way_out}"
+                    f"{nul_advice}"
                 )
             yield text
             content = following
 
 
-def read_decoded_text(file: Path, encoding: str | None = None, *, instead: str = CONVERT) -> str:
+def read_decoded_text(file: Path, encoding: str | None = None, *, advice: str = CONVERT) -> str:
     """Return the whole text of a file; warn if bytes could not be decoded.
 
     Args:
         file: the file; gzipped if its name ends in `.gz`.
         encoding: the encoding of a file without a byte-order mark; None for UTF-8.
-        instead: advice in the error for a known format that is not text.
+        advice: advice in the error for a known format that is not text.
 
     Raises:
-        DataError: as for `chunks`.
+        DataError: as for `read_chunks`.
     """
     invalid: list[int] = []
-    text = "".join(chunks(file, encoding, count=invalid.append, instead=instead))
+    text = "".join(read_chunks(file, encoding, count=invalid.append, advice=advice))
     warn_invalid(file, sum(invalid), encoding=encoding)
     return text
 
 
-def decoded_lines(chunks: Iterable[str]) -> Iterator[str]:
+def split_lines(chunks: Iterable[str]) -> Iterator[str]:
     """Yield the lines of a text, without the line feeds that end them."""
     rest = ""
     for chunk in chunks:
@@ -144,7 +144,7 @@ def warn_invalid(file: Path, invalid: int, *, encoding: str | None) -> None:
         )
 
 
-def replaced(text: str) -> tuple[str, int]:
+def replace_undecodable(text: str) -> tuple[str, int]:
     """Return a text with U+FFFD for each undecodable byte, and their number."""
     return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
 
@@ -167,20 +167,20 @@ def _decoder(encoding: str, *, translate: bool) -> Callable[[bytes, bool], str]:
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except gzip.BadGzipFile as error:
-        raise DataError(
-            f"{file}: is not a gzip file, although its name ends in .gz ({error}); rename it if it is not "
-            "compressed, download it again if it is damaged, or leave it out"
-        ) from None
-    except (EOFError, zlib.error) as error:
-        raise DataError(
-            f"{file}: is a damaged gzip file ({error}); download it again, or leave it out"
-        ) from None
-    except UnicodeError as error:
-        raise DataError(
-            f"{file}: cannot be decoded ({error}); set data.encoding to its encoding"
-        ) from None
-    except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror or error}); name a file that can be read"
-        ) from None
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise DataError(f"{file}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case gzip.BadGzipFile():
+            return (
+                f"is not a gzip file, although its name ends in .gz ({error}); rename it if it is not compressed, "
+                "download it again if it is damaged, or leave it out"
+            )
+        case EOFError() | zlib.error():
+            return f"is a damaged gzip file ({error}); download it again, or leave it out"
+        case UnicodeError():
+            return f"cannot be decoded ({error}); set data.encoding"
+        case _:
+            return f"cannot be read ({getattr(error, 'strerror', None) or error}); name a file that can be read"

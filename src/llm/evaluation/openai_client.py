@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from llm.config.errors import UserError
-from llm.network import within
+from llm.network import call_within
 
 SERVER_DOWN = "; start its server, or use another judge.address"
 WRONG_REQUEST = "; check judge.model, and judge.address, which usually ends in /v1"
@@ -149,7 +149,7 @@ class OpenAI:
         payload, problem, code = self.payload(messages), "", 0
         for attempt in range(self.retries + 1):
             try:
-                return self._read(within(self.timeout, partial(self._post, payload)))
+                return self._read(call_within(self.timeout, partial(self._post, payload)))
             except RefusedError as refused:
                 problem, retry_after, code = str(refused), refused.wait, refused.code
                 if code not in (408, 429) and code < 500:

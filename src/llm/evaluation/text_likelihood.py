@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from llm.data.corpora.preprocessing import Preprocessing, preprocessed
+from llm.data.corpora.preprocessing import Preprocessing, preprocess
 from llm.data.corpora.text_files import TextFiles
 from llm.data.corpora.token_file import TokenFile, token_dtype
 from llm.data.corpora.tokenization import TokenFileStats, tokenize
@@ -75,11 +75,11 @@ def measure_text(
 def _write(
     path: Path, tokenizer: Tokenizer, *, files: TextFiles, preprocessing: Sequence[Preprocessing]
 ) -> TokenFileStats:
-    ends = (piece for piece in preprocessed(files.pieces(), preprocessing) if piece.ends)
+    ends = (piece for piece in preprocess(files.pieces(), preprocessing) if piece.ends)
     several = len(list(islice(ends, 2))) == 2
     separator = tokenizer.end_of_text if several else None  # as in training
     try:
-        documents = preprocessed(files.pieces(), preprocessing)
+        documents = preprocess(files.pieces(), preprocessing)
         part = tokenize(documents, tokenizer, path=path, separator=separator)
     except DataError:
         raise

@@ -9,7 +9,7 @@ from torch import nn
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.data.errors import DataError
-from llm.data.text_decoding import chunks, decoded_lines
+from llm.data.text_decoding import read_chunks, split_lines
 from llm.generation.model_loading import (
     load_language_model,
     require_trained,
@@ -121,11 +121,13 @@ def _lines(file: Path) -> list[str]:
         ConfigError: the file is not UTF-8 and has no byte-order mark.
     """
     save_it = "save it as UTF-8, or with a byte-order mark"
-    instead = "name a text file with one prompt a line"
+    advice = "name a text file with one prompt a line"
     invalid: list[int] = []
     try:
-        text = chunks(file, count=invalid.append, way_out=save_it, instead=instead, translate=False)
-        found = list(decoded_lines(text))
+        text = read_chunks(
+            file, count=invalid.append, nul_advice=save_it, advice=advice, translate=False
+        )
+        found = list(split_lines(text))
     except DataError as error:
         raise ConfigError(f"prompts_file: {error}") from None
     if sum(invalid):

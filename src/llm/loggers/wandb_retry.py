@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from llm.network import within
+from llm.network import call_within
 from llm.runs import display_path
 from llm.terminal import shell
 
@@ -190,7 +190,7 @@ class ResilientRun:
 
 def _expect_answer(url: str) -> None:
     with suppress(urllib.error.HTTPError):  # an error status is an answer, too
-        within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
+        call_within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
 
 
 def _forget_service() -> None:

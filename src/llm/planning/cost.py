@@ -161,7 +161,7 @@ def _read(config: Any) -> Extent | None:
     try:
         weights = build(config.weights)
         data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
-        if not data.is_at_hand:
+        if not data.is_ready:
             return None
         data.setup("fit")
     except (UserError, OSError):  # errors in the data are reported when they are read for training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm.config.errors import ConfigError
-from llm.data.examples.collation import attended
+from llm.data.examples.collation import pad_with_mask
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
@@ -76,7 +76,7 @@ class RunReward:
     @torch.inference_mode()
     def _score(self, rows: Sequence[list[int]]) -> list[float]:
         rows = [row[-self._model.context_length :] for row in rows]
-        batch = attended([{"tokens": row} for row in rows])
+        batch = pad_with_mask([{"tokens": row} for row in rows])
         device = self._model.head.weight.device
         scores: Tensor = self._model(batch["tokens"].to(device), batch["attention_mask"].to(device))
         return scores.squeeze(-1).tolist()

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llm.files import FileError, read_json, replacing
+from llm.files import FileError, read_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -119,7 +119,7 @@ class Tokenizer(ABC):
             special: encode names of special tokens, such as `<|endoftext|>`, as those tokens. False for
                 untrusted text, which must not be able to end a document.
         """
-        text = well_formed(text)
+        text = replace_surrogates(text)
         if not special or not self.special_tokens:
             return self.encode_ordinary(text)
         # Longest first: the name of one special token may begin with that of another.
@@ -169,16 +169,19 @@ class Tokenizer(ABC):
                 f"{self!r} has ids 0 to {self.vocab_size - 1}"
             ) from None
 
+    def to_json(self) -> str:
+        """Return the content of a saved file."""
+        return json.dumps({"kind": self.kind, **self.state()})
+
     def save(self, path: str | Path) -> None:
         """Write the tokenizer to a JSON file, atomically."""
-        with replacing(Path(path)) as partial:
-            partial.write_text(json.dumps({"kind": self.kind, **self.state()}), encoding="utf-8")
+        write_text(Path(path), self.to_json())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return the text with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")
@@ -204,14 +207,10 @@ def load(path: str | Path) -> Tokenizer:
     try:
         state = read_json(Path(path))
     except FileError as error:
-        raise ValueError(
-            f"{path}: is not a tokenizer file ({error}); train the tokenizer again"
-        ) from error
+        raise ValueError(f"{path}: is not a tokenizer file ({error}); train it again") from error
     kind = state.pop("kind", None) if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(
-            f"{path}: unknown kind {kind!r} of tokenizer; use one of {', '.join(KINDS)}"
-        )
+        raise ValueError(f"{path}: unknown tokenizer kind {kind!r}; use one of {', '.join(KINDS)}")
     tokenizer = getattr(import_module(f"llm.tokenizers.{kind}"), KINDS[kind])
     try:
         return tokenizer(**state)

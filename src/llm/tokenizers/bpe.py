@@ -20,7 +20,7 @@ import regex
 import tiktoken
 import tokenizers
 
-from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, replace_surrogates
 from llm.tokenizers.pieces import cut_between_words
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
@@ -94,7 +94,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
     pieces = Counter(
         piece
         for text in texts
-        for block in split_long_runs(well_formed(text))
+        for block in split_long_runs(replace_surrogates(text))
         for piece in regex.findall(PATTERN, block)
     )
     words = [([BYTE_ID[byte] for byte in piece.encode()], count) for piece, count in pieces.items()]
@@ -144,7 +144,7 @@ def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int)
     pieces = (
         piece
         for text in texts
-        for block in split_long_runs(well_formed(text))
+        for block in split_long_runs(replace_surrogates(text))
         for piece in cut_between_words(block, PIECE)
     )
     model.train_from_iterator(pieces, trainer)
@@ -176,7 +176,7 @@ def encode_from_scratch(text: str, merges: Sequence[Pair]) -> list[int]:
     tokens = {pair: 256 + rank for rank, pair in enumerate(merges)}
     return [
         token
-        for block in split_long_runs(well_formed(text))
+        for block in split_long_runs(replace_surrogates(text))
         for piece in regex.findall(PATTERN, block)
         for token in apply_merges(piece.encode(), tokens)
     ]

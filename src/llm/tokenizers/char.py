@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, replace_surrogates
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
@@ -27,7 +27,7 @@ class CharTokenizer(Tokenizer):
         if (
             not characters
             or len(self._ids) < len(characters)
-            or well_formed(characters) != characters
+            or replace_surrogates(characters) != characters
         ):
             raise ValueError(
                 "characters is empty, repeats a character or has a lone surrogate; give each character once"
@@ -55,7 +55,9 @@ class CharTokenizer(Tokenizer):
 
     def unknown(self, text: str) -> Counter[str]:
         """Count each character of a text that the tokenizer does not know."""
-        return Counter(character for character in well_formed(text) if character not in self._ids)
+        return Counter(
+            character for character in replace_surrogates(text) if character not in self._ids
+        )
 
 
 def train_char(texts: Iterable[str]) -> CharTokenizer:
@@ -66,7 +68,7 @@ def train_char(texts: Iterable[str]) -> CharTokenizer:
     """
     characters: set[str] = set()
     for text in texts:
-        characters.update(well_formed(text))
+        characters.update(replace_surrogates(text))
     if not characters:
         raise ValueError("the tokenizer's training text is empty; give at least one document")
     return CharTokenizer("".join(sorted(characters)))

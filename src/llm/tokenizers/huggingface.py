@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from llm.tokenizers.base import Tokenizer, well_formed
+from llm.tokenizers.base import Tokenizer, replace_surrogates
 from llm.tokenizers.bpe import BYTES
 from llm.tokenizers.gpt2 import CHARACTERS
 
@@ -42,9 +42,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._backend = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises no narrower type
-            raise ValueError(
-                f"definition: is not a tokenizer.json ({error}); give the content of one"
-            ) from None
+            raise ValueError(f"definition: is not a tokenizer.json ({error}); give one") from None
         self._backend.no_truncation()
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()
@@ -57,12 +55,10 @@ class HuggingFaceTokenizer(Tokenizer):
         self._end_tokens = frozenset(end_tokens)
         ids = self._backend.get_vocab(with_added_tokens=True)
         if (largest := max(ids.values(), default=-1)) >= MOST_IDS:
-            raise ValueError(
-                f"definition: the id {largest:,} is too large; use ids below {MOST_IDS:,}"
-            )
-        decoder = json.loads(definition).get("decoder")
-        spell = _spelling(decoder)
-        falls_back = any(step.get("type") == "ByteFallback" for step in _decoders(decoder or {}))
+            raise ValueError(f"definition: id {largest:,} is too large; use ids below {MOST_IDS:,}")
+        steps = list(_decoders(json.loads(definition).get("decoder") or {}))
+        spell = _spelling(steps)
+        falls_back = any(step.get("type") == "ByteFallback" for step in steps)
         # Adjacent byte tokens are decoded together: one invalid byte makes all of them invalid.
         self._byte_tokens = {i for name, i in ids.items() if falls_back and _byte_of(name)}
         self._bytes = dict.fromkeys(range(largest + 1), b"")
@@ -109,12 +105,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text, as `Tokenizer.encode` describes them."""
         self._backend.encode_special_tokens = not special
-        return self._backend.encode(well_formed(text), add_special_tokens=False).ids
+        return self._backend.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of several texts, on all cores."""
         self._backend.encode_special_tokens = True
-        batch = [well_formed(text) for text in texts]
+        batch = [replace_surrogates(text) for text in texts]
         return [row.ids for row in self._backend.encode_batch(batch, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -163,9 +159,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return {**state, "end_tokens": further} if further else state
 
 
-def _spelling(decoder: dict[str, Any] | None) -> Spell:
+def _spelling(steps: Sequence[dict[str, Any]]) -> Spell:
     """Return the function that maps a token of the vocabulary to its bytes in a text."""
-    steps = list(_decoders(decoder or {}))
     kinds = {step.get("type") for step in steps}
     if "ByteLevel" in kinds:
         byte = dict(zip(CHARACTERS, BYTES, strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import regex
 
-from llm.tokenizers.base import END_OF_TEXT, Tokenizer, well_formed
+from llm.tokenizers.base import END_OF_TEXT, Tokenizer, replace_surrogates
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
@@ -98,7 +98,7 @@ class WordTokenizer(Tokenizer):
 
 def split_words_and_marks(text: str) -> list[str]:
     """Return the words and punctuation marks of a text."""
-    return PATTERN.findall(well_formed(text))
+    return PATTERN.findall(replace_surrogates(text))
 
 
 def train_word(texts: Iterable[str], vocab_size: int | None = None) -> WordTokenizer:

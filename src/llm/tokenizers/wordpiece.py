@@ -18,7 +18,7 @@ from string import punctuation
 from typing import Any
 
 from llm.files import read_object, read_utf8
-from llm.tokenizers.base import Tokenizer, well_formed
+from llm.tokenizers.base import Tokenizer, replace_surrogates
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
@@ -75,7 +75,7 @@ class WordPieceTokenizer(Tokenizer):
         """Return the ids of a text, without `[CLS]` and `[SEP]`."""
         return [
             token
-            for word in split_wordpiece_words(well_formed(text), lowercase=self.lowercase)
+            for word in split_wordpiece_words(replace_surrogates(text), lowercase=self.lowercase)
             for token in self.spell(word)
         ]
 
@@ -157,9 +157,7 @@ def read_wordpiece(folder: Path) -> WordPieceTokenizer:
                 f"{file}: is not a supported WordPiece tokenizer ({error}); use a BERT model's file"
             ) from error
     if not (file := folder / "vocab.txt").is_file():
-        raise FileNotFoundError(
-            f"{folder}: has neither tokenizer.json nor vocab.txt; add one of them"
-        )
+        raise FileNotFoundError(f"{folder}: has neither tokenizer.json nor vocab.txt; add one")
     config = folder / "tokenizer_config.json"
     settings = read_object(config) if config.is_file() else {}
     pieces = read_utf8(file).removesuffix("\n").split("\n")

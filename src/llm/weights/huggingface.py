@@ -318,7 +318,7 @@ def download(name: str) -> Path:
             local_files_only=network.is_offline(),
         )
         caches = (Path(constants.HF_HUB_CACHE), Path(constants.HF_XET_CACHE))
-        return Path(network.downloaded(snapshot, *caches))
+        return Path(network.run_download(snapshot, *caches))
 
     try:
         folder = fetch("model*.safetensors", f"{SAFETENSORS}.index.json")

@@ -1,6 +1,6 @@
 import pytest
 
-from llm.data.corpora.prose_extraction import cleaned, paragraphs
+from llm.data.corpora.prose_extraction import extract_paragraphs, remove_markup
 
 PAGE = """
 The "assert" statement
@@ -42,7 +42,7 @@ alpha, beta, gamma, delta, epsilon, zeta, eta, theta, iota and kappa.
 
 
 def test_prose_is_kept_and_all_else_left_out():
-    assert list(paragraphs(PAGE)) == [
+    assert list(extract_paragraphs(PAGE)) == [
         'These equivalences assume that "__debug__" and "AssertionError" refer to the built-in '
         "variables with those names.",
         "A list item is prose where it is made of sentences, as this one is.",
@@ -66,9 +66,9 @@ def test_prose_is_kept_and_all_else_left_out():
     ],
 )
 def test_markup_is_taken_away(marked: str, clean: str):
-    assert cleaned(marked) == clean
+    assert remove_markup(marked) == clean
 
 
 def test_an_abbreviation_ends_no_sentence():
     text = "This is one sentence, and it is whole. This one is cut off by code, e.g."
-    assert list(paragraphs(text)) == ["This is one sentence, and it is whole."]
+    assert list(extract_paragraphs(text)) == ["This is one sentence, and it is whole."]

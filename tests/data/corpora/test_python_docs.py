@@ -9,7 +9,7 @@ import pytest
 
 from llm.data.corpora import prose_extraction, python_docs
 from llm.data.corpora.base import DocumentPiece
-from llm.data.corpora.deduplication import share_found
+from llm.data.corpora.deduplication import grams
 from llm.data.corpora.python_docs import PythonDocs
 from llm.data.data_fingerprint import digest
 from llm.data.errors import DataError
@@ -24,6 +24,21 @@ def joined(pieces: Iterable[DocumentPiece]) -> Iterator[str]:
         if piece.ends:
             yield "".join(held)
             held = []
+
+
+def share_found(part: Iterable[str], whole: Iterable[str]) -> float:
+    """The share of the runs of eight words of `part` that `whole` has too."""
+    known = set().union(*map(grams, whole))
+    words = set().union(*map(grams, part))
+    return len(words & known) / max(1, len(words))
+
+
+def test_the_share_of_runs_found_elsewhere():
+    one = "one two three four five six seven eight nine"
+    other = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    assert share_found([one], [f"before {one} after"]) == 1.0
+    assert share_found([one], [other]) == 0.0
+    assert share_found([f"{one} {other}"], [one]) == pytest.approx(2 / 11)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +71,9 @@ def test_little_of_the_held_out_text_is_in_the_training_text(docs: PythonDocs, s
 
 
 def test_nothing_dropped_would_leak(texts):
-    topics = ["\n\n".join(prose_extraction.paragraphs(topic)) for topic in python_docs._topics()]
+    topics = [
+        "\n\n".join(prose_extraction.extract_paragraphs(topic)) for topic in python_docs._topics()
+    ]
     parts = split_corpus(texts(*topics), 0.1, seed=1)
     assert share_found(joined(parts.validation()), joined(parts.train())) > 0.2
 

@@ -10,7 +10,7 @@ import pytest
 from llm.data.corpora.token_cache import (
     MACHINE,
     METADATA,
-    cached,
+    ensure_written,
     is_whole,
     read_metadata,
     write_metadata,
@@ -30,7 +30,7 @@ def writer(content: bytes = b"tokens", calls: list[int] | None = None):
 def test_it_is_written_once(tmp_path: Path):
     calls: list[int] = []
     for _ in range(3):
-        folder = cached(tmp_path / "root" / "key", writer(calls=calls))
+        folder = ensure_written(tmp_path / "root" / "key", writer(calls=calls))
     assert len(calls) == 1
     metadata = read_metadata(folder)
     assert metadata["tokens"] == 6
@@ -46,9 +46,9 @@ def test_what_was_not_finished_is_never_used(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path / "key", interrupted)
+        ensure_written(tmp_path / "key", interrupted)
     assert list(tmp_path.iterdir()) == []
-    assert (cached(tmp_path / "key", writer()) / "train.bin").read_bytes() == b"tokens"
+    assert (ensure_written(tmp_path / "key", writer()) / "train.bin").read_bytes() == b"tokens"
 
 
 def flip(file: Path) -> None:
@@ -79,16 +79,16 @@ def flip(file: Path) -> None:
     ids=["truncate", "remove", "flip", "garble", "list", "unfinished", "metadata"],
 )
 def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, damage, problem: str):
-    folder = cached(tmp_path / "key", writer())
+    folder = ensure_written(tmp_path / "key", writer())
     damage(folder)
     assert not is_whole(folder)
     with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made again"):
-        assert (cached(folder, writer()) / "train.bin").read_bytes() == b"tokens"
+        assert (ensure_written(folder, writer()) / "train.bin").read_bytes() == b"tokens"
     assert is_whole(folder)
 
 
 def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch):
-    folder = cached(tmp_path / "key", writer())
+    folder = ensure_written(tmp_path / "key", writer())
     hashed: list[str] = []
 
     def sha256_of(file: Path) -> str:
@@ -116,7 +116,7 @@ def test_of_two_at_once_one_wins_and_both_read_the_whole(tmp_path: Path):
         writer(b"x" * 100_000)(folder)
 
     def start() -> None:
-        found.append((cached(tmp_path / "key", write) / "train.bin").read_bytes())
+        found.append((ensure_written(tmp_path / "key", write) / "train.bin").read_bytes())
 
     threads = [threading.Thread(target=start) for _ in range(2)]
     for thread in threads:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_not_hidden(tmp_path: Path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        cached(tmp_path / "key", write)
+        ensure_written(tmp_path / "key", write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,5 +151,5 @@ def test_what_killed_processes_left_is_swept_and_what_others_fill_is_not(tmp_pat
         (tmp_path / name).mkdir()
     for name in (*left[1:], "whole", "e.notes"):
         os.utime(tmp_path / name, (0, 0))
-    cached(tmp_path / "key", writer())
+    ensure_written(tmp_path / "key", writer())
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "whole", "e.notes", "key"}

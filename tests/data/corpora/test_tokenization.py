@@ -7,7 +7,7 @@ import pytest
 
 from llm.data.corpora import tokenization
 from llm.data.corpora.base import DocumentPiece
-from llm.data.corpora.tokenization import cut_documents, document_batches, tokenize
+from llm.data.corpora.tokenization import batch_documents, cut_documents, tokenize
 from llm.tokenizers import bpe
 from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.gpt2 import gpt2_tokenizer
@@ -116,7 +116,7 @@ def test_no_more_than_a_batch_is_read_ahead(monkeypatch: pytest.MonkeyPatch):
             read.append(i)
             yield "12345"
 
-    stream = document_batches(whole(documents()))
+    stream = batch_documents(whole(documents()))
     for i in range(1, 5):
         next(stream)
         assert len(read) == 2 * i

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm.data.examples.collation import LengthGrouped, Packing, Padding, attended, best_fit
+from llm.data.examples.collation import LengthGrouped, Packing, Padding, best_fit, pad_with_mask
 from llm.losses import cross_entropy_sum
 from llm.nn.ignore_index import IGNORE_INDEX
 
@@ -130,7 +130,7 @@ def test_values_out_of_range_are_refused(make, complaint):
 @pytest.mark.parametrize("width", [None, 7])
 def test_the_attention_mask_covers_the_tokens(width):
     rows = [{"tokens": [5] * length} for length in (3, 1, 4)]
-    batch = attended(rows, width)
+    batch = pad_with_mask(rows, width)
     assert batch["tokens"].shape == (3, width or 4)
     assert batch["attention_mask"].sum(1).tolist() == [3, 1, 4]
     assert (batch["tokens"] == 5 * batch["attention_mask"]).all()

@@ -103,7 +103,7 @@ def test_a_template_without_end_is_ended(source, monkeypatch):
     assert endless.render(ASKED) == "fine"
     monkeypatch.setattr(jinja_template, "SECONDS", 1.0)
     for _ in range(2):  # and is not asked again
-        with pytest.raises(ValueError, match="the model's chat template takes"):
+        with pytest.raises(ValueError, match="the model's chat template timed out"):
             endless.render([Message("user", "x")])
 
 
@@ -130,12 +130,12 @@ def test_a_template_in_a_configuration_is_read_before_it_is_used():
     for _ in range(2):
         with pytest.raises(ConfigError, match="chat template fails"):
             build({**node, "source": ["{% if %}"]})
-    with pytest.raises(ConfigError, match="use a template with at most"):
+    with pytest.raises(ConfigError, match="use at most"):
         build({**node, "source": ["a" * 2**20]})
 
 
 def test_a_template_that_hides_the_answers_is_refused_for_training(chatml):
     _, tokenizer = chatml
     hidden = template("{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>")
-    with pytest.raises(ValueError, match="does not show where an answer begins"):
+    with pytest.raises(ValueError, match="hides where an answer begins"):
         hidden.encode([*ASKED, Message("assistant", "c")], tokenizer)

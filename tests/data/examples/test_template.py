@@ -175,7 +175,7 @@ def test_a_prompt_ends_with_the_user():
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"lacks <\|im_start\|>, <\|im_end\|>"):
+    with pytest.raises(ValueError, match=r"lacks \['<\|im_start\|>', '<\|im_end\|>'\]"):
         preset("chatml").encode(TALK, ByteTokenizer())
 
 

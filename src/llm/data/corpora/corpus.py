@@ -9,8 +9,8 @@ from typing import Any
 
 from llm.data import cache_folder, data_fingerprint
 from llm.data.corpora.base import DocumentPiece, Source
-from llm.data.corpora.preprocessing import Preprocessing, preprocessed
-from llm.data.corpora.token_cache import cached, is_whole, write_metadata
+from llm.data.corpora.preprocessing import Preprocessing, preprocess
+from llm.data.corpora.token_cache import ensure_written, is_whole, write_metadata
 from llm.data.corpora.token_file import token_dtype
 from llm.data.corpora.tokenization import cut_documents, tokenize
 from llm.data.errors import DataError
@@ -79,7 +79,7 @@ class Corpus:
             DataError: the text cannot be read, or the tokenizer cannot be trained or cannot encode it.
         """
         try:
-            return cached(self._path, self.write)
+            return ensure_written(self._path, self.write)
         except DataError:
             raise
         except ValueError as error:
@@ -137,4 +137,4 @@ class Corpus:
         return (text for text, _ in cut_documents(texts))
 
     def _preprocessed(self, documents: Documents) -> Iterator[DocumentPiece]:
-        return preprocessed(documents(), self.preprocessing)
+        return preprocess(documents(), self.preprocessing)

@@ -13,14 +13,9 @@ def grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + GRAM]) for i in range(max(1, len(words) - GRAM + 1))}
 
 
-def share_found(part: Iterable[str], whole: Iterable[str]) -> float:
-    """Return the share of the runs of eight words of `part` that `whole` has too."""
-    known = set().union(*map(grams, whole))
-    words = set().union(*map(grams, part))
-    return len(words & known) / max(1, len(words))
-
-
-def distinct(texts: Iterable[str], seen: set[tuple[str, ...]], *, most: float) -> Iterator[str]:
+def drop_repeated(
+    texts: Iterable[str], seen: set[tuple[str, ...]], *, most: float
+) -> Iterator[str]:
     """Yield the texts of which at most a share `most` is in earlier texts, and add them to `seen`."""
     for text in texts:
         found = grams(text)

@@ -81,7 +81,7 @@ class HuggingFaceDataset(Source):
         settings = library.config
         caches = (constants.HF_HUB_CACHE, constants.HF_XET_CACHE, settings.HF_DATASETS_CACHE)
         with self._offline_if_required(settings):
-            return network.downloaded(
+            return network.run_download(
                 lambda: library.load_dataset(
                     self.path, self.configuration, split=self.split, data_files=self.data_files
                 ),

@@ -3,7 +3,7 @@
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ class Preprocessing(ABC):
         return f"{type(self).__qualname__} {settings} {library} {version}"
 
 
-def preprocessed(
+def preprocess(
     pieces: Iterable[DocumentPiece], steps: Sequence[Preprocessing]
 ) -> Iterator[DocumentPiece]:
     """Yield documents after all steps, which need whole documents; skip documents that become empty."""
@@ -89,10 +89,7 @@ class RemoveSpecialCharacters(Preprocessing):
 
     def __init__(self, keep: str = ".,;:!?'\"()-", replacement: str = "") -> None:
         self.keep, self.replacement = keep, replacement
-
-    @cached_property
-    def _special(self) -> regex.Pattern:
-        return regex.compile(rf"[^\p{{L}}\p{{M}}\p{{N}}\s{regex.escape(self.keep)}]+")
+        self._special = regex.compile(rf"[^\p{{L}}\p{{M}}\p{{N}}\s{regex.escape(keep)}]+")
 
     def __call__(self, text: str) -> str:
         """Return the text without special characters."""

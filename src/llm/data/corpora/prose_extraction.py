@@ -37,21 +37,21 @@ LEAST_PLAIN = 0.8  # share of tokens that are plain words
 LEAST_GLUE = 0.2  # share of words that are function words
 
 
-def paragraphs(text: str) -> Iterator[str]:
+def extract_paragraphs(text: str) -> Iterator[str]:
     """Yield the paragraphs of prose, each on one line and without markup.
 
     Code, grammar, tables, signatures, headings, lists of names and sentence fragments are left
     out, and so is an incomplete last sentence of a paragraph, which usually introduces code.
     """
     for block in _blocks(text.expandtabs().splitlines()):
-        paragraph = cleaned(" ".join(line.strip() for line in block))
+        paragraph = remove_markup(" ".join(line.strip() for line in block))
         ends = list(SENTENCE_END.finditer(paragraph))
         paragraph = paragraph[: ends[-1].end()] if ends else ""
         if is_prose(paragraph):
             yield paragraph
 
 
-def cleaned(text: str) -> str:
+def remove_markup(text: str) -> str:
     """Remove reStructuredText's markup; put names and code in double quotes."""
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)

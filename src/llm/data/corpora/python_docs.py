@@ -49,21 +49,21 @@ class PythonDocs(Source):
 
     def fingerprint(self) -> str:
         """Return the versions of Python and of the code that extracts the prose."""
-        code = (PythonDocs, prose_extraction.paragraphs, deduplication.grams)
+        code = (PythonDocs, prose_extraction.extract_paragraphs, deduplication.grams)
         return " ".join([self.name, *map(data_fingerprint.version_of, code)])
 
     @cached_property
     def _documents(self) -> list[str]:
         topics, seen = set(), set()
-        texts = ["\n\n".join(prose_extraction.paragraphs(topic)) for topic in _topics()]
+        texts = ["\n\n".join(prose_extraction.extract_paragraphs(topic)) for topic in _topics()]
         texts = list(
-            deduplication.distinct(
+            deduplication.drop_repeated(
                 sorted(texts, key=lambda t: (-len(t), t)), topics, most=MOST_REPEATED
             )
         )
-        texts += ["\n\n".join(prose_extraction.paragraphs(text)) for text in _docstrings()]
+        texts += ["\n\n".join(prose_extraction.extract_paragraphs(text)) for text in _docstrings()]
         kept = (
-            "\n\n".join(deduplication.distinct(text.split("\n\n"), seen, most=MOST_REPEATED))
+            "\n\n".join(deduplication.drop_repeated(text.split("\n\n"), seen, most=MOST_REPEATED))
             for text in texts
         )
         return [text for text in kept if text]
@@ -71,7 +71,7 @@ class PythonDocs(Source):
 
 def _topics() -> list[str]:
     try:
-        from pydoc_data.topics import topics
+        from pydoc_data.topics import topics  # a Debian package leaves it out
     except ImportError:
         raise DataError(
             "python_docs: this Python has no pydoc_data; install its full standard library, "

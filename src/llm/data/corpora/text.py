@@ -17,6 +17,8 @@ from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
 from llm.tokenizers.base import TokenizerSpec, load
 
+PARTS = ("train", "validation")
+
 
 class TextDataModule(DataModule):
     """A data module of `tokens` and `targets`, (B, T) int64 each, for next-token prediction.
@@ -42,7 +44,7 @@ class TextDataModule(DataModule):
         DataError: the text is shorter than a window (raised by `setup`).
     """
 
-    rows_are = "windows"
+    row_name = "windows"
 
     def __init__(
         self,
@@ -91,18 +93,15 @@ class TextDataModule(DataModule):
         self.tokenizer = load(folder / "tokenizer.json")
         self.val_tokens = self.metadata["validation"]["tokens"]
         self.validation_bytes = self.metadata["validation"]["bytes"]
-        dtype = np.dtype(self.metadata["dtype"])
         self._require_tokens("train", self.context_length + 1)
         self._require_tokens("validation", 2)
-        self._training = TrainingWindows(
-            TokenFile(folder / "train.bin", dtype), self.context_length, stride=self.stride
-        )
-        self._validation = ValidationWindows(
-            TokenFile(folder / "validation.bin", dtype), self.context_length
-        )
+        dtype = np.dtype(self.metadata["dtype"])
+        train, validation = (TokenFile(folder / f"{part}.bin", dtype) for part in PARTS)
+        self._training = TrainingWindows(train, self.context_length, self.stride)
+        self._validation = ValidationWindows(validation, self.context_length)
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the token files exist, so that `setup` only opens them."""
         return self.text.is_written
 

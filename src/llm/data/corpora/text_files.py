@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.corpora.text import TextDataModule
 from llm.data.data_fingerprint import digest
 from llm.data.errors import DataError
-from llm.data.json_rows import json_lines
+from llm.data.json_rows import read_json_lines
 from llm.data.paths import expand
 from llm.data.record_reader import Layout, read_records, refuse_record
-from llm.data.text_decoding import chunks, decoded_lines, suffix, warn_invalid
+from llm.data.text_decoding import read_chunks, split_lines, suffix, warn_invalid
 from llm.terminal import shell
 from llm.tokenizers.base import END_OF_TEXT
 
@@ -23,6 +24,7 @@ TABLES = (".json", ".csv", ".tsv")
 SMALL = 1 << 24  # bytes: the fingerprint of a larger file is its size and time, not its content
 
 
+@dataclass(eq=False)
 class TextFiles(Source):
     """A corpus of files: each text file, and each row of a JSON or CSV file, is a document.
 
@@ -42,21 +44,18 @@ class TextFiles(Source):
         quoting: whether quotes in a CSV file enclose a field.
     """
 
-    def __init__(
-        self,
-        path: str | Path | Sequence[str | Path],
-        *,
-        text_field: str = "text",
-        suffixes: Sequence[str] = SUFFIXES,
-        encoding: str | None = None,
-        document_separator: str | None = None,
-        delimiter: str | None = None,
-        quoting: bool = True,
-    ) -> None:
-        self.layout = Layout(delimiter=delimiter, encoding=encoding, quoting=quoting)
-        self.paths = [path] if isinstance(path, str | Path) else list(path)
-        self.text_field, self.suffixes = text_field, tuple(suffixes)
-        self.document_separator = document_separator
+    path: str | Path | Sequence[str | Path]
+    _: KW_ONLY
+    text_field: str = "text"
+    suffixes: Sequence[str] = SUFFIXES
+    encoding: str | None = None
+    document_separator: str | None = None
+    delimiter: str | None = None
+    quoting: bool = True
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(None, self.delimiter, self.encoding, self.quoting)
+        self.paths = [self.path] if isinstance(self.path, str | Path) else list(self.path)
         self.name = ", ".join(map(str, self.paths))
         self._invalid: dict[Path, int] = {}
         self._warned: set[str] = set()
@@ -102,20 +101,21 @@ class TextFiles(Source):
             yield from self._fields(read_records(file, self.layout))
             return
         invalid: list[int] = []
-        encoding = self.layout.encoding
-        text = chunks(file, encoding, count=invalid.append, tables=self.advice_for_tables(file))
+        text = read_chunks(
+            file, self.encoding, count=invalid.append, table_advice=self.table_advice(file)
+        )
         if suffix(file) in JSON_LINES:
-            rows = json_lines(file, decoded_lines(text), report=refuse_record)
+            rows = read_json_lines(file, split_lines(text), report=refuse_record)
             yield from self._fields(rows)
         elif self.document_separator:
             yield from split_documents(text, self.document_separator)
         else:
             yield from self._whole(file, text)
         if file not in self._invalid:
-            warn_invalid(file, sum(invalid), encoding=encoding)
+            warn_invalid(file, sum(invalid), encoding=self.encoding)
         self._invalid[file] = sum(invalid)
 
-    def advice_for_tables(self, file: Path) -> str | None:
+    def table_advice(self, file: Path) -> str | None:
         """Return the advice in the error for a Parquet or Arrow file; None for the default."""
         return None
 
@@ -153,8 +153,8 @@ class TextFiles(Source):
     def fingerprint(self) -> str:
         """Return a hash of the settings and of each file: its content, or its size and time if it is large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
-        settings = f"{self.text_field} {self.layout.encoding} {self.document_separator!r}"
-        if self.layout != Layout(encoding=self.layout.encoding):
+        settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
+        if self.layout != Layout(encoding=self.encoding):
             settings += f" {self.layout}"
         return digest(f"{settings} {files}".encode())
 
@@ -162,7 +162,7 @@ class TextFiles(Source):
 class TrainingFiles(TextFiles):
     """A corpus of files to train on, whose errors suggest `data=huggingface` for other formats."""
 
-    def advice_for_tables(self, file: Path) -> str:
+    def table_advice(self, file: Path) -> str:
         """Return the options that read a column of the file."""
         return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
 

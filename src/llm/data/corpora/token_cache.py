@@ -24,7 +24,7 @@ LONG = 7 * 24 * 3600  # seconds; filling a folder takes less
 MACHINE = re.sub(r"\W", "-", platform.node())
 
 
-def cached(folder: Path, write: Callable[[Path], None]) -> Path:
+def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
     """Return the folder; write it if it does not exist, and again, with a warning, if it is damaged.
 
     It is written under another name and then renamed, which is atomic, so an unfinished folder is never used. Of two
@@ -40,7 +40,7 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
     if folder.exists():
         warnings.warn(f"{folder}: {problem}; the token files are made again", stacklevel=2)
     shutil.rmtree(folder, ignore_errors=True)
-    sweep_unfinished(folder.parent)
+    delete_unfinished(folder.parent)
     unfinished = folder.with_name(f"{folder.name}.{MACHINE}.{os.getpid()}.{uuid.uuid4().hex}")
     unfinished.mkdir(parents=True)
     try:
@@ -54,7 +54,7 @@ def cached(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def sweep_unfinished(cache: Path) -> None:
+def delete_unfinished(cache: Path) -> None:
     """Delete unfinished folders of processes that were killed.
 
     Several machines may share the cache. On this machine it is known whether a process still runs; a folder of

@@ -36,9 +36,7 @@ class TokenFile:
         except FileNotFoundError:  # a deleted file stays mapped
             is_truncated = False
         if is_truncated:
-            raise DataError(
-                f"{self.path}: was truncated while it was read; run the command again to make it again"
-            )
+            raise DataError(f"{self.path}: was truncated while it was read; run the command again")
         return self._tokens
 
     def __len__(self) -> int:

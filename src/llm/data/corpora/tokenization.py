@@ -53,7 +53,7 @@ def tokenize(
     end = np.array([] if separator is None else [separator], dtype=dtype)
     count, characters, size, tokens = 0, 0, 0, 0
     with path.open("wb") as file:
-        for batch in document_batches(documents):
+        for batch in batch_documents(documents):
             texts = [text for text, _ in batch]
             for ids, (text, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
                 row = np.asarray(ids, dtype=dtype)
@@ -70,7 +70,7 @@ def tokenize(
     return TokenFileStats(documents=count, characters=characters, bytes=size, tokens=tokens)
 
 
-def document_batches(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
+def batch_documents(documents: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
     """Yield pieces of documents in batches of about BATCH characters."""
     batch, size = [], 0
     for piece in cut_documents(documents):

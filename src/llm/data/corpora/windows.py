@@ -41,7 +41,7 @@ class TrainingWindows(Dataset[Batch]):
         """
         starts = windows * self.stride
         views = np.lib.stride_tricks.sliding_window_view(self.file.tokens, self.context_length + 1)
-        return shifted(torch.from_numpy(views[starts].astype(np.int64)))
+        return shift(torch.from_numpy(views[starts].astype(np.int64)))
 
 
 @dataclass(eq=False)
@@ -61,12 +61,12 @@ class ValidationWindows(Dataset[Batch]):
         """Gather a batch, as TrainingWindows does."""
         positions = windows[:, None] * self.context_length + np.arange(self.context_length + 1)
         within = np.minimum(positions, len(self.file) - 1)
-        batch = shifted(torch.from_numpy(self.file.tokens[within].astype(np.int64)))
+        batch = shift(torch.from_numpy(self.file.tokens[within].astype(np.int64)))
         # Not in place: in a batch of one window, tokens and targets are views of the same memory.
         beyond = torch.from_numpy(positions[:, 1:] >= len(self.file))
         return batch | {"targets": batch["targets"].masked_fill(beyond, IGNORE_INDEX)}
 
 
-def shifted(windows: Int64[Tensor, "B _"]) -> Batch:
+def shift(windows: Int64[Tensor, "B _"]) -> Batch:
     """Split windows of T + 1 tokens into inputs and targets of T tokens."""
     return {"tokens": windows[:, :-1].contiguous(), "targets": windows[:, 1:].contiguous()}

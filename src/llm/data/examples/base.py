@@ -153,15 +153,6 @@ class ExamplesDataModule(DataModule):
         """Return the names of fields that are not blank and that `parse` does not read, for a warning."""
         return ()
 
-    def blank(self, example: Encoded) -> Encoded:
-        """Return the example with all targets ignored: it stands for a row beyond the end."""
-        ignored = {
-            name: [IGNORE_INDEX] * len(example[name])
-            for name in ("targets", "labels")
-            if name in example
-        }
-        return {**example, **ignored}
-
     # Preparing
 
     def prepare_data(self) -> None:
@@ -181,7 +172,8 @@ class ExamplesDataModule(DataModule):
         self._warn_unused()
         parts = self._split(self.select(given))
         self._require_parts(parts)
-        self._warn_shared(parts, [part for part in given if part != "train"])
+        if held_out := given.keys() - {"train"}:
+            self._warn_shared(parts, sorted(held_out))
         return parts
 
     def _read_files(self, path: Paths, malformed: Malformed) -> Iterator[Any]:
@@ -195,9 +187,7 @@ class ExamplesDataModule(DataModule):
 
     def _warn_shared(self, parts: Mapping[str, Sequence[Any]], held_out: Iterable[str]) -> None:
         """Warn if separate files have examples of the training part."""
-        trained = (
-            {json.dumps(self.content(example)) for example in parts["train"]} if held_out else set()
-        )
+        trained = {json.dumps(self.content(example)) for example in parts["train"]}
         for part in held_out:
             shared = sum(json.dumps(self.content(example)) in trained for example in parts[part])
             if shared:
@@ -250,7 +240,7 @@ class ExamplesDataModule(DataModule):
     def _measure(self) -> None:
         rows = [len(row["tokens"]) for row in self.encoded["train"]]
         self.tokens_per_row = sum(rows) / len(rows)
-        longest = max(self.rows_of_a_model("train"), key=lambda row: len(row["tokens"]))
+        longest = max(self.model_rows("train"), key=lambda row: len(row["tokens"]))
         self.longest_row = self.collation.width([longest], self.context_length)
         texts = (text for example in self.raw["validation"] for text in self.texts(example))
         self.validation_bytes = sum(len(text.encode()) for text in texts)
@@ -311,11 +301,11 @@ class ExamplesDataModule(DataModule):
         return title(self.files["train"] or "")
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether all files are on this machine."""
         return all(is_here(path) for path in self.files.values() if path is not None)
 
-    def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
+    def model_rows(self, part: str) -> Iterable[Encoded]:
         """Return the rows of a part as a model reads them: one or several for an example."""
         return self.encoded[part]
 
@@ -338,7 +328,7 @@ class ExamplesDataModule(DataModule):
     def dataset(self, part: str) -> Dataset | None:
         """Return the rows of a part."""
         rows = self.encoded.get(part)
-        return Examples(rows, collate=self.collate, blank=self.blank) if rows else None
+        return Examples(rows, self.collate) if rows else None
 
 
 @dataclass(eq=False)
@@ -348,19 +338,21 @@ class Examples(Dataset[Batch]):
     Args:
         rows: the encoded examples.
         collate: collates rows to a batch.
-        blank: returns an example with all targets ignored, for indices beyond the end.
     """
 
     rows: Sequence[Encoded]
     collate: Callable[[Sequence[Encoded]], Batch]
-    blank: Callable[[Encoded], Encoded]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        """Gather the rows with these indices, (B)."""
-        end = len(self.rows)
-        return self.collate(
-            [self.rows[n] if n < end else self.blank(self.rows[0]) for n in numbers.tolist()]
-        )
+        """Gather the rows with these indices, (B); an index beyond the end is a row whose targets are all ignored."""
+        rows = [self.rows[n] if n < len(self.rows) else self._ignored for n in numbers.tolist()]
+        return self.collate(rows)
+
+    @property
+    def _ignored(self) -> Encoded:
+        row = self.rows[0]
+        names = row.keys() & {"targets", "labels"}
+        return row | {name: [IGNORE_INDEX] * len(row[name]) for name in names}

@@ -35,7 +35,7 @@ def pad(rows: Sequence[Encoded], length: int) -> Batch:
     }
 
 
-def attended(rows: Sequence[Encoded], width: int | None = None) -> Batch:
+def pad_with_mask(rows: Sequence[Encoded], width: int | None = None) -> Batch:
     """Return padded rows, as `pad`, with `attention_mask` (B, T) bool: true for tokens that are not padding.
 
     Args:
@@ -64,7 +64,7 @@ class Padding:
         self.multiple = multiple
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:
-        """Return the rows of examples, none longer than the context."""
+        """Return examples as rows that are not longer than the context."""
         return list(examples)
 
     def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
@@ -120,12 +120,12 @@ class Packing(Padding):
         """Return the packed rows."""
         lengths = [len(example["tokens"]) for example in examples]
         return [
-            packed([examples[index] for index in indices])
+            pack([examples[index] for index in indices])
             for indices in best_fit(lengths, context_length)
         ]
 
 
-def packed(examples: Sequence[Encoded]) -> Encoded:
+def pack(examples: Sequence[Encoded]) -> Encoded:
     """Return one row of several examples, with `document_ids` and `positions`."""
     row: Encoded = {name: [] for name in (*examples[0], "document_ids", "positions")}
     for document, example in enumerate(examples):

@@ -85,18 +85,16 @@ class InstructionDataModule(ExamplesDataModule):
         if shape is None:
             raise unknown_shape(values, ("instruction", "output"))
         messages = shape.read(values, self.template)
-        if shape.answer:
-            messages += answer_of(values, shape.answer)
+        if isinstance(values.get(shape.answer), list):
+            messages += messages_of(values[shape.answer])
+        elif shape.answer:
+            messages.append(Message("assistant", text_of(values, shape.answer)))
         self.template.require(messages)
         if messages[-1].role != "assistant":
-            raise ValueError(
-                "the last message is not the assistant's, so there is no answer to learn"
-            )
+            raise ValueError("the last message is not the assistant's: there is no answer to learn")
         learned = [at for at, m in enumerate(messages) if m.role == "assistant" and m.learned]
         if not learned:
-            raise ValueError(
-                "the assistant's messages have weight 0, so there is no answer to learn"
-            )
+            raise ValueError("the assistant's messages have weight 0: there is no answer to learn")
         messages = messages[: learned[-1] + 1]
         if shape is INSTRUCTION:
             context = optional_text_of(values, "input")
@@ -115,7 +113,7 @@ class InstructionDataModule(ExamplesDataModule):
         return [self.template.ordinary_text(example.messages)]
 
     def content(self, example: Demonstration) -> object:
-        """Return the conversation, in which messages that are not learned are marked."""
+        """Return the messages, marked if they are not learned, and the instruction with its input."""
         messages = [m if not m.learned else m[:2] for m in example.messages]
         return [messages, *example[2:]]
 
@@ -150,14 +148,3 @@ class InstructionDataModule(ExamplesDataModule):
         """Return the numbers of training tokens and rows."""
         tokens = round(self.train_rows * self.tokens_per_row)
         return [f"{tokens:,} training tokens in {self.train_rows:,} rows"]
-
-
-def answer_of(values: Mapping[str, Any], key: str) -> list[Message]:
-    """Return the answer under a key: text, or a list of messages.
-
-    Raises:
-        ValueError: the answer is missing or blank.
-    """
-    if isinstance(values.get(key), list):
-        return messages_of(values[key])
-    return [Message("assistant", text_of(values, key))]

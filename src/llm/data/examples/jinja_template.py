@@ -6,18 +6,17 @@ It is untrusted code, so it runs in a sandbox in a separate process: see `llm.da
 import json
 import os
 import re
-import select
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from llm.data.examples.template import ChatTemplate, Message, require_order, require_question
+from llm.data.examples.template import ChatTemplate, Message
+from llm.network import call_within
 from llm.tokenizers.base import Tokenizer
 
 WORKER = Path(__file__).with_name("jinja_worker.py")
@@ -85,7 +84,10 @@ class Renderer:
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            reply = json.loads(read_line(process.stdout, SECONDS))
+            line = call_within(SECONDS, partial(process.stdout.readline, BYTES))
+            if not line.endswith(b"\n"):
+                raise ValueError("takes too much memory, time or text")
+            reply = json.loads(line)
             if "error" not in reply:
                 return str(reply["text"])
         except (OSError, LookupError, TypeError, ValueError) as error:
@@ -101,26 +103,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a process and close its pipes."""
     with process:
         process.kill()
-
-
-def read_line(stream: IO[bytes], seconds: float) -> bytes:
-    """Return a line that another process writes.
-
-    Raises:
-        TimeoutError: the line does not end in time.
-        ValueError: the line is too long, or the process has ended.
-    """
-    deadline = time.monotonic() + seconds
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError(f"takes more than {seconds:.0f} seconds")
-        part = os.read(stream.fileno(), 2**16)
-        if not part or len(line) > BYTES:
-            raise ValueError("takes too much memory, time or text")
-        line += part
-    return bytes(line)
 
 
 @lru_cache(maxsize=8)
@@ -149,7 +131,7 @@ class Hidden:
         self.mark = next(free, "")
         if not self.mark:
             raise ValueError(
-                "the messages have all characters of Unicode's private use area; remove one of them"
+                "the messages have all of Unicode's private use area; remove one character"
             )
 
         def hide(name: re.Match[str]) -> str:
@@ -209,9 +191,7 @@ class JinjaTemplate(ChatTemplate):
 
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
-            raise ValueError(
-                f"source: has {len(self.text):,} characters; use a template with at most {LONGEST:,}"
-            )
+            raise ValueError(f"source: has {len(self.text):,} characters; use at most {LONGEST:,}")
         self._renderer.start()
 
     @property
@@ -223,50 +203,32 @@ class JinjaTemplate(ChatTemplate):
         """Return an instruction and its input as one message."""
         return [Message("user", "\n\n".join(filter(None, (instruction, context))))]
 
-    def require(self, messages: Sequence[Message]) -> None:
-        """Raise an error if the roles do not alternate; `render` raises the template's own errors.
-
-        Raises:
-            ValueError: the roles do not alternate.
-        """
-        require_order(messages)
-
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return tokens and mask, as `ChatTemplate.encode`, without what the template writes after a last answer.
+        """Return tokens and mask, see `ChatTemplate.encode`, without what the template writes after a last answer.
 
         Raises:
             ValueError: the roles do not alternate, the template rejects the messages, or the start or end
                 of an answer is not found.
         """
-        require_order(messages)
+        self.require(messages)
         hidden = Hidden(tokenizer, messages)
         text = self._render(hidden.messages)
-        answers = list(self._answers(hidden, text))
-        if messages[-1].role == "assistant":
+        is_prompt = messages[-1].role != "assistant"
+        try:
+            answers = list(self._answers(hidden, text))
+        except ValueError:
+            if not is_prompt:
+                raise
+            answers = []  # those in a prompt are not learned, so their positions are not needed
+        if not is_prompt:
             text = text[: answers[-1].end]
         return _tokens(text, answers, hidden=hidden)
 
-    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens of a prompt, as `ChatTemplate.encode_prompt`.
-
-        Raises:
-            ValueError: as `encode`, or the last message is not the user's.
-        """
-        require_order(messages)
-        require_question(messages)
-        hidden = Hidden(tokenizer, messages)
-        text = self._render(hidden.messages)
-        try:
-            answers = list(self._answers(hidden, text))
-        except ValueError:  # answers in a prompt are not learned, so their positions are not needed
-            answers = []
-        return _tokens(text, answers, hidden=hidden)[0]
-
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text of a conversation; after a user's message, with the beginning of an answer."""
-        require_order(messages)
+        self.require(messages)
         return self._render(messages)
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
@@ -322,16 +284,12 @@ class JinjaTemplate(ChatTemplate):
             if start < len(prompt):
                 start = said
             if start < 0:
-                raise ValueError(
-                    "the model's chat template does not show where an answer begins; use another template"
-                )
+                raise ValueError("the chat template hides where an answer begins; use another one")
             behind = start if said < 0 else said + len(content.strip())
             end_token = hidden.special.search(text, behind)
             closed = self._render(hidden.messages[: index + 1]) if end_token is None else ""
             if not text.startswith(closed):
-                raise ValueError(
-                    "the model's chat template does not show where an answer ends; use another template"
-                )
+                raise ValueError("the chat template hides where an answer ends; use another one")
             yield AnswerSpan(start, end_token.end() if end_token else len(closed), learned)
 
 

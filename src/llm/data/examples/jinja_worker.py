@@ -67,7 +67,7 @@ def raise_exception(message: object) -> None:
     raise jinja2.TemplateError(str(message))
 
 
-def rendered(template: jinja2.Template, values: dict[str, Any], *, room: int) -> str:
+def render_text(template: jinja2.Template, values: dict[str, Any], *, room: int) -> str:
     """Return the text, of at most `room` characters."""
     pieces: list[str] = []
     for piece in template.generate(**values):
@@ -81,7 +81,7 @@ def rendered(template: jinja2.Template, values: dict[str, Any], *, room: int) ->
 def limit(seconds: int) -> None:
     """Limit memory, and CPU time from now on, and forbid writing files."""
     with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
+        import resource  # not every system has it
 
         used = resource.getrusage(resource.RUSAGE_SELF)
         spent = int(used.ru_utime + used.ru_stime)
@@ -102,7 +102,7 @@ def main() -> None:
                 template = environment().from_string(json.loads(line))
                 text = ""
             else:
-                text = rendered(template, json.loads(line), room=CHARACTERS + 4 * len(line))
+                text = render_text(template, json.loads(line), room=CHARACTERS + 4 * len(line))
             reply = {"text": text}
         except MemoryError:
             reply = {"error": "it takes too much memory"}

@@ -15,7 +15,7 @@ import torch
 from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.base import ExamplesDataModule
-from llm.data.examples.collation import Encoded, attended
+from llm.data.examples.collation import Encoded, pad_with_mask
 from llm.data.record_reader import Record, title
 from llm.data.split import indices_by_group
 
@@ -47,7 +47,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     Args:
         text: the column or key of the text.
-        label: the column or key of the label: text, a number or a truth value.
+        label: the column or key of the label: text, a number or a boolean.
         classes: names of the classes, in order; by default the labels found, sorted.
         balance: handling of classes of unequal size in the training part: `none`; `undersample` draws
             as many texts of each class as the smallest has; `weights` weights the loss by class. Other
@@ -110,7 +110,7 @@ class LabelledDataModule(ExamplesDataModule):
                 f"{self.title}: has only the class {', '.join(labels)}; give texts of two classes or more"
             )
         if self.balance == "undersample":
-            parts["train"] = undersampled(parts["train"], self.seed)
+            parts["train"] = undersample(parts["train"], self.seed)
         return parts
 
     def _warn_case(self, labels: Iterable[str]) -> None:
@@ -121,7 +121,7 @@ class LabelledDataModule(ExamplesDataModule):
         groups = [" and ".join(names) for names in alike.values() if len(names) > 1]
         if groups:
             warnings.warn(
-                f"{self.title}: labels that differ only in case are different classes: {listed(groups)}; write "
+                f"{self.title}: labels that differ only in case are different classes: {list_names(groups)}; write "
                 "them alike if they are meant to be one class",
                 stacklevel=2,
             )
@@ -246,7 +246,7 @@ class LabelledDataModule(ExamplesDataModule):
         """Return `tokens` and `attention_mask` (B, T), `labels` and `rows` (B)."""
         width = self.collation.width(examples, self.context_length)
         return {
-            **attended([{"tokens": example["tokens"]} for example in examples], width),
+            **pad_with_mask([{"tokens": example["tokens"]} for example in examples], width),
             **{name: torch.tensor([e[name][0] for e in examples]) for name in ("labels", "rows")},
         }
 
@@ -277,20 +277,18 @@ class LabelledDataModule(ExamplesDataModule):
             f"texts cut to {self.context_length:,} tokens": self.cut,
         }
         counted = [f"{count:,} {what}" for what, count in notes.items() if count]
-        return [f"training {listed(shares)}", *counted]
+        return [f"training {list_names(shares)}", *counted]
 
 
 def class_name(label: Any) -> str:
-    """Return the name of a class; a number or a truth value is written as in JSON.
+    """Return the name of a class; a number or a boolean is written as in JSON.
 
     Raises:
         ValueError: the label is empty, a list or an object.
     """
     name = label.strip() if isinstance(label, str) else json.dumps(label)
     if not name or isinstance(label, list | dict):
-        raise ValueError(
-            f"{name or 'an empty text'} is not a label; use text, a number or a truth value"
-        )
+        raise ValueError(f"{name or 'empty text'} is not a label; use text, a number or a boolean")
     return name
 
 
@@ -314,7 +312,7 @@ def letters_of(text: str) -> str:
     return re.sub(r"[\W\d_]+", "", text.casefold()) or words_of(text)
 
 
-def undersampled(examples: Sequence[Example], seed: int) -> list[Example]:
+def undersample(examples: Sequence[Example], seed: int) -> list[Example]:
     """Return as many examples of each class as the smallest has, drawn at random, in order."""
     random = np.random.default_rng(seed)
     classes = indices_by_group([example.label for example in examples]).values()
@@ -323,7 +321,7 @@ def undersampled(examples: Sequence[Example], seed: int) -> list[Example]:
     return [examples[index] for index in sorted(np.concatenate(chosen).tolist())]
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
+def list_names(names: Sequence[str], most: int = 8) -> str:
     """Return the first few names and the number of the others."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

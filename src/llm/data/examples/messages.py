@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from llm.data.examples.template import Message, Role
 
@@ -35,18 +35,16 @@ def messages_of(found: Any) -> list[Message]:
         raise ValueError("a list of objects with role and content is needed")
     speakers = [_speaker(item) for item in found]
     messages = []
-    for index, item in enumerate(found):
-        speaker, calls = speakers[index], speakers[index + 1 : index + 2] == ["tool"]
-        content = content_of(
-            item, may_be_blank=speaker == "system" or (speaker == "assistant" and calls)
-        )
+    for item, speaker, following in zip(found, speakers, [*speakers[1:], ""], strict=False):
+        is_call = speaker == "assistant" and following == "tool"
+        content = content_of(item, may_be_blank=is_call or speaker == "system")
         if content or speaker != "system":
             learned = bool(content) and _weight(item) != 0
-            messages.append(Message(cast(Role, speaker), content, learned))
+            messages.append(Message(speaker, content, learned))
     return messages
 
 
-def _speaker(item: Mapping[str, Any]) -> str:
+def _speaker(item: Mapping[str, Any]) -> Any:
     role, _ = _keys(item)
     speaker = text_of(item, role)
     return SPEAKERS.get(speaker, speaker)
@@ -74,9 +72,7 @@ def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
     if isinstance(parts, list):
         item = {key: "".join(_text_of_part(part, key) for part in parts)}
     elif parts is None and item.get("tool_calls") and not may_be_blank:
-        raise ValueError(
-            "tool_calls is not text, so a tool call cannot be the answer to learn; remove the row"
-        )
+        raise ValueError("a tool call is not text, so it cannot be learned; remove the row")
     return optional_text_of(item, key) if may_be_blank else text_of(item, key)
 
 
@@ -107,9 +103,7 @@ def transcript_of(text: str) -> list[Message]:
         turns.pop()
     if not all(content for _, content in turns):
         raise ValueError("a turn of the transcript is empty")
-    return [
-        Message(cast(Role, SPEAKERS.get(who.lower(), "assistant")), said) for who, said in turns
-    ]
+    return [Message(SPEAKERS.get(who.lower(), "assistant"), said) for who, said in turns]
 
 
 def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
@@ -121,9 +115,7 @@ def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
     if not system or (messages and messages[0] == Message("system", system)):
         return list(messages)
     if messages and messages[0].role == "system":
-        raise ValueError(
-            "system is given twice, in its own field and as the first message; remove one"
-        )
+        raise ValueError("system is given twice: as a field and as the first message; remove one")
     return [Message("system", system), *messages]
 
 
@@ -136,12 +128,8 @@ def history_of(found: Any) -> list[Message]:
     turns = found or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
         raise ValueError("history is not a list of pairs of an instruction and an answer")
-    roles: tuple[Role, Role] = ("user", "assistant")
-    return [
-        Message(role, text_of({"history": text}, "history"))
-        for turn in turns
-        for role, text in zip(roles, turn, strict=True)
-    ]
+    texts = [text_of({"history": text}, "history") for turn in turns for text in turn]
+    return [Message("assistant" if at % 2 else "user", text) for at, text in enumerate(texts)]
 
 
 def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
@@ -151,10 +139,8 @@ def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[
             yield from () if is_blank(value) else (name,)
         elif isinstance(value, list):
             items = [item for item in value if isinstance(item, dict)]
-            keys = {
-                k for item in items for k, v in item.items() if k not in READ and not is_blank(v)
-            }
-            yield from (f"{name}.{key}" for key in sorted(keys))
+            keys = {key for item in items for key in item if not is_blank(item[key])}
+            yield from (f"{name}.{key}" for key in sorted(keys - READ))
 
 
 def is_blank(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.base import ExamplesDataModule
-from llm.data.examples.collation import Encoded, attended
+from llm.data.examples.collation import Encoded, pad_with_mask
 from llm.data.examples.messages import is_transcript, messages_of, text_of, unused_fields
 from llm.data.examples.shapes import PROMPT, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
@@ -82,19 +82,15 @@ class PreferenceDataModule(ExamplesDataModule):
             prompt = chosen[:-1]
             if rejected[:-1] != prompt:
                 raise ValueError("chosen and rejected differ in more than the last answer")
-            if shape is PROMPT and not same(PROMPT.read(values, self.template), prompt):
-                raise ValueError(
-                    "prompt differs from the beginning of chosen and rejected; remove one of them"
-                )
+            if shape is PROMPT and not is_same_prompt(PROMPT.read(values, self.template), prompt):
+                raise ValueError("prompt differs from the start of chosen and rejected; remove one")
         elif shape is None:
             raise unknown_shape(values, FIELDS)
         else:
             prompt = shape.read(values, self.template)
         self.template.require(prompt)
         if prompt[-1].role not in ("user", "tool"):
-            raise ValueError(
-                "the last message is not the user's, so there is nothing to respond to"
-            )
+            raise ValueError("the last message is not the user's: there is nothing to respond to")
         return Pair(row.where, prompt, chosen[-1].content, rejected[-1].content)
 
     def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
@@ -153,20 +149,20 @@ class PreferenceDataModule(ExamplesDataModule):
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Return the chosen responses, then the rejected ones, padded to the longest."""
-        pairs = [halves(example) for example in examples]
+        pairs = [split_halves(example) for example in examples]
         rows = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-        return attended(rows, self.collation.width(rows, self.context_length))
+        return pad_with_mask(rows, self.collation.width(rows, self.context_length))
 
-    def rows_of_a_model(self, part: str) -> Iterable[Encoded]:
+    def model_rows(self, part: str) -> Iterable[Encoded]:
         """Yield the chosen and the rejected conversation of each pair as rows."""
-        return (half for example in self.encoded[part] for half in halves(example))
+        return (half for example in self.encoded[part] for half in split_halves(example))
 
     def remarks(self) -> list[str]:
         """Return the number of pairs left out."""
         return [f"pairs of equal responses left out: {self.equal:,}"] if self.equal else []
 
 
-def halves(example: Encoded) -> tuple[Encoded, Encoded]:
+def split_halves(example: Encoded) -> tuple[Encoded, Encoded]:
     """Return the chosen and the rejected conversation of an encoded pair."""
     second = example["second"][0]
     names = ("tokens", "targets")
@@ -191,6 +187,6 @@ def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     return messages
 
 
-def same(given: list[Message], prompt: list[Message]) -> bool:
+def is_same_prompt(given: list[Message], prompt: list[Message]) -> bool:
     """Return whether a prompt equals that of a conversation, with or without its system message."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]

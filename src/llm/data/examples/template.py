@@ -69,13 +69,28 @@ class ChatTemplate(ABC):
     def messages(self, instruction: str, context: str = "") -> list[Message]:
         """Return an instruction, and an input that it is about, as a conversation."""
 
-    @abstractmethod
     def require(self, messages: Sequence[Message]) -> None:
-        """Raise an error if the template cannot represent a conversation.
+        """Require that the user and the assistant alternate, after an optional system message.
+
+        Messages of tools come after one of the assistant's and before the next.
 
         Raises:
-            ValueError: the roles do not alternate, or the template does not support one.
+            ValueError: the roles are in another order, or the template does not support one.
         """
+        unknown = [message.role for message in messages if message.role not in ROLES]
+        if unknown:
+            raise ValueError(f"role {unknown[0]!r} is not one of {', '.join(ROLES)}")
+        turns = messages[1:] if messages and messages[0].role == "system" else messages
+        if not turns:
+            raise ValueError("there is no message of the user")
+        first = turns[0].role
+        if first != "user":
+            raise ValueError(f"the conversation begins with the {first}, not with the user")
+        for before, after in pairwise(turns):
+            if (before.role, after.role) not in FOLLOWING:
+                raise ValueError(
+                    f"after the {before.role} comes the {after.role}; user and assistant must alternate"
+                )
 
     @abstractmethod
     def encode(
@@ -89,13 +104,16 @@ class ChatTemplate(ABC):
             ValueError: the template cannot represent the messages.
         """
 
-    @abstractmethod
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """Return the tokens up to where the assistant begins to write: a prefix of what `encode` returns.
 
         Raises:
-            ValueError: see `encode`, or the last message is not the user's.
+            ValueError: see `encode`, or the last message is not the user's or a tool's.
         """
+        self.require(messages)
+        if messages[-1].role not in ("user", "tool"):
+            raise ValueError("the last message is not the user's; end with one to answer")
+        return self.encode(messages, tokenizer)[0]
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> str:
@@ -161,16 +179,12 @@ class Template(ChatTemplate):
     input_separator: str = "\n"
 
     def __post_init__(self) -> None:
-        for name in ("begin", "end"):
-            if set(getattr(self, name)) - {"tool"} != set(REQUIRED):
+        for name, roles in (("begin", self.begin), ("end", self.end)):
+            if {*roles, "tool"} != {*ROLES} or ("tool" in self.begin) != ("tool" in self.end):
                 raise ValueError(
-                    f"{name}: has wrong roles ({', '.join(getattr(self, name))}); give a text for each of "
-                    f"{', '.join(REQUIRED)}, and optionally for tool"
+                    f"{name}: has wrong roles ({', '.join(roles)}); give a text for each of "
+                    f"{', '.join(REQUIRED)}, and for tool in both begin and end or in neither"
                 )
-        if ("tool" in self.begin) != ("tool" in self.end):
-            raise ValueError(
-                "begin, end: only one has tool; give a text for tool in both or in neither"
-            )
         if not self.end["assistant"]:
             raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
         own = [*self.begin.values(), *self.end.values(), self.separator]
@@ -203,9 +217,7 @@ class Template(ChatTemplate):
         """
         lacking = [name for name in self.special_tokens if name not in tokenizer.special_tokens]
         if lacking:
-            raise ValueError(
-                f"the tokenizer lacks {', '.join(lacking)}; add them by with_special_tokens({lacking})"
-            )
+            raise ValueError(f"the tokenizer lacks {lacking}; add them by with_special_tokens")
         tokens = list(tokenizer.ends[0])  # ids that a published model expects before every text
         is_response = [False] * len(tokens)
         for piece in self._pieces(messages):
@@ -213,16 +225,6 @@ class Template(ChatTemplate):
             tokens += new
             is_response += [piece.is_response] * len(new)
         return tokens, is_response
-
-    def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` returns.
-
-        Raises:
-            ValueError: see `encode`, or the last message is not the user's.
-        """
-        self.require(messages)
-        require_question(messages)
-        return self.encode(messages, tokenizer)[0]
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text of a conversation; after a user's message, up to where the assistant begins to write."""
@@ -278,7 +280,7 @@ class Template(ChatTemplate):
         Raises:
             ValueError: the roles do not alternate, or the template does not support one.
         """
-        require_order(messages)
+        super().require(messages)
         if "tool" not in self.begin and any(message.role == "tool" for message in messages):
             raise ValueError(
                 "this template does not support messages of tools; use one that does, such as "
@@ -335,39 +337,3 @@ def stored_template(config: DictConfig) -> ChatTemplate | None:
     stored = OmegaConf.create({"template": node, "trust": trust})
     # Checked, because a run directory may come from somebody else.
     return check_nodes(stored, {"template": ChatTemplate})["template"]
-
-
-def require_question(messages: Sequence[Message]) -> None:
-    """Raise an error if the last message is not the user's or a tool's.
-
-    Raises:
-        ValueError: the last message is another's.
-    """
-    if messages[-1].role not in ("user", "tool"):
-        raise ValueError(
-            "the last message is not the user's; end with a message for the assistant to answer"
-        )
-
-
-def require_order(messages: Sequence[Message]) -> None:
-    """Raise an error unless the user and the assistant alternate, after an optional system message.
-
-    Messages of tools come after one of the assistant's and before the next.
-
-    Raises:
-        ValueError: the roles are in another order.
-    """
-    unknown = [message.role for message in messages if message.role not in ROLES]
-    if unknown:
-        raise ValueError(f"role {unknown[0]!r} is not one of {', '.join(ROLES)}")
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if not turns:
-        raise ValueError("there is no message of the user")
-    first = turns[0].role
-    if first != "user":
-        raise ValueError(f"the conversation begins with the {first}, not with the user")
-    for before, after in pairwise(turns):
-        if (before.role, after.role) not in FOLLOWING:
-            raise ValueError(
-                f"after the {before.role} comes the {after.role}; user and assistant must alternate"
-            )

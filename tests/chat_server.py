@@ -1,4 +1,4 @@
-"""A stand-in for the server of a judge: it speaks chat completions and keeps what it was asked."""
+"""A local server of chat completions that records its requests."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ import pytest
 
 @dataclass
 class StandIn:
-    """What it answers is decided by `answer(request)`: a text, or (status, body, headers) to go amiss."""
+    """A server that replies with `answer(request)`: a text, or (status, body, headers) of an error."""
 
     answer: Callable[[dict[str, Any]], Any]
     address: str = ""
@@ -28,7 +28,7 @@ class StandIn:
 
 @pytest.fixture
 def stand_in(monkeypatch) -> Iterator[Callable[..., StandIn]]:
-    """stand_in(answer): a server of its own thread, gone with the test."""
+    """stand_in(answer): a server in its own thread, stopped after the test."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     servers = []
 
@@ -69,7 +69,7 @@ def stand_in(monkeypatch) -> Iterator[Callable[..., StandIn]]:
 
 
 def completion(text: str | None) -> bytes:
-    """The body of a reply, as the API describes it."""
+    """Return the body of a reply, as the API describes it."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     reply = {"id": "1", "object": "chat.completion", "model": "judge-1-served", "choices": [choice]}

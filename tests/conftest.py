@@ -1,4 +1,4 @@
-"""Fixtures that every slice of the tests shares."""
+"""Fixtures for all tests."""
 
 import csv
 import gc
@@ -40,7 +40,7 @@ SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "
 
 @pytest.fixture(autouse=True)
 def _handlers_of_the_root_logger() -> Iterator[None]:
-    """Remove the handlers that a command sets: they would print to the output captured for its test."""
+    """Remove the log handlers that a command adds: they would print to the captured output of another test."""
     handlers = [*logging.root.handlers]
     yield
     logging.root.handlers[:] = handlers
@@ -48,7 +48,7 @@ def _handlers_of_the_root_logger() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of published data files, or a skip that says it is missing."""
+    """The folder of published data files; the test is skipped if it is missing."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no published data files at {SHARED_DATA}; set LLM_TEST_DATA to their folder")
     return SHARED_DATA
@@ -127,7 +127,7 @@ def train(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def interrupted(train, monkeypatch) -> Callable[..., Any]:
-    """As `train`, but stopped during a step by Ctrl-C, and then gone on with."""
+    """Like `train`, but stopped during a step by Ctrl-C and then resumed."""
 
     def train_in_parts(name: str, *words: str, step: int) -> Any:
         from lightning.pytorch.callbacks import Callback
@@ -153,7 +153,7 @@ def interrupted(train, monkeypatch) -> Callable[..., Any]:
 
 @pytest.fixture
 def logged() -> Callable[[Any], list[dict[str, str]]]:
-    """The rows of a run's metrics.csv, without what depends on the clock and the machine."""
+    """Return the rows of a run's metrics.csv, without values that depend on the clock and the machine."""
 
     def rows(run: Any) -> list[dict[str, str]]:
         with run.metrics.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""Small training runs for strategies that divide a model: what several ranks learn against what one does."""
+"""Small training runs that compare several ranks with one."""
 
 import csv
 import random
@@ -28,7 +28,7 @@ Curve = list[dict[str, float]]
 
 
 def write_text(folder: Path) -> str:
-    """The override that names a small text file."""
+    """Write a small text file, and return the override that names it."""
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(60)]
     path = folder / "text.txt"
@@ -37,7 +37,7 @@ def write_text(folder: Path) -> str:
 
 
 def write_messages(folder: Path) -> Path:
-    """A file of short messages of three classes."""
+    """Write a file of short messages of three classes."""
     path = folder / "messages.csv"
     rows = [f"{'abc'[n % 3]},{word} {n}" for n, word in enumerate(WORDS * 2)]
     path.write_text("\n".join(["label,text", *rows]), "utf-8")
@@ -45,7 +45,7 @@ def write_messages(folder: Path) -> Path:
 
 
 def train(directory: Path, words: Sequence[str]) -> Curve:
-    """The logged losses and norms of a small run."""
+    """Return the logged losses and norms of a small run."""
     small = dict(word.split("=") for word in SMALL)
     if "weights=run" in words:  # which say what the model is
         small = {
@@ -64,7 +64,7 @@ def train(directory: Path, words: Sequence[str]) -> Curve:
 
 
 def train_all(folder: Path, runs: Mapping[str, Sequence[str]]) -> dict[str, Curve]:
-    """Several runs, one after another, in directories of their names."""
+    """Train several runs, one after another, in directories with their names."""
     return {name: train(folder / name, words) for name, words in runs.items()}
 
 
@@ -88,7 +88,7 @@ def assert_learn_as_one(
 
 
 def assert_alike(found: Curve, expected: Curve) -> None:
-    """The same figures at the same steps, to 1e-5."""
+    """Require the same metrics at the same steps, to 1e-5."""
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
         assert row == pytest.approx(other, rel=1e-5, nan_ok=True)

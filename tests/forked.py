@@ -1,4 +1,4 @@
-"""`llm` command lines in forked processes: real processes, without five seconds of imports for each."""
+"""`llm` commands in forked processes: real processes without five seconds of imports each."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ SERVER.set_forkserver_preload(["llm.training.lifecycle", "llm.__main__", "hydra"
 
 
 def llm(words: Sequence[str], log: Path, err: Path, environment: Mapping[str, str]) -> int:
-    """Run `llm WORDS` to its end; returns its exit status, negative after a signal."""
+    """Run `llm WORDS` to its end, and return its exit status, which is negative after a signal."""
     process = SERVER.Process(target=_main, args=(list(words), log, err, dict(environment)))
     process.start()
     process.join()

@@ -1,4 +1,4 @@
-"""Texts that are hard to tokenize: a fixture for the tests of several packages."""
+"""Texts that are difficult to tokenize: a fixture for several packages."""
 
 import random
 
@@ -21,7 +21,7 @@ HARD_TEXTS = [
 
 
 def random_texts(seed: int, count: int) -> list[str]:
-    """Texts of characters drawn from all of Unicode, a few ranges of it more often."""
+    """Texts of random Unicode characters, with some ranges more frequent."""
     draw = random.Random(seed)
     ranges = [(0, 0x80), (0x20, 0x7F), (0x80, 0x530), (0x3040, 0xA000), (0x1F300, 0x1F700)]
     ranges += [(0x2000, 0x2070), (0xE000, 0x110000)]
@@ -33,5 +33,5 @@ def random_texts(seed: int, count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def hard_texts() -> list[str]:
-    """Hard cases written by hand, and drawn ones."""
+    """Difficult texts written by hand, and random ones."""
     return HARD_TEXTS + random_texts(seed=0, count=200)

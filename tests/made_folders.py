@@ -1,4 +1,4 @@
-"""Folders shaped like published chat models, small and drawn at random, as Hugging Face's library writes them."""
+"""Small folders with random weights in the format of published chat models, written by Hugging Face's library."""
 
 import json
 from pathlib import Path
@@ -156,7 +156,7 @@ SHAPES = {
 
 
 def tokenizer_of(shape: Shape) -> tokenizers.Tokenizer:
-    """A tokenizer with the special tokens of a shape, which puts the first of its roles before a text."""
+    """Return a tokenizer with the special tokens of a shape, which puts the first of its roles before a text."""
     if shape.is_sentencepiece:
         backend = sentencepiece_like()
         if shape.names[1] != "<s>":
@@ -204,7 +204,7 @@ def make_folder(shape: Shape, folder: Path, **sizes: Any) -> Path:
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """What must survive import and export, read from the files."""
+    """Read the settings that import and export must keep from the files."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())

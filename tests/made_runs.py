@@ -1,4 +1,4 @@
-"""Run directories made by hand, as a comparison reads them."""
+"""Run directories for the tests of comparisons."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers as published models bring them, small, for the tests of several packages."""
+"""Small tokenizers in the formats of published models, for several packages."""
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -7,7 +7,7 @@ PROSE = "The cat sat on the mat; the dog, too, sat on the mat. Don't they (both)
 
 
 def sentencepiece_like(vocab_size=300):
-    """As Llama 2's: spaces are ▁, unknown characters bytes, one token before each text."""
+    """A tokenizer like Llama 2's: spaces are ▁, unknown characters are bytes, one token before each text."""
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     alphabet = sorted({*PROSE.replace(" ", "▁")})
     vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
@@ -36,7 +36,7 @@ def sentencepiece_like(vocab_size=300):
 
 
 def byte_level(**changes):
-    """As GPT-2's, trained."""
+    """A tokenizer like GPT-2's, trained."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(
         **{"add_prefix_space": False, "use_regex": True, **changes}

@@ -54,7 +54,7 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: floa
 
 
 def environment_of(rank: int, world: int, port: int) -> dict[str, str]:
-    """The variables that torchrun gives to a rank."""
+    """Return the variables that torchrun sets for a rank."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -94,7 +94,7 @@ def _run(
     name: str,
     args: tuple,
 ) -> None:
-    """In the new process."""
+    """Run the function in the new process."""
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path

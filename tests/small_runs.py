@@ -33,7 +33,7 @@ def command_of(
 def checked_points(
     loader: Any, name: str, words: Sequence[str], *, is_sweep: bool = False
 ) -> Sequence[Any]:
-    """Compose and check what a command line asks for: a command, or each point of a sweep."""
+    """Compose and check a command line; return its command, or each point of its sweep."""
     from llm.config import composition
 
     def compose_point(words: Sequence[str]) -> Any:
@@ -47,7 +47,7 @@ def checked_points(
 
 
 def run_command(config: DictConfig, *given: Any) -> Any:
-    """Check a composed tree and run its command, as a command line does; returns what the command returns."""
+    """Check a composed tree, run its command as a command line does, and return the result."""
     return command_of(config, *given).run()
 
 
@@ -56,7 +56,7 @@ WORDS = "the a cat dog sat ran on under mat house and then it was very old".spli
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A text file of nonsense sentences, regular enough to learn something from."""
+    """A text file of regular sentences, from which a model can learn."""
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(250)]
     path = tmp_path / "text.txt"
@@ -66,7 +66,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfig]:
-    """Composes `llm train` for a small run, with more overrides as asked, and a picture at its end."""
+    """Compose `llm train` for a small run with further overrides, and with a picture at its end."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
 
     def make(*overrides: str, picture: bool = False) -> DictConfig:
@@ -98,7 +98,7 @@ def composed(text: Path, tmp_path: Path, monkeypatch) -> Callable[..., DictConfi
 
 
 class SignalAt(Callback):
-    """Sends a signal to this process while a step is under way."""
+    """Send a signal to this process during a step."""
 
     def __init__(self, step: int, number: int = signal.SIGINT) -> None:
         self.step, self.number, self.sent = step, number, False
@@ -111,7 +111,7 @@ class SignalAt(Callback):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Makes the next `train` receive Ctrl-C during a step."""
+    """Make the next `train` receive Ctrl-C during a step."""
     from llm.training import lifecycle
 
     original = lifecycle.choose_callbacks

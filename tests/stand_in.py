@@ -1,4 +1,4 @@
-"""Jobs of a sweep whose process is a script of a test's, in whatever process a launcher calls them."""
+"""Jobs of a sweep whose process is replaced by a script of the test, under every launcher."""
 
 import os
 import sys
@@ -12,13 +12,13 @@ real = sweep_job.job
 
 
 def job(config):
-    """What takes the place of `sweep_job.job`."""
+    """Replace `sweep_job.job`."""
     sweep_job.sys = SimpleNamespace(executable=os.environ[SCRIPT])
     return real(config)
 
 
 def script(folder: Path, code: str) -> dict[str, str]:
-    """Write the script, in bash, which starts at once; returns what the environment says of it."""
+    """Write the script in bash, which starts at once; return its variables."""
     file = folder / "job"
     file.write_text(f"#!/bin/bash\n{code}\n")
     file.chmod(0o755)
@@ -26,7 +26,7 @@ def script(folder: Path, code: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """`python -m stand_in WORDS` is `llm WORDS`, but for the jobs."""
+    """`python -m stand_in WORDS` is `llm WORDS` with other processes for the jobs."""
     from llm.__main__ import main
 
     sweep_job.job = job

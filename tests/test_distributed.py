@@ -1,4 +1,4 @@
-"""What ranks tell one another, on one rank and on three."""
+"""Communication of ranks, on one rank and on three."""
 
 import random
 from pathlib import Path

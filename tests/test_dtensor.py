@@ -1,4 +1,4 @@
-"""A tensor's shards: where they lie in the whole, and that the whole comes back from them."""
+"""Shards of a tensor: their slices of the whole, and the whole from its shards."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LAYOUTS = {
 
 
 def shards() -> dict[str, Any]:
-    """What each function says on this rank, by layout."""
+    """Return the result of each function on this rank, by layout."""
     distributed.join_ranks("cpu")
     found = {}
     for name, (shape, placements) in LAYOUTS.items():

@@ -1,4 +1,4 @@
-"""The commands of the studies, with few steps and small models: each runs to its end and prints its table."""
+"""The commands of the studies, with few steps and small models: each finishes and prints its table."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def run(tmp_path_factory, shared_data):
 
 @pytest.fixture(scope="module")
 def base(run):
-    """A pretrained model from which studies begin."""
+    """A pretrained model for the studies of finetuning."""
     words = (
         "size=nano",
         "size.context_length=256",

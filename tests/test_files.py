@@ -1,4 +1,4 @@
-"""Files that may be a stranger's: read within bounds, written whole, and never through a link that leads away."""
+"""Files that may be untrusted: bounded reading, atomic writing, and no writing through links."""
 
 import os
 import subprocess

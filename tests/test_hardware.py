@@ -1,4 +1,4 @@
-"""Hardware: resolved once, and refused when it is not there."""
+"""Hardware: resolved once, and refused if it is missing."""
 
 from dataclasses import replace
 

@@ -83,7 +83,7 @@ def test_sums_over_batches_give_the_mean_over_all(logits, targets):
 
 
 def test_sum_stays_accurate_over_many_tokens():
-    """Four million equal losses: a float32 sum one by one would be far off."""
+    """Four million equal losses: adding them one by one in float32 would be inaccurate."""
     tokens = 1 << 22
     total, count = cross_entropy_sum(torch.zeros(tokens, 2), torch.zeros(tokens, dtype=torch.long))
     expected = tokens * float(torch.tensor(2.0).log())
@@ -119,7 +119,7 @@ def test_a_sequence_of_nothing_is_certain_and_has_no_gradient(logits, targets):
 
 @pytest.fixture
 def four_log_probabilities():
-    """Of six pairs, in float64: policy and reference, chosen and rejected."""
+    """Log-probabilities of six pairs in float64: policy and reference, chosen and rejected."""
     generator = torch.Generator().manual_seed(3)
     names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
     return {n: -60 * torch.rand(6, generator=generator, dtype=torch.float64) for n in names}
@@ -128,7 +128,7 @@ def four_log_probabilities():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
-    """The paper's ratio of ratios, in numpy."""
+    """The ratio of ratios of the paper, in numpy."""
     policy_w, policy_l, reference_w, reference_l = (
         x.numpy() for x in four_log_probabilities.values()
     )
@@ -180,7 +180,7 @@ def test_advantages_are_relative_to_the_group():
 
 
 def test_the_gradient_of_the_policy_loss_is_that_of_reinforce(logits, targets):
-    """Minus advantage times the score function, over the tokens that are asked."""
+    """Minus advantage times the score function, over the tokens of the mask."""
     advantages, asked = torch.tensor([2.0, -1.0, 0.5]), targets != -100
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     policy_gradient_loss(

@@ -1,4 +1,4 @@
-"""The command line: what answers at once, what is taken literally, what a shell is offered."""
+"""The command line: fast answers, literal values, and completion."""
 
 import json
 import os
@@ -66,7 +66,7 @@ HYDRA_ONLY = ("torch", "lightning", "numpy")
 
 @pytest.fixture
 def llm(monkeypatch, capsys):
-    """Runs a command line in this process: (status, output, errors)."""
+    """Run a command line in this process; return status, output and errors."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["llm", *words])
@@ -82,7 +82,7 @@ def llm(monkeypatch, capsys):
 
 
 def imported(words, environment=None, names=HEAVY):
-    """Which of `names` a process has imported when it is done with a command line."""
+    """Return which of `names` a process has imported at the end of a command."""
     code = (
         "import sys, contextlib, io\n"
         "from llm.__main__ import main\n"
@@ -308,7 +308,7 @@ def test_missing_folder_of_configs_is_named(llm):
 
 
 def test_folder_of_configs_is_passed_on_to_jobs_as_typed(tmp_path, monkeypatch):
-    """A line with an absolute path runs from elsewhere too."""
+    """A command with an absolute path works in every folder."""
     monkeypatch.chdir(tmp_path.parent)
     for typed in (str(tmp_path), tmp_path.name):
         line = parse("train", ["--config-dir", typed, "seed=1"])
@@ -401,7 +401,7 @@ class Toy(Command):
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch, llm):
-    """A command of its own with its config in a user's folder; what it was called with."""
+    """A command with its config in a user's folder; returns its arguments."""
     (tmp_path / "toy_app.py").write_text(APP)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "toy.yaml").write_text(
@@ -478,7 +478,7 @@ def test_completion_works_after_the_command(llm, monkeypatch, line, offered):
 
 
 def test_a_real_shell_completes(tmp_path):
-    """Installs the completion in bash, calls its function as the tab key does, prints the replies."""
+    """Install the completion in bash, call its function as the tab key does, and print the replies."""
     shim = tmp_path / "llm"
     shim.write_text(f'#!/bin/bash\nexec {sys.executable} -m llm "$@"\n')
     shim.chmod(0o755)
@@ -496,7 +496,7 @@ def test_a_real_shell_completes(tmp_path):
 
 
 def test_a_path_with_commas_is_one_path(llm, tmp_path):
-    """The name of a run is derived from its overrides, and the command that is printed has it in it."""
+    """The name of the run and the printed command contain the path."""
     path = tmp_path / "spam,adapter=lora,seed=1"
     status, _, err = llm("generate", f"weights.path={path}")
     assert status == 2

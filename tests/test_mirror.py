@@ -1,4 +1,4 @@
-"""Every module has a test file of its own name, or a test elsewhere that is named here."""
+"""Every module has a test file of its name, or a test in another file that is listed here."""
 
 import ast
 from pathlib import Path
@@ -162,13 +162,13 @@ OWNERS = {
 
 
 def modules() -> list[str]:
-    """Every module of the package, by its path below it."""
+    """Return the path of every module in the package."""
     found = (path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
     return sorted(path.as_posix() for path in found if path.name != "__init__.py")
 
 
 def has_mirror(module: str) -> bool:
-    """Whether tests/ has a file of this module's name in a folder of its package's name."""
+    """Return whether tests/ has a file with this module's name in the folder of its package."""
     path = Path(module)
     return (TESTS / path.parent / f"test_{path.stem.strip('_')}.py").is_file()
 

@@ -1,4 +1,4 @@
-"""Public names mean one thing in the whole package."""
+"""Public names have one meaning in the whole package."""
 
 import ast
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What setuptools is told by hand agrees with what is there."""
+"""Settings that are listed by hand for setuptools agree with the files."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def test_every_dependency_is_pinned():
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
-    """The wheel, built from a copy of what git would carry and unpacked: all that an installation is."""
+    """The unpacked wheel, built from a copy of the tracked files."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     source = folder / "source"
@@ -74,7 +74,7 @@ def test_the_wheel_holds_every_module_and_every_config(unpacked):
 
 
 def test_the_wheel_trains_and_writes_from_any_folder(unpacked, tmp_path):
-    """Without the checkout: the package in site/ comes first, and its configs are its own."""
+    """Without the checkout: the package in site/ is imported, with its own configs."""
     (tmp_path / "notes.txt").write_text("It was a dark and stormy night. " * 200)
     environment = os.environ | {"PYTHONPATH": str(unpacked), "LLM_CACHE": str(tmp_path / "cache")}
     train = [

@@ -1,4 +1,4 @@
-"""Which precision is faster, and how fast it is."""
+"""The choice of the faster precision."""
 
 import torch
 

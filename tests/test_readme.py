@@ -1,4 +1,4 @@
-"""The commands of the README and of docs/ run, as they are written, with a few words more that make them small."""
+"""The commands of the README and of docs/ run as written, with overrides that make them small."""
 
 import io
 import os
@@ -21,7 +21,7 @@ PAGES = {"README.md": README} | {name: (ROOT / name).read_text("utf-8") for name
 
 
 def commands_of(text: str) -> Iterator[str]:
-    """The lines of the shell blocks of a page, without comments."""
+    """Return the lines of the shell blocks of a page, without comments."""
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", "").splitlines():
             if command := re.split(r"\s{2,}#", line)[0].strip():
@@ -40,7 +40,7 @@ STRATEGY = re.compile(r" hardware=(ddp|fsdp|tensor_parallel|pipeline|zero)")
 
 
 def kind_of(line: str) -> str:
-    """How a command is tested."""
+    """Return how a command is tested."""
     if line.startswith(OTHERS) or line.startswith("make "):
         return "other"
     if any(word in line for word in ELSEWHERE):
@@ -53,13 +53,13 @@ def kind_of(line: str) -> str:
 
 
 def makes_what_others_use(line: str) -> bool:
-    """Whether a later command reads the run or sweep that this one makes."""
+    """Return whether a later command reads the run or sweep that this one makes."""
     name = re.search(r" name=(\w+)", line)
     return bool(name and any(re.search(rf"outputs/\w+/{name[1]}\b", each) for each in COMMANDS))
 
 
 def words_of(line: str) -> list[str]:
-    """What `llm` gets from a command, whatever starts it."""
+    """Return the arguments of `llm` in a command, however it is started."""
     return shlex.split(re.split(r"(?:^|(?<= ))llm ", line, maxsplit=1)[1])
 
 
@@ -106,7 +106,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def shown_files() -> Iterator[tuple[str, str]]:
-    """Files that a page shows in full: blocks whose first line is a comment with a path alone."""
+    """Return the files that a page shows in full: blocks whose first line is a comment with only a path."""
     for text in PAGES.values():
         for block in re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL):
             if found := re.match(r"# (\S+\.(?:py|yaml))\n", block):
@@ -184,7 +184,7 @@ BOOK = ["data=text", "data.path=book.txt", "tokenizer=byte", "size.context_lengt
 
 
 def made_small(line: str) -> list[str]:
-    """A command of the chain, with the words that make it small."""
+    """Return a command of the chain with the overrides that make it small."""
     words = words_of(line.replace("seed=1,2", "seed=1"))
     if "llm train" in line:
         points = [word for word in SMALL if not (" -m " in line and "size=" in word)]
@@ -195,7 +195,7 @@ def made_small(line: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_pages_lead_from_command_to_command(folder, shared_data, run, monkeypatch):
-    """Each command begins from what the ones before it trained."""
+    """Each command uses the runs of the commands before it."""
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken"))
     rows = ["review,stars", *(f"film number {n},{n % 3}" for n in range(60))]
@@ -226,7 +226,7 @@ def test_make_has_the_targets_that_are_named():
 
 
 def headings(text: str) -> set[str]:
-    """The anchors of a page."""
+    """Return the anchors of a page."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -271,7 +271,7 @@ PRINTED = [
 
 @pytest.mark.parametrize(("line", "shown"), PRINTED)
 def test_a_command_prints_what_a_page_shows(line, shown, tmp_path):
-    """From the beginning; up to the three dots, where a page leaves out the rest."""
+    """From the first line to the three dots that mark an omission."""
     environment = os.environ | {"COLUMNS": "110"}
     words = [sys.executable, "-m", "llm", *words_of(line)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)

@@ -1,4 +1,4 @@
-"""A run directory: names, records, and what is set aside."""
+"""A run directory: its names, its record and its backups."""
 
 import json
 
@@ -111,7 +111,7 @@ def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
 
 
 def test_reading_the_state_of_a_run_does_not_change_its_folder(tmp_path):
-    """It may be read-only, or another's whom a sweep.json names."""
+    """The folder may be read-only, or belong to another sweep."""
     run = Run(tmp_path / "run")
     run.update(status="running")
     assert run.state == "interrupted"

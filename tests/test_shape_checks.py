@@ -1,4 +1,4 @@
-"""The run-time check that the whole suite runs with can fail."""
+"""The run-time check of shapes, under which the suite runs, can fail."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What asks a process to stop is heard by whoever listens, and what it was told to ignore is not."""
+"""Signals that stop a process reach all handlers; ignored signals do not."""
 
 import os
 import pty
@@ -44,7 +44,7 @@ def test_a_background_job_of_a_script_receives_ctrl_c():
 
 
 def test_a_process_outlives_its_terminal():
-    """Where it prints to is gone, and a word there would be an error."""
+    """Its standard output is closed, so writing to it would raise an error."""
     child, terminal = pty.fork()
     if child == 0:
         received: list[int] = []

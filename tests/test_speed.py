@@ -42,7 +42,7 @@ def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
 
 
 def test_cached_generation_is_as_fast_as_hugging_faces():
-    """On four layers of the 124M shape, which shows the same: most of the time is the products'."""
+    """On four layers of the 124M shape, because most of the time is in the matrix products."""
     pytest.importorskip("transformers")
     command = [
         *(sys.executable, str(EXPERIMENTS / "generation_speed" / "benchmark.py")),

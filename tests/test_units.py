@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Short forms of numbers, sizes and times."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of all adapters share."""
+"""Fixtures for the tests of all adapters."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ def tokens() -> torch.Tensor:
 
 @pytest.fixture
 def stir() -> Callable[[nn.Module], nn.Module]:
-    """stir(model): all that learns, moved at random as if it had learned."""
+    """stir(model): change all trainable parameters at random, as training would."""
 
     def stir(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
@@ -28,7 +28,7 @@ def stir() -> Callable[[nn.Module], nn.Module]:
 
 @pytest.fixture
 def train() -> Callable[..., float]:
-    """train(model, 1, 3, rate=…, steps=…): AdamW on rows that count by one or by three; the last loss."""
+    """train(model, 1, 3, rate=…, steps=…): train with AdamW on rows that count by one or three; returns the loss."""
 
     def train(model: nn.Module, *strides: int, rate: float, steps: int, length: int = 12) -> float:
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=rate)

@@ -1,4 +1,4 @@
-"""What holds of every adapter: what is frozen, how it is stored, what a checkpoint needs."""
+"""Properties of every adapter: what it freezes, how it is stored, what a checkpoint must contain."""
 
 import copy
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_full_and_not_used(build, tok
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("preset", ["gpt2", "gpt", "llama"])
 def test_frozen_matrices_in_bfloat16_compute_what_autocast_does(build, tokens, preset, adapter):
-    """To the bit: autocast rounds matrices just so. Embeddings it leaves alone; they are rounded here."""
+    """Equal to the bit: autocast rounds matrices in the same way. It does not round embeddings; this test does."""
     model = build(f"model={preset}").eval()
     stored = copy.deepcopy(model)
     for each, dtype in ((model, None), (stored, "bfloat16")):
@@ -164,7 +164,7 @@ def test_frozen_matrices_in_bfloat16_work_without_autocast(build, tokens, stir, 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_copy_is_its_own(build, tokens, stir, adapter):
-    """As a frozen reference for preferences is made."""
+    """The frozen reference of DPO is made in this way."""
     model = build("model=gpt").eval()
     adapter(frozen_dtype="bfloat16").apply(model)
     reference = copy.deepcopy(model)

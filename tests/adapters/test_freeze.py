@@ -1,4 +1,4 @@
-"""Parts of a model that learn as they are."""
+"""Training of some parameters of a model without added ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Low-rank updates: nothing at first, what the equation says later, and back again."""
+"""LoRA updates: zero at first, later the equation of the paper, merged and unmerged."""
 
 import copy
 from functools import partial
@@ -28,7 +28,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def written_out(layer: LoRALinear, x: torch.Tensor, scale: float) -> torch.Tensor:
-    """(W + scale · B A) x + b, with the parts' A and B where their rows are."""
+    """(W + scale · B A) x + b, with A and B in the rows of their layer."""
     weight = layer.base.weight.clone()
     for update in layer.lora["default"].values():
         for row, b in zip(range(update.rows.start, update.rows.stop), update.up, strict=True):
@@ -279,7 +279,7 @@ def test_generating_with_a_cache_is_the_same(build, tokens, stir, words):
 @models
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_recomputed_activations_give_the_same_gradients(build, tokens, stir, words, dtype):
-    """The first block's input needs no gradient where the embedding is frozen."""
+    """The input of the first block needs no gradient if the embedding is frozen."""
     model = build(*words)
     LoRA(frozen_dtype=dtype).apply(model)
     stir(model)
@@ -332,7 +332,7 @@ def compile_adapted() -> None:
 
 
 def difference(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """As preferences are learned: the reference is the model with its adapter off."""
+    """The difference that DPO computes: the reference is the model with its adapter off."""
     with torch.no_grad(), disabled(model):
         reference = model(tokens)
     return (model(tokens) - reference).square().sum()

@@ -1,4 +1,4 @@
-"""Keys and values before the text: what they are at first, and where they may not matter."""
+"""Prefixes: initial values, positions, and padding."""
 
 import copy
 import itertools
@@ -128,7 +128,7 @@ def test_recomputed_activations_give_the_same_gradients(build, tokens, stir):
 
 
 def test_it_steers_a_base_that_stays_as_it_was(build, train):
-    """After one token alone, the base cannot know whether a row counts by one or by two."""
+    """After the first token, the base cannot know whether a row counts by one or by two."""
     torch.manual_seed(0)
     model = build("model=gpt2")
     train(model, 1, 2, rate=3e-3, steps=100)

@@ -1,4 +1,4 @@
-"""Which validation is the best: by the loss, or by another metric and then the loss."""
+"""Selection of the best validation, by the loss or by another metric and then the loss."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A machine is called crowded when a thread is ready to run and has no core, and at no other time."""
+"""The warning about a busy machine appears only if threads wait for a core."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from llm.callbacks.crowding import Crowding, waited
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that the thread has waited, as the system would say, with two threads a process."""
+    """Seconds that the thread has waited, as the kernel reports them, with two threads per process."""
     now = {"waited": 0.0}
     monkeypatch.setattr(crowding, "waited", lambda: now["waited"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -58,7 +58,7 @@ def test_a_passive_wait_policy_is_not_advised_again(clock, monkeypatch):
 
 @pytest.mark.skipif(waited() is None, reason="this system does not say how long a thread waits")
 def test_a_sleeping_thread_waits_for_no_core():
-    """A file, a lock or a download: nothing is ready to run, so no core is missing."""
+    """A thread that waits for a file, a lock or a download needs no core."""
     before = waited()
     threading.Event().wait(0.5)
     time.sleep(0.5)

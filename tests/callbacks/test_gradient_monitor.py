@@ -1,4 +1,4 @@
-"""Divergence is named; spikes are told, growth is not."""
+"""Divergence and spikes of the gradient norm are reported; slow growth is not."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Signals: the first asks, the second insists, and afterwards they are Python's again."""
+"""Signals during training: the first one stops the run after a step, the second one at once."""
 
 import signal
 

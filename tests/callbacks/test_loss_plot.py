@@ -1,4 +1,4 @@
-"""The loss picture: drawn from metrics.csv alone, whatever of it there is."""
+"""The plot of the loss, drawn from metrics.csv only, complete or not."""
 
 from matplotlib.image import imread
 
@@ -6,7 +6,7 @@ from llm.callbacks.loss_plot import draw_metrics
 
 
 def ink(picture) -> int:
-    """How many pixels are neither white nor grey: lines that stand for losses."""
+    """Return the number of pixels that are neither white nor grey: the lines of the losses."""
     pixels = imread(picture)[..., :3]
     return int((pixels.max(-1) - pixels.min(-1) > 0.3).sum())
 

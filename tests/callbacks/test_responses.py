@@ -1,4 +1,4 @@
-"""Answers of a run: continuation turns into answering, and the end is written down and rated."""
+"""Responses during finetuning: sampled at each validation, and saved and scored at the end."""
 
 import json
 from itertools import product
@@ -27,7 +27,7 @@ ROWS = [
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A nano model that has learned 11 conversations by heart, all of them also its test part."""
+    """A nano model that has memorized 11 conversations, all of them also in its test part."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS))

@@ -1,4 +1,4 @@
-"""Random states: kept as plain data, restored to the number, and of their own on each rank."""
+"""Random states are plain data, restored exactly, and separate for each rank."""
 
 import io
 import random
@@ -21,7 +21,7 @@ from llm.callbacks.rng_state import (
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Seed each generator, and leave all as they were found."""
+    """Seed each generator, and restore all states afterwards."""
     before = states()
     random.seed(0)
     np.random.seed(0)

@@ -1,4 +1,4 @@
-"""What is logged of speed."""
+"""Logged speeds."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not at all, and checked."""
+"""Checkpoint files are written completely or not at all, and verified when read."""
 
 import pickle
 
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
 
 
 def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, monkeypatch):
-    """The record names the old and the new digest while the one file replaces the other."""
+    """While a file is replaced, the record contains the old and the new digest."""
     from llm.checkpoints import checksums
 
     calls = []

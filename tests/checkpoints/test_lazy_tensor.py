@@ -1,4 +1,4 @@
-"""Tensors in files: shapes without reading, numbers one at a time, damage named."""
+"""Lazy tensors: shapes without reading values, one tensor at a time, damage reported."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints in parts: read back whole or by the slice, under any number of ranks, and never half."""
+"""Sharded checkpoints: read whole or by slices, by any number of ranks, never half written."""
 
 import json
 import os
@@ -35,7 +35,7 @@ MATRIX, BIAS = torch.arange(35.0).view(7, 5), torch.arange(3.0).bfloat16()
 
 
 def save(path: Path, step: int, fails: bool = False) -> None:
-    """A checkpoint of matrices divided in several ways, one of them in two places."""
+    """Save a checkpoint of matrices sharded in several ways, one of them on two ranks."""
     distributed.join_ranks("cpu")
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     rows = distribute_tensor(MATRIX + step, line, [Shard(0)])
@@ -68,7 +68,7 @@ def saved(once: Path, tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> list[list[float]]:
-    """This rank's part of the matrix, out of a checkpoint of another number of ranks."""
+    """Return this rank's shard of the matrix, from a checkpoint of another number of ranks."""
     distributed.join_ranks("cpu")
     like = distribute_tensor(MATRIX, init_device_mesh("cpu", (3,)), [Shard(0)])
     found = open_checkpoint(path)["state_dict"]["embedding"][local_slices(like)]
@@ -153,7 +153,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypatch, is_folder):
-    """What stood there is found aside, and put back by who goes on."""
+    """The replaced checkpoint is in a backup folder, and the next process restores it."""
     path = Run(tmp_path / "run").last
     path.parent.mkdir(parents=True)
     if is_folder:
@@ -193,7 +193,7 @@ def test_file_and_folder_take_each_others_place(saved):
 
 
 def written(path: Path, change) -> None:
-    """A change of the index, by one who knows of no digest of it."""
+    """Change the index without updating its digest."""
     index = json.loads((path / "index.json").read_text())
     change(index)
     (path / "index.json").write_text(json.dumps(index))
@@ -201,12 +201,12 @@ def written(path: Path, change) -> None:
 
 
 def reaching(name):
-    """An index that names a file elsewhere, and its digest."""
+    """Write an index that names a file outside the folder, with its digest."""
     return lambda index: index.update(rest=name, files={**index["files"], name: "0" * 64})
 
 
 def changed(index, key, value):
-    """The matrix's entry, changed."""
+    """Change the entry of the matrix."""
     index["tensors"][0][key] = value
 
 

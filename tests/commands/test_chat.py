@@ -1,4 +1,4 @@
-"""`llm chat`: a run directory is all it needs, and Ctrl-C stops an answer and nothing else."""
+"""`llm chat`: needs only a run directory; Ctrl-C stops the answer, not the chat."""
 
 import io
 import json
@@ -30,7 +30,7 @@ CONTEXT = 2048
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A run whose model writes the letter a, and no end."""
+    """A run whose model always generates the letter a and never the end."""
     run = Run(tmp_path_factory.mktemp("chatting"))
     words = ["size=nano", f"size.context_length={CONTEXT}", "model.vocab_size=257"]
     with initialize_config_module("llm.conf", version_base="1.3"):
@@ -48,7 +48,7 @@ def run(tmp_path_factory) -> Run:
 
 
 def trained_on(run: Run, template: str) -> None:
-    """Let the run say that it was trained on a template."""
+    """Change a run's record to name a template."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         node = compose("chat", [f"template={template}"]).template
     config = OmegaConf.load(run.config)
@@ -57,7 +57,7 @@ def trained_on(run: Run, template: str) -> None:
 
 
 def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """What `llm chat` makes of lines that come through a pipe."""
+    """Return the output of `llm chat` for lines from a pipe."""
     command = [sys.executable, "-m", "llm", "chat", f"weights.path={run.path}", *WORDS, *words]
     return subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
 
@@ -178,7 +178,7 @@ def test_failing_chat_template_is_one_line(source, tmp_path):
 
 @pytest.fixture
 def terminal(run):
-    """`llm chat` at a terminal of its own: what it shows, and keys for it."""
+    """Start `llm chat` in a pseudo-terminal."""
     main, other = pty.openpty()
     words = [f"weights.path={run.path}", *WORDS, "template=plain", f"max_tokens={CONTEXT // 2}"]
     code = (
@@ -201,7 +201,7 @@ def terminal(run):
 
 
 class Terminal:
-    """The person's side of a terminal."""
+    """The user's side of a pseudo-terminal."""
 
     def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
         self.descriptor = descriptor
@@ -212,7 +212,7 @@ class Terminal:
         os.write(self.descriptor, text.encode())
 
     def wait_for(self, text: str, key: str = "") -> None:
-        """Read what is shown up to a text, and with it, pressing a key now and then."""
+        """Read the output up to and including a text, and press a key from time to time."""
         end, next_key = time.monotonic() + 60, 0.0
         while text not in self.unread:
             if (

@@ -1,4 +1,4 @@
-"""`llm classify` from the outside: a file, a text, a pipe, and what is no classifier."""
+"""`llm classify`: a file, a text, a pipe, and models that are not classifiers."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Trains a small classifier."""
+    """Train a small classifier."""
     folder = tmp_path_factory.mktemp("classifier")
     lines = [json.dumps({"text": text, "label": label}) for label, text in TEXTS]
     (folder / "rows.jsonl").write_text("\n".join(lines))

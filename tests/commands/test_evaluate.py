@@ -1,4 +1,4 @@
-"""`llm evaluate`: the metrics of the end of the training once more, answers beside references, a judge."""
+"""`llm evaluate`: the metrics of training reproduced, responses compared with references, a judge."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """trained(name, *overrides): a run, made once; those of `experiment`s begin from `text`."""
+    """trained(name, *overrides): return a run, trained once; an `experiment` starts from the run `text`."""
     runs: dict[str, Run] = {}
 
     def train(name: str, *overrides: str) -> Run:
@@ -97,7 +97,7 @@ def instructed(finetuned, folder) -> Run:
 
 @pytest.fixture
 def evaluated(folder, monkeypatch):
-    """evaluated(run, *overrides): the report."""
+    """evaluated(run, *overrides): return the report."""
     monkeypatch.setenv("LLM_CACHE", str(folder / "cache"))
 
     def run(run: Run, *overrides: str) -> dict:
@@ -134,7 +134,7 @@ def test_text_run_is_measured_on_its_validation_part(text, evaluated, capsys):
 
 
 def test_a_text_file_is_measured_as_the_validation_part_is(text, evaluated, folder, tmp_path):
-    """The run's own held-out text, given as a file, has the metrics of the end of the training."""
+    """The held-out text of the run, given as a file, has the same metrics as the last validation."""
     (tokens,) = (folder / "cache" / "tokens").glob("*/validation.bin")
     held_out = tmp_path / "held_out.txt"
     held_out.write_bytes(np.fromfile(tokens, np.uint16).astype(np.uint8).tobytes())
@@ -256,7 +256,7 @@ def test_missing_answers_are_generated(instructed, evaluated):
 
 
 def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
-    """A run trained further and interrupted has answers that are older than its weights."""
+    """A run that was trained further and interrupted has answers that are older than its weights."""
     file = instructed.path / RESULTS["responses"]
     before = file.read_text()
     file.write_text(before.replace('"response": "', '"response": "stale '))
@@ -288,7 +288,7 @@ def test_another_part_and_another_file_have_their_own_answers(instructed, evalua
 
 
 def verdicts(request) -> str:
-    """Long answers are good: a judge for tests."""
+    """A judge for tests that prefers long answers."""
     shown = request["messages"][1]["content"]
     texts = re.findall(r" (response[ AB]*) begins\]\n(.*?)\n\[\w+ \1 ends\]", shown, re.DOTALL)
     if len(texts) == 1:

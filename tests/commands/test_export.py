@@ -1,4 +1,4 @@
-"""`llm export`: from a run, or from published files, to a folder."""
+"""`llm export`: a run or published files, written to a folder."""
 
 import json
 import sys
@@ -73,7 +73,7 @@ def test_export_of_another_run_is_not_overwritten(base, composed, tmp_path, caps
 
 @pytest.fixture
 def talk(tmp_path):
-    """Some questions with their answers."""
+    """Questions with answers."""
     rows = [{"instruction": f"the {word}?", "output": f"a {word}."} for word in "abcdefghijkl"]
     path = tmp_path / "talk.json"
     path.write_text(json.dumps(rows))
@@ -81,7 +81,7 @@ def talk(tmp_path):
 
 
 def instructed(folder, talk, directory, *words):
-    """A run that goes on from a published chat model."""
+    """A run that finetuned a published chat model."""
     words = [
         *("experiment=instruct", "weights=llama", f"weights.path={folder}"),
         *("data=instruction", f"data.path={talk}", "data.test_fraction=0", "data.batch_size=4"),
@@ -145,7 +145,7 @@ def test_our_template_is_exported_with_its_end_token(talk, tmp_path, capsys):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["chatml", "phi3", "alpaca"])
 def test_a_prompt_has_the_tokens_of_training_under_the_exported_template(shape, name, capsys):
-    """Also where the tokenizer puts a space before each text, and so before each piece of a template."""
+    """Also if the tokenizer puts a space before each text, and so before each piece of a template."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         template = build(compose("chat", [f"template={name}", "weights.path=none"]).template)
     before = HuggingFaceTokenizer(tokenizer_of(SHAPES[shape]).to_str())

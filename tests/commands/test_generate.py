@@ -1,4 +1,4 @@
-"""`llm generate`: a run directory is all it needs."""
+"""`llm generate`: needs only a run directory."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ CASES = Path(__file__).parents[1] / "cases"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, module_text) -> Run:
-    """A trained run, alone: its text and its cache are gone."""
+    """A trained run whose text and cache were deleted."""
     folder = tmp_path_factory.mktemp("writing")
     words = [
         *("size=nano", "tokenizer=bpe", "tokenizer.vocab_size=300", "data=text"),
@@ -55,7 +55,7 @@ def module_text(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def written(run):
-    """Runs `llm generate` with overrides and gives the continuations."""
+    """Run `llm generate` with overrides, and return the continuations."""
 
     def write(*overrides: str) -> list[str]:
         with initialize_config_module("llm.conf", version_base="1.3"):

@@ -1,4 +1,4 @@
-"""llm generate best_of=…: asked in the template's words, chosen by the reward, nothing dropped unsaid."""
+"""`llm generate best_of=…`: prompts in the chat template, the best answer by the reward."""
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -15,7 +15,7 @@ def composed(*words):
 
 @pytest.fixture
 def polite(train, pairs):
-    """A reward model and the policy that it scores, both hardly trained."""
+    """A reward model and the policy that it scores, both after a few steps."""
     data = ("data=preference", f"data.path={pairs}", "optimizer.lr=0.01")
     return train("policy", "task=dpo", *data), train("reward", "task=reward", *data)
 

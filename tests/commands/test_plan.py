@@ -1,4 +1,4 @@
-"""llm plan: on a machine without GPUs, for machines with some."""
+"""`llm plan`: for this machine, and for GPUs that it does not have."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ SMALL = ["size=nano", "model=llama", "tokenizer=byte"]
 
 @pytest.fixture(scope="module")
 def planned():
-    """planned("size=nano", …): what `llm plan` composes."""
+    """planned("size=nano", …): return the configuration of `llm plan`."""
     loader = open_loader("pkg://llm.conf")
 
     def planned(*words):
@@ -33,12 +33,12 @@ def planned():
 
 
 def lines(text: str) -> dict[str, list[str]]:
-    """What was printed, by the first word of each line."""
+    """Return the printed lines by their first word."""
     return {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
 
 
 def test_planning_page_shows_the_printed_output(planned, capsys):
-    """GPUs are planned for without any."""
+    """Planning for GPUs needs no GPU."""
     words = shlex.split(re.findall(r"^llm plan (.*)$", PAGE, re.MULTILINE)[0])
     run_command(planned(*words))
     printed = capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
 
 
 def test_finetune_is_planned_as_far_as_possible(planned, capsys, tmp_path):
-    """Its size and its memory, with the context of the weights; not how much it reads."""
+    """Size and memory with the context of the weights, but not the number of tokens."""
     base = planned(*SMALL, "size.context_length=48", "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["experiment=instruct", "adapter=lora", "trainer.max_epochs=3", "gpu=h100"]
@@ -129,7 +129,7 @@ def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
 
 
 def test_finetune_shows_no_optimal_size(planned, capsys, tmp_path):
-    """The fits are of training from scratch."""
+    """The published fits are of training without pretrained weights."""
     base = planned(*SMALL, "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["weights=run", f"weights.path='{tmp_path}'", "trainer.max_tokens=1e9", "gpu=h100"]
@@ -144,7 +144,7 @@ def test_finetune_shows_no_optimal_size(planned, capsys, tmp_path):
     [(8e5, True, False), (8e10, True, True), (2e13, False, True)],
 )
 def test_extrapolation_of_the_fits_is_reported(tokens, extrapolates, says_loss, capsys):
-    """They are of runs of 6e18 FLOPs or more: of a thousandth of these no loss is told."""
+    """The fits are of runs of 6e18 FLOPs or more; for a thousandth of these no loss is predicted."""
     print_tables(*optimum_table(100_000, int(tokens)))
     printed = capsys.readouterr().out
     assert ("they extrapolate" in printed) == extrapolates

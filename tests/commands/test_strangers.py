@@ -1,4 +1,4 @@
-"""A run that a stranger has made, opened by the command line: nothing outside it is read or written."""
+"""A run from an untrusted source: no command reads or writes anything outside it."""
 
 import json
 import os
@@ -44,13 +44,13 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(made, tmp_path) -> Path:
-    """A copy of it that may be broken."""
+    """A copy of the run, for tests that damage it."""
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
-    """refused("generate", …): the line that a command ends with; whatever it is, it is one."""
+    """refused("generate", …): return the error message of a command, which must be one line."""
 
     def refused(*words: str, status: int = 2) -> str:
         monkeypatch.chdir(tmp_path)
@@ -241,7 +241,7 @@ def test_folder_at_the_path_of_a_file_is_named(run, refused):
 
 
 def test_compressed_checkpoint_is_not_read(run, refused):
-    """Its pickle alone could be a thousand times as large as the file."""
+    """Its pickle could be a thousand times as large as the file."""
     path = run / "checkpoints" / "best.ckpt"
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
@@ -295,7 +295,7 @@ def break_file(file: Path, way: str, outside: Path) -> None:
 
 @pytest.mark.parametrize("number", range(len(READERS)), ids=READERS)
 def test_every_command_names_the_file_of_a_run_that_is_broken(number, made, refused, tmp_path):
-    """Every command with every file, and every way to break one, though not all ways with each pair."""
+    """Every command, every file and every kind of damage, but not every combination of the three."""
     command = list(READERS)[number]
     for place, name in enumerate(READ[: READS_LESS.get(command, len(READ))]):
         way = WAYS[(number + place) % len(WAYS)]

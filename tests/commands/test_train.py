@@ -1,4 +1,4 @@
-"""`llm train` as it is typed: a run that was stopped goes on by the line that it prints."""
+"""`llm train` from the command line: the printed command resumes a stopped run."""
 
 import sys
 
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def test_command_printed_on_ctrl_c_resumes_the_run(tmp_path, monkeypatch, text, stop_at, capsys):
-    """Brackets, a folder of configs, and a module that is trusted and found by PYTHONPATH."""
+    """With brackets, a folder of configs, and a trusted module on PYTHONPATH."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", "modules")
     (tmp_path / "br[").mkdir()

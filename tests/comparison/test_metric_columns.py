@@ -1,4 +1,4 @@
-"""How a number of a table is written: in its own unit, and to two digits of its margin."""
+"""Format of the numbers in a table: units, and digits by the width of the interval."""
 
 import math
 

@@ -8,7 +8,7 @@ from llm.comparison.table import compare
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws a comparison and gives its axes."""
+    """Draw a comparison, and return its axes."""
     figures = []
 
     def remember(self, path, **_):

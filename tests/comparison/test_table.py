@@ -317,7 +317,7 @@ def test_a_tasks_own_metrics_are_shown_where_they_differ(tmp_path):
 
 
 def test_what_ranks_is_shown_and_names_the_best_run(tmp_path):
-    """The seed with the lowest loss is not the one with the most right answers."""
+    """The seed with the lowest loss is not the one with the highest accuracy."""
     rows = [[{"step": 10, "val/loss": loss, "val/perplexity": 1 + loss}] for loss in (0.4, 0.5)]
     runs = [
         make(tmp_path / str(seed), rows=own, seed=seed, metrics={"test/accuracy": 0.5 + 0.1 * seed})

@@ -1,4 +1,4 @@
-"""A package of a user's own, with parts that are wrong in every way that the checks look for."""
+"""A package of a user, with targets that are wrong in every way that the check reports."""
 
 import sys
 
@@ -116,7 +116,7 @@ class Study(Command):
 
 @pytest.fixture(scope="session")
 def kit(tmp_path_factory):
-    """The name of an importable package with parts to build from."""
+    """The name of an importable package with targets."""
     folder = tmp_path_factory.mktemp("package")
     (folder / "kit.py").write_text(KIT)
     sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""A configuration calls parts and nothing else, whatever the name in front."""
+"""A configuration can only call allowed classes and functions, under any name."""
 
 import sys
 
@@ -70,7 +70,7 @@ def test_refusing_imports_nothing_outside_the_allowed_packages(tmp_path, monkeyp
 
 
 def test_every_object_reachable_by_one_name_is_allowed():
-    """Walks the modules of our parts: whatever is located was defined in an allowed package."""
+    """All objects found in the modules of the package are defined in an allowed package."""
     import llm.hardware
     import llm.nn.attention
     import llm.training.trainer

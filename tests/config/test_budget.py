@@ -1,4 +1,4 @@
-"""A budget on the command line takes the place of that of the experiment."""
+"""A budget on the command line replaces that of the experiment."""
 
 import pytest
 from small_runs import checked_points

@@ -1,4 +1,4 @@
-"""Building: what constructors get, what comes back, and under which name their refusals come out."""
+"""Building: arguments of constructors, results, and the keys under which errors are reported."""
 
 import functools
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_arguments_of_the_caller_are_passed_unchanged():
 
 
 def test_factory_is_a_plain_partial(kit):
-    """Kernels and activations are called in every layer of every step."""
+    """Kernels and activations are called in every layer of every step, so a call must be cheap."""
     config = OmegaConf.create({"trust": [kit], "cut": {"_target_": "kit.cut", "_partial_": True}})
     assert build(config.cut).__name__ == "cut"
     config.cut.length = 2

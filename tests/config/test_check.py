@@ -1,4 +1,4 @@
-"""The check: each kind of mistake has a line that names the key and the fix, and all come at once."""
+"""The check: each kind of mistake has a line with its key and the correction, and all are reported at once."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from llm.config.errors import ConfigError
 
 @pytest.fixture
 def problems(kit):
-    """The lines that a configuration's check ends in."""
+    """Return the lines that the check of a configuration reports."""
 
     def run(config):
         tree = OmegaConf.create({"_target_": "kit.Study", "trust": [kit], **config})

@@ -1,4 +1,4 @@
-"""What Hydra cannot compose is said in one line with the nearest right name."""
+"""Words that Hydra cannot compose are reported in one line with the nearest right name."""
 
 import re
 
@@ -30,7 +30,7 @@ task: null
 
 @pytest.fixture
 def loader(tmp_path, kit, monkeypatch):
-    """A loader over files that stand for ours, so that they may say what is trusted."""
+    """A loader whose primary folder counts as packaged, so that its files may set `trust`."""
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What ships in conf/: every option of every group composes and passes the check."""
+"""Every option of every group in conf/ composes and passes the check."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_every_option_passes(group):
     "group", ["data", "hardware", "callbacks", "logger", "tokenizer", "schedule"]
 )
 def test_every_option_instantiates(group, tmp_path):
-    """The parts of a model are built by the check above, optimizers by the tests of training."""
+    """The check above builds the parts of a model; the tests of training build optimizers."""
     (tmp_path / "text.txt").write_text("text")
     loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
@@ -90,7 +90,7 @@ def test_every_option_instantiates(group, tmp_path):
     ],
 )
 def test_every_node_of_a_task_passes(group, task):
-    """Groups that are there with a task that takes them only."""
+    """Groups that exist only with a task that uses them."""
     loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
         if option != "none":  # which is for llm generate

@@ -1,4 +1,4 @@
-"""A fingerprint changes with what a run learns, and with nothing else."""
+"""A fingerprint changes with the settings that determine the weights, and with nothing else."""
 
 import copy
 

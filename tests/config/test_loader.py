@@ -1,4 +1,4 @@
-"""A folder of configs may be a stranger's: what it says of Hydra, of trust and of this machine is refused."""
+"""An untrusted folder of configs may not set Hydra's keys or trust, or read values from this machine."""
 
 import pickle
 import sys
@@ -14,7 +14,7 @@ from llm.config.loader import CONF, open_loader
 
 
 class Payload:
-    """What a pickle of a stranger's does when it is opened."""
+    """An object whose pickle executes code when it is loaded."""
 
     def __reduce__(self):
         return Path.touch, (Path("pwned"),)
@@ -22,7 +22,7 @@ class Payload:
 
 @pytest.fixture
 def llm(tmp_path, monkeypatch, capsys):
-    """llm({file: text}, "train", …): a command with a folder of configs, from a folder with a payload."""
+    """llm({file: text}, "train", …): run a command with a folder of configs, in a folder that contains a payload."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.pt").write_bytes(pickle.dumps(Payload()))
 
@@ -81,7 +81,7 @@ LINES = {
 
 
 def test_all_forbidden_keys_of_a_file_are_named_at_once(llm):
-    """Where a pair of keys says it, each is named."""
+    """Each key of a pair is named."""
     words = ["+reward=r", "--cfg", "job"]
     status, out, err, made = llm({"reward/r.yaml": GLOBAL + EVERYTHING}, "train", *words)
     assert (status, out, made) == (2, "", set())
@@ -130,7 +130,7 @@ def test_no_user_file_bypasses_the_check(llm, tmp_path, words, count, line):
     "name", ["generate", "chat", "classify", "evaluate", "compare", "export", "plan"]
 )
 def test_every_command_checks_hydras_section(llm, name):
-    """A callback begins before anything of ours runs."""
+    """Hydra starts a callback before any code of ours runs."""
     files = {"reward/r.yaml": GLOBAL + CALLBACK}
     word = "reward=r" if name == "generate" else "+reward=r"
     status, _, err, made = llm(files, name, word)
@@ -167,7 +167,7 @@ def test_file_names_in_a_folder_are_printed_escaped(llm, words):
 
 
 def test_point_composed_by_a_launcher_is_checked(tmp_path):
-    """A search finds its points as it goes."""
+    """A searching sweeper composes its points during the sweep."""
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "r.yaml").write_text(GLOBAL + CALLBACK)
     loader = open_loader(CONF, str(tmp_path))

@@ -1,4 +1,4 @@
-"""A full disk and paths that cannot be used: one line with the way out, in the record of the run too."""
+"""A full disk and unusable paths are reported in one line, also in the record of the run."""
 
 import json
 import resource
@@ -21,7 +21,7 @@ SMALL = [
 
 @contextmanager
 def limited(size: int):
-    """No file may be larger than so many bytes."""
+    """Limit the size of a file that this process may write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -32,7 +32,7 @@ def limited(size: int):
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, capsys):
-    """train(*words): the exit status, and what was written to standard error."""
+    """train(*words): return the exit status and the text on standard error."""
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 200)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))

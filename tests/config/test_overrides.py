@@ -1,4 +1,4 @@
-"""Words of a command line."""
+"""Overrides of a command line."""
 
 import pytest
 

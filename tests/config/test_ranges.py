@@ -1,4 +1,4 @@
-"""Numbers that a parameter cannot have are refused with its key, before a run's folder is made."""
+"""Values outside the range of a parameter are refused with their key, before a run directory is made."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Texts of a command line are taken as they were typed, in single runs and in sweeps."""
+"""Texts on a command line are used as typed, in single runs and in sweeps."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +12,7 @@ from llm.config.texts import as_text
 
 
 def meant(word, is_sweep=False):
-    """The values that a word has for Hydra, one of a sweep each."""
+    """Return the values that Hydra reads from a word, one per point of a sweep."""
     parser = OverridesParser.create()
     override = parser.parse_override(as_text(word, is_sweep=is_sweep))
     words = [word]
@@ -72,7 +72,7 @@ def test_a_text_is_recorded_without_its_quotes(text):
 
 
 def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeypatch):
-    """Shells leave it as it is behind `data.path=` and `--config-dir=`."""
+    """Shells do not expand it after `data.path=` and `--config-dir=`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "configs" / "data").mkdir(parents=True)
     (tmp_path / "configs" / "data" / "mine.yaml").write_text(

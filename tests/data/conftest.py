@@ -1,4 +1,4 @@
-"""A cache folder for each test, and corpora made up on the spot."""
+"""A cache folder for each test, and small corpora."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from llm.data.corpora.base import Source
 
 
 class Texts(Source):
-    """Documents given as they are."""
+    """A source of given documents."""
 
     def __init__(self, *texts: str, name: str = "texts"):
         self.texts, self.name = texts, name
@@ -28,7 +28,7 @@ def texts() -> Callable[..., Source]:
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test touches the cache of the person who runs it."""
+    """Use a separate cache folder for each test."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     return tmp_path / "cache"

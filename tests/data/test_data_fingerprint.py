@@ -54,7 +54,7 @@ def options(folder):
 
 
 def made_without_source(monkeypatch, make):
-    """A fingerprint, while nobody may read a file of Python."""
+    """Compute a fingerprint in a process that cannot read Python files."""
 
     def read(path):
         assert path.suffix != ".py", path

@@ -1,4 +1,4 @@
-"""CSV and TSV files as people have them."""
+"""CSV and TSV files in common dialects."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from llm.data.record_reader import Layout, read_records
 
 @pytest.fixture
 def rows(tmp_path):
-    """rows(content, …): the values of the rows of a file of this content."""
+    """rows(content, …): return the values of the rows of a file with this content."""
 
     def rows(content, name="a.csv", malformed=None, **layout):
         path = tmp_path / name
@@ -97,7 +97,7 @@ def test_other_encodings_are_named_and_read(rows):
 
 
 def test_an_open_quote_is_refused_even_when_skipping(rows):
-    """Leaving that row out would leave out all that follow it."""
+    """Skipping that row would also skip all rows after it."""
     with pytest.raises(DataError, match=r"line 3: quotes do not match .* 3 lines .*quoting=false"):
         rows('text,label\na,1\n"b,2\nc,3\nd,4\n', malformed=Malformed("skip"))
 

@@ -57,7 +57,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that sends a byte every tenth of a second, which no timeout of a socket notices."""
+    """A server that sends one byte every tenth of a second, so that no timeout of a socket ends it."""
     ended = threading.Event()
 
     def drip(self: Server) -> None:
@@ -82,7 +82,7 @@ def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cach
 
 @pytest.mark.parametrize(("arriving", "is_fast"), [([2048] * 4, True), ([2048, 512, 2048], False)])
 def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, arriving, is_fast):
-    """A download that is fast enough in each period, here of one second, may take any number of them."""
+    """A download that is fast enough in each period (one second here) may take any number of periods."""
     periods = iter(arriving)
 
     def is_done(future: object, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""JSON rows: the values that Python's own reader finds, each with the line it begins on."""
+"""JSON rows: equal to those of Python's json module, each with its first line number."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The data group of the configuration: every corpus composes, is judged right and is built."""
+"""The group data: every corpus composes, passes the check and is built."""
 
 import json
 from pathlib import Path

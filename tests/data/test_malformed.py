@@ -1,4 +1,4 @@
-"""How rows that cannot be used are described."""
+"""Messages about malformed rows."""
 
 import pytest
 

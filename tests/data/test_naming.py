@@ -1,4 +1,4 @@
-"""Keys of a data module under the names of a command that has no such module."""
+"""Keys of a data module in the messages of commands that name them differently."""
 
 import warnings
 

@@ -72,7 +72,7 @@ def test_without_quoting_quotes_are_text(write):
 
 
 def test_only_a_newline_ends_a_line(write):
-    """Unicode knows other line ends, which are characters of a text."""
+    """Unicode has other line ends, which are characters of a text."""
     text = "one\u2028two\x85three\x0bfour\x1cfive"
     file = write("a.jsonl", json.dumps({"text": text}, ensure_ascii=False) + "\n")
     assert read(file)[0][1] == {"text": text}

@@ -7,7 +7,7 @@ from llm.data.spaced import SpacedRows
 
 
 class Numbers(Dataset[dict[str, Tensor]]):
-    """Ten rows, each its own number; beyond the end there is -1, which stands for nothing."""
+    """A dataset of ten rows, each its own number; indices beyond the end give -1, a filler."""
 
     def __len__(self) -> int:
         return 10

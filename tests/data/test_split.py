@@ -60,7 +60,7 @@ def test_documents_without_text_count_for_nothing(texts):
 
 
 def test_the_end_of_each_of_few_documents_is_held_out(texts):
-    """Two files of which one is held out, or six of which one is of another kind, tell nothing of a model."""
+    """One held-out file of two, or of six of different kinds, says nothing about a model."""
     documents = ["a" * 100, "b" * 250, "c" * 31]
     parts = split_corpus(texts(*documents), 0.1, seed=3)
     assert read(parts.train) == ["a" * 90, "b" * 225, "c" * 27]

@@ -1,3 +1,3 @@
-"""The fixtures of this folder."""
+"""Fixtures for the tests of evaluation."""
 
 from chat_server import stand_in  # noqa: F401

@@ -1,4 +1,4 @@
-"""Answers beside references: read as runs write them, measured, and matched by what was asked."""
+"""Answers and references: read as runs write them, measured, and matched by instruction."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_answers_are_matched_in_our_order_each_once():
 
 
 def test_a_gain_is_paired():
-    """A small gain on every answer is sure, however much the answers themselves vary."""
+    """A small gain on every answer is significant, however much the scores of the answers vary."""
     words = "a b c d e f g h i j".split()
     pairs = []
     for right in range(1, 10):

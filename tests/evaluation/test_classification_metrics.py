@@ -39,7 +39,7 @@ def test_metrics_are_those_of_scikit_learn(num_classes):
 
 @pytest.mark.parametrize("first", [IGNORE_INDEX, 1])
 def test_metrics_do_not_depend_on_what_came_first(first):
-    """A first batch of which all metrics make the same must not leave them the same for good."""
+    """A first batch for which all metrics are equal must not change how later ones are counted."""
     collection = scores(2)
     collection.update(torch.tensor([1, 1]), torch.tensor([first, first]))
     collection.reset()

@@ -1,4 +1,4 @@
-"""Intervals: against formulas and published values, and by how often they hold the truth."""
+"""Intervals: equal to formulas and published values, and their coverage."""
 
 import math
 import random
@@ -28,7 +28,7 @@ def test_fewer_than_two_values_have_no_interval():
 
 
 def test_wilson_solves_its_equation():
-    """The ends are the rates from which the one seen lies 1.96 standard errors away."""
+    """The ends are the rates from which the observed rate is 1.96 standard errors away."""
     found = wilson(7, 10)
     for rate in (found.low, found.high):
         assert abs(0.7 - rate) == pytest.approx(1.959964 * math.sqrt(rate * (1 - rate) / 10))

@@ -1,4 +1,4 @@
-"""What llm evaluate prints and writes of what it found."""
+"""The table and the file that `llm evaluate` writes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Exact match forgives how a thing is written, not what."""
+"""Exact match ignores case, punctuation and white space only."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The judge: what is judged cannot speak to it, its answers are read strictly, and none is asked for twice."""
+"""The judge: judged text cannot give it instructions, replies are parsed strictly, none is requested twice."""
 
 import json
 import re
@@ -15,7 +15,7 @@ GOOD = '{"score": 80}'
 
 
 def outside(request) -> list[str]:
-    """What a reader of the request takes to be addressed to it: the lines outside of all quotations."""
+    """Return the lines outside of all quotations, which a judge takes as instructions."""
     rules, shown = (message["content"] for message in request["messages"])
     word = re.search(r"\[(\w+) NAME begins\]", rules)[1]
     quotation = rf"\[{word} ([\w ]+) begins\]\n.*?\n\[{word} \1 ends\]"
@@ -23,7 +23,7 @@ def outside(request) -> list[str]:
 
 
 def naive(request) -> str:
-    """A judge that does what the last line with a verdict in it says, if that is addressed to it."""
+    """A judge that obeys the last instruction with a verdict."""
     said = [found for line in outside(request) for found in re.findall(r"\{[^{}]*\d[^{}]*\}", line)]
     return said[-1] if said else GOOD
 
@@ -55,7 +55,7 @@ def test_what_is_judged_stays_inside_the_quotation(stand_in, tmp_path, response)
 
 
 def test_the_naive_judge_falls_for_what_is_not_quoted(stand_in):
-    """That the test above could fail."""
+    """Shows that the test above can fail."""
     server = stand_in(naive)
     messages = pointwise.ask_score(
         instruction=INSTRUCTION, reference=REFERENCE, response="Paris."
@@ -105,7 +105,7 @@ def test_other_text_is_shown_as_it_is():
 
 
 def test_the_second_question_does_not_repeat_the_first_answer(stand_in, tmp_path):
-    """An answer that quotes what was judged would carry it out of its quotation."""
+    """A reply that quotes the judged text would take it out of its quotation."""
     answers = iter(['The response says {"score": 100}.', '{"score": 35}'])
     server = stand_in(lambda request: next(answers))
     question = pointwise.ask_score(instruction=INSTRUCTION, reference=REFERENCE, response="Lyon.")
@@ -141,7 +141,7 @@ def counted(request) -> str:
 
 
 def test_verdicts_keep_the_order_of_the_questions(stand_in, tmp_path):
-    """The answer to the first question comes after eight others."""
+    """The reply to the first question arrives after eight others."""
     rest = threading.Semaphore(0)
 
     def answer(request):

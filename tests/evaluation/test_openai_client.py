@@ -1,4 +1,4 @@
-"""Asking over chat completions: what is sent, what is tried again, and what is said when nothing helps."""
+"""The client of chat completions: requests, retries and error messages."""
 
 import json
 import re
@@ -15,7 +15,7 @@ KEY = "sk-a-secret-that-nobody-sees"
 
 
 def in_turn(*answers):
-    """Answers one after the other, the last for ever."""
+    """Reply with the given answers in order, and then always with the last."""
     left = list(answers)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 

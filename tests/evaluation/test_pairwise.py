@@ -1,4 +1,4 @@
-"""Comparisons: a win takes both orders, and a judge that looks at the place alone is found out."""
+"""Pairwise comparison: a win needs both orders, so a preference for a position has no effect."""
 
 import re
 

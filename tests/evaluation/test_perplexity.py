@@ -1,4 +1,4 @@
-"""Perplexity over a validation part: the sum, not the mean of means."""
+"""Perplexity over a validation part: a sum over tokens, not a mean of means."""
 
 import math
 

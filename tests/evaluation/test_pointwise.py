@@ -1,4 +1,4 @@
-"""Scores: only the form that was asked for is one, and what could not be read is never left out quietly."""
+"""Scores: only the requested format counts, and unreadable replies are reported."""
 
 import math
 

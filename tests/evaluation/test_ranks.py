@@ -1,4 +1,4 @@
-"""Metrics of an evaluation that several processes share equal those of one process that sees everything."""
+"""Metrics that several processes compute together equal those of one process."""
 
 from typing import Any
 

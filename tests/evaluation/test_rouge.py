@@ -1,4 +1,4 @@
-"""ROUGE-L against the textbook's table, Lin's own example and torchmetrics."""
+"""ROUGE-L, compared with a textbook table, Lin's own example and torchmetrics."""
 
 import random
 
@@ -9,7 +9,7 @@ from llm.evaluation.rouge import common_subsequence, rouge_l, rouge_words
 
 
 def table(first, second):
-    """The recurrence as the textbook has it."""
+    """The recurrence of the textbook."""
     row = [0] * (len(second) + 1)
     for a in first:
         above, row = row, [0]

@@ -1,4 +1,4 @@
-"""Means over examples, however they came in batches."""
+"""Means over examples do not depend on the division into batches."""
 
 import math
 

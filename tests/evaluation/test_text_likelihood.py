@@ -1,4 +1,4 @@
-"""A text's loss: each token but the first once, in windows, at constant memory."""
+"""The loss of a text: each token but the first once, in windows, with constant memory."""
 
 import math
 
@@ -16,7 +16,7 @@ TEXT = "the cat sat on the mat, and the dog lay under the house. é\n" * 9
 
 
 class Beginning(ByteTokenizer):
-    """Bytes, before which its model expects a token of its own, as Llama's does."""
+    """A byte tokenizer whose model expects a first token before each text, like Llama's."""
 
     @property
     def ends(self):
@@ -35,7 +35,7 @@ def files(tmp_path):
 
 
 def nats(model, window: list[int], first: int) -> list[float]:
-    """Of each token from `first` on, given those before it: one by one, in float64."""
+    """The loss of each token from `first` on, computed one by one in float64."""
     with torch.inference_mode():
         logits = model(torch.tensor([window[:-1]])).double()
     return F.cross_entropy(
@@ -67,7 +67,7 @@ def test_a_text_shorter_than_the_context_is_one_window(model, tmp_path):
 
 
 def test_documents_end_as_in_training(model, tmp_path):
-    """Of several documents each is followed by the end of text, of one none is."""
+    """Each of several documents is followed by the end-of-text token; a single document is not."""
     tokenizer = ByteTokenizer()
     (tmp_path / "a.txt").write_text("a cat")
     (tmp_path / "b.txt").write_text("a dog")

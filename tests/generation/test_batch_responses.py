@@ -1,4 +1,4 @@
-"""Answers to many prompts: in order, the same in any batches, ended where they should."""
+"""Responses to many prompts: in order, the same for every batch size, ended correctly."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The best of several answers: as many as asked, drawn as by themselves, in the order of their scores."""
+"""Best of n: number of answers, the same draws as single answers, order of the scores."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Lines in, answers out: what is remembered, what commands do, what stopping leaves."""
+"""A chat session: its history, its commands, and the state after an interruption."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ TEMPLATE = Template(
 
 
 class Script(StandardStreams):
-    """A person who enters given lines, some of which are an exception, and what they see."""
+    """A simulated user who enters given lines or raises given exceptions, and records the output."""
 
     def __init__(self, *lines, agrees=False):
         self.lines = iter(lines)
@@ -45,14 +45,14 @@ class Script(StandardStreams):
 
 
 def echo(seen, tokens, seed):
-    """Answers with the last question, letter by letter."""
+    """Answer with the last question, letter by letter."""
     text = ByteTokenizer().decode(tokens)
     seen.append((text, seed))
     yield from text.rpartition("U:")[2].partition("\n")[0].upper()
 
 
 def talk(*lines, answer=None, agrees=False, context_length=100):
-    """A dialogue that is over: (dialogue, what the person saw, the prompts with their seeds)."""
+    """Return a finished session, its output, and the prompts with their seeds."""
     seen = []
     script = Script(*lines, agrees=agrees)
     conversation = Conversation(TEMPLATE, ByteTokenizer(), context_length=context_length, room=20)

@@ -1,4 +1,4 @@
-"""What of a conversation a model still sees: never too much, never half a turn, always the question."""
+"""The part of a conversation that fits the context: whole turns, always with the last question."""
 
 import random
 
@@ -21,7 +21,7 @@ def template(request) -> Template:
 
 @pytest.fixture
 def conversation(template):
-    """Makes a conversation in a template, with the tokenizer that it needs."""
+    """Make a conversation in a template, with the tokenizer that it needs."""
 
     def make(context_length: int, room: int) -> Conversation:
         tokenizer = ByteTokenizer().with_special_tokens(template.special_tokens)

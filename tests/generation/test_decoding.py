@@ -32,7 +32,7 @@ LONG = 3 * L
 
 
 def wide(model):
-    """Weights so wide that logits differ much from context to context."""
+    """A model with large weights, so that the logits of different contexts differ much."""
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.7)
 
@@ -60,7 +60,7 @@ def gpt(position="rotary", mask=causal, num_kv_heads=2, dropout=0.0, context_len
 
 
 class Recorder(Sampler):
-    """A sampler that keeps the logits it was given."""
+    """A sampler that records its logits."""
 
     def __call__(self, logits, uniform, *, seen=None):
         self.__dict__.setdefault("logits", []).append(logits)
@@ -69,7 +69,7 @@ class Recorder(Sampler):
 
 @torch.no_grad()
 def by_hand(model, prompt, max_tokens, seed=0, process=lambda text, logits: logits):
-    """The specification: one row, its window computed whole for each token, drawn warm."""
+    """The specification: one row, the whole window computed for each token, sampled with a temperature."""
     text, rows, generator = list(prompt), [], torch.Generator().manual_seed(seed)
     for _ in range(max_tokens):
         start = 0
@@ -82,7 +82,7 @@ def by_hand(model, prompt, max_tokens, seed=0, process=lambda text, logits: logi
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_equals_the_loop_by_hand_far_past_the_context(position):
-    """Cached and not, alone and in a ragged batch: one text, one distribution at every step."""
+    """With and without a cache, alone and in a ragged batch: the same text and the same distribution at each step."""
     model = gpt(position)
     expected, logits = zip(
         *(by_hand(model, prompt, LONG, seed) for seed, prompt in enumerate(PROMPTS)), strict=True

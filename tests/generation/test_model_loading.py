@@ -1,4 +1,4 @@
-"""What the commands that do not train begin with."""
+"""Loading of models for the commands that do not train."""
 
 from dataclasses import replace
 from unittest.mock import create_autospec
@@ -45,7 +45,7 @@ def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
     tokens = torch.arange(12).reshape(2, 6)
 
     def logits() -> torch.Tensor:
-        """Of two steps with a cache, as in generation."""
+        """Return the logits of two steps with a cache."""
         with torch.inference_mode(), autocast(hardware):
             cache = network.new_cache(2)
             return torch.cat([network(part, cache=cache) for part in tokens.split(3, dim=1)], dim=1)
@@ -61,7 +61,7 @@ def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
 
 
 def test_a_model_that_writes_reads_its_matrices_by_columns(build):
-    """The head stays tied to the embedding, and the numbers are the same."""
+    """The head stays tied to the embedding, and the logits are equal."""
     network = build("model=gpt2").eval()
     tokens = torch.arange(12).reshape(2, 6)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}

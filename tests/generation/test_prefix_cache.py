@@ -1,4 +1,4 @@
-"""A conversation's next prompt begins as the last text did: only what is new is computed, and nothing changes."""
+"""Reuse of the cache between the prompts of a conversation changes no result."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ PROMPTS = [[5, 6, 7], [None, 8, 9], [None, 3, 3, 3, 3], [9, 1, 2]]
 
 
 def converse(model, memory: PrefixCache | None, use_cache: bool = True) -> list[list[int]]:
-    """The answers to prompts of which each repeats what was said before."""
+    """Return the responses to prompts that each begin with the previous one."""
     said, answers = [], []
     for number, prompt in enumerate(PROMPTS):
         said = [*said, *prompt[1:]] if prompt[0] is None else prompt
@@ -72,7 +72,7 @@ def test_a_text_that_outgrows_the_context_is_as_without(model):
 
 
 def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
-    """Ctrl-C between two layers leaves the first with a column more than the others."""
+    """After Ctrl-C between two layers, the cache of the first layer is one token longer than the others."""
     memory = PrefixCache()
     first = Decoding(
         model,

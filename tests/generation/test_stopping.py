@@ -6,7 +6,7 @@ from llm.generation.stopping import StopStrings
 
 
 def pieces_of(text, rng):
-    """The text cut at random places."""
+    """Cut a text at random positions."""
     cuts = sorted(rng.sample(range(len(text) + 1), k=rng.randint(0, len(text))))
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
@@ -18,7 +18,7 @@ def run(text_pieces, stops):
 
 
 def expected_of(text, stops):
-    """The specification: read one character more until some stop string is complete."""
+    """The specification: read one character at a time until a stop string is complete."""
     for end in range(len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:

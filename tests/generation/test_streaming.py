@@ -85,7 +85,7 @@ def test_a_quote_is_shown_when_it_is_closed():
 
 
 def unigram():
-    """As T5's, with bytes for unknown characters."""
+    """A tokenizer like T5's, with bytes for unknown characters."""
     alphabet = [(letter, -2.0) for letter in sorted({*PROSE, "▁"} - {" "})]
     names = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256)), *alphabet]
     backend = tokenizers.Tokenizer(models.Unigram(names, 0, byte_fallback=True))
@@ -118,7 +118,7 @@ TOKENIZERS = {
 
 
 def require_same(tokenizer, tokens, start=0):
-    """The pieces joined are the text of all tokens, and no piece but the last is ever taken back."""
+    """Require that the joined pieces are the text of all tokens, and that no piece is changed later."""
     special = {*tokenizer.special_tokens.values()}
     prompt, rest = tokens[:start], [token for token in tokens[start:] if token not in special]
     pieces, last = decode(tokenizer, tokens[start:], prompt)

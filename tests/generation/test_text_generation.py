@@ -73,7 +73,7 @@ def test_a_stop_string_cuts_the_text_and_ends_the_row(model):
 
 
 def test_streamed_pieces_never_have_to_be_taken_back(model):
-    """At every moment what was shown is a beginning of the final text."""
+    """At each moment the displayed text is a prefix of the final text."""
     final = complete_prompts(
         model,
         ByteTokenizer(),

@@ -11,7 +11,7 @@ from llm.sweeps import Sweep
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Five jobs that nobody has begun."""
+    """A sweep of five jobs that have not begun."""
     sweep = Sweep(tmp_path / "sweep")
     sweep.begin(
         jobs=[
@@ -29,7 +29,7 @@ def sweep(tmp_path):
 
 
 def half_way(sweep, number, **record):
-    """A run that has taken ten steps of forty."""
+    """A run that has trained ten of forty steps."""
     job = sweep.jobs[number]
     job.record(status="running", request=str(number))
     record = {"status": "running", "max_steps": 40, "request": str(number), **record}
@@ -68,7 +68,7 @@ def test_a_job_goes_through_its_states(sweep):
 
 
 def test_reading_a_view_takes_no_lock_of_the_run(sweep):
-    """Or a job that claims its run at that moment would be refused."""
+    """A lock would make a job fail that starts at this moment."""
     run = half_way(sweep, 0)
     read_views(sweep)
     assert not list(run.path.parent.glob(".*.lock"))

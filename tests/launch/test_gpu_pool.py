@@ -1,4 +1,4 @@
-"""Where jobs run: no two on one slot of a GPU, and what a dead one held is free again."""
+"""The GPU pool: no two jobs on one slot, and slots of dead jobs become free."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def never() -> bool:
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """A machine with four GPUs, as far as this process is told."""
+    """Make this process see four GPUs."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(gpu_pool, "POLL", 0.01)
     monkeypatch.setenv(gpu_pool.VISIBLE, "0,1,2,3")
@@ -115,7 +115,7 @@ def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its
 
 
 def test_a_gpu_may_have_any_name(monkeypatch):
-    """NVIDIA's for a part of one, in older drivers."""
+    """Older drivers use such names for a part of a GPU."""
     name = "MIG-GPU-8f6e/1/0"
     monkeypatch.setenv(gpu_pool.VISIBLE, name)
     with place(n_jobs=1) as environment:

@@ -1,4 +1,4 @@
-"""A composed command on its way to another process, which trusts the file no more than a config."""
+"""Files of composed commands, which the reading process checks like any config."""
 
 import pytest
 from omegaconf import OmegaConf

@@ -36,7 +36,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 def started(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    """`llm WORDS` as a terminal would start it."""
+    """Start `llm WORDS` as a terminal does."""
     return subprocess.Popen(
         [sys.executable, "-m", "stand_in", *words],
         env=os.environ | environment,
@@ -58,7 +58,7 @@ def lines(file: Path) -> list[str]:
 
 
 def test_jobs_at_once_get_gpus_and_save_on_ctrl_c(tmp_path):
-    """Of joblib's three processes one has no job, and must neither die nor take the others with it."""
+    """One of joblib's three processes has no job. It must neither fail nor stop the others."""
     code = (
         "trap 'sleep 0.5; echo saved >> saved; exit 130' INT\n"
         'echo "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" >> started\nsleep 60 & wait $!'
@@ -111,7 +111,7 @@ echo "JobID|State|NodeList"; echo "42_0|RUNNING|here"; echo "42_1|RUNNING|here"
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    """A folder in which Slurm's commands run what they are given, here and at once."""
+    """A folder with commands of Slurm that run their jobs on this machine at once."""
     folder = tmp_path / "bin"
     folder.mkdir()
     tools = {"sbatch": SBATCH, "srun": SRUN, "scontrol": SCONTROL, "sacct": SACCT}
@@ -157,7 +157,7 @@ def test_slurm_runs_a_sweep_and_a_job_whose_time_is_over_is_saved_and_requeued(s
 
 @pytest.fixture
 def search(tmp_path, monkeypatch, capsys):
-    """search(ends, "key=value", …): an Optuna sweep in this process, and the jobs whose processes it ran."""
+    """search(ends, "key=value", …): run an Optuna sweep in this process; return the jobs that it started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
 

@@ -1,4 +1,4 @@
-"""Ranks are started and end together, and one of them, that which failed first, is blamed."""
+"""Ranks start and end together, and the error of the rank that failed first is reported."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from llm.runs import Run
 
 
 class Ended(Rank):
-    """A rank that is no more."""
+    """The process of a rank that has ended."""
 
     def __init__(self, number: int, status: int, report: dict | None, log: Path) -> None:
         self.number, self.log = number, log
@@ -48,7 +48,7 @@ class Ended(Rank):
 
 @pytest.fixture
 def ended(tmp_path: Path):
-    """ended((status, report), …): ranks that ended so."""
+    """ended((status, report), …): return ranks that ended with these."""
     log = tmp_path / "log"
     log.write_text("last words\n")
     return lambda *how: [Ended(number, *each, log) for number, each in enumerate(how)]
@@ -99,7 +99,7 @@ def test_rank_killed_by_the_launcher_is_not_reported(ended):
     [((143, 130, 0), 1, False), ((143, 1), 0, True), ((143, 1), 1, False), ((1, 1), 1, True)],
 )
 def test_ranks_stopped_by_a_signal_have_not_failed(ended, tmp_path, statuses, told, failed):
-    """The first to go leaves the others waiting for it, and what these say then is no failure."""
+    """After the first rank has stopped, the errors of the others about lost connections are not failures."""
     watch = Monitor(ended(*((status, None) for status in statuses)), tmp_path)
     watch.signals += [signal.SIGTERM] * told
     assert (bool(watch._failed()) and not watch._was_stopped()) == failed
@@ -118,7 +118,7 @@ def test_machines_read_their_number_from_the_environment(monkeypatch):
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """slurm(TASKS_PER_NODE): this is task 5 of the 8 that srun started, on two machines."""
+    """slurm(TASKS_PER_NODE): simulate task 5 of 8 that srun started on two machines."""
     values = {
         "STEP_NUM_TASKS": "8",
         "STEP_NUM_NODES": "2",
@@ -176,7 +176,7 @@ def test_batch_that_ranks_cannot_divide_is_refused():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch, number):
-    """The launcher's part, with two small programs for ranks."""
+    """Tests the launcher with two small programs as ranks."""
     monkeypatch.setattr("llm.signals.detach_terminal", lambda: None)
     code = (
         f"import signal, sys, time\nsignal.signal({number}, lambda *_: sys.exit(130))\n"
@@ -252,7 +252,7 @@ def test_killed_rank_ends_all_and_the_same_command_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_launchers_on_two_machines_make_one_run(tmp_path):
-    """Both on this one, each with a rank; only the first machine's writes and prints."""
+    """Both launchers run here with one rank each; only the first one writes and prints."""
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 100, "utf-8")
     words = [

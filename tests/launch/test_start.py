@@ -1,4 +1,4 @@
-"""One composition, one check and one build of everything in each process."""
+"""One composition, one check and one build of each object per process."""
 
 import sys
 from collections import Counter
@@ -24,7 +24,7 @@ GPT = "llm.models.gpt.GPT"
 
 @pytest.fixture
 def counts(monkeypatch):
-    """What is composed, checked and built from now on; a model on `meta` counts apart."""
+    """Count compositions, checks and builds from now on; models on `meta` are counted separately."""
     found = Counter()
     compose, check, build = ConfigLoaderImpl._load_configuration_impl, Walk.root, building._build
 
@@ -50,7 +50,7 @@ def counts(monkeypatch):
 
 @pytest.fixture
 def llm(tmp_path, monkeypatch):
-    """llm("train", …): a command line in this process, in an empty folder."""
+    """llm("train", …): run a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
 

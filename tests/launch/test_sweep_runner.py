@@ -1,4 +1,4 @@
-"""Sweeps: every job a process of its own, and the same line again mends what went wrong."""
+"""Sweeps: one process per job, and the same command repeats only what failed."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_gib", "speed/", "memory/")
 
 @pytest.fixture
 def llm(text, tmp_path, monkeypatch, capsys):
-    """llm("train", "-m", …): a command line in this process: (exit status, output, errors)."""
+    """llm("train", "-m", …): run a command in this process; return exit status, output and errors."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -63,7 +63,7 @@ def llm(text, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def forks(monkeypatch):
-    """Lets jobs run in forked processes."""
+    """Run jobs in forked processes."""
 
     def run_process(job, words, environment, asked):
         return forked.llm(words[3:], job.file("log"), job.file("err"), environment)
@@ -73,7 +73,7 @@ def forks(monkeypatch):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Lets a function stand in for jobs: it is given a job, and returns an exit status; collects the calls."""
+    """Replace the process of a job by a function of the job that returns an exit status; record the calls."""
 
     def install(function) -> list[int]:
         calls = []
@@ -91,7 +91,7 @@ def stand_in(monkeypatch):
 
 
 def done(job) -> int:
-    """What a job does that goes well, as far as its record tells."""
+    """Write the record of a successful job."""
     Run(job.directory).update(**job.identity, status="done", request=job.request)
     return 0
 
@@ -102,7 +102,7 @@ def only_sweep(folder: Path) -> Sweep:
 
 
 def figures(table: Path) -> list[dict[str, str]]:
-    """The rows of a table without what depends on the clock."""
+    """Return the rows of a table without values that depend on the clock."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
@@ -132,7 +132,7 @@ class Trap(Callback):
 def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
     llm, forks, text, tmp_path, monkeypatch
 ):
-    """One job is killed, one fails, the same line comes again: bit for bit the same figures."""
+    """One job is killed and one fails; the same command again gives equal metrics, to the bit."""
     (tmp_path / "trap.py").write_text(TRAP)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -167,7 +167,7 @@ def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
 
 
 def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
-    """As typed in a shell, with what another launcher left in the environment, on a path full of signs."""
+    """Started as from a shell, with variables of another launcher, in a path with special characters."""
     odd = text.rename(tmp_path / "my text: a\\b, c ${x}='1'.txt")
     path = str(odd).replace(",", "\\,")
     line = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={path}", "seed=1,2"]
@@ -184,7 +184,7 @@ def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
 
 
 def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_path):
-    """The first job's measurement is written down, and counts for the others."""
+    """The measurement of the first job is saved and used by the others."""
     words = [word for word in WORDS if not word.startswith("hardware.precision")]
     words += [f"data.path={text}", "trainer.max_steps=1", "hardware.precision=auto", "seed=1,2"]
     status, _, err = llm("train", "-m", *words, "output_dir=runs")
@@ -221,7 +221,7 @@ def test_table_is_written_after_each_new_outcome(llm, stand_in, monkeypatch):
 
 
 def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
-    """The run that stands in its place is somebody else's, done, and stays as it is."""
+    """Another run has the same name. It is finished and is not changed."""
 
     def refuse(job) -> int:
         Run(job.directory).update(status="done", request="another")
@@ -285,7 +285,7 @@ def test_outcome_of_another_point_with_this_number_is_ignored(llm, stand_in, tmp
 
 
 def finds_it_done(job) -> int:
-    """What a job does whose run took more steps than it asks for: nothing, and it says so."""
+    """Act as a job whose run already has more steps than requested: do nothing, and report it."""
     Run(job.directory).update(**job.identity, status="done", request="longer", ended="noon")
     return 0
 
@@ -306,7 +306,7 @@ def test_longer_run_satisfies_a_shorter_request_until_it_is_retrained(llm, stand
 
 
 def test_outcome_of_another_directory_is_ignored(llm, stand_in, tmp_path):
-    """The same point has another name, and so another run, in a sweep with other values beside it."""
+    """In a sweep with other values the same point has another name, and so another run."""
     stand_in(finds_it_done)
     llm("train", "-m", "seed=1,2")
     first = only_sweep(tmp_path).jobs[0]
@@ -338,7 +338,7 @@ def test_old_failure_is_not_reported_as_the_new_one(llm, stand_in, tmp_path):
 
 
 def test_jobs_are_not_tasks_of_the_sweeps_slurm_step(llm, monkeypatch, tmp_path):
-    """Or they would wait for the others of it."""
+    """Otherwise they would wait for the other tasks of the step."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
     found = []
@@ -359,7 +359,7 @@ def test_a_sweep_over_machines_is_refused(llm):
 
 
 def test_two_launchers_do_not_run_one_job(llm, stand_in, tmp_path):
-    """The second one goes by, and says of the job what there is to say."""
+    """The second launcher skips the job, and reports its state."""
     inner = []
 
     def run_the_same_sweep(job) -> int:
@@ -373,7 +373,7 @@ def test_two_launchers_do_not_run_one_job(llm, stand_in, tmp_path):
 
 
 def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
-    """The terminal tells both; a scheduler tells the sweep alone."""
+    """A terminal signals the sweep and its job; a scheduler signals only the sweep."""
     job = tmp_path / "python"
     job.write_text(
         f"#!{sys.executable}\nimport signal, sys, time\n"
@@ -437,7 +437,7 @@ def test_name_of_a_sweep_is_a_prefix_of_its_runs(llm, stand_in, tmp_path):
 
 
 def test_earlier_sweep_with_the_same_name_is_moved(llm, stand_in, tmp_path):
-    """Not so one that goes further: with more values, or longer."""
+    """A sweep that has more values or is longer is not moved."""
     line = ["train", "-m", "name=mine", "model=gpt2,llama"]
     stand_in(done)
     assert "was moved to" not in llm(*line, "seed=1,2")[1]
@@ -454,7 +454,7 @@ def test_earlier_sweep_with_the_same_name_is_moved(llm, stand_in, tmp_path):
 
 @pytest.mark.parametrize("values", [["seed=1"], ["seed=1,2,3"]])
 def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path, values):
-    """Nor one with more jobs between those that run, whose numbers would change."""
+    """Also not one with additional jobs between those that run, whose numbers would change."""
     line = ["train", "-m", "name=mine", "model=gpt2,llama"]
     stand_in(done)
     llm(*line, "seed=1,2")

@@ -1,4 +1,4 @@
-"""metrics.csv: appended, merged by step, and cut back to the checkpoint on resume."""
+"""metrics.csv: appended, merged by step, and truncated to the checkpoint on resume."""
 
 from llm.comparison.result import read_metric_rows
 from llm.loggers.csv import CSVLogger

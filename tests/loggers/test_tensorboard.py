@@ -1,4 +1,4 @@
-"""TensorBoard: what was logged is read back by TensorBoard's own reader."""
+"""TensorBoard: logged values are read with TensorBoard's own reader."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: each run its own, read back with W&B's own reader, whatever becomes of network and process."""
+"""Weights & Biases: one W&B run per run, read with W&B's own reader, also after lost connections and crashes."""
 
 import json
 import signal
@@ -38,7 +38,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "wandb.md"
 
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch) -> Iterator[None]:
-    """No word of W&B in the environment, and a process of W&B's own for each test."""
+    """Remove the variables of W&B from the environment, and use a separate W&B process for each test."""
     for name in ("API_KEY", "MODE", "SWEEP_ID", "RUN_ID", "BASE_URL", "DIR"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.delenv("LLM_SWEEP", raising=False)
@@ -49,7 +49,7 @@ def undecided(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch) -> Callable[..., Path]:
-    """train(name, words, callback=…): a nano model for a few steps; the run directory."""
+    """train(name, words, callback=…): train a nano model for a few steps, and return the run directory."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 200)
 
@@ -76,7 +76,7 @@ def train(tmp_path, monkeypatch) -> Callable[..., Path]:
 
 
 def records(piece: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in a folder that waits to be sent."""
+    """Return the records that W&B's own reader finds in an offline folder."""
     (file,) = piece.glob("*.wandb")
     command = [get_core_path(), "leet", "inspect", "--json", "--no-observability"]
     command += ["--run-file", str(file), str(piece.parent)]
@@ -85,7 +85,7 @@ def records(piece: Path) -> list[dict[str, Any]]:
 
 
 def pieces(directory: Path) -> list[dict[str, Any]]:
-    """Each offline piece of a run: what it is, its configuration, history and end."""
+    """Return the identity, configuration, history and end of each offline part of a run."""
     found = []
     for piece in sorted(directory.glob("wandb/offline-run-*"), key=lambda p: p.stat().st_ctime_ns):
         entries = records(piece)
@@ -109,7 +109,7 @@ def pieces(directory: Path) -> list[dict[str, Any]]:
 
 
 class At(Callback):
-    """Do something in the middle of a step."""
+    """Call a function during a step."""
 
     def __init__(self, step: int, act: Callable[[], None]) -> None:
         self.step, self.act = step, act
@@ -135,7 +135,7 @@ def fake_key(monkeypatch) -> None:
 
 @pytest.fixture
 def requests(monkeypatch) -> Iterator[list[bytes]]:
-    """What a process and its children ask of the network: a proxy that answers nothing."""
+    """A proxy that records the network requests of a process and its children, and answers none."""
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as proxy:
 
@@ -234,7 +234,7 @@ def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train, tmp_path):
 def test_a_row_that_a_killed_process_had_not_handed_on_is_logged_by_the_next_sitting(
     tmp_path, known, logged
 ):
-    """W&B keeps a row when that of a later step begins; metrics.csv has it with the checkpoint."""
+    """W&B keeps a row until a row of a later step begins; metrics.csv has it at the checkpoint."""
     first = wandb_logger(str(tmp_path), "run")
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / f"{first.version}.step").write_text(known)
@@ -327,7 +327,7 @@ def test_a_failed_run_is_failed_there_too(train, tmp_path):
 
 
 def test_the_agent_of_a_sweep_drives_a_run_that_its_server_knows(train, tmp_path, monkeypatch):
-    """The sweep of docs/wandb.md, through W&B's own agent up to the process that it would start."""
+    """The sweep of docs/wandb.md, run by W&B's own agent up to the start of the process."""
     (block,) = (b for b in PAGE.read_text("utf-8").split("```yaml\n") if "args_no_hyphens" in b)
     sweep = yaml.safe_load(block.partition("```")[0])
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}

@@ -1,4 +1,4 @@
-"""What holds of BERT whatever its weights; tests/weights/test_bert.py holds it equal to published ones."""
+"""Properties of BERT for any weights; tests/weights/test_bert.py compares it with published ones."""
 
 from typing import Any
 

@@ -30,7 +30,7 @@ def make(build):
 
 
 def padded(left: int, right: int, pad: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """TEXT and a longer text as one batch, with pads around TEXT."""
+    """A batch of TEXT and a longer text, with padding around TEXT."""
     length = left + len(TEXT) + right
     tokens = torch.full((2, length), pad)
     tokens[0, left : left + len(TEXT)] = TEXT
@@ -82,7 +82,7 @@ def test_pooling_is_that_of_a_loop_over_the_texts(pooling):
 
 
 def weighing() -> AttentionPooling:
-    """Attention pooling that is far from its beginning as a mean."""
+    """Attention pooling with weights far from equal."""
     pooling = AttentionPooling(64).double()
     nn.init.normal_(pooling.query)
     return pooling
@@ -124,7 +124,7 @@ def test_the_last_of_each_token_is_found_where_tokens_are_real():
 
 
 def test_a_token_that_occurs_again_is_read_once(build):
-    """How often a token occurs changes the answer only where all are read; no block writes here."""
+    """The number of occurrences changes the answer only if all are pooled; the output of the blocks is 0 here."""
     torch.manual_seed(0)
     body = build("model/init=zero_writes", "model/position=none")
     once, often = torch.tensor([[3, 1, 2, 5, 5]]), torch.tensor([[3, 3, 1, 3, 2]])

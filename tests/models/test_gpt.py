@@ -1,4 +1,4 @@
-"""What must hold of any decoder, whatever parts it is made of."""
+"""Properties of every decoder, for any parts."""
 
 import itertools
 
@@ -32,7 +32,7 @@ def model(request, build) -> GPT:
 
 
 def wide(model: GPT) -> GPT:
-    """The model in float64 with large random parameters, so that every part shows in the logits."""
+    """The model in float64 with large random parameters, so that every part affects the logits."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter.data, std=0.3)

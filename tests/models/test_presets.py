@@ -1,4 +1,4 @@
-"""Every part of conf/model composes with every preset, and every size is one."""
+"""Every option in conf/model composes with every preset and every size."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ COUNTS = {"gpt": 104_960, "gpt2": 110_400, "llama": 119_232, "bert": 114_913}
 
 
 def biases(model):
-    """Which projections of the blocks have biases."""
+    """Return the projections of the blocks that have biases."""
     blocks = model.blocks.named_modules()
     return {
         name.split(".", 1)[1]: module.bias is not None
@@ -78,7 +78,7 @@ def biases(model):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_options_of_a_part_differ_in_their_name_alone(build, preset):
-    """Whatever feed-forward layer or attention is chosen, the model's biases stay as its preset has them."""
+    """For any feed-forward layer or attention, the model keeps the biases of its preset."""
     expected = preset in ("gpt2", "bert")
     for group in ("feed_forward", "attention"):
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):

@@ -1,4 +1,4 @@
-"""Activation functions against their formulas, and as they are under autocast."""
+"""Activation functions, compared with their formulas, also under autocast."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_each_activation_follows_its_formula(name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_each_activation_has_the_gradient_of_its_formula(name):
-    """By differences of the formula; 0, where some have a corner, is left out."""
+    """By finite differences of the formula, except at 0, where some are not differentiable."""
     x = X[X != 0].clone().requires_grad_()
     getattr(activations, name)(x).sum().backward()
     h, formula = 1e-6, FORMULAS[name]

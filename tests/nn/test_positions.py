@@ -97,7 +97,7 @@ def test_bias_falls_with_distance():
 
 
 def test_scaling_slows_long_waves_and_leaves_short_ones():
-    """A wave that turns once or less in the old context is slowed in full, four times or more not at all."""
+    """A wave with at most one turn in the old context is slowed fully, one with at least four turns not at all."""
     turns = torch.tensor([0.2, 1.0, 2.5, 4.0, 30.0])
     frequencies = turns * 2 * math.pi / 8192
     slower = Llama3Scaling(factor=8.0)(frequencies) / frequencies

@@ -1,4 +1,4 @@
-"""Clipping gradients that lie in parts on several devices: as if they lay on one."""
+"""Clipping of sharded gradients equals that of whole ones."""
 
 import math
 
@@ -25,7 +25,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def clipped(limit: float) -> tuple[float, list[list[float]]]:
-    """The norm and the gradients of the same parameters, each lying in another way."""
+    """Return the norm and the gradients of the same parameters, sharded in different ways."""
     distributed.join_ranks("cpu")
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     ways = [(line, [Shard(0)]), (square, [Shard(0), Shard(1)]), None]
@@ -60,7 +60,7 @@ def test_parts_on_several_meshes_are_clipped_as_one_vector():
 
 
 def stages() -> float:
-    """The norm where each rank has one of the parameters only, and the last has none with a gradient."""
+    """Return the norm if each rank has only one of the parameters, and the last rank has no gradient."""
     distributed.join_ranks("cpu")
     rank = distributed.world().rank
     mine = parameters()[rank : rank + 1] if rank < 2 else [nn.Parameter(torch.zeros(2))]

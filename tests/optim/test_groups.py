@@ -6,7 +6,7 @@ from llm.optim.groups import decay_everything, decay_matrices
 
 
 class Tiny(nn.Module):
-    """The shape of a language model: an embedding tied to the head, blocks, a norm."""
+    """A module with the structure of a language model: an embedding tied to the head, blocks, a norm."""
 
     def __init__(self):
         super().__init__()

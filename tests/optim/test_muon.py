@@ -11,7 +11,7 @@ from llm.optim.muon import COEFFICIENTS, Muon, newton_schulz
 
 
 class Tiny(nn.Module):
-    """Wide, tall, square and equal matrices in blocks, with an embedding and a head around them."""
+    """Wide, tall, square and equal matrices in blocks, with an embedding and a head."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -107,7 +107,7 @@ def test_adamw_equals_torchs_exactly_where_only_it_acts():
 
 
 def test_step_follows_the_stated_scale():
-    """A tall matrix moves further by the root of rows over columns, a wide one does not."""
+    """The step of a tall matrix is larger by the root of rows / columns; that of a wide one is not."""
     for rows, columns in [(32, 8), (8, 32), (8, 8)]:
         model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(columns, rows, bias=False)])})
         weight = model["blocks"][0].weight

@@ -1,4 +1,4 @@
-"""Every option of conf/optimizer lowers a loss, by groups and schedule, through a checkpoint."""
+"""Every option of conf/optimizer reduces a loss, with groups, schedule and checkpoint."""
 
 from functools import partial
 from pathlib import Path

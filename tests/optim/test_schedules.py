@@ -88,7 +88,7 @@ def test_wsd_finishes_a_warm_up_that_reaches_into_the_decay():
 
 
 def huggingface(make):
-    """Their factors; theirs start at 0, so their step k + 1 is our step k where there is warm-up."""
+    """Hugging Face's factors, which start at 0: with warm-up their step k + 1 is our step k."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     return make(optimizer).lr_lambdas[0]
 

@@ -1,4 +1,4 @@
-"""What the strategies that divide a model are tested on."""
+"""Fixtures for the tests of parallel strategies."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ from divided import write_text
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch) -> str:
-    """The override that names a small text file, whose tokens are kept for this test alone."""
+    """The override that names a small text file, whose tokens are cached for this test only."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     return write_text(tmp_path)

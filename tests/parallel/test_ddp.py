@@ -1,4 +1,4 @@
-"""Data parallelism: the same training on one, two and four ranks, stopped and moved at will."""
+"""Data parallelism: the same training on one, two and four ranks, with resume on another number."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def text(tmp_path: Path) -> tuple[str, ...]:
-    """Sentences whose number of windows no number of ranks divides."""
+    """A text whose number of windows is divisible by no number of ranks."""
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(60)]
     path = tmp_path / "text.txt"
@@ -51,7 +51,7 @@ def text(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> tuple[str, ...]:
-    """Questions with answers of very unlike lengths, an odd number of them to validate on."""
+    """Questions with responses of very different lengths, an odd number of them for validation."""
     rows = [
         {"instruction": f"{word}?", "output": word * (1 + n % 7)}
         for n, word in enumerate(WORDS * 2)
@@ -64,7 +64,7 @@ def questions(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def messages(tmp_path: Path) -> tuple[str, ...]:
-    """Messages of two classes, and fewer to validate and to test on than there are ranks."""
+    """Messages of two classes, with fewer for validation and test than there are ranks."""
     path = tmp_path / "messages.csv"
     path.write_text(
         "label,text\n" + "\n".join(f"{'ab'[n % 3 == 0]},{w} {n}" for n, w in enumerate(WORDS * 2))
@@ -83,7 +83,7 @@ def messages(tmp_path: Path) -> tuple[str, ...]:
 
 
 def train(directory: Path, words: Sequence[str], stop: int | None = None) -> list[dict[str, str]]:
-    """The logged figures of a small run; stopped in the middle of a step on its last rank, if asked."""
+    """Return the logged metrics of a small run, optionally stopped during a step on its last rank."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", override(SMALL, words))
     original = lifecycle.choose_callbacks
@@ -101,12 +101,12 @@ def train(directory: Path, words: Sequence[str], stop: int | None = None) -> lis
 
 
 def override(words: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Words of a command line, the later of two with one key."""
+    """Combine words of a command line; of two with the same key, the later one counts."""
     return list({word.partition("=")[0]: word for word in (*words, *new)}.values())
 
 
 class Stop(Callback):
-    """SIGTERM to this process while a step is under way."""
+    """Send SIGTERM to this process during a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -118,7 +118,7 @@ class Stop(Callback):
 
 
 def in_parts(directory: Path, words: Sequence[str]) -> list[dict[str, str]]:
-    """A run stopped during its second step, and gone on with."""
+    """Train a run that is stopped during its second step, and resume it."""
     assert train(directory, words, stop=2) == []
     if distributed.is_first():
         record = json.loads((directory / "run.json").read_text())
@@ -131,12 +131,12 @@ def whole_and_in_parts(folder: Path, words: Sequence[str]) -> list[list[dict[str
 
 
 def several(folder: Path, runs: Sequence[Sequence[str]]) -> list[list[dict[str, str]]]:
-    """Several runs one after another, by the same ranks."""
+    """Train several runs one after another on the same ranks."""
     return [train(folder / str(number), words) for number, words in enumerate(runs)]
 
 
 def assert_alike(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """Equal to a hundred-thousandth, but for tokens: each rank's rows are padded to their own longest."""
+    """Require equality to 1e-5, except for tokens: each rank pads to the longest of its own rows."""
     assert len(rows) == len(expected) > 0
     for row, other in zip(rows, expected, strict=True):
         numbers, others = (
@@ -147,7 +147,7 @@ def assert_alike(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> 
 
 
 def test_one_two_and_four_ranks_learn_alike(text, questions, messages, tmp_path):
-    """Also with accumulation, and where batches ask for unlike numbers of targets."""
+    """Also with accumulation, and with batches of different numbers of targets."""
     runs = [
         text,
         (*text, "trainer.accumulate=2", "model=llama"),
@@ -180,7 +180,7 @@ def test_all_ranks_find_a_run_done_that_ends_as_they_look(text, tmp_path):
 
 
 def look_early(directory: Path, words: Sequence[str]) -> None:
-    """Train, but for the first rank all have read the record while the run there was under way."""
+    """Train; all ranks but the first read the record while the run is already under way."""
 
     def read(run: ReadOnlyRun) -> None:
         Run.__post_init__(run)

@@ -1,4 +1,4 @@
-"""ZeRO with DeepSpeed itself, where it is installed: what several ranks learn is what one learns."""
+"""ZeRO with DeepSpeed: several ranks learn the same as one. Skipped if DeepSpeed is not installed."""
 
 import pytest
 from divided import assert_learn_as_one, train, train_all, write_text

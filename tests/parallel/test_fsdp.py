@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: the training of one device, whatever is trained and how."""
+"""Fully sharded data parallelism: the same training as on one device, for all tasks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run moves freely: its checkpoints are those of one device, whoever wrote them."""
+"""Checkpoints are the same under every strategy, so a run can change its strategy."""
 
 import torch
 from divided import MUON, assert_alike, train
@@ -8,7 +8,7 @@ from llm.checkpoints.checkpoint_file import load_checkpoint
 
 
 def shapes(value):
-    """A checkpoint's structure: every key, every tensor's shape and precision."""
+    """Return the structure of a checkpoint: every key, and the shape and dtype of every tensor."""
     if isinstance(value, dict):
         return {key: shapes(each) for key, each in value.items()}
     return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: the training of one device, in stages."""
+"""Pipeline parallelism: the same training as on one device."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def test_two_and_four_stages_learn_as_one_device(text, tmp_path):
 
 
 def test_importing_the_strategy_leaves_the_warning_filters():
-    """A fresh import: what a pipeline silences, others may want to hear."""
+    """A fresh import: warnings that a pipeline ignores are still reported elsewhere."""
     spec = importlib.util.spec_from_file_location("imported_again", pipeline_strategy.__file__)
     with warnings.catch_warnings():
         before = list(warnings.filters)
@@ -62,7 +62,7 @@ def test_a_checkpoint_moves_to_any_number_of_stages(text, tmp_path):
 
 
 def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
-    """What batches ask for varies in length and number; the base is frozen; and all ranks write together."""
+    """Responses of different lengths and numbers, a frozen base, and sampling on all ranks together."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     rows = [{"instruction": f"{n}?", "output": "ja " * (1 + n % 7)} for n in range(40)]
     (tmp_path / "questions.json").write_text(json.dumps(rows))
@@ -100,7 +100,7 @@ def test_shares_follow_the_micro_batches_under_way():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
 def test_shares_follow_the_fullest_stage(build, kind):
-    """A wide vocabulary weighs on the first stage, and on the last."""
+    """A large vocabulary adds cost to the first and the last stage."""
     model = build(f"model={kind}", "size.num_layers=5", vocab_size=5000)
     parameters = numel(model)
     stages = [Stage(deepcopy(model), index=index, count=4) for index in range(4)]
@@ -112,7 +112,7 @@ def test_shares_follow_the_fullest_stage(build, kind):
 
 
 def test_a_copy_of_the_table_has_no_states(build):
-    """Of a tied model the last stage has the same table as the first, which looks after it."""
+    """In a tied model the last stage has a copy of the first stage's table; the first updates it."""
     model = build("size.num_layers=2", vocab_size=5000)
     first, last = (numel(Stage(deepcopy(model), index=index, count=2).model) for index in (0, 1))
     table = model.embedding.weight.numel()
@@ -142,7 +142,7 @@ def test_a_stage_with_nothing_to_train_is_refused_before_it_is_made(build):
 
 
 def numel(model) -> int:
-    """How many numbers a model's parameters are, each once."""
+    """Return the number of parameters of a model, each counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

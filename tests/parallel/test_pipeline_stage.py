@@ -1,4 +1,4 @@
-"""A GPT in stages: what each keeps, and that together they are the whole."""
+"""Stages of a GPT: the parameters of each, and that together they equal the whole model."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_another_model_is_refused():
 
 
 def results(model):
-    """The logits of a padded batch, and what is written."""
+    """Return the logits of a padded batch, and the generated text."""
     tokens = torch.arange(12).view(2, 6)
     attention = torch.tensor([[False, False, True, True, True, True], [True] * 6])
     with torch.no_grad():
@@ -65,7 +65,7 @@ def stage_results(models):
 
 
 def test_without_gradients_every_device_calls_the_whole_model(build):
-    """The longer text is seen through a window that jumps, so caches are filled anew."""
+    """The window of the longer text jumps, so caches are filled again."""
     size = ("size.num_layers=3", "size.context_length=16")
     models = [build(f"model={name}", *size).eval() for name in ("gpt2", "llama")]
     whole = [results(model) for model in models]

@@ -1,4 +1,4 @@
-"""Tensor parallelism: the training of one device, with and without groups of devices."""
+"""Tensor parallelism: the same training as on one device, with one or several groups."""
 
 import csv
 from pathlib import Path

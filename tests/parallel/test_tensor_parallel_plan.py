@@ -1,4 +1,4 @@
-"""The plan of tensor parallelism: loss and every gradient are those of the whole model."""
+"""The plan of tensor parallelism: the loss and all gradients of the whole model."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ MODELS = {
 
 
 def make(*words: str, vocab_size: int = 97) -> torch.nn.Module:
-    """A small model; no number of devices divides its vocabulary."""
+    """Make a small model whose vocabulary is divisible by no number of devices."""
     small = [word for word in SMALL if not word.startswith(("model=", "data.path"))]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [*small, *words, f"model.vocab_size={vocab_size}"])
@@ -42,7 +42,7 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 def compare(cases: dict[str, tuple[str, ...]]) -> dict[str, float]:
-    """For each model the largest difference of a divided gradient from that of the whole model."""
+    """Return for each model the largest difference between the gradients of the sharded and the whole model."""
     distributed.join_ranks("cpu")
     mesh = init_device_mesh("cpu", (distributed.world().size,))
     found = {}

@@ -1,4 +1,4 @@
-"""ZeRO without DeepSpeed at hand: what is asked of it, and what is refused."""
+"""ZeRO with a fake DeepSpeed: its configuration, and what is refused."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -16,7 +16,7 @@ from llm.tasks.sft import SFT
 
 @pytest.fixture
 def engine(monkeypatch):
-    """The module around the engine, with a stand-in for DeepSpeed that Lightning takes for it."""
+    """Import the DeepSpeed strategy with a fake DeepSpeed that Lightning accepts."""
     deepspeed = ModuleType("deepspeed")
     deepspeed.__version__ = "0.19"
     deepspeed.utils = SimpleNamespace(

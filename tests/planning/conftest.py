@@ -1,4 +1,4 @@
-"""Configurations of `llm train`, composed as a command line would."""
+"""Configurations of `llm train`, composed from a command line."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[[str], DictConfig]:
-    """composed("model=gpt2 size=nano"): the tree of that command, with 97 tokens unless it says more."""
+    """composed("model=gpt2 size=nano"): return the composed tree, with 97 tokens by default."""
     from llm.config.composition import compose
     from llm.config.loader import open_loader
 

@@ -1,4 +1,4 @@
-"""What a run computes, counted without weights, is what its model and its data say."""
+"""The planned cost of a run, computed without weights, equals that of its model and data."""
 
 import pytest
 

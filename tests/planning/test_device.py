@@ -1,4 +1,4 @@
-"""What is planned for: a GPU by name, or what is here."""
+"""The device to plan for: a GPU by its name, or this machine."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Points made equal: as near as widths and steps allow, and what is left is said."""
+"""`match=`: equal points, as far as widths and steps allow; the remaining difference is reported."""
 
 import pytest
 from omegaconf import OmegaConf

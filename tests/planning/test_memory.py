@@ -1,4 +1,4 @@
-"""The memory of training, held against what is counted by hand, by torch, and by the operating system."""
+"""The planned memory of training, compared with formulas, torch and the operating system."""
 
 import ctypes
 import multiprocessing
@@ -18,7 +18,7 @@ from llm.training.activation_checkpointing import checkpoint_activations
 
 
 def weigh(config, dtype=torch.float32, accelerator="cpu"):
-    """The timeline of a composed pretraining."""
+    """Return the memory timeline of a composed pretraining."""
 
     def make():
         task = build(config.task)
@@ -104,7 +104,7 @@ def test_bfloat16_halves_activations_but_not_the_residual_stream(composed):
 
 
 def test_recomputation_on_an_accelerator_equals_the_forward_pass(composed):
-    """In bfloat16 a CPU takes another path, and checkpointing asks in the backward pass which."""
+    """In bfloat16 a CPU uses another kernel, and checkpointing must use the same in the backward pass."""
     tree = composed("size=nano hardware.activation_checkpointing=true")
     assert weigh(tree, torch.bfloat16, "cuda").live.max() > 0
     assert torch.zeros(1).is_cpu, "for a moment only"
@@ -138,7 +138,7 @@ def test_shares_divide_and_the_peak_moves_with_them(composed):
 
 
 def test_other_objectives_are_measured(composed):
-    """A preference holds two copies of the weights, and two rows for each pair."""
+    """DPO has two copies of the weights, and two rows for each pair."""
     plain = composed("experiment=instruct model=gpt2 size=nano")
     pairs = composed("experiment=prefer model=gpt2 size=nano adapter=none")
 
@@ -159,7 +159,7 @@ def test_other_objectives_are_measured(composed):
     "words", ["model=bert experiment=spam", "model=gpt2 model/init=truncated_normal"]
 )
 def test_weights_drawn_by_rejection_are_measured(words, composed):
-    """torch draws a truncated normal again for as long as any number lies outside."""
+    """torch draws a truncated normal again until all values are inside."""
     node = fill_in_sizes(composed(f"{words} size=nano")).task
     task = build(node)
 
@@ -191,7 +191,7 @@ M_MMAP_THRESHOLD = -3
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, composed) -> str:
-    """Words that make a run real and short; one has been trained, as libraries grow when first used."""
+    """Overrides of a short real run. One run is trained before, because libraries allocate memory on first use."""
     from llm.terminal import announce
 
     folder = tmp_path_factory.mktemp("real")
@@ -208,7 +208,7 @@ def real(tmp_path_factory, composed) -> str:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads resident memory as Linux counts it")
 @pytest.mark.parametrize("words", SETTINGS)
 def test_estimate_is_within_a_fifth_of_a_real_run(words, composed, real, tmp_path):
-    """`llm train` in a process of its own: the most it has resident, above what it had before its model."""
+    """`llm train` in its own process: the peak of its resident memory minus that before its model."""
     config = composed(f"{words} {real}")
     estimated = weigh(config).peak().total
     ours, theirs = multiprocessing.Pipe()

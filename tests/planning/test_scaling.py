@@ -1,4 +1,4 @@
-"""The scaling laws: what they say is best is best, and what was published comes out."""
+"""Scaling laws: their optimum is an optimum, and published values are reproduced."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_no_other_division_of_the_budget_has_a_lower_loss(law, flops):
 
 
 def test_the_refit_lands_near_chinchilla_and_the_published_fit_does_not():
-    """Chinchilla: 70 billion parameters, 1.4 trillion tokens, 5.76e23 FLOPs; twenty tokens a parameter."""
+    """Chinchilla: 70 billion parameters, 1.4 trillion tokens, 5.76e23 FLOPs; twenty tokens per parameter."""
     parameters, tokens = BESIROGLU.optimum(5.76e23)
     assert 60e9 < parameters < 80e9
     assert 18 < tokens / parameters < 23

@@ -1,4 +1,4 @@
-"""What anybody's reward gives is looked at before it is used."""
+"""Values of a user's reward are checked before use."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A run of a reward model scores text as its training did."""
+"""A reward model scores a text in a run as during its training."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A tiny model learns classes, and its figures and answers are what they are said to be."""
+"""A tiny model learns classes, with correct metrics and predictions."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ WORDS = {"animal": "dog cat horse cow".split(), "colour": "red blue green pink".
 
 @pytest.fixture
 def rows(tmp_path):
-    """Texts of random words, one of which tells the class; one class is four times the other."""
+    """Texts of random words, one of which determines the class; one class is four times as large as the other."""
     draw = random.Random(0)
     lines = []
     for n in range(300):

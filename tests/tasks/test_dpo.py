@@ -1,4 +1,4 @@
-"""DPO from end to end: where it starts, what it learns, what it is held against, and how it resumes."""
+"""DPO: the initial loss, learning, the reference, and resume."""
 
 import math
 
@@ -15,7 +15,7 @@ LORA = ("adapter=lora", "task/reference=adapter_off")
 
 @pytest.fixture
 def dpo(train, pairs):
-    """A run of DPO; under an adapter from weights that were trained a step, without one from drawn ones."""
+    """A run of DPO: with an adapter from weights trained for one step, without one from random weights."""
 
     def run(name, *words):
         words = (*DPO, f"data.path={pairs}", *words)
@@ -34,7 +34,7 @@ def column(rows, name):
 
 @pytest.mark.parametrize("words", [(), ("task.reduction=mean",), LORA], ids=["sum", "mean", "lora"])
 def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
-    """In spite of the model's dropout."""
+    """Although the model has dropout."""
     run = dpo("run", "trainer.max_steps=40", "trainer.val_every=20", *words)
     rows = logged(run)
     first = next(row for row in rows if row["step"] == "1")
@@ -51,7 +51,7 @@ def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
 
 
 def test_the_margin_follows_the_papers_equation(dpo, train, logged, pairs):
-    """From the weights before and after, by hand: the logged validation margin."""
+    """The logged validation margin, computed from the weights before and after."""
     base = dpo("base", "trainer.max_steps=1", "trainer.val_every=1", "optimizer.lr=0.0")
     weights = ("weights=run", f"weights.path={base.path}")
     run = dpo("run", *weights, "task.beta=0.3", "trainer.val_every=6")

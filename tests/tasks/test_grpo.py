@@ -1,4 +1,4 @@
-"""GRPO from end to end: it learns what is rewarded, what it draws is a function of seed and step."""
+"""GRPO: it learns what is rewarded, and its responses are a function of seed and step."""
 
 import json
 from functools import partial
@@ -24,7 +24,7 @@ WORDS = (
 
 @pytest.fixture
 def questions(tmp_path):
-    """Conversations of all letters, for an alphabet of some thirty characters."""
+    """Conversations with all letters, for an alphabet of about thirty characters."""
     rows = [
         {"instruction": f"{word}?", "output": "the quick brown fox jumps over a lazy dog"}
         for word in "cat dog hen cow pig fox owl ant bee elk ape rat".split()
@@ -83,7 +83,7 @@ def test_it_resumes_to_the_bit(train, interrupted, questions, logged, accumulate
 
 
 class Stub:
-    """As much of a tokenizer and a trainer as a step wants."""
+    """The parts of a tokenizer and a trainer that a step needs."""
 
     def decode(self, tokens):
         return "".join(chr(96 + token) for token in tokens)
@@ -96,7 +96,7 @@ def task(build_task):
 
 @pytest.fixture
 def build_task(build):
-    """build_task(reward): the task alone, of a model of 27 tokens, the first of which ends."""
+    """build_task(reward): return the task with a model of 27 tokens, the first of which is the end."""
 
     def make(reward=lambda prompts, responses, references: [1.0 for _ in responses]):
         task = GRPO(
@@ -118,7 +118,7 @@ def build_task(build):
 
 
 def batch_of(*rows):
-    """Rows of (prompt, answer), padded."""
+    """Return padded rows of (prompt, response)."""
     pairs = [join_answer(*row) for row in rows]
     longest = max(len(pair["tokens"]) for pair in pairs)
     fill = {"tokens": 0, "targets": -100}
@@ -179,7 +179,7 @@ def test_the_reward_receives_prompts_responses_and_references(build_task):
 
 
 def test_only_the_difference_to_the_group_teaches(build_task):
-    """Equal rewards: the gradient is that of the divergence alone, which is none at the start."""
+    """With equal rewards the gradient is that of the KL divergence, which is 0 at the start."""
     task = build_task()
     task.step(batch_of(([1, 2, 3], [4, 0]), ([5], [6, 0]))).backward()
     gradients = [p.grad.abs().max() for p in task.model.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""What is logged of pairs: each pair alike, and none in which nothing is asked."""
+"""Logged metrics of pairs: equal weight for each pair, none for pairs without targets."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def task(build):
 
 
 def batch_of(pairs, blank=0):
-    """Chosen rows, then rejected ones; in the last `blank` pairs nothing is asked."""
+    """Return chosen rows, then rejected ones; the last `blank` pairs have no targets."""
     rows = 2 * (pairs + blank)
     tokens = torch.randint(97, (rows, 6), generator=torch.Generator().manual_seed(pairs))
     targets = tokens.clone()

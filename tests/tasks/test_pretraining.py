@@ -1,4 +1,4 @@
-"""Pretraining: it learns, and it learns today what it learned when this was written."""
+"""Pretraining: it learns, to the same numbers as when this was written."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ TRACE = Path(__file__).with_name("trace.json")
 
 
 def losses(preset: str, steps: int, optimizer: str = "adamw") -> list[float]:
-    """The losses of the first steps on one batch of made-up tokens, in float32."""
+    """Return the losses of the first steps on one random batch, in float32."""
     words = [f"model={preset}", "size=nano", "model.vocab_size=61", f"optimizer={optimizer}"]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [*words, "tokenizer=byte"])
@@ -34,7 +34,7 @@ def losses(preset: str, steps: int, optimizer: str = "adamw") -> list[float]:
 
 @pytest.mark.parametrize("preset", ["gpt", "gpt2", "llama"])
 def test_the_stored_trace_is_met(preset):
-    """Sixteen losses from a fixed seed: any change of the arithmetic shows here first."""
+    """Sixteen losses from a fixed seed: any change of the arithmetic is visible here first."""
     stored = json.loads(TRACE.read_text())[preset]
     assert losses(preset, len(stored)) == pytest.approx(stored, rel=2e-4)
 

@@ -1,4 +1,4 @@
-"""What a policy is held against stays what it was, whatever becomes of the policy."""
+"""The reference of a policy does not change when the policy does."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Instruction finetuning: what it costs is the answers', however a step is divided."""
+"""Instruction finetuning: the loss is that of the responses, for every division of a step."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from llm.training import lifecycle
 
 @pytest.fixture
 def composed(tmp_path, monkeypatch):
-    """Composes a small run over sums of two digits, whose answers have various lengths."""
+    """Compose a small run over sums of two digits, whose responses have different lengths."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "sums.jsonl"
     rows = [
@@ -80,7 +80,7 @@ def test_dividing_a_step_changes_nothing(composed, tmp_path, optimizer):
 
 
 def test_the_mean_of_means_would_be_another(composed):
-    """The comparison above can tell: micro-batches ask for different numbers of tokens."""
+    """Shows that the comparison above can fail: micro-batches have different numbers of targets."""
     data = lifecycle.prepare_data(composed("data.batch_size=4"), None)
     task = build(composed("model.vocab_size=400").task)
     loader = iter(data.train_dataloader())
@@ -89,7 +89,7 @@ def test_the_mean_of_means_would_be_another(composed):
 
 
 def test_packed_and_padded_validation_agree(composed, tmp_path):
-    """Over the whole part, through the trainer: loss and perplexity to five digits."""
+    """Over the whole part, by the trainer: loss and perplexity to five digits."""
     figures = [
         run_command(
             composed(f"data/collation={collation}", "optimizer.lr=0", f"data.batch_size={size}"),

@@ -1,4 +1,4 @@
-"""How far a piece of work is, where nobody watches a terminal."""
+"""Progress without a terminal."""
 
 from types import SimpleNamespace
 from unittest.mock import create_autospec

@@ -1,4 +1,4 @@
-"""What is printed: text as it stands, whatever is in it and whatever the terminal can show."""
+"""Printed text: unchanged for any content and any terminal."""
 
 import ast
 import io
@@ -72,7 +72,7 @@ def test_a_terminal_in_ascii_gets_question_marks(monkeypatch):
 
 
 def test_another_locale_leaves_words_and_files_utf8():
-    """Words of the command line are what was typed, and what is printed is in the locale's encoding."""
+    """Words of the command line are read as typed, and output has the encoding of the locale."""
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = [sys.executable, "-m", "llm", "Käse"]
     done = subprocess.run(line, capture_output=True, env=os.environ | locale)

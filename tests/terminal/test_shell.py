@@ -1,4 +1,4 @@
-"""Lines that are printed to be pasted: a shell reads the words that were meant."""
+"""Printed commands: a shell reads the intended words."""
 
 import io
 import sys

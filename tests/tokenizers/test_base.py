@@ -1,4 +1,4 @@
-"""What every kind of tokenizer promises."""
+"""Properties of every tokenizer."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ PROSE = "The cat sat on the mat; the dog, too, sat on the mat. Don't they (both)
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
 def tokenizer(request: pytest.FixtureRequest, hard_texts: list[str]) -> Tokenizer:
-    """One of each kind, trained on text that includes the hard texts."""
+    """One tokenizer of each kind, trained on text that includes the hard texts."""
     texts = [PROSE * 3, *hard_texts]
     match request.param:
         case "byte":
@@ -200,7 +200,7 @@ def test_values_of_a_wrong_type_are_a_damaged_file(content: str, tmp_path):
 
 
 def test_values_of_a_wrong_type_are_damage_where_nothing_checks_types(tmp_path):
-    """In a process of its own: here annotations are checked at run time."""
+    """In another process, because annotations are checked at run time in this one."""
     contents = [
         '{"kind": "char", "characters": ["a", 1]}',
         '{"kind": "byte", "special_tokens": [1]}',

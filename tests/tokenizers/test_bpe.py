@@ -1,4 +1,4 @@
-"""Byte-pair encoding: written out against the fast libraries, and what users meet."""
+"""Byte-pair encoding: our trainer compared with fast libraries, and errors."""
 
 import random
 import subprocess
@@ -36,7 +36,7 @@ TRAINING_TEXTS = {
 
 
 def rust_tokenizer(merges: list[Pair]) -> tokenizers.Tokenizer:
-    """The Rust library's own byte-level BPE over the same merges, in the file format of GPT-2."""
+    """The Rust library's byte-level BPE with the same merges, from files in GPT-2's format."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     names = list(alphabet)
     pairs = []
@@ -179,7 +179,7 @@ def test_long_texts_are_learned_in_pieces_by_the_same_merges(monkeypatch, hard_t
 
 
 def test_memory_does_not_grow_with_a_document():
-    """Handed over whole, 6 MB take the Rust trainer half a gigabyte."""
+    """With 6 MB in one piece, the Rust trainer needs half a gigabyte."""
     script = (
         "import resource; from llm.tokenizers import bpe; text = 'some words of it and 12 more. ' * 200_000; "
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak(); "

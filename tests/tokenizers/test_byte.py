@@ -1,4 +1,4 @@
-"""The byte tokenizer is UTF-8."""
+"""The byte tokenizer equals UTF-8."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The character tokenizer knows its characters and names the others."""
+"""The character tokenizer encodes its characters and reports others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer is GPT-2's: tiktoken and Hugging Face agree on every id."""
+"""GPT-2's tokenizer: every id equals those of tiktoken and Hugging Face."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Long texts are cut between words, and their pieces make up the text again."""
+"""Long texts are divided between words, and the pieces joined give the text."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The word tokenizer, as a from-scratch book begins."""
+"""The word tokenizer."""
 
 import re
 from pathlib import Path

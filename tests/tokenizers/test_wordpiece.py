@@ -1,4 +1,4 @@
-"""WordPiece: the same ids as transformers' BertTokenizer, and what the framework asks of a tokenizer."""
+"""WordPiece: the ids of transformers' BertTokenizer, and the interface of a tokenizer."""
 
 import json
 import random
@@ -21,7 +21,7 @@ PROSE = [
 
 @cache
 def pieces(texts: tuple[str, ...]) -> list[str]:
-    """A vocabulary that spells about half of the words: characters, pairs and some whole words."""
+    """A vocabulary that covers about half of the words: characters, pairs and some whole words."""
     chance = random.Random(0)
     spelled = [*texts, *(unicodedata.normalize("NFD", text).lower() for text in texts)]
     found: dict[str, None] = {}

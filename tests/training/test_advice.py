@@ -1,4 +1,4 @@
-"""What is said of a run that is too short to learn anything."""
+"""Advice for runs that are too short to learn anything."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What `make train` promises: minutes on two cores, and then English prose about Python."""
+"""`make train`: minutes on two cores, and then English prose about Python."""
 
 import os
 import re
@@ -35,7 +35,7 @@ PYTHON = set(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """The default experiment, run as the command that a newcomer types."""
+    """The default experiment, run by the command that a newcomer types."""
     folder = tmp_path_factory.mktemp("default")
     environment = os.environ | {"LLM_CACHE": str(folder / "cache")}
     del environment["OMP_NUM_THREADS"]  # it is alone
@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def written(run) -> list[str]:
-    """Eight texts of two hundred tokens, by the best weights of the run."""
+    """Eight texts of two hundred tokens, generated with the best weights of the run."""
     weights = RunWeights(str(run.path))
     sampler = Sampler(temperature=0.7, top_k=50)
     prompts = ["", "", "", "", "The class statement", "If the file", "A string is", "Exceptions"]
@@ -76,19 +76,19 @@ def words(text: str) -> list[str]:
 
 @pytest.mark.alone
 def test_the_default_experiment_takes_minutes(run):
-    """Three minutes on two quiet cores; the bound leaves room for a machine that does other work too."""
+    """Three minutes on two idle cores; the bound is higher for machines with some other work."""
     assert run.record["wall_seconds"] < 360
 
 
 def shape(text: str) -> list[str]:
-    """The lines of an output without its numbers, the text of a sample and what the machine decides."""
+    """Return the lines of an output without numbers, samples and values of the machine."""
     lines = [line.rstrip() for line in text.strip().splitlines() if not line.startswith("│")]
     told = (re.sub(r"(?<=precision )\w+|\d[\d,.]*", "#", line) for line in lines)
     return [re.sub(r"\S*llm generate", "llm generate", line) for line in told]
 
 
 def test_the_readme_shows_what_it_prints(run):
-    """Line by line, from the beginning to the dots, and from them to the end."""
+    """Line by line, from the beginning to the dots, and from the dots to the end."""
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     shown = next(block for block in readme.split("```") if block.startswith("\nrun  "))
     begins, ends = map(shape, shown.split("\n...\n"))
@@ -118,7 +118,7 @@ def test_sample_is_english_about_python(written):
 
 
 def test_sample_does_not_repeat_the_training_text(written, corpus):
-    """No run of more than twelve words stands in the corpus."""
+    """No sequence of more than twelve words occurs in the corpus."""
     copied = {
         gram for text in corpus for gram in zip(*(words(text)[k:] for k in range(13)), strict=False)
     }

@@ -1,4 +1,4 @@
-"""dry_run=true: a row for each point, without training, and what keeps one from being counted."""
+"""`dry_run=true`: a row per point without training, and points that cannot be counted."""
 
 from itertools import islice
 from pathlib import Path
@@ -29,14 +29,14 @@ def chat_model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def rate(monkeypatch):
-    """A machine that need not be measured: a TFLOP/s, and no bfloat16."""
+    """Skip the measurement of the machine: one TFLOP/s, and no bfloat16."""
     monkeypatch.setattr("llm.planning.device.matmul_rate", lambda dtype: 1e12)
     monkeypatch.setattr("llm.planning.device.faster_precision", lambda accelerator: 32)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of what was printed, without notes."""
+    """Return the cells of the printed table, without notes."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("·")]
     return [[cell for cell in line.split("  ") if cell.strip()] for line in lines[2:]]
 
@@ -116,7 +116,7 @@ def test_several_devices_share_the_memory(loader, capsys):
 
 
 def test_ranks_on_a_cpu_share_the_machine(loader):
-    """Two machines of two ranks are as fast as two of one."""
+    """Two machines with two ranks are as fast as two with one."""
     words = ["size=nano", "tokenizer=byte", "data.batch_size=8", "hardware.precision=32"]
     found = []
     for devices in (1, 2):
@@ -182,7 +182,7 @@ def test_matching_is_shown_with_the_remaining_differences(loader, capsys):
 
 
 def test_changed_width_of_the_model_is_reported(loader, capsys):
-    """An untied head of 4,096 tokens is more than the feed-forward layers could give up."""
+    """An untied head of 4,096 tokens has more parameters than the feed-forward layers can lose."""
     words = ["model=gpt,llama", "size=nano", "tokenizer=bpe", "match=parameters"]
     points = checked_points(loader, "train", words, is_sweep=True)
     dry_run.show_matched(points, match([point.composed.config for point in points], "parameters"))

@@ -1,4 +1,4 @@
-"""Finetuning from a run of ours: adapters, what their checkpoints hold, and where they lead."""
+"""Finetuning from a run: adapters, the content of their checkpoints, and further runs from them."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def base(composed, tmp_path) -> Run:
 
 @pytest.fixture
 def finetune(composed, base, tmp_path):
-    """Trains on from the base run under an adapter."""
+    """Finetune the base run with an adapter."""
 
     def run(name: str, *overrides: str) -> Run:
         weights = ["weights=run", f"weights.path={base.path}", "optimizer.lr=0.01"]
@@ -64,7 +64,7 @@ def test_a_finetune_resumes_to_the_bit(finetune, stop_at, adapter):
 
 @pytest.fixture
 def without_before(monkeypatch):
-    """Leaves out the validation before the first step."""
+    """Leave out the validation before the first step."""
     make = lifecycle.make_trainer
     monkeypatch.setattr(
         lifecycle,
@@ -117,7 +117,7 @@ def test_a_checkpoint_holds_what_was_trained_and_the_run_what_was_learned(finetu
 
 @pytest.mark.parametrize("targets", ["[*blocks.*]", "[*]"])
 def test_finetune_starts_from_a_merged_adapter(finetune, composed, tmp_path, targets):
-    """With the head among the targets the tied head is untied by it."""
+    """If the head is among the targets, merging unties it."""
     run = finetune("lora", "adapter=lora", f"adapter.targets={targets}")
     weights = [f"weights.path={run.path}", "weights=run"]
     config = composed(*weights, "trainer.max_steps=1", "optimizer.lr=0.0", "schedule=constant")
@@ -173,7 +173,7 @@ def test_adapter_refuses_a_base_that_was_trained_further(finetune, composed, bas
 
 @pytest.fixture
 def classify(base, tmp_path):
-    """Trains a classifier on the base run, with the callbacks of pretraining."""
+    """Train a classifier from the base run, with the callbacks of pretraining."""
     labelled = tmp_path / "labelled.csv"
     labelled.write_text("text,label\n" + "".join(f"number {n},{n % 2}\n" for n in range(40)))
 

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: precisions, compilation, equality with the CPU. Skipped elsewhere."""
+"""Tests that need a CUDA device: precisions, compilation, equality with the CPU. Skipped elsewhere."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Whatever asks a run to stop, and whenever: its record, its exit status and what is said of it are right."""
+"""A run stopped by any signal at any time has the right record, exit status and message."""
 
 import signal
 
@@ -18,7 +18,7 @@ SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
 
 @pytest.fixture
 def told(composed, tmp_path, monkeypatch, capsys):
-    """told(where, number): train until a function of the training module is called, and what was said then."""
+    """told(where, number): send a signal when a function of the training module is called, and return the output."""
 
     def train(where: str, number: int, *words: str, after: bool = False) -> tuple[int, str]:
         original = getattr(lifecycle, where)
@@ -49,7 +49,7 @@ def test_a_signal_before_the_first_step_is_recorded(told, tmp_path):
 
 
 def test_signal_swallowed_by_a_library_still_stops_the_run(composed, tmp_path, monkeypatch, capsys):
-    """A library in the middle of an import, say, may fail in its own way after the signal."""
+    """A library may fail in its own way after a signal, for example during an import."""
 
     def swallow(*_, **__):
         try:

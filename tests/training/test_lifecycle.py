@@ -1,4 +1,4 @@
-"""The life of a run: trained, stopped, resumed to the bit, done, extended, refused."""
+"""The life of a run: trained, stopped, resumed exactly, finished, extended, refused."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ from llm.training import lifecycle
 
 
 def rows(run: Run) -> list[dict[str, str]]:
-    """metrics.csv without what depends on the clock and the machine."""
+    """Return metrics.csv without values that depend on the clock and the machine."""
     with run.metrics.open(newline="") as file:
         return [
             {k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))}
@@ -65,7 +65,7 @@ def test_a_run_directory_holds_everything(composed, tmp_path):
 def test_resume_from_any_step_equals_the_uninterrupted_run(
     composed, tmp_path, stop_at, step, accumulate
 ):
-    """Same weights, same optimizer, same logged losses, bit for bit; with dropout and a schedule."""
+    """The same weights, optimizer and logged losses to the bit, with dropout and a schedule."""
     if accumulate == 2 and step not in (1, 4, 7):
         pytest.skip("three steps show it")
     config = composed(f"trainer.accumulate={accumulate}")
@@ -187,7 +187,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoints(composed, tmp_path, monkeyp
 
 
 class Spoil(Callback):
-    """Does something to the model after a backward pass."""
+    """Change the model after a backward pass."""
 
     def __init__(self, spoil) -> None:
         self.spoil = spoil
@@ -197,14 +197,14 @@ class Spoil(Callback):
 
 
 def enlarge(trainer: L.Trainer, task: L.LightningModule) -> None:
-    """Finite gradients, whose squares are not."""
+    """Make gradients that are finite, but whose squares are not."""
     if trainer.global_step >= 5:
         for parameter in task.parameters():
             parameter.grad.mul_(1e25)
 
 
 def overflow(trainer: L.Trainer, task: L.LightningModule) -> None:
-    """An infinite second moment, which moves no weight at all."""
+    """Set an infinite second moment, which changes no weight."""
     if trainer.global_step == 5:
         trainer.optimizers[0].state[task.model.embedding.weight]["exp_avg_sq"][0, 0] = float("inf")
 
@@ -236,7 +236,7 @@ def test_non_finite_gradients_and_optimizer_state_are_not_saved(
 
 
 def test_diverged_model_is_neither_sampled_nor_saved(composed, tmp_path, monkeypatch):
-    """Weights of 1e38 are finite: it is what the model makes of them that is not."""
+    """Weights of 1e38 are finite, but the outputs of the model are not."""
 
     class Enlarge(Callback):
         def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_) -> None:
@@ -271,7 +271,7 @@ def test_a_run_ends_with_a_validation_and_a_checkpoint_of_its_last_step(
 
 
 class Crash(Callback):
-    """Dies like a process that is killed: nothing more is saved."""
+    """End like a killed process: nothing more is saved."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -350,7 +350,7 @@ def test_missing_hardware_is_one_line(composed, tmp_path):
 
 
 def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch):
-    """On a clock that moves a second each time it is read, and a thousand in a validation."""
+    """With a clock that advances one second per reading, and a thousand in a validation."""
     original = lifecycle.choose_callbacks
     now = 0
 
@@ -443,7 +443,7 @@ def test_bfloat16_trains_with_weights_in_float32(composed, tmp_path):
 
 @pytest.mark.long
 def test_compiled_training_gives_the_same_losses(text, tmp_path):
-    """As commands of their own: the compiler cannot look through the run-time check of shapes."""
+    """In other processes, because the compiler cannot trace the run-time check of shapes."""
     found = {}
     for compiled in ("false", "true"):
         words = [
@@ -478,7 +478,7 @@ def test_early_stopping_waits_for_its_patience(composed, tmp_path):
 
 
 def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp_path, capsys):
-    """The training is that of a run that reads the whole part, and so are the figures of its best weights."""
+    """Training equals that of a run that always reads the whole part, and so do the metrics of the best weights."""
     bounded = run_command(composed("trainer.val_bytes=200"), tmp_path / "bounded")
     assert "note      validated on a fixed 13 of " in capsys.readouterr().out
     whole = run_command(composed(), tmp_path / "whole")

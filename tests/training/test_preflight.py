@@ -1,4 +1,4 @@
-"""What several devices cannot divide is told in a line, before any of them starts."""
+"""Models that several devices cannot divide are refused in one line, before a device starts."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a run goes on from: its last checkpoint, whole and its own, or else nothing is replaced."""
+"""Resume: from the last complete checkpoint of this run; otherwise nothing is replaced."""
 
 import json
 import re
@@ -33,7 +33,7 @@ LONGER = ("trainer.max_steps=6", "trainer.val_every=2")
 
 @pytest.fixture
 def done(composed, tmp_path) -> Run:
-    """A run that is done, of four steps, the checkpoints of the last two validations kept."""
+    """A finished run of four steps, with the checkpoints of the last two validations."""
     return run_command(composed(*SHORT), tmp_path / "run")
 
 
@@ -48,7 +48,7 @@ def flip(file: Path) -> None:
 
 
 def refused(composed, run: Run, *words: str) -> str:
-    """The message of a refusal, which is one line and leaves the directory as it was."""
+    """Return the error message, which must be one line and leave the directory unchanged."""
     before = content(run)
     with pytest.raises(UserError) as refusal:
         run_command(composed(*words), run.path)
@@ -163,7 +163,7 @@ def test_damaged_best_checkpoint_is_named_and_rewritten_once_deleted(composed, d
 
 
 def test_resumed_run_keeps_its_precision(composed, tmp_path, monkeypatch):
-    """`auto` measures the processor, and what it measures differs from one moment to the next."""
+    """`auto` measures the processor, and the result can change between measurements."""
     monkeypatch.setattr(
         precision, "matmul_rate", lambda dtype: 1e9
     )  # takes long without AVX512-BF16
@@ -347,7 +347,7 @@ def test_run_resumes_with_allowed_changes(composed, tmp_path, done, capsys):
 
 
 def read_batches(tmp_path, composed, run: Run, *words: str) -> int:
-    """Train on with changes, and count the micro-batches of the training."""
+    """Resume with changes, and count the micro-batches."""
     from llm.tasks.pretraining import Pretraining
 
     count, step = 0, Pretraining.step

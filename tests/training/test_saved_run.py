@@ -1,4 +1,4 @@
-"""A run as it was trained, on another machine."""
+"""A run, loaded on another machine."""
 
 from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""The budget: one of three words, and what follows from it."""
+"""The budget: one of three keys, and the values that follow from it."""
 
 import math
 
@@ -52,13 +52,13 @@ def test_validation_comes_ten_times_a_run_and_at_its_end():
 
 @pytest.fixture
 def few(tmp_path, monkeypatch):
-    """The words of two steps."""
+    """Overrides for two steps."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     return write_text(tmp_path), "trainer.max_steps=2"
 
 
 def assert_near(found, expected, tolerance):
-    """Losses of each step that agree as well as this kind of arithmetic does."""
+    """Require losses of each step that agree to the accuracy of this arithmetic."""
     for name, curve in found.items():
         for row, other in zip(curve, expected, strict=True):
             assert row == pytest.approx(other, rel=tolerance, nan_ok=True), name
@@ -94,5 +94,5 @@ def test_a_validation_reads_no_more_text_than_training_leaves_time_for():
 
 
 def test_default_experiment_reads_the_whole_validation_part():
-    """README's figures are of the whole part, of 90 kB."""
+    """The README's numbers are of the whole part of 90 kB."""
     assert TrainerSettings(max_steps=1000).validation_bytes(1000, 8 * 128) > 1.5 * 90_000

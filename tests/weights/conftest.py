@@ -1,4 +1,4 @@
-"""Models of Hugging Face's library, small, drawn at random, in folders."""
+"""Small models of Hugging Face's library with random weights, in folders."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 
 
 def drawn(model: Any) -> Any:
-    """Wide (std 0.3), so that every part shows in the logits."""
+    """Draw large weights (std 0.3), so that every part affects the logits."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -46,7 +46,7 @@ def drawn(model: Any) -> Any:
 
 
 class Family(NamedTuple):
-    """How models of one kind are made there, and read here."""
+    """How models of one architecture are made by Hugging Face's library, and loaded here."""
 
     make: Callable[..., Any]
     weights: type
@@ -103,7 +103,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="session")
 def published(family: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Any]:
-    """A model of theirs, the folder that their library writes of it, and ours out of that folder."""
+    """A Hugging Face model, its folder, and our model loaded from this folder."""
     theirs = family.make(**family.changes)
     folder = tmp_path_factory.mktemp("published")
     theirs.save_pretrained(folder)
@@ -122,12 +122,12 @@ def ours(published: Any) -> Any:
 
 @pytest.fixture
 def weights(family: Family, published: Any) -> Any:
-    """What reads the folder; nothing may be written there."""
+    """The reader of the folder, which must not be written to."""
     return family.weights(str(published[1]))
 
 
 def slowed(frequency: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:
-    """One frequency of Llama 3's, by wavelengths, as its authors' code has it."""
+    """Scale one frequency by the rule of Llama 3, as in its authors' code."""
     wavelength = 2 * math.pi / frequency
     low = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
     high = rope["original_max_position_embeddings"] / rope["high_freq_factor"]

@@ -1,4 +1,4 @@
-"""Our BERT is Hugging Face's: hidden states, guesses and gradients, out of its folders and back."""
+"""BERT equals Hugging Face's: hidden states, predictions and gradients, imported and exported."""
 
 import copy
 import shutil
@@ -39,7 +39,7 @@ ODD = {
 
 
 def drawn(kind: type, **changes: Any) -> Any:
-    """Wide (std 0.3), so that every part shows in the logits."""
+    """Draw large weights (std 0.3), so that every part affects the logits."""
     sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 128}
     depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def drawn(kind: type, **changes: Any) -> Any:
 
 
 class Published(NamedTuple):
-    """A model of theirs and what reads the folder that their library writes of it."""
+    """A Hugging Face model, and the reader of its folder."""
 
     theirs: Any
     weights: BERTWeights
@@ -69,7 +69,7 @@ def published(request, tmp_path_factory) -> Published:
 
 @pytest.fixture(params=PRECISIONS, ids=["float64", "float32"])
 def pair(request, published):
-    """Ours, theirs, and how near they are to be."""
+    """Our model, theirs, and the tolerance."""
     dtype, tolerance = request.param
     ours = published.weights.model()
     return ours.to(dtype), copy.deepcopy(published.theirs).to(dtype), tolerance

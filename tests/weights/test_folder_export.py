@@ -1,4 +1,4 @@
-"""An exported folder is the same model to Hugging Face's library, and to us when it comes back."""
+"""An exported folder is the same model for Hugging Face's library and when imported again."""
 
 import json
 

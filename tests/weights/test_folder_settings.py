@@ -1,4 +1,4 @@
-"""A folder's own settings come in as Hugging Face's library reads them, and go out as they came."""
+"""The settings of a folder: read as Hugging Face's library does, and exported unchanged."""
 
 import json
 import shutil
@@ -151,7 +151,7 @@ def test_import_and_export_give_back_the_same_settings(shape, folders, tmp_path)
 
 
 def test_an_export_stops_there_where_the_folder_does(folders, tmp_path):
-    """Of the several ends of a text every one stops the generation of what was exported."""
+    """Each of several end tokens stops the generation of an exported model."""
     out = tmp_path / "out"
     export(f"weights.path={folders['llama3']}", f"output={out}")
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -207,7 +207,7 @@ def test_each_file_counts_as_it_does_there(copied):
 
 
 def test_a_token_with_a_role_is_special(copied):
-    """Even if tokenizer.json lists it as an ordinary one, or in the vocabulary alone."""
+    """Even if tokenizer.json lists it as an ordinary token, or only in the vocabulary."""
     file = copied / "tokenizer.json"
     definition = json.loads(file.read_text())
     end = next(t for t in definition["added_tokens"] if t["content"] == "<|im_end|>")

@@ -27,7 +27,7 @@ PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 
 @pytest.fixture(params=PRECISIONS, ids=["float64", "float32"])
 def pair(request, ours, theirs):
-    """Ours, theirs, and how near they are to be."""
+    """Our model, theirs, and the tolerance."""
     dtype, tolerance = request.param
     if dtype == torch.float64:
         request.getfixturevalue("precise")
@@ -172,7 +172,7 @@ def test_unreadable_folders_are_reported_in_one_line(name, changes, told, tmp_pa
 
 
 def test_files_of_older_libraries(tmp_path, families):
-    """Before version 5 the base of the rotation and its scaling stood by themselves."""
+    """Before version 5 the base and the scaling of the rotation were separate keys."""
     changes = families["llama-3"].changes
     families["llama-3"].make(**changes).save_pretrained(tmp_path)
     expected = LlamaWeights(str(tmp_path)).config.model.position

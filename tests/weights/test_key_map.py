@@ -29,7 +29,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """A model with the map's names."""
+    """A model with the parameter names of the map."""
 
     def __init__(self, num_layers=2, rows=5, tied=False):
         super().__init__()
@@ -48,7 +48,7 @@ def theirs(num_layers=2):
 
 
 def unreadable(state):
-    """Tensors whose shapes are known and that must not be read."""
+    """Tensors with known shapes that must not be read."""
 
     def read():
         raise AssertionError("a tensor was read before all was checked")
@@ -121,7 +121,7 @@ def test_a_model_is_checked_for_shapes_and_layers():
 
 
 def test_layer_numbers_are_not_counts():
-    """A stranger's file may speak of layer 10¹²."""
+    """An untrusted file may name layer 10¹²."""
     assert problems({**theirs(1), "theirs.h.999999999999.matrix": torch.zeros(4, 6)}, Model(1))
 
 

@@ -1,4 +1,4 @@
-"""Loading takes little more memory than the weights themselves: measured on GPT-2's smallest size."""
+"""Loading needs little more memory than the weights, measured on the smallest GPT-2."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ print(json.dumps({"weights": size, "peak": status("VmHWM") - before}))
 
 
 def write_folder(path: Path, **sizes: int) -> Path:
-    """A folder as it is published, of numbers that cost nothing to make."""
+    """Write a folder like a published one, with values that are cheap to make."""
     sizes = SIZES | sizes
     width, path_of = sizes["n_embd"], "h.{}.{}.{}".format
     state = {
@@ -65,7 +65,7 @@ def write_folder(path: Path, **sizes: int) -> Path:
 
 
 def write_run(path: Path, folder: Path) -> Path:
-    """A run directory whose best checkpoint holds the model of a folder."""
+    """Write a run directory whose best checkpoint contains the model of a folder."""
     run = Run(path)
     run.update(status="done")
     config = OmegaConf.to_container(GPT2Weights(str(folder)).config, resolve=True)

@@ -1,4 +1,4 @@
-"""GPT-2 as OpenAI released it is the model that the same numbers make in Hugging Face's form."""
+"""GPT-2 in OpenAI's format equals the same weights in Hugging Face's format."""
 
 import json
 import shutil

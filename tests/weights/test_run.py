@@ -1,4 +1,4 @@
-"""A run directory as a source of weights, and as a stranger's: nothing in it is executed."""
+"""A run directory as a source of weights, also an untrusted one: nothing in it is executed."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from llm.weights.run import RunWeights
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """A run directory with a nano model, as training leaves it."""
+    """A run directory with a nano model."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", ["size=nano", "model.vocab_size=257", "tokenizer=byte"])
     run = Run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Filling: strict, in place, and with room for new tokens."""
+"""Loading of a state: strict, in place, with new rows for new tokens."""
 
 import pytest
 import torch

@@ -49,7 +49,7 @@ def test_numbers_are_those_that_tensorflow_reads(prefix):
 
 
 def test_every_flipped_bit_of_the_index_is_noticed(prefix):
-    """All but the padding of the footer and the empty block before it, which hold nothing."""
+    """Except in the padding of the footer and the empty block before it, which contain no data."""
     index = Path(f"{prefix}.index")
     whole = index.read_bytes()
     before = {name: stored.shape for name, stored in in_tensor_bundle(prefix).items()}

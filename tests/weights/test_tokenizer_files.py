@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face's files: read as what they are, written as what they do."""
+"""Tokenizers in Hugging Face's files: read with their settings, exported with the same behavior."""
 
 import json
 
@@ -173,7 +173,7 @@ def test_a_vocabulary_with_its_merges(tmp_path):
 
 
 def test_gpt2s_own_files_are_gpt2s_tokenizer(shared_data, tmp_path, hard_texts, monkeypatch):
-    """OpenAI's encoder.json and vocab.bpe, under the names that tiktoken's cache gives them."""
+    """OpenAI's encoder.json and vocab.bpe, with the file names of tiktoken's cache."""
     cache = shared_data / "tiktoken"
     vocabulary = cache / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
     merges = cache / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"

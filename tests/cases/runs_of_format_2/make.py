@@ -48,7 +48,7 @@ LEFT_OUT = ("previous.ckpt", "*.lock", "*.err", "*.log", "*.png")
 
 
 def main() -> None:
-    """Train in this folder, as a person would from a shell, and note what comes of using the runs."""
+    """Train in this folder from a shell, and save the metrics of using the runs."""
     shutil.rmtree(HERE / "outputs", ignore_errors=True)
     write_data(HERE)
     environment = os.environ | {"LLM_CACHE": str(HERE / "cache"), "OMP_NUM_THREADS": "1"}
@@ -73,7 +73,7 @@ def write_data(folder: Path) -> None:
 
 
 def keep_what_is_read(outputs: Path) -> None:
-    """Delete the rest, and the name of this folder."""
+    """Delete all files that no test reads, and the name of this folder in the others."""
     for file in (file for pattern in LEFT_OUT for file in outputs.rglob(pattern)):
         file.unlink()
     for folder in outputs.glob("pretraining/sweep,*/checkpoints"):
@@ -91,7 +91,7 @@ def copy_runs(folder: Path) -> Path:
 
 
 def run_line(*words: str) -> None:
-    """Run `llm WORDS` in this process, to a good end."""
+    """Run `llm WORDS` in this process, and require exit status 0."""
     from llm.__main__ import main
 
     sys.argv = ["llm", *words]
@@ -124,7 +124,7 @@ def use_runs() -> dict[str, Any]:
 
 
 def read(file: Path, ending: str) -> list[dict[str, float]]:
-    """Return the values of a table in columns whose names end so."""
+    """Return the values of the columns of a table whose names end with one of these words."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     return [

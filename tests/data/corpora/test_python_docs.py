@@ -17,7 +17,7 @@ from llm.data.split import split_corpus
 
 
 def joined(pieces: Iterable[DocumentPiece]) -> Iterator[str]:
-    """The documents, whole again."""
+    """Return the whole documents."""
     held = []
     for piece in pieces:
         held.append(piece.text)

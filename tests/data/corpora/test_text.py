@@ -155,7 +155,7 @@ def test_devices_share_a_batch(make):
 
 
 class Recorder(lightning.LightningModule):
-    """A model that keeps what it was shown."""
+    """A model that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -280,7 +280,7 @@ def test_metadata_describes_the_files(make):
 
 
 def test_tokens_of_another_width_are_not_read(make, cache_folder: Path):
-    """A wrong type in the metadata would train on other tokens, in silence."""
+    """A wrong type in the metadata would give other tokens without an error."""
     first = make()
     file = next((cache_folder / "tokens").glob("*/metadata.json"))
     file.write_text(file.read_text("utf-8").replace('"uint16"', '"uint32"'), "utf-8")

@@ -204,7 +204,7 @@ def test_a_file_shorter_than_a_window_is_named(tmp_path: Path):
 
 
 def test_what_a_model_wrote_is_not_read_back(tmp_path: Path):
-    """`data.path=.` where outputs/ lies: a run's samples would be trained on, more with each run."""
+    """With `data.path=.` beside outputs/, a run would train on its own samples."""
     (tmp_path / "notes.txt").write_text("mine")
     run = tmp_path / "outputs" / "pretraining" / "first"
     run.mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_a_separator_divides_a_file_and_is_named_where_it_is_not_used(monkeypatc
 
 
 def test_files_are_read_in_pieces(tmp_path: Path, monkeypatch):
-    """Blank documents are left out, whitespace at a piece's edge is not."""
+    """Blank documents are skipped; white space at the edge of a piece is kept."""
     monkeypatch.setattr("llm.data.text_decoding.CHUNK", 2)
     (tmp_path / "a.txt").write_text("   \n a  b  \n")
     (tmp_path / "blank.txt").write_text(" \n" * 9)

@@ -52,7 +52,7 @@ def test_what_was_not_finished_is_never_used(tmp_path: Path):
 
 
 def flip(file: Path) -> None:
-    """Change one bit, and set the time back."""
+    """Change one bit, and restore the file's time."""
     before = file.stat()
     content = bytearray(file.read_bytes())
     content[-3] ^= 1

@@ -30,7 +30,7 @@ def test_it_travels_to_another_process_as_its_path(tmp_path: Path):
 
 
 def test_a_file_cut_while_it_is_mapped_is_one_line(tmp_path: Path):
-    """Reading beyond its end would kill the process without a word."""
+    """Reading beyond the end of a mapped file would kill the process without a message."""
     np.arange(100_000, dtype=np.uint16).tofile(tmp_path / "train.bin")
     windows = TrainingWindows(TokenFile(tmp_path / "train.bin", np.dtype(np.uint16)), 8, stride=8)
     assert windows[np.array([12_000])]["tokens"][0, 0] == 30_464

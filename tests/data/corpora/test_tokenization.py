@@ -14,7 +14,7 @@ from llm.tokenizers.gpt2 import gpt2_tokenizer
 
 
 def whole(documents: Iterable[str]) -> Iterator[DocumentPiece]:
-    """Each document in one piece."""
+    """Return each document in one piece."""
     return (DocumentPiece(document, ends=True) for document in documents)
 
 

@@ -49,7 +49,7 @@ def test_validation_asks_for_every_token_but_the_first_exactly_once(tmp_path: Pa
 
 
 def test_the_last_window_alone_in_its_batch_keeps_its_tokens(tmp_path: Path):
-    """Of a batch of one, tokens and targets may share memory: ignoring a target must not reach a token."""
+    """In a batch of one, tokens and targets may share memory, so ignoring a target must not change a token."""
     file = token_file(tmp_path, 12)
     batch = ValidationWindows(file, context_length=8)[np.array([1])]
     assert (batch["targets"] == IGNORE_INDEX).sum() == 5

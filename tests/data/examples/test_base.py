@@ -1,4 +1,4 @@
-"""What the data modules of examples share: the parameters of their constructors."""
+"""Parameters that the constructors of all data modules of examples share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Collation: every example once, little filling, and packed rows that mean what padded ones do."""
+"""Collation: every example once, little padding, and packed rows equal padded ones."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CONTEXT = 24
 
 
 def examples(number=11, seed=0):
-    """Prompts and answers of many lengths, one as long as the context."""
+    """Prompts and responses of many lengths, one as long as the context."""
     random = np.random.default_rng(seed)
     made = []
     for length in [CONTEXT, *random.integers(2, CONTEXT, number - 1).tolist()]:
@@ -24,7 +24,7 @@ def examples(number=11, seed=0):
 
 
 def loss_and_gradients(model, batches):
-    """The total over some batches, and what it says to each parameter."""
+    """Return the total loss of some batches and its gradients."""
     model.zero_grad()
     total, asked = 0.0, 0
     for batch in batches:
@@ -59,7 +59,7 @@ def test_packed_padded_and_single_rows_are_equal_in_loss_and_gradients(model):
 
 
 def test_without_documents_packed_rows_would_not_be_equal(model):
-    """The comparison above can tell: neighbours that are seen change the loss."""
+    """Shows that the comparison above can fail: attention to the other documents of a row changes the loss."""
     packing = Packing()
     batch = packing.batch(packing.arrange(examples(), CONTEXT), CONTEXT)
     exact = loss_and_gradients(model, [batch])[0]

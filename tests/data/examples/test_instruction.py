@@ -1,4 +1,4 @@
-"""Instruction data: three shapes of rows, what is asked of them, and what cannot be used."""
+"""Instruction data: three forms of rows, the mask of the targets, and malformed rows."""
 
 import json
 import re
@@ -34,7 +34,7 @@ TALK = [
 
 @pytest.fixture
 def module(tmp_path):
-    """module(rows, …): over a file of these rows, set up."""
+    """module(rows, …): return a data module over a file of these rows, after `setup`."""
 
     def module(rows, setup=True, **settings):
         path = tmp_path / "rows.jsonl"
@@ -56,7 +56,7 @@ def module(tmp_path):
 
 
 def answers(data, example):
-    """The text of what is asked of an example."""
+    """Return the text of the targets of an example."""
     asked = [token for token in data.encode(example)["targets"] if token != IGNORE_INDEX]
     return data.tokenizer.decode(asked)
 

@@ -1,4 +1,4 @@
-"""A published model's chat template: rendered as its library does, and kept from everything else."""
+"""Published chat templates: rendered as by Hugging Face's library, isolated from everything else."""
 
 import pytest
 from made_folders import SHAPES, tokenizer_of

@@ -49,7 +49,7 @@ def shares(examples):
 
 @pytest.fixture
 def spam(shared_data, monkeypatch):
-    """The module as `data=spam` composes it."""
+    """The data module of `data=spam`."""
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
 
     def made(**settings):

@@ -1,4 +1,4 @@
-"""Pairs of responses: what is asked of them, how a batch lies, and what is wrong with a row."""
+"""Preference pairs: the mask of the targets, the layout of a batch, and malformed rows."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ GOOD = {"instruction": "Two?", "chosen": "two", "rejected": "none of it"}
 
 @pytest.fixture
 def module(tmp_path):
-    """A data module over some rows, set up; a row that is a string stands as it is."""
+    """Return a data module over some rows, after `setup`; a row that is a string is written unchanged."""
 
     def module(*rows, **settings):
         path = tmp_path / "pairs.jsonl"

@@ -1,4 +1,4 @@
-"""Rows as other libraries write them, through the configuration of a finetune."""
+"""Rows in the formats of other libraries, read by a finetuning run."""
 
 import json
 import warnings
@@ -29,7 +29,7 @@ def composed(experiment, *words):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """prepared(experiment, rows, …): the data module that `llm train` would read these rows with."""
+    """prepared(experiment, rows, …): return the data module with which `llm train` reads these rows."""
 
     def prepared(experiment, rows, *words):
         path = rows
@@ -53,7 +53,7 @@ def learned(data, example):
 
 
 def first(data):
-    """The example of the first row of the file."""
+    """Return the example of the first row of the file."""
     examples = [example for part in data.raw.values() for example in part]
     return min(examples, key=lambda example: int(example.where.rpartition(" ")[2]))
 

@@ -1,4 +1,4 @@
-"""Templates: the text they write, the tokens it becomes, and which of them an assistant answered."""
+"""Templates: the text, its tokens, and which of them belong to a response."""
 
 import pytest
 from hydra import compose, initialize_config_module

@@ -18,14 +18,9 @@ from llm.config.errors import ConfigError
 from llm.config.resolvers import escaped, lookups
 from llm.files import read_yaml, write_text
 
-# What a job file holds.
-KINDS: dict[str, Any] = {
-    "config": dict[str, Any],
-    "overrides": list[str],
-    "choices": dict[str, str | None],
-    "directory": str,
-    "flags": list[str],
-}
+# The types of the values in a job file.
+KINDS = {name: each.annotation for name, each in annotations.parameters(Composed).items()}
+KINDS["config"] = dict[str, Any]
 
 
 def write_composed(file: Path, composed: Composed) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
@@ -19,6 +19,8 @@ from llm.tasks.non_finite import DivergedError
 from llm.terminal.console import new_console
 from llm.training.next_commands import NextCommands
 from llm.training.resumption import Resumption
+
+C = TypeVar("C", bound=L.Callback)
 
 
 @dataclass
@@ -44,24 +46,21 @@ class Progress:
     @property
     def saved_steps(self) -> int:
         """Optimizer steps at the newest checkpoint."""
-        found = [each.saved_step for each in self._callbacks if isinstance(each, Checkpoints)]
-        return max([self.resumed, *found])
+        return max([self.resumed, *(each.saved_step for each in self._callbacks(Checkpoints))])
 
     @property
     def best_step(self) -> int | None:
         """The step whose weights were saved as the best; None if none were saved."""
-        found = (each.best_step for each in self._callbacks if isinstance(each, Checkpoints))
-        return next(found, None)
+        return next((each.best_step for each in self._callbacks(Checkpoints)), None)
 
     @property
     def received(self) -> int:
         """The signal that stopped training; 0 if there was none."""
-        found = [each.received or 0 for each in self._callbacks if isinstance(each, Interrupt)]
-        return max([0, *found])
+        return max([0, *(each.received or 0 for each in self._callbacks(Interrupt))])
 
-    @property
-    def _callbacks(self) -> list[L.Callback]:
-        return getattr(self.trainer, "callbacks", [])
+    def _callbacks(self, kind: type[C]) -> list[C]:
+        callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
+        return [each for each in callbacks if isinstance(each, kind)]
 
     def end_loggers(self, exit_code: int) -> None:
         """End the run on W&B, if there is one. Otherwise the next job of this process would be logged to it."""

@@ -54,9 +54,8 @@ def run_line(line: Sequence[str]) -> None:
         with handle_early_stop() if COMMANDS[name].is_heavy else contextlib.nullcontext():
             run(name, words)
     else:
-        from llm.config.errors import (
-            suggestion,
-        )  # its difflib costs start-up time, and only an error needs it
+        # Its difflib costs start-up time, and only an error needs it.
+        from llm.config.errors import suggestion
 
         fail(f"llm {name}: no such command; {suggestion(name, COMMANDS)}")
 

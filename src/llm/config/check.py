@@ -120,7 +120,7 @@ class Tree:
     is_trusted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        packages = resolved_value(self.config, "trust", "trust", self.problems) or ()
+        packages = self.resolved(("trust",) if "trust" in self.config else ()).get("trust") or ()
         lines = list(Walk().value(packages, Sequence[str], "trust"))
         with collecting(lines):
             self.trust = () if lines else trusted_packages(packages)
@@ -245,7 +245,7 @@ def build_on_meta(config: DictConfig, key: str) -> Any:
     Raises:
         ConfigError: a constructor rejects a value, or torch rejects a size.
     """
-    import torch  # only a tree that holds a model needs torch
+    import torch  # takes 1.6 s, and only a tree that holds a model needs it
 
     config = with_provisional_sizes(config)
     try:

@@ -109,8 +109,9 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
         command = check(point)
         if not found:
             return command
-    known = {line.partition(": ")[0] for line in found}
-    others = (line for line in problems if line.partition(": ")[0] not in known)
+    known = tuple({f"{line.partition(': ')[0]}: " for line in found})
+    ends = tuple(found)  # the constructor of a section may report the same, after its own key
+    others = (x for x in problems if not (x.startswith(known) or x.endswith(ends)))
     lines = _about_deletions([*found, *others], point.overrides)
     typed = {key_of(word) for word in point.overrides}
     options = list(loader.own_options(point.choices.items()))

@@ -164,9 +164,8 @@ class Invocation:
 
     def show_dry_run(self, points: Sequence[Any]) -> None:
         """Print the dry run of each point."""
-        from llm.training.dry_run import (
-            show_dry_run,
-        )  # imports torch and Lightning, which take seconds
+        # Imports torch and Lightning, which take seconds.
+        from llm.training.dry_run import show_dry_run
 
         show_dry_run(points)
 

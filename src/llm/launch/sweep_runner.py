@@ -249,8 +249,7 @@ def separate_directories(
         ConfigError: two points are the same.
     """
     composed = [point.composed for point in points]
-    counts = Counter(point.directory for point in composed)
-    if max(counts.values(), default=1) == 1:
+    if len({point.directory for point in composed}) == len(composed):
         return list(points)
     renamed = []
     for point, own in zip(

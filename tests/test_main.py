@@ -261,6 +261,10 @@ def test_help_of_a_command_lists_no_groups_of_another(llm):
             "trust: 7 is not a Sequence[str]; use a list such as [word]",
         ),
         (
+            ["train", "trust=os"],
+            "trust: 'os' is not a Sequence[str]; use a list such as [word]",
+        ),
+        (
             ["train", "seed=x"],
             "seed: 'x' is not an int; use a whole number such as 8",
         ),

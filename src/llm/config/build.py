@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config import annotations
 from llm.config.allowlist import locate
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, raise_all
 from llm.config.plain import items_of, nested_items
 
 # What a constructor raises if the user's values are wrong.
@@ -82,8 +82,7 @@ def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[
                 targets[node_key] = locate(str(path), trust)
             except ConfigError as error:
                 problems.append(f"{node_key}: {error}")
-    if problems:
-        raise ConfigError(*problems)
+    raise_all(problems)
     return targets
 
 

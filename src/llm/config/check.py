@@ -19,11 +19,19 @@ from llm.config.base import Command
 from llm.config.build import build
 from llm.config.composed import Composed
 from llm.config.deferred import Deferred
-from llm.config.errors import ConfigError, collecting
+from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.ranges import out_of_range
 from llm.config.requirements import FILLED_IN, PROVISIONAL, other_data, unmet
 from llm.config.rules import RULES, Rule
-from llm.config.walk import Walk, dereference, is_module, node_references, resolved_value, slot
+from llm.config.walk import (
+    Walk,
+    dereference,
+    is_module,
+    misplaced,
+    node_references,
+    resolved_value,
+    slot,
+)
 
 
 def check(composed: Composed) -> Any:
@@ -120,8 +128,11 @@ class Tree:
     is_trusted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        packages = self.resolved(("trust",) if "trust" in self.config else ()).get("trust") or ()
-        lines = list(Walk().value(packages, Sequence[str], "trust"))
+        given = self.resolved(["trust"] if "trust" in self.config else [])
+        packages = dereference(given.get("trust") or [])
+        lines: list[str] = []
+        if not (isinstance(packages, list) and annotations.accepts(Sequence[str], packages)):
+            lines.append(f"trust: {misplaced(packages, Sequence[str])}")
         with collecting(lines):
             self.trust = () if lines else trusted_packages(packages)
         self.is_trusted = not lines
@@ -139,8 +150,7 @@ class Tree:
     def require_none(self) -> None:
         """Raise a ConfigError with all problems, if there are any."""
         lines = [line for line in self.problems if not self._is_repeated(line)]
-        if lines:
-            raise ConfigError(*dict.fromkeys(lines))
+        raise_all(lines)
 
     def _is_repeated(self, line: str) -> bool:
         """Return whether a key has the same problem as the key that it refers to, such as `data.seed: ${seed}`."""
@@ -234,8 +244,7 @@ def build_each(node: DictConfig) -> dict[Any, Any]:
     for name in node:
         with collecting(problems):
             built[name] = build(node[name]) if OmegaConf.is_config(node[name]) else node[name]
-    if problems:
-        raise ConfigError(*problems)
+    raise_all(problems)
     return built
 
 

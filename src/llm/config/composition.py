@@ -13,7 +13,7 @@ from llm.config.base import Command
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.composed import Composed
-from llm.config.errors import ConfigError, collecting
+from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.explanation import hydra_message, wrong_overrides
 from llm.config.loader import HYDRA_ERRORS, Loader
 from llm.config.overrides import differing_words, key_of
@@ -88,8 +88,7 @@ def check_points(
     for problem, at in found.items():
         everywhere = len(at) == len(jobs)
         lines += [problem] if everywhere else [f"{label} | {problem}" for label in at]
-    if lines:
-        raise ConfigError(*lines)
+    raise_all(lines)
     return points
 
 

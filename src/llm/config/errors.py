@@ -38,6 +38,12 @@ def collecting(problems: list[str]) -> Iterator[None]:
         problems += error.problems
 
 
+def raise_all(problems: Iterable[str]) -> None:
+    """Raise a ConfigError with all problems, each once, if there are any."""
+    if lines := dict.fromkeys(problems):
+        raise ConfigError(*lines)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that is most similar to `word`; None if none is similar."""
 

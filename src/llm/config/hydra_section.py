@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from llm.config.allowlist import locate
-from llm.config.errors import ConfigError, suggestion
+from llm.config.errors import ConfigError, raise_all, suggestion
 from llm.config.fingerprint import is_among
 from llm.config.overrides import is_hydras, key_of
 from llm.config.plain import nested_items
@@ -84,8 +84,7 @@ def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool)
             lines.append(f"{key}: only a sweep uses it; add -m, or leave it out")
         elif is_among(key, ("hydra.run.dir",)) and not has_directory:
             lines.append(f"{key}: only llm train has the directory of a run; leave it out")
-    if lines:
-        raise ConfigError(*lines)
+    raise_all(lines)
 
 
 def _remedy(key: str) -> str:

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
 from llm.config.composed import Composed, trusts
-from llm.config.errors import ConfigError
+from llm.config.errors import ConfigError, raise_all
 from llm.config.overrides import key_of
 from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
@@ -92,14 +92,12 @@ class Loader(ConfigLoaderImpl):
             ConfigError: an override or a file sets a key that it may not set.
         """
         parsed = OverridesParser.create().parse_overrides(overrides)
-        if lines := list(hydra_section.typed_problems(parsed, self.own)):
-            raise ConfigError(*lines)
+        raise_all(hydra_section.typed_problems(parsed, self.own))
         config = super().load_configuration(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
         )
         lines = {line.partition(": ")[0]: line for line in self._problems(config, parsed)}
-        if lines:
-            raise ConfigError(*lines.values())
+        raise_all(lines.values())
         choices = config.hydra.runtime.choices
         resolve_lookups(config, [each for each in parsed if each.key_or_group not in choices])
         expand_homes(config)
@@ -239,8 +237,7 @@ class CheckedRepository(ConfigRepository):
             "command line"
             for text in lookups([plain, options])
         ]
-        if lines:
-            raise ConfigError(*lines)
+        raise_all(lines)
         return found
 
 
@@ -292,8 +289,7 @@ def references(*options: str) -> tuple[dict[str, Any], ...]:
         for group, _, name in (option.partition("="),)
         if name not in loader.get_group_options(group)
     ]
-    if lines:
-        raise ConfigError(*lines)
+    raise_all(lines)
     loader.own |= {*options}
     composed = [
         loader.load_configuration(name, list(options), run_mode=RunMode.RUN)

@@ -6,7 +6,7 @@ Nothing is built here.
 
 import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
@@ -111,8 +111,8 @@ class Walk:
         self, plain: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
     ) -> Iterator[str]:
         """Compare the root of a tree with the parameters of its command."""
-        yield from self.arguments(plain, parameters, (), "", beneath_factory=False)
-        yield from self.absent(plain, parameters, (), "")
+        yield from self.arguments(plain, parameters, "", beneath_factory=False)
+        yield from self.absent(plain, parameters, "")
 
     def value(
         self, value: Any, hint: Any, key: str, *, beneath_factory: bool = False
@@ -130,7 +130,7 @@ class Walk:
         elif isinstance(value, dict) and "_target_" in value:
             yield from self.node(value, hint, key, beneath_factory=beneath_factory)
         elif not annotations.accepts(hint, value):
-            yield f"{key}: {_misplaced(value, hint)}"
+            yield f"{key}: {misplaced(value, hint)}"
         else:
             yield from self.items(value, hint, key, beneath_factory=beneath_factory)
 
@@ -179,20 +179,19 @@ class Walk:
             )
             return
         passed = annotations.positional(hint) if is_factory else ()
-        given = list(parameters)[
-            : len(passed or ())
-        ]  # the caller of a factory passes them by position
-        arguments = {n: value for n, value in node.items() if n not in ("_target_", "_partial_")}
+        by_code = list(parameters)[: len(passed or ())]  # those that the caller of a factory passes
+        yield from (f"{key}.{n}: is passed by the code; remove it" for n in by_code if n in node)
+        values = {n: v for n, v in node.items() if n not in ("_target_", "_partial_", *by_code)}
+        free = {n: each for n, each in parameters.items() if n not in by_code}
         below = beneath_factory or is_factory
-        yield from self.arguments(arguments, parameters, given, key, beneath_factory=below)
+        yield from self.arguments(values, free, key, beneath_factory=below)
         if passed is not None:
-            yield from self.absent(node, parameters, given, key)
+            yield from self.absent(values, free, key)
 
     def arguments(
         self,
         node: Mapping[str, Any],
         parameters: Mapping[str, inspect.Parameter],
-        given: Collection[str],
         key: str,
         *,
         beneath_factory: bool,
@@ -201,27 +200,20 @@ class Walk:
         prefix = f"{key}." if key else ""
         for name, value in node.items():
             child = f"{prefix}{name}"
-            if name in given:
-                yield f"{child}: is passed by the code; remove it"
-            elif name in parameters:
+            if name in parameters:
                 hint = slot(parameters[name].annotation)
                 yield from self.value(value, hint, child, beneath_factory=beneath_factory)
             else:
-                free = [n for n in parameters if n not in given]
-                yield f"{child}: no such key; {suggestion(str(name), free, prefix)}"
+                yield f"{child}: no such key; {suggestion(str(name), parameters, prefix)}"
 
     def absent(
-        self,
-        node: Mapping[str, Any],
-        parameters: Mapping[str, inspect.Parameter],
-        given: Collection[str],
-        key: str,
+        self, node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], key: str
     ) -> Iterator[str]:
         """Yield a line for each required parameter that is missing."""
         for name, parameter in parameters.items():
             child = f"{key}.{name}" if key else name
-            required = parameter.default is inspect.Parameter.empty and name not in given
-            if required and name not in node and child not in FILLED_IN:
+            is_required = parameter.default is inspect.Parameter.empty
+            if is_required and name not in node and child not in FILLED_IN:
                 hint = annotations.describe_hint(slot(parameter.annotation))
                 yield f"{child}: is required and missing; add it ({hint})"
 
@@ -259,7 +251,7 @@ def _shown(value: Any) -> str:
     return "null" if value is None else repr(value)
 
 
-def _misplaced(value: Any, hint: Any) -> str:
+def misplaced(value: Any, hint: Any) -> str:
     """Return why a value does not fit its slot, and what to use instead."""
     if choices := annotations.choices(hint):
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))

@@ -18,9 +18,14 @@ from llm.config.errors import ConfigError
 from llm.config.resolvers import escaped, lookups
 from llm.files import read_yaml, write_text
 
-# The types of the values in a job file.
-KINDS = {name: each.annotation for name, each in annotations.parameters(Composed).items()}
-KINDS["config"] = dict[str, Any]
+# What a job file holds.
+KINDS: dict[str, Any] = {
+    "config": dict[str, Any],
+    "overrides": list[str],
+    "choices": dict[str, str | None],
+    "directory": str,
+    "flags": list[str],
+}
 
 
 def write_composed(file: Path, composed: Composed) -> None:

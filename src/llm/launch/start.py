@@ -26,7 +26,7 @@ from llm.config.composition import (
     requests_sweep,
     sweep_jobs,
 )
-from llm.config.errors import ConfigError, collecting
+from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.explanation import WrongOverridesError
 from llm.config.hydra_section import require_obeyed
 from llm.config.inspection import CommandView
@@ -208,12 +208,12 @@ def require_no_points(shared: Any) -> None:
     Raises:
         ConfigError: a line for each key.
     """
-    keys = [key for key in ("dry_run", "match") if getattr(shared, key, None)]
-    if keys:
-        remedy = "leave it out, or list the values and leave out hydra/sweeper="
-        raise ConfigError(
-            *(f"{key}: the sweeper chooses its points one by one; {remedy}" for key in keys)
-        )
+    remedy = "leave it out, or list the values and leave out hydra/sweeper="
+    raise_all(
+        f"{key}: the sweeper chooses its points one by one; {remedy}"
+        for key in ("dry_run", "match")
+        if getattr(shared, key, None)
+    )
 
 
 def require_command(name: str, point: Composed) -> None:

@@ -20,7 +20,7 @@ from llm import signals
 from llm.comparison.table import compare
 from llm.config.command_line import CommandLine
 from llm.config.composition import chosen_options
-from llm.config.errors import ConfigError, collecting
+from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.fingerprint import fingerprint
 from llm.config.overrides import differing_words, is_hydras, key_of, unquoted
 from llm.config.run_name import base_name, run_name
@@ -178,8 +178,7 @@ def require_same_points(points: Sequence[TrainingConfig]) -> None:
         if point.name and point.weights is None and not point.rerun and "fingerprint" in run.record:
             with collecting(lines):
                 require_same_configuration(run, config, fingerprint(config))
-    if lines:
-        raise ConfigError(*lines)
+    raise_all(lines)
 
 
 def match_points(

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from llm.config.build import config_errors_at
-from llm.config.errors import ConfigError, collecting
+from llm.config.errors import collecting, raise_all
 from llm.config.overrides import differing_words, key_of
 from llm.planning.matching import BOUNDS, Matched, remaining_differences
 from llm.terminal.tables import new_table, note_line, print_tables
@@ -47,8 +47,7 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
         with collecting(lines):
             require_division(point.tree, hardware)
         problems += [f"{label} | {line}" for line in lines]
-    if problems:
-        raise ConfigError(*problems)
+    raise_all(problems)
 
 
 def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -> None:

@@ -170,17 +170,12 @@ def require_last(run: Run) -> None:
     Raises:
         ConfigError: the checkpoint is missing.
     """
-    if has_lost_last(run):
+    was_saved = run.status == "done" or run.record.get("trained") or recorded_digests(run.last)
+    if (was_saved or run.best.exists()) and not run.has_last:
         raise ConfigError(
             f"{display_path(run.last)}: is missing, so this run cannot resume, and training from the start would "
             f"replace its best weights; {describe_remedies(run)}"
         )
-
-
-def has_lost_last(run: Run) -> bool:
-    """Return whether a run was trained and its checkpoint to resume from is missing."""
-    was_saved = run.status == "done" or run.record.get("trained") or recorded_digests(run.last)
-    return bool(was_saved or run.best.exists()) and not run.has_last
 
 
 def describe_remedies(run: Run) -> str:

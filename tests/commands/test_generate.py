@@ -136,7 +136,6 @@ def test_a_prompts_file_that_is_not_text_is_one_line(tmp_path):
         ("binary.txt", "has NUL characters, .*; save it as UTF-8, or with a byte-order mark"),
         ("x.parquet", "is a Parquet file, not text; name a text file with one prompt a line"),
         ("picture.png", "is a PNG image, not text; name a text file with one prompt a line"),
-        ("", "is a folder; name a file with one prompt a line"),
     ]:
         with pytest.raises(ConfigError, match=rf"prompts_file: .*{name}.* {problem}$"):
             read_prompts("", str(tmp_path / name))

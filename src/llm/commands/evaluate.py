@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 from omegaconf import OmegaConf
 
 from llm.callbacks.responses import answer_conversations, row_of
-from llm.config.allowlist import locate
 from llm.config.base import Command
 from llm.config.build import build
 from llm.config.check import check_nodes
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
+from llm.config.rules import Rule
 from llm.data.base import DataModule
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.text import TextDataModule
@@ -23,6 +23,7 @@ from llm.data.corpora.text_files import TextFiles
 from llm.data.examples.instruction import InstructionDataModule
 from llm.data.naming import rename_keys
 from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
+from llm.evaluation.evaluation_rules import RULES, answers_of_run, trained_data
 from llm.evaluation.evaluation_table import plain_report, report_table
 from llm.evaluation.openai_client import OpenAI
 from llm.evaluation.scoring import rate
@@ -36,7 +37,7 @@ from llm.generation.model_loading import (
     use_hardware,
 )
 from llm.hardware import Hardware
-from llm.runs import RESULTS, Run, now, versions
+from llm.runs import RESULTS, now, versions
 from llm.tasks.base import Task
 from llm.terminal.console import new_console
 from llm.training.saved_run import restore_run
@@ -68,6 +69,8 @@ class Evaluate(Command):
     weights: Weights | None
     judge: OpenAI | None
 
+    rules: ClassVar[Sequence[Rule]] = RULES
+
     def run(self) -> dict[str, Any]:
         """Measure, print the results and write them to a file.
 
@@ -75,8 +78,8 @@ class Evaluate(Command):
             The content of the file.
 
         Raises:
-            UserError: the weights do not exist, the run's data have changed, the run has no answers to judge, or the
-                judge does not answer.
+            UserError: the weights do not exist, the run's data have changed or lack the part, or the judge does not
+                answer.
         """
         weights = require_trained(self.weights)
         file = self.results_file(weights)
@@ -90,18 +93,9 @@ class Evaluate(Command):
         return report
 
     def results_file(self, weights: Weights) -> Path:
-        """Return the file for the results. It is always new, so that no earlier results are lost.
-
-        Raises:
-            ConfigError: the file exists, or its folder does not.
-        """
+        """Return the file for the results. It is always new, so that no earlier results are lost."""
         if self.output is not None:
-            file = Path(self.output)
-            if file.exists():
-                raise ConfigError(f"output: {file} exists; choose another name")
-            if not file.parent.is_dir():
-                raise ConfigError(f"output: {file.parent} is not a folder; create it first")
-            return file
+            return Path(self.output)
         path = Path(weights.path)
         first = (path if path.is_dir() else Path()) / "evaluation.json"
         numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
@@ -109,24 +103,11 @@ class Evaluate(Command):
 
     def predicts_text(self, run: RunWeights) -> bool:
         """Return whether a text file is given and the run was trained on text."""
-        task = locate(run.config.task._target_, run.config.trust)
-        return self.test_path is not None and issubclass(task.data_module, TextDataModule)  # pyright: ignore[reportFunctionMemberAccess]
+        return self.test_path is not None and issubclass(trained_data(run.config), TextDataModule)
 
     def evaluate_text(self, weights: Weights) -> dict[str, Any]:
-        """Measure a language model on text files.
-
-        Raises:
-            ConfigError: no file is given, or a key is set that needs a run's own data.
-        """
-        if self.test_path is None:
-            raise ConfigError(
-                f"test_path: {weights.path} has no data of its own; pass a text file or a folder of text files"
-            )
-        unused = [name for name in ("part", "judge", "against") if getattr(self, name) is not None]
-        if unused:
-            raise ConfigError(
-                f"{', '.join(unused)}: a text has no parts and no answers; leave it out"
-            )
+        """Measure a language model on text files."""
+        assert self.test_path is not None  # one of the rules
         hardware = use_hardware(self.hardware)
         files = self.files(self.test_path)
         with rename_keys(KEYS):
@@ -143,23 +124,16 @@ class Evaluate(Command):
 
     def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
         """Measure a run on a part of its data, or on a file in the same format."""
-        baseline = None
-        if self.against is not None:
-            baseline = read_answers(Run(Path(self.against)).path / RESULTS["responses"])
+        baseline = None if self.against is None else answers_of_run(self.against)
         hardware = use_hardware(self.hardware)
         data, task = restore_run(weights, hardware, self.test_path, self.malformed)
-        part = choose_part(data, self.part, self.test_path)
-        has_answers = isinstance(data, InstructionDataModule)
-        if (self.judge or baseline is not None) and not has_answers:
-            raise ConfigError(
-                "judge, against: this run was not trained on instructions; leave both out"
-            )
+        part = choose_part(data, self.part)
         report = {
             **origin(weights, data.describe()),
             "part": self.test_path or part,
             "metrics": measure_part(task, data, part, hardware),
         }
-        if has_answers:
+        if isinstance(data, InstructionDataModule):
             task.to(hardware.accelerator)
             with autocast(hardware):
                 answers = self.answers(data, task, part, weights)
@@ -213,14 +187,12 @@ def origin(weights: Weights, data: str) -> dict[str, Any]:
     }
 
 
-def choose_part(data: DataModule, part: str | None, test_path: str | None) -> str:
+def choose_part(data: DataModule, part: str | None) -> str:
     """Return the part to measure on: the requested one, otherwise test, otherwise validation.
 
     Raises:
         ConfigError: the data have no such part.
     """
-    if test_path is not None and part == "validation":
-        raise ConfigError("part, test_path: a file in test_path is a test part; leave part out")
     if part is None:
         return "validation" if data.dataset("test") is None else "test"
     if data.dataset(part) is None:

@@ -13,7 +13,12 @@ from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.generation.best_of import Scored, best_of, require_choice
 from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import autocast
-from llm.generation.prompts import Openings, Prepared, prepare_prompts
+from llm.generation.prompts import (
+    Openings,
+    Prepared,
+    prepare_prompts,
+    prompts_have_one_source,
+)
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import first_tokens, stream_tokens
 from llm.hardware import Hardware
@@ -52,7 +57,7 @@ class Generate(Command):
     weights: Weights | None
     reward: RewardFunction | None
 
-    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward,)
+    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source)
 
     def run(self) -> list[str]:
         """Continue the prompts, or choose the best answers if there is a reward.

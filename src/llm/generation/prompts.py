@@ -1,8 +1,9 @@
 """Preparation of text generation: read the prompts, load the model and encode the prompts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -89,26 +90,31 @@ def prepare_prompts(
     return Prepared(model, tokenizer, hardware, prompts, openings)
 
 
+def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require prompts, or an existing file of prompts, and not both."""
+    prompt, file = config.get("prompt"), config.get("prompts_file")
+    if file is None and prompt == []:
+        yield "prompt: [] holds no prompts; leave it out to begin a document"
+    if not isinstance(file, str) or not file.strip():  # reported as a wrong type or an empty name
+        return
+    if prompt:
+        yield "prompt, prompts_file: both are given; leave one out"
+    with suppress(OSError):  # not a path: another rule reports it
+        if Path(file).is_dir():
+            yield f"prompts_file: {file} is a folder; name a file with one prompt a line"
+        elif not Path(file).exists():
+            yield f"prompts_file: {file} does not exist; name a file with one prompt a line"
+
+
 def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
     """Return the prompt, a list of prompts, or those of a file, one per line; blank lines are skipped.
 
     Raises:
-        ConfigError: both are given, the list is empty, or the file is missing or has no prompt.
+        ConfigError: the file has no prompt.
     """
-    if file is None and not isinstance(prompt, str) and not prompt:
-        raise ConfigError("prompt: [] holds no prompts; leave it out to begin a document")
     if file is None:
         return [prompt] if isinstance(prompt, str) else list(prompt)
-    if prompt:
-        raise ConfigError("prompt, prompts_file: both are given; leave one out")
-    place = Path(file)
-    if place.is_dir():
-        raise ConfigError(f"prompts_file: {file} is a folder; name a file with one prompt a line")
-    if not place.exists():
-        raise ConfigError(
-            f"prompts_file: {file} does not exist; name a file with one prompt a line"
-        )
-    prompts = [line.removesuffix("\r") for line in _lines(place) if line.strip()]
+    prompts = [line.removesuffix("\r") for line in _lines(Path(file)) if line.strip()]
     if not prompts:
         raise ConfigError(f"prompts_file: {file} holds no prompts; write one a line")
     return prompts

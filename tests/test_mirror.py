@@ -14,13 +14,16 @@ OWNERS = {
     # Which layers are meant is only seen in what is adapted.
     "adapters/targets.py": "adapters/test_lora.py::test_patterns",
     # Callbacks that act on a whole run.
+    "callbacks/base.py": (
+        "training/test_lifecycle.py"
+        "::test_a_crash_inside_an_accumulation_resumes_to_the_bit_with_muon_bf16_and_a_worker"
+    ),
     "callbacks/early_stopping.py": (
         "training/test_lifecycle.py::test_early_stopping_waits_for_its_patience"
     ),
     "callbacks/progress.py": (
         "training/test_lifecycle.py::test_progress_line_shows_the_metrics_of_its_step"
     ),
-    "callbacks/samples.py": ("training/test_lifecycle.py::test_sampling_does_not_change_training"),
     # Checksums are those of a file or a folder.
     "checkpoints/checksums.py": (
         "checkpoints/test_checkpoint_file.py::test_a_flipped_bit_is_noticed_wherever_it_is"

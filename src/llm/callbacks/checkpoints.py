@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from llm import distributed
+from llm.callbacks.base import StepCallback
 from llm.callbacks.gradient_monitor import require_finite, require_finite_state
 from llm.checkpoints.checkpoint_file import header_of
 from llm.comparison.rows import is_less_better
@@ -34,7 +34,7 @@ def score_of(task: Task, monitor: str) -> Score:
     return sign * task.metrics[monitor], task.metrics["val/loss"]
 
 
-class Checkpoints(Callback):
+class Checkpoints(StepCallback):
     """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the best validation).
 
     The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
@@ -59,20 +59,11 @@ class Checkpoints(Callback):
         self.best_step = 0
         self.saved_step = -1
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, task: Task) -> None:
         """Write `last.ckpt` every `every` steps, unless a validation that writes it follows."""
-        assert isinstance(pl_module, Task)
-        if self.every is None or not pl_module.ends_step(batch_idx):
-            return
-        if trainer.global_step % self.every == 0 and not validates_now(trainer):
-            self.save_last(trainer, pl_module)
+        is_due = self.every is not None and trainer.global_step % self.every == 0
+        if is_due and not validates_now(trainer):
+            self.save_last(trainer, task)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write `last.ckpt`, then `best.ckpt` if this validation was the best.
@@ -118,7 +109,7 @@ class Checkpoints(Callback):
 
     @property
     def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, independent of the class name."""
+        """Return the key of the state in a checkpoint, whatever the class is called."""
         return "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,20 +124,15 @@ class Checkpoints(Callback):
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that a resumed run has a `last.ckpt` of its first step; write a missing `best.ckpt`."""
+        """Note that `last.ckpt` of a resumed run has its first step; write a missing `best.ckpt`."""
         self.saved_step = trainer.global_step
-        self._make_up(trainer, pl_module)
+        self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write a missing `best.ckpt`, also for a run that was killed after its last step."""
-        self._make_up(trainer, pl_module)
-
-    def _make_up(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `best.ckpt` if the run was killed before writing it; if lost later, leave it to the next validation."""
-        if (
-            self.best_step == 0
-            or distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step
-        ):
+        """Write a `best.ckpt` that a killed run could not write; one lost later is left to the next validation."""
+        if self.best_step == 0:
+            return
+        if distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step:
             return
         if trainer.global_step == self.best_step:
             self._save_best(trainer, pl_module)

@@ -47,7 +47,7 @@ class EarlyStopping(Callback):
 
     @property
     def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, independent of the class name."""
+        """Return the key of the state in a checkpoint, whatever the class is called."""
         return "early_stopping"
 
     def state_dict(self) -> dict[str, Any]:

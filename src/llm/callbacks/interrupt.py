@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from llm import distributed, signals
+from llm.callbacks.base import StepCallback
 from llm.callbacks.checkpoints import Checkpoints, validates_now
 from llm.tasks.base import Task
 from llm.terminal.console import new_console
@@ -30,7 +30,7 @@ class InterruptedRunError(BaseException):
         self.number = number
 
 
-class Interrupt(Callback):
+class Interrupt(StepCallback):
     """A checkpoint at the end of the step after the first signal; a second signal stops at once.
 
     A run stopped between steps resumes exactly; one stopped inside a step would not. Ranks agree on the step,
@@ -64,28 +64,16 @@ class Interrupt(Callback):
                 f"\n{self.received.name}: finishing this step and saving; once more stops at once."
             )
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save and stop after a whole optimizer step, unless a validation follows."""
-        assert isinstance(pl_module, Task)
-        if not pl_module.ends_step(batch_idx):
-            return
+    def after_step(self, trainer: L.Trainer, task: Task) -> None:
+        """Save and stop, unless a validation follows."""
         number = self._ballot.largest(self.received or 0)
         if number and not validates_now(trainer):
-            self._stop(trainer, pl_module, number=number)
+            self._stop(trainer, task, number=number)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop after the validation of the step."""
         number = self._ballot.largest(self.received or 0)
-        if (
-            number and trainer.sanity_checking
-        ):  # before the first step, when there is nothing to save
+        if number and trainer.sanity_checking:  # before the first step there is nothing to save
             raise InterruptedRunError(number)
         if number and trainer.global_step < trainer.max_steps:
             self._stop(trainer, pl_module, number=number)

@@ -5,15 +5,16 @@ from collections.abc import Collection
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from llm.callbacks.base import StepCallback
 from llm.tasks.base import Task
 from llm.terminal.bars import progress_bar
 from llm.terminal.console import new_console
@@ -34,7 +35,7 @@ SHOWN = {
 ON_THE_BAR = ("train/loss", "val/perplexity", "val/accuracy", "speed/tokens_per_second")
 
 
-class ProgressBar(Callback):
+class ProgressBar(StepCallback):
     """A display of steps, loss, validation perplexity, speed and the time left.
 
     Reads only logged metrics: a bar must not make training wait for the device.
@@ -46,9 +47,8 @@ class ProgressBar(Callback):
     def __init__(self, seconds: float = 10.0) -> None:
         self.seconds = seconds
         self.console = new_console(highlight=True)
-        self.progress: Progress | None = None
-        self._testing: Progress | None = None
-        self._task_id: Any = None
+        self._bar: Progress | None = None  # of the training or of the test
+        self._task_id = TaskID(0)
         self._last_refresh = 0.0
         self._last_line = 0  # the step of the last plain line
 
@@ -56,101 +56,80 @@ class ProgressBar(Callback):
         """Show the bar."""
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
-        self.progress = Progress(
+        self._bar = Progress(
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[metrics]}", markup=False),
             console=self.console,
         )
-        self.progress.start()
-        self._task_id = self.progress.add_task(
+        self._bar.start()
+        self._task_id = self._bar.add_task(
             "training", total=trainer.max_steps, completed=trainer.global_step, metrics=""
         )
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def after_step(self, trainer: L.Trainer, task: Task) -> None:
         """Move the bar, at most ten times a second; without a terminal print a line now and then."""
         now = time.monotonic()
-        if now - self._last_refresh < (self.seconds if self.progress is None else 0.1):
-            return
-        self._last_refresh = now
-        self._show(trainer, pl_module)
+        if now - self._last_refresh >= (self.seconds if self._bar is None else 0.1):
+            self._last_refresh = now
+            self._show(trainer, task)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the metrics of the validation as a permanent line."""
+        assert isinstance(pl_module, Task)
         self._last_refresh = time.monotonic()
         self._print(trainer, pl_module, step=trainer.global_step)
 
-    def _show(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.progress is not None:
-            text = progress_line(pl_module, ON_THE_BAR)
-            self.progress.update(self._task_id, completed=trainer.global_step, metrics=text)
-        else:
-            assert isinstance(pl_module, Task)
-            newest = max(pl_module.metric_steps.values(), default=0)
-            if newest > self._last_line:
-                self._print(trainer, pl_module, step=newest)
+    def _show(self, trainer: L.Trainer, task: Task) -> None:
+        if self._bar is not None:
+            text = progress_line(task, ON_THE_BAR)
+            self._bar.update(self._task_id, completed=trainer.global_step, metrics=text)
+        elif (newest := max(task.metric_steps.values(), default=0)) > self._last_line:
+            self._print(trainer, task, step=newest)
 
-    def _print(self, trainer: L.Trainer, pl_module: L.LightningModule, *, step: int) -> None:
+    def _print(self, trainer: L.Trainer, task: Task, *, step: int) -> None:
         """Print a line with the metrics measured at this step."""
-        assert isinstance(pl_module, Task)
         self._last_line = step
-        shown = [name for name, at in pl_module.metric_steps.items() if at == step]
+        shown = [name for name, at in task.metric_steps.items() if at == step]
         if trainer.is_global_zero:
-            self.console.print(
-                f"step {step}/{trainer.max_steps}: {progress_line(pl_module, shown)}"
-            )
+            self.console.print(f"step {step}/{trainer.max_steps}: {progress_line(task, shown)}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the progress of the test, which may take minutes."""
         if trainer.is_global_zero:
-            self._testing = progress_bar()
-            self._testing.start()
-            self._task_id = self._testing.add_task("testing", total=sum(trainer.num_test_batches))
+            self._bar = progress_bar()
+            self._bar.start()
+            self._task_id = self._bar.add_task("testing", total=sum(trainer.num_test_batches))
 
-    def on_test_batch_end(  # noqa: PLR0917
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Move the bar; remove it after the last batch, before other callbacks print."""
-        if self._testing is not None:
-            self._testing.advance(self._task_id)
-            if batch_idx + 1 == sum(trainer.num_test_batches):
-                self._testing.stop()
-                self._testing = None
+        if self._bar is not None:
+            self._bar.advance(self._task_id)
+            if self._bar.finished:
+                self._close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop at the full bar."""
-        if self.progress is not None:
+        assert isinstance(pl_module, Task)
+        if self._bar is not None:
             self._show(trainer, pl_module)
-            self.progress.stop()
-            self.progress = None
+            self._close()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Stop the bars, so that the terminal is usable."""
-        for bar in (self.progress, self._testing):
-            if bar is not None:
-                bar.stop()
-        self.progress = self._testing = None
+        """Stop the bar, so that the terminal is usable."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
-def progress_line(task: L.LightningModule, names: Collection[str] = SHOWN.keys()) -> str:
+def progress_line(task: Task, names: Collection[str]) -> str:
     """Return the most important logged metrics in one line; empty before the first."""
-    assert isinstance(task, Task)
     logged = task.metrics
     return ", ".join(
         form.format(logged[name])

@@ -23,7 +23,6 @@ from llm.generation.sampling import Sampler
 from llm.runs import RESULTS
 from llm.tasks.base import Task
 from llm.terminal.bars import progress_bar
-from llm.tokenizers.base import Tokenizer
 
 
 class ResponseSamples(Samples):
@@ -50,15 +49,10 @@ class ResponseSamples(Samples):
         if number < 0:
             raise ValueError(f"number={number}: is negative; use 0 or more")
         self.number = number
-        self.data: InstructionDataModule | PreferenceDataModule | None = None
 
     def suits(self, task: Task, data: DataModule) -> bool:
         """Return whether the model generates and the data have a chat template."""
         return super().suits(task, data) and hasattr(data, "template")
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the data."""
-        self.data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer before the first step."""
@@ -66,18 +60,12 @@ class ResponseSamples(Samples):
         if trainer.global_step == 0:
             self.on_validation_end(trainer, pl_module)
 
-    def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
-        """Return the conversations as the model reads them, each with its answer."""
-        assert self.data is not None
-        conversations = self.data.raw["validation"][: self.number]
-        settings = GenerationSettings(
-            max_tokens=self.max_tokens, sampler=self.sampler, seed=self.seed
-        )
-        answers = answer_conversations(self.data, conversations, model=model, settings=settings)
-        return [
-            self.data.template.render(conversation.prompt) + response
-            for conversation, response in zip(conversations, answers, strict=True)
-        ]
+    def write(self, model: nn.Module, data: Any) -> list[tuple[str, str]]:
+        """Return the conversations as the model reads them, each with its response."""
+        conversations = data.raw["validation"][: self.number]
+        responses = answer_conversations(data, conversations, model=model, settings=self.settings)
+        prompts = [data.template.render(conversation.prompt) for conversation in conversations]
+        return list(zip(prompts, responses, strict=True))
 
 
 class Responses(Callback):
@@ -104,8 +92,10 @@ class Responses(Callback):
         for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}={value}: is too small; use 1 or more")
-        self.max_tokens, self.batch_size = max_tokens, batch_size
-        self.sampler, self.seed = sampler, seed
+        self.batch_size = batch_size
+        self.settings = GenerationSettings(
+            max_tokens=max_tokens, sampler=sampler or GREEDY, seed=seed
+        )
 
     def suits(self, task: Task, data: DataModule) -> bool:
         """Return whether the model generates and the data are conversations with answers."""
@@ -117,31 +107,19 @@ class Responses(Callback):
         if pl_module.tested != "test":
             return
         if trainer.is_global_zero or pl_module.is_sharded:
-            self._answer(trainer, pl_module)
+            data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            rows = answer_rows(
+                data,
+                data.raw["test"],
+                model=pl_module.model,
+                settings=self.settings,
+                batch_size=self.batch_size,
+            )
+            if trainer.is_global_zero:
+                file = Path(trainer.default_root_dir) / RESULTS["responses"]
+                metrics = answer_metrics(write_answers(file, rows))
+                pl_module.record({f"test/{name}": fmean(each) for name, each in metrics.items()})
         distributed.barrier()
-
-    def _answer(self, trainer: L.Trainer, pl_module: Task) -> None:
-        data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        conversations = data.raw["test"]
-        answers = answer_conversations(
-            data,
-            conversations,
-            model=pl_module.model,
-            settings=GenerationSettings(
-                max_tokens=self.max_tokens, sampler=self.sampler or GREEDY, seed=self.seed
-            ),
-            batch_size=self.batch_size,
-        )
-        if not trainer.is_global_zero:
-            return
-        rows = [
-            row_of(conversation, response)
-            for conversation, response in zip(conversations, answers, strict=True)
-        ]
-        kept = write_answers(Path(trainer.default_root_dir) / RESULTS["responses"], rows)
-        pl_module.record(
-            {f"test/{name}": fmean(each) for name, each in answer_metrics(kept).items()}
-        )
 
 
 def answer_conversations(
@@ -171,12 +149,24 @@ def answer_conversations(
         )
 
 
-def row_of(conversation: Demonstration, response: str) -> dict[str, Any]:
-    """Return the entry of `responses.json` for an answer."""
-    return {
-        "instruction": conversation.instruction,
-        "input": conversation.context,
-        "messages": [{"role": m.role, "content": m.content} for m in conversation.prompt],
-        "reference": conversation.reference,
-        "response": response,
-    }
+def answer_rows(
+    data: InstructionDataModule, conversations: Sequence[Demonstration], **settings: Any
+) -> list[dict[str, Any]]:
+    """Return the entries of `responses.json`: a model's answers, each with its conversation and reference.
+
+    Args:
+        data: the data of the conversations.
+        conversations: the conversations to answer.
+        settings: the other arguments of `answer_conversations`.
+    """
+    responses = answer_conversations(data, conversations, **settings)
+    return [
+        {
+            "instruction": conversation.instruction,
+            "input": conversation.context,
+            "messages": [{"role": m.role, "content": m.content} for m in conversation.prompt],
+            "reference": conversation.reference,
+            "response": response,
+        }
+        for conversation, response in zip(conversations, responses, strict=True)
+    ]

@@ -27,7 +27,7 @@ class RandomStates(Callback):
 
     @property
     def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, independent of the class name."""
+        """Return the key of the state in a checkpoint, whatever the class is called."""
         return "rng_state"
 
     def state_dict(self) -> dict[str, Any]:

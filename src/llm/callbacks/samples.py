@@ -22,7 +22,6 @@ from llm.generation.text_generation import complete_prompts, first_tokens
 from llm.runs import Run
 from llm.tasks.base import Task
 from llm.terminal.console import new_console
-from llm.tokenizers.base import Tokenizer
 
 
 @runtime_checkable
@@ -58,9 +57,9 @@ class Samples(Callback):
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}: is too small; use 1 or more")
         self.prompts = list(prompts)
-        self.max_tokens = max_tokens
-        self.sampler = sampler or Sampler(temperature=0.7, top_k=50)
-        self.seed = seed
+        self.settings = GenerationSettings(
+            max_tokens=max_tokens, sampler=sampler or Sampler(temperature=0.7, top_k=50), seed=seed
+        )
 
     def suits(self, task: Task, data: DataModule) -> bool:
         """Return whether the model generates text."""
@@ -89,29 +88,33 @@ class Samples(Callback):
         if trainer.sanity_checking:  # before the first step
             return
         if trainer.is_global_zero or pl_module.is_sharded:
-            texts = self.write(pl_module.model, trainer.datamodule.tokenizer)  # pyright: ignore
+            pairs = self.write(pl_module.model, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
             if trainer.is_global_zero:
-                self._keep(trainer, texts)
+                self._keep(trainer, pairs)
         distributed.barrier()  # here, because its timeout is longer than that of the next gradient
 
-    def _keep(self, trainer: L.Trainer, texts: Sequence[str]) -> None:
-        run = Run(Path(trainer.default_root_dir))
-        append_samples(run.samples, [(trainer.global_step, text) for text in texts])
-        for text in texts:
+    def _keep(self, trainer: L.Trainer, pairs: Sequence[tuple[str, str]]) -> None:
+        file, step = Run(Path(trainer.default_root_dir)).samples, trainer.global_step
+        append_samples(file, [(step, prompt + text) for prompt, text in pairs])
+        for prompt, text in pairs:
+            shown = text if text.strip() else ("(empty)", "dim")
             new_console(highlight=True).print(
-                Panel(Text(text), title=f"step {trainer.global_step}", title_align="left")
+                Panel(
+                    Text.assemble(prompt, shown),
+                    title=f"step {trainer.global_step}",
+                    title_align="left",
+                )
             )
         for logger in trainer.loggers:
             if isinstance(logger, LogsText):
-                logger.log_texts("samples", read_samples(run.samples), step=trainer.global_step)
+                logger.log_texts("samples", read_samples(file), step=step)
 
-    def write(self, model: nn.Module, tokenizer: Tokenizer) -> list[str]:
-        """Return the prompts with their continuations."""
-        settings = GenerationSettings(
-            max_tokens=self.max_tokens, sampler=self.sampler, seed=self.seed
+    def write(self, model: nn.Module, data: DataModule) -> list[tuple[str, str]]:
+        """Return the prompts, each with its continuation."""
+        texts = complete_prompts(
+            model, data.tokenizer, prompts=self.prompts, settings=self.settings
         )
-        texts = complete_prompts(model, tokenizer, prompts=self.prompts, settings=settings)
-        return [prompt + text for prompt, text in zip(self.prompts, texts, strict=True)]
+        return list(zip(self.prompts, texts, strict=True))
 
 
 def append_samples(file: Path, texts: Sequence[tuple[int, str]]) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 import psutil
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llm import distributed
+from llm.callbacks.base import StepCallback
 from llm.callbacks.crowding import Crowding
 from llm.precision import peak_flops
 from llm.tasks.base import Task
@@ -28,7 +28,7 @@ class SupportsFlops(Protocol):
         ...
 
 
-class Throughput(Callback):
+class Throughput(StepCallback):
     """The metrics `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
 
     Counts all tokens that the model reads in training, including padding, which costs as much. Excludes the time
@@ -42,11 +42,11 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.peak_flops: float | None = None
-        self.tokens = 0
-        self.tokens_per_second = 0.0
-        self.seconds = 0.0
         self.total_tokens = 0
+        self._tokens = 0  # since the last report
+        self._seconds = 0.0  # since the last report
         self._uncounted = 0  # tokens of this rank's batches
+        self._context = 0  # tokens of a row
         self._sharing = 1  # ranks that work on one batch
         self._flops: dict[int, int] = {}  # per token, by context length
         self._since: float | None = None
@@ -64,40 +64,30 @@ class Throughput(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
-        self._pause(pl_module)
+        if self._since is not None:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            elapsed = time.perf_counter() - self._since
+            self._crowding.stop(elapsed)
+            self._seconds += elapsed
+            self._since = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock if it is stopped: after a validation with its samples and checkpoints."""
+        """Count the batch's tokens; start the clock if it is stopped, after a validation or a logged step."""
+        self._uncounted += batch["tokens"].numel()
+        self._context = batch["tokens"].shape[1]
         if self._since is None:
             self._since = time.perf_counter()
             if pl_module.device.type == "cpu":
                 self._crowding.start()
 
-    def _pause(self, pl_module: L.LightningModule) -> None:
-        if self._since is not None:
-            _wait_for(pl_module.device)
-            elapsed = time.perf_counter() - self._since
-            self._crowding.stop(elapsed)
-            self.seconds += elapsed
-            self._since = None
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Count the batch's tokens; at logged steps report them with the metrics of the task."""
-        self._uncounted += batch["tokens"].numel()
-        assert isinstance(pl_module, Task)
-        if pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0:
-            self._pause(pl_module)
-            speed = self._report(pl_module, batch["tokens"].shape[1])
-            pl_module.record(pl_module.take_training_metrics() | speed)
+    def after_step(self, trainer: L.Trainer, task: Task) -> None:
+        """At logged steps report the metrics, with those of the task."""
+        if trainer.global_step % task.log_every == 0:
+            self.on_validation_start(trainer, task)
+            task.record(task.take_training_metrics() | self._report(task))
             if line := self._crowding.warning():
                 rank_zero_warn(line)
 
@@ -105,28 +95,27 @@ class Throughput(Callback):
         """Add the tokens that all ranks have read, counting each batch once if several ranks share it."""
         read = sum(distributed.gather(self._uncounted)) // self._sharing
         self._uncounted = 0
-        self.tokens += read
+        self._tokens += read
         self.total_tokens += read
 
-    def _report(self, task: Task, context: int) -> dict[str, float]:
+    def _report(self, task: Task) -> dict[str, float]:
         self._count()
-        self.tokens_per_second = self.tokens / max(self.seconds, 1e-9)
-        self.tokens, self.seconds = 0, 0.0
+        speed = self._tokens / max(self._seconds, 1e-9)
+        self._tokens, self._seconds = 0, 0.0
         metrics = {
-            "speed/tokens_per_second": self.tokens_per_second,
+            "speed/tokens_per_second": speed,
             "memory/peak_gib": peak_memory(task.device) / 2**30,
             "tokens": float(self.total_tokens),
         }
         if self.peak_flops is not None and isinstance(task.model, SupportsFlops):
-            if context not in self._flops:
-                self._flops[context] = task.model.flops_per_token(context)
-            rate = self.tokens_per_second * self._flops[context]
-            metrics["speed/mfu"] = rate / self.peak_flops
+            if self._context not in self._flops:
+                self._flops[self._context] = task.model.flops_per_token(self._context)
+            metrics["speed/mfu"] = speed * self._flops[self._context] / self.peak_flops
         return metrics
 
     @property
     def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, independent of the class name."""
+        """Return the key of the state in a checkpoint, whatever the class is called."""
         return "throughput"
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,11 +126,6 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of tokens."""
         self.total_tokens = state_dict["total_tokens"]
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 from omegaconf import OmegaConf
 
-from llm.callbacks.responses import answer_conversations, row_of
+from llm.callbacks.responses import answer_rows
 from llm.config.base import Command
 from llm.config.build import build
 from llm.config.check import check_nodes
@@ -156,14 +156,12 @@ class Evaluate(Command):
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
         if own and file.is_file() and is_current(file, weights):
             return read_answers(file)
-        conversations = data.raw[part]
-        responses = answer_conversations(
+        rows = answer_rows(
             data,
-            conversations,
+            data.raw[part],
             model=task.model.eval(),
             settings=GenerationSettings(max_tokens=self.max_tokens),
         )
-        rows = [row_of(*each) for each in zip(conversations, responses, strict=True)]
         return write_answers(file, rows) if own else answers_of(rows)
 
 

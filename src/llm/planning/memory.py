@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -157,16 +157,16 @@ class FakeTensors(FakeTensorMode):
 
 @contextmanager
 def on_accelerator() -> Iterator[None]:
-    """Let `Tensor.is_cpu` be False, for modules that use another implementation on a CPU.
+    """Let `is_cpu` of fake tensors be False, for modules that use another implementation on a CPU.
 
-    Fake tensors can be on a GPU only if torch is built for one. So they are on the CPU, and behave as on a GPU. A torch
-    function mode does not work here: torch disables it in the backward pass, where checkpointing recomputes.
+    Fake tensors can be on a GPU only if torch is built for one, so they are on the CPU. A torch function mode cannot
+    change the attribute: torch disables it in the backward pass, where checkpointing recomputes.
     """
-    Tensor.is_cpu = property(lambda tensor: False)  # pyright: ignore[reportAttributeAccessIssue]
+    FakeTensor.is_cpu = property(lambda tensor: False)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        del Tensor.is_cpu  # the attribute of the base class is visible again
+        del FakeTensor.is_cpu  # the attribute of the base class is visible again
 
 
 def measure_step(

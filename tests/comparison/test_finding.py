@@ -10,7 +10,8 @@ from llm.sweeps import Sweep
 
 
 def names(found):
-    return [run.path.name for run in found.runs]
+    runs, _ = found
+    return [run.path.name for run in runs]
 
 
 def sweep_of(path, *directories):
@@ -53,8 +54,8 @@ def test_a_sweep_means_its_jobs_those_that_wait_too(tmp_path):
     make(runs / "a", request="asked")
     make(runs / "other")
     sweep = sweep_of(tmp_path / "sweeps" / "s", runs / "a", runs / "b")
-    found = find([sweep.path])
-    stand = {(run.path.name, run.status) for run in found.runs}
+    runs, _ = find([sweep.path])
+    stand = {(run.path.name, run.status) for run in runs}
     assert stand == {("a", "done"), ("b", "pending")}
     assert sorted(names(find([tmp_path]))) == ["a", "b", "other"]
 
@@ -65,11 +66,11 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path):
     (make(tmp_path / "c").path / "run.json").write_text("[]")
     old = make(tmp_path / "old")
     (old.path / "run.json").write_text(json.dumps(old.record | {"format": 1}))
-    found = find([tmp_path])
+    found = _, damaged = find([tmp_path])
     assert names(found) == ["a"]
-    assert "old/run.json: has format 1, and " in found.damaged.pop()
+    assert "old/run.json: has format 1, and " in damaged.pop()
     assert old.path.is_dir()
-    assert [line.split("/run.json is damaged")[0][-1] for line in found.damaged] == ["b", "c"]
+    assert [line.split("/run.json is damaged")[0][-1] for line in damaged] == ["b", "c"]
 
 
 ODD = [
@@ -99,11 +100,11 @@ def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
     sweep = sweep_of(tmp_path / "s", tmp_path / "none")
     sweep.jobs[0].file("json").parent.mkdir()
     sweep.jobs[0].file("json").write_text("[]")
-    found = find([tmp_path])
+    found = runs, damaged = find([tmp_path])
     assert names(found) == ["good", "large", "linked", "long", "quote"]
-    assert len(found.damaged) == len(ODD) + 1
-    assert all("is damaged and left out" in line for line in found.damaged)
-    table = compare(found.runs, remarks=found.damaged)
+    assert len(damaged) == len(ODD) + 1
+    assert all("is damaged and left out" in line for line in damaged)
+    table = compare(runs, remarks=damaged)
     assert len(table.rows) == 5
     assert any("long/metrics.csv is damaged and left out: " in note for note in table.notes)
     table.markdown()
@@ -113,9 +114,9 @@ def test_a_damaged_sweep_is_named(tmp_path):
     make(tmp_path / "a")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "sweep.json").write_text("{}")
-    found = find([tmp_path])
+    found = _, damaged = find([tmp_path])
     assert names(found) == ["a"]
-    assert "sweep.json is damaged" in found.damaged[0]
+    assert "sweep.json is damaged" in damaged[0]
 
 
 @pytest.mark.parametrize(

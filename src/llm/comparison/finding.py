@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from llm.config.errors import ConfigError
 from llm.runs import Run, display_path
@@ -15,20 +14,8 @@ DEEPEST = 4
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-class Found(NamedTuple):
-    """The runs in some folders.
-
-    Attributes:
-        runs: the runs, each once, sorted by their paths.
-        damaged: a line for each file that cannot be read.
-    """
-
-    runs: Sequence[Run]
-    damaged: Sequence[str]
-
-
-def find(folders: Sequence[str | Path]) -> Found:
-    """Return all runs in some folders.
+def find(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """Return all runs in some folders, each once and sorted by path, and a line for each file that cannot be read.
 
     Args:
         folders: run directories, sweeps, or folders above either.
@@ -41,24 +28,26 @@ def find(folders: Sequence[str | Path]) -> Found:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; name a sweep, a run, or a folder of runs")
-        is_empty = True
-        for file, read in _meant(folder):
-            is_empty = False
+        found = [*_readers(folder)]
+        if not found:
+            raise ConfigError(
+                f"{folder}: contains no run; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
+            )
+        for file, read in found:
             try:
                 run = read()
                 runs[run.path.resolve()] = run
             except ODD as error:
                 line = " ".join(str(error).split())
                 damaged.add(f"{display_path(file)} is damaged and left out: {line}")
-        if is_empty:
-            raise ConfigError(
-                f"{folder}: contains no run; name a sweep, a run, or a folder of runs, such as outputs/pretraining"
-            )
-    return Found([runs[path] for path in sorted(runs)], sorted(damaged))
+    return [runs[path] for path in sorted(runs)], sorted(damaged)
 
 
-def _meant(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
-    """Yield each file that describes runs with its reader; a sweep comes last, so its record of a run wins."""
+def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
+    """Yield each file that describes a run, and a function that reads it or raises an error.
+
+    Sweeps come last, so that their records replace those of the runs.
+    """
     for file in _below(folder, "run.json"):
         yield file, partial(Run, file.parent)
     for file in _below(folder, FILE):

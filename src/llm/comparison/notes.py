@@ -22,28 +22,29 @@ def table_notes(
         by: the metric to rank by, if one was chosen.
         confidence: confidence of the intervals.
     """
+    rows = [row for part in parts for row in part.rows]
     found = chain(
-        _seeing(parts, keys),
-        _changed(parts),
+        _seeing(rows, keys),
+        _changed(rows),
         _apart(parts),
         *(_counted(part, by) for part in parts),
-        _drawn(parts),
+        _drawn(rows),
         *(_unlike(part, keys) for part in parts),
-        _repeated(parts, confidence),
+        _repeated(rows, confidence),
     )
     return list(dict.fromkeys(found))
 
 
-def _seeing(parts: Sequence[TablePart], keys: Sequence[str]) -> Iterator[str]:
+def _seeing(rows: Sequence[TableRow], keys: Sequence[str]) -> Iterator[str]:
     """Note each model that saw the tokens it had to predict."""
-    for row in chain(*(part.rows for part in parts)):
+    for row in rows:
         if any(each.sees_its_targets for each in row.results):
             yield f"{row_label(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
 
 
-def _changed(parts: Sequence[TablePart]) -> Iterator[str]:
+def _changed(rows: Sequence[TableRow]) -> Iterator[str]:
     """Note each run whose settings changed when it was resumed."""
-    for result in chain(*(row.results for part in parts for row in part.rows)):
+    for result in chain(*(row.results for row in rows)):
         if result.changes:
             yield f"{result.name} was changed during training: {', '.join(result.changes)}"
 
@@ -72,9 +73,9 @@ def _counted(part: TablePart, by: str | None) -> Iterator[str]:
     yield f"different tokenizers: losses per token are not comparable and are left out; {ranking}"
 
 
-def _drawn(parts: Sequence[TablePart]) -> Iterator[str]:
+def _drawn(rows: Sequence[TableRow]) -> Iterator[str]:
     """Note that repetitions were measured on different texts."""
-    if any(len(row.data) > 1 for part in parts for row in part.rows):
+    if any(len(row.data) > 1 for row in rows):
         yield "each seed draws its own held-out texts: metrics of different seeds are not measured on the same texts"
 
 
@@ -94,9 +95,9 @@ def _unlike(part: TablePart, keys: Sequence[str]) -> Iterator[str]:
         yield f"not the same seeds: {row_label(fewest, keys)} has only {', '.join(seeds[fewest])}"
 
 
-def _repeated(parts: Sequence[TablePart], confidence: float) -> Iterator[str]:
+def _repeated(rows: Sequence[TableRow], confidence: float) -> Iterator[str]:
     """Explain ± if there are repetitions."""
-    if any(len(row.counted) > 1 for part in parts for row in part.rows):
+    if any(len(row.counted) > 1 for row in rows):
         yield (
             f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
             "that of the rows whose whole interval is better than its own"

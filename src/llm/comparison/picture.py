@@ -1,9 +1,18 @@
 """The picture of a comparison: loss against training tokens and against training compute."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    ScalarFormatter,
+)
 
 from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
@@ -26,28 +35,18 @@ LONGEST = 44  # characters of a name in a legend
 FEW = 4  # up to this many curves, the legend is placed among them
 
 
-class Style(NamedTuple):
-    """The line style of a row."""
-
-    color: str
-    marker: str
-    linestyle: str
-
-
 class Panel(NamedTuple):
     """The content of one pair of axes.
 
     Attributes:
         part: the part of the table whose rows are drawn.
         metric: the metric on the y axis.
-        label: the label of the x axis.
-        scale: x units per training token of a run; None if unknown.
+        is_compute: whether the x axis shows training FLOPs instead of tokens.
     """
 
     part: TablePart
     metric: str
-    label: str
-    scale: Callable[[Result], float | None]
+    is_compute: bool
 
 
 def draw_comparison(
@@ -64,8 +63,6 @@ def draw_comparison(
     Returns:
         Whether anything was drawn.
     """
-    from matplotlib.figure import Figure  # here, because it takes half a second to import
-
     grid = [panels for part in parts if (panels := _panels(part))]
     if not grid:
         return False
@@ -90,28 +87,21 @@ def draw_comparison(
 def _panels(part: TablePart) -> list[Panel]:
     """Return the panels of a part: loss against tokens, and against compute if known for every curve."""
     results = [each for row in part.rows for each in row.counted]
-    metric = next(
-        (name for name in _metrics(part) if any(len(r.curve(name)) > 1 for r in results)), None
-    )
-    if metric is None:
-        return []
-    drawn = [each for each in results if each.curve(metric)]
-    panels = [Panel(part, metric, "training tokens", lambda result: 1.0)]
-    if all(each.flops_per_token for each in drawn):
-        panels.append(Panel(part, metric, "training FLOPs", lambda result: result.flops_per_token))
-    return panels
-
-
-def _metrics(part: TablePart) -> tuple[str, ...]:
-    """Return the candidates for the y axis: losses per token only if they are comparable."""
-    return ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
+    # Losses per token only if they are comparable.
+    candidates = ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
+    for metric in candidates:
+        if any(len(each.curve(metric)) > 1 for each in results):
+            drawn = [each for each in results if each.curve(metric)]
+            is_known = all(each.flops_per_token for each in drawn)
+            return [Panel(part, metric, axis) for axis in ((False, True) if is_known else (False,))]
+    return []
 
 
 def _draw(
     axes: Any,
     panel: Panel,
     *,
-    styles: dict[TableRow, Style],
+    styles: Mapping[TableRow, Mapping[str, str]],
     keys: Sequence[str],
     confidence: float,
 ) -> None:
@@ -121,59 +111,47 @@ def _draw(
         if not curves:
             continue
         style = styles[row]
-        mean = _mean(curves, confidence)
-        x, y = [position for position, _ in mean], [each.mean for _, each in mean]
+        x, means = _mean(curves, confidence)
         if len(curves) > 1:
             for curve in curves:
-                axes.plot(*zip(*curve.values(), strict=True), color=style.color, lw=0.6, alpha=0.5)
-            ends = [
-                (each.mean - each.margin, each.mean + each.margin)
-                for _, each in mean
-                if each.margin is not None
-            ]
-            if (
-                len(ends) == len(mean) and len(curves) > 2
-            ):  # with two, the interval exceeds the picture
-                axes.fill_between(x, *zip(*ends, strict=True), color=style.color, alpha=0.1, lw=0)
-        often = max(1, len(x) // 10)
+                axes.plot(
+                    *zip(*curve.values(), strict=True), color=style["color"], lw=0.6, alpha=0.5
+                )
+        ends = [(m - margin, m + margin) for m, margin in means if margin is not None]
+        if len(curves) > 2 and len(ends) == len(means):  # of two seeds it exceeds the picture
+            axes.fill_between(x, *zip(*ends, strict=True), color=style["color"], alpha=0.1, lw=0)
         name = _name(row, keys, data=panel.part.label)
-        label = name if row.is_done else f"{name} ({row.status})"
-        axes.plot(x, y, label=label, lw=1.8, ms=5, markevery=often, **style._asdict())
+        axes.plot(
+            x,
+            [each.mean for each in means],
+            label=name if row.is_done else f"{name} ({row.status})",
+            lw=1.8,
+            ms=5,
+            markevery=max(1, len(x) // 10),
+            **style,
+        )
     _dress(axes, panel)
 
 
 def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
     """Return the points of a run's curve by step."""
-    scale = panel.scale(result) or 1.0
+    scale = (panel.is_compute and result.flops_per_token) or 1.0
     return {step: (tokens * scale, value) for step, tokens, value in result.curve(panel.metric)}
 
 
 def _mean(
     curves: Sequence[dict[float, tuple[float, float]]], confidence: float
-) -> list[tuple[float, MeanInterval]]:
-    """Return the mean over repetitions at the steps that all of them have."""
+) -> tuple[list[float], list[MeanInterval]]:
+    """Return the mean x and the mean y over repetitions, at the steps that all of them have."""
     steps = sorted(set.intersection(*map(set, curves)))
-    return [
-        (
-            fmean(curve[step][0] for curve in curves),
-            mean_interval([curve[step][1] for curve in curves], confidence),
-        )
-        for step in steps
-    ]
+    points = [[curve[step] for curve in curves] for step in steps]
+    x = [fmean(x for x, _ in each) for each in points]
+    return x, [mean_interval([y for _, y in each], confidence) for each in points]
 
 
 def _dress(axes: Any, panel: Panel) -> None:
     """Set labels, units and scales."""
-    # Here, because matplotlib takes half a second to import.
-    from matplotlib.ticker import (
-        EngFormatter,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        ScalarFormatter,
-    )
-
-    axes.set(xlabel=panel.label)
+    axes.set(xlabel="training FLOPs" if panel.is_compute else "training tokens")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -197,28 +175,28 @@ def _ends(axes: Any, of: int) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, Style]:
+def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, dict[str, str]]:
     """Return a style per row: colour and marker by architecture (else by the first key), line style by the rest."""
-    models = [
-        at for at, key in enumerate(keys) if key == "model" or key.startswith(("model/", "model."))
-    ]
+    models = [at for at, key in enumerate(keys) if key.replace(".", "/").split("/")[0] == "model"]
     leading = models or [0][: len(keys)]
-    main = [tuple(row.settings[at] for at in leading) for row in rows]
-    rest = [tuple(s for at, s in enumerate(row.settings) if at not in leading) for row in rows]
-    hue, shade = _indices(main), _indices(rest)
+    main = _indices([tuple(row.settings[at] for at in leading) for row in rows])
+    rest = _indices(
+        [tuple(s for at, s in enumerate(row.settings) if at not in leading) for row in rows]
+    )
     return {
-        row: Style(
-            COLORS[hue[a] % len(COLORS)],
-            MARKERS[(hue[a] + shade[b] // len(LINES)) % len(MARKERS)],
-            LINES[shade[b] % len(LINES)],
-        )
-        for row, a, b in zip(rows, main, rest, strict=True)
+        row: {
+            "color": COLORS[hue % len(COLORS)],
+            "marker": MARKERS[(hue + shade // len(LINES)) % len(MARKERS)],
+            "linestyle": LINES[shade % len(LINES)],
+        }
+        for row, hue, shade in zip(rows, main, rest, strict=True)
     }
 
 
-def _indices(values: Sequence[tuple[str | None, ...]]) -> dict[tuple[str | None, ...], int]:
+def _indices(values: Sequence[tuple[str | None, ...]]) -> list[int]:
+    """Return the rank of each value among the different ones."""
     found = sorted(set(values), key=lambda value: tuple(map(natural, value)))
-    return {value: index for index, value in enumerate(found)}
+    return [found.index(value) for value in values]
 
 
 def _name(row: TableRow, keys: Sequence[str], *, data: str) -> str:

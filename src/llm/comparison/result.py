@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ Curve = list[tuple[float, float, float]]
 # Keys in which runs of one experiment may differ: seeds are repetitions, the others are names and observers.
 UNSHOWN = (
     *("seed", "name", "output_dir", "rerun", "resume", "dry_run", "match", "trust", "logger"),
-    "callbacks",
+    *("callbacks", "hydra"),
 )
 
 # Tasks whose loss is that of predicting tokens.
@@ -79,13 +79,11 @@ class Result:
     @property
     def changes(self) -> list[str]:
         """Return the settings that were changed during training, with the first step affected; one line each."""
-        segments = self.record.get("segments")
-        found = [each for each in segments if isinstance(each, Mapping)] if segments else []
         return [
             f"{key} {change} from step {each.get('from_step')} on"
-            for each in found
-            if isinstance(changes := each.get("changes"), Mapping)
-            for key, change in changes.items()
+            for each in self.record.get("segments") or ()
+            if isinstance(each, Mapping) and isinstance(each.get("changes"), Mapping)
+            for key, change in each["changes"].items()
         ]
 
     @property
@@ -127,7 +125,7 @@ class Result:
     def settings(self) -> dict[str, str]:
         """Return everything that may distinguish it from other runs: choices and overrides."""
         both = {**self.overrides, **self.choices}
-        return {key: value for key, value in both.items() if is_shown(key)}
+        return {key: value for key, value in both.items() if _is_shown(key)}
 
     # Metrics
 
@@ -157,30 +155,40 @@ class Result:
         """Return all metrics that a table may show, by name; unknown ones are missing."""
         recorded = numbers(self.record.get("metrics"))
         # After validation on a subset: the metrics of the best weights on the whole validation part.
-        complete_lines = {
+        whole = {
             f"val/{name.removeprefix('whole/')}": value
             for name, value in recorded.items()
             if name.startswith("whole/")
         }
-        at_best = self._at_best(recorded) | complete_lines
+        at_best = self._at_best(recorded) | whole
+        losses = self._column("val/loss")
+        final_loss = losses[-1] if losses else recorded.get("val/loss")
         found: dict[str, float | None] = {
             **{name: value for name, value in recorded.items() if name.startswith("test/")},
             **{name: value for name, value in at_best.items() if name.startswith("val/")},
-            **numbers(self.record, "parameters", "trained_parameters", "seconds"),
+            **{name: self.number(name) for name in ("parameters", "trained_parameters", "seconds")},
             "tokens": self.tokens_at(self.last_step) if self.last_step else None,
-            "final_loss": None if complete_lines else self._newest("val/loss", recorded),
+            "final_loss": None if whole else final_loss,
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
-            "tokens_per_second": self._typical("speed/tokens_per_second"),
-            "mfu": self._typical("speed/mfu"),
+            # Medians, which a slow start does not affect.
+            "tokens_per_second": _median(self._column("speed/tokens_per_second")),
+            "mfu": _median(self._column("speed/mfu")),
             "peak_gib": self._peak(),
         }
         return {name: value for name, value in found.items() if value is not None}
 
+    def number(self, name: str) -> float | None:
+        """Return a number in the record; None if there is none."""
+        return numbers(self.record).get(name)
+
+    def _column(self, metric: str) -> list[float]:
+        return [row[metric] for row in self.rows if metric in row]
+
     @property
     def flops_per_token(self) -> float | None:
         """Return the floating-point operations of training on one token; None if unknown."""
-        return numbers(self.record, "flops_per_token").get("flops_per_token")
+        return self.number("flops_per_token")
 
     def curve(self, metric: str) -> Curve:
         """Return a metric over time: steps, training tokens so far, values."""
@@ -193,14 +201,16 @@ class Result:
     @cached_property
     def last_step(self) -> float:
         """Return the last step with a known result."""
-        steps = numbers(self.record, "stopped_at", "steps") if self.status == "done" else {}
-        return steps.get("stopped_at") or max((row["step"] for row in self.rows), default=0.0)
+        stopped = (
+            self.number("stopped_at") or self.number("steps") if self.status == "done" else None
+        )
+        return stopped or max(self._column("step"), default=0.0)
 
     def tokens_at(self, step: float) -> float:
         """Return the training tokens up to a step, interpolated linearly between the steps with a count."""
         steps, tokens = self._counted
         if len(steps) == 1:
-            return step * numbers(self.record, "tokens_per_step").get("tokens_per_step", 0.0)
+            return step * (self.number("tokens_per_step") or 0.0)
         at = min(bisect_right(steps, step), len(steps) - 1)
         rate = (tokens[at] - tokens[at - 1]) / (steps[at] - steps[at - 1])
         return tokens[at - 1] + rate * (step - steps[at - 1])
@@ -209,8 +219,7 @@ class Result:
     def _counted(self) -> tuple[list[float], list[float]]:
         """Return the steps at which tokens were counted, and the counts."""
         known = {row["step"]: row["tokens"] for row in self.rows if "tokens" in row}
-        steps = [0.0, *sorted(step for step in known if step > 0)]
-        return steps, [0.0, *(known[step] for step in steps[1:])]
+        return [0.0, *sorted(known)], [0.0, *(known[step] for step in sorted(known))]
 
     def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
         """Return the metrics of the validation whose weights are kept, by default the one with the lowest loss."""
@@ -220,22 +229,14 @@ class Result:
             return kept[-1]
         return min(measured, key=lambda row: row["val/loss"]) if measured else otherwise
 
-    def _newest(self, metric: str, otherwise: dict[str, float]) -> float | None:
-        found = [row[metric] for row in self.rows if metric in row]
-        return found[-1] if found else otherwise.get(metric)
-
-    def _typical(self, metric: str) -> float | None:
-        """Return the median, which a slow start does not affect."""
-        found = [row[metric] for row in self.rows if metric in row]
-        return median(found) if found else None
-
     def _peak(self) -> float | None:
-        recorded = numbers(self.record, "peak_memory").get("peak_memory")
-        if recorded is not None:
-            return recorded / 2**30
-        return max(
-            (row["memory/peak_gib"] for row in self.rows if "memory/peak_gib" in row), default=None
-        )
+        recorded = self.number("peak_memory")
+        logged = max(self._column("memory/peak_gib"), default=None)
+        return logged if recorded is None else recorded / 2**30
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
 
 
 def split_words(command: str) -> list[str]:
@@ -246,21 +247,21 @@ def split_words(command: str) -> list[str]:
         return command.split()
 
 
-def is_shown(key: str) -> bool:
+def _is_shown(key: str) -> bool:
     """Return whether runs that differ in this key are different experiments."""
-    return key.replace("/", ".").split(".")[0] not in (*UNSHOWN, "hydra")
+    return key.replace("/", ".").split(".")[0] not in UNSHOWN
 
 
-def numbers(values: Any, *names: str) -> dict[str, float]:
-    """Return the numbers in a record: all of them or those named."""
+def numbers(values: Any) -> dict[str, float]:
+    """Return the numbers in a record."""
     if not isinstance(values, Mapping):
         return {}
-    found = {
-        name: as_number(value)
-        for name in names or values
-        if isinstance(value := values.get(name), int | float) and not isinstance(value, bool)
+    return {
+        name: number
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        if (number := as_number(value)) is not None
     }
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -269,13 +270,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises:
         FileError: the file is damaged.
     """
-    if not path.exists():
-        return []
-    found = [
-        {name: as_number(text) for name, text in row.items() if text}
-        for row in read_metric_rows(path)
+    return [
+        {name: value for name, text in row.items() if (value := as_number(text)) is not None}
+        for row in (read_metric_rows(path) if path.exists() else ())
     ]
-    return [{name: value for name, value in row.items() if value is not None} for row in found]
 
 
 def read_metric_rows(path: Path) -> list[dict[str, str]]:

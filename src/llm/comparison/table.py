@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,6 @@ from rich.text import Text
 
 from llm.comparison.metric_columns import REPEATED, MetricColumn, metric_columns
 from llm.comparison.notes import row_label, table_notes
-from llm.comparison.picture import draw_comparison
 from llm.comparison.result import Result
 from llm.comparison.rows import (
     TablePart,
@@ -92,15 +92,16 @@ class Table:
         Returns:
             The written files.
         """
+        # Here, because matplotlib takes half a second to import, and a table is often only shown.
+        from llm.comparison.picture import draw_comparison
+
         folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name, write in (("table.csv", self.csv), ("table.md", self.markdown)):
-            write_text(folder / name, write())
-            written.append(folder / name)
+        files = {folder / "table.csv": self.csv(), folder / "table.md": self.markdown()}
+        for file, text in files.items():
+            write_text(file, text)
         picture = folder / "loss.png"
-        if draw_comparison(self.parts, picture, keys=self.keys, confidence=self.confidence):
-            written.append(picture)
-        return written
+        is_drawn = draw_comparison(self.parts, picture, keys=self.keys, confidence=self.confidence)
+        return [*files, *([picture] if is_drawn else [])]
 
     def csv(self) -> str:
         """Return the table as CSV; intervals are given by half their width."""
@@ -160,23 +161,35 @@ class Table:
                 min_width=least if self._is_number(name) else min(least, WORD),
                 overflow="fold",
             )
-        ends = {
-            sum(len(part.rows) for part in self.parts[: at + 1]) - 1
-            for at in range(len(self.parts))
-        }
-        for at, line in enumerate(self._lines):
+        ends = set(accumulate(len(part.rows) for part in self.parts))
+        for number, line in enumerate(self._lines, start=1):
             style = STYLES.get(str(line["status"].value), "") if "status" in line else ""
             best = "bold" if line["rank"].value == 1 else ""
             cells = (Text(line[name].text) for name in names)
-            table.add_row(*cells, style=style or best, end_section=at in ends)
+            table.add_row(*cells, style=style or best, end_section=number in ends)
         return table
 
     def _errors(self) -> list[str]:
         """Return a line for each row with a failed run."""
-        rows = [row for part in self.parts for row in part.rows]
-        return [f"{row_label(row, self.keys)} failed: {row.errors}" for row in rows if row.errors]
+        return [
+            f"{row_label(row, self.keys)} failed: {row.errors}" for row in self._rows if row.errors
+        ]
 
     # Cells
+
+    @property
+    def _rows(self) -> list[TableRow]:
+        return [row for part in self.parts for row in part.rows]
+
+    @cached_property
+    def _optional(self) -> set[str]:
+        """The columns about the outcome of runs in which some row has something to show."""
+        found = {
+            "seeds": any(len(row.results) > 1 for row in self._rows),
+            "status": any(row.status != "done" for row in self._rows),
+            "error": any(row.errors for row in self._rows),
+        }
+        return {name for name, has_values in found.items() if has_values}
 
     @cached_property
     def _lines(self) -> list[dict[str, Cell]]:
@@ -184,19 +197,17 @@ class Table:
 
     def _line(self, part: TablePart, row: TableRow) -> dict[str, Cell]:
         """Return the cells of a row by column."""
-        line = {"rank": word(part.rank(row, self.confidence))}
-        if len(self.parts) > 1:
-            shown = (w for w in part.label.split() if w.partition("=")[0] not in self.keys)
-            line["data"] = word(
-                " ".join(shown) or None
-            )  # the other words have columns of their own
-        line |= {key: word(value) for key, value in zip(self.keys, row.settings, strict=True)}
-        if self._has_seeds:
-            line["seeds"] = word(len(row.counted))
-        if self._has_status:
-            line["status"] = word(row.status)
-        if self._has_errors:
-            line["error"] = word(row.errors or None)
+        # The other words of the label have columns of their own.
+        label = [word for word in part.label.split() if word.partition("=")[0] not in self.keys]
+        settings = dict(zip(self.keys, row.settings, strict=True))
+        rank = {"rank": part.rank(row, self.confidence)}
+        data = {"data": " ".join(label) or None} if len(self.parts) > 1 else {}
+        outcome = {"seeds": len(row.counted), "status": row.status, "error": row.errors or None}
+        shown = {name: value for name, value in outcome.items() if name in self._optional}
+        line = {
+            name: Cell(value, UNKNOWN if value is None else str(value))
+            for name, value in (rank | data | settings | shown).items()
+        }
         for column in self.metrics:
             line |= self._cells(part, row, column=column)
         return line
@@ -206,21 +217,9 @@ class Table:
         is_comparable = part.tokenizers == 1 or not is_per_token(column.name)
         found = row.estimate(column.name, self.confidence) if is_comparable else None
         cells = {column.name: Cell(found and _plain(found.mean), column.text(found))}
-        if column.is_measured and self._has_seeds:
+        if column.is_measured and "seeds" in self._optional:
             cells[column.name + MARGIN] = Cell(found and found.margin, "")
         return cells
-
-    @cached_property
-    def _has_seeds(self) -> bool:
-        return any(len(row.results) > 1 for part in self.parts for row in part.rows)
-
-    @cached_property
-    def _has_status(self) -> bool:
-        return any(row.status != "done" for part in self.parts for row in part.rows)
-
-    @cached_property
-    def _has_errors(self) -> bool:
-        return any(row.errors for part in self.parts for row in part.rows)
 
     def _shown(self) -> list[str]:
         """Return the columns for a person, who reads an interval beside its mean."""
@@ -300,11 +299,6 @@ def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColu
         for column in shown
         if column.name in values and (column.name != "trained_parameters" or is_adapted)
     ]
-
-
-def word(value: object) -> Cell:
-    """Return a cell with the same text for files and people."""
-    return Cell(value, UNKNOWN if value is None else str(value))
 
 
 def _in_markdown(text: str) -> str:

@@ -19,12 +19,8 @@ from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 LONGEST_TAG = 64  # W&B refuses longer ones
-UNTAGGED = (
-    "callbacks",
-    "experiment",
-    "logger",
-    "sweep",
-)  # groups that do not describe the model or its training
+# Groups of options that do not describe the model or its training.
+UNTAGGED = ("callbacks", "experiment", "logger", "sweep")
 # Possible artifacts at the end of a run: W&B's type and the file.
 PARTS: dict[str, tuple[str, Callable[[Run], Path]]] = {
     "picture": ("picture", lambda run: run.picture),
@@ -65,7 +61,9 @@ def wandb_logger(
     Raises:
         ValueError: `mode` or `upload` is unknown, `patience` is not positive, or a tag is too long.
     """
-    parts = _known(upload or [])
+    for part in upload or ():
+        if part not in PARTS:
+            raise ValueError(f"upload={part}: is unknown; choose among {', '.join(PARTS)}")
     if patience <= 0:
         raise ValueError(f"patience={patience}: is not positive; use seconds, more than 0")
     long = next((tag for tag in tags or [] if len(tag) > LONGEST_TAG), None)
@@ -83,16 +81,8 @@ def wandb_logger(
         "job_type": run.record.get("task"),
         "tags": tags if tags is not None else _tags(run.record.get("choices", {})),
     }
-    return WandbLogger(
-        run, ResilientRun(run.path, _mode(mode), patience=patience, identity=identity), upload=parts
-    )
-
-
-def _known(upload: Sequence[str]) -> list[str]:
-    for part in upload:
-        if part not in PARTS:
-            raise ValueError(f"upload={part}: is unknown; choose among {', '.join(PARTS)}")
-    return list(upload)
+    service = ResilientRun(run.path, _mode(mode), patience=patience, identity=identity)
+    return WandbLogger(run, service, upload=upload or ())
 
 
 def _mode(requested: str | None) -> Mode:
@@ -101,10 +91,6 @@ def _mode(requested: str | None) -> Mode:
     if mode not in MODES:
         raise ValueError(f"mode={mode}: is unknown; choose one of {', '.join(MODES)}")
     return mode
-
-
-def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if value and name != "step"}
 
 
 def _id(run: Run, project: str) -> str:
@@ -185,14 +171,13 @@ class WandbLogger(Logger):
         """
         self.service.identity["config"] = params
         if self._beginning.is_file():
-            known = read_utf8(self._beginning)
-            self._first = (
-                int(known) if known.isdecimal() else 0
-            )  # damaged: all rows are logged again
+            known = read_utf8(self._beginning)  # if that is damaged, all rows are logged again
+            self._first = int(known) if known.isdecimal() else 0
         self.service.open()
         for row in self._rows():  # those that a killed process had no time to log
-            if int(row["step"]) >= self._first:
-                self.log_metrics(_numbers(row), int(row["step"]))
+            step = int(row.pop("step"))
+            if step >= self._first:
+                self.log_metrics({name: float(text) for name, text in row.items() if text}, step)
         if self.service.run is not None and self.service.mode == "online":
             print(f"W&B       {self.service.run.url}", flush=True)
 
@@ -216,11 +201,13 @@ class WandbLogger(Logger):
             rows: step and text, all since the run started.
             step: step of the newest row.
         """
-        import wandb
+        data = [list(row) for row in rows]
 
-        data: list[Any] = [list(row) for row in rows]
-        if not self._is_logged(step):  # made inside the call: a table belongs to one W&B run
-            self._do(lambda run: run.log({name: wandb.Table(["step", "text"], data)}, step=step))
+        def log_table(run: Any) -> None:  # makes the table, which belongs to one W&B run
+            run.log({name: self.service.wandb.Table(["step", "text"], data)}, step=step)
+
+        if not self._is_logged(step):
+            self._do(log_table)
 
     @rank_zero_only
     def finish(self, exit_code: int) -> None:
@@ -245,14 +232,9 @@ class WandbLogger(Logger):
             run.log(row.metrics, step=row.step)
 
     def _do(self, act: Callable[[Any], object]) -> None:
-        def anew(run: Any) -> None:
-            self._log_again(run)
-            act(run)
-
-        self.service.do(act, anew)
-        while (
-            len(self._unwritten) > 1 and time.monotonic() - self._unwritten[1].begun > 2 * WRITING
-        ):
+        self.service.do(act, self._log_again)
+        oldest = time.monotonic() - 2 * WRITING
+        while len(self._unwritten) > 1 and self._unwritten[1].begun < oldest:
             self._unwritten.popleft()
 
     def _rows(self) -> list[dict[str, str]]:
@@ -260,16 +242,13 @@ class WandbLogger(Logger):
         return read_metric_rows(self.run.metrics) if self.run.metrics.is_file() else []
 
     def _keep(self, part: str) -> None:
-        import wandb
-
+        """Upload a file of the run, or the files of a sharded checkpoint, if there are any."""
         kind, locate = PARTS[part]
-        place = locate(self.run)
-        if place.exists():
-            artifact = wandb.Artifact(f"{part}-{self.version}", type=kind)
-            for file in (
-                sorted(place.iterdir()) if place.is_dir() else [place]
-            ):  # a sharded checkpoint
-                artifact.add_file(str(file), str(file.relative_to(place.parent)))
+        path = locate(self.run)
+        if path.exists() and self.service.run is not None:
+            artifact = self.service.wandb.Artifact(f"{part}-{self.version}", type=kind)
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                artifact.add_file(str(file), str(file.relative_to(path.parent)))
             self._do(lambda run: run.log_artifact(artifact))
 
     def _is_logged(self, step: int) -> bool:

@@ -65,6 +65,7 @@ class ResilientRun:
         self.identity = identity
         self.lives = 2
         self.run: Any = None
+        self.wandb: Any = None  # the package, imported by `open`
         self.is_cut = False  # whether W&B lacks some of the online log
         self._owns_data = False
 
@@ -76,26 +77,25 @@ class ResilientRun:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        self._owns_data = (
-            "WANDB_DATA_DIR" not in os.environ
-        )  # keep copies of artifacts out of the home
-        if self._owns_data:
+        self._owns_data = "WANDB_DATA_DIR" not in os.environ
+        if self._owns_data:  # otherwise copies of artifacts go to the home folder
             os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
-        # Here, because wandb reads its environment when imported, and is optional and slow.
+        # Here, because wandb takes half a second to import, and reads its environment then.
         import wandb
         from pydantic import ValidationError
         from wandb.errors import UsageError
 
+        self.wandb = wandb
         try:
             if self.mode == "online":
                 _expect_answer(wandb.setup().settings.base_url)
             self.run = self._begin()
         except UsageError as error:
-            _forget_service()
+            self._forget_service()
             way_out = " Or choose mode=offline" if self.mode == "online" else ""
             raise ValueError(f"Weights & Biases: {_line(error)}{way_out}") from error
         except ValidationError as error:  # of W&B's settings, from arguments or the environment
-            _forget_service()
+            self._forget_service()
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ValueError(
                 f"Weights & Biases refuses a setting ({wrong}): correct its WANDB_ variable"
@@ -103,27 +103,29 @@ class ResilientRun:
         except Exception as error:
             self._fall_back(error)
 
-    def do(self, act: Callable[[Any], object], anew: Callable[[Any], object]) -> None:
-        """Apply `act` to W&B's run; if that fails, apply `anew` to one opened in its place.
+    def do(self, act: Callable[[Any], object], log_again: Callable[[Any], object]) -> None:
+        """Apply `act` to W&B's run; if that fails, open another in its place and repeat it there.
 
         Args:
             act: the action on a `wandb.Run`.
-            anew: the same, after logging again what the failed run may not have written.
+            log_again: logs what the failed run may not have written, before `act` is repeated.
         """
+        actions = [act]
         while self.run is not None:
             try:
-                act(self.run)
+                for each in actions:
+                    each(self.run)
                 return
             except Exception as error:  # of any kind: none may stop training
                 self._fall_back(error)
-                act = anew
+                actions = [log_again, act]
 
-    def finish(self, exit_code: int, anew: Callable[[Any], object]) -> None:
+    def finish(self, exit_code: int, log_again: Callable[[Any], object]) -> None:
         """End the run and release its data folder.
 
         Args:
             exit_code: exit code of the training, which sets the run's state on W&B.
-            anew: logs again what a failed run may not have written.
+            log_again: see `do`.
         """
 
         def end(run: Any) -> None:
@@ -132,11 +134,7 @@ class ResilientRun:
             except TimeoutError:  # patience is exhausted
                 self.is_cut = True
 
-        def end_anew(run: Any) -> None:
-            anew(run)
-            end(run)
-
-        self.do(end, end_anew)
+        self.do(end, log_again)
         self.run = None
         if self._owns_data:
             os.environ.pop("WANDB_DATA_DIR", None)
@@ -158,10 +156,8 @@ class ResilientRun:
         return shell.command_line(shell.program("wandb"), "sync", *online, folder)
 
     def _begin(self) -> Any:
-        import wandb
-
         private = {k: v for k, v in PRIVATE.items() if f"WANDB_{k.upper()}" not in os.environ}
-        settings = wandb.Settings(
+        settings = self.wandb.Settings(
             silent=True,
             init_timeout=OPENING,
             login_timeout=OPENING,
@@ -170,13 +166,13 @@ class ResilientRun:
             x_transaction_log_flush_interval=WRITING,
             **private,
         )
-        return wandb.init(
+        return self.wandb.init(
             **self.identity, dir=self.directory, mode=self.mode, resume="allow", settings=settings
         )
 
     def _fall_back(self, error: Exception) -> None:
         """Open the run offline in place of the failed one, up to the limit of `lives`."""
-        _forget_service()
+        self._forget_service()
         self.is_cut |= self.mode == "online" and self.run is not None
         self.run = None
         self.lives -= 1
@@ -187,20 +183,15 @@ class ResilientRun:
         rest = "the run continues offline" if self.run else "metrics continue in metrics.csv only"
         warnings.warn(f"Weights & Biases is out of reach ({_line(error)}): {rest}", stacklevel=2)
 
+    def _forget_service(self) -> None:
+        """Reset W&B, which would otherwise keep using the broken connection."""
+        with suppress(Exception, SystemExit):  # it resets even if closing the connection raises
+            self.wandb.teardown()
+
 
 def _expect_answer(url: str) -> None:
     with suppress(urllib.error.HTTPError):  # an error status is an answer, too
         call_within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
-
-
-def _forget_service() -> None:
-    """Reset W&B, which would otherwise keep using the broken connection."""
-    import wandb
-
-    with suppress(
-        Exception, SystemExit
-    ):  # closing the broken connection raises, but resets all the same
-        wandb.teardown()
 
 
 def _line(error: Exception) -> str:

@@ -63,11 +63,12 @@ def _asked(row: Mapping[str, Any]) -> str:
     return "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
 
 
-def answer_metrics(answers: Sequence[Answer]) -> dict[str, list[float]]:
+def answer_metrics(answers: Iterable[Answer]) -> dict[str, list[float]]:
     """Return ROUGE-L and exact match of each answer."""
+    pairs = [(each.response, each.reference) for each in answers]
     return {
-        "rouge_l": _rouge(answers),
-        "exact_match": [float(exact_match(each.response, each.reference)) for each in answers],
+        "rouge_l": [rouge_l(*pair) for pair in pairs],
+        "exact_match": [float(exact_match(*pair)) for pair in pairs],
     }
 
 
@@ -101,10 +102,8 @@ def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tupl
 
 def paired_difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
     """Return the number of matched answers and the gain in ROUGE-L over the other run, with a paired interval."""
-    ours, theirs = (_rouge(side) for side in zip(*pairs, strict=True))
-    gains = [own - other for own, other in zip(ours, theirs, strict=True)]
+    gains = [
+        rouge_l(our.response, our.reference) - rouge_l(other.response, other.reference)
+        for our, other in pairs
+    ]
     return {"compared": len(pairs), "rouge_l_gain": bootstrap(gains)._asdict()}
-
-
-def _rouge(answers: Iterable[Answer]) -> list[float]:
-    return [rouge_l(each.response, each.reference) for each in answers]

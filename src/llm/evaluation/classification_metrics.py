@@ -1,8 +1,8 @@
 """Metrics of classification: loss, accuracy, the confusion matrix and the probabilities of each text."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -14,6 +14,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
+from llm.evaluation.running_mean import WIDE, Sums
 from llm.nn.ignore_index import IGNORE_INDEX
 
 
@@ -23,19 +24,14 @@ def scores(num_classes: int) -> MetricCollection:
     `accuracy` is the share of correct predictions, `balanced_accuracy` the mean recall of the classes,
     `f1_macro` the mean F1 of the classes. With two classes `f1` is the F1 of the second, the positive class.
     """
+    settings: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "validate_args": False}
     metrics: dict[str, Metric] = {
-        "accuracy": MulticlassAccuracy(
-            num_classes, average="micro", ignore_index=IGNORE_INDEX, validate_args=False
-        ),
-        "balanced_accuracy": MulticlassAccuracy(
-            num_classes, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
-        ),
-        "f1_macro": MulticlassF1Score(
-            num_classes, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
-        ),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", **settings),
+        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro", **settings),
+        "f1_macro": MulticlassF1Score(num_classes, average="macro", **settings),
     }
     if num_classes == 2:
-        metrics["f1"] = BinaryF1Score(ignore_index=IGNORE_INDEX, validate_args=False)
+        metrics["f1"] = BinaryF1Score(**settings)
     # torchmetrics groups metrics whose states are equal after the first batch, which may be a coincidence.
     return MetricCollection(metrics, compute_groups=False)  # pyright: ignore[reportArgumentType]
 
@@ -78,28 +74,20 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
     ]
 
 
-class WeightedLoss(Metric):
+class WeightedLoss(Sums):
     """The weighted mean loss over texts, in nats."""
 
-    full_state_update = False
-    nats: Tensor
-    weight: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        # Apple's MPS has no float64; there each batch's sum is exact and their sum is float32.
-        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.add_state("nats", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=wide), dist_reduce_fx="sum")
+        super().__init__(weights=WIDE)
 
     def update(self, nats: Float[Tensor, ""], weight: Float[Tensor, ""]) -> None:
         """Add a batch: the weighted sum of its losses and the sum of the weights."""
-        self.nats += nats
-        self.weight += weight
+        self.sums += nats
+        self.count += weight
 
     def compute(self) -> Tensor:
         """Return the mean; NaN before any text."""
-        return self.nats / self.weight
+        return self.mean
 
 
 class Probabilities(Metric):

@@ -7,25 +7,43 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
+# Apple's MPS has no float64: there the sum of a batch is exact and the sum over batches is float32.
+WIDE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
-class Means(Metric):
-    """The mean of each of several metrics, over all examples of all batches and devices.
+
+class Sums(Metric):
+    """Sums over all batches and devices, for means that are divided once at the end.
 
     Args:
-        names: names of the metrics, which have one value per example.
+        shape: shape of the summed values.
+        weights: dtype of the sum of the weights.
     """
 
     full_state_update = False
     sums: Tensor
     count: Tensor
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, *shape: int, weights: torch.dtype = torch.int64) -> None:
         super().__init__()
+        self.add_state("sums", torch.zeros(shape, dtype=WIDE), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=weights), dist_reduce_fx="sum")
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean; NaN before any value."""
+        return self.sums / self.count
+
+
+class Means(Sums):
+    """The mean of each of several metrics, over all examples of all batches and devices.
+
+    Args:
+        names: names of the metrics, which have one value per example.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(len(names))
         self.names = tuple(names)
-        # Apple's MPS has no float64.
-        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.add_state("sums", torch.zeros(len(self.names), dtype=wide), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self, metrics: Mapping[str, Float[Tensor, "B"]], mask: Bool[Tensor, "B"] | None = None
@@ -54,7 +72,7 @@ class Means(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return the mean under each name; NaN before any example."""
-        return dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        return dict(zip(self.names, self.mean.tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
         """Return the means so far and reset them."""

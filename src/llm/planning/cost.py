@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -44,8 +45,8 @@ class Cost(NamedTuple):
     block: int
     trained: int
     flops_per_token: int | None
-    tokens_per_step: int | None
-    steps: int | None
+    tokens_per_step: int | None = None
+    steps: int | None = None
 
     @property
     def tokens(self) -> int | None:
@@ -73,7 +74,7 @@ def cost(config: DictConfig) -> Cost | None:
     filled = fill_in_sizes(config)
     if filled is None:
         return None
-    return Cost(*counts(filled), tokens_per_step(filled), steps(filled))
+    return counts(filled)._replace(tokens_per_step=tokens_per_step(filled), steps=steps(filled))
 
 
 def fill_in_sizes(config: DictConfig) -> DictConfig | None:
@@ -131,15 +132,22 @@ def extent(config: DictConfig) -> Extent | None:
     """
     if OmegaConf.missing_keys(config.data):
         return None
-    node = {key: config.get(key) for key in ("data", "weights", "trust")}
-    plain = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in node.items()
-    }
+    text = plain_text(config, ("data", "weights", "trust"))
     target: Any = locate(config.data._target_, config.trust)
     if issubclass(target, ExamplesDataModule):
-        return _examples(json.dumps({**plain, "times": modification_times(plain["data"])}))
-    return _read(OmegaConf.create(plain)) if issubclass(target, TextDataModule) else None
+        times = modification_times(json.loads(text)["data"])
+        return _read_once(text, tuple(times))
+    return _read(text) if issubclass(target, TextDataModule) else None
+
+
+def plain_text(config: DictConfig, keys: Sequence[str], **more: Any) -> str:
+    """Return nodes of a configuration as JSON, without references, as the key of a cache."""
+    nodes = {key: OmegaConf.select(config, key) for key in keys}
+    plain = {
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in nodes.items()
+    }
+    return json.dumps(plain | more)
 
 
 def modification_times(node: Any) -> list[float]:
@@ -152,12 +160,13 @@ def modification_times(node: Any) -> list[float]:
 
 
 @cache
-def _examples(text: str) -> Extent | None:
-    """Return the extent of examples, read once for all points of a sweep with the same data."""
-    return _read(OmegaConf.create(json.loads(text)))
+def _read_once(text: str, times: Sequence[float]) -> Extent | None:
+    """Return the extent of examples, read once for all points of a sweep while no file changes."""
+    return _read(text)
 
 
-def _read(config: Any) -> Extent | None:
+def _read(text: str) -> Extent | None:
+    config = OmegaConf.create(json.loads(text))
     try:
         weights = build(config.weights)
         data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
@@ -198,31 +207,17 @@ def steps(config: DictConfig) -> int | None:
     return None if read is None else settings.steps(read.batches, 0)
 
 
-class Counts(NamedTuple):
-    """The sizes of a model; see `Cost`."""
-
-    parameters: int
-    embedding: int
-    block: int
-    trained: int
-    flops_per_token: int | None
-
-
-def counts(config: DictConfig) -> Counts:
+def counts(config: DictConfig) -> Cost:
     """Return the sizes of a configuration's model, built once for all points of a sweep with the same model."""
-    node = {"model": config.task.model, "adapter": config.get("adapter"), "trust": config.trust}
-    plain = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in node.items()
-    }
-    return _counts(json.dumps({**plain, "row": max(1, round(mean_row(config) or context(config)))}))
+    row = max(1, round(mean_row(config) or context(config)))
+    return _counts(plain_text(config, ("task.model", "adapter", "trust"), row=row))
 
 
 @cache
-def _counts(text: str) -> Counts:
-    config = OmegaConf.create(json.loads(text))
+def _counts(text: str) -> Cost:
+    config: Any = OmegaConf.create(json.loads(text))
     with torch.device("meta"):
-        model: nn.Module = build(config.model)
+        model: nn.Module = build(config["task.model"])
         initialize(model, None, adapter=build(config.adapter))
     total = sizes(model.parameters())
     trained = sizes(p for p in model.parameters() if p.requires_grad)
@@ -231,7 +226,7 @@ def _counts(text: str) -> Counts:
         flops = model.flops_per_token(config.row)
     stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
     block = max((sizes(each.parameters()) for each in stack), default=0)
-    return Counts(total, embedding_parameters(model), block, trained, flops)
+    return Cost(total, embedding_parameters(model), block, trained, flops)
 
 
 def context(config: DictConfig) -> int:
@@ -244,10 +239,9 @@ def context(config: DictConfig) -> int:
 
 def embedding_parameters(model: nn.Module) -> int:
     """Return the number of parameters in embeddings and the head, which do not grow with depth."""
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = getattr(model, "head", None)
-    modules = nn.ModuleList([*tables, *([head] if isinstance(head, nn.Module) else [])])
-    return sizes(modules.parameters())
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is head]
+    return sizes(nn.ModuleList(tables).parameters())
 
 
 def sizes(parameters: Any) -> int:

@@ -49,18 +49,14 @@ def named_device(gpu: str, hardware: Hardware) -> Device:
     Raises:
         ConfigError: the GPU is not known.
     """
-    name = {key.upper().replace(" ", ""): key for key in GPUS}.get(
-        gpu.upper().replace(" ", "").replace("_", "")
-    )
+    names = {key.upper().replace(" ", ""): key for key in GPUS}
+    name = names.get(gpu.upper().replace(" ", "").replace("_", ""))
     if name is None:
         raise ConfigError(f"gpu: {gpu} is not known; {suggestion(gpu.upper(), GPUS)}")
     found = GPUS[name]
-    automatic = "bf16" if found.has_bfloat16 else "fp16"
-    precision = (
-        hardware.suitable_precision(automatic)
-        if hardware.precision == "auto"
-        else hardware.precision
-    )
+    precision = hardware.precision
+    if precision == "auto":
+        precision = hardware.suitable_precision("bf16" if found.has_bfloat16 else "fp16")
     return Device(name, "cuda", found.memory * 2**30, precision, _rate(found, precision))
 
 
@@ -91,10 +87,8 @@ def _rate(gpu: GPU, precision: Any) -> float:
 
 def _accelerator(requested: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    wanted = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cpu": ()}.get(
-        requested, (requested,)
-    )
-    found = next((name for name in wanted if available[name]), None)
+    wanted = ("cuda", "mps") if requested in ("auto", "gpu") else (requested,)
+    found = next((name for name in wanted if available.get(name)), None)
     if found is None and requested not in ("auto", "cpu"):
         raise ConfigError(
             f"hardware.accelerator: this machine has no {requested}; name the GPU that you plan for, such as gpu=h100"

@@ -6,7 +6,7 @@ residual stream, the heads and the context, and reaches the target up to one row
 be below half or above twice the old one, the width of the model is adjusted first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,10 +48,8 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
     measures = [by] if isinstance(by, str) else list(by)
     _require_valid(measures, len(configs))
     reference = _known(configs[0])
-    return [
-        Matched([], reference),
-        *(_matched(point, reference, measures=measures) for point in configs[1:]),
-    ]
+    others = (_matched(point, reference, measures=measures) for point in configs[1:])
+    return [Matched([], reference), *others]
 
 
 def _require_valid(measures: Sequence[str], points: int) -> None:
@@ -176,15 +174,9 @@ def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str
 
 def remaining_differences(matched: Sequence[Matched]) -> list[dict[str, float | None]]:
     """Return for each point the relative difference of each measure from the first point."""
-    first = matched[0].cost
-    measures: dict[str, Callable[[Cost], int | None]] = {
-        "parameters": lambda cost: cost.parameters,
-        "flops_per_token": lambda cost: cost.flops_per_token,
-        "tokens": lambda cost: cost.tokens,
-        "flops": lambda cost: cost.flops,
-    }
+    first, measures = matched[0].cost, ("parameters", "flops_per_token", "tokens", "flops")
     return [
-        {name: _excess(of(point.cost), of(first)) for name, of in measures.items()}
+        {name: _excess(getattr(point.cost, name), getattr(first, name)) for name in measures}
         for point in matched
     ]
 

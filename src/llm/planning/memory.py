@@ -88,7 +88,12 @@ class Timeline:
 
 
 class AllocationTracker(TorchDispatchMode):
-    """A dispatch mode that records when each storage is allocated and released."""
+    """A dispatch mode that records when each storage is allocated and released.
+
+    Attributes:
+        blocks: all storages.
+        kind: the kind of tensors that are allocated from now on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,11 +109,10 @@ class AllocationTracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._record(leaf)
+                self._record(leaf.untyped_storage())
         return result
 
-    def _record(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+    def _record(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._live:
             block = AllocatedBlock(self.kind, storage.nbytes(), born=len(self.blocks))
             self.blocks.append(block)
@@ -118,16 +122,13 @@ class AllocationTracker(TorchDispatchMode):
     def _release(self, address: int) -> None:
         self._live.pop(address).died = len(self.blocks)
 
-    def assign_kind(self, kind: str, tensors: Iterable[Tensor | None]) -> None:
-        """Set the kind of existing tensors."""
+    def assign_kind(self, kind: str, tensors: Iterable[object]) -> None:
+        """Set the kind of existing tensors; whatever else there is among them is skipped."""
         for tensor in tensors:
-            block = None if tensor is None else self._live.get(tensor.untyped_storage()._cdata)
-            if block is not None:
-                block.kind = kind
-
-    def switch_kind(self, kind: str) -> None:
-        """Set the kind of tensors that are allocated from now on."""
-        self.kind = kind
+            if isinstance(tensor, Tensor):
+                address = tensor.untyped_storage()._cdata
+                if address in self._live:
+                    self._live[address].kind = kind
 
     def timeline(self) -> Timeline:
         """Return the memory at each moment; there is one moment for each allocation."""
@@ -192,13 +193,13 @@ def measure_step(
     device = nullcontext() if accelerator == "cpu" else on_accelerator()
     with warnings.catch_warnings(), FakeTensors(), tracker, device:
         warnings.simplefilter("ignore")  # torch warns about tensors without an address
-        tracker.switch_kind("weights")
+        tracker.kind = "weights"
         task = make_task()
         _track_logits(task, tracker)
         optimizer = task.configure_optimizers()
         _add_earlier_step(task, optimizer, tracker=tracker)
         for micro_batch in range(min(accumulate, 2)):  # further ones do not differ from the second
-            tracker.switch_kind("activations")
+            tracker.kind = "activations"
             with torch.autocast("cpu", torch.bfloat16, dtype != torch.float32, cache_enabled=False):
                 loss = task.step(make_batch())
             if micro_batch == 0:
@@ -206,21 +207,21 @@ def measure_step(
             loss.backward()
             tracker.assign_kind("gradients", (parameter.grad for parameter in task.parameters()))
             del loss
-        tracker.switch_kind("activations")
+        tracker.kind = "activations"
         optimizer.step()
         return tracker.timeline()
 
 
 def _add_earlier_step(task: Task, optimizer: Optimizer, *, tracker: AllocationTracker) -> None:
     """Allocate what remains of an earlier step: gradients and the optimizer state."""
-    tracker.switch_kind("gradients")
+    tracker.kind = "gradients"
     for parameter in task.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    tracker.switch_kind("activations")
+    tracker.kind = "activations"
     optimizer.step()
-    states = (leaf for state in optimizer.state.values() for leaf in state.values())
-    tracker.assign_kind("optimizer", (leaf for leaf in states if isinstance(leaf, Tensor)))
+    states = optimizer.state.values()
+    tracker.assign_kind("optimizer", (leaf for state in states for leaf in state.values()))
 
 
 def _track_logits(task: Task, tracker: AllocationTracker) -> None:
@@ -229,9 +230,12 @@ def _track_logits(task: Task, tracker: AllocationTracker) -> None:
     if not isinstance(head, nn.Module):
         return
 
+    def end(gradient: Tensor) -> None:
+        tracker.kind = "activations"
+
     def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        tracker.switch_kind("logits")
+        tracker.kind = "logits"
         if inputs[0].requires_grad:
-            inputs[0].register_hook(lambda gradient: tracker.switch_kind("activations"))
+            inputs[0].register_hook(end)
 
     head.register_forward_pre_hook(begin)

@@ -10,7 +10,7 @@ from llm import distributed
 from llm.callbacks.base import StepCallback
 from llm.callbacks.gradient_monitor import require_finite, require_finite_state
 from llm.checkpoints.checkpoint_file import header_of
-from llm.comparison.rows import is_less_better
+from llm.comparison.rows import direction
 from llm.config.errors import UserError, suggestion
 from llm.runs import Run
 from llm.tasks.base import Task
@@ -30,17 +30,14 @@ def score_of(task: Task, monitor: str) -> Score:
         raise UserError(
             f"monitor={monitor}: this task does not measure it; {suggestion(monitor, measured)}"
         )
-    sign = 1 if is_less_better(monitor) else -1
-    return sign * task.metrics[monitor], task.metrics["val/loss"]
+    return direction(monitor) * task.metrics[monitor], task.metrics["val/loss"]
 
 
 class Checkpoints(StepCallback):
     """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the best validation).
 
-    The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
-
-    Both are written after each validation, so that a resumed run never has one to catch up on. Weights that are
-    not finite are never written.
+    Both are written after each validation, so that a resumed run need not repeat one. Weights that are not finite
+    are never written. The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
 
     Args:
         every: also write `last.ckpt` every so many steps; null writes it at validations only.
@@ -66,10 +63,7 @@ class Checkpoints(StepCallback):
             self.save_last(trainer, task)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `last.ckpt`, then `best.ckpt` if this validation was the best.
-
-        In this order a folder with weights always has a checkpoint to resume from.
-        """
+        """Write `last.ckpt`, so that there is a checkpoint to resume from, then `best.ckpt` if this is the best."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -86,7 +80,7 @@ class Checkpoints(StepCallback):
         if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        # A run that is killed in the next step and resumes here does not log this step again.
+        # A run that resumes from this checkpoint does not log the steps before it again.
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import NamedTuple
 
 from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
@@ -13,14 +14,8 @@ from llm.runs import Run
 
 # Metrics for which lower is better; for all others higher is.
 LESS_IS_BETTER = (
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "seconds",
-    "peak_gib",
-    "kl",
-    "parameters",
-    "tokens",
+    *("loss", "perplexity", "bits_per_byte", "kl"),
+    *("seconds", "peak_gib", "parameters", "tokens"),
 )
 # Means over tokens, which depend on the tokenizer as much as on the model.
 PER_TOKEN = ("loss", "perplexity")
@@ -109,8 +104,7 @@ class TablePart(NamedTuple):
         if not self.ranked:
             return None
         known = [each for each in self.rows[0].counted if self.metric in each.metrics]
-        choose = min if is_less_better(self.metric) else max
-        return choose(known, key=lambda each: each.metrics[self.metric]).run
+        return min(known, key=lambda each: direction(self.metric) * each.metrics[self.metric]).run
 
     def rank(self, row: TableRow, confidence: float) -> int | None:
         """Return one more than the number of rows that are better beyond both intervals; None if unranked.
@@ -124,13 +118,11 @@ class TablePart(NamedTuple):
         ranked = self.rows[: self.ranked]
         if row not in ranked:
             return None
-        sign = 1 if is_less_better(self.metric) else -1
-        found = {each: each.estimate(self.metric, confidence) for each in ranked}
-        ends = {
-            each: (sign * known.mean - (known.margin or 0), sign * known.mean + (known.margin or 0))
-            for each, known in found.items()
-            if known is not None
-        }
+        ends: dict[TableRow, tuple[float, float]] = {}
+        for each in ranked:
+            if (found := each.estimate(self.metric, confidence)) is not None:
+                mean, margin = direction(self.metric) * found.mean, found.margin or 0.0
+                ends[each] = mean - margin, mean + margin
         return 1 + sum(highest < ends[row][0] for _, highest in ends.values())
 
 
@@ -147,13 +139,13 @@ def differing_keys(results: Sequence[Result]) -> list[str]:
 
     A model selects options of its own; beside its name they add nothing.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for result in results:
-        for place, key in enumerate(result.overrides):
-            places[key] = min(place, places.get(key, place))
-    keys = sorted(places, key=lambda key: (places[key], key))
+        for position, key in enumerate(result.overrides):
+            positions[key] = min(position, positions.get(key, position))
+    keys = sorted(positions, key=lambda key: (positions[key], key))
     shown = [key for key in keys if _differs(key, results)]
-    for key in sorted({key for each in results for key in each.choices} - places.keys()):
+    for key in sorted({key for each in results for key in each.choices} - positions.keys()):
         if _differs(key, results) and _tells_more(key, shown, results=results):
             shown.append(key)
     return shown
@@ -214,13 +206,12 @@ def fold(
 # What compares
 
 
-def parts(rows: Sequence[TableRow], by: str | None, *, confidence: float) -> list[TablePart]:
+def parts(rows: Sequence[TableRow], by: str | None) -> list[TablePart]:
     """Group comparable rows; a row with several seeds joins all the data they were measured on.
 
     Args:
         rows: all rows.
         by: the metric to rank by; None takes the validation loss, or bits per byte if tokenizers differ.
-        confidence: confidence of the intervals.
     """
     groups: list[list[TableRow]] = []
     for row in rows:
@@ -233,10 +224,7 @@ def parts(rows: Sequence[TableRow], by: str | None, *, confidence: float) -> lis
         groups[0] += unmeasured
     elif unmeasured:
         groups.append(unmeasured)
-    made = [
-        _part(label, own, by=by, confidence=confidence)
-        for label, own in zip(_labels(groups), groups, strict=True)
-    ]
+    made = [_part(label, own, by) for label, own in zip(_labels(groups), groups, strict=True)]
     return sorted(made, key=lambda part: (not part.label, part.label))
 
 
@@ -260,17 +248,16 @@ def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[T
     return "recipe" if by_recipe else "run", extended
 
 
-def _part(label: str, rows: Sequence[TableRow], *, by: str | None, confidence: float) -> TablePart:
+def _part(label: str, rows: Sequence[TableRow], by: str | None) -> TablePart:
     tokenizers = _tokenizers(rows)
     metric = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
-    sign = 1 if is_less_better(metric) else -1
     if tokenizers > 1 and is_per_token(metric):
         metric = ""
 
     def place(row: TableRow) -> tuple:
-        found = row.estimate(metric, confidence) if row.has_place else None
-        has_place = found is not None and math.isfinite(found.mean)
-        rank = (0, sign * found.mean) if found and has_place else (1, 0.0)
+        values = row.values(metric) if row.has_place else []
+        mean = fmean(values) if values else math.nan
+        rank = (0, direction(metric) * mean) if math.isfinite(mean) else (1, 0.0)
         names = (row.status, *row.settings, row.recipe, row.results[0].name)
         return (*rank, *map(natural, names))
 
@@ -280,10 +267,11 @@ def _part(label: str, rows: Sequence[TableRow], *, by: str | None, confidence: f
 
 def _tokenizers(rows: Sequence[TableRow]) -> int:
     """Return the most units in which a loss on one text was measured: each split may fit its own tokenizer."""
-    ways: dict[str | None, set[Any]] = {}
-    for each in chain(*(row.results for row in rows)):
-        ways.setdefault(each.data, set()).update({each.record.get("vocabulary")} - {None})
-    return max(1, *(len(found) for found in ways.values()))
+    results = [each for row in rows for each in row.results]
+    known = {
+        (each.data, each.record["vocabulary"]) for each in results if each.record.get("vocabulary")
+    }
+    return max([1, *Counter(data for data, _ in known).values()])
 
 
 def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
@@ -295,13 +283,11 @@ def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
     keys = {key for own in measured for each in own for key in each.settings}
     of_data = [key for key in sorted(keys) if key == "task" or key.startswith("data.")]
     telling = [key for key in of_data if _tells(key, [own for own in measured if own])]
-    labels = [_called(min(own, key=_data), telling) if own else "" for own in measured]
-    counts = Counter(labels)
+    firsts = [min(own, key=lambda each: str(each.data), default=None) for own in measured]
+    labels = ["" if first is None else _called(first, telling) for first in firsts]
     return [
-        f"{label} {_data(min(own, key=_data)).split()[-1][:6]}"
-        if own and counts[label] > 1
-        else label
-        for label, own in zip(labels, measured, strict=True)
+        f"{label} {str(first.data).split()[-1][:6]}" if first and labels.count(label) > 1 else label
+        for label, first in zip(labels, firsts, strict=True)
     ]
 
 
@@ -316,13 +302,9 @@ def _called(result: Result, keys: Sequence[str]) -> str:
     return " ".join([name, *(f"{k}={result.settings[k]}" for k in keys if k in result.settings)])
 
 
-def _data(result: Result) -> str:
-    return str(result.data)
-
-
-def is_less_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better."""
-    return metric.endswith(LESS_IS_BETTER)
+def direction(metric: str) -> int:
+    """Return 1 if lower values of a metric are better, -1 if higher values are."""
+    return 1 if metric.endswith(LESS_IS_BETTER) else -1
 
 
 def is_per_token(metric: str) -> bool:

@@ -30,6 +30,7 @@ from llm.config.errors import ConfigError, suggestion
 from llm.files import write_text
 from llm.runs import Run
 from llm.terminal.console import new_console, printable
+from llm.terminal.tables import note_line
 from llm.units import UNKNOWN
 
 Seeds = Literal["folded", "rows"]
@@ -120,8 +121,7 @@ class Table:
             *([_in_markdown(line[name].text) for name in names] for line in self._lines),
         ]
         table = [f"| {' | '.join(line)} |" for line in lines]
-        text = "\n".join([*table, *(["", *(f"- {note}" for note in self.notes)]), ""])
-        return printable(text)
+        return printable("\n".join([*table, "", *(f"- {note}" for note in self.notes), ""]))
 
     def render(self, width: int | None = None) -> Group:
         """Return a table for a terminal, without the columns that do not fit.
@@ -143,7 +143,7 @@ class Table:
             lines.append(
                 f"no room for {', '.join(left_out)}: use a wider terminal, or read the files, which have all columns"
             )
-        return Group(self._rich(names), *(Text(f"· {line}", style="dim") for line in lines))
+        return Group(self._rich(names), *map(note_line, lines))
 
     def _rich(self, names: Sequence[str]) -> RichTable:
         table = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -266,7 +266,7 @@ def compare(
     if seeds == "rows" and len({each.seed for each in results}) > 1:
         keys = [*keys, "seed"]
         rows = [replace(row, settings=(*row.settings, _seed(row))) for row in rows]
-    more, found = split_identical_rows(parts(rows, by, confidence=confidence))
+    more, found = split_identical_rows(parts(rows, by))
     keys = [*keys, more] if more else keys
     lines = [
         *remarks,
@@ -278,27 +278,21 @@ def compare(
 
 def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
     """Return the columns of metrics that some run has; a task's own only if they differ."""
+    metrics = [each.metrics for each in results]
     values: dict[str, set[float]] = {}
-    for each in results:
-        for name, value in each.metrics.items():
+    for each in metrics:
+        for name, value in each.items():
             values.setdefault(name, set()).add(value)
-    own = sorted(
-        (
-            name
-            for name in values
-            if name.startswith(("val/", "test/")) and (name not in REPEATED or name == by)
-        ),
-        key=lambda name: (name.startswith("test/"), name),
-    )
-    shown = metric_columns([name for name in own if len(values[name]) > 1 or name == by])
-    is_adapted = any(
-        each.metrics.get("trained_parameters") != each.metrics.get("parameters") for each in results
-    )
-    return [
-        column
-        for column in shown
-        if column.name in values and (column.name != "trained_parameters" or is_adapted)
+    own = [
+        name
+        for prefix in ("val/", "test/")
+        for name in sorted(values)
+        if name.startswith(prefix)
+        if name == by or (name not in REPEATED and len(values[name]) > 1)
     ]
+    if all(each.get("trained_parameters") == each.get("parameters") for each in metrics):
+        values.pop("trained_parameters", None)
+    return [column for column in metric_columns(own) if column.name in values]
 
 
 def _in_markdown(text: str) -> str:

@@ -1,8 +1,7 @@
 """A model as judge of another model's answers: its prompt, and how its answers are parsed and kept.
 
-The judged text may try to influence the judge. So it is quoted between lines that it cannot contain, the
-judge is instructed that the text between them is data, and the judge's answer counts only if the whole of it
-has the requested form.
+The judged text may try to influence the judge. So it is quoted between lines that it cannot contain, the prompt says
+that the text between them is data, and an answer counts only if all of it has the requested form.
 """
 
 import hashlib
@@ -59,8 +58,8 @@ class Question:
     def boundary(self) -> str:
         """Return a word that none of the texts contains: the SHA-256 of them all.
 
-        To contain it a text would have to hold its own hash. Unlike a random word it makes equal questions equal
-        requests, which can be repeated and found in the file.
+        A text cannot contain its own hash. Unlike a random word, the hash makes the requests for equal questions
+        equal, so that earlier answers are found in the file.
         """
         texts = json.dumps([self.task, *self.texts.items()])
         return hashlib.sha256(texts.encode()).hexdigest()[:32]
@@ -78,12 +77,10 @@ class Question:
             f"[{word} {name} begins]\n{CONTROL.sub(_apart, text)}\n[{word} {name} ends]"
             for name, text in self.texts.items()
         )
-        last = (
-            f"{AGAIN if again else ''}Answer with {self.form}, and with nothing before or after it."
-        )
+        last = f"Answer with {self.form}, and with nothing before or after it."
         return [
             {"role": "system", "content": rules},
-            {"role": "user", "content": "\n\n".join([*quoted, last])},
+            {"role": "user", "content": "\n\n".join([*quoted, AGAIN + last if again else last])},
         ]
 
 
@@ -116,26 +113,22 @@ class Judgements:
         key = hashlib.sha256(json.dumps([self.judge.address, request]).encode()).hexdigest()
         if key in self._kept:
             return question.parse(self._kept[key][-1])
-        reply = self.judge.complete(question.messages())
-        answers, verdict = [reply.text], question.parse(reply.text)
-        if verdict is None:
-            reply = self.judge.complete(question.messages(again=True))
-            answers, verdict = [*answers, reply.text], question.parse(reply.text)
-        self._keep(
-            id=key,
-            verdict=verdict,
-            answers=answers,
-            answered_by=reply.model,
-            address=self.judge.address,
-            date=now(),
-            request=request,
-        )
-        return verdict
-
-    def _keep(self, **record: Any) -> None:
+        replies = [self.judge.complete(question.messages())]
+        if question.parse(replies[0].text) is None:
+            replies.append(self.judge.complete(question.messages(again=True)))
+        record = {
+            "id": key,
+            "verdict": question.parse(replies[-1].text),
+            "answers": [reply.text for reply in replies],
+            "answered_by": replies[-1].model,
+            "address": self.judge.address,
+            "date": now(),
+            "request": request,
+        }
         line = json.dumps(record, ensure_ascii=False) + "\n"
         with self._lock, open_for_appending(self.file) as file:
             file.write(line if _ends_whole(self.file) else f"\n{line}")
+        return record["verdict"]
 
 
 def _ends_whole(file: Path) -> bool:

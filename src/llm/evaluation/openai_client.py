@@ -37,11 +37,11 @@ class RefusedError(Exception):
 
     Args:
         problem: the server's message.
-        code: the status.
+        code: the status; 0 if there is no answer.
         wait: seconds until the next attempt, as requested by the server; empty if it requests none.
     """
 
-    def __init__(self, problem: str, code: int, wait: str) -> None:
+    def __init__(self, problem: str, code: int = 0, wait: str = "") -> None:
         super().__init__(problem)
         self.code, self.wait = code, wait
 
@@ -129,12 +129,8 @@ class OpenAI:
 
     def payload(self, messages: Sequence[dict[str, str]]) -> dict[str, Any]:
         """Return the body of a request, without the key."""
-        options = {
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "max_tokens": self.max_tokens,
-        }
-        given = {name: value for name, value in options.items() if value is not None}
+        names = ("temperature", "seed", "max_tokens")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {"model": self.model, "messages": list(messages), **given, "stream": False}
 
     def complete(self, messages: Sequence[dict[str, str]]) -> Reply:
@@ -146,26 +142,23 @@ class OpenAI:
         Raises:
             NoAnswerError: all attempts failed.
         """
-        payload, problem, code = self.payload(messages), "", 0
+        payload, refused = self.payload(messages), RefusedError("")
         for attempt in range(self.retries + 1):
             try:
                 return self._read(call_within(self.timeout, partial(self._post, payload)))
-            except RefusedError as refused:
-                problem, retry_after, code = str(refused), refused.wait, refused.code
-                if code not in (408, 429) and code < 500:
-                    raise NoAnswerError(f"{problem}{WAYS_OUT.get(code, WRONG_REQUEST)}") from None
+            except RefusedError as error:
+                refused = error
             except (OSError, HTTPException) as error:
-                problem, retry_after, code = (
-                    f"{self._key} does not answer ({_one_line(error)})",
-                    "",
-                    0,
-                )
+                refused = RefusedError(f"{self._key} does not answer ({_one_line(error)})")
+            if refused.code and refused.code not in (408, 429) and refused.code < 500:
+                raise NoAnswerError(f"{refused}{WAYS_OUT.get(refused.code, WRONG_REQUEST)}")
             if attempt < self.retries:
-                wait = float(retry_after) if retry_after.isdecimal() else self.backoff * 2**attempt
-                time.sleep(min(wait, LONGEST_WAIT))
+                wait = refused.wait
+                seconds = float(wait) if wait.isdecimal() else self.backoff * 2**attempt
+                time.sleep(min(seconds, LONGEST_WAIT))
         attempts = self.retries + 1
         tried = f" in {attempts} attempts" if attempts > 1 else ""
-        raise NoAnswerError(f"{problem}{tried}{WAYS_OUT.get(code, SERVER_DOWN)}")
+        raise NoAnswerError(f"{refused}{tried}{WAYS_OUT.get(refused.code, SERVER_DOWN)}")
 
     def _post(self, payload: dict[str, Any]) -> bytes:
         request = Request(

@@ -1,8 +1,8 @@
 """Detection of other programs that use the cores of a training run.
 
-Threads of one run wait for one another many times a step, and libgomp's threads spin while they wait. If another
-program has one of the cores, the others spin for a thread that is not running: two simultaneous runs with two
-threads each on two cores fell from 8,014 tokens/s to 939 and 910; with one thread each they reached 3,803 and 3,842.
+The threads of a run wait for one another many times in each step, and libgomp's threads spin while they wait. If
+another program uses one of the cores, they spin until it pauses. On two cores, a run with two threads reached
+8,014 tokens/s alone, and 939 and 910 beside another such run; two runs with one thread each reached 3,803 and 3,842.
 """
 
 import os

@@ -33,8 +33,8 @@ class InterruptedRunError(BaseException):
 class Interrupt(StepCallback):
     """A checkpoint at the end of the step after the first signal; a second signal stops at once.
 
-    A run stopped between steps resumes exactly; one stopped inside a step would not. Ranks agree on the step,
-    because a rank that stops alone would leave the others waiting for its gradients.
+    Only a run that stops between two steps resumes exactly. All ranks stop at the same step, because the others
+    would wait for the gradients of a rank that stops alone.
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,11 @@ from llm.files import replacing
 from llm.runs import Run
 
 LOSS = {"loss": "cross-entropy (nats a token)"}
+# Blue and orange of Okabe and Ito's palette, which colour-blind readers can tell apart.
+STYLES: dict[str, dict[str, Any]] = {
+    "train": {"label": "training", "color": "#0072B2", "alpha": 0.8, "linewidth": 1},
+    "val": {"label": "validation", "color": "#D55E00", "marker": "o", "markersize": 4},
+}
 
 
 class Picture(Callback):
@@ -59,25 +64,11 @@ def draw_metrics(
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
     for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
-        # Blue and orange of Okabe and Ito's palette, which colour-blind readers can tell apart.
-        _plot(
-            axes,
-            rows,
-            column=f"train/{name}",
-            color="#0072B2",
-            alpha=0.8,
-            linewidth=1,
-            label="training",
-        )
-        _plot(
-            axes,
-            rows,
-            column=f"val/{name}",
-            color="#D55E00",
-            marker="o",
-            markersize=4,
-            label="validation",
-        )
+        for part, style in STYLES.items():
+            column = f"{part}/{name}"
+            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+            if points:
+                axes.plot(*zip(*points, strict=True), **style)
         axes.set(ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -87,9 +78,3 @@ def draw_metrics(
     all_axes[-1].set(xlabel="optimizer steps")
     with replacing(picture) as partial:
         figure.savefig(partial, format="png")
-
-
-def _plot(axes: Any, rows: list[dict[str, str]], *, column: str, **style: Any) -> None:
-    points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-    if points:
-        axes.plot(*zip(*points, strict=True), **style)

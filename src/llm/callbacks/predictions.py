@@ -33,11 +33,10 @@ class Predictions(Callback):
             return
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(trainer.default_root_dir)
+        examples = [data.raw["test"][at] for at in rows.tolist()]
         answers = [
-            (example.where, example.text, example.label, data.classes[row.argmax()], *row.tolist())
-            for example, row in zip(
-                [data.raw["test"][at] for at in rows.tolist()], probabilities.cpu(), strict=True
-            )
+            (each.where, each.text, each.label, data.classes[row.argmax()], *row.tolist())
+            for each, row in zip(examples, probabilities.cpu(), strict=True)
         ]
         names = [f"p({name})" for name in data.classes]
         header = ["row", "text", "label", "predicted", *names]

@@ -26,9 +26,7 @@ from llm.terminal.bars import progress_bar
 
 
 class ResponseSamples(Samples):
-    """Samples of answers to validation conversations, from before the first step.
-
-    They show how continuing a text turns into answering.
+    """Samples of answers to validation conversations, the first before training starts.
 
     Args:
         number: how many of the first conversations to answer.
@@ -69,16 +67,15 @@ class ResponseSamples(Samples):
 
 
 class Responses(Callback):
-    """Answers to the whole test part at the end, written to `responses.json` and scored.
+    """Answers to the whole test part at the end, written to `responses.json` with their references.
 
-    The file has each answer with its reference, and a judge can read it later. `test/rouge_l` and
-    `test/exact_match` are means over the answers.
+    The metrics `test/rouge_l` and `test/exact_match` are means over the answers.
 
     Args:
         max_tokens: maximum length of an answer, in tokens.
-        sampler: how to choose among the logits; without it always the likeliest token.
+        sampler: how to choose among the logits; None takes the most likely token.
         batch_size: number of conversations answered together.
-        seed: of the sampling.
+        seed: seed of the sampling.
     """
 
     def __init__(

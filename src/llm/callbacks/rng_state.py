@@ -1,4 +1,4 @@
-"""Random states in the checkpoint: one of two things that make a resumed run equal an uninterrupted one."""
+"""Random states in the checkpoint, without which a resumed run would draw other numbers."""
 
 import random
 from typing import Any
@@ -14,10 +14,10 @@ from llm import distributed
 class RandomStates(Callback):
     """The random generators' states, saved in checkpoints and restored before the first batch after a resume.
 
-    The other thing, the order of the data, is a function of (seed, position) and needs no state. Restoring waits
-    for the first batch because setting up a trainer draws random numbers.
+    The order of the data is a function of (seed, position) and needs no state. Setting up a trainer draws random
+    numbers, so the states are restored after that.
 
-    All ranks start from one state, which gives them the same weights. From the first batch on, ranks that read
+    All ranks start with the same state and so with the same weights. From the first batch on, ranks that read
     different batches draw different numbers, so that their dropout masks differ.
     """
 

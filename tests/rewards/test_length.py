@@ -13,5 +13,5 @@ def test_it_is_best_met_and_never_negative():
 
 
 def test_no_words_cannot_be_wanted():
-    with pytest.raises(ValueError, match="words=0: give 1 or more"):
+    with pytest.raises(ValueError, match="words=0: is too small; use 1 or more"):
         of("a", words=0)

@@ -124,13 +124,12 @@ class _Row(NamedTuple):
 class WandbLogger(Logger):
     """A logger of metrics by optimizer step, configuration, samples and files of a run on W&B.
 
-    The step of W&B is the optimizer step. W&B drops rows whose step is not beyond its last, and a run resumed
-    after a crash trains the steps since its checkpoint again: online that is correct. Offline nothing drops them,
-    and the pieces would contain these steps twice. So the step after the complete rows of the pieces is stored
-    beside them, and rows before it are left out.
+    The step of W&B is the optimizer step. A run that is resumed after a crash repeats the steps since its checkpoint.
+    Online, W&B drops the repeated rows. Offline, each resume is a piece of its own, and nothing would drop them: so
+    the first step that no piece has completely is stored beside the pieces, and earlier rows are skipped.
 
-    Lightning's own logger opens a run that ends with the process, counts rows as W&B's steps, which
-    restart at 0 in each offline piece, and fails when W&B does.
+    Lightning's own logger ends the run with the process, numbers the rows of each offline piece from 0, and fails
+    when W&B does.
 
     Args:
         run: the run directory.
@@ -191,10 +190,9 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
-        """Show all texts so far as one table.
+        """Show all texts so far as one table, of which W&B shows the newest version.
 
-        Logs the whole table each time: W&B shows the last one, and its own mode for growing tables starts a new one
-        with each offline piece.
+        W&B's own mode for growing tables would start a new table with each offline piece.
 
         Args:
             name: name of the table.

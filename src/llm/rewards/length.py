@@ -18,6 +18,6 @@ def length(
         ValueError: `words` is less than 1.
     """
     if words < 1:
-        raise ValueError(f"words={words}: give 1 or more")
+        raise ValueError(f"words={words}: is too small; use 1 or more")
     lengths = [len(response.split()) for response in responses]
     return [max(0.0, 1 - abs(own - words) / words) for own in lengths]

@@ -23,9 +23,8 @@ from llm.weights.run import RunWeights
 class RunReward:
     """Scores of a reward model: any number, higher is better; only differences are meaningful.
 
-    Prompts must use the template of the run. A prompt is text, in which a special token that a user typed in a
-    message is the same as the template's own: such a prompt is tokenized differently than in training. In an
-    answer, typed special tokens are plain text.
+    Prompts must use the template of the run. A special token that a user typed in a message cannot be told from those
+    of the template, so such a prompt is tokenized differently than in training. In a response it is plain text.
 
     Args:
         path: the directory of a run with `task=reward`.

@@ -101,18 +101,12 @@ def shorten_warnings() -> None:
     """Print our warnings in one line, without the position in the code."""
     usual = warnings.formatwarning
 
-    def format_short(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        line: str | None = None,
-    ) -> str:
-        if category is not UserWarning:
-            return usual(message, category, filename, lineno, line)
-        return f"warning: {printable(str(message))}\n"
+    def format_short(message: Warning | str, category: type[Warning], *at: Any, **line: Any) -> str:
+        if category is UserWarning:
+            return f"warning: {printable(str(message))}\n"
+        return usual(message, category, *at, **line)
 
-    warnings.formatwarning = format_short
+    warnings.formatwarning = format_short  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stop_printing() -> None:

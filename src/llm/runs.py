@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -310,10 +311,8 @@ def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def archive_folder(path: Path) -> Path:
     """Rename a folder to NAME~1 or the next free number, and return the new path."""
-    number = 1
-    while (backup := path.with_name(f"{path.name}~{number}")).exists():
-        number += 1
-    return path.rename(backup)
+    backups = (path.with_name(f"{path.name}~{number}") for number in count(1))
+    return path.rename(next(backup for backup in backups if not backup.exists()))
 
 
 def previous_of(path: Path) -> Path:

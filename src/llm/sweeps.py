@@ -124,7 +124,7 @@ class Job:
 
     @contextmanager
     def claimed(self, *, blocking: bool = False) -> Iterator[bool]:
-        """Hold the job for this process, and yield whether it is held: not blocking, another process may hold it."""
+        """Hold the job for this process, and yield whether it is held: without `blocking`, another one may hold it."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
         try:

@@ -30,13 +30,15 @@ class DataModule(LightningDataModule):
         split_seed: seed of the split into parts; None uses `seed`.
 
     Attributes:
-        tokenizer: the trained tokenizer. Available after `setup`, as are the others.
+        tokenizer: the trained tokenizer. Available after `setup`, like the ones below.
         fingerprint: a hash of the data.
         corpus: a hash of the held-out text, without the tokenizer: metrics are comparable if it is equal.
         vocabulary: a hash of the units that a loss is averaged over, such as the tokenizer's tokens.
         tokens_per_row: training tokens in a row, on average.
         longest_row: tokens in the longest training row, with padding.
         validation_bytes: size of the validation part's text, in UTF-8 bytes.
+        validation_limit: maximum bytes of text that a validation during training reads. It reads a share of the rows,
+            evenly spaced, so the share of the text is the same for every tokenizer and context length.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -50,6 +52,7 @@ class DataModule(LightningDataModule):
     tokens_per_row: float
     longest_row: int
     validation_bytes: int
+    validation_limit: float = math.inf
 
     def __init__(
         self, *, batch_size: int = 8, seed: int = 0, workers: int = 0, split_seed: int | None = None
@@ -59,7 +62,6 @@ class DataModule(LightningDataModule):
         self.workers = at_least("workers", workers, least=0)
         self.seed = seed
         self.split_seed = seed if split_seed is None else split_seed
-        self._most_bytes = math.inf  # of text that a validation during training reads at most
         self._offset = 0  # the position minus the batches that the trainer has counted
         self._restored: int | None = None  # the position of the next training loader
 
@@ -80,18 +82,10 @@ class DataModule(LightningDataModule):
 
     # Validating during training
 
-    def bound_validation(self, most: float) -> None:
-        """Limit the text that validations during training read, in bytes.
-
-        The subset is a share of the rows, evenly spaced, so it covers the same share of the text for every
-        tokenizer and context length.
-        """
-        self._most_bytes = most
-
     @property
     def is_bounded(self) -> bool:
         """Whether validations during training read a fixed subset of the validation part."""
-        return self._most_bytes < self.validation_bytes
+        return self.validation_limit < self.validation_bytes
 
     def describe_validation(self) -> str:
         """Return a description of what a limited validation reads, in one line."""
@@ -103,7 +97,7 @@ class DataModule(LightningDataModule):
 
     @property
     def _bounded_rows(self) -> int:
-        share = self._most_bytes / self.validation_bytes
+        share = self.validation_limit / self.validation_bytes
         return math.ceil(share * _length(self._rows("validation")))
 
     # Sizes

@@ -6,7 +6,7 @@ from types import ModuleType
 from llm.data.errors import DataError
 
 
-def optional_library(module: str, *, library: str, extra: str, user: str) -> ModuleType:
+def import_optional(module: str, *, library: str, extra: str, user: str) -> ModuleType:
     """Import an optional library.
 
     Args:

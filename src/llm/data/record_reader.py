@@ -101,7 +101,7 @@ def read_records(
     """
     layout = layout or Layout()
     report = malformed.add if malformed is not None else refuse_record
-    for file in files_of(path):
+    for file in local_files(path):
         for where, values in _values_in(file, layout, report=report):
             yield Record(where, layout.rename(values))
 
@@ -111,7 +111,7 @@ def is_rows(path: str | Path) -> bool:
     return suffix(Path(path)) in SUFFIXES
 
 
-def files_of(path: Paths) -> list[Path]:
+def local_files(path: Paths) -> list[Path]:
     """Return the paths of the files; download a published file if needed."""
     if isinstance(path, Download):
         return [path.file()]
@@ -122,7 +122,7 @@ def is_here(path: Paths) -> bool:
     """Return whether the files are on this machine."""
     if isinstance(path, Download):
         return path.is_here
-    return all(file.is_file() for file in files_of(path))
+    return all(file.is_file() for file in local_files(path))
 
 
 def title(path: Paths) -> str:

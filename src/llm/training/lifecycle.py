@@ -103,7 +103,7 @@ def prepare(config: TrainingConfig, hardware: Hardware, run: Run) -> PreparedRun
     data = prepare_data(tree, weights)
     require_memory_for_batch(data, tree)
     steps = settings.steps(data.batches_per_epoch, data.tokens_per_batch)
-    data.bound_validation(settings.validation_bytes(steps, data.tokens_per_batch))
+    data.validation_limit = settings.validation_bytes(steps, data.tokens_per_batch)
     if not config.rerun:
         require_same_text(run, data)
         require_same_base(run, base)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from llm.config.build import build
 from llm.data.errors import DataError
 from llm.data.examples.collation import Padding
-from llm.data.examples.labelled import LabelledDataModule, in_order, letters_of
+from llm.data.examples.labelled import LabelledDataModule, keep_letters, sort_names
 from llm.nn.ignore_index import IGNORE_INDEX
 from llm.tokenizers import char
 from llm.tokenizers.byte import ByteTokenizer
@@ -74,7 +74,7 @@ def test_spam_is_read_whole_and_split_without_repeats(spam):
         assert sizes[part] == pytest.approx(share * whole, abs=2)
     spam_shares = [shares(examples)["spam"] for examples in data.raw.values()]
     assert spam_shares == pytest.approx([spam_shares[0]] * 3, abs=1e-3)
-    keys = [{letters_of(e.text) for e in examples} for examples in data.raw.values()]
+    keys = [{keep_letters(e.text) for e in examples} for examples in data.raw.values()]
     assert len(keys[0] | keys[1] | keys[2]) == sum(map(len, keys)) == whole
 
 
@@ -179,7 +179,7 @@ def test_classes_are_found_and_sorted(write, labels, classes):
     "names", [["1", "1.0", "1e0"], ["2", "10", "nan"], ["inf", "nan", "-1"], ["2", "10", "02"]]
 )
 def test_the_order_of_classes_is_deterministic(names):
-    assert len({tuple(in_order(each)) for each in permutations(names)}) == 1
+    assert len({tuple(sort_names(each)) for each in permutations(names)}) == 1
 
 
 def test_classes_that_are_given_keep_their_order_and_refuse_others(write):
@@ -228,7 +228,7 @@ def test_numbers_are_part_of_a_text_unless_letters_alone_count(write):
     assert make(path).repeated == 0
     with pytest.raises(DataError, match="no texts are left for the validation part"):
         make(path, repeats="letters")
-    assert letters_of("77") != letters_of("78")
+    assert keep_letters("77") != keep_letters("78")
 
 
 def test_files_of_their_own_are_kept_and_leave_the_training_what_they_hold(write):

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from llm import network
 from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.errors import DataError
-from llm.data.optional_library import optional_library
+from llm.data.optional_library import import_optional
 from llm.data.paths import SAVED
 
 # Timeout without a new byte on disk, in seconds. It is long because lists of files, which leave no trace on disk,
@@ -57,7 +57,7 @@ class HuggingFaceDataset(Source):
         Raises:
             DataError: the library is missing, or the dataset, split or column does not exist.
         """
-        library = optional_library("datasets", library="datasets", extra="datasets", user=self.name)
+        library = import_optional("datasets", library="datasets", extra="datasets", user=self.name)
         try:
             dataset = self._load(library)
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -11,7 +11,7 @@ import regex
 
 from llm.data import data_fingerprint
 from llm.data.corpora.base import DocumentPiece, join_pieces
-from llm.data.optional_library import optional_library
+from llm.data.optional_library import import_optional
 
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
@@ -111,7 +111,7 @@ class WordStep(Preprocessing):
 
     def __init__(self, language: str) -> None:
         self.language = language
-        library = optional_library(
+        library = import_optional(
             self.module, library=self.library, extra="preprocessing", user="preprocessing"
         )
         known = sorted(self.languages(library))

@@ -26,11 +26,8 @@ NOT_PROSE = re.compile(
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 # Function words of English sentences; a list of names has none.
 GLUE = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be been but by can for from has have if in into is it its may must not of "
-        "on or so than that the then there these this those to was when which will with you",
-    )
+    "a an and are as at be been but by can for from has have if in into is it its may must not of on or so than that "
+    "the then there these this those to was when which will with you".split()
 )
 LEAST_WORDS = 8
 LEAST_PLAIN = 0.8  # share of tokens that are plain words

@@ -15,19 +15,10 @@ from llm.data.errors import DataError
 DATA_VERSION = 1  # increase it when the output of this module changes, so that caches are rebuilt
 
 # Folders that are not part of the standard library or do not document it.
-SKIPPED = {
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
-    "idlelib",
-    "lib2to3",
-    "turtledemo",
-    "ensurepip",
-    "pydoc_data",
-    "__pycache__",
-}
+SKIPPED = frozenset(
+    "site-packages dist-packages test tests idle_test idlelib lib2to3 turtledemo ensurepip pydoc_data "
+    "__pycache__".split()
+)
 MOST_REPEATED = 0.3  # share of a topic, and then of a paragraph, that earlier text may have
 
 

@@ -90,7 +90,7 @@ class TextFiles(Source):
         """
         for file in self.files:
             empty = True
-            for piece in without_blank(self._pieces_in(file)):
+            for piece in drop_blank(self._pieces_in(file)):
                 empty = False
                 yield piece
             if empty:
@@ -171,7 +171,7 @@ class FilesDataModule(TextDataModule):
     """A TextDataModule of files, so that a user needs only `data.path=…`.
 
     Args:
-        path: as for TextFiles, as are the next six.
+        path: see TextFiles.
         text_field: see TextFiles.
         suffixes: see TextFiles.
         encoding: see TextFiles.
@@ -219,7 +219,7 @@ def split_documents(text: Iterable[str], separator: str) -> Iterator[DocumentPie
     yield DocumentPiece(rest, ends=True)
 
 
-def without_blank(pieces: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
+def drop_blank(pieces: Iterable[DocumentPiece]) -> Iterator[DocumentPiece]:
     """Yield the documents that are not only white space."""
     held = ""  # white space at the beginning of a document
     begun = False

@@ -51,7 +51,7 @@ class ExamplesDataModule(DataModule):
         may_pack: whether a row may have several examples.
         averages_tokens: whether a loss is averaged over tokens, so that it depends on the tokenizer.
         special_tokens: names of special tokens that the tokenizer must have.
-        raw: the examples of each part as read. Available after `setup`, as are the others.
+        raw: the examples of each part as read. Available after `setup`, like the ones below.
         encoded: the rows of each part.
         skipped: number of malformed rows left out.
         unused: for each field that is not read, the number of rows in which it is not blank.

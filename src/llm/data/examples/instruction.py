@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from llm.data.corpora.windows import Batch
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Encoded
-from llm.data.examples.messages import messages_of, optional_text_of, text_of, unused_fields
+from llm.data.examples.messages import get_optional_text, get_text, parse_messages, unused_fields
 from llm.data.examples.shapes import INSTRUCTION, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
 from llm.data.record_reader import Record
@@ -86,9 +86,9 @@ class InstructionDataModule(ExamplesDataModule):
             raise unknown_shape(values, ("instruction", "output"))
         messages = shape.read(values, self.template)
         if isinstance(values.get(shape.answer), list):
-            messages += messages_of(values[shape.answer])
+            messages += parse_messages(values[shape.answer])
         elif shape.answer:
-            messages.append(Message("assistant", text_of(values, shape.answer)))
+            messages.append(Message("assistant", get_text(values, shape.answer)))
         self.template.require(messages)
         if messages[-1].role != "assistant":
             raise ValueError("the last message is not the assistant's: there is no answer to learn")
@@ -97,8 +97,8 @@ class InstructionDataModule(ExamplesDataModule):
             raise ValueError("the assistant's messages have weight 0: there is no answer to learn")
         messages = messages[: learned[-1] + 1]
         if shape is INSTRUCTION:
-            context = optional_text_of(values, "input")
-            return Demonstration(row.where, messages, text_of(values, "instruction"), context)
+            context = get_optional_text(values, "input")
+            return Demonstration(row.where, messages, get_text(values, "instruction"), context)
         questions = [message.content for message in messages if message.role == "user"]
         return Demonstration(row.where, messages, questions[-1], "")
 

@@ -87,7 +87,7 @@ class LabelledDataModule(ExamplesDataModule):
         )
         self.text, self.label = text, label
         self.balance: Balance = balance
-        self.key = {"text": words_of, "letters": letters_of}[repeats]
+        self.key = {"text": normalize_words, "letters": keep_letters}[repeats]
         self.classes: list[str] = [class_name(name) for name in classes or ()]
         if classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             raise ValueError(
@@ -104,7 +104,7 @@ class LabelledDataModule(ExamplesDataModule):
         labels = {example.label for example in chain(*parts.values())}
         if not self.classes:
             self._warn_case(labels)
-        self.classes = self.classes or in_order(labels)
+        self.classes = self.classes or sort_names(labels)
         if len(self.classes) < 2:
             raise DataError(
                 f"{self.title}: has only the class {', '.join(labels)}; give texts of two classes or more"
@@ -122,7 +122,7 @@ class LabelledDataModule(ExamplesDataModule):
         if groups:
             warnings.warn(
                 f"{self.title}: labels that differ only in case are different classes: {list_names(groups)}; write "
-                "them alike if they are meant to be one class",
+                "them the same if they are meant to be one class",
                 stacklevel=2,
             )
 
@@ -292,7 +292,7 @@ def class_name(label: Any) -> str:
     return name
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def sort_names(names: Iterable[str]) -> list[str]:
     """Return the names sorted: by value if all are numbers, otherwise as text."""
     names = sorted(names)
     try:
@@ -302,14 +302,14 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=float) if are_finite else names
 
 
-def words_of(text: str) -> str:
+def normalize_words(text: str) -> str:
     """Return the text without differences in case and white space."""
     return " ".join(text.casefold().split())
 
 
-def letters_of(text: str) -> str:
+def keep_letters(text: str) -> str:
     """Return the letters of a text without differences in case; for a text without letters its words."""
-    return re.sub(r"[\W\d_]+", "", text.casefold()) or words_of(text)
+    return re.sub(r"[\W\d_]+", "", text.casefold()) or normalize_words(text)
 
 
 def undersample(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -20,7 +20,7 @@ READ = {"role", "content", "from", "value", "weight"}  # keys of a message that 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
-def messages_of(found: Any) -> list[Message]:
+def parse_messages(found: Any) -> list[Message]:
     """Return the messages of a list of objects with role and content (or from and value), or of a transcript.
 
     A blank system message is left out. An answer is not learned if its weight is 0, or if it is blank and a tool's
@@ -30,14 +30,14 @@ def messages_of(found: Any) -> list[Message]:
         ValueError: the value is neither, or a message is malformed.
     """
     if isinstance(found, str) and is_transcript(found):
-        return transcript_of(found)
+        return parse_transcript(found)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ValueError("a list of objects with role and content is needed")
     speakers = [_speaker(item) for item in found]
     messages = []
     for item, speaker, following in zip(found, speakers, [*speakers[1:], ""], strict=False):
         is_call = speaker == "assistant" and following == "tool"
-        content = content_of(item, may_be_blank=is_call or speaker == "system")
+        content = get_content(item, may_be_blank=is_call or speaker == "system")
         if content or speaker != "system":
             learned = bool(content) and _weight(item) != 0
             messages.append(Message(speaker, content, learned))
@@ -46,7 +46,7 @@ def messages_of(found: Any) -> list[Message]:
 
 def _speaker(item: Mapping[str, Any]) -> Any:
     role, _ = _keys(item)
-    speaker = text_of(item, role)
+    speaker = get_text(item, role)
     return SPEAKERS.get(speaker, speaker)
 
 
@@ -61,7 +61,7 @@ def _weight(item: Mapping[str, Any]) -> float:
     return 1 if weight is None else weight
 
 
-def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
+def get_content(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
     """Return the content of a message: text, or a list of parts that are text.
 
     Raises:
@@ -73,7 +73,7 @@ def content_of(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
         item = {key: "".join(_text_of_part(part, key) for part in parts)}
     elif parts is None and item.get("tool_calls") and not may_be_blank:
         raise ValueError("a tool call is not text, so it cannot be learned; remove the row")
-    return optional_text_of(item, key) if may_be_blank else text_of(item, key)
+    return get_optional_text(item, key) if may_be_blank else get_text(item, key)
 
 
 def _text_of_part(part: Any, key: str) -> str:
@@ -82,7 +82,7 @@ def _text_of_part(part: Any, key: str) -> str:
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind != "text":
         raise ValueError(f"{key} has parts of type {kind}, not text alone")
-    return text_of(part, "text")
+    return get_text(part, "text")
 
 
 def is_transcript(text: str) -> bool:
@@ -91,7 +91,7 @@ def is_transcript(text: str) -> bool:
     return TURN.match(text) is not None and speakers[:2] == ["Human", "Assistant"]
 
 
-def transcript_of(text: str) -> list[Message]:
+def parse_transcript(text: str) -> list[Message]:
     """Return the messages of a transcript, without a blank assistant's turn at its end.
 
     Raises:
@@ -119,7 +119,7 @@ def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
     return [Message("system", system), *messages]
 
 
-def history_of(found: Any) -> list[Message]:
+def parse_history(found: Any) -> list[Message]:
     """Return the messages of earlier turns, a list of pairs of instruction and answer.
 
     Raises:
@@ -128,7 +128,7 @@ def history_of(found: Any) -> list[Message]:
     turns = found or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
         raise ValueError("history is not a list of pairs of an instruction and an answer")
-    texts = [text_of({"history": text}, "history") for turn in turns for text in turn]
+    texts = [get_text({"history": text}, "history") for turn in turns for text in turn]
     return [Message("assistant" if at % 2 else "user", text) for at, text in enumerate(texts)]
 
 
@@ -148,7 +148,7 @@ def is_blank(value: Any) -> bool:
     return not (value.strip() if isinstance(value, str) else value)
 
 
-def text_of(values: Mapping[str, Any], key: str) -> str:
+def get_text(values: Mapping[str, Any], key: str) -> str:
     """Return the text under a key.
 
     Raises:
@@ -167,10 +167,10 @@ def text_of(values: Mapping[str, Any], key: str) -> str:
     return text
 
 
-def optional_text_of(values: Mapping[str, Any], key: str) -> str:
+def get_optional_text(values: Mapping[str, Any], key: str) -> str:
     """Return the text under a key; empty if it is missing or blank.
 
     Raises:
         ValueError: the value is not text.
     """
-    return "" if is_blank(values.get(key)) else text_of(values, key)
+    return "" if is_blank(values.get(key)) else get_text(values, key)

@@ -8,7 +8,7 @@ from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.base import ExamplesDataModule
 from llm.data.examples.collation import Encoded, pad_with_mask
-from llm.data.examples.messages import is_transcript, messages_of, text_of, unused_fields
+from llm.data.examples.messages import get_text, is_transcript, parse_messages, unused_fields
 from llm.data.examples.shapes import PROMPT, record_shape, unknown_shape
 from llm.data.examples.template import ChatTemplate, Message
 from llm.data.record_reader import Record, title
@@ -77,7 +77,7 @@ class PreferenceDataModule(ExamplesDataModule):
         values, shape = row.values, record_shape(row.values)
         if not {"chosen", "rejected"} & {*values}:
             raise unknown_shape(values, FIELDS)
-        chosen, rejected = response_of(values, "chosen"), response_of(values, "rejected")
+        chosen, rejected = parse_response(values, "chosen"), parse_response(values, "rejected")
         if len(chosen) > 1 or len(rejected) > 1:
             prompt = chosen[:-1]
             if rejected[:-1] != prompt:
@@ -169,7 +169,7 @@ def split_halves(example: Encoded) -> tuple[Encoded, Encoded]:
     return {n: example[n][:second] for n in names}, {n: example[n][second:] for n in names}
 
 
-def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
+def parse_response(values: Mapping[str, Any], key: str) -> list[Message]:
     """Return a response: text, a message, or the messages or the transcript of a whole conversation.
 
     Raises:
@@ -177,11 +177,11 @@ def response_of(values: Mapping[str, Any], key: str) -> list[Message]:
     """
     found = values.get(key)
     if isinstance(found, dict):
-        messages = messages_of([found])
+        messages = parse_messages([found])
     elif isinstance(found, list) or (isinstance(found, str) and is_transcript(found)):
-        messages = messages_of(found)
+        messages = parse_messages(found)
     else:
-        return [Message("assistant", text_of(values, key))]
+        return [Message("assistant", get_text(values, key))]
     if not messages or messages[-1].role != "assistant":
         raise ValueError(f"{key} does not end with the assistant's message")
     return messages

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm.data.examples.messages import (
-    history_of,
+    get_optional_text,
+    get_text,
     is_transcript,
-    messages_of,
-    optional_text_of,
-    text_of,
+    parse_history,
+    parse_messages,
     with_system,
 )
 from llm.data.examples.template import ChatTemplate, Message
@@ -33,16 +33,16 @@ class Shape(NamedTuple):
 
 
 def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
-    context = optional_text_of(values, "input")
-    *before, question = template.messages(text_of(values, "instruction"), context)
-    system, history = optional_text_of(values, "system"), history_of(values.get("history"))
+    context = get_optional_text(values, "input")
+    *before, question = template.messages(get_text(values, "instruction"), context)
+    system, history = get_optional_text(values, "system"), parse_history(values.get("history"))
     if system:
         before = [Message("system", system)]
     return [*before, *history, question]
 
 
 def _messages(values: Values, template: ChatTemplate) -> list[Message]:
-    return with_system(optional_text_of(values, "system"), messages_of(values["messages"]))
+    return with_system(get_optional_text(values, "system"), parse_messages(values["messages"]))
 
 
 def _conversations(values: Values, template: ChatTemplate) -> list[Message]:
@@ -52,7 +52,7 @@ def _conversations(values: Values, template: ChatTemplate) -> list[Message]:
 def _prompt(values: Values, template: ChatTemplate) -> list[Message]:
     prompt = values["prompt"]
     if isinstance(prompt, str) and not is_transcript(prompt):
-        prompt = [{"role": "user", "content": text_of(values, "prompt")}]
+        prompt = [{"role": "user", "content": get_text(values, "prompt")}]
     return _messages({**values, "messages": prompt}, template)
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from llm.losses import (
     cross_entropy,
     cross_entropy_sum,
-    dpo_loss,
     group_advantages,
+    implicit_rewards,
     kl_estimate,
     policy_gradient_loss,
     ranking_loss,
@@ -125,6 +125,17 @@ def four_log_probabilities():
     return {n: -60 * torch.rand(6, generator=generator, dtype=torch.float64) for n in names}
 
 
+def dpo_loss(log_probabilities, *, beta, label_smoothing=0.0):
+    """The ranking loss of implicit rewards, as the task composes it."""
+    chosen, rejected = (
+        implicit_rewards(
+            log_probabilities[f"policy_{which}"], log_probabilities[f"reference_{which}"], beta=beta
+        )
+        for which in ("chosen", "rejected")
+    )
+    return ranking_loss(chosen, rejected, label_smoothing=label_smoothing)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
@@ -136,7 +147,7 @@ def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
     kept = -np.log(1 / (1 + np.exp(-inner)))
     flipped = -np.log(1 / (1 + np.exp(inner)))
     expected = (1 - smoothing) * kept + smoothing * flipped
-    found = dpo_loss(**four_log_probabilities, beta=beta, label_smoothing=smoothing)
+    found = dpo_loss(four_log_probabilities, beta=beta, label_smoothing=smoothing)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
 
 
@@ -144,7 +155,7 @@ def test_the_gradient_of_dpo_is_that_of_the_paper(four_log_probabilities):
     """Section 4: -beta sigma(r_l - r_w) (d log pi(y_w) - d log pi(y_l))."""
     beta = 0.3
     chosen, rejected = (x.requires_grad_() for x in [*four_log_probabilities.values()][:2])
-    dpo_loss(**four_log_probabilities, beta=beta).sum().backward()
+    dpo_loss(four_log_probabilities, beta=beta).sum().backward()
     implied = [
         beta
         * (four_log_probabilities[f"policy_{which}"] - four_log_probabilities[f"reference_{which}"])

@@ -99,7 +99,8 @@ def ranking_loss(
     """Return -log σ(r_chosen - r_rejected), the negative log-likelihood of the Bradley-Terry model.
 
     A reward model minimizes it on its own scores (Ouyang et al. 2022, InstructGPT, equation 1), and
-    DPO on implicit rewards (`dpo_loss`).
+    DPO on `implicit_rewards` (Rafailov et al. 2023, equation 7). With label smoothing it is conservative
+    DPO (Mitchell 2023, "A note on DPO with noisy preferences").
 
     Args:
         chosen: rewards of the preferred responses.
@@ -129,35 +130,6 @@ def implicit_rewards(
         beta: cost of diverging from the reference; a smaller β allows more.
     """
     return beta * (policy - reference)
-
-
-def dpo_loss(
-    *,
-    policy_chosen: Float[Tensor, "B"],
-    policy_rejected: Float[Tensor, "B"],
-    reference_chosen: Float[Tensor, "B"],
-    reference_rejected: Float[Tensor, "B"],
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, "B"]:
-    """Return the loss of direct preference optimization for each pair (Rafailov et al. 2023, equation 7).
-
-    It is the ranking loss of implicit rewards; with label smoothing it is conservative DPO (Mitchell
-    2023, "A note on DPO with noisy preferences").
-
-    Args:
-        policy_chosen: log π(y_w | x) of each pair, in nats, as the next three.
-        policy_rejected: log π(y_l | x).
-        reference_chosen: log π_ref(y_w | x).
-        reference_rejected: log π_ref(y_l | x).
-        beta: see `implicit_rewards`.
-        label_smoothing: see `ranking_loss`.
-    """
-    return ranking_loss(
-        implicit_rewards(policy_chosen, reference_chosen, beta=beta),
-        implicit_rewards(policy_rejected, reference_rejected, beta=beta),
-        label_smoothing=label_smoothing,
-    )
 
 
 # Policy gradients

@@ -7,11 +7,11 @@ from torch import nn
 from llm.models.classifier import (
     AttentionPooling,
     Classifier,
+    drop_tokens,
     first_token,
-    last_of_each,
+    last_occurrences,
     last_token,
     mean,
-    some_of,
 )
 
 TEXT = torch.arange(1, 8)
@@ -111,14 +111,14 @@ def test_attention_pooling_begins_as_the_mean_and_learns():
     assert pooling.query.grad.abs().min() > 0
 
 
-def test_the_last_of_each_token_is_found_where_tokens_are_real():
+def test_the_last_occurrence_of_each_token_is_found_where_tokens_are_real():
     torch.manual_seed(0)
     tokens, real = torch.randint(5, (40, 9)), torch.rand(40, 9) < 0.7
-    found = last_of_each(tokens, real)
+    found = last_occurrences(tokens, real)
     for row in range(40):
         last = {int(t): p for p, t in enumerate(tokens[row]) if real[row, p]}
         assert found[row].nonzero().flatten().tolist() == sorted(last.values())
-    assert last_of_each(torch.tensor([[3, 1, 3, 3, 2]]), None).tolist() == [
+    assert last_occurrences(torch.tensor([[3, 1, 3, 3, 2]]), None).tolist() == [
         [False, True, False, True, True]
     ]
 
@@ -174,12 +174,12 @@ def test_left_out_tokens_are_not_seen_and_some_always_is():
     torch.manual_seed(0)
     tokens = torch.zeros(4000, 5, dtype=torch.int64)
     real = torch.arange(5) < torch.tensor([1, 3, 4, 5]).repeat(1000)[:, None]
-    kept = some_of(tokens, real, dropout=0.4)
+    kept = drop_tokens(tokens, real, dropout=0.4)
     assert not (kept & ~real).any()
     assert kept.any(dim=1).all()
     assert kept[:, 0][real.sum(1) == 1].all()
     assert kept[real.sum(1) == 5].float().mean() == pytest.approx(0.6, abs=0.03)
-    assert some_of(tokens, None, dropout=0.4).float().mean() == pytest.approx(0.6, abs=0.03)
+    assert drop_tokens(tokens, None, dropout=0.4).float().mean() == pytest.approx(0.6, abs=0.03)
 
 
 def test_tokens_are_left_out_in_training_only(build):

@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 
 def empty(capacity=4):
-    return LayerCache.empty((2, 1, capacity, 3), device=CPU, dtype=torch.float32)
+    return LayerCache((2, 1, capacity, 3), device=CPU, dtype=torch.float32)
 
 
 def test_columns_are_appended_in_place_and_read_as_views():

@@ -19,7 +19,7 @@ from llm.data.examples.collation import pad_with_mask
 from llm.generation.model_loading import autocast, place_model, require_trained, use_hardware
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
-from llm.nn.init import Undrawn
+from llm.nn.init import SkipInit
 from llm.terminal import shell
 from llm.terminal.console import printable
 from llm.tokenizers.base import Tokenizer
@@ -68,7 +68,7 @@ class Classify(Command):
         """
         weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
         classes = trained_classes(weights)
-        with Undrawn():
+        with SkipInit():
             model = place_model(weights.model(), hardware)
         tokenizer = weights.tokenizer()
         assert isinstance(model, Classifier)

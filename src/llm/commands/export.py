@@ -15,7 +15,7 @@ from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.files import read_object
 from llm.generation.model_loading import require_trained
-from llm.nn.init import Undrawn
+from llm.nn.init import SkipInit
 from llm.terminal import shell
 from llm.terminal.console import printable
 from llm.tokenizers.base import Tokenizer
@@ -63,7 +63,7 @@ class Export(Command):
         require_language_model(weights)
         tokenizer = weights.tokenizer()
         settings = settings_for(weights, tokenizer)
-        with Undrawn():
+        with SkipInit():
             model = weights.language_model()
         if (dtype := DTYPES.get(str(self.dtype or weights.dtype))) is not None:
             model = model.to(dtype)

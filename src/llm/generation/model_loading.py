@@ -12,7 +12,7 @@ from llm.config.errors import ConfigError
 from llm.generation.decoding import generates, window_start
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
-from llm.nn.init import Undrawn
+from llm.nn.init import SkipInit
 from llm.weights.base import Weights
 
 
@@ -47,7 +47,7 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
         ConfigError: the weights do not fit, or the model does not generate text.
     """
     # The weights replace every parameter, so drawing random ones would be wasted time.
-    with Undrawn():
+    with SkipInit():
         model = weights.model()
     if isinstance(model, Classifier):
         raise ConfigError(

@@ -43,4 +43,4 @@ class PrefixCache:
         # only some of the layers, so the shortest one counts.
         most = min(len(text) - 1, *(layer.length for layer in cache.layers))
         length = next((at for at in range(most) if text[at] != known[at]), most)
-        return cache.beginning(length, capacity) if length else None
+        return cache.truncate(length, capacity) if length else None

@@ -1,7 +1,7 @@
 """BERT: an encoder-only Transformer, in which every position attends to the whole text."""
 
 from collections.abc import Callable
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class BERT(nn.Module):
 
     Attributes:
         causal: False, as each position attends to the later ones.
-        generates: False, as a token that is appended changes all states before it.
+        generates: False, as an appended token would change all states before it.
 
     Raises:
         ValueError: a size is not positive, or the position is ALiBi.
@@ -105,8 +105,8 @@ class BERT(nn.Module):
         require_sizes(num_layers=num_layers, num_segments=num_segments)
         if isinstance(position, ALiBi):
             raise ValueError(
-                "position: ALiBi lowers what lies before and knows of nothing behind; choose learned, "
-                "rotary, sinusoidal or none for a model that sees both ways"
+                "position: ALiBi is defined for earlier keys only, and this model attends to later ones too; "
+                "choose learned, rotary, sinusoidal or none"
             )
         self.vocab_size = vocab_size
         self.context_length = context_length
@@ -122,23 +122,15 @@ class BERT(nn.Module):
             for _ in range(num_layers)
         )
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
-        # The head predicts masked tokens from both sides, so position t predicts token t, not t + 1.
+        # The state at position t predicts the token at t, which is masked in the input, and not the one at t + 1.
         self.head = MaskedHead(dim, vocab_size, activation=activation, norm=norm)
         if tie_weights:
             self.head.weight = self.embedding.weight
         init(self)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "B T"],
-        *,
-        attention_mask: Bool[Tensor, "B T"] | None = None,
-        segments: Int[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens: Int[Tensor, "B T"], **context: Any) -> Float[Tensor, "B T V"]:
         """Return the logits of the token at each position; the arguments are those of `hidden_states`."""
-        return self.head(
-            self.hidden_states(tokens, attention_mask=attention_mask, segments=segments)
-        )
+        return self.head(self.hidden_states(tokens, **context))  # (B, T, C) -> (B, T, V)
 
     def hidden_states(
         self,
@@ -157,12 +149,12 @@ class BERT(nn.Module):
         Raises:
             ValueError: there are more tokens than positions.
         """
-        places = _places(tokens, attention_mask)
+        positions = _positions(tokens, attention_mask)
         segments = torch.zeros_like(tokens) if segments is None else segments
         # Three embeddings are added: token, segment and, in embed(), position. (B, T) -> (B, T, C)
-        x = self.position.embed(self.embedding(tokens) + self.segment(segments), places)
+        x = self.position.embed(self.embedding(tokens) + self.segment(segments), positions)
         x = self.dropout(self.embedding_norm(x))
-        rotation = self.position.rotation(x, places)
+        rotation = self.position.rotation(x, positions)
         mask = None
         if attention_mask is not None:
             columns = torch.arange(tokens.shape[1], device=tokens.device)
@@ -178,7 +170,9 @@ class BERT(nn.Module):
         Raises:
             ValueError: always.
         """
-        raise ValueError("BERT sees a text whole and cannot write one: choose a model such as GPT")
+        raise ValueError(
+            "BERT attends to later tokens and cannot write a text; choose a model such as GPT"
+        )
 
     def flops_per_token(self, context: int | None = None) -> int:
         """Return the floating-point operations for one token of training; see `GPT.flops_per_token`."""
@@ -189,7 +183,7 @@ class BERT(nn.Module):
         return 6 * numbers + 12 * width * (context or self.context_length)
 
 
-def _places(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:
+def _positions(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:
     """Return positions from 0 on: a slice, or (B, T) if rows are padded, which count only their real tokens."""
     if attention_mask is None:
         return slice(0, tokens.shape[1])

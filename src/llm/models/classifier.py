@@ -14,12 +14,12 @@ Pooling = Callable[[Tensor, Tensor | None], Tensor]
 def last_token(
     hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
-    """Return the state of the last real token: under a causal mask the only one that depends on the whole text."""
+    """Return the state of the last real token, the only one that depends on the whole text under a causal mask."""
     if attention_mask is None:
         return hidden[:, -1]
-    places = torch.arange(hidden.shape[1], device=hidden.device)
+    index = torch.arange(hidden.shape[1], device=hidden.device)
     # The largest index of a real token, whichever side the padding is on. (B, T, C) -> (B, C)
-    return _at(hidden, torch.where(attention_mask, places, -1).argmax(dim=1))
+    return _at(hidden, torch.where(attention_mask, index, -1).argmax(dim=1))
 
 
 def first_token(
@@ -45,8 +45,8 @@ def mean(
 class AttentionPooling(nn.Module):
     """A weighted mean of the states of all real tokens, with learned weights (Yang et al. 2016, equations 8 to 10).
 
-    The weight of a state is proportional to exp(query · state), so that common words can get small weights, as with
-    inverse document frequencies in a bag of words. The query begins at 0, which is the plain mean.
+    The weight of a state is proportional to exp(query · state), so common words can get small weights, as with
+    inverse document frequencies in a bag of words. The query begins at 0, which gives the plain mean.
 
     Args:
         dim: width C of the states.
@@ -69,32 +69,32 @@ class AttentionPooling(nn.Module):
         return (scores.softmax(dim=1).unsqueeze(1) @ hidden).squeeze(1)
 
 
-def _at(hidden: Tensor, places: Tensor) -> Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+def _at(hidden: Tensor, index: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
 def _real(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
     return torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
 
 
-def some_of(
+def drop_tokens(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, *, dropout: float
 ) -> Bool[Tensor, "B T"]:
-    """Return a mask of the real tokens that stay; each is dropped with this probability, but never all of a text."""
+    """Return the mask of real tokens after each was dropped with this probability, but never all of a text."""
     real = _real(tokens, attention_mask)
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
 
 
-def last_of_each(
+def last_occurrences(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Bool[Tensor, "B T"]:
     """Return a mask of the last occurrence of each distinct real token of a text."""
     real = _real(tokens, attention_mask)
-    # A stable sort puts equal tokens side by side, in the order of the text: the last of each group is kept.
-    ordered, places = tokens.masked_fill(~real, -1).sort(dim=1, stable=True)
+    # A stable sort puts equal tokens next to each other, in the order of the text; the last of each group is kept.
+    ordered, order = tokens.masked_fill(~real, -1).sort(dim=1, stable=True)
     last = F.pad(ordered[:, 1:] != ordered[:, :-1], (0, 1), value=True)
-    return real & torch.zeros_like(real).scatter(1, places, last)
+    return real & torch.zeros_like(real).scatter(1, order, last)
 
 
 class Classifier(nn.Module):
@@ -109,8 +109,8 @@ class Classifier(nn.Module):
         token_dropout: probability with which a token is treated as padding in training (Iyyer et al. 2015, "Deep
             unordered composition rivals syntactic methods for text classification"). Without it a model trained
             from scratch on few texts memorizes them by their rare words.
-        distinct: whether the pooling reads only the last state of a token that occurs several times, which under a
-            causal mask depends on the most text: whether a word occurs says more about a text than how often.
+        distinct: whether the pooling reads each distinct token once, at its last position, where the state depends
+            on the most text under a causal mask. Whether a word occurs says more about a text than how often.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -154,11 +154,11 @@ class Classifier(nn.Module):
             attention_mask: True for real tokens; None if all are.
         """
         body: Any = self.body
-        # The body does not attend to dropped tokens either, as if the text were written without them.
+        # The body does not attend to dropped tokens either, as if they were not in the text.
         if self.training and self.token_dropout:
-            attention_mask = some_of(tokens, attention_mask, dropout=self.token_dropout)
+            attention_mask = drop_tokens(tokens, attention_mask, dropout=self.token_dropout)
         hidden = body.hidden_states(tokens, attention_mask=attention_mask)
-        read = last_of_each(tokens, attention_mask) if self.distinct else attention_mask
+        read = last_occurrences(tokens, attention_mask) if self.distinct else attention_mask
         return self.head(self.dropout(self.pooling(hidden, read)))
 
     @property

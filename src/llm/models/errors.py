@@ -1,7 +1,7 @@
-"""The one error that a model which cannot compute ends in."""
+"""The error of a model that cannot compute."""
 
 from llm.config.errors import ConfigError
 
 
 class ModelError(ConfigError, ValueError):
-    """A model was given tokens that it has no embedding of, or its weights are not numbers."""
+    """A token id has no embedding, or the weights contain NaN."""

@@ -1,7 +1,7 @@
 """The decoder-only Transformer: GPT-2, Llama and related models are this class with different parts."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,25 +84,9 @@ class GPT(nn.Module):
             self.head.weight = self.embedding.weight
         init(self)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "B T"],
-        *,
-        cache: Cache | None = None,
-        positions: Int[Tensor, "B T"] | Int[Tensor, "T"] | None = None,
-        document_ids: Int[Tensor, "B T"] | None = None,
-        attention_mask: Bool[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T V"]:
+    def forward(self, tokens: Int[Tensor, "B T"], **context: Any) -> Float[Tensor, "B T V"]:
         """Return the logits of each next token; the arguments are those of `hidden_states`."""
-        return self.head(
-            self.hidden_states(
-                tokens,
-                cache=cache,
-                positions=positions,
-                document_ids=document_ids,
-                attention_mask=attention_mask,
-            )
-        )
+        return self.head(self.hidden_states(tokens, **context))  # (B, T, C) -> (B, T, V)
 
     def hidden_states(
         self,
@@ -127,22 +111,20 @@ class GPT(nn.Module):
             ValueError: a token id is out of range, the cache or the positions are full, or
                 both `document_ids` and a cache are given.
         """
-        # Positions are those of the text, columns those of the batch: padding makes them differ.
-        places = (
-            _next_places(tokens, cache, attention_mask=attention_mask)
-            if positions is None
-            else positions
-        )
+        # Positions count the tokens of a text, columns those of the batch: padding makes them differ.
+        resolved = positions
+        if resolved is None:
+            resolved = _next_positions(tokens, cache, attention_mask=attention_mask)
         if cache is not None:
-            given = None if isinstance(places, slice) else places
+            given = None if isinstance(resolved, slice) else resolved
             cache.describe(tokens.shape[1], positions=given, attention_mask=attention_mask)
 
         # (B, T) -> (B, T, C)
-        x = self.dropout(self.position.embed(self._embed(tokens), places))
+        x = self.dropout(self.position.embed(self._embed(tokens), resolved))
         # Rotation, mask and bias depend on positions only: computed once and shared by all blocks.
-        rotation = self.position.rotation(x, places)
+        rotation = self.position.rotation(x, resolved)
         mask = self._mask(
-            x, places, cache=cache, document_ids=document_ids, attention_mask=attention_mask
+            x, resolved, cache=cache, document_ids=document_ids, attention_mask=attention_mask
         )
         for index, block in enumerate(self.blocks):
             layer_cache = cache.layers[index] if cache is not None else None
@@ -161,8 +143,8 @@ class GPT(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether no position attends to a later one, tested on the mask of the first 64 positions."""
-        places = torch.arange(min(self.context_length, 64), device="cpu")
-        return not self.mask(places, places).triu(1).any()
+        index = torch.arange(min(self.context_length, 64), device="cpu")
+        return not self.mask(index, index).triu(1).any()
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
         """Return the number of parameters; shared ones count once.
@@ -184,7 +166,7 @@ class GPT(nn.Module):
         context = context or self.context_length
         head = sum(parameter.numel() for parameter in self.head.parameters())
         multiplying = self.num_parameters(embeddings=False) + head
-        # From the shapes: a sharded parameter has the shape of the whole, num_heads is that of this device.
+        # H · D from the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
         width = sum(layer.output.weight.shape[1] for layer in self._attentions())
         # A parameter takes one multiplication and one addition in the forward pass and twice that in the
         # backward pass (gradients of inputs and of weights): 6. Embedding lookups multiply nothing.
@@ -206,18 +188,20 @@ class GPT(nn.Module):
     def _mask(
         self,
         x: Float[Tensor, "B T C"],
-        places: Positions,
+        positions: Positions,
         *,
         cache: Cache | None,
         document_ids: Int[Tensor, "B T"] | None,
         attention_mask: Bool[Tensor, "B T"] | None,
     ) -> Tensor | None:
-        """Return one mask for padding, documents and bias; None if attention is only causal."""
+        """Return one mask for padding, documents and bias; None if a causal mask is all that is needed."""
         if cache is not None and document_ids is not None:
-            raise ValueError("document_ids and a cache do not go together: a cache holds one text")
+            raise ValueError(
+                "document_ids and a cache cannot be used together: a cache holds one text"
+            )
         start = cache.length if cache is not None else 0
         end = start + x.shape[1]
-        # A cache remembers the padding of earlier columns as well.
+        # A cache also has the padding of earlier columns.
         real = cache.valid if cache is not None else attention_mask
 
         limits = [self.mask]
@@ -225,9 +209,9 @@ class GPT(nn.Module):
             limits.append(not_padding(real))
         if document_ids is not None:
             limits.append(same_document(document_ids))
-        queries, keys = _query_and_key_places(places, start=start, end=end, cache=cache)
+        queries, keys = _query_and_key_positions(positions, start=start, end=end, cache=cache)
         bias = self.position.bias(x, query_positions=queries, key_positions=keys)
-        # No mask lets the fused kernel take its causal path, which never builds (T, S) scores.
+        # Without a mask the fused kernel can use its causal path, which skips the keys after each query.
         if self.mask_is_causal and len(limits) == 1 and bias is None:
             return None
         columns = torch.arange(end, device=x.device)
@@ -236,7 +220,7 @@ class GPT(nn.Module):
         return allowed if bias is None else as_bias(allowed, bias)
 
 
-def _next_places(
+def _next_positions(
     tokens: Int[Tensor, "B T"], cache: Cache | None, *, attention_mask: Bool[Tensor, "B T"] | None
 ) -> Positions:
     """Return the positions after those of the cache: a slice, or (B, T) if rows are padded.
@@ -253,12 +237,12 @@ def _next_places(
     return last + real.cumsum(dim=1)
 
 
-def _query_and_key_places(
-    places: Positions, *, start: int, end: int, cache: Cache | None
+def _query_and_key_positions(
+    positions: Positions, *, start: int, end: int, cache: Cache | None
 ) -> tuple[slice | Tensor, slice | Tensor]:
     """Return the positions of the new tokens and of all keys."""
     if cache is None:
-        return places, places
-    if isinstance(places, slice):
-        return places, slice(0, end)
+        return positions, positions
+    if isinstance(positions, slice):
+        return positions, slice(0, end)
     return cache.positions[:, start:end], cache.positions[:, :end]

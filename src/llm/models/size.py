@@ -1,4 +1,4 @@
-"""The size of a model, independent of its architecture, and whether this machine has the memory for it."""
+"""The size of a model, independent of its architecture, and a check that it fits into memory."""
 
 from dataclasses import dataclass
 
@@ -50,11 +50,11 @@ def require_sizes(**sizes: int) -> None:
 
 
 def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:
-    """Refuse a model whose parameters do not fit into the memory of this machine, before it is built.
+    """Raise an error for a model whose parameters do not fit into the memory of this machine, before it is built.
 
     Args:
         outline: the model on `meta`.
-        vocab_size: rows of its tables of tokens, if they are more than it was outlined with.
+        vocab_size: rows of its embedding and head, if the outline has fewer.
 
     Raises:
         ConfigError: they do not fit.
@@ -63,12 +63,11 @@ def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:
     parts = (getattr(body, name, None) for name in ("embedding", "head"))
     tables = {id(getattr(part, "weight", None)) for part in parts}
     count = size = 0
-    tensors = {id(each): each for each in (*outline.parameters(), *outline.buffers())}
-    for key, each in tensors.items():  # a tied table is there once
-        numbers = each.numel()
-        if key in tables:
-            numbers = numbers // each.shape[0] * max(each.shape[0], vocab_size)
-        count, size = count + numbers, size + numbers * each.element_size()
+    for tensor in (*outline.parameters(), *outline.buffers()):  # a tied table comes once
+        numbers = tensor.numel()
+        if id(tensor) in tables:
+            numbers = numbers // tensor.shape[0] * max(tensor.shape[0], vocab_size)
+        count, size = count + numbers, size + numbers * tensor.element_size()
     memory = psutil.virtual_memory().total
     if size > memory:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""The parts of a language model, each written out and each beside its fast kernel."""
+"""The parts of a language model. Attention and norms are written out, with a fast kernel beside them."""

@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017), with grouped keys and values (Ainslie et al. 2023).
 
-`naive_attention` is the definition, line by line; `fused_attention` computes the same with one
-fused kernel. Tests hold the two equal, so read the first and run the second.
+`naive_attention` is the definition, line by line. `fused_attention` computes the same in one
+kernel. Tests compare the two, so read the first and run the second.
 """
 
 import math
@@ -74,10 +74,10 @@ def fused_attention(
         return naive_attention(query, key, value, mask=mask, causal=causal, dropout=dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
     if mask is not None and not _is_bool(mask):
-        # Under autocast a bias is float32 and the queries are not; the kernel wants one dtype.
+        # Under autocast a bias is float32 and the queries are not; the kernel needs one dtype.
         mask = mask.to(query.dtype)
-    # The kernel's own causal mask assumes that the first query is at the first key, which is wrong
-    # behind a cache (T < S). A single query is the newest position, so it attends to every key.
+    # The kernel's own causal mask puts the first query at the first key, which is wrong after cached
+    # keys (T < S). A single query is the newest position, so it attends to every key.
     kernel_is_causal = causal and mask is None and num_queries == num_keys
     if causal and not kernel_is_causal and num_queries > 1:
         mask = _and(_lower_triangle(query, key), mask)
@@ -192,23 +192,23 @@ class Attention(nn.Module):
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
         counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         query, key, value = (part.transpose(1, 2) for part in heads.split(counts, dim=2))
-        # Before the rotation: the norm scales each column by its own weight, and a rotation mixes columns.
+        # The norm comes before the rotation, because it scales each column and a rotation mixes columns.
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        # Keys are cached after the rotation: it depends on a key's own position, which never changes.
+        # The cache holds rotated keys: the rotation depends on a key's own position, which never changes.
         if cache is not None:
             key, value = cache.append(key, value)
-            query = query.to(key.dtype)  # a cache may hold less precision than the model works in
+            query = query.to(key.dtype)  # a cache may have a lower precision than the model
 
         dropout = self.dropout.p if self.training else 0.0
-        seen = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)
+        heads = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)
         # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D) -> (B, T, C): the output mixes the heads.
-        return self.dropout(self.output(seen.transpose(1, 2).flatten(2)))
+        return self.dropout(self.output(heads.transpose(1, 2).flatten(2)))
 
     def new_cache(self, batch_size: int, capacity: int, *, dtype: torch.dtype | None) -> LayerCache:
         """Return an empty cache for `capacity` positions, on the device of the parameters."""
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, capacity, self.head_dim)
-        return LayerCache.empty(shape, device=weight.device, dtype=dtype or weight.dtype)
+        return LayerCache(shape, device=weight.device, dtype=dtype or weight.dtype)

@@ -1,13 +1,13 @@
 """The repeated unit of a Transformer: attention mixes positions, then a feed-forward layer acts on each."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.attention import Attention
-from llm.nn.kv_cache import LayerCache
-from llm.nn.positions import Rotation
 from llm.nn.residual import Residual
 
 
@@ -38,20 +38,8 @@ class Block(nn.Module):
         self.feed_forward = feed_forward(dim)
         self.residual = residual
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T C"],
-        *,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-        causal: bool = True,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], **context: Any) -> Float[Tensor, "B T C"]:
         """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
-
         # `residual` decides where the norm is, so it takes a sublayer as a function of the stream alone.
-        def attention(x: Tensor) -> Tensor:
-            return self.attention(x, rotation=rotation, mask=mask, causal=causal, cache=cache)
-
-        x = self.residual(x, attention, self.attention_norm)
+        x = self.residual(x, partial(self.attention, **context), self.attention_norm)
         return self.residual(x, self.feed_forward, self.feed_forward_norm)

@@ -51,8 +51,8 @@ class GatedFeedForward(nn.Module):
         dim: width C of the model.
         hidden_dim: width of the hidden layer; None means 8/3 · dim, rounded up to a multiple of
             `multiple_of`.
-        multiple_of: matrix products are faster for multiples of 32 or 64; used only if
-            `hidden_dim` is None.
+        multiple_of: used only if `hidden_dim` is None; matrix products are faster for multiples
+            of 32 or 64.
         activation: the nonlinearity of the gate.
         bias: whether the projections have biases.
         dropout: probability for the output.
@@ -69,7 +69,7 @@ class GatedFeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        # Three matrices of C · 8C/3 numbers have the 8C² parameters of an ungated layer's two of 4C².
+        # Three matrices of C x 8C/3 have 8C² parameters, as many as the two of C x 4C without a gate.
         hidden_dim = hidden_dim or math.ceil(8 * dim / 3 / multiple_of) * multiple_of
         self.gate = nn.Linear(dim, hidden_dim, bias=bias)
         self.input = nn.Linear(dim, hidden_dim, bias=bias)

@@ -1,4 +1,4 @@
 """The target value that losses and metrics ignore."""
 
-# For padding, prompts and tokens that are not masked; torch's cross_entropy has the same default.
+# The target of padding, of prompts and, in BERT, of tokens that are not masked. torch has the same default.
 IGNORE_INDEX = -100

@@ -1,4 +1,4 @@
-"""Initial values of a network's parameters, each scheme a function of the network.
+"""Initial values of the parameters: each scheme is a function that fills a network.
 
 | name             | matrices and embeddings                                | biases |
 | ---------------- | ------------------------------------------------------ | ------ |
@@ -12,7 +12,7 @@
 | kaiming_normal   | normal, variance 2 / inputs                            | 0      |
 | orthogonal       | orthogonal rows or columns                             | 0      |
 
-Norms keep the scale 1 and the shift 0 that they are made with.
+Norms begin with scale 1 and shift 0.
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
 
 
 def _scale_residual_writes(model: nn.Module) -> None:
-    # Each block has two of them, after attention and after the feed-forward layer.
+    # A block writes to the residual stream twice: after attention and after the feed-forward layer.
     writes = _residual_writes(model)
     for weight in writes:
         weight.data.mul_(len(writes) ** -0.5)
@@ -107,8 +107,8 @@ def _reset(module: nn.Module) -> None:
         reset()
 
 
-class Undrawn(TorchFunctionMode):
-    """A context in which a module is built without drawing its parameters, because a file replaces all of them.
+class SkipInit(TorchFunctionMode):
+    """A context that builds modules without drawing their parameters, because a file replaces all of them.
 
     Drawing a model of 135 million parameters takes several times as long as reading it. Buffers are still computed.
     """

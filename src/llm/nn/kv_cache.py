@@ -1,6 +1,6 @@
 """The key-value cache: keys and values of earlier positions, which generation would otherwise recompute.
 
-Writing T tokens without it takes T forward passes over up to T positions; with it each pass has one position.
+Without a cache, each new token takes a forward pass over all positions; with one, over its own position.
 """
 
 import torch
@@ -12,24 +12,17 @@ class LayerCache:
     """Keys and values of one layer: `capacity` columns, of which the first `length` are filled.
 
     Args:
-        keys: (B, K, capacity, D), written in place.
-        values: (B, K, capacity, D), written in place.
+        shape: (B, K, capacity, D), of the keys and of the values.
+        device: where they are stored.
+        dtype: their precision.
     """
 
     def __init__(
-        self, keys: Float[Tensor, "B K capacity D"], values: Float[Tensor, "B K capacity D"]
+        self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.keys = keys
-        self.values = values
+        self.keys: Float[Tensor, "B K capacity D"] = torch.empty(shape, device=device, dtype=dtype)
+        self.values: Float[Tensor, "B K capacity D"] = torch.empty_like(self.keys)
         self.length = 0
-
-    @classmethod
-    def empty(
-        cls, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype
-    ) -> "LayerCache":
-        """Return a cache of the shape (B, K, capacity, D) without filled columns."""
-        keys, values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
-        return cls(keys, values)
 
     @property
     def capacity(self) -> int:
@@ -52,11 +45,11 @@ class LayerCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def enlarged(self, length: int, capacity: int) -> "LayerCache":
+    def enlarge(self, length: int, capacity: int) -> "LayerCache":
         """Return a copy of the first `length` columns with room for `capacity`."""
         batch, heads, _, width = self.keys.shape
         shape = (batch, heads, capacity, width)
-        copy = LayerCache.empty(shape, device=self.keys.device, dtype=self.keys.dtype)
+        copy = LayerCache(shape, device=self.keys.device, dtype=self.keys.dtype)
         copy.keys[:, :, :length] = self.keys[:, :, :length]
         copy.values[:, :, :length] = self.values[:, :, :length]
         return copy
@@ -93,20 +86,22 @@ class Cache:
         """Number of columns that the cache can hold."""
         return self.layers[0].capacity
 
-    def beginning(self, length: int, capacity: int) -> "Cache":
+    def truncate(self, length: int, capacity: int) -> "Cache":
         """Return a cache of the first `length` columns with room for `capacity`, in the same memory if it fits.
 
         Raises:
             ValueError: fewer columns are filled, or their positions were given explicitly.
         """
         if length > min(layer.length for layer in self.layers) or self.per_row:
-            raise ValueError(f"length={length}: give columns that are filled, and of one text")
+            raise ValueError(
+                f"length={length}: choose filled columns of a text without explicit positions"
+            )
         layers = self.layers
         if capacity > self.capacity:
-            layers = [layer.enlarged(length, capacity) for layer in layers]
+            layers = [layer.enlarge(length, capacity) for layer in layers]
         for layer in layers:
             layer.length = length
-        # Positions and padding begin anew; the layers keep their keys and values.
+        # The layers keep their keys and values; positions and padding are those of a new cache.
         return Cache(layers)
 
     def describe(
@@ -127,7 +122,7 @@ class Cache:
             self.positions[:, new] = positions
             self.per_row = True
         if attention_mask is not None:
-            # Kept only once a row is padded: without padding, attention needs no mask at all.
+            # None until a row is padded: without padding, attention needs no mask.
             if self.valid is None:
                 self.valid = torch.ones_like(self.positions, dtype=torch.bool)
             self.valid[:, new] = attention_mask

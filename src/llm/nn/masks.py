@@ -11,6 +11,7 @@ may attend to the key. An index is a column of the batch: 0 is the first, paddin
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +38,7 @@ def sliding_window(size: int) -> Predicate:
         ValueError: the window is empty.
     """
     if size < 1:
-        raise ValueError(f"size={size}: a window holds at least the query's own place, 1")
+        raise ValueError(f"size={size}: a window has at least one position, the query's own")
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
         # (T, 1) - (1, S) -> (T, S): how far back each key is, negative for later keys.
@@ -89,14 +90,11 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
 
 
 def both(*predicates: Predicate) -> Predicate:
-    """Allow what every one of the predicates allows."""
+    """Allow what all of the predicates allow."""
 
     def predicate(queries: Tensor, keys: Tensor) -> Tensor:
-        allowed = predicates[0](queries, keys)
-        for other in predicates[1:]:
-            # Shapes broadcast: (T, S) & (B, T, S) -> (B, T, S).
-            allowed = allowed & other(queries, keys)
-        return allowed
+        # Shapes broadcast: (T, S) & (B, T, S) -> (B, T, S).
+        return reduce(torch.logical_and, [each(queries, keys) for each in predicates])
 
     return predicate
 
@@ -112,7 +110,7 @@ def as_bias(
 def draw_mask(predicate: Predicate, num_queries: int, *, num_keys: int | None = None) -> str:
     """Return the mask of the first row of a batch as text, a line per query: ■ allowed, · not."""
     num_keys = num_keys or num_queries
-    # The queries are the last columns, as behind a cache.
+    # The queries are the last columns, as after cached keys.
     queries = torch.arange(num_keys - num_queries, num_keys)
     allowed = predicate(queries, torch.arange(num_keys))
     rows = allowed.reshape(-1, num_queries, num_keys)[0].tolist()

@@ -1,4 +1,4 @@
-"""Normalization: LayerNorm and RMSNorm, each written out and beside a fast kernel."""
+"""Normalization: LayerNorm and RMSNorm, each written out, with a fast kernel beside it."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ def naive_layer_norm(
 ) -> Float[Tensor, "*B C"]:
     """Normalize each row to mean 0 and variance 1, scale and shift (Ba et al. 2016, equation 3)."""
     centered = x - x.mean(dim=-1, keepdim=True)
-    # The variance of the row itself: divided by C, not by C - 1.
+    # The variance of these C numbers, so the sum is divided by C and not by C - 1.
     variance = centered.square().mean(dim=-1, keepdim=True)
-    # eps is inside the root, so a row of equal numbers gives 0 and no NaN.
+    # eps prevents a division by 0: a row of equal numbers gives 0 instead of NaN.
     normal = centered / torch.sqrt(variance + eps)
     return normal * weight if bias is None else normal * weight + bias
 
@@ -53,10 +53,10 @@ def naive_rms_norm(
 def fused_rms_norm(
     x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], *, eps: float
 ) -> Float[Tensor, "*B C"]:
-    """Compute the same as `naive_rms_norm` with torch's kernel, or with ours on a CPU, which has none."""
+    """Compute the same as `naive_rms_norm` with torch's kernel; on a CPU, where torch has none, with ours."""
     if x.device.type == "cpu":
         return RMSNormKernel.apply(x, weight, eps)
-    # Under autocast x may be bfloat16 while the weight is float32; the kernel wants one dtype.
+    # Under autocast x may be bfloat16 while the weight is float32; the kernel needs one dtype.
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 

@@ -3,10 +3,10 @@
 A model calls three hooks, and each kind overrides those it needs: `embed` adds to the embeddings,
 `rotation` rotates queries and keys, `bias` is added to the attention scores.
 
-Positions are a slice if all rows of a batch have the positions start, start + 1, … (the common case:
-no index is built, nothing is gathered), or a tensor of (T) or (B, T). All kinds but `Learned` are
-computed from the position itself, once per forward pass: there is no table that ends, needs storage
-or has the low precision of the model.
+Positions are a slice if all rows of a batch have the positions start, start + 1, …, which is the
+common case and needs no index. Otherwise they are a tensor of (T) or (B, T). All kinds but `Learned`
+compute their numbers from the position, once per forward pass. So they have no table that limits the
+length of a text, takes memory, or has the low precision of the model.
 """
 
 import math
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from llm.nn.heads import head_width
 
 Positions = slice | Int[Tensor, "*rows T"]
-Scaling = Callable[[Tensor], Tensor]  # from frequencies in radians a position to slower ones
+Scaling = Callable[[Tensor], Tensor]  # maps frequencies, in radians per position, to lower ones
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1, T, D/2)
 
 
 class Position(nn.Module):
-    """The base class: no position information; a kind overrides the hooks that it needs."""
+    """The base class, which adds nothing; a kind overrides the hooks that it needs."""
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
         """Return the token embeddings `x` with position information added."""
@@ -72,7 +72,7 @@ class Learned(Position):
         if last > self.embedding.num_embeddings:
             raise ValueError(
                 f"{last} positions are more than context_length={self.embedding.num_embeddings}: "
-                "a learned position has no vector past it; shorten the text or choose a model "
+                "there are no learned vectors for the others; shorten the text or choose a model "
                 "with rotary, alibi or sinusoidal positions"
             )
         # Padding on the left has position -1; it may take any vector, as nothing attends to it.
@@ -141,10 +141,10 @@ class Rotary(Position):
 class Llama3Scaling:
     """Slower rotation of long waves, for a longer context than in pretraining (Llama 3.1).
 
-    Long waves turn fewer than `low_freq_factor` times in the context of pretraining: they are slowed by
-    `factor`. Short ones turn more than `high_freq_factor` times: they stay. Those between are interpolated.
-    Source: Grattafiori et al. 2024, "The Llama 3 herd of models", section 3.4.2, and the code released with
-    Llama 3.1.
+    A long wave turns fewer than `low_freq_factor` times in the context of pretraining and is slowed by
+    `factor`. A short one turns more than `high_freq_factor` times and does not change. Between them the
+    factor is interpolated. Source: Grattafiori et al. 2024, "The Llama 3 herd of models", section 3.4.2,
+    and the code released with Llama 3.1.
 
     Args:
         factor: divisor of the frequency of long waves.
@@ -254,5 +254,7 @@ def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor,
 
 def _even(name: str, width: int) -> int:
     if width % 2:
-        raise ValueError(f"{name}={width} is odd: sines and cosines come in pairs, choose an even")
+        raise ValueError(
+            f"{name}={width} is odd: sines and cosines come in pairs; choose an even number"
+        )
     return width

@@ -22,7 +22,7 @@ class RMSNormKernel(torch.autograd.Function):
         """Return the norm of `x`, of any shape (..., C), times `weight` (C)."""
         # Squares are summed in the weight's float32: bfloat16 keeps 8 significant bits.
         wide = x.to(weight.dtype)
-        # A norm reads x once; x.square().mean() would write x² to memory first.
+        # vector_norm only reads x; x.square().mean() would write x² to memory first.
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
         scale = (mean_square + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)

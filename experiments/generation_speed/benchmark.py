@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from llm.checkpoints.lazy_tensor import in_memory
 from llm.generation.decoding import generate
 from llm.generation.generation_settings import GenerationSettings
-from llm.generation.model_loading import by_columns
+from llm.generation.model_loading import store_by_columns
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
@@ -43,7 +43,7 @@ def main() -> None:
     theirs = GPT2LMHeadModel(GPT2Config(n_layer=arguments.layers)).eval().to(arguments.device)
     ours = gpt2(arguments.layers)
     KEY_MAP.load(in_memory(theirs.state_dict()), ours)
-    ours = by_columns(ours.eval().to(arguments.device))  # as `llm generate` loads a model
+    ours = store_by_columns(ours.eval().to(arguments.device))  # as `llm generate` loads a model
     prompt = torch.randint(50257, (arguments.prompt_tokens,)).tolist()
 
     settings = GenerationSettings(max_tokens=arguments.new_tokens)

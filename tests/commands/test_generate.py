@@ -107,7 +107,7 @@ def test_file_of_prompts_is_continued_as_one_batch(written, tmp_path, capsys):
 
 
 def test_a_list_of_no_prompts_is_refused(written):
-    with pytest.raises(ConfigError, match=r"^prompt: \[\] holds no prompts"):
+    with pytest.raises(ConfigError, match=r"^prompt: \[\] has no prompts"):
         written("prompt=[]")
 
 

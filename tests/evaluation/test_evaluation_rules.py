@@ -82,7 +82,7 @@ def test_prompts_are_refused_together_with_all_else(problems):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("prompt=[]", "prompt: [] holds no prompts; leave it out to begin a document"),
+        ("prompt=[]", "prompt: [] has no prompts; leave it out to begin a document"),
         ("prompts_file=text", "prompts_file: text is a folder; name a file with one prompt a line"),
     ],
 )

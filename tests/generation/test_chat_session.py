@@ -88,7 +88,7 @@ def test_a_question_without_any_answer_is_forgotten():
 
     dialogue, script, _ = talk("one", "two", answer=answer)
     assert dialogue.conversation.messages == []
-    assert script.notes == ["no answer, so the question is forgotten"] * 2
+    assert script.notes == ["no answer: the question is left out of the conversation"] * 2
 
 
 def test_an_interrupt_at_the_prompt_prints_how_to_leave_without_leaving():
@@ -170,7 +170,7 @@ def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):
     path.write_text("mine")
     _, script, _ = talk("one", f"/save {path}")
     assert script.asked == [f"{path} exists: overwrite it?"]
-    assert script.notes == [f"{path} exists, and stays as it is"]
+    assert script.notes == [f"{path} exists and is not changed"]
     assert path.read_text() == "mine"
     talk("one", f"/save {path}", agrees=True)
     assert json.loads(path.read_text())[0]["messages"][0] == {"role": "user", "content": "one"}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from llm.generation.decoding import Decoding, evaluating, generate, window_start
+from llm.generation.decoding import Decoding, evaluation_mode, generate, window_start
 from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
@@ -302,7 +302,7 @@ def test_dropout_is_off_while_decoding_and_on_again_after():
 
 def test_modes_are_restored_after_an_error():
     model = gpt().train()
-    with pytest.raises(IndexError), evaluating(model):
+    with pytest.raises(IndexError), evaluation_mode(model):
         model.blocks[1000]
     assert all(module.training for module in model.modules())
 

@@ -12,9 +12,9 @@ from llm.generation.model_loading import (
     autocast,
     load_language_model,
     place_model,
+    report_truncation,
     require_trained,
     stop_strings,
-    tell_of_cut,
     use_hardware,
 )
 from llm.hardware import Hardware
@@ -34,7 +34,7 @@ def test_a_classifier_does_not_write(build):
     weights.model.return_value = model
     assert load_language_model(weights, hardware) is model
     weights.model.return_value = Classifier(model, num_classes=1)
-    with pytest.raises(ConfigError, match="outputs/x is a classifier or a reward model and writes"):
+    with pytest.raises(ConfigError, match="outputs/x is a classifier or a reward model and cannot"):
         load_language_model(weights, hardware)
 
 
@@ -106,12 +106,12 @@ def test_a_stop_string_alone_is_one(stop, texts):
     [([100], "100 tokens", 36), ([3, 70, 65], "2 of 3 prompts", 38)],
 )
 def test_a_truncated_prompt_is_reported(build, capsys, lengths, which, read):
-    tell_of_cut(build("size.context_length=64"), [[1] * length for length in lengths])
+    report_truncation(build("size.context_length=64"), [[1] * length for length in lengths])
     assert capsys.readouterr().err == (
         f"note: prompt: {which}, more than the model's context of 64; of the longest the last {read} tokens are read\n"
     )
 
 
 def test_a_prompt_that_fits_is_not_reported(build, capsys):
-    tell_of_cut(build("size.context_length=64"), [[1] * 64, [1]])
+    report_truncation(build("size.context_length=64"), [[1] * 64, [1]])
     assert capsys.readouterr().err == ""

@@ -53,7 +53,7 @@ def best_of(
 
 
 def require_choice(number: int, sampler: Sampler) -> None:
-    """Let pass a number of answers among which there is something to choose.
+    """Raise an error for a number of answers that leaves no choice.
 
     Raises:
         ValueError: fewer than 1 answer, or a temperature at which all are the same.

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from llm.config.errors import suggestion
 from llm.generation.conversation import Conversation
@@ -11,6 +10,15 @@ from llm.terminal.streams import StandardStreams
 
 # Maps the tokens of a prompt and a seed to the pieces of an answer, as they are generated.
 Respond = Callable[[Sequence[int], int], Iterator[str]]
+
+# The slash commands: name and argument, and what the command does.
+COMMANDS = {
+    "/reset": ("", "forget the turns; the system message stays"),
+    "/system": ("TEXT", "set the system message; without TEXT, back to the default"),
+    "/save": ("FILE", "write the conversation as JSON, which data=instruction reads"),
+    "/help": ("", "this list"),
+    "/quit": ("", "leave; Ctrl-D does too, and Ctrl-C stops an answer"),
+}
 
 
 class ChatSession:
@@ -35,7 +43,7 @@ class ChatSession:
         self.answer = answer
         self.terminal = terminal
         self.seed = seed
-        self._dropping_is_known = False
+        self._is_drop_reported = False
 
     def run(self) -> None:
         """Answer until the user leaves."""
@@ -44,7 +52,7 @@ class ChatSession:
             try:
                 line = self.terminal.read().strip()
                 if line.startswith("/"):
-                    self.obey(line)
+                    self.run_command(line)
                 elif line:
                     self.ask(line)
             except EOFError:
@@ -59,7 +67,7 @@ class ChatSession:
         except ValueError as error:
             self.terminal.note(str(error))
             return
-        self._tell_of_dropping()
+        self._report_dropped_turns()
         answer = ""
         try:
             for piece in self.answer(tokens, self.seed):
@@ -67,96 +75,60 @@ class ChatSession:
                 self.terminal.write(piece)
         except KeyboardInterrupt:
             pass  # Ctrl-C ends the answer, and what was written so far is kept
-        # Otherwise the same question would get the same answer each time.
+        # With the same seed the same question would get the same answer.
         self.seed += 1
         if answer:
             self.conversation.add(question, answer)
         self.terminal.write("\n")
         if not answer:
-            self.terminal.note("no answer, so the question is forgotten")
+            self.terminal.note("no answer: the question is left out of the conversation")
 
-    def obey(self, line: str) -> None:
+    def run_command(self, line: str) -> None:
         """Run the slash command of a line."""
         name, _, text = line.partition(" ")
-        if name in COMMANDS:
-            COMMANDS[name].run(self, text.strip())
-        else:
-            self.terminal.note(f"{name}: no such command; {suggestion(name, COMMANDS)}")
+        text = text.strip()
+        match name:
+            case "/reset":
+                self.conversation.reset()
+            case "/system":
+                self.conversation.system = text or None
+            case "/save":
+                self.terminal.note(self._save(Path(text).expanduser()))
+            case "/help":
+                for command, (argument, does) in COMMANDS.items():
+                    self.terminal.note(f"{command + ' ' + argument:14s}{does}")
+            case "/quit":
+                raise EOFError
+            case _:
+                self.terminal.note(f"{name}: no such command; {suggestion(name, COMMANDS)}")
 
-    def _tell_of_dropping(self) -> None:
-        if self.conversation.dropped and not self._dropping_is_known:
-            self._dropping_is_known = True
+    def _report_dropped_turns(self) -> None:
+        """Say once that the oldest turns are no longer in the prompt."""
+        if self.conversation.dropped and not self._is_drop_reported:
+            self._is_drop_reported = True
             length = self.conversation.context_length
             self.terminal.note(
-                f"the conversation outgrew the context of {length:,} tokens: "
-                "from here on its oldest turns are left out"
+                f"the conversation is longer than the context of {length:,} tokens: "
+                "from now on its oldest turns are left out"
             )
 
-
-class SlashCommand(NamedTuple):
-    """A command that begins with a slash."""
-
-    argument: str
-    help: str
-    run: Callable[[ChatSession, str], None]
-
-
-def reset(dialogue: ChatSession, text: str) -> None:
-    """Forget the turns."""
-    dialogue.conversation.reset()
-
-
-def system(dialogue: ChatSession, text: str) -> None:
-    """Set the system message, or remove it."""
-    dialogue.conversation.system = text or None
-
-
-def save_conversation(dialogue: ChatSession, text: str) -> None:
-    """Write the conversation to a file; overwrite an existing one only if the user confirms."""
-    dialogue.terminal.note(_save(dialogue, Path(text).expanduser()))
-
-
-def _save(dialogue: ChatSession, path: Path) -> str:
-    """Write the conversation and return a message about it."""
-    if path.suffix not in (".json", ".jsonl"):
-        return "/save FILE: name a file that ends in .json or .jsonl"
-    if not dialogue.conversation.turns:
-        return "nothing was said yet"
-    if path.exists() and not dialogue.terminal.confirm(f"{path} exists: overwrite it?"):
-        return f"{path} exists, and stays as it is"
-    conversations = dialogue.conversation.demonstrations
-    rows = [{"messages": [message.as_row() for message in each]} for each in conversations]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    text = f"[{', '.join(lines)}]" if path.suffix == ".json" else "\n".join(lines)
-    try:
-        path.write_text(f"{text}\n", "utf-8", "replace")
-    except OSError as error:
-        return f"{path} cannot be written: {error.strerror}"
-    said = f"{sum(map(len, conversations))} messages are in {path}"
-    if len(rows) > 1:
-        said += f", in {len(rows)} conversations: one for each system message"
-    return said
-
-
-def show_help(dialogue: ChatSession, text: str) -> None:
-    """List the commands."""
-    for name, command in COMMANDS.items():
-        dialogue.terminal.note(f"{name + ' ' + command.argument:14s}{command.help}")
-
-
-def leave(dialogue: ChatSession, text: str) -> None:
-    """End as Ctrl-D does."""
-    raise EOFError
-
-
-COMMANDS = {
-    "/reset": SlashCommand("", "begin anew; the system message stays", reset),
-    "/system": SlashCommand(
-        "TEXT", "set the system message; without TEXT, back to the default", system
-    ),
-    "/save": SlashCommand(
-        "FILE", "write the conversation as JSON, which data=instruction reads", save_conversation
-    ),
-    "/help": SlashCommand("", "this list", show_help),
-    "/quit": SlashCommand("", "leave; Ctrl-D does too, and Ctrl-C stops an answer", leave),
-}
+    def _save(self, path: Path) -> str:
+        """Write the conversation to a file and return a message about it; overwrite a file only if the user agrees."""
+        if path.suffix not in (".json", ".jsonl"):
+            return "/save FILE: name a file that ends in .json or .jsonl"
+        if not self.conversation.turns:
+            return "nothing was said yet"
+        if path.exists() and not self.terminal.confirm(f"{path} exists: overwrite it?"):
+            return f"{path} exists and is not changed"
+        conversations = self.conversation.demonstrations
+        rows = [{"messages": [message.as_row() for message in each]} for each in conversations]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        text = f"[{', '.join(lines)}]" if path.suffix == ".json" else "\n".join(lines)
+        try:
+            path.write_text(f"{text}\n", "utf-8", "replace")
+        except OSError as error:
+            return f"{path} cannot be written: {error.strerror}"
+        said = f"{sum(map(len, conversations))} messages are in {path}"
+        if len(rows) > 1:
+            said += f", in {len(rows)} conversations: one for each system message"
+        return said

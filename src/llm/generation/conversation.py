@@ -16,7 +16,7 @@ class Turn(NamedTuple):
 
 
 class Conversation:
-    """The turns so far, and the prompt made of the newest ones that leave room for an answer.
+    """The turns so far, and a prompt of the newest ones that leaves room for an answer.
 
     Args:
         template: converts messages to tokens, as in the training of the model.
@@ -58,8 +58,7 @@ class Conversation:
     def demonstrations(self) -> list[list[Message]]:
         """The turns as training data: one conversation for each system message.
 
-        Each contains all earlier turns. Answers that were given under an earlier system message are marked as
-        not to be learned.
+        Each has all earlier turns too. Answers to an earlier system message are marked as not to be learned.
         """
         found, before = [], 0
         for system, turns in groupby(self.turns, key=lambda turn: turn.system):
@@ -80,7 +79,7 @@ class Conversation:
         """
         limit = self.context_length - self.room
         dropped = self.dropped
-        # Encoded anew for each try: the template decides how many tokens a turn takes.
+        # Each try encodes all messages, because the template decides how many tokens a turn takes.
         while len(tokens := self._encode(dropped, question)) > limit:
             if dropped == len(self.turns):
                 raise ValueError(

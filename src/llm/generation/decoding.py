@@ -1,8 +1,8 @@
 """Decoding: draw one token after another, each from the model's distribution given all before it.
 
 A model reads at most `context_length` tokens, so of a longer text it reads a window at the end. The start
-of the window depends on the length of the text alone (`window_start`), and positions count from there.
-So the continuation is the same with and without a cache, alone and in a batch.
+of the window depends only on the length of the text (`window_start`), and positions count from there.
+So the continuation is the same with and without a cache, and alone and in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,8 +46,8 @@ def generate(
 def window_start(length: int, context_length: int) -> int:
     """Return the start of the window that a model reads of a text of `length` tokens.
 
-    It is 0 while the text fits. Then it moves by half a context whenever the window would be too long, so that
-    the cache is recomputed once per half context and not at every token.
+    It is 0 while the text fits. Then it moves by half a context whenever the window would be too long, so the
+    cache is recomputed once per half context and not at every token.
 
     Args:
         length: number of tokens in the text.
@@ -67,16 +67,16 @@ class Decoding(Iterator[dict[int, int]]):
                 if token == full_stop:
                     decoding.end(row)
 
-    Row i is drawn with the seed `settings.seed + i` and does not depend on the others: alone, under
-    that seed, it would be the same. The model is in evaluation mode during each step only.
+    Row i is drawn with the seed `settings.seed + i` and does not depend on the others: alone, with that
+    seed, it would be the same. The model is in evaluation mode during each step only.
 
     Args:
         model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
         prompts: the tokens to continue, one row each, of any lengths.
-        settings: length, sampling and end tokens; stop strings are left to `stream_tokens`.
+        settings: length, sampling and end tokens; `stream_tokens` handles the stop strings.
         use_cache: whether to keep the keys and values of earlier tokens. Without a cache every window is
             computed anew, which is slow and defines the result.
-        memory: the cache of an earlier text, used for a single row whose text begins the same.
+        memory: the cache of an earlier text that begins the same; used only for a single row.
 
     Raises:
         ValueError: a prompt is empty.
@@ -146,8 +146,8 @@ class Decoding(Iterator[dict[int, int]]):
 
     def _draw(self) -> list[int]:
         """Return the next token of each row of the batch."""
-        with evaluating(self._model):
-            logits = self._go_on() if self._can_go_on() else self._start_over()
+        with evaluation_mode(self._model):
+            logits = self._extend() if self._can_extend() else self._prefill()
         # One number from [0, 1) per row decides its token: (B)
         uniform = torch.cat([torch.rand(1, generator=self._generators[row]) for row in self._rows])
         newest = self.settings.sampler(logits, uniform.to(logits.device), seen=self._seen)
@@ -156,25 +156,25 @@ class Decoding(Iterator[dict[int, int]]):
         self._newest = newest
         return newest.tolist()
 
-    def _can_go_on(self) -> bool:
-        """Return whether the cache can take one more token.
+    def _can_extend(self) -> bool:
+        """Return whether there is a cache with room for one more token.
 
-        The cache has at most `context_length` columns, shared by all rows, so it is full before the window of
-        any row has to move.
+        It has at most `context_length` columns, so it is full before the window of any row has to move.
         """
         cache = self._cache
-        # Rows that have ended cost as much as the others: once half have ended, form a new batch.
+        # Rows that have ended take as long as the others: once half have ended, form a new batch.
         worthwhile = 2 * len(self._running) > len(self._rows)
         return cache is not None and cache.length < cache.capacity and worthwhile
 
-    def _go_on(self) -> Float[Tensor, "B V"]:
+    def _extend(self) -> Float[Tensor, "B V"]:
+        """Compute the newest token of each row, with the cache of those before it."""
         assert self._newest is not None
-        # One column per step: earlier keys and values are in the cache. (B) -> (B, 1) -> (B, 1, C)
+        # (B) -> (B, 1) -> (B, 1, C)
         output = self._model.hidden_states(self._newest[:, None], cache=self._cache)
         return self._model.head(output[:, -1])
 
-    def _start_over(self) -> Float[Tensor, "B V"]:
-        """Compute the whole windows of the running rows, padded on the left to one length (prefill)."""
+    def _prefill(self) -> Float[Tensor, "B V"]:
+        """Compute the whole windows of the rows that have not ended, padded on the left to one length."""
         model = self._model
         limit = model.context_length
         self._rows = sorted(self._running)
@@ -188,7 +188,7 @@ class Decoding(Iterator[dict[int, int]]):
             capacity = min(limit, tokens.shape[1] + self._remaining)
             recalled = self.memory and self.memory.recall(windows[0], capacity)
             cache: Cache = recalled or model.new_cache(len(windows), capacity)
-            # A recalled cache already holds the first columns.
+            # A recalled cache already has the first columns.
             tokens, self._cache = tokens[:, cache.length :], cache
         # Padding on the left puts the newest token of every row in the last column. The head runs on that
         # column alone: (B, T, C) -> (B, C) -> (B, V), without (B, T, V).
@@ -231,7 +231,7 @@ def pad_left(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and each module back in its own mode afterwards."""
     training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:

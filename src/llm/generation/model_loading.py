@@ -1,8 +1,7 @@
-"""Loading of a model for commands that do not train: weights, hardware, precision."""
+"""Loading of a model for commands that do not train: weights, hardware and precision."""
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -51,18 +50,18 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
         model = weights.model()
     if isinstance(model, Classifier):
         raise ConfigError(
-            f"weights.path: {weights.path} is a classifier or a reward model and writes nothing; "
-            "see llm classify, or name the run that it began from"
+            f"weights.path: {weights.path} is a classifier or a reward model and cannot write a text; "
+            "use llm classify, or name the run that it began with"
         )
     if not generates(model):
         raise ConfigError(
             f"weights.path: {weights.path} is a {type(model).__name__}, which cannot write a text; name a "
             "model that can, such as a GPT"
         )
-    return by_columns(place_model(model, hardware))
+    return store_by_columns(place_model(model, hardware))
 
 
-def by_columns(model: nn.Module) -> nn.Module:
+def store_by_columns(model: nn.Module) -> nn.Module:
     """Store a model's float32 matrices on the CPU by columns: the same numbers in another order in memory.
 
     During generation each matrix is multiplied by the vector of a single token most of the time, and the speed of
@@ -116,15 +115,17 @@ def low_precision(hardware: Hardware) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(hardware.precision))
 
 
-def autocast(hardware: Hardware) -> AbstractContextManager[object]:
+def autocast(hardware: Hardware) -> torch.autocast:
     """Return the autocast context for the precision of matrix products."""
     dtype = low_precision(hardware)
     device = torch.device(hardware.accelerator).type
-    return torch.autocast(device, dtype) if dtype else nullcontext()
+    return torch.autocast(device, dtype, enabled=dtype is not None)
 
 
-def tell_of_cut(model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt") -> None:
-    """Report prompts longer than the model's context, of which only the end is read, on standard error.
+def report_truncation(
+    model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt"
+) -> None:
+    """Report on standard error which prompts are longer than the context, so that only their end is read.
 
     Args:
         model: a model with `context_length`.

@@ -13,9 +13,9 @@ from llm.data.errors import DataError
 from llm.data.text_decoding import read_chunks, split_lines
 from llm.generation.model_loading import (
     load_language_model,
+    report_truncation,
     require_trained,
     stop_strings,
-    tell_of_cut,
     use_hardware,
 )
 from llm.hardware import Hardware
@@ -86,7 +86,7 @@ def prepare_prompts(
         openings = begin(weights, tokenizer, prompts)
     openings = openings._replace(stops=[*openings.stops, *stops])
     model = load_language_model(weights, hardware)
-    tell_of_cut(model, openings.starts, key=key)
+    report_truncation(model, openings.starts, key=key)
     return Prepared(model, tokenizer, hardware, prompts, openings)
 
 
@@ -94,7 +94,7 @@ def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:
     """Require prompts, or an existing file of prompts, and not both."""
     prompt, file = config.get("prompt"), config.get("prompts_file")
     if file is None and prompt == []:
-        yield "prompt: [] holds no prompts; leave it out to begin a document"
+        yield "prompt: [] has no prompts; leave it out to begin a document"
     if not isinstance(file, str) or not file.strip():  # reported as a wrong type or an empty name
         return
     if prompt:
@@ -116,7 +116,7 @@ def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
         return [prompt] if isinstance(prompt, str) else list(prompt)
     prompts = [line.removesuffix("\r") for line in _lines(Path(file)) if line.strip()]
     if not prompts:
-        raise ConfigError(f"prompts_file: {file} holds no prompts; write one a line")
+        raise ConfigError(f"prompts_file: {file} has no prompts; write one a line")
     return prompts
 
 

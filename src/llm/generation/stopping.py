@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """A filter that passes text on until a stop string appears in it; the stop string is not passed on.
+    """A filter that passes text on until a stop string appears in it; the stop string is removed.
 
-    Text that may be the start of a stop string is held back until that is decided.
+    Text that may be the start of a stop string is held back until more text decides.
 
     Args:
         stops: the strings; the first to be completed ends the text.
@@ -28,7 +28,7 @@ class StopStrings:
             return ""
         self._held += text
         starts = [(self._held.find(stop), stop) for stop in self.stops]
-        # The stop string that ends first, and of several the longest: independent of how the text arrives.
+        # The stop string that ends first, and of several the longest, however the text was divided.
         found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
         if found is not None:
             self.stopped = True

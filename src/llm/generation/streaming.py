@@ -1,4 +1,4 @@
-"""Incremental decoding of tokens to text, without showing parts of a character.
+"""Incremental decoding of tokens to text, in whole characters.
 
 `text_generation.stream` yields the pieces of a text; `chat_session.ChatSession` prints those of an answer.
 """
@@ -9,10 +9,10 @@ from llm.tokenizers.base import Tokenizer, ends_within_character
 
 
 class IncrementalDecoder:
-    """Decoder of a row of tokens, one by one; the joined pieces are the text of the whole row.
+    """Decoder of the tokens of one row, one by one; the joined pieces are the text of the row.
 
-    Text is held back while a later token can change it: the bytes of an unfinished character, and with a
-    tokenizer of words what follows an opening quote. Special tokens have no text.
+    Text is held back while a later token can change it: the bytes of an unfinished character, and for a
+    tokenizer of words the text after an opening quote. Special tokens have no text.
 
     Args:
         tokenizer: the tokenizer of the tokens.

@@ -36,8 +36,8 @@ def stream(
 ) -> Iterator[tuple[int, str]]:
     """Yield pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
 
-    A row ends at one of the tokenizer's end tokens, at a stop string, neither of which is part of
-    the text, or after `settings.max_tokens`. Other special tokens are not part of the text either.
+    A row ends at an end token of the tokenizer, at a stop string, or after `settings.max_tokens`. End
+    tokens, other special tokens and stop strings are not part of the text.
 
     Args:
         model: a language model, see `Decoding`.
@@ -83,9 +83,9 @@ def stream_tokens(
 
 
 def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a prompt after those that its model expects before every text.
+    """Return the tokens of a prompt, after those that its model expects before every text.
 
-    An empty prompt begins a new document: if its model expects nothing, it follows an end-of-text token.
+    An empty prompt begins a new document: it gets an end-of-text token if the model expects nothing.
 
     Raises:
         ValueError: the prompt is empty and the tokenizer has no such token.
@@ -96,7 +96,7 @@ def first_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return tokens
     if tokenizer.end_of_text is None:
         raise ValueError(
-            f"an empty prompt begins a new document, and the {tokenizer.kind} tokenizer has no "
-            "end-of-text token to begin one with: give a prompt of at least one character"
+            f"an empty prompt begins a new document, but the {tokenizer.kind} tokenizer has no "
+            "end-of-text token; give a prompt of at least one character"
         )
     return [tokenizer.end_of_text]

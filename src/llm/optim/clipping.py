@@ -6,18 +6,15 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from llm.dtensor import is_dtensor, to_local
 
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-# The process groups that hold the shards of a tensor, one for each mesh dimension it is sharded over.
+# The process groups whose devices have shards of a tensor, one for each mesh dimension that it is sharded over.
 Owners = tuple[distributed.ProcessGroup, ...]
 
 
@@ -30,15 +27,15 @@ def clip_gradients(
 ) -> Float[Tensor, ""]:
     """Scale all gradients down if their joint norm exceeds `limit`.
 
-    torch's own function takes tensors that are all plain or all sharded over one mesh. Here a parameter
-    may be a plain tensor, which every device has, or a DTensor over any mesh: the squares of shards are
-    summed over the devices that hold them, and replicated gradients count once.
+    torch's own function needs tensors that are all plain or all sharded over one mesh. Here a parameter
+    may be a plain tensor, which every device has, or a DTensor over any mesh. The squares of shards are
+    summed over the devices that have them, and replicated gradients count once.
 
     Args:
         parameters: parameters; those without a gradient are skipped.
         limit: the norm to clip to; infinity only measures.
-        others: devices that hold other parameters of the same model, such as pipeline stages, whose
-            norms count as well.
+        others: devices with other parameters of the same model, such as pipeline stages; their norms
+            count too.
 
     Returns:
         The norm before clipping, on every device; 0 if there is no gradient.
@@ -47,14 +44,14 @@ def clip_gradients(
     for parameter in parameters:
         gradient = parameter.grad
         if is_dtensor(gradient):
-            gradient = parameter.grad = _summed(gradient)
+            gradient = parameter.grad = _add_partial_sums(gradient)
             parts[_owners(gradient)].append(to_local(gradient))
         elif gradient is not None:
             parts[()].append(gradient)
     norms = [_norm(gradients, owners) for owners, gradients in parts.items()] or [torch.zeros(())]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if others is not None:
-        norm = _joint(norm, others)
+        norm = _join(norm, others)
     if math.isinf(limit):
         return norm
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
@@ -63,19 +60,15 @@ def clip_gradients(
     return norm
 
 
-def _summed(gradient: "DTensor") -> "DTensor":
+def _add_partial_sums(gradient: DTensor) -> DTensor:
     """Return the gradient with the partial sums of its devices added."""
     if not any(p.is_partial() for p in gradient.placements):
         return gradient
-    from torch.distributed.tensor import (
-        Replicate,
-    )  # here: slow to import, and only DTensors need it
-
     whole = [Replicate() if p.is_partial() else p for p in gradient.placements]
     return gradient.redistribute(placements=whole)
 
 
-def _owners(gradient: "DTensor") -> Owners:
+def _owners(gradient: DTensor) -> Owners:
     mesh, placements = gradient.device_mesh, gradient.placements
     return tuple(mesh.get_group(i) for i, p in enumerate(placements) if not p.is_replicate())
 
@@ -83,11 +76,11 @@ def _owners(gradient: "DTensor") -> Owners:
 def _norm(gradients: list[Tensor], owners: Owners) -> Tensor:
     norm = nn.utils.get_total_norm(gradients)
     for group in owners:
-        norm = _joint(norm, group)
+        norm = _join(norm, group)
     return norm
 
 
-def _joint(norm: Tensor, group: distributed.ProcessGroup) -> Tensor:
+def _join(norm: Tensor, group: distributed.ProcessGroup) -> Tensor:
     """Return the joint norm over the devices of a group."""
     square = norm.square()
     distributed.all_reduce(square, group=group)

@@ -12,8 +12,8 @@ from torch import nn
 def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
     """Return groups that decay weights of two or more dimensions, but not vectors: biases and gains of norms.
 
-    Decay pulls a matrix towards computing less, but it would pull a norm's gain away from 1, and a bias to an
-    arbitrary value (GPT-2, GPT-3 and Llama were trained so).
+    Decay makes the numbers of a matrix smaller. It would also pull the gain of a norm away from 1 (GPT-2, GPT-3
+    and Llama were trained without decay of vectors).
 
     Args:
         model: any module; its frozen parameters are left out and tied ones counted once.
@@ -56,7 +56,7 @@ def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
     ]
     if not groups:
         raise ValueError(
-            f"{type(model).__name__} has no trainable parameter: unfreeze some before training"
+            f"{type(model).__name__} has no trainable parameter; unfreeze some before training"
         )
     return groups
 

@@ -3,8 +3,8 @@
 A gradient step on a matrix is dominated by a few directions, which hide rare ones that matter as much. Muon
 replaces the momentum by the nearest matrix whose singular values are all about 1, so that every direction
 moves equally (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). Embeddings, the
-head and vectors are not such maps, so AdamW trains them. Both are one optimizer here, so that schedules,
-gradient scalers and checkpoints handle just one.
+head and vectors do not map hidden states to hidden states, so AdamW trains them. Both are one optimizer here, so
+that schedules, gradient scalers and checkpoints handle only one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -78,8 +78,8 @@ class Muon(Optimizer):
         adamw_lr: learning rate of everything else.
         betas: AdamW's weights of the past in its two running means.
         eps: AdamW's lower bound on the root of the second moment.
-        precision: precision of the products that orthogonalize. Devices sum gradients in another order than one
-            device; in bfloat16 their losses therefore differ in the fourth digit, in float32 in the seventh.
+        precision: precision of the products that orthogonalize. Several devices sum gradients in another order
+            than one does; in bfloat16 their losses therefore differ in the fourth digit, in float32 in the seventh.
 
     Raises:
         ValueError: a setting is out of range, no group is hidden, or a hidden group contains a vector.
@@ -147,17 +147,15 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            gradients: list[Tensor] = [p.grad for p in group["params"] if p.grad is not None]
             if parameters:
                 update = self._muon if group["hidden"] else self._adamw
-                update(parameters, gradients, group=group)
+                update(parameters, group)
         return loss
 
-    def _muon(
-        self, parameters: list[Tensor], gradients: list[Tensor], *, group: dict[str, Any]
-    ) -> None:
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         averages = [to_local(average) for average in self._state("momentum_buffer", parameters)]
-        gradients, weights = [to_local(g) for g in gradients], [to_local(p) for p in parameters]
+        weights = [to_local(parameter) for parameter in parameters]
+        gradients = _gradients(parameters)
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead along the average.
         directions = torch._foreach_lerp(gradients, averages, group["momentum"])
@@ -174,12 +172,10 @@ class Muon(Optimizer):
             steps = [matrix[local_slices(p)] for matrix, (p, _) in zip(turned, pairs, strict=True)]
             torch._foreach_add_([to_local(p) for p, _ in pairs], steps, alpha=-rate)
 
-    def _adamw(
-        self, parameters: list[Tensor], gradients: list[Tensor], *, group: dict[str, Any]
-    ) -> None:
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         adamw(
             params=[to_local(parameter) for parameter in parameters],
-            grads=[to_local(gradient) for gradient in gradients],
+            grads=_gradients(parameters),
             exp_avgs=[to_local(average) for average in self._state("exp_avg", parameters)],
             exp_avg_sqs=[to_local(average) for average in self._state("exp_avg_sq", parameters)],
             max_exp_avg_sqs=[],
@@ -204,3 +200,7 @@ class Muon(Optimizer):
                     else torch.zeros_like(parameter)
                 )
         return [self.state[parameter][name] for parameter in parameters]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [to_local(p.grad) for p in parameters if p.grad is not None]

@@ -2,65 +2,31 @@
 
 Each returns a factor from 0 to 1 for the optimizer's learning rate. Steps count from 0, so the last one is
 `max_steps - 1`. Warm-up step k has the factor (k + 1) / warmup_steps: the first step is not wasted on a rate
-of 0, and the last is at the peak; without warm-up the first step is the peak. After the peak the factor
-decays to `final_ratio`, which the last step has exactly, and which later steps keep. A run no longer than its
-warm-up only rises.
+of 0, and the last step of the warm-up has the peak rate. Without warm-up the first step has it. Then the
+factor decays to `final_ratio`, which the last step and all later ones have. A run that is no longer than its
+warm-up never decays.
+
+Common arguments: `step` is the step about to be taken, from 0; `max_steps` the length of the run;
+`warmup_steps` the number of steps of linear warm-up; `final_ratio` the factor of the last step, from 0 to 1.
+All schedules raise a ValueError for a negative step or warm-up, a run of no steps or a ratio outside of [0, 1].
 """
 
 import math
 
 
 def constant(step: int, max_steps: int, *, warmup_steps: int = 0) -> float:
-    """Hold the peak after the warm-up.
-
-    Args:
-        step: the step about to be taken, from 0.
-        max_steps: the length of the run.
-        warmup_steps: steps of linear warm-up.
-
-    Returns:
-        The factor on the learning rate.
-
-    Raises:
-        ValueError: a negative step or warm-up, or a run of no steps.
-    """
+    """Hold the peak after the warm-up."""
     return _warmup(step, max_steps, warmup_steps=warmup_steps)
 
 
 def linear(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.0) -> float:
-    """Decay linearly from the peak to the last step.
-
-    Args:
-        step: the step about to be taken, from 0.
-        max_steps: the length of the run.
-        warmup_steps: steps of linear warm-up.
-        final_ratio: the factor of the last step, from 0 to 1.
-
-    Returns:
-        The factor on the learning rate.
-
-    Raises:
-        ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
-    """
+    """Decay linearly from the peak to the last step."""
     remaining = 1 - _progress(step, max_steps, start=_peak(warmup_steps))
     return _warmup(step, max_steps, warmup_steps=warmup_steps) * _above(final_ratio, remaining)
 
 
 def cosine(step: int, max_steps: int, *, warmup_steps: int = 0, final_ratio: float = 0.1) -> float:
-    """Decay along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5).
-
-    Args:
-        step: the step about to be taken, from 0.
-        max_steps: the length of the run.
-        warmup_steps: steps of linear warm-up.
-        final_ratio: the factor of the last step, from 0 to 1.
-
-    Returns:
-        The factor on the learning rate.
-
-    Raises:
-        ValueError: a negative step or warm-up, a run of no steps, a ratio outside of [0, 1].
-    """
+    """Decay along half a cosine from the peak to the last step (Loshchilov and Hutter 2017, eq. 5)."""
     remaining = (1 + math.cos(math.pi * _progress(step, max_steps, start=_peak(warmup_steps)))) / 2
     return _warmup(step, max_steps, warmup_steps=warmup_steps) * _above(final_ratio, remaining)
 
@@ -77,19 +43,7 @@ def wsd(
 
     A run can be extended from any step of its stable phase, which a cosine does not allow.
 
-    Args:
-        step: the step about to be taken, from 0.
-        max_steps: the length of the run.
-        warmup_steps: steps of linear warm-up.
-        final_ratio: the factor of the last step, from 0 to 1.
-        decay_fraction: the share of the run that decays, from 0 to 1; a warm-up that extends into
-            it is finished first.
-
-    Returns:
-        The factor on the learning rate.
-
-    Raises:
-        ValueError: a negative step or warm-up, a run of no steps, a share outside of [0, 1].
+    The decay takes the share `decay_fraction` of the run, from 0 to 1; a longer warm-up is finished first.
     """
     if not 0 <= decay_fraction <= 1:
         raise ValueError(f"decay_fraction={decay_fraction} is outside of [0, 1]")

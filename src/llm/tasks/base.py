@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from inspect import signature
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,11 +42,12 @@ class Task(L.LightningModule):
     """A model with a training objective, an optimizer and a learning rate schedule.
 
     A subclass computes the training loss in `step` and the metrics of an evaluation in `evaluate` and
-    `results`. Lightning calls the methods of a training step in this order:
+    `results`.
 
-    1. `training_step` returns the loss of a micro-batch, and Lightning adds up the gradients;
-    2. `configure_gradient_clipping`, after the last micro-batch, clips the gradients;
-    3. `optimizer_step` sets the learning rate and updates the parameters.
+    Lightning runs a training step like this: `training_step` returns the loss of a micro-batch, and the
+    gradients are added up. For the last micro-batch Lightning calls `optimizer_step` first, which sets the
+    learning rate and calls the optimizer. The optimizer then has the last loss computed (`training_step`)
+    and the gradients clipped (`configure_gradient_clipping`) before it updates the parameters.
 
     Losses stay on the device and are read every `log_every` steps only, because reading a value waits for
     the GPU.
@@ -103,13 +103,6 @@ class Task(L.LightningModule):
         self._losses: list[tuple[Tensor, Tensor | None]] = []
         self._rates: list[float] = []  # the peak learning rate of each group
         self._targets: list[Tensor] = []  # of the current optimizer step, per micro-batch
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; Lightning sets the name of its hook forty times per step, so that skips module handling."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def configure_model(self) -> None:
         """Divide the model among devices, once: Lightning calls this before each fit and test."""
@@ -175,9 +168,6 @@ class Task(L.LightningModule):
         # Back to a sum over targets, as micro-batches with more targets count more; `_to_mean` divides.
         return loss * weight / UNIT
 
-    # Lightning inspects the signature at every step; computing it takes longer than a layer norm.
-    training_step.__signature__ = signature(training_step)  # pyright: ignore[reportFunctionMemberAccess]
-
     @property
     def _shares(self) -> int:
         """Number of micro-batches of an optimizer step, on all data-parallel ranks together."""
@@ -198,8 +188,10 @@ class Task(L.LightningModule):
                     to_local(parameter.grad).mul_(scale)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation sums."""
+        """Add a batch to the sums of a validation or a test."""
         self.evaluate(batch)
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Record the metrics of the validation part, the same on all ranks.
@@ -209,18 +201,14 @@ class Task(L.LightningModule):
         """
         self._record_results("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test sums."""
-        self.evaluate(batch)
-
     def on_test_epoch_end(self) -> None:
         """Record the metrics of the test part, or of the whole validation part."""
         self._record_results(self.tested)
 
     def _record_results(self, part: str) -> None:
         metrics = {f"{part}/{name}": value for name, value in self.results().items()}
-        before = self.trainer.sanity_checking  # the initial weights may give anything
-        if part == "val" and not before:
+        # Lightning's sanity check evaluates the initial weights, which may give any loss.
+        if part == "val" and not self.trainer.sanity_checking:
             require_finite_loss("validation loss", metrics["val/loss"], step=self.global_step)
         self.record(metrics)
         # Lightning's own callbacks look there for the metric that they monitor.

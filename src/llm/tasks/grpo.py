@@ -95,7 +95,7 @@ class GRPO(AveragedTask):
             if value < least:
                 raise ValueError(f"{name}={value}: give {least} or more")
         if beta < 0:
-            raise ValueError(f"beta={beta}: give 0 to let the policy go where it will, or more")
+            raise ValueError(f"beta={beta}: is negative; use 0 for no penalty, or more")
         self.reward, self.reference = reward, reference
         self.group_size, self.max_tokens, self.beta, self.seed = group_size, max_tokens, beta, seed
         self.batch_number = 0
@@ -112,14 +112,14 @@ class GRPO(AveragedTask):
         """
         if self.is_sharded:
             raise ValueError(
-                "GRPO: ranks write answers of unlike lengths, and a divided model needs all of them at "
+                "GRPO: each rank draws answers of other lengths, and a divided model needs all ranks for "
                 "every token; use hardware=ddp"
             )
         assert isinstance(data, InstructionDataModule)
         if data.loss_on != "response" or "document_ids" in data.encoded["train"][0]:
             raise ValueError(
-                "GRPO reads one prompt a row, which ends where the response begins; set "
-                "data.loss_on=response and data/collation=padding"
+                "GRPO needs rows of one prompt and its response; set data.loss_on=response and "
+                "data/collation=padding"
             )
         if data.template.end_token(data.tokenizer) is None:
             raise ValueError(
@@ -143,18 +143,18 @@ class GRPO(AveragedTask):
         self.model.eval()
 
     def compile_step(self) -> None:
-        """Compile only the part with a gradient: the shapes change at every step of drawing answers."""
+        """Compile only the part with a gradient, because the shapes change with every token that is drawn."""
         self.log_probabilities = torch.compile(self.log_probabilities, dynamic=True)
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Keep the number of the batch, which the seed of the answers depends on."""
+        """Remember the index of the batch, on which the seed of the answers depends."""
         self.batch_number = batch_idx
         return super().training_step(batch, batch_idx)
 
     def step(self, batch: Batch) -> Tensor:
-        """Return minus the objective; its gradient matters and not its value, so watch the reward instead."""
+        """Return minus the objective. Only its gradient has a meaning: watch the reward instead of the loss."""
         # The G answers to a prompt are neighbours: rewards (P · G) -> (P, G) for the advantages.
         prompts = [p for p in self.prompts(batch) for _ in range(self.group_size)]
         answers, rewards = self.answer(prompts, self.batch_number)
@@ -208,8 +208,7 @@ class GRPO(AveragedTask):
     def answer(self, prompts: Sequence[Prompt], number: int) -> tuple[Batch, Tensor]:
         """Draw an answer to each prompt; return `tokens` and `targets`, and the rewards (B).
 
-        All answers have the room that the longest prompt leaves in the context, so beside a longer prompt
-        an answer may be cut earlier than alone.
+        The longest prompt decides how many tokens of the context are left for each answer of the batch.
         """
         longest = max(len(prompt.tokens) for prompt in prompts)
         most = min(self.max_tokens, cast(int, self.model.context_length) - longest)
@@ -223,7 +222,7 @@ class GRPO(AveragedTask):
                 end_tokens=(self.end_token,),
             ),
         )
-        # An answer below the limit has ended by itself: its end token is learned too.
+        # An answer shorter than the limit ended with its end token, which is learned too.
         answers = [own + [self.end_token] * (len(own) < most) for own in answers]
         rewards = checked_scores(
             self.reward,
@@ -273,6 +272,6 @@ def join_answer(prompt: Sequence[int], answer: Sequence[int]) -> dict[str, list[
 
 def draw_seed(seed: int, *, number: int, rank: int) -> int:
     """Return the seed of the answers to one batch; validation batches have negative numbers."""
-    # SeedSequence makes unrelated seeds of neighbouring numbers.
+    # SeedSequence turns neighbouring numbers into unrelated seeds.
     entropy = [seed % 2**32, abs(number), int(number < 0), rank]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])

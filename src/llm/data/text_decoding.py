@@ -96,7 +96,8 @@ def read_chunks(
         )
         while content:
             following = stream.read(CHUNK)
-            text, invalid = replace_undecodable(decode(content, not following))
+            decoded = decode(content, not following)
+            text, invalid = re.subn(MARK, "\N{REPLACEMENT CHARACTER}", decoded)
             count(invalid)
             if "\0" in text and not mark:
                 raise DataError(
@@ -142,11 +143,6 @@ def warn_invalid(file: Path, invalid: int, *, encoding: str | None) -> None:
             "set data.encoding to another encoding, such as cp1252",
             stacklevel=3,
         )
-
-
-def replace_undecodable(text: str) -> tuple[str, int]:
-    """Return a text with U+FFFD for each undecodable byte, and their number."""
-    return re.subn(MARK, "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _decoder(encoding: str, *, translate: bool) -> Callable[[bytes, bool], str]:

@@ -172,7 +172,8 @@ def _spelling(steps: Sequence[dict[str, Any]]) -> Spell:
         return lambda token: (
             token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
         ).encode()
-    return _spell_piece
+    # SentencePiece: `▁` is a space, `<0x0A>` a byte.
+    return lambda token: _byte_of(token) or token.replace("▁", " ").encode()
 
 
 def _decoders(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -181,11 +182,6 @@ def _decoders(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _decoders(step)
     else:
         yield decoder
-
-
-def _spell_piece(token: str) -> bytes:
-    """Return the bytes of a SentencePiece token: `▁` is a space, `<0x0A>` a byte."""
-    return _byte_of(token) or token.replace("▁", " ").encode()
 
 
 def _byte_of(token: str) -> bytes | None:

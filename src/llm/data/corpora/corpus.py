@@ -10,7 +10,7 @@ from typing import Any
 from llm.data import cache_folder, data_fingerprint
 from llm.data.corpora.base import DocumentPiece, Source
 from llm.data.corpora.preprocessing import Preprocessing, preprocess
-from llm.data.corpora.token_cache import ensure_written, is_whole, write_metadata
+from llm.data.corpora.token_cache import ensure_written, write_metadata
 from llm.data.corpora.token_file import token_dtype
 from llm.data.corpora.tokenization import cut_documents, tokenize
 from llm.data.errors import DataError
@@ -79,19 +79,15 @@ class Corpus:
             DataError: the text cannot be read, or the tokenizer cannot be trained or cannot encode it.
         """
         try:
-            return ensure_written(self._path, self.write)
+            return ensure_written(self.path, self.write)
         except DataError:
             raise
         except ValueError as error:
             raise DataError(f"{self.source.name}: {error}") from error
 
     @property
-    def is_written(self) -> bool:
-        """Whether the folder exists, so that nothing would be downloaded or tokenized."""
-        return is_whole(self._path)
-
-    @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
+        """Path of the folder, which need not exist yet."""
         root = Path(self.cache_dir) if self.cache_dir else cache_folder.writable_folder("tokens")
         return root / data_fingerprint.of_settings(self.settings)
 

@@ -76,12 +76,8 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
     for line in [*lines, ""]:
         bullet = BULLET.match(line)
         if block and (bullet or not line.strip()):
-            if len({_indentation(each) for each in block[1:]}) <= 1:
+            if len({len(each) - len(each.lstrip()) for each in block[1:]}) <= 1:
                 yield block
             block = []
         if line.strip():
             block.append(" " * bullet.end() + line[bullet.end() :] if bullet else line)
-
-
-def _indentation(line: str) -> int:
-    return len(line) - len(line.lstrip())

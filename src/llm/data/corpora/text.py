@@ -11,7 +11,7 @@ from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
-from llm.data.corpora.token_cache import read_metadata
+from llm.data.corpora.token_cache import is_whole, read_metadata
 from llm.data.corpora.token_file import TokenFile
 from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
@@ -103,7 +103,7 @@ class TextDataModule(DataModule):
     @property
     def is_ready(self) -> bool:
         """Whether the token files exist, so that `setup` only opens them."""
-        return self.text.is_written
+        return is_whole(self.text.path)
 
     def _require_tokens(self, part: str, needed: int) -> None:
         found = self.metadata[part]["tokens"]

@@ -169,7 +169,9 @@ class ExamplesDataModule(DataModule):
             if path is not None
         }
         self.skipped = malformed.close(self.kind, sum(map(len, given.values())))
-        self._warn_unused()
+        if self.unused:
+            fields = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unused.items())
+            warnings.warn(f"{self.title}: fields that are not used: {fields}", stacklevel=2)
         parts = self._split(self.select(given))
         self._require_parts(parts)
         if held_out := given.keys() - {"train"}:
@@ -197,13 +199,6 @@ class ExamplesDataModule(DataModule):
                     "data.path, or give other files",
                     stacklevel=2,
                 )
-
-    def _warn_unused(self) -> None:
-        if self.unused:
-            fields = [f"{name} ({count:,} rows)" for name, count in self.unused.items()]
-            warnings.warn(
-                f"{self.title}: fields that are not used: {', '.join(fields)}", stacklevel=2
-            )
 
     def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Split the parts without separate files off the training part, with equal shares of every group."""

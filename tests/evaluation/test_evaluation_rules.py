@@ -4,8 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from llm import __main__ as command_line
+from llm.data.examples.instruction import InstructionDataModule
+from llm.evaluation.evaluation_rules import trained_data
 
 DATA = {
     "text": "llm.data.corpora.text_files.FilesDataModule",
@@ -62,6 +65,12 @@ def test_mistakes_of_different_kinds_are_reported_at_once(problems):
 )  # fmt: skip
 def test_what_a_run_cannot_be_measured_on_is_refused(problems, words, problem):
     assert problems(f"evaluate weights.path={words}") == [problem]
+
+
+def test_data_made_by_a_function_are_those_of_the_task():
+    nodes = {"task": "llm.tasks.sft.SFT", "data": "llm.rewards.contains.contains"}
+    config = OmegaConf.create({name: {"_target_": node} for name, node in nodes.items()})
+    assert trained_data(OmegaConf.merge(config, {"trust": []})) is InstructionDataModule
 
 
 def test_weights_without_data_need_a_text_file(problems):

@@ -1,5 +1,6 @@
 """Rules of `llm evaluate` that span several keys."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,17 @@ RULES: tuple[Rule, ...] = (
 def run_config(node: Mapping[str, Any]) -> DictConfig | None:
     """Return the configuration of a run by its node `weights`; None if the weights are not those of a run."""
     trust = node.get("trust") or ()
-    if not issubclass(locate(str(node.get("_target_")), trust), RunWeights):  # pyright: ignore[reportArgumentType]
+    made = locate(str(node.get("_target_")), trust)
+    if not (inspect.isclass(made) and issubclass(made, RunWeights)):
         return None
     return read_config(Run(Path(node["path"])).config, trust)
 
 
 def trained_data(config: DictConfig) -> type[DataModule]:
-    """Return the class of the data of a run."""
-    return locate(str(OmegaConf.select(config, "data._target_")), config.trust)  # pyright: ignore[reportReturnType]
+    """Return the class of the data of a run; for a function that makes them, the class that the task learns from."""
+    made: Any = locate(str(OmegaConf.select(config, "data._target_")), config.trust)
+    task: Any = locate(config.task._target_, config.trust)
+    return made if inspect.isclass(made) else task.data_module
 
 
 def answers_of_run(path: str) -> list[Answer]:

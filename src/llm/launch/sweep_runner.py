@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm import signals
 from llm.comparison.table import compare
 from llm.config.command_line import CommandLine
+from llm.config.composed import Composed
 from llm.config.composition import chosen_options
 from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.fingerprint import fingerprint
@@ -151,7 +152,7 @@ def sweep_folder(
 
 def adjust_points(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
-) -> list[TrainingConfig]:
+) -> Sequence[TrainingConfig]:
     """Return the points as they will run: matched if requested, each in its own directory."""
     if any(point.hardware.num_nodes > 1 for point in points):
         raise ConfigError(
@@ -161,7 +162,7 @@ def adjust_points(
     by = points[0].match if points else None
     if by is not None:
         points = match_points(points, by, compose)
-    points = separate_directories(equalize_validation(points), compose)
+    points = separate_directories(equalize_validation(points))
     require_same_points(points)
     return points
 
@@ -211,16 +212,22 @@ def equalize_validation(points: Sequence[TrainingConfig]) -> Sequence[TrainingCo
         return points
     read = [validated_bytes(*each) for each in budgets]
     bound = math.inf if math.inf in read else round(min(read))
-    return [limit_validation(point, bound) for point in points]
+    return [
+        replace(
+            point,
+            composed=with_value(point.composed, f"trainer.val_bytes={bound}", bound),
+            trainer=replace(point.trainer, val_bytes=bound),
+        )
+        for point in points
+    ]
 
 
-def limit_validation(point: TrainingConfig, bound: float) -> TrainingConfig:
-    """Return a point whose validations read at most `bound` bytes."""
-    config = point.composed.config.copy()
-    config.trainer.val_bytes = bound
-    words = [*point.composed.overrides, f"trainer.val_bytes={bound}"]
-    composed = replace(point.composed, config=config, overrides=words)
-    return replace(point, composed=composed, trainer=replace(point.trainer, val_bytes=bound))
+def with_value(composed: Composed, word: str, value: Any) -> Composed:
+    """Return a composed point with another value of one key, as the override `word` sets it."""
+    key, config = key_of(word), composed.config.copy()
+    OmegaConf.update(config, key, value)
+    others = [each for each in composed.overrides if key_of(each) != key]
+    return replace(composed, config=config, overrides=[*others, word])
 
 
 def validation_budget(point: TrainingConfig) -> tuple[int | None, TrainerSettings]:
@@ -239,26 +246,25 @@ def validated_bytes(tokens_per_batch: int | None, settings: TrainerSettings) -> 
     return settings.validation_bytes(steps, tokens_per_batch)
 
 
-def separate_directories(
-    points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
-) -> list[TrainingConfig]:
+def separate_directories(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
     """Give each point its own directory, if a common name or a swept budget gives several the same.
 
     Raises:
         ConfigError: two points are the same.
     """
     composed = [point.composed for point in points]
-    if len({point.directory for point in composed}) == len(composed):
-        return list(points)
+    if len({each.directory for each in composed}) == len(points):
+        return points
     renamed = []
-    for point, own in zip(
-        composed, differing_words([each.overrides for each in composed]), strict=True
-    ):
-        name = own_name(point, point.own, own)
-        others = [word for word in point.overrides if key_of(word) != "name"]
-        renamed.append(compose([*others, f"name={quoted_text(name)}"]))
-    directories = [point.composed.directory for point in renamed]
-    directory, count = Counter(directories).most_common(1)[0]
+    words = differing_words([each.overrides for each in composed])
+    for point, each, own in zip(points, composed, words, strict=True):
+        name = own_name(each, each.own, own)
+        named = with_value(each, f"name={quoted_text(name)}", name)
+        if "hydra.run.dir" not in map(key_of, each.overrides):
+            named = replace(named, directory=str(Path(each.directory).with_name(name)))
+        renamed.append(replace(point, composed=named, name=name))
+    directories = Counter(point.composed.directory for point in renamed)
+    directory, count = directories.most_common(1)[0]
     if count > 1:
         raise ConfigError(
             f"{display_path(Path(directory))}: {count} points of the sweep are this same run; "

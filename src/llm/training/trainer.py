@@ -45,9 +45,9 @@ class TrainerSettings:
             raise ValueError(
                 f"{found} given: set exactly one of them and the others to null{example}"
             )
-        for key, value in vars(self).items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value}: give a number above 0")
+        numbers = {key: value for key, value in vars(self).items() if value is not None}
+        if wrong := [f"{key}={value}" for key, value in numbers.items() if not value > 0]:
+            raise ValueError(f"{', '.join(wrong)}: give a number above 0")
         if budgets[given[0]] == math.inf:
             raise ValueError(f"{given[0]}=inf: give a number above 0 that is finite")
 

@@ -200,6 +200,7 @@ class Sweep:
             if before != after[: len(before)]:
                 self._require_idle()  # a process that runs the sweep refers to jobs by number
             backup = None if set(before) <= set(after) else archive_folder(self.path)
+            self.path.mkdir(exist_ok=True)
             delete_partials(self.path, self.path / "jobs")
             write_json(
                 self.path / FILE, {"name": self.name, "began": now(), **entries, "jobs": planned}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from llm.launch import sweep_job
+from llm.launch import job_file, sweep_job
 
 SCRIPT = "LLM_TEST_JOB"
 real = sweep_job.job
@@ -13,7 +13,7 @@ real = sweep_job.job
 
 def job(config):
     """Replace `sweep_job.job`."""
-    sweep_job.sys = SimpleNamespace(executable=os.environ[SCRIPT])
+    job_file.sys = SimpleNamespace(executable=os.environ[SCRIPT])
     return real(config)
 
 

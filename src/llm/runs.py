@@ -342,32 +342,27 @@ def display_path(path: Path) -> Path:
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
-def require_run(
-    path: str, key: str, *, tasks: Collection[str] = (), folder: str = "outputs"
-) -> None:
+def require_run(path: str, key: str, *, tasks: Collection[str] = ()) -> None:
     """Require a run directory; the error lists existing runs.
 
     Args:
         path: the path.
         key: the key that has the path as its value.
         tasks: tasks of the runs to list; empty for all.
-        folder: folder of the runs to list.
 
     Raises:
         ConfigError: the path is not a run directory.
     """
     if Run(Path(path)).config.is_file():
         return
-    found = [str(run.path) for run in list_runs(Path(folder), tasks)]
+    found = [str(run.path) for run in list_runs(Path("outputs"), tasks)]
     kind = f"{' or '.join(tasks)} " if tasks else ""
     experiments = [f"experiment={EXPERIMENTS[task]}" for task in tasks if task in EXPERIMENTS]
     chosen = experiments[:1] if len(experiments) == len(tasks) else []
     train = shell.command_line(shell.program(), "train", *chosen)
-    existing = (
-        f"{kind}runs here: {', '.join(found[:5])}"
-        if found
-        else f"there are no {kind}runs in {folder}/; train one with {train}"
-    )
+    existing = f"there are no {kind}runs in outputs/; train one with {train}"
+    if found:
+        existing = f"{kind}runs here: {', '.join(found[:5])}"
     raise ConfigError(f"{key}: {path} is not a run directory (it has no config.yaml); {existing}")
 
 

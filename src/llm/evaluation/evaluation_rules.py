@@ -101,8 +101,10 @@ def run_config(node: Mapping[str, Any]) -> DictConfig | None:
 def trained_data(config: DictConfig) -> type[DataModule]:
     """Return the class of the data of a run; for a function that makes them, the class that the task learns from."""
     made: Any = locate(str(OmegaConf.select(config, "data._target_")), config.trust)
+    if inspect.isclass(made) and issubclass(made, DataModule):
+        return made
     task: Any = locate(config.task._target_, config.trust)
-    return made if inspect.isclass(made) else task.data_module
+    return task.data_module
 
 
 def answers_of_run(path: str) -> list[Answer]:

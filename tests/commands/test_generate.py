@@ -7,8 +7,8 @@ import torch
 from hydra import compose, initialize_config_module
 from small_runs import run_command
 
+from llm.commands import generate
 from llm.config.errors import ConfigError
-from llm.generation import prompts
 from llm.generation.prompts import read_prompts
 from llm.runs import Run
 from llm.tokenizers.base import load as load_tokenizer
@@ -173,14 +173,14 @@ def test_a_run_without_a_checkpoint_is_named(run, written, tmp_path):
 
 
 def test_error_names_the_wrong_key(run, written, monkeypatch):
-    load = prompts.load_language_model
+    load = generate.load_language_model
 
     def broken(*arguments):
         model = load(*arguments)
         torch.nn.init.constant_(model.final_norm.weight, torch.nan)
         return model
 
-    monkeypatch.setattr(prompts, "load_language_model", broken)
+    monkeypatch.setattr(generate, "load_language_model", broken)
     with pytest.raises(ConfigError, match=r"^weights: the model's logits are NaN"):
         written("prompt='the'")
     monkeypatch.setattr(type(load_tokenizer(run.tokenizer)), "end_of_text", None)

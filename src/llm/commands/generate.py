@@ -1,7 +1,7 @@
 """`llm generate`: continue prompts with a trained model, or choose the best of several answers."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -9,22 +9,23 @@ from typing import Any, ClassVar
 from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.rules import Rule
-from llm.data.examples.template import ChatTemplate, Message, stored_template
+from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.best_of import Scored, best_of, require_choice
 from llm.generation.generation_settings import GenerationSettings
-from llm.generation.model_loading import autocast
-from llm.generation.prompts import (
-    Openings,
-    Prepared,
-    prepare_prompts,
-    prompts_have_one_source,
+from llm.generation.model_loading import (
+    autocast,
+    load_language_model,
+    report_truncation,
+    require_trained,
+    stop_strings,
+    use_hardware,
 )
+from llm.generation.prompts import encode_prompts, prompts_have_one_source, read_prompts
 from llm.generation.sampling import Sampler
-from llm.generation.text_generation import first_tokens, stream_tokens
+from llm.generation.text_generation import stream_tokens
 from llm.hardware import Hardware
 from llm.rewards.base import RewardFunction, checked_scores, require_template
 from llm.terminal.console import new_console, printable
-from llm.tokenizers.base import Tokenizer
 from llm.weights.base import Weights
 
 
@@ -60,7 +61,7 @@ class Generate(Command):
     rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source)
 
     def run(self) -> list[str]:
-        """Continue the prompts, or choose the best answers if there is a reward.
+        """Continue the prompts, or choose the best answers if there is a reward, and print them.
 
         Returns:
             The continuation of each prompt, or its best answer.
@@ -68,99 +69,70 @@ class Generate(Command):
         Raises:
             ConfigError: the weights are not those of a run, or a prompt cannot be encoded.
         """
-        return self.continue_prompts() if self.reward is None else self.choose_answers(self.reward)
-
-    def continue_prompts(self) -> list[str]:
-        """Print the continuation of each prompt.
-
-        A single prompt is streamed. Several, from a list or a file, are continued as one batch and printed at the end.
-        """
-        model, tokenizer, hardware, prompts, openings = self._prepare(plain_openings)
-        settings = self._settings(openings)
-        pieces = stream_tokens(model, tokenizer, prompts=openings.starts, settings=settings)
-        texts = [""] * len(prompts)
+        weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
+        prompts = read_prompts(self.prompt, self.prompts_file)
+        tokenizer, stops = weights.tokenizer(), stop_strings(self.stop)
+        key = "prompt" if self.prompts_file is None else "prompts_file"
+        # Before the model is loaded, which takes long: a prompt that cannot be encoded fails at once.
+        template = None if self.reward is None else self._template_of_answers(weights, self.reward)
+        with config_errors_at(key):
+            encoded = encode_prompts(prompts, tokenizer, template=template)
+        settings = GenerationSettings(
+            max_tokens=self.max_tokens,
+            sampler=self.sampler,
+            seed=self.seed,
+            end_tokens=encoded.end_tokens,
+            stops=[*encoded.stops, *stops],
+        )
+        model = load_language_model(weights, hardware)
+        report_truncation(model, encoded.starts, key=key)
         with autocast(hardware):
-            for row, piece in pieces:
-                if len(prompts) == 1:
-                    _print(piece if texts[row] else prompts[row] + piece)
-                texts[row] += piece
-        if len(prompts) == 1:
-            _print("\n" if texts[0] else prompts[0] + "\n")
-        else:
-            for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
-                _print(f"=== {number}\n{prompt}{text}\n")
-        return texts
-
-    def choose_answers(self, reward: RewardFunction) -> list[str]:
-        """Answer each prompt several times, and print the answers with their scores, best first."""
-
-        def encode_prompts(
-            weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]
-        ) -> Openings:
-            with config_errors_at("best_of"):
-                require_choice(self.best_of, self.sampler)
-            template = stored_template(weights.config)
-            with config_errors_at("reward"):
-                require_template(reward, template)
-            return chat_openings(template, tokenizer, prompts)
-
-        model, tokenizer, hardware, prompts, openings = self._prepare(encode_prompts)
-        with autocast(hardware):
+            if self.reward is None:
+                pieces = stream_tokens(model, tokenizer, prompts=encoded.starts, settings=settings)
+                return print_continuations(prompts, pieces)
             answers = best_of(
                 model,
                 tokenizer,
-                prompts=openings.starts,
+                prompts=encoded.starts,
                 number=self.best_of,
-                reward=partial(checked_scores, reward),
-                settings=self._settings(openings),
+                reward=partial(checked_scores, self.reward),
+                settings=settings,
             )
         for prompt, scored in zip(prompts, answers, strict=True):
             print_answers(prompt if len(prompts) > 1 else "", scored)
         return [scored[0].text for scored in answers]
 
-    def _settings(self, openings: Openings) -> GenerationSettings:
-        return GenerationSettings(
-            max_tokens=self.max_tokens,
-            sampler=self.sampler,
-            seed=self.seed,
-            end_tokens=openings.end_tokens,
-            stops=openings.stops,
-        )
-
-    def _prepare(self, begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings]) -> Prepared:
-        return prepare_prompts(
-            begin,
-            weights=self.weights,
-            hardware=self.hardware,
-            prompt=self.prompt,
-            prompts_file=self.prompts_file,
-            stop=self.stop,
-        )
+    def _template_of_answers(self, weights: Weights, reward: RewardFunction) -> ChatTemplate | None:
+        """Return the template of the weights; raise an error if there is no choice or the reward has another one."""
+        with config_errors_at("best_of"):
+            require_choice(self.best_of, self.sampler)
+        template = stored_template(weights.config)
+        with config_errors_at("reward"):
+            require_template(reward, template)
+        return template
 
 
-def plain_openings(weights: Weights, tokenizer: Tokenizer, prompts: Sequence[str]) -> Openings:
-    """Return the tokens of the prompts, without a template."""
-    return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
+def print_continuations(prompts: Sequence[str], pieces: Iterable[tuple[int, str]]) -> list[str]:
+    """Print the continuation of each prompt and return them.
+
+    A single prompt is streamed. Several are printed at the end.
+    """
+    texts = [""] * len(prompts)
+    for row, piece in pieces:
+        if len(prompts) == 1:
+            _print(piece if texts[row] else prompts[row] + piece)
+        texts[row] += piece
+    if len(prompts) == 1:
+        _print("\n" if texts[0] else prompts[0] + "\n")
+    else:
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+            _print(f"=== {number}\n{prompt}{text}\n")
+    return texts
 
 
 def _print(text: str) -> None:
     sys.stdout.write(printable(text))
     sys.stdout.flush()
-
-
-def chat_openings(
-    template: ChatTemplate | None, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> Openings:
-    """Return the tokens of each prompt in the template, and the token and the texts that end an answer.
-
-    Without a template, the model continues the prompt.
-    """
-    if template is None:
-        return Openings([first_tokens(tokenizer, prompt) for prompt in prompts])
-    conversations = ([Message("user", prompt)] for prompt in prompts)
-    starts = [template.encode_prompt(messages, tokenizer) for messages in conversations]
-    end = template.end_token(tokenizer)
-    return Openings(starts, () if end is None else (end,), template.stops)
 
 
 def print_answers(prompt: str, scored: Sequence[Scored]) -> None:

@@ -1,30 +1,20 @@
-"""Preparation of text generation: read the prompts, load the model and encode the prompts."""
+"""The prompts of `llm generate`: where they are read from and how they become tokens."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
-from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.data.errors import DataError
+from llm.data.examples.template import ChatTemplate, Message
 from llm.data.text_decoding import read_chunks, split_lines
-from llm.generation.model_loading import (
-    load_language_model,
-    report_truncation,
-    require_trained,
-    stop_strings,
-    use_hardware,
-)
-from llm.hardware import Hardware
+from llm.generation.text_generation import first_tokens
 from llm.tokenizers.base import Tokenizer
-from llm.weights.base import Weights
 
 
-class Openings(NamedTuple):
-    """The tokens of the prompts, and what ends their continuations.
+class EncodedPrompts(NamedTuple):
+    """The tokens of prompts, and what ends their continuations.
 
     Attributes:
         starts: tokens of each prompt.
@@ -37,57 +27,19 @@ class Openings(NamedTuple):
     stops: Sequence[str] = ()
 
 
-class Prepared(NamedTuple):
-    """Everything that generation needs.
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: Tokenizer, *, template: ChatTemplate | None
+) -> EncodedPrompts:
+    """Return the tokens of each prompt in the template, and the token and the texts that end an answer.
 
-    Attributes:
-        model: a language model on its device.
-        tokenizer: its tokenizer.
-        hardware: the hardware that it runs on.
-        prompts: the prompts as text.
-        openings: the encoded prompts; `stops` includes those of the configuration.
+    Without a template, the model continues the prompt.
     """
-
-    model: nn.Module
-    tokenizer: Tokenizer
-    hardware: Hardware
-    prompts: Sequence[str]
-    openings: Openings
-
-
-def prepare_prompts(
-    begin: Callable[[Weights, Tokenizer, Sequence[str]], Openings],
-    *,
-    weights: Weights | None,
-    hardware: Hardware,
-    prompt: str | Sequence[str],
-    prompts_file: str | None,
-    stop: str | Sequence[str],
-) -> Prepared:
-    """Read the prompts and load the model that continues them.
-
-    Args:
-        begin: turns prompts into tokens; called before the model is loaded.
-        weights: of the model.
-        hardware: as it was composed.
-        prompt: one, or several.
-        prompts_file: a file with one prompt in each line; None for `prompt`.
-        stop: the texts at which writing ends.
-
-    Raises:
-        ConfigError: the weights are none, or a prompt cannot be encoded.
-    """
-    weights, hardware = require_trained(weights), use_hardware(hardware)
-    prompts = read_prompts(prompt, prompts_file)
-    tokenizer, stops = weights.tokenizer(), stop_strings(stop)
-    key = "prompt" if prompts_file is None else "prompts_file"
-    with config_errors_at(key):
-        # Before the model is loaded, which takes long: a prompt that cannot be encoded fails at once.
-        openings = begin(weights, tokenizer, prompts)
-    openings = openings._replace(stops=[*openings.stops, *stops])
-    model = load_language_model(weights, hardware)
-    report_truncation(model, openings.starts, key=key)
-    return Prepared(model, tokenizer, hardware, prompts, openings)
+    if template is None:
+        return EncodedPrompts([first_tokens(tokenizer, prompt) for prompt in prompts])
+    conversations = ([Message("user", prompt)] for prompt in prompts)
+    starts = [template.encode_prompt(messages, tokenizer) for messages in conversations]
+    end = template.end_token(tokenizer)
+    return EncodedPrompts(starts, () if end is None else (end,), template.stops)
 
 
 def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:

@@ -111,6 +111,10 @@ OWNERS = {
     "parallel/pipeline_strategy.py": (
         "parallel/test_pipeline.py::test_two_and_four_stages_learn_as_one_device"
     ),
+    "parallel/portable_checkpoints.py": (
+        "parallel/test_mesh_strategy.py"
+        "::test_a_run_goes_from_fsdp_to_one_device_to_tensor_parallelism_and_back"
+    ),
     "sweeps.py": "launch/test_sweep_runner.py::test_a_sweep_may_be_moved_with_its_runs",
     # What tasks share, in a run of one of them.
     "tasks/averaged_task.py": "tasks/test_reward.py::test_it_resumes_to_the_bit",

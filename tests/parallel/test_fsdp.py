@@ -28,11 +28,18 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
 
 
 def test_updates_are_trained_beside_frozen_weights_in_half_precision(text, tmp_path):
+    """All ranks generate the samples together."""
     train(tmp_path / "base", (text,))
     base = (text, "weights=run", f"weights.path={tmp_path / 'base'}")
-    words = (*base, "adapter=lora", "adapter.frozen_dtype=bfloat16")
+    samples = "{_target_:llm.callbacks.samples.Samples,prompts:[the,a cat],max_tokens:5}"
+    words = (
+        *(*base, "adapter=lora", "adapter.frozen_dtype=bfloat16"),
+        f"callbacks.samples={samples}",
+    )
     alone = train(tmp_path / "alone", words)
     assert_alike(on_ranks(2, train, tmp_path / "two", (*words, "hardware=fsdp"))[0], alone)
+    texts = [(tmp_path / name / "samples.txt").read_text() for name in ("alone", "two")]
+    assert texts[0] == texts[1] != ""
 
 
 def test_gradient_scaling_is_refused():

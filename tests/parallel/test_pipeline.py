@@ -13,9 +13,8 @@ from ranks import on_ranks
 from llm.adapters.freeze import LastBlock
 from llm.hardware import Hardware, MemoryDivisors
 from llm.parallel import pipeline_strategy
-from llm.parallel.pipeline import Pipeline, kept_by_stages, without_weights
-from llm.parallel.pipeline_stage import Stage
-from llm.parallel.pipeline_strategy import require_logits
+from llm.parallel.pipeline import Pipeline, stage_sizes
+from llm.parallel.pipeline_stage import Stage, without_values
 from llm.tasks.pretraining import Pretraining
 from llm.tasks.reward import Reward
 
@@ -88,7 +87,7 @@ def test_a_task_that_asks_for_more_than_logits_is_refused(build):
         parameter_groups=lambda model: [],
     )
     with pytest.raises(ValueError, match=r"not Reward: use hardware=fsdp"):
-        require_logits(task)
+        Pipeline().fits(task, 2)
 
 
 def test_shares_follow_the_micro_batches_under_way():
@@ -116,12 +115,12 @@ def test_a_copy_of_the_table_has_no_states(build):
     model = build("size.num_layers=2", vocab_size=5000)
     first, last = (numel(Stage(deepcopy(model), index=index, count=2).model) for index in (0, 1))
     table = model.embedding.weight.numel()
-    assert kept_by_stages(model, 2) == [(first, first, first), (last, last, last - table)]
+    assert stage_sizes(model, 2) == [(first, first, first), (last, last, last - table)]
 
 
 def test_what_stages_keep_is_found_without_copying_weights(build):
     model = build("model=gpt2")
-    shapes = without_weights(model)
+    shapes = without_values(model)
     assert {value.device.type for value in shapes.state_dict().values()} == {"meta"}
     assert shapes.head.weight is shapes.embedding.weight, "tied still"
     assert {p.device.type for p in model.parameters()} == {"cpu"}
@@ -149,7 +148,9 @@ def numel(model) -> int:
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="microbatches=0: give 1 or more"):
         Pipeline(microbatches=0)
-    with pytest.raises(ValueError, match=r"microbatches=2: .* keeps 4 devices at work"):
+    with pytest.raises(
+        ValueError, match=r"microbatches=2: .* as many as devices, 4; give 4 or more"
+    ):
         Pipeline(microbatches=2).check(Hardware("cpu", devices=4, strategy=Pipeline()))
     with pytest.raises(ValueError, match=r"precision=fp16: .* use hardware\.precision=bf16"):
         Pipeline().check(Hardware("cuda", devices=2, strategy=Pipeline(), precision="fp16"))

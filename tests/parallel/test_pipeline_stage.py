@@ -36,7 +36,7 @@ def test_every_parameter_has_one_stage_and_keeps_its_name(build, model):
 
 
 def test_another_model_is_refused():
-    with pytest.raises(ValueError, match="those of a GPT, and this is a Linear: use hardware=fsdp"):
+    with pytest.raises(ValueError, match="divides a GPT, and this is a Linear: use hardware=fsdp"):
         Stage(nn.Linear(2, 2), index=0, count=2)
 
 

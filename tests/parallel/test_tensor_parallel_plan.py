@@ -14,7 +14,7 @@ from llm.dtensor import is_dtensor, to_full
 from llm.losses import cross_entropy
 from llm.models.classifier import Classifier
 from llm.parallel import tensor_parallel_plan
-from llm.parallel.mesh_strategy import in_own_order
+from llm.parallel.mesh_strategy import in_model_order
 
 MODELS = {
     "learned positions, biases, tied": ("model=gpt2",),
@@ -60,7 +60,10 @@ def compare(cases: dict[str, tuple[str, ...]]) -> dict[str, float]:
             loss.backward()
         orders = tensor_parallel_plan.row_orders(other)
         expected = {n: p.grad for n, p in one.named_parameters()}
-        own = {n: in_own_order(to_full(p.grad), orders.get(n)) for n, p in other.named_parameters()}
+        own = {
+            name: in_model_order(to_full(parameter.grad), orders.get(id(parameter)))
+            for name, parameter in other.named_parameters()
+        }
         assert own.keys() == expected.keys()  # a tied parameter is still one
         found[name] = max(float((own[n] - expected[n]).abs().max()) for n in own)
     return found
@@ -90,7 +93,7 @@ def test_each_device_has_whole_heads_of_all_three():
         (("model=llama", "size.num_kv_heads=2"), 4, "num_kv_heads=2 cannot be divided among 4"),
         (("model=gpt2",), 3, "num_heads=4 cannot be divided among 3 devices"),
         (("model=gpt2", "model.feed_forward.hidden_dim=30"), 4, "hidden_dim=30 cannot be divided"),
-        (("model=bert",), 2, "divides a GPT, and BERT holds none: use hardware=fsdp"),
+        (("model=bert",), 2, "divides a GPT, and BERT contains none: use hardware=fsdp"),
     ],
 )
 def test_what_cannot_be_divided_is_named(words, size, message):

@@ -26,7 +26,7 @@ TWO, THREE = (
         (
             ("experiment=spam", "model=bert"),
             TWO,
-            "divides a GPT, and Classifier holds none: use hardware=fsdp",
+            "divides a GPT, and Classifier contains none: use hardware=fsdp",
         ),
         (
             ("experiment=reward",),

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,8 +126,10 @@ class ShardedTensor:
     parts: list[Shard]
     files: ShardFiles
 
-    def __getitem__(self, slices: Slices) -> Tensor:
-        """Return the values between the slices' starts and stops, one slice for each dimension."""
+    def __getitem__(self, slices: Slices | EllipsisType) -> Tensor:
+        """Return the values between the slices' starts and stops, one slice for each dimension; all for `...`."""
+        if slices is ...:
+            slices = tuple(slice(0, size) for size in self.shape)
         found = [(part, part.common(slices)) for part in self.parts]
         needed = [(part, bounds) for part, bounds in found if bounds is not None]
         for part, _ in needed:  # before memory is allocated
@@ -143,7 +146,7 @@ class ShardedTensor:
 
     def read(self) -> Tensor:
         """Return the whole tensor."""
-        return self[tuple(slice(0, size) for size in self.shape)]
+        return self[...]
 
 
 def _relative(bounds: list[tuple[int, int]], to: list[int]) -> Slices:

@@ -1,43 +1,40 @@
-"""Data parallelism: every device has the whole model, and learns from its share of each batch."""
+"""Data parallelism: each device has the whole model and learns from its share of each batch."""
 
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from llm.hardware import Hardware, MemoryDivisors, Strategy
 
-if TYPE_CHECKING:
-    from lightning.pytorch.strategies import DDPStrategy
-
 
 class DDP(Strategy):
-    """Average the gradients of all devices while the backward pass still computes (Li et al. 2020).
+    """Average the gradients over all devices while the backward pass is still running (Li et al. 2020).
 
     Args:
-        find_unused_parameters: look in every step for trained parameters that had no part in its loss
-            and would be waited for in vain. Here every model uses all that it trains in each step, and
-            looking costs a walk through the graph; turn it on for a model of yours that does not.
+        find_unused_parameters: search the graph of every step for trained parameters that the loss does not
+            depend on. The models here use all of them in every step, so the search only costs time; set it
+            for a model of your own that does not, because DDP waits for every gradient.
     """
 
-    keeps_gradients = True  # in the buffers that are sent
+    keeps_gradients = True  # in the communication buffers
 
     def __init__(self, *, find_unused_parameters: bool = False) -> None:
         self.find_unused_parameters = find_unused_parameters
 
-    def lightning(self, hardware: Hardware) -> "DDPStrategy":
-        """Lightning's strategy around `torch.nn.parallel.DistributedDataParallel`."""
-        from lightning.pytorch.strategies import DDPStrategy
-        from torch.nn.parallel import DistributedDataParallel
-
-        known = signature(DistributedDataParallel).parameters
-        # Our buffers are constants. The word is another since torch 2.13.
-        word = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        sync: dict[str, Any] = {word: False}
+    def lightning(self, hardware: Hardware) -> DDPStrategy:
+        """Return Lightning's strategy for `torch.nn.parallel.DistributedDataParallel`."""
+        # Our buffers are constants. torch 2.13 renames `broadcast_buffers`.
+        is_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if is_renamed else "broadcast_buffers"
+        synchronize: dict[str, Any] = {name: False}
         return DDPStrategy(
             find_unused_parameters=self.find_unused_parameters,
-            gradient_as_bucket_view=True,  # a gradient lies in the buffer that is sent, once
-            **sync,
+            gradient_as_bucket_view=True,  # store gradients in the communication buffers only
+            **synchronize,
         )
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Only what grows with the batch is divided."""
+        """Divide only what grows with the batch."""
         return MemoryDivisors(activations=world, logits=world)

@@ -1,68 +1,61 @@
-"""Fully sharded data parallelism: every device has a share of the weights, and borrows the rest."""
+"""Fully sharded data parallelism: each device has a shard of the weights and gathers the rest as needed."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from llm.hardware import Hardware, MemoryDivisors, Strategy
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from llm.parallel.mesh_strategy import MeshStrategy
+from llm.parallel.mesh_strategy import MeshStrategy
 
 
 class FSDP(Strategy):
-    """Divide weights, gradients and the optimizer's state; gather a block's weights while it computes.
+    """Shard weights, gradients and optimizer state; gather the weights of one block at a time.
 
-    ZeRO's third stage (Rajbhandari et al. 2020; Zhao et al. 2023), as torch's `fully_shard` does it: one
-    gather a block forward, one gather and one reduce-scatter backward. Each device reads batches of its own.
+    This is stage 3 of ZeRO (Rajbhandari et al. 2020; Zhao et al. 2023), by torch's `fully_shard`: for each
+    block one all-gather in the forward pass, one all-gather and one reduce-scatter in the backward pass.
+    Each device reads its own batches.
 
-    Mixed precision is autocast's, as on one device, so that a run gives the same losses on any number of
-    them: weights travel and norms compute in float32. `fully_shard`'s own policy would send weights as
-    bfloat16, half the traffic, and round norms and the residual stream with them.
+    Mixed precision is autocast's, as on a single device, so that losses do not depend on the number of
+    devices: weights are sent, and norms computed, in float32. The mixed precision of `fully_shard` would
+    send weights in bfloat16, which halves the traffic, but also round norms and the residual stream.
 
     Args:
-        sharded_checkpoint: each device writes its share of a checkpoint, a folder of safetensors; false
-            gathers everything on the first device, which writes one file.
+        sharded_checkpoint: write a checkpoint as a folder, each device its shards; false gathers everything on
+            the first device, which writes one file.
     """
 
     is_sharded = True
-    takes_fp16 = (
-        False  # each device would find overflows in its own share alone, and skip steps alone
-    )
+    takes_fp16 = False  # each device would look for overflows, and skip steps, on its own
 
     def __init__(self, *, sharded_checkpoint: bool = False) -> None:
         self.sharded_checkpoint = sharded_checkpoint
 
-    def lightning(self, hardware: Hardware) -> "MeshStrategy":
-        """Lightning's strategy of a device mesh, all of whose devices read batches of their own."""
-        from llm.parallel.mesh_strategy import MeshStrategy
+    def lightning(self, hardware: Hardware) -> MeshStrategy:
+        """Return a strategy for a device mesh of data-parallel ranks."""
+        return MeshStrategy(hardware.world, 1, sharded_checkpoint=self.sharded_checkpoint)
 
-        return MeshStrategy(hardware.world, 1, in_parts=self.sharded_checkpoint)
-
-    def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:
-        """Divide a model, block by block."""
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard a model block by block."""
         fully_shard_blocks(model, mesh["data_parallel"])
 
     def shares(self, world: int) -> MemoryDivisors:
-        """All but what a block borrows."""
+        """Divide everything; the gathered weights of one block are left out."""
         return MemoryDivisors(world, world, world, world, world)
 
 
-def fully_shard_blocks(model: nn.Module, mesh: "DeviceMesh") -> None:
-    """Shard each block of a model, then its other modules, over the devices of a mesh.
+def fully_shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard each block of a model in place, then its other modules. Tied parameters stay tied.
 
     Args:
-        model: the model, which is changed in place; a tied parameter stays one.
+        model: the model.
         mesh: a mesh of one dimension.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    # Embedding, head and final norm are one group: the first two may be one parameter.
     for block in cast(nn.ModuleList, getattr(model, "blocks", ())):
         fully_shard(block, mesh=mesh)
+    # Embedding, head and final norm are one group, because embedding and head may be one parameter.
     fully_shard(model, mesh=mesh)
-    # Who writes text calls the body, then the head: the body's call gathers the outer group for both.
-    if hasattr(model, "hidden"):
-        register_fsdp_forward_method(model, "hidden")
+    # Generation calls `hidden_states`, then the head: the first call gathers the outer group for both.
+    if hasattr(model, "hidden_states"):
+        register_fsdp_forward_method(model, "hidden_states")

@@ -1,4 +1,4 @@
-"""How an adapted GPT is divided among devices: the plan of the GPT, and LoRA's updates beside its layers."""
+"""Tensor parallelism of a GPT with LoRA: the GPT's plan, and low-rank updates divided like their layers."""
 
 from typing import Any, cast
 
@@ -17,38 +17,44 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle
 
 from llm.adapters.lora import LoRALinear, LowRank
-from llm.parallel import tensor_parallel_plan
-from llm.parallel.tensor_parallel_plan import Heads, Plan, reorder_rows
+from llm.parallel.tensor_parallel_plan import (
+    Heads,
+    Plan,
+    plan_of,
+    reorder_rows,
+    require_complete_plan,
+)
 
 
-def lora_plan_of(model: nn.Module, size: int) -> Plan:
-    """What becomes of each part of a model on `size` devices, by the part's name.
+def complete_plan_of(model: nn.Module, size: int) -> Plan:
+    """Return the style of each module of a model, with or without LoRA, on `size` devices, by name.
 
     Raises:
-        ValueError: the model holds no GPT, or has a part that so many cannot share.
+        ValueError: the model contains no GPT, or a part that cannot be divided among so many devices.
     """
-    plan = tensor_parallel_plan.plan_of(model, size)
+    plan = plan_of(model, size)
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
-            style = _beside(plan[f"{name}.base"], layer.base, size=size)
+            style = _update_style(plan[f"{name}.base"], layer.base, size=size)
             for update, module in layer.named_modules():
                 if isinstance(module, LowRank):
                     _require_no_dropout(module)
                     plan[f"{name}.{update}"] = style
             plan[f"{name}.base"] = Cloned(plan[f"{name}.base"])
+    require_complete_plan(model, plan)
     return plan
 
 
-def _beside(style: ParallelStyle, base: nn.Linear, *, size: int) -> ParallelStyle:
-    """How an update is divided, from how its layer is."""
+def _update_style(style: ParallelStyle, base: nn.Linear, *, size: int) -> ParallelStyle:
+    """Return the style of a layer's updates, given the layer's own."""
     if not isinstance(style, ColwiseParallel):
-        return ByInputs()
+        return DividedUpdate(None, Replicate())
     order = style.order(size) if isinstance(style, Heads) else torch.arange(base.out_features)
-    return ByOutputs(order, style.output_layouts[0])
+    return DividedUpdate(order, style.output_layouts[0])
 
 
 class Cloned(ParallelStyle):
-    """A layer whose outputs are memory of their own, so that updates may be added to them in place.
+    """A layer whose outputs are copied, so that updates can be added in place.
 
     Args:
         style: how the layer is divided.
@@ -65,72 +71,51 @@ class Cloned(ParallelStyle):
         return module
 
 
-class ByOutputs(ParallelStyle):
-    """An update of a layer that is divided by its outputs: every device has A, and its own rows of B.
+class DividedUpdate(ParallelStyle):
+    """A low-rank update, divided like its layer.
+
+    If the layer is divided by outputs, each device has the whole A and its own rows of B. If it is divided by inputs,
+    each device has its own columns of A and the whole B.
 
     Args:
-        order: which of the layer's rows stands where.
-        output: how the layer's outputs are wanted: divided, or whole on every device.
+        order: for a layer divided by outputs, which of its rows is at each position; None for one divided by inputs.
+        output: placement of the layer's outputs: sharded, or replicated on every device.
     """
 
-    def __init__(self, order: Int[Tensor, "rows"], output: Placement) -> None:
+    def __init__(self, order: Int[Tensor, "rows"] | None, output: Placement) -> None:
         super().__init__()
         self.order, self.output = order, output
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         update = cast(LowRank, module)
-        mask = (self.order >= update.rows.start) & (self.order < update.rows.stop)
-        reorder_rows(update, {"up": self.order[mask] - update.rows.start})
+        if self.order is None:
+            down, up, inputs = Shard(1), Replicate(), Shard(-1)
+        else:
+            down, up, inputs = Replicate(), Shard(0), Replicate()
+            self._divide_rows(update, self.order, device_mesh)
+        for name, placement in (("down", down), ("up", up)):
+            own = update.get_parameter(name)
+            divided = distribute_tensor(own.data, device_mesh, [placement], src_data_rank=None)
+            update.register_parameter(name, nn.Parameter(divided, own.requires_grad))
+
+        def take(module: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> DTensor:
+            return DTensor.from_local(given[0], mesh, [inputs])
+
+        def give(module: nn.Module, result: DTensor, mesh: DeviceMesh) -> Tensor:
+            return result.redistribute(placements=[self.output]).to_local()
+
+        # torch's annotations leave out that the functions' results are used.
+        return distribute_module(
+            update, device_mesh, input_fn=cast(Any, take), output_fn=cast(Any, give)
+        )
+
+    def _divide_rows(self, update: LowRank, order: Int[Tensor, "rows"], mesh: DeviceMesh) -> None:
+        """Order the rows of B like the layer's, and keep the range of those that this device computes."""
+        mask = (order >= update.rows.start) & (order < update.rows.stop)
+        reorder_rows(update, {"up": order[mask] - update.rows.start})
         if not self.output.is_replicate():
-            mine = mask.chunk(device_mesh.size())[device_mesh.get_local_rank()].nonzero()
+            mine = mask.chunk(mesh.size())[mesh.get_local_rank()].nonzero()
             update.rows = slice(int(mine.min()), int(mine.max()) + 1)
-        return _distributed(
-            update,
-            device_mesh,
-            down=Replicate(),
-            up=Shard(0),
-            inputs=Replicate(),
-            outputs=self.output,
-        )
-
-
-class ByInputs(ParallelStyle):
-    """An update of a layer that is divided by its inputs: each device has its columns of A, and all of B."""
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        update = cast(LowRank, module)
-        return _distributed(
-            update,
-            device_mesh,
-            down=Shard(1),
-            up=Replicate(),
-            inputs=Shard(-1),
-            outputs=Replicate(),
-        )
-
-
-def _distributed(
-    update: LowRank,
-    mesh: DeviceMesh,
-    *,
-    down: Placement,
-    up: Placement,
-    inputs: Placement,
-    outputs: Placement,
-) -> nn.Module:
-    for name, placement in (("down", down), ("up", up)):
-        own = update.get_parameter(name)
-        divided = distribute_tensor(own.data, mesh, [placement], src_data_rank=None)
-        update.register_parameter(name, nn.Parameter(divided, own.requires_grad))
-
-    def take(module: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> DTensor:
-        return DTensor.from_local(given[0], mesh, [inputs])
-
-    def give(module: nn.Module, result: DTensor, mesh: DeviceMesh) -> Tensor:
-        return result.redistribute(placements=[outputs]).to_local()
-
-    # Its annotations forget that what the functions return is taken.
-    return distribute_module(update, mesh, input_fn=cast(Any, take), output_fn=cast(Any, give))
 
 
 def _require_no_dropout(update: LowRank) -> None:

@@ -1,74 +1,71 @@
-"""Lightning's strategy for models whose parameters are DTensors, with checkpoints of our own.
+"""Lightning's strategy for models whose parameters are DTensors, with checkpoints of a single device.
 
-Lightning's strategy pickles checkpoints and stores an optimizer's state by names, which ties a run to one way of
-sharding. Here a checkpoint is the same as that of one device, whichever strategy wrote it: the same names, the
-same indices of an optimizer's parameters, rows in the model's own order.
+All devices gather each tensor, and the first one writes it, its rows in the model's own order. A sharded checkpoint
+contains the shards of every device instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.strategies.parallel import ParallelStrategy
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from llm.checkpoints import sharded
-from llm.checkpoints.checkpoint_file import open_checkpoint
 from llm.dtensor import from_local, is_dtensor, local_slices, to_full, to_local
+from llm.parallel.portable_checkpoints import PortableCheckpoints, parameters_of
 from llm.parallel.tensor_parallel_plan import row_orders
 
 
-class MeshStrategy(ModelParallelStrategy):
-    """Devices in a mesh of `data_parallel` × `tensor_parallel`.
+class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
+    """A strategy for a device mesh of `data_parallel` × `tensor_parallel`.
 
     Args:
-        data_parallel: groups of devices that read batches of their own.
-        tensor_parallel: devices of a group, which work on one batch together.
-        in_parts: write sharded checkpoints instead of one file from the first device.
+        data_parallel: number of groups of devices; each group reads its own batches.
+        tensor_parallel: number of devices in a group, which compute one batch together.
+        sharded_checkpoint: write sharded checkpoints instead of one file from the first device.
     """
 
-    def __init__(self, data_parallel: int, tensor_parallel: int, *, in_parts: bool = False) -> None:
-        super().__init__(data_parallel, tensor_parallel, save_distributed_checkpoint=in_parts)
-        self.in_parts = in_parts
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning loads the optimizer's state as it does anywhere: by `load_optimizer_state_dict`."""
-        return True
+    def __init__(
+        self, data_parallel: int, tensor_parallel: int, *, sharded_checkpoint: bool = False
+    ) -> None:
+        super().__init__(
+            data_parallel, tensor_parallel, save_distributed_checkpoint=sharded_checkpoint
+        )
+        self.sharded_checkpoint = sharded_checkpoint
 
     def setup(self, trainer: Any) -> None:
-        """Make metrics count a batch once if several devices share it."""
+        """Set up the model. Metrics count a batch once, even if several devices share it."""
         super().setup(trainer)
-        for module in self._module.modules():
+        for module in self.task.modules():
             if isinstance(module, Metric):
-                module.process_group = self._measuring
+                module.process_group = self.metric_group
 
     @property
-    def _measuring(self) -> Any:
-        """Return the process group that metrics are reduced over: one device of each group."""
+    def metric_group(self) -> Any:
+        """The process group that metrics are reduced over: one device of each data-parallel group."""
         assert self.device_mesh is not None
         return self.device_mesh["data_parallel"].get_group()
 
     # Writing
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the module's parameters: whole on the first device, or sharded for a sharded checkpoint."""
-        return self._stored(self._module.state_dict(keep_vars=True), self._row_orders())
+        """Return the parameters: whole on the first device, or sharded for a sharded checkpoint."""
+        state, orders = self.task.state_dict(keep_vars=True), row_orders(self.task)
+        tensors = {id(tensor): tensor for tensor in state.values()}  # tied parameters stay tied
+        stored = {key: self._stored(tensor, orders.get(key)) for key, tensor in tensors.items()}
+        return {name: stored[id(tensor)] for name, tensor in state.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the state of an optimizer, whole or sharded like the parameters."""
-        if isinstance(optimizer, LightningOptimizer):
-            optimizer = optimizer.optimizer
-        state = optimizer.state_dict()
-        orders = dict(enumerate(self._orders_of(optimizer)))
+        state = dict[str, Any](ParallelStrategy.optimizer_state(self, optimizer))
+        orders = self._orders_of(optimizer)
         state["state"] = {
-            number: self._stored(values, dict.fromkeys(values, orders[number]))
+            number: {name: self._stored(value, orders[number]) for name, value in values.items()}
             for number, values in state["state"].items()
         }
         return state
@@ -77,62 +74,46 @@ class MeshStrategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
         """Write a checkpoint: every device its shards, or the first device everything."""
-        if self.in_parts:
+        if self.sharded_checkpoint:
             sharded.save_sharded(checkpoint, Path(filepath), **(storage_options or {}))
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
-    def _stored(
-        self, tensors: Mapping[str, Any], orders: Mapping[str, Tensor | None]
-    ) -> dict[str, Any]:
-        """Tensors by name as a checkpoint has them; all devices gather, and the first one keeps."""
-        if self.in_parts:
-            return dict(tensors)
-        known: dict[int, Any] = {}  # tied tensors stay one
-        for name, tensor in tensors.items():
-            if id(tensor) not in known and isinstance(tensor, Tensor):
-                gathered = to_full(tensor.detach())
-                if is_dtensor(tensor):  # an optimizer's count of steps has no rows
-                    gathered = in_own_order(gathered, orders.get(name))
-                known[id(tensor)] = gathered.cpu() if self.is_global_zero else None
-        return {name: known.get(id(tensor), tensor) for name, tensor in tensors.items()}
+    def _stored(self, value: Any, order: Tensor | None) -> Any:
+        """Return what a checkpoint contains of a value: if it is one file, the whole tensor on the first device."""
+        if self.sharded_checkpoint or not isinstance(value, Tensor):
+            return value
+        full = to_full(value.detach())
+        if is_dtensor(value):  # an optimizer's step count is a plain tensor and has no rows
+            full = in_model_order(full, order)
+        return full.cpu() if self.is_global_zero else None
 
     # Reading
-
-    def load_checkpoint(
-        self,
-        checkpoint_path: str | Path,
-        weights_only: bool | None = None,  # noqa: FBT001
-    ) -> dict[str, Any]:
-        """Read it, the large tensors but for what this device needs left where they are."""
-        return open_checkpoint(Path(checkpoint_path))
 
     def load_model_state_dict(
         self,
         checkpoint: Mapping[str, Any],
         strict: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
-        """Fill this device's parts of the module's parameters."""
-        targets, orders = self._module.state_dict(keep_vars=True), self._row_orders()
+        """Load this device's shards of the parameters."""
+        targets, orders = self.task.state_dict(keep_vars=True), row_orders(self.task)
         stored = checkpoint["state_dict"]
-        if strict and stored.keys() != targets.keys():
-            raise ValueError(
-                f"the checkpoint holds other parameters: {sorted(stored.keys() ^ targets.keys())}"
-            )
+        if strict and (others := stored.keys() ^ set(self._stored_names())):
+            raise ValueError(f"the checkpoint contains other parameters: {sorted(others)}")
         with torch.no_grad():
-            for name in stored:
-                to_local(targets[name]).copy_(
-                    part(stored[name], targets[name], order=orders.get(name))
-                )
-        for module in self._module.modules():
+            for name, value in stored.items():
+                target = targets.get(name)
+                if target is not None:
+                    order = orders.get(id(target))
+                    to_local(target).copy_(shard_of(value, target, order=order))
+        for module in self.task.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what was gathered of the old ones
+                module.reshard()  # discard gathered copies of the old values
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Fill this device's parts of the optimizers' states."""
+        """Load this device's shards of the optimizers' states."""
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = parameters_of(optimizer)
-            orders = self._orders_of(optimizer)
+            parameters, orders = parameters_of(optimizer), self._orders_of(optimizer)
             state = {
                 number: {
                     name: shard_like(value, parameters[number], order=orders[number])
@@ -142,56 +123,42 @@ class MeshStrategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**stored, "state": state})
 
-    # Names
-
-    @property
-    def _module(self) -> nn.Module:
-        assert self.lightning_module is not None
-        return self.lightning_module
-
-    def _row_orders(self) -> dict[str, Tensor | None]:
-        return dict(row_orders(self._module))
+    def _stored_names(self) -> Collection[str]:
+        """Return the names of the parameters in a checkpoint."""
+        return self.task.state_dict().keys()
 
     def _orders_of(self, optimizer: Optimizer) -> list[Tensor | None]:
-        """The order of the rows of each of an optimizer's parameters, by its number."""
-        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
-        orders = self._row_orders()
-        return [orders.get(names[id(parameter)]) for parameter in parameters_of(optimizer)]
+        """Return the row order of each of an optimizer's parameters."""
+        orders = row_orders(self.task)
+        return [orders.get(id(parameter)) for parameter in parameters_of(optimizer)]
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """An optimizer's parameters in the order in which its state numbers them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def in_own_order(tensor: Tensor, order: Tensor | None) -> Tensor:
-    """Return rows in an order of `row_orders` to the model's own order."""
+def in_model_order(tensor: Tensor, order: Tensor | None) -> Tensor:
+    """Return rows that are in an order of `row_orders` in the model's own order."""
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
-def part(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
-    """Return this device's shard of a stored tensor, if it is sharded like `like`.
+def shard_of(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
+    """Return this device's shard of a stored tensor.
 
     Args:
-        stored: a tensor, or an object that reads a slice of one.
-        like: a parameter.
-        order: the order of its rows.
+        stored: a tensor, or an unread one that can be sliced.
+        like: a parameter that is sharded in the same way.
+        order: the order of its rows, see `row_orders`.
     """
     if tuple(stored.shape) != tuple(like.shape):
         raise ValueError(
             f"a tensor of {tuple(stored.shape)} in the checkpoint does not fit {tuple(like.shape)}"
         )
-    if order is None:
-        return stored[local_slices(like)]
-    everything = tuple(slice(0, size) for size in like.shape)
-    return stored[everything][order][local_slices(like)]
+    rows = stored if order is None else stored[...][order]
+    return rows[local_slices(like)]
 
 
 def shard_like(stored: Any, parameter: Tensor, *, order: Tensor | None) -> Any:
-    """A value of an optimizer's state, divided as its parameter is if it has the parameter's shape."""
+    """Return a value of an optimizer's state, sharded like its parameter if it has the parameter's shape."""
     if not hasattr(stored, "shape"):
         return stored
     if tuple(stored.shape) != tuple(parameter.shape):
-        return stored[tuple(slice(0, size) for size in stored.shape)].clone()
-    values = part(stored, parameter, order=order).to(to_local(parameter).device, copy=True)
-    return from_local(values, parameter)
+        return stored[...].clone()
+    values = shard_of(stored, parameter, order=order)
+    return from_local(values.to(to_local(parameter).device, copy=True), parameter)

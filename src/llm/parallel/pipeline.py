@@ -1,35 +1,33 @@
-"""Pipeline parallelism: each device has some of the layers, and passes on what it computes."""
+"""Pipeline parallelism: each device has some of the layers and sends what it computes to the next."""
 
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 from llm.hardware import Hardware, MemoryDivisors, Strategy
-
-if TYPE_CHECKING:
-    from llm.parallel.pipeline_stage import Stage
-    from llm.parallel.pipeline_strategy import PipelineStrategy
+from llm.parallel.pipeline_stage import Stage, without_values
+from llm.parallel.pipeline_strategy import PipelineStrategy
+from llm.tasks.pretraining import Pretraining
 
 
 class Pipeline(Strategy):
-    """Divide the layers; a batch goes through them in micro-batches, so that all devices have work at once.
+    """Divide the layers into stages, and each batch into micro-batches, so that all devices compute at once.
 
-    `gpipe` computes all micro-batches forward, then all of them backward (Huang et al. 2019). `1f1b` goes
-    back with each as soon as it can, so that no device holds the activations of more micro-batches than
-    there are stages (Narayanan et al. 2019, PipeDream). Either way devices wait in (S - 1) of M + S - 1
-    turns with S stages and M micro-batches: more of these wait less, and each is smaller.
+    `gpipe` runs all forward passes of a batch, then all backward passes (Huang et al. 2019). `1f1b` starts each
+    backward pass as early as possible, so that a device stores the activations of at most as many
+    micro-batches as there are stages (Narayanan et al. 2019, PipeDream). With S stages and M micro-batches, the
+    pipeline bubble is (S - 1) / (M + S - 1) of the time. More micro-batches make it shorter, and each smaller.
 
-    All devices read the same batch. What travels is the residual stream, once a micro-batch and boundary
-    and way: little enough for slow connections.
+    All devices read the same batch. Only the residual stream is sent, once in each direction for each micro-batch
+    and stage boundary, so slow connections are enough.
 
     Args:
-        schedule: the order of the work.
-        microbatches: equal parts of a batch; null makes as many as there are devices.
+        schedule: order of the forward and backward passes.
+        microbatches: number of equal parts of a batch; null for as many as there are devices.
     """
 
     is_sharded = True
-    takes_fp16 = False  # as with FSDP
+    takes_fp16 = False  # as for FSDP
 
     def __init__(
         self, schedule: Literal["gpipe", "1f1b"] = "1f1b", microbatches: int | None = None
@@ -41,10 +39,8 @@ class Pipeline(Strategy):
         self.schedule: Literal["gpipe", "1f1b"] = schedule
         self.microbatches = microbatches
 
-    def lightning(self, hardware: Hardware) -> "PipelineStrategy":
-        """Lightning's strategy around `torch.distributed.pipelining`."""
-        from llm.parallel.pipeline_strategy import PipelineStrategy
-
+    def lightning(self, hardware: Hardware) -> PipelineStrategy:
+        """Return Lightning's strategy for `torch.distributed.pipelining`."""
         return PipelineStrategy(
             hardware.world,
             self.schedule,
@@ -53,97 +49,81 @@ class Pipeline(Strategy):
         )
 
     def data_parallel(self, world: int) -> int:
-        """One batch for all."""
+        """Return 1, because all ranks read the same batch."""
         return 1
 
     def pieces(self, world: int) -> int:
-        """The number of micro-batches."""
+        """Return the number of micro-batches."""
         return self.microbatches or world
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Of activations, those of the micro-batches that are under way at once; logits of one, or of all."""
+        """Activations are those of the micro-batches in flight; logits those of one with 1f1b, of all with gpipe."""
         pieces = self.pieces(world)
         if self.schedule == "gpipe":
             return MemoryDivisors(world, world, world, activations=world)
         return MemoryDivisors(world, world, world, activations=max(world, pieces), logits=pieces)
 
     def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
-        """The first stage has the tables beside its layers, the last the head.
+        """The first stage has the embeddings besides its layers, the last one the head.
 
-        States are taken to be as large for each parameter; Muon's are larger for the tables.
+        The optimizer state is assumed to be as large for every parameter. Muon's is larger for the embeddings.
         """
-        whole, stages = kept_parameters(model), kept_by_stages(model, world)
-        divided = (
-            all_ / max(each) for all_, each in zip(whole, zip(*stages, strict=True), strict=True)
+        [whole], stages = stage_sizes(model, 1), stage_sizes(model, world)
+        divisors = (
+            total / max(each) for total, each in zip(whole, zip(*stages, strict=True), strict=True)
         )
-        return self.shares(world)._replace(**dict(zip(Kept._fields, divided, strict=True)))
+        return self.shares(world)._replace(**dict(zip(StageSize._fields, divisors, strict=True)))
 
     def check(self, hardware: Hardware) -> None:
-        """Refuse float16, and too few micro-batches for the schedule.
+        """Require enough micro-batches for the schedule, and no float16.
 
         Raises:
-            ValueError: it is asked for, or they are.
+            ValueError: there are too few, or precision is fp16.
         """
         super().check(hardware)
         if self.schedule == "1f1b" and self.pieces(hardware.world) < hardware.world:
             raise ValueError(
-                f"strategy.microbatches={self.microbatches}: schedule=1f1b keeps {hardware.world} devices at work "
-                f"with {hardware.world} or more; give so many, or schedule=gpipe"
+                f"strategy.microbatches={self.microbatches}: schedule=1f1b needs at least as many as devices, "
+                f"{hardware.world}; give {hardware.world} or more, or schedule=gpipe"
             )
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Refuse a task that needs more than logits, and a model with too few layers or too many frozen ones.
+        """Require a task that needs only logits, and a model with a trained parameter in every stage.
 
         Raises:
-            ValueError: that is what there is.
+            ValueError: the task needs more, the model has too few layers, or a stage has nothing to train.
         """
-        from llm.parallel.pipeline_strategy import require_logits
-
-        require_logits(task)
-        for index, stage in enumerate(kept_by_stages(task.get_submodule("model"), world)):
+        if not isinstance(task, Pretraining):
+            raise ValueError(
+                f"a pipeline trains task=pretraining and task=sft, not {type(task).__name__}: use hardware=fsdp"
+            )
+        for index, stage in enumerate(stage_sizes(task.get_submodule("model"), world)):
             if not stage.optimizer:
                 raise ValueError(
                     f"no parameter of stage {index} is trained: use fewer devices, or freeze less"
                 )
 
 
-class Kept(NamedTuple):
-    """How many numbers a device keeps of each kind that follows the parameters, under the names of `MemoryDivisors`."""
+class StageSize(NamedTuple):
+    """How many numbers of each kind a device stores; the names are those of `MemoryDivisors`."""
 
     weights: int
     gradients: int
     optimizer: int
 
 
-def kept_parameters(model: nn.Module) -> Kept:
-    """What one device keeps of a whole model, or of a stage as if it were one."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Kept(sum(p.numel() for p in model.parameters()), trained, trained)
-
-
-def kept_by_stages(model: nn.Module, count: int) -> list[Kept]:
-    """What each of so many stages keeps of a model, which stays as it is.
+def stage_sizes(model: nn.Module, count: int) -> list[StageSize]:
+    """Return the sizes of a model's stages. The model is not changed, and weights are not read.
 
     Raises:
-        ValueError: the model cannot be divided into so many.
+        ValueError: the model cannot be divided into `count` stages.
     """
-    from llm.parallel.pipeline_stage import Stage
-
-    stages = (Stage(without_weights(model), index=index, count=count) for index in range(count))
-    return [_kept_by(stage) for stage in stages]
-
-
-def without_weights(model: nn.Module) -> nn.Module:
-    """A copy that has shapes alone, however much the model weighs."""
-    known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    for parameter in model.parameters():
-        known[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-    return deepcopy(model, known)
-
-
-def _kept_by(stage: "Stage") -> Kept:
-    all_ = kept_parameters(stage.model)
-    if stage.tied is None or stage.is_first:
-        return all_
-    # No optimizer looks after the last stage's copy of the table.
-    return all_._replace(optimizer=all_.optimizer - stage.tied.numel())
+    sizes = []
+    for index in range(count):
+        stage = Stage(without_values(model), index=index, count=count)
+        parameters = list(stage.model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        # The first stage trains a tied matrix; the last stage's copy has no optimizer state.
+        copied = stage.tied.numel() if stage.tied is not None and stage.is_last else 0
+        sizes.append(StageSize(sum(p.numel() for p in parameters), trained, trained - copied))
+    return sizes

@@ -1,18 +1,18 @@
-"""How a GPT is divided among devices that compute one after another: pipeline parallelism's stages.
+"""A stage of pipeline parallelism: some consecutive blocks of a GPT on one device.
 
-Each device keeps a run of blocks, the first one the embeddings, the last one the final norm and the head.
-What a device does not keep leaves a passage in its place, through which the stream goes as it is. So a
-stage is a GPT still: the model's own code computes it, and parameters keep their names.
+The first stage also has the embeddings, the last one the final norm and the head. Everything that a stage does not have
+is replaced by a module that passes the residual stream on. So a stage is still a GPT: the model's own code computes it,
+and parameters keep their names.
 
-In training a schedule carries the stream from stage to stage. Where only a result is wanted, without
-gradients, the passages carry it themselves: all devices call the model, as if each had the whole of it.
+In training a schedule sends the residual stream from stage to stage. Without gradients, in evaluation and generation,
+the replacement modules send it, and every device calls the model as if it had all of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import pairwise
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +23,11 @@ from llm.nn.attention import Attention
 from llm.nn.kv_cache import Cache
 from llm.nn.positions import NoPosition, Position
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def spans(num_layers: int, stages: int) -> list[range]:
-    """The blocks of each stage, as evenly as can be; earlier ones have the odd ones, for the last has the head.
+    """Return the blocks of each stage, divided evenly; earlier stages get the remainder, as the last has the head.
 
     Raises:
         ValueError: there are more stages than blocks.
@@ -38,59 +40,50 @@ def spans(num_layers: int, stages: int) -> list[range]:
     return [range(*pair) for pair in pairwise(ends)]
 
 
-def stages_of(model: nn.Module, count: int) -> list[range]:
-    """The blocks of each of a model's stages.
-
-    Raises:
-        ValueError: the model is no GPT, or has too few blocks.
-    """
-    if not isinstance(model, GPT):
-        raise ValueError(
-            f"a pipeline's stages are those of a GPT, and this is a {type(model).__name__}: use hardware=fsdp"
-        )
-    return spans(len(model.blocks), count)
-
-
 class Stage:
     """One device's part of a GPT, which is divided in place.
 
     Args:
-        model: the same on every device.
-        index: the number of this stage.
-        count: how many there are, each of them the rank of its number.
+        model: the model, the same on every device.
+        index: the number of this stage, which is also its rank.
+        count: the number of stages.
 
     Attributes:
-        whole: the model as it was, without its contents.
-        span: the numbers of the blocks that are kept.
+        whole: the whole model, without values.
+        span: the numbers of this stage's blocks.
+        states: the states that a schedule has received from the previous stage.
+        shares_logits: whether all devices get the last stage's logits.
 
     Raises:
-        ValueError: the model cannot be divided into so many.
+        ValueError: the model cannot be divided into so many stages.
     """
 
     def __init__(self, model: nn.Module, *, index: int, count: int) -> None:
-        self.span = stages_of(model, count)[index]
-        model = cast(GPT, model)
-        self.model = model
-        self.index, self.count = index, count
-        self.whole = without_contents(model)
-        self.states: Tensor | None = None  # what a schedule has brought
+        if not isinstance(model, GPT):
+            raise ValueError(
+                f"pipeline parallelism divides a GPT, and this is a {type(model).__name__}: use hardware=fsdp"
+            )
+        self.model, self.index, self.count = model, index, count
+        self.span = spans(len(model.blocks), count)[index]
+        self.whole = without_values(model)
+        self.states: Tensor | None = None
         self.shares_logits = True
         self.dim, self.dtype = model.embedding.embedding_dim, model.embedding.weight.dtype
         self._divide(model)
 
     @property
     def is_first(self) -> bool:
-        """Whether tokens come in here."""
+        """Whether this stage gets the tokens."""
         return self.index == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether logits come out here."""
+        """Whether this stage computes the logits."""
         return self.index == self.count - 1
 
     @property
     def tied(self) -> nn.Parameter | None:
-        """This device's copy of a trained matrix that the first stage has for embedding, the last for head."""
+        """This stage's copy of a trained matrix that is the first stage's embedding and the last stage's head."""
         if self.whole.head.weight is not self.whole.embedding.weight or self.count == 1:
             return None
         copy = self.model.embedding.weight if self.is_first else self.model.head.weight
@@ -99,7 +92,7 @@ class Stage:
 
     @contextmanager
     def given(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """Let the stream come in with these states of the stage before; the first stage has none."""
+        """Use these states of the previous stage within a context; the first stage has none."""
         self.states = states[0] if states else None
         try:
             yield
@@ -108,7 +101,7 @@ class Stage:
 
     @contextmanager
     def keeping_logits(self) -> Iterator[None]:
-        """Let logits stay where they come out, for those who have no need of them on every device."""
+        """Leave logits on the last stage within a context."""
         self.shares_logits = False
         try:
             yield
@@ -116,7 +109,7 @@ class Stage:
             self.shares_logits = True
 
     def receive(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        """The states of these tokens after the stage before."""
+        """Return the previous stage's states of these tokens."""
         if self.states is not None:
             return self.states
         states = torch.empty(*tokens.shape, self.dim, dtype=self.dtype, device=tokens.device)
@@ -124,42 +117,44 @@ class Stage:
         return states
 
     def send(self, states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """Hand states on to the next stage, where no schedule does."""
+        """Return the states, after sending them to the next stage if no schedule does."""
         states = states.to(self.dtype)
         if not torch.is_grad_enabled():
             distributed.send(states.contiguous(), self.index + 1)
         return states
 
     def share(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
-        """Give every device the last one's logits; the others hand in memory for them."""
+        """Send the last stage's logits to every device; the others pass the memory for them."""
         distributed.broadcast(logits, self.count - 1)
         return logits
 
     def new_cache(
         self, batch_size: int, capacity: int | None = None, *, dtype: torch.dtype | None = None
     ) -> Cache:
-        """As of `GPT.new_cache`, with room for this stage's blocks alone."""
+        """Replace `GPT.new_cache`: allocate memory for this stage's blocks only."""
         kept = {
             number: cast(Attention, self.model.blocks[number].attention).new_cache(
                 batch_size, capacity or self.model.context_length, dtype=dtype
             )
             for number in self.span
         }
-        # A passage leaves its cache alone; the first one kept tells the length for all.
+        # The model takes the length from the first block's cache, which another stage may have.
         first = kept[self.span.start]
         return Cache([kept.get(number, first) for number in range(len(self.model.blocks))])
 
     def _divide(self, model: GPT) -> None:
         for number in set(range(len(model.blocks))) - set(self.span):
-            model.blocks[number] = MiddleStage()
+            model.blocks[number] = Call(lambda x, **context: x)
         if not self.is_first:
-            model.add_module("embedding", FirstStage(self))
-            model.position = after_the_first(model.position)
+            model.add_module("embedding", Call(self.receive))
+            # Positions that are added to the embedding belong to the first stage.
+            if type(model.position).embed is not Position.embed:
+                model.position = NoPosition()
             model.add_module("dropout", nn.Identity())
         if self.is_last:
             model.head.register_forward_hook(self._share_logits)
         else:
-            model.final_norm = LastStage(self)
+            model.add_module("final_norm", Call(self.send))
             model.add_module("head", RemoteHead(self, model.vocab_size))
         model.new_cache = self.new_cache
         model.num_parameters = self.whole.num_parameters
@@ -171,65 +166,39 @@ class Stage:
         return self.share(logits.to(self.dtype).contiguous())
 
 
-class MiddleStage(nn.Module):
-    """A block that is elsewhere."""
+class Call(nn.Module):
+    """A function as a module."""
 
-    def forward(self, x: Float[Tensor, "B T C"], **context: object) -> Float[Tensor, "B T C"]:
-        """The stream as it is."""
-        return x
-
-
-class FirstStage(nn.Module):
-    """In place of the embedding: where the stream comes in from the stage before."""
-
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.receive = stage.receive
+        self.function = function
 
-    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        """The states of these tokens, which earlier stages have computed."""
-        return self.receive(tokens)
-
-
-class LastStage(nn.Module):
-    """In place of the final norm: where the stream leaves for the next stage."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__()
-        self.send = stage.send
-
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """The stream as it is."""
-        return self.send(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the function's result."""
+        return self.function(*args, **kwargs)
 
 
 class RemoteHead(nn.Module):
-    """In place of the head: hands the stream on in training, and the last stage's logits in evaluation."""
+    """The head of a stage before the last: the residual stream in training, otherwise the last stage's logits."""
 
     weight: Tensor
 
     def __init__(self, stage: Stage, vocab_size: int) -> None:
         super().__init__()
         self.stage, self.vocab_size = stage, vocab_size
-        # For those who ask a head where its device is.
+        # For callers that read the head's device.
         self.register_buffer("weight", torch.empty(0, dtype=stage.dtype), persistent=False)
 
     def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B width"]:
-        """The stream as it is, or logits."""
+        """Return the residual stream or the logits."""
         if torch.is_grad_enabled() or not self.stage.shares_logits:
             return x
         return self.stage.share(x.new_empty(*x.shape[:-1], self.vocab_size, dtype=self.stage.dtype))
 
 
-def after_the_first(position: Position) -> Position:
-    """What later stages need of a kind of position: nothing of what is added to the embeddings."""
-    return position if type(position).embed is Position.embed else NoPosition()
-
-
-def without_contents(model: GPT) -> GPT:
-    """A copy whose parameters have names, shapes and ties, and no memory."""
-    contents = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-        for p in model.parameters()
-    }
-    return deepcopy(model, contents)
+def without_values(model: M) -> M:
+    """Return a copy on the device `meta`: names, shapes and ties, without memory for values."""
+    known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    return deepcopy(model, known)

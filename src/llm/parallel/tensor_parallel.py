@@ -1,75 +1,68 @@
 """Tensor parallelism: several devices compute each layer together."""
 
 import warnings
-from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from llm.hardware import Hardware, MemoryDivisors, Strategy
 from llm.parallel.fsdp import fully_shard_blocks
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from llm.parallel.mesh_strategy import MeshStrategy
+from llm.parallel.lora_tensor_parallel import complete_plan_of
+from llm.parallel.mesh_strategy import MeshStrategy
+from llm.parallel.tensor_parallel_plan import parallelize
 
 
 class TensorParallel(Strategy):
-    """Divide the work of each layer over a group of devices, and the data over the groups.
+    """Divide each layer among the devices of a group, and the data among the groups.
 
-    A group works on one batch: each device has some heads of attention and a slice of the feed-forward
-    layer (`llm.parallel.tensor_parallel_plan`). Where there is more than one group, each weight is divided further over
-    the groups, as FSDP does. Devices of a group talk twice a layer, so they should share a machine.
+    A group computes one batch: each device has some attention heads and a slice of the feed-forward layer
+    (`llm.parallel.tensor_parallel_plan`). If there are several groups, each weight is also sharded over
+    them, as in FSDP. The devices of a group communicate twice in each layer, so they should be in one machine.
 
     Args:
-        size: devices of a group; a divisor of all devices and of the numbers of heads. Null makes one
-            group of all.
+        size: number of devices in a group; it must divide the number of devices and the numbers of heads. Null
+            makes one group of all devices.
     """
 
     is_sharded = True
-    takes_fp16 = False  # as with FSDP
+    takes_fp16 = False  # as for FSDP
 
     def __init__(self, size: int | None = None) -> None:
         if size is not None and size < 1:
             raise ValueError(f"size={size}: give 1 or more devices, or null for all of them")
         self.size = size
 
-    def lightning(self, hardware: Hardware) -> "MeshStrategy":
-        """Lightning's strategy of a device mesh: groups by devices of a group."""
-        from llm.parallel.mesh_strategy import MeshStrategy
-
+    def lightning(self, hardware: Hardware) -> MeshStrategy:
+        """Return a strategy for a mesh of groups × devices of a group."""
         groups = self.data_parallel(hardware.world)
         return MeshStrategy(groups, hardware.world // groups)
 
-    def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:
-        """Divide a model over the devices of a group, then over the groups."""
-        from llm.parallel.lora_tensor_parallel import lora_plan_of
-        from llm.parallel.tensor_parallel_plan import parallelize
-
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Divide a model among the devices of a group, then shard it over the groups."""
         group, groups = mesh["tensor_parallel"], mesh["data_parallel"]
         if group.size() > 1:
-            parallelize(model, group, plan=lora_plan_of(model, group.size()))
+            parallelize(model, group, plan=complete_plan_of(model, group.size()))
         if groups.size() > 1:
-            # The logits that a group joined are a view; nothing here writes into them.
+            # The gathered logits are a view, which nothing here modifies.
             warnings.filterwarnings(
                 "ignore", message="FSDP2-wrapped module .* returned a view tensor"
             )
             fully_shard_blocks(model, groups)
 
     def data_parallel(self, world: int) -> int:
-        """The number of groups."""
+        """Return the number of groups."""
         return world // (self.size or world)
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Weights by all devices; of activations those within a layer by a group's devices, and the batch."""
+        """Divide weights among all devices. Activations are counted as divided among the groups only."""
         groups = self.data_parallel(world)
         return MemoryDivisors(world, world, world, activations=groups, logits=groups)
 
     def check(self, hardware: Hardware) -> None:
-        """Refuse groups that do not divide the devices, and float16.
+        """Require groups that divide the devices, and no float16.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they do not, or precision is fp16.
         """
         super().check(hardware)
         if hardware.world % (self.size or 1):
@@ -78,14 +71,11 @@ class TensorParallel(Strategy):
             )
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Refuse a model with parts that a group of devices cannot share, or that nobody knows how to divide.
+        """Require a model that the devices of a group can divide.
 
         Raises:
-            ValueError: it has.
+            ValueError: a part has no plan, or cannot be divided evenly.
         """
-        from llm.parallel.lora_tensor_parallel import lora_plan_of
-        from llm.parallel.tensor_parallel_plan import require_complete_plan
-
-        size, model = self.size or world, task.get_submodule("model")
+        size = self.size or world
         if size > 1:
-            require_complete_plan(model, lora_plan_of(model, size))
+            complete_plan_of(task.get_submodule("model"), size)

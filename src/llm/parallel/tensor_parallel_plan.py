@@ -1,12 +1,12 @@
-"""How a GPT is divided among devices that compute each layer together: tensor parallelism.
+"""The tensor parallelism of a GPT: how devices that compute each layer together divide its modules.
 
-A plan in the words of `torch.distributed.tensor.parallel`, beside the model and never in it. Each device
-keeps whole heads of attention and a slice of the feed-forward layer's width, computes with these alone,
-and one sum over the devices a sublayer makes the stream whole again (Shoeybi et al. 2019, Megatron-LM,
-section 3). Embedding and head are divided by tokens; norms and positions are on every device.
+The plan uses the styles of `torch.distributed.tensor.parallel` and is applied from outside the model. Each device has
+whole attention heads and a slice of the feed-forward layer's width. One sum over the devices for each sublayer restores
+the residual stream (Shoeybi et al. 2019, Megatron-LM, section 3). Embedding and head are divided by tokens; norms
+and positions are replicated.
 
-The stream is the same on all devices, so dropout has to draw the same there: they share their seed.
-Within attention, where each has other heads, the heads of one device drop what those of the next do.
+The residual stream is the same on all devices, so its dropout must be the same too: the devices share a seed. Attention
+dropout is then the same in the corresponding heads of different devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,36 +36,32 @@ Plan = dict[str, ParallelStyle]
 
 
 def plan_of(model: nn.Module, size: int) -> Plan:
-    """What becomes of each part of a model on `size` devices, by the part's name.
+    """Return the style of each module of a model on `size` devices, by name.
 
     Raises:
-        ValueError: the model holds no GPT, or has a part that so many cannot share.
+        ValueError: the model contains no GPT, or a part that cannot be divided among so many devices.
     """
     if not any(isinstance(module, GPT) for module in model.modules()):
         raise ValueError(
-            f"tensor parallelism divides a GPT, and {type(model).__name__} holds none: use hardware=fsdp"
+            f"tensor parallelism divides a GPT, and {type(model).__name__} contains none: use hardware=fsdp"
         )
     plan: Plan = {}
     for name, module in model.named_modules():
         parts = STYLES[type(module)](module, size) if type(module) in STYLES else {}
         for part, style in parts.items():
-            # Attention comes before the norms inside it and knows more of them than they do.
+            # Attention comes before the norms inside it, and its style for them is kept.
             plan.setdefault(_linear(model, f"{name}.{part}".strip(".")), style)
     return plan
 
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
-    """Divide a model in place; every parameter becomes a DTensor, and tied ones stay one.
+    """Divide a model in place. Every parameter becomes a DTensor, and tied parameters stay tied.
 
     Args:
-        model: the model, with the same numbers on every device.
-        mesh: the devices, in one dimension.
-        plan: from `plan_of`.
-
-    Raises:
-        ValueError: the model has a parameter that the plan knows nothing of.
+        model: the model, with the same values on every device.
+        mesh: a mesh of one dimension.
+        plan: a style for each module with parameters, see `plan_of`.
     """
-    require_complete_plan(model, plan)
     tied = _tied(model)
     for name, style in plan.items():
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=None)
@@ -81,10 +77,10 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
 
 
 def require_complete_plan(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model that has more than a plan knows of.
+    """Require a plan that contains all parameters of a model.
 
     Raises:
-        ValueError: it does; the first such parameter is named.
+        ValueError: names the first parameter that is not in the plan.
     """
     for name, _ in model.named_parameters():
         if not any(name.startswith(f"{part}.") for part in plan):
@@ -93,18 +89,18 @@ def require_complete_plan(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def row_orders(model: nn.Module) -> dict[str, Int[Tensor, "rows"]]:
-    """Of each parameter whose rows were put in another order to be divided: which row stands where, by name."""
+def row_orders(model: nn.Module) -> dict[int, Int[Tensor, "rows"]]:
+    """Return, by the id of each parameter that `reorder_rows` changed, which original row is at each position."""
     return {
-        f"{name}.{own}".strip("."): order
-        for name, module in model.named_modules()
-        for own, order in getattr(module, "row_order", {}).items()
+        id(module.get_parameter(name)): order
+        for module in model.modules()
+        for name, order in getattr(module, "row_order", {}).items()
     }
 
 
 def _language_model(module: GPT, size: int) -> Plan:
     plan: Plan = {"embedding": RowwiseParallel(input_layouts=Replicate())}
-    if not isinstance(module.head, nn.Identity):  # a classifier takes it off
+    if not isinstance(module.head, nn.Identity):  # a classifier has removed it
         plan["head"] = ColwiseParallel(output_layouts=Replicate())
     return plan
 
@@ -119,7 +115,7 @@ def _attention(module: Attention, size: int) -> Plan:
     }
     for name in ("query_norm", "key_norm"):
         if getattr(module, name) is not None:
-            plan[name] = ReplicatedNorm(Partial())  # each device has the gradient of its own heads
+            plan[name] = ReplicatedNorm(Partial())  # each device's gradient is that of its heads
     return plan
 
 
@@ -130,11 +126,11 @@ def _feed_forward(module: FeedForward | GatedFeedForward, size: int) -> Plan:
 
 
 def _classifier(module: Classifier, size: int) -> Plan:
-    """The head by the states' width, which always divides, as the number of classes may not."""
+    """Divide the head by the width of its inputs, because the number of classes may not be divisible."""
     return {"head": RowwiseParallel(input_layouts=Replicate())}
 
 
-# For each kind of module the styles of its parts; under "" that of itself.
+# For each class of modules the styles of its submodules; "" is the module itself.
 STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
     GPT: _language_model,
     Attention: _attention,
@@ -158,23 +154,20 @@ def _require_divisor(name: str, number: int, *, size: int) -> None:
 
 
 def _linear(model: nn.Module, name: str) -> str:
-    """The name of the layer itself, where an adapter stands in its place."""
-    return (
-        f"{name}.base"
-        if isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
-        else name
-    )
+    """Return the name of a linear layer, which is inside an adapter's module if it is adapted."""
+    is_adapted = isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
+    return f"{name}.base" if is_adapted else name
 
 
 class Heads(ColwiseParallel):
     """The fused projection of queries, keys and values, divided by heads.
 
-    Its rows are H query heads, then K key heads, then K value heads, and a device needs a share of each
-    of the three. So the rows are put in an order first in which those of a device are neighbours. Nothing
-    that turns a matrix cares for the order of its rows; who stores it asks `row_orders`.
+    Its rows are H query heads, then K key heads, then K value heads, and a device needs some of each. So the rows
+    are first reordered to make those of a device adjacent. Muon does not depend on the order of the rows; checkpoints
+    undo it (`row_orders`).
 
     Args:
-        counts: the numbers of heads of the three parts.
+        counts: numbers of query, key and value heads.
         head_dim: rows of a head.
     """
 
@@ -184,7 +177,7 @@ class Heads(ColwiseParallel):
         self.head_dim = head_dim
 
     def order(self, size: int) -> Int[Tensor, "rows"]:
-        """Which row stands where among `size` devices."""
+        """Return which row is at each position, for `size` devices."""
         rows = torch.arange(sum(self.counts) * self.head_dim).view(-1, self.head_dim)
         shares = zip(*(part.chunk(size) for part in rows.split(self.counts)), strict=True)
         return torch.cat([part.flatten() for share in shares for part in share])
@@ -196,7 +189,7 @@ class Heads(ColwiseParallel):
 
 
 def reorder_rows(module: nn.Module, orders: dict[str, Int[Tensor, "rows"]]) -> None:
-    """Put the rows of a module's own parameters in another order, and note which."""
+    """Reorder the rows of a module's parameters, and store the order for `row_orders`."""
     for name, order in orders.items():
         parameter = module.get_parameter(name)
         parameter.data = parameter.data[order]
@@ -207,8 +200,8 @@ class ReplicatedNorm(ParallelStyle):
     """A norm that every device has.
 
     Args:
-        gradient: how the gradient of its parameters comes out: `Partial` where the devices norm different
-            heads and each has a summand; the same on all where they norm the same stream.
+        gradient: placement of its parameters' gradients: `Partial`, which sums over the devices, if they
+            normalize different heads; by default `Replicate`, because they normalize the same stream.
     """
 
     def __init__(self, gradient: Placement | None = None) -> None:
@@ -223,7 +216,7 @@ class ReplicatedNorm(ParallelStyle):
     def _local(
         self, kernel: Callable[..., Tensor], x: Tensor, weight: Tensor, **given: Any
     ) -> Tensor:
-        """Return the kernel's result for the plain tensors of the parameters."""
+        """Call the kernel with the parameters as plain tensors."""
         parameters = {"weight": weight, **given}
         for name, parameter in parameters.items():
             if isinstance(parameter, DTensor):
@@ -250,7 +243,7 @@ class ReplicatedPositions(ParallelStyle):
 
 
 class ReplicatedPooling(ParallelStyle):
-    """A pooling with weights that every device has, over states that every device has."""
+    """A pooling module that every device has."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def replicated(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
@@ -265,7 +258,7 @@ class ReplicatedPooling(ParallelStyle):
 
 
 class ShardedSlopes(ParallelStyle):
-    """ALiBi's slopes of a device's own heads."""
+    """ALiBi, of which each device has the slopes of its own heads."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         position, rank = cast(ALiBi, module), device_mesh.get_local_rank()
@@ -282,7 +275,7 @@ class ShardedSlopes(ParallelStyle):
 
 
 def _tied(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """Where a parameter stands that stood before: the module, its name there, and its first full name."""
+    """Return each further use of a tied parameter: the module, its name there, and its first full name."""
     first: dict[int, str] = {}
     again = []
     for name, parameter in model.named_parameters(remove_duplicate=False):

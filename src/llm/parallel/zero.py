@@ -1,25 +1,24 @@
-"""ZeRO through DeepSpeed: data parallelism in which each device keeps a share of what training needs."""
+"""ZeRO through DeepSpeed: data parallelism in which each device stores a share of what training needs."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import nn
 
 from llm.hardware import Hardware, MemoryDivisors, Strategy
-
-if TYPE_CHECKING:
-    from llm.parallel.deepspeed_strategy import DeepSpeedEngineStrategy
+from llm.parallel.deepspeed_strategy import DeepSpeedEngineStrategy
+from llm.tasks.base import Task
 
 
 class ZeRO(Strategy):
     """DeepSpeed's engine (Rajbhandari et al. 2020), for comparison with `fsdp`, which is the same idea in torch.
 
-    Stage 2 divides gradients and the optimizer's state over the devices; stage 3 the weights as well, and
-    gathers a layer's while it computes. Each device reads batches of its own.
+    Stage 2 divides gradients and optimizer state among the devices. Stage 3 divides the weights as well and gathers
+    those of a layer while it computes. Each device reads its own batches.
 
-    The engine casts weights to bf16 or fp16 where `hardware.precision` asks for them, and keeps float32
-    copies with the optimizer; the other strategies keep float32 weights and cast as they compute
-    (autocast). So losses agree with theirs in precision 32, and within rounding otherwise.
+    With `hardware.precision` bf16 or fp16 the engine stores the weights in that precision, and float32 copies with the
+    optimizer. The other strategies store float32 weights and use autocast. So losses are equal in precision 32, and
+    differ by rounding otherwise.
 
     Args:
         stage: 2 or 3.
@@ -31,21 +30,19 @@ class ZeRO(Strategy):
         self.stage: Literal[2, 3] = stage
         self.is_sharded = stage == 3
 
-    def lightning(self, hardware: Hardware) -> "DeepSpeedEngineStrategy":
-        """Lightning's strategy around DeepSpeed's engine."""
-        from llm.parallel.deepspeed_strategy import DeepSpeedEngineStrategy
-
+    def lightning(self, hardware: Hardware) -> DeepSpeedEngineStrategy:
+        """Return Lightning's strategy for DeepSpeed's engine."""
         return DeepSpeedEngineStrategy(self.stage)
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Weights are whole in stage 2."""
+        """Divide everything, except the weights in stage 2."""
         return MemoryDivisors(world if self.stage == 3 else 1, world, world, world, world)
 
     def require(self) -> None:
-        """Refuse a machine without DeepSpeed.
+        """Require that DeepSpeed is installed.
 
         Raises:
-            ValueError: it is not installed.
+            ValueError: it is not.
         """
         if find_spec("deepspeed") is None:
             raise ValueError(
@@ -54,7 +51,7 @@ class ZeRO(Strategy):
             )
 
     def check(self, hardware: Hardware) -> None:
-        """Refuse what DeepSpeed does not work with.
+        """Require an accelerator that DeepSpeed supports.
 
         Raises:
             ValueError: the accelerator is MPS.
@@ -64,11 +61,14 @@ class ZeRO(Strategy):
             raise ValueError("strategy: DeepSpeed does not support MPS; use hardware=cpu")
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Refuse a task whose batches weigh by their targets.
+        """Require a task that weighs all batches equally, because the engine averages over devices unweighted.
 
         Raises:
-            ValueError: it is one.
+            ValueError: the task weighs a batch by its number of targets.
         """
-        from llm.parallel.deepspeed_strategy import require_even_weights
-
-        require_even_weights(task)
+        assert isinstance(task, Task)
+        if type(task).weight is not Task.weight:
+            raise ValueError(
+                f"ZeRO averages the devices' losses, which {type(task).__name__} weighs by its targets: use "
+                "hardware=fsdp"
+            )

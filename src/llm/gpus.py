@@ -1,4 +1,4 @@
-"""What NVIDIA publishes of its GPUs."""
+"""Published properties of NVIDIA GPUs."""
 
 import re
 from typing import NamedTuple
@@ -11,8 +11,7 @@ class GPU(NamedTuple):
         bfloat16_flops: dense rate of matrix products in bfloat16 (in float16 if it has no bfloat16), in FLOP/s,
             without sparsity. nanoGPT divides by an A100's whatever the card; Lightning 2.6 takes the sparse rate
             of an H200.
-        float32_flops: rate in float32 without tensor cores, in FLOP/s: torch does not round to TF32 unless it is
-            told to, and is not told to here.
+        float32_flops: rate in float32 without tensor cores, in FLOP/s, because TF32 is off by default in torch.
         memory: in GiB. Some are sold with less as well (A100: 40, V100: 16).
         has_bfloat16: whether it has tensor cores for bfloat16.
     """
@@ -39,5 +38,5 @@ GPUS = {
 
 
 def find_gpu(driver_name: str) -> GPU | None:
-    """Return the GPU that a driver calls so, such as `NVIDIA A100-SXM4-80GB`; None if it is not in the table."""
+    """Return the GPU of a driver's name such as `NVIDIA A100-SXM4-80GB`; None if it is not in the table."""
     return next((gpu for key, gpu in GPUS.items() if re.search(rf"\b{key}\b", driver_name)), None)

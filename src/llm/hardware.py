@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from llm import distributed
 from llm.precision import Precision, faster_precision
 
-if (
-    TYPE_CHECKING
-):  # Lightning takes seconds to import, and checking a configuration does not need it
+if TYPE_CHECKING:  # Lightning takes three seconds to import, which generation does not need
     from lightning.pytorch.strategies import Strategy as LightningStrategy
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 class MemoryDivisors(NamedTuple):
@@ -50,7 +48,7 @@ class Strategy(ABC):
     def lightning(self, hardware: "Hardware") -> "LightningStrategy":
         """Return the strategy for Lightning's trainer."""
 
-    def shard(self, model: nn.Module, mesh: "DeviceMesh") -> None:  # noqa: B027 - most do nothing
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:  # noqa: B027 - most do nothing
         """Divide a model's weights among the ranks of a mesh, in place."""
 
     def data_parallel(self, world: int) -> int:
@@ -235,14 +233,13 @@ def cores() -> int:
 
 
 def _available(accelerator: str) -> str:
-    has_mps = torch.backends.mps.is_available()
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    available = [name for name, backend in backends.items() if backend.is_available()]
     if accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        return next(iter(available), "cpu")
     if accelerator == "gpu":
-        accelerator = "mps" if has_mps and not torch.cuda.is_available() else "cuda"
-    if (accelerator == "cuda" and not torch.cuda.is_available()) or (
-        accelerator == "mps" and not has_mps
-    ):
+        accelerator = next(iter(available), "cuda")
+    if accelerator not in ("cpu", *available):
         raise ValueError(
             f"hardware.accelerator={accelerator}: this machine has none; use hardware=cpu or auto"
         )

@@ -1,4 +1,4 @@
-"""The precision of matrix products, and how fast they are in it."""
+"""The choice of a precision, and the speed of matrix products in it."""
 
 import time
 from functools import cache
@@ -14,8 +14,8 @@ Precision = Literal["auto", "bf16", "fp16", 32]
 def faster_precision(accelerator: str) -> Precision:
     """Return bf16 if matrix products in it run at least 1.5 times as fast as in float32, else 32.
 
-    GPUs answer by capability (compute capability 8.0 and later); a CPU is measured, for some have
-    instructions for bfloat16 (AVX512-BF16, AMX) and others emulate it.
+    For a GPU the compute capability decides (8.0 and later). A CPU is measured, because some have bfloat16
+    instructions (AVX512-BF16, AMX) and others emulate them.
     """
     if accelerator == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -45,8 +45,8 @@ def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1536, repeats:
 def peak_flops(device: torch.device, dtype: torch.dtype, *, devices: int) -> float | None:
     """Return the matrix rate that MFU is measured against, in FLOP/s over all devices; None if it is not known.
 
-    A GPU's is the published dense bfloat16 rate, for float32 runs as well, so that precisions compare.
-    A CPU publishes none, so its own measured rate in `dtype` is used.
+    For a GPU it is the published dense bfloat16 rate, in float32 runs too, so that precisions can be compared. For a
+    CPU, which has no published rate, it is measured in `dtype`.
     """
     if device.type == "cuda":
         gpu = find_gpu(torch.cuda.get_device_name(device))

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from llm.adapters.base import adapter_state, disabled, load_adapter_state
+from llm.adapters.base import adapter_state, disabled
 from llm.adapters.freeze import Head, LastBlock
 from llm.adapters.lora import LoRA
 from llm.adapters.prefix import Prefix
+from llm.checkpoints.lazy_tensor import in_memory
+from llm.config.errors import ConfigError
 from llm.models.classifier import Classifier
 from llm.optim.groups import decay_matrices
+from llm.weights.state_loading import fill_state
 
 ADAPTERS = [LoRA, Prefix, LastBlock, Head]
 ADDING = [LoRA, Prefix]
@@ -90,7 +93,7 @@ def test_a_checkpoint_of_what_learns_brings_it_back(build, tokens, stir, adapter
         adapter().apply(model)
     stir(trained)
     assert not torch.equal(trained(tokens), fresh(tokens))
-    load_adapter_state(fresh, adapter_state(trained))
+    fill_state(adapter_state(fresh), in_memory(adapter_state(trained)), problems={})
     assert torch.equal(trained(tokens), fresh(tokens))
     assert not any(tensor.requires_grad for tensor in adapter_state(fresh).values())
 
@@ -103,11 +106,13 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_full_and_not_used(build, tok
     del state["final_norm.bias"]
     state["final_norm.weight"] = torch.zeros(3)
     state["extra"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="3 problems") as error:
-        load_adapter_state(model, state)
-    assert "missing: final_norm.bias" in str(error.value)
+    with pytest.raises(ConfigError, match="3 problems") as error:
+        fill_state(adapter_state(model), in_memory(state), problems={})
+    assert "missing: what would make final_norm.bias" in str(error.value)
     assert "left over: extra" in str(error.value)
-    assert "wrong shape: final_norm.weight is (3,), the model's (64,)" in str(error.value)
+    assert "wrong shape: final_norm.weight makes (3,), final_norm.weight is (64,)" in str(
+        error.value
+    )
     assert torch.equal(model(tokens), before)
 
 

@@ -156,7 +156,7 @@ def test_errors_name_a_remedy(build):
         Prefix(0)
     with pytest.raises(ValueError, match="length=65: give no more than context_length=64"):
         Prefix(65).apply(build())
-    with pytest.raises(ValueError, match="needs a GPT, and Linear holds none"):
+    with pytest.raises(ValueError, match="needs a GPT, and Linear contains none"):
         Prefix().apply(nn.Linear(2, 2))
     model = build()
     Prefix().apply(model)

@@ -64,7 +64,7 @@ def test_export_of_another_run_is_not_overwritten(base, composed, tmp_path, caps
     exported(*words)  # the same again
     other = run_command(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(ConfigError, match="holds the export of another model or run"):
+    with pytest.raises(ConfigError, match="contains the export of another model or run"):
         exported(f"weights.path={other.path}", words[1])
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     exported(f"weights.path={other.path}", words[1], "overwrite=true")
@@ -204,7 +204,7 @@ def test_export_fails_with_one_line_before_anything_is_read(tmp_path, monkeypatc
         command_line.main()
     assert left.value.code == 2
     printed = capsys.readouterr().err
-    assert "holds files that no export wrote" in printed
+    assert "contains files that no export wrote" in printed
     assert "Traceback" not in printed
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -185,7 +185,7 @@ def test_wrong_type_of_a_runs_weights_is_not_built(command, run, refused, tmp_pa
 def test_a_run_that_begins_from_itself_is_refused(run, refused):
     itself = {"_target_": "llm.weights.run.RunWeights", "path": str(run)}
     rewrite(run, adapter=LORA, weights=itself)
-    assert "begins from itself" in refused(*words("generate", run))
+    assert "starts from itself" in refused(*words("generate", run))
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_finetune_starts_from_a_merged_adapter(finetune, composed, tmp_path, tar
 def test_prefix_is_not_merged(finetune, composed, tmp_path):
     run = finetune("prefix", "adapter=prefix", "adapter.length=4")
     weights = [f"weights.path={run.path}", "weights=run"]
-    with pytest.raises(ConfigError, match="holds a prefix, which cannot be folded into weights"):
+    with pytest.raises(ConfigError, match="has a prefix, which cannot be merged into the weights"):
         run_command(composed(*weights), tmp_path / "further", weights)
 
 

@@ -148,7 +148,7 @@ def test_other_models_and_tokenizers_are_refused(gpt2, tmp_path):
         write_folder(torch.nn.Linear(2, 2), ByteTokenizer(), folder=tmp_path / "out")
     with pytest.raises(ConfigError, match=r"kind word has no counterpart"):
         write_folder(gpt2, word.train_word(["one two"]), folder=tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"max_shard_gb: 0 holds no weights"):
+    with pytest.raises(ConfigError, match=r"max_shard_gb: 0 is not positive"):
         write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=0)
     assert not [*tmp_path.iterdir()]
 
@@ -157,7 +157,7 @@ def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds files that no export wrote; .*overwrite=true"):
+    with pytest.raises(ConfigError, match=r"contains files that no export wrote; .*overwrite=true"):
         write_folder(gpt2, ByteTokenizer(), folder=folder)
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
     write_folder(gpt2, ByteTokenizer(), folder=folder, overwrite=True)

@@ -195,9 +195,9 @@ def test_files_that_are_missing_are_named(weights, family, tmp_path):
 
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors").rename(folder / "elsewhere")
-    assert "holds no weights" in message()
+    assert "has no weights" in message()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "lacks model-00001-of-00002.safetensors" in message()
+    assert "has no model-00001-of-00002.safetensors" in message()
     (folder / "config.json").write_text("{half")
     assert "config.json: is not JSON" in message()
     (folder / "config.json").unlink()
@@ -242,9 +242,7 @@ def test_a_missing_network_is_reported_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ConfigError, match=r"models/gpt2 is not a folder here, .* give the folder"
-    ) as e:
+    with pytest.raises(ConfigError, match=r"models/gpt2 is not a folder, .* give the folder") as e:
         GPT2Weights("models/gpt2").model()
     assert "\n" not in str(e.value)
 

@@ -5,7 +5,8 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from llm.checkpoints.checkpoint_file import load_checkpoint, remove_checkpoint, save_checkpoint
+from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
+from llm.checkpoints.checksums import remove_checkpoint
 from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.runs import Run

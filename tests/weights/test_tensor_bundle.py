@@ -69,7 +69,9 @@ def test_every_flipped_bit_of_the_index_is_noticed(prefix):
 def test_an_index_that_was_cut_short_is_named(prefix, length):
     index = Path(f"{prefix}.index")
     index.write_bytes(index.read_bytes()[:length])
-    with pytest.raises(ConfigError, match=r"model.ckpt.index is not a whole checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"model.ckpt.index is not a complete TensorFlow checkpoint"
+    ):
         in_tensor_bundle(prefix)
 
 
@@ -83,7 +85,9 @@ def test_an_index_that_was_cut_short_is_named(prefix, length):
 )
 def test_a_field_of_another_kind_is_named(prefix, entry, monkeypatch):
     monkeypatch.setattr(tensor_bundle, "_table", lambda data: [(b"", b""), (b"model/wte", entry)])
-    with pytest.raises(ConfigError, match=r"model.ckpt.index is not a whole checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"model.ckpt.index is not a complete TensorFlow checkpoint"
+    ):
         in_tensor_bundle(prefix)
 
 

@@ -6,7 +6,7 @@ out, so it has no optimizer state, and a checkpoint of the adapter contains only
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -121,31 +121,5 @@ def _widen_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> T
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return all trainable parameters by name, which a checkpoint of the adapter contains."""
+    """Return all trainable parameters by name; a checkpoint of the adapter contains these only."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the trainable parameters of a model to which the same adapter was applied.
-
-    Args:
-        model: the base model with its weights and the adapter.
-        state: result of `adapter_state`.
-
-    Raises:
-        ValueError: names are missing or unexpected, or shapes differ; nothing is loaded then.
-    """
-    own = adapter_state(model)
-    problems = [f"missing: {name}" for name in own if name not in state]
-    problems += [f"left over: {name}" for name in state if name not in own]
-    problems += [
-        f"wrong shape: {name} is {tuple(state[name].shape)}, the model's {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"the adapter does not fit, {len(problems)} problems:\n  {lines}")
-    for name, tensor in own.items():
-        tensor.copy_(state[name])

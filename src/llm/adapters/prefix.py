@@ -24,8 +24,8 @@ class PrefixKernel(Adapted):
 
     Args:
         base: the kernel, as `Attention` takes it.
-        key: (K, P, D), what the prefix's columns offer in each key head.
-        value: (K, P, D), what they hand over.
+        key: (K, P, D), the keys of the prefix.
+        value: (K, P, D), its values.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Prefix(Adapter):
         """
         body = next((module for module in model.modules() if isinstance(module, GPT)), None)
         if body is None:
-            raise ValueError(f"a prefix needs a GPT, and {type(model).__name__} holds none")
+            raise ValueError(f"a prefix needs a GPT, and {type(model).__name__} contains none")
         if any(isinstance(module, PrefixKernel) for module in body.modules()):
             raise ValueError("the model has a prefix already")
         for block, (key, value) in zip(body.blocks, self._draw(body), strict=True):

@@ -120,11 +120,6 @@ def read_usable(
         return read(previous)
 
 
-def remove_checkpoint(path: Path) -> None:
-    """Delete a checkpoint and its record."""
-    checksums.remove(path)
-
-
 def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a whole checkpoint of tensors and plain data, after verifying its SHA-256.
 
@@ -132,8 +127,8 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
-    if index := sharded.index_of(path):
-        return sharded.consolidated(sharded.read_sharded(index), map_location)
+    if sharded.index_of(path):
+        return sharded.consolidated(open_whole(path), map_location)
     return torch.load(stored_archive(verified(path)), map_location=map_location, weights_only=True)
 
 
@@ -145,7 +140,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
         DamagedCheckpointError: it is not what was written.
     """
     if index := sharded.index_of(path):
-        return sharded.read_sharded(index)
+        return sharded.read_index(index).read()
     return torch.load(
         stored_archive(verified(path)), map_location="cpu", weights_only=True, mmap=True
     )
@@ -158,25 +153,11 @@ def open_whole(path: Path) -> dict[str, Any]:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
-    _verify_shards(path)
+    if file := sharded.index_of(path):
+        index = sharded.read_index(file)
+        index.verify()
+        return index.read()
     return open_checkpoint(path)
-
-
-def read_whole(path: Path) -> dict[str, Any]:
-    """Read all tensors of a checkpoint after verifying all files: one device that resumes needs every one.
-
-    Raises:
-        FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
-    """
-    _verify_shards(path)
-    return load_checkpoint(path)
-
-
-def _verify_shards(path: Path) -> None:
-    """Verify all files of a sharded checkpoint; a single file is verified when it is read."""
-    if index := sharded.index_of(path):
-        sharded.require_all_shards(index)
 
 
 def header_of(path: Path) -> dict[str, Any]:
@@ -187,9 +168,7 @@ def header_of(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read.
         DamagedCheckpointError: the index of a sharded checkpoint is damaged.
     """
-    if index := sharded.index_of(path):
-        return sharded.read_sharded(index)
-    return read_header(path)
+    return open_checkpoint(path) if sharded.index_of(path) else read_header(path)
 
 
 def open_checkpoint_weights(path: Path) -> Opened:
@@ -199,9 +178,8 @@ def open_checkpoint_weights(path: Path) -> Opened:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
-    if index := sharded.index_of(path):
-        sharded.require_all_shards(index)
-        header = sharded.read_sharded(index)
+    if sharded.index_of(path):
+        header = open_whole(path)
         found = header["state_dict"].items()
         weights = {name: LazyTensor(name, tuple(each.shape), each.read) for name, each in found}
         return Opened(path, header, weights)
@@ -216,6 +194,7 @@ def digest_of(path: Path) -> str:
         FileNotFoundError: the checkpoint does not exist.
         DamagedCheckpointError: it is not what was written.
     """
-    if index := sharded.index_of(path):
-        sharded.require_all_shards(index)
+    index = sharded.index_of(path)
+    if index is not None:
+        sharded.read_index(index).verify()
     return checksums.verified_digest(index or path)

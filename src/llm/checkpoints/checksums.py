@@ -65,7 +65,7 @@ def note_folder(path: Path, digest: str) -> None:
     _write(path, [digest])
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Delete a file or a folder, and its record."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -82,7 +82,7 @@ def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
     """
     aside = backup_path(path)
     if is_wrong and path.exists():
-        remove(aside)  # left by a process killed after the new one was in place
+        remove_checkpoint(aside)  # left by a process killed after the new one was in place
         _write(aside, recorded_digests(path))
         path.rename(aside)
     try:
@@ -92,7 +92,7 @@ def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
             aside.rename(path)
         raise
     if aside.exists():
-        remove(aside)
+        remove_checkpoint(aside)
 
 
 def verified(path: Path) -> Path:

@@ -19,7 +19,7 @@ tensor without a gap, and no memory is allocated before the files are known to c
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -37,7 +37,7 @@ from llm.checkpoints.checksums import (
     DamagedCheckpointError,
     flush,
     note_folder,
-    remove,
+    remove_checkpoint,
     replace,
     replacing_folder,
     require_digest,
@@ -85,18 +85,19 @@ class Shard:
 
 @dataclass
 class ShardFiles:
-    """The files of a folder, each verified when it is first read."""
+    """The files of an index, each verified when it is first read."""
 
-    folder: Path
+    index: Path
     digests: Mapping[str, str]
-    _checked: set[str] = field(default_factory=set)
+    _verified: set[str] = field(default_factory=set)
 
     def path(self, name: str) -> Path:
         """Return the path of a file after verifying it; raise DamagedCheckpointError if it is damaged."""
-        if name not in self._checked:
-            require_digest(self.folder / name, [self.digests[name]], record=INDEX)
-            self._checked.add(name)
-        return self.folder / name
+        path = self.index.with_name(name)
+        if name not in self._verified:
+            require_digest(path, [self.digests[name]], record=self.index.name)
+            self._verified.add(name)
+        return path
 
     def require(self, part: Shard, name: str) -> None:
         """Require that a file contains the shard of a tensor in the index, without reading it.
@@ -163,14 +164,37 @@ class Index:
     Attributes:
         save: number of the save.
         rest: the file of everything except sharded tensors.
-        files: the SHA-256 of each file.
+        files: all files.
         tensors: the sharded tensors, each with all its keys in the checkpoint.
     """
 
     save: int
     rest: str
-    files: dict[str, str]
+    files: ShardFiles
     tensors: list[tuple[ShardedTensor, list[Key]]]
+
+    def verify(self) -> None:
+        """Verify all files by reading them.
+
+        Raises:
+            DamagedCheckpointError: a file is damaged.
+        """
+        for name in self.files.digests:
+            self.files.path(name)
+
+    def read(self) -> dict[str, Any]:
+        """Return the checkpoint, its sharded tensors unread, as `ShardedTensor`.
+
+        Raises:
+            DamagedCheckpointError: a file is damaged, or the index does not fit it.
+        """
+        rest = stored_archive(self.files.path(self.rest))
+        checkpoint = torch.load(rest, map_location="cpu", weights_only=True)
+        with _damaged(self.files.index):
+            for tensor, keys in self.tensors:
+                for key in keys:
+                    _put(checkpoint, key, value=tensor)
+        return checkpoint
 
 
 def index_of(path: Path) -> Path | None:
@@ -178,37 +202,6 @@ def index_of(path: Path) -> Path | None:
     if path.is_dir():
         return path / INDEX
     return path if path.name == PREVIOUS else None
-
-
-def read_sharded(path: Path) -> dict[str, Any]:
-    """Return a sharded checkpoint, its sharded tensors unread, as `ShardedTensor`.
-
-    Args:
-        path: its index.
-
-    Raises:
-        FileNotFoundError: the index does not exist, because no save was ever completed there.
-        DamagedCheckpointError: a file is damaged, or the index is not valid.
-    """
-    index = read_index(path)
-    rest = ShardFiles(path.parent, index.files).path(index.rest)
-    checkpoint = torch.load(stored_archive(rest), map_location="cpu", weights_only=True)
-    with _damaged(path):
-        for tensor, keys in index.tensors:
-            for key in keys:
-                _put(checkpoint, key, value=tensor)
-    return checkpoint
-
-
-def require_all_shards(path: Path) -> None:
-    """Verify all files of an index by reading them.
-
-    Raises:
-        FileNotFoundError: the folder has no such index.
-        DamagedCheckpointError: a file is damaged.
-    """
-    for file, digest in read_index(path).files.items():
-        require_digest(path.with_name(file), [digest], record=path.name)
 
 
 def read_index(path: Path) -> Index:
@@ -219,7 +212,7 @@ def read_index(path: Path) -> Index:
         DamagedCheckpointError: the index is damaged or not valid.
     """
     with _damaged(path):
-        return _parsed(json.loads(read_bytes(verified(path))), path.parent)
+        return _parsed(json.loads(read_bytes(verified(path))), path)
 
 
 @contextmanager
@@ -232,9 +225,9 @@ def _damaged(index: Path) -> Iterator[None]:
         raise DamagedCheckpointError(f"{index} is damaged: {what}") from error
 
 
-def _parsed(index: Any, folder: Path) -> Index:
+def _parsed(index: Any, path: Path) -> Index:
     """Return a valid index; raise ValueError, LookupError or TypeError if it is not."""
-    files = ShardFiles(folder, index["files"])
+    files = ShardFiles(path, index["files"])
     for name in files.digests:
         _require(
             re.fullmatch(r"\w[\w.-]*", name), f"{name!r} is not a name of a file of the folder"
@@ -244,7 +237,7 @@ def _parsed(index: Any, folder: Path) -> Index:
     tensors = [
         (_tensor(entry, files), [tuple(key) for key in entry["keys"]]) for entry in index["tensors"]
     ]
-    return Index(index["save"], index["rest"], dict(files.digests), tensors)
+    return Index(index["save"], index["rest"], files, tensors)
 
 
 def _tensor(entry: Any, files: ShardFiles) -> ShardedTensor:
@@ -282,21 +275,18 @@ def _require(holds: Any, otherwise: str) -> None:
 
 def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
     """Return the checkpoint with every sharded tensor read, once if it has several keys."""
-    return _mapped(checkpoint, lambda tensor: tensor.read().to(device), known={})
+    known: dict[int, Tensor] = {}
 
+    def read(value: Any) -> Any:
+        if isinstance(value, ShardedTensor):
+            if id(value) not in known:
+                known[id(value)] = value.read().to(device)
+            return known[id(value)]
+        if isinstance(value, dict):
+            return {key: read(each) for key, each in value.items()}
+        return [read(each) for each in value] if isinstance(value, list) else value
 
-def _mapped(
-    value: Any, read: Callable[[ShardedTensor], Tensor], *, known: dict[int, Tensor]
-) -> Any:
-    if isinstance(value, ShardedTensor):
-        if id(value) not in known:
-            known[id(value)] = read(value)
-        return known[id(value)]
-    if isinstance(value, dict):
-        return {key: _mapped(each, read, known=known) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_mapped(each, read, known=known) for each in value]
-    return value
+    return read(checkpoint)
 
 
 # Writing
@@ -331,15 +321,18 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
             }
             for name, (tensor, keys) in tensors.items()
         ]
-        files = {name: digest for name, digest, _ in written}
-        index = {**_write_rest(folder, number, rest=rest), "tensors": entries}
-        index["files"] = {**index["files"], **files}
+        rest_file = folder / f"{number}.pt"
+        torch.save(rest, rest_file)
+        flush(rest_file)
+        digests = {rest_file.name: sha256_of_file(rest_file)}
+        digests |= {name: digest for name, digest, _ in written}
+        index = {"save": number, "rest": rest_file.name, "files": digests, "tensors": entries}
         _commit(folder, index, keeps_previous=keeps_previous)
         with replacing_folder(path, is_wrong=folder != path):
             folder.replace(path)
         note_folder(path, sha256_of_file(path / INDEX))
         if previous_of(path).exists():  # from when the checkpoint was a file
-            remove(previous_of(path))
+            remove_checkpoint(previous_of(path))
     distributed.barrier()
 
 
@@ -351,14 +344,6 @@ def _prepare(path: Path) -> tuple[Path, int]:
     return folder, read_index(index).save + 1 if index.is_file() else 1
 
 
-def _write_rest(folder: Path, number: int, *, rest: Any) -> dict[str, Any]:
-    """Write everything except sharded tensors; return its entries of the index."""
-    file = folder / f"{number}.pt"
-    torch.save(rest, file)
-    flush(file)
-    return {"save": number, "rest": file.name, "files": {file.name: sha256_of_file(file)}}
-
-
 def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> None:
     """Write the index, then delete the files that are in no index."""
     partial = folder / f".{INDEX}"
@@ -367,8 +352,8 @@ def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> Non
     previous = folder / PREVIOUS
     replace(partial, folder / INDEX, previous=previous if keeps_previous else None)
     if not keeps_previous:
-        remove(previous)
-    kept = {*index["files"], *(read_index(previous).files if previous.is_file() else ())}
+        remove_checkpoint(previous)
+    kept = {*index["files"], *(read_index(previous).files.digests if previous.is_file() else ())}
     for old in [*folder.glob("*.safetensors"), *folder.glob("*.pt")]:
         if old.name not in kept:
             old.unlink()

@@ -38,7 +38,11 @@ def complete_plan_of(model: nn.Module, size: int) -> Plan:
             style = _update_style(plan[f"{name}.base"], layer.base, size=size)
             for update, module in layer.named_modules():
                 if isinstance(module, LowRank):
-                    _require_no_dropout(module)
+                    if module.dropout.p > 0:
+                        raise ValueError(
+                            "adapter.dropout: devices that share a layer would drop different inputs of its update; "
+                            "set it to 0"
+                        )
                     plan[f"{name}.{update}"] = style
             plan[f"{name}.base"] = Cloned(plan[f"{name}.base"])
     require_complete_plan(model, plan)
@@ -116,10 +120,3 @@ class DividedUpdate(ParallelStyle):
         if not self.output.is_replicate():
             mine = mask.chunk(mesh.size())[mesh.get_local_rank()].nonzero()
             update.rows = slice(int(mine.min()), int(mine.max()) + 1)
-
-
-def _require_no_dropout(update: LowRank) -> None:
-    if update.dropout.p > 0:
-        raise ValueError(
-            "adapter.dropout: devices that share a layer would drop different inputs of its update; set it to 0"
-        )

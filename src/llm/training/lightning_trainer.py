@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from llm import distributed
-from llm.checkpoints.checkpoint_file import load_checkpoint, remove_checkpoint, save_checkpoint
+from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
+from llm.checkpoints.checksums import remove_checkpoint
 from llm.hardware import Hardware
 from llm.training.prepared_run import PreparedRun
 from llm.training.trainer import TrainerSettings

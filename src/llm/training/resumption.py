@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from llm import distributed, sweeps
-from llm.checkpoints.checkpoint_file import fall_back, header_of, open_whole, read_whole
+from llm.checkpoints.checkpoint_file import fall_back, header_of, load_checkpoint, open_whole
 from llm.checkpoints.checksums import DamagedCheckpointError, recorded_digests
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import fingerprint, fingerprint_changes, recipe
@@ -70,7 +70,7 @@ def find_checkpoint(run: Run, *, is_sharded: bool = False) -> Resumption:
     """
     if not run.has_last:
         return Resumption()
-    read, notes = open_whole if is_sharded else read_whole, []
+    read, notes = open_whole if is_sharded else load_checkpoint, []
     try:
         checkpoint = read(run.last)
     except (DamagedCheckpointError, FileNotFoundError) as error:

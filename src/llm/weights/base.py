@@ -27,7 +27,7 @@ class Weights(ABC):
         """Return the nodes `model`, `size` and `tokenizer` as composed by `llm train`, all numbers set.
 
         Raises:
-            ConfigError: the files describe no model, or one that has parts unknown here.
+            ConfigError: the files describe no model, or one with an unsupported part.
         """
 
     @abstractmethod
@@ -42,17 +42,17 @@ class Weights(ABC):
     def load(self, model: nn.Module) -> None:
         """Fill a language model in place, one tensor at a time.
 
-        The tables of tokens (`embedding.weight`, `head.weight`) may have more rows than the weights have:
-        the new ones, for special tokens that the weights never saw, are drawn like the old (`new_rows`).
+        The model's `embedding.weight` and `head.weight` may have more rows than the stored ones. The additional
+        rows, of new special tokens, are drawn at random (`new_rows`).
 
         Raises:
-            ConfigError: with everything that is missing, left over or wrongly shaped.
+            ConfigError: lists everything that is missing, left over or wrongly shaped.
         """
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a short name of the content, which changes when the files do."""
+        """Return a short digest of the content, which changes when the files do."""
 
     @property
     def origin(self) -> str:
@@ -61,29 +61,29 @@ class Weights(ABC):
 
     @property
     def dtype(self) -> str | None:
-        """The precision that the weights lie in and are passed on in; None for that of the model."""
+        """The dtype that the weights are stored and exported in; None for that of the model."""
         return None
 
     @property
     def published(self) -> FolderSettings | None:
-        """What the published folder that the weights come from says of their use; None if there was none."""
+        """The settings of the published folder that the weights come from; None if there is none."""
         return None
 
     def model(self) -> nn.Module:
-        """The model with its weights, in evaluation mode on the CPU.
+        """Return the model with its weights, in evaluation mode on the CPU.
 
         Raises:
-            ConfigError: as `language_model` does.
+            ConfigError: see `language_model`.
         """
         return self.language_model().eval()
 
     def language_model(self) -> nn.Module:
-        """The language model alone, adapters folded in.
+        """Return the language model alone, with adapters merged.
 
-        Its configuration is checked before anything is built: the files may be a stranger's.
+        Its configuration is checked before anything is built, because the files may be untrusted.
 
         Raises:
-            ConfigError: the configuration is no model's, or the weights do not fit it.
+            ConfigError: the configuration is not a model's, or the weights do not fit it.
         """
         config = self.config
         parts = check_nodes(config, {"size": Size, "model": Deferred[nn.Module]})
@@ -94,5 +94,5 @@ class Weights(ABC):
 
 
 def tokenizer_of(weights: Weights) -> Tokenizer:
-    """The tokenizer of some weights, for a configuration to name."""
+    """Return the tokenizer of weights; a `_target_` for configurations."""
     return weights.tokenizer()

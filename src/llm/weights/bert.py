@@ -1,27 +1,15 @@
 """BERT's weights (Devlin et al. 2019), as Hugging Face publishes them."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from llm.checkpoints.lazy_tensor import LazyTensor
 from llm.config.build import config_errors_at
 from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.wordpiece import read_wordpiece
-from llm.weights.huggingface import (
-    Folder,
-    HuggingFaceFolder,
-    HuggingFaceWeights,
-    Settings,
-    download,
-    positive,
-    unsupported,
-)
+from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
 SIZES = {
@@ -34,7 +22,7 @@ SIZES = {
     "model.num_segments": "type_vocab_size",
     "model.feed_forward.hidden_dim": "intermediate_size",
 }
-# What config.json calls an activation, our option of it in a block, and our function in the head.
+# Names of activations in config.json; for each our option in a block and our function in the head.
 ACTIVATIONS = {
     "gelu": ("gelu_exact", "gelu"),
     "gelu_new": ("gelu", "gelu_tanh"),
@@ -42,8 +30,8 @@ ACTIVATIONS = {
     "silu": ("silu", "silu"),
 }
 _THEIRS = "bert.encoder.layer.{}."
+# Modules that are stored in the same way: our name, their name.
 _ALIKE = {
-    # by our names, what is stored alike
     "embedding_norm": "bert.embeddings.LayerNorm",
     "blocks.{}.attention.output": f"{_THEIRS}attention.output.dense",
     "blocks.{}.attention_norm": f"{_THEIRS}attention.output.LayerNorm",
@@ -58,10 +46,10 @@ _EMBEDDINGS = {"embedding": "word", "position.embedding": "position", "segment":
 
 @dataclass(frozen=True)
 class Tied(Rule):
-    """One tensor of ours that they name twice; the first name is of the one that they compute with."""
+    """One tensor of ours that they store under two names. The first one is used for computing."""
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """The same under each name."""
+        """Return it for each name."""
         return [ours] * len(self.theirs)
 
 
@@ -79,39 +67,14 @@ def _rules() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-class BERTMap(KeyMap):
-    """BERT's names, and those of older files."""
-
-    def load(self, theirs: Mapping[str, LazyTensor], model: nn.Module) -> None:
-        """Fill a model of ours, in place, with their tensors; a model without its head needs none for it.
-
-        Raises:
-            ConfigError: names all that is missing, left over or wrongly shaped, before anything is read.
-        """
-        theirs = {_todays(name): stored for name, stored in theirs.items()}
-        if isinstance(model.head, nn.Identity):
-            theirs = {n: stored for n, stored in theirs.items() if not n.startswith("cls.")}
-            body = tuple(rule for rule in self.rules if not rule.ours.startswith("head."))
-            KeyMap(body, {}, self.ignored, self.prefix).load(theirs, model)
-        else:
-            super().load(theirs, model)
-
-
-def _todays(name: str) -> str:
-    """A norm's parameters were once called gamma and beta."""
-    return re.sub(
-        r"LayerNorm\.beta$", "LayerNorm.bias", name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    )
-
-
-# What guessed, while BERT was pretrained, whether one sentence follows another.
+# The part that predicted, in pretraining, whether one sentence follows another.
 _NEXT_SENTENCE = tuple(
     f"{part}.{kind}"
     for part in ("bert.pooler.dense", "cls.seq_relationship")
     for kind in ("weight", "bias")
 )
 
-KEY_MAP = BERTMap(
+KEY_MAP = KeyMap(
     rules=_rules(),
     shared={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -119,18 +82,19 @@ KEY_MAP = BERTMap(
     },
     ignored=("bert.embeddings.position_ids", *_NEXT_SENTENCE),
     prefix="bert.",
+    renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
 )
 
 
 @dataclass(frozen=True)
-class BERTFolder(HuggingFaceFolder):
-    """A folder whose tokenizer is BERT's."""
+class BERTFolder(Folder):
+    """A folder with a WordPiece tokenizer."""
 
     def tokenizer(self) -> Tokenizer:
-        """The pieces of words that the folder lists.
+        """Return the WordPiece tokenizer.
 
         Raises:
-            ConfigError: it lists none, or they cannot be read.
+            ConfigError: its files are missing or cannot be read.
         """
         with config_errors_at("weights.path"):
             return read_wordpiece(self.path)
@@ -138,9 +102,9 @@ class BERTFolder(HuggingFaceFolder):
 
 @dataclass(frozen=True)
 class BERTWeights(HuggingFaceWeights):
-    """BERT out of a folder or the hub, such as google-bert/bert-base-uncased.
+    """BERT from a folder or the hub, such as google-bert/bert-base-uncased.
 
-    Dropout is not taken from config.json: it belongs to training, and `model.dropout` sets it.
+    Dropout belongs to training: `model.dropout` sets it, not config.json.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -150,17 +114,11 @@ class BERTWeights(HuggingFaceWeights):
         "add_cross_attention": False,
     }
 
-    @cached_property
-    def folder(self) -> Folder:
-        """The folder, fetched if it is not there."""
-        path = Path(self.path)
-        return BERTFolder(path if path.is_dir() else download(self.path))
+    folder_type: ClassVar[type[Folder]] = BERTFolder
 
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """BERT's parts, with another activation where config.json names one."""
-        if (name := settings.get("hidden_act", "gelu")) not in ACTIVATIONS:
-            raise unsupported("hidden_act", name, choices=ACTIVATIONS)
-        feed_forward, activation = ACTIVATIONS[name]
+        """Return BERT's architecture with the activation of config.json."""
+        feed_forward, activation = supported(settings, "hidden_act", ACTIVATIONS, default="gelu")
         return ["+model=bert", "+size=124m", f"model/feed_forward={feed_forward}"], {
             **positive(settings, SIZES),
             "model.activation._target_": f"llm.nn.activations.{activation}",
@@ -169,5 +127,5 @@ class BERTWeights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """BERT's names."""
+        """Return BERT's names."""
         return KEY_MAP

@@ -1,5 +1,6 @@
-"""Which parts of our model there are elsewhere too."""
+"""Which parts of our models other families of models have too."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from llm.config.errors import ConfigError
@@ -13,8 +14,8 @@ class ModelPart(NamedTuple):
 
     Attributes:
         key: its key in the configuration.
-        found: what it is.
-        fits: whether the other family of models has it.
+        found: the part.
+        fits: whether the other family has it.
     """
 
     key: str
@@ -23,10 +24,10 @@ class ModelPart(NamedTuple):
 
 
 def require(family: str, *parts: ModelPart) -> None:
-    """Refuse a model with a part that another family of models does not have.
+    """Require that another family of models has all parts of a model.
 
     Raises:
-        ConfigError: naming the first of them.
+        ConfigError: names the first part that it does not have.
     """
     for part in parts:
         if not part.fits:
@@ -36,16 +37,22 @@ def require(family: str, *parts: ModelPart) -> None:
             )
 
 
-def in_every_decoder(model: GPT, norm: type) -> list[ModelPart]:
-    """What GPT-2 and Llama have in common.
+def decoder_parts(
+    model: GPT, *, norm: type, feed_forward: type, activations: Container[Any]
+) -> list[ModelPart]:
+    """Return the parts that GPT-2 and Llama require alike.
 
     Args:
         model: a model of ours; all its blocks are alike.
         norm: the class of its norms.
+        feed_forward: the class of its feed-forward layers.
+        activations: the activation functions of these.
     """
     block, attention = first_block(model)
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
+    ours = block.feed_forward
+    activation = getattr(ours, "activation", None)
     return [
         ModelPart("model.norm", block.attention_norm, type(block.attention_norm) is norm),
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),
@@ -53,22 +60,26 @@ def in_every_decoder(model: GPT, norm: type) -> list[ModelPart]:
         ModelPart("model.final_norm.eps", model.final_norm, len(epsilons) == 1),
         ModelPart("model.mask", model.mask, model.mask_is_causal),
         ModelPart("model.attention.qk_norm", attention.query_norm, attention.query_norm is None),
+        ModelPart("model.feed_forward", ours, type(ours) is feed_forward),
+        ModelPart(
+            "model.feed_forward.activation", activation, unwrap_partial(activation) in activations
+        ),
     ]
 
 
 def first_block(model: GPT) -> tuple[Any, Attention]:
-    """A block, and its attention."""
+    """Return the first block, and its attention layer."""
     block: Any = model.blocks[0]
     return block, block.attention
 
 
 def unwrap_partial(function: Any) -> Any:
-    """A function behind the partial that a configuration makes of it."""
+    """Return the function inside the partial that a configuration makes."""
     return getattr(function, "func", function)
 
 
 def dtype_of(model: Any) -> str:
-    """The precision of a model's parameters, as `float32`."""
+    """Return the dtype of a model's parameters, such as `float32`."""
     return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 

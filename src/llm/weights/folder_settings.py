@@ -1,23 +1,23 @@
-"""What a published folder says beside its architecture and weights: special tokens, chat template, generation.
+"""Settings of a published folder for using its model: special tokens, chat template, generation.
 
-Read as Hugging Face's library reads it, and written so that it reads the same again.
+They are read as Hugging Face's library reads them, and written so that it reads the same.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm.files import read_object, read_utf8
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
-# Files that say how to use a model; what it computes does not depend on them.
+# Files that say how to use a model but do not change what it computes.
 SETTINGS_FILES = [GENERATION, SPECIAL_TOKENS, TEMPLATE]
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Of tokenizer_config.json, what does not describe how a text is split.
+# Keys of tokenizer_config.json that do not change how a text is split.
 KEPT = (
     "extra_special_tokens",
     "additional_special_tokens",
@@ -32,19 +32,19 @@ MOST_CHARACTERS = 2**18
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """A folder's own settings, as plain data.
+    """The settings of a folder, as plain data.
 
     Args:
-        ids: of the beginning, the end and the padding of a text, by the keys of config.json; an end may be
-            several.
-        generation: what generation_config.json holds; None if there is none.
+        ids: ids of the tokens for the beginning, the end and the padding of a text, by the keys of config.json;
+            the end may be a list.
+        generation: content of generation_config.json; None if there is none.
         tokens: names of special tokens by their role, such as `eos_token`.
-        tokenizer: what else tokenizer_config.json holds and is kept.
-        chat_template: Jinja; None if the model is not made for conversations.
-        dtype: the precision of the weights, such as `bfloat16`.
+        tokenizer: the other keys of tokenizer_config.json that are kept.
+        chat_template: a Jinja template; None if the model is not for conversations.
+        dtype: dtype of the weights, such as `bfloat16`.
 
     Raises:
-        ValueError: a value is of another type.
+        ValueError: a value has a wrong type.
     """
 
     ids: Mapping[str, Any] = field(default_factory=dict)
@@ -65,38 +65,37 @@ class FolderSettings:
             if not isinstance(token, str) or "${" in token:
                 raise ValueError(f"{role}: {token!r} is not the name of a token")
         if not isinstance(self.chat_template, str | None):
-            raise ValueError("chat_template: is not a text")
+            raise ValueError("chat_template: is not a string")
         if self.chat_template is not None and len(self.chat_template) > MOST_CHARACTERS:
             raise ValueError(
-                f"chat_template: {len(self.chat_template):,} characters are more than the "
-                f"{MOST_CHARACTERS:,} that are read"
+                f"chat_template: has {len(self.chat_template):,} characters, more than the {MOST_CHARACTERS:,} allowed"
             )
 
     @property
     def end_ids(self) -> list[int]:
-        """The tokens at which the model stops writing: generation_config.json goes before config.json."""
+        """The tokens that end a generation; generation_config.json has precedence over config.json."""
         found = (self.ids if self.generation is None else self.generation).get("eos_token_id")
         return [] if found is None else found if isinstance(found, list) else [found]
 
     @property
     def template(self) -> dict[str, Any] | None:
-        """A configuration's node for the chat template; no piece of its source looks like a reference."""
+        """The chat template as a node of a configuration, its source split so that no `${` looks like a reference."""
         if self.chat_template is None:
             return None
         pieces = re.split(r"(?<=\n)|(?<=\$)(?=\{)", self.chat_template)
         return {"_target_": TEMPLATE_TARGET, "source": pieces, "tokens": dict(self.tokens)}
 
     def plain(self) -> dict[str, Any]:
-        """The settings as a dictionary from which they can be made again."""
+        """Return the arguments of these settings as a dictionary."""
         return asdict(self)
 
     def speaking(self, jinja: str, end: int | None, *, name: str | None) -> "FolderSettings":
-        """The same settings with a chat template, and the token that ends its answers first among the ends.
+        """Return the settings with a chat template, and the token that ends a response as the first end.
 
         Args:
             jinja: the template.
-            end: the token that ends an answer; None if it is not one token.
-            name: what it is called.
+            end: the token that ends a response; None if that is not one token.
+            name: its name.
         """
         changed = replace(self, chat_template=jinja)
         if end is None or end in self.end_ids:
@@ -111,17 +110,17 @@ class FolderSettings:
 
 
 def read_settings(folder: Path) -> FolderSettings:
-    """The settings of a folder.
+    """Return the settings of a folder.
 
     Raises:
-        ValueError: a file of it cannot be read, or holds a value of another type.
+        ValueError: a file cannot be read, or a value has a wrong type.
     """
     config = _optional(folder / CONFIG) or {}
     named = _optional(folder / TOKENIZER) or {}
-    if "added_tokens_decoder" not in named:  # an older folder, in which the other file counts
+    if "added_tokens_decoder" not in named:  # an older folder, where the other file has precedence
         named = {**named, **(_optional(folder / SPECIAL_TOKENS) or {})}
     tokens = {
-        key: _name(value)
+        key: cast(str, value.get("content") if isinstance(value, dict) else value)
         for key, value in named.items()
         if key.endswith("_token") and isinstance(value, str | dict)
     }
@@ -142,20 +141,13 @@ def _optional(file: Path) -> dict[str, Any] | None:
     return read_object(file) if file.is_file() else None
 
 
-def _name(token: str | dict[str, Any]) -> Any:
-    return token.get("content") if isinstance(token, dict) else token
-
-
 def _chat_template(folder: Path, named: Any) -> Any:
-    """The template of its own file, or else of tokenizer_config.json, which may have several by name."""
+    """Return the template of its own file, or of tokenizer_config.json, which may have several with names."""
     file = folder / TEMPLATE
     if file.is_file():
         return read_utf8(file, 4 * MOST_CHARACTERS)
     if isinstance(named, list):
-        by_name = {
-            each.get("name"): each.get("template") for each in named if isinstance(each, dict)
-        }
-        return by_name.get("default")
+        named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}
     return named.get("default") if isinstance(named, dict) else named
 
 

@@ -1,4 +1,4 @@
-"""GPT-2's weights (Radford et al. 2019), as Hugging Face publishes them and as OpenAI did."""
+"""GPT-2's weights (Radford et al. 2019), as published by Hugging Face or by OpenAI."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.gpt2 import gpt2_tokenizer
 from llm.weights.compatibility import (
     ModelPart,
+    decoder_parts,
     first_block,
-    in_every_decoder,
     require,
     unwrap_partial,
 )
-from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, unsupported
+from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, Rule, Transposed
 from llm.weights.openai_checkpoint import OpenAIFolder
 
@@ -32,7 +32,7 @@ SIZES = {
     "model.position.context_length": "n_positions",
     "model.vocab_size": "vocab_size",
 }
-# What config.json calls an activation, and our option of it.
+# Names of activations in config.json, and our options.
 ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
@@ -42,8 +42,8 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 EXPORTED = {gelu_tanh: "gelu_new", gelu: "gelu", relu: "relu", silu: "silu"}
+# Modules of a block: our name, their name.
 _LAYER = {
-    # ours in a block: theirs in a layer
     "attention_norm": "ln_1",
     "attention.query_key_value": "attn.c_attn",
     "attention.output": "attn.c_proj",
@@ -62,7 +62,7 @@ def _rules() -> tuple[Rule, ...]:
         Rule("head.weight", ("lm_head.weight",)),
     ]
     for ours, theirs in _LAYER.items():
-        # GPT-2's projections were written as convolutions, whose matrices lie the other way.
+        # GPT-2's projections are convolutions, whose matrices are transposed.
         matrix = Rule if ours.endswith("norm") else Transposed
         ours, theirs = f"blocks.{{}}.{ours}", f"transformer.h.{{}}.{theirs}"
         rules.append(matrix(f"{ours}.weight", (f"{theirs}.weight",)))
@@ -73,25 +73,23 @@ def _rules() -> tuple[Rule, ...]:
 KEY_MAP = KeyMap(
     rules=_rules(),
     shared={"lm_head.weight": "transformer.wte.weight"},
-    # The causal mask and its fill value, which old files keep beside the parameters.
+    # The causal mask and its fill value, which old files contain.
     ignored=("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),
-    prefix="transformer.",  # of the whole model, which files of its body leave out
+    prefix="transformer.",  # which files without the head leave out
 )
 
 
 def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
-    """The config.json of a model with learned positions, and whose tensors are which of its own.
+    """Return config.json and the names of the tensors for a model with learned positions.
 
     Raises:
-        ConfigError: it has another part that GPT-2 has not; the line names it.
+        ConfigError: names a part that GPT-2 does not have.
     """
     block, attention = first_block(model)
     dim = model.embedding.embedding_dim
-    kind = getattr(block.feed_forward, "activation", None)
-    activation = EXPORTED.get(unwrap_partial(kind))
     require(
         "GPT-2",
-        *in_every_decoder(model, LayerNorm),
+        *decoder_parts(model, norm=LayerNorm, feed_forward=FeedForward, activations=EXPORTED),
         ModelPart(
             "model.attention.num_kv_heads",
             attention.num_kv_heads,
@@ -102,10 +100,6 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
             attention.head_dim,
             attention.head_dim * attention.num_heads == dim,
         ),
-        ModelPart(
-            "model.feed_forward", block.feed_forward, type(block.feed_forward) is FeedForward
-        ),
-        ModelPart("model.feed_forward.activation", kind, activation is not None),
     )
     return {
         "model_type": "gpt2",
@@ -116,7 +110,7 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
         "n_layer": len(model.blocks),
         "n_head": attention.num_heads,
         "n_inner": block.feed_forward.input.out_features,
-        "activation_function": activation,
+        "activation_function": EXPORTED[unwrap_partial(block.feed_forward.activation)],
         "layer_norm_epsilon": block.attention_norm.eps,
         "tie_word_embeddings": model.head.weight is model.embedding.weight,
         "embd_pdrop": model.dropout.p,
@@ -127,9 +121,9 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
 
 @dataclass(frozen=True)
 class GPT2Weights(HuggingFaceWeights):
-    """GPT-2 out of a folder or the hub: Hugging Face's files, or OpenAI's original checkpoint.
+    """GPT-2 from a folder or the hub: Hugging Face's files, or OpenAI's original checkpoint.
 
-    Dropout is not taken from config.json: it belongs to training, and `model.dropout` sets it.
+    Dropout belongs to training: `model.dropout` sets it, not config.json.
     """
 
     model_type: ClassVar[str] = "gpt2"
@@ -141,16 +135,14 @@ class GPT2Weights(HuggingFaceWeights):
 
     @cached_property
     def folder(self) -> Folder:
-        """The folder; what OpenAI released has hparams.json in place of config.json."""
+        """The folder. OpenAI's has hparams.json instead of config.json."""
         path = Path(self.path)
         return OpenAIFolder(path) if (path / "hparams.json").is_file() else super().folder
 
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """GPT-2's parts, with another activation where config.json names one."""
-        options = ["+model=gpt2", "+size=124m"]
-        if (name := settings.get("activation_function", "gelu_new")) not in ACTIVATIONS:
-            raise unsupported("activation_function", name, choices=ACTIVATIONS)
-        return [*options, f"model/feed_forward={ACTIVATIONS[name]}"], {
+        """Return GPT-2's architecture with the activation of config.json."""
+        activation = supported(settings, "activation_function", ACTIVATIONS, default="gelu_new")
+        return ["+model=gpt2", "+size=124m", f"model/feed_forward={activation}"], {
             **positive(settings, SIZES),
             "model.feed_forward.hidden_dim": settings.get("n_inner"),
             "model.norm.eps": settings.get("layer_norm_epsilon", 1e-5),
@@ -158,9 +150,9 @@ class GPT2Weights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """GPT-2's names."""
+        """Return GPT-2's names."""
         return KEY_MAP
 
     def default_tokenizer(self) -> Tokenizer | None:
-        """The one that all of GPT-2's sizes share, where the vocabulary is its."""
+        """Return GPT-2's tokenizer if the size of the vocabulary is that of GPT-2."""
         return gpt2_tokenizer() if self.settings["vocab_size"] == 50257 else None

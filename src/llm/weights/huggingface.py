@@ -1,14 +1,14 @@
-"""Published models as folders: what Hugging Face's library writes, here or on its hub."""
+"""Models published as folders by Hugging Face's library, on this machine or on its hub."""
 
 import copy
 import hashlib
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -35,42 +35,16 @@ DESCRIPTION = [
     "merges.txt",
     "added_tokens.json",
 ]
-# How families call the table of tokens, whose rows config.json counts.
+# Names of the token embedding, whose rows are the `vocab_size` of config.json.
 TOKEN_TABLES = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight")
 
 Settings = dict[str, Any]
-
-
-class Folder(ABC):
-    """A folder with a published model."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> Settings:
-        """The architecture, in the words of Hugging Face's config.json."""
-
-    @property
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """All files that decide what the model is."""
-
-    @property
-    def published(self) -> FolderSettings | None:
-        """What the folder says of the use of its model, if anything."""
-        return None
-
-    @abstractmethod
-    def tensors(self) -> dict[str, LazyTensor]:
-        """The parameters by Hugging Face's names."""
-
-    @abstractmethod
-    def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None where the folder has none."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class HuggingFaceFolder(Folder):
-    """config.json, safetensors in one file or several, and the files of a tokenizer.
+class Folder:
+    """A folder with a published model: config.json, weights in one file or several, and the files of a tokenizer.
 
     Args:
         path: the folder.
@@ -80,53 +54,50 @@ class HuggingFaceFolder(Folder):
 
     @property
     def settings(self) -> Settings:
-        """What config.json says.
+        """The architecture: the content of config.json.
 
         Raises:
-            ConfigError: there is none, or it is no JSON object.
+            ConfigError: the file is missing, or is not a JSON object.
         """
         with config_errors_at("weights.path"):
             return read_object(self.path / "config.json")
 
     @property
     def files(self) -> list[Path]:
-        """The tensors' files and those that describe them."""
+        """The files of the weights, the architecture and the tokenizer."""
         described = {file for pattern in DESCRIPTION for file in self.path.glob(pattern)}
         return sorted(described | {*self._tensor_files()})
 
     @cached_property
-    def published(self) -> FolderSettings:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What its settings' files say.
+    def published(self) -> FolderSettings | None:
+        """The folder's settings for using its model; None if it cannot have any.
 
         Raises:
-            ConfigError: one cannot be read.
+            ConfigError: a file cannot be read.
         """
         with config_errors_at("weights.path"):
             return read_settings(self.path)
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """The parameters, of every shard.
+        """Return the parameters by Hugging Face's names.
 
         Raises:
             ConfigError: a file is missing or damaged.
         """
         tensors: dict[str, LazyTensor] = {}
         for file in self._tensor_files():
-            tensors |= (
-                in_safetensors(file) if file.suffix == ".safetensors" else in_torch_file(file)
-            )
+            read = in_safetensors if file.suffix == ".safetensors" else in_torch_file
+            tensors |= read(file)
         return tensors
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of tokenizer.json, or of vocab.json and merges.txt.
+        """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is neither.
 
         Raises:
             ConfigError: its files cannot be read.
         """
-        try:
+        with config_errors_at("weights.path"):
             return read_tokenizer(self.path, self.published)
-        except ValueError as error:
-            raise ConfigError(f"weights.path: {error}") from error
 
     def _tensor_files(self) -> list[Path]:
         for name in (SAFETENSORS, TORCH):
@@ -135,7 +106,7 @@ class HuggingFaceFolder(Folder):
             if (index := self.path / f"{name}.index.json").is_file():
                 return _shards(index)
         raise ConfigError(
-            f"weights.path: {self.path} holds no weights: neither {SAFETENSORS} nor {TORCH}, whole or in shards"
+            f"weights.path: {self.path} has no weights: neither {SAFETENSORS} nor {TORCH}, in one file or in shards"
         )
 
 
@@ -144,17 +115,17 @@ class HuggingFaceWeights(Weights):
     """The weights of a published family of models.
 
     Args:
-        path: a folder, or a name on Hugging Face's hub such as `openai-community/gpt2`, which is fetched
+        path: a folder, or a name on Hugging Face's hub such as `openai-community/gpt2`, which is downloaded
             on first use.
-        context_length: tokens in a training example, where that is to be fewer than the model was made for.
+        context_length: a context length shorter than the model's, in tokens.
 
     Attributes:
-        model_type: what config.json calls the family.
-        expected: values of config.json that must be these where they stand there: others ask for parts
-            that are not built here.
+        model_type: name of the family in config.json.
+        expected: values that keys of config.json must have if they are present; others mean unsupported parts.
+        folder_type: class of a folder.
 
     Raises:
-        ValueError: the path is neither.
+        ValueError: the path is neither, or the context length is not positive.
     """
 
     path: str
@@ -162,6 +133,7 @@ class HuggingFaceWeights(Weights):
 
     model_type: ClassVar[str]
     expected: ClassVar[Mapping[str, Any]]
+    folder_type: ClassVar[type[Folder]] = Folder
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path):
@@ -173,28 +145,24 @@ class HuggingFaceWeights(Weights):
 
     @abstractmethod
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """How our parts make this model.
-
-        Returns:
-            Options of groups (`model/feed_forward=gelu`), and values by full key.
-        """
+        """Return the architecture: options of groups (`model/feed_forward=gelu`), and values by full key."""
 
     @abstractmethod
     def key_map(self, settings: Settings) -> KeyMap:
-        """Whose tensors make which of ours."""
+        """Return the map between their tensors and ours."""
 
     @cached_property
     def folder(self) -> Folder:
-        """The folder, fetched if it is not there."""
+        """The folder, downloaded if necessary."""
         path = Path(self.path)
-        return HuggingFaceFolder(path if path.is_dir() else download(self.path))
+        return self.folder_type(path if path.is_dir() else download(self.path))
 
     @cached_property
     def settings(self) -> Settings:
-        """The architecture in the words of config.json, checked.
+        """The content of config.json, checked.
 
         Raises:
-            ConfigError: it is of another family, or has parts that are not built here.
+            ConfigError: the model is of another family, or has unsupported parts.
         """
         settings = self.folder.settings
         family = settings.get("model_type")
@@ -203,25 +171,23 @@ class HuggingFaceWeights(Weights):
                 f"weights.path: {self.path} is a model of type {family}, not {self.model_type}"
             )
         for key, value in self.expected.items():
-            if settings.get(key, value) != value:
-                raise unsupported(key, settings[key], choices=[value])
+            supported(settings, key, {value: value}, default=value)
         return settings
 
     @property
     def config(self) -> DictConfig:
-        """The nodes `model`, `size` and `tokenizer`, of a chat model `data.template` too; a copy."""
+        """A copy of the nodes `model`, `size` and `tokenizer`, and `data.template` for a chat model."""
         return copy.deepcopy(self._config)
 
     @cached_property
     def _config(self) -> DictConfig:
-        """Composed from conf/ with the numbers of config.json."""
         options, values = self.architecture(self.settings)
         if self.context_length is not None:
             length = values["size.context_length"]
             if self.context_length > length:
                 raise ConfigError(
-                    f"weights.context_length: {self.context_length} is more than the {length} tokens that "
-                    f"{self.path} was made for; give {length} or less"
+                    f"weights.context_length: {self.context_length} is more than the {length} tokens of "
+                    f"{self.path}; give {length} or less"
                 )
             values["size.context_length"] = self.context_length
         cls = type(self)
@@ -233,19 +199,19 @@ class HuggingFaceWeights(Weights):
 
     @property
     def published(self) -> FolderSettings | None:
-        """What the folder says of the use of its model."""
+        """The folder's settings for using its model."""
         return self.folder.published
 
     @property
     def dtype(self) -> str | None:
-        """What config.json says, or the precision of the first tensor."""
+        """The dtype in config.json, or that of the first tensor."""
         if self.published is not None and self.published.dtype is not None:
             return self.published.dtype
         first = next(iter(self.folder.tensors().values()), None)
         return None if first is None else str(first.read().dtype).removeprefix("torch.")
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the folder.
+        """Return the tokenizer of the folder.
 
         Raises:
             ConfigError: there is none, or it cannot be read.
@@ -258,18 +224,18 @@ class HuggingFaceWeights(Weights):
         return tokenizer
 
     def default_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of a folder without one, where the family has but one."""
+        """Return the family's tokenizer, for folders without one; None if the family has several."""
         return None
 
     def load(self, model: nn.Module) -> None:
         """Fill a model of ours with the folder's tensors.
 
         Raises:
-            ConfigError: with everything that is missing, left over or wrongly shaped.
+            ConfigError: lists everything that is missing, left over or wrongly shaped.
         """
         tensors = self.folder.tensors()
         for name, stored in tensors.items():
-            # A model with more rows would take the table, and call its last tokens new.
+            # Otherwise a shorter table would fit, because a model may have more tokens.
             if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:
                 raise ConfigError(
                     f"weights.path: {stored.name} has {stored.shape[0]} rows, config.json says "
@@ -277,13 +243,9 @@ class HuggingFaceWeights(Weights):
                 )
         self.key_map(self.settings).load(tensors, model)
 
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen characters of the SHA-256 of all the files."""
-        return self._digest
-
     @cached_property
-    def _digest(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Sixteen characters of the SHA-256 of all files."""
         digest = hashlib.sha256()
         for file in self.folder.files:
             with file.open("rb") as opened:
@@ -292,7 +254,7 @@ class HuggingFaceWeights(Weights):
 
 
 def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> DictConfig:
-    """A tree of the packaged configuration, with values set by full key."""
+    """Compose options of the packaged configuration, then set values by full key."""
     loader = open_loader(CONF)
     config = loader.load_configuration(None, list(options), run_mode=RunMode.RUN)
     with open_dict(config):
@@ -303,11 +265,12 @@ def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> D
 
 
 def download(name: str) -> Path:
-    """The folder of a model on Hugging Face's hub, in the hub's cache; fetched on first use.
+    """Return the folder of a model on Hugging Face's hub, in the hub's cache; downloaded on first use.
 
     Raises:
-        ConfigError: it is not in the cache and cannot be fetched.
+        ConfigError: it is not in the cache and cannot be downloaded.
     """
+    # Takes a quarter of a second to import, which only names on the hub need.
     from huggingface_hub import constants, snapshot_download
 
     def fetch(*patterns: str) -> Path:
@@ -327,36 +290,37 @@ def download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if refusal := network.refusal(f"{name} on Hugging Face's hub"):
-            raise ConfigError(f"{refusal}, and it is not in the hub's cache here") from error
+            raise ConfigError(f"{refusal}, and it is not in the hub's cache") from error
         raise ConfigError(
-            f"weights.path: {name} is not a folder here, and cannot be fetched from Hugging Face's hub ({reason}): "
-            "correct the name, or fetch it where there is a network and give the folder"
+            f"weights.path: {name} is not a folder, and cannot be downloaded from Hugging Face's hub ({reason}): "
+            "correct the name, or download it on another machine and give the folder"
         ) from error
     return folder
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of them there, beside it."""
+    """Return the files in an index, which must all exist beside it."""
     with config_errors_at("weights.path"):
         names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ConfigError(f"weights.path: {index} has no weight_map; fetch the folder again")
+        raise ConfigError(f"weights.path: {index} has no weight_map; download the folder again")
     files = [index.with_name(Path(str(name)).name) for name in sorted({*names.values()})]
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-        raise ConfigError(f"weights.path: {index.parent} lacks {', '.join(absent)}: fetch the rest")
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise ConfigError(
+            f"weights.path: {index.parent} has no {', '.join(absent)}: download the missing files"
+        )
     return files
 
 
 def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
-    """Sizes of config.json by our keys.
+    """Return sizes in config.json by our keys.
 
     Args:
-        settings: what config.json says.
+        settings: the content of config.json.
         keys: its keys by ours.
 
     Raises:
-        ConfigError: one is missing or no positive integer.
+        ConfigError: a size is missing or is not a positive integer.
     """
     sizes: dict[str, int] = {}
     for ours, theirs in keys.items():
@@ -369,9 +333,17 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
     return sizes
 
 
-def unsupported(key: str, value: Any, *, choices: Iterable[Any]) -> ConfigError:
-    """The error for a value of config.json that asks for a part that is not built here."""
-    supported = ", ".join(map(str, choices))
-    return ConfigError(
-        f"weights.path: config.json: {key}={value} is not supported, only {supported}"
-    )
+def supported(
+    settings: Settings, key: str, choices: Mapping[Any, Result], *, default: Any
+) -> Result:
+    """Return what a value of config.json stands for, out of `choices`.
+
+    Raises:
+        ConfigError: the value is not one of the choices.
+    """
+    value = settings.get(key, default)
+    if value not in [*choices]:  # which may be unhashable
+        raise ConfigError(
+            f"weights.path: config.json: {key}={value} is not supported, only {', '.join(map(str, choices))}"
+        )
+    return choices[value]

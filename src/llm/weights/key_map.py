@@ -1,46 +1,46 @@
-"""A map between two ways of naming and storing the same parameters: reversible and strict.
+"""Maps between two ways of naming and storing the same parameters: reversible and strict.
 
-The names themselves are in one file per family: `gpt2.py`, `llama.py`, `bert.py`.
+The names are in one file per family: `gpt2.py`, `llama.py`, `bert.py`.
 
-Each rule says which of their tensors make one of ours, and how; `{}` in a name stands for a layer's
-number. Applied either way, a map uses every tensor and leaves no gap, or names all that are missing,
-left over or wrongly shaped in one error.
+Each rule says which of their tensors make one of ours, and how; `{}` in a name stands for the number of a layer. In
+either direction a map uses every tensor and leaves no gap, or reports everything that is missing, left over or wrongly
+shaped in one error.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from llm.checkpoints.lazy_tensor import LazyTensor
-from llm.weights.state_loading import TABLES, fill, raise_problems
+from llm.weights.state_loading import TABLES, fill, has_no_head, raise_problems
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor, stored alike under two names.
+    """One tensor, stored in the same way under two names.
 
     Attributes:
         ours: our name.
-        theirs: their name, or the names of the several tensors that make ours.
+        theirs: their name, or the names of the tensors that make ours.
     """
 
     ours: str
     theirs: tuple[str, ...]
 
     def at(self, layer: int) -> "Rule":
-        """The same rule for one layer."""
+        """Return the rule for one layer."""
         names = tuple(name.replace("{}", str(layer)) for name in self.theirs)
         return replace(self, ours=self.ours.replace("{}", str(layer)), theirs=names)
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Our tensor from theirs."""
+        """Return our tensor, given theirs."""
         return theirs[0]
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Their tensors from ours."""
+        """Return their tensors, given ours."""
         return [ours]
 
 
@@ -49,30 +49,30 @@ class Transposed(Rule):
     """A matrix that they store as (in, out), we as (out, in)."""
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Turns the matrix."""
+        """Transpose the matrix."""
         return theirs[0].t()
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Turns it back."""
+        """Transpose it back."""
         return [ours.t().contiguous()]
 
 
 @dataclass(frozen=True)
 class QueryKeyValue(Rule):
-    """Three projections of theirs, one above the other in ours.
+    """Their three projections, stacked in ours.
 
     Attributes:
-        queries_to_keys: how many rows of queries there are for a row of keys.
+        queries_to_keys: number of query rows for each key row.
     """
 
     queries_to_keys: int = 1
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Stacks the rows of queries, keys and values."""
+        """Stack the rows of queries, keys and values."""
         return torch.cat(theirs)
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Takes the rows apart."""
+        """Separate the rows."""
         keys = ours.shape[0] // (self.queries_to_keys + 2)
         rows = (self.queries_to_keys * keys, keys, keys)
         return [part.contiguous() for part in ours.split(rows)]
@@ -87,20 +87,22 @@ class KeyMap:
         shared: their names that may be absent, and the tensors used instead.
         ignored: their names that are not parameters.
         prefix: prefix of their names, which a file may leave out.
+        renamed: endings of names in older files, and what they are now.
     """
 
     rules: tuple[Rule, ...]
     shared: Mapping[str, str]
     ignored: tuple[str, ...] = ()
     prefix: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, theirs: Mapping[str, LazyTensor], model: nn.Module) -> None:
-        """Fill a model of ours, in place, with their tensors.
+        """Fill a model of ours, in place, with their tensors. A model without its head needs none for it.
 
         Raises:
-            ConfigError: names all that is missing, left over or wrongly shaped, before anything is read.
+            ConfigError: lists all that is missing, left over or wrongly shaped, before anything is read.
         """
-        state = {self._in_full(name): stored for name, stored in theirs.items()}
+        state = {self._full_name(name): stored for name, stored in theirs.items()}
         state = {n: stored for n, stored in state.items() if not _matches(self.ignored, n)}
         for name, stand_in in self.shared.items():
             if name not in state and stand_in in state:
@@ -109,6 +111,8 @@ class KeyMap:
         ours: dict[str, LazyTensor] = {}
         problems: dict[str, str] = {}
         for rule in rules:
+            if rule.ours.startswith("head.") and has_no_head(model):
+                continue
             if missing := [name for name in rule.theirs if name not in state]:
                 problems[rule.ours] = f"missing: {', '.join(missing)}"
                 continue
@@ -121,10 +125,10 @@ class KeyMap:
         fill(model, ours, problems=problems, grow=TABLES)
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Their tensors from ours.
+        """Return their tensors, given ours.
 
         Raises:
-            ConfigError: names all that is missing or left over.
+            ConfigError: lists all that is missing or left over.
         """
         rules = _for_layers(self.rules, _layers((r.ours for r in self.rules), ours))
         expected = [rule.ours for rule in rules]
@@ -133,13 +137,16 @@ class KeyMap:
         pairs = (zip(rule.theirs, rule.split(ours[rule.ours]), strict=True) for rule in rules)
         return {name: tensor for pair in pairs for name, tensor in pair}
 
-    def _in_full(self, name: str) -> str:
+    def _full_name(self, name: str) -> str:
+        for old, new in self.renamed.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
         known = [*self.ignored, *(name for rule in self.rules for name in rule.theirs)]
         return self.prefix + name if _matches(known, self.prefix + name) else name
 
 
 def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
-    """Our tensor, still at rest; its shape is that of the same join of tensors that hold nothing.
+    """Return our tensor, unread. Its shape is found by the same operation on the device `meta`.
 
     Raises:
         ValueError: theirs cannot be joined.
@@ -162,7 +169,7 @@ def _matches(patterns: Iterable[str], name: str) -> bool:
 
 
 def _layers(patterns: Iterable[str], names: Iterable[str]) -> list[int]:
-    """The numbers of the layers that names speak of."""
+    """Return the numbers of the layers in the names."""
     layered = [_pattern(pattern) for pattern in patterns if "{}" in pattern]
     found = (pattern.fullmatch(name) for name in names for pattern in layered)
     return sorted({int(match[1]) for match in found if match})

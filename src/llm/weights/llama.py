@@ -1,4 +1,4 @@
-"""Llama's weights (Touvron et al. 2023; Grattafiori et al. 2024), as Hugging Face publishes them."""
+"""Llama's weights (Touvron et al. 2023; Grattafiori et al. 2024), as published by Hugging Face."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from llm.nn.norms import RMSNorm
 from llm.nn.positions import Llama3Scaling, Rotary
 from llm.weights.compatibility import (
     ModelPart,
+    decoder_parts,
     first_block,
-    in_every_decoder,
     require,
     unwrap_partial,
 )
-from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, unsupported
+from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
 SIZES = {
@@ -27,10 +27,10 @@ SIZES = {
     "model.feed_forward.hidden_dim": "intermediate_size",
     "model.vocab_size": "vocab_size",
 }
-# What config.json calls the nonlinearity of the gate, and our option of it.
+# Names of the gate's activation in config.json, and our options.
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
 EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
-# The numbers of a slower rotation: ours, theirs.
+# Settings of Llama 3's scaled rotation: our name, their name.
 SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -43,7 +43,7 @@ _OURS = "blocks.{}."
 
 
 def key_map(queries_to_keys: int) -> KeyMap:
-    """The rules for a model with so many query heads to a head of keys and values."""
+    """Return the rules for a model with `queries_to_keys` query heads for each key head."""
     projections = tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv")
     ours = f"{_OURS}attention.query_key_value.weight"
     alike = {
@@ -63,36 +63,26 @@ def key_map(queries_to_keys: int) -> KeyMap:
             *(Rule(f"{our}.weight", (f"{their}.weight",)) for our, their in alike.items()),
         ),
         shared={"lm_head.weight": "model.embed_tokens.weight"},
-        # The rotary frequencies, which old files keep beside the parameters.
+        # The rotary frequencies, which old files contain.
         ignored=(f"{_THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
-        prefix="model.",  # of the whole model, which files of its body leave out
+        prefix="model.",  # which files without the head leave out
     )
 
 
 def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
-    """The config.json of a model with rotary positions, and whose tensors are which of its own.
+    """Return config.json and the names of the tensors for a model with rotary positions.
 
     Raises:
-        ConfigError: it has another part that Llama has not; the line names it.
+        ConfigError: names a part that Llama does not have.
     """
     block, attention = first_block(model)
-    gate = getattr(block.feed_forward, "activation", None)
-    activation = EXPORTED.get(unwrap_partial(gate))
     position = cast(Rotary, model.position)
     scaling = position.scaling
     biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]
     require(
         "Llama",
-        ModelPart(
-            "model.position.scaling",
-            scaling,
-            scaling is None or isinstance(scaling, Llama3Scaling),
-        ),
-        *in_every_decoder(model, RMSNorm),
-        ModelPart(
-            "model.feed_forward", block.feed_forward, type(block.feed_forward) is GatedFeedForward
-        ),
-        ModelPart("model.feed_forward.activation", gate, activation is not None),
+        ModelPart("model.position.scaling", scaling, isinstance(scaling, Llama3Scaling | None)),
+        *decoder_parts(model, norm=RMSNorm, feed_forward=GatedFeedForward, activations=EXPORTED),
         ModelPart(f"model.{''.join(biased[:1])}", "a bias", not biased),
     )
     rope: Settings = {"rope_type": "default", "rope_theta": position.theta}
@@ -109,12 +99,12 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": activation,
+        "hidden_act": EXPORTED[unwrap_partial(block.feed_forward.activation)],
         "rms_norm_eps": block.attention_norm.eps,
         "max_position_embeddings": model.context_length,
         "tie_word_embeddings": model.head.weight is model.embedding.weight,
         "attention_dropout": attention.dropout.p,
-        # as their library has it since version 5, and before
+        # for their library since version 5, and for earlier versions
         "rope_parameters": rope,
         "rope_theta": position.theta,
         "rope_scaling": rope if scaling is not None else None,
@@ -123,17 +113,15 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
 
 @dataclass(frozen=True)
 class LlamaWeights(HuggingFaceWeights):
-    """Llama and its like (TinyLlama, SmolLM, Llama 3.2, …) out of a folder or the hub."""
+    """Llama and models of the same family (TinyLlama, SmolLM, Llama 3.2, …) from a folder or the hub."""
 
     model_type: ClassVar[str] = "llama"
     expected: ClassVar[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
 
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Llama's parts."""
-        if (name := settings.get("hidden_act", "silu")) not in ACTIVATIONS:
-            raise unsupported("hidden_act", name, choices=ACTIVATIONS)
-        options = ["+model=llama", "+size=124m", f"model/feed_forward={ACTIVATIONS[name]}"]
-        return options, {
+        """Return Llama's architecture with the activation of config.json."""
+        activation = supported(settings, "hidden_act", ACTIVATIONS, default="silu")
+        return ["+model=llama", "+size=124m", f"model/feed_forward={activation}"], {
             **positive(settings, SIZES),
             "size.num_kv_heads": settings.get("num_key_value_heads"),
             "model.attention.head_dim": settings.get("head_dim"),
@@ -143,26 +131,23 @@ class LlamaWeights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """Llama's names."""
+        """Return Llama's names."""
         heads = settings["num_attention_heads"]
         return key_map(heads // (settings.get("num_key_value_heads") or heads))
 
 
 def _rotation(settings: Settings) -> Settings:
-    """The rotary embedding: its base, and Llama 3's scaling where config.json asks for it.
+    """Return the base of the rotary embedding, and Llama 3's scaling if config.json has it.
 
-    Hugging Face's library has `rope_parameters` since version 5; before, the base stood by itself, and
-    the scaling in `rope_scaling`.
+    Hugging Face's library writes `rope_parameters` since version 5. Earlier versions write the base as `rope_theta`
+    and the scaling as `rope_scaling`.
     """
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    values = {
-        "model.position.theta": float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))
-    }
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "llama3":
+    theta = float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))
+    values: Settings = {"model.position.theta": theta}
+    kinds = {"default": False, "llama3": True}
+    if supported(rope, "rope_type", kinds, default=rope.get("type", "default")):
         scaling = {ours: rope[theirs] for ours, theirs in SCALING.items() if theirs in rope}
         target = {"_target_": "llm.nn.positions.Llama3Scaling"}
-        return {**values, "model.position.scaling": target | scaling}
-    if kind != "default":
-        raise unsupported("rope_type", kind, choices=["default", "llama3"])
+        values["model.position.scaling"] = target | scaling
     return values

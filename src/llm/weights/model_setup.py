@@ -1,4 +1,4 @@
-"""Initialization of a model from pretrained weights, then by an adapter."""
+"""Initialization of a model from pretrained weights, followed by an adapter."""
 
 from torch import nn
 
@@ -7,13 +7,13 @@ from llm.weights.base import Weights
 
 
 def initialize(model: nn.Module, weights: Weights | None, *, adapter: Adapter | None) -> None:
-    """Fill the language model inside a task's model, then adapt the whole, in place.
+    """Fill the language model inside a task's model, then adapt the whole model, in place.
 
-    Parameters that the weights lack, such as a classifier's new head, keep their random initialization, and
-    an adapter leaves them trainable.
+    Parameters that the weights do not contain, such as a classifier's new head, keep their random initialization, and
+    stay trainable under an adapter.
 
     Args:
-        model: a language model, or a model around one, its `body`.
+        model: a language model, or a model that contains one as its `body`.
         weights: source of the language model's parameters; None keeps the random ones.
         adapter: freezes the model and adds trainable parameters; None trains everything.
 

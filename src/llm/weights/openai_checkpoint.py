@@ -1,22 +1,19 @@
-"""GPT-2 as OpenAI released it in 2019: a checkpoint of TensorFlow, and the files of its tokenizer."""
+"""GPT-2 as released by OpenAI in 2019: a TensorFlow checkpoint and the files of its tokenizer."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from llm.checkpoints.lazy_tensor import LazyTensor
 from llm.config.build import config_errors_at
-from llm.config.errors import ConfigError
 from llm.files import read_object
 from llm.tokenizers.base import Tokenizer
 from llm.weights.huggingface import Folder, Settings
 from llm.weights.tensor_bundle import in_tensor_bundle
 from llm.weights.tokenizer_files import read_vocabulary
 
-# What hparams.json calls the sizes, by the words of Hugging Face's config.json.
+# Keys of hparams.json by those of Hugging Face's config.json.
 SIZES = {
     "vocab_size": "n_vocab",
     "n_positions": "n_ctx",
@@ -28,22 +25,20 @@ CHECKPOINT = "model.ckpt"
 TOKENIZER = ("encoder.json", "vocab.bpe")
 
 
-@dataclass(frozen=True)
 class OpenAIFolder(Folder):
-    """hparams.json, model.ckpt.index, model.ckpt.data-…, encoder.json and vocab.bpe.
+    """A folder with hparams.json, model.ckpt.index, model.ckpt.data-…, encoder.json and vocab.bpe."""
 
-    Args:
-        path: the folder.
-    """
-
-    path: Path
+    @cached_property
+    def published(self) -> None:
+        """OpenAI published no settings."""
+        return None
 
     @property
     def settings(self) -> Settings:
-        """The sizes in the words of Hugging Face's config.json; all else is GPT-2's own.
+        """The sizes by the keys of Hugging Face's config.json; other keys have GPT-2's defaults.
 
         Raises:
-            ConfigError: hparams.json cannot be read, or lacks one.
+            ConfigError: hparams.json cannot be read.
         """
         with config_errors_at("weights.path"):
             hparams = read_object(self.path / "hparams.json")
@@ -52,13 +47,13 @@ class OpenAIFolder(Folder):
 
     @property
     def files(self) -> list[Path]:
-        """The checkpoint's files, the sizes and the tokenizer."""
+        """The files of the checkpoint, the sizes and the tokenizer."""
         names = ("hparams.json", *TOKENIZER)
         described = [self.path / name for name in names if (self.path / name).is_file()]
         return sorted([*described, *self.path.glob(f"{CHECKPOINT}.*")])
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """The parameters by Hugging Face's names.
+        """Return the parameters by Hugging Face's names.
 
         Raises:
             ConfigError: the checkpoint is missing or damaged.
@@ -67,7 +62,7 @@ class OpenAIFolder(Folder):
         return {_name(name): _without_first_axis(tensor) for name, tensor in stored.items()}
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of encoder.json and vocab.bpe; None where they are not there.
+        """Return the tokenizer of encoder.json and vocab.bpe; None if one is missing.
 
         Raises:
             ConfigError: the two do not fit each other.
@@ -75,14 +70,12 @@ class OpenAIFolder(Folder):
         vocabulary, merges = (self.path / name for name in TOKENIZER)
         if not (vocabulary.is_file() and merges.is_file()):
             return None
-        try:
+        with config_errors_at("weights.path"):
             return read_vocabulary(vocabulary, merges)
-        except ValueError as error:
-            raise ConfigError(f"weights.path: {error}") from error
 
 
 def _name(name: str) -> str:
-    """`model/h0/attn/c_attn/w` is `h.0.attn.c_attn.weight`; another program's names stay as they are."""
+    """Return `h.0.attn.c_attn.weight` for `model/h0/attn/c_attn/w`; unknown names keep their words."""
     words = re.sub(r"^model/(?:h(\d+)/)?", lambda m: f"h/{m[1]}/" if m[1] else "", name).split("/")
     if words[-1] in ("wte", "wpe"):
         return f"{words[-1]}.weight"
@@ -91,11 +84,7 @@ def _name(name: str) -> str:
 
 
 def _without_first_axis(stored: LazyTensor) -> LazyTensor:
-    """A projection's matrix: OpenAI wrote it as a convolution of width 1, (1, in, out)."""
+    """Return the matrix (in, out) of a projection, which is stored as a convolution of width 1, (1, in, out)."""
     if len(stored.shape) != 3 or stored.shape[0] != 1:
         return stored
-
-    def read() -> Tensor:
-        return torch.squeeze(stored.read(), 0)
-
-    return replace(stored, shape=stored.shape[1:], read=read)
+    return replace(stored, shape=stored.shape[1:], read=lambda: stored.read().squeeze(0))

@@ -1,4 +1,4 @@
-"""Weights, architecture and tokenizer out of a run directory of ours."""
+"""Weights, architecture and tokenizer from a run directory."""
 
 import hashlib
 import inspect
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from llm import network
-from llm.adapters.base import Adapted, Adapter, load_adapter_state
+from llm.adapters.base import Adapted, Adapter, adapter_state
 from llm.adapters.lora import merge_updates
 from llm.checkpoints.checkpoint_file import (
     digest_of,
@@ -37,26 +37,26 @@ from llm.tokenizers.base import Tokenizer, load
 from llm.weights.base import Weights
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.model_setup import initialize
-from llm.weights.state_loading import TABLES, fill
+from llm.weights.state_loading import TABLES, fill, fill_state
 
 Result = TypeVar("Result")
 
-# What is built of a run's model.
+# The nodes of a run's model that are built.
 SECTIONS = {"model": Deferred[nn.Module], "adapter": Adapter | None}
-# The runs that are being loaded, each for the one before it.
+# The runs that are being loaded: each is the base of the one before it.
 _OPENED: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
 
 
 @dataclass(frozen=True)
 class RunWeights(Weights):
-    """What a finished or unfinished run has learned.
+    """The weights of a finished or unfinished run.
 
     Args:
         path: the run directory.
-        checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
-        trust: packages that the run's configuration may name; what the run itself trusts does not count,
-            for it may be a stranger's.
-        base: where the weights lie that an adapter was trained on, if they were moved since.
+        checkpoint: the `best` weights (lowest validation loss) or the `last` ones.
+        trust: packages that the run's configuration may name. Those that the run itself trusts do not count,
+            because the run may be untrusted.
+        base: new path of the weights that an adapter was trained on, if they were moved since.
     """
 
     path: str
@@ -74,9 +74,9 @@ class RunWeights(Weights):
 
     @cached_property
     def config(self) -> DictConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The run's composed configuration, resolved, for those who take its language model further.
+        """The run's composed configuration, resolved.
 
-        An update of a tied head, folded in, unties it from the embedding.
+        The head is no longer tied if an adapter with an update of it is merged.
         """
         config = read_config(self.run.config, self.trust)
         if (
@@ -100,10 +100,10 @@ class RunWeights(Weights):
 
     @property
     def published(self) -> FolderSettings | None:
-        """What the published folder said that the run, or the run that it began from, got its weights from.
+        """The settings of the published folder that the run, or the run before it, started from.
 
         Raises:
-            ConfigError: the record of it is damaged.
+            ConfigError: their record is damaged.
         """
         recorded = self.run.record.get("published")
         try:
@@ -112,42 +112,40 @@ class RunWeights(Weights):
             raise ConfigError(f"weights.path: {self.path}: run.json: published: {error}") from None
 
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer."""
+        """Return the run's tokenizer."""
         with config_errors_at("weights.path"):
             return load(self.run.tokenizer)
 
     def model(self) -> nn.Module:
-        """The whole model that the run trained, in evaluation mode on the CPU.
+        """Return the whole model that the run trained, in evaluation mode on the CPU.
 
-        That is a language model, or a classifier around one; an adapter is in its place. The
-        configuration is checked before anything is built: a run directory may be a stranger's.
+        It is a language model or a classifier, with its adapter. The configuration is checked before anything is built,
+        because a run directory may be untrusted.
 
         Raises:
-            ConfigError: the configuration is no model's, the checkpoint is missing or damaged, or the
-                weights that an adapter was trained on are gone or others.
+            ConfigError: the configuration is not a model's, the checkpoint is missing or damaged, or the
+                weights that an adapter was trained on are missing or have changed.
         """
         with opened(self.run):
-            return self._model(self.config)
-
-    def _model(self, config: DictConfig) -> nn.Module:
-        adapter = config.get("adapter")
-        parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
-        with self.named():
-            built = check_nodes(OmegaConf.create(parts), SECTIONS)
-            require_memory(built["model"].outline)
-        model = built["model"].build()
-        base = self.base_weights(config) if adapter is not None else None
-        if adapter is not None:
-            initialize(model, base, adapter=built["adapter"])
-        self.restore(model, is_adapted=base is not None)
-        return model.eval()
+            config = self.config
+            adapter = config.get("adapter")
+            parts = {"model": config.task.model, "adapter": adapter, "trust": config.trust}
+            with self.named():
+                built = check_nodes(OmegaConf.create(parts), SECTIONS)
+                require_memory(built["model"].outline)
+            model = built["model"].build()
+            base = self.base_weights(config) if adapter is not None else None
+            if adapter is not None:
+                initialize(model, base, adapter=built["adapter"])
+            self.restore(model, is_adapted=base is not None)
+            return model.eval()
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Around the check of the run's configuration: say in which file its problems are.
+        """Add the name of the run's configuration file to every problem found in a context.
 
         Raises:
-            ConfigError: with every problem behind the file's name.
+            ConfigError: has the same problems with the file's name.
         """
         try:
             yield
@@ -156,27 +154,25 @@ class RunWeights(Weights):
             raise ConfigError(*lines) from error
 
     def restore(self, model: nn.Module, *, is_adapted: bool) -> None:
-        """Fill a model that was built as the run's was with what the run learned.
+        """Fill a model that was built like the run's.
 
         Args:
-            model: the model, under its adapter if it has one.
-            is_adapted: whether the checkpoint holds only what the adapter trained.
+            model: the model, with its adapter if it has one.
+            is_adapted: whether the checkpoint contains only what the adapter trained.
 
         Raises:
             ConfigError: the checkpoint is missing or damaged, or does not fit.
         """
-        parameters = self.parameters()
         if is_adapted:
-            with config_errors_at("weights.path"):
-                load_adapter_state(model, {name: t.read() for name, t in parameters.items()})
+            fill_state(adapter_state(model), self.parameters(), problems={})
         else:
-            fill(model, parameters)
+            fill(model, self.parameters())
 
     def load(self, model: nn.Module) -> None:
-        """Fill a language model with the run's, an adapter of it folded in.
+        """Fill a language model with the run's, its adapter merged.
 
         Raises:
-            ConfigError: as for `model`, or the adapter cannot be folded into weights.
+            ConfigError: see `model`; or the adapter cannot be merged.
         """
         if self.config.get("adapter") is None:
             fill(model, language_model_part(self.parameters()), grow=TABLES)
@@ -185,7 +181,7 @@ class RunWeights(Weights):
         merge_updates(trained)
         if any(isinstance(module, Adapted) for module in trained.modules()):
             raise ConfigError(
-                f"weights.path: {self.path} holds a prefix, which cannot be folded into weights; "
+                f"weights.path: {self.path} has a prefix, which cannot be merged into the weights; "
                 "start from its base, or from a run with another adapter"
             )
         fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
@@ -222,10 +218,10 @@ class RunWeights(Weights):
         try:
             return read_usable(self.run, read, checkpoint=self.checkpoint)
         except (FileNotFoundError, DamagedCheckpointError) as error:
-            raise ConfigError(f"weights.path: {error}; {self._otherwise()}") from error
+            raise ConfigError(f"weights.path: {error}; {self._remedies()}") from error
 
-    def _otherwise(self) -> str:
-        """What to do where the checkpoint cannot be read."""
+    def _remedies(self) -> str:
+        """Return what to do if the checkpoint cannot be read."""
         is_best = requested_checkpoint(self.run, self.checkpoint) == self.run.best
         has_other = self.run.has_last if is_best else self.run.best.exists()
         name = "last" if is_best else "best"
@@ -233,14 +229,14 @@ class RunWeights(Weights):
         return f"{other}llm train with rerun=true trains it again"
 
     def base_weights(self, config: DictConfig) -> Weights | None:
-        """The weights that the run's adapter was trained on, and no others.
+        """Return the weights that the run's adapter was trained on; None if the checkpoint contains them.
 
-        They are not fetched, unless `base` says so: the run may be a stranger's.
+        They are downloaded only if `base` names them, because the run may be untrusted.
 
         Raises:
-            ConfigError: they are gone, or have changed since.
+            ConfigError: they are missing, or have changed since.
         """
-        if config.weights is None:  # a checkpoint of drawn weights holds them all
+        if config.weights is None:
             return None
         if self.base is not None and isinstance(config.weights, DictConfig):
             config.weights.path = self.base
@@ -251,22 +247,22 @@ class RunWeights(Weights):
                 found = weights.fingerprint
         except ConfigError as error:
             raise ConfigError(
-                f"weights.path: {self.path} holds an adapter of {path}, which cannot be read "
-                f"({error}); say where its weights lie now with +weights.base=…"
+                f"weights.path: {self.path} has an adapter of {path}, which cannot be read "
+                f"({error}); give the new path with +weights.base=…"
             ) from error
         if found != self.run.record.get("base", found):
             raise ConfigError(
-                f"weights.path: {self.path} holds an adapter of {path}, whose weights have "
-                "changed since: say with +weights.base=… where the old ones lie, or train the adapter again"
+                f"weights.path: {self.path} has an adapter of {path}, whose weights have "
+                "changed since: give the path of the old ones with +weights.base=…, or train the adapter again"
             )
         return weights
 
 
 def require_weights(config: DictConfig) -> Weights:
-    """Return the weights of a configuration whose node `weights` makes weights and nothing else.
+    """Return the weights that the node `weights` of a configuration builds.
 
     Raises:
-        ConfigError: it cannot, or makes something else.
+        ConfigError: it builds something else, or cannot be built.
     """
     require_source(config)
     return check_nodes(config, {"weights": Weights})["weights"]
@@ -289,16 +285,16 @@ def require_source(config: DictConfig) -> None:
 
 @contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Guard the loading of a run, which may load the run that its adapter was trained on, against cycles.
+    """Refuse cycles while a run is loaded, which may load the run that its adapter was trained on.
 
     Raises:
-        ConfigError: that is the run itself, or one that is being loaded for it.
+        ConfigError: this run is being loaded already.
     """
     place, outer = run.path.resolve(), _OPENED.get()
     if place in outer:
         raise ConfigError(
-            f"weights.path: {run.path} begins from itself (weights.path in its config.yaml); "
-            "say where its weights lie with +weights.base=…"
+            f"weights.path: {run.path} starts from itself (weights.path in its config.yaml); "
+            "give the path of its weights with +weights.base=…"
         )
     token = _OPENED.set((*outer, place))
     try:
@@ -308,29 +304,31 @@ def opened(run: Run) -> Iterator[None]:
 
 
 def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
-    """A run's saved configuration, which may be a stranger's: plain values, and nothing that it trusts itself.
+    """Return a run's saved configuration, which may be untrusted: plain values, and only `trust` is trusted.
 
     Args:
-        file: the `config.yaml` of a run; it is saved resolved, so that nothing in it needs looking up.
-        trust: packages that take the place of those that the configuration trusts, wherever it says so.
+        file: the `config.yaml` of a run, which is saved without interpolations.
+        trust: packages that replace those of the configuration, wherever it has the key `trust`.
 
     Raises:
-        ConfigError: a value would be looked up elsewhere, such as in this machine's environment.
+        ConfigError: a value is an interpolation, such as of this machine's environment variables.
     """
     config = read_yaml(file)
-    plain = OmegaConf.to_container(config, resolve=False)
-    for part in _parts(plain):
-        looked_up = [
-            value for value in _items(part) if isinstance(value, str) and has_interpolation(value)
-        ]
-        if looked_up:
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, str) and has_interpolation(value):
             raise ConfigError(
-                f"{file}: {looked_up[0]} would be looked up on this machine, and a saved configuration has "
-                "no need of that; write the value itself"
+                f"{file}: {value} would be looked up on this machine, which a saved configuration does not "
+                "need; write the value itself"
             )
-        if isinstance(part, dict) and "trust" in part:
-            part["trust"] = list(trust)
-    assert isinstance(plain, dict)
+        if isinstance(value, list):
+            return [checked(each) for each in value]
+        if isinstance(value, dict):
+            trusted = {"trust": list(trust)} if "trust" in value else {}
+            return {key: checked(each) for key, each in value.items()} | trusted
+        return value
+
+    plain = checked(OmegaConf.to_container(config, resolve=False))
     for key in ("task", "model"):
         if not (isinstance(plain.get(key), dict) and "_target_" in plain[key]):
             raise ConfigError(
@@ -339,20 +337,8 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     return OmegaConf.create({**plain, "trust": list(trust)})
 
 
-def _parts(plain: Any) -> Iterator[dict[Any, Any] | list[Any]]:
-    """Every dictionary and every list of a tree of plain data, its top first."""
-    yield plain
-    for child in _items(plain):
-        if isinstance(child, dict | list):
-            yield from _parts(child)
-
-
-def _items(part: dict[Any, Any] | list[Any]) -> list[Any]:
-    return list(part.values() if isinstance(part, dict) else part)
-
-
 def language_model_part(state: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-    """Of a classifier's parameters those of the language model inside it, or all of a language model's."""
+    """Return the parameters of the language model inside a classifier, or all of a language model's."""
     inner = {
         key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")
     }

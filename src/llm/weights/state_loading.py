@@ -1,4 +1,4 @@
-"""Loading of stored tensors into a model: strictly, in place, one tensor at a time."""
+"""Strict loading of stored tensors into a model, in place and one tensor at a time."""
 
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 
@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from llm.checkpoints.lazy_tensor import LazyTensor, Shape
 from llm.config.errors import ConfigError
 
-# Tables with a row a token: these grow when tokens are added.
+# Tensors with one row per token, which grow when tokens are added.
 TABLES = ("embedding.weight", "head.weight")
-ROWS = 4096
-MOST_TOLD = 20  # problems of one model
+ROWS = 4096  # compared at a time
+MOST_PROBLEMS = 20  # listed in one error
 
 
-@torch.no_grad()
 def fill(
     model: nn.Module,
     tensors: Mapping[str, LazyTensor],
@@ -23,25 +22,35 @@ def fill(
     problems: Mapping[str, str] | None = None,
     grow: Collection[str] = (),
 ) -> None:
-    """Copy stored tensors into a model's own, whose precision and device they take.
+    """Copy stored tensors into a model's own, which keep their dtype and device.
 
     All names and shapes are compared before the first tensor is read.
 
     Args:
         model: the model to fill.
         tensors: the tensors by the model's names.
-        problems: problems found before, by the name of the tensor, which are reported with the rest.
-        grow: names of tables that may have more rows in the model than in the file, see `new_rows`.
+        problems: problems that are known already, by the name of the tensor; they are reported with the others.
+        grow: names of tensors that may have more rows in the model than in the file, see `new_rows`.
 
     Raises:
-        ConfigError: with one line for everything that is missing, left over, wrongly shaped, or differs
-            from what the model shares it with.
+        ConfigError: has one line for every tensor that is missing, left over, wrongly shaped, or different from a
+            tensor that the model ties it to.
     """
-    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    if isinstance(getattr(model, "head", None), nn.Identity):  # taken off: a classifier has its own
-        tensors = {name: stored for name, stored in tensors.items() if name != "head.weight"}
-    problems = problems or {}
-    raise_problems([*problems.values(), *_misfits(state, tensors, told=problems, grow=grow)])
+    if has_no_head(model):
+        tensors = {n: stored for n, stored in tensors.items() if not n.startswith("head.")}
+    fill_state(model.state_dict(keep_vars=True), tensors, problems=problems or {}, grow=grow)
+
+
+@torch.no_grad()
+def fill_state(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
+    *,
+    problems: Mapping[str, str],
+    grow: Collection[str] = (),
+) -> None:
+    """Copy stored tensors into those of a state; the arguments and errors are those of `fill`."""
+    raise_problems([*problems.values(), *_misfits(state, tensors, known=problems, grow=grow)])
     filled: set[int] = set()
     untied = []
     for name, tensor in state.items():
@@ -56,28 +65,35 @@ def fill(
     raise_problems(untied)
 
 
+def has_no_head(model: nn.Module) -> bool:
+    """Return whether a classifier has removed the head of its language model."""
+    return isinstance(getattr(model, "head", None), nn.Identity)
+
+
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one error for all problems, if there are any.
+    """Raise one error with all problems.
 
     Raises:
-        ConfigError: there are.
+        ConfigError: there are problems.
     """
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = [*problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - MOST_PROBLEMS:,} more")
         head = f"weights: they do not fit the model, {count}:"
-        more = [f"and {len(problems) - MOST_TOLD:,} more"] if len(problems) > MOST_TOLD else []
-        raise ConfigError(head, *(f"  {line}" for line in [*problems[:MOST_TOLD], *more]))
+        raise ConfigError(head, *(f"  {line}" for line in lines))
 
 
 def _misfits(
     state: Mapping[str, Tensor],
     tensors: Mapping[str, LazyTensor],
     *,
-    told: Container[str],
+    known: Container[str],
     grow: Container[str],
 ) -> Iterator[str]:
     for name, tensor in state.items():
-        if name in told:
+        if name in known:
             continue
         if name not in tensors:
             yield f"missing: what would make {name}"
@@ -99,11 +115,11 @@ def _copy(tensor: Tensor, stored: Tensor) -> None:
 
 
 def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number C"]:
-    """Rows for tokens that a table does not know: drawn from the normal distribution of those it knows.
+    """Return rows for new tokens, drawn from a normal distribution with each column's mean and deviation.
 
-    So a new token is about as likely as an old one, and no new token is another one's twin: under an
-    adapter that freezes the table nothing could tell the two apart. (After Hewitt 2021, "Initializing new
-    word embeddings for pretrained language models", column by column.) The draw is always the same.
+    So a new token is about as probable as an old one, and no two new tokens have equal rows, which an adapter
+    that freezes the table could never separate. (After Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models".) The draw is always the same.
     """
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(number, table.shape[1], generator=random).to(table)
@@ -111,6 +127,6 @@ def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number 
 
 
 def _holds(tensor: Tensor, stored: Tensor) -> bool:
-    """Whether a tensor begins with another's rows, compared few at a time: a cast copies them."""
+    """Return whether a tensor begins with the stored rows; a few at a time, because a cast copies them."""
     pairs = zip(tensor[: len(stored)].split(ROWS), stored.split(ROWS), strict=True)
     return all(torch.equal(ours, theirs.to(ours)) for ours, theirs in pairs)

@@ -1,17 +1,17 @@
 """TensorFlow's checkpoint files, read without TensorFlow.
 
-A checkpoint `model.ckpt` is a *tensor bundle*: `model.ckpt.data-00000-of-00001` holds the bytes of all
-tensors one after the other, `model.ckpt.index` says what lies where. The index is a sorted table as
-LevelDB writes it:
+A checkpoint `model.ckpt` is a *tensor bundle*: `model.ckpt.data-00000-of-00001` contains the bytes of all tensors,
+`model.ckpt.index` says where each one is. The index is a sorted table in LevelDB's format:
 
     data blocks … | index block | footer (48 bytes: handles of two blocks, padding, a magic number)
 
-A handle is an offset and a size, both varints (seven bits a byte, the lowest first, the eighth bit set
-where another byte follows). A block is followed by one byte for its compression and the masked CRC-32C of
-block and byte. Inside, each entry gives how many bytes of its key are those of the key before, the rest of
-the key, and the value; then come the offsets of the keys written in full, and their number. The index
-block's values are handles of data blocks; theirs are messages of protocol buffers: under the key "" a
-BundleHeaderProto, under each tensor's name a BundleEntryProto.
+A handle is an offset and a size. Both are varints: seven bits per byte, lowest first; the eighth bit is set if another
+byte follows. After a block come one byte for its compression and the masked CRC-32C of block and byte. An entry of a
+block has the number of bytes that its key shares with the previous key, the rest of the key, and the value. The block
+ends with the offsets of the keys that are written in full, and their number.
+
+The values in the index block are handles of data blocks. The values in data blocks are protocol buffer messages: a
+BundleHeaderProto for the key "", a BundleEntryProto for the name of each tensor.
 
 Sources: LevelDB, doc/table_format.md; TensorFlow, core/lib/io/format.cc, core/util/tensor_bundle and
 core/protobuf/tensor_bundle.proto; the encoding of protocol buffers, protobuf.dev.
@@ -32,20 +32,20 @@ from llm.config.reading import read_bytes
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
-TRAILER = 5  # of a block: the compression, and a checksum of four bytes
+TRAILER = 5  # bytes after a block: the compression, and a checksum of four bytes
 DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 
 Message = dict[int, list[Any]]
 
 
 def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
-    """The tensors of a checkpoint, by name; the numbers themselves are not read yet.
+    """Return the tensors of a checkpoint by name, unread.
 
     Args:
         prefix: the path that all its files begin with, such as `124M/model.ckpt`.
 
     Raises:
-        ConfigError: the files are missing, damaged or of a form that TensorFlow does not write for GPT-2.
+        ConfigError: a file is missing or damaged, or uses a feature that GPT-2's files do not.
     """
     index = Path(f"{prefix}.index")
     try:
@@ -59,18 +59,18 @@ def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
             for key, value in entries.items()
         }
     except FileNotFoundError as error:
-        raise ConfigError(f"weights.path: {error.filename} is missing; fetch it again") from None
+        raise ConfigError(f"weights.path: {error.filename} is missing; download it again") from None
     except (AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
         reason = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ConfigError(
-            f"weights.path: {index} is not a whole checkpoint of TensorFlow ({reason}): fetch it anew"
+            f"weights.path: {index} is not a complete TensorFlow checkpoint ({reason}): download it again"
         ) from error
 
 
 def _stored(prefix: Path, name: str, *, entry: Message, shards: int) -> LazyTensor:
-    """A tensor from its BundleEntryProto, checked against the file that holds it."""
+    """Return a tensor, given its BundleEntryProto, after checking the size of its file."""
     if 7 in entry:
-        raise ValueError(f"{name} is cut into slices")
+        raise ValueError(f"{name} is divided into slices")
     if (code := entry.get(1, [0])[0]) not in DTYPES:
         raise ValueError(f"{name} has the type {code}, which is not a floating-point type")
     dimensions = _message(entry.get(2, [b""])[0]).get(2, [])
@@ -86,7 +86,7 @@ def _stored(prefix: Path, name: str, *, entry: Message, shards: int) -> LazyTens
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table, in order."""
+    """Yield the keys and values of a LevelDB table, in order."""
     footer = data[-FOOTER:]
     if len(footer) < FOOTER or struct.unpack("<Q", footer[-8:])[0] != MAGIC:
         raise ValueError("its last bytes are not those of a table")
@@ -98,18 +98,18 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _block(data: bytes, offset: int, *, size: int) -> bytes:
-    """The content of a block, its checksum compared."""
+    """Return the content of a block after verifying its checksum."""
     block, trailer = data[offset : offset + size], data[offset + size : offset + size + TRAILER]
     compression, checksum = struct.unpack("<BI", trailer)
     if _masked(crc32c(block + trailer[:1])) != checksum:
         raise ValueError("the checksum of a block is wrong")
     if compression:
-        raise ValueError(f"a block is compressed, in the manner {compression}")
+        raise ValueError(f"a block is compressed, with method {compression}")
     return block
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block."""
+    """Yield the keys and values of a block."""
     (restarts,) = struct.unpack("<I", block[-4:])
     end, position, key = len(block) - 4 * (restarts + 1), 0, b""
     while position < end:
@@ -131,7 +131,7 @@ def _handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number and the position after it."""
+    """Return a number and the position after it."""
     number = 0
     for shift in range(0, 64, 7):
         byte = data[position]
@@ -143,7 +143,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _message(data: bytes) -> Message:
-    """The fields of a message of protocol buffers: the values of each number, undecoded."""
+    """Return the fields of a protocol buffer message: the undecoded values by field number."""
     fields: Message = {}
     position = 0
     while position < len(data):
@@ -175,7 +175,7 @@ CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (RFC 3720, appendix B.4): in Python, and so for headers only."""
+    """Return the CRC-32C (RFC 3720, appendix B.4); slow, so for headers only."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -183,5 +183,5 @@ def crc32c(data: bytes) -> int:
 
 
 def _masked(crc: int) -> int:
-    """A checksum as it is stored: turned and shifted, so that sums of sums do not come out as zero."""
+    """Return a checksum as it is stored: rotated and shifted, because a CRC over data and its CRC is a constant."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""The tokenizer files of a Hugging Face folder, read and written."""
+"""Reading and writing of the tokenizer files of a Hugging Face folder."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.weights.folder_settings import TEMPLATE, TOKENIZER, FolderSettings, read_settings
 
-# What a tokenizer.json must say, where it says anything, to mean our byte-pair encoding and no other.
+# Values that keys of tokenizer.json must have, if they are present, in our byte-pair encoding.
 BPE_MODEL = {
     "type": "BPE",
     "dropout": None,
@@ -30,26 +30,26 @@ BPE_PIECES = {"add_prefix_space": False, "use_regex": True}
 
 
 def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Tokenizer | None:
-    """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None where there is neither.
+    """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is neither.
 
-    What is our byte-pair encoding, token by token, becomes that; anything else stays what it is.
+    It is a `BPETokenizer` if that gives the same tokens, otherwise a `HuggingFaceTokenizer`.
 
     Args:
-        folder: where the files are.
-        settings: the folder's own settings, if they are read already.
+        folder: the folder with the files.
+        settings: the folder's settings; None reads them.
 
     Raises:
-        ValueError: a file cannot be read; the message names it.
+        ValueError: names a file that cannot be read.
     """
     file, vocabulary, merges = (
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     if not file.is_file():
-        there = vocabulary.is_file() and merges.is_file()
-        return read_vocabulary(vocabulary, merges) if there else None
+        exist = vocabulary.is_file() and merges.is_file()
+        return read_vocabulary(vocabulary, merges) if exist else None
     settings = settings or read_settings(folder)
     definition = read_object(file)
-    with suppress(Exception):  # what is wrong with a definition, the tokenizer says
+    with suppress(Exception):  # the constructor below reports an invalid definition
         definition = _with_special_tokens(definition, {*settings.tokens.values()})
     end = _end_of_text(settings, definition)
     ours = _as_bpe(definition) if end == END_OF_TEXT else None
@@ -62,9 +62,9 @@ def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Toke
 
 
 def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
-    """GPT-2's tokenizer files: vocab.json and merges.txt, or encoder.json and vocab.bpe.
+    """Return the tokenizer of GPT-2's files: vocab.json and merges.txt, or encoder.json and vocab.bpe.
 
-    Its special tokens are `<|endoftext|>` and those of an added_tokens.json beside them.
+    Its special tokens are `<|endoftext|>` and those of an added_tokens.json in the same folder.
 
     Raises:
         ValueError: a file cannot be read, or the two do not fit each other.
@@ -89,13 +89,13 @@ def write_tokenizer(
     """Write tokenizer.json, tokenizer_config.json and the chat template.
 
     Args:
-        tokenizer: what is to be written.
-        folder: where to.
-        context_length: the most tokens that the model reads.
-        settings: which tokens have a role, and the chat template; see `settings_of`.
+        tokenizer: the tokenizer to write.
+        folder: the folder to write into.
+        context_length: maximum number of tokens that the model reads.
+        settings: roles of special tokens, and the chat template; None for those of `settings_of`.
 
     Raises:
-        ValueError: the tokenizer does something that the format has no words for.
+        ValueError: the format cannot express the tokenizer.
     """
     as_huggingface(tokenizer).save(str(folder / "tokenizer.json"))
     settings = settings or settings_of(tokenizer)
@@ -112,7 +112,7 @@ def write_tokenizer(
 
 
 def settings_of(tokenizer: Tokenizer) -> FolderSettings:
-    """What a folder says of a model that was trained from scratch: documents stand behind the end of one."""
+    """Return the settings of a model that was trained from scratch: the end of a document also begins the next."""
     end = tokenizer.end_of_text
     if end is None:
         return FolderSettings()
@@ -122,15 +122,15 @@ def settings_of(tokenizer: Tokenizer) -> FolderSettings:
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """The name of a special token."""
+    """Return the name of a special token."""
     return next(name for name, own in tokenizer.special_tokens.items() if own == token)
 
 
 def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer in the words of the library `tokenizers`.
+    """Return the same tokenizer as one of the library `tokenizers`.
 
     Raises:
-        ValueError: it does something that they have no words for.
+        ValueError: the library cannot express it.
     """
     match tokenizer:
         case HuggingFaceTokenizer():
@@ -150,7 +150,7 @@ def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         case _:
             raise ValueError(
                 f"a tokenizer of kind {tokenizer.kind} has no counterpart in Hugging Face's library, which "
-                "cannot set spaces as it does; train with bpe, byte or char"
+                "cannot place spaces as it does; train with bpe, byte or char"
             )
     model.add_special_tokens(
         [AddedToken(name, normalized=False) for name in tokenizer.special_tokens]
@@ -166,7 +166,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> to
 
 
 def _token_names(tokenizer: BPETokenizer) -> list[str]:
-    """The ordinary tokens in their order, written in `CHARACTERS`."""
+    """Return the ordinary tokens in order, as strings of `CHARACTERS`."""
     character = dict(zip(BYTES, CHARACTERS, strict=True))
     ordinary = range(256 + len(tokenizer.merges))
     return ["".join(character[byte] for byte in tokenizer.token_bytes(t)) for t in ordinary]
@@ -175,10 +175,10 @@ def _token_names(tokenizer: BPETokenizer) -> list[str]:
 def _with_vocabulary(
     merges: Sequence[Sequence[str]], ids: dict[str, Any], *, special: Collection[str]
 ) -> BPETokenizer:
-    """The tokenizer of some merges, if a vocabulary is theirs, special tokens behind it.
+    """Return the tokenizer of merges whose vocabulary is `ids`, with special tokens last.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the vocabulary is not that of the merges.
     """
     pairs = merge_ids(merges)
     last = sorted(special, key=lambda name: ids.get(name, 0))
@@ -189,12 +189,12 @@ def _with_vocabulary(
 
 
 def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
-    """Our own tokenizer, where a tokenizer.json means exactly that."""
+    """Return our tokenizer if it is equivalent to a tokenizer.json, otherwise None."""
     try:
         model, added = definition["model"], definition.get("added_tokens") or []
         if not (_is_plain(definition) and all(map(_is_plain_token, added))):
             return None
-        # Older files do not name the model's type; no other has merges.
+        # Older files do not contain the model's type, but only BPE has merges.
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         special = {token["content"]: token["id"] for token in added}
         return _with_vocabulary(merges, model["vocab"] | special, special=special)
@@ -203,7 +203,7 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
 
 
 def _is_plain(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json splits and joins as GPT-2's does and puts nothing around a text."""
+    """Return whether a tokenizer.json splits and joins as GPT-2's does and adds nothing to a text."""
     model, pieces = definition["model"], definition["pre_tokenizer"] or {}
     return (
         definition.get("normalizer") is None
@@ -216,21 +216,21 @@ def _is_plain(definition: dict[str, Any]) -> bool:
 
 
 def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:
-    """Whether a text is left as it is: there is no template for it, or one of the text alone."""
+    """Return whether nothing is added to a text: there is no template, or one with the text alone."""
     if post_processor is None or post_processor["type"] == "ByteLevel":
         return True
     return [list(piece) for piece in post_processor["single"]] == [["Sequence"]]
 
 
 def _is_plain_token(token: dict[str, Any]) -> bool:
-    """Whether an added token is special, leaves white space beside it and is one inside words too."""
+    """Return whether an added token is special, keeps the white space around it and is found inside words too."""
     return token["special"] and not any(
         token.get(key) for key in ("lstrip", "rstrip", "single_word")
     )
 
 
 def _with_special_tokens(definition: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """A tokenizer.json in which the tokens of these names are special, if it has them."""
+    """Return a tokenizer.json in which those of the named tokens that it has are special."""
     added = definition.get("added_tokens") or []
     if {*names} <= {token.get("content") for token in added if token.get("special")}:
         return definition
@@ -241,7 +241,7 @@ def _with_special_tokens(definition: dict[str, Any], names: Collection[str]) -> 
 
 
 def _end_of_text(settings: FolderSettings, definition: dict[str, Any]) -> str | None:
-    """The name of the token that ends a text, from whichever file says so."""
+    """Return the name of the token that ends a text, from the settings or the tokenizer."""
     ids = {entry["content"]: entry["id"] for entry in definition.get("added_tokens") or []}
     if (name := settings.tokens.get("eos_token")) in ids:
         return name

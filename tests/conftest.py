@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import csv
+import functools
 import gc
 import json
 import logging
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import read_once
 import shape_checks
 import torch
 from chat_server import stand_in  # noqa: F401
+from forked import forks  # noqa: F401
 from small_runs import composed, run_command, stop_at, text  # noqa: F401
 
 shape_checks.install()
+read_once.install()
 
 # One thread a process: the tests run in several processes, and threads that wait for one another's cores
 # cost more than they give. Processes that tests start inherit it.
@@ -62,16 +66,20 @@ def build() -> Callable[..., Any]:
     before the run-time check of shapes is in place, and what is imported now would go unchecked.
     """
 
-    def build(*overrides: str, vocab_size: int = 97) -> Any:
+    @functools.cache
+    def compose_model(overrides: tuple[str, ...]) -> Any:
         from hydra import compose, initialize_config_module
-        from hydra.utils import instantiate
 
         given = {override.split("=")[0] for override in overrides}
         defaults = [o for o in ("model=gpt2", "size=nano") if o.split("=")[0] not in given]
         groups = [f"+{o}" if o.split("=")[0] in ("model", "size") else o for o in overrides]
         with initialize_config_module(config_module="llm.conf", version_base="1.3"):
-            config = compose(overrides=[*(f"+{o}" for o in defaults), *groups])
-        return instantiate(config.model, vocab_size=vocab_size)
+            return compose(overrides=[*(f"+{o}" for o in defaults), *groups]).model
+
+    def build(*overrides: str, vocab_size: int = 97) -> Any:
+        from hydra.utils import instantiate
+
+        return instantiate(compose_model(overrides), vocab_size=vocab_size)
 
     return build
 

@@ -1,11 +1,6 @@
-"""Functions run by several ranks at once: processes that talk over gloo, on this machine's CPU.
-
-Each is forked from a server that has imported torch, Lightning and the trainer already, so that a rank
-costs no more than a fork; the server itself takes some seconds, once in a session.
-"""
+"""Functions run by several ranks at once: processes that talk over gloo, on this machine's CPU."""
 
 import importlib.util
-import multiprocessing
 import os
 import sys
 import time
@@ -15,10 +10,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from torch import distributed
-
-PRELOADED = ["llm.training.lifecycle", "llm.parallel.ddp", "torch.distributed", "hydra", "pytest"]
 
 
 def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:
@@ -33,18 +27,14 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: floa
     Raises:
         AssertionError: one failed, with its text, or did not end in time.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     work = (Path(sys.modules[function.__module__].__file__), function.__qualname__, args)
     processes: dict[Connection, Any] = {}
     for rank in range(world):
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = forked.SERVER.Pipe(duplex=False)
         environment = {**os.environ, **environment_of(rank, world, store.port)}
-        process = context.Process(target=_run, args=(theirs, environment, sys.path, *work))
-        process.start()
+        processes[ours] = forked.start(_run, theirs, environment, sys.path, *work)
         theirs.close()
-        processes[ours] = process
     try:
         return _results(processes, time.monotonic() + timeout)
     finally:

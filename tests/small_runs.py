@@ -58,7 +58,7 @@ WORDS = "the a cat dog sat ran on under mat house and then it was very old".spli
 def text(tmp_path: Path) -> Path:
     """A text file of regular sentences, from which a model can learn."""
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(250)]
+    lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(100)]
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -1,7 +1,7 @@
 """The commands of the README and of docs/ run as written, with overrides that make them small."""
 
+import contextlib
 import io
-import os
 import re
 import shlex
 import subprocess
@@ -187,14 +187,14 @@ def made_small(line: str) -> list[str]:
     """Return a command of the chain with the overrides that make it small."""
     words = words_of(line.replace("seed=1,2", "seed=1"))
     if "llm train" in line:
-        points = [word for word in SMALL if not (" -m " in line and "size=" in word)]
+        points = [word for word in SMALL if not (" -m " in line and word.startswith("size="))]
         words += FEW if "weights" in line else [*BOOK, *points]
     return words + [word for part, more in SMALLER.items() if part in line for word in more]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_pages_lead_from_command_to_command(folder, shared_data, run, monkeypatch):
+def test_the_pages_lead_from_command_to_command(folder, shared_data, run, forks, monkeypatch):
     """Each command uses the runs of the commands before it."""
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken"))
@@ -270,14 +270,16 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("line", "shown"), PRINTED)
-def test_a_command_prints_what_a_page_shows(line, shown, tmp_path):
+def test_a_command_prints_what_a_page_shows(line, shown, tmp_path, monkeypatch, capsys):
     """From the first line to the three dots that mark an omission."""
-    environment = os.environ | {"COLUMNS": "110"}
-    words = [sys.executable, "-m", "llm", *words_of(line)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llm", *words_of(line)])
+    with contextlib.suppress(SystemExit):
+        command_line.main()
     printed, expected = (
         [each.rstrip() for each in text.splitlines() if each.strip()]
-        for text in (done.stdout + done.stderr, shown)
+        for text in ("".join(capsys.readouterr()), shown)
     )
     if expected[-1] == "...":
         expected.pop()

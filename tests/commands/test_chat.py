@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -58,8 +59,7 @@ def trained_on(run: Run, template: str) -> None:
 
 def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Return the output of `llm chat` for lines from a pipe."""
-    command = [sys.executable, "-m", "llm", "chat", f"weights.path={run.path}", *WORDS, *words]
-    return subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
+    return forked.run(["chat", f"weights.path={run.path}", *WORDS, *words], lines)
 
 
 def test_pipe_contains_only_answers(run, tmp_path):

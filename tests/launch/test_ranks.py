@@ -207,7 +207,7 @@ def test_killed_rank_ends_all_and_the_same_command_resumes(tmp_path):
         ),
         *("data=text", f"data.path={text}", "data.batch_size=4", "optimizer=adamw"),
         *(
-            "trainer.max_steps=200",
+            "trainer.max_steps=120",
             "trainer.val_every=20",
             "callbacks.samples=null",
             "callbacks.picture=null",
@@ -228,7 +228,10 @@ def test_killed_rank_ends_all_and_the_same_command_resumes(tmp_path):
     }
     run, out, err = Run(tmp_path / "pretraining" / "run"), tmp_path / "out", tmp_path / "err"
     ended: list[int] = []
-    launcher = threading.Thread(target=lambda: ended.append(llm(words, out, err, environment)))
+    forks = {"module": "forked_ranks"}
+    launcher = threading.Thread(
+        target=lambda: ended.append(llm(words, out, err, environment, **forks))
+    )
     launcher.start()
     while not run.last.is_file():
         assert launcher.is_alive(), err.read_text()
@@ -245,7 +248,7 @@ def test_killed_rank_ends_all_and_the_same_command_resumes(tmp_path):
     assert line == record["error"]
     assert line.startswith("rank 1 was killed by SIGKILL")
 
-    assert llm(words, out, err, environment) == 0, err.read_text()
+    assert llm(words, out, err, environment, **forks) == 0, err.read_text()
     assert Run(run.path).record["status"] == "done"
     assert "(resumes)" in out.read_text()
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +14,7 @@ import forked
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from stand_in import SCRIPT
 
 import llm.__main__ as command
 from llm.comparison.table import Table
@@ -59,16 +59,6 @@ def llm(text, tmp_path, monkeypatch, capsys):
         return status, out, err
 
     return call
-
-
-@pytest.fixture
-def forks(monkeypatch):
-    """Run jobs in forked processes."""
-
-    def run_process(job, words, environment, asked):
-        return forked.llm(words[3:], job.file("log"), job.file("err"), environment)
-
-    monkeypatch.setattr(sweep_job, "run_process", run_process)
 
 
 @pytest.fixture
@@ -166,14 +156,13 @@ def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
         assert figures(ours.metrics) == figures(theirs.metrics)
 
 
-def test_jobs_are_processes_that_know_their_sweep(text, tmp_path):
-    """Started as from a shell, with variables of another launcher, in a path with special characters."""
+def test_jobs_are_processes_that_know_their_sweep(llm, text, tmp_path, monkeypatch):
+    """With variables of another launcher, in a path with special characters."""
     odd = text.rename(tmp_path / "my text: a\\b, c ${x}='1'.txt")
     path = str(odd).replace(",", "\\,")
-    line = [sys.executable, "-m", "llm", "train", "-m", *WORDS, f"data.path={path}", "seed=1,2"]
-    line += [f"output_dir={tmp_path}/runs", "trainer.max_steps=2"]
-    environment = os.environ | {"LLM_CACHE": str(tmp_path / "cache"), "WORLD_SIZE": "7"}
-    subprocess.run(line, env=environment, check=True)
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    words = [*WORDS, f"data.path={path}", "seed=1,2", "trainer.max_steps=2"]
+    assert llm("train", "-m", *words, f"output_dir={tmp_path}/runs")[0] == 0
     records = [run.record for run in only_sweep(tmp_path / "runs").runs]
     assert len({record["process"] for record in records} | {os.getpid()}) == 3
     assert {record["sweep"] for record in records} == {only_sweep(tmp_path / "runs").name}
@@ -382,30 +371,25 @@ def test_ctrl_c_lets_the_job_save_and_ends_the_sweep(tmp_path):
         "open('started', 'w').close()\ntime.sleep(60)\n"
     )
     job.chmod(0o755)
-    code = f"""
-import sys
-import llm.__main__ as command
-from llm.launch import sweep_job
-from llm.comparison.table import Table
-sweep_job.sys = type("sys", (), {{"executable": {str(job)!r}}})
-sys.argv = ["llm", "train", "-m", "seed=1,2"]
-command.main()
-"""
+    environment = os.environ | {SCRIPT: str(job)}
     for number, tell in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):
         (tmp_path / "started").unlink(missing_ok=True)
-        parent = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            cwd=tmp_path,
+        log = tmp_path / "log"
+        parent = forked.start_llm(
+            ["train", "-m", "seed=1,2"],
+            log,
+            tmp_path / "err",
+            environment,
+            folder=tmp_path,
+            module="stand_in",
         )
         while not (tmp_path / "started").exists():
-            assert parent.poll() is None
+            assert parent.is_alive()
             time.sleep(0.01)
         tell(parent.pid, number)
-        out, _ = parent.communicate(timeout=30)
-        assert parent.returncode == 128 + number
+        parent.join(30)
+        assert parent.exitcode == 128 + number
+        out = log.read_text()
         assert "the sweep stopped; the same command resumes it" in out
         outcomes = [job.outcome.get("status") for job in only_sweep(tmp_path).jobs]
         assert outcomes == ["interrupted", None]
@@ -438,33 +422,35 @@ def test_name_of_a_sweep_is_a_prefix_of_its_runs(llm, stand_in, tmp_path):
 
 def test_earlier_sweep_with_the_same_name_is_moved(llm, stand_in, tmp_path):
     """A sweep that has more values or is longer is not moved."""
-    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
+    line = ["train", "-m", "name=mine"]
     stand_in(done)
-    assert "was moved to" not in llm(*line, "seed=1,2")[1]
+    assert "was moved to" not in llm(*line, "seed=1,3")[1]
     for more in (["seed=1,2,3"], ["seed=1,2,3", "trainer.max_steps=2000"]):
         assert "was moved to" not in llm(*line, *more)[1]
     before = (only_sweep(tmp_path).path / "table.csv").read_text()
-    _, out, _ = llm(*line, "seed=1")
+    _, out, _ = llm(*line, "seed=4,5")
     assert out.splitlines()[0] == "the earlier sweep was moved to outputs/sweeps/mine~1"
     assert len(only_sweep(tmp_path).jobs) == 2
     kept = Sweep(tmp_path / "outputs/sweeps/mine~1")
     assert (kept.path / "table.csv").read_text() == before
-    assert [run.status for run in kept.runs] == ["done"] * 6
+    assert [run.status for run in kept.runs] == ["done"] * 3
 
 
-@pytest.mark.parametrize("values", [["seed=1"], ["seed=1,2,3"]])
-def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path, values):
-    """Also not one with additional jobs between those that run, whose numbers would change."""
-    line = ["train", "-m", "name=mine", "model=gpt2,llama"]
+def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path):
+    """Not one with fewer jobs, nor one with additional jobs between those that run, whose numbers would change."""
+    line = ["train", "-m", "name=mine"]
     stand_in(done)
-    llm(*line, "seed=1,2")
+    llm(*line, "seed=1,2,4")
     running = only_sweep(tmp_path)
-    with running.jobs[3].claimed():
-        assert llm(*line, "seed=1,2")[0] == 0
-        status, _, err = llm(*line, *values)
-    assert (status, len(err.splitlines())) == (75, 1)
-    assert "another sweep is running under this name; wait for it, or choose another name=" in err
-    assert len(running.jobs) == 4
+    with running.jobs[2].claimed():
+        assert llm(*line, "seed=1,2,4")[0] == 0
+        found = [llm(*line, "seed=1,2"), llm(*line, "seed=1,2,3,4")]
+    for status, _, err in found:
+        assert (status, len(err.splitlines())) == (75, 1)
+        assert (
+            "another sweep is running under this name; wait for it, or choose another name=" in err
+        )
+    assert len(running.jobs) == 3
 
 
 def test_repeated_point_is_refused(llm):

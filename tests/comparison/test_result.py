@@ -95,15 +95,6 @@ def test_a_damaged_metrics_file_is_reported_and_left_out(spoil, told, tmp_path):
     assert told in str(result.damage)
 
 
-def test_a_run_of_an_older_version_is_known_by_its_command(tmp_path):
-    new = ("recipe", "task", "choices", "overrides", "corpus", "vocabulary", "flops_per_token")
-    command = "llm train model=llama seed=3 'weights.path=\"a b\"' +method=lora"
-    result = Result(make(tmp_path / "a", command=command, data="abc", without=new))
-    assert result.settings == {"model": "llama", "weights.path": "a b", "method": "lora"}
-    assert result.data is not None
-    assert result.recipe is None
-
-
 def test_a_run_that_did_not_start_is_pending(tmp_path):
     result = Result(Run(tmp_path / "nowhere"))
     assert (result.status, result.metrics, result.data) == ("pending", {}, None)

@@ -343,18 +343,6 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
         compare([classifier(tmp_path / "a", 0.9)], by="val/acuracy")
 
 
-def test_runs_of_older_versions_show_what_they_have(tmp_path):
-    new = ("recipe", "task", "choices", "overrides", "corpus", "vocabulary", "flops_per_token")
-    runs = [
-        make(tmp_path / "old", without=new, command="llm train model=gpt2", data="d1", recipe=""),
-        make(tmp_path / "new"),
-    ]
-    table = compare(runs)
-    assert sorted(column(table, "model")) == ["gpt", "gpt2"]
-    assert column(table, "best_loss") == [4.0, 4.0]
-    assert column(table, "rank") == [1, 1], "nobody knows whether their data are the same"
-
-
 def test_what_does_not_depend_on_the_clock_is_the_same_again(tmp_path):
     first = compare([make(tmp_path / "a" / str(n), seed=n) for n in range(2)])
     slower = {"seconds": 99.0, "peak_memory": 5}
@@ -424,22 +412,3 @@ def test_files_are_replaced_at_once_and_nothing_else_is_left(tmp_path):
         path.name for path in written
     )
     assert (tmp_path / "sweep" / "table.csv").read_text() == table.csv()
-
-
-def test_a_loss_on_visible_targets_is_not_ranked(tmp_path):
-    honest = make(tmp_path / "gpt", [6.0, 4.0], settings={"model": "gpt"})
-    leaking = make(tmp_path / "bert", [6.0, 0.1], settings={"model": "bert"})
-    table = compare([leaking, honest])
-    assert column(table, "model") == ["gpt", "bert"]
-    assert column(table, "rank") == [1, None]
-    assert table.best == [honest]
-    assert table.notes[0] == (
-        "model=bert: BERT saw the tokens that it was to predict; its loss is not ranked"
-    )
-    classifiers = [
-        make(
-            tmp_path / f"{name}-c", [1.0, loss], settings={"model": name, "task": "classification"}
-        )
-        for name, loss in (("gpt", 0.5), ("bert", 0.1))
-    ]
-    assert column(compare(classifiers), "rank") == [1, 2]

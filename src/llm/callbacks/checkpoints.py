@@ -112,9 +112,8 @@ class Checkpoints(StepCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the saved best, unless it belongs to another metric."""
-        if state_dict.get("monitor", "val/loss") == self.monitor:
-            best = state_dict["best"]  # earlier versions saved the loss alone
-            self.best = tuple(best) if isinstance(best, list) else (best, best)
+        if state_dict["monitor"] == self.monitor:
+            self.best = tuple(state_dict["best"])
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -56,5 +56,5 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count, unless it belongs to another metric."""
-        if state_dict.get("monitor", "val/loss") == self.monitor:
+        if state_dict["monitor"] == self.monitor:
             self.best, self.waited = state_dict["best"], state_dict["waited"]

@@ -24,7 +24,6 @@ def table_notes(
     """
     rows = [row for part in parts for row in part.rows]
     found = chain(
-        _seeing(rows, keys),
         _changed(rows),
         _apart(parts),
         *(_counted(part, by) for part in parts),
@@ -33,13 +32,6 @@ def table_notes(
         _repeated(rows, confidence),
     )
     return list(dict.fromkeys(found))
-
-
-def _seeing(rows: Sequence[TableRow], keys: Sequence[str]) -> Iterator[str]:
-    """Note each model that saw the tokens it had to predict."""
-    for row in rows:
-        if any(each.sees_its_targets for each in row.results):
-            yield f"{row_label(row, keys)}: BERT saw the tokens that it was to predict; its loss is not ranked"
 
 
 def _changed(rows: Sequence[TableRow]) -> Iterator[str]:

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-import shlex
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llm.config.overrides import values
 from llm.config.reading import RESTORE, FileError, read_utf8
 from llm.runs import Run, display_path
 
@@ -24,9 +22,6 @@ UNSHOWN = (
     *("seed", "name", "output_dir", "rerun", "resume", "dry_run", "match", "trust", "logger"),
     *("callbacks", "hydra"),
 )
-
-# Tasks whose loss is that of predicting tokens.
-PREDICTING = ("pretraining", "sft", "dpo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +62,9 @@ class Result:
         return self.record.get("seed", self.overrides.get("seed"))
 
     @property
-    def has_begun(self) -> bool:
-        """Return whether training has ever started."""
-        return "fingerprint" in self.record
-
-    @property
     def recipe(self) -> str | None:
         """Return the fingerprint that its repetitions share; None before training starts."""
-        return self.record.get("recipe") if self.has_begun else None
+        return self.record.get("recipe") if "fingerprint" in self.record else None
 
     @property
     def changes(self) -> list[str]:
@@ -88,21 +78,9 @@ class Result:
 
     @property
     def data(self) -> str | None:
-        """Return the task and held-out text of its metrics; None if nothing was measured.
-
-        In the records of earlier versions the name of the text includes the tokenizer, which is as strict.
-        """
-        corpus = self.record.get("corpus") or self.record.get("data")
+        """Return the task and held-out text of its metrics; None if nothing was measured."""
+        corpus = self.record.get("corpus")
         return f"{self.record.get('task')} {corpus}" if corpus else None
-
-    @property
-    def sees_its_targets(self) -> bool:
-        """Return whether the model saw the tokens it learned to predict, so that its loss is meaningless.
-
-        `llm train` refuses this; runs of earlier versions are recognized by their options.
-        """
-        chosen = {self.choices.get("model"), self.choices.get("weights")}
-        return self.record.get("task") in PREDICTING and "bert" in chosen
 
     # Configuration
 
@@ -111,8 +89,7 @@ class Result:
         """Return the overrides of its command line by key, in their order."""
         found = self.record.get("overrides")
         if not isinstance(found, Mapping):
-            said = split_words(str(self.record.get("command", "")))[2:]
-            found = values(word for word in said if "=" in word)
+            return {}
         return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
 
     @cached_property
@@ -237,14 +214,6 @@ class Result:
 
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
-
-
-def split_words(command: str) -> list[str]:
-    """Split a command line as a shell does, or at blanks if its quotes do not match."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return command.split()
 
 
 def _is_shown(key: str) -> bool:

@@ -62,11 +62,6 @@ class TableRow:
         return next((each.recipe for each in self.results if each.recipe), None)
 
     @property
-    def has_place(self) -> bool:
-        """Return whether its metrics may be ranked: it is finished and its model did not see its targets."""
-        return self.is_done and not any(each.sees_its_targets for each in self.results)
-
-    @property
     def data(self) -> set[str]:
         """Return the data its repetitions were measured on."""
         return {each.data for each in self.results if each.data is not None}
@@ -178,8 +173,8 @@ def fold(
 ) -> list[TableRow]:
     """Group repetitions into rows.
 
-    A second run of the same recipe and seed is a row of its own, and so is a run from before recipes were recorded.
-    A run that never started gets the recipe of the runs with the same settings, if they have only one.
+    A second run of the same recipe and seed is a row of its own. A run that never started gets the recipe
+    of the runs with the same settings, if they have only one.
 
     Args:
         results: the runs.
@@ -195,10 +190,9 @@ def fold(
         settings = _settings(each, keys)
         known = recipes[settings]
         recipe = each.recipe or (next(iter(known)) if len(known) == 1 else None)
-        is_alone = each.has_begun and each.recipe is None
         seen[settings, recipe, each.seed] += 1
         again = seen[settings, recipe, each.seed]
-        own = (each.run.path if is_alone else None, each.seed if by_seed else None)
+        own = each.seed if by_seed else None
         rows.setdefault((settings, recipe, again, own), []).append(each)
     return [TableRow(key[0], tuple(found)) for key, found in rows.items()]  # type: ignore
 
@@ -255,7 +249,7 @@ def _part(label: str, rows: Sequence[TableRow], by: str | None) -> TablePart:
         metric = ""
 
     def place(row: TableRow) -> tuple:
-        values = row.values(metric) if row.has_place else []
+        values = row.values(metric) if row.is_done else []
         mean = fmean(values) if values else math.nan
         rank = (0, direction(metric) * mean) if math.isfinite(mean) else (1, 0.0)
         names = (row.status, *row.settings, row.recipe, row.results[0].name)

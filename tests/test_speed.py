@@ -26,7 +26,7 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5, times
 
 
-def test_the_trainer_costs_less_than_a_millisecond_a_step():
+def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
     """Thread time over a raw loop, with the default callbacks and loggers.
 
     Other work on the machine only ever adds to a time, so the best of up to four measurements counts.
@@ -36,9 +36,9 @@ def test_the_trainer_costs_less_than_a_millisecond_a_step():
     for _ in range(4):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         measured.append(json.loads(done.stdout.splitlines()[-1])["overhead_ms"])
-        if measured[-1] <= 0.65:
+        if measured[-1] <= 0.5:
             break
-    assert min(measured) <= 0.65, measured
+    assert min(measured) <= 0.5, measured
 
 
 def test_cached_generation_is_as_fast_as_hugging_faces():

@@ -104,6 +104,13 @@ class Task(L.LightningModule):
         self._rates: list[float] = []  # the peak learning rate of each group
         self._targets: list[Tensor] = []  # of the current optimizer step, per micro-batch
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the name of the hook, which Lightning sets 34 times per step, without module handling."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def configure_model(self) -> None:
         """Divide the model among devices, once: Lightning calls this before each fit and test."""
         shard, self.shard = self.shard, None

@@ -92,7 +92,7 @@ def test_instruct_study_has_both_tables_and_responses(run, base):
 
 def test_optimizer_study_has_a_row_per_optimizer(run):
     study = EXPERIMENTS / "optimizers" / "study.py"
-    table = run(study, "optimizer.lr=0.01", "size=nano", *CPU, *SHORT)
+    table = run(study, "--picture=rates.png", "optimizer.lr=0.01", "size=nano", *CPU, *SHORT)
     rows = [line for line in table.splitlines() if line.startswith("| ") and "±" in line]
     assert len(rows) == 6
 

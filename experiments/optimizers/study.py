@@ -103,6 +103,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/optimizers_study"))
+    parser.add_argument("--picture", type=Path, default=HERE / "rates.png")
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
@@ -115,7 +116,7 @@ def main() -> None:
             train(name, args.output, [rate, f"seed={seeds}", *args.words])
     found = results(args.output)
     print(table(found))
-    draw(found, HERE / "rates.png")
+    draw(found, args.picture)
 
 
 if __name__ == "__main__":

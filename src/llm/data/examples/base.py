@@ -1,4 +1,4 @@
-"""The base class of data modules for finetuning: examples are read, split and encoded in memory."""
+"""The base class of data modules for finetuning, whose examples fit in memory."""
 
 import json
 import warnings
@@ -24,26 +24,25 @@ from llm.tokenizers.base import TokenizerSpec, fit
 
 
 class ExamplesDataModule(DataModule):
-    """A data module of examples in memory; the length of a batch is that of its longest row.
+    """A data module that reads, splits and encodes examples in memory.
 
-    A subclass defines how rows of a file become examples (`parse`), which texts these have (`texts`), and how they
-    are encoded (`encode`) and collated (`collate`).
+    A subclass defines how a row of a file becomes an example (`parse`), which texts an example has (`texts`), and how
+    examples are encoded (`encode`) and collated (`collate`).
 
     Args:
         path: a JSON, JSON lines, CSV or TSV file, several files, or a download.
         tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: maximum number of tokens in a row.
         collation: how examples become rows, and rows batches.
-        columns: as for Layout: a mapping from our names of fields to those in the files, or the column names of a
-            file without a header.
-        delimiter: as for Layout.
-        encoding: as for Layout.
-        quoting: as for Layout.
+        columns: see Layout.
+        delimiter: see Layout.
+        encoding: see Layout.
+        quoting: see Layout.
         malformed: whether rows that cannot be used raise an error (`stop`) or are left out (`skip`).
-        validation_fraction: share of the examples for validation.
-        test_fraction: share of the examples for the test.
-        validation_path: separate files for validation; then `path` is not split for it.
-        test_path: separate files for the test; then `path` is not split for it.
+        validation_fraction: share of the examples for validation, unless it has its own files.
+        test_fraction: share of the examples for the test, unless it has its own files.
+        validation_path: files for validation.
+        test_path: files for the test.
         shared: the arguments of `DataModule`.
 
     Attributes:
@@ -51,10 +50,10 @@ class ExamplesDataModule(DataModule):
         may_pack: whether a row may have several examples.
         averages_tokens: whether a loss is averaged over tokens, so that it depends on the tokenizer.
         special_tokens: names of special tokens that the tokenizer must have.
-        raw: the examples of each part as read. Available after `setup`, like the ones below.
+        raw: the examples of each part. Available after `setup`, like the ones below.
         encoded: the rows of each part.
         skipped: number of malformed rows left out.
-        unused: for each field that is not read, the number of rows in which it is not blank.
+        unused: number of rows with a value in a field that is not read, by field.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -111,7 +110,7 @@ class ExamplesDataModule(DataModule):
 
     @abstractmethod
     def parse(self, row: Record) -> Any:
-        """Return a row of a file as an example, which has the file and line, `where`.
+        """Return a row of a file as an example, with its file and line in `where`.
 
         Raises:
             ValueError: the row cannot be used.
@@ -119,7 +118,7 @@ class ExamplesDataModule(DataModule):
 
     @abstractmethod
     def texts(self, example: Any) -> Iterable[str]:
-        """Return the texts of an example, on which a tokenizer may be trained."""
+        """Return the texts of an example, to train a tokenizer on."""
 
     @abstractmethod
     def encode(self, example: Any) -> Encoded:
@@ -134,7 +133,7 @@ class ExamplesDataModule(DataModule):
         """Return a batch of examples."""
 
     def settings(self) -> object:
-        """Return settings that the rows depend on, such as the template, as plain data."""
+        """Return settings that change the rows, such as the template, as plain data."""
         return None
 
     def content(self, example: Any) -> object:
@@ -156,7 +155,7 @@ class ExamplesDataModule(DataModule):
     # Preparing
 
     def prepare_data(self) -> None:
-        """Read the files, so that errors in them are raised before training starts."""
+        """Read the files, once."""
         if not self.raw:
             self.raw = self.read()
 
@@ -272,15 +271,12 @@ class ExamplesDataModule(DataModule):
         return self.collation.arrange(encoded, self.context_length)
 
     def require_fit(self, what: str, *, prompt: int, tokens: int) -> None:
-        """Raise an error if a conversation is longer than the context; its last token is only a target.
+        """Raise a ValueError if a conversation is longer than the context; its last token is only a target.
 
         Args:
-            what: the name of the conversation.
+            what: name of the conversation in the message.
             prompt: number of tokens of the prompt.
             tokens: number of tokens in total.
-
-        Raises:
-            ValueError: it is longer.
         """
         if tokens - 1 > self.context_length:
             raise ValueError(
@@ -301,11 +297,11 @@ class ExamplesDataModule(DataModule):
         return all(is_here(path) for path in self.files.values() if path is not None)
 
     def model_rows(self, part: str) -> Iterable[Encoded]:
-        """Return the rows of a part as a model reads them: one or several for an example."""
+        """Return the rows of a part that a model reads, one or several per example."""
         return self.encoded[part]
 
     def training_sampler(self, **order: int) -> Sampler:
-        """Return the sampler of the collation; `order` is the rest of its arguments."""
+        """Return the sampler of the collation."""
         lengths = [len(row["tokens"]) for row in self.encoded["train"]]
         return self.collation.sampler(lengths, self.batch_size, **order)
 
@@ -328,12 +324,7 @@ class ExamplesDataModule(DataModule):
 
 @dataclass(eq=False)
 class Examples(Dataset[Batch]):
-    """A dataset of rows in memory, gathered one batch at a time.
-
-    Args:
-        rows: the encoded examples.
-        collate: collates rows to a batch.
-    """
+    """A dataset of encoded rows in memory, gathered one batch at a time."""
 
     rows: Sequence[Encoded]
     collate: Callable[[Sequence[Encoded]], Batch]
@@ -342,12 +333,10 @@ class Examples(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        """Gather the rows with these indices, (B); an index beyond the end is a row whose targets are all ignored."""
-        rows = [self.rows[n] if n < len(self.rows) else self._ignored for n in numbers.tolist()]
-        return self.collate(rows)
-
-    @property
-    def _ignored(self) -> Encoded:
-        row = self.rows[0]
-        names = row.keys() & {"targets", "labels"}
-        return row | {name: [IGNORE_INDEX] * len(row[name]) for name in names}
+        """Gather the rows with these indices, (B); all targets of a row beyond the end are ignored."""
+        first = self.rows[0]
+        names = first.keys() & {"targets", "labels"}
+        ignored = first | {name: [IGNORE_INDEX] * len(first[name]) for name in names}
+        return self.collate(
+            [self.rows[n] if n < len(self.rows) else ignored for n in numbers.tolist()]
+        )

@@ -1,8 +1,7 @@
 """Collation of examples of different lengths: padding, length grouping and packing.
 
-An example is a dictionary of lists of equal length: `tokens`, `targets` and others with one value per
-token. Rows are padded on the right, so a causal model needs no padding mask: no token attends to the
-padding after it, and the targets of padding are ignored.
+An example is a dictionary of lists with one value per token, such as `tokens` and `targets`. Rows are padded on the
+right, so a causal model needs no padding mask: no token attends to the padding after it, and its targets are ignored.
 """
 
 from bisect import bisect_left, insort
@@ -51,8 +50,8 @@ class Padding:
     """A collation with one example per row, padded to the longest row of its batch.
 
     Args:
-        multiple: rows are padded to a multiple of this number of tokens, up to the context length: it is
-            faster on tensor cores, and fewer lengths need fewer kernels.
+        multiple: rows are padded to a multiple of this number of tokens, up to the context length: tensor cores are
+            faster, and fewer lengths need fewer kernels.
 
     Raises:
         ValueError: the multiple is less than 1.
@@ -68,7 +67,7 @@ class Padding:
         return list(examples)
 
     def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
-        """Return a sampler of rows of these lengths; `order` is the rest of a TrainingSampler's arguments."""
+        """Return a sampler of rows of these lengths; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(len(lengths), batch_size, **order)
 
     def batch(self, rows: Sequence[Encoded], context_length: int) -> Batch:
@@ -87,7 +86,7 @@ class Padding:
 
 
 class LengthGrouped(Padding):
-    """A padding collation with rows of similar length in a batch, which needs less padding.
+    """A collation with rows of similar length in a batch, which needs less padding.
 
     Args:
         multiple: as for Padding.

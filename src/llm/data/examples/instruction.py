@@ -43,16 +43,21 @@ class Demonstration(NamedTuple):
 class InstructionDataModule(ExamplesDataModule):
     """A data module of conversations, from which a model learns to answer.
 
-    A row of the file is an instruction, `{"instruction", "output"}`, optionally with `input`, `system` and `history`
-    (pairs of earlier turns, which are learned as well); a prompt, `{"prompt", "completion"}`; or a conversation,
-    `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which ends with the
-    assistant. Answers of `weight` 0 are not learned. A warning lists fields that are not blank and not read.
+    A row of the file has one of these shapes:
+
+    - an instruction, `{"instruction", "output"}`, optionally with `input`, `system` and `history` (pairs of earlier
+      turns, which are learned too);
+    - a prompt, `{"prompt", "completion"}`;
+    - a conversation, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which
+      ends with the assistant's message.
+
+    Answers of `weight` 0 are not learned. A warning lists fields with a value that are not read.
 
     Args:
-        template: how messages become tokens; its special tokens are added to the tokenizer.
+        template: the chat template; its special tokens are added to the tokenizer.
         loss_on: the tokens to learn: the assistant's answers (`response`) or all (`all`).
-        shared: the arguments of `ExamplesDataModule`. The last token of a conversation is only a target, so a
-            conversation may have `context_length` + 1 tokens.
+        shared: the arguments of `ExamplesDataModule`. A conversation may have `context_length` + 1 tokens, because
+            the last one is only a target.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -103,7 +108,7 @@ class InstructionDataModule(ExamplesDataModule):
         return Demonstration(row.where, messages, questions[-1], "")
 
     def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
-        """Return the names of fields that are not blank and that `parse` does not read."""
+        """Return the names of fields with a value that `parse` does not read."""
         shape = record_shape(values)
         assert shape is not None
         return unused_fields(values, (shape.name, *shape.optional, shape.answer))
@@ -124,7 +129,7 @@ class InstructionDataModule(ExamplesDataModule):
     # Encoding
 
     def encode(self, example: Demonstration) -> Encoded:
-        """Return the tokens and their targets: the next token if it is to be learned, otherwise ignored.
+        """Return the tokens and their targets: the next token if it is learned, otherwise ignored.
 
         Raises:
             ValueError: there are more tokens than fit the context.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llm.data.examples.template import ChatTemplate, Message
 from llm.network import call_within
@@ -28,7 +28,7 @@ PROBE = (Message("user", "question"), Message("assistant", "answer"))
 
 
 class Renderer:
-    """A process that renders one template, started at the first request.
+    """A process that renders one template.
 
     Args:
         source: the Jinja source of the template.
@@ -40,7 +40,7 @@ class Renderer:
         self._failure: str | None = None  # the error of a template that is not tried again
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """Return the text that the template makes of values.
+        """Render values.
 
         Raises:
             ValueError: the template cannot be parsed, rejects the values, or needs too much time, memory or
@@ -49,7 +49,7 @@ class Renderer:
         return self._request(self.start(), values)
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Return the process, which is started if it does not run.
+        """Return the process; start it if it does not run.
 
         Raises:
             ValueError: the template cannot be parsed.
@@ -58,8 +58,7 @@ class Renderer:
             raise ValueError(self._failure)
         if self._process is not None and self._process.poll() is None:
             return self._process
-        # The environment may have secrets, so pass on only where modules are found. A new session keeps the
-        # terminal's Ctrl-C from the process.
+        # Other variables of the environment may be secret. Ctrl-C does not reach a process in a new session.
         kept = {name: os.environ[name] for name in ("PYTHONPATH", "PATH") if name in os.environ}
         self._process = process = subprocess.Popen(
             [sys.executable, "-P", "-B", str(WORKER)],
@@ -107,16 +106,12 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 @lru_cache(maxsize=8)
 def renderer(source: str, process_id: int) -> Renderer:
-    """Return the renderer of a template; each process, such as a fork, has its own."""
+    """Return the renderer of a template in this process."""
     return Renderer(source)
 
 
 class Hidden:
-    """A conversation whose messages hide names of special tokens from the template and the tokenizer.
-
-    Args:
-        tokenizer: the tokenizer of the special tokens.
-        messages: the messages as written.
+    """A conversation without names of special tokens in its messages.
 
     Attributes:
         messages: the messages, with each name replaced by its index between two marks.
@@ -155,26 +150,11 @@ class Hidden:
         return tokens
 
 
-class AnswerSpan(NamedTuple):
-    """The position of an answer in a rendered text, in characters.
-
-    Attributes:
-        start: start of the answer.
-        end: end of the answer, after the token or text that ends it.
-        learned: whether the answer is learned.
-    """
-
-    start: int
-    end: int
-    learned: bool
-
-
 @dataclass(frozen=True)
 class JinjaTemplate(ChatTemplate):
     """A published model's own chat template.
 
-    Messages cannot forge tokens of the template: the name of a special token in a message is encoded as plain
-    text.
+    The name of a special token in a message is encoded as plain text.
 
     Args:
         source: the template's source, in pieces that are joined.
@@ -206,7 +186,7 @@ class JinjaTemplate(ChatTemplate):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return tokens and mask, see `ChatTemplate.encode`, without what the template writes after a last answer.
+        """Return tokens and mask, see `ChatTemplate.encode`; text after the last answer is left out.
 
         Raises:
             ValueError: the roles do not alternate, the template rejects the messages, or the start or end
@@ -223,20 +203,20 @@ class JinjaTemplate(ChatTemplate):
                 raise
             answers = []  # those in a prompt are not learned, so their positions are not needed
         if not is_prompt:
-            text = text[: answers[-1].end]
+            text = text[: answers[-1][1]]
         return _tokens(text, answers, hidden=hidden)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, with the beginning of an answer."""
+        """Return the text that `encode` encodes."""
         self.require(messages)
         return self._render(messages)
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render`: the tokenizer of a published model is not trained on it."""
+        """Return the text of `render`: no tokenizer is trained on it."""
         return self.render(messages)
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the token that ends an answer; None if it is not one special token."""
+        """Return the special token that ends an answer, or None."""
         token = self.encode(PROBE, tokenizer)[0][-1]
         return token if token in tokenizer.special_tokens.values() else None
 
@@ -260,7 +240,6 @@ class JinjaTemplate(ChatTemplate):
         return renderer(self.text, os.getpid())
 
     def _render(self, messages: Sequence[Message]) -> str:
-        """Return the text of messages; after a user's message, with the beginning of an answer."""
         is_prompt = messages[-1].role != "assistant"
         given = {"messages": [{"role": role, "content": said} for role, said, _ in messages]}
         absent = {"tools": None, "documents": None}
@@ -268,10 +247,10 @@ class JinjaTemplate(ChatTemplate):
             {**self.tokens, **given, **absent, "add_generation_prompt": is_prompt}
         )
 
-    def _answers(self, hidden: Hidden, text: str) -> Iterator[AnswerSpan]:
-        """Yield the position of each answer in a rendered text.
+    def _answers(self, hidden: Hidden, text: str) -> Iterator[tuple[int, int, bool]]:
+        """Yield the start and the end of each answer, in characters, and whether it is learned.
 
-        It starts where the prompt ends, and ends with the first special token after its content.
+        An answer starts where its prompt ends, and ends with the first special token after its content.
         """
         for index, (role, content, learned) in enumerate(hidden.messages):
             if role != "assistant":
@@ -290,16 +269,16 @@ class JinjaTemplate(ChatTemplate):
             closed = self._render(hidden.messages[: index + 1]) if end_token is None else ""
             if not text.startswith(closed):
                 raise ValueError("the chat template hides where an answer ends; use another one")
-            yield AnswerSpan(start, end_token.end() if end_token else len(closed), learned)
+            yield start, end_token.end() if end_token else len(closed), learned
 
 
 def _tokens(
-    text: str, answers: Sequence[AnswerSpan], *, hidden: Hidden
+    text: str, answers: Sequence[tuple[int, int, bool]], *, hidden: Hidden
 ) -> tuple[list[int], list[bool]]:
-    """Return the tokens of a rendered text, and a mask of the tokens of answers.
+    """Return the tokens of a rendered text, and a mask of the answers to learn.
 
-    If no token spans the edge of an answer, the tokens are those of the whole text. Otherwise the text is encoded in
-    pieces, cut at that edge: when a model answers, its prompt is encoded without the answer.
+    If a token would span the edge of an answer, the text is cut there: when a model answers, its prompt is encoded
+    without the answer.
     """
     edges = [edge for start, end, learned in answers for edge in ((start, False), (end, learned))]
     tokens: list[int] = []

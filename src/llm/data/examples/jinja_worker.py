@@ -1,11 +1,11 @@
 """Worker process that renders one chat template; it is run by path and never imported.
 
 A published model's template is untrusted code. Jinja's sandbox blocks access to files and to Python's objects, but
-not endless loops or texts, so this module limits memory, time and output, and the parent process
-(`llm.data.examples.jinja_template`) kills this one after a timeout.
+not endless loops or texts, so this module limits memory, time and output, and `llm.data.examples.jinja_template`
+kills it after a timeout.
 
-The first line of the input is the template's source, and each further line the values to render. The output has one
-line for each, `{"text": …}` or `{"error": …}`. All lines are JSON.
+The first line of the input is the template's source, each further line the values to render. Each gives one line of
+output, `{"text": …}` or `{"error": …}`. All lines are JSON.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ CHARACTERS = 2**20  # of a text, in addition to four times the length of its val
 
 
 class Generation(jinja2.ext.Extension):
-    """The statement `{% generation %}`, with which some templates mark answers; it does not change the text."""
+    """The statement `{% generation %}`, which marks answers in some templates; it does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
 

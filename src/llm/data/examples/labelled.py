@@ -40,20 +40,18 @@ class Example(NamedTuple):
 class LabelledDataModule(ExamplesDataModule):
     """A data module of texts with classes.
 
-    A batch has `tokens` (B, T) int64, padded on the right to its longest text; `attention_mask` (B, T) bool,
-    true for tokens that are not padding; `labels` (B) int64; and `rows` (B) int64, the indices of the texts in
-    `raw`. Repeated texts are removed before the split, so none is in two parts. Texts longer than the
-    context are cut at the end.
+    A batch has `tokens` (B, T) int64, padded on the right; `attention_mask` (B, T) bool, true for tokens that are
+    not padding; `labels` (B) int64; and `rows` (B) int64, the indices of the texts in `raw`. Repeated texts are
+    removed before the split, so none is in two parts. Longer texts than the context are cut at the end.
 
     Args:
         text: the column or key of the text.
         label: the column or key of the label: text, a number or a boolean.
         classes: names of the classes, in order; by default the labels found, sorted.
         balance: handling of classes of unequal size in the training part: `none`; `undersample` draws
-            as many texts of each class as the smallest has; `weights` weights the loss by class. Other
-            parts do not change.
-        repeats: how texts are compared: as `text`, ignoring case and white space, or as `letters`, ignoring
-            numbers and punctuation too, which finds form letters.
+            as many texts of each class as the smallest has; `weights` weights the loss by class.
+        repeats: how texts are compared: `text` ignores case and white space; `letters` also ignores numbers and
+            punctuation, which finds form letters.
         validation_fraction: share of each class for validation.
         test_fraction: share of each class for the test.
         shared: the other arguments of `ExamplesDataModule`.
@@ -99,7 +97,7 @@ class LabelledDataModule(ExamplesDataModule):
     # Reading
 
     def read(self) -> dict[str, list[Example]]:
-        """Return the examples of each part, without repeats; the training part is balanced."""
+        """Return the examples of each part."""
         parts = super().read()
         labels = {example.label for example in chain(*parts.values())}
         if not self.classes:
@@ -114,11 +112,10 @@ class LabelledDataModule(ExamplesDataModule):
         return parts
 
     def _warn_case(self, labels: Iterable[str]) -> None:
-        """Warn about labels that differ only in case, which are different classes."""
-        alike: dict[str, list[str]] = {}
-        for label in sorted(labels):
-            alike.setdefault(label.casefold(), []).append(label)
-        groups = [" and ".join(names) for names in alike.values() if len(names) > 1]
+        """Warn about labels that differ only in case."""
+        names = sorted(labels)
+        alike = indices_by_group([name.casefold() for name in names]).values()
+        groups = [" and ".join(names[index] for index in own) for own in alike if len(own) > 1]
         if groups:
             warnings.warn(
                 f"{self.title}: labels that differ only in case are different classes: {list_names(groups)}; write "
@@ -127,7 +124,7 @@ class LabelledDataModule(ExamplesDataModule):
             )
 
     def group(self, example: Example) -> str:
-        """Return the class of an example; each part has the same share of every class."""
+        """Return the class of an example."""
         return example.label
 
     def parse(self, row: Record) -> Example:
@@ -217,7 +214,7 @@ class LabelledDataModule(ExamplesDataModule):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Train or extend the tokenizer, encode every part, and give each row its index in `raw`."""
+        """Train or extend the tokenizer and encode every part; each row has its index in `raw`."""
         if not self.encoded:
             super().setup(stage)
             self._warn_cut()
@@ -231,7 +228,7 @@ class LabelledDataModule(ExamplesDataModule):
         return sum(length > self.context_length for length in self.lengths)
 
     def _warn_cut(self) -> None:
-        """Warn, with the lengths of the texts, if most of them are cut."""
+        """Warn if most texts are cut."""
         if 2 * self.cut <= len(self.lengths):
             return
         half, most = np.quantile(self.lengths, (0.5, 0.95), method="higher").tolist()
@@ -259,10 +256,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     @property
     def class_weights(self) -> list[float] | None:
-        """Weight of each class in the loss, which gives all classes equal weight; None without weights.
-
-        The weight is the size of the largest class divided by that of the class.
-        """
+        """Weight of each class in the loss: the size of the largest class over its own; None without weights."""
         if self.balance != "weights":
             return None
         sizes = Counter(example.label for example in self.raw["train"])
@@ -272,12 +266,12 @@ class LabelledDataModule(ExamplesDataModule):
         """Return the shares of the classes in the training part, and the numbers of removed and cut texts."""
         sizes = Counter(example.label for example in self.raw["train"])
         shares = [f"{name} {sizes[name] / sizes.total():.1%}" for name in self.classes]
-        notes = {
-            "repeated texts left out": self.repeated,
-            f"texts cut to {self.context_length:,} tokens": self.cut,
-        }
-        counted = [f"{count:,} {what}" for what, count in notes.items() if count]
-        return [f"training {list_names(shares)}", *counted]
+        remarks = [f"training {list_names(shares)}"]
+        if self.repeated:
+            remarks.append(f"{self.repeated:,} repeated texts left out")
+        if self.cut:
+            remarks.append(f"{self.cut:,} texts cut to {self.context_length:,} tokens")
+        return remarks
 
 
 def class_name(label: Any) -> str:

@@ -92,7 +92,7 @@ def is_transcript(text: str) -> bool:
 
 
 def parse_transcript(text: str) -> list[Message]:
-    """Return the messages of a transcript, without a blank assistant's turn at its end.
+    """Return the messages of a transcript; an assistant's blank last turn is left out.
 
     Raises:
         ValueError: a turn is blank.
@@ -107,7 +107,7 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
-    """Return the messages, with the system message of a separate field before them.
+    """Return the messages after the system message of a separate field.
 
     Raises:
         ValueError: the messages begin with another system message.
@@ -133,7 +133,7 @@ def parse_history(found: Any) -> list[Message]:
 
 
 def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
-    """Yield the names of fields of a row, and of its messages, that are not blank and not read."""
+    """Yield the names of fields with a value, of a row and its messages, that are not read."""
     for name, value in values.items():
         if name not in used:
             yield from () if is_blank(value) else (name,)
@@ -144,7 +144,7 @@ def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a field is blank: white space, null, 0, false, an empty list or object."""
+    """Return whether a value is white space, null, 0, false, or an empty list or object."""
     return not (value.strip() if isinstance(value, str) else value)
 
 

@@ -34,18 +34,19 @@ class Pair(NamedTuple):
 
 
 class PreferenceDataModule(ExamplesDataModule):
-    """A data module of pairs: a batch has B rows with the chosen responses, then B with the rejected ones.
+    """A data module of pairs of responses.
 
-    A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each. Targets are the tokens of the response, its
-    end included; those of the shared prompt and of the padding on the right are ignored.
+    A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each: B rows with the chosen responses, then B with
+    the rejected ones. Targets are the tokens of the response, its end included; those of the prompt and of the
+    padding on the right are ignored.
 
-    A row of the file has `chosen` and `rejected`, each a text or a message, and a prompt in one of the shapes of
-    InstructionDataModule: `prompt`, `instruction` or `messages`, whose last message is the user's. Or `chosen` and
-    `rejected` are whole conversations, as messages or as transcripts (`Human: …`), which differ only in the last
-    answer. Pairs of equal responses are left out. A warning lists fields that are not blank and not read.
+    A row of the file has `chosen` and `rejected`, each a text or a message, and a prompt that ends with the user's
+    message, in one of the shapes of InstructionDataModule. Or `chosen` and `rejected` are whole conversations, as
+    messages or as transcripts (`Human: …`), which differ only in the last answer. Pairs of equal responses are left
+    out. A warning lists fields with a value that are not read.
 
     Args:
-        template: how messages become tokens; its special tokens are added to the tokenizer.
+        template: the chat template; its special tokens are added to the tokenizer.
         ignored: fields that no warning lists.
         shared: the arguments of `ExamplesDataModule`. `context_length` limits a prompt with one response, without
             the last token, which is only a target.
@@ -94,7 +95,7 @@ class PreferenceDataModule(ExamplesDataModule):
         return Pair(row.where, prompt, chosen[-1].content, rejected[-1].content)
 
     def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
-        """Return the names of fields that are not blank, not read and not ignored."""
+        """Return the names of fields with a value that are neither read nor ignored."""
         shape = record_shape(values)
         prompt = () if shape is None else (shape.name, *shape.optional)
         return unused_fields(values, (*prompt, "chosen", "rejected", *self.ignored))
@@ -130,7 +131,7 @@ class PreferenceDataModule(ExamplesDataModule):
     # Encoding
 
     def encode(self, example: Pair) -> Encoded:
-        """Return both conversations, one after the other, and the index where the second begins.
+        """Return both conversations joined, and the index at which the second begins.
 
         Raises:
             ValueError: a conversation does not fit the context.
@@ -188,5 +189,5 @@ def parse_response(values: Mapping[str, Any], key: str) -> list[Message]:
 
 
 def is_same_prompt(given: list[Message], prompt: list[Message]) -> bool:
-    """Return whether a prompt equals that of a conversation, with or without its system message."""
+    """Return whether a prompt equals that of a conversation, whose system message it may lack."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]

@@ -1,6 +1,7 @@
 """The shapes of rows with prompts: the fields and the messages of each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from llm.data.examples.messages import (
@@ -41,35 +42,31 @@ def _instruction(values: Values, template: ChatTemplate) -> list[Message]:
     return [*before, *history, question]
 
 
-def _messages(values: Values, template: ChatTemplate) -> list[Message]:
-    return with_system(get_optional_text(values, "system"), parse_messages(values["messages"]))
-
-
-def _conversations(values: Values, template: ChatTemplate) -> list[Message]:
-    return _messages({**values, "messages": values["conversations"]}, template)
+def _messages(values: Values, template: ChatTemplate, *, name: str = "messages") -> list[Message]:
+    return with_system(get_optional_text(values, "system"), parse_messages(values[name]))
 
 
 def _prompt(values: Values, template: ChatTemplate) -> list[Message]:
     prompt = values["prompt"]
     if isinstance(prompt, str) and not is_transcript(prompt):
         prompt = [{"role": "user", "content": get_text(values, "prompt")}]
-    return _messages({**values, "messages": prompt}, template)
+    return _messages({**values, "prompt": prompt}, template, name="prompt")
 
 
 MESSAGES = Shape("messages", ("system",), _messages)
-CONVERSATIONS = Shape("conversations", ("system",), _conversations)
+CONVERSATIONS = Shape("conversations", ("system",), partial(_messages, name="conversations"))
 INSTRUCTION = Shape("instruction", ("input", "system", "history"), _instruction, "output")
 PROMPT = Shape("prompt", ("system",), _prompt, "completion")
 SHAPES = (MESSAGES, CONVERSATIONS, INSTRUCTION, PROMPT)
 
 
 def record_shape(values: Values) -> Shape | None:
-    """Return the shape of a row, or None: the first whose field the row has."""
+    """Return the first shape whose field the row has, or None."""
     return next((shape for shape in SHAPES if shape.name in values), None)
 
 
 def unknown_shape(values: Values, needed: Sequence[str]) -> ValueError:
-    """Return the error for a row without a known shape, which proposes a mapping of its fields to `needed`."""
+    """Return the error for a row without a known shape; it proposes names for the fields."""
     missing = [name for name in needed if name not in values]
     theirs = [str(name) for name in values if name not in needed]
     names = theirs if len(theirs) >= len(missing) else ["…"] * len(missing)

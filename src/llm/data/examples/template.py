@@ -1,7 +1,7 @@
 """Chat templates: the text around the messages of a conversation, and the mask of the answers.
 
-A template consists of pieces, not of one format string, so the author of every token is known. Messages are
-encoded as plain text, so the name of an end token in a message does not end the message.
+A template consists of pieces, so the author of every token is known. Messages are encoded as plain text: the name of
+an end token in a message does not end it.
 """
 
 import json
@@ -20,13 +20,10 @@ from llm.tokenizers.base import Tokenizer
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 FOLLOWING = {
-    ("user", "assistant"),
-    ("assistant", "user"),
-    ("assistant", "tool"),
-    ("tool", "tool"),
-    ("tool", "assistant"),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
 }
-REQUIRED = ROLES[:3]  # roles of every template: few formats support tools
 
 
 class Message(NamedTuple):
@@ -49,7 +46,7 @@ class Message(NamedTuple):
 
 
 class ConversationPiece(NamedTuple):
-    """A piece of a conversation's text, with its author, which decides how it is encoded."""
+    """A piece of a conversation's text and its author."""
 
     text: str
     is_template: bool
@@ -57,7 +54,7 @@ class ConversationPiece(NamedTuple):
 
 
 class ChatTemplate(ABC):
-    """A chat template: one in pieces, or that of a published model.
+    """A chat template.
 
     Attributes:
         special_tokens: names of the special tokens that the tokenizer needs.
@@ -67,12 +64,12 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def messages(self, instruction: str, context: str = "") -> list[Message]:
-        """Return an instruction, and an input that it is about, as a conversation."""
+        """Return an instruction and its input as a conversation."""
 
     def require(self, messages: Sequence[Message]) -> None:
         """Require that the user and the assistant alternate, after an optional system message.
 
-        Messages of tools come after one of the assistant's and before the next.
+        Messages of tools follow one of the assistant's.
 
         Raises:
             ValueError: the roles are in another order, or the template does not support one.
@@ -87,7 +84,7 @@ class ChatTemplate(ABC):
         if first != "user":
             raise ValueError(f"the conversation begins with the {first}, not with the user")
         for before, after in pairwise(turns):
-            if (before.role, after.role) not in FOLLOWING:
+            if after.role not in FOLLOWING.get(before.role, ()):
                 raise ValueError(
                     f"after the {before.role} comes the {after.role}; user and assistant must alternate"
                 )
@@ -96,16 +93,16 @@ class ChatTemplate(ABC):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and a mask of the tokens of answers to learn, ends included.
+        """Return the tokens of a conversation, and a mask of the answers to learn, ends included.
 
-        If the last message is not the assistant's, the tokens are those of `encode_prompt`.
+        If the last message is not the assistant's, the tokens end where the assistant begins to write.
 
         Raises:
             ValueError: the template cannot represent the messages.
         """
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens up to where the assistant begins to write: a prefix of what `encode` returns.
+        """Return the tokens up to where the assistant begins to write.
 
         Raises:
             ValueError: see `encode`, or the last message is not the user's or a tool's.
@@ -117,7 +114,7 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, up to where the assistant begins to write.
+        """Return the text that `encode` encodes.
 
         Raises:
             ValueError: see `encode`.
@@ -125,11 +122,11 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render` without special tokens, on which a tokenizer is trained."""
+        """Return the text of `render` without special tokens, to train a tokenizer on."""
 
     @abstractmethod
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the token that ends an answer; None if there are several tokens, see `stops`."""
+        """Return the special token that ends an answer; None if it is not one token, see `stops`."""
 
     @abstractmethod
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
@@ -142,7 +139,7 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def jinja(self, begin: str = "", gap: str = "") -> str:
-        """Return the template as Hugging Face's library writes it, in Jinja.
+        """Return the template in Jinja, as Hugging Face's library writes it.
 
         Args:
             begin: text that a tokenizer adds before every text.
@@ -156,8 +153,7 @@ class Template(ChatTemplate):
 
     Args:
         begin: text before a message, by role (system, user, assistant, and tool if the format supports it).
-        end: text after a message, by role. A model must learn to end its answer, so the assistant's end is part of
-            the answer.
+        end: text after a message, by role. The assistant's end is learned as part of the answer.
         separator: text between two messages.
         special_tokens: names in the texts above that are one token each.
         system_message: default system message; None for none.
@@ -183,7 +179,7 @@ class Template(ChatTemplate):
             if {*roles, "tool"} != {*ROLES} or ("tool" in self.begin) != ("tool" in self.end):
                 raise ValueError(
                     f"{name}: has wrong roles ({', '.join(roles)}); give a text for each of "
-                    f"{', '.join(REQUIRED)}, and for tool in both begin and end or in neither"
+                    "system, user, assistant, and for tool in both begin and end or in neither"
                 )
         if not self.end["assistant"]:
             raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
@@ -199,7 +195,7 @@ class Template(ChatTemplate):
                 )
 
     def messages(self, instruction: str, context: str = "") -> list[Message]:
-        """Return an instruction, and an input that it is about, as a conversation."""
+        """Return an instruction and its input as a conversation."""
         if not context:
             return [Message("user", instruction)]
         user = Message("user", f"{instruction}{self.input_separator}{context}")
@@ -227,11 +223,11 @@ class Template(ChatTemplate):
         return tokens, is_response
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation; after a user's message, up to where the assistant begins to write."""
+        """Return the text that `encode` encodes."""
         return "".join(piece.text for piece in self._pieces(messages))
 
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render` without special tokens, on which a tokenizer is trained."""
+        """Return the text of `render` without special tokens."""
         names = "|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True)))
         return "".join(
             re.sub(names, "", piece.text) if piece.is_template and names else piece.text
@@ -239,7 +235,7 @@ class Template(ChatTemplate):
         )
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the token that ends an answer; None if it is not one special token, see `stops`."""
+        """Return the special token that ends an answer, or None."""
         return tokenizer.special_tokens.get(self.end["assistant"])
 
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
@@ -253,26 +249,28 @@ class Template(ChatTemplate):
         return [] if end in self.special_tokens else [end]
 
     def jinja(self, begin: str = "", gap: str = "") -> str:
-        """Return the template as Hugging Face's library writes it, in Jinja."""
+        """Return the template in Jinja."""
         first = ""
         if self.system_message is not None:
-            written = "".join(self._around("system", self.system_message, gap=gap))
-            first = _JINJA_SYSTEM.format(_quoted(written + self.separator))
-        roles = ""
-        for role in self.begin:
-            before, _, after = self._around(role, "", gap=gap)
-            roles += _JINJA_ROLE.format(*map(_quoted, (role, before, after)))
+            before, after = self._around("system", gap=gap)
+            first = _JINJA_SYSTEM.format(
+                _quoted(before + self.system_message + after + self.separator)
+            )
+        roles = "".join(
+            _JINJA_ROLE.format(*map(_quoted, (role, *self._around(role, gap=gap))))
+            for role in self.begin
+        )
         opening = _quoted(self.separator + self.begin["assistant"])
         return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
 
-    def _around(self, role: Role | str, content: str, *, gap: str) -> tuple[str, str, str]:
-        """Return the texts before, of and after a message, with `gap` at each edge without a special token."""
+    def _around(self, role: str, *, gap: str) -> tuple[str, str]:
+        """Return the texts before and after a message, with `gap` at each edge without a special token."""
         begin, end = self.begin[role], self.end[role]
         special = tuple(self.special_tokens)
         before = "" if not begin or begin.endswith(special) else gap
         after = "" if end.startswith(special) else gap
         behind = "" if not end or end.endswith(special) else gap
-        return begin + before, content, after + end + behind
+        return begin + before, after + end + behind
 
     def require(self, messages: Sequence[Message]) -> None:
         """Raise an error if the template cannot represent a conversation.
@@ -302,8 +300,7 @@ class Template(ChatTemplate):
             yield ConversationPiece(opening, is_template=True, is_response=False)
 
 
-# A template in Jinja, with fields for: the beginning of a text, the default system message, the separator, the roles,
-# the beginning of an answer. White space between statements is removed.
+# Fields: beginning of a text, default system message, separator, roles, beginning of an answer.
 _JINJA = """\
 {{{{- {0} -}}}}
 {1}{{%- for message in messages -%}}

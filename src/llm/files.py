@@ -1,7 +1,7 @@
 """Safe reading of files in untrusted folders, and atomic writing.
 
 A run, a sweep or a published model may be untrusted. A link in it can lead to another file of the user, reading a pipe
-never ends, and a short text can expand to more than the memory holds.
+may never end, and a short text can expand to more than the memory holds.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,8 +103,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> DictConfig:
     """Return the mapping in a YAML file.
 
-    Aliases are refused: ten levels of ten aliases take a few bytes and expand to ten thousand million values. Our own
-    files have none.
+    Aliases are refused: ten levels of ten aliases expand to ten thousand million values. Our own files have none.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -124,9 +123,9 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def stored_archive(path: Path) -> Path:
-    """Return the path of an archive after checking that it is not compressed, so that torch may open it.
+    """Return the path of an archive after checking that it is not compressed, as those of torch.
 
-    torch writes its archives uncompressed. A compressed one of a megabyte could expand to a thousand.
+    A compressed archive of a megabyte could expand to a thousand.
 
     Raises:
         FileError: the archive is damaged or compressed.
@@ -156,7 +155,7 @@ def partial_of(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path` at the end of the block.
 
-    So a reader sees the old content or the new one, and a link at `path` is not followed.
+    A reader sees the old or the new content, and a link at `path` is not followed.
 
     Raises:
         FileError: `path` is a link that leads out of its folder.
@@ -193,11 +192,10 @@ def delete_partials(*folders: Path) -> None:
 def is_running(process: int) -> bool:
     """Return whether a process with this number runs on this machine."""
     try:
-        os.kill(process, 0)
+        with suppress(PermissionError):  # a process of another user
+            os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # a process of another user
-        return True
     return True
 
 

@@ -1,8 +1,7 @@
 """Permission to download, and deadlines of servers.
 
 Only what the user has named may be downloaded. A run's configuration names data and weights too, but the run may be
-untrusted: opening it must not contact an address of its choice. Such data are read only if they are already on this
-machine.
+untrusted, so these are read only if they are already on this machine.
 """
 
 import threading
@@ -46,8 +45,8 @@ def refusal(what: str) -> str | None:
 def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """Return the result of a call to a server, with a deadline in seconds for the whole call.
 
-    The timeout of a socket applies to each piece that arrives, so a server that sends a byte now and then would block
-    for ever. After the deadline, the call continues in a thread whose result is ignored.
+    The timeout of a socket applies to each piece that arrives, so a slow server could block for ever. After the
+    deadline, the call continues in a thread whose result is ignored.
 
     Raises:
         TimeoutError: the deadline has passed.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.data import text_decoding
-from llm.data.corpora.text_files import TrainingFiles
+from llm.data.corpora.text_files import TextFiles
 from llm.data.errors import DataError
 from llm.data.text_decoding import read_chunks, read_decoded_text, split_lines, suffix
 
@@ -87,10 +87,10 @@ def test_parquet_is_refused_with_a_remedy():
     ):
         read_decoded_text(CASES / "x.parquet")
     way_out = (
-        r"x.parquet: .*; read a column of it with data=huggingface data.source.path=.*x.parquet$"
+        r"x.parquet: .*train on a column of it, use data=huggingface data.source.path=.*x.parquet$"
     )
     with pytest.raises(DataError, match=way_out):
-        list(TrainingFiles(CASES / "x.parquet").documents())
+        list(TextFiles(CASES / "x.parquet").documents())
 
 
 @pytest.mark.parametrize("encoding", ["hex", "nonsense", "a\0b"])

@@ -18,8 +18,8 @@ class DataModule(LightningDataModule):
     """A data module whose training order is a function of the seed and the batch's index.
 
     `state_dict` has that index, and a loader made after `load_state_dict` resumes from it. A dataset returns whole
-    batches: `dataset[indices]` gathers the rows with these indices. An index beyond the end is a row whose targets
-    are all ignored: it gives all devices equally many rows.
+    batches: `dataset[indices]` gathers the rows with these indices. An index beyond the end gives a row whose targets
+    are all ignored, so that all devices have equally many rows.
 
     The constructor of a subclass lists its own parameters and passes the others on as `**shared`.
 
@@ -37,8 +37,8 @@ class DataModule(LightningDataModule):
         tokens_per_row: training tokens in a row, on average.
         longest_row: tokens in the longest training row, with padding.
         validation_bytes: size of the validation part's text, in UTF-8 bytes.
-        validation_limit: maximum bytes of text that a validation during training reads. It reads a share of the rows,
-            evenly spaced, so the share of the text is the same for every tokenizer and context length.
+        validation_limit: maximum bytes of text that a validation during training reads. It reads evenly spaced rows,
+            the same share of the text for every tokenizer and context length.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -204,7 +204,7 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int | str]) -> None:
         """Set the position of the next training loader.
 
-        With another batch size it is the first batch that has no row already read.
+        With another batch size it is the first batch without a row already read.
         """
         rows = int(state_dict["position"]) * int(state_dict.get("batch_size", self.batch_size))
         self._restored = -(-rows // self.batch_size)

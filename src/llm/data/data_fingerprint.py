@@ -25,8 +25,7 @@ def of_settings(settings: dict[str, object]) -> str:
 def of_tokenizer(tokenizer: TokenizerSpec) -> str:
     """Return a hash of a tokenizer's saved file, or the name and arguments of the function that trains it.
 
-    A function without a stable name (a lambda, or an argument printed with its address) gives a new
-    value each time, so its token files are not used again.
+    A function without a stable name (a lambda, or an argument printed with its address) gives a new value each time.
     """
     if isinstance(tokenizer, Tokenizer):
         return digest(tokenizer.to_json().encode())
@@ -48,7 +47,7 @@ def of_value(value: object) -> str:
 def version_of(thing: type | Callable[..., object]) -> str:
     """Return the version of the output of a function or class.
 
-    It is the `DATA_VERSION` of its module, or a hash of the module's source if it has none, as a user's own module.
+    It is the `DATA_VERSION` of its module, or a hash of the module's source.
     """
     module = sys.modules.get(thing.__module__)
     version = getattr(module, "DATA_VERSION", None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llm.data.errors import DataError
 from llm.data.malformed import Report
@@ -52,8 +52,8 @@ def read_delimited(
         delimiter = delimiter or excel[1]
     if delimiter is None:
         delimiter = detect_delimiter(text, DELIMITERS[suffix(file)], names=names, quoting=quoting)
-    dialect = Dialect(delimiter, quoting)
-    records = _records(file, text, dialect, first=2 if excel else 1, report=report)
+    reader = _reader(text, delimiter, quoting=quoting)
+    records = _records(file, reader, first=2 if excel else 1, report=report)
     columns = _header(file, records) if names is None else names
     unnamed = 0
     for where, fields in records:
@@ -75,28 +75,14 @@ def read_delimited(
         )
 
 
-class Dialect(NamedTuple):
-    """The format of a file.
-
-    Attributes:
-        delimiter: character between columns.
-        quoting: whether quotes enclose a field.
-    """
-
-    delimiter: str
-    quoting: bool
-
-    def reader(self, text: str) -> Any:
-        """Return a reader of the standard library, which counts lines in `line_num`."""
-        quotes = csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
-        return csv.reader(io.StringIO(text), delimiter=self.delimiter, quoting=quotes, strict=True)
+def _reader(text: str, delimiter: str, *, quoting: bool) -> Any:
+    """Return a reader of the standard library, which counts lines in `line_num`."""
+    quotes = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    return csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quotes, strict=True)
 
 
 def detect_delimiter(text: str, default: str, *, names: Sequence[str] | None, quoting: bool) -> str:
-    """Return the delimiter of a file.
-
-    It is that of the suffix if it separates the first line. Otherwise it is the one that the standard library's
-    sniffer finds, if that separates the first line.
+    """Return the default delimiter; if only that of the standard library's sniffer fits the first line, return that.
 
     Args:
         text: the whole file.
@@ -109,7 +95,7 @@ def detect_delimiter(text: str, default: str, *, names: Sequence[str] | None, qu
     def separates(delimiter: str) -> bool:
         found: list[str] = []
         with suppress(csv.Error):
-            found = next(Dialect(delimiter, quoting).reader(sample), [])
+            found = next(_reader(sample, delimiter, quoting=quoting), [])
         return len(found) > 1 if names is None else len(found) == len(names)
 
     sniffed = default
@@ -120,14 +106,13 @@ def detect_delimiter(text: str, default: str, *, names: Sequence[str] | None, qu
 
 
 def _records(
-    file: Path, text: str, dialect: Dialect, *, first: int, report: Report
+    file: Path, reader: Any, *, first: int, report: Report
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield each record that is not empty, with its first line: a quoted field may have several lines.
+    """Yield each record that is not empty, with the number of its first line.
 
     Raises:
         DataError: a quote is never closed: skipping that record would skip the rest of the file.
     """
-    reader = dialect.reader(text)
     while True:
         begin = reader.line_num
         where = f"{file}, line {begin + first}"

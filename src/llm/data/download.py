@@ -103,7 +103,7 @@ class Download(Source):
             return Path(network.run_download(retrieve, Path(temporary))).replace(path)
 
     def _download_member(self, member: str, path: Path) -> Path:
-        """Download an archive and extract one file. Only its hash is checked, as archives may be repacked."""
+        """Download an archive and extract one file. Only the file's hash is checked: archives may be repacked."""
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
             archive = self._download(Path(temporary) / "archive.zip", known_hash=None)
             with zipfile.ZipFile(archive) as opened:

@@ -6,6 +6,5 @@ from llm.config.errors import ConfigError
 class DataError(ConfigError, ValueError):
     """An error of data: the text, its files or a library that reads them is missing or cannot be used.
 
-    It is a ConfigError, so that the command line prints one line without a traceback, and a
-    ValueError for callers in Python.
+    As a ConfigError, the command line prints it in one line, without a traceback.
     """

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: an error or a warning that groups them by problem."""
+"""Rows that cannot be used, grouped by problem in an error or a warning."""
 
 import re
 import warnings
@@ -33,7 +33,7 @@ class Malformed:
         return self._rows.total()
 
     def add(self, where: str, problem: str) -> None:
-        """Add a row by its file and line, and its problem. Problems that differ only in numbers are one kind."""
+        """Add the file and line of a row, and its problem. Problems that differ only in numbers are one kind."""
         kind = NUMBER.sub("0", problem)
         self._first.setdefault(kind, f"{where}: {problem}")
         self._rows[kind] += 1

@@ -10,7 +10,7 @@ from llm.data.errors import DataError
 
 @contextmanager
 def rename_keys(names: Mapping[str, str]) -> Iterator[None]:
-    """Name a command's own keys in errors and warnings, instead of the reader's `data.KEY`.
+    """Replace `data.KEY` in errors and warnings by the keys of a command.
 
     Args:
         names: full key of the command, by the key below `data`.

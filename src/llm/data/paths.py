@@ -49,7 +49,7 @@ def expand(
 def require_paths(
     data: Mapping[str, Any], *, keys: Sequence[str] = KEYS, section: str = "data."
 ) -> None:
-    """Raise an error for data paths that do not exist, without importing heavy libraries.
+    """Raise an error for data paths that do not exist.
 
     Args:
         data: the data section of a configuration.
@@ -81,7 +81,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _nearest(target: Path) -> str:
-    """Return a question that suggests the file or folder with the most similar name."""
+    """Suggest the file or folder with the most similar name."""
     try:
         names = [each.name for each in target.parent.iterdir()]
     except OSError:

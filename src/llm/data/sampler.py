@@ -51,8 +51,8 @@ def mix(key: np.ndarray, value: np.ndarray) -> np.ndarray:
 class TrainingSampler(Sampler[np.ndarray]):
     """An endless stream of batches with a new shuffle in every epoch.
 
-    A batch may span two epochs, so no row is dropped, and a batch may be larger than the data. Any batch of the
-    stream is computed directly. In a parallel run each device takes its rows of a global batch.
+    A batch may span two epochs, so no row is dropped, and a batch may be larger than the data. Any batch is computed
+    directly. Each device of a parallel run takes its rows of a global batch.
 
     Args:
         num_rows: number of rows.
@@ -92,10 +92,9 @@ class TrainingSampler(Sampler[np.ndarray]):
 
 
 class LengthGroupedSampler(TrainingSampler):
-    """A TrainingSampler that sorts the rows of every few batches of an epoch by length.
+    """A TrainingSampler that sorts the rows of a group of batches by length; the batches are in random order.
 
-    The batches of such a group are in random order. A batch that spans two epochs is not sorted, so
-    every epoch still has each row once.
+    A batch that spans two epochs is not sorted, so every epoch still has each row once.
 
     Args:
         lengths: length of each row, in tokens.
@@ -153,8 +152,7 @@ class ValidationSampler(Sampler[np.ndarray]):
         return -(-self.num_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # Devices must have equally many rows, so indices continue beyond the end: the targets of
-        # these rows are ignored.
+        # Devices need equally many rows, so indices continue beyond the end; the targets of these rows are ignored.
         end = -(-self.num_rows // self.world_size) * self.world_size
         for first in range(0, end, self.batch_size):
             yield np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)

@@ -37,8 +37,8 @@ class Split:
 def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Split:
     """Hold out random documents if there are many, otherwise the end of each document.
 
-    For one document this is the split of nanoGPT. Among few documents, a random one may differ in kind from the
-    others, and its loss would measure that difference.
+    For one document this is the split of nanoGPT. Among few documents, the loss of a random one would measure how it
+    differs from the others.
 
     Raises:
         DataError: the source has no text or too little.
@@ -69,10 +69,9 @@ def split_corpus(source: Source, validation_fraction: float, *, seed: int) -> Sp
 
 
 def effective_number(lengths: np.ndarray) -> float:
-    """Return the effective number of documents, which weighs long documents more.
+    """Return the effective number of documents, the inverse Simpson index.
 
-    It is the inverse Simpson index: the number of documents if all are equally long, and about 2 for two long
-    documents among many short ones.
+    It is the number of documents if all are equally long, and about 2 for two long documents among many short ones.
     """
     return float(lengths.sum() ** 2 / (lengths.astype(np.float64) ** 2).sum())
 
@@ -136,7 +135,7 @@ def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.nd
 
 
 def _lengths(source: Source) -> np.ndarray:
-    """Return the length of each document in characters: all that is kept in memory, 8 bytes per document."""
+    """Return the length of each document in characters."""
     ends = (offset + len(text) for _, offset, (text, ends) in _numbered(source) if ends)
     lengths = np.fromiter(ends, dtype=np.int64)
     if not len(lengths):
@@ -145,11 +144,7 @@ def _lengths(source: Source) -> np.ndarray:
 
 
 def indices_by_group(groups: Sequence[Any]) -> dict[Any, list[int]]:
-    """Return the indices of the examples of each group.
-
-    Args:
-        groups: group of each example.
-    """
+    """Return the indices of the examples of each group."""
     indices: dict[Any, list[int]] = {}
     for index, group in enumerate(groups):
         indices.setdefault(group, []).append(index)
@@ -169,12 +164,7 @@ def split_examples(
 
     Returns:
         the indices of each part's examples, in order.
-
-    Raises:
-        ValueError: the fractions are negative or do not sum to 1.
     """
-    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
-        raise ValueError(f"fractions: {fractions} are negative or do not sum to 1; use shares of 1")
     random = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in fractions}
     first, *others = fractions

@@ -11,6 +11,7 @@ from io import IncrementalNewlineDecoder
 from pathlib import Path
 
 from llm.data.errors import DataError
+from llm.terminal import shell
 
 CHUNK = 1 << 20  # bytes decoded at a time
 MARK = "\udc80"  # replaces a byte that cannot be decoded, until it is counted
@@ -44,7 +45,6 @@ SIGNATURES = {
     b"7z\xbc\xaf": "a 7-Zip archive",
 }
 TABLES = ("a Parquet file", "an Arrow file")
-# Advice in the error for a file that is not text.
 CONVERT = "convert it to .txt, .csv or .jsonl, or leave it out"
 
 codecs.register_error("llm.mark", lambda error: (MARK * (error.end - error.start), error.end))  # pyright: ignore
@@ -63,13 +63,11 @@ def read_chunks(
     count: Callable[[int], None] = lambda invalid: None,
     nul_advice: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
     advice: str = CONVERT,
-    table_advice: str | None = None,
     translate: bool = True,
 ) -> Iterator[str]:
     """Yield the text of a file in chunks of about 1 MB.
 
-    A byte-order mark decides the encoding and is removed; without one it is `encoding`, or UTF-8. Each byte that
-    cannot be decoded becomes U+FFFD.
+    A byte-order mark decides the encoding and is removed. Each byte that cannot be decoded becomes U+FFFD.
 
     Args:
         file: the file; gzipped if its name ends in `.gz`.
@@ -77,7 +75,6 @@ def read_chunks(
         count: called with the number of replaced bytes.
         nul_advice: advice in the error for a file with NUL characters.
         advice: advice in the error for a known format that is not text.
-        table_advice: advice in the error for a Parquet or Arrow file; None for `advice`.
         translate: whether all line ends become newlines.
 
     Raises:
@@ -88,7 +85,9 @@ def read_chunks(
         content = stream.read(CHUNK)
         what = next((SIGNATURES[mark] for mark in SIGNATURES if content.startswith(mark)), None)
         if what:
-            advice = table_advice if table_advice and what in TABLES else advice
+            if what in TABLES and advice == CONVERT:
+                path = shell.quoted_word(f"data.source.path={file}")
+                advice = f"{CONVERT}; to train on a column of it, use data=huggingface {path}"
             raise DataError(f"{file}: is {what}, not text; {advice}")
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
         decode = _decoder(
@@ -109,16 +108,7 @@ def read_chunks(
 
 
 def read_decoded_text(file: Path, encoding: str | None = None, *, advice: str = CONVERT) -> str:
-    """Return the whole text of a file; warn if bytes could not be decoded.
-
-    Args:
-        file: the file; gzipped if its name ends in `.gz`.
-        encoding: the encoding of a file without a byte-order mark; None for UTF-8.
-        advice: advice in the error for a known format that is not text.
-
-    Raises:
-        DataError: as for `read_chunks`.
-    """
+    """Return the whole text of a file, see `read_chunks`; warn if bytes could not be decoded."""
     invalid: list[int] = []
     text = "".join(read_chunks(file, encoding, count=invalid.append, advice=advice))
     warn_invalid(file, sum(invalid), encoding=encoding)
@@ -126,7 +116,7 @@ def read_decoded_text(file: Path, encoding: str | None = None, *, advice: str = 
 
 
 def split_lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a text, without the line feeds that end them."""
+    """Yield the lines of a text, split at line feeds only."""
     rest = ""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split("\n")
@@ -163,20 +153,18 @@ def _decoder(encoding: str, *, translate: bool) -> Callable[[bytes, bool], str]:
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, zlib.error, UnicodeError) as error:
-        raise DataError(f"{file}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case gzip.BadGzipFile():
-            return (
-                f"is not a gzip file, although its name ends in .gz ({error}); rename it if it is not compressed, "
-                "download it again if it is damaged, or leave it out"
-            )
-        case EOFError() | zlib.error():
-            return f"is a damaged gzip file ({error}); download it again, or leave it out"
-        case UnicodeError():
-            return f"cannot be decoded ({error}); set data.encoding"
-        case _:
-            return f"cannot be read ({getattr(error, 'strerror', None) or error}); name a file that can be read"
+    except gzip.BadGzipFile as error:
+        raise DataError(
+            f"{file}: is not a gzip file, although its name ends in .gz ({error}); rename it if it is not compressed, "
+            "download it again if it is damaged, or leave it out"
+        ) from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{file}: is a damaged gzip file ({error}); download it again, or leave it out"
+        ) from None
+    except UnicodeError as error:
+        raise DataError(f"{file}: cannot be decoded ({error}); set data.encoding") from None
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror or error}); name a file that can be read"
+        ) from None

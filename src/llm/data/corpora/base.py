@@ -20,8 +20,8 @@ class DocumentPiece(NamedTuple):
 class Source(ABC):
     """A corpus, which need not fit in memory.
 
-    A source that yields pieces need not keep a whole document in memory either. Documents are read several times (to
-    measure, to train a tokenizer, to tokenize), and must be the same, in the same order, each time.
+    A source that yields pieces need not keep a whole document in memory. Documents are read several times (to measure,
+    to train a tokenizer, to tokenize) and must be the same each time, in the same order.
 
     Attributes:
         name: the name in messages.

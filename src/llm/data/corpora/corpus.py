@@ -20,8 +20,8 @@ from llm.tokenizers import char
 from llm.tokenizers.base import TokenizerSpec, fit
 
 VERSION = 2  # of the files written here; increase it to make older cached files unused
-# A character tokenizer cannot encode a character that it has not seen, so it is fitted to the whole text, as in
-# nanoGPT. This reveals which characters the held-out text has, but nothing about their order.
+# A character tokenizer cannot encode new characters, so it is fitted to the whole text, as in nanoGPT. This reveals
+# only which characters the held-out text has.
 FITTED_TO_ALL_TEXT = (char.train_char,)
 
 
@@ -63,7 +63,7 @@ class Corpus:
     def held_out(self, metadata: Mapping[str, Any]) -> str:
         """Return a hash of the validation part that does not depend on the tokenizer.
 
-        The seed is included only if documents are drawn: few documents are cut at the same positions for every seed.
+        The seed is included only if it changes the part: if documents are drawn.
 
         Args:
             metadata: the metadata that `write` has written.
@@ -73,7 +73,7 @@ class Corpus:
         return data_fingerprint.of_settings({**marks, "bytes": metadata["validation"]["bytes"]})
 
     def folder(self) -> Path:
-        """Return the folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`; make it if needed.
+        """Return the folder of `train.bin`, `validation.bin`, `tokenizer.json` and `metadata.json`; write it if needed.
 
         Raises:
             DataError: the text cannot be read, or the tokenizer cannot be trained or cannot encode it.
@@ -93,7 +93,10 @@ class Corpus:
 
     def write(self, folder: Path) -> None:
         """Train the tokenizer, tokenize both parts and write everything to an empty folder."""
-        parts = self._split()
+        if self.validation:
+            parts = published_split(self.source, self.validation)
+        else:
+            parts = split_corpus(self.source, self.validation_fraction, seed=self.seed)
         tokenizer = fit(self.tokenizer, self._texts_to_fit(parts))
         tokenizer.save(folder / "tokenizer.json")
         separator = tokenizer.end_of_text if parts.separated else None
@@ -119,11 +122,6 @@ class Corpus:
             "tokenizer_sha256": data_fingerprint.digest((folder / "tokenizer.json").read_bytes()),
         }
         write_metadata(folder, metadata | written)
-
-    def _split(self) -> Split:
-        if self.validation:
-            return published_split(self.source, self.validation)
-        return split_corpus(self.source, self.validation_fraction, seed=self.seed)
 
     def _texts_to_fit(self, parts: Split) -> Iterator[str]:
         """Return the training part, or both parts for FITTED_TO_ALL_TEXT, cut between words."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from llm.data.errors import DataError
 from llm.data.optional_library import import_optional
 from llm.data.paths import SAVED
 
-# Timeout without a new byte on disk, in seconds. It is long because lists of files, which leave no trace on disk,
-# are downloaded before the files.
+# Timeout without a new byte on disk, in seconds: long, because lists of files are downloaded without a byte on disk.
 PERIOD = 300.0
 ROWS = 1000  # rows read at a time: one at a time is many times slower
 
@@ -31,8 +31,8 @@ class HuggingFaceDataset(Source):
         split: the split of the dataset.
         data_files: the files, if path is a format.
         text_field: the column of the text.
-        document_start: a regular expression that matches the first row of each document, if documents have
-            several rows. By default each row is a document.
+        document_start: a regular expression that matches the first row of each document; by default each row is
+            a document.
     """
 
     def __init__(
@@ -121,11 +121,7 @@ class HuggingFaceDataset(Source):
     def _rows(self) -> Iterator[DocumentPiece]:
         """Yield the rows, each a document unless `document_start` marks the beginning of one."""
         first = re.compile(self.document_start or "")
-        row = None
-        for batch in self.dataset.iter(batch_size=ROWS):
-            for following in batch[self.text_field]:
-                if row is not None:
-                    yield DocumentPiece(row, ends=bool(first.match(following)))
-                row = following
-        if row is not None:
-            yield DocumentPiece(row, ends=True)
+        batches = self.dataset.iter(batch_size=ROWS)
+        rows = chain.from_iterable(batch[self.text_field] for batch in batches)
+        for row, following in pairwise(chain(rows, [None])):
+            yield DocumentPiece(row, ends=following is None or bool(first.match(following)))

@@ -1,4 +1,4 @@
-"""Changes to the text before it is tokenized: steps, each a function from text to text; none by default."""
+"""Changes to the text before it is tokenized; none by default."""
 
 import unicodedata
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ CACHED_WORDS = 1 << 18  # words repeat, and the libraries are slow
 
 
 class Preprocessing(ABC):
-    """A preprocessing step. Its public attributes are its settings: they are part of the fingerprint of token files."""
+    """A preprocessing step. Its public attributes are its settings, part of the fingerprint of token files."""
 
     library: ClassVar[str] = ""  # library whose version changes the result
 
@@ -39,7 +39,7 @@ class Preprocessing(ABC):
 def preprocess(
     pieces: Iterable[DocumentPiece], steps: Sequence[Preprocessing]
 ) -> Iterator[DocumentPiece]:
-    """Yield documents after all steps, which need whole documents; skip documents that become empty."""
+    """Yield documents after all steps; skip documents that become empty."""
     if not steps:
         yield from pieces
         return
@@ -62,8 +62,7 @@ class NormalizeUnicode(Preprocessing):
     """A step that writes equivalent characters with the same code points (Unicode Standard Annex 15).
 
     Args:
-        form: NFC (composed), NFD (decomposed), or NFKC or NFKD, which also replace ligatures, full-width
-            characters and similar variants.
+        form: NFC (composed), NFD (decomposed), or NFKC or NFKD, which also replace variants such as ligatures.
 
     Raises:
         ValueError: the form is unknown.

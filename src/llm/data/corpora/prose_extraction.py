@@ -37,8 +37,8 @@ LEAST_GLUE = 0.2  # share of words that are function words
 def extract_paragraphs(text: str) -> Iterator[str]:
     """Yield the paragraphs of prose, each on one line and without markup.
 
-    Code, grammar, tables, signatures, headings, lists of names and sentence fragments are left
-    out, and so is an incomplete last sentence of a paragraph, which usually introduces code.
+    Code, grammar, tables, signatures, headings, lists of names and sentence fragments are left out. So is an
+    incomplete last sentence, which usually introduces code.
     """
     for block in _blocks(text.expandtabs().splitlines()):
         paragraph = remove_markup(" ".join(line.strip() for line in block))

@@ -25,10 +25,9 @@ MOST_REPEATED = 0.3  # share of a topic, and then of a paragraph, that earlier t
 class PythonDocs(Source):
     """The language reference and the standard library's docstrings, as paragraphs of prose.
 
-    A document is a topic of the reference (`pydoc_data.topics`) or the docstrings of a module. The
-    text depends on the version of Python, which is part of the name. Repeated text is kept once:
-    topics contain one another and modules share docstrings, so otherwise a third of the held-out
-    text would also be in the training text.
+    A document is a topic of the reference (`pydoc_data.topics`) or the docstrings of a module. The text depends on the
+    version of Python. Repeated text is kept once: otherwise a third of the held-out text would be in the training
+    text, because topics contain one another and modules share docstrings.
     """
 
     def __init__(self) -> None:

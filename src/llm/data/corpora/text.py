@@ -17,8 +17,6 @@ from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
 from llm.tokenizers.base import TokenizerSpec, load
 
-PARTS = ("train", "validation")
-
 
 class TextDataModule(DataModule):
     """A data module of `tokens` and `targets`, (B, T) int64 each, for next-token prediction.
@@ -27,13 +25,12 @@ class TextDataModule(DataModule):
         source: the source of the documents.
         tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: T, tokens in a window.
-        stride: tokens from the start of one training window to the next; context_length by
-            default, 1 for all possible windows.
+        stride: tokens from the start of one training window to the next; by default context_length.
         validation_fraction: share of the text held out: whole documents if there are many, otherwise the
             end of each.
         preprocessing: steps applied to each document, in order; in a configuration by name.
         cache_dir: folder of token files; None for the cache folder.
-        validation: a separate source of the held-out part; then nothing is split.
+        validation: a separate source of the held-out part, instead of a split.
         shared: the arguments of `DataModule`.
 
     Attributes:
@@ -96,7 +93,8 @@ class TextDataModule(DataModule):
         self._require_tokens("train", self.context_length + 1)
         self._require_tokens("validation", 2)
         dtype = np.dtype(self.metadata["dtype"])
-        train, validation = (TokenFile(folder / f"{part}.bin", dtype) for part in PARTS)
+        train = TokenFile(folder / "train.bin", dtype)
+        validation = TokenFile(folder / "validation.bin", dtype)
         self._training = TrainingWindows(train, self.context_length, self.stride)
         self._validation = ValidationWindows(validation, self.context_length)
 

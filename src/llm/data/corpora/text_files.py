@@ -15,7 +15,6 @@ from llm.data.json_rows import read_json_lines
 from llm.data.paths import expand
 from llm.data.record_reader import Layout, read_records, refuse_record
 from llm.data.text_decoding import read_chunks, split_lines, suffix, warn_invalid
-from llm.terminal import shell
 from llm.tokenizers.base import END_OF_TEXT
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
@@ -28,14 +27,13 @@ SMALL = 1 << 24  # bytes: the fingerprint of a larger file is its size and time,
 class TextFiles(Source):
     """A corpus of files: each text file, and each row of a JSON or CSV file, is a document.
 
-    Files may be gzipped (`.gz`), with any line endings. A byte-order mark decides the encoding of a file. Bytes that
-    cannot be decoded are replaced by U+FFFD. Warnings report such bytes, empty files, and files of a folder that are
-    not read.
+    Files may be gzipped (`.gz`), with any line endings. A byte-order mark decides the encoding of a file. Warnings
+    report bytes that cannot be decoded and become U+FFFD, empty files, and files of a folder that are not read.
 
     Args:
         path: a file of any name; a folder, of which files with one of the suffixes are read, subfolders
-            included, hidden files and run directories (text that a model wrote) excluded; a glob pattern
-            such as `notes/**/*.md`; or several of these.
+            included, hidden files and run directories excluded; a glob pattern such as `notes/**/*.md`; or
+            several of these.
         text_field: the field of a JSON row, or the column of a CSV file, with the text.
         suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
         encoding: the encoding of files without a byte-order mark; None for UTF-8.
@@ -83,11 +81,7 @@ class TextFiles(Source):
         return join_pieces(self.pieces())
 
     def pieces(self) -> Iterator[DocumentPiece]:
-        """Yield the documents in pieces of about 1 MB.
-
-        Raises:
-            DataError: as for `documents`.
-        """
+        """Yield the documents in pieces of about 1 MB."""
         for file in self.files:
             empty = True
             for piece in drop_blank(self._pieces_in(file)):
@@ -101,9 +95,7 @@ class TextFiles(Source):
             yield from self._fields(read_records(file, self.layout))
             return
         invalid: list[int] = []
-        text = read_chunks(
-            file, self.encoding, count=invalid.append, table_advice=self.table_advice(file)
-        )
+        text = read_chunks(file, self.encoding, count=invalid.append)
         if suffix(file) in JSON_LINES:
             rows = read_json_lines(file, split_lines(text), report=refuse_record)
             yield from self._fields(rows)
@@ -114,10 +106,6 @@ class TextFiles(Source):
         if file not in self._invalid:
             warn_invalid(file, sum(invalid), encoding=self.encoding)
         self._invalid[file] = sum(invalid)
-
-    def table_advice(self, file: Path) -> str | None:
-        """Return the advice in the error for a Parquet or Arrow file; None for the default."""
-        return None
 
     def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[DocumentPiece]:
         """Yield the text of each row."""
@@ -131,7 +119,7 @@ class TextFiles(Source):
             yield DocumentPiece(text, ends=True)
 
     def _whole(self, file: Path, text: Iterable[str]) -> Iterator[DocumentPiece]:
-        """Yield a text as one document; warn if the name of the end-of-text token occurs in it."""
+        """Yield a text as one document; warn if it contains the name of the end-of-text token."""
         number, end = 0, ""
         for chunk in text:
             number += (end + chunk).count(END_OF_TEXT)
@@ -159,16 +147,8 @@ class TextFiles(Source):
         return digest(f"{settings} {files}".encode())
 
 
-class TrainingFiles(TextFiles):
-    """A corpus of files to train on, whose errors suggest `data=huggingface` for other formats."""
-
-    def table_advice(self, file: Path) -> str:
-        """Return the options that read a column of the file."""
-        return f"read a column of it with data=huggingface {shell.quoted_word(f'data.source.path={file}')}"
-
-
 class FilesDataModule(TextDataModule):
-    """A TextDataModule of files, so that a user needs only `data.path=…`.
+    """A TextDataModule of files.
 
     Args:
         path: see TextFiles.
@@ -195,7 +175,7 @@ class FilesDataModule(TextDataModule):
         quoting: bool = True,
         **shared: Any,
     ) -> None:
-        source = TrainingFiles(
+        source = TextFiles(
             path,
             text_field=text_field,
             suffixes=suffixes,

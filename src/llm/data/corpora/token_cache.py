@@ -27,8 +27,8 @@ MACHINE = re.sub(r"\W", "-", platform.node())
 def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
     """Return the folder; write it if it does not exist, and again, with a warning, if it is damaged.
 
-    It is written under another name and then renamed, which is atomic, so an unfinished folder is never used. Of two
-    processes at once, the first to finish wins, and the other deletes its own, equal files.
+    It is written under another name and then renamed, which is atomic, so an unfinished folder is never used. If two
+    processes write it, the files of the first to finish are kept.
 
     Args:
         folder: path of the folder; its name is a fingerprint of the content.
@@ -57,8 +57,7 @@ def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
 def delete_unfinished(cache: Path) -> None:
     """Delete unfinished folders of processes that were killed.
 
-    Several machines may share the cache. On this machine it is known whether a process still runs; a folder of
-    another machine is deleted when it is old.
+    Several machines may share the cache: a folder of another machine is deleted when it is old.
     """
     for folder in cache.glob("*.*"):
         if found := UNFINISHED.fullmatch(folder.name):
@@ -121,7 +120,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def state_of(file: Path) -> list[int]:
-    """Return the size, mtime, ctime and inode of a file; a write always changes ctime, even if mtime is set back."""
+    """Return the size, mtime, ctime and inode of a file; a write changes ctime even if mtime is set back."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from llm.data.base import at_least
 from llm.data.corpora.windows import Batch
 from llm.data.sampler import LengthGroupedSampler, TrainingSampler
 from llm.nn.ignore_index import IGNORE_INDEX
@@ -58,9 +59,7 @@ class Padding:
     """
 
     def __init__(self, multiple: int = 8) -> None:
-        if multiple < 1:
-            raise ValueError(f"multiple={multiple} is too small; use 8, or 1 for the longest row")
-        self.multiple = multiple
+        self.multiple = at_least("multiple", multiple, least=1)
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:
         """Return examples as rows that are not longer than the context."""
@@ -90,7 +89,8 @@ class LengthGrouped(Padding):
 
     Args:
         multiple: as for Padding.
-        group: number of batches that are sorted together. A larger number needs less padding, and mixes less.
+        group: number of batches that are sorted together. A larger number needs less padding and mixes less; 1 does
+            not group.
 
     Raises:
         ValueError: the group or the multiple is less than 1.
@@ -98,9 +98,7 @@ class LengthGrouped(Padding):
 
     def __init__(self, multiple: int = 8, group: int = 50) -> None:
         super().__init__(multiple)
-        if group < 1:
-            raise ValueError(f"group={group} is too small; use 1 (no grouping) or more")
-        self.group = group
+        self.group = at_least("group", group, least=1)
 
     def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
         """Return a sampler that sorts the rows of every `group` batches by length."""

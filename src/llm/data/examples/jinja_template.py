@@ -211,10 +211,6 @@ class JinjaTemplate(ChatTemplate):
         self.require(messages)
         return self._render(messages)
 
-    def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render`: no tokenizer is trained on it."""
-        return self.render(messages)
-
     def end_token(self, tokenizer: Tokenizer) -> int | None:
         """Return the special token that ends an answer, or None."""
         token = self.encode(PROBE, tokenizer)[0][-1]

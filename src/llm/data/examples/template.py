@@ -120,9 +120,9 @@ class ChatTemplate(ABC):
             ValueError: see `encode`.
         """
 
-    @abstractmethod
     def ordinary_text(self, messages: Sequence[Message]) -> str:
-        """Return the text of `render` without special tokens, to train a tokenizer on."""
+        """Return the text to train a tokenizer on, by default that of `render`."""
+        return self.render(messages)
 
     @abstractmethod
     def end_token(self, tokenizer: Tokenizer) -> int | None:

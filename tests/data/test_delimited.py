@@ -5,8 +5,9 @@ import warnings
 import pytest
 
 from llm.data.errors import DataError
+from llm.data.layout import Layout
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Layout, read_records
+from llm.data.record_reader import read_records
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ def cache_folder() -> Path:
 def writable_folder(name: str) -> Path:
     """Return the subfolder `name` of the cache; create it if needed.
 
-    If `$LLM_CACHE` is read-only, as a shared disk with downloaded files may be, the subfolder is in the platform's
-    user cache directory.
+    If `$LLM_CACHE` is read-only, such as a shared disk, the subfolder is in the platform's user cache directory.
 
     Raises:
         DataError: neither folder is writable.

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.errors import DataError
+from llm.data.layout import Columns, Layout
 from llm.data.naming import rename_keys
-from llm.data.record_reader import Columns, Layout, is_rows, read_records
+from llm.data.record_reader import is_rows, read_records
 from llm.data.text_decoding import read_decoded_text
 
 KEYS = {key: f"rows.{key}" for key in ("text", "columns", "delimiter", "encoding", "quoting")}

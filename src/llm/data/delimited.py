@@ -4,13 +4,14 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from llm.data.errors import DataError
+from llm.data.layout import Layout
 from llm.data.malformed import Report
 from llm.data.text_decoding import suffix
 
@@ -24,13 +25,7 @@ csv.field_size_limit(1 << 30)
 
 
 def read_delimited(
-    file: Path,
-    text: str,
-    *,
-    delimiter: str | None,
-    names: Sequence[str] | None,
-    quoting: bool,
-    report: Report,
+    file: Path, text: str, layout: Layout, *, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the file and line, and the values, of each record.
 
@@ -39,22 +34,21 @@ def read_delimited(
     Args:
         file: the file, for messages.
         text: the content of the file.
-        delimiter: character between columns; None detects it.
-        names: column names of a file without a header.
-        quoting: whether quotes enclose a field.
+        layout: the format of the rows.
         report: called with the file and line of a malformed record, and what is wrong.
 
     Raises:
         DataError: the header is missing or repeats a name, or a quote is never closed.
     """
+    delimiter = layout.delimiter
     if excel := EXCEL.match(text):
         text = text[excel.end() :]
         delimiter = delimiter or excel[1]
     if delimiter is None:
-        delimiter = detect_delimiter(text, DELIMITERS[suffix(file)], names=names, quoting=quoting)
-    reader = _reader(text, delimiter, quoting=quoting)
+        delimiter = detect_delimiter(text, DELIMITERS[suffix(file)], layout)
+    reader = _reader(text, delimiter, quoting=layout.quoting)
     records = _records(file, reader, first=2 if excel else 1, report=report)
-    columns = _header(file, records) if names is None else names
+    columns = _header(file, records) if layout.header is None else layout.header
     unnamed = 0
     for where, fields in records:
         if len(fields) != len(columns):
@@ -81,22 +75,21 @@ def _reader(text: str, delimiter: str, *, quoting: bool) -> Any:
     return csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quotes, strict=True)
 
 
-def detect_delimiter(text: str, default: str, *, names: Sequence[str] | None, quoting: bool) -> str:
+def detect_delimiter(text: str, default: str, layout: Layout) -> str:
     """Return the default delimiter; if only that of the standard library's sniffer fits the first line, return that.
 
     Args:
         text: the whole file.
         default: the delimiter of the suffix.
-        names: column names of a file without a header.
-        quoting: whether quotes enclose a field.
+        layout: the format of the rows.
     """
     sample = "".join(islice(io.StringIO(text), SAMPLE))
 
     def separates(delimiter: str) -> bool:
         found: list[str] = []
         with suppress(csv.Error):
-            found = next(_reader(sample, delimiter, quoting=quoting), [])
-        return len(found) > 1 if names is None else len(found) == len(names)
+            found = next(_reader(sample, delimiter, quoting=layout.quoting), [])
+        return len(found) > 1 if layout.header is None else len(found) == len(layout.header)
 
     sniffed = default
     if not separates(default):

@@ -12,7 +12,6 @@ from llm.data.corpora.token_cache import (
     METADATA,
     ensure_written,
     is_whole,
-    read_metadata,
     write_metadata,
 )
 
@@ -32,7 +31,7 @@ def test_it_is_written_once(tmp_path: Path):
     for _ in range(3):
         folder = ensure_written(tmp_path / "root" / "key", writer(calls=calls))
     assert len(calls) == 1
-    metadata = read_metadata(folder)
+    metadata = json.loads((folder / METADATA).read_text())
     assert metadata["tokens"] == 6
     assert metadata["files"] == {
         "train.bin": {"bytes": 6, "sha256": hashlib.sha256(b"tokens").hexdigest()}

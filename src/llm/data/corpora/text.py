@@ -11,10 +11,11 @@ from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
-from llm.data.corpora.token_cache import is_whole, read_metadata
+from llm.data.corpora.token_cache import METADATA, is_whole
 from llm.data.corpora.token_file import TokenFile
 from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
+from llm.files import read_object
 from llm.tokenizers.base import TokenizerSpec, load
 
 
@@ -83,7 +84,7 @@ class TextDataModule(DataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the token files."""
         folder = self.text.folder()
-        self.metadata = read_metadata(folder)
+        self.metadata = read_object(folder / METADATA)
         self.fingerprint = folder.name
         self.corpus = self.text.held_out(self.metadata)
         self.vocabulary = self.metadata["tokenizer_sha256"][:24]

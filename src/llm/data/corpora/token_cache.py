@@ -78,7 +78,7 @@ def damage(folder: Path) -> str | None:
     A file is hashed again only if its size, times or inode have changed since it was verified.
     """
     try:
-        metadata = read_metadata(folder)
+        metadata = read_object(folder / METADATA)
         if metadata.pop("sha256") != _hash_of(metadata):
             return f"{METADATA} is not what was written"
         return _damage_of_files(folder, metadata["files"])
@@ -112,11 +112,6 @@ def write_metadata(folder: Path, metadata: dict[str, object]) -> None:
     whole = {**metadata, "files": hashes}
     write_json(folder / METADATA, {**whole, "sha256": _hash_of(whole)})
     _remember(folder, {file.name: state_of(file) for file in files})
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read what `write_metadata` wrote."""
-    return read_object(folder / METADATA)
 
 
 def state_of(file: Path) -> list[int]:

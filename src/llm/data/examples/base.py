@@ -16,8 +16,9 @@ from llm.data.base import DataModule, at_least
 from llm.data.corpora.windows import Batch
 from llm.data.errors import DataError
 from llm.data.examples.collation import Encoded, Packing, Padding
+from llm.data.layout import Columns, Layout
 from llm.data.malformed import Malformed
-from llm.data.record_reader import Columns, Layout, Paths, Record, is_here, read_records, title
+from llm.data.record_reader import Paths, Record, is_here, read_records, title
 from llm.data.split import split_examples
 from llm.nn.ignore_index import IGNORE_INDEX
 from llm.tokenizers.base import TokenizerSpec, fit

@@ -1,4 +1,4 @@
-"""The shapes of rows with prompts: the fields and the messages of each."""
+"""The shapes of rows with prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

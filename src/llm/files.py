@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_utf8, require_regular
 
-# Name of a file that is being written; it ends with the number of the writing process.
+# Temporary name of a file; it ends with the number of the process that writes it.
 PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
 # Much faster if PyYAML was built with libyaml.
 PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -147,7 +147,7 @@ def stored_archive(path: Path) -> Path:
 
 
 def partial_of(path: Path) -> Path:
-    """Return the temporary name under which this process writes a file; `delete_partials` recognizes it."""
+    """Return the temporary name under which this process writes a file."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
@@ -177,11 +177,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def delete_partials(*folders: Path) -> None:
-    """Delete temporary files of `replacing` whose processes were killed.
-
-    Args:
-        folders: the folders, which need not exist; folders inside them are skipped.
-    """
+    """Delete temporary files of `replacing` whose processes were killed; subfolders are skipped."""
     for folder in folders:
         for path in folder.glob(".*"):
             is_partial = PARTIAL.fullmatch(path.name) and path.is_file()
@@ -219,7 +215,7 @@ def open_for_appending(path: Path) -> TextIO:
     """
     if path.is_symlink():
         require_within(path, path.parent)
-    # A hard link is replaced by a copy, so that the file under its other name is not changed.
+    # A copy replaces a hard link, so that the file under its other name does not change.
     if path.is_file() and path.stat().st_nlink > 1:
         with replacing(path) as partial:
             shutil.copyfile(path, partial)

@@ -62,12 +62,12 @@ def run_download(
 ) -> Result:
     """Return the result of a download, which may take any time unless it becomes too slow.
 
-    The time of a download depends on its size, so the limit is a rate: at least `SLOWEST` bytes per second in each
-    period. A download that is too slow continues in a thread whose result is ignored.
+    At least `SLOWEST` bytes per second must arrive in each period. A download that is too slow continues in a thread
+    whose result is ignored.
 
     Args:
         call: the download.
-        folders: folders that it writes to while bytes arrive; they need not exist.
+        folders: folders to which it writes; they need not exist.
         seconds: length of a period; None means `PERIOD`.
 
     Raises:
@@ -86,7 +86,7 @@ def run_download(
 
 
 def _start(call: Callable[[], Result]) -> "Future[Result]":
-    """Start a call in a daemon thread, which does not keep the process alive, and return its future result."""
+    """Start a call in a daemon thread, which does not keep the process alive."""
     future: Future[Result] = Future()
     context = copy_context()  # includes whether downloads are forbidden
 

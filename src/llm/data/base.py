@@ -36,7 +36,7 @@ class DataModule(LightningDataModule):
         vocabulary: a hash of the units that a loss is averaged over, such as the tokenizer's tokens.
         tokens_per_row: training tokens in a row, on average.
         longest_row: tokens in the longest training row, with padding.
-        validation_bytes: size of the validation part's text, in UTF-8 bytes.
+        validation_bytes: UTF-8 bytes of the validation part's text.
         validation_limit: maximum bytes of text that a validation during training reads. It reads evenly spaced rows,
             the same share of the text for every tokenizer and context length.
 
@@ -127,21 +127,21 @@ class DataModule(LightningDataModule):
         return self._loader(self._rows("train"), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """Return a loader over the rows that validations during training read, once and in order."""
+        """Return a loader over the rows that a validation during training reads, in order."""
         if self.is_bounded:
             return self._once(SpacedRows(self._rows("validation"), self._bounded_rows))
         return self.whole("validation")
 
     def test_dataloader(self) -> DataLoader:
-        """Return a loader over the whole test part, once and in order."""
+        """Return a loader over the whole test part, in order."""
         return self.whole("test")
 
     def training_sampler(self, **order: int) -> Sampler:
-        """Return the sampler of the training order; `order` is the rest of a TrainingSampler's arguments."""
+        """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(self.train_rows, self.batch_size, **order)
 
     def whole(self, part: str) -> DataLoader:
-        """Return a loader over all rows of a part, once and in order."""
+        """Return a loader over all rows of a part, in order."""
         return self._once(self._rows(part))
 
     def _rows(self, part: str) -> Dataset:
@@ -158,7 +158,7 @@ class DataModule(LightningDataModule):
         return DataLoader(
             rows,
             sampler=sampler,
-            batch_size=None,  # the sampler gives the indices of a batch, and the dataset gathers it in one call
+            batch_size=None,  # the sampler gives the indices of a whole batch
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -166,7 +166,7 @@ class DataModule(LightningDataModule):
         )
 
     def _device(self) -> dict[str, int]:
-        """Return the `rank` of this device and `world_size`, the number of devices that share a batch.
+        """Return the `rank` of this device and `world_size`, the number of devices.
 
         Raises:
             ValueError: the batch size is not a multiple of the number of devices.
@@ -188,7 +188,7 @@ class DataModule(LightningDataModule):
         return self._offset + self._seen() if self._restored is None else self._restored
 
     def _seen(self) -> int:
-        """Return the number of batches that the trainer has processed; a loader's own count runs ahead."""
+        """Return the number of batches that the trainer has processed; a loader prefetches more."""
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore

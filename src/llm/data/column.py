@@ -21,7 +21,7 @@ class Column:
     """The texts to read from a file: lines, or a column of rows.
 
     Args:
-        text: the column or key; None for the one that the run was trained on.
+        text: the column or key; None for that of the run.
         columns: see Layout; None for the mapping of the run, if it has one.
         delimiter: see Layout.
         encoding: see Layout.
@@ -35,7 +35,7 @@ class Column:
     quoting: bool | None = None
 
     def with_defaults(self, data: Mapping[str, Any]) -> "Column":
-        """Return a copy in which the data of a run replaces values that are None."""
+        """Return a copy with the values of a run's data instead of None."""
         columns = data.get("columns")
         found = {
             "text": data.get("text", "text"),

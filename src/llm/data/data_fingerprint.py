@@ -23,7 +23,7 @@ def of_settings(settings: dict[str, object]) -> str:
 
 
 def of_tokenizer(tokenizer: TokenizerSpec) -> str:
-    """Return a hash of a tokenizer's saved file, or the name and arguments of the function that trains it.
+    """Return a hash of a tokenizer, or the name and arguments of the function that trains it.
 
     A function without a stable name (a lambda, or an argument printed with its address) gives a new value each time.
     """

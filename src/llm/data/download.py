@@ -25,7 +25,7 @@ class Download(Source):
     Args:
         url: address of the file, or of a zip archive.
         sha256: SHA-256 of the file, or of the archive's member, in hexadecimal.
-        file_name: its name in the cache folder; to work offline, put it there by hand.
+        file_name: its name in the cache folder, where it may be put by hand.
         member: name of the file in the zip archive; None if the file itself is published.
 
     Raises:

@@ -25,8 +25,8 @@ def expand(
     """Yield the files of paths, in order.
 
     Args:
-        paths: files of any name; folders, of which files with one of the suffixes are read, subfolders
-            included, hidden files and run directories excluded; glob patterns.
+        paths: files of any name; folders, subfolders included, hidden files and run directories excluded; glob
+            patterns.
         suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
         warn: called with a line that counts the files of a folder that are not read.
 

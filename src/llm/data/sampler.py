@@ -14,9 +14,8 @@ BATCHES_AT_ONCE = 64  # a NumPy call costs about the same for one batch as for m
 def permute(positions: np.ndarray, size: int, *, keys: np.ndarray) -> np.ndarray:
     """Return items of a keyed shuffle of range(size), without storing the shuffle.
 
-    A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four. A result
-    outside the range is encrypted again until it is inside (cycle walking: Black and Rogaway,
-    2002), which gives a bijection of range(size).
+    A Feistel network (Luby and Rackoff, 1988) is a bijection on the next power of four. A result outside the range is
+    encrypted again until it is inside (cycle walking: Black and Rogaway, 2002).
 
     Args:
         positions: (N) positions in the shuffled order, each less than size.

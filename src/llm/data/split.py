@@ -21,7 +21,7 @@ class Split:
         train: the training documents.
         validation: the held-out documents.
         characters: number of characters in both parts together.
-        separated: whether there are several documents, which a token separates.
+        separated: whether there are several documents, with a separator token between them.
         held_out: description of the validation part.
         is_drawn: whether the held-out documents are drawn at random.
     """
@@ -89,7 +89,7 @@ def published_split(train: Source, validation: Source) -> Split:
 
 
 def _numbered(source: Source) -> Iterator[tuple[int, int, DocumentPiece]]:
-    """Yield the pieces of a source, each with the index of its document and its offset there, in characters."""
+    """Yield the pieces of a source with the index of their document and their offset in it, in characters."""
     document = offset = 0
     for piece in source.pieces():
         yield document, offset, piece
@@ -105,7 +105,7 @@ def _beginnings(source: Source, cuts: np.ndarray) -> Iterator[DocumentPiece]:
 
 
 def _ends(source: Source, cuts: np.ndarray, lengths: np.ndarray) -> Iterator[DocumentPiece]:
-    """Yield each document that is cut before its end, from its cut on."""
+    """Yield the rest of each document after its cut, if there is one."""
     is_cut = cuts < lengths
     for document, offset, (text, ends) in _numbered(source):
         if is_cut[document] and (ends or offset + len(text) > cuts[document]):
@@ -113,9 +113,7 @@ def _ends(source: Source, cuts: np.ndarray, lengths: np.ndarray) -> Iterator[Doc
 
 
 def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
-    """Draw documents to hold out, up to a fraction of all characters.
-
-    If every document is longer than that, the shortest is held out.
+    """Draw documents to hold out, up to a fraction of all characters; at least the shortest.
 
     Args:
         lengths: characters of each document, (N).
@@ -123,7 +121,7 @@ def choose_held_out(lengths: np.ndarray, fraction: float, *, seed: int) -> np.nd
         seed: seed of the draw.
 
     Returns:
-        (N) bool, true for held-out documents, of which there is at least one.
+        (N) bool, true for held-out documents.
     """
     target = fraction * lengths.sum()
     order = np.random.default_rng(seed).permutation(len(lengths))
@@ -157,9 +155,8 @@ def split_examples(
     """Split examples into parts at random, with the same proportions in each group (stratified).
 
     Args:
-        groups: group of each example, such as its label; all equal for a plain split.
-        fractions: share of each part; they sum to 1. Sizes are rounded to the nearest number; the
-            first part gets the rest.
+        groups: group of each example, such as its label.
+        fractions: share of each part; they sum to 1. Sizes are rounded; the first part gets the rest.
         seed: seed of the draw.
 
     Returns:

@@ -72,7 +72,7 @@ def read_chunks(
     Args:
         file: the file; gzipped if its name ends in `.gz`.
         encoding: the encoding of a file without a byte-order mark; None for UTF-8.
-        count: called with the number of replaced bytes.
+        count: called with the number of replaced bytes of each chunk.
         nul_advice: advice in the error for a file with NUL characters.
         advice: advice in the error for a known format that is not text.
         translate: whether all line ends become newlines.

@@ -25,8 +25,8 @@ class HuggingFaceDataset(Source):
     """A split of a dataset that `datasets` downloads, caches and reads through a memory map.
 
     Args:
-        path: the name of a dataset on the hub; a local folder, which `save_to_disk` may have written; a local
-            Parquet file; or a format such as `json` or `text`.
+        path: the name of a dataset on the hub; a local folder, also one of `save_to_disk`; a local Parquet
+            file; or a format such as `json` or `text`.
         name: the configuration of the dataset.
         split: the split of the dataset.
         data_files: the files, if path is a format.

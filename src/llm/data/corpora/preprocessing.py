@@ -181,5 +181,5 @@ class Lemmatize(WordStep):
 def steps_of(
     steps: dict[str, Preprocessing] | Sequence[Preprocessing],
 ) -> tuple[Preprocessing, ...]:
-    """Return the steps in order, from a list or from a configuration's dictionary by name."""
+    """Return the steps of a list, or of a configuration's dictionary by name."""
     return tuple(steps.values() if isinstance(steps, dict) else steps)

@@ -32,9 +32,8 @@ class TextFiles(Source):
     report bytes that cannot be decoded and become U+FFFD, empty files, and files of a folder that are not read.
 
     Args:
-        path: a file of any name; a folder, of which files with one of the suffixes are read, subfolders
-            included, hidden files and run directories excluded; a glob pattern such as `notes/**/*.md`; or
-            several of these.
+        path: a file of any name; a folder, subfolders included, hidden files and run directories excluded; a glob
+            pattern such as `notes/**/*.md`; or several of these.
         text_field: the field of a JSON row, or the column of a CSV file, with the text.
         suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
         encoding: the encoding of files without a byte-order mark; None for UTF-8.
@@ -140,7 +139,7 @@ class TextFiles(Source):
             warnings.warn(line, stacklevel=2)
 
     def fingerprint(self) -> str:
-        """Return a hash of the settings and of each file: its content, or its size and time if it is large."""
+        """Return a hash of the settings and the files: of their content, or of size and time if they are large."""
         files = [f"{file} {_state_of(file)}" for file in self.files]
         settings = f"{self.text_field} {self.encoding} {self.document_separator!r}"
         if self.layout != Layout(encoding=self.encoding):

@@ -28,8 +28,7 @@ class TokenFile:
         """The tokens, (N); the file is read when they are indexed.
 
         Raises:
-            DataError: the file was truncated since it was opened: reading beyond its end would kill the process
-                with a bus error.
+            DataError: the file was truncated: reading beyond its end would kill the process with a bus error.
         """
         try:
             is_truncated = self.path.stat().st_size < self._tokens.nbytes

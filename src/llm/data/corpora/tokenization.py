@@ -1,4 +1,4 @@
-"""Tokenization of documents into a token file, in batches, so that the corpus need not fit in memory."""
+"""Tokenization of documents into a token file; the corpus need not fit in memory."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -108,9 +108,9 @@ class LengthGrouped(Padding):
 class Packing(Padding):
     """A collation with several examples per row, up to the context length, and almost no padding.
 
-    A row also has `document_ids`, the example of each token, and `positions`, which restart at 0 in each
-    example. A model that attends only within a document computes the same for an example as without
-    packing (Krell et al. 2021, "Efficient sequence packing without cross-contamination").
+    A row also has `document_ids`, the example of each token, and `positions`, which restart at 0 in each example. A
+    model that attends only within a document computes the same as without packing (Krell et al. 2021, "Efficient
+    sequence packing without cross-contamination").
     """
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:

@@ -189,8 +189,7 @@ class JinjaTemplate(ChatTemplate):
         """Return tokens and mask, see `ChatTemplate.encode`; text after the last answer is left out.
 
         Raises:
-            ValueError: the roles do not alternate, the template rejects the messages, or the start or end
-                of an answer is not found.
+            ValueError: the roles do not alternate, the template rejects the messages, or an answer is not found.
         """
         self.require(messages)
         hidden = Hidden(tokenizer, messages)

@@ -23,8 +23,8 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 def parse_messages(found: Any) -> list[Message]:
     """Return the messages of a list of objects with role and content (or from and value), or of a transcript.
 
-    A blank system message is left out. An answer is not learned if its weight is 0, or if it is blank and a tool's
-    message follows: then it is a tool call.
+    A blank system message is left out. An answer is not learned if its weight is 0, or if it is a tool call: blank,
+    before a tool's message.
 
     Raises:
         ValueError: the value is neither, or a message is malformed.

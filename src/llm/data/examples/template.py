@@ -156,7 +156,7 @@ class Template(ChatTemplate):
         end: text after a message, by role. The assistant's end is learned as part of the answer.
         separator: text between two messages.
         special_tokens: names in the texts above that are one token each.
-        system_message: default system message; None for none.
+        system_message: default system message, or None.
         system_message_with_input: default system message of an instruction with an input; None for
             system_message.
         input_separator: text between an instruction and its input, in one message.

@@ -21,7 +21,7 @@ class StandIn:
     paths: list[str] = field(default_factory=list)
 
     def judge(self, **options: Any) -> Any:
-        from llm.evaluation.openai_client import OpenAI  # not before its annotations can be checked
+        from llm.evaluation.openai_client import OpenAI  # late, so that its shapes are checked
 
         return OpenAI("judge-1", self.address, **{"backoff": 0.0, "timeout": 5.0, **options})
 
@@ -42,7 +42,7 @@ def stand_in(monkeypatch) -> Iterator[Callable[..., StandIn]]:
                 stand_in.headers.append(dict(self.headers))
                 stand_in.paths.append(self.path)
                 answer = stand_in.answer(request)
-                if answer is None:  # hang up without a word
+                if answer is None:  # close the connection without a reply
                     return
                 status, body, headers = (
                     answer if isinstance(answer, tuple) else (200, completion(answer), {})

@@ -22,23 +22,22 @@ from small_runs import composed, run_command, stop_at, text  # noqa: F401
 shape_checks.install()
 read_once.install()
 
-# One thread a process: the tests run in several processes, and threads that wait for one another's cores
-# cost more than they give. Processes that tests start inherit it.
+# One thread per process: the tests run in several processes, and more threads than cores slow them down.
+# Processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# Without it each process that a test starts would compile the whole package anew.
+# Otherwise each process that a test starts would compile the whole package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Looking for garbage among a million imported objects, every 700 new ones, took a tenth of the tests' time.
+# Collecting garbage among a million imported objects, every 700 new ones, took a tenth of the tests' time.
 gc.set_threshold(50_000, 20, 20)
 
-# A script's background job ignores Ctrl-C by birth, one under nohup the end of the terminal, and so would all their
-# children.
+# A background job of a script ignores SIGINT, a command under nohup SIGHUP; child processes would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# A folder beside the checkout that holds published data files; LLM_TEST_DATA points elsewhere.
+# A folder beside the checkout with published data files; LLM_TEST_DATA replaces it.
 SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -62,8 +61,8 @@ def shared_data() -> Path:
 def build() -> Callable[..., Any]:
     """build("model=llama", "model/norm=layer", …): a GPT as a command line would compose it.
 
-    Of size nano and 97 tokens unless said otherwise. The imports wait for the first call: this file is read
-    before the run-time check of shapes is in place, and what is imported now would go unchecked.
+    Size nano and 97 tokens by default. The imports are in the function, because modules imported before the run-time
+    check of shapes is installed are not checked.
     """
 
     @functools.cache

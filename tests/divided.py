@@ -21,7 +21,7 @@ SMALL = [
     *("trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1"),
 ]
 NAMES = ("step", "train/loss", "train/gradient_norm", "val/loss", "tokens")
-# Products in bfloat16 would round what differs in the seventh digit to what differs in the fourth.
+# Products in bfloat16 would turn differences in the seventh digit into differences in the fourth.
 MUON = ("optimizer=muon", "optimizer.precision=float32")
 
 Curve = list[dict[str, float]]
@@ -73,12 +73,12 @@ def assert_learn_as_one(
     runs: Mapping[str, Sequence[str]],
     divided: Mapping[int, Mapping[str, Sequence[str]]],
 ) -> None:
-    """Runs on several ranks learn what they learn on one.
+    """Require that runs on several ranks have the same metrics as on one.
 
     Args:
         folder: for the runs.
-        runs: the words of each.
-        divided: for each number of ranks: which runs it trains, and the words that divide each.
+        runs: the overrides of each run.
+        divided: for each number of ranks, the runs to train and the overrides that divide each.
     """
     alone = train_all(folder / "1", runs)
     for world, words in divided.items():

@@ -44,7 +44,7 @@ LLAMA3 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"""
 
-# Thoughts stand before the newest answer alone, an empty one where there are none.
+# Only the newest response begins with a thought, an empty one if it has none.
 QWEN3 = """\
 {%- set ns = namespace(last=-1) %}
 {%- for message in messages %}
@@ -82,7 +82,7 @@ GEMMA3 = """\
 
 
 class Shape(NamedTuple):
-    """What a published model is like beside its weights.
+    """Properties of a published model, except its weights.
 
     Attributes:
         names: special tokens of the tokenizer, in the order of their ids.

@@ -26,16 +26,16 @@ def make(
     """A run that validated every ten steps.
 
     Args:
-        folder: where it goes; its name is the run's.
+        folder: folder of the run; its name is the name of the run.
         losses: the validation losses.
-        settings: overrides that it was made by, beside the seed.
-        choices: options that followed from them.
+        settings: overrides of the run, without the seed.
+        choices: chosen options.
         seed: its seed.
         tokens_per_step: training tokens of a step.
         bytes_per_token: of the tokenizer.
-        rows: the rows of metrics.csv, in place of those.
-        without: entries that run.json does not have.
-        record: entries of run.json, in place of those.
+        rows: rows of metrics.csv; None makes them from the losses.
+        without: entries to leave out of run.json.
+        record: entries of run.json that replace the defaults.
     """
     overrides = dict(settings or {"model": "gpt"})
     chosen = {"task": "pretraining", "data": "text", **overrides, **(choices or {})}

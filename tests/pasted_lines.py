@@ -4,7 +4,7 @@ import subprocess
 
 
 def pasted(line: str) -> list[str]:
-    """Return the words that a program called `llm` receives from a line in a shell."""
+    """Return the arguments that a shell passes to `llm` for a line."""
     shown = "llm() { printf '%s\\0' \"$@\"; }; " + line
     out = subprocess.run(["bash", "-c", shown], capture_output=True, check=True).stdout
     return out.decode("utf-8", "surrogateescape").split("\0")[:-1]

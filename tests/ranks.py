@@ -1,4 +1,4 @@
-"""Functions run by several ranks at once: processes that talk over gloo, on this machine's CPU."""
+"""Functions run by several ranks at once: processes that communicate over gloo, on the CPU."""
 
 import importlib.util
 import os
@@ -16,16 +16,16 @@ from torch import distributed
 
 
 def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:
-    """What a function of a test file, at its top level, returns on each of so many ranks, by rank.
+    """Return the results of a top-level function of a test file on several ranks, by rank.
 
     Args:
-        world: how many ranks.
+        world: number of ranks.
         function: called on each; `LLM_CACHE` and other variables are those of the caller.
-        args: what it is given, the same on each rank; pickled.
+        args: arguments, the same on each rank; pickled.
         timeout: seconds until all are killed.
 
     Raises:
-        AssertionError: one failed, with its text, or did not end in time.
+        AssertionError: a rank failed (with its error) or did not end in time.
     """
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     work = (Path(sys.modules[function.__module__].__file__), function.__qualname__, args)
@@ -101,7 +101,7 @@ def _run(
         spec.loader.exec_module(module)
         result = getattr(module, name)(*args)
         if distributed.is_initialized():
-            distributed.barrier()  # nobody leaves while others still read from him
+            distributed.barrier()  # no rank exits while others still read from it
         connection.send((True, result))
     except BaseException:
         connection.send((False, f"failed:\n{traceback.format_exc()}"))

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-# A TypeError, which the package expects of values that it reads from a file and hands on.
+# A TypeError, because the package catches it for values read from files.
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 scope = functools.partial(jaxtyping.jaxtyped, "context")
 

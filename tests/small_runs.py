@@ -1,4 +1,4 @@
-"""A small run: nano GPT, bytes, a few kilobytes of text, no bars, no samples."""
+"""A small run: nano GPT, bytes, a few kilobytes of text, no progress bars, no samples."""
 
 import random
 import signal

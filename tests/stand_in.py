@@ -35,6 +35,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import stand_in  # by its name, as other processes know what is pickled
+    import stand_in  # by its import name, so that other processes can unpickle it
 
     stand_in.main()

@@ -35,7 +35,7 @@ def test_other_json_values_are_refused(content, told, tmp_path):
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
-        file.truncate(LARGEST + 1)  # takes no room on the disk
+        file.truncate(LARGEST + 1)  # a sparse file: uses no disk space
     with pytest.raises(FileError, match=r"a\.json: has 268,435,457 bytes"):
         read_object(tmp_path / "a.json")
 

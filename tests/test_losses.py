@@ -83,7 +83,7 @@ def test_sums_over_batches_give_the_mean_over_all(logits, targets):
 
 
 def test_sum_stays_accurate_over_many_tokens():
-    """Four million equal losses: adding them one by one in float32 would be inaccurate."""
+    """Four million equal losses: a running sum in float32 would be inaccurate."""
     tokens = 1 << 22
     total, count = cross_entropy_sum(torch.zeros(tokens, 2), torch.zeros(tokens, dtype=torch.long))
     expected = tokens * float(torch.tensor(2.0).log())

@@ -21,7 +21,7 @@ BERT_PREDICTS = (
     "model: BERT sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
 )
-# Every rule that spans sections of a configuration, as a command line breaks it, and the line that it ends in.
+# Rules that span sections of a configuration: a command line that breaks each, and the error.
 ACROSS = [
     ("train model=bert", BERT_PREDICTS),
     ("train model=bert dry_run=true", BERT_PREDICTS),
@@ -321,7 +321,7 @@ def test_folder_of_configs_is_passed_on_to_jobs_as_typed(tmp_path, monkeypatch):
 
 def test_folders_are_plain_words(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = "runs/python_docs,model=llama"  # what looks like an override, but is there
+    run = "runs/python_docs,model=llama"  # a path that looks like an override but exists
     (tmp_path / run).mkdir(parents=True)
     words = ["--config-dir", "mine", "runs", "by=val/loss", run, "it's"]
     *others, gathered = gather_folders(words, "runs")

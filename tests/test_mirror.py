@@ -9,9 +9,9 @@ import llm
 
 SOURCE, TESTS = Path(llm.__file__).parent, Path(__file__).parent
 
-# Modules that several others share or that one other calls: the test that fails first when they are wrong.
+# Modules without a test file of their own: the test that fails first if they are wrong.
 OWNERS = {
-    # Which layers are meant is only seen in what is adapted.
+    # The chosen layers only show in the adapted model.
     "adapters/targets.py": "adapters/test_lora.py::test_patterns",
     # Callbacks that act on a whole run.
     "callbacks/base.py": (
@@ -35,7 +35,7 @@ OWNERS = {
     "comparison/rows.py": (
         "comparison/test_table.py::test_a_row_is_a_recipe_and_its_seeds_are_repetitions"
     ),
-    # The steps of composing and checking, and what they hand on.
+    # The steps of composing and checking, and their results.
     "config/annotations.py": "config/test_check.py::test_values_of_the_annotated_type_pass",
     "config/base.py": (
         "launch/test_start.py::test_a_run_and_a_command_that_reads_it_compose_check_and_build_once"
@@ -59,7 +59,7 @@ OWNERS = {
     "config/rules.py": "config/test_check.py::test_invalid_name_path_or_number_is_reported_in_one_line",
     "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
     "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
-    # What data modules share, in each of the modules that use it.
+    # Shared by data modules: tested in each of them.
     "data/base.py": (
         "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_equals_an_uninterrupted_one"
     ),
@@ -87,7 +87,7 @@ OWNERS = {
     "generation/prompts.py": (
         "commands/test_generate.py::test_file_of_prompts_is_continued_as_one_batch"
     ),
-    # How jobs are started: with processes, as they are used.
+    # How jobs are started: tested with processes.
     "launch/hydra_launch.py": (
         "launch/test_launchers.py::test_a_search_has_its_own_folder_where_its_runs_go"
     ),
@@ -103,7 +103,7 @@ OWNERS = {
     "nn/ignore_index.py": (
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
     ),
-    # What a strategy does with a model, on ranks.
+    # How a strategy changes a model: tested on ranks.
     "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_is_that_of_finite_differences"),
     "parallel/lora_tensor_parallel.py": (
         "parallel/test_tensor_parallel.py::test_updates_are_divided_as_their_layers_are"
@@ -116,7 +116,7 @@ OWNERS = {
         "::test_a_run_goes_from_fsdp_to_one_device_to_tensor_parallelism_and_back"
     ),
     "sweeps.py": "launch/test_sweep_runner.py::test_a_sweep_may_be_moved_with_its_runs",
-    # What tasks share, in a run of one of them.
+    # Shared by tasks: tested in a run of one of them.
     "tasks/averaged_task.py": "tasks/test_reward.py::test_it_resumes_to_the_bit",
     "tasks/base.py": "training/test_lifecycle.py::test_accumulation_changes_nothing_but_the_memory",
     "tasks/non_finite.py": (
@@ -129,7 +129,7 @@ OWNERS = {
         "commands/test_chat.py::test_ctrl_c_stops_the_answer_and_the_next_question_is_answered"
     ),
     "tokenizers/huggingface.py": "tokenizers/test_base.py::test_round_trip",
-    # The steps of a run's life, in runs.
+    # The phases of a run: tested in runs.
     "training/activation_checkpointing.py": (
         "training/test_lifecycle.py::test_activation_checkpointing_changes_nothing_but_the_memory"
     ),
@@ -157,7 +157,7 @@ OWNERS = {
         "training/test_lifecycle.py::test_strategy_with_one_device_is_reported"
     ),
     "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
-    # Weights of other libraries, held against these libraries.
+    # Weights of other libraries, compared with these libraries.
     "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_come_back",
     "weights/compatibility.py": (
         "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"

@@ -8,7 +8,7 @@ from pathlib import Path
 import llm
 
 ROOT = Path(llm.__file__).parent
-# The same idea in several packages, under one name by design.
+# The same concept in several packages, with the same name on purpose.
 MIRRORED_FILES = {
     "base": "what all modules of a package share",
     "errors": "the exceptions of a package",

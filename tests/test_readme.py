@@ -166,7 +166,7 @@ def test_a_command_composes(line, folder, run, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
-# What a finetune needs besides, to be small.
+# Further overrides that make a finetune small.
 FEW = [
     *("trainer.max_steps=2", "trainer.max_epochs=null", "trainer.val_batches=1"),
     *("data.batch_size=16", "hardware=cpu", "hardware.precision=32", "hardware.threads=1"),

@@ -29,7 +29,7 @@ def test_help_answers_in_under_half_a_second():
 def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
     """Thread time over a raw loop, with the default callbacks and loggers.
 
-    Other work on the machine only ever adds to a time, so the best of up to four measurements counts.
+    Other work on the machine can only increase a time, so the best of up to four measurements counts.
     """
     command = [sys.executable, str(EXPERIMENTS / "trainer_overhead" / "measure.py"), "--json"]
     measured = []

@@ -1,7 +1,7 @@
-"""Runs that an earlier version made: this one goes on with them, to the same numbers.
+"""Runs of an earlier version: this version resumes them, with the same numbers.
 
-What they are is written in `make.py` beside them, which made them. To change what is expected of them is to break the
-format of runs: `llm.runs.FORMAT` is raised then, and runs of the new format are stored beside these.
+`make.py` beside them made them. A change of the expected results breaks the format of runs: increase
+`llm.runs.FORMAT` and store runs of the new format beside these.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ def test_stored_runs_are_resumed_evaluated_and_compared(tmp_path, monkeypatch):
     folder = make.copy_runs(tmp_path / "runs")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", sys.argv)  # which is put back after the lines that it runs
+    monkeypatch.setattr(sys, "argv", sys.argv)  # restored after the commands that it runs
     before = Sweep(folder / "outputs" / "sweeps" / "sweep").jobs
     found = make.use_runs()
     expected = json.loads((STORED / "expected.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Six optimizers, each with four learning rates, then its best rate with three other seeds.
+"""Six optimizers, each with four or five learning rates, then its best rate with three other seeds.
 
     python experiments/optimizers/study.py             # twelve sweeps, the table, the picture
     python experiments/optimizers/study.py --table     # the table and picture of the finished runs

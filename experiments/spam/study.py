@@ -1,4 +1,4 @@
-"""Five ways to finetune one pretrained model on the SMS Spam Collection, and a bag of words beside them.
+"""Five ways to finetune one pretrained model on the SMS Spam Collection, compared with a bag of words.
 
     llm train                                                                    # the base, once
     python experiments/spam/study.py                                             # the sweep, then the table

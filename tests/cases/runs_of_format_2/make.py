@@ -1,9 +1,9 @@
-"""Make the runs beside this file, which later versions must resume, evaluate and compare.
+"""Make the runs in this folder, which later versions must resume, evaluate and compare.
 
     python tests/cases/runs_of_format_2/make.py
 
-It writes them anew, with the version of the package that is installed. Do that only for a new `llm.runs.FORMAT`, in a
-folder of its name: runs that are written anew show nothing about earlier versions.
+It uses the installed version of the package. Run it only for a new `llm.runs.FORMAT`, in a folder of that name: runs
+that are made again do not test compatibility with earlier versions.
 """
 
 import csv
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ROOT = "/runs"  # stands for this folder in the files, which name some by their whole path
+ROOT = "/runs"  # replaces the absolute path of this folder in the files
 WORDS = "the a cat dog sat ran on under mat house and then it was very old".split()
 CPU = ["hardware.accelerator=cpu", "hardware.threads=1"]
 SMALL = [

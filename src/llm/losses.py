@@ -28,21 +28,17 @@ def cross_entropy(logits: Float[Tensor, "*N V"], targets: Int[Tensor, "*N"]) -> 
 def cross_entropy_sum(
     logits: Float[Tensor, "*N V"], targets: Int[Tensor, "*N"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Return sum and count for a mean over many batches: add up both, divide once.
-
-    Args:
-        logits: one row of scores per token.
-        targets: the correct ids, -100 for tokens that are not learned.
+    """Return sum and count of the losses of `cross_entropy`, for a mean over many batches.
 
     Returns:
-        The sum of the losses in nats, in float64, and the number of targets that are not ignored.
-        Both stay on the device of the logits, except on MPS, where the sum is on the CPU.
+        The sum in nats, in float64, and the number of targets that are not ignored. Both stay on the
+        device of the logits, except on MPS, where the sum is on the CPU.
     """
     losses, mask = _token_losses(logits, targets)
     # Apple's GPUs have no float64.
     if losses.device.type == "mps":
         losses = losses.cpu()
-    # float32 has 7 digits, so adding to a sum of a million losses would lose digits of each of them.
+    # float32 has 7 digits: a sum of a million losses would lose digits of each of them.
     return losses.sum(dtype=torch.float64), mask.sum()
 
 
@@ -122,7 +118,7 @@ def implicit_rewards(
 ) -> Float[Tensor, "B"]:
     """Return β (log π(y | x) - log π_ref(y | x)), the reward for which the policy π is optimal.
 
-    It is exact up to a function of x, which cancels in a difference (Rafailov et al. 2023, DPO, section 5).
+    It is exact up to a function of x, which cancels in a difference (Rafailov et al. 2023, section 5).
 
     Args:
         policy: log-probabilities of responses under the model in training.
@@ -145,9 +141,8 @@ def group_advantages(rewards: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
     Args:
         rewards: rewards of G responses to each of B prompts.
     """
-    # If all rewards of a group are equal, its advantages are 0: there is nothing to learn from it.
     centred = rewards - rewards.mean(-1, keepdim=True)
-    # 1e-4 keeps that case from dividing 0 by 0.
+    # 1e-4: if all rewards of a group are equal, its advantages are 0 and not 0 / 0.
     return centred / (rewards.std(-1, keepdim=True) + 1e-4)
 
 
@@ -159,10 +154,9 @@ def policy_gradient_loss(
 ) -> Float[Tensor, ""]:
     """Return the policy gradient loss, whose gradient is -A ∇ log π: REINFORCE (Williams 1992).
 
-    It is written as -A π / π_old with π_old = π, the ratio that PPO and GRPO clip: with one update
-    per batch the ratio is 1 and there is nothing to clip. The mean is over all tokens of the batch,
-    as in DAPO (Yu et al. 2025). A mean over each response first, as in the GRPO paper, penalizes
-    long wrong answers less per token (Liu et al. 2025, Dr. GRPO).
+    It is written as -A π / π_old with π_old = π. PPO and GRPO clip this ratio; with one update per batch
+    it is 1. The mean is over all tokens of the batch, as in DAPO (Yu et al. 2025). A mean over each
+    response first, as in the GRPO paper, penalizes long wrong answers less per token (Liu et al. 2025).
 
     Args:
         log_probabilities: of the response's tokens under the policy, with gradient.

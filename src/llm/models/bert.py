@@ -1,7 +1,7 @@
 """BERT: an encoder-only Transformer, in which every position attends to the whole text."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.classifier import first_token
-from llm.models.size import require_sizes
+from llm.models.size import flops_per_token, require_sizes
 from llm.nn.activations import gelu
 from llm.nn.attention import Attention
 from llm.nn.block import Block
@@ -69,7 +69,7 @@ class BERT(nn.Module):
 
     Attributes:
         causal: False, as each position attends to the later ones.
-        generates: False, as an appended token would change all states before it.
+        generates: False, as an appended token would change all earlier states.
 
     Raises:
         ValueError: a size is not positive, or the position is ALiBi.
@@ -122,7 +122,7 @@ class BERT(nn.Module):
             for _ in range(num_layers)
         )
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
-        # The state at position t predicts the token at t, which is masked in the input, and not the one at t + 1.
+        # The state at position t predicts the token at t, which is masked in the input.
         self.head = MaskedHead(dim, vocab_size, activation=activation, norm=norm)
         if tie_weights:
             self.head.weight = self.embedding.weight
@@ -165,7 +165,7 @@ class BERT(nn.Module):
         return self.final_norm(x)
 
     def new_cache(self, *_: object, **__: object) -> NoReturn:
-        """Raise an error: the states of earlier positions depend on later ones, so none can be cached.
+        """Raise an error: earlier states depend on later tokens, so none can be cached.
 
         Raises:
             ValueError: always.
@@ -174,13 +174,9 @@ class BERT(nn.Module):
             "BERT attends to later tokens and cannot write a text; choose a model such as GPT"
         )
 
-    def flops_per_token(self, context: int | None = None) -> int:
-        """Return the floating-point operations for one token of training; see `GPT.flops_per_token`."""
-        multiplying = nn.ModuleList([self.blocks, self.final_norm, self.head])
-        numbers = sum(parameter.numel() for parameter in multiplying.parameters())
-        layers = [cast(Attention, block.attention) for block in self.blocks]
-        width = sum(layer.num_heads * layer.head_dim for layer in layers)
-        return 6 * numbers + 12 * width * (context or self.context_length)
+    def flops_per_token(self, context: int) -> int:
+        """Return the floating-point operations for one token of training."""
+        return flops_per_token(self.blocks, self.final_norm, self.head, context=context)
 
 
 def _positions(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:

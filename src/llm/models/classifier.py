@@ -14,7 +14,7 @@ Pooling = Callable[[Tensor, Tensor | None], Tensor]
 def last_token(
     hidden: Float[Tensor, "B T C"], attention_mask: Bool[Tensor, "B T"] | None
 ) -> Float[Tensor, "B C"]:
-    """Return the state of the last real token, the only one that depends on the whole text under a causal mask."""
+    """Return the state of the last real token, which depends on the whole text under a causal mask."""
     if attention_mask is None:
         return hidden[:, -1]
     index = torch.arange(hidden.shape[1], device=hidden.device)
@@ -45,8 +45,8 @@ def mean(
 class AttentionPooling(nn.Module):
     """A weighted mean of the states of all real tokens, with learned weights (Yang et al. 2016, equations 8 to 10).
 
-    The weight of a state is proportional to exp(query · state), so common words can get small weights, as with
-    inverse document frequencies in a bag of words. The query begins at 0, which gives the plain mean.
+    The weight of a state is proportional to exp(query · state), so common words can get small weights. The query
+    begins at 0, which gives the plain mean.
 
     Args:
         dim: width C of the states.
@@ -80,7 +80,7 @@ def _real(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
 def drop_tokens(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, *, dropout: float
 ) -> Bool[Tensor, "B T"]:
-    """Return the mask of real tokens after each was dropped with this probability, but never all of a text."""
+    """Return the mask of real tokens after dropping each with this probability, but never all of a text."""
     real = _real(tokens, attention_mask)
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
@@ -91,7 +91,7 @@ def last_occurrences(
 ) -> Bool[Tensor, "B T"]:
     """Return a mask of the last occurrence of each distinct real token of a text."""
     real = _real(tokens, attention_mask)
-    # A stable sort puts equal tokens next to each other, in the order of the text; the last of each group is kept.
+    # A stable sort puts equal tokens next to each other, in the order of the text.
     ordered, order = tokens.masked_fill(~real, -1).sort(dim=1, stable=True)
     last = F.pad(ordered[:, 1:] != ordered[:, :-1], (0, 1), value=True)
     return real & torch.zeros_like(real).scatter(1, order, last)
@@ -106,11 +106,11 @@ class Classifier(nn.Module):
         pooling: maps the states (B, T, C) and the mask of real tokens to (B, C); None takes the `pooling` of the
             body, or `last_token` if it has none.
         dropout: probability before the head.
-        token_dropout: probability with which a token is treated as padding in training (Iyyer et al. 2015, "Deep
-            unordered composition rivals syntactic methods for text classification"). Without it a model trained
-            from scratch on few texts memorizes them by their rare words.
-        distinct: whether the pooling reads each distinct token once, at its last position, where the state depends
-            on the most text under a causal mask. Whether a word occurs says more about a text than how often.
+        token_dropout: probability of treating a token as padding in training (Iyyer et al. 2015, "Deep unordered
+            composition rivals syntactic methods for text classification"). Without it a model trained from scratch
+            on few texts memorizes them by their rare words.
+        distinct: whether the pooling reads each distinct token once, at its last position, whose state depends
+            on the most text under a causal mask. Whether a word occurs says more than how often.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -154,7 +154,7 @@ class Classifier(nn.Module):
             attention_mask: True for real tokens; None if all are.
         """
         body: Any = self.body
-        # The body does not attend to dropped tokens either, as if they were not in the text.
+        # The body does not attend to dropped tokens either.
         if self.training and self.token_dropout:
             attention_mask = drop_tokens(tokens, attention_mask, dropout=self.token_dropout)
         hidden = body.hidden_states(tokens, attention_mask=attention_mask)
@@ -171,6 +171,6 @@ class Classifier(nn.Module):
         """Largest number of tokens of a text."""
         return cast(int, self.body.context_length)
 
-    def flops_per_token(self, context: int | None = None) -> int:
+    def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations of the body for one token; the head runs once per text only."""
         return cast(Any, self.body).flops_per_token(context)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.models.errors import ModelError
-from llm.models.size import require_sizes
+from llm.models.size import flops_per_token, require_sizes
 from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.init import gpt2
@@ -137,7 +137,7 @@ class GPT(nn.Module):
     ) -> Cache:
         """Return an empty cache for `capacity` tokens per row; the default is `context_length`."""
         capacity = capacity or self.context_length
-        layers = self._attentions()
+        layers = [cast(Attention, block.attention) for block in self.blocks]
         return Cache([layer.new_cache(batch_size, capacity, dtype=dtype) for layer in layers])
 
     @property
@@ -157,23 +157,9 @@ class GPT(nn.Module):
         counted = self if embeddings else nn.ModuleList([self.blocks, self.final_norm])
         return sum(parameter.numel() for parameter in counted.parameters())
 
-    def flops_per_token(self, context: int | None = None) -> int:
-        """Return the floating-point operations for one token of training, forward and backward.
-
-        6N for the N parameters of matrix products and 12·L·H·D·T for attention over a context of T
-        (Chowdhery et al. 2022, PaLM, appendix B).
-        """
-        context = context or self.context_length
-        head = sum(parameter.numel() for parameter in self.head.parameters())
-        multiplying = self.num_parameters(embeddings=False) + head
-        # H · D from the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
-        width = sum(layer.output.weight.shape[1] for layer in self._attentions())
-        # A parameter takes one multiplication and one addition in the forward pass and twice that in the
-        # backward pass (gradients of inputs and of weights): 6. Embedding lookups multiply nothing.
-        return 6 * multiplying + 12 * width * context
-
-    def _attentions(self) -> list[Attention]:
-        return [cast(Attention, block.attention) for block in self.blocks]
+    def flops_per_token(self, context: int) -> int:
+        """Return the floating-point operations for one token of training."""
+        return flops_per_token(self.blocks, self.final_norm, self.head, context=context)
 
     def _embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         try:
@@ -194,7 +180,7 @@ class GPT(nn.Module):
         document_ids: Int[Tensor, "B T"] | None,
         attention_mask: Bool[Tensor, "B T"] | None,
     ) -> Tensor | None:
-        """Return one mask for padding, documents and bias; None if a causal mask is all that is needed."""
+        """Return one mask for padding, documents and bias; None if a causal mask is enough."""
         if cache is not None and document_ids is not None:
             raise ValueError(
                 "document_ids and a cache cannot be used together: a cache holds one text"
@@ -225,8 +211,8 @@ def _next_positions(
 ) -> Positions:
     """Return the positions after those of the cache: a slice, or (B, T) if rows are padded.
 
-    A padded row counts only its real tokens, so its text has the positions 0, 1, 2, … whatever the
-    padding. Padding before the text has position -1, and no real token attends to it.
+    A padded row counts only its real tokens. Padding before the text has position -1, and no real token
+    attends to it.
     """
     start = cache.length if cache is not None else 0
     if attention_mask is None and (cache is None or not cache.per_row):

@@ -1,12 +1,14 @@
-"""The size of a model, independent of its architecture, and a check that it fits into memory."""
+"""The size of a model, independent of its architecture; its memory and operations."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import psutil
 from torch import nn
 
 from llm.config.errors import ConfigError
 from llm.config.ranges import SIZES
+from llm.nn.attention import Attention
 from llm.nn.heads import group_size, head_width
 
 
@@ -47,6 +49,26 @@ def require_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size not in SIZES[name]:
             raise ValueError(f"{name}={size} is out of range; give {SIZES[name]}")
+
+
+def flops_per_token(blocks: nn.Module, *others: nn.Module, context: int) -> int:
+    """Return the floating-point operations for one token of training, forward and backward.
+
+    6N for the N parameters of matrix products and 12·L·H·D·T for attention over a context of T
+    (Chowdhery et al. 2022, PaLM, appendix B).
+
+    Args:
+        blocks: the L blocks.
+        others: the other modules with parameters of matrix products; embedding lookups multiply nothing.
+        context: number T of tokens that attention covers.
+    """
+    multiplying = sum(p.numel() for part in (blocks, *others) for p in part.parameters())
+    # H · D from the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
+    attentions = (cast(Attention, block.attention) for block in blocks.children())
+    width = sum(attention.output.weight.shape[1] for attention in attentions)
+    # A parameter takes one multiplication and one addition in the forward pass and twice that in the
+    # backward pass (gradients of inputs and of weights): 6.
+    return 6 * multiplying + 12 * width * context
 
 
 def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:

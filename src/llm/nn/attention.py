@@ -1,7 +1,6 @@
 """Multi-head attention (Vaswani et al. 2017), with grouped keys and values (Ainslie et al. 2023).
 
-`naive_attention` is the definition, line by line. `fused_attention` computes the same in one
-kernel. Tests compare the two, so read the first and run the second.
+`naive_attention` is the definition, line by line; `fused_attention` computes the same in one kernel.
 """
 
 import math
@@ -36,8 +35,8 @@ def naive_attention(
         value: values of all S positions.
         mask: broadcastable to (B, H, T, S). Boolean: True where a query may attend to a key.
             Floating: added to the scores.
-        causal: whether query t attends only to the keys up to S - T + t, its own position.
-        dropout: probability with which an attention weight is set to zero.
+        causal: whether query t attends only to keys up to its own position, S - T + t.
+        dropout: probability of setting an attention weight to zero.
     """
     # Grouped-query attention: (B, K, S, D) -> (B, H, S, D), each key head repeated for its group.
     group = query.shape[1] // key.shape[1]
@@ -51,7 +50,8 @@ def naive_attention(
     if causal:  # exp(-inf) = 0, so a masked key gets no weight and the others still sum to 1
         scores = scores.masked_fill(~_lower_triangle(query, key), -math.inf)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if _is_bool(mask) else scores + mask
+        is_bool = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -math.inf) if is_bool else scores + mask
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D): a mean of the values, weighted by the scores.
     return weights @ value
@@ -73,7 +73,7 @@ def fused_attention(
     if _kernel_is_slow(query):
         return naive_attention(query, key, value, mask=mask, causal=causal, dropout=dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if mask is not None and not _is_bool(mask):
+    if mask is not None and mask.dtype != torch.bool:
         # Under autocast a bias is float32 and the queries are not; the kernel needs one dtype.
         mask = mask.to(query.dtype)
     # The kernel's own causal mask puts the first query at the first key, which is wrong after cached
@@ -102,10 +102,6 @@ def _kernel_is_slow(query: Tensor) -> bool:
     return query.requires_grad and short and query.is_cpu and query.dtype == torch.bfloat16
 
 
-def _is_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool
-
-
 def _lower_triangle(query: Tensor, key: Tensor) -> Bool[Tensor, "T S"]:
     num_queries, num_keys = query.shape[2], key.shape[2]
     square = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
@@ -116,14 +112,14 @@ def _lower_triangle(query: Tensor, key: Tensor) -> Bool[Tensor, "T S"]:
 def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
     if mask is None:
         return allowed
-    return allowed & mask if _is_bool(mask) else mask.masked_fill(~allowed, -math.inf)
+    return allowed & mask if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
 
 
 class Attention(nn.Module):
     """Self-attention with H query heads and K key and value heads.
 
-    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and anything between
-    is grouped-query attention, whose cache is H / K times smaller.
+    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019). With K between them it is
+    grouped-query attention, whose cache is H / K times smaller.
 
     Args:
         dim: width C of the model.
@@ -162,8 +158,8 @@ class Attention(nn.Module):
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
 
-        # One matrix for the three projections, so that one product computes them. Its rows are the H
-        # query heads, then the K key heads, then the K value heads.
+        # One matrix for the three projections, so that one product computes them. Its rows: H query
+        # heads, K key heads, K value heads.
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(dim, rows, bias=qkv_bias)
         self.query_norm = qk_norm(self.head_dim) if qk_norm else None
@@ -192,12 +188,12 @@ class Attention(nn.Module):
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
         counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         query, key, value = (part.transpose(1, 2) for part in heads.split(counts, dim=2))
-        # The norm comes before the rotation, because it scales each column and a rotation mixes columns.
+        # Norm before rotation: the norm scales each column, and a rotation mixes columns.
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        # The cache holds rotated keys: the rotation depends on a key's own position, which never changes.
+        # The cache holds rotated keys, because the position of a key never changes.
         if cache is not None:
             key, value = cache.append(key, value)
             query = query.to(key.dtype)  # a cache may have a lower precision than the model

@@ -1,4 +1,4 @@
-"""The repeated unit of a Transformer: attention mixes positions, then a feed-forward layer acts on each."""
+"""The repeated unit of a Transformer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,14 +12,14 @@ from llm.nn.residual import Residual
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each added to the residual stream by `residual`.
+    """Attention, which mixes positions, and a feed-forward layer, which acts on each position.
 
     Args:
         dim: width C of the model.
         attention: makes the attention layer for a width.
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width; called twice.
-        residual: `pre_norm`, `post_norm` or another function that adds a sublayer to the stream.
+        residual: adds a sublayer to the residual stream, such as `pre_norm` or `post_norm`.
     """
 
     def __init__(
@@ -40,6 +40,6 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"], **context: Any) -> Float[Tensor, "B T C"]:
         """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
-        # `residual` decides where the norm is, so it takes a sublayer as a function of the stream alone.
+        # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
         x = self.residual(x, partial(self.attention, **context), self.attention_norm)
         return self.residual(x, self.feed_forward, self.feed_forward_norm)

@@ -2,12 +2,7 @@
 
 
 def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
-    """Return the width of one head: `head_dim` if it is given, otherwise `dim / num_heads`.
-
-    Args:
-        dim: width of the model.
-        num_heads: number of query heads.
-        head_dim: width of one head, if it differs from `dim / num_heads`.
+    """Return the width of one query head: `head_dim` if it is given, otherwise `dim / num_heads`.
 
     Raises:
         ValueError: a count is not positive, or the heads do not divide the width.
@@ -24,7 +19,7 @@ def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
 
 
 def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """Return the number of query heads that share one head of keys and values.
+    """Return the number of query heads per head of keys and values.
 
     Raises:
         ValueError: `num_kv_heads` does not divide `num_heads`.

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 def gpt2(model: nn.Module, std: float = 0.02) -> None:
     """Initialize as GPT-2: normal, with smaller residual projections (Radford et al. 2019, 2.3).
 
-    The sum of N sublayers' outputs has N times the variance of one. So the projections that write to
-    the residual stream, those named `output`, are scaled by 1/√N; a Transformer has N = 2 · layers.
+    The sum of the outputs of N = 2 · layers sublayers has N times the variance of one. So the projections
+    that write to the residual stream, those named `output`, are scaled by 1/√N.
     """
     _draw(model, lambda weight: nn.init.normal_(weight, std=std))
     _scale_residual_writes(model)
@@ -92,7 +92,6 @@ def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
 
 
 def _scale_residual_writes(model: nn.Module) -> None:
-    # A block writes to the residual stream twice: after attention and after the feed-forward layer.
     writes = _residual_writes(model)
     for weight in writes:
         weight.data.mul_(len(writes) ** -0.5)
@@ -110,7 +109,7 @@ def _reset(module: nn.Module) -> None:
 class SkipInit(TorchFunctionMode):
     """A context that builds modules without drawing their parameters, because a file replaces all of them.
 
-    Drawing a model of 135 million parameters takes several times as long as reading it. Buffers are still computed.
+    Drawing 135 million parameters takes several times as long as reading them. Buffers are still computed.
     """
 
     DRAWS = (

@@ -1,7 +1,4 @@
-"""The key-value cache: keys and values of earlier positions, which generation would otherwise recompute.
-
-Without a cache, each new token takes a forward pass over all positions; with one, over its own position.
-"""
+"""The key-value cache: with it, a new token takes a forward pass over its own position instead of all."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,16 +47,15 @@ class LayerCache:
         batch, heads, _, width = self.keys.shape
         shape = (batch, heads, capacity, width)
         copy = LayerCache(shape, device=self.keys.device, dtype=self.keys.dtype)
-        copy.keys[:, :, :length] = self.keys[:, :, :length]
-        copy.values[:, :, :length] = self.values[:, :, :length]
+        copy.append(self.keys[:, :, :length], self.values[:, :, :length])
         return copy
 
 
 class Cache:
-    """One `LayerCache` per layer, and the positions and padding of the columns, which all layers share.
+    """One `LayerCache` per layer, and the positions and padding of the columns.
 
     Args:
-        layers: a cache for each layer, of one batch size and capacity.
+        layers: caches of one batch size and capacity.
 
     Attributes:
         positions: (B, capacity), the position of each column in the text of its row.
@@ -132,5 +128,5 @@ def _check_room(start: int, end: int, *, capacity: int) -> None:
     if end > capacity:
         raise ValueError(
             f"the cache holds {start} of {capacity} positions and has no room for {end - start} "
-            f"more: ask for a larger one, new_cache(batch_size, capacity={end})"
+            f"more: make a larger one with new_cache(batch_size, capacity={end})"
         )

@@ -26,7 +26,7 @@ def causal(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T
 
 
 def sliding_window(size: int) -> Predicate:
-    """Allow the last `size` keys up to the query, its own included (Beltagy et al. 2020).
+    """Allow the last `size` keys up to and including the query's own (Beltagy et al. 2020).
 
     >>> print(draw_mask(sliding_window(2), 4))
     ■ · · ·
@@ -71,8 +71,8 @@ def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
 def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     """Allow keys that are real tokens.
 
-    Padding may also attend to itself: the softmax of a query without any key is NaN, which would
-    spread to all other positions, as 0 · NaN is NaN.
+    Padding may also attend to itself: a softmax over no key is NaN, which would spread to all other
+    positions, as 0 · NaN is NaN.
 
     >>> print(draw_mask(both(causal, not_padding(torch.tensor([[False, True, True]]))), 3))
     ■ · ·

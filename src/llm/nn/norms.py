@@ -53,7 +53,7 @@ def naive_rms_norm(
 def fused_rms_norm(
     x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], *, eps: float
 ) -> Float[Tensor, "*B C"]:
-    """Compute the same as `naive_rms_norm` with torch's kernel; on a CPU, where torch has none, with ours."""
+    """Compute the same as `naive_rms_norm` in one kernel: torch's, or ours on a CPU, for which torch has none."""
     if x.device.type == "cpu":
         return RMSNormKernel.apply(x, weight, eps)
     # Under autocast x may be bfloat16 while the weight is float32; the kernel needs one dtype.

@@ -1,12 +1,11 @@
 """Position encodings: five kinds with one interface.
 
-A model calls three hooks, and each kind overrides those it needs: `embed` adds to the embeddings,
-`rotation` rotates queries and keys, `bias` is added to the attention scores.
+A model calls three hooks: `embed` adds to the embeddings, `rotation` rotates queries and keys, `bias` is
+added to the attention scores.
 
-Positions are a slice if all rows of a batch have the positions start, start + 1, …, which is the
-common case and needs no index. Otherwise they are a tensor of (T) or (B, T). All kinds but `Learned`
-compute their numbers from the position, once per forward pass. So they have no table that limits the
-length of a text, takes memory, or has the low precision of the model.
+Positions are a slice if all rows of a batch have the positions start, start + 1, …, and otherwise a tensor
+of (T) or (B, T). All kinds but `Learned` compute their numbers once per forward pass. A table of them would
+limit the length of a text, take memory, and have the low precision of the model.
 """
 
 import math
@@ -25,7 +24,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1
 
 
 class Position(nn.Module):
-    """The base class, which adds nothing; a kind overrides the hooks that it needs."""
+    """The base class, which adds nothing; a subclass overrides the hooks that it needs."""
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Positions) -> Float[Tensor, "B T C"]:
         """Return the token embeddings `x` with position information added."""
@@ -104,8 +103,8 @@ class Sinusoidal(Position):
 class Rotary(Position):
     """Rotation of queries and keys by angles proportional to the position (Su et al. 2021, RoFormer).
 
-    The score of a query and a key then depends on the distance between them and not on their
-    positions. Column j of a head is paired with column j + D/2, as in Llama.
+    The score of a query and a key then depends only on the distance between them. Column j of a head
+    is paired with column j + D/2, as in Llama.
 
     Args:
         dim: width C of the model.
@@ -248,7 +247,7 @@ def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor,
     cos, sin = (part.to(x.dtype) for part in rotation)
     left, right = x.chunk(2, dim=-1)
     # The 2 x 2 rotation matrix of each pair. As R(m)ᵀ R(n) = R(n - m), the score of a query at m and a
-    # key at n depends on n - m only. A rotation keeps lengths, so scores keep their scale.
+    # key at n depends on n - m only.
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 

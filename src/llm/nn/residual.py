@@ -21,6 +21,6 @@ def post_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
     """Return norm(x + sublayer(x)), as in the first Transformer (Vaswani et al. 2017)."""
-    # The gradient passes through every norm. At the start it is largest near the output, so the
+    # The gradient passes through every norm and is largest near the output at the start, so the
     # learning rate needs a warm-up (Xiong et al. 2020, section 3).
     return norm(x + sublayer(x))

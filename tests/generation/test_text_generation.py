@@ -6,7 +6,7 @@ import torch
 from llm.generation.decoding import generate
 from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
-from llm.generation.text_generation import complete_prompts, first_tokens, stream, stream_tokens
+from llm.generation.text_generation import complete_prompts, first_tokens, stream_tokens
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
@@ -81,10 +81,10 @@ def test_streamed_pieces_never_have_to_be_taken_back(model):
         settings=GenerationSettings(max_tokens=80, sampler=SAMPLER, stops=["ab", "\x00\x01"]),
     )[0]
     shown = ""
-    for row, piece in stream(
+    for row, piece in stream_tokens(
         model,
         ByteTokenizer(),
-        prompts=["x"],
+        prompts=[[ord("x")]],
         settings=GenerationSettings(max_tokens=80, sampler=SAMPLER, stops=["ab", "\x00\x01"]),
     ):
         assert row == 0

@@ -18,7 +18,6 @@ def test_unknown_characters_are_named_with_a_remedy():
     tokenizer = train_char(["abc"])
     with pytest.raises(ValueError, match=r"'é' \(U\+00E9, 2 times\).*train it.*byte or bpe"):
         tokenizer.encode("aébé")
-    assert tokenizer.unknown("aébé") == {"é": 2}
 
 
 def test_only_the_first_of_many_unknown_characters_are_named():

@@ -29,7 +29,7 @@ def best_of(
 ) -> list[list[Scored]]:
     """Return several answers to each prompt, the best first (Stiennon et al. 2020, "best-of-N").
 
-    It raises the reward without training the policy, at N times the cost of one answer.
+    It raises the reward without training, at N times the cost of one answer.
 
     Args:
         model: a language model, see `Decoding`.

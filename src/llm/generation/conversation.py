@@ -58,7 +58,7 @@ class Conversation:
     def demonstrations(self) -> list[list[Message]]:
         """The turns as training data: one conversation for each system message.
 
-        Each has all earlier turns too. Answers to an earlier system message are marked as not to be learned.
+        Each also has all earlier turns, whose answers are marked as not to be learned.
         """
         found, before = [], 0
         for system, turns in groupby(self.turns, key=lambda turn: turn.system):

@@ -1,8 +1,8 @@
 """Decoding: draw one token after another, each from the model's distribution given all before it.
 
-A model reads at most `context_length` tokens, so of a longer text it reads a window at the end. The start
-of the window depends only on the length of the text (`window_start`), and positions count from there.
-So the continuation is the same with and without a cache, and alone and in a batch.
+Of a text longer than `context_length`, a model reads a window at the end. The start of the window depends
+only on the length of the text (`window_start`), and positions count from there. So the continuation is
+the same with and without a cache, alone and in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,10 +32,7 @@ def generate(
     settings: GenerationSettings,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """Return the tokens that follow each prompt; `Decoding` gives them one by one.
-
-    The arguments and errors are those of `Decoding`. The prompts are not repeated.
-    """
+    """Return the tokens that follow each prompt; the arguments and errors are those of `Decoding`."""
     texts: list[list[int]] = [[] for _ in prompts]
     for tokens in Decoding(model, prompts, settings=settings, use_cache=use_cache):
         for row, token in tokens.items():
@@ -67,8 +64,8 @@ class Decoding(Iterator[dict[int, int]]):
                 if token == full_stop:
                     decoding.end(row)
 
-    Row i is drawn with the seed `settings.seed + i` and does not depend on the others: alone, with that
-    seed, it would be the same. The model is in evaluation mode during each step only.
+    Row i is drawn with the seed `settings.seed + i` and does not depend on the others. The model is in
+    evaluation mode during each step only.
 
     Args:
         model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
@@ -190,8 +187,8 @@ class Decoding(Iterator[dict[int, int]]):
             cache: Cache = recalled or model.new_cache(len(windows), capacity)
             # A recalled cache already has the first columns.
             tokens, self._cache = tokens[:, cache.length :], cache
-        # Padding on the left puts the newest token of every row in the last column. The head runs on that
-        # column alone: (B, T, C) -> (B, C) -> (B, V), without (B, T, V).
+        # Padding is on the left, so the last column has the newest token of every row. The head runs on
+        # that column alone: (B, T, C) -> (B, C) -> (B, V).
         output = model.hidden_states(tokens, cache=self._cache, attention_mask=attention_mask)
         logits = model.head(output[:, -1])
         if self.memory is not None and len(windows[0]) == len(texts[0]):

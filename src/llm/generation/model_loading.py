@@ -45,7 +45,6 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
     Raises:
         ConfigError: the weights do not fit, or the model does not generate text.
     """
-    # The weights replace every parameter, so drawing random ones would be wasted time.
     with SkipInit():
         model = weights.model()
     if isinstance(model, Classifier):
@@ -64,10 +63,9 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
 def store_by_columns(model: nn.Module) -> nn.Module:
     """Store a model's float32 matrices on the CPU by columns: the same numbers in another order in memory.
 
-    During generation each matrix is multiplied by the vector of a single token most of the time, and the speed of
-    reading the matrix is the limit. By columns it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
-    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classification keep
-    torch's order.
+    Generation mostly multiplies a matrix by the vector of one token, and reading the matrix is the limit. By columns
+    it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time (`experiments/generation_speed`). A batch of many tokens
+    gains nothing, so training and classification keep torch's order.
     """
     for layer in model.modules():
         if not isinstance(layer, nn.Linear):
@@ -81,8 +79,8 @@ def store_by_columns(model: nn.Module) -> nn.Module:
 def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
     """Move a model to its device and convert its matrices to the precision of the matrix products.
 
-    `autocast` would convert each float32 matrix again at every call, which at one token per call costs more than
-    the product itself. Converted once, the results are the same to the bit.
+    `autocast` would convert each float32 matrix at every call, which for one token costs more than the product.
+    The results are the same to the bit.
     """
     model = model.to(hardware.accelerator)
     dtype = low_precision(hardware)

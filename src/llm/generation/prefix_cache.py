@@ -6,11 +6,7 @@ from llm.nn.kv_cache import Cache
 
 
 class PrefixCache:
-    """The cache of the last text.
-
-    The prompt of a conversation repeats all earlier turns. Their keys and values are in the cache, so only
-    the new tokens have to be computed.
-    """
+    """The cache of the last text: of a prompt that repeats it only the new tokens have to be computed."""
 
     def __init__(self) -> None:
         self._text: Sequence[int] = ()
@@ -20,7 +16,7 @@ class PrefixCache:
         """Remember the cache of a text in place of the one before.
 
         Args:
-            text: its tokens, from the first on. The list may grow: the cache knows its own length.
+            text: its tokens, from the first on. The list may grow later.
             cache: its keys and values; None forgets.
         """
         self._text, self._cache = text, cache

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """A filter that passes text on until a stop string appears in it; the stop string is removed.
+    """A filter that passes text on until a stop string, which is removed.
 
     Text that may be the start of a stop string is held back until more text decides.
 

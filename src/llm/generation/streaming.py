@@ -1,7 +1,4 @@
-"""Incremental decoding of tokens to text, in whole characters.
-
-`text_generation.stream` yields the pieces of a text; `chat_session.ChatSession` prints those of an answer.
-"""
+"""Incremental decoding of tokens to text, in whole characters."""
 
 from collections.abc import Sequence
 
@@ -11,13 +8,13 @@ from llm.tokenizers.base import Tokenizer, ends_within_character
 class IncrementalDecoder:
     """Decoder of the tokens of one row, one by one; the joined pieces are the text of the row.
 
-    Text is held back while a later token can change it: the bytes of an unfinished character, and for a
-    tokenizer of words the text after an opening quote. Special tokens have no text.
+    Text is held back while a later token can change it: an unfinished character, and for a tokenizer of
+    words the text after an opening quote. Special tokens have no text.
 
     Args:
         tokenizer: the tokenizer of the tokens.
-        prompt: the tokens before the first. Their text is not repeated, but a tokenizer of words needs
-            them to know whether a space comes next.
+        prompt: the tokens before the first. Their text is not repeated, but decides whether a tokenizer
+            of words begins with a space.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:

@@ -20,37 +20,12 @@ def complete_prompts(
     prompts: Sequence[str],
     settings: GenerationSettings,
 ) -> list[str]:
-    """Return the continuation of each prompt; the arguments and errors are those of `stream`."""
+    """Return the continuation of each prompt; see `first_tokens` and `stream_tokens`."""
+    starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    for row, piece in stream(model, tokenizer, prompts=prompts, settings=settings):
+    for row, piece in stream_tokens(model, tokenizer, prompts=starts, settings=settings):
         texts[row] += piece
     return texts
-
-
-def stream(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    *,
-    prompts: Sequence[str],
-    settings: GenerationSettings,
-) -> Iterator[tuple[int, str]]:
-    """Yield pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
-
-    A row ends at an end token of the tokenizer, at a stop string, or after `settings.max_tokens`. End
-    tokens, other special tokens and stop strings are not part of the text.
-
-    Args:
-        model: a language model, see `Decoding`.
-        tokenizer: the one that the model was trained with.
-        prompts: texts to continue; an empty one begins a new document.
-        settings: length, sampling and stopping conditions.
-
-    Raises:
-        ValueError: an empty prompt with a tokenizer that has no token to begin a document, or an
-            empty stop string.
-    """
-    starts = [first_tokens(tokenizer, prompt) for prompt in prompts]
-    yield from stream_tokens(model, tokenizer, prompts=starts, settings=settings)
 
 
 def stream_tokens(
@@ -61,9 +36,20 @@ def stream_tokens(
     settings: GenerationSettings,
     memory: PrefixCache | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield the same as `stream`, for prompts that are already tokens, at least one per row.
+    """Yield pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
 
-    A row also ends at each of `settings.end_tokens`. `memory` is the one of `Decoding`.
+    A row ends at an end token of the tokenizer or of the settings, at a stop string, or after
+    `settings.max_tokens`. Special tokens and stop strings are not part of the text.
+
+    Args:
+        model: a language model, see `Decoding`.
+        tokenizer: the one that the model was trained with.
+        prompts: tokens to continue, at least one per row.
+        settings: length, sampling and stopping conditions.
+        memory: see `Decoding`.
+
+    Raises:
+        ValueError: a prompt or a stop string is empty.
     """
     decoders = [IncrementalDecoder(tokenizer, tokens) for tokens in prompts]
     stops = [StopStrings(settings.stops) for _ in prompts]
@@ -76,7 +62,6 @@ def stream_tokens(
                 yield row, piece
             if stops[row].stopped:
                 decoding.end(row)
-    # What the filters still hold back is certain once no token follows.
     for row, (decoder, stopping) in enumerate(zip(decoders, stops, strict=True)):
         if piece := stopping.add(decoder.close()) + stopping.close():
             yield row, piece

@@ -80,10 +80,7 @@ class Tokenizer(ABC):
         """Return the ids of a well-formed text; names of special tokens are plain text."""
 
     def state(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data, which a saved file holds.
-
-        By default they are the attributes of these names.
-        """
+        """Return the constructor's arguments as plain data: by default the attributes of these names."""
         state = {name: getattr(self, name) for name in signature(type(self)).parameters}
         return {**state, "special_tokens": list(self.special_tokens)}
 
@@ -116,7 +113,7 @@ class Tokenizer(ABC):
 
         Args:
             text: any text.
-            special: encode names of special tokens, such as `<|endoftext|>`, as those tokens. False for
+            special: encode names of special tokens, such as `<|endoftext|>`, as those tokens; not for
                 untrusted text, which must not be able to end a document.
         """
         text = replace_surrogates(text)

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding (BPE): readable code, and fast libraries with the same results, which tests check.
+"""Byte-level byte-pair encoding (BPE): readable code, and fast libraries with the same results.
 
 Training: cut the text into pieces (words with their leading space, numbers, punctuation, white space) and each
 piece into bytes; merge the most frequent pair of adjacent tokens into a new token; repeat. Encoding applies the
@@ -32,13 +32,13 @@ LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
 # the vocabulary. Possessive quantifiers (`++`) match the same text in less time, as they never backtrack.
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# Ids 0 to 255 are the bytes, so every text can be encoded and no unknown token is needed. The order is GPT-2's:
-# bytes with a printable Latin-1 character, then the others.
+# Ids 0 to 255 are the bytes, so every text can be encoded. The order is GPT-2's: bytes with a printable Latin-1
+# character, then the others.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
 BYTES = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 BYTE_ID = {byte: token for token, byte in enumerate(BYTES)}
 
-# Characters. No written language has a word or a gap between words that is nearly this long.
+# Characters. No written language has a word or a gap that is nearly this long.
 LONG_RUN = 4096
 
 # Characters passed to the Rust trainer at a time: it buffers 256 texts, with 90 bytes of memory per character.
@@ -99,7 +99,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
     )
     words = [([BYTE_ID[byte] for byte in piece.encode()], count) for piece, count in pieces.items()]
     # Counting all pairs again after each merge would cost vocabulary x corpus. A merge changes only the words with
-    # the pair, so keep an index from each pair to the words that have it, or had it before an earlier merge.
+    # the pair, so keep an index from each pair to the words that have or had it.
     frequency: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)
     for index, (word, count) in enumerate(words):
@@ -109,7 +109,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
 
     merges: list[Pair] = []
     while len(merges) < num_merges and frequency:
-        # Ties need a rule that does not depend on the order of the texts; the Rust trainer uses the same one.
+        # The rule for ties does not depend on the order of the texts; the Rust trainer uses the same one.
         best = min(frequency, key=lambda pair: (-frequency[pair], pair))
         if frequency[best] < max(min_frequency, 1):
             break
@@ -117,7 +117,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
         merges.append(best)
         for index in words_with.pop(best):
             word, count = words[index]
-            # A merge also changes the pairs on both sides of it: remove all pairs of the old word, add the new ones.
+            # A merge also changes the pairs on both sides of it, so count all pairs of the word again.
             for pair in pairwise(word):
                 frequency[pair] -= count
             word = merge_pair(word, best, token=token)
@@ -163,7 +163,7 @@ def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
     """
     ids = [BYTE_ID[byte] for byte in piece]
     while len(ids) > 1:
-        # The earliest learned merge first, which has the smallest token: later merges are made of its result.
+        # The earliest learned merge, which has the smallest token, first.
         first = min(pairwise(ids), key=lambda pair: tokens.get(pair, math.inf))
         if first not in tokens:
             break
@@ -188,8 +188,7 @@ LARGEST = 2**26  # bytes of all tokens together; those of GPT-2 have 320,000
 class BPETokenizer(Tokenizer):
     """A byte-level byte-pair encoding with given merges.
 
-    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens, which no merge makes:
-    no text can be encoded as one by accident.
+    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens, which no merge makes.
 
     Args:
         merges: the pairs of ids to merge, in the order in which they were learned.
@@ -237,7 +236,7 @@ def _tokens(merges: Sequence[Pair]) -> list[bytes]:
             )
         token = tokens[left] + tokens[right]
         total += len(token)
-        if total > LARGEST:  # tokens may double in length: sixty such merges would make an exabyte
+        if total > LARGEST:  # a token may double in length: sixty merges could make an exabyte
             raise ValueError(
                 f"merges[{rank}]: the tokens have more than {LARGEST:,} bytes in total; use fewer merges"
             )

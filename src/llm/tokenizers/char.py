@@ -43,7 +43,7 @@ class CharTokenizer(Tokenizer):
         try:
             return [self._ids[character] for character in text]
         except KeyError:
-            unknown = self.unknown(text)
+            unknown = Counter(character for character in text if character not in self._ids)
             named = ", ".join(
                 f"{c!r} (U+{ord(c):04X}, {n} times)" for c, n in unknown.most_common(8)
             )
@@ -52,12 +52,6 @@ class CharTokenizer(Tokenizer):
                 f"{self!r} does not know {named}{more}; train it on text that has them, remove them, "
                 "or use a tokenizer that knows every character, such as byte or bpe"
             ) from None
-
-    def unknown(self, text: str) -> Counter[str]:
-        """Count each character of a text that the tokenizer does not know."""
-        return Counter(
-            character for character in replace_surrogates(text) if character not in self._ids
-        )
 
 
 def train_char(texts: Iterable[str]) -> CharTokenizer:

@@ -1,4 +1,4 @@
-"""Cuts of a long text that change no token, so that it need not be tokenized as a whole."""
+"""Cuts of a long text that change no token."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def cut_between_words(text: str, size: int, *, searched: int = 0) -> Iterator[st
     Args:
         text: the text; without a position to cut, the rest of it is one piece.
         size: minimum length of every piece but the last, in characters.
-        searched: number of characters already searched, which have no cut after the first `size`.
+        searched: number of characters already searched: they have no cut after the first `size`.
     """
     start = 0
     while len(text) - start > size:

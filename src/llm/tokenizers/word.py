@@ -11,7 +11,7 @@ DATA_VERSION = 1  # increase it when the output of this module changes, so that 
 
 UNKNOWN = "<|unk|>"
 
-# A double hyphen, a word with hyphens inside it, or a single punctuation mark. White space only separates.
+# A double hyphen, a word with hyphens inside it, or a single punctuation mark.
 PATTERN = regex.compile(r"--|[\p{L}\p{M}\p{N}]++(?:-[\p{L}\p{M}\p{N}]++)*+|\S")
 
 # Spaces to remove after joining tokens with spaces, in this order.
@@ -28,8 +28,8 @@ _LAST_APOSTROPHE = regex.compile(r"(?<=\w) ['’]$")
 class WordTokenizer(Tokenizer):
     """A tokenizer whose id of a word is its index in `words`; special tokens follow.
 
-    Text is split at white space and punctuation; a punctuation mark is a word. This is lossy: an unknown
-    word becomes `<|unk|>`, and decoding sets the spaces of English prose.
+    A punctuation mark is a word. This is lossy: an unknown word becomes `<|unk|>`, and decoding sets the
+    spaces of English prose.
 
     Args:
         words: the known words, each once.
@@ -62,10 +62,6 @@ class WordTokenizer(Tokenizer):
         """Return the ids of the words of a text; an unknown word has the id of `<|unk|>`."""
         unknown = self.special_tokens[UNKNOWN]
         return [self._ids.get(word, unknown) for word in split_words_and_marks(text)]
-
-    def unknown(self, text: str) -> Counter[str]:
-        """Count each word of a text that the tokenizer does not know."""
-        return Counter(word for word in split_words_and_marks(text) if word not in self._ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the words, spaced as in English prose.

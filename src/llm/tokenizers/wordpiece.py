@@ -36,7 +36,7 @@ CHINESE = (
 class WordPieceTokenizer(Tokenizer):
     """A tokenizer whose id of a piece is its index in `pieces`.
 
-    This is lossy: case, accents and white space are not restored, and a word that the pieces cannot spell is `[UNK]`.
+    Lossy: case, accents and white space are not restored, and a word that the pieces cannot spell is `[UNK]`.
 
     Args:
         pieces: the vocabulary in the order of its ids, including special tokens.
@@ -87,8 +87,8 @@ class WordPieceTokenizer(Tokenizer):
         ids: list[int] = []
         start = 0
         while start < len(word):
-            # Greedy, longest piece first. It never goes back, so `[UNK]` is possible for a word that other pieces
-            # could spell, as in BERT; published vocabularies have the single letters, so this is rare.
+            # Greedy, longest piece first, without going back, as in BERT: a word that other pieces could spell may
+            # be `[UNK]`. Published vocabularies have the single letters, so this is rare.
             prefix = CONTINUATION if start else ""
             ends = range(len(word), start, -1)
             end = next((end for end in ends if prefix + word[start:end] in self._ids), None)

@@ -31,7 +31,6 @@ def test_every_parameter_has_one_stage_and_keeps_its_name(build, model):
     copies = ["head.weight"] if model == "gpt2" else []
     assert sorted(kept) == sorted([*names, *copies])
     assert [part.tied is not None for part in parts] == [bool(copies), False, bool(copies)]
-    assert stages[1].num_parameters() == whole.num_parameters()
     assert stages[1].flops_per_token(64) == whole.flops_per_token(64)
 
 

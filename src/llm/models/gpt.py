@@ -146,17 +146,6 @@ class GPT(nn.Module):
         index = torch.arange(min(self.context_length, 64), device="cpu")
         return not self.mask(index, index).triu(1).any()
 
-    def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Return the number of parameters; shared ones count once.
-
-        Args:
-            embeddings: whether to count the embeddings of tokens and positions and the head; without
-                them it is the N of Kaplan et al. 2020.
-        """
-        # Module.parameters() yields a tied matrix once.
-        counted = self if embeddings else nn.ModuleList([self.blocks, self.final_norm])
-        return sum(parameter.numel() for parameter in counted.parameters())
-
     def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations for one token of training."""
         return flops_per_token(self.blocks, self.final_norm, self.head, context=context)

@@ -27,9 +27,8 @@ def clip_gradients(
 ) -> Float[Tensor, ""]:
     """Scale all gradients down if their joint norm exceeds `limit`.
 
-    torch's own function needs tensors that are all plain or all sharded over one mesh. Here a parameter
-    may be a plain tensor, which every device has, or a DTensor over any mesh. The squares of shards are
-    summed over the devices that have them, and replicated gradients count once.
+    Unlike in torch's own function, a parameter may be a plain tensor, which every device has, or a DTensor
+    over any mesh. The squares of shards are summed over their devices, and replicated gradients count once.
 
     Args:
         parameters: parameters; those without a gradient are skipped.

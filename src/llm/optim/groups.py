@@ -12,8 +12,7 @@ from torch import nn
 def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
     """Return groups that decay weights of two or more dimensions, but not vectors: biases and gains of norms.
 
-    Decay makes the numbers of a matrix smaller. It would also pull the gain of a norm away from 1 (GPT-2, GPT-3
-    and Llama were trained without decay of vectors).
+    Decay would pull the gain of a norm away from 1 (GPT-2, GPT-3 and Llama were trained without it).
 
     Args:
         model: any module; its frozen parameters are left out and tied ones counted once.

@@ -2,9 +2,9 @@
 
 A gradient step on a matrix is dominated by a few directions, which hide rare ones that matter as much. Muon
 replaces the momentum by the nearest matrix whose singular values are all about 1, so that every direction
-moves equally (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). Embeddings, the
-head and vectors do not map hidden states to hidden states, so AdamW trains them. Both are one optimizer here, so
-that schedules, gradient scalers and checkpoints handle only one.
+moves equally (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). AdamW trains
+embeddings, the head and vectors, which do not map hidden states to hidden states. Both are one optimizer here,
+so that schedules, gradient scalers and checkpoints handle only one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -67,8 +67,8 @@ class Muon(Optimizer):
     values counts as one matrix; a parameter of three dimensions (experts) as a
     stack of matrices.
 
-    For a sharded matrix (a DTensor) the direction is gathered, because only a whole matrix has singular values;
-    each device orthogonalizes it and keeps its shard. Everything else is elementwise and uses the shards alone.
+    Only a whole matrix has singular values, so the direction of a sharded matrix (a DTensor) is gathered; each
+    device orthogonalizes it and keeps its shard.
 
     Args:
         params: groups from `llm.optim.groups`, at least one of them `hidden`.

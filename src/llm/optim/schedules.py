@@ -1,10 +1,9 @@
 """Learning rate schedules: pure functions of a step and the length of the run.
 
-Each returns a factor from 0 to 1 for the optimizer's learning rate. Steps count from 0, so the last one is
-`max_steps - 1`. Warm-up step k has the factor (k + 1) / warmup_steps: the first step is not wasted on a rate
-of 0, and the last step of the warm-up has the peak rate. Without warm-up the first step has it. Then the
-factor decays to `final_ratio`, which the last step and all later ones have. A run that is no longer than its
-warm-up never decays.
+Each returns a factor from 0 to 1 for the optimizer's learning rate. Warm-up step k has the factor
+(k + 1) / warmup_steps, so no step has a rate of 0, and the last step of the warm-up has the peak rate. Then the
+factor decays to `final_ratio`, which the last step, `max_steps - 1`, and all later ones have. A run that is not
+longer than its warm-up never decays.
 
 Common arguments: `step` is the step about to be taken, from 0; `max_steps` the length of the run;
 `warmup_steps` the number of steps of linear warm-up; `final_ratio` the factor of the last step, from 0 to 1.

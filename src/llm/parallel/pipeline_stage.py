@@ -157,7 +157,6 @@ class Stage:
             model.add_module("final_norm", Call(self.send))
             model.add_module("head", RemoteHead(self, model.vocab_size))
         model.new_cache = self.new_cache
-        model.num_parameters = self.whole.num_parameters
         model.flops_per_token = self.whole.flops_per_token
 
     def _share_logits(self, head: nn.Module, states: object, logits: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def checked_scores(
     responses: Sequence[str],
     references: Sequence[str],
 ) -> list[float]:
-    """Return the scores of a reward after checking them: it may be user code.
+    """Return the scores of a reward, which may be user code, after checking them.
 
     Raises:
         ValueError: the number of scores is not that of the responses, or one is not finite.

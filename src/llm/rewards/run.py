@@ -23,8 +23,8 @@ from llm.weights.run import RunWeights
 class RunReward:
     """Scores of a reward model: any number, higher is better; only differences are meaningful.
 
-    Prompts must use the template of the run. A special token that a user typed in a message cannot be told from those
-    of the template, so such a prompt is tokenized differently than in training. In a response it is plain text.
+    Prompts must use the template of the run. A special token typed in a message cannot be told from those of the
+    template, so such a prompt is tokenized differently than in training. In a response it is plain text.
 
     Args:
         path: the directory of a run with `task=reward`.

@@ -12,9 +12,7 @@ from llm.tasks.base import Task
 
 
 class AveragedTask(Task):
-    """A task that sums metrics, one value per example, and reports their means.
-
-    Its `step` adds to `trained` and its `evaluate` to `evaluated`.
+    """A task whose `step` adds metrics of each example to `trained`, and its `evaluate` to `evaluated`.
 
     Args:
         model: see `Task`.
@@ -38,7 +36,7 @@ class AveragedTask(Task):
         return self.trained.take()
 
     def results(self) -> dict[str, float]:
-        """Return the means over all examples that were evaluated since the last call."""
+        """Return the means over the examples evaluated since the last call."""
         return self.evaluated.take()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

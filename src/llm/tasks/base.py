@@ -44,13 +44,11 @@ class Task(L.LightningModule):
     A subclass computes the training loss in `step` and the metrics of an evaluation in `evaluate` and
     `results`.
 
-    Lightning runs a training step like this: `training_step` returns the loss of a micro-batch, and the
-    gradients are added up. For the last micro-batch Lightning calls `optimizer_step` first, which sets the
-    learning rate and calls the optimizer. The optimizer then has the last loss computed (`training_step`)
-    and the gradients clipped (`configure_gradient_clipping`) before it updates the parameters.
+    `training_step` returns the loss of a micro-batch, and Lightning adds up the gradients. For the last
+    micro-batch it calls `optimizer_step` first, which sets the learning rate and calls the optimizer. The
+    optimizer then calls `training_step` and `configure_gradient_clipping` before it updates the parameters.
 
-    Losses stay on the device and are read every `log_every` steps only, because reading a value waits for
-    the GPU.
+    Losses are read every `log_every` steps only, because reading a value waits for the GPU.
 
     Args:
         model: the network; it contains nothing about training.
@@ -66,10 +64,10 @@ class Task(L.LightningModule):
         metric_steps: the step of each of these values.
         tested: prefix of the metrics of a test: `test`, or `whole` for the whole validation part.
         is_pretrained: whether the model begins with pretrained weights.
-        is_adapted: whether it also has an adapter; checkpoints then leave out the frozen weights.
+        is_adapted: whether it has an adapter; checkpoints then leave out the frozen weights.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
         peers: ranks that train other parameters of the same model; None if each rank trains all.
-        is_sharded: whether the model is divided, so that running it takes all ranks.
+        is_sharded: whether the model is divided, so that all ranks must run it together.
     """
 
     data_module: ClassVar[type[DataModule]] = DataModule
@@ -105,7 +103,7 @@ class Task(L.LightningModule):
         self._targets: list[Tensor] = []  # of the current optimizer step, per micro-batch
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the name of the hook, which Lightning sets 34 times per step, without module handling."""
+        """Set an attribute; `_current_fx_name`, which Lightning sets 34 times per step, without module handling."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -138,7 +136,7 @@ class Task(L.LightningModule):
         """Return the number of targets of a batch; None if all batches have the same number.
 
         Micro-batches and ranks are weighted by it, so that the gradient of an optimizer step is that of
-        the mean over all its targets, however they were divided.
+        the mean over all its targets.
         """
         return None
 
@@ -159,7 +157,7 @@ class Task(L.LightningModule):
         return []
 
     def compile_step(self) -> None:
-        """Compile the model together with its loss: one graph, without Lightning's code in it."""
+        """Compile the model together with its loss as one graph."""
         self.step = torch.compile(self.step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -172,12 +170,12 @@ class Task(L.LightningModule):
         if self.begins_step(batch_idx):
             self._targets.clear()
         self._targets.append(weight)
-        # Back to a sum over targets, as micro-batches with more targets count more; `_to_mean` divides.
+        # Back to a sum over targets; `_to_mean` divides.
         return loss * weight / UNIT
 
     @property
     def _shares(self) -> int:
-        """Number of micro-batches of an optimizer step, on all data-parallel ranks together."""
+        """Number of micro-batches of an optimizer step on all data-parallel ranks."""
         return self.trainer.accumulate_grad_batches * self.data_parallel
 
     def _to_mean(self, optimizer: Optimizer) -> None:
@@ -289,7 +287,7 @@ class Task(L.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop after the last step, so that Lightning validates there too and not at intervals only."""
+        """Stop after the last step, so that Lightning validates there too."""
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
 
@@ -333,8 +331,7 @@ class Task(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the losses not yet logged, so that a resumed run logs the same as an uninterrupted one.
 
-        Of an adapted model only the trained parameters are stored: a few megabytes instead of all weights.
-        The checkpoint also names the run that wrote it.
+        Of an adapted model only the trained parameters are stored. The checkpoint also names its run.
         """
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if (position := checkpoint.pop(type(data).__qualname__, None)) is not None:
@@ -346,7 +343,7 @@ class Task(L.LightningModule):
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the losses not yet logged; frozen weights of an adapted model are not in the checkpoint.
+        """Restore the losses not yet logged.
 
         Raises:
             ValueError: the checkpoint was written with another adapter.
@@ -380,8 +377,7 @@ class Task(L.LightningModule):
 def count_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
     """Set the number of micro-batches in a checkpoint to `accumulate` per optimizer step.
 
-    It differs if the run resumes with another number of micro-batches per step. Lightning divides the
-    count to find the end of a step.
+    Lightning divides the count to find the end of a step, and a resumed run may have another `accumulate`.
 
     Args:
         checkpoint: a checkpoint of a whole step.

@@ -94,7 +94,7 @@ class Classification(Task):
         return {name: value.item() for name, value in results.items()}
 
     def warnings(self) -> list[str]:
-        """Return what the newest evaluation shows to be wrong with the classifier."""
+        """Return the faults of the classifier in the newest evaluation."""
         data: LabelledDataModule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if self.counts is None:
             return []

@@ -13,11 +13,11 @@ from llm.tasks.reference import Reference
 
 
 class DPO(Pairs):
-    """Make chosen responses likelier, and rejected ones less likely, than they were at the start.
+    """Make chosen responses more likely, and rejected ones less likely, than at the start.
 
     The reward of a response is β times the increase of its log-probability (`implicit_rewards`), with
     which the ranking loss of `Pairs` is equation 7 of the paper. Training begins at a loss of ln 2, with
-    margin 0. Dropout is off: it would add noise to one of the two log-probabilities that are subtracted.
+    margin 0. Dropout is off: it would add noise to one of the two log-probabilities.
 
     Args:
         model: the policy, a language model.
@@ -64,14 +64,14 @@ class DPO(Pairs):
             self.reference.start(self.model)
 
     def on_train_start(self) -> None:
-        """Turn dropout off; Lightning does not change the mode of a module."""
+        """Turn dropout off."""
         super().on_train_start()
         self.model.eval()
 
     def rewards(self, batch: Batch) -> Tensor:
         """Return the implicit reward of each row, (2B)."""
         policy = self.log_probabilities(self.model, batch)
-        # The reference is constant: no gradient, so its activations are not stored.
+        # Without a gradient the activations of the reference are not stored.
         with torch.no_grad(), self.reference.of(self.model) as model:
             reference = self.log_probabilities(model, batch)
         return implicit_rewards(policy, reference, beta=self.beta)

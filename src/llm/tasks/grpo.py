@@ -50,10 +50,10 @@ class GRPO(AveragedTask):
     policy near it (`kl_estimate`). Each batch of answers is used for one update, so nothing is clipped.
 
     Answers are drawn at temperature 1 from all tokens, without dropout: samples from another distribution
-    than the trained one would need importance weights. They depend only on the seed and the number of the
-    batch, so a resumed run draws the same as an uninterrupted one.
+    would need importance weights. They depend only on the seed and the number of the batch, so a resumed
+    run draws the same.
 
-    Logged are the mean reward, its mean standard deviation within a group (at 0 there is nothing to learn),
+    Training logs the mean reward, its mean standard deviation within a group (at 0 there is nothing to learn),
     the divergence per token in nats and the length of an answer in tokens. The `loss` of the validation is
     β times the divergence minus the reward, for one answer per prompt.
 
@@ -62,8 +62,8 @@ class GRPO(AveragedTask):
         reward: scores answers.
         reference: the model that the policy is kept near.
         group_size: G, the number of answers to a prompt.
-        max_tokens: most tokens of an answer; fewer for a whole batch if its longest prompt leaves less of
-            the context.
+        max_tokens: most tokens of an answer; fewer if the longest prompt of the batch leaves less of the
+            context.
         beta: cost of a nat of divergence from the reference, in units of the reward.
         seed: seed of the answers.
         shared: the other arguments of `Task`.
@@ -138,7 +138,7 @@ class GRPO(AveragedTask):
             self.reference.start(self.model)
 
     def on_train_start(self) -> None:
-        """Turn dropout off; Lightning does not change the mode of a module."""
+        """Turn dropout off."""
         super().on_train_start()
         self.model.eval()
 
@@ -154,12 +154,12 @@ class GRPO(AveragedTask):
         return super().training_step(batch, batch_idx)
 
     def step(self, batch: Batch) -> Tensor:
-        """Return minus the objective. Only its gradient has a meaning: watch the reward instead of the loss."""
+        """Return minus the objective, of which only the gradient has a meaning."""
         # The G answers to a prompt are neighbours: rewards (P · G) -> (P, G) for the advantages.
         prompts = [p for p in self.prompts(batch) for _ in range(self.group_size)]
         answers, rewards = self.answer(prompts, self.batch_number)
         groups = rewards.view(-1, self.group_size)
-        # One advantage per answer, (P · G): all its tokens share it, as only the whole answer has a reward.
+        # One advantage per answer, (P · G), as only the whole answer has a reward.
         advantages = group_advantages(groups).flatten()
         policy, kl, mask = self.compare(answers)
         spread = groups.std(-1).repeat_interleave(self.group_size)
@@ -206,10 +206,7 @@ class GRPO(AveragedTask):
         return prompts
 
     def answer(self, prompts: Sequence[Prompt], number: int) -> tuple[Batch, Tensor]:
-        """Draw an answer to each prompt; return `tokens` and `targets`, and the rewards (B).
-
-        The longest prompt decides how many tokens of the context are left for each answer of the batch.
-        """
+        """Draw an answer to each prompt; return `tokens` and `targets`, and the rewards (B)."""
         longest = max(len(prompt.tokens) for prompt in prompts)
         most = min(self.max_tokens, cast(int, self.model.context_length) - longest)
         answers = generate(

@@ -51,11 +51,11 @@ class Pairs(AveragedTask):
         return metrics["loss"].mean()
 
     def compile_step(self) -> None:
-        """Compile the rewards; the bookkeeping around them gains nothing."""
+        """Compile the rewards only; the metrics gain nothing."""
         self.rewards = torch.compile(self.rewards)
 
     def evaluate(self, batch: Batch) -> None:
-        """Add a batch; pairs without targets, which pad the batches of some ranks, do not count."""
+        """Add a batch; pairs without targets, which pad the batches of some ranks, are ignored."""
         chosen, _ = (batch["targets"] != IGNORE_INDEX).any(-1).chunk(2)
         self.evaluated.update(self.measure(batch), chosen)
 

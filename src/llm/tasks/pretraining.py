@@ -30,8 +30,8 @@ class Pretraining(Task):
 
     def step(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of a batch of `tokens` and `targets` (B, T), in nats."""
-        # targets[:, t] is the token after tokens[:, t]: the data module has shifted them by one. The causal
-        # mask keeps it from position t, so one pass trains on T predictions per row.
+        # targets[:, t] is the token after tokens[:, t]. The causal mask hides it from position t, so one
+        # pass trains on T predictions per row.
         return cross_entropy(self.logits(batch), batch["targets"])
 
     def logits(self, batch: Batch) -> Tensor:

@@ -13,8 +13,8 @@ from llm.adapters.base import disabled
 class Reference(ABC):
     """The policy before its first step.
 
-    It is not one of the task's modules: it is neither trained nor saved. A resumed run makes it again
-    from the base weights, which are read before the checkpoint.
+    It is neither trained nor saved. A resumed run makes it again from the base weights, which are read
+    before the checkpoint.
     """
 
     def check(self, policy: nn.Module) -> None:  # noqa: B027 - most take any policy
@@ -26,7 +26,7 @@ class Reference(ABC):
 
     @abstractmethod
     def start(self, policy: nn.Module) -> None:
-        """Remember the present state of the policy."""
+        """Take the policy as it is now."""
 
     @abstractmethod
     @contextmanager

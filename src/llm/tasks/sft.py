@@ -14,8 +14,8 @@ CONTEXT = ("positions", "document_ids", "attention_mask")
 class SFT(Pretraining):
     """The objective of pretraining, on the tokens in the target mask only.
 
-    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V). Batches have
-    different numbers of targets, by which they are weighted. Metrics count targets only.
+    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V). Batches are
+    weighted by their number of targets.
     """
 
     data_module = InstructionDataModule

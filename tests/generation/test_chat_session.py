@@ -87,7 +87,7 @@ def test_a_question_without_any_answer_is_forgotten():
         yield ""
 
     dialogue, script, _ = talk("one", "two", answer=answer)
-    assert dialogue.conversation.messages == []
+    assert dialogue.conversation.turns == []
     assert script.notes == ["no answer: the question is left out of the conversation"] * 2
 
 
@@ -141,7 +141,7 @@ def test_a_saved_conversation_is_read_as_rows_of_messages(tmp_path, name):
     messages = [Message(**message) for message in row.values["messages"]]
     expected = [
         message._replace(content=message.content.replace("\udcff", "?"))
-        for message in dialogue.conversation.messages
+        for message in dialogue.conversation.demonstrations[0]
     ]
     assert messages == expected
     assert "字" in path.read_text("utf-8")

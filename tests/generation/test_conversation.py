@@ -45,7 +45,7 @@ def test_a_prompt_leaves_room_and_holds_the_newest_turns_that_fit(conversation, 
         tokens = talk.prompt(question)
         assert len(tokens) <= talk.context_length - talk.room
         system = [Message("system", talk.system)] if talk.system else []
-        turns = talk.messages[len(system) :]
+        turns = talk.demonstrations[0][len(system) :] if talk.turns else []
 
         def written(first, question=question, system=system, turns=turns):
             asked = [*system, *turns[2 * first :], Message("user", question)]
@@ -67,7 +67,11 @@ def test_a_prompt_is_what_training_puts_before_the_answer(conversation, template
     talk.system = "Be brief."
     talk.add("Who are you?", "A model.")
     prompt = talk.prompt("Good-bye.")
-    trained = [*talk.messages, Message("user", "Good-bye."), Message("assistant", "Farewell!")]
+    trained = [
+        *talk.demonstrations[0],
+        Message("user", "Good-bye."),
+        Message("assistant", "Farewell!"),
+    ]
     tokens, is_response = template.encode(trained, talk.tokenizer)
     begin = len(tokens) - is_response[::-1].index(False)
     assert prompt == tokens[:begin]
@@ -97,7 +101,7 @@ def test_after_a_reset_only_the_system_message_is_there(conversation):
         talk.prompt("Hello")
     assert talk.dropped
     talk.reset()
-    assert talk.messages == [Message("system", "Be brief.")]
+    assert talk.turns == []
     assert talk.prompt("Hello") == fresh
 
 

@@ -50,11 +50,6 @@ class Conversation:
         self.dropped = 0
 
     @property
-    def messages(self) -> list[Message]:
-        """All messages, in the form that the template takes."""
-        return self._messages(self.turns)
-
-    @property
     def demonstrations(self) -> list[list[Message]]:
         """The turns as training data: one conversation for each system message.
 
@@ -100,11 +95,9 @@ class Conversation:
         self.dropped = 0
 
     def _encode(self, dropped: int, question: str) -> list[int]:
-        messages = [*self._messages(self.turns[dropped:]), Message("user", question)]
+        turns = _said(self.turns[dropped:])
+        messages = [*_system(self.system), *turns, Message("user", question)]
         return self.template.encode_prompt(messages, self.tokenizer)
-
-    def _messages(self, turns: list[Turn]) -> list[Message]:
-        return [*_system(self.system), *_said(turns)]
 
 
 def _system(message: str | None) -> list[Message]:

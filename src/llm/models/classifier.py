@@ -134,6 +134,7 @@ class Classifier(nn.Module):
         self.token_dropout = token_dropout
         self.distinct = distinct
         self.num_classes = num_classes
+        self.context_length = cast(int, body.context_length)
         self.pooling: Pooling = pooling or getattr(body, "pooling", last_token)
         dim = cast(nn.Linear, body.head).in_features
         body.head = nn.Identity()
@@ -165,11 +166,6 @@ class Classifier(nn.Module):
     def blocks(self) -> nn.Module:
         """The body's blocks, for code that handles blocks one by one."""
         return cast(nn.Module, self.body.blocks)
-
-    @property
-    def context_length(self) -> int:
-        """Largest number of tokens of a text."""
-        return cast(int, self.body.context_length)
 
     def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations of the body for one token; the head runs once per text only."""

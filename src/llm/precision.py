@@ -12,10 +12,11 @@ Precision = Literal["auto", "bf16", "fp16", 32]
 
 
 def faster_precision(accelerator: str) -> Precision:
-    """Return bf16 if matrix products in it run at least 1.5 times as fast as in float32, else 32.
+    """Return the precision of `auto`.
 
-    For a GPU the compute capability decides (8.0 and later). A CPU is measured, because some have bfloat16
-    instructions (AVX512-BF16, AMX) and others emulate them.
+    A CPU uses bf16 if a measured matrix product is at least 1.5 times as fast as in float32: some CPUs have bfloat16
+    instructions (AVX512-BF16, AMX), others emulate them. CUDA uses bf16 from compute capability 8.0 on, otherwise
+    fp16. MPS uses float32.
     """
     if accelerator == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -45,8 +46,8 @@ def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1536, repeats:
 def peak_flops(device: torch.device, dtype: torch.dtype, *, devices: int) -> float | None:
     """Return the matrix rate that MFU is measured against, in FLOP/s over all devices; None if it is not known.
 
-    For a GPU it is the published dense bfloat16 rate, in float32 runs too, so that precisions can be compared. For a
-    CPU, which has no published rate, it is measured in `dtype`.
+    For a GPU it is the published dense bfloat16 rate, also in float32 runs, so that precisions can be compared. For a
+    CPU it is measured in `dtype`.
     """
     if device.type == "cuda":
         gpu = find_gpu(torch.cuda.get_device_name(device))

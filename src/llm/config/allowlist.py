@@ -1,8 +1,7 @@
 """The objects that a configuration may call.
 
-A `_target_` can name any importable object, and Hydra would call it: an untrusted configuration is a
-program. So a target is checked before it is called. The object is checked, not its name, because a
-harmless prefix can lead anywhere (`torch.optim.optimizer.torch.load`).
+A `_target_` can name any importable object, and Hydra would call it. So each target is checked first: the object
+itself, because a harmless prefix can lead anywhere (`torch.optim.optimizer.torch.load`).
 """
 
 import gc
@@ -33,11 +32,11 @@ PARTS = (
     ),
 )
 
-# Packages that a configuration may name at its root only, with the base classes of their targets.
+# Packages allowed only at the root of a configuration.
 ROOTS: dict[str, tuple[str, ...]] = {"llm.commands": ("llm.config.base.Command",)}
 
-# Packages that a configuration may import from, each with the base classes that its targets must
-# have. If none is listed, all functions and classes of the package are allowed.
+# Allowed packages, each with the base classes of its targets. If none is listed, all its functions and classes are
+# allowed.
 ALLOWED: dict[str, tuple[str, ...]] = {
     **{f"llm.{part}": () for part in PARTS},
     "llm.training.trainer": ("llm.training.trainer.TrainerSettings",),
@@ -72,8 +71,8 @@ def locate(path: str, trust: Sequence[str] = (), *, is_root: bool = False) -> Ca
 
     Args:
         path: dotted path, `package.module.name`.
-        trust: further packages whose functions and classes are allowed.
-        is_root: whether the path is at the root of a configuration, where commands are allowed.
+        trust: further allowed packages.
+        is_root: whether the path is at the root of a configuration: only there, commands are allowed.
 
     Raises:
         ConfigError: the object does not exist or is not on the allowlist.
@@ -94,7 +93,7 @@ def locate(path: str, trust: Sequence[str] = (), *, is_root: bool = False) -> Ca
 
 
 def trusted_packages(packages: Sequence[str]) -> Sequence[str]:
-    """Return the packages that a user trusts, after checking that none of them weakens the allowlist.
+    """Return the packages that a user trusts, if none of them weakens the allowlist.
 
     Raises:
         ConfigError: a name is not a plain package, or belongs to Python itself or to a package on the allowlist.
@@ -118,7 +117,7 @@ def _package(module: str, allowed: dict[str, tuple[str, ...]]) -> str | None:
 def _module(name: str, path: str) -> Any:
     if name in sys.modules:
         return sys.modules[name]
-    # Imports leave no garbage, and looking for it takes a fifth of the time to import torch and Lightning.
+    # Imports leave no garbage, and its collection takes a fifth of the time to import torch and Lightning.
     gc.disable()
     try:
         return importlib.import_module(name)
@@ -127,7 +126,7 @@ def _module(name: str, path: str) -> Any:
             f"{path} cannot be imported ({error}); install your module, or add its folder to PYTHONPATH"
         ) from error
     finally:
-        gc.freeze()  # modules stay, so later collections need not visit them
+        gc.freeze()  # later collections then skip the modules
         gc.enable()
 
 

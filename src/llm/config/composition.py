@@ -23,11 +23,7 @@ from llm.config.resolvers import resolve_composition
 def compose(
     loader: Loader, name: str, overrides: Sequence[str], *, flags: Sequence[str] = ()
 ) -> Composed:
-    """Compose a command; see `load_tree` and `composed`.
-
-    Raises:
-        ConfigError: Hydra cannot compose it; one line for each wrong override.
-    """
+    """Compose a command with `load_tree` and `composed`."""
     return composed(load_tree(loader, name, overrides), overrides, flags=flags)
 
 
@@ -157,7 +153,7 @@ def chosen_options(hydra: Any) -> dict[str, str | None]:
 
 
 def requests_sweep(loader: Loader, name: str, overrides: Sequence[str]) -> bool:
-    """Return whether overrides have several values, and the configuration is a sweep itself, which needs no `-m`."""
+    """Return whether overrides have several values and the configuration sets `hydra.mode`, so `-m` is not needed."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         if not any(each.is_sweep_override() for each in parsed):

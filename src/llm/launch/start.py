@@ -39,7 +39,11 @@ from llm.runs import require_run
 
 
 def start_job(name: str, words: Sequence[str]) -> None:
-    """Run a command that another process has composed. The words are a job file and the packages that it may trust.
+    """Run a command that another process has composed.
+
+    Args:
+        name: the command.
+        words: a job file and the packages that it may trust.
 
     Raises:
         ConfigError: the file is not a job file, or its configuration is wrong.
@@ -150,7 +154,7 @@ class Invocation:
 
     def launch_heavy(self, points: Sequence[Any], jobs: Sequence[Sequence[str]]) -> None:
         """Adjust the points to one another, and launch them."""
-        # These import torch and Lightning, which take seconds that a wrong command line should not need.
+        # Imports torch and Lightning, which takes seconds: a wrong command line fails before.
         from llm.launch.sweep_job import job
         from llm.launch.sweep_runner import adjust_points, launch_sweep
 
@@ -164,7 +168,7 @@ class Invocation:
 
     def show_dry_run(self, points: Sequence[Any]) -> None:
         """Print the dry run of each point."""
-        # Imports torch and Lightning, which take seconds.
+        # Imports torch and Lightning, which takes seconds.
         from llm.training.dry_run import show_dry_run
 
         show_dry_run(points)

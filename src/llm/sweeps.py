@@ -14,7 +14,7 @@ The runs are in their usual folders; a sweep only refers to them.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ class Job:
     directory: Path
     request: str
     identity: Mapping[str, Any]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The job as stored in sweep.json. Its directory is relative, so that outputs can be moved."""
+        return {
+            "number": self.number,
+            "overrides": list(self.overrides),
+            **self._about(),
+            "identity": dict(self.identity),
+        }
 
     def file(self, ending: str) -> Path:
         """Return the path of one of the job's files: `yaml`, `json`, `log` or `err`."""
@@ -179,7 +189,7 @@ class Sweep:
         """The runs of the jobs, including pending and failed ones."""
         return [job.run for job in self.jobs]
 
-    def begin(self, jobs: Sequence[Mapping[str, Any]] | None, **entries: Any) -> Path | None:
+    def begin(self, jobs: Sequence[Job] | None, **entries: Any) -> Path | None:
         """Write the plan of the sweep, and replace that of an earlier start of the same command.
 
         Args:
@@ -194,7 +204,7 @@ class Sweep:
         """
         with self._held():
             known = self.plan["jobs"] if (self.path / FILE).is_file() else []
-            planned = known if jobs is None else jobs
+            planned = known if jobs is None else [job.entry for job in jobs]
             before = [job["directory"] for job in known]
             after = [job["directory"] for job in planned]
             if before != after[: len(before)]:
@@ -215,16 +225,16 @@ class Sweep:
                         f"{self.path}: another sweep is running under this name; wait for it, or choose another name="
                     )
 
-    def add(self, **entry: Any) -> Job:
+    def add(self, job: Job) -> Job:
         """Add a job to the plan, or replace the one with the same directory, and return it with its number."""
         with self._held():
             plan = self.plan
             numbers = {each["directory"]: each["number"] for each in plan["jobs"]}
-            number = numbers.get(entry["directory"], len(plan["jobs"]))
-            entry["number"] = number
-            plan["jobs"][number : number + 1] = [entry]
+            number = numbers.get(job.entry["directory"], len(plan["jobs"]))
+            job = replace(job, number=number)
+            plan["jobs"][number : number + 1] = [job.entry]
             write_json(self.path / FILE, plan)
-        return self._job(entry)
+        return job
 
     def share_value(self, key: str, value: Any) -> Any:
         """Return the value that the first job has recorded under a key; if there is none, record this one."""
@@ -238,24 +248,6 @@ class Sweep:
     def _held(self) -> FileLock:
         self.path.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path / f".{FILE}.lock")
-
-    def entry(
-        self,
-        number: int,
-        overrides: Sequence[str],
-        *,
-        directory: Path,
-        request: str,
-        identity: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Return a job as stored in sweep.json. Its directory is relative, so that outputs can be moved."""
-        return {
-            "number": number,
-            "overrides": list(overrides),
-            "directory": os.path.relpath(directory, self.path),
-            "request": request,
-            "identity": dict(identity),
-        }
 
     def _job(self, entry: Mapping[str, Any]) -> Job:
         return Job(

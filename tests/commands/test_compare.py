@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from small_runs import run_command
 
 from llm.config.errors import UserError
-from llm.sweeps import Sweep
+from llm.sweeps import Job, Sweep
 
 
 @pytest.fixture
@@ -30,9 +30,10 @@ def sweep(tmp_path):
     sweep = Sweep(tmp_path / "sweeps" / "s")
     sweep.begin(
         jobs=[
-            sweep.entry(
-                n,
-                [f"model={run.path.name}"],
+            Job(
+                sweep=sweep.path,
+                number=n,
+                overrides=(f"model={run.path.name}",),
                 directory=run.path,
                 request=run.path.name,
                 identity={},

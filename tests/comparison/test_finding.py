@@ -6,7 +6,7 @@ from made_runs import make
 from llm.comparison.finding import find
 from llm.comparison.table import compare
 from llm.config.errors import UserError
-from llm.sweeps import Sweep
+from llm.sweeps import Job, Sweep
 
 
 def names(found):
@@ -18,9 +18,10 @@ def sweep_of(path, *directories):
     sweep = Sweep(path)
     sweep.begin(
         jobs=[
-            sweep.entry(
-                n,
-                [f"seed={n}"],
+            Job(
+                sweep=sweep.path,
+                number=n,
+                overrides=(f"seed={n}",),
                 directory=directory,
                 request="asked",
                 identity={"overrides": {"seed": str(n)}},

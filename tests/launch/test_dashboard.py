@@ -6,7 +6,7 @@ from rich.console import Console
 
 from llm.launch.dashboard import LineReporter, jobs_table, newest_metrics, read_views, show_sweep
 from llm.runs import Run
-from llm.sweeps import Sweep
+from llm.sweeps import Job, Sweep
 
 
 @pytest.fixture
@@ -15,9 +15,13 @@ def sweep(tmp_path):
     sweep = Sweep(tmp_path / "sweep")
     sweep.begin(
         jobs=[
-            sweep.entry(
-                n,
-                ["model=gpt", f"seed={n}"],
+            Job(
+                sweep=sweep.path,
+                number=n,
+                overrides=(
+                    "model=gpt",
+                    f"seed={n}",
+                ),
                 directory=tmp_path / "runs" / str(n),
                 request=str(n),
                 identity={},

@@ -44,16 +44,22 @@ STATUSES = {
 }
 
 
-def job_entry(sweep: Sweep, number: int, point: Composed) -> dict:
-    """Return what the sweep's folder stores about a point."""
+def planned_job(sweep: Sweep, number: int, point: Composed) -> Job:
+    """Return the job of a point."""
     directory = Path(point.directory).resolve()
     metadata = {
         "name": directory.name,
         "sweep": sweep.name,
         **run_metadata(point.config, point.own, choices=point.choices),
     }
-    request = fingerprint(point.config, IGNORE_BUT_BUDGET)
-    return sweep.entry(number, point.own, directory=directory, request=request, identity=metadata)
+    return Job(
+        sweep=sweep.path,
+        number=number,
+        overrides=tuple(point.own),
+        directory=directory,
+        request=fingerprint(point.config, IGNORE_BUT_BUDGET),
+        identity=metadata,
+    )
 
 
 def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
@@ -104,7 +110,7 @@ def searched_job(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> J
     directory = str(Path(point.directory).parent / name)
     named = [*words, f"name={quoted_text(name)}"]
     point = replace(point, overrides=named, directory=directory)
-    each = sweep.add(**job_entry(sweep, 0, point))
+    each = sweep.add(planned_job(sweep, 0, point))
     write_job_file(each, point, plan["flags"])
     return each
 

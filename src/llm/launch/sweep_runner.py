@@ -28,7 +28,7 @@ from llm.config.run_name import base_name, run_name
 from llm.config.texts import quoted_text, split_at_commas
 from llm.launch import gpu_pool, shutdown
 from llm.launch.dashboard import show_sweep
-from llm.launch.sweep_job import job_entry, own_name, write_job_file
+from llm.launch.sweep_job import own_name, planned_job, write_job_file
 from llm.planning.cost import vocabulary
 from llm.planning.matching import match
 from llm.runs import Run, display_path
@@ -95,16 +95,16 @@ def begin_sweep(line: CommandLine, points: Sequence[TrainingConfig], master: Dic
     """Write the folder of a sweep: its plan, and the job file of each point. An earlier sweep is moved away."""
     words, flags = line.overrides, line.flags
     sweep = Sweep(sweep_folder(words, points, master))
-    entries = [job_entry(sweep, number, point.composed) for number, point in enumerate(points)]
+    jobs = [planned_job(sweep, number, point.composed) for number, point in enumerate(points)]
     backup = sweep.begin(
         command=shell.command_line("llm", line.name, *flags, "-m", *words),
         job_command=line.name,
         flags=list(flags),
         words=list(words),
         searches=not points,
-        jobs=entries or None,
+        jobs=jobs or None,
     )
-    for each, point in zip(sweep.jobs, points, strict=False):
+    for each, point in zip(jobs, points, strict=True):
         write_job_file(each, point.composed, flags)
     if backup:
         CONSOLE.print(f"the earlier sweep was moved to {display_path(backup)}", soft_wrap=True)

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from llm.data.delimited import Layout
 from llm.data.errors import DataError
-from llm.data.layout import Layout
 from llm.data.malformed import Malformed
 from llm.data.record_reader import read_records
 

@@ -217,10 +217,10 @@ class DataModule(LightningDataModule):
             )
 
 
-def at_least(name: str, value: int, *, least: int) -> int:
-    """Return the value, or raise a ValueError if it is less than `least`."""
+def at_least(name: str, value: int, *, least: int, remedy: str | None = None) -> int:
+    """Return the value, or raise a ValueError with a remedy if it is less than `least`."""
     if value < least:
-        raise ValueError(f"{name}={value} is too small; use {least} or more")
+        raise ValueError(f"{name}={value} is too small; use {remedy or f'{least} or more'}")
     return value
 
 

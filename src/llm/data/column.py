@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llm.data.delimited import Columns, Layout
 from llm.data.errors import DataError
-from llm.data.layout import Columns, Layout
 from llm.data.naming import rename_keys
 from llm.data.record_reader import is_rows, read_records
 from llm.data.text_decoding import read_decoded_text

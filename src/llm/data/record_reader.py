@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.data import delimited, json_rows
+from llm.data.delimited import Layout
 from llm.data.download import Download
 from llm.data.errors import DataError
-from llm.data.layout import Layout
 from llm.data.malformed import Malformed, Report
 from llm.data.text_decoding import read_decoded_text, suffix
 

@@ -120,7 +120,10 @@ def test_grouping_by_length_fills_up_less():
 
 @pytest.mark.parametrize(
     ("make", "complaint"),
-    [(lambda: Padding(multiple=0), "multiple=0"), (lambda: LengthGrouped(group=0), "group=0")],
+    [
+        (lambda: Padding(multiple=0), "multiple=0 .*; use 8, or 1 for the longest row"),
+        (lambda: LengthGrouped(group=0), r"group=0 .*; use 1 \(no grouping\) or more"),
+    ],
 )
 def test_values_out_of_range_are_refused(make, complaint):
     with pytest.raises(ValueError, match=complaint):

@@ -10,9 +10,9 @@ from typing import Any
 from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.corpora.text import TextDataModule
 from llm.data.data_fingerprint import digest
+from llm.data.delimited import Layout
 from llm.data.errors import DataError
 from llm.data.json_rows import read_json_lines
-from llm.data.layout import Layout
 from llm.data.paths import expand
 from llm.data.record_reader import read_records, refuse_record
 from llm.data.text_decoding import read_chunks, split_lines, suffix, warn_invalid

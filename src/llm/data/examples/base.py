@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, Sampler
 from llm.data import data_fingerprint
 from llm.data.base import DataModule, at_least
 from llm.data.corpora.windows import Batch
+from llm.data.delimited import Columns, Layout
 from llm.data.errors import DataError
 from llm.data.examples.collation import Encoded, Packing, Padding
-from llm.data.layout import Columns, Layout
 from llm.data.malformed import Malformed
 from llm.data.record_reader import Paths, Record, is_here, read_records, title
 from llm.data.split import split_examples

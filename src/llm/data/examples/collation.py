@@ -59,7 +59,9 @@ class Padding:
     """
 
     def __init__(self, multiple: int = 8) -> None:
-        self.multiple = at_least("multiple", multiple, least=1)
+        self.multiple = at_least(
+            "multiple", multiple, least=1, remedy="8, or 1 for the longest row"
+        )
 
     def arrange(self, examples: Sequence[Encoded], context_length: int) -> list[Encoded]:
         """Return examples as rows that are not longer than the context."""
@@ -98,7 +100,7 @@ class LengthGrouped(Padding):
 
     def __init__(self, multiple: int = 8, group: int = 50) -> None:
         super().__init__(multiple)
-        self.group = at_least("group", group, least=1)
+        self.group = at_least("group", group, least=1, remedy="1 (no grouping) or more")
 
     def sampler(self, lengths: Sequence[int], batch_size: int, **order: int) -> TrainingSampler:
         """Return a sampler that sorts the rows of every `group` batches by length."""

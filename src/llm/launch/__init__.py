@@ -1,1 +1,1 @@
-"""Processes: the jobs of a sweep, the ranks of a run, the pool of GPUs and shutdown."""
+"""Processes: jobs of a sweep, ranks of a run, the pool of GPUs and shutdown."""

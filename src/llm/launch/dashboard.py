@@ -1,6 +1,6 @@
 """Display of a running sweep: a live table on a terminal, otherwise one line per event.
 
-Everything is read from files, so it works for jobs of any launcher on any machine.
+It reads only files, so the jobs may run under any launcher on any machine.
 """
 
 import csv
@@ -33,7 +33,7 @@ ORDER = ("running", "starting", "failed", "interrupted", "elsewhere", "pending",
 
 
 class View(NamedTuple):
-    """The state of a job at one moment; None for values that are not known.
+    """The state of a job at one moment; unknown values are None.
 
     Attributes:
         number: its index in the sweep.
@@ -44,7 +44,7 @@ class View(NamedTuple):
         loss: the newest training loss.
         val_loss: the newest validation loss.
         speed: training tokens per second.
-        left: seconds left.
+        left: remaining seconds.
     """
 
     number: int
@@ -60,7 +60,7 @@ class View(NamedTuple):
 
 @contextmanager
 def show_sweep(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
-    """Display a sweep until the block ends."""
+    """Display a sweep within a block."""
     console = console or new_console()
     if console.is_terminal:
         screen = Screen(sweep, console)
@@ -79,7 +79,7 @@ def show_sweep(sweep: Sweep, console: Console | None = None) -> Iterator[None]:
 
 
 def follow(sweep: Sweep, console: Console | None = None) -> None:
-    """Display a sweep that another process runs, until all its jobs have ended or Ctrl-C."""
+    """Display a sweep of another process until all jobs have ended."""
     with show_sweep(sweep, console):
         while any(view.status not in ENDED for view in read_views(sweep)):
             time.sleep(SECONDS)
@@ -120,14 +120,14 @@ def _view(job: Job, label: str) -> View:
 
 
 def _status(outcome: str, status: str) -> str:
-    """Return the status of a job, from the outcome of its process and the status of its run."""
+    """Return the status of a job from those of its process and its run."""
     if outcome == "running" and status not in ("running", "done"):
         return "starting"
     return outcome if outcome in ORDER and status != "done" else status
 
 
 def newest_metrics(metrics: Path) -> dict[str, float]:
-    """Return the newest value of each metric. Only the end of the file is read, because it may be long."""
+    """Return the newest value of each metric from the end of a file, which may be long."""
     if not metrics.is_file():
         return {}
     with metrics.open("rb") as file:
@@ -147,26 +147,21 @@ def newest_metrics(metrics: Path) -> dict[str, float]:
 
 
 class Screen:
-    """The live table of jobs. While a run's folder is being moved, it keeps showing the last state."""
+    """The live table of jobs. While a run's folder is being moved, it shows the last state."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self.sweep, self.console = sweep, console
         self.drawn: RenderableType = ""
 
     def draw(self) -> RenderableType:
-        """Read the jobs again and return their table."""
+        """Return the table of the current state."""
         with suppress(OSError):
             self.drawn = jobs_table(read_views(self.sweep), self.console.height - FRAME)
         return self.drawn
 
 
 def jobs_table(views: Sequence[View], room: int) -> RenderableType:
-    """Return a table of the jobs. If there are too many, running jobs come before finished ones.
-
-    Args:
-        views: all jobs.
-        room: number of lines available.
-    """
+    """Return a table of the jobs. If there are more than `room` lines, running jobs come first."""
     first = sorted(views, key=lambda view: (ORDER.index(view.status), view.number))
     shown = sorted(first[: max(1, room)])
     made = Table(box=None, pad_edge=False)

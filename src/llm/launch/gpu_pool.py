@@ -1,8 +1,8 @@
 """Assignment of GPUs to jobs of a sweep that run at the same time on one machine.
 
-Each GPU has as many slots as are needed to run all jobs at the same time. A slot is a locked file in a folder of the
-user, so jobs of other sweeps count too, and a process that dies releases its slots. Cores have no slots: joblib
-limits the threads of each job with OMP_NUM_THREADS.
+Each GPU has as many slots as all jobs need to run at the same time. A slot is a locked file in a folder of the user:
+jobs of other sweeps count too, and a process that dies releases its slots. Cores have no slots: joblib limits the
+threads of each job with OMP_NUM_THREADS.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def gpus() -> list[str]:
 
 
 def jobs_at_once(launcher: Mapping[str, Any]) -> int:
-    """Return how many jobs a joblib launcher runs at once: `n_jobs`, or if that is -1, one for each GPU."""
+    """Return the number of simultaneous jobs of a joblib launcher: `n_jobs`, or for -1 one for each GPU."""
     number = int(launcher["n_jobs"])
     return (len(gpus()) or number) if number == -1 else number
 
@@ -51,7 +51,7 @@ def jobs_at_once(launcher: Mapping[str, Any]) -> int:
 def hold_gpus(
     hardware: DictConfig, launcher: Mapping[str, Any], is_over: Callable[[], Any]
 ) -> Iterator[dict[str, str]]:
-    """Wait for a job's GPUs, and hold them until the block ends.
+    """Wait for a job's GPUs, and hold them within a block.
 
     Args:
         hardware: the hardware of the job.
@@ -80,13 +80,13 @@ def hold_gpus(
 def hold_slots(
     devices: Sequence[str], wanted: int, slots: int, is_over: Callable[[], Any]
 ) -> Iterator[list[str]]:
-    """Wait for free GPUs, and hold one slot of each of the least used ones until the block ends.
+    """Wait for free GPUs, and hold one slot of each of the least used ones within a block.
 
     Args:
         devices: names of all GPUs.
         wanted: number of GPUs to hold.
         slots: number of jobs that may share a GPU.
-        is_over: whether to stop waiting; then nothing is held.
+        is_over: whether to stop waiting and hold nothing.
 
     Raises:
         ConfigError: the folder of the locks belongs to another user.
@@ -94,9 +94,8 @@ def hold_slots(
     folder = _own_folder()
     locks: dict[str, FileLock] = {}
     while not is_over():
-        with FileLock(
-            folder / "gpus.lock"
-        ):  # two jobs that each take one of two GPUs would deadlock
+        # Two jobs that each take one of two GPUs would deadlock.
+        with FileLock(folder / "gpus.lock"):
             locks = _locks(folder, devices, wanted, slots)
         if locks:
             break
@@ -109,7 +108,7 @@ def hold_slots(
 
 
 def _own_folder() -> Path:
-    """Return the folder of this user's locks. It is checked, because anybody may make folders in /tmp."""
+    """Return the folder of this user's locks, after a check, because anybody may make folders in /tmp."""
     folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.getuid():
@@ -118,13 +117,12 @@ def _own_folder() -> Path:
 
 
 def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dict[str, FileLock]:
-    """Lock a slot of each of `wanted` GPUs, and return the locks by GPU; none if too few are free."""
+    """Lock a slot of each of `wanted` GPUs, and return the locks by GPU; empty if too few are free."""
     locks: dict[str, FileLock] = {}
     for slot, device in itertools.product(range(slots), devices):
         if len(locks) < wanted and device not in locks:
-            lock = FileLock(
-                folder / f"gpu-{quote(device, safe='')}.{slot}.lock"
-            )  # MIG names contain /
+            name = quote(device, safe="")  # MIG names contain /
+            lock = FileLock(folder / f"gpu-{name}.{slot}.lock")
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 locks[device] = lock
@@ -138,10 +136,8 @@ def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dic
 def passive_waiting(threads: int) -> dict[str, str]:
     """Return environment variables that make waiting OpenMP threads sleep, for processes that share a CPU.
 
-    By default they spin, which is faster only if no other process uses the cores. A value of the user is kept.
-
-    Args:
-        threads: number of threads of each process; a single thread never waits.
+    By default they spin, which is faster only if no other process uses the cores. A value of the user is kept. A
+    single thread never waits.
     """
     if threads == 1 or WAITING in os.environ:
         return {}

@@ -22,7 +22,7 @@ def launch(
     loader: Loader, master: DictConfig, job: Callable[..., Any], changes: Mapping[str, Any]
 ) -> None:
     """Let Hydra's sweeper and launcher call `job` for each point, with `changes` in Hydra's section."""
-    # With this variable, Hydra raises the error of a crashed job instead of a shortened text.
+    # Then Hydra raises the error of a crashed job instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs themselves print what matters
     for key, value in changes.items():

@@ -1,7 +1,6 @@
 """The file that passes a composed point to another process, such as a job of a sweep.
 
-The other process composes nothing. No override is quoted and parsed a second time, so that every value arrives
-exactly as parsed the first time.
+The other process does not compose again, so no override is quoted and parsed twice.
 """
 
 import os
@@ -18,7 +17,7 @@ from llm.config.errors import ConfigError
 from llm.config.resolvers import escaped, lookups
 from llm.files import read_yaml, write_text
 
-# What a job file holds.
+# The keys of a job file.
 KINDS: dict[str, Any] = {
     "config": dict[str, Any],
     "overrides": list[str],
@@ -49,11 +48,11 @@ def job_command(name: str, file: Path, config: DictConfig) -> list[str]:
 
 
 def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:
-    """Read a composed command. The file is trusted no more than any other configuration.
+    """Read a composed command, and check it like any other configuration.
 
     Args:
         file: a file of `write_composed`.
-        trust: the packages that may be trusted; the file may name no others.
+        trust: the packages that the file may trust.
 
     Raises:
         ConfigError: the file cannot be read, is not a job file, or trusts other packages.

@@ -1,10 +1,9 @@
 """Starting the ranks of a run on this machine, monitoring them, and ending them together.
 
-A rank is a process; there is one for each device. It runs the same command as this process, with torchrun's
-environment variables. Lightning could start the ranks itself, but when one dies, the others wait forever.
+A rank is the process of one device. It runs the same command as this process, with torchrun's environment variables.
+If Lightning started the ranks and one died, the others would wait forever.
 """
 
-import json
 import os
 import re
 import signal
@@ -19,14 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from llm import distributed, signals
 from llm.config.build import config_errors_at
 from llm.config.composed import Composed
 from llm.config.errors import ConfigError, UserError
+from llm.files import read_object, write_json
 from llm.hardware import Hardware, cores
 from llm.launch.gpu_pool import passive_waiting
 from llm.launch.job_file import job_command, write_composed
@@ -34,9 +34,9 @@ from llm.runs import Run
 from llm.terminal.console import printable
 from llm.training.preflight import require_even_shares
 
-# Environment variable with the folder in which a rank writes why it failed, for the launcher to print.
+# Environment variable with the folder of the ranks' error reports.
 REPORTS = "LLM_RANK_REPORTS"
-GRACE = 5.0  # seconds in which the other ranks may detect a failure themselves and record it
+GRACE = 5.0  # seconds for the other ranks to detect and record a failure
 POLL = 0.1  # seconds between two checks
 
 
@@ -62,7 +62,7 @@ def adopt_slurm() -> None:
 
 
 def tasks_on_each_node(tasks: int) -> int:
-    """Return how many tasks srun has started on each machine.
+    """Return the number of srun's tasks on each machine.
 
     Raises:
         ConfigError: the machines have different numbers of tasks.
@@ -92,11 +92,11 @@ def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
 
 
 class Node(NamedTuple):
-    """This machine among the machines of the run.
+    """This machine.
 
     Attributes:
-        number: its number, from 0.
-        address: address of machine 0, where all ranks connect.
+        number: its number among the machines of the run, from 0.
+        address: address of machine 0, to which all ranks connect.
         port: port on machine 0.
     """
 
@@ -106,7 +106,7 @@ class Node(NamedTuple):
 
 
 def waiting_variables(hardware: Hardware) -> dict[str, str]:
-    """Return environment variables for how threads wait, if several ranks share a CPU."""
+    """Return `passive_waiting` of the ranks, if several share a CPU."""
     assert hardware.devices != "auto"
     if hardware.accelerator != "cpu" or hardware.devices == 1:
         return {}
@@ -115,10 +115,10 @@ def waiting_variables(hardware: Hardware) -> dict[str, str]:
 
 
 def this_node(num_nodes: int) -> Node:
-    """Return this machine's number and the address to connect to, from the environment if there are several machines.
+    """Return this machine, from the environment variables if there are several.
 
     Raises:
-        ConfigError: there are several machines, and a variable is missing.
+        ConfigError: a variable is missing.
     """
     if num_nodes == 1:
         return Node(0, "127.0.0.1", 0)
@@ -134,23 +134,24 @@ def this_node(num_nodes: int) -> Node:
 
 
 def launch_ranks(composed: Composed, hardware: Hardware) -> int:
-    """Run one rank for each device of this machine, and return when all have ended.
+    """Run one rank for each device of this machine until all have ended.
 
-    Only the output of the first rank is printed. The output of another is printed if it explains a failure.
+    The output of the first rank is printed, that of another only if it explains a failure.
 
     Returns:
         The exit status: 0, 130 or 143 after an interruption, or that of the rank that failed first.
     """
     assert hardware.devices != "auto"
     node = this_node(hardware.num_nodes)
-    with tempfile.TemporaryDirectory(prefix="llm-ranks-") as folder, open_store(node) as port:
+    with tempfile.TemporaryDirectory(prefix="llm-ranks-") as folder:
+        store = None if node.number else open_store(node)
         shared = {
             **os.environ,
             "WORLD_SIZE": str(hardware.world),
             "LOCAL_WORLD_SIZE": str(hardware.devices),
             "GROUP_RANK": str(node.number),
             "MASTER_ADDR": node.address,
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(store.port if store else node.port),
             "TORCHELASTIC_RUN_ID": "llm",
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # this process has the store, not rank 0
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
@@ -169,23 +170,16 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
         return Monitor(ranks, Path(composed.directory).absolute()).wait()
 
 
-@contextmanager
-def open_store(node: Node) -> Iterator[int]:
-    """Open the store through which the ranks connect, on machine 0, and yield its port."""
-    if node.number > 0:
-        yield node.port
-        return
-    store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        node.address, node.port, is_master=True, wait_for_workers=False
-    )
-    yield store.port
+def open_store(node: Node) -> TCPStore:
+    """Open the store through which all ranks connect. It ends with the returned object."""
+    return TCPStore(node.address, node.port, is_master=True, wait_for_workers=False)
 
 
 class Rank:
     """A process of the run.
 
-    It has its own session, so Ctrl-C in the terminal reaches only the launcher, which sends each rank one signal. Its
-    standard input is a pipe that only the launcher holds open: when the launcher ends, the rank ends too.
+    It has its own session, so Ctrl-C reaches only the launcher, which sends each rank one signal. Its standard input
+    is a pipe from the launcher: when the launcher ends, the rank ends too.
     """
 
     def __init__(self, number: int, command: Sequence[str], environment: dict[str, str]) -> None:
@@ -215,7 +209,7 @@ class Rank:
 
     def report(self) -> dict[str, Any]:
         """Return its error as made by `error_report`; empty if there is none."""
-        return json.loads(self.report_file.read_text("utf-8")) if self.report_file.is_file() else {}
+        return read_object(self.report_file) if self.report_file.is_file() else {}
 
 
 class Failure(NamedTuple):
@@ -241,9 +235,9 @@ class Monitor:
         self.signals: list[int] = []
 
     def wait(self) -> int:
-        """Wait for the ranks and return the exit status.
+        """Pass signals on to the ranks until they have ended, and return the exit status.
 
-        Signals are passed on to the ranks. If a rank fails, the others are ended and the reason is printed.
+        If a rank fails, the others are ended and the reason is printed.
         """
         with signals.received(self._pass_on):
             try:
@@ -264,7 +258,7 @@ class Monitor:
         return any(rank.status is None for rank in self.ranks)
 
     def _failed(self) -> list[int]:
-        """Return the ranks that have failed so far. A rank that stopped after a signal has not failed."""
+        """Return the numbers of the ranks that have failed so far, without those that a signal stopped."""
         well = (None, 0, *signals.INTERRUPTED)
         return [rank.number for rank in self.ranks if rank.status not in well]
 
@@ -283,7 +277,7 @@ class Monitor:
         return failure.status
 
     def _was_stopped(self) -> bool:
-        """Return whether ranks ended because of a signal. Outside of training, some may hang after the first signal."""
+        """Return whether a signal ended the ranks. Outside of training, some may hang after the first signal."""
         has_ended = any(rank.status in signals.INTERRUPTED for rank in self.ranks)
         return len(self.signals) >= (1 if has_ended else 2)
 
@@ -294,7 +288,7 @@ class Monitor:
             rank.process.wait()
 
     def _record(self, failure: Failure) -> None:
-        """Write the reason to the run's record, if the first of these ranks has claimed the run."""
+        """Write the reason to the run's record, if the first of the ranks has claimed the run."""
         run = Run(self.directory)
         if run.record.get("process") == self.ranks[0].process.pid and run.status != "done":
             run.finish("failed", error=failure.message)
@@ -304,8 +298,8 @@ def explain_failure(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
     """Return the first failure of the ranks, not one that followed from it.
 
     Args:
-        ranks: all ranks of this machine, all ended.
-        ended: numbers of the ranks that ended by themselves, before the others were killed.
+        ranks: all ranks of this machine; all have ended.
+        ended: numbers of those that ended before the others were killed.
     """
     reports = {rank.number: rank.report() for rank in ranks if rank.report()}
     silent = [rank for rank in ranks if rank.number in ended and rank.number not in reports]
@@ -346,15 +340,12 @@ def report_failure() -> Iterator[None]:
         yield
     except Exception as error:
         report = error_report(error)
-        file = Path(folder) / f"{distributed.world().rank}.json"
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(report), "utf-8")
-        partial.replace(file)
+        write_json(Path(folder) / f"{distributed.world().rank}.json", report)
         raise SystemExit(report["status"]) from None
 
 
 def error_report(error: Exception) -> dict[str, Any]:
-    """Return what the launcher needs to know about an error, as plain data."""
+    """Return an error as plain data for the launcher."""
     is_mistake = isinstance(error, UserError)
     return {
         "time": time.time(),

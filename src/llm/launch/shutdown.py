@@ -1,8 +1,7 @@
 """Shutdown of a sweep, such as on Ctrl-C: running jobs save and end, and no other job starts.
 
-When a worker of a process pool dies, the pool breaks and all jobs end. So workers ignore signals: the main process
-writes a mark file, which the workers poll, and they signal their jobs. Without a pool, the process that waits for a
-job passes signals on to it.
+If a worker of a process pool dies, all jobs of the pool end. So workers ignore signals: they poll a mark file, which
+the main process writes, and signal their jobs. Without a pool, the process that waits for a job passes signals on.
 """
 
 import os
@@ -16,7 +15,7 @@ from threading import Event, Thread
 
 from llm import signals
 
-# Environment variable with the path of the mark file; its size in bytes is the number of signals received.
+# Environment variable with the path of the mark file, which has one byte for each signal received.
 MARK = "LLM_SWEEP_STOP"
 POLL = 0.1  # seconds between two checks
 KILLING = 3  # number of signals after which a job is killed
@@ -31,7 +30,7 @@ def mark_signals(mark: Path) -> Iterator[None]:
     """Write each signal to a mark file, and block signals in processes that are started within the block.
 
     Raises:
-        Stopped: a signal was received; raised at the end of the block.
+        Stopped: at the end of the block, if a signal was received.
     """
     received: list[int] = []
 
@@ -61,13 +60,13 @@ def mark_signals(mark: Path) -> Iterator[None]:
 def defer_signals() -> Iterator[SignalCount]:
     """Defer signals to the end of the block; then call their previous handlers and stop the sweep.
 
-    In a worker of a pool, signals are ignored. Processes that are started within the block handle signals normally.
+    In a worker of a pool, signals are ignored. Processes that start within the block inherit none of this.
 
     Yields:
         A function that returns the number of signals so far.
 
     Raises:
-        KeyboardInterrupt: a signal was received outside of a pool; raised at the end of the block.
+        KeyboardInterrupt: at the end of the block, if a signal was received outside of a pool.
     """
     received: list[int] = []
     mark = os.environ.get(MARK)

@@ -1,7 +1,4 @@
-"""One job of a sweep. Hydra's launcher calls it; it starts a child process and waits for it.
-
-So jobs share no memory or state, and a job that dies does not affect the others, whatever the launcher.
-"""
+"""One job of a sweep, in its own child process, so that it cannot affect the others, whatever the launcher."""
 
 import os
 import signal
@@ -28,7 +25,7 @@ from llm.launch.job_file import job_command, write_composed
 from llm.runs import ClaimedRunError, Run, run_metadata
 from llm.sweeps import FOLDER, Job, Sweep
 
-# Variables of a launcher of ranks. If a job inherited them, it would run as one rank of many.
+# Variables of a launcher of ranks. A job that inherits them would run as one rank of many.
 RANKS = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"),
@@ -63,7 +60,7 @@ def planned_job(sweep: Sweep, number: int, point: Composed) -> Job:
 
 
 def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
-    """Write the file that a job's process reads: a single run, already matched."""
+    """Write the job file of a point, which is already matched."""
     config = point.config.copy()
     config.match = None
     words = [*each.overrides, "match=null"]
@@ -72,17 +69,17 @@ def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
 
 
 def own_name(point: Composed, words: Sequence[str], own: Sequence[str]) -> str:
-    """Return the name of a point, made from all its overrides; if the user named the sweep, only from its own."""
+    """Return the name of a point: from all its overrides or, if the sweep has a name, from its own."""
     name = point.config.name
     own = [word for word in own if key_of(word) != "name"]
     return run_name(name or base_name(point.choices), own if name else words, named=own)
 
 
 def job(config: DictConfig) -> float | None:
-    """Run the job of a point, unless it is done. Hydra's launcher calls this, in any process.
+    """Run the job of a point, unless it is done. Hydra's launcher calls this in any process.
 
     Returns:
-        The best validation loss, for sweepers that search; None if the run is not done.
+        The best validation loss, for searching sweepers; None if the run is not done.
 
     Raises:
         KeyboardInterrupt: a signal stopped the sweep.
@@ -102,7 +99,7 @@ def job(config: DictConfig) -> float | None:
 
 
 def searched_job(sweep: Sweep, plan: Mapping[str, Any], config: DictConfig) -> Job:
-    """Return the job of a point that a searching sweeper chose: an earlier job with the same name, or a new one."""
+    """Return the job of a searching sweeper's point: an earlier job with the same name, or a new one."""
     point = launched_point(config)
     words = [word for word in point.overrides if key_of(word) != "name"]
     own = [word for word in words if word not in plan["words"]]
@@ -121,7 +118,7 @@ def run_job(
     """Run a job's process, unless its run is done, and record how it ended.
 
     Returns:
-        Whether there was a process, so that the table may have changed.
+        Whether a process ran.
     """
     if each.is_done and not config.rerun:
         each.record(status="done")
@@ -147,7 +144,7 @@ def record_outcome(each: Job, status: int, before: str | None = None) -> None:
     Args:
         each: the job.
         status: its exit status, negative after a signal.
-        before: the end time in the run's record when the process began; a record with the same time is older.
+        before: the end time in the run's record before the process; a record with the same time is older.
     """
     if status in STATUSES:
         each.record(status=STATUSES[status])
@@ -165,10 +162,7 @@ def run_process(
     environment: dict[str, str],
     signals_received: shutdown.SignalCount,
 ) -> int:
-    """Run a job's process and return its exit status. If the sweep stops, the job saves first.
-
-    The process has its own session, so that only this process signals it, once.
-    """
+    """Run a job's process and return its exit status. If the sweep stops, the job saves first."""
     with each.file("log").open("wb") as log, each.file("err").open("wb") as err:
         process = subprocess.Popen(
             command,
@@ -176,13 +170,13 @@ def run_process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=err,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on
         )
         return shutdown.wait(process, signals_received)
 
 
 def failure_reason(each: Job, status: int, before: str | None) -> str:
-    """Return in one line why a job's process failed: from its record, or from the end of its output."""
+    """Return in one line why a job's process failed, from its record or its output."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     record = Run(each.directory).record

@@ -1,7 +1,7 @@
 """`llm train -m`: a sweep, from its points to its table.
 
-Hydra's launcher calls `llm.launch.sweep_job.job` for each point. The outcome of each is stored in the sweep's folder:
-the same command again skips finished jobs, resumes interrupted ones and repeats failed ones.
+Hydra's launcher calls `llm.launch.sweep_job.job` for each point. The sweep's folder stores the outcome of each: the
+same command again skips finished jobs, resumes interrupted ones and repeats failed ones.
 """
 
 import logging
@@ -42,7 +42,7 @@ from llm.training.trainer import TrainerSettings
 from llm.training.training_config import TrainingConfig
 
 CONSOLE = new_console()
-# Launchers that run several jobs at once in processes that end with this one.
+# Launchers with several simultaneous jobs, in processes that end with this one.
 POOLS = ("JoblibLauncher", "LocalLauncher")
 
 
@@ -59,14 +59,14 @@ def launch_sweep(
         line: the command line.
         points: the points; empty if a sweeper chooses them while it runs.
         master: the composed sweep, with Hydra's own section.
-        start: lets Hydra run `job` for each point, with changes to Hydra's section.
+        start: runs `job` for each point through Hydra, with changes to Hydra's section.
 
     Returns:
         The exit status: 0 if every job is done or running in another process; 143 after SIGTERM, 130 after another
             interruption, otherwise 1.
 
     Raises:
-        RunningSweepError: another sweep is running under the name of this one.
+        RunningSweepError: another sweep with this name is running.
     """
     require_divisible(points)
     logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)  # failures are in the table
@@ -92,7 +92,7 @@ def launch_sweep(
 
 
 def begin_sweep(line: CommandLine, points: Sequence[TrainingConfig], master: DictConfig) -> Sweep:
-    """Write the folder of a sweep: its plan, and the job file of each point. An earlier sweep is moved away."""
+    """Write the folder of a sweep: its plan and job files. An earlier sweep is moved away."""
     words, flags = line.overrides, line.flags
     sweep = Sweep(sweep_folder(words, points, master))
     jobs = [planned_job(sweep, number, point.composed) for number, point in enumerate(points)]
@@ -112,7 +112,7 @@ def begin_sweep(line: CommandLine, points: Sequence[TrainingConfig], master: Dic
 
 
 def run_all(sweep: Sweep, launcher: DictConfig, start: Callable[[Mapping[str, Any]], None]) -> None:
-    """Let Hydra's launcher run the jobs.
+    """Run the jobs through Hydra's launcher.
 
     Raises:
         KeyboardInterrupt: a signal stopped this process. Its jobs have saved; jobs of a scheduler continue.
@@ -153,7 +153,7 @@ def sweep_folder(
 def adjust_points(
     points: Sequence[TrainingConfig], compose: Callable[[Sequence[str]], TrainingConfig]
 ) -> Sequence[TrainingConfig]:
-    """Return the points as they will run: matched if requested, each in its own directory."""
+    """Return the points as they will run: matched if `match` is set, each in its own directory."""
     if any(point.hardware.num_nodes > 1 for point in points):
         raise ConfigError(
             "hardware.num_nodes: a job of a sweep runs on one machine; use 1, or start a single run with "
@@ -168,7 +168,7 @@ def adjust_points(
 
 
 def require_same_points(points: Sequence[TrainingConfig]) -> None:
-    """Refuse a name, given by the user, under which runs with another configuration exist.
+    """Refuse a user's name under which runs with another configuration exist.
 
     Raises:
         ConfigError: the differences of each point.
@@ -190,7 +190,7 @@ def match_points(
     """Return the points with overrides that match each to the first, and print what still differs."""
     for point in points:
         if vocabulary(point.composed.config) is None:
-            # As the first job would do: the size of the model depends on its vocabulary.
+            # The size of the model depends on the vocabulary.
             point.data.build().prepare_data()
     found = match([point.tree for point in points], by)
     show_matched(points, found)
@@ -201,7 +201,7 @@ def match_points(
 
 
 def equalize_validation(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
-    """Return points of different budgets with the same amount of validation data: that of the smallest budget.
+    """Return points of different budgets with the amount of validation data of the smallest budget.
 
     If a budget is in epochs, whose length is not known yet, all points use the whole validation data.
     """
@@ -223,7 +223,7 @@ def equalize_validation(points: Sequence[TrainingConfig]) -> Sequence[TrainingCo
 
 
 def with_value(composed: Composed, word: str, value: Any) -> Composed:
-    """Return a composed point with another value of one key, as the override `word` sets it."""
+    """Return a composed point with the override `word`, which sets its key to `value`."""
     key, config = key_of(word), composed.config.copy()
     OmegaConf.update(config, key, value)
     others = [each for each in composed.overrides if key_of(each) != key]
@@ -239,7 +239,7 @@ def validation_budget(point: TrainingConfig) -> tuple[int | None, TrainerSetting
 
 
 def validated_bytes(tokens_per_batch: int | None, settings: TrainerSettings) -> float:
-    """Return the maximum bytes that a validation reads under a budget; infinity if they depend on the data."""
+    """Return the maximum bytes of a validation under a budget; infinity if they depend on the data."""
     if tokens_per_batch is None or settings.max_epochs is not None:
         return math.inf
     steps = settings.steps(1, tokens_per_batch)
@@ -247,7 +247,7 @@ def validated_bytes(tokens_per_batch: int | None, settings: TrainerSettings) -> 
 
 
 def separate_directories(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
-    """Give each point its own directory, if a common name or a swept budget gives several the same.
+    """Give each point its own directory. A common name or a swept budget gives several the same.
 
     Raises:
         ConfigError: two points are the same.

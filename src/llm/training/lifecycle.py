@@ -1,6 +1,7 @@
 """Training, resuming and finishing a run."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ def record_start(
         name=run.path.name,
         fingerprint=prepared.meaning,
         base=prepared.base,
-        **({} if published is None else {"published": published.plain()}),
+        **({} if published is None else {"published": asdict(published)}),
         request=fingerprint(composed.config, IGNORE_BUT_BUDGET),
         command=command,
         sweep=os.environ.get("LLM_SWEEP"),

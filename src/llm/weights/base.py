@@ -1,4 +1,4 @@
-"""The interface of sources of pretrained weights."""
+"""The interface of pretrained weights."""
 
 from abc import ABC, abstractmethod
 
@@ -13,7 +13,7 @@ from llm.weights.folder_settings import FolderSettings
 
 
 class Weights(ABC):
-    """A source of a pretrained language model: its architecture, its tokenizer and its parameters.
+    """A pretrained language model: architecture, tokenizer and parameters.
 
     Attributes:
         path: path of the source.
@@ -42,8 +42,8 @@ class Weights(ABC):
     def load(self, model: nn.Module) -> None:
         """Fill a language model in place, one tensor at a time.
 
-        The model's `embedding.weight` and `head.weight` may have more rows than the stored ones. The additional
-        rows, of new special tokens, are drawn at random (`new_rows`).
+        The model's `embedding.weight` and `head.weight` may have more rows than the stored ones, for new special
+        tokens. `new_rows` draws them.
 
         Raises:
             ConfigError: lists everything that is missing, left over or wrongly shaped.
@@ -52,7 +52,7 @@ class Weights(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a short digest of the content, which changes when the files do."""
+        """Return a short digest of the files."""
 
     @property
     def origin(self) -> str:
@@ -61,7 +61,7 @@ class Weights(ABC):
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that the weights are stored and exported in; None for that of the model."""
+        """The dtype in which the weights are exported; None for that of the model."""
         return None
 
     @property
@@ -80,7 +80,7 @@ class Weights(ABC):
     def language_model(self) -> nn.Module:
         """Return the language model alone, with adapters merged.
 
-        Its configuration is checked before anything is built, because the files may be untrusted.
+        Checks the configuration before building anything, because the files may be untrusted.
 
         Raises:
             ConfigError: the configuration is not a model's, or the weights do not fit it.

@@ -9,7 +9,7 @@ from torch import Tensor
 from llm.config.build import config_errors_at
 from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.wordpiece import read_wordpiece
-from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, supported
+from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
 SIZES = {
@@ -22,7 +22,7 @@ SIZES = {
     "model.num_segments": "type_vocab_size",
     "model.feed_forward.hidden_dim": "intermediate_size",
 }
-# Names of activations in config.json; for each our option in a block and our function in the head.
+# Activations by their names in config.json: our option in a block, our function in the head.
 ACTIVATIONS = {
     "gelu": ("gelu_exact", "gelu"),
     "gelu_new": ("gelu", "gelu_tanh"),
@@ -46,10 +46,10 @@ _EMBEDDINGS = {"embedding": "word", "position.embedding": "position", "segment":
 
 @dataclass(frozen=True)
 class Tied(Rule):
-    """One tensor of ours that they store under two names. The first one is used for computing."""
+    """One tensor of ours that they store under two names; we read the first."""
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Return it for each name."""
+        """Return the tensor once per name."""
         return [ours] * len(self.theirs)
 
 
@@ -67,7 +67,7 @@ def _rules() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-# The part that predicted, in pretraining, whether one sentence follows another.
+# The head of next-sentence prediction.
 _NEXT_SENTENCE = tuple(
     f"{part}.{kind}"
     for part in ("bert.pooler.dense", "cls.seq_relationship")
@@ -87,24 +87,10 @@ KEY_MAP = KeyMap(
 
 
 @dataclass(frozen=True)
-class BERTFolder(Folder):
-    """A folder with a WordPiece tokenizer."""
-
-    def tokenizer(self) -> Tokenizer:
-        """Return the WordPiece tokenizer.
-
-        Raises:
-            ConfigError: its files are missing or cannot be read.
-        """
-        with config_errors_at("weights.path"):
-            return read_wordpiece(self.path)
-
-
-@dataclass(frozen=True)
 class BERTWeights(HuggingFaceWeights):
     """BERT from a folder or the hub, such as google-bert/bert-base-uncased.
 
-    Dropout belongs to training: `model.dropout` sets it, not config.json.
+    `model.dropout` sets the dropout, not config.json.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -113,8 +99,6 @@ class BERTWeights(HuggingFaceWeights):
         "is_decoder": False,
         "add_cross_attention": False,
     }
-
-    folder_type: ClassVar[type[Folder]] = BERTFolder
 
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
         """Return BERT's architecture with the activation of config.json."""
@@ -129,3 +113,12 @@ class BERTWeights(HuggingFaceWeights):
     def key_map(self, settings: Settings) -> KeyMap:
         """Return BERT's names."""
         return KEY_MAP
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the WordPiece tokenizer of the folder.
+
+        Raises:
+            ConfigError: its files are missing or cannot be read.
+        """
+        with config_errors_at("weights.path"):
+            return read_wordpiece(self.folder.path)

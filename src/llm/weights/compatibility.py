@@ -1,4 +1,4 @@
-"""Which parts of our models other families of models have too."""
+"""Checks that a model of ours has only parts that GPT-2 or Llama have."""
 
 from collections.abc import Container
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class ModelPart(NamedTuple):
     Attributes:
         key: its key in the configuration.
         found: the part.
-        fits: whether the other family has it.
+        fits: whether the family has it.
     """
 
     key: str
@@ -24,10 +24,10 @@ class ModelPart(NamedTuple):
 
 
 def require(family: str, *parts: ModelPart) -> None:
-    """Require that another family of models has all parts of a model.
+    """Require that a family of models has all these parts.
 
     Raises:
-        ConfigError: names the first part that it does not have.
+        ConfigError: names the first part that the family does not have.
     """
     for part in parts:
         if not part.fits:
@@ -40,13 +40,13 @@ def require(family: str, *parts: ModelPart) -> None:
 def decoder_parts(
     model: GPT, *, norm: type, feed_forward: type, activations: Container[Any]
 ) -> list[ModelPart]:
-    """Return the parts that GPT-2 and Llama require alike.
+    """Return the parts that both GPT-2 and Llama restrict.
 
     Args:
-        model: a model of ours; all its blocks are alike.
-        norm: the class of its norms.
-        feed_forward: the class of its feed-forward layers.
-        activations: the activation functions of these.
+        model: a model whose blocks are all alike.
+        norm: the family's class of norms.
+        feed_forward: its class of feed-forward layers.
+        activations: its activation functions.
     """
     block, attention = first_block(model)
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
@@ -74,7 +74,7 @@ def first_block(model: GPT) -> tuple[Any, Attention]:
 
 
 def unwrap_partial(function: Any) -> Any:
-    """Return the function inside the partial that a configuration makes."""
+    """Return the function inside a partial, or the function itself."""
     return getattr(function, "func", function)
 
 

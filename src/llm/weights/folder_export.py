@@ -25,7 +25,7 @@ from llm.weights.huggingface import DESCRIPTION, SAFETENSORS, Settings
 from llm.weights.key_map import KeyMap
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
-# Keys of config.json: that we wrote the folder, and a digest of the model or run.
+# Keys of config.json: who wrote the folder, and a digest of the model or run.
 MARK = "exported_by"
 ORIGIN = "exported_from"
 
@@ -42,24 +42,22 @@ def write_folder(
 ) -> list[Path]:
     """Write config.json, the weights, the tokenizer and the chat template of a model with GPT-2's or Llama's parts.
 
-    They are written beside the folder and moved when all are complete. An earlier export of the same weights is
-    replaced.
+    Writes beside the folder and moves the complete files. Replaces an earlier export of the same weights.
 
     Args:
         model: a language model; parameters keep their dtype.
         tokenizer: its tokenizer.
         folder: the folder to write.
         max_shard_gb: maximum size of a file of weights, in gigabytes.
-        overwrite: whether to write into a folder that contains other files.
-        settings: special tokens, chat template and generation; by default those of a model that was trained
-            from scratch on documents.
+        overwrite: whether the folder may contain other files.
+        settings: special tokens, chat template and generation; None for those of `settings_of`.
         origin: identifies the weights, see `require_free_folder`.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: a part of the model, or the tokenizer, has no counterpart in the library; or the folder
+        ConfigError: the library has no counterpart of a part of the model or of the tokenizer, or the folder
             contains something else.
     """
     if not isinstance(model, GPT):
@@ -137,7 +135,7 @@ def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = 
 
 
 def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
-    """Return the parameters by their names. GPT-2 has biases everywhere; those that we do not have are 0."""
+    """Return the parameters by their names; biases that GPT-2 has and we do not have are 0."""
     state: dict[str, Tensor] = {n: p.detach() for n, p in model.state_dict().items()}
     if key_map is gpt2.KEY_MAP:
         for name, module in model.named_modules():
@@ -150,7 +148,7 @@ def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
 
 
 def _write_weights(state: Mapping[str, Tensor], folder: Path, *, max_bytes: int) -> None:
-    """Write tensors into one file, or into several with an index if they have more than `max_bytes`."""
+    """Write tensors into one file, or into several with an index if they exceed `max_bytes`."""
     # On the device `meta`, slices of one tensor count as separate tensors.
     shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     pattern = SAFETENSORS.replace(".", "{suffix}.")
@@ -166,7 +164,7 @@ def _write_weights(state: Mapping[str, Tensor], folder: Path, *, max_bytes: int)
 
 
 def _move(partial: Path, folder: Path) -> list[Path]:
-    """Replace the files of a model in the folder by new ones."""
+    """Replace the model's files in the folder."""
     folder.mkdir(exist_ok=True)
     patterns = ("model*.safetensors", f"{SAFETENSORS}.index.json", *DESCRIPTION, *SETTINGS_FILES)
     for old in {file for pattern in patterns for file in folder.glob(pattern)}:

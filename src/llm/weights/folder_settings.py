@@ -1,11 +1,8 @@
-"""Settings of a published folder for using its model: special tokens, chat template, generation.
-
-They are read as Hugging Face's library reads them, and written so that it reads the same.
-"""
+"""Settings of a published folder: special tokens, chat template, generation, as Hugging Face's library reads them."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +11,7 @@ from llm.files import read_object, read_utf8
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
-# Files that say how to use a model but do not change what it computes.
+# Files that do not change what a model computes.
 SETTINGS_FILES = [GENERATION, SPECIAL_TOKENS, TEMPLATE]
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys of tokenizer_config.json that do not change how a text is split.
@@ -35,12 +32,12 @@ class FolderSettings:
     """The settings of a folder, as plain data.
 
     Args:
-        ids: ids of the tokens for the beginning, the end and the padding of a text, by the keys of config.json;
-            the end may be a list.
+        ids: ids of the tokens for the beginning, the end (or a list of ends) and the padding of a text, by the keys
+            of config.json.
         generation: content of generation_config.json; None if there is none.
-        tokens: names of special tokens by their role, such as `eos_token`.
-        tokenizer: the other keys of tokenizer_config.json that are kept.
-        chat_template: a Jinja template; None if the model is not for conversations.
+        tokens: names of special tokens by role, such as `eos_token`.
+        tokenizer: the keys `KEPT` of tokenizer_config.json.
+        chat_template: a Jinja template, if the model is for conversations.
         dtype: dtype of the weights, such as `bfloat16`.
 
     Raises:
@@ -73,28 +70,24 @@ class FolderSettings:
 
     @property
     def end_ids(self) -> list[int]:
-        """The tokens that end a generation; generation_config.json has precedence over config.json."""
+        """The tokens that end a text; generation_config.json has precedence over config.json."""
         found = (self.ids if self.generation is None else self.generation).get("eos_token_id")
         return [] if found is None else found if isinstance(found, list) else [found]
 
     @property
     def template(self) -> dict[str, Any] | None:
-        """The chat template as a node of a configuration, its source split so that no `${` looks like a reference."""
+        """The chat template as a node of a configuration, split so that OmegaConf finds no `${`."""
         if self.chat_template is None:
             return None
         pieces = re.split(r"(?<=\n)|(?<=\$)(?=\{)", self.chat_template)
         return {"_target_": TEMPLATE_TARGET, "source": pieces, "tokens": dict(self.tokens)}
 
-    def plain(self) -> dict[str, Any]:
-        """Return the arguments of these settings as a dictionary."""
-        return asdict(self)
-
     def speaking(self, jinja: str, end: int | None, *, name: str | None) -> "FolderSettings":
-        """Return the settings with a chat template, and the token that ends a response as the first end.
+        """Return the settings with a chat template and with the end of a response as the first end.
 
         Args:
             jinja: the template.
-            end: the token that ends a response; None if that is not one token.
+            end: the token that ends a response; None if the end is not one token.
             name: its name.
         """
         changed = replace(self, chat_template=jinja)
@@ -117,7 +110,7 @@ def read_settings(folder: Path) -> FolderSettings:
     """
     config = _optional(folder / CONFIG) or {}
     named = _optional(folder / TOKENIZER) or {}
-    if "added_tokens_decoder" not in named:  # an older folder, where the other file has precedence
+    if "added_tokens_decoder" not in named:  # in older folders the other file has precedence
         named = {**named, **(_optional(folder / SPECIAL_TOKENS) or {})}
     tokens = {
         key: cast(str, value.get("content") if isinstance(value, dict) else value)
@@ -142,7 +135,7 @@ def _optional(file: Path) -> dict[str, Any] | None:
 
 
 def _chat_template(folder: Path, named: Any) -> Any:
-    """Return the template of its own file, or of tokenizer_config.json, which may have several with names."""
+    """Return the template of its own file, or of tokenizer_config.json, which may have several by name."""
     file = folder / TEMPLATE
     if file.is_file():
         return read_utf8(file, 4 * MOST_CHARACTERS)

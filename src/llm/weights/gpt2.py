@@ -73,9 +73,9 @@ def _rules() -> tuple[Rule, ...]:
 KEY_MAP = KeyMap(
     rules=_rules(),
     shared={"lm_head.weight": "transformer.wte.weight"},
-    # The causal mask and its fill value, which old files contain.
+    # The causal mask and its fill value in old files.
     ignored=("transformer.h.{}.attn.bias", "transformer.h.{}.attn.masked_bias"),
-    prefix="transformer.",  # which files without the head leave out
+    prefix="transformer.",  # absent from files without the head
 )
 
 
@@ -86,20 +86,13 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
         ConfigError: names a part that GPT-2 does not have.
     """
     block, attention = first_block(model)
-    dim = model.embedding.embedding_dim
+    dim, heads = model.embedding.embedding_dim, attention.num_heads
+    kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     require(
         "GPT-2",
         *decoder_parts(model, norm=LayerNorm, feed_forward=FeedForward, activations=EXPORTED),
-        ModelPart(
-            "model.attention.num_kv_heads",
-            attention.num_kv_heads,
-            attention.num_kv_heads == attention.num_heads,
-        ),
-        ModelPart(
-            "model.attention.head_dim",
-            attention.head_dim,
-            attention.head_dim * attention.num_heads == dim,
-        ),
+        ModelPart("model.attention.num_kv_heads", kv_heads, kv_heads == heads),
+        ModelPart("model.attention.head_dim", head_dim, head_dim * heads == dim),
     )
     return {
         "model_type": "gpt2",
@@ -108,7 +101,7 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
         "n_positions": cast(Learned, model.position).embedding.num_embeddings,
         "n_embd": dim,
         "n_layer": len(model.blocks),
-        "n_head": attention.num_heads,
+        "n_head": heads,
         "n_inner": block.feed_forward.input.out_features,
         "activation_function": EXPORTED[unwrap_partial(block.feed_forward.activation)],
         "layer_norm_epsilon": block.attention_norm.eps,
@@ -123,7 +116,7 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
 class GPT2Weights(HuggingFaceWeights):
     """GPT-2 from a folder or the hub: Hugging Face's files, or OpenAI's original checkpoint.
 
-    Dropout belongs to training: `model.dropout` sets it, not config.json.
+    `model.dropout` sets the dropout, not config.json.
     """
 
     model_type: ClassVar[str] = "gpt2"
@@ -135,7 +128,7 @@ class GPT2Weights(HuggingFaceWeights):
 
     @cached_property
     def folder(self) -> Folder:
-        """The folder. OpenAI's has hparams.json instead of config.json."""
+        """The folder; OpenAI's has hparams.json instead of config.json."""
         path = Path(self.path)
         return OpenAIFolder(path) if (path / "hparams.json").is_file() else super().folder
 
@@ -154,5 +147,5 @@ class GPT2Weights(HuggingFaceWeights):
         return KEY_MAP
 
     def default_tokenizer(self) -> Tokenizer | None:
-        """Return GPT-2's tokenizer if the size of the vocabulary is that of GPT-2."""
+        """Return GPT-2's tokenizer if the vocabulary has its size."""
         return gpt2_tokenizer() if self.settings["vocab_size"] == 50257 else None

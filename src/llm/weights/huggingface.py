@@ -1,4 +1,4 @@
-"""Models published as folders by Hugging Face's library, on this machine or on its hub."""
+"""Models in the format of Hugging Face's library, in a folder or on its hub."""
 
 import copy
 import hashlib
@@ -35,7 +35,7 @@ DESCRIPTION = [
     "merges.txt",
     "added_tokens.json",
 ]
-# Names of the token embedding, whose rows are the `vocab_size` of config.json.
+# Names of the token embedding, which has `vocab_size` rows.
 TOKEN_TABLES = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight")
 
 Settings = dict[str, Any]
@@ -44,17 +44,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with a published model: config.json, weights in one file or several, and the files of a tokenizer.
-
-    Args:
-        path: the folder.
-    """
+    """A folder with a published model: config.json, weights in one file or in shards, and the tokenizer's files."""
 
     path: Path
 
     @property
     def settings(self) -> Settings:
-        """The architecture: the content of config.json.
+        """The content of config.json.
 
         Raises:
             ConfigError: the file is missing, or is not a JSON object.
@@ -70,7 +66,7 @@ class Folder:
 
     @cached_property
     def published(self) -> FolderSettings | None:
-        """The folder's settings for using its model; None if it cannot have any.
+        """The folder's settings; None if its format has none.
 
         Raises:
             ConfigError: a file cannot be read.
@@ -91,7 +87,7 @@ class Folder:
         return tensors
 
     def tokenizer(self) -> Tokenizer | None:
-        """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is neither.
+        """Return the tokenizer (`read_tokenizer`); None if there is none.
 
         Raises:
             ConfigError: its files cannot be read.
@@ -115,14 +111,12 @@ class HuggingFaceWeights(Weights):
     """The weights of a published family of models.
 
     Args:
-        path: a folder, or a name on Hugging Face's hub such as `openai-community/gpt2`, which is downloaded
-            on first use.
+        path: a folder, or a name on Hugging Face's hub such as `openai-community/gpt2`, downloaded on first use.
         context_length: a context length shorter than the model's, in tokens.
 
     Attributes:
         model_type: name of the family in config.json.
-        expected: values that keys of config.json must have if they are present; others mean unsupported parts.
-        folder_type: class of a folder.
+        expected: the only supported values of keys of config.json, which may be absent.
 
     Raises:
         ValueError: the path is neither, or the context length is not positive.
@@ -133,7 +127,6 @@ class HuggingFaceWeights(Weights):
 
     model_type: ClassVar[str]
     expected: ClassVar[Mapping[str, Any]]
-    folder_type: ClassVar[type[Folder]] = Folder
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path):
@@ -145,7 +138,7 @@ class HuggingFaceWeights(Weights):
 
     @abstractmethod
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Return the architecture: options of groups (`model/feed_forward=gelu`), and values by full key."""
+        """Return options of groups (`model/feed_forward=gelu`), and values by full key."""
 
     @abstractmethod
     def key_map(self, settings: Settings) -> KeyMap:
@@ -155,7 +148,7 @@ class HuggingFaceWeights(Weights):
     def folder(self) -> Folder:
         """The folder, downloaded if necessary."""
         path = Path(self.path)
-        return self.folder_type(path if path.is_dir() else download(self.path))
+        return Folder(path if path.is_dir() else download(self.path))
 
     @cached_property
     def settings(self) -> Settings:
@@ -199,7 +192,7 @@ class HuggingFaceWeights(Weights):
 
     @property
     def published(self) -> FolderSettings | None:
-        """The folder's settings for using its model."""
+        """The folder's settings."""
         return self.folder.published
 
     @property
@@ -211,7 +204,7 @@ class HuggingFaceWeights(Weights):
         return None if first is None else str(first.read().dtype).removeprefix("torch.")
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer of the folder.
+        """Return the tokenizer of the folder, or that of the family.
 
         Raises:
             ConfigError: there is none, or it cannot be read.
@@ -224,7 +217,7 @@ class HuggingFaceWeights(Weights):
         return tokenizer
 
     def default_tokenizer(self) -> Tokenizer | None:
-        """Return the family's tokenizer, for folders without one; None if the family has several."""
+        """Return the tokenizer for folders without one; None if the family has several."""
         return None
 
     def load(self, model: nn.Module) -> None:
@@ -235,7 +228,7 @@ class HuggingFaceWeights(Weights):
         """
         tensors = self.folder.tensors()
         for name, stored in tensors.items():
-            # Otherwise a shorter table would fit, because a model may have more tokens.
+            # `load` accepts a shorter table, because the model may have additional tokens.
             if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:
                 raise ConfigError(
                     f"weights.path: {stored.name} has {stored.shape[0]} rows, config.json says "
@@ -254,7 +247,7 @@ class HuggingFaceWeights(Weights):
 
 
 def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> DictConfig:
-    """Compose options of the packaged configuration, then set values by full key."""
+    """Compose options of the packaged configuration and set values by full key."""
     loader = open_loader(CONF)
     config = loader.load_configuration(None, list(options), run_mode=RunMode.RUN)
     with open_dict(config):
@@ -265,12 +258,12 @@ def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> D
 
 
 def download(name: str) -> Path:
-    """Return the folder of a model on Hugging Face's hub, in the hub's cache; downloaded on first use.
+    """Return the folder of a model in the cache of Hugging Face's hub; downloaded on first use.
 
     Raises:
         ConfigError: it is not in the cache and cannot be downloaded.
     """
-    # Takes a quarter of a second to import, which only names on the hub need.
+    # Here, because it takes a quarter of a second to import.
     from huggingface_hub import constants, snapshot_download
 
     def fetch(*patterns: str) -> Path:
@@ -299,7 +292,7 @@ def download(name: str) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    """Return the files in an index, which must all exist beside it."""
+    """Return the files in an index; all must exist beside it."""
     with config_errors_at("weights.path"):
         names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
@@ -317,7 +310,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
 
     Args:
         settings: the content of config.json.
-        keys: its keys by ours.
+        keys: keys of config.json by ours.
 
     Raises:
         ConfigError: a size is missing or is not a positive integer.
@@ -336,7 +329,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
 def supported(
     settings: Settings, key: str, choices: Mapping[Any, Result], *, default: Any
 ) -> Result:
-    """Return what a value of config.json stands for, out of `choices`.
+    """Return the choice for a value of config.json.
 
     Raises:
         ConfigError: the value is not one of the choices.

@@ -1,10 +1,8 @@
-"""Maps between two ways of naming and storing the same parameters: reversible and strict.
+"""Maps between two ways of naming and storing the same parameters, in both directions.
 
-The names are in one file per family: `gpt2.py`, `llama.py`, `bert.py`.
-
-Each rule says which of their tensors make one of ours, and how; `{}` in a name stands for the number of a layer. In
-either direction a map uses every tensor and leaves no gap, or reports everything that is missing, left over or wrongly
-shaped in one error.
+Each family has one file with its names: `gpt2.py`, `llama.py`, `bert.py`. A rule says which of their tensors make one
+of ours, and how; `{}` in a name stands for the number of a layer. One error lists everything that is missing, left over
+or wrongly shaped.
 """
 
 import re
@@ -24,7 +22,7 @@ class Rule:
 
     Attributes:
         ours: our name.
-        theirs: their name, or the names of the tensors that make ours.
+        theirs: the names of the tensors that make ours.
     """
 
     ours: str
@@ -36,11 +34,11 @@ class Rule:
         return replace(self, ours=self.ours.replace("{}", str(layer)), theirs=names)
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Return our tensor, given theirs."""
+        """Return our tensor."""
         return theirs[0]
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Return their tensors, given ours."""
+        """Return their tensors."""
         return [ours]
 
 
@@ -49,11 +47,11 @@ class Transposed(Rule):
     """A matrix that they store as (in, out), we as (out, in)."""
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Transpose the matrix."""
+        """Return the transposed matrix."""
         return theirs[0].t()
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Transpose it back."""
+        """Return the transposed matrix."""
         return [ours.t().contiguous()]
 
 
@@ -68,11 +66,11 @@ class QueryKeyValue(Rule):
     queries_to_keys: int = 1
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Stack the rows of queries, keys and values."""
+        """Return the stacked rows of queries, keys and values."""
         return torch.cat(theirs)
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Separate the rows."""
+        """Return the rows of each."""
         keys = ours.shape[0] // (self.queries_to_keys + 2)
         rows = (self.queries_to_keys * keys, keys, keys)
         return [part.contiguous() for part in ours.split(rows)]
@@ -84,10 +82,10 @@ class KeyMap:
 
     Attributes:
         rules: how their tensors form ours.
-        shared: their names that may be absent, and the tensors used instead.
+        shared: their names that may be absent, and the tensors that replace them.
         ignored: their names that are not parameters.
-        prefix: prefix of their names, which a file may leave out.
-        renamed: endings of names in older files, and what they are now.
+        prefix: prefix of their names, absent from some files.
+        renamed: new endings of names by those in older files.
     """
 
     rules: tuple[Rule, ...]
@@ -97,7 +95,7 @@ class KeyMap:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, theirs: Mapping[str, LazyTensor], model: nn.Module) -> None:
-        """Fill a model of ours, in place, with their tensors. A model without its head needs none for it.
+        """Fill a model of ours, with or without its head, in place.
 
         Raises:
             ConfigError: lists all that is missing, left over or wrongly shaped, before anything is read.
@@ -125,7 +123,7 @@ class KeyMap:
         fill(model, ours, problems=problems, grow=TABLES)
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return their tensors, given ours.
+        """Return their tensors.
 
         Raises:
             ConfigError: lists all that is missing or left over.
@@ -146,10 +144,10 @@ class KeyMap:
 
 
 def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
-    """Return our tensor, unread. Its shape is found by the same operation on the device `meta`.
+    """Return our tensor, unread; joining on the device `meta` gives its shape.
 
     Raises:
-        ValueError: theirs cannot be joined.
+        ValueError: they cannot be joined.
     """
     try:
         shape = rule.join([torch.empty(stored.shape, device="meta") for stored in theirs]).shape

@@ -30,7 +30,7 @@ SIZES = {
 # Names of the gate's activation in config.json, and our options.
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
 EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
-# Settings of Llama 3's scaled rotation: our name, their name.
+# Settings of Llama 3's scaled rotary embedding: our name, their name.
 SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -43,7 +43,7 @@ _OURS = "blocks.{}."
 
 
 def key_map(queries_to_keys: int) -> KeyMap:
-    """Return the rules for a model with `queries_to_keys` query heads for each key head."""
+    """Return the rules for `queries_to_keys` query heads per key head."""
     projections = tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv")
     ours = f"{_OURS}attention.query_key_value.weight"
     alike = {
@@ -63,9 +63,9 @@ def key_map(queries_to_keys: int) -> KeyMap:
             *(Rule(f"{our}.weight", (f"{their}.weight",)) for our, their in alike.items()),
         ),
         shared={"lm_head.weight": "model.embed_tokens.weight"},
-        # The rotary frequencies, which old files contain.
+        # The rotary frequencies in old files.
         ignored=(f"{_THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
-        prefix="model.",  # which files without the head leave out
+        prefix="model.",  # absent from files without the head
     )
 
 
@@ -104,7 +104,7 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
         "max_position_embeddings": model.context_length,
         "tie_word_embeddings": model.head.weight is model.embedding.weight,
         "attention_dropout": attention.dropout.p,
-        # for their library since version 5, and for earlier versions
+        # `rope_parameters` since version 5 of their library, the others before
         "rope_parameters": rope,
         "rope_theta": position.theta,
         "rope_scaling": rope if scaling is not None else None,
@@ -139,8 +139,7 @@ class LlamaWeights(HuggingFaceWeights):
 def _rotation(settings: Settings) -> Settings:
     """Return the base of the rotary embedding, and Llama 3's scaling if config.json has it.
 
-    Hugging Face's library writes `rope_parameters` since version 5. Earlier versions write the base as `rope_theta`
-    and the scaling as `rope_scaling`.
+    Hugging Face's library writes both to `rope_parameters` since version 5, before to `rope_theta` and `rope_scaling`.
     """
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))

@@ -9,12 +9,12 @@ from llm.weights.base import Weights
 def initialize(model: nn.Module, weights: Weights | None, *, adapter: Adapter | None) -> None:
     """Fill the language model inside a task's model, then adapt the whole model, in place.
 
-    Parameters that the weights do not contain, such as a classifier's new head, keep their random initialization, and
-    stay trainable under an adapter.
+    Other parameters, such as a classifier's new head, keep their random initialization and stay trainable under an
+    adapter.
 
     Args:
-        model: a language model, or a model that contains one as its `body`.
-        weights: source of the language model's parameters; None keeps the random ones.
+        model: a language model, or a model with one as its `body`.
+        weights: the language model's weights; None keeps the random ones.
         adapter: freezes the model and adds trainable parameters; None trains everything.
 
     Raises:

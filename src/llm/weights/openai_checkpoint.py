@@ -30,12 +30,12 @@ class OpenAIFolder(Folder):
 
     @cached_property
     def published(self) -> None:
-        """OpenAI published no settings."""
+        """None, because the format has no settings."""
         return None
 
     @property
     def settings(self) -> Settings:
-        """The sizes by the keys of Hugging Face's config.json; other keys have GPT-2's defaults.
+        """The sizes by the keys of Hugging Face's config.json.
 
         Raises:
             ConfigError: hparams.json cannot be read.
@@ -67,15 +67,12 @@ class OpenAIFolder(Folder):
         Raises:
             ConfigError: the two do not fit each other.
         """
-        vocabulary, merges = (self.path / name for name in TOKENIZER)
-        if not (vocabulary.is_file() and merges.is_file()):
-            return None
         with config_errors_at("weights.path"):
-            return read_vocabulary(vocabulary, merges)
+            return read_vocabulary(*(self.path / name for name in TOKENIZER))
 
 
 def _name(name: str) -> str:
-    """Return `h.0.attn.c_attn.weight` for `model/h0/attn/c_attn/w`; unknown names keep their words."""
+    """Return `h.0.attn.c_attn.weight` for `model/h0/attn/c_attn/w`."""
     words = re.sub(r"^model/(?:h(\d+)/)?", lambda m: f"h/{m[1]}/" if m[1] else "", name).split("/")
     if words[-1] in ("wte", "wpe"):
         return f"{words[-1]}.weight"
@@ -84,7 +81,7 @@ def _name(name: str) -> str:
 
 
 def _without_first_axis(stored: LazyTensor) -> LazyTensor:
-    """Return the matrix (in, out) of a projection, which is stored as a convolution of width 1, (1, in, out)."""
+    """Return the matrix (in, out) of a projection that is stored as a convolution (1, in, out)."""
     if len(stored.shape) != 3 or stored.shape[0] != 1:
         return stored
     return replace(stored, shape=stored.shape[1:], read=lambda: stored.read().squeeze(0))

@@ -41,9 +41,8 @@ from llm.weights.state_loading import TABLES, fill, fill_state
 
 Result = TypeVar("Result")
 
-# The nodes of a run's model that are built.
 SECTIONS = {"model": Deferred[nn.Module], "adapter": Adapter | None}
-# The runs that are being loaded: each is the base of the one before it.
+# The runs that are being loaded; each is the base of the one before it.
 _OPENED: ContextVar[tuple[Path, ...]] = ContextVar("opened", default=())
 
 
@@ -54,9 +53,8 @@ class RunWeights(Weights):
     Args:
         path: the run directory.
         checkpoint: the `best` weights (lowest validation loss) or the `last` ones.
-        trust: packages that the run's configuration may name. Those that the run itself trusts do not count,
-            because the run may be untrusted.
-        base: new path of the weights that an adapter was trained on, if they were moved since.
+        trust: packages that the run's configuration may name; its own `trust` is ignored, because it may be untrusted.
+        base: new path of the weights that an adapter was trained on, if they were moved.
     """
 
     path: str
@@ -74,10 +72,7 @@ class RunWeights(Weights):
 
     @cached_property
     def config(self) -> DictConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The run's composed configuration, resolved.
-
-        The head is no longer tied if an adapter with an update of it is merged.
-        """
+        """The run's configuration; the head is untied if its adapter updates the head."""
         config = read_config(self.run.config, self.trust)
         if (
             config.get("adapter") is not None
@@ -94,13 +89,13 @@ class RunWeights(Weights):
 
     @property
     def origin(self) -> str:
-        """A digest of where the run is and when it was begun."""
+        """A digest of the run's path and start time."""
         begun = f"{self.run.path.resolve()} {self.run.record.get('started')}"
         return hashlib.sha256(begun.encode()).hexdigest()[:16]
 
     @property
     def published(self) -> FolderSettings | None:
-        """The settings of the published folder that the run, or the run before it, started from.
+        """The settings of the published folder that the run started from, perhaps through other runs.
 
         Raises:
             ConfigError: their record is damaged.
@@ -117,10 +112,9 @@ class RunWeights(Weights):
             return load(self.run.tokenizer)
 
     def model(self) -> nn.Module:
-        """Return the whole model that the run trained, in evaluation mode on the CPU.
+        """Return the model that the run trained, with its adapter, in evaluation mode on the CPU.
 
-        It is a language model or a classifier, with its adapter. The configuration is checked before anything is built,
-        because a run directory may be untrusted.
+        Checks the configuration before building anything, because a run directory may be untrusted.
 
         Raises:
             ConfigError: the configuration is not a model's, the checkpoint is missing or damaged, or the
@@ -142,11 +136,7 @@ class RunWeights(Weights):
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Add the name of the run's configuration file to every problem found in a context.
-
-        Raises:
-            ConfigError: has the same problems with the file's name.
-        """
+        """Add the name of the run's configuration file to every problem of a ConfigError in the context."""
         try:
             yield
         except ConfigError as error:
@@ -190,7 +180,7 @@ class RunWeights(Weights):
         """Return the tensors of the checkpoint by name, unread.
 
         Raises:
-            ConfigError: the run has no checkpoint yet, its file is not what was written, or another run wrote it.
+            ConfigError: the run has no checkpoint yet, it is damaged, or another run wrote it.
         """
         opening = self._read(open_checkpoint_weights)
         self.run.require_wrote(opening.path, opening.header.get("run"))
@@ -202,7 +192,7 @@ class RunWeights(Weights):
         }
 
     def file(self) -> Path:
-        """Return the path of the checkpoint that is read, after verifying it.
+        """Return the path of the verified checkpoint.
 
         Raises:
             ConfigError: there is none.
@@ -210,10 +200,10 @@ class RunWeights(Weights):
         return self._read(open_checkpoint_weights).path
 
     def _read(self, read: Callable[[Path], Result]) -> Result:
-        """Read the checkpoint with a function that raises if it is not what was written.
+        """Read the checkpoint with a function that verifies it.
 
         Raises:
-            ConfigError: there is none that can be read.
+            ConfigError: there is none, or it is damaged.
         """
         try:
             return read_usable(self.run, read, checkpoint=self.checkpoint)
@@ -221,7 +211,7 @@ class RunWeights(Weights):
             raise ConfigError(f"weights.path: {error}; {self._remedies()}") from error
 
     def _remedies(self) -> str:
-        """Return what to do if the checkpoint cannot be read."""
+        """Return what the user can do if the checkpoint cannot be read."""
         is_best = requested_checkpoint(self.run, self.checkpoint) == self.run.best
         has_other = self.run.has_last if is_best else self.run.best.exists()
         name = "last" if is_best else "best"
@@ -231,7 +221,7 @@ class RunWeights(Weights):
     def base_weights(self, config: DictConfig) -> Weights | None:
         """Return the weights that the run's adapter was trained on; None if the checkpoint contains them.
 
-        They are downloaded only if `base` names them, because the run may be untrusted.
+        Downloads them only if `base` names them, because the run may be untrusted.
 
         Raises:
             ConfigError: they are missing, or have changed since.
@@ -259,20 +249,20 @@ class RunWeights(Weights):
 
 
 def require_weights(config: DictConfig) -> Weights:
-    """Return the weights that the node `weights` of a configuration builds.
+    """Build the node `weights` of a configuration.
 
     Raises:
-        ConfigError: it builds something else, or cannot be built.
+        ConfigError: it is not a source of weights, or cannot be built.
     """
     require_source(config)
     return check_nodes(config, {"weights": Weights})["weights"]
 
 
 def require_source(config: DictConfig) -> None:
-    """Require that the node `weights` of a configuration names a source of weights, which need not exist.
+    """Require that the node `weights` of a configuration is a source of weights, whose files may be missing.
 
     Raises:
-        ConfigError: it names something else.
+        ConfigError: it is something else.
     """
     node = config.weights
     target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
@@ -285,7 +275,7 @@ def require_source(config: DictConfig) -> None:
 
 @contextmanager
 def opened(run: Run) -> Iterator[None]:
-    """Refuse cycles while a run is loaded, which may load the run that its adapter was trained on.
+    """Refuse cycles: loading a run may load the run that its adapter was trained on.
 
     Raises:
         ConfigError: this run is being loaded already.
@@ -304,14 +294,14 @@ def opened(run: Run) -> Iterator[None]:
 
 
 def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
-    """Return a run's saved configuration, which may be untrusted: plain values, and only `trust` is trusted.
+    """Return a run's saved configuration, which may be untrusted.
 
     Args:
-        file: the `config.yaml` of a run, which is saved without interpolations.
-        trust: packages that replace those of the configuration, wherever it has the key `trust`.
+        file: the `config.yaml` of a run, without interpolations.
+        trust: replaces the value of every key `trust`.
 
     Raises:
-        ConfigError: a value is an interpolation, such as of this machine's environment variables.
+        ConfigError: a value is an interpolation, such as of an environment variable; or the file is not a run's.
     """
     config = read_yaml(file)
 
@@ -338,7 +328,7 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
 
 
 def language_model_part(state: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-    """Return the parameters of the language model inside a classifier, or all of a language model's."""
+    """Return the parameters of a language model, which may be inside a classifier."""
     inner = {
         key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")
     }

@@ -24,17 +24,17 @@ def fill(
 ) -> None:
     """Copy stored tensors into a model's own, which keep their dtype and device.
 
-    All names and shapes are compared before the first tensor is read.
+    Compares all names and shapes before reading the first tensor.
 
     Args:
         model: the model to fill.
         tensors: the tensors by the model's names.
-        problems: problems that are known already, by the name of the tensor; they are reported with the others.
+        problems: problems to report with the others, by the name of the tensor.
         grow: names of tensors that may have more rows in the model than in the file, see `new_rows`.
 
     Raises:
-        ConfigError: has one line for every tensor that is missing, left over, wrongly shaped, or different from a
-            tensor that the model ties it to.
+        ConfigError: lists every tensor that is missing, left over, wrongly shaped, or different from a tensor that
+            the model ties it to.
     """
     if has_no_head(model):
         tensors = {n: stored for n, stored in tensors.items() if not n.startswith("head.")}
@@ -49,7 +49,7 @@ def fill_state(
     problems: Mapping[str, str],
     grow: Collection[str] = (),
 ) -> None:
-    """Copy stored tensors into those of a state; the arguments and errors are those of `fill`."""
+    """Fill a state; the arguments and errors are those of `fill`."""
     raise_problems([*problems.values(), *_misfits(state, tensors, known=problems, grow=grow)])
     filled: set[int] = set()
     untied = []
@@ -66,7 +66,7 @@ def fill_state(
 
 
 def has_no_head(model: nn.Module) -> bool:
-    """Return whether a classifier has removed the head of its language model."""
+    """Return whether a classifier removed the head of its language model."""
     return isinstance(getattr(model, "head", None), nn.Identity)
 
 
@@ -115,11 +115,10 @@ def _copy(tensor: Tensor, stored: Tensor) -> None:
 
 
 def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number C"]:
-    """Return rows for new tokens, drawn from a normal distribution with each column's mean and deviation.
+    """Return rows for new tokens: a constant draw from a normal distribution with each column's mean and deviation.
 
-    So a new token is about as probable as an old one, and no two new tokens have equal rows, which an adapter
-    that freezes the table could never separate. (After Hewitt 2021, "Initializing new word embeddings for
-    pretrained language models".) The draw is always the same.
+    A new token is then about as probable as an old one (after Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models"). The rows differ, because an adapter that freezes the table cannot separate equal rows.
     """
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(number, table.shape[1], generator=random).to(table)
@@ -127,6 +126,6 @@ def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number 
 
 
 def _holds(tensor: Tensor, stored: Tensor) -> bool:
-    """Return whether a tensor begins with the stored rows; a few at a time, because a cast copies them."""
+    """Return whether a tensor begins with the stored rows; few at a time, because a cast copies them."""
     pairs = zip(tensor[: len(stored)].split(ROWS), stored.split(ROWS), strict=True)
     return all(torch.equal(ours, theirs.to(ours)) for ours, theirs in pairs)

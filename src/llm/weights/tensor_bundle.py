@@ -5,10 +5,10 @@ A checkpoint `model.ckpt` is a *tensor bundle*: `model.ckpt.data-00000-of-00001`
 
     data blocks … | index block | footer (48 bytes: handles of two blocks, padding, a magic number)
 
-A handle is an offset and a size. Both are varints: seven bits per byte, lowest first; the eighth bit is set if another
-byte follows. After a block come one byte for its compression and the masked CRC-32C of block and byte. An entry of a
-block has the number of bytes that its key shares with the previous key, the rest of the key, and the value. The block
-ends with the offsets of the keys that are written in full, and their number.
+A handle is an offset and a size, both varints: seven bits per byte, lowest first; the eighth bit is set if another byte
+follows. Each block is followed by one byte for its compression and by the masked CRC-32C of block and byte. An entry of
+a block consists of the number of bytes that its key shares with the previous key, the rest of the key, and the value.
+The block ends with the offsets of the keys written in full, and their number.
 
 The values in the index block are handles of data blocks. The values in data blocks are protocol buffer messages: a
 BundleHeaderProto for the key "", a BundleEntryProto for the name of each tensor.
@@ -42,7 +42,7 @@ def in_tensor_bundle(prefix: Path) -> dict[str, LazyTensor]:
     """Return the tensors of a checkpoint by name, unread.
 
     Args:
-        prefix: the path that all its files begin with, such as `124M/model.ckpt`.
+        prefix: the common prefix of its files, such as `124M/model.ckpt`.
 
     Raises:
         ConfigError: a file is missing or damaged, or uses a feature that GPT-2's files do not.
@@ -143,7 +143,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _message(data: bytes) -> Message:
-    """Return the fields of a protocol buffer message: the undecoded values by field number."""
+    """Return the undecoded values of a protocol buffer message by field number."""
     fields: Message = {}
     position = 0
     while position < len(data):
@@ -183,5 +183,5 @@ def crc32c(data: bytes) -> int:
 
 
 def _masked(crc: int) -> int:
-    """Return a checksum as it is stored: rotated and shifted, because a CRC over data and its CRC is a constant."""
+    """Return the stored form of a checksum: rotated and shifted, because a CRC over data and its CRC is a constant."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

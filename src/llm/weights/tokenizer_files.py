@@ -18,7 +18,7 @@ from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.weights.folder_settings import TEMPLATE, TOKENIZER, FolderSettings, read_settings
 
-# Values that keys of tokenizer.json must have, if they are present, in our byte-pair encoding.
+# What our byte-pair encoding requires of keys of tokenizer.json that are present.
 BPE_MODEL = {
     "type": "BPE",
     "dropout": None,
@@ -32,7 +32,7 @@ BPE_PIECES = {"add_prefix_space": False, "use_regex": True}
 def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Tokenizer | None:
     """Return the tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is neither.
 
-    It is a `BPETokenizer` if that gives the same tokens, otherwise a `HuggingFaceTokenizer`.
+    A `BPETokenizer` if that gives the same tokens, otherwise a `HuggingFaceTokenizer`.
 
     Args:
         folder: the folder with the files.
@@ -45,8 +45,7 @@ def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Toke
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     if not file.is_file():
-        exist = vocabulary.is_file() and merges.is_file()
-        return read_vocabulary(vocabulary, merges) if exist else None
+        return read_vocabulary(vocabulary, merges)
     settings = settings or read_settings(folder)
     definition = read_object(file)
     with suppress(Exception):  # the constructor below reports an invalid definition
@@ -61,14 +60,19 @@ def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Toke
         raise ValueError(f"{file}: {error}") from error
 
 
-def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer:
+def read_vocabulary(vocabulary: Path, merges: Path) -> BPETokenizer | None:
     """Return the tokenizer of GPT-2's files: vocab.json and merges.txt, or encoder.json and vocab.bpe.
 
     Its special tokens are `<|endoftext|>` and those of an added_tokens.json in the same folder.
 
+    Returns:
+        The tokenizer; None if a file is missing.
+
     Raises:
         ValueError: a file cannot be read, or the two do not fit each other.
     """
+    if not (vocabulary.is_file() and merges.is_file()):
+        return None
     ids = read_object(vocabulary)
     added = vocabulary.with_name("added_tokens.json")
     special = read_object(added) if added.is_file() else {}
@@ -91,8 +95,8 @@ def write_tokenizer(
     Args:
         tokenizer: the tokenizer to write.
         folder: the folder to write into.
-        context_length: maximum number of tokens that the model reads.
-        settings: roles of special tokens, and the chat template; None for those of `settings_of`.
+        context_length: the model's, in tokens.
+        settings: roles of special tokens, and the chat template; None for `settings_of`.
 
     Raises:
         ValueError: the format cannot express the tokenizer.
@@ -112,7 +116,7 @@ def write_tokenizer(
 
 
 def settings_of(tokenizer: Tokenizer) -> FolderSettings:
-    """Return the settings of a model that was trained from scratch: the end of a document also begins the next."""
+    """Return the settings of a model trained from scratch: the token that ends a document also begins the next."""
     end = tokenizer.end_of_text
     if end is None:
         return FolderSettings()
@@ -166,7 +170,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> to
 
 
 def _token_names(tokenizer: BPETokenizer) -> list[str]:
-    """Return the ordinary tokens in order, as strings of `CHARACTERS`."""
+    """Return the ordinary tokens as strings of `CHARACTERS`."""
     character = dict(zip(BYTES, CHARACTERS, strict=True))
     ordinary = range(256 + len(tokenizer.merges))
     return ["".join(character[byte] for byte in tokenizer.token_bytes(t)) for t in ordinary]
@@ -175,10 +179,10 @@ def _token_names(tokenizer: BPETokenizer) -> list[str]:
 def _with_vocabulary(
     merges: Sequence[Sequence[str]], ids: dict[str, Any], *, special: Collection[str]
 ) -> BPETokenizer:
-    """Return the tokenizer of merges whose vocabulary is `ids`, with special tokens last.
+    """Return the tokenizer of merges, with special tokens last.
 
     Raises:
-        ValueError: the vocabulary is not that of the merges.
+        ValueError: its vocabulary is not `ids`.
     """
     pairs = merge_ids(merges)
     last = sorted(special, key=lambda name: ids.get(name, 0))
@@ -203,7 +207,7 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
 
 
 def _is_plain(definition: dict[str, Any]) -> bool:
-    """Return whether a tokenizer.json splits and joins as GPT-2's does and adds nothing to a text."""
+    """Return whether a tokenizer.json splits and joins like GPT-2's and adds nothing to a text."""
     model, pieces = definition["model"], definition["pre_tokenizer"] or {}
     return (
         definition.get("normalizer") is None
@@ -216,21 +220,21 @@ def _is_plain(definition: dict[str, Any]) -> bool:
 
 
 def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:
-    """Return whether nothing is added to a text: there is no template, or one with the text alone."""
+    """Return whether there is no template, or one with the text alone."""
     if post_processor is None or post_processor["type"] == "ByteLevel":
         return True
     return [list(piece) for piece in post_processor["single"]] == [["Sequence"]]
 
 
 def _is_plain_token(token: dict[str, Any]) -> bool:
-    """Return whether an added token is special, keeps the white space around it and is found inside words too."""
+    """Return whether a token is special, keeps white space around it and is found inside words too."""
     return token["special"] and not any(
         token.get(key) for key in ("lstrip", "rstrip", "single_word")
     )
 
 
 def _with_special_tokens(definition: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return a tokenizer.json in which those of the named tokens that it has are special."""
+    """Return a tokenizer.json in which its tokens of these names are special."""
     added = definition.get("added_tokens") or []
     if {*names} <= {token.get("content") for token in added if token.get("special")}:
         return definition

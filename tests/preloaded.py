@@ -22,4 +22,4 @@ with initialize_config_module(
     "llm.conf", version_base="1.3"
 ):  # fills the caches of Hydra's parsers
     compose("train", ["size=nano", "data=text", "tokenizer=byte", "data.path=text.txt"])
-matmul_rate(torch.float32)  # half a second, once in a process
+matmul_rate(torch.float32)  # an eighth of a second, once in a process

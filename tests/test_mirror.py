@@ -36,7 +36,6 @@ OWNERS = {
         "comparison/test_table.py::test_a_row_is_a_recipe_and_its_seeds_are_repetitions"
     ),
     # The steps of composing and checking, and their results.
-    "config/annotations.py": "config/test_check.py::test_values_of_the_annotated_type_pass",
     "config/base.py": (
         "launch/test_start.py::test_a_run_and_a_command_that_reads_it_compose_check_and_build_once"
     ),

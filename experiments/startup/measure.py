@@ -41,7 +41,7 @@ def processor_seconds(python: str, words: list[str], folder: Path) -> float:
         "PYTHONPATH": str(Path(__file__).parent),
     }
     process = subprocess.Popen(
-        [python, "-m", "llm", *words],
+        [Path(python).with_name("llm"), *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -32,7 +32,7 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 @cache
-def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1536, repeats: int = 5) -> float:
+def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1024, repeats: int = 5) -> float:
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")
     torch.mm(left, right)  # the first product pays for allocation and kernel choice

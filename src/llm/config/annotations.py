@@ -3,12 +3,9 @@
 import inspect
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
-from beartype import BeartypeConf
-from beartype.door import is_bearable
-
-TOWER = BeartypeConf(is_pep484_tower=True)  # accepts an int as a float
+TOWER = {float: (int, float), complex: (int, float, complex)}  # PEP 484: an int fits a float
 PLAIN = (bool, int, float, str, bytes, list)
 EMPTY = inspect.Parameter.empty
 
@@ -48,8 +45,12 @@ def product(target: Callable[..., Any]) -> Any:
 
 
 def is_unchecked(hint: Any) -> bool:
-    """Return whether an annotation is missing, `Any` or otherwise impossible to check."""
-    return hint in (Any, EMPTY, object) or isinstance(hint, str | TypeVar)
+    """Return whether an annotation is missing, `Any` or otherwise impossible to check with `isinstance`."""
+    if hint in (Any, EMPTY, object):
+        return True
+    origin = get_origin(hint) or hint
+    is_static = getattr(origin, "_is_protocol", False) and not origin._is_runtime_protocol
+    return is_static or not (isinstance(origin, type) or origin in (None, Literal, Union))
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -83,9 +84,15 @@ def _accepts(hint: Any, value: Any) -> bool:
         return _is_mapping(origin) and all(
             accepts(element_hint(hint, name), item) for name, item in value.items()
         )
-    if isinstance(value, bool) and hint in (int, float, complex):
+    if origin is Literal:  # compared with the type: True equals 1
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if isinstance(value, bool) and hint in (int, *TOWER):
         return False
-    return is_bearable(value, hint, conf=TOWER)
+    if not isinstance(value, type(None) if hint is None else TOWER.get(origin, origin)):
+        return False
+    if isinstance(value, str | bytes) and arguments:  # str fits Sequence[str], not Sequence[int]
+        return all(accepts(arguments[0], item) for item in value[:1])
+    return True
 
 
 def conform(value: Any, hint: Any) -> Any:

@@ -118,7 +118,7 @@ def implicit_rewards(
 ) -> Float[Tensor, "B"]:
     """Return β (log π(y | x) - log π_ref(y | x)), the reward for which the policy π is optimal.
 
-    It is exact up to a function of x, which cancels in a difference (Rafailov et al. 2023, section 5).
+    It is exact up to a function of x, which cancels in differences (Rafailov et al. 2023, section 5).
 
     Args:
         policy: log-probabilities of responses under the model in training.
@@ -134,9 +134,9 @@ def implicit_rewards(
 def group_advantages(rewards: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
     """Return (reward - mean) / standard deviation of each response within its group.
 
-    Shao et al. 2024 (DeepSeekMath), section 4.1.2: the mean of the group replaces a learned critic.
-    Liu et al. 2025 (Dr. GRPO) omit the division, because it gives more weight to questions that are
-    nearly always answered right or wrong.
+    The mean of the group replaces a learned critic (Shao et al. 2024, DeepSeekMath, section 4.1.2).
+    Liu et al. 2025 (Dr. GRPO) omit the division, because it gives more weight to prompts whose responses
+    are nearly all right or nearly all wrong.
 
     Args:
         rewards: rewards of G responses to each of B prompts.
@@ -156,7 +156,7 @@ def policy_gradient_loss(
 
     It is written as -A π / π_old with π_old = π. PPO and GRPO clip this ratio; with one update per batch
     it is 1. The mean is over all tokens of the batch, as in DAPO (Yu et al. 2025). A mean over each
-    response first, as in the GRPO paper, penalizes long wrong answers less per token (Liu et al. 2025).
+    response first, as in the GRPO paper, penalizes long wrong responses less per token (Liu et al. 2025).
 
     Args:
         log_probabilities: of the response's tokens under the policy, with gradient.

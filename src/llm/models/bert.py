@@ -1,4 +1,4 @@
-"""BERT: an encoder-only Transformer, in which every position attends to the whole text."""
+"""BERT, an encoder-only Transformer: every position attends to the whole text."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.init import truncated_normal
 from llm.nn.masks import not_padding
-from llm.nn.positions import ALiBi, Position, Positions
+from llm.nn.positions import ALiBi, Position, next_positions
 from llm.nn.residual import Residual, post_norm
 
 
@@ -61,7 +61,7 @@ class BERT(nn.Module):
         norm: makes a norm for a width; each block has two, the embeddings and the head one each.
         residual: adds a sublayer to the residual stream.
         final_norm: makes a norm before the head for a width; None leaves it out.
-        num_segments: number of segments of a text, such as a question and its answer.
+        num_segments: most segments in a text, such as a question and its answer.
         activation: the nonlinearity in the head.
         init: initializes all parameters.
         dropout: probability for the embeddings.
@@ -105,7 +105,7 @@ class BERT(nn.Module):
         require_sizes(num_layers=num_layers, num_segments=num_segments)
         if isinstance(position, ALiBi):
             raise ValueError(
-                "position: ALiBi is defined for earlier keys only, and this model attends to later ones too; "
+                "position: ALiBi is defined for earlier keys only, but BERT attends to later ones too; "
                 "choose learned, rotary, sinusoidal or none"
             )
         self.vocab_size = vocab_size
@@ -149,7 +149,7 @@ class BERT(nn.Module):
         Raises:
             ValueError: there are more tokens than positions.
         """
-        positions = _positions(tokens, attention_mask)
+        positions = next_positions(tokens, None, attention_mask=attention_mask)
         segments = torch.zeros_like(tokens) if segments is None else segments
         # Three embeddings are added: token, segment and, in embed(), position. (B, T) -> (B, T, C)
         x = self.position.embed(self.embedding(tokens) + self.segment(segments), positions)
@@ -165,7 +165,7 @@ class BERT(nn.Module):
         return self.final_norm(x)
 
     def new_cache(self, *_: object, **__: object) -> NoReturn:
-        """Raise an error: earlier states depend on later tokens, so none can be cached.
+        """Raise an error: earlier states depend on later tokens, so they cannot be cached.
 
         Raises:
             ValueError: always.
@@ -177,10 +177,3 @@ class BERT(nn.Module):
     def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations for one token of training."""
         return flops_per_token(self.blocks, self.final_norm, self.head, context=context)
-
-
-def _positions(tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None) -> Positions:
-    """Return positions from 0 on: a slice, or (B, T) if rows are padded, which count only their real tokens."""
-    if attention_mask is None:
-        return slice(0, tokens.shape[1])
-    return attention_mask.cumsum(dim=1) - 1

@@ -43,10 +43,10 @@ def mean(
 
 
 class AttentionPooling(nn.Module):
-    """A weighted mean of the states of all real tokens, with learned weights (Yang et al. 2016, equations 8 to 10).
+    """A weighted mean of the states of all real tokens (Yang et al. 2016, equations 8 to 10).
 
-    The weight of a state is proportional to exp(query · state), so common words can get small weights. The query
-    begins at 0, which gives the plain mean.
+    The weight of a state is proportional to exp(query · state), so common words can get small weights. The learned
+    query begins at 0, which gives the plain mean.
 
     Args:
         dim: width C of the states.
@@ -62,7 +62,7 @@ class AttentionPooling(nn.Module):
         """Return the pooled states; zeros for a text without any real token, as `mean` does."""
         scores = hidden @ self.query  # (B, T)
         if attention_mask is not None:
-            # The smallest number and not -inf: a softmax over nothing but -inf is NaN.
+            # The smallest number and not -inf: a softmax of only -inf is NaN.
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
             hidden = hidden.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
         # (B, 1, T) @ (B, T, C) -> (B, 1, C) -> (B, C)
@@ -80,7 +80,7 @@ def _real(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
 def drop_tokens(
     tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None, *, dropout: float
 ) -> Bool[Tensor, "B T"]:
-    """Return the mask of real tokens after dropping each with this probability, but never all of a text."""
+    """Return the mask of real tokens after dropping each at random, but never all of a text."""
     real = _real(tokens, attention_mask)
     kept = real & (torch.rand(tokens.shape, device=tokens.device) >= dropout)
     return torch.where(kept.any(dim=1, keepdim=True), kept, real)
@@ -109,8 +109,8 @@ class Classifier(nn.Module):
         token_dropout: probability of treating a token as padding in training (Iyyer et al. 2015, "Deep unordered
             composition rivals syntactic methods for text classification"). Without it a model trained from scratch
             on few texts memorizes them by their rare words.
-        distinct: whether the pooling reads each distinct token once, at its last position, whose state depends
-            on the most text under a causal mask. Whether a word occurs says more than how often.
+        distinct: whether the pooling reads each distinct token once, because whether a word occurs says more than
+            how often. It reads the last position, whose state depends on the most text under a causal mask.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -141,7 +141,7 @@ class Classifier(nn.Module):
         self.body = body
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(dim, num_classes)
-        # As in the body, and small enough that all classes begin with nearly equal probability.
+        # As in the body; so small that all classes begin with nearly equal probability.
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -168,5 +168,5 @@ class Classifier(nn.Module):
         return cast(nn.Module, self.body.blocks)
 
     def flops_per_token(self, context: int) -> int:
-        """Return the floating-point operations of the body for one token; the head runs once per text only."""
+        """Return the floating-point operations of the body for one token; the head runs once per text."""
         return cast(Any, self.body).flops_per_token(context)

@@ -14,7 +14,7 @@ from llm.nn.block import Block
 from llm.nn.init import gpt2
 from llm.nn.kv_cache import Cache
 from llm.nn.masks import Predicate, as_bias, both, causal, not_padding, same_document
-from llm.nn.positions import Position, Positions
+from llm.nn.positions import Position, Positions, next_positions
 from llm.nn.residual import Residual, pre_norm
 
 
@@ -66,7 +66,7 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.mask = mask
-        # Kernels apply a causal mask themselves, without a tensor; a config passes functions as partials.
+        # Kernels apply a causal mask without a tensor. A config passes the function as a partial, hence `func`.
         self.mask_is_causal = getattr(mask, "func", mask) is causal
 
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -77,7 +77,7 @@ class GPT(nn.Module):
             for _ in range(num_layers)
         )
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
-        # The matrix of a tied head is replaced below, so it is made on meta, which takes no memory.
+        # A tied head's own matrix is replaced below; on meta it takes no memory.
         device = "meta" if tie_weights else self.embedding.weight.device
         self.head = nn.Linear(dim, vocab_size, bias=False, device=device)
         if tie_weights:
@@ -114,14 +114,14 @@ class GPT(nn.Module):
         # Positions count the tokens of a text, columns those of the batch: padding makes them differ.
         resolved = positions
         if resolved is None:
-            resolved = _next_positions(tokens, cache, attention_mask=attention_mask)
+            resolved = next_positions(tokens, cache, attention_mask=attention_mask)
         if cache is not None:
             given = None if isinstance(resolved, slice) else resolved
             cache.describe(tokens.shape[1], positions=given, attention_mask=attention_mask)
 
         # (B, T) -> (B, T, C)
         x = self.dropout(self.position.embed(self._embed(tokens), resolved))
-        # Rotation, mask and bias depend on positions only: computed once and shared by all blocks.
+        # Rotation, mask and bias depend on positions only, so all blocks share them.
         rotation = self.position.rotation(x, resolved)
         mask = self._mask(
             x, resolved, cache=cache, document_ids=document_ids, attention_mask=attention_mask
@@ -156,8 +156,8 @@ class GPT(nn.Module):
         except IndexError as error:  # a check before the lookup would wait for the device each time
             low, high = tokens.min().item(), tokens.max().item()
             raise ModelError(
-                f"model: token ids from {low} to {high} do not fit vocab_size={self.vocab_size}; use the tokenizer "
-                "that the model was made for"
+                f"model: token ids from {low} to {high} do not fit vocab_size={self.vocab_size}; use the model's "
+                "own tokenizer"
             ) from error
 
     def _mask(
@@ -193,23 +193,6 @@ class GPT(nn.Module):
         # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
         allowed = both(*limits)(columns[start:], columns).unsqueeze(-3)
         return allowed if bias is None else as_bias(allowed, bias)
-
-
-def _next_positions(
-    tokens: Int[Tensor, "B T"], cache: Cache | None, *, attention_mask: Bool[Tensor, "B T"] | None
-) -> Positions:
-    """Return the positions after those of the cache: a slice, or (B, T) if rows are padded.
-
-    A padded row counts only its real tokens. Padding before the text has position -1, and no real token
-    attends to it.
-    """
-    start = cache.length if cache is not None else 0
-    if attention_mask is None and (cache is None or not cache.per_row):
-        return slice(start, start + tokens.shape[1])
-    real = torch.ones_like(tokens) if attention_mask is None else attention_mask
-    # (B, 1): the last position of each row so far.
-    last = cache.positions[:, start - 1 : start] if cache is not None and start else -1
-    return last + real.cumsum(dim=1)
 
 
 def _query_and_key_positions(

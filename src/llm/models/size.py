@@ -41,7 +41,7 @@ class Size:
 
 
 def require_sizes(**sizes: int) -> None:
-    """Raise an error for sizes out of range, before any layer is built.
+    """Check sizes before any layer is built.
 
     Raises:
         ValueError: a size is not positive, or too large.
@@ -59,20 +59,20 @@ def flops_per_token(blocks: nn.Module, *others: nn.Module, context: int) -> int:
 
     Args:
         blocks: the L blocks.
-        others: the other modules with parameters of matrix products; embedding lookups multiply nothing.
+        others: other modules with matrix products; embedding lookups multiply nothing.
         context: number T of tokens that attention covers.
     """
     multiplying = sum(p.numel() for part in (blocks, *others) for p in part.parameters())
     # H · D from the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
     attentions = (cast(Attention, block.attention) for block in blocks.children())
     width = sum(attention.output.weight.shape[1] for attention in attentions)
-    # A parameter takes one multiplication and one addition in the forward pass and twice that in the
-    # backward pass (gradients of inputs and of weights): 6.
+    # 6 per parameter: one multiplication and one addition in the forward pass, twice that in the backward
+    # pass (gradients of inputs and of weights).
     return 6 * multiplying + 12 * width * context
 
 
 def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:
-    """Raise an error for a model whose parameters do not fit into the memory of this machine, before it is built.
+    """Check, before a model is built, that its parameters fit into the memory of this machine.
 
     Args:
         outline: the model on `meta`.

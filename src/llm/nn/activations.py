@@ -1,4 +1,4 @@
-"""Activation functions: pure, element by element."""
+"""Activation functions, applied element by element."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,7 +11,7 @@ def gelu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def gelu_tanh(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return GELU by the tanh approximation of the same paper, which GPT-2 was trained with."""
+    """Return the tanh approximation of GELU (same paper), as in GPT-2."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -28,4 +28,4 @@ def silu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 def relu_squared(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Return max(x, 0)² (So et al. 2021, Primer)."""
     positive = F.relu(x)
-    return positive * positive  # square() would leave bfloat16 under autocast
+    return positive * positive  # square() returns float32 under autocast

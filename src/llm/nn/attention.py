@@ -66,18 +66,15 @@ def fused_attention(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T D"]:
-    """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores.
-
-    See Dao et al. 2022, FlashAttention. For plain causal attention no mask is built.
-    """
+    """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores (Dao et al. 2022)."""
     if _kernel_is_slow(query):
         return naive_attention(query, key, value, mask=mask, causal=causal, dropout=dropout)
     num_queries, num_keys = query.shape[2], key.shape[2]
     if mask is not None and mask.dtype != torch.bool:
         # Under autocast a bias is float32 and the queries are not; the kernel needs one dtype.
         mask = mask.to(query.dtype)
-    # The kernel's own causal mask puts the first query at the first key, which is wrong after cached
-    # keys (T < S). A single query is the newest position, so it attends to every key.
+    # The kernel's causal mask puts the first query at the first key, which is wrong after cached keys
+    # (T < S). A single query is the newest position, so it attends to every key.
     kernel_is_causal = causal and mask is None and num_queries == num_keys
     if causal and not kernel_is_causal and num_queries > 1:
         mask = _and(_lower_triangle(query, key), mask)
@@ -95,8 +92,8 @@ def fused_attention(
 def _kernel_is_slow(query: Tensor) -> bool:
     """Return whether the fused kernel trains more slowly than the separate operations.
 
-    On a CPU in bfloat16 its backward pass takes four times as long, up to about 512 queries; with
-    more queries, storing the scores costs more than the kernel does.
+    On a CPU in bfloat16 its backward pass takes four times as long. Above about 512 queries, storing the
+    scores costs more than that.
     """
     short = query.shape[2] <= 512
     return query.requires_grad and short and query.is_cpu and query.dtype == torch.bfloat16
@@ -118,8 +115,8 @@ def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
 class Attention(nn.Module):
     """Self-attention with H query heads and K key and value heads.
 
-    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019). With K between them it is
-    grouped-query attention, whose cache is H / K times smaller.
+    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and 1 < K < H grouped-query
+    attention. The cache is H / K times smaller than for K = H.
 
     Args:
         dim: width C of the model.

@@ -1,4 +1,4 @@
-"""The feed-forward sublayer: maps each position to a wider layer and back."""
+"""The feed-forward sublayer, which maps each position to a wider layer and back."""
 
 import math
 from collections.abc import Callable
@@ -49,8 +49,8 @@ class GatedFeedForward(nn.Module):
 
     Args:
         dim: width C of the model.
-        hidden_dim: width of the hidden layer; None means 8/3 · dim, rounded up.
-        multiple_of: the rounding; matrix products are faster for multiples of 32 or 64.
+        hidden_dim: width of the hidden layer; None means 8/3 · dim, rounded up to `multiple_of`.
+        multiple_of: matrix products are faster for multiples of 32 or 64.
         activation: the nonlinearity of the gate.
         bias: whether the projections have biases.
         dropout: probability for the output.

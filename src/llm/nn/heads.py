@@ -1,4 +1,4 @@
-"""How a width is divided among attention heads."""
+"""Division of a width among attention heads."""
 
 
 def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
@@ -19,7 +19,7 @@ def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
 
 
 def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """Return the number of query heads per head of keys and values.
+    """Return the number of query heads per key and value head.
 
     Raises:
         ValueError: `num_kv_heads` does not divide `num_heads`.

@@ -1,4 +1,4 @@
-"""Initial values of the parameters: each scheme is a function that fills a network.
+"""Initial values of the parameters: each function initializes a model.
 
 | name             | matrices and embeddings                                | biases |
 | ---------------- | ------------------------------------------------------ | ------ |
@@ -107,7 +107,7 @@ def _reset(module: nn.Module) -> None:
 
 
 class SkipInit(TorchFunctionMode):
-    """A context that builds modules without drawing their parameters, because a file replaces all of them.
+    """A context that leaves new parameters undrawn, for a model whose weights are then read from a file.
 
     Drawing 135 million parameters takes several times as long as reading them. Buffers are still computed.
     """
@@ -123,7 +123,7 @@ class SkipInit(TorchFunctionMode):
     ) -> Any:
         """Return a tensor unchanged instead of filling it with random numbers."""
         kwargs = kwargs or {}
-        # The functions of nn.init are intercepted too, so a tensor never reaches the generator.
+        # torch passes a call of nn.init here as a whole, so DRAWS has these functions too.
         if func in self.DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

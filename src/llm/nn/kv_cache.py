@@ -1,4 +1,4 @@
-"""The key-value cache: with it, a new token takes a forward pass over its own position instead of all."""
+"""The key-value cache, with which a forward pass computes only the position of the new token."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,13 +6,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one layer: `capacity` columns, of which the first `length` are filled.
-
-    Args:
-        shape: (B, K, capacity, D), of the keys and of the values.
-        device: where they are stored.
-        dtype: their precision.
-    """
+    """Keys and values of one layer, each of `shape` (B, K, capacity, D); the first `length` columns are filled."""
 
     def __init__(
         self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype
@@ -83,7 +77,7 @@ class Cache:
         return self.layers[0].capacity
 
     def truncate(self, length: int, capacity: int) -> "Cache":
-        """Return a cache of the first `length` columns with room for `capacity`, in the same memory if it fits.
+        """Return a cache of the first `length` columns with room for `capacity`, in this memory if it fits.
 
         Raises:
             ValueError: fewer columns are filled, or their positions were given explicitly.

@@ -1,4 +1,4 @@
-"""Attention masks: predicates of the indices of queries and keys, which compose.
+"""Attention masks as predicates, which can be combined.
 
 A predicate maps the indices of T queries and of S keys to a boolean (…, T, S), True where the query
 may attend to the key. An index is a column of the batch: 0 is the first, padding or not.
@@ -71,8 +71,8 @@ def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
 def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     """Allow keys that are real tokens.
 
-    Padding may also attend to itself: a softmax over no key is NaN, which would spread to all other
-    positions, as 0 · NaN is NaN.
+    Padding may also attend to itself: a softmax over no key is NaN, and 0 · NaN would spread it to all
+    other positions.
 
     >>> print(draw_mask(both(causal, not_padding(torch.tensor([[False, True, True]]))), 3))
     ■ · ·
@@ -80,7 +80,7 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     · ■ ■
 
     Args:
-        real: True where an index holds a token of the text.
+        real: True for real tokens.
     """
 
     def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "B T S"]:

@@ -1,4 +1,4 @@
-"""Normalization: LayerNorm and RMSNorm, each written out, with a fast kernel beside it."""
+"""LayerNorm and RMSNorm, each as a definition and as a fast kernel."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def naive_layer_norm(
 ) -> Float[Tensor, "*B C"]:
     """Normalize each row to mean 0 and variance 1, scale and shift (Ba et al. 2016, equation 3)."""
     centered = x - x.mean(dim=-1, keepdim=True)
-    # The variance of these C numbers, so the sum is divided by C and not by C - 1.
+    # The variance of these C numbers: divide by C and not by C - 1.
     variance = centered.square().mean(dim=-1, keepdim=True)
     # eps prevents a division by 0: a row of equal numbers gives 0 instead of NaN.
     normal = centered / torch.sqrt(variance + eps)
@@ -53,7 +53,7 @@ def naive_rms_norm(
 def fused_rms_norm(
     x: Float[Tensor, "*B C"], weight: Float[Tensor, "C"], *, eps: float
 ) -> Float[Tensor, "*B C"]:
-    """Compute the same as `naive_rms_norm` in one kernel: torch's, or ours on a CPU, for which torch has none."""
+    """Compute the same as `naive_rms_norm` in one kernel: torch's, or ours on a CPU."""
     if x.device.type == "cpu":
         return RMSNormKernel.apply(x, weight, eps)
     # Under autocast x may be bfloat16 while the weight is float32; the kernel needs one dtype.

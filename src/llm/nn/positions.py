@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.nn.heads import head_width
+from llm.nn.kv_cache import Cache
 
 Positions = slice | Int[Tensor, "*rows T"]
 Scaling = Callable[[Tensor], Tensor]  # maps frequencies, in radians per position, to lower ones
@@ -140,10 +141,8 @@ class Rotary(Position):
 class Llama3Scaling:
     """Slower rotation of long waves, for a longer context than in pretraining (Llama 3.1).
 
-    A long wave turns fewer than `low_freq_factor` times in the context of pretraining and is slowed by
-    `factor`. A short one turns more than `high_freq_factor` times and does not change. Between them the
-    factor is interpolated. Source: Grattafiori et al. 2024, "The Llama 3 herd of models", section 3.4.2,
-    and the code released with Llama 3.1.
+    Short waves do not change; between long and short ones the factor is interpolated. Source: Grattafiori et
+    al. 2024, "The Llama 3 herd of models", section 3.4.2, and the code released with Llama 3.1.
 
     Args:
         factor: divisor of the frequency of long waves.
@@ -196,7 +195,7 @@ class ALiBi(Position):
         query_positions: Positions,
         key_positions: slice | Int[Tensor, "*rows S"],
     ) -> Float[Tensor, "*rows H T S"]:
-        """Return minus the slope of each head times the distance back to the key."""
+        """Return -slope · distance of each head, query and key."""
         queries, keys = (as_index(p, x.device) for p in (query_positions, key_positions))
         # (…, T, 1) - (…, 1, S) -> (…, T, S); negative for later keys, which a causal mask hides.
         distance = queries[..., :, None] - keys[..., None, :]
@@ -215,6 +214,23 @@ class ALiBi(Position):
         steps = torch.arange(1, below + 1, device=device) / below
         between = (torch.arange(self.num_heads - below, device=device) + 0.5) / below
         return 2.0 ** (-8 * torch.cat((steps, between)))
+
+
+def next_positions(
+    tokens: Int[Tensor, "B T"], cache: Cache | None, *, attention_mask: Bool[Tensor, "B T"] | None
+) -> Positions:
+    """Return the positions after those of the cache, or from 0 on: a slice, or (B, T) if rows are padded.
+
+    A padded row counts only its real tokens. Padding before the text has position -1, and no real token
+    attends to it.
+    """
+    start = cache.length if cache is not None else 0
+    if attention_mask is None and (cache is None or not cache.per_row):
+        return slice(start, start + tokens.shape[1])
+    real = torch.ones_like(tokens) if attention_mask is None else attention_mask
+    # (B, 1): the last position of each row so far.
+    last = cache.positions[:, start - 1 : start] if cache is not None and start else -1
+    return last + real.cumsum(dim=1)
 
 
 def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*rows T"]:

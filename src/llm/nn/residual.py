@@ -1,4 +1,4 @@
-"""How a sublayer is added to the residual stream: with the norm before or after it."""
+"""Addition of a sublayer to the residual stream, with the norm before or after it."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ Residual = Callable[[Tensor, Function, Function], Tensor]
 def pre_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
-    """Return x + sublayer(norm(x)); nothing normalizes the stream itself (Xiong et al. 2020)."""
-    # The gradient reaches every layer unchanged through the sum, so deep stacks can train without warm-up.
+    """Return x + sublayer(norm(x)) (Xiong et al. 2020)."""
+    # The sum passes the gradient to every layer unchanged, so deep stacks can train without warm-up.
     return x + sublayer(norm(x))
 
 
@@ -21,6 +21,6 @@ def post_norm(
     x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
 ) -> Float[Tensor, "B T C"]:
     """Return norm(x + sublayer(x)), as in the first Transformer (Vaswani et al. 2017)."""
-    # The gradient passes through every norm and is largest near the output at the start, so the
-    # learning rate needs a warm-up (Xiong et al. 2020, section 3).
+    # The gradient passes through every norm. At initialization it is largest near the output, so the learning
+    # rate needs a warm-up (Xiong et al. 2020, section 3).
     return norm(x + sublayer(x))

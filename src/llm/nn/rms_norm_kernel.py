@@ -1,7 +1,4 @@
-"""RMSNorm for a CPU, where torch has no kernel of its own.
-
-The gradient is derived by hand; `llm.nn.norms` has the norm as it is written in the paper.
-"""
+"""RMSNorm for a CPU, for which torch has no kernel; `llm.nn.norms.naive_rms_norm` is its definition."""
 
 from typing import Any
 
@@ -11,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 class RMSNormKernel(torch.autograd.Function):
-    """RMSNorm with a gradient written by hand, in a third of the time that autograd takes.
+    """RMSNorm with a gradient derived by hand, in a third of the time that autograd takes.
 
     With r = 1/√(mean(x²) + eps) the output is y = x · r · w. Let g be the gradient of y and p = g · x. The
     gradient of w is Σ r · p over all rows, and that of x is r · w · g - x · r³ · (p·w) / C.
@@ -19,7 +16,7 @@ class RMSNormKernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Return the norm of `x`, of any shape (..., C), times `weight` (C)."""
+        """Return `x` (…, C), normalized and scaled by `weight` (C)."""
         # Squares are summed in the weight's float32: bfloat16 keeps 8 significant bits.
         wide = x.to(weight.dtype)
         # vector_norm only reads x; x.square().mean() would write x² to memory first.

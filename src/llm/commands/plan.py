@@ -136,8 +136,8 @@ def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterato
     for name, strategy in plans.items():
         try:
             held[name] = planned.peak(strategy, timeline)
-        except ValueError as error:
-            refused.append(f"{name}: {error}")
+        except ConfigError as error:
+            refused.append(f"{name}: {str(error).removeprefix('hardware.strategy: ')}")
     unit, shown = common_unit(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():

@@ -1,4 +1,4 @@
-"""Activation checkpointing, which saves memory and costs time."""
+"""Activation checkpointing: less memory, more time."""
 
 from functools import partial
 

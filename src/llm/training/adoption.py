@@ -12,11 +12,7 @@ from llm.weights.base import Weights
 
 
 def tree_with_weights(composed: Composed, weights: Weights | None) -> DictConfig:
-    """Return the tree of a run, with the architecture of the weights that it begins from if there are any.
-
-    Raises:
-        ConfigError: an override changes the model, size or tokenizer of the weights.
-    """
+    """Return the tree of a run, with the architecture of the weights that it begins from."""
     if weights is None:
         return composed.config.copy()  # values that depend on the data are filled into the copy
     return adopt_architecture(composed.config, weights, composed.own)
@@ -25,10 +21,10 @@ def tree_with_weights(composed: Composed, weights: Weights | None) -> DictConfig
 def adopt_architecture(
     config: DictConfig, weights: Weights, overrides: Sequence[str]
 ) -> DictConfig:
-    """Return a configuration with the model, size and tokenizer of weights. Only dropout may be changed.
+    """Return a configuration with the model, size and tokenizer of weights.
 
     Raises:
-        ConfigError: an override changes the model, size or tokenizer.
+        ConfigError: an override changes them, except for dropout.
     """
     config = deepcopy(config)
     groups = ("model", "size", "tokenizer")
@@ -56,7 +52,7 @@ def adopt_architecture(
 
 
 def _shorter(config: DictConfig, refused: Sequence[str]) -> str:
-    """Return a hint with the override that shortens examples, for an override of `size.context_length`."""
+    """Return a hint at the override that shortens examples, for an override of `size.context_length`."""
     lengths = [word for word in refused if key_of(word) == "size.context_length"]
     if not lengths:
         return ""

@@ -16,7 +16,7 @@ def advise_budget(
     batches_per_epoch: int,
     schedule: Callable[[int, int], float],
 ) -> Iterator[str]:
-    """Yield advice if the epochs have few steps, and if the learning rate does not reach its peak in them."""
+    """Yield advice if there are few steps, and if the learning rate does not reach its peak in them."""
     if steps >= FEW:
         return
     if settings.max_epochs is not None:

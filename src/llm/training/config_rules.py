@@ -1,6 +1,6 @@
 """Rules that span several sections of a run's configuration."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llm.config.plain import items_of, value_at
@@ -8,7 +8,7 @@ from llm.config.rules import Rule
 
 
 def rows_fit_context(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require that training rows fit into the context of the model or of its weights."""
+    """Require that training rows fit into the context of the model."""
     rows, most = (value_at(config, f"{name}.context_length") for name in ("data", "model"))
     if not (isinstance(rows, int) and isinstance(most, int) and rows > most):
         return
@@ -31,7 +31,7 @@ def adapter_has_weights(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def checkpoints_save_random_states(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require random states in checkpoints, because otherwise a resumed run would silently differ."""
+    """Require random states in checkpoints; without them a resumed run would silently differ."""
     made = {value_at(node, "_target_") for _, _, node in items_of(config.get("callbacks"))}
     both = "llm.callbacks.checkpoints.Checkpoints", "llm.callbacks.rng_state.RandomStates"
     if both[0] in made and both[1] not in made:
@@ -44,20 +44,14 @@ def checkpoints_save_random_states(config: Mapping[str, Any]) -> Iterator[str]:
 LONGEST_NAME = 200  # bytes; file names have at most 255, and files beside a run add to its name
 
 
-# What a folder's name cannot or should not contain: a hidden folder is not listed.
-_UNFIT: dict[str, Callable[[str], bool]] = {
-    "a slash": lambda name: "/" in name,
-    "a backslash": lambda name: "\\" in name,
-    "a leading dot": lambda name: name.startswith("."),
-}
-
-
 def name_is_a_folder_name(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require that a run's name can be the name of a visible folder."""
+    """Require that a run's name can be the name of a visible folder; a hidden one is not listed."""
     name = config.get("name")
     if not isinstance(name, str) or not name:
         return
-    wrong = [what for what, contains in _UNFIT.items() if contains(name)]
+    wrong = [word for word, sign in (("a slash", "/"), ("a backslash", "\\")) if sign in name]
+    if name.startswith("."):
+        wrong.append("a leading dot")
     if wrong:
         yield f"name: {name} has {' and '.join(wrong)}, which the name of a folder may not have; leave that out"
     elif not name.isprintable():
@@ -71,7 +65,7 @@ FORBIDDEN = frozenset("/\\#?%:")  # characters that W&B refuses in the name of a
 
 
 def project_name_is_valid(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require a project name that W&B accepts. W&B itself would report this only when training begins."""
+    """Require a project name that W&B accepts. W&B would refuse it only when training begins."""
     for name, _, node in items_of(config.get("logger")):
         project, key = value_at(node, "project"), f"logger.{name}.project"
         if not isinstance(project, str):

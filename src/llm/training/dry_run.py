@@ -1,4 +1,4 @@
-"""`llm train … dry_run=true`: the size and cost of a run, or of each point of a sweep, without training."""
+"""`llm train … dry_run=true`: the size and cost of a run, or of each point of a sweep."""
 
 from collections.abc import Iterator, Sequence
 
@@ -36,7 +36,7 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
     """Refuse points that the requested number of devices cannot divide.
 
     Raises:
-        ConfigError: they cannot be divided; each line begins with the overrides of its point.
+        ConfigError: each line begins with the overrides of its point.
     """
     problems = []
     for label, point in zip(labels(points), points, strict=True):
@@ -51,7 +51,7 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
 
 
 def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -> None:
-    """Print what was changed to match the points of a sweep, and what still differs."""
+    """Print the changes that match the points of a sweep, and what still differs."""
     rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
     lines = zip(labels(points), points, matched, remaining_differences(matched), strict=True)
     for label, point, made, left in lines:
@@ -78,7 +78,7 @@ def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
 
 
 def labels(points: Sequence[TrainingConfig]) -> list[str]:
-    """Return the overrides that distinguish each point from the others; all overrides of a single point."""
+    """Return the overrides that differ between the points; all overrides of a single point."""
     ours = [point.composed.own for point in points]
     if len(points) == 1:
         return [

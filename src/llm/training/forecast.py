@@ -1,6 +1,5 @@
 """The forecast of a run's cost, counted on a model without weights, for this machine or another."""
 
-import inspect
 import json
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -13,17 +12,17 @@ from llm.config.allowlist import locate
 from llm.config.build import build, config_errors_at
 from llm.data.examples.preference import PreferenceDataModule
 from llm.hardware import Hardware, Strategy
-from llm.planning.cost import Cost, context, cost, fill_in_sizes, mean_row
+from llm.planning.cost import Cost, context, cost, fill_in_sizes, mean_row, plain_text
 from llm.planning.device import Device, named_device, present_device
 from llm.planning.memory import Memory, Timeline, measure_step
 from llm.tasks.base import Batch, Task
 from llm.training.activation_checkpointing import checkpoint_activations
-from llm.training.preflight import outline
+from llm.training.preflight import outline, require_division
 from llm.training.training_config import TrainingConfig
 from llm.weights.model_setup import initialize
 
-# Default for the share of the peak FLOP rate that training reaches. PaLM reached 46 %, Llama 3 from 38 to
-# 43 %, a GPT with two million parameters on two CPU cores 39 %. Tiny models reach a tenth.
+# Default share of the peak FLOP rate that training reaches. PaLM reached 46 %, Llama 3 from 38 to 43 %, a GPT with two
+# million parameters on two CPU cores 39 %. Tiny models reach a tenth.
 MFU = 0.4
 BOUND = (
     "memory is an upper bound: the examples are not on this machine yet, so every row is counted with the length of "
@@ -36,9 +35,9 @@ class Forecast:
     """The forecast of a run.
 
     Attributes:
-        config: its configuration, with the architecture of its weights if there are any.
+        config: its configuration, with the architecture of its weights.
         hardware: the hardware as composed.
-        device: one of the devices that it is planned for; on a CPU, a rank's share of it.
+        device: one of the devices; on a CPU, a rank's share of it.
         world: number of devices.
     """
 
@@ -54,12 +53,12 @@ class Forecast:
 
     @property
     def is_bound(self) -> bool:
-        """Whether the lengths of rows are unknown, so that their maximum is used."""
+        """Whether the lengths of rows are unknown and counted as the maximum."""
         return mean_row(self.config) is None
 
     @cached_property
     def timeline(self) -> Timeline | None:
-        """The memory of a step on one device over time; None if that depends on the content of a batch."""
+        """The memory of a step on one device over time; None if it depends on the content of a batch."""
         return self.timeline_with()
 
     def timeline_with(
@@ -71,26 +70,23 @@ class Forecast:
             return None
         if checkpointing is None:
             checkpointing = self.hardware.activation_checkpointing
-        node = {
-            "task": OmegaConf.to_container(config.task, resolve=True),
-            "adapter": config.get("adapter"),
-            "trust": config.trust,
-            "rows": config.data.batch_size * _rows_of_an_example(config),
-            "context": context(config),
-            "accumulate": config.trainer.accumulate,
-            "checkpointing": checkpointing,
-            "accelerator": self.device.accelerator,
-            "dtype": str(precision or self.device.dtype).removeprefix("torch."),
-        }
-        return _timeline(json.dumps(OmegaConf.to_container(OmegaConf.create(node))))
+        data: Any = locate(config.data._target_, config.trust)
+        rows_of_an_example = 2 if issubclass(data, PreferenceDataModule) else 1
+        text = plain_text(
+            config,
+            ("task", "adapter", "trust"),
+            rows=config.data.batch_size * rows_of_an_example,
+            context=context(config),
+            accumulate=config.trainer.accumulate,
+            checkpointing=checkpointing,
+            accelerator=self.device.accelerator,
+            dtype=str(precision or self.device.dtype).removeprefix("torch."),
+        )
+        return _timeline(text)
 
     @property
     def memory(self) -> Memory | None:
-        """The peak memory of one device, with the chosen strategy.
-
-        Raises:
-            ValueError: as in `peak`.
-        """
+        """The peak memory of one device, with the chosen strategy; errors as in `peak`."""
         return None if self.timeline is None else self.peak(self.strategy, self.timeline)
 
     @property
@@ -103,7 +99,7 @@ class Forecast:
         """The hardware with its devices counted, without a strategy for a single one.
 
         Raises:
-            ValueError: several devices have no strategy, or this machine lacks what the strategy needs.
+            ValueError: several devices have no strategy, or the machine lacks what the strategy needs.
         """
         if self.hardware.strategy is not None:
             self.hardware.strategy.require()
@@ -111,25 +107,19 @@ class Forecast:
 
     @cached_property
     def outline(self) -> Task:
-        """The task with a model that has shapes but no weights."""
+        """The task with its model on `meta`."""
         return outline(fill_in_sizes(self.config) or self.config)
 
     def peak(self, strategy: Strategy | None, timeline: Timeline) -> Memory:
         """Return the peak memory of one device with a strategy.
 
         Raises:
-            ValueError: the strategy does not work with these devices, this batch or this task.
+            ConfigError: the strategy does not work with these devices, this batch or this task.
         """
         if strategy is None:
             return timeline.peak()
-        strategy.check(self.on(strategy))
-        strategy.fits(self.outline, self.world)
-        groups, pieces = strategy.data_parallel(self.world), strategy.pieces(self.world)
-        rows = self.config.data.batch_size
-        if rows % pieces:
-            raise ValueError(
-                f"data.batch_size={rows} cannot be shared by {pieces}; choose a multiple"
-            )
+        require_division(self.config, self.on(strategy), self.outline)
+        groups = strategy.data_parallel(self.world)
         shares = strategy.shares_of(self.outline.model, self.world)
         held = timeline.peak(shares, keeps_gradients=strategy.keeps_gradients)
         if groups == 1 or shares.weights == 1 or self.cost is None:
@@ -151,18 +141,18 @@ class Forecast:
         )
 
     def room(self, strategy: Strategy | None) -> float:
-        """Return the memory of a device in bytes; for a single rank on a CPU, that of the machine."""
+        """Return the memory of a device in bytes; for a single rank on a CPU, all memory of the machine."""
         alone = strategy is None and self.device.accelerator == "cpu"
         return self.device.memory * (self.world // self.hardware.num_nodes if alone else 1)
 
     def seconds(self, mfu: float = MFU) -> float | None:
-        """Return the duration of the run at this share of the devices' peak rate; None if it is not known."""
+        """Return the duration of the run at an MFU; None if it is not known."""
         flops, rate = self.cost and self.cost.flops, self.device.flops
         return None if flops is None or rate is None else flops / (rate * self.world * mfu)
 
 
 def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
-    """Return the forecast of a run. Most of it is computed when it is first used.
+    """Return the forecast of a run. Its values are computed when they are first used.
 
     Args:
         run: the configuration of the run.
@@ -183,16 +173,16 @@ def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
 
 
 def add_gathered(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
-    """Return the peak memory of fully sharded training: its shards and what is gathered from other ranks.
+    """Add to the peak memory of sharded training what a rank gathers from others.
 
-    Each rank gathers the embeddings and the head, which it keeps, the current block and the next one, and the
-    gradients of one of them before they are scattered.
+    That is the embeddings and the head, which it keeps, the current and the next block, and the gradients of one of
+    them before they are scattered.
 
     Args:
         held: the memory of the shards.
         cost: sizes of the embeddings and blocks.
-        divided: number of parts that the weights are divided into.
-        groups: number of these parts that are gathered.
+        divided: number of shards of a weight.
+        groups: number of these that are gathered.
     """
     lacking = groups / divided * (1 - 1 / groups)  # the share of a weight that other ranks have
     each = held.weights * divided / cost.parameters  # bytes of a number
@@ -203,7 +193,7 @@ def add_gathered(held: Memory, cost: Cost, divided: float, groups: int) -> Memor
 
 @cache
 def _timeline(text: str) -> Timeline | None:
-    """Measure the memory of a step, once for all points of a sweep that differ only in their seed."""
+    """Measure the memory of a step, once for points of a sweep that differ only in their seed."""
     node: Any = OmegaConf.create(json.loads(text))
     try:
         return measure_step(
@@ -228,14 +218,8 @@ def _make_task(node: DictConfig) -> Task:
 
 
 def _make_batch(rows: int, length: int) -> Batch:
-    """Return a batch with the keys of every task and rows of maximum length."""
+    """Return a batch with the keys of every task."""
     tokens = torch.zeros(rows, length, dtype=torch.long)
     labels = torch.zeros(rows, dtype=torch.long)
     real = torch.ones(rows, length, dtype=torch.bool)
     return {"tokens": tokens, "targets": tokens.clone(), "labels": labels, "attention_mask": real}
-
-
-def _rows_of_an_example(config: DictConfig) -> int:
-    """Return 2 for preference data, which have a chosen and a rejected response, otherwise 1."""
-    target = locate(config.data._target_, config.trust)
-    return 2 if inspect.isclass(target) and issubclass(target, PreferenceDataModule) else 1

@@ -50,13 +50,9 @@ from llm.training.training_config import TrainingConfig
 
 
 def train(config: TrainingConfig, hardware: Hardware) -> Run:
-    """Train a run in its directory.
+    """Train a run in its directory, after all checks, and return it.
 
-    A finished run is not changed; an interrupted one resumes where it stopped. All checks are done before the
-    directory is changed.
-
-    Returns:
-        The run.
+    A finished run is not changed; an interrupted one resumes where it stopped.
 
     Raises:
         UserError: the directory contains a run with another configuration, another process trains there, or training
@@ -65,7 +61,7 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
     """
     directory = Path(config.composed.directory).absolute()
     run = Run(directory) if distributed.is_first() else ReadOnlyRun(directory)
-    # All ranks must decide from the same record: another process may finish the run in the meantime.
+    # All ranks decide from the same record, because another process may finish the run in the meantime.
     run.record = distributed.broadcast(run.record)
     commands = NextCommands(config, run)
     prepared = prepare(config, hardware, run)
@@ -74,7 +70,7 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
     distributed.barrier()  # every rank has read the directory before the first rank writes to it
     with run.claimed():
         run.record = distributed.broadcast(run.record)
-        if _is_done(run, config, prepared.steps):  # by another process, in the meantime
+        if _is_done(run, config, prepared.steps):  # by another process
             return say_done(run, commands)
         if config.rerun and (backup := run.archive()):
             say(f"the earlier run was moved to {backup}")
@@ -90,7 +86,7 @@ def train(config: TrainingConfig, hardware: Hardware) -> Run:
 
 
 def prepare(config: TrainingConfig, hardware: Hardware, run: Run) -> PreparedRun | None:
-    """Read the data and build the task of a run, after all checks; None if the run is done.
+    """Check a run, read its data and build its task; None if it is done.
 
     Raises:
         ConfigError: the run cannot begin or resume with this configuration.
@@ -171,9 +167,9 @@ def train_and_test(run: Run, prepared: PreparedRun, resume: Resumption, progress
 
 
 def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> None:
-    """Measure the best weights on the test part, and on the whole validation part if training used a subset of it.
+    """Measure the best weights on the test part, and on the whole validation part if training used a subset.
 
-    If no weights were saved, the last ones are measured.
+    If no weights were saved, measure the last ones.
     """
     parts: dict[Literal["test", "whole"], str] = {}
     if data.is_bounded:
@@ -193,7 +189,7 @@ def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> Non
 
 
 def finish(run: Run, task: Task, progress: Progress, *, then: str) -> None:
-    """Record and print the metrics of a finished run, and print the command that uses it."""
+    """Record and print the metrics of a finished run, with the command that uses it."""
     trainer = progress.trainer
     assert trainer is not None
     run.finish(

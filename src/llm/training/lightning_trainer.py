@@ -18,11 +18,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from llm import distributed
 from llm.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from llm.checkpoints.checksums import remove_checkpoint
-from llm.hardware import Hardware
 from llm.training.prepared_run import PreparedRun
-from llm.training.trainer import TrainerSettings
 
-# Silences Lightning's advertisements and its use of a function that torch deprecates.
+# Lightning advertises, and uses a function that torch deprecates.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
@@ -36,7 +34,7 @@ STEP_HOOKS = (
 
 
 class NoProfiler(PassThroughProfiler):
-    """A profiler that does nothing. Lightning's own makes a context manager seventy times per step."""
+    """A profiler that does nothing. Lightning's default makes a context manager seventy times per step."""
 
     _nothing = nullcontext()
 
@@ -46,7 +44,7 @@ class NoProfiler(PassThroughProfiler):
 
 
 def skip_empty_hooks(owner: Callback | L.LightningModule) -> None:
-    """Let Lightning skip the step hooks that `owner` inherits and that do nothing: it skips what is not callable."""
+    """Set the empty step hooks that `owner` inherits to None: Lightning skips what is not callable."""
     base = Callback if isinstance(owner, Callback) else L.LightningModule
     for name in STEP_HOOKS:
         if getattr(type(owner), name) is getattr(base, name):
@@ -64,77 +62,56 @@ def make_trainer(
 ) -> L.Trainer:
     """Make Lightning's trainer, with one endless epoch.
 
-    The order of the data is a function of the seed and the batch number, and epochs only define the budget. So a run
-    can resume from any step.
+    Epochs only define the budget: the seed and the batch number determine each batch, so a run can resume from any
+    step.
 
     Args:
         prepared: the run to train.
         callbacks: the callbacks, in order.
         loggers: the loggers.
         directory: folder of the run.
-        validates_first: whether to validate before the first step. Lightning's sanity check does this and restores
-            the random states.
+        validates_first: validate before the first step, as Lightning's sanity check, which restores the random states.
         opened: the checkpoint to resume from, if this process has read it already.
     """
-    task = prepared.task
-    if prepared.hardware.strategy is not None:
-        task.shard = prepared.hardware.strategy.shard
+    task, hardware, settings = prepared.task, prepared.hardware, prepared.config.trainer
+    if hardware.strategy is not None:
+        task.shard = hardware.strategy.shard
     # Set explicitly, because Lightning would guess it from variables of a cluster's scheduler.
     environment = TorchElasticEnvironment if distributed.is_rank() else LightningEnvironment
     for owner in (task, *callbacks):
         skip_empty_hooks(owner)
     trainer = L.Trainer(
-        profiler=NoProfiler(),
-        **devices_of(prepared.hardware),
-        **intervals_of(prepared.config.trainer, prepared.steps),
-        **SWITCHED_OFF,
-        gradient_clip_val=prepared.config.trainer.gradient_clip,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy.lightning(hardware) if hardware.strategy else "auto",
+        precision=hardware.lightning_precision,  # pyright: ignore[reportArgumentType]
+        max_steps=prepared.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip,
         num_sanity_val_steps=-1 if validates_first else 0,
+        val_check_interval=settings.validation_interval(prepared.steps) * settings.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=settings.val_batches,
+        log_every_n_steps=settings.log_every,
         default_root_dir=directory,
         callbacks=list(callbacks),
         logger=list(loggers),
         plugins=[VerifiedCheckpointIO(opened), environment()],
+        profiler=NoProfiler(),
         inference_mode=not task.is_sharded,  # DTensors do not support it
+        use_distributed_sampler=False,
+        enable_checkpointing=False,  # a callback of ours saves them
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     leave_signals_alone(trainer)
     return trainer
 
 
-# What this project does itself, or does not show.
-SWITCHED_OFF: dict[str, Any] = {
-    "use_distributed_sampler": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-def devices_of(hardware: Hardware) -> dict[str, Any]:
-    """Return the trainer's arguments about the devices."""
-    return {
-        "accelerator": hardware.accelerator,
-        "devices": hardware.devices,
-        "num_nodes": hardware.num_nodes,
-        "strategy": hardware.strategy.lightning(hardware) if hardware.strategy else "auto",
-        "precision": hardware.lightning_precision,
-    }
-
-
-def intervals_of(settings: TrainerSettings, steps: int) -> dict[str, Any]:
-    """Return the trainer's arguments about the budget and how often it validates and logs."""
-    return {
-        "max_steps": steps,
-        "max_epochs": -1,
-        "accumulate_grad_batches": settings.accumulate,
-        "val_check_interval": settings.validation_interval(steps) * settings.accumulate,
-        "check_val_every_n_epoch": None,
-        "limit_val_batches": settings.val_batches,
-        "log_every_n_steps": settings.log_every,
-    }
-
-
 class VerifiedCheckpointIO(CheckpointIO):
-    """Checkpoint IO for Lightning that writes and verifies with `llm.checkpoints.checkpoint_file`.
+    """Checkpoint IO for Lightning by `llm.checkpoints.checkpoint_file`.
 
     Args:
         opened: a checkpoint that is already read; the first load returns it.
@@ -155,7 +132,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         map_location: Any = None,
         weights_only: bool | None = None,  # noqa: FBT001 - Lightning's own signature
     ) -> dict[str, Any]:
-        """Read tensors and plain data, never code, whatever the value of `weights_only`."""
+        """Read tensors and plain data, never code, for any value of `weights_only`."""
         opened, self.opened = self.opened, None
         if opened is not None and map_location in (None, "cpu"):
             return opened
@@ -167,10 +144,10 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Disable Lightning's signal handling, because `llm.callbacks.interrupt` handles signals.
+    """Disable Lightning's signal handling; `llm.callbacks.interrupt` handles signals.
 
-    Lightning's handler of SIGTERM communicates with other ranks at any moment, and its loop synchronizes all devices
-    at each micro-batch.
+    Lightning's SIGTERM handler communicates with other ranks at any moment, and its loop synchronizes all devices at
+    each micro-batch.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

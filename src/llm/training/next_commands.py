@@ -1,4 +1,4 @@
-"""The command lines that a run prints: to resume it, to rescue it and to use it."""
+"""The command lines that a run prints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,24 +16,19 @@ from llm.training.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class NextCommands:
-    """The commands that are useful after a run has ended or stopped.
-
-    Attributes:
-        config: the configuration of the run.
-        run: the run.
-    """
+    """The commands that resume, rescue or use a run."""
 
     config: TrainingConfig
     run: Run
 
     @property
     def resume(self) -> str:
-        """The command that resumes the run where it stopped."""
+        """The command that resumes the run."""
         return self._line(shell.program(), *self._words)
 
     @property
     def recorded(self) -> str:
-        """The command that resumes the run, for its record: with the program name `llm`."""
+        """The same for the run's record, with the program name `llm`."""
         return self._line("llm", *self._words)
 
     @property
@@ -48,7 +43,7 @@ class NextCommands:
 
     @property
     def use(self) -> str:
-        """The command that uses the run, as its task defines it."""
+        """The command that uses the run; its task defines it."""
         if not self.run.has_weights:
             return "(no weights were saved: callbacks.checkpoints is left out)"
         task = self.config.tree.task._target_
@@ -59,7 +54,7 @@ class NextCommands:
 
     @property
     def _words(self) -> list[str]:
-        """The words that resume the run, without `rerun` and `resume`, which apply once."""
+        """The words that resume the run. `rerun` and `resume` apply only once."""
         composed = self.config.composed
         left_out = ("rerun", "resume", *SWEEPS)
         kept = [word for word in composed.overrides if not is_among(key_of(word), left_out)]

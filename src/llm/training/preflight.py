@@ -1,11 +1,11 @@
-"""Checks before a run begins or resumes. Each error is one line that says what to do."""
+"""Checks before a run begins or resumes. Each raises a ConfigError that says what to do."""
 
 import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.build import build, config_errors_at
-from llm.config.check import with_provisional_sizes
+from llm.config.check import build_on_meta
 from llm.config.errors import ConfigError
 from llm.config.fingerprint import is_changeable
 from llm.data.base import DataModule
@@ -19,11 +19,7 @@ from llm.weights.model_setup import initialize
 
 
 def require_same_configuration(run: Run, config: DictConfig, new: str) -> None:
-    """Refuse to resume in the directory of a run with another configuration.
-
-    Raises:
-        ConfigError: one line for each value that differs.
-    """
+    """Refuse to resume in the directory of a run with another configuration."""
     if run.record.get("fingerprint") == new:
         return
     require_last(run)
@@ -36,11 +32,7 @@ def require_same_configuration(run: Run, config: DictConfig, new: str) -> None:
 
 
 def require_changeable(run: Run, config: DictConfig) -> None:
-    """Refuse changes that a resumed run cannot have, or that the user has not allowed.
-
-    Raises:
-        ConfigError: one line for each change.
-    """
+    """Refuse changes that a resumed run cannot have, or that the user has not allowed."""
     if "fingerprint" not in run.record or not run.config.is_file():
         raise ConfigError(
             f"{display_path(run.path)}: has checkpoints, but not the run.json and config.yaml of the run that wrote "
@@ -60,11 +52,7 @@ def require_changeable(run: Run, config: DictConfig) -> None:
 
 
 def require_same_text(run: Run, data: DataModule) -> None:
-    """Refuse to resume with another text or tokenizer than the run began with.
-
-    Raises:
-        ConfigError: they have changed.
-    """
+    """Refuse to resume with another text or tokenizer."""
     if run.record.get("data", data.fingerprint) != data.fingerprint:
         raise ConfigError(
             f"{display_path(run.path)} was trained on another text: the files, the Python version whose documentation "
@@ -76,9 +64,6 @@ def require_same_base(run: Run, base: str | None) -> None:
     """Refuse to resume if the weights that the run began from have changed.
 
     An adapter's checkpoint does not contain them, and a reference model is made from them again.
-
-    Raises:
-        ConfigError: the weights have changed.
     """
     if run.has_last and run.record.get("base", base) != base:
         raise ConfigError(
@@ -88,11 +73,7 @@ def require_same_base(run: Run, base: str | None) -> None:
 
 
 def require_memory_for_batch(data: DataModule, config: DictConfig) -> None:
-    """Refuse a batch whose embeddings alone, in half precision, are larger than this machine's memory.
-
-    Raises:
-        ConfigError: they are larger.
-    """
+    """Refuse a batch whose embeddings alone, in 16 bits, exceed this machine's memory."""
     dim = OmegaConf.select(config, "model.dim") or 1
     needed = data.tokens_per_batch * dim * 2
     memory = psutil.virtual_memory().total
@@ -104,11 +85,7 @@ def require_memory_for_batch(data: DataModule, config: DictConfig) -> None:
 
 
 def require_more(run: Run, steps: int) -> None:
-    """Refuse a budget below the step that an interrupted run has reached.
-
-    Raises:
-        ConfigError: the budget is too small.
-    """
+    """Refuse a budget below the step that an interrupted run has reached."""
     taken = run.record.get("steps", 0)
     lacks_test = taken == steps == run.record.get("max_steps", steps)  # stopped after its last step
     if run.status == "interrupted" and taken >= steps and not lacks_test:
@@ -119,11 +96,7 @@ def require_more(run: Run, steps: int) -> None:
 
 
 def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
-    """Refuse a batch that cannot be divided evenly among the devices.
-
-    Raises:
-        ConfigError: it cannot be divided.
-    """
+    """Refuse a batch that cannot be divided evenly among the devices."""
     if hardware.strategy is None:
         return
     batch, shares = config.data.batch_size, hardware.strategy.pieces(hardware.world)
@@ -135,16 +108,13 @@ def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
         )
 
 
-def require_division(config: DictConfig, hardware: Hardware) -> None:
+def require_division(config: DictConfig, hardware: Hardware, task: Task | None = None) -> None:
     """Refuse a batch, a model or a task that several devices cannot divide.
 
     Args:
-        config: the configuration of a run, with the architecture of its weights if there are any; its data need not
-            have been read.
+        config: the configuration of a run, with the architecture of its weights; its data need not have been read.
         hardware: the hardware with its devices counted.
-
-    Raises:
-        ConfigError: they cannot be divided.
+        task: its `outline`, if that exists already.
     """
     strategy = hardware.strategy
     if strategy is None:
@@ -152,19 +122,18 @@ def require_division(config: DictConfig, hardware: Hardware) -> None:
     with config_errors_at("hardware"):
         strategy.check(hardware)
     require_even_shares(config, hardware)
-    task = outline(config)
+    task = task or outline(config)
     with config_errors_at("hardware.strategy"):
         strategy.fits(task, hardware.world)
 
 
 def outline(config: DictConfig) -> Task:
-    """Return the task of a configuration with a model that has shapes but no weights.
+    """Return the task of a configuration with its model on `meta`: shapes without weights.
 
     Raises:
         ConfigError: a node cannot be built.
     """
-    config = with_provisional_sizes(config)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), config_errors_at("adapter"):
-        task: Task = build(config.task)
+    task: Task = build_on_meta(config, "task")
+    with torch.device("meta"), config_errors_at("adapter"):
         initialize(task.model, None, adapter=build(config.adapter))
     return task

@@ -1,4 +1,4 @@
-"""A run that is ready to train: its data are read and its task is built."""
+"""A run whose data are read and whose task is built."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class PreparedRun:
     Attributes:
         config: its configuration.
         hardware: the resolved hardware.
-        data: the data, read and tokenized.
+        data: the tokenized data.
         task: the task with its model.
         steps: optimizer steps of the whole run.
         meaning: the fingerprint of its configuration as composed.

@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training including validation, of all sessions."""
+        """Seconds of training and validation, in all sessions."""
         return round(self.seconds + time.perf_counter() - self.since, 1)
 
     @property
@@ -50,7 +50,7 @@ class Progress:
 
     @property
     def best_step(self) -> int | None:
-        """The step whose weights were saved as the best; None if none were saved."""
+        """The step of the best checkpoint; None if there is none."""
         return next((each.best_step for each in self._callbacks(Checkpoints)), None)
 
     @property
@@ -63,7 +63,7 @@ class Progress:
         return [each for each in callbacks if isinstance(each, kind)]
 
     def end_loggers(self, exit_code: int) -> None:
-        """End the run on W&B, if there is one. Otherwise the next job of this process would be logged to it."""
+        """End a run on W&B; otherwise the next job of this process would be logged to it."""
         loggers, self.loggers = self.loggers, ()
         for logger in loggers:
             if isinstance(logger, WandbLogger):
@@ -72,14 +72,14 @@ class Progress:
 
 @contextmanager
 def recording(run: Run, resume: Resumption, commands: NextCommands) -> Iterator[Progress]:
-    """Record how a run ended if it did not finish, and print the command that resumes or rescues it."""
+    """Record how a run ended, and print the command that resumes or rescues it, if it did not finish."""
     before = dict(run.record)
     progress = Progress(resume.step, seconds=before.get("seconds", 0.0))
     try:
         yield progress
     except BaseException as error:
         stop = interruption(error, progress)
-        with suppress(OSError):  # on a full disk, the last record remains
+        with suppress(OSError):  # if the disk is full, the last record remains
             record_end(run, before, progress, error, was_stopped=stop is not None)
         if stop is not None:
             status = signals.status_of(signals.number_of(stop))
@@ -104,7 +104,7 @@ def record_end(
     *,
     was_stopped: bool,
 ) -> None:
-    """Record that a run was interrupted or failed, unless it is done, in this session or an earlier one."""
+    """Record that a run was interrupted or failed, unless it is done already."""
     if run.status == "done":
         run.update()  # the signal may have interrupted the writing of the record
     elif before.get("status") == "done" and progress.steps == progress.resumed:
@@ -116,9 +116,9 @@ def record_end(
 
 
 def interruption(error: BaseException, progress: Progress) -> BaseException | None:
-    """Return the exception of the signal that stopped a run, between two steps or immediately; None if there was none.
+    """Return the exception of the signal that stopped a run; None if there was none.
 
-    A signal to all processes of a job also ends the data loader's workers, which makes the step fail.
+    A signal to all processes of a job also ends the data loader's workers, and then the step fails.
     """
     if progress.received and "DataLoader worker" in str(error):
         return signals.Stopped(progress.received)
@@ -128,7 +128,7 @@ def interruption(error: BaseException, progress: Progress) -> BaseException | No
 
 
 def report_interruption(stop: BaseException, run: Run, progress: Progress, command: str) -> None:
-    """Print what is saved of an interrupted run, and how to resume it."""
+    """Print which step of an interrupted run is saved, and how to resume it."""
     is_immediate = signals.number_of(stop) == signal.SIGINT and not isinstance(
         stop, InterruptedRunError
     )
@@ -140,7 +140,7 @@ def report_interruption(stop: BaseException, run: Run, progress: Progress, comma
 
 
 def describe_saved(run: Run, progress: Progress) -> str:
-    """Return how far an interrupted run came, and which step is saved."""
+    """Return the last step of an interrupted run, and which one is saved."""
     steps, saved = progress.steps, progress.saved_steps
     if run.status == "done":
         return f"; the run is done, with {run.record['steps']} steps"

@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a run resumes from: the last one, or the previous one if that is damaged or missing."""
+"""Finding the checkpoint that a run resumes from."""
 
 import os
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Resumption(NamedTuple):
         path: the checkpoint; None to train from the start.
         step: optimizer steps at the checkpoint.
         notes: notes for the user, one line each.
-        opened: the content of the checkpoint, verified, in the process that has read it.
+        opened: the verified content of the checkpoint, in the process that has read it.
     """
 
     path: Path | None = None
@@ -47,7 +47,7 @@ def find_resumption(
         run: the run, with its earlier record.
         config: the configuration that it resumes with.
         meaning: the fingerprint of that configuration as composed.
-        is_sharded: whether each device reads only what it needs from a checkpoint.
+        is_sharded: whether each device reads only its part of a checkpoint.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
@@ -60,10 +60,8 @@ def find_resumption(
     return resume, added
 
 
-def find_checkpoint(run: Run, *, is_sharded: bool = False) -> Resumption:
-    """Find an undamaged checkpoint that this run has written.
-
-    If the last one is damaged or missing, it is replaced by the previous one.
+def find_checkpoint(run: Run, *, is_sharded: bool) -> Resumption:
+    """Find the last checkpoint of a run, and replace it by the previous one if it is damaged or missing.
 
     Raises:
         UserError: there are checkpoints, but none of them can be used.
@@ -99,7 +97,7 @@ def find_checkpoint(run: Run, *, is_sharded: bool = False) -> Resumption:
 def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware:
     """Return the hardware with the precision that `auto` gave when the run began, or in another job of its sweep.
 
-    On a CPU, `auto` is measured, and a second measurement may differ.
+    On a CPU `auto` is a measurement, which may differ the next time.
     """
     if config.hardware.precision != "auto":
         return hardware
@@ -122,14 +120,8 @@ def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware
 def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) -> dict[str, Any]:
     """Return the entries of a run's record about its segments: the steps trained with one configuration each.
 
-    A run that was resumed without changes has no such entries. A run with changes gets another recipe, because it
-    does not repeat a run that had its present values from the start.
-
-    Args:
-        run: the run, with its earlier record.
-        resume: where it resumes.
-        config: the configuration that it resumes with.
-        meaning: the fingerprint of that configuration as composed.
+    A run that was resumed without changes has none. A run with changes gets another recipe, because it differs from a
+    run that had its present values from the start. The arguments are those of `find_resumption`.
     """
     known = [
         {**each, "from_step": min(each["from_step"], resume.step)}
@@ -153,7 +145,7 @@ def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) 
 
 
 def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
-    """Return the changes of a configuration since the last training of a run, by key."""
+    """Return the changes of a configuration since a run was last trained, by key."""
     before = read_yaml(run.config)
     if "classes" in config.data and config.data.classes is None:
         before.data.classes = None  # the saved classes were found in the data
@@ -165,11 +157,7 @@ def changes_since(run: Run, config: DictConfig) -> dict[str, str]:
 
 
 def require_last(run: Run) -> None:
-    """Refuse to train from the start in the directory of a trained run whose last checkpoint is missing.
-
-    Raises:
-        ConfigError: the checkpoint is missing.
-    """
+    """Refuse to train from the start, with a ConfigError, if the last checkpoint of a trained run is missing."""
     was_saved = run.status == "done" or run.record.get("trained") or recorded_digests(run.last)
     if (was_saved or run.best.exists()) and not run.has_last:
         raise ConfigError(
@@ -188,7 +176,7 @@ def describe_remedies(run: Run) -> str:
 
 
 def _has_best(run: Run) -> bool:
-    """Return whether a run's best checkpoint is undamaged and written by this run."""
+    """Return whether a run's best checkpoint is undamaged and its own."""
     try:
         run.require_wrote(run.best, open_whole(run.best).get("run"))
     except (UserError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Restoring a trained run: its data, and its task with the trained model."""
+"""Restoring a trained run."""
 
 from copy import deepcopy
 
@@ -68,8 +68,7 @@ def restore_run(
 def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
     """Return the data that a run was trained on.
 
-    Their fingerprint includes the tokenizer: that of the weights the run began from, or one that is trained again and
-    gives the same result.
+    Their fingerprint includes the tokenizer: that of its base weights, or one that is trained again.
 
     Raises:
         ConfigError: they have changed.

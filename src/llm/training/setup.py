@@ -33,7 +33,7 @@ from llm.weights.model_setup import initialize
 
 
 def prepare_data(config: DictConfig, weights: Weights | None) -> DataModule:
-    """Build the data module, read and tokenize the data, and fill in the sizes that the model takes from them."""
+    """Read and tokenize the data, and fill in the sizes that the model takes from them."""
     data = build(config.data, **({"tokenizer": weights.tokenizer()} if weights else {}))
     with distributed.first_on_each_machine():
         data.prepare_data()
@@ -46,7 +46,7 @@ def prepare_data(config: DictConfig, weights: Weights | None) -> DataModule:
 def resolve_vocabulary(config: DictConfig, size: int) -> None:
     """Write the tokenizer's vocabulary size into the model's node, if it is missing there.
 
-    The vocabulary of pretrained weights is extended if a template's special tokens need more rows.
+    The vocabulary of pretrained weights grows if a template has new special tokens.
 
     Raises:
         ConfigError: the model's vocabulary size is set and too small.
@@ -105,7 +105,7 @@ def make_task(
 
 
 def save_setup(run: Run, config: DictConfig, hardware: Hardware, data: DataModule) -> None:
-    """Write the resolved configuration and the tokenizer, which make the directory self-contained."""
+    """Write the resolved configuration and the tokenizer, so that the directory is self-contained."""
     saved = OmegaConf.create(escaped(values_of(config)))
     for key in ("accelerator", "devices", "precision"):
         saved.hardware[key] = getattr(hardware, key)
@@ -143,8 +143,8 @@ def choose_callbacks(
 def callback_order(callback: L.Callback) -> int:
     """Return the sort key of a callback: others, then checkpoints, then the one that stops the run.
 
-    So other callbacks write their files about a step before its checkpoint is saved. If the process is killed in
-    between, the step is repeated, and the files are written again.
+    If the process is killed after other callbacks have written their files and before the checkpoint is saved, the
+    step is repeated, and the files are written again.
     """
     last = (Checkpoints, Interrupt)
     return next((order for order, kind in enumerate(last, 1) if isinstance(callback, kind)), 0)
@@ -157,14 +157,11 @@ def make_loggers(
     run: Run,
     resume: Resumption,
 ) -> list[Logger]:
-    """Make the CSV logger, which is always used, and those of the configuration."""
+    """Make the CSV logger and those of the configuration."""
     loggers: list[Logger] = [CSVLogger(run.metrics, resume.step if resume.path else -1)]
     plain = values_of(config)
-    for make in factories.values():
-        if make is not None:
-            with config_errors_at("logger"):
-                loggers.append(make(str(run.path), run.path.name))
-    for logger in loggers:
-        with config_errors_at("logger"):
+    with config_errors_at("logger"):
+        loggers += [make(str(run.path), run.path.name) for make in factories.values() if make]
+        for logger in loggers:
             logger.log_hyperparams(plain)
     return loggers

@@ -1,4 +1,4 @@
-"""The summary that a run prints before it begins, and the sizes in its record."""
+"""The summary that a run prints when it begins, and the sizes in its record."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from llm.training.prepared_run import PreparedRun
 
 
 def run_summary(prepared: PreparedRun, run: Run) -> str:
-    """Return a summary of the run in a few lines, with the derived numbers."""
+    """Return a summary of the run in a few lines."""
     task, data, steps = prepared.task, prepared.data, prepared.steps
     settings, weights = prepared.config.trainer, prepared.config.weights
     tokens = round(data.tokens_per_batch * settings.accumulate)
@@ -34,7 +34,7 @@ def run_summary(prepared: PreparedRun, run: Run) -> str:
 
 
 def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
-    """Yield what a user may not expect of the run."""
+    """Yield what may surprise the user."""
     task, data, steps = prepared.task, prepared.data, prepared.steps
     if data.is_bounded:
         yield data.describe_validation()
@@ -85,7 +85,7 @@ def describe_model(task: Task) -> str:
 
 
 def size_record(prepared: PreparedRun) -> dict[str, Any]:
-    """Return the sizes of the data and the model, for the run's record."""
+    """Return the sizes of data and model for the run's record."""
     task, data = prepared.task, prepared.data
     row = max(1, round(data.tokens_per_row))
     flops = task.model.flops_per_token(row) if isinstance(task.model, SupportsFlops) else None

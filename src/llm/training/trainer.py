@@ -1,4 +1,4 @@
-"""The training settings of a run: its budget, and the numbers derived from it."""
+"""The budget of a run, and the numbers derived from it."""
 
 import math
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class TrainerSettings:
         val_every: steps between validations; null means a tenth of the run.
         val_batches: maximum number of validation batches; null means that `val_bytes` decides.
         val_bytes: maximum bytes of text that a validation during training reads, spread over the validation data; null
-            means 1.5 times the tokens trained between two validations, so that validation takes at most half the time
-            of training, and an eighth with byte-pair tokens. Smaller data are read completely.
+            means 1.5 times the tokens trained since the last one, so that validation takes at most half the time of
+            training, and an eighth with byte-pair tokens.
         log_every: steps between logged training metrics.
     """
 
@@ -56,7 +56,7 @@ class TrainerSettings:
 
         Args:
             batches_per_epoch: micro-batches in one pass over the training data; may be fractional.
-            tokens_per_batch: tokens in a micro-batch of all devices; the mean if it varies.
+            tokens_per_batch: mean tokens in a micro-batch of all devices.
         """
         if self.max_steps is not None:
             return self.max_steps
@@ -70,12 +70,7 @@ class TrainerSettings:
         return min(self.val_every or math.ceil(steps / 10), steps)
 
     def validation_bytes(self, steps: int, tokens_per_batch: float) -> float:
-        """Return the maximum bytes of text that a validation during training reads.
-
-        Args:
-            steps: optimizer steps of the run.
-            tokens_per_batch: as in `steps`.
-        """
+        """Return the maximum bytes of text that a validation reads in a run of `steps`."""
         if self.val_batches is not None:
             return math.inf
         if self.val_bytes is not None:

@@ -28,8 +28,8 @@ from llm.weights.base import Weights
 class TrainingConfig(Command):
     """The configuration of a run.
 
-    The model, tokenizer, data and task are built later, because reading the data fills in the vocabulary size. The
-    optimizer and the schedule are used by the task, which refers to them.
+    Model, tokenizer, data and task are built later, because reading the data fills in the vocabulary size. The task
+    refers to the optimizer and the schedule.
     """
 
     model: Deferred[nn.Module]

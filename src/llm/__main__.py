@@ -1,6 +1,6 @@
 """`llm COMMAND …`: the command line.
 
-Nothing heavy is imported before there is something to run, so that help and completion are fast.
+Heavy imports wait until a command runs, so that help and completion are fast.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ llm COMMAND [key=value …]
 
 
 def main() -> None:
-    """Run the command line; a wrong command or configuration exits with status 2."""
+    """Run the command line; exit with status 2 if a command or a configuration is wrong."""
     console.use_utf8()
     console.replace_unprintable()
     console.shorten_warnings()
@@ -54,7 +54,7 @@ def run_line(line: Sequence[str]) -> None:
         with handle_early_stop() if COMMANDS[name].is_heavy else contextlib.nullcontext():
             run(name, words)
     else:
-        # Its difflib costs start-up time, and only an error needs it.
+        # Imports difflib, which takes start-up time.
         from llm.config.errors import suggestion
 
         fail(f"llm {name}: no such command; {suggestion(name, COMMANDS)}")
@@ -78,7 +78,7 @@ def handle_early_stop() -> Iterator[None]:
 
 
 def require_text(words: Sequence[str]) -> None:
-    """Refuse a word whose bytes are not UTF-8, because no config file could store it."""
+    """Refuse a word that is not UTF-8, because no config file could store it."""
     for word in words:
         try:
             word.encode()
@@ -97,7 +97,7 @@ def usage() -> str:
 
 def run(name: str, words: Sequence[str]) -> None:
     """Run a command, or show its configuration. A UserError is printed as one line."""
-    # These import Hydra, which takes half a second that `llm --help` does not need.
+    # These import Hydra, which takes half a second; `llm --help` does not need it.
     from llm.config.errors import UserError
     from llm.config.os_errors import explain_os_errors
     from llm.launch.start import start, start_job
@@ -115,8 +115,8 @@ def run(name: str, words: Sequence[str]) -> None:
 def complete_line(words: Sequence[str]) -> None:
     """Complete a command line for a shell.
 
-    The shell calls `llm -sc query=bash` with the line typed so far in COMP_LINE. Hydra's completion knows no commands,
-    so the name of the command is completed here and removed before Hydra completes the rest.
+    The shell calls `llm -sc query=bash` with the typed line in COMP_LINE. The name of the command is completed here,
+    and removed before Hydra completes the rest.
     """
     command = next(iter(COMMANDS))
     if words and words[0].startswith("query="):
@@ -129,7 +129,7 @@ def complete_line(words: Sequence[str]) -> None:
         os.environ["COMP_LINE"] = " ".join([program, *rest]) + ("" if rest else " ")
         if command not in COMMANDS:
             return
-        # An incomplete line is often not valid yet: then there is nothing to offer and no error to print.
+        # An incomplete line is often not valid yet: that is not an error.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception, SystemExit):
             run(command, ["-sc", *words])
         return

@@ -5,10 +5,10 @@
       jobs/N.yaml             the composed configuration of job N, for its process to read
       jobs/N.json             its outcome: status, error, attempts
       jobs/N.log, jobs/N.err  its output
-      settled.json            values that are measured once for all jobs: the precision on a CPU
+      settled.json            values measured once for all jobs: the precision on a CPU
       table.csv, table.md, loss.png   the comparison, updated whenever a job ends
 
-The runs are in their usual folders; a sweep only refers to them.
+The runs are in their usual folders.
 """
 
 import os
@@ -48,7 +48,7 @@ class Job:
     Args:
         sweep: the sweep's folder.
         number: its index in the sweep, from 0.
-        overrides: its overrides.
+        overrides: the overrides without Hydra's.
         directory: the directory of its run.
         request: the fingerprint of its configuration, with the budget.
         identity: metadata for comparisons before its run exists.
@@ -79,8 +79,7 @@ class Job:
     def outcome(self) -> dict[str, Any]:
         """The outcome of the newest attempt: `status`, `error`, `attempts`; empty before the first.
 
-        A file of an earlier job with the same number does not count, nor does `done` of a run that has been trained
-        again since.
+        The file of an earlier job with this number is ignored, and `done` of a run that was trained again later.
         """
         file = self.file("json")
         outcome = read_object(file) if file.is_file() else {}
@@ -89,14 +88,14 @@ class Job:
         return outcome if is_ours and not is_old else {}
 
     def record(self, **entries: Any) -> None:
-        """Add entries to the outcome, together with the current state of the run's record."""
+        """Add entries to the outcome, with the current state of the run's record."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         write_json(
             self.file("json"), self.outcome | entries | self._about() | {"run": self._training()}
         )
 
     def _about(self) -> dict[str, str]:
-        """Return what identifies the job of an outcome; the directory is relative to the sweep's, as in its plan."""
+        """Return what identifies the job; the directory is relative to the sweep's."""
         directory = os.path.relpath(self.directory, self.sweep)
         return {"request": self.request, "directory": directory}
 
@@ -107,10 +106,7 @@ class Job:
 
     @property
     def run(self) -> Run:
-        """The job's run, or if there is none yet or it was refused, a pending run with the job's metadata.
-
-        A run with another configuration in the same directory is not used: its metrics are not those of this job.
-        """
+        """The job's run. If there is none yet, or one with another configuration, a pending run with the metadata."""
         run, outcome = Run(self.directory), self.outcome
         is_ours = self._matches(run)
         if is_ours and run.status == "done":
@@ -124,7 +120,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run exists, is done, and has the configuration of this job."""
+        """Whether the run is done and has the configuration of this job."""
         run = Run(self.directory)
         return run.status == "done" and self._matches(run)
 
@@ -134,7 +130,7 @@ class Job:
 
     @contextmanager
     def claimed(self, *, blocking: bool = False) -> Iterator[bool]:
-        """Hold the job for this process, and yield whether it is held: without `blocking`, another one may hold it."""
+        """Hold the job within a block. Yield whether it is held: without `blocking`, another process may hold it."""
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
         try:
@@ -150,11 +146,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder.
-
-    Args:
-        path: the folder.
-    """
+    """A sweep's folder."""
 
     path: Path
 
@@ -190,14 +182,14 @@ class Sweep:
         return [job.run for job in self.jobs]
 
     def begin(self, jobs: Sequence[Job] | None, **entries: Any) -> Path | None:
-        """Write the plan of the sweep, and replace that of an earlier start of the same command.
+        """Write the plan of the sweep, or replace that of the same command.
 
         Args:
             jobs: all jobs, by number; None for a searching sweeper, whose earlier jobs are kept.
             entries: further entries of the plan.
 
         Returns:
-            The new path of another sweep that was in this folder, one with jobs that are not in `jobs`.
+            The new path of an earlier sweep in this folder with other jobs; None if there was none.
 
         Raises:
             RunningSweepError: a sweep with other jobs under the same numbers is running.
@@ -226,7 +218,7 @@ class Sweep:
                     )
 
     def add(self, job: Job) -> Job:
-        """Add a job to the plan, or replace the one with the same directory, and return it with its number."""
+        """Add a job to the plan, or replace the one with its directory, and return it with its number."""
         with self._held():
             plan = self.plan
             numbers = {each["directory"]: each["number"] for each in plan["jobs"]}
@@ -237,7 +229,7 @@ class Sweep:
         return job
 
     def share_value(self, key: str, value: Any) -> Any:
-        """Return the value that the first job has recorded under a key; if there is none, record this one."""
+        """Return the value that the first job recorded under a key; if there is none, record this one."""
         with self._held():
             file = self.path / SETTLED
             settled = read_object(file) if file.is_file() else {}
@@ -261,7 +253,7 @@ class Sweep:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Return whether an entry of a plan is a valid job: an untrusted number must not be a path to another folder."""
+    """Return whether an entry of a plan is a valid job; a number that is a text could lead to another folder."""
     if not isinstance(entry, dict):
         return False
     words = entry.get("overrides")

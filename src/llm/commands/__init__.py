@@ -1,6 +1,6 @@
 """The commands of `llm`: `llm/commands/NAME.py` runs one, `conf/NAME.yaml` configures it.
 
-This table needs none of these modules, so that `llm --help` imports nothing heavy.
+This table imports none of these modules, so `llm --help` is fast.
 """
 
 from llm.config.command_info import CommandInfo

@@ -45,7 +45,7 @@ class Chat(Command):
         """Chat until the user leaves.
 
         Raises:
-            ConfigError: the model has no chat template.
+            ConfigError: the model has no chat template, or was not trained on this one.
         """
         weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
         template = self.template or trained_template(weights)
@@ -79,7 +79,7 @@ class Chat(Command):
 
 
 def trained_template(weights: Weights) -> ChatTemplate:
-    """Return the template that the weights were trained with, or the one in their folder.
+    """Return the template of the training data, or the one in the folder of the weights.
 
     Raises:
         ConfigError: the weights have no template.

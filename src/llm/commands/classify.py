@@ -1,7 +1,7 @@
 """`llm classify`: classify each line of text with a trained classifier."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
@@ -47,8 +47,8 @@ def names_one_source(config: Mapping[str, Any]) -> Iterator[str]:
 class Classify(Command):
     """Print the class of each text.
 
-    A file of rows (CSV, TSV, JSON, JSON lines) has one text per row, any other file one text per line; they are
-    classified in batches. Lines of standard input are classified one by one, as they arrive. Blank texts are skipped.
+    A file of rows (CSV, TSV, JSON, JSON lines) has one text per row, any other file one text per line. They are
+    classified in batches, lines of standard input one by one as they arrive. Blank texts are skipped.
     """
 
     text: str | None
@@ -73,8 +73,9 @@ class Classify(Command):
         tokenizer = weights.tokenizer()
         assert isinstance(model, Classifier)
         size = 1 if self.file is None else self.batch_size
+        lines = self.texts(weights)
         with config_errors_at("text"), autocast(hardware):
-            for texts in text_batches(self.texts(weights), size):
+            while texts := list(islice(lines, size)):
                 predictions = predict(model, tokenizer, classes, texts)
                 for text, predicted in zip(texts, predictions, strict=True):
                     line = " ".join(text.splitlines())
@@ -82,7 +83,7 @@ class Classify(Command):
                     print(printable(row), flush=True)
 
     def texts(self, weights: Weights) -> Iterator[str]:
-        """Yield the text, the texts of the file, or the lines of standard input, without blank ones.
+        """Yield the text, the texts of the file, or the lines of standard input.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -101,7 +102,7 @@ class Classify(Command):
 
 
 def trained_classes(weights: Weights) -> Sequence[str]:
-    """Return the names of the classes that a run was trained on.
+    """Return the names of a run's classes.
 
     Raises:
         ConfigError: the run is not a classifier.
@@ -120,24 +121,11 @@ def trained_classes(weights: Weights) -> Sequence[str]:
     return list(classes)
 
 
-def text_batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Yield the lines in batches."""
-    lines = iter(lines)
-    while batch := list(islice(lines, size)):
-        yield batch
-
-
 @torch.inference_mode()
 def predict(
     model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
 ) -> list[Prediction]:
     """Return the most likely class of each text. A text longer than the context is cut at the end.
-
-    Args:
-        model: a classifier with `len(classes)` classes.
-        tokenizer: the tokenizer that it was trained with.
-        classes: names of the classes.
-        texts: the texts to classify.
 
     Raises:
         ValueError: a text cannot be encoded, or has no token.

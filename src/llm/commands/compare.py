@@ -27,7 +27,7 @@ class Compare(Command):
     watch: bool
 
     def run(self) -> Table:
-        """Print the table, and write it with its picture to `output` or to the folder of the sweep.
+        """Print the table, and write it with its picture to `output` or the folder of the sweep.
 
         Raises:
             UserError: no folder is given, the folders contain no runs, or no run has the metric to rank by.

@@ -45,7 +45,7 @@ from llm.weights.base import Weights
 from llm.weights.run import RunWeights
 
 CONSOLE = new_console()
-# The names in this command's configuration of the keys for reading text files.
+# The keys of text files, with their names in this command's configuration.
 KEYS = {
     **{key: f"files.{key}" for key in ("text_field", "suffixes", "encoding")},
     **{key: f"files.{key}" for key in ("delimiter", "quoting", "document_separator")},
@@ -78,8 +78,7 @@ class Evaluate(Command):
             The content of the file.
 
         Raises:
-            UserError: the weights do not exist, the run's data have changed or lack the part, or the judge does not
-                answer.
+            UserError: there are no weights, the data have changed or lack the part, or the judge does not answer.
         """
         weights = require_trained(self.weights)
         file = self.results_file(weights)
@@ -93,7 +92,7 @@ class Evaluate(Command):
         return report
 
     def results_file(self, weights: Weights) -> Path:
-        """Return the file for the results. It is always new, so that no earlier results are lost."""
+        """Return the file for the results; without `output` a new one, so that earlier results are kept."""
         if self.output is not None:
             return Path(self.output)
         path = Path(weights.path)
@@ -150,7 +149,7 @@ class Evaluate(Command):
     def answers(
         self, data: InstructionDataModule, task: Task, part: str, weights: RunWeights
     ) -> list[Answer]:
-        """Return the answers to a part: those from the end of training, or new ones, decoded greedily."""
+        """Return the answers to a part: those of the training run, or new ones, decoded greedily."""
         run = weights.run
         file = run.path / RESULTS["responses"]
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
@@ -175,7 +174,7 @@ def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:
 
 
 def origin(weights: Weights, data: str) -> dict[str, Any]:
-    """Return what was measured, on which data, when and with which versions."""
+    """Return the run, the data, the date and the versions of a measurement."""
     return {
         "run": str(weights.path),
         "checkpoint": getattr(weights, "checkpoint", None),
@@ -186,7 +185,7 @@ def origin(weights: Weights, data: str) -> dict[str, Any]:
 
 
 def choose_part(data: DataModule, part: str | None) -> str:
-    """Return the part to measure on: the requested one, otherwise test, otherwise validation.
+    """Return the given part, otherwise test, otherwise validation.
 
     Raises:
         ConfigError: the data have no such part.
@@ -220,7 +219,7 @@ def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) ->
 
 
 def is_current(answers: Path, weights: RunWeights) -> bool:
-    """Return whether a run's answers belong to its weights: the newest weights, and not newer than the answers."""
+    """Return whether a run's answers belong to these weights: they are the newest, and older than the answers."""
     used, run = weights.file(), weights.run
     is_newest = used in (run.best, run.last)
     return is_newest and answers.stat().st_mtime >= used.stat().st_mtime

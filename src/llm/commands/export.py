@@ -26,22 +26,19 @@ from llm.weights.folder_settings import FolderSettings
 from llm.weights.run import RunWeights
 from llm.weights.tokenizer_files import as_huggingface, settings_of, token_name
 
-# A conversation on which the tokens of two templates are compared.
+# A conversation to compare the tokens of two templates.
 PROBE = [
     Message("user", "Who are you?"),
     Message("assistant", "A model."),
     Message("user", "Name 2 colours, (please)!"),
 ]
-# The precisions that weights can be exported in.
+# The precisions of exported weights.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Export a language model as a folder for Hugging Face's library.
-
-    An adapter is merged into the weights that it was trained on.
-    """
+    """Export a language model as a folder for Hugging Face's library. An adapter is merged into its weights."""
 
     output: str
     max_shard_gb: float
@@ -56,7 +53,7 @@ class Export(Command):
             The files.
 
         Raises:
-            ConfigError: Hugging Face's library has no such model, or the folder contains other files.
+            ConfigError: Hugging Face's library has no such model, or the folder has other files.
         """
         weights, folder = require_trained(self.weights), Path(self.output)
         require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
@@ -83,7 +80,7 @@ class Export(Command):
 
 
 def loading_lines(folder: Path) -> str:
-    """Return the lines that load an exported folder, with Hugging Face's library and with this program."""
+    """Return the code that loads an exported folder, and the command that trains it further."""
     quoted = repr(str(folder))
     family = read_object(folder / "config.json")["model_type"]
     words = ("train", f"weights={family}", f"weights.path={folder}")
@@ -100,7 +97,7 @@ def loading_lines(folder: Path) -> str:
 def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
     """Return the special tokens, the chat template and the generation settings of some weights.
 
-    They are those of the folder that the weights were imported from. A run adds the template that it was trained with.
+    They come from the folder of imported weights. A run adds the chat template of its training data.
 
     Raises:
         ConfigError: the template cannot be written for this tokenizer.
@@ -120,17 +117,14 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
 def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:
     """Return a template in Jinja under which a prompt has the same tokens as in training.
 
-    A tokenizer that prepends a space to every text prepends one to each piece of our template, but only one to the
-    whole text of a Jinja template. Then the spaces are written into the Jinja template. If the tokens still differ, a
-    note is printed.
+    Some tokenizers prepend a space to every text: to each piece of our template, but only once to the whole text of a
+    Jinja template. Then the Jinja template contains the spaces. If the tokens still differ, a note is printed.
     """
     begin = "".join(token_name(tokenizer, token) for token in tokenizer.ends[0])
     try:
         exported = HuggingFaceTokenizer(as_huggingface(tokenizer).to_str())
         expected = template.encode_prompt(PROBE, tokenizer)
-    except (
-        ValueError
-    ):  # no such tokenizer in the library, or PROBE cannot be encoded: no space is added
+    except ValueError:  # no such tokenizer in the library, or it cannot encode PROBE
         return template.jinja(begin)
     for gap in ("", " "):
         jinja = template.jinja(begin, gap)
@@ -147,7 +141,7 @@ def require_language_model(weights: Weights) -> None:
     """Require a language model.
 
     Raises:
-        ConfigError: the weights are those of a classifier or a reward model.
+        ConfigError: the model is a classifier or a reward model.
     """
     config = weights.config
     whole = OmegaConf.select(config, "task.model._target_")

@@ -1,6 +1,5 @@
-"""`llm generate`: continue prompts with a trained model, or choose the best of several answers."""
+"""`llm generate`: continue prompts, or choose the best of several answers."""
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,8 @@ from llm.generation.sampling import Sampler
 from llm.generation.text_generation import stream_tokens
 from llm.hardware import Hardware
 from llm.rewards.base import RewardFunction, checked_scores, require_template
-from llm.terminal.console import new_console, printable
+from llm.terminal.console import new_console
+from llm.terminal.streams import write
 from llm.weights.base import Weights
 
 
@@ -61,19 +61,16 @@ class Generate(Command):
     rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source)
 
     def run(self) -> list[str]:
-        """Continue the prompts, or choose the best answers if there is a reward, and print them.
-
-        Returns:
-            The continuation of each prompt, or its best answer.
+        """Print and return the continuation of each prompt or, with a reward, its best answer.
 
         Raises:
-            ConfigError: the weights are not those of a run, or a prompt cannot be encoded.
+            ConfigError: there are no weights, or a prompt cannot be encoded.
         """
         weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
         prompts = read_prompts(self.prompt, self.prompts_file)
         tokenizer, stops = weights.tokenizer(), stop_strings(self.stop)
         key = "prompt" if self.prompts_file is None else "prompts_file"
-        # Before the model is loaded, which takes long: a prompt that cannot be encoded fails at once.
+        # A prompt that cannot be encoded fails before the model is loaded, which takes long.
         template = None if self.reward is None else self._template_of_answers(weights, self.reward)
         with config_errors_at(key):
             encoded = encode_prompts(prompts, tokenizer, template=template)
@@ -103,7 +100,7 @@ class Generate(Command):
         return [scored[0].text for scored in answers]
 
     def _template_of_answers(self, weights: Weights, reward: RewardFunction) -> ChatTemplate | None:
-        """Return the template of the weights; raise an error if there is no choice or the reward has another one."""
+        """Return the template of the weights, if there are several answers and the reward has the same template."""
         with config_errors_at("best_of"):
             require_choice(self.best_of, self.sampler)
         template = stored_template(weights.config)
@@ -113,26 +110,18 @@ class Generate(Command):
 
 
 def print_continuations(prompts: Sequence[str], pieces: Iterable[tuple[int, str]]) -> list[str]:
-    """Print the continuation of each prompt and return them.
-
-    A single prompt is streamed. Several are printed at the end.
-    """
+    """Print and return the continuation of each prompt: a single one token by token, several at the end."""
     texts = [""] * len(prompts)
     for row, piece in pieces:
         if len(prompts) == 1:
-            _print(piece if texts[row] else prompts[row] + piece)
+            write(piece if texts[row] else prompts[row] + piece)
         texts[row] += piece
     if len(prompts) == 1:
-        _print("\n" if texts[0] else prompts[0] + "\n")
+        write("\n" if texts[0] else prompts[0] + "\n")
     else:
         for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
-            _print(f"=== {number}\n{prompt}{text}\n")
+            write(f"=== {number}\n{prompt}{text}\n")
     return texts
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(printable(text))
-    sys.stdout.flush()
 
 
 def print_answers(prompt: str, scored: Sequence[Scored]) -> None:

@@ -38,8 +38,7 @@ class Plan(TrainingConfig):
         """Print the plan.
 
         Raises:
-            ConfigError: the hardware does not suit the run, or the size of the run is not known before the data are
-                read.
+            ConfigError: the hardware does not suit the run, or its size is not known before the data are read.
         """
         planned = forecast(self, self.gpu)
         cost = require_known(planned.cost)
@@ -60,10 +59,10 @@ class Plan(TrainingConfig):
 
 
 def require_known(cost: Cost | None) -> Cost:
-    """Require that the size of the model, and for text the number of tokens, are known.
+    """Require that the sizes of the model and, for text, of the budget are known before the data are read.
 
     Raises:
-        ConfigError: they are not known before the data are read.
+        ConfigError: one is not known.
     """
     if cost is None:
         raise ConfigError(
@@ -105,7 +104,7 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
 
 
 def describe_budget(cost: Cost) -> str:
-    """Return how many tokens and steps a run takes, or why this is not known."""
+    """Return the tokens and steps of a run, or why they are not known."""
     if cost.tokens is None:
         taken = "" if cost.steps is None else f"{cost.steps:,} steps; tokens "
         return (
@@ -129,7 +128,7 @@ def describe_compute(cost: Cost) -> str:
 
 
 def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterator[RenderableType]:
-    """Yield a table with a row for each strategy, then one with checkpointing and precision varied."""
+    """Yield a table with a row for each strategy, its notes, and the table of `variants`."""
     timeline, plans, refused = planned.timeline, strategies(planned, options), []
     held: dict[str, Memory] = {}
     assert timeline is not None
@@ -152,7 +151,7 @@ def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterato
 
 
 def memory_notes(planned: Forecast, plans: Mapping[str, Strategy | None]) -> Iterator[str]:
-    """Yield notes about what the rows count and leave out."""
+    """Yield notes about what the rows count."""
     config = planned.config
     shared = (
         ""
@@ -181,7 +180,7 @@ def memory_notes(planned: Forecast, plans: Mapping[str, Strategy | None]) -> Ite
 
 
 def strategies(planned: Forecast, options: Mapping[str, Hardware]) -> dict[str, Strategy | None]:
-    """Return a single device and, if there are several, every strategy, with the chosen one as configured."""
+    """Return one device and, if the run has several, all strategies; the chosen one as configured."""
     plans: dict[str, Strategy | None] = {ALONE: None}
     if planned.world > 1:
         plans |= {name: hardware.strategy for name, hardware in options.items()}
@@ -190,7 +189,7 @@ def strategies(planned: Forecast, options: Mapping[str, Hardware]) -> dict[str, 
 
 
 def strategy_name(planned: Forecast) -> str:
-    """Return the name of the chosen strategy: that of its option or, if no option matches, of its class."""
+    """Return the name of the chosen strategy: of its option or, if none matches, of its class."""
     if planned.strategy is None:
         return ALONE
     node, options = planned.config.hardware.strategy, planned.config.strategies.items()
@@ -200,7 +199,7 @@ def strategy_name(planned: Forecast) -> str:
 
 
 def variants(planned: Forecast) -> Table:
-    """Return a table of the same step with and without activation checkpointing, in 32 and in 16 bits."""
+    """Return a table of the step with and without activation checkpointing, in 32 and 16 bits."""
     shorter = torch.float16 if planned.device.precision == "fp16" else torch.bfloat16
     held = {
         (dtype, checkpointing): planned.peak(planned.strategy, timeline)
@@ -223,7 +222,7 @@ def variants(planned: Forecast) -> Table:
 
 
 def optimum_table(parameters: int, tokens: int) -> Iterator[RenderableType]:
-    """Yield a table of the optimal sizes for the budget by two fits and one rule, beside the planned size."""
+    """Yield a table of the planned size and the optimal sizes for its budget, by two fits and one rule."""
     budget = FLOPS * parameters * tokens
     least, most = FITTED
     shows_loss = budget >= SMALLEST * least

@@ -1,4 +1,4 @@
-"""Output of a run that only the first rank prints."""
+"""Printing on the first rank only."""
 
 from llm import distributed
 from llm.terminal.console import new_console
@@ -7,6 +7,6 @@ CONSOLE = new_console()
 
 
 def say(text: str) -> None:
-    """Print a text on the first rank only."""
+    """Print a text on the first rank."""
     if distributed.is_first():
         CONSOLE.print(text, soft_wrap=True)

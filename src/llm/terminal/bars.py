@@ -1,4 +1,4 @@
-"""Progress display: a bar on a terminal, otherwise a line every ten seconds."""
+"""Progress display."""
 
 import sys
 import time

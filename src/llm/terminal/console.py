@@ -1,10 +1,10 @@
 """Consoles that print text literally and safely, in every encoding.
 
 Values (overrides, paths, names, generated texts) may contain brackets and colons, which rich would read as styles and
-emoji. So no console of this package parses markup: a style is passed separately.
+emoji. So no console of this package parses markup.
 
 Values may also contain control characters, with which a terminal moves its cursor, changes its title or sends input
-as if the user had typed it. So all printed text goes through `printable`; consoles do this themselves.
+as if the user had typed it. So all printed text passes `printable`, in consoles automatically.
 """
 
 import codecs
@@ -31,11 +31,7 @@ def printable(text: str) -> str:
 
 
 class Printable:
-    """A text stream that applies `printable` and writes to another stream.
-
-    Args:
-        stream: the other stream.
-    """
+    """A text stream that writes `printable` text to another stream."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -50,7 +46,7 @@ class Printable:
 
 def new_console(*, stderr: bool = False, **options: Any) -> "Console":
     """Return a console on standard output or standard error that prints text literally."""
-    # rich takes a tenth of a second to import, and `llm --help` does not need it.
+    # rich takes 0.1 s to import; `llm --help` does not need it.
     from rich.console import Console
     from rich.segment import Segment
 
@@ -72,8 +68,7 @@ def new_console(*, stderr: bool = False, **options: Any) -> "Console":
 def use_utf8() -> None:
     """Restart this process in Python's UTF-8 mode if the locale has another encoding.
 
-    Then file names and the words of the command line are UTF-8, also in child processes. Printed text keeps the
-    encoding of the terminal.
+    Then file names and command lines are UTF-8, also in child processes. Printed text keeps the terminal's encoding.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return
@@ -85,9 +80,9 @@ def use_utf8() -> None:
 
 
 def replace_unprintable() -> None:
-    """Print characters that the encoding of a stream does not have as question marks.
+    """Print characters that a stream cannot encode as question marks.
 
-    Otherwise a tick mark, or a sample in another script, would end training with a UnicodeEncodeError.
+    Otherwise a tick mark or a sample in another script would end training with a UnicodeEncodeError.
     """
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):

@@ -13,7 +13,7 @@ def command_line(*words: str, modules: Iterable[str] = ()) -> str:
 
     Args:
         words: the program and its arguments.
-        modules: packages of the user that the command imports; if there are any, the line sets PYTHONPATH.
+        modules: the user's packages that the command imports; if there are any, the line sets PYTHONPATH.
     """
     path = os.environ.get("PYTHONPATH")
     variables = [f"PYTHONPATH={quoted_word(path)}"] if path and list(modules) else []
@@ -21,7 +21,7 @@ def command_line(*words: str, modules: Iterable[str] = ()) -> str:
 
 
 def program(name: str = "llm") -> str:
-    """Return the word that starts a program of this environment: its name, or its path if it is not on PATH."""
+    """Return the name of a program of this environment, or its path if it is not on PATH."""
     own = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if not own.is_file() or (found is not None and Path(found).samefile(own)):

@@ -1,6 +1,6 @@
 """Input and output of a chat: files and pipes, or a person at a terminal.
 
-Answers are written to standard output and all else to standard error, so that a pipe contains only answers.
+Answers go to standard output and all else to standard error, so that a pipe contains only answers.
 """
 
 import contextlib
@@ -20,23 +20,19 @@ class StandardStreams:
                 reconfigure(errors="replace")
 
     def read(self) -> str:
-        """Read the next line.
-
-        Raises:
-            EOFError: the input has ended.
-        """
+        """Read a line; at the end of the input, raise EOFError."""
         line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line
 
     def write(self, text: str) -> None:
-        """Write a piece of an answer immediately."""
-        _put(text, sys.stdout)
+        """Write a piece of an answer."""
+        write(text)
 
     def note(self, text: str) -> None:
         """Write a line that is not part of an answer."""
-        _put(f"{text}\n", sys.stderr)
+        write(f"{text}\n", sys.stderr)
 
     def show_hint(self, text: str) -> None:
         """Write a hint, if there is a person."""
@@ -53,7 +49,7 @@ class Terminal(StandardStreams):
         super().__init__()
         with contextlib.suppress(ImportError):
             readline = import_module("readline")  # once imported, `input` uses it
-            # A pasted text is one message, even with several lines. Python turns this off by default.
+            # A pasted text of several lines is one message. Python's default is off.
             readline.parse_and_bind("set enable-bracketed-paste on")
 
     def read(self) -> str:
@@ -74,6 +70,6 @@ def terminal() -> StandardStreams:
     return Terminal() if sys.stdin.isatty() and sys.stdout.isatty() else StandardStreams()
 
 
-def _put(text: str, stream: TextIO) -> None:
-    stream.write(printable(text))
-    stream.flush()
+def write(text: str, stream: TextIO | None = None) -> None:
+    """Write a text immediately, by default to standard output."""
+    print(printable(text), end="", file=stream, flush=True)

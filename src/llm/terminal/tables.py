@@ -1,4 +1,4 @@
-"""Tables on standard output: as wide as the terminal, or without one (a log, a pipe) at their full width."""
+"""Tables on standard output: as wide as the terminal, in a log or a pipe at full width."""
 
 import os
 
@@ -28,7 +28,7 @@ def print_tables(*items: RenderableType) -> None:
 
 
 def new_table(*names: str) -> Table:
-    """Return an empty table with a column of names, which may wrap, and columns of numbers."""
+    """Return an empty table: a column of names, which may wrap, and columns of numbers."""
     rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     rows.add_column(names[0], overflow="fold")
     for name in names[1:]:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from llm.comparison.result import read_metric_rows
+from llm.comparison.result import read_metrics
 from llm.files import replacing
 from llm.runs import Run
 
@@ -59,14 +59,14 @@ def draw_metrics(
     """
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 
-    rows = read_metric_rows(metrics)
+    rows = read_metrics(metrics)
     height = 4.2 if len(panels) == 1 else 2.6 * len(panels)
     figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False).flatten()
     for axes, (name, label) in zip(all_axes, panels.items(), strict=True):
         for part, style in STYLES.items():
             column = f"{part}/{name}"
-            points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+            points = [(row["step"], row[column]) for row in rows if column in row]
             if points:
                 axes.plot(*zip(*points, strict=True), **style)
         axes.set(ylabel=label)

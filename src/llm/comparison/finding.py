@@ -1,4 +1,4 @@
-"""Search for runs in folders: a run, a sweep, or any folder above them."""
+"""Search for runs in folders."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,15 +10,15 @@ from llm.sweeps import FILE, Sweep
 
 # Levels below a folder that are searched: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
 DEEPEST = 4
-# Exceptions that reading a damaged file may raise.
+# Errors of reading a damaged file.
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def find(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
-    """Return all runs in some folders, each once and sorted by path, and a line for each file that cannot be read.
+    """Return all runs in folders, each once and sorted by path, and a line for each unreadable file.
 
     Args:
-        folders: run directories, sweeps, or folders above either.
+        folders: run directories, sweeps, or folders above them.
 
     Raises:
         ConfigError: a folder does not exist or contains no run.
@@ -44,9 +44,9 @@ def find(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
-    """Yield each file that describes a run, and a function that reads it or raises an error.
+    """Yield each file that describes a run, with a function that reads it.
 
-    Sweeps come last, so that their records replace those of the runs.
+    Sweeps come last: their records replace those of the runs.
     """
     for file in _below(folder, "run.json"):
         yield file, partial(Run, file.parent)
@@ -65,7 +65,7 @@ def _fail(error: Exception) -> Run:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
-    """Return the files of this name, without runs set aside by a rerun unless `folder` itself is one."""
+    """Return the files of this name, without archived runs (`NAME~1`) unless `folder` is one."""
     levels = ("*/" * depth for depth in range(DEEPEST))
     files = sorted(file for level in levels for file in folder.glob(f"{level}{name}"))
     return [file for file in files if file.parent == folder or "~" not in file.parent.name]

@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean over a few seeds (Student's t)."""
+"""Confidence intervals of a mean over seeds (Student's t)."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ class MeanInterval(NamedTuple):
 
     Attributes:
         mean: the mean.
-        margin: half the width of its interval; None for a single repetition or an infinite mean.
+        margin: half the width of the interval; None for one repetition or an infinite mean.
     """
 
     mean: float
@@ -19,10 +19,10 @@ class MeanInterval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """Return the mean of some values and its Student's t interval (1908).
+    """Return the mean of one or more repetitions and its Student's t interval (1908).
 
     Args:
-        values: one or more repetitions of a measurement.
+        values: the repetitions.
         confidence: probability that such an interval contains the true mean.
     """
     mean = fmean(values)
@@ -33,10 +33,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInte
 
 
 def quantile(confidence: float, freedom: int) -> float:
-    """Return t such that a variable of Student's distribution lies in [-t, t] with this probability.
+    """Return t such that a variable of Student's distribution lies in [-t, t] with probability `confidence`.
 
     Args:
-        confidence: probability, above 0 and below 1.
+        confidence: above 0 and below 1.
         freedom: degrees of freedom, 1 or more.
     """
     low, high = 0.0, math.pi / 2

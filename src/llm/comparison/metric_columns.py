@@ -12,10 +12,10 @@ class MetricColumn(NamedTuple):
     """A metric of a run as a column of the table.
 
     Attributes:
-        name: name in files, with its unit if that is not obvious.
-        title: title for a person.
-        write: formats a value for a person.
-        is_measured: whether repetitions differ in it by chance, so that it has an interval.
+        name: name in files.
+        title: title for people.
+        write: formats a value for people.
+        is_measured: whether it differs between repetitions by chance, and has an interval.
     """
 
     name: str
@@ -24,7 +24,7 @@ class MetricColumn(NamedTuple):
     is_measured: bool = False
 
     def text(self, found: MeanInterval | None) -> str:
-        """Return the text of a cell."""
+        """Return the cell."""
         if found is None:
             return UNKNOWN
         if found.margin is None or not self.is_measured or not math.isfinite(found.margin):
@@ -51,7 +51,7 @@ LEARNED = (
     MetricColumn("best_loss", "best val loss", format_quality, is_measured=True),
     MetricColumn("bits_per_byte", "bits/byte", format_quality, is_measured=True),
 )
-# Columns that depend on the clock and the machine come last, so that the other columns of two tables line up.
+# Columns that depend on the machine; last, so that the other columns of two tables line up.
 CLOCKED = (
     MetricColumn("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
     MetricColumn("mfu", "MFU", lambda value: f"{value:.1%}"),

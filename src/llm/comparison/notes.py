@@ -1,4 +1,4 @@
-"""Notes below a table: what a reader must know before trusting it."""
+"""Notes below a table: differences that make its rows less comparable."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,18 +8,20 @@ from statistics import fmean
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.units import format_number
 
-UNLIKE = 0.01  # budgets that differ by a smaller share count as equal: finetuning counts padding
+UNLIKE = (
+    0.01  # budgets that differ by a smaller share count as equal, because finetuning counts padding
+)
 
 
 def table_notes(
     parts: Sequence[TablePart], keys: Sequence[str], *, by: str | None, confidence: float
 ) -> list[str]:
-    """Return the lines below a table, most important first.
+    """Return the lines below a table, most important first; the arguments are those of `Table`.
 
     Args:
-        parts: the parts of the table.
+        parts: its parts.
         keys: the settings in which its rows differ.
-        by: the metric to rank by, if one was chosen.
+        by: the chosen metric to rank by.
         confidence: confidence of the intervals.
     """
     rows = [row for part in parts for row in part.rows]

@@ -19,8 +19,7 @@ from llm.comparison.result import Result
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.files import replacing
 
-# Okabe and Ito's palette without its yellow, which is faint on white. Colour-blind readers can tell these apart;
-# markers and line styles differ as well.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow, which is faint on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
@@ -29,10 +28,10 @@ LABELS = {
     "val/bits_per_byte": "validation bits per byte",
     "train/loss": "training loss (nats)",
 }
-WIDE = 20.0  # a range whose ends differ by more than this factor gets a logarithmic axis
-STEEP = 2.5  # the same for losses
+WIDE = 20.0  # ratio of the ends of a range above which the x axis is logarithmic
+STEEP = 2.5  # the same for the y axis
 LONGEST = 44  # characters of a name in a legend
-FEW = 4  # up to this many curves, the legend is placed among them
+FEW = 4  # most curves with the legend among them
 
 
 class Panel(NamedTuple):
@@ -52,29 +51,29 @@ class Panel(NamedTuple):
 def draw_comparison(
     parts: Sequence[TablePart], path: Path, *, keys: Sequence[str], confidence: float
 ) -> bool:
-    """Draw a comparison as a PNG, with a row of panels for each part; draw nothing if no run has a curve.
+    """Draw a comparison as a PNG, with a row of panels for each part.
 
     Args:
         parts: the parts of the table.
         path: the file to write.
-        keys: the settings that tell rows apart.
+        keys: the settings in which rows differ.
         confidence: confidence of the interval of a mean over seeds.
 
     Returns:
-        Whether anything was drawn.
+        Whether a run has a curve; if none has, no file is written.
     """
     grid = [panels for part in parts if (panels := _panels(part))]
     if not grid:
         return False
     across = max(map(len, grid))
-    styles = _styles([row for part in parts for row in part.rows], keys)
+    styles = _styles(parts, keys)
     figure = Figure(figsize=(5.2 * across, 3.9 * len(grid)), dpi=130, layout="constrained")
     all_axes = figure.subplots(len(grid), across, squeeze=False, sharey="row")
     for axes_of, panels in zip(all_axes, grid, strict=True):
         for axes in axes_of[len(panels) :]:
             axes.set_axis_off()
         for axes, panel in zip(axes_of, panels, strict=False):
-            _draw(axes, panel, styles=styles, keys=keys, confidence=confidence)
+            _draw(axes, panel, styles=styles, confidence=confidence)
         axes_of[0].set_ylabel(LABELS[panels[0].metric])
         if len(grid) > 1:
             axes_of[0].set_title(panels[0].part.label, loc="left")
@@ -87,25 +86,20 @@ def draw_comparison(
 def _panels(part: TablePart) -> list[Panel]:
     """Return the panels of a part: loss against tokens, and against compute if known for every curve."""
     results = [each for row in part.rows for each in row.counted]
-    # Losses per token only if they are comparable.
+    # Losses per token are comparable with one tokenizer only.
     candidates = ("val/bits_per_byte",) if part.tokenizers > 1 else ("val/loss", "train/loss")
     for metric in candidates:
         if any(len(each.curve(metric)) > 1 for each in results):
             drawn = [each for each in results if each.curve(metric)]
-            is_known = all(each.flops_per_token for each in drawn)
+            is_known = all(each.number("flops_per_token") for each in drawn)
             return [Panel(part, metric, axis) for axis in ((False, True) if is_known else (False,))]
     return []
 
 
 def _draw(
-    axes: Any,
-    panel: Panel,
-    *,
-    styles: Mapping[TableRow, Mapping[str, str]],
-    keys: Sequence[str],
-    confidence: float,
+    axes: Any, panel: Panel, *, styles: Mapping[TableRow, Mapping[str, str]], confidence: float
 ) -> None:
-    """Draw one pair of axes: thin lines for seeds, a thick line for their mean, a band for its interval."""
+    """Draw thin lines for seeds, a thick line for their mean, a band for its interval."""
     for row in panel.part.rows:
         curves = [_curve(each, panel) for each in row.counted if each.curve(panel.metric)]
         if not curves:
@@ -118,31 +112,23 @@ def _draw(
                     *zip(*curve.values(), strict=True), color=style["color"], lw=0.6, alpha=0.5
                 )
         ends = [(m - margin, m + margin) for m, margin in means if margin is not None]
-        if len(curves) > 2 and len(ends) == len(means):  # of two seeds it exceeds the picture
+        if len(curves) > 2 and len(ends) == len(means):  # that of two seeds exceeds the picture
             axes.fill_between(x, *zip(*ends, strict=True), color=style["color"], alpha=0.1, lw=0)
-        name = _name(row, keys, data=panel.part.label)
-        axes.plot(
-            x,
-            [each.mean for each in means],
-            label=name if row.is_done else f"{name} ({row.status})",
-            lw=1.8,
-            ms=5,
-            markevery=max(1, len(x) // 10),
-            **style,
-        )
+        values, spacing = [each.mean for each in means], max(1, len(x) // 10)
+        axes.plot(x, values, lw=1.8, ms=5, markevery=spacing, **style)
     _dress(axes, panel)
 
 
 def _curve(result: Result, panel: Panel) -> dict[float, tuple[float, float]]:
     """Return the points of a run's curve by step."""
-    scale = (panel.is_compute and result.flops_per_token) or 1.0
+    scale = (panel.is_compute and result.number("flops_per_token")) or 1.0
     return {step: (tokens * scale, value) for step, tokens, value in result.curve(panel.metric)}
 
 
 def _mean(
     curves: Sequence[dict[float, tuple[float, float]]], confidence: float
 ) -> tuple[list[float], list[MeanInterval]]:
-    """Return the mean x and the mean y over repetitions, at the steps that all of them have."""
+    """Return the mean x and the mean y over repetitions at their common steps."""
     steps = sorted(set.intersection(*map(set, curves)))
     points = [[curve[step] for curve in curves] for step in steps]
     x = [fmean(x for x, _ in each) for each in points]
@@ -175,8 +161,10 @@ def _ends(axes: Any, of: int) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, dict[str, str]]:
-    """Return a style per row: colour and marker by architecture (else by the first key), line style by the rest."""
+def _styles(parts: Sequence[TablePart], keys: Sequence[str]) -> dict[TableRow, dict[str, str]]:
+    """Return label and style per row: colour and marker by the model, or else the first key; line by the other keys."""
+    rows = [row for part in parts for row in part.rows]
+    labels = [_label(row, keys, data=part.label) for part in parts for row in part.rows]
     models = [at for at, key in enumerate(keys) if key.replace(".", "/").split("/")[0] == "model"]
     leading = models or [0][: len(keys)]
     main = _indices([tuple(row.settings[at] for at in leading) for row in rows])
@@ -185,11 +173,12 @@ def _styles(rows: Sequence[TableRow], keys: Sequence[str]) -> dict[TableRow, dic
     )
     return {
         row: {
+            "label": label,
             "color": COLORS[hue % len(COLORS)],
             "marker": MARKERS[(hue + shade // len(LINES)) % len(MARKERS)],
             "linestyle": LINES[shade % len(LINES)],
         }
-        for row, hue, shade in zip(rows, main, rest, strict=True)
+        for row, label, hue, shade in zip(rows, labels, main, rest, strict=True)
     }
 
 
@@ -199,17 +188,18 @@ def _indices(values: Sequence[tuple[str | None, ...]]) -> list[int]:
     return [found.index(value) for value in values]
 
 
-def _name(row: TableRow, keys: Sequence[str], *, data: str) -> str:
-    """Return a row's name in a legend: the value alone if one key differs, without the label of the data."""
-    if len(keys) == 1:
-        return str(row.settings[0])
+def _label(row: TableRow, keys: Sequence[str], *, data: str) -> str:
+    """Return a row's settings, without those in the label of the data, and its status unless it is done."""
     words = [
         f"{key.split('.')[-1]}={value}"
         for key, value in zip(keys, row.settings, strict=True)
         if value is not None and f"{key}={value}" not in data.split()
     ]
     name = " ".join(words) or row.results[0].name
-    return name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
+    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
+    if len(keys) == 1:
+        name = str(row.settings[0])
+    return name if row.is_done else f"{name} ({row.status})"
 
 
 def _legend(axes: Any) -> None:

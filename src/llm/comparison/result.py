@@ -17,7 +17,7 @@ from llm.runs import Run, display_path
 
 Curve = list[tuple[float, float, float]]
 
-# Keys in which runs of one experiment may differ: seeds are repetitions, the others are names and observers.
+# Keys in which repetitions of one experiment may differ.
 UNSHOWN = (
     *("seed", "name", "output_dir", "rerun", "resume", "dry_run", "match", "trust", "logger"),
     *("callbacks", "hydra"),
@@ -26,18 +26,9 @@ UNSHOWN = (
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The results of a run; a value missing from its record is None or missing.
-
-    Args:
-        run: the run directory, which need not exist yet.
-    """
+    """The results of a run, which may not have started; unknown values are None or missing."""
 
     run: Run
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Return the content of `run.json`."""
-        return self.run.record
 
     @property
     def name(self) -> str:
@@ -46,48 +37,48 @@ class Result:
 
     @cached_property
     def status(self) -> str:
-        """Return the status of the run; one that has not started is pending."""
+        """Return the status of the run; a new one is pending."""
         state = self.run.state
         return "pending" if state == "new" else state
 
     @property
     def error(self) -> str | None:
         """Return why it failed, in one line."""
-        error = self.record.get("error") if self.status == "failed" else None
+        error = self.run.record.get("error") if self.status == "failed" else None
         return " ".join(str(error).split()) if error else None
 
     @property
     def seed(self) -> Any:
         """Return the recorded or requested seed."""
-        return self.record.get("seed", self.overrides.get("seed"))
+        return self.run.record.get("seed", self.overrides.get("seed"))
 
     @property
     def recipe(self) -> str | None:
         """Return the fingerprint that its repetitions share; None before training starts."""
-        return self.record.get("recipe") if "fingerprint" in self.record else None
+        return self.run.record.get("recipe") if "fingerprint" in self.run.record else None
 
     @property
     def changes(self) -> list[str]:
-        """Return the settings that were changed during training, with the first step affected; one line each."""
+        """Return a line for each setting that was changed during training."""
         return [
             f"{key} {change} from step {each.get('from_step')} on"
-            for each in self.record.get("segments") or ()
+            for each in self.run.record.get("segments") or ()
             if isinstance(each, Mapping) and isinstance(each.get("changes"), Mapping)
             for key, change in each["changes"].items()
         ]
 
     @property
     def data(self) -> str | None:
-        """Return the task and held-out text of its metrics; None if nothing was measured."""
-        corpus = self.record.get("corpus")
-        return f"{self.record.get('task')} {corpus}" if corpus else None
+        """Return the task and held-out data of its metrics; None if nothing was measured."""
+        corpus = self.run.record.get("corpus")
+        return f"{self.run.record.get('task')} {corpus}" if corpus else None
 
     # Configuration
 
     @cached_property
     def overrides(self) -> dict[str, str]:
         """Return the overrides of its command line by key, in their order."""
-        found = self.record.get("overrides")
+        found = self.run.record.get("overrides")
         if not isinstance(found, Mapping):
             return {}
         return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
@@ -95,12 +86,12 @@ class Result:
     @cached_property
     def choices(self) -> dict[str, str]:
         """Return the option chosen in each group."""
-        found = self.record.get("choices")
+        found = self.run.record.get("choices")
         return {k: str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Return everything that may distinguish it from other runs: choices and overrides."""
+        """Return the choices and overrides that may distinguish it from other runs."""
         both = {**self.overrides, **self.choices}
         return {key: value for key, value in both.items() if _is_shown(key)}
 
@@ -110,13 +101,13 @@ class Result:
     def rows(self) -> list[dict[str, float]]:
         """Return the numbers of `metrics.csv` by step; empty if the file is missing or damaged.
 
-        Excludes step 0: what a finetune measures before its first step is not its result, and no weights are kept.
+        Excludes step 0, which a finetune measures before training.
         """
         return [row for row in self._file[0] if row["step"] > 0]
 
     @property
     def damage(self) -> str | None:
-        """Return why its metrics are left out; None if they are readable."""
+        """Return why its metrics are unreadable; None if they are readable."""
         return self._file[1]
 
     @cached_property
@@ -129,9 +120,9 @@ class Result:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Return all metrics that a table may show, by name; unknown ones are missing."""
-        recorded = numbers(self.record.get("metrics"))
-        # After validation on a subset: the metrics of the best weights on the whole validation part.
+        """Return all metrics that a table may show, by name."""
+        recorded = numbers(self.run.record.get("metrics"))
+        # Metrics of the best weights on the whole validation part, after validation on a subset.
         whole = {
             f"val/{name.removeprefix('whole/')}": value
             for name, value in recorded.items()
@@ -148,7 +139,7 @@ class Result:
             "final_loss": None if whole else final_loss,
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
-            # Medians, which a slow start does not affect.
+            # Medians, because of a slow start.
             "tokens_per_second": _median(self._column("speed/tokens_per_second")),
             "mfu": _median(self._column("speed/mfu")),
             "peak_gib": self._peak(),
@@ -157,18 +148,13 @@ class Result:
 
     def number(self, name: str) -> float | None:
         """Return a number in the record; None if there is none."""
-        return numbers(self.record).get(name)
+        return numbers(self.run.record).get(name)
 
     def _column(self, metric: str) -> list[float]:
         return [row[metric] for row in self.rows if metric in row]
 
-    @property
-    def flops_per_token(self) -> float | None:
-        """Return the floating-point operations of training on one token; None if unknown."""
-        return self.number("flops_per_token")
-
     def curve(self, metric: str) -> Curve:
-        """Return a metric over time: steps, training tokens so far, values."""
+        """Return a metric over time: step, training tokens so far and value of each point."""
         return [
             (row["step"], self.tokens_at(row["step"]), row[metric])
             for row in self.rows
@@ -184,7 +170,7 @@ class Result:
         return stopped or max(self._column("step"), default=0.0)
 
     def tokens_at(self, step: float) -> float:
-        """Return the training tokens up to a step, interpolated linearly between the steps with a count."""
+        """Return the training tokens up to a step, by linear interpolation between the counts."""
         steps, tokens = self._counted
         if len(steps) == 1:
             return step * (self.number("tokens_per_step") or 0.0)
@@ -199,9 +185,9 @@ class Result:
         return [0.0, *sorted(known)], [0.0, *(known[step] for step in sorted(known))]
 
     def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
-        """Return the metrics of the validation whose weights are kept, by default the one with the lowest loss."""
+        """Return the metrics of the validation whose weights are kept, or else with the lowest loss."""
         measured = [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
-        kept = [row for row in measured if row["step"] == self.record.get("best_step")]
+        kept = [row for row in measured if row["step"] == self.run.record.get("best_step")]
         if kept:
             return kept[-1]
         return min(measured, key=lambda row: row["val/loss"]) if measured else otherwise
@@ -234,7 +220,7 @@ def numbers(values: Any) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the numbers of a metrics file, row by row; an empty list if the file does not exist.
+    """Return the numbers of a metrics file, row by row; none if the file does not exist.
 
     Raises:
         FileError: the file is damaged.
@@ -246,7 +232,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def read_metric_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics file as text, without a last line that a crash cut short.
+    """Return the rows of a metrics file as text, without a last line cut short by a crash.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -258,7 +244,7 @@ def read_metric_rows(path: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise _damaged(path, str(error)) from None
     for row in rows:
-        if None in row:  # not a crash, which only shortens lines
+        if None in row:  # a crash only shortens lines
             raise _damaged(path, "a line has more fields than the header")
         if not re.fullmatch(r"\d{1,18}", row.get("step", "")):
             raise _damaged(path, f"step is {row.get('step')!r:.60}, not a whole number")
@@ -270,7 +256,7 @@ def _damaged(path: Path, what: str) -> FileError:
 
 
 def complete_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines that end with a line feed: the rest of a cut 3.14 is a number too."""
+    """Yield the lines that end with a line feed: 3.14 cut short is a number too."""
     return (line for line in lines if line.endswith("\n"))
 
 

@@ -1,4 +1,4 @@
-"""The rows of a table: seeds of one recipe folded, rows on the same data together, best first."""
+"""The rows of a table: repetitions of one recipe together, rows on the same data together, best first."""
 
 import math
 from collections import Counter
@@ -12,12 +12,12 @@ from llm.comparison.interval import MeanInterval, mean_interval
 from llm.comparison.result import Result
 from llm.runs import Run
 
-# Metrics for which lower is better; for all others higher is.
+# Metrics for which lower is better.
 LESS_IS_BETTER = (
     *("loss", "perplexity", "bits_per_byte", "kl"),
     *("seconds", "peak_gib", "parameters", "tokens"),
 )
-# Means over tokens, which depend on the tokenizer as much as on the model.
+# Means over tokens, which depend on the tokenizer.
 PER_TOKEN = ("loss", "perplexity")
 
 
@@ -26,7 +26,7 @@ class TableRow:
     """Repetitions of one recipe: runs that differ in their seed.
 
     Attributes:
-        settings: values that distinguish it from other rows, in the order of the columns; None if unknown.
+        settings: values of the columns that distinguish it from other rows; None if unknown.
         results: the repetitions, sorted by seed.
     """
 
@@ -35,7 +35,7 @@ class TableRow:
 
     @property
     def counted(self) -> tuple[Result, ...]:
-        """Return the repetitions its metrics are computed from: the finished ones, or all if none is finished."""
+        """Return the finished repetitions, or all if none is finished; the metrics are theirs."""
         return tuple(each for each in self.results if each.status == "done") or self.results
 
     @property
@@ -45,7 +45,7 @@ class TableRow:
 
     @property
     def status(self) -> str:
-        """Return the status of its repetitions: one word if they agree."""
+        """Return the status of its repetitions, in one word if they agree."""
         counts = Counter(each.status for each in self.results)
         if len(counts) == 1:
             return next(iter(counts))
@@ -58,12 +58,12 @@ class TableRow:
 
     @property
     def recipe(self) -> str | None:
-        """Return the fingerprint that its repetitions share."""
+        """Return the fingerprint of the repetitions."""
         return next((each.recipe for each in self.results if each.recipe), None)
 
     @property
     def data(self) -> set[str]:
-        """Return the data its repetitions were measured on."""
+        """Return the data of the repetitions."""
         return {each.data for each in self.results if each.data is not None}
 
     def values(self, metric: str) -> list[float]:
@@ -71,20 +71,20 @@ class TableRow:
         return [each.metrics[metric] for each in self.counted if metric in each.metrics]
 
     def estimate(self, metric: str, confidence: float) -> MeanInterval | None:
-        """Return the mean of a metric and its interval; None without a value."""
+        """Return the mean of a metric with its interval; None without a value."""
         values = self.values(metric)
         return mean_interval(values, confidence) if values else None
 
 
 class TablePart(NamedTuple):
-    """Rows with comparable metrics, because they were measured on the same data.
+    """Rows that were measured on the same data.
 
     Attributes:
         label: name of the data; empty if nothing was measured.
         rows: the rows, best first, then the unranked ones.
         ranked: number of ranked rows.
         tokenizers: number of tokenizers, or of other units of a loss.
-        metric: the metric they are ranked by; empty if none may rank them.
+        metric: the metric of the ranks; empty if none is comparable.
     """
 
     label: str
@@ -95,16 +95,16 @@ class TablePart(NamedTuple):
 
     @property
     def best(self) -> Run | None:
-        """Return the best run of the first row, if that is ranked."""
+        """Return the best run of the first row, if it is ranked."""
         if not self.ranked:
             return None
         known = [each for each in self.rows[0].counted if self.metric in each.metrics]
         return min(known, key=lambda each: direction(self.metric) * each.metrics[self.metric]).run
 
     def rank(self, row: TableRow, confidence: float) -> int | None:
-        """Return one more than the number of rows that are better beyond both intervals; None if unranked.
+        """Return one more than the number of rows whose whole interval is better; None if unranked.
 
-        Rows whose intervals overlap may share a rank: their seeds do not show which is better.
+        Rows whose intervals overlap may share a rank.
 
         Args:
             row: one of the rows.
@@ -130,9 +130,9 @@ def best_loss(run: Run) -> float | None:
 
 
 def differing_keys(results: Sequence[Result]) -> list[str]:
-    """Return the keys that distinguish runs: overrides first, then choices that distinguish further.
+    """Return the keys that distinguish runs: overrides, then the choices that distinguish further.
 
-    A model selects options of its own; beside its name they add nothing.
+    The options that a model selects, for example, do not distinguish further than its name.
     """
     positions: dict[str, int] = {}
     for result in results:
@@ -147,7 +147,7 @@ def differing_keys(results: Sequence[Result]) -> list[str]:
 
 
 def _differs(key: str, results: Sequence[Result]) -> bool:
-    """Return whether a key has two values; an unrecorded choice may have any."""
+    """Return whether a key has two values; a choice that is not recorded may have any."""
     values = {each.settings.get(key) for each in results}
     is_choice = any(key in each.choices for each in results)
     return len(values - {None} if is_choice else values) > 1
@@ -173,8 +173,8 @@ def fold(
 ) -> list[TableRow]:
     """Group repetitions into rows.
 
-    A second run of the same recipe and seed is a row of its own. A run that never started gets the recipe
-    of the runs with the same settings, if they have only one.
+    A second run of a recipe and seed gets a row of its own. A run that never started gets the recipe of the runs with
+    the same settings, if they have only one.
 
     Args:
         results: the runs.
@@ -201,7 +201,7 @@ def fold(
 
 
 def parts(rows: Sequence[TableRow], by: str | None) -> list[TablePart]:
-    """Group comparable rows; a row with several seeds joins all the data they were measured on.
+    """Group rows with common data.
 
     Args:
         rows: all rows.
@@ -223,7 +223,7 @@ def parts(rows: Sequence[TableRow], by: str | None) -> list[TablePart]:
 
 
 def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[TablePart]]:
-    """Return a further column's name and the parts with it, if some rows of a part have equal settings."""
+    """Return the name of a further column and the parts with it, if rows of a part have equal settings."""
     alike = [
         own
         for part in found
@@ -245,7 +245,7 @@ def split_identical_rows(found: Sequence[TablePart]) -> tuple[str | None, list[T
 def _part(label: str, rows: Sequence[TableRow], by: str | None) -> TablePart:
     tokenizers = _tokenizers(rows)
     metric = by or ("best_loss" if tokenizers == 1 else "bits_per_byte")
-    if tokenizers > 1 and is_per_token(metric):
+    if tokenizers > 1 and metric.endswith(PER_TOKEN):
         metric = ""
 
     def place(row: TableRow) -> tuple:
@@ -260,10 +260,12 @@ def _part(label: str, rows: Sequence[TableRow], by: str | None) -> TablePart:
 
 
 def _tokenizers(rows: Sequence[TableRow]) -> int:
-    """Return the most units in which a loss on one text was measured: each split may fit its own tokenizer."""
+    """Return the largest number of tokenizers on the same data: each split may train its own."""
     results = [each for row in rows for each in row.results]
     known = {
-        (each.data, each.record["vocabulary"]) for each in results if each.record.get("vocabulary")
+        (each.data, vocabulary)
+        for each in results
+        if (vocabulary := each.run.record.get("vocabulary"))
     }
     return max([1, *Counter(data for data, _ in known).values()])
 
@@ -271,7 +273,7 @@ def _tokenizers(rows: Sequence[TableRow]) -> int:
 def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
     """Return a label for the data of each group: the option, and the data settings in which groups differ.
 
-    If no setting distinguishes two groups, their files do, and the start of the fingerprint is appended.
+    Adds the start of the fingerprint if two groups differ in their files only.
     """
     measured = [[each for row in rows for each in row.results if each.data] for rows in groups]
     keys = {key for own in measured for each in own for key in each.settings}
@@ -286,7 +288,7 @@ def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
 
 
 def _tells(key: str, measured: Sequence[Sequence[Result]]) -> bool:
-    """Return whether a setting has one value in each group, and not the same in all."""
+    """Return whether a setting has one value in each group, but not the same in all."""
     values = [{each.settings.get(key) for each in own} for own in measured]
     return all(len(own) == 1 for own in values) and len(set.union(*values)) > 1
 
@@ -299,11 +301,6 @@ def _called(result: Result, keys: Sequence[str]) -> str:
 def direction(metric: str) -> int:
     """Return 1 if lower values of a metric are better, -1 if higher values are."""
     return 1 if metric.endswith(LESS_IS_BETTER) else -1
-
-
-def is_per_token(metric: str) -> bool:
-    """Return whether a metric depends on the tokenizer as much as on the model."""
-    return metric.endswith(PER_TOKEN)
 
 
 def natural(text: object) -> tuple[int, float, str]:

@@ -18,11 +18,11 @@ from llm.comparison.metric_columns import REPEATED, MetricColumn, metric_columns
 from llm.comparison.notes import row_label, table_notes
 from llm.comparison.result import Result
 from llm.comparison.rows import (
+    PER_TOKEN,
     TablePart,
     TableRow,
     differing_keys,
     fold,
-    is_per_token,
     parts,
     split_identical_rows,
 )
@@ -58,7 +58,7 @@ class Table:
         keys: the settings in which the rows differ.
         parts: groups of comparable rows.
         metrics: the metric columns.
-        notes: what a reader must know, a line each.
+        notes: lines below the table.
         confidence: confidence of the intervals.
     """
 
@@ -70,12 +70,12 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """Return the names of the columns; those that depend on the clock and the machine come last."""
+        """Return the names of the columns."""
         return list(self._lines[0]) if self._lines else []
 
     @property
     def rows(self) -> list[dict[str, object]]:
-        """Return the rows by column, as written to CSV: numbers without units, None for unknown values."""
+        """Return the rows by column, as in the CSV: numbers without units, None if unknown."""
         return [{name: cell.value for name, cell in line.items()} for line in self._lines]
 
     @property
@@ -86,14 +86,11 @@ class Table:
     # As text
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `table.csv`, `table.md` and, if there is a curve, `loss.png`.
+        """Write `table.csv`, `table.md` and, if there is a curve, `loss.png`; return the written files.
 
-        Each file is replaced atomically: jobs of a sweep may end at the same time.
-
-        Returns:
-            The written files.
+        Replaces each file atomically, because jobs of a sweep may end at the same time.
         """
-        # Here, because matplotlib takes half a second to import, and a table is often only shown.
+        # Here, because matplotlib takes half a second to import.
         from llm.comparison.picture import draw_comparison
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +102,7 @@ class Table:
         return [*files, *([picture] if is_drawn else [])]
 
     def csv(self) -> str:
-        """Return the table as CSV; intervals are given by half their width."""
+        """Return the table as CSV, with half the width of each interval."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -113,7 +110,7 @@ class Table:
         return printable(text.getvalue())
 
     def markdown(self) -> str:
-        """Return the table as GitHub Markdown, with the notes below it."""
+        """Return the table and its notes as GitHub Markdown."""
         names = self._shown()
         lines = [
             [self._title(name) for name in names],
@@ -130,7 +127,7 @@ class Table:
             width: width in characters; None takes that of the terminal.
         """
         width = width or new_console().width
-        endless = new_console(width=10_000)  # a narrow one would report that everything fits
+        endless = new_console(width=10_000)  # a narrow one reports that everything fits
         names = [name for name in self._shown() if name != "error"]
         left_out = []
         for spared in (name for name in SPARED if name in names):
@@ -138,7 +135,9 @@ class Table:
                 break
             names.remove(spared)
             left_out.append(self._title(spared))
-        lines = [*self._errors(), *self.notes]
+        failed = [row for row in self._rows if row.errors]
+        errors = [f"{row_label(row, self.keys)} failed: {row.errors}" for row in failed]
+        lines = [*errors, *self.notes]
         if left_out:
             lines.append(
                 f"no room for {', '.join(left_out)}: use a wider terminal, or read the files, which have all columns"
@@ -169,12 +168,6 @@ class Table:
             table.add_row(*cells, style=style or best, end_section=number in ends)
         return table
 
-    def _errors(self) -> list[str]:
-        """Return a line for each row with a failed run."""
-        return [
-            f"{row_label(row, self.keys)} failed: {row.errors}" for row in self._rows if row.errors
-        ]
-
     # Cells
 
     @property
@@ -183,7 +176,7 @@ class Table:
 
     @cached_property
     def _optional(self) -> set[str]:
-        """The columns about the outcome of runs in which some row has something to show."""
+        """The columns about the outcome of runs that are not empty."""
         found = {
             "seeds": any(len(row.results) > 1 for row in self._rows),
             "status": any(row.status != "done" for row in self._rows),
@@ -197,7 +190,7 @@ class Table:
 
     def _line(self, part: TablePart, row: TableRow) -> dict[str, Cell]:
         """Return the cells of a row by column."""
-        # The other words of the label have columns of their own.
+        # Words of the label without a column of their own.
         label = [word for word in part.label.split() if word.partition("=")[0] not in self.keys]
         settings = dict(zip(self.keys, row.settings, strict=True))
         rank = {"rank": part.rank(row, self.confidence)}
@@ -213,8 +206,8 @@ class Table:
         return line
 
     def _cells(self, part: TablePart, row: TableRow, *, column: MetricColumn) -> dict[str, Cell]:
-        """Return the cell of a metric, and of its interval if some row has repetitions."""
-        is_comparable = part.tokenizers == 1 or not is_per_token(column.name)
+        """Return the cells of a metric and of its interval, if a row has repetitions."""
+        is_comparable = part.tokenizers == 1 or not column.name.endswith(PER_TOKEN)
         found = row.estimate(column.name, self.confidence) if is_comparable else None
         cells = {column.name: Cell(found and _plain(found.mean), column.text(found))}
         if column.is_measured and "seeds" in self._optional:
@@ -222,7 +215,7 @@ class Table:
         return cells
 
     def _shown(self) -> list[str]:
-        """Return the columns for a person, who reads an interval beside its mean."""
+        """Return the columns for people, who read an interval beside its mean."""
         return [name for name in self.columns if not name.endswith(MARGIN)]
 
     def _title(self, name: str) -> str:
@@ -241,17 +234,15 @@ def compare(
     seeds: Seeds = "folded",
     remarks: Sequence[str] = (),
 ) -> Table:
-    """Compare runs, from `run.json` and `metrics.csv` alone.
-
-    The order of the runs does not change the table.
+    """Compare runs by `run.json` and `metrics.csv`.
 
     Args:
-        runs: of any status.
+        runs: runs of any status, in any order.
         by: the metric to rank by, such as `test/accuracy`; None takes the best validation loss, or bits per
             byte if tokenizers differ.
         confidence: confidence of the intervals over seeds.
-        seeds: whether to fold the seeds of a recipe into one row or to give each a row.
-        remarks: further notes, such as on runs that cannot be read.
+        seeds: one row for all seeds of a recipe (`folded`), or one for each (`rows`).
+        remarks: further notes.
 
     Raises:
         ConfigError: no run has the metric to rank by.
@@ -277,7 +268,7 @@ def compare(
 
 
 def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
-    """Return the columns of metrics that some run has; a task's own only if they differ."""
+    """Return the columns of metrics that a run has; a task's own only if they differ."""
     metrics = [each.metrics for each in results]
     values: dict[str, set[float]] = {}
     for each in metrics:
@@ -296,7 +287,7 @@ def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColu
 
 
 def _in_markdown(text: str) -> str:
-    """Return a text as a Markdown cell, which is one line."""
+    """Return a text as a Markdown cell of one line."""
     return " ".join(text.replace("|", "\\|").splitlines())
 
 

@@ -12,7 +12,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
-from llm.comparison.result import read_metric_rows
+from llm.comparison.result import read_metrics
 from llm.files import read_utf8, write_text
 from llm.loggers.wandb_retry import WRITING, Mode, ResilientRun
 from llm.runs import Run
@@ -173,10 +173,10 @@ class WandbLogger(Logger):
             known = read_utf8(self._beginning)  # if that is damaged, all rows are logged again
             self._first = int(known) if known.isdecimal() else 0
         self.service.open()
-        for row in self._rows():  # those that a killed process had no time to log
+        for row in read_metrics(self.run.metrics):  # a killed process may not have logged all
             step = int(row.pop("step"))
             if step >= self._first:
-                self.log_metrics({name: float(text) for name, text in row.items() if text}, step)
+                self.log_metrics(row, step)
         if self.service.run is not None and self.service.mode == "online":
             print(f"W&B       {self.service.run.url}", flush=True)
 
@@ -214,7 +214,8 @@ class WandbLogger(Logger):
         Args:
             exit_code: 0 after a whole run, 130 after an interruption, 1 after an error.
         """
-        losses = [float(row["val/loss"]) for row in self._rows() if row.get("val/loss")]
+        # Of all resumes: W&B's own minimum would be that of one offline piece.
+        losses = [row["val/loss"] for row in read_metrics(self.run.metrics) if "val/loss" in row]
         if losses:
             self._do(lambda run: run.summary.update({"best/val/loss": min(losses)}))
         for part in self.upload:
@@ -234,10 +235,6 @@ class WandbLogger(Logger):
         oldest = time.monotonic() - 2 * WRITING
         while len(self._unwritten) > 1 and self._unwritten[1].begun < oldest:
             self._unwritten.popleft()
-
-    def _rows(self) -> list[dict[str, str]]:
-        """Return the metrics of all resumes: W&B's own minimum would be that of one offline piece."""
-        return read_metric_rows(self.run.metrics) if self.run.metrics.is_file() else []
 
     def _keep(self, part: str) -> None:
         """Upload a file of the run, or the files of a sharded checkpoint, if there are any."""

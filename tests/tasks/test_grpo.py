@@ -13,7 +13,7 @@ from llm.hardware import Hardware
 from llm.optim.groups import decay_matrices
 from llm.optim.schedules import constant
 from llm.parallel.fsdp import FSDP
-from llm.tasks.grpo import GRPO, join_answer
+from llm.tasks.grpo import GRPO, join_response
 from llm.tasks.reference import FrozenCopy
 
 WORDS = (
@@ -119,7 +119,7 @@ def build_task(build):
 
 def batch_of(*rows):
     """Return padded rows of (prompt, response)."""
-    pairs = [join_answer(*row) for row in rows]
+    pairs = [join_response(*row) for row in rows]
     longest = max(len(pair["tokens"]) for pair in pairs)
     fill = {"tokens": 0, "targets": -100}
     return {
@@ -147,10 +147,10 @@ def test_prompts_end_where_the_last_answer_begins(task):
 def test_what_is_drawn_is_a_function_of_seed_and_number(task):
     prompts = task.prompts(batch_of(([1, 2, 3], [4, 0]), ([5], [6, 0]))) * 4
     torch.manual_seed(1)
-    first, _ = task.answer(prompts, 7)
+    first, _ = task.respond(prompts, 7)
     torch.manual_seed(2)
-    again, _ = task.answer(prompts, 7)
-    other, _ = task.answer(prompts, 8)
+    again, _ = task.respond(prompts, 7)
+    other, _ = task.respond(prompts, 8)
     assert torch.equal(first["tokens"], again["tokens"])
     assert first["tokens"].shape != other["tokens"].shape or not torch.equal(
         first["tokens"], other["tokens"]
@@ -165,7 +165,7 @@ def test_the_reward_receives_prompts_responses_and_references(build_task):
         return [len(response) for response in responses]
 
     task = build_task(reward)
-    batch, rewards = task.answer(task.prompts(batch_of(([1, 2, 3], [4, 5, 0]))) * 6, 0)
+    batch, rewards = task.respond(task.prompts(batch_of(([1, 2, 3], [4, 5, 0]))) * 6, 0)
     ((prompts, responses, references),) = seen
     assert set(prompts) == {"abc"}
     assert set(references) == {"de"}
@@ -173,7 +173,7 @@ def test_the_reward_receives_prompts_responses_and_references(build_task):
     for row, response in enumerate(responses):
         asked = batch["targets"][row][batch["targets"][row] != -100].tolist()
         assert task.text(asked) == response
-        assert asked.count(0) <= 1, "an answer ends once"
+        assert asked.count(0) <= 1, "a response ends once"
         assert len(asked) == 5 or asked[-1] == 0
         assert batch["tokens"][row, :3].tolist() == [1, 2, 3]
 

@@ -14,13 +14,11 @@ from llm.tasks.base import Task
 class AveragedTask(Task):
     """A task whose `step` adds metrics of each example to `trained`, and its `evaluate` to `evaluated`.
 
-    Args:
-        model: see `Task`.
-        shared: the other arguments of `Task`.
+    The arguments are those of `Task`.
 
     Attributes:
         metric_names: names of the metrics; an evaluation also has `loss`, which training logs anyway.
-        training_only: names of further metrics of the training.
+        training_only: names of metrics of the training alone.
     """
 
     metric_names: ClassVar[tuple[str, ...]]
@@ -40,7 +38,7 @@ class AveragedTask(Task):
         return self.evaluated.take()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the metrics not yet logged, too."""
+        """Store the metrics not yet logged."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["figures"] = distributed.gather(self.trained.state)
 

@@ -27,14 +27,14 @@ Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
 
-# Capabilities that tasks require of a model, each with the error message for a model without it.
+# Values of `Task.requires`.
 CAUSAL = {
     "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
 }
 GENERATES = {"generates": "cannot write a text; choose a model that can, such as model=gpt"}
 
-# Weighted losses are divided by this many targets, so that they have the size of a mean: fp16 overflows at 65,504.
+# Weighted losses are divided by this number of targets, because fp16 overflows at 65,504.
 UNIT = 1024
 
 
@@ -51,18 +51,18 @@ class Task(L.LightningModule):
     Losses are read every `log_every` steps only, because reading a value waits for the GPU.
 
     Args:
-        model: the network; it contains nothing about training.
+        model: the network.
         optimizer: makes the optimizer from parameter groups.
         schedule: maps `(step, max_steps)` to a multiplier of every group's learning rate.
         parameter_groups: sorts a model's trainable parameters into groups, with and without decay.
 
     Attributes:
         data_module: the class of data modules that the task learns from.
-        requires: capabilities that the model must have, each with the error message for one without it.
+        requires: capabilities that the model must have, each with the error message for a model without it.
         command: the command of `llm` that uses a run of this task.
         metrics: the newest value of each metric that was recorded.
         metric_steps: the step of each of these values.
-        tested: prefix of the metrics of a test: `test`, or `whole` for the whole validation part.
+        tested: prefix of a test's metrics: `test`, or `whole` for the whole validation part.
         is_pretrained: whether the model begins with pretrained weights.
         is_adapted: whether it has an adapter; checkpoints then leave out the frozen weights.
         shard: divides the model among the devices of a mesh, in place; None leaves it whole.
@@ -103,7 +103,7 @@ class Task(L.LightningModule):
         self._targets: list[Tensor] = []  # of the current optimizer step, per micro-batch
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; `_current_fx_name`, which Lightning sets 34 times per step, without module handling."""
+        """Set an attribute; bypass `nn.Module` for `_current_fx_name`, which Lightning sets 34 times per step."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -150,7 +150,7 @@ class Task(L.LightningModule):
 
     @abstractmethod
     def results(self) -> dict[str, float]:
-        """Return the metrics of all ranks' batches since the last call, `loss` among them."""
+        """Return the metrics of all ranks' batches since the last call, including `loss`."""
 
     def warnings(self) -> list[str]:
         """Return problems that the newest evaluation found in the model, one line each."""
@@ -216,7 +216,7 @@ class Task(L.LightningModule):
         if part == "val" and not self.trainer.sanity_checking:
             require_finite_loss("validation loss", metrics["val/loss"], step=self.global_step)
         self.record(metrics)
-        # Lightning's own callbacks look there for the metric that they monitor.
+        # Lightning's callbacks read their monitored metric there.
         self.trainer.callback_metrics.update(
             {name: torch.tensor(value) for name, value in metrics.items()}
         )
@@ -224,14 +224,14 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """Return the optimizer, and keep the peak learning rate of each group."""
         optimizer = self.make_optimizer(self.parameter_groups(self.model))
-        # Otherwise a fused optimizer unscales fp16 gradients inside its step, which is after clipping.
+        # Otherwise a fused optimizer unscales fp16 gradients inside its step, after clipping.
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         self._rates = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
     def on_train_start(self) -> None:
-        """Set the peak learning rates of the configuration; those of a checkpoint may be others."""
+        """Set the peak learning rates of the configuration; those of a checkpoint may differ."""
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True):
             group["initial_lr"] = rate
 
@@ -331,11 +331,11 @@ class Task(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the losses not yet logged, so that a resumed run logs the same as an uninterrupted one.
 
-        Of an adapted model only the trained parameters are stored. The checkpoint also names its run.
+        For an adapted model only the trained parameters are stored. The checkpoint also names its run.
         """
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if (position := checkpoint.pop(type(data).__qualname__, None)) is not None:
-            checkpoint["data"] = position  # under one name, whatever the class is called
+            checkpoint["data"] = position  # one name for all classes
         checkpoint["run"] = Run(Path(self.trainer.default_root_dir)).stamp
         checkpoint["losses"] = distributed.gather(self._plain_losses())
         if self.is_adapted:

@@ -23,7 +23,7 @@ from llm.tasks.base import Batch, Task
 class Classification(Task):
     """Learn the classes of texts by cross-entropy, weighted by class if the data have weights.
 
-    The arguments are those of `Task`, with a classifier for a model.
+    The arguments are those of `Task`; the model is a classifier.
 
     Attributes:
         confusion: the confusion matrix of the current evaluation.
@@ -73,7 +73,7 @@ class Classification(Task):
     def weight(self, batch: Batch) -> Tensor:
         """Return the sum of the weights of a batch's labels; no weight is below 1."""
         labels = batch["labels"]
-        # clamp: the ignored label -100 is no index; its weight is multiplied by 0.
+        # clamp: the ignored label -100 is not an index; its weight is multiplied by 0.
         return (self.class_weights[labels.clamp(min=0)] * (labels != IGNORE_INDEX)).sum()
 
     def evaluate(self, batch: Batch) -> None:

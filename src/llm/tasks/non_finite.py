@@ -1,4 +1,4 @@
-"""Training that has diverged: the error, and the check of a loss."""
+"""Diverged training: the error, and the check of a loss."""
 
 import math
 
@@ -20,7 +20,7 @@ class DivergedError(UserError):
 
 
 def require_finite_loss(name: str, loss: float, *, step: int) -> None:
-    """Raise an error for a loss that is not finite.
+    """Require a finite loss.
 
     Raises:
         DivergedError: the loss is NaN or infinite.

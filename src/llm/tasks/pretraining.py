@@ -1,4 +1,4 @@
-"""Next-token prediction: the objective a language model is pretrained with (Bengio et al. 2003)."""
+"""Pretraining: next-token prediction (Bengio et al. 2003)."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class Pretraining(Task):
         self.perplexity = Perplexity()
 
     def setup(self, stage: str) -> None:
-        """Take the bytes per token of the data, so that losses of different tokenizers can be compared."""
+        """Take the bytes per token of the data, for a metric that is comparable across tokenizers."""
         data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.perplexity.bytes_per_token = getattr(data, "val_bytes_per_token", None)
 

@@ -1,19 +1,22 @@
-"""The reference model of preference learning: the policy before its first step."""
+"""The reference model of DPO and GRPO, and the tasks that compare their model with it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from llm.adapters.base import disabled
+from llm.data.base import DataModule
+from llm.tasks.base import Batch, Task
 
 
 class Reference(ABC):
     """The policy before its first step.
 
-    It is neither trained nor saved. A resumed run makes it again from the base weights, which are read
+    It is neither trained nor saved. A resumed run takes it again from the base weights, which are read
     before the checkpoint.
     """
 
@@ -76,3 +79,45 @@ class AdapterOff(Reference):
         """Return the base model."""
         with disabled(policy):
             yield policy
+
+
+class ReferenceTask(Task):
+    """A task that compares its model, the policy, with a reference.
+
+    Dropout is off: it would add noise to the log-probabilities of only one of the two.
+
+    Attributes:
+        reference: the model that the policy is compared with.
+    """
+
+    reference: Reference
+
+    def check(self, data: DataModule) -> None:
+        """Check that the reference can be taken from this model.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        self.reference.check(self.model)
+
+    def setup(self, stage: str) -> None:
+        """Take the reference while the model has its base weights, before a checkpoint is restored."""
+        if stage == "fit":
+            self.reference.start(self.model)
+
+    def on_train_start(self) -> None:
+        """Turn dropout off."""
+        super().on_train_start()
+        self.model.eval()
+
+    @abstractmethod
+    def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the log-probabilities of the targets of a batch under a model, in nats."""
+
+    def policy_and_reference(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities under the policy, with gradient, and under the reference."""
+        policy = self.log_probabilities(self.model, batch)
+        # Without a gradient the activations of the reference are not stored.
+        with torch.no_grad(), self.reference.of(self.model) as model:
+            reference = self.log_probabilities(model, batch)
+        return policy, reference

@@ -9,9 +9,9 @@ from llm.tasks.pairs import Pairs
 class Reward(Pairs):
     """Score the chosen response of a pair above the rejected one.
 
-    The arguments are those of `Pairs`; the model is a classifier with one class, whose logit at the last
-    token of the response, before the token that ends it, is the score. Only differences of scores
-    have a meaning, because the loss does.
+    The arguments are those of `Pairs`; the model is a classifier with one class. Its logit at the last token
+    of the response, before the token that ends it, is the score. Only differences of scores have a meaning,
+    because the loss depends on nothing else.
     """
 
     command = "evaluate"

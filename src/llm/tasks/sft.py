@@ -1,4 +1,4 @@
-"""Supervised finetuning: predict the next token of an assistant's answers (Ouyang et al. 2022, InstructGPT)."""
+"""Supervised finetuning: predict the tokens of an assistant's responses (Ouyang et al. 2022, InstructGPT)."""
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ CONTEXT = ("positions", "document_ids", "attention_mask")
 class SFT(Pretraining):
     """The objective of pretraining, on the tokens in the target mask only.
 
-    The arguments are those of `Task`; the model maps tokens (B, T) to logits (B, T, V). Batches are
-    weighted by their number of targets.
+    The arguments are those of `Pretraining`. Batches are weighted by their number of targets.
     """
 
     data_module = InstructionDataModule

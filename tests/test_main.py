@@ -151,6 +151,33 @@ def test_unknown_command_gets_the_nearest_name(llm):
     assert llm("trian") == (2, "", "llm trian: no such command; did you mean train?\n")
 
 
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_wrong_option_is_reported_with_wrong_keys_and_values(llm, sweep):
+    """Values for the group whose option is wrong are not judged by the default option."""
+    words = ("model=gtp", "model.dim=x", "trainer.mx_steps=3", "optimizer.lr=fast", "seed=x")
+    status, out, err = llm("train", *sweep, *words)
+    assert (status, out) == (2, "")
+    assert [line.partition("; ")[0] for line in err.splitlines()] == [
+        "model=gtp: no such option",
+        "trainer.mx_steps: no such key",
+        "seed: 'x' is not an int",
+        "optimizer.lr: 'fast' is not a float",
+    ]
+
+
+def test_point_with_a_wrong_value_is_reported_with_a_wrong_key(llm):
+    err = llm("train", "-m", "seed=1,x", "trainer.mx_steps=3")[2]
+    assert [line.partition("; ")[0] for line in err.splitlines()] == [
+        "trainer.mx_steps: no such key",
+        "seed=x | seed: 'x' is not an int",
+    ]
+
+
+def test_a_wrong_option_does_not_cause_further_lines(llm):
+    err = llm("train", "task=sfft", "data=instruction", "data.path=nowhere")[2]
+    assert [line.partition(": ")[0] for line in err.splitlines()] == ["task=sfft", "data.path"]
+
+
 def test_a_wrong_override_is_one_line(llm):
     status, out, err = llm("train", "model=gpt3")
     assert (status, out) == (2, "")
@@ -174,7 +201,7 @@ def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
 
 
 def test_a_group_that_is_set_to_null_is_one_line(llm):
-    status, out, err = llm("generate", "+judge=null", "weights.path=x")
+    status, out, err = llm("generate", "+judge=null")
     assert (status, out) == (2, "")
     assert err == "judge=null: is not an option; choose one of none, openai\n"
 

@@ -32,10 +32,12 @@ class WrongOverridesError(ConfigError):
     """Overrides that Hydra cannot compose.
 
     Attributes:
-        others: the other overrides of the command line; empty if they cannot be judged without the wrong ones.
+        others: the other overrides of the command line, without those of a group whose option does not exist.
+        keys: the keys that `others` set to a value.
     """
 
     others: Sequence[str] = ()
+    keys: Sequence[str] = ()
 
 
 def wrong_overrides(
@@ -46,6 +48,7 @@ def wrong_overrides(
     lines: list[str] = []
     choices: list[str] = []
     keys: dict[str, Override] = {}
+    sections: tuple[str, ...] = ()  # of groups whose option is wrong
     for word in overrides:
         try:
             override = OverridesParser.create(loader).parse_overrides([word])[0]
@@ -61,16 +64,20 @@ def wrong_overrides(
             _wrong_word(loader, override, groups, is_group=is_group, is_sweep=is_sweep)
         ):
             lines += found
+            sections += (f"{key.replace('/', '.')}.",) if is_group else ()
         elif is_group:
             choices.append(word)
         elif not override.is_hydra_override():
             keys[word] = override
     lines += _unused_groups(loader, name, choices)
-    are_choices_right = not lines
     wrong_keys = dict(_wrong_keys(loader, name, choices, keys, groups))
     error = WrongOverridesError(*dict.fromkeys([*lines, *wrong_keys.values()]))
-    if are_choices_right and wrong_keys:
-        error.others = [word for word in overrides if word not in wrong_keys]
+    kept = {
+        word: key_of(word)
+        for word in keys
+        if word not in wrong_keys and not key_of(word).startswith(sections)
+    }
+    error.others, error.keys = [*choices, *kept], list(kept.values())
     return error
 
 

@@ -98,7 +98,7 @@ class Invocation:
         self.line, self.info, self.loader = line, info, loader
 
     def load(self, *, is_sweep: bool) -> None:
-        """Compose the tree. If keys are wrong, the other overrides are checked too.
+        """Compose the tree. If some overrides are wrong, the values of the others are checked too.
 
         Raises:
             ConfigError: all problems.
@@ -108,11 +108,15 @@ class Invocation:
             self.tree = load_tree(self.loader, name, words, is_sweep=is_sweep)
         except WrongOverridesError as error:
             further: list[str] = []
-            if error.others and not is_sweep:
-                with collecting(further):
+            with collecting(further):
+                if is_sweep:
+                    tree = load_tree(self.loader, name, error.others, is_sweep=True)
+                    check_points(self.compose, sweep_jobs(self.loader, tree, error.others))
+                else:
                     self.compose(error.others)
-            # A misspelt key may be meant for a missing value.
-            others = (each for each in further if ": has no value;" not in each)
+            # What is wrong elsewhere may be due to the overrides that are left out.
+            typed = tuple(f"{key}{end}" for key in error.keys for end in (": ", "=", ".", "["))
+            others = (line for line in further if line.rpartition(" | ")[2].startswith(typed))
             raise ConfigError(*error.problems, *others) from error
 
     def start_one(self) -> None:

@@ -1,4 +1,4 @@
-"""Best of n: number of answers, the same draws as single answers, order of the scores."""
+"""Best of n: number of responses, the same draws as single responses, order of the scores."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_the_best_reward_does_not_fall_with_more_answers(model):
 
 def test_answers_that_are_all_the_same_are_not_drawn(model):
     nothing = lambda prompts, responses, references: [0.0] * len(responses)  # noqa: E731
-    with pytest.raises(ValueError, match="temperature=0 gives the same answer"):
+    with pytest.raises(ValueError, match="temperature=0 gives the same response"):
         best_of(
             model,
             ByteTokenizer(),
@@ -78,7 +78,7 @@ def test_answers_that_are_all_the_same_are_not_drawn(model):
             number=2,
             reward=nothing,
         )
-    with pytest.raises(ValueError, match="0 is not a number of answers; give 1 or more"):
+    with pytest.raises(ValueError, match="0 is not a number of responses; give 1 or more"):
         best_of(
             model,
             ByteTokenizer(),

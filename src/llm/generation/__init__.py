@@ -1,1 +1,1 @@
-"""From logits to text: sampling, decoding with a cache, stopping, streaming."""
+"""Generation of text: sampling, decoding with a cache, stopping, streaming."""

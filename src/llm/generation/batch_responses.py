@@ -1,4 +1,4 @@
-"""Answering many prompts, a batch at a time."""
+"""Responses to many prompts, a batch at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,17 +19,17 @@ def respond(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda number: None,
 ) -> list[str]:
-    """Return the model's answer to each prompt, in the order of the prompts.
+    """Return the model's response to each prompt, in order.
 
-    An answer does not depend on the batch size: prompt i is drawn with the seed `settings.seed + i`.
+    It does not depend on the batch size: that to prompt i is drawn with the seed `settings.seed + i`.
 
     Args:
         model: a language model, see `Decoding`.
         tokenizer: the one that the model was trained with.
         prompts: tokens, at least one per prompt, as a template's `encode_prompt` returns them.
-        settings: length, sampling and stopping conditions of each answer.
-        batch_size: number of prompts that are answered together.
-        advance: called after each batch with the number of prompts that it answered.
+        settings: length, sampling and stopping conditions of each response.
+        batch_size: number of prompts in a batch.
+        advance: called after each batch with its number of prompts.
 
     Raises:
         ValueError: `batch_size` is below 1, or a prompt is empty.

@@ -1,4 +1,4 @@
-"""The best of several answers: drawn from the model, chosen by a reward."""
+"""The best of several responses of a model, chosen by a reward."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from llm.tokenizers.base import Tokenizer
 
 
 class Scored(NamedTuple):
-    """An answer and its reward."""
+    """A response and its reward."""
 
     text: str
     score: float
@@ -27,24 +27,24 @@ def best_of(
     reward: Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]],
     settings: GenerationSettings,
 ) -> list[list[Scored]]:
-    """Return several answers to each prompt, the best first (Stiennon et al. 2020, "best-of-N").
+    """Return several responses to each prompt, the best first (Stiennon et al. 2020, "best-of-N").
 
-    It raises the reward without training, at N times the cost of one answer.
+    It raises the reward without training, at N times the cost of one response.
 
     Args:
         model: a language model, see `Decoding`.
         tokenizer: the one that the model was trained with.
         prompts: tokens, at least one per prompt.
-        number: N, the number of answers to each prompt.
-        reward: maps prompts, answers and reference answers (empty here) to scores.
-        settings: length, sampling and stopping conditions of each answer; the temperature is above 0.
+        number: N, the number of responses to each prompt.
+        reward: maps prompts, responses and references (empty here) to scores.
+        settings: length, sampling and stopping conditions of each response.
 
     Raises:
-        ValueError: fewer than 1 answer, or a temperature at which all are the same.
+        ValueError: see `require_choice`.
     """
     require_choice(number, settings.sampler)
     every = [prompt for prompt in prompts for _ in range(number)]
-    # One prompt's answers fill one batch.
+    # One prompt's responses fill one batch.
     texts = respond(model, tokenizer, prompts=every, settings=settings, batch_size=number)
     scores = reward([tokenizer.decode(prompt) for prompt in every], texts, [""] * len(every))
     scored = [Scored(*each) for each in zip(texts, scores, strict=True)]
@@ -53,14 +53,14 @@ def best_of(
 
 
 def require_choice(number: int, sampler: Sampler) -> None:
-    """Raise an error for a number of answers that leaves no choice.
+    """Check that there are different responses to choose from.
 
     Raises:
-        ValueError: fewer than 1 answer, or a temperature at which all are the same.
+        ValueError: fewer than 1 response, or several at a temperature of 0.
     """
     if number < 1:
-        raise ValueError(f"{number} is not a number of answers; give 1 or more")
+        raise ValueError(f"{number} is not a number of responses; give 1 or more")
     if number > 1 and sampler.temperature == 0:
         raise ValueError(
-            "sampler.temperature=0 gives the same answer every time; choose a temperature above 0"
+            "sampler.temperature=0 gives the same response every time; choose a temperature above 0"
         )

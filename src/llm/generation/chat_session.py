@@ -74,7 +74,7 @@ class ChatSession:
                 answer += piece
                 self.terminal.write(piece)
         except KeyboardInterrupt:
-            pass  # Ctrl-C ends the answer, and what was written so far is kept
+            pass  # what was written so far is kept
         # With the same seed the same question would get the same answer.
         self.seed += 1
         if answer:
@@ -103,7 +103,7 @@ class ChatSession:
                 self.terminal.note(f"{name}: no such command; {suggestion(name, COMMANDS)}")
 
     def _report_dropped_turns(self) -> None:
-        """Say once that the oldest turns are no longer in the prompt."""
+        """Report once that the oldest turns are left out."""
         if self.conversation.dropped and not self._is_drop_reported:
             self._is_drop_reported = True
             length = self.conversation.context_length
@@ -113,7 +113,7 @@ class ChatSession:
             )
 
     def _save(self, path: Path) -> str:
-        """Write the conversation to a file and return a message about it; overwrite a file only if the user agrees."""
+        """Write the conversation to a file, which is overwritten only if the user agrees; return a message."""
         if path.suffix not in (".json", ".jsonl"):
             return "/save FILE: name a file that ends in .json or .jsonl"
         if not self.conversation.turns:

@@ -16,13 +16,13 @@ class Turn(NamedTuple):
 
 
 class Conversation:
-    """The turns so far, and a prompt of the newest ones that leaves room for an answer.
+    """The turns so far, and a prompt of the newest ones with room for an answer.
 
     Args:
         template: converts messages to tokens, as in the training of the model.
         tokenizer: the tokenizer of the model.
         context_length: context length of the model, in tokens.
-        room: number of these tokens that a prompt leaves free for the answer.
+        room: how many of these a prompt leaves for the answer.
 
     Attributes:
         system: the system message; None for that of the template, if it has one.
@@ -74,7 +74,7 @@ class Conversation:
         """
         limit = self.context_length - self.room
         dropped = self.dropped
-        # Each try encodes all messages, because the template decides how many tokens a turn takes.
+        # Each try encodes all messages, because the length of a turn depends on the template.
         while len(tokens := self._encode(dropped, question)) > limit:
             if dropped == len(self.turns):
                 raise ValueError(
@@ -86,11 +86,11 @@ class Conversation:
         return tokens
 
     def add(self, question: str, answer: str) -> None:
-        """Remember a turn."""
+        """Add a turn."""
         self.turns.append(Turn(question, answer, self.system))
 
     def reset(self) -> None:
-        """Forget the turns; the system message stays."""
+        """Remove all turns; the system message stays."""
         self.turns.clear()
         self.dropped = 0
 

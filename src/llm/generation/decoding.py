@@ -1,8 +1,8 @@
 """Decoding: draw one token after another, each from the model's distribution given all before it.
 
 Of a text longer than `context_length`, a model reads a window at the end. The start of the window depends
-only on the length of the text (`window_start`), and positions count from there. So the continuation is
-the same with and without a cache, alone and in a batch.
+only on the length of the text (`window_start`), and positions count from it. So the continuation is the same
+with and without a cache, alone and in a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from llm.nn.kv_cache import Cache
 
 
 def generates(model: nn.Module) -> bool:
-    """Return whether a model can generate text: its attribute `generates`, or whether it has a cache."""
+    """Return whether a model can generate text: its attribute `generates`, otherwise whether it has a cache."""
     return getattr(model, "generates", hasattr(model, "new_cache"))
 
 
@@ -43,7 +43,7 @@ def generate(
 def window_start(length: int, context_length: int) -> int:
     """Return the start of the window that a model reads of a text of `length` tokens.
 
-    It is 0 while the text fits. Then it moves by half a context whenever the window would be too long, so the
+    It is 0 while the text fits. After that it moves by half a context whenever the window would be too long, so the
     cache is recomputed once per half context and not at every token.
 
     Args:
@@ -71,8 +71,8 @@ class Decoding(Iterator[dict[int, int]]):
         model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
         prompts: the tokens to continue, one row each, of any lengths.
         settings: length, sampling and end tokens; `stream_tokens` handles the stop strings.
-        use_cache: whether to keep the keys and values of earlier tokens. Without a cache every window is
-            computed anew, which is slow and defines the result.
+        use_cache: whether to keep the keys and values of earlier tokens. False computes every window anew:
+            slow, and the definition of the result.
         memory: the cache of an earlier text that begins the same; used only for a single row.
 
     Raises:
@@ -116,7 +116,7 @@ class Decoding(Iterator[dict[int, int]]):
         self._seen: Bool[Tensor, "B V"] | None = None
 
     def end(self, row: int) -> None:
-        """End a row: it gets no more tokens."""
+        """End a row."""
         self._running.discard(row)
 
     def __next__(self) -> dict[int, int]:
@@ -159,19 +159,19 @@ class Decoding(Iterator[dict[int, int]]):
         It has at most `context_length` columns, so it is full before the window of any row has to move.
         """
         cache = self._cache
-        # Rows that have ended take as long as the others: once half have ended, form a new batch.
+        # Ended rows take as long as the others: once half have ended, form a new batch.
         worthwhile = 2 * len(self._running) > len(self._rows)
         return cache is not None and cache.length < cache.capacity and worthwhile
 
     def _extend(self) -> Float[Tensor, "B V"]:
-        """Compute the newest token of each row, with the cache of those before it."""
+        """Return the logits after the newest token of each row, with the cache of those before it."""
         assert self._newest is not None
         # (B) -> (B, 1) -> (B, 1, C)
         output = self._model.hidden_states(self._newest[:, None], cache=self._cache)
         return self._model.head(output[:, -1])
 
     def _prefill(self) -> Float[Tensor, "B V"]:
-        """Compute the whole windows of the rows that have not ended, padded on the left to one length."""
+        """Return the logits after the windows of the rows that have not ended, padded on the left to one length."""
         model = self._model
         limit = model.context_length
         self._rows = sorted(self._running)
@@ -181,7 +181,7 @@ class Decoding(Iterator[dict[int, int]]):
 
         self._cache = None  # frees the old cache before the new one is allocated
         if self.use_cache:
-            # Room for all tokens to come, up to the context, so that the cache never has to grow.
+            # Room for all tokens to come, up to the context: the cache never grows.
             capacity = min(limit, tokens.shape[1] + self._remaining)
             recalled = self.memory and self.memory.recall(windows[0], capacity)
             cache: Cache = recalled or model.new_cache(len(windows), capacity)

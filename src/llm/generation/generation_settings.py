@@ -1,4 +1,4 @@
-"""Everything that decides how texts are written, apart from the model and the prompts."""
+"""Settings of generation, apart from the model and the prompts."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class GenerationSettings:
 
     Attributes:
         max_tokens: most tokens added to a prompt; 0 adds none.
-        sampler: chooses each token from the logits; by default always the most likely one.
+        sampler: chooses each token from the logits; by default the most likely one.
         seed: seed of the first row; row i uses `seed + i`, so a row does not depend on the others.
         end_tokens: tokens that end a row and are not part of its text.
         stops: texts that end a row and are not part of it.

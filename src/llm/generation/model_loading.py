@@ -1,4 +1,4 @@
-"""Loading of a model for commands that do not train: weights, hardware and precision."""
+"""Loading of a model for commands that do not train."""
 
 import sys
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def require_trained(weights: Weights | None) -> Weights:
 
 
 def use_hardware(hardware: Hardware) -> Hardware:
-    """Return the hardware with every `auto` replaced, and use as many threads as it says.
+    """Return the hardware with every `auto` replaced, and set the number of threads.
 
     Raises:
-        ConfigError: this machine does not have it.
+        ConfigError: this machine does not have this hardware.
     """
     with config_errors_at("hardware"):
         hardware = hardware.resolve()
@@ -43,7 +43,7 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
     """Return the model of some weights, on the device that it runs on.
 
     Raises:
-        ConfigError: the weights do not fit, or the model does not generate text.
+        ConfigError: the weights do not fit, or the model cannot generate text.
     """
     with SkipInit():
         model = weights.model()
@@ -63,8 +63,8 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
 def store_by_columns(model: nn.Module) -> nn.Module:
     """Store a model's float32 matrices on the CPU by columns: the same numbers in another order in memory.
 
-    Generation mostly multiplies a matrix by the vector of one token, and reading the matrix is the limit. By columns
-    it takes 0.6 (a head of 50,257 x 768) to 0.8 of the time (`experiments/generation_speed`). A batch of many tokens
+    Generation mostly multiplies a matrix by the vector of one token, which takes as long as reading the matrix: by
+    columns 0.6 (a head of 50,257 x 768) to 0.8 of the time (`experiments/generation_speed`). A batch of many tokens
     gains nothing, so training and classification keep torch's order.
     """
     for layer in model.modules():
@@ -95,10 +95,10 @@ def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
 
 
 def stop_strings(stop: str | Sequence[str]) -> list[str]:
-    """Return the texts at which writing ends, given one or a list of them.
+    """Return the stop strings, given one or several.
 
     Raises:
-        ConfigError: one is empty, and so part of every text.
+        ConfigError: one is empty: every text contains it.
     """
     stops = [stop] if isinstance(stop, str) else list(stop)
     if not all(stops):
@@ -123,7 +123,7 @@ def autocast(hardware: Hardware) -> torch.autocast:
 def report_truncation(
     model: nn.Module, prompts: Sequence[Sequence[int]], *, key: str = "prompt"
 ) -> None:
-    """Report on standard error which prompts are longer than the context, so that only their end is read.
+    """Report on standard error how many prompts are longer than the context, so that only their end is read.
 
     Args:
         model: a model with `context_length`.

@@ -1,4 +1,4 @@
-"""The cache of one text, reused for the next text that begins the same, such as the next prompt of a chat."""
+"""Reuse of a cache for the next text, such as the next prompt of a chat."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,26 @@ from llm.nn.kv_cache import Cache
 
 
 class PrefixCache:
-    """The cache of the last text: of a prompt that repeats it only the new tokens have to be computed."""
+    """The cache of the last text. If the next one begins the same, only its new tokens are computed."""
 
     def __init__(self) -> None:
         self._text: Sequence[int] = ()
         self._cache: Cache | None = None
 
     def keep(self, text: Sequence[int], cache: Cache | None) -> None:
-        """Remember the cache of a text in place of the one before.
+        """Store the cache of a text in place of the last one.
 
         Args:
             text: its tokens, from the first on. The list may grow later.
-            cache: its keys and values; None forgets.
+            cache: its keys and values; None only drops the last one.
         """
         self._text, self._cache = text, cache
 
     def recall(self, text: Sequence[int], capacity: int) -> Cache | None:
-        """Return the cache of the common beginning of the remembered text and this one, and forget it.
+        """Return the cache of the common prefix of the stored text and this one, and drop it.
 
         Args:
-            text: the tokens that are about to be computed.
+            text: the tokens to be computed.
             capacity: number of columns that the cache can hold.
 
         Returns:
@@ -35,8 +35,8 @@ class PrefixCache:
         self.keep((), None)
         if cache is None:
             return None
-        # At least one token is left to compute, for its logits. An interrupted forward pass may have reached
-        # only some of the layers, so the shortest one counts.
+        # At least one token is left to compute, for its logits. An interrupted forward pass may have filled only
+        # some layers, so the shortest one counts.
         most = min(len(text) - 1, *(layer.length for layer in cache.layers))
         length = next((at for at in range(most) if text[at] != known[at]), most)
         return cache.truncate(length, capacity) if length else None

@@ -1,4 +1,4 @@
-"""The prompts of `llm generate`: where they are read from and how they become tokens."""
+"""The prompts of `llm generate`: reading and encoding."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +18,8 @@ class EncodedPrompts(NamedTuple):
 
     Attributes:
         starts: tokens of each prompt.
-        end_tokens: tokens that end an answer, beside those of the tokenizer.
-        stops: texts that end an answer.
+        end_tokens: tokens that end a response, besides those of the tokenizer.
+        stops: texts that end a response.
     """
 
     starts: Sequence[Sequence[int]]
@@ -30,10 +30,7 @@ class EncodedPrompts(NamedTuple):
 def encode_prompts(
     prompts: Sequence[str], tokenizer: Tokenizer, *, template: ChatTemplate | None
 ) -> EncodedPrompts:
-    """Return the tokens of each prompt in the template, and the token and the texts that end an answer.
-
-    Without a template, the model continues the prompt.
-    """
+    """Return the tokens of each prompt, in the template if there is one, and what ends a response."""
     if template is None:
         return EncodedPrompts([first_tokens(tokenizer, prompt) for prompt in prompts])
     conversations = ([Message("user", prompt)] for prompt in prompts)
@@ -47,7 +44,7 @@ def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:
     prompt, file = config.get("prompt"), config.get("prompts_file")
     if file is None and prompt == []:
         yield "prompt: [] has no prompts; leave it out to begin a document"
-    if not isinstance(file, str) or not file.strip():  # reported as a wrong type or an empty name
+    if not isinstance(file, str) or not file.strip():  # another rule reports it
         return
     if prompt:
         yield "prompt, prompts_file: both are given; leave one out"
@@ -59,7 +56,7 @@ def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
-    """Return the prompt, a list of prompts, or those of a file, one per line; blank lines are skipped.
+    """Return the prompts given, or those of a file: one per line, without blank lines.
 
     Raises:
         ConfigError: the file has no prompt.

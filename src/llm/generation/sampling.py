@@ -1,4 +1,4 @@
-"""From logits to a token: pure functions on logits, and the sampler that applies them in order."""
+"""From logits to a token: functions of logits, and the sampler that applies them in order."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def repetition_penalty(
         seen: True for the tokens of each row's text so far.
         penalty: above 1 discourages repetition, 1 changes nothing, below 1 encourages it.
     """
-    # Division would raise a negative score, so that is multiplied: both become smaller.
+    # A negative score is multiplied, because division would raise it.
     punished = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, punished, logits)
 
@@ -61,10 +61,10 @@ def draw_token(logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int
         uniform: one number per row from [0, 1).
     """
     cumulative = logits.softmax(-1).cumsum(-1)
-    # The rounded total may differ from 1; scaled by it, the number is always below the total.
+    # The rounded total may differ from 1; scaled by it, the number always stays below it.
     threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    # The first token whose cumulative probability exceeds the number: each token owns an interval of
-    # [0, 1) as long as its probability. (B, V), (B, 1) -> (B, 1) -> (B)
+    # The first token whose cumulative probability exceeds the number: each token has an interval of [0, 1)
+    # as long as its probability. (B, V), (B, 1) -> (B, 1) -> (B)
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
 
 
@@ -80,7 +80,7 @@ class Sampler:
         repetition_penalty: above 1 makes tokens of the text so far less likely.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     temperature: float = 1.0

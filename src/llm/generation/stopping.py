@@ -6,7 +6,7 @@ from collections.abc import Sequence
 class StopStrings:
     """A filter that passes text on until a stop string, which is removed.
 
-    Text that may be the start of a stop string is held back until more text decides.
+    Text that may begin a stop string is held back until more text follows.
 
     Args:
         stops: the strings; the first to be completed ends the text.
@@ -28,7 +28,7 @@ class StopStrings:
             return ""
         self._held += text
         starts = [(self._held.find(stop), stop) for stop in self.stops]
-        # The stop string that ends first, and of several the longest, however the text was divided.
+        # The stop string that ends first, and of several the longest: independent of the division into pieces.
         found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
         if found is not None:
             self.stopped = True
@@ -36,7 +36,7 @@ class StopStrings:
         return self._release(len(self._held) - longest_start(self._held, self.stops))
 
     def close(self) -> str:
-        """Return what was held back: the text has ended without a stop string."""
+        """Return the text held back; it ended without a stop string."""
         return "" if self.stopped else self._release(len(self._held))
 
     def _release(self, length: int) -> str:

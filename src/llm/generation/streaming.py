@@ -6,15 +6,15 @@ from llm.tokenizers.base import Tokenizer, ends_within_character
 
 
 class IncrementalDecoder:
-    """Decoder of the tokens of one row, one by one; the joined pieces are the text of the row.
+    """Decoder of the tokens of one row, one by one, to pieces of its text.
 
     Text is held back while a later token can change it: an unfinished character, and for a tokenizer of
     words the text after an opening quote. Special tokens have no text.
 
     Args:
         tokenizer: the tokenizer of the tokens.
-        prompt: the tokens before the first. Their text is not repeated, but decides whether a tokenizer
-            of words begins with a space.
+        prompt: the tokens before. Their text is not repeated, but decides whether a tokenizer of words begins
+            with a space.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
@@ -27,7 +27,7 @@ class IncrementalDecoder:
         self._shown = len(decode(self._tokens))
 
     def add(self, token: int) -> str:
-        """Take the next token; return the text that is settled and was not shown yet."""
+        """Take the next token; return the newly settled text."""
         if token in self._special:
             return ""
         self._tokens.append(token)
@@ -40,5 +40,5 @@ class IncrementalDecoder:
         return piece
 
     def close(self) -> str:
-        """Return what was held back, as no token follows."""
+        """Return the text held back, after the last token."""
         return self.tokenizer.decode(self._tokens)[self._shown :]

@@ -1,4 +1,4 @@
-"""Text generation from text: prompts to pieces of their continuations."""
+"""Continuation of prompts, as text that is streamed in pieces."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def stream_tokens(
     settings: GenerationSettings,
     memory: PrefixCache | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield pieces of the continuations, each as soon as it is certain: (row of the prompt, text).
+    """Yield pieces of the continuations, each as soon as it is settled: (row of the prompt, text).
 
     A row ends at an end token of the tokenizer or of the settings, at a stop string, or after
     `settings.max_tokens`. Special tokens and stop strings are not part of the text.

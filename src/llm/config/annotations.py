@@ -1,4 +1,4 @@
-"""Type annotations of parameters: whether a value, or the product of a target, fits one."""
+"""Type annotations of parameters, and whether a value or the product of a target fits one."""
 
 import inspect
 import types
@@ -13,12 +13,12 @@ EMPTY = inspect.Parameter.empty
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class or function, with their annotations evaluated if possible.
 
-    `**shared` in the constructor of a class stands for the parameters of its parent class that it does not list
-    itself. The class names those for which it passes its own values in `supplied`.
+    `**shared` in a constructor stands for the further parameters of the parent class, except those in the attribute
+    `supplied` of the class, for which it passes its own values.
     """
     constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
     if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
-        return {}  # a module without its own constructor takes no argument, although torch's has **kwargs
+        return {}  # without its own constructor a module takes no argument, although torch's has **kwargs
     try:
         signature = inspect.signature(target, eval_str=True)
     except NameError:
@@ -34,7 +34,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def product(target: Callable[..., Any]) -> Any:
-    """Return the type that calling a target returns: the class itself, or the function's return annotation."""
+    """Return the type of a target's result: the class itself, or the return annotation of a function."""
     if inspect.isclass(target):
         return target
     try:
@@ -63,7 +63,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def accepts(hint: Any, value: Any) -> bool:
-    """Return whether plain data has the annotated type. Nodes inside it are checked elsewhere.
+    """Return whether plain data has the annotated type; nodes in it count as right.
 
     A list fits any sequence or tuple, an int fits a float, a bool fits neither int nor float.
     """
@@ -96,7 +96,7 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def conform(value: Any, hint: Any) -> Any:
-    """Convert an accepted value to the annotated type: YAML may write 1 for 1.0 and has no tuples."""
+    """Convert an accepted value to the annotated type: YAML has no tuples, and may write 1 for 1.0."""
     origins = [get_origin(member) or member for member in alternatives(hint)]
     if type(value) is int and float in origins and int not in origins:
         return float(value)
@@ -109,14 +109,14 @@ def conform(value: Any, hint: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value is plain data: not a node, not missing and not unresolved."""
+    """Return whether a value is plain data: not a node, missing or unresolved."""
     if isinstance(value, dict):
         return "_target_" not in value
     return value is None or (isinstance(value, PLAIN) and value != "???")
 
 
 def element_hint(hint: Any, at: Any) -> Any:
-    """Return the annotation of the element of a sequence at index `at`, or of a mapping at key `at`."""
+    """Return the annotation of the element at an index of a sequence or a key of a mapping."""
     wanted = _is_sequence if isinstance(at, int) else _is_mapping
     for member in alternatives(hint):
         origin, arguments = get_origin(member) or member, get_args(member)
@@ -146,7 +146,7 @@ def _is_mapping(origin: Any) -> bool:
 
 
 def positional(hint: Any) -> Sequence[Any] | None:
-    """Return the types of the arguments that the code passes to a factory; None if not annotated."""
+    """Return the types of a factory's arguments; None if they are not annotated."""
     for member in alternatives(hint):
         if get_origin(member) is Callable and isinstance(get_args(member)[0], list):
             return get_args(member)[0]
@@ -164,7 +164,7 @@ def takes_factory(hint: Any, produced: Any) -> bool:
 
 
 def wants_factory(hint: Any, produced: Any) -> bool:
-    """Return whether an annotation accepts a factory of `produced` and not `produced` itself."""
+    """Return whether an annotation accepts a factory of `produced`, but not `produced` itself."""
     members = alternatives(hint)
     if any(get_origin(m) is not Callable and takes(m, produced) for m in members):
         return False

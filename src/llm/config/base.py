@@ -13,7 +13,7 @@ from llm.config.rules import Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
-    """A command. Each field is a key at the root of its configuration, of the annotated type.
+    """A command. Its fields are the keys at the root of its configuration.
 
     Args:
         composed: the composed configuration; passed by the code.

@@ -1,4 +1,4 @@
-"""The budget of a run. A budget on the command line replaces the budget of the experiment."""
+"""The budget of a run: a budget on the command line replaces that of the experiment."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from llm.config.overrides import key_of
 def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """Set all other budgets to null if the command line sets one.
 
-    So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget. A budget that the
-    command line sets to null replaces none.
+    So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget. A null on the command
+    line replaces none.
     """
     given = {*map(key_of, overrides)}
     if all(OmegaConf.select(config, key) is None for key in given.intersection(BUDGET)):

@@ -29,15 +29,15 @@ def build(node: Any, **kwargs: Any) -> Any:
 
     Args:
         node: a node of the composed tree, or a plain dictionary; None returns None. A section without
-            `_target_` returns a dictionary of the objects that its nodes build.
+            `_target_` returns a dictionary of the built objects.
         kwargs: further arguments, passed unchanged; they replace values of the same name.
 
     Returns:
         What the target returns. For a node with `_partial_: true`: a factory that calls the target.
 
     Raises:
-        ConfigError: a target is not on the allowlist, or a constructor raised an error about a value.
-            Each line starts with the full key of its node.
+        ConfigError: a target is not on the allowlist, or a constructor rejects a value. Each line starts
+            with the full key of its node.
     """
     if node is None:
         return None
@@ -69,7 +69,7 @@ def config_errors_at(key: str) -> Iterator[None]:
 
 
 def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """Return the target of every node in a tree of plain data, by full key.
+    """Return the targets of all nodes in plain data, by full key.
 
     Raises:
         ConfigError: targets are not on the allowlist, one line each.
@@ -126,7 +126,7 @@ def _failing_key(error: Exception, targets: dict[str, Callable[..., Any]]) -> st
 
 
 def _problem_line(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
-    """Return the line about a node. If it begins with a parameter (`rank=0: …`), it gets the parameter's key."""
+    """Return the line about a node, or about a parameter of it that the message begins with (`rank=0: …`)."""
     message = _one_line(error)
     name = re.split("[=:]", message, maxsplit=1)[0]
     is_parameter = key in targets and name in annotations.parameters(targets[key])

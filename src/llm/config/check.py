@@ -1,8 +1,8 @@
 """The check of a composed configuration before anything heavy starts.
 
-First the tree is compared with the signatures that it names (`llm.config.walk`). Then every object that needs
-neither data nor weights is built, and the model is built on torch's `meta` device, which takes almost no memory and
-time. All problems are reported at once. The objects are returned and never built a second time.
+First the tree is compared with the signatures that it names (`llm.config.walk`). Then all objects that need neither
+data nor weights are built, and the model on torch's `meta` device, which takes almost no memory and time. All problems
+are reported at once. The built objects are used, not built again.
 """
 
 import inspect
@@ -44,12 +44,8 @@ def check(composed: Composed) -> Any:
         ConfigError: all problems at once, one line each: `full.key: what is wrong; the fix`.
     """
     command = command_class(composed.config)
-    given_by_code = ("composed",)
-    parameters = {
-        name: each
-        for name, each in annotations.parameters(command).items()
-        if name not in given_by_code
-    }
+    parameters = annotations.parameters(command)
+    del parameters["composed"]  # passed by the code
     slots = {name: each.annotation for name, each in parameters.items()}
     config, problems, known = composed.config, [], {}
     if command.adopt is not None:
@@ -68,7 +64,7 @@ def check_nodes(config: DictConfig, slots: Mapping[str, Any]) -> dict[str, Any]:
     """Check some sections of a tree, such as the config of another run, and return the built objects.
 
     Args:
-        config: the tree. Its section `trust` is respected.
+        config: the tree, which may set `trust`.
         slots: the annotation of each section; for a `Deferred[T]`, only a model on `meta` is built.
 
     Raises:
@@ -84,10 +80,10 @@ def check_nodes(config: DictConfig, slots: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_class(config: DictConfig) -> type[Command]:
-    """Return the class of the command that a tree names at its root.
+    """Return the command at the root of a tree.
 
     Raises:
-        ConfigError: the tree names no command.
+        ConfigError: there is none.
     """
     path = str(OmegaConf.select(config, "_target_"))
     if path == "None":
@@ -116,7 +112,7 @@ class Tree:
     Attributes:
         config: the tree.
         slots: the annotations of the sections at its root.
-        problems: the problems found so far, one line each.
+        problems: the problems so far, one line each.
         trust: packages of the user that `_target_` may name.
         is_trusted: whether `trust` is valid; otherwise nothing can be built.
     """
@@ -153,7 +149,7 @@ class Tree:
         raise_all(lines)
 
     def _is_repeated(self, line: str) -> bool:
-        """Return whether a key has the same problem as the key that it refers to, such as `data.seed: ${seed}`."""
+        """Return whether a reference, such as `data.seed: ${seed}`, has the same problem as its key."""
         key, _, problem = line.partition(": ")
         section, _, name = key.rpartition(".")
         parent = OmegaConf.select(self.config, section, throw_on_resolution_failure=False)
@@ -175,7 +171,7 @@ class Tree:
 
         Args:
             plain: the sections as plain data.
-            rules: checks of the whole tree, besides those of every tree.
+            rules: further checks of the whole tree.
             known: sections that are already built.
         """
         whole = dereference(plain)
@@ -235,10 +231,10 @@ class Tree:
 
 
 def build_each(node: DictConfig) -> dict[Any, Any]:
-    """Build each node of a section, and report all problems at once.
+    """Build each node of a section.
 
     Raises:
-        ConfigError: all problems.
+        ConfigError: all problems at once.
     """
     built, problems = {}, []
     for name in node:
@@ -249,12 +245,12 @@ def build_each(node: DictConfig) -> dict[Any, Any]:
 
 
 def build_on_meta(config: DictConfig, key: str) -> Any:
-    """Build a model with shapes and without weights, with a provisional number for each missing size.
+    """Build a model without weights, with a provisional number for each missing size.
 
     Raises:
         ConfigError: a constructor rejects a value, or torch rejects a size.
     """
-    import torch  # takes 1.6 s, and only a tree that holds a model needs it
+    import torch  # takes 1.6 s; only a tree with a model needs it
 
     config = with_provisional_sizes(config)
     try:
@@ -266,7 +262,7 @@ def build_on_meta(config: DictConfig, key: str) -> Any:
 
 
 def with_provisional_sizes(config: DictConfig) -> DictConfig:
-    """Return a copy of a tree with a provisional number for each size that reading the data fills in."""
+    """Return a copy of a tree with a provisional number for each size that the data will determine."""
     config = config.copy()
     for key in FILLED_IN:
         if _is_open(config, key):
@@ -275,7 +271,7 @@ def with_provisional_sizes(config: DictConfig) -> DictConfig:
 
 
 def _is_open(config: DictConfig, key: str) -> bool:
-    """Return whether a value has yet to be filled in: its node accepts it but does not set it."""
+    """Return whether a node accepts a value but does not set it."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent, throw_on_missing=False)
     if not isinstance(node, DictConfig) or node.get("_target_") is None:
@@ -286,12 +282,12 @@ def _is_open(config: DictConfig, key: str) -> bool:
 
 
 def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:
-    """Return whether a section has problems, or may refer to one that has: then they are reported there."""
+    """Return whether a section has problems, or may refer to one that has."""
     return name in faulty or bool(faulty and any(node_references([plain])))
 
 
 def _with_node_key(line: str, references: Mapping[str, str]) -> str:
-    """Return the line of a problem with the key of the node itself instead of the key of a reference to it."""
+    """Return the line of a problem with the key of the node instead of the key of a reference to it."""
     for reference, key in sorted(references.items(), reverse=True):
         if line.startswith((f"{reference}.", f"{reference}:")):
             return key + line.removeprefix(reference)

@@ -10,7 +10,7 @@ class CommandInfo(NamedTuple):
         help: what it does, in one line.
         example: a command to start with.
         reads: tasks whose runs it reads; empty for all.
-        folders: the key that collects the folders on the command line: words that are not overrides.
+        folders: the key that collects the folders on the command line.
         is_heavy: whether each point of a sweep (`-m`) gets its own process.
     """
 

@@ -39,18 +39,18 @@ class CommandLine:
 
     @property
     def composes_to_show(self) -> bool:
-        """Whether the command line requests output that needs the composed configuration."""
+        """Whether it requests output about the composed configuration."""
         return bool(self.args.cfg or self.args.help or self.args.info)
 
     @property
     def shows(self) -> bool:
-        """Whether the command line requests output instead of a run."""
+        """Whether it requests output instead of a run."""
         args = self.args
         return bool(self.composes_to_show or args.shell_completion or args.hydra_help)
 
     @property
     def flags(self) -> list[str]:
-        """The flags that each further process of the command needs too, as typed."""
+        """The flags that further processes of the command need too."""
         given = {"--config-dir": self.args.config_dir, "--config-name": self.args.config_name}
         return [word for flag, value in given.items() if value for word in (flag, value)]
 
@@ -61,7 +61,7 @@ def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> Com
     Args:
         name: the command.
         words: the words after it.
-        folders: the key that collects words which are not overrides.
+        folders: the key that collects folders.
 
     Raises:
         ConfigError: a flag is not supported.
@@ -69,7 +69,7 @@ def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> Com
     """
     is_sweep = "-m" in words or "--multirun" in words
     words = gather_folders(words, folders) if folders else words
-    # Overrides last, because the parser accepts no flag between two of them.
+    # Overrides come last, because the parser accepts no flag between two of them.
     words = sorted((as_text(word, is_sweep=is_sweep) for word in words), key=is_override)
     parser = get_args_parser()
     args = parser.parse_args(words)
@@ -83,7 +83,7 @@ def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> Com
 def gather_folders(words: Sequence[str], key: str) -> list[str]:
     """Replace all folders on a command line by one override of `key`.
 
-    A word is a folder if it has no equals sign, or if it exists: names of runs contain equals signs.
+    A word is a folder if it has no equals sign or exists: names of runs contain equals signs.
     """
     positional = get_args_parser().parse_known_intermixed_args(words)[0].overrides
     folders = [word for word in positional if "=" not in word or os.path.isdir(word)]  # noqa: PTH112
@@ -92,12 +92,12 @@ def gather_folders(words: Sequence[str], key: str) -> list[str]:
 
 
 def is_override(word: str) -> bool:
-    """Return whether a word sets or deletes a key, and is not a flag or the value of one."""
+    """Return whether a word sets or deletes a key."""
     return word.startswith(("+", "~")) or ("=" in word and not word.startswith("-"))
 
 
 def config_dir(folder: str | None) -> str | None:
-    """Return the user's folder of configs as an absolute path, with a leading `~` expanded.
+    """Return the absolute path of the user's folder of configs.
 
     Raises:
         ConfigError: the folder does not exist.

@@ -1,4 +1,4 @@
-"""The result of a composition: the tree of a command and the choices that made it."""
+"""The result of a composition."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,7 @@ class Composed:
     """A composed command.
 
     Attributes:
-        config: the tree, without Hydra's own section. Values that only Hydra can resolve are resolved; references
-            from one key to another are kept.
+        config: the tree, without Hydra's own section. Hydra's values are resolved, references between keys are kept.
         overrides: the overrides of the command line.
         choices: the chosen option of each group.
         directory: the folder of the run.

@@ -68,8 +68,7 @@ def check_points(
     """Compose and check every point of a sweep before the first one starts.
 
     Raises:
-        ConfigError: all problems of all points. A line that does not concern all points begins with the overrides
-            of its point.
+        ConfigError: all problems. A line that does not concern all points begins with the overrides of its point.
     """
     labels = [" ".join(words) for words in differing_words(jobs)]
     found: dict[str, list[str]] = {}
@@ -94,7 +93,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
     Args:
         loader: the loader that composed it.
         point: the composed command.
-        found: problems that are known already, one line for each key.
+        found: problems that are already known, one line for each key.
 
     Raises:
         ConfigError: all problems, each with the user's file that sets its key.
@@ -119,7 +118,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
 
 
 def _about_deletions(lines: list[str], overrides: Sequence[str]) -> list[str]:
-    """Return the problems, with one line for all that an override such as `~model` causes."""
+    """Return the problems, with one line for all those of an override such as `~model`."""
     for word in overrides:
         key = key_of(word)
         others = [

@@ -15,9 +15,9 @@ class Deferred(Generic[T]):
     """A node of type `T` that is built when the data or the weights that it needs are known.
 
     Attributes:
-        tree: the composed tree that contains it. Values that are filled in later, such as `vocab_size`, are used.
+        tree: the composed tree, in which values such as `vocab_size` may be filled in later.
         key: its key at the root of the tree.
-        outline: for a model or a task with one, the model on `meta` that the check built: shapes, no weights.
+        outline: the model on `meta` that the check built, of a model or a task with one: shapes, no weights.
     """
 
     tree: DictConfig
@@ -25,7 +25,7 @@ class Deferred(Generic[T]):
     outline: Any = None
 
     def build(self, **known: Any) -> T:
-        """Build the node. Call this once.
+        """Build the node, once.
 
         Args:
             known: arguments that are not in the configuration.

@@ -16,10 +16,10 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """An error in a configuration, with all problems that were found in it.
+    """An error in a configuration.
 
     Attributes:
-        problems: one line each, `full.key: what is wrong; the fix`.
+        problems: all problems, one line each: `full.key: what is wrong; the fix`.
     """
 
     status = 2
@@ -52,7 +52,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
         edits = sum(max(b - a, d - c) for step, a, b, c, d in steps if step != "equal")
         return edits, abs(len(word) - len(choice))
 
-    # Two exchanged letters in a word of three, such as dmi for dim, have a similarity of 0.67.
+    # dmi and dim have a similarity of 0.67.
     close = difflib.get_close_matches(word, list(choices), n=5, cutoff=0.65)
     return min(close, key=distance, default=None)
 

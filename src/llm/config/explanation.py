@@ -1,7 +1,7 @@
 """Messages about a command line that Hydra cannot compose, one line for each wrong word.
 
-Hydra's own messages suggest to prefix a key with `+`, which turns every misspelt key into a new one. So each
-override is compared with the groups and keys that exist.
+Hydra suggests to prefix a key with `+`, which makes a misspelt key a new one. So each override is compared with the
+existing groups and keys.
 """
 
 import json
@@ -32,7 +32,7 @@ class WrongOverridesError(ConfigError):
     """Overrides that Hydra cannot compose.
 
     Attributes:
-        others: the other overrides of the command line, without those of a group whose option does not exist.
+        others: the other overrides, without those of a group whose option does not exist.
         keys: the keys that `others` set to a value.
     """
 
@@ -84,7 +84,7 @@ def wrong_overrides(
 def _wrong_word(
     loader: Loader, override: Override, groups: Sequence[str], *, is_group: bool, is_sweep: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with an override, whatever the tree is."""
+    """Yield what is wrong with an override in every tree."""
     word, key = str(override.input_line), override.key_or_group
     if override.is_sweep_override() and not is_sweep:
         name = override.get_key_element()
@@ -98,10 +98,10 @@ def _wrong_word(
 
 
 def _unused_groups(loader: Loader, name: str, choices: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each option of a group that the command does not use or has not chosen."""
+    """Yield a line for each option of a group that the command does not use, or deletes without having it."""
     try:
         config = loader.load_configuration(name, [], run_mode=RunMode.RUN)
-    except HYDRA_ERRORS:  # the primary config itself is wrong, which Hydra's message says
+    except HYDRA_ERRORS:  # the primary config is wrong: Hydra's message says so
         return
     chosen = config.hydra.runtime.choices
     for word in choices:
@@ -119,7 +119,7 @@ def _unused_groups(loader: Loader, name: str, choices: Sequence[str]) -> Iterato
 
 
 def _keys_for(loader: Loader, word: str, node: DictConfig) -> str:
-    """Return the keys to set instead of an option: those that differ, otherwise all that the command has."""
+    """Return the keys to set instead of an option: those that differ, otherwise all of the command."""
     group, _, option = word.partition("=")
     own = _loaded(loader, group, option)
     keys = [key for key in node if key != "_target_"]
@@ -167,7 +167,7 @@ def _wrong_keys(
     keys: Mapping[str, Override],
     groups: Sequence[str],
 ) -> Iterator[tuple[str, str]]:
-    """Yield each word whose key is not in the tree that the chosen options compose, with a line about it."""
+    """Yield each word whose key is not in the tree of the chosen options, with a line about it."""
     try:
         mode = RunMode.MULTIRUN if any("," in choice for choice in choices) else RunMode.RUN
         config = loader.load_configuration(name, choices, run_mode=mode)
@@ -187,7 +187,7 @@ def _wrong_keys(
 
 
 def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> str | None:
-    """Return a line about the first word of a dotted key that does not exist; None if all do."""
+    """Return a line about the first part of a dotted key that does not exist; None if all do."""
     node, path = config, ""
     typed = {key_of(each): each for each in config.hydra.overrides.task}
     for word in key.split("."):
@@ -206,7 +206,7 @@ def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> str | Non
 
 
 def _no_such_root(config: DictConfig, word: str, key: str, groups: Sequence[str]) -> str:
-    """Return what is wrong with a key whose first word is not at the root of the tree."""
+    """Return what is wrong with a key whose first part is not at the root of the tree."""
     if key in RENAMED:
         return f"no such key; it is now called {RENAMED[key]}"
     elsewhere = [] if key in ("_target_", "_partial_") else _ending_in(config, key)
@@ -222,8 +222,8 @@ def _no_such_root(config: DictConfig, word: str, key: str, groups: Sequence[str]
 def _of_other_options(loader: Loader, config: DictConfig, key: str) -> str | None:
     """Return the line about a key that only other options of its group have; None if no option has it.
 
-    Options that leave the key open (`???`) come first, otherwise all that have it. Among them, the first one named
-    has the most keys in common with the chosen option.
+    It names the options that leave the key open (`???`), otherwise all that have it: first the one with the most keys
+    in common with the chosen option.
     """
     section, _, word = key.rpartition(".")
     group = section.replace(".", "/")
@@ -247,7 +247,7 @@ def _of_other_options(loader: Loader, config: DictConfig, key: str) -> str | Non
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
-    """Return the full keys whose last words are `key`, for people who forget the section."""
+    """Return the full keys that end in `key`, whose section may have been forgotten."""
     found = []
     for name in (str(name) for name in node if name != "hydra"):
         full = f"{path}.{name}" if path else name
@@ -260,7 +260,7 @@ def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
 
 
 def _more_parameters(node: DictConfig) -> Sequence[str]:
-    """Return all parameters of a node's target, including those that the config does not set."""
+    """Return all parameters of a node's target."""
     if "_target_" not in node:
         return ()
     try:

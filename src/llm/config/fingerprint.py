@@ -31,7 +31,7 @@ IGNORE = (
     "data.ignored",
     "data.workers",
 )
-# Keys inside the fingerprint that a resumed run may change if the user allows it: how it trains, not what.
+# Keys inside the fingerprint that a resumed run may change if the user allows it.
 CHANGEABLE = (
     "optimizer.lr",
     "optimizer.adamw_lr",
@@ -56,11 +56,7 @@ def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
 
 
 def recipe(config: DictConfig) -> str:
-    """Return the fingerprint without the seed and with the budget: the same for all repetitions of a run.
-
-    Args:
-        config: a composed tree; its other seeds refer to `seed`.
-    """
+    """Return the fingerprint with the budget and without the seed, to which all other seeds refer."""
     config = config.copy()
     config.seed = 0
     return fingerprint(config, IGNORE_BUT_BUDGET)
@@ -91,7 +87,7 @@ def is_changeable(key: str) -> bool:
 
 
 def _suffixes(key: str) -> Iterator[str]:
-    """Return the keys that `key` may refer to: for `task.optimizer.lr`, `optimizer.lr` and `lr`."""
+    """Return the shorter keys at the end of a key: for `task.optimizer.lr`, `optimizer.lr` and `lr`."""
     words = key.split(".")
     return (".".join(words[first:]) for first in range(1, len(words)))
 
@@ -111,7 +107,7 @@ def is_among(key: str, keys: Collection[str]) -> bool:
 
 
 def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Yield each value that is not a dictionary, with its dotted key. An empty dictionary counts as a value.
+    """Yield each value that is not a dictionary or is empty, with its dotted key.
 
     If all values of a dictionary are nodes, as in preprocessing steps, their order is yielded too.
     """

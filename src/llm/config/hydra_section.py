@@ -1,9 +1,8 @@
 """Checks of Hydra's own section: where runs go, and how a sweep searches and launches.
 
-Hydra acts on this section before our code runs: it builds what `hydra.callbacks` names, opens the files of
-`hydra.job_logging`, changes folders and sets environment variables. So the section has its own check. A command line
-may set the keys in TYPED. A user's file may set plain values of known launchers and sweepers. All else must be as in
-our files or Hydra's.
+Hydra uses this section before our code runs: it builds what `hydra.callbacks` names, opens the files of
+`hydra.job_logging`, changes folders and sets environment variables. So a command line may set only the keys in TYPED,
+and a user's file only plain values of known launchers and sweepers. All else must be as in our files or Hydra's.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ WRITTEN = (
     *("hydra.runtime", "hydra.overrides"),
     *("hydra.job.override_dirname", "hydra.job.config_name"),
 )
-# Texts that a file may pass to a scheduler or a study. Numbers and booleans are always allowed.
+# Texts that a file may pass to a scheduler or a study, besides numbers and booleans.
 FREE_TEXT = (
     *(f"hydra.launcher.{key}" for key in ("partition", "qos", "constraint", "account", "comment")),
     *(f"hydra.launcher.{key}" for key in ("exclude", "gres", "mem_per_gpu", "mem_per_cpu")),
@@ -52,7 +51,7 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
 
     Args:
         overrides: the overrides of the command line.
-        own: overrides that the program itself has added.
+        own: overrides that the program has added.
     """
     for override in overrides:
         if override.input_line in own:
@@ -68,12 +67,12 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
 
 
 def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
-    """Refuse keys of Hydra's that a command would not use.
+    """Refuse keys of Hydra's that a command does not use.
 
     Args:
         words: the overrides of the command line.
         is_sweep: whether they have several values.
-        has_directory: whether the command has the directory of a run.
+        has_directory: whether the command has a run's directory.
 
     Raises:
         ConfigError: a line for each key.
@@ -94,7 +93,7 @@ def _remedy(key: str) -> str:
 
 
 def target_problems(section: Mapping[str, Any], trust: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each object that Hydra would build or call and that is not on its allowlist.
+    """Yield a line for each object that Hydra would call and that is not on its allowlist.
 
     Args:
         section: Hydra's section, as plain data.
@@ -115,11 +114,11 @@ def target_problems(section: Mapping[str, Any], trust: Sequence[str]) -> Iterato
 def file_problems(
     section: Mapping[str, Any], references: Sequence[Mapping[str, Any]], typed: Collection[str]
 ) -> Iterator[str]:
-    """Yield a line for each key of Hydra's that a file in the user's folder sets and may not set.
+    """Yield a line for each key of Hydra's that a file in the user's folder may not set.
 
     Args:
         section: Hydra's section, composed with the user's folder, as plain data.
-        references: the same section, composed from packaged files only.
+        references: the same section from packaged files only.
         typed: full keys that the command line sets.
     """
     known = [dict(_values(reference, "hydra")) for reference in references]

@@ -1,4 +1,4 @@
-"""Output about a configuration without running it: `--help`, `--cfg`, `--info` and completion."""
+"""Output about a configuration: `--help`, `--cfg`, `--info` and completion."""
 
 import contextlib
 import sys

@@ -1,7 +1,7 @@
 """The config loader, for our configs and a folder of the user, which may be untrusted.
 
-Every composition uses it, including Hydra's own in a launcher's process. Files of the user and Hydra's own section
-are checked here, before they have any effect. The rest of the tree is checked by `llm.config.check`.
+All compositions use it, also those of Hydra's launchers. It checks files of the user and Hydra's own section before
+they have any effect. `llm.config.check` checks the rest of the tree.
 """
 
 import math
@@ -67,7 +67,7 @@ class Loader(ConfigLoaderImpl):
 
     Attributes:
         own: overrides that the program itself adds to a command line.
-        points: points of a sweep that are already composed and checked, by their overrides, for Hydra's launchers.
+        points: the checked points of a sweep by their overrides, for Hydra's launchers.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, is_packaged: bool = True) -> None:
@@ -106,7 +106,7 @@ class Loader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """Return the point that was composed for the check; compose it if there is none."""
+        """Return the point composed for the check; compose it if there is none."""
         point = self.points.get(frozenset(sweep_overrides))
         if point is None:  # chosen by a sweeper that searches
             config = super().load_sweep_config(master_config, sweep_overrides)
@@ -136,7 +136,7 @@ class Loader(ConfigLoaderImpl):
         return self.repository.get_group_options(group_name, results_filter)
 
     def own_options(self, choices: Iterable[tuple[str, str | None]]) -> "Iterator[OwnOption]":
-        """Yield those of some options, each with its group, that are files in the user's folder."""
+        """Yield the chosen options that are files in the user's folder."""
         for chosen, option in choices:
             group, found = chosen.partition("@")[0], None
             with suppress(
@@ -172,7 +172,7 @@ class Loader(ConfigLoaderImpl):
     def _process_config_searchpath(
         self, config_name: str | None, parsed_overrides: list[Override], repo: Any
     ) -> None:
-        """Refuse a search path in a file, because Hydra would import or read it immediately."""
+        """Refuse a search path in a file: Hydra would import or read it immediately."""
         primary = repo.load_config(config_path=config_name) if config_name is not None else None
         if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath"):
             raise ConfigError(
@@ -186,7 +186,7 @@ class OwnOption(NamedTuple):
     Attributes:
         file: path of the file.
         key: the key of the tree that gets its values; empty for the root.
-        values: its own values, without those of its defaults.
+        values: its own values, without its defaults.
     """
 
     file: str
@@ -208,7 +208,7 @@ class OwnOption(NamedTuple):
 
 
 class CheckedRepository(ConfigRepository):
-    """A repository that checks the files in the user's folder before it returns them."""
+    """A repository that checks the files in the user's folder."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Load a file.
@@ -277,7 +277,7 @@ def _options(choices: dict[str, Any]) -> tuple[str, ...]:
 
 @lru_cache
 def references(*options: str) -> tuple[dict[str, Any], ...]:
-    """Return Hydra's section composed from packaged files only: for our commands, and Hydra's default.
+    """Return Hydra's section from packaged files only: for our commands, and Hydra's default.
 
     Raises:
         ConfigError: an option is not in an installed package.

@@ -1,7 +1,7 @@
 """Errors of the operating system about files, as one line that says what to do.
 
-Libraries that write files hide them: on a full disk, torch fails with `unexpected pos`, because it closes its
-archive while the first error propagates. So the first cause is searched.
+Libraries hide them: on a full disk, torch fails with `unexpected pos`, because it closes its archive while the first
+error propagates. So the first cause is searched.
 """
 
 import errno
@@ -57,7 +57,7 @@ def explain_os_errors() -> Iterator[None]:
 
 
 def _from_worker(error: UserError) -> str | None:
-    """Return the message of an error in a data loader's worker, which torch appends to the worker's traceback."""
+    """Return the message of an error in a data loader's worker, which torch puts after the traceback."""
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     before, _, line = str(error).rpartition(f"\n{name}: ")
     return line.strip() if "DataLoader worker" in before else None

@@ -1,9 +1,9 @@
-"""The overrides of a command line: their keys and values, and which of them differ between jobs."""
+"""The overrides of a command line: their keys and values."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-# Words that an earlier version used, with their new names.
+# Words of an earlier version, with their new names.
 RENAMED = {
     "check": "dry_run",
     "task=instruction": "task=sft",
@@ -48,6 +48,6 @@ def escaped_text(text: str) -> str:
 
 
 def differing_words(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return for each job the words that are not common to all jobs; for a single job, none."""
+    """Return for each job the words that not all jobs have; for a single job, none."""
     common = set.intersection(*map(set, jobs)) if jobs else set()
     return [[word for word in job if word not in common] for job in jobs]

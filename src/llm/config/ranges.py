@@ -1,8 +1,7 @@
 """Valid ranges of parameters, by name. A name means one thing in the whole package.
 
-torch's optimizers check only some of their arguments, and only after the folder of the run has been made. A mask or
-a norm accepts any number. A size that is far too large ends the process when memory is allocated. What our
-dataclasses check themselves is not repeated here.
+torch's optimizers check only some arguments, after the folder of the run is made. A mask or a norm accepts any number.
+A size that is far too large ends the process. What our dataclasses check themselves is not repeated here.
 """
 
 import math
@@ -15,20 +14,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 @dataclass(frozen=True)
 class Range:
-    """An interval. A bound that is None does not limit it."""
+    """An interval of finite numbers."""
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return not (
-            (self.at_least is not None and value < self.at_least)
-            or (self.above is not None and value <= self.above)
-            or (self.at_most is not None and value > self.at_most)
-            or (self.below is not None and value >= self.below)
-        )
+        return self.at_least <= value <= self.at_most and self.above < value < self.below
 
     def __str__(self) -> str:
         bounds = {
@@ -37,7 +31,7 @@ class Range:
             "at most {}": self.at_most,
             "less than {}": self.below,
         }
-        given = (words.format(bound) for words, bound in bounds.items() if bound is not None)
+        given = (words.format(bound) for words, bound in bounds.items() if math.isfinite(bound))
         return " and ".join(given)
 
 
@@ -47,7 +41,7 @@ COUNT = Range(at_least=1)
 SHARE = Range(at_least=0, at_most=1)
 PROPER_SHARE = Range(at_least=0, below=1)
 
-# Far above every trained model. Below these sizes a model on `meta` is built in seconds.
+# Far above every trained model; up to these sizes a model on `meta` is built in seconds.
 SIZES: dict[str, Range] = {
     **dict.fromkeys(("num_layers", "num_segments"), Range(at_least=1, at_most=2**10)),
     **dict.fromkeys(
@@ -75,7 +69,7 @@ RANGES: dict[str, Range] = {
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
     "seed": Range(at_least=0, below=2**32),  # what NumPy takes
-    # the machine; thousands of processes or threads would exhaust it
+    # thousands of processes or threads would exhaust a machine
     **dict.fromkeys(("devices", "threads"), Range(at_least=1, at_most=2**10)),
     "workers": Range(at_least=0, at_most=2**10),
     "num_nodes": Range(at_least=1, at_most=2**16),
@@ -87,7 +81,7 @@ ROOT_RANGES: dict[str, Range] = {
     "mfu": Range(above=0, at_most=1),
     "confidence": Range(above=0, below=1),
 }
-# Packages whose parameters are checked: in a user's function, a name may mean something else.
+# Packages whose parameters are checked; in a user's function, a name may mean something else.
 OURS = ("llm.", "torch.optim.")
 
 
@@ -118,10 +112,7 @@ def out_of_range(config: DictConfig, sections: Collection[str]) -> Iterator[str]
 def _values(
     node: Any, key: str, *, is_ours: bool, name: str = "", names: Any = None
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield the values of a node, and of all nodes below it, that are parameters of our packages.
-
-    Each comes as full key, name of the parameter that gets it, alone or in a list, and value.
-    """
+    """Yield the values at all depths that are parameters of our packages: full key, parameter and value."""
     if isinstance(node, DictConfig) and "_target_" in node:
         is_ours = str(node._get_node("_target_")).startswith(OURS)
     if names is None:

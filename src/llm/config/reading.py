@@ -1,4 +1,4 @@
-"""Safe reading of files of any origin: only regular files, up to a maximum size."""
+"""Safe reading of untrusted files: only regular files, up to a maximum size."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ RESTORE = "restore the file from a copy"
 
 
 class FileError(ConfigError, ValueError):
-    """An error in a file. It is a ValueError too, so that a constructor may raise it for a wrong value."""
+    """An error in a file; also a ValueError, so that a constructor may raise it for a wrong value."""
 
 
 def require_regular(path: Path) -> None:
-    """Require that a path is a file, a folder or does not exist.
+    """Refuse a path that is neither a file nor a folder.
 
     Raises:
-        FileError: the path is something else, such as a pipe or a device.
+        FileError: it is something else, such as a pipe or a device.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(f"{path}: is neither a file nor a folder; delete it, or put the file there")

@@ -1,17 +1,17 @@
 """Requirements of a task on its model and data, checked before training starts.
 
-A model has capabilities, which are boolean attributes: `causal` (no position sees a later one) and `generates` (it
-can generate a text token by token). `requires` of a task maps each required capability to the error message about a
-model without it. A model that does not define the attribute is accepted.
+The capabilities of a model are boolean attributes: `causal` (no position attends to a later one) and `generates`
+(generates text token by token). `requires` of a task maps each required capability to the error message about a model
+without it. A model without the attribute is accepted.
 """
 
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Full keys that may be missing because reading the data fills them in.
+# Full keys that may be missing, because the data determine them.
 FILLED_IN = ("model.vocab_size", "task.model.num_classes")
-PROVISIONAL = 256  # used instead until the data have been read
+PROVISIONAL = 256  # their value before the data are read
 
 
 def unmet(task: Any, model: Any) -> Iterator[str]:

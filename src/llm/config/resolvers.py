@@ -1,7 +1,7 @@
 """Interpolations that read a value from outside the configuration (lookups), such as `${oc.env:HOME}`.
 
-The value is written to the files of a run, to samples and to W&B. So lookups are allowed on the command line only.
-Files of the user may refer to other keys and to Hydra's choices.
+The value is written to the files of a run and to W&B. So only the command line may have lookups. Files of the user may
+refer to other keys and to Hydra's choices.
 """
 
 import re
@@ -31,12 +31,7 @@ def lookups(plain: Any) -> Iterator[str]:
 
 
 def resolve_lookups(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Replace each lookup on the command line by its value in the composed tree, so that it is read once.
-
-    Args:
-        config: the composed tree.
-        overrides: the overrides of the command line.
-    """
+    """Replace each lookup on the command line by its value in the composed tree, so that it is read once."""
     for override in overrides:
         key = override.key_or_group
         typed = OmegaConf.select(config, key) if _has_lookup(override) else None
@@ -72,7 +67,7 @@ def _has_lookup(override: Override) -> bool:
 
 
 def escaped(plain: Any) -> Any:
-    """Return plain data with all texts escaped, so that they are not read as interpolations."""
+    """Return plain data with all texts escaped, without interpolations."""
     if isinstance(plain, dict):
         return {name: escaped(value) for name, value in plain.items()}
     if isinstance(plain, list):

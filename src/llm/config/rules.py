@@ -1,7 +1,6 @@
-"""Rules for every tree that span several sections.
+"""Rules for every tree that span several sections. A command has further rules (`Command.rules`).
 
-A command has further rules (`Command.rules`). A rule takes the tree as plain data, with every reference resolved,
-and yields one line for each problem.
+A rule takes the tree as plain data with all references resolved, and yields one line for each problem.
 """
 
 from collections.abc import Callable, Iterator, Mapping

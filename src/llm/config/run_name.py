@@ -21,14 +21,14 @@ def base_name(choices: Mapping[str, str | None]) -> str:
 
 
 def run_name(base: str, overrides: Iterable[str], named: Collection[str] = ()) -> str:
-    """Return a directory name made from the overrides of a command, in order: `verdict,model=llama,seed=2`.
+    """Return a directory name made from overrides, in order: `verdict,model=llama,seed=2`.
 
     Overrides that do not change the identity of a run (hardware, loggers, callbacks, budget) are left out.
 
     Args:
         base: start of the name; the override `data=base` is not repeated.
         overrides: the overrides of the command line.
-        named: overrides that are included in any case.
+        named: overrides that are always included.
     """
     nameless = (*IGNORE, "experiment")
     words = [each for each in overrides if each in named or not is_among(key_of(each), nameless)]
@@ -46,7 +46,7 @@ def _plain(override: str) -> str:
 
 
 def _resolve(name: str | None) -> str:
-    """Return the given name, or one made from the overrides of the command that is being composed."""
+    """Return the given name, or one made from the overrides that are being composed."""
     hydra = HydraConfig.get()
     return name or run_name(base_name(hydra.runtime.choices), hydra.overrides.task)
 

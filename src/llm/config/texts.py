@@ -1,7 +1,7 @@
 """Overrides whose values are free text: names, paths and prompts.
 
-Hydra parses a value by a grammar in which commas, colons, quotes and brackets have a meaning, and 1e5 is a number.
-The values of the keys listed here are quoted before Hydra parses them, so that they arrive as typed.
+In Hydra's grammar, commas, colons, quotes and brackets have a meaning, and 1e5 is a number. The values of the keys
+listed here are quoted before Hydra parses them, so that they stay as typed.
 """
 
 import os
@@ -46,9 +46,9 @@ ESCAPED = {
     *("stop", "data.delimiter", "rows.delimiter", "files.delimiter"),
     *("data.document_separator", "files.document_separator"),
 }
-# Keys that also accept a list of texts in brackets.
+# Keys that also accept a list in brackets.
 LISTS = {"prompt", "stop", "data.path", "data.validation_path", "data.test_path"}
-# Keys that cannot be null: there, `null` is a text.
+# Keys that cannot be null: `null` is a text.
 NEVER_NULL = {"prompt", "stop", "text"}
 # A value between two commas: a quoted text, or a text whose commas are escaped.
 PIECE = re.compile(
@@ -79,9 +79,7 @@ def _expanded(value: Any) -> Any:
 
 
 def as_text(word: str, *, is_sweep: bool = False) -> str:
-    """Return a word of a command line with its value quoted for Hydra's grammar, if its key is a text.
-
-    Values that are already quoted are kept.
+    """Return a word of a command line with its value quoted for Hydra's grammar, if its key is listed here.
 
     Args:
         word: the word as typed.
@@ -108,7 +106,7 @@ def quoted_text(text: str) -> str:
 
 
 def _quoted(key: str, text: str) -> str:
-    """Return one text quoted, with the escapes of its key applied."""
+    """Return a text quoted, with the escapes of its key applied."""
     if is_quoted(text) or (text == "null" and key not in NEVER_NULL):
         return text
     if key in ESCAPED:

@@ -1,7 +1,6 @@
-"""Comparison of a composed tree with the signatures that it names: the constructor is the schema.
+"""Comparison of a composed tree with the signatures that it names.
 
 Each key must be a parameter, each value must have the annotated type, and no required parameter may be missing.
-Nothing is built here.
 """
 
 import inspect
@@ -18,7 +17,7 @@ from llm.config import annotations
 from llm.config.allowlist import locate
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError, suggestion
-from llm.config.plain import nested_items
+from llm.config.plain import items_of, nested_items
 from llm.config.requirements import FILLED_IN
 
 MISSING = "???"
@@ -32,13 +31,13 @@ REMEDIES: dict[Any, str] = {
 LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
 
-# The value of an interpolation that cannot be resolved. It is reported once, and fits every slot.
+# The value of an interpolation that cannot be resolved: it is reported once, and fits every slot.
 UNRESOLVED = object()
 
 
 @dataclass(frozen=True)
 class NodeReference:
-    """A reference to a node elsewhere in the tree. The node is checked there; here it must only fit its slot.
+    """A reference to a node elsewhere in the tree, where the node is checked. Here it must only fit its slot.
 
     Attributes:
         plain: the node as plain data.
@@ -101,7 +100,7 @@ class Walk:
 
     Attributes:
         trust: packages that the user added to the allowlist.
-        sections: the keys at the root that are walked; nodes elsewhere are checked at the reference to them.
+        sections: the walked keys at the root; nodes elsewhere are checked at a reference to them.
     """
 
     trust: tuple[str, ...] = ()
@@ -117,7 +116,7 @@ class Walk:
     def value(
         self, value: Any, hint: Any, key: str, *, beneath_factory: bool = False
     ) -> Iterator[str]:
-        """Compare any value with its slot."""
+        """Compare a value with its slot."""
         if value is UNRESOLVED:
             return
         if isinstance(value, NodeReference) and value.key.split(".")[0] not in self.sections:
@@ -136,10 +135,7 @@ class Walk:
 
     def items(self, value: Any, hint: Any, key: str, *, beneath_factory: bool) -> Iterator[str]:
         """Compare the items of a dictionary or a list with the annotation of its elements."""
-        named = isinstance(value, dict)
-        items = value.items() if named else enumerate(value if isinstance(value, list) else ())
-        for at, item in items:
-            child = f"{key}.{at}" if named else f"{key}[{at}]"
+        for at, child, item in items_of(value, key):
             element = annotations.element_hint(hint, at)
             yield from self.value(item, element, child, beneath_factory=beneath_factory)
 
@@ -155,7 +151,7 @@ class Walk:
     def node(
         self, node: dict[str, Any], hint: Any, key: str, *, beneath_factory: bool
     ) -> Iterator[str]:
-        """Compare a node that names a target with its slot, and with the signature of the target."""
+        """Compare a node with its slot and with the signature of its target."""
         try:
             target = locate(str(node["_target_"]), self.trust)
         except ConfigError as error:
@@ -225,7 +221,7 @@ def slot(hint: Any) -> Any:
 
 def is_module(target: Any) -> bool:
     """Return whether a target makes a torch module."""
-    from torch import nn  # takes 1.6 s, and only a tree that holds a module needs it
+    from torch import nn  # takes 1.6 s; only a tree with a module needs it
 
     made = annotations.product(target)
     return inspect.isclass(made) and issubclass(made, nn.Module)
@@ -265,7 +261,7 @@ def _with_article(kind: str) -> str:
 
 
 def _in_digits(value: Any, hint: Any) -> str | None:
-    """Return what to write for a number with a letter after it, such as 2.5B tokens."""
+    """Return how to write a number that has a letter after it, such as 2.5B."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmbgt])", str(value).lower())
     kinds = {int, float} & {*annotations.alternatives(hint)}
     if found is None or not kinds:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from llm.dtensor import is_dtensor, to_local
 
-# The process groups whose devices have shards of a tensor, one for each mesh dimension that it is sharded over.
+# Process groups whose devices have shards of a tensor, one for each mesh dimension that it is sharded over.
 Owners = tuple[distributed.ProcessGroup, ...]
 
 
@@ -33,8 +33,7 @@ def clip_gradients(
     Args:
         parameters: parameters; those without a gradient are skipped.
         limit: the norm to clip to; infinity only measures.
-        others: devices with other parameters of the same model, such as pipeline stages; their norms
-            count too.
+        others: ranks with other parameters of the same model, such as pipeline stages, which count too.
 
     Returns:
         The norm before clipping, on every device; 0 if there is no gradient.

@@ -1,6 +1,6 @@
 """Parameter groups: which weights decay, and which matrices Muon trains.
 
-A group is that of a torch optimizer, `{"params": [...], ...}`, with two keys of our own: `name`, for logs, and
+A group is that of a torch optimizer, `{"params": [...], ...}`, with two more keys: `name`, for logs, and
 `hidden`, true for the matrices inside the blocks. The optimizer's weight decay applies to groups without one.
 """
 
@@ -10,16 +10,15 @@ from torch import nn
 
 
 def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
-    """Return groups that decay weights of two or more dimensions, but not vectors: biases and gains of norms.
+    """Return groups that decay weights of two or more dimensions, but not vectors: biases and scales of norms.
 
-    Decay would pull the gain of a norm away from 1 (GPT-2, GPT-3 and Llama were trained without it).
+    Decay would pull the scale of a norm away from 1 (GPT-2, GPT-3 and Llama were trained without it).
 
     Args:
-        model: any module; its frozen parameters are left out and tied ones counted once.
+        model: any module; frozen parameters are left out and tied ones counted once.
 
     Returns:
-        Up to three groups, `hidden`, `embedding` (with the head) and `vector`; empty ones are
-        left out.
+        The groups `hidden`, `embedding` (with the head) and `vector`, without empty ones.
 
     Raises:
         ValueError: no parameter is trainable.
@@ -32,16 +31,9 @@ def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
-    """Decay every parameter alike, as plain `optimizer(model.parameters())` does.
+    """Return the groups of `decay_matrices` without a weight decay of their own, so that all parameters decay.
 
-    Args:
-        model: any module; its frozen parameters are left out and tied ones counted once.
-
-    Returns:
-        The groups of `decay_matrices`, none of which sets a weight decay of its own.
-
-    Raises:
-        ValueError: no parameter is trainable.
+    Argument and error are those of `decay_matrices`.
     """
     members: dict[str, list[nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
     # named_parameters gives a tied parameter once, under its first name.

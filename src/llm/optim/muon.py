@@ -1,8 +1,8 @@
 """Muon: momentum, orthogonalized by Newton-Schulz, for the matrices inside the blocks.
 
 A gradient step on a matrix is dominated by a few directions, which hide rare ones that matter as much. Muon
-replaces the momentum by the nearest matrix whose singular values are all about 1, so that every direction
-moves equally (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). AdamW trains
+replaces the momentum by the nearest matrix whose singular values are all about 1, so that all directions have
+equal steps (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). AdamW trains
 embeddings, the head and vectors, which do not map hidden states to hidden states. Both are one optimizer here,
 so that schedules, gradient scalers and checkpoints handle only one.
 """
@@ -23,8 +23,8 @@ from torch.optim.adamw import adamw
 
 from llm.dtensor import from_local, local_slices, to_full, to_local
 
-# The quintic p(x) = a x + b x³ + c x⁵ has a maximal slope at 0 and keeps singular values between about 0.7 and
-# 1.2 instead of converging to 1, which trains just as well.
+# The quintic p(x) = a x + b x³ + c x⁵ has a maximal slope at 0. It keeps singular values between about 0.7 and
+# 1.2 instead of converging to 1, which trains as well.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -34,12 +34,12 @@ def newton_schulz(
     """Push all singular values of each matrix towards 1 and keep its singular vectors.
 
     Each step applies the quintic to the singular values by products alone:
-    X ← aX + (bA + cA²)X with A = XXᵀ. All matrices are processed as one stack, because few large products
-    are faster than many small ones.
+    X ← aX + (bA + cA²)X with A = XXᵀ. Matrices are stacked, because few large products are faster than many
+    small ones.
 
     Args:
-        matrices: matrices of one shape, stacked.
-        steps: number of steps; five suffice for singular values down to a thousandth of the largest.
+        matrices: a stack of matrices.
+        steps: number of steps; five are enough for singular values down to a thousandth of the largest.
         dtype: the precision of the products. bfloat16 is enough, and fastest on most machines.
 
     Returns:
@@ -63,23 +63,22 @@ class Muon(Optimizer):
 
     The step on a matrix of R rows and C columns is lr · sqrt(max(1, R/C)) · O, with O the
     orthogonalized Nesterov momentum: Jordan's convention, torch.optim.Muon's "original". Decay is
-    decoupled: a weight first shrinks by lr · weight_decay. A fused projection of queries, keys and
-    values counts as one matrix; a parameter of three dimensions (experts) as a
-    stack of matrices.
+    decoupled: a weight first shrinks by lr · weight_decay. A fused projection of queries, keys and values
+    counts as one matrix, a parameter of three dimensions (experts) as a stack of matrices.
 
-    Only a whole matrix has singular values, so the direction of a sharded matrix (a DTensor) is gathered; each
+    Only a whole matrix has singular values, so the direction of a sharded matrix (a DTensor) is gathered. Each
     device orthogonalizes it and keeps its shard.
 
     Args:
         params: groups from `llm.optim.groups`, at least one of them `hidden`.
-        lr: learning rate of the hidden matrices.
+        lr: learning rate of the hidden groups.
         momentum: weight of the past in the running mean of the gradients.
         weight_decay: decay of all groups that do not set their own.
-        adamw_lr: learning rate of everything else.
+        adamw_lr: learning rate of the others.
         betas: AdamW's weights of the past in its two running means.
-        eps: AdamW's lower bound on the root of the second moment.
+        eps: added to the root of AdamW's second moment.
         precision: precision of the products that orthogonalize. Several devices sum gradients in another order
-            than one does; in bfloat16 their losses therefore differ in the fourth digit, in float32 in the seventh.
+            than one, so their losses differ: in bfloat16 in the fourth digit, in float32 in the seventh.
 
     Raises:
         ValueError: a setting is out of range, no group is hidden, or a hidden group contains a vector.

@@ -1,12 +1,12 @@
-"""Learning rate schedules: pure functions of a step and the length of the run.
+"""Learning rate schedules: functions of a step and the length of the run.
 
 Each returns a factor from 0 to 1 for the optimizer's learning rate. Warm-up step k has the factor
 (k + 1) / warmup_steps, so no step has a rate of 0, and the last step of the warm-up has the peak rate. Then the
-factor decays to `final_ratio`, which the last step, `max_steps - 1`, and all later ones have. A run that is not
-longer than its warm-up never decays.
+factor decays; from the last step, `max_steps - 1`, on it is `final_ratio`. A run that is not longer than its
+warm-up never decays.
 
-Common arguments: `step` is the step about to be taken, from 0; `max_steps` the length of the run;
-`warmup_steps` the number of steps of linear warm-up; `final_ratio` the factor of the last step, from 0 to 1.
+Common arguments: `step` is the next step, from 0; `max_steps` the length of the run; `warmup_steps` the number
+of steps of linear warm-up; `final_ratio` the factor of the last step, from 0 to 1.
 All schedules raise a ValueError for a negative step or warm-up, a run of no steps or a ratio outside of [0, 1].
 """
 
@@ -42,7 +42,7 @@ def wsd(
 
     A run can be extended from any step of its stable phase, which a cosine does not allow.
 
-    The decay takes the share `decay_fraction` of the run, from 0 to 1; a longer warm-up is finished first.
+    The decay takes the share `decay_fraction` of the run, from 0 to 1, but begins only after the warm-up.
     """
     if not 0 <= decay_fraction <= 1:
         raise ValueError(f"decay_fraction={decay_fraction} is outside of [0, 1]")

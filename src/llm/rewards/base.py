@@ -1,4 +1,4 @@
-"""The interface of a reward: prompts, responses and reference answers in, a score per response out."""
+"""The interface of a reward."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from llm.data.examples.template import ChatTemplate
 
 # (prompts, responses, references) -> scores, higher is better. A prompt is the text that the model read,
-# including the template; a reference is the data's answer to it, empty if there is none.
+# including the template; a reference is the response in the data, empty if there is none.
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -25,10 +25,10 @@ class ReadsTemplate(Protocol):
 
 
 def require_template(reward: RewardFunction, template: ChatTemplate | None) -> None:
-    """Require a template, or None for bare prompts, that the reward can read.
+    """Require the template, None for bare prompts, that the reward was trained with, if it has one.
 
     Raises:
-        ValueError: the reward was trained on another.
+        ValueError: the template is another.
     """
     if isinstance(reward, ReadsTemplate):
         reward.require_template(template)

@@ -15,7 +15,7 @@ def contains(
         text: the text to look for, ignoring case.
 
     Raises:
-        ValueError: the text is empty, which every response contains.
+        ValueError: the text is empty: every response contains it.
     """
     if not text:
         raise ValueError(

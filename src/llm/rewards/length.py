@@ -6,7 +6,7 @@ from collections.abc import Sequence
 def length(
     prompts: Sequence[str], responses: Sequence[str], references: Sequence[str], *, words: int
 ) -> list[float]:
-    """Return 1 for a response of exactly `words` words, 1 / words less per word more or fewer, at least 0.
+    """Return max(0, 1 - |n - words| / words) for each response of n words.
 
     Args:
         prompts: ignored.

@@ -1,4 +1,4 @@
-"""The reward of a reward model, which a run has trained."""
+"""The scores of a reward model that a run has trained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from llm.weights.run import RunWeights
 class RunReward:
     """Scores of a reward model: any number, higher is better; only differences are meaningful.
 
-    Prompts must use the template of the run. A special token typed in a message cannot be told from those of the
-    template, so such a prompt is tokenized differently than in training. In a response it is plain text.
+    Prompts must use the template of the run. The name of a special token in a message is encoded as that token,
+    unlike in training; in a response it is plain text.
 
     Args:
-        path: the directory of a run with `task=reward`.
+        path: folder of a run with `task=reward`.
         checkpoint: its `best` weights (lowest validation loss) or its `last` ones.
         batch_size: number of responses scored together.
         accelerator: device of the model.

@@ -14,7 +14,7 @@ from llm.files import FileError, read_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 
-# A saved file names its kind. Only these are accepted, so that a file cannot make us import other code.
+# Kinds that a saved file may name, so that it cannot import other code.
 KINDS = {
     "byte": "ByteTokenizer",
     "char": "CharTokenizer",
@@ -35,9 +35,9 @@ class Tokenizer(ABC):
         special_tokens: the names of the special tokens, whose ids follow.
 
     Attributes:
-        kind: the name of the kind in a saved file, and of its module.
+        kind: name of the kind in a saved file and of its module.
         lossless: whether `decode(encode(text))` is `text` for all text that the tokenizer knows.
-        context: number of preceding tokens that can change how a token is decoded; None for all of them.
+        context: number of preceding tokens that can change how a token is decoded; None for all.
         special_tokens: the ids of the tokens that do not encode text, by name.
 
     Raises:
@@ -62,7 +62,7 @@ class Tokenizer(ABC):
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, special tokens included."""
+        """The number of ids, including special tokens."""
         return len(self._bytes)
 
     @property
@@ -72,7 +72,7 @@ class Tokenizer(ABC):
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """The ids that end generation: `end_of_text` and other end tokens of a published model."""
+        """The ids that end generation: `end_of_text` and those of a published model."""
         return frozenset() if self.end_of_text is None else frozenset({self.end_of_text})
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Tokenizer(ABC):
         """Return the ids of a well-formed text; names of special tokens are plain text."""
 
     def state(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain data: by default the attributes of these names."""
+        """Return the constructor's arguments as plain data: the attributes of these names."""
         state = {name: getattr(self, name) for name in signature(type(self)).parameters}
         return {**state, "special_tokens": list(self.special_tokens)}
 
@@ -88,7 +88,7 @@ class Tokenizer(ABC):
         """Return a tokenizer with additional special tokens, whose ids follow the last one.
 
         Args:
-            names: names of the special tokens; existing ones keep their ids.
+            names: existing ones keep their ids.
 
         Raises:
             ValueError: a name is empty.
@@ -104,7 +104,7 @@ class Tokenizer(ABC):
         return [], []
 
     def with_ends(self, ids: Sequence[int], most: int) -> list[int]:
-        """Add `ends` to the ids of a text, which is first cut so that the result has at most `most` ids."""
+        """Add `ends` to the ids of a text, cut so that the result has at most `most` ids."""
         before, after = self.ends
         return [*before, *ids[: max(0, most - len(before) - len(after))], *after]
 
@@ -113,8 +113,8 @@ class Tokenizer(ABC):
 
         Args:
             text: any text.
-            special: encode names of special tokens, such as `<|endoftext|>`, as those tokens; not for
-                untrusted text, which must not be able to end a document.
+            special: encode names of special tokens, such as `<|endoftext|>`, as those tokens. Not for untrusted
+                text, which could then end a document.
         """
         text = replace_surrogates(text)
         if not special or not self.special_tokens:

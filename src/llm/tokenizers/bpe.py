@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding (BPE): readable code, and fast libraries with the same results.
+"""Byte-level byte-pair encoding (BPE), as readable code and by fast libraries with the same results.
 
 Training: cut the text into pieces (words with their leading space, numbers, punctuation, white space) and each
 piece into bytes; merge the most frequent pair of adjacent tokens into a new token; repeat. Encoding applies the
@@ -28,8 +28,8 @@ DATA_VERSION = 1  # increase it when the output of this module changes, so that 
 Pair = tuple[int, int]
 LearnMerges = Callable[[Iterable[str], int, int], list[Pair]]
 
-# GPT-2's pieces. Without them merges would join words, and `dog.`, `dog!` and `dog?` would take three tokens of
-# the vocabulary. Possessive quantifiers (`++`) match the same text in less time, as they never backtrack.
+# GPT-2's pieces. Without them merges would join words, and `dog.`, `dog!` and `dog?` would be three tokens.
+# Possessive quantifiers (`++`) match the same text faster, as they never backtrack.
 PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # Ids 0 to 255 are the bytes, so every text can be encoded. The order is GPT-2's: bytes with a printable Latin-1
@@ -38,7 +38,7 @@ PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *
 BYTES = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 BYTE_ID = {byte: token for token, byte in enumerate(BYTES)}
 
-# Characters. No written language has a word or a gap that is nearly this long.
+# Characters; no written language has a word or a gap nearly this long.
 LONG_RUN = 4096
 
 # Characters passed to the Rust trainer at a time: it buffers 256 texts, with 90 bytes of memory per character.
@@ -48,9 +48,8 @@ PIECE = 4096
 def split_long_runs(text: str) -> Iterator[str]:
     """Yield a text, cut at blocks of 4,096 characters that are all white space or have none.
 
-    A piece of a million characters makes tiktoken's regular expression panic (which is not an
-    `Exception`) and takes quadratic time in tiktoken 0.12 and the Rust trainer. A text without such
-    runs is yielded whole.
+    A piece of a million characters makes tiktoken's regular expression panic (not an `Exception`) and takes
+    quadratic time in tiktoken 0.12 and the Rust trainer.
     """
     start = 0
     for block in range(0, len(text) - LONG_RUN + 1, LONG_RUN):
@@ -90,7 +89,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
     Returns:
         The merged pairs of ids in order; the first merge makes token 256.
     """
-    # Natural text repeats its words, so merge each distinct word once and weight it by its count.
+    # Text repeats its words, so merge each distinct word once and weight it by its count.
     pieces = Counter(
         piece
         for text in texts
@@ -98,8 +97,8 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
         for piece in regex.findall(PATTERN, block)
     )
     words = [([BYTE_ID[byte] for byte in piece.encode()], count) for piece, count in pieces.items()]
-    # Counting all pairs again after each merge would cost vocabulary x corpus. A merge changes only the words with
-    # the pair, so keep an index from each pair to the words that have or had it.
+    # Counting all pairs after each merge would cost vocabulary x corpus. A merge changes only the words with the
+    # pair, so keep an index from each pair to the words that have or had it.
     frequency: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)
     for index, (word, count) in enumerate(words):
@@ -117,7 +116,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
         merges.append(best)
         for index in words_with.pop(best):
             word, count = words[index]
-            # A merge also changes the pairs on both sides of it, so count all pairs of the word again.
+            # A merge also changes the neighbouring pairs, so count all pairs of the word again.
             for pair in pairwise(word):
                 frequency[pair] -= count
             word = merge_pair(word, best, token=token)
@@ -131,7 +130,7 @@ def learn_merges(texts: Iterable[str], num_merges: int, min_frequency: int) -> l
 def learn_merges_fast(texts: Iterable[str], num_merges: int, min_frequency: int) -> list[Pair]:
     """Return the merges of `learn_merges`, computed by the Rust library `tokenizers` on all cores.
 
-    Long texts are passed in pieces: the merges are the same, and memory does not grow with the texts.
+    Long texts are passed in pieces, which saves memory and does not change the merges.
     """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -163,7 +162,7 @@ def apply_merges(piece: bytes, tokens: Mapping[Pair, int]) -> list[int]:
     """
     ids = [BYTE_ID[byte] for byte in piece]
     while len(ids) > 1:
-        # The earliest learned merge, which has the smallest token, first.
+        # The earliest merge, which has the smallest token, first.
         first = min(pairwise(ids), key=lambda pair: tokens.get(pair, math.inf))
         if first not in tokens:
             break
@@ -188,15 +187,15 @@ LARGEST = 2**26  # bytes of all tokens together; those of GPT-2 have 320,000
 class BPETokenizer(Tokenizer):
     """A byte-level byte-pair encoding with given merges.
 
-    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens, which no merge makes.
+    Ids: 256 bytes in GPT-2's order, a token for each merge in order, then the special tokens.
 
     Args:
         merges: the pairs of ids to merge, in the order in which they were learned.
         special_tokens: the names of the special tokens.
 
     Raises:
-        ValueError: a merge uses a token that does not exist yet, or makes one that exists already; or the
-            name of a special token is empty or occurs twice.
+        ValueError: a merge uses a token that does not exist yet or makes one that exists already; or as in
+            `Tokenizer`.
     """
 
     kind = "bpe"
@@ -258,13 +257,13 @@ def train_bpe(
 ) -> BPETokenizer:
     """Learn a tokenizer from texts.
 
-    If the text has too few pairs to merge, warn and return a smaller vocabulary than requested.
+    Warn and return a smaller vocabulary if the text has too few pairs to merge.
 
     Args:
-        texts: the training texts, one document each; read once, never all in memory.
+        texts: the training texts, read once, never all in memory.
         vocab_size: number of ids: 256 bytes, the merges, and `<|endoftext|>`.
-        min_frequency: minimum count of a pair to be merged; a pair that occurs once is not a pattern.
-        learn: function that learns the merges: `learn_merges_fast`, or the readable `learn_merges`.
+        min_frequency: minimum count of a pair to be merged.
+        learn: learns the merges: `learn_merges_fast`, or the readable `learn_merges`.
 
     Raises:
         ValueError: `vocab_size` is less than 257, or the texts are empty.

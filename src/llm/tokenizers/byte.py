@@ -1,4 +1,4 @@
-"""A tokenizer with one token for each byte value."""
+"""A tokenizer of bytes."""
 
 from collections.abc import Sequence
 

@@ -22,11 +22,11 @@ SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 def gpt2_tokenizer() -> BPETokenizer:
     """Return GPT-2's tokenizer: 50,257 ids, of which `<|endoftext|>` is the last.
 
-    On first use tiktoken downloads the merges, checks their hash, and stores the file in the folder
-    TIKTOKEN_CACHE_DIR (an environment variable).
+    On first use tiktoken downloads the merges, checks their hash, and stores the file in the folder of the
+    environment variable TIKTOKEN_CACHE_DIR.
 
     Raises:
-        FileNotFoundError: the file is neither cached nor can it be downloaded.
+        FileNotFoundError: the file is not cached and cannot be downloaded.
     """
     try:
         published = read_file_cached(MERGES, SHA256).decode("utf-8")
@@ -44,7 +44,7 @@ def split_merges(published: str) -> list[list[str]]:
 
 
 def merge_ids(merges: Iterable[Sequence[str]]) -> list[Pair]:
-    """Return merges of tokens, which are written in `CHARACTERS`, as pairs of ids.
+    """Return merges of tokens, written in `CHARACTERS`, as pairs of ids.
 
     Raises:
         ValueError: a merge does not consist of two known tokens.

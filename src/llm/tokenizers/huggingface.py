@@ -1,4 +1,4 @@
-"""The tokenizers of published models: any tokenizer.json that the Rust library `tokenizers` reads."""
+"""Tokenizers of published models: any tokenizer.json that the Rust library `tokenizers` reads."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from llm.tokenizers.base import Tokenizer, replace_surrogates
 from llm.tokenizers.bpe import BYTES
 from llm.tokenizers.gpt2 import CHARACTERS
 
-# The largest published vocabularies have about 260,000 ids; each id is a row of a model's embedding.
+# The largest published vocabularies have about 260,000 ids. Each id is a row of a model's embedding.
 MOST_IDS = 2**22
 
 Spell = Callable[[str], bytes]
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer defined by a tokenizer.json. `encode` leaves out what it adds around a text, see `ends`.
+    """A tokenizer defined by a tokenizer.json. `encode` leaves out the ids around a text, see `ends`.
 
     Ids that the definition skips decode to empty text.
 
@@ -59,7 +59,7 @@ class HuggingFaceTokenizer(Tokenizer):
         steps = list(_decoders(json.loads(definition).get("decoder") or {}))
         spell = _spelling(steps)
         falls_back = any(step.get("type") == "ByteFallback" for step in steps)
-        # Adjacent byte tokens are decoded together: one invalid byte makes all of them invalid.
+        # One invalid byte makes all adjacent byte tokens invalid.
         self._byte_tokens = {i for name, i in ids.items() if falls_back and _byte_of(name)}
         self._bytes = dict.fromkeys(range(largest + 1), b"")
         self._bytes |= {token: spell(name) for name, token in ids.items()}
@@ -72,7 +72,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._ends
 
     def _find_ends(self) -> tuple[list[int], list[int]]:
-        """Return what the definition adds around a text, found by encoding the first ordinary token that works."""
+        """Return the ids around a text, found by encoding the first ordinary token that works."""
         if not self._backend.num_special_tokens_to_add(is_pair=False):
             return [], []
         self._backend.encode_special_tokens = True
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """Return the settled text, as `Tokenizer.decode_settled`: byte tokens only after another token follows.
+        """Return the text before the byte tokens at the end; see `Tokenizer.decode_settled`.
 
         Raises:
             ValueError: an id is not in the vocabulary.

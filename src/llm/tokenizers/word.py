@@ -28,8 +28,8 @@ _LAST_APOSTROPHE = regex.compile(r"(?<=\w) ['’]$")
 class WordTokenizer(Tokenizer):
     """A tokenizer whose id of a word is its index in `words`; special tokens follow.
 
-    A punctuation mark is a word. This is lossy: an unknown word becomes `<|unk|>`, and decoding sets the
-    spaces of English prose.
+    A punctuation mark is a word. Lossy: an unknown word becomes `<|unk|>`, and decoding sets the spaces of
+    English prose.
 
     Args:
         words: the known words, each once.
@@ -72,7 +72,7 @@ class WordTokenizer(Tokenizer):
         return _QUOTED.sub(r'"\1"', self._spaced(ids))
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """Return the settled text, as `Tokenizer.decode_settled`: up to an open quote or a last apostrophe.
+        """Return the text up to an open quote or a last apostrophe; see `Tokenizer.decode_settled`.
 
         Raises:
             ValueError: an id is not in the vocabulary.
@@ -102,8 +102,8 @@ def train_word(texts: Iterable[str], vocab_size: int | None = None) -> WordToken
 
     Args:
         texts: the training texts, read once.
-        vocab_size: maximum number of ids, two special tokens included: the most frequent words are kept.
-            By default all words.
+        vocab_size: maximum number of ids, including two special tokens; the most frequent words are kept. None
+            keeps all.
 
     Raises:
         ValueError: the texts have no word, or `vocab_size` is less than 3.

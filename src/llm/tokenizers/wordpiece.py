@@ -1,11 +1,11 @@
-"""BERT's tokenizer (WordPiece): each word is cut into the longest pieces of a fixed vocabulary.
+"""BERT's tokenizer, WordPiece: words are cut into the longest pieces of a fixed vocabulary.
 
-1. Clean the text; uncased models also lower its case and remove accents.
+1. Clean the text; for uncased models, lower its case and remove accents.
 2. Split it into words at white space, at punctuation and around each Chinese character.
 3. From the start of each word take the longest piece of the vocabulary, then continue with the rest.
    A piece that does not begin a word starts with `##`: playing becomes `play ##ing`.
 
-Unlike BPE, encoding needs only the vocabulary, not the order in which its pieces were learned.
+Unlike in BPE, the order in which the pieces were learned does not matter.
 
 Sources: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers"; Wu et al. 2016,
 "Google's Neural Machine Translation System", section 4.1, for the pieces.
@@ -65,7 +65,7 @@ class WordPieceTokenizer(Tokenizer):
         missing = [name for name in (UNKNOWN, BEGIN, END) if name not in self._ids]
         if missing:
             raise ValueError(f"pieces: {', '.join(missing)} is missing; add it")
-        # BERT's vocabulary has its special tokens among the pieces, so their ids are not always the last ones.
+        # BERT's special tokens are among the pieces, so their ids are not always the last ones.
         new = [name for name in special_tokens if name not in self._ids]
         super().__init__([piece.encode() for piece in self.pieces], new)
         known = {name: self._ids[name] for name in special_tokens if name in self._ids}
@@ -80,15 +80,15 @@ class WordPieceTokenizer(Tokenizer):
         ]
 
     def spell(self, word: str) -> list[int]:
-        """Return the ids of a word's pieces, or that of `[UNK]` for the whole word if they cannot spell it."""
+        """Return the ids of a word's pieces, or that of `[UNK]` if they cannot spell it."""
         unknown = [self._ids[UNKNOWN]]
         if len(word) > LONGEST_WORD:
             return unknown
         ids: list[int] = []
         start = 0
         while start < len(word):
-            # Greedy, longest piece first, without going back, as in BERT: a word that other pieces could spell may
-            # be `[UNK]`. Published vocabularies have the single letters, so this is rare.
+            # Greedy, longest piece first, as in BERT. A word that other pieces could spell may be `[UNK]`; this is
+            # rare, because published vocabularies have the single letters.
             prefix = CONTINUATION if start else ""
             ends = range(len(word), start, -1)
             end = next((end for end in ends if prefix + word[start:end] in self._ids), None)
@@ -114,7 +114,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def split_wordpiece_words(text: str, *, lowercase: bool) -> Iterator[str]:
-    """Return the words of a text; punctuation marks and Chinese characters are words of their own."""
+    """Return the words of a text; each punctuation mark and Chinese character is one."""
     text = "".join(map(_clean, text))
     if lowercase:
         # NFD makes an accent a separate mark (category Mn), which can be removed. Lower the case letter by letter:

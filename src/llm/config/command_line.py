@@ -16,10 +16,8 @@ class CommandLine:
     """A parsed command line.
 
     Attributes:
-        name: name of the command.
         overrides: the words that set or delete keys.
         args: the flags, as returned by Hydra's parser.
-        parser: the parser.
     """
 
     name: str
@@ -56,12 +54,7 @@ class CommandLine:
 
 
 def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> CommandLine:
-    """Parse the words after a command.
-
-    Args:
-        name: the command.
-        words: the words after it.
-        folders: the key that collects folders.
+    """Parse the words after a command. The key `folders` collects words that are folders.
 
     Raises:
         ConfigError: a flag is not supported.

@@ -47,12 +47,7 @@ TARGETS = (
 
 
 def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Iterator[str]:
-    """Yield a line for each key of Hydra's that a command line may not set.
-
-    Args:
-        overrides: the overrides of the command line.
-        own: overrides that the program has added.
-    """
+    """Yield a line for each key of Hydra's that a command line may not set, except in the program's `own` overrides."""
     for override in overrides:
         if override.input_line in own:
             continue
@@ -67,12 +62,7 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
 
 
 def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
-    """Refuse keys of Hydra's that a command does not use.
-
-    Args:
-        words: the overrides of the command line.
-        is_sweep: whether they have several values.
-        has_directory: whether the command has a run's directory.
+    """Refuse keys of Hydra's that only a sweep, or only a command with a run's directory, uses.
 
     Raises:
         ConfigError: a line for each key.
@@ -93,12 +83,7 @@ def _remedy(key: str) -> str:
 
 
 def target_problems(section: Mapping[str, Any], trust: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each object that Hydra would call and that is not on its allowlist.
-
-    Args:
-        section: Hydra's section, as plain data.
-        trust: packages of the user, which may define a search space.
-    """
+    """Yield a line for each object that Hydra would call and that is neither allowed nor a trusted search space."""
     names = [target.rpartition(".")[2] for target in TARGETS]
     for name, key, value in nested_items(section, "hydra"):
         if name == "_target_" and value not in TARGETS:

@@ -25,11 +25,7 @@ def require_regular(path: Path) -> None:
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """Return the content of a file.
-
-    Args:
-        path: the file.
-        most: maximum size in bytes.
+    """Return the content of a file with at most `most` bytes.
 
     Raises:
         FileNotFoundError: the file does not exist.

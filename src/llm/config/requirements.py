@@ -15,24 +15,14 @@ PROVISIONAL = 256  # their value before the data are read
 
 
 def unmet(task: Any, model: Any) -> Iterator[str]:
-    """Yield a line for the first capability that a task requires and its model lacks.
-
-    Args:
-        task: the class of the task.
-        model: its model, with or without weights.
-    """
+    """Yield a line for the first capability that the class of a task requires and its model lacks."""
     requires: Mapping[str, str] = getattr(task, "requires", {})
     lacking = [name for name in requires if not getattr(model, name, True)]
     yield from (f"model: {type(model).__name__} {requires[name]}" for name in lacking[:1])
 
 
 def other_data(task: Any, data: Any) -> Iterator[str]:
-    """Yield a line if a task needs another kind of data.
-
-    Args:
-        task: the class of the task.
-        data: the class of the data module; None if there is none.
-    """
+    """Yield a line if the class of a task needs another class of data module."""
     needed = getattr(task, "data_module", None)
     if needed is not None and inspect.isclass(data) and not issubclass(data, needed):
         option = needed.__name__.removesuffix("DataModule").lower()  # also the name of its file

@@ -59,11 +59,7 @@ ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def expand_homes(config: DictConfig) -> None:
-    """Expand a leading `~` or `~name` in every path, because shells do not expand it after `=`.
-
-    Args:
-        config: the composed tree; references to other keys are kept.
-    """
+    """Expand a leading `~` or `~name` in every path, because shells do not expand it after `=`."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     for key in sorted({*PATHS, "runs"}):
         value = value_at(plain, key)

@@ -37,12 +37,7 @@ UNRESOLVED = object()
 
 @dataclass(frozen=True)
 class NodeReference:
-    """A reference to a node elsewhere in the tree, where the node is checked. Here it must only fit its slot.
-
-    Attributes:
-        plain: the node as plain data.
-        key: its full key.
-    """
+    """A reference to a node with another full key, where it is checked. Here the node must only fit its slot."""
 
     plain: Any
     key: str
@@ -105,13 +100,6 @@ class Walk:
 
     trust: tuple[str, ...] = ()
     sections: frozenset[str] = frozenset()
-
-    def root(
-        self, plain: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
-    ) -> Iterator[str]:
-        """Compare the root of a tree with the parameters of its command."""
-        yield from self.arguments(plain, parameters, "", beneath_factory=False)
-        yield from self.absent(plain, parameters, "")
 
     def value(
         self, value: Any, hint: Any, key: str, *, beneath_factory: bool = False
@@ -188,11 +176,11 @@ class Walk:
         self,
         node: Mapping[str, Any],
         parameters: Mapping[str, inspect.Parameter],
-        key: str,
+        key: str = "",
         *,
-        beneath_factory: bool,
+        beneath_factory: bool = False,
     ) -> Iterator[str]:
-        """Compare each key with the parameters, and its value with the annotation."""
+        """Compare each key with the parameters, and its value with the annotation. The root has no key itself."""
         prefix = f"{key}." if key else ""
         for name, value in node.items():
             child = f"{prefix}{name}"
@@ -203,7 +191,7 @@ class Walk:
                 yield f"{child}: no such key; {suggestion(str(name), parameters, prefix)}"
 
     def absent(
-        self, node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], key: str
+        self, node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], key: str = ""
     ) -> Iterator[str]:
         """Yield a line for each required parameter that is missing."""
         for name, parameter in parameters.items():

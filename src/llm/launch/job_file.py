@@ -63,9 +63,8 @@ def read_composed(file: Path, trust: Sequence[str] = ()) -> Composed:
     except OSError as error:
         raise wrong from error
     plain: Any = OmegaConf.to_container(content, resolve=False)
-    if not isinstance(plain, dict) or {*plain} != {*KINDS}:
-        raise wrong
-    if not all(annotations.accepts(KINDS[name], value) for name, value in plain.items()):
+    has_keys = isinstance(plain, dict) and {*plain} == {*KINDS}
+    if not (has_keys and all(annotations.accepts(KINDS[key], plain[key]) for key in KINDS)):
         raise wrong
     for text in lookups(plain):
         raise ConfigError(f"{file}: {text} would read a value from this machine; write the value")

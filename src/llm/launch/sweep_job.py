@@ -139,12 +139,9 @@ def run_job(
 
 
 def record_outcome(each: Job, status: int, before: str | None = None) -> None:
-    """Record how a job's process ended.
+    """Record how a job's process ended: with `status`, negative after a signal.
 
-    Args:
-        each: the job.
-        status: its exit status, negative after a signal.
-        before: the end time in the run's record before the process; a record with the same time is older.
+    `before` is the end time in the run's record before the process: a record with the same time is older.
     """
     if status in STATUSES:
         each.record(status=STATUSES[status])

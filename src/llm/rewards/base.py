@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 from llm.data.examples.template import ChatTemplate
 
@@ -11,27 +10,16 @@ from llm.data.examples.template import ChatTemplate
 RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
 
 
-@runtime_checkable
-class ReadsTemplate(Protocol):
-    """A reward that was trained on prompts in one template."""
-
-    def require_template(self, template: ChatTemplate | None) -> None:
-        """Require that prompts are in the template of the reward.
-
-        Raises:
-            ValueError: they are in another template, or in none.
-        """
-        ...
-
-
 def require_template(reward: RewardFunction, template: ChatTemplate | None) -> None:
-    """Require the template, None for bare prompts, that the reward was trained with, if it has one.
+    """Require the template that the reward was trained with, None for bare prompts.
+
+    A reward with a template of its own has a method `require_template`.
 
     Raises:
         ValueError: the template is another.
     """
-    if isinstance(reward, ReadsTemplate):
-        reward.require_template(template)
+    if (require := getattr(reward, "require_template", None)) is not None:
+        require(template)
 
 
 def checked_scores(

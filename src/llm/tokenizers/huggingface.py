@@ -103,7 +103,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self.encode(text)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text, as `Tokenizer.encode` describes them."""
+        """Return the ids of a text; see `Tokenizer.encode`."""
         self._backend.encode_special_tokens = not special
         return self._backend.encode(replace_surrogates(text), add_special_tokens=False).ids
 
@@ -114,20 +114,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return [row.ids for row in self._backend.encode_batch(batch, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids, as the definition's decoder joins them.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
-        self._spell(ids)
+        """Return the text of some ids, as the definition's decoder joins them."""
+        self._spell(ids)  # raises for unknown ids, which the library skips
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """Return the text before the byte tokens at the end; see `Tokenizer.decode_settled`.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Return the text before the byte tokens at the end; see `Tokenizer.decode_settled`."""
         if not self._byte_tokens:
             return super().decode_settled(ids)
         settled = len(ids)
@@ -136,11 +128,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self.decode(ids[:settled])
 
     def with_special_tokens(self, names: Iterable[str]) -> "HuggingFaceTokenizer":
-        """Return a tokenizer with additional special tokens, whose ids follow the last one.
-
-        Raises:
-            ValueError: a name is empty.
-        """
+        """Return a tokenizer with additional special tokens, as `Tokenizer.with_special_tokens`."""
         new = [name for name in dict.fromkeys(names) if name not in self.special_tokens]
         if "" in new:
             raise ValueError("special_tokens: a name is empty; give names of one character or more")

@@ -64,19 +64,11 @@ class WordTokenizer(Tokenizer):
         return [self._ids.get(word, unknown) for word in split_words_and_marks(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the words, spaced as in English prose.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Return the words, spaced as in English prose."""
         return _QUOTED.sub(r'"\1"', self._spaced(ids))
 
     def decode_settled(self, ids: Sequence[int]) -> str:
-        """Return the text up to an open quote or a last apostrophe; see `Tokenizer.decode_settled`.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Return the text up to an open quote or a last apostrophe; see `Tokenizer.decode_settled`."""
         spaced = self._spaced(ids)
         closed = max((match.end() for match in _QUOTED.finditer(spaced)), default=0)
         text = _QUOTED.sub(r'"\1"', spaced)

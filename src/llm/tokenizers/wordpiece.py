@@ -104,11 +104,7 @@ class WordPieceTokenizer(Tokenizer):
         return [self._ids[BEGIN]], [self._ids[END]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the words, separated by spaces.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Return the words, separated by spaces."""
         text = " ".join(self.token_bytes(token).decode() for token in ids)
         return text.replace(f" {CONTINUATION}", "")
 

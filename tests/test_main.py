@@ -22,6 +22,7 @@ BERT_PREDICTS = (
     "(experiment=classify), or choose a causal model such as model=gpt"
 )
 # Rules that span sections of a configuration: a command line that breaks each, and the error.
+NO_WEIGHTS = "weights: null is not a Weights; choose another option"
 ACROSS = [
     ("train model=bert", BERT_PREDICTS),
     ("train model=bert dry_run=true", BERT_PREDICTS),
@@ -51,12 +52,12 @@ ACROSS = [
     ),
     (
         "generate weights=scratch best_of=0",
-        "best_of: 0 is not a number of answers; use 1, or more with a reward",
+        f"{NO_WEIGHTS}\nbest_of: 0 is not a number of answers; use 1, or more with a reward",
     ),
     (
         "generate weights=scratch best_of=3",
-        "best_of: choosing among several answers needs a reward, and a reward needs several answers; set both, "
-        "such as best_of=8 reward=run reward.path=outputs/reward/…",
+        f"{NO_WEIGHTS}\nbest_of: choosing among several answers needs a reward, and a reward needs several "
+        "answers; set both, such as best_of=8 reward=run reward.path=outputs/reward/…",
     ),
 ]
 
@@ -176,6 +177,23 @@ def test_point_with_a_wrong_value_is_reported_with_a_wrong_key(llm):
 def test_a_wrong_option_does_not_cause_further_lines(llm):
     err = llm("train", "task=sfft", "data=instruction", "data.path=nowhere")[2]
     assert [line.partition(": ")[0] for line in err.splitlines()] == ["task=sfft", "data.path"]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_weights_that_are_not_trained_and_empty_stops_are_reported_together(llm, command):
+    status, out, err = llm(command, "weights=scratch", "stop=['.','']", "seed=x")
+    assert (status, out) == (2, "")
+    assert err.splitlines() == [
+        "seed: 'x' is not an int; use a whole number such as 8",
+        NO_WEIGHTS,
+        "stop: one of the texts is empty; give at least one character, or leave it out",
+    ]
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate", "export"])
+def test_command_that_needs_trained_weights_refuses_none(llm, command):
+    words = {"classify": ("text=x",), "export": ("output=x",)}.get(command, ())
+    assert llm(command, "weights=scratch", *words) == (2, "", f"{NO_WEIGHTS}\n")
 
 
 def test_a_wrong_override_is_one_line(llm):

@@ -52,8 +52,9 @@ def test_prompts_of_a_file_are_asked_in_the_template(polite, tmp_path, capsys):
     assert shown.index("=== cat 1?") < shown.index("=== dog 2?")
 
 
-def test_several_answers_need_a_reward_and_vice_versa():
+def test_several_answers_need_a_reward_and_vice_versa(polite):
+    weights = f"weights.path={polite[0].path}"
     for words in (("best_of=4",), ("reward=length",), ("best_of=0",)):
         with pytest.raises(ConfigError, match=r"best_of: .*(use|set)"):
-            command_of(composed(*words, "weights=scratch"))
-    command_of(composed("best_of=2", "reward=length", "weights=scratch"))
+            command_of(composed(*words, weights))
+    command_of(composed("best_of=2", "reward=length", weights))

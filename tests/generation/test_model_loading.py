@@ -13,18 +13,11 @@ from llm.generation.model_loading import (
     load_language_model,
     place_model,
     report_truncation,
-    require_trained,
-    stop_strings,
     use_hardware,
 )
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.weights.base import Weights
-
-
-def test_nothing_was_learned_from_scratch():
-    with pytest.raises(ConfigError, match="weights: scratch has learned nothing; use weights=run"):
-        require_trained(None)
 
 
 def test_a_classifier_does_not_write(build):
@@ -94,11 +87,6 @@ def test_hardware_is_resolved_and_its_threads_are_used():
         torch.set_num_threads(threads)
     with pytest.raises(ConfigError, match=r"hardware: hardware\.precision=fp16 needs a GPU"):
         use_hardware(replace(hardware, precision="fp16"))
-
-
-@pytest.mark.parametrize(("stop", "texts"), [("ab", ["ab"]), (["a", "b"], ["a", "b"]), ([], [])])
-def test_a_stop_string_alone_is_one(stop, texts):
-    assert stop_strings(stop) == texts
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
+from llm.config.rules import Rule
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.chat_session import ChatSession
 from llm.generation.conversation import Conversation
@@ -14,11 +15,10 @@ from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import (
     autocast,
     load_language_model,
-    require_trained,
-    stop_strings,
     use_hardware,
 )
 from llm.generation.prefix_cache import PrefixCache
+from llm.generation.prompts import one_or_several, stops_have_text
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import stream_tokens
 from llm.hardware import Hardware
@@ -38,8 +38,10 @@ class Chat(Command):
     seed: int
     hardware: Hardware
     sampler: Sampler
-    weights: Weights | None
+    weights: Weights
     template: ChatTemplate | None
+
+    rules: ClassVar[Sequence[Rule]] = (stops_have_text,)
 
     def run(self) -> None:
         """Chat until the user leaves.
@@ -47,7 +49,7 @@ class Chat(Command):
         Raises:
             ConfigError: the model has no chat template, or was not trained on this one.
         """
-        weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
+        weights, hardware = self.weights, use_hardware(self.hardware)
         template = self.template or trained_template(weights)
         tokenizer = weights.tokenizer()
         require_tokens(template, tokenizer)
@@ -61,7 +63,7 @@ class Chat(Command):
         # The model's turn also ends when it starts another one.
         with config_errors_at("template"):
             ends = template.end_tokens(tokenizer)
-            stops = [*template.stops, *stop_strings(self.stop)]
+            stops = [*template.stops, *one_or_several(self.stop)]
         memory = PrefixCache()
 
         def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:

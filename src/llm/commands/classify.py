@@ -16,7 +16,7 @@ from llm.config.rules import Rule
 from llm.data.column import Column
 from llm.data.errors import DataError
 from llm.data.examples.collation import pad_with_mask
-from llm.generation.model_loading import autocast, place_model, require_trained, use_hardware
+from llm.generation.model_loading import autocast, place_model, use_hardware
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
@@ -56,7 +56,7 @@ class Classify(Command):
     batch_size: int
     rows: Column
     hardware: Hardware
-    weights: Weights | None
+    weights: Weights
 
     rules: ClassVar[Sequence[Rule]] = (names_one_source,)
 
@@ -66,7 +66,7 @@ class Classify(Command):
         Raises:
             ConfigError: the run is not a classifier, or a text cannot be encoded.
         """
-        weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
+        weights, hardware = self.weights, use_hardware(self.hardware)
         classes = trained_classes(weights)
         with SkipInit():
             model = place_model(weights.model(), hardware)

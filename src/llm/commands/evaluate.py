@@ -33,7 +33,6 @@ from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import (
     autocast,
     load_language_model,
-    require_trained,
     use_hardware,
 )
 from llm.hardware import Hardware
@@ -66,7 +65,7 @@ class Evaluate(Command):
     seed: int
     files: Callable[[str], TextFiles]
     hardware: Hardware
-    weights: Weights | None
+    weights: Weights
     judge: OpenAI | None
 
     rules: ClassVar[Sequence[Rule]] = RULES
@@ -78,9 +77,9 @@ class Evaluate(Command):
             The content of the file.
 
         Raises:
-            UserError: there are no weights, the data have changed or lack the part, or the judge does not answer.
+            UserError: the data have changed or lack the part, or the judge does not answer.
         """
-        weights = require_trained(self.weights)
+        weights = self.weights
         file = self.results_file(weights)
         if isinstance(weights, RunWeights) and not self.predicts_text(weights):
             report = plain_report(self.evaluate_run(weights))

@@ -14,7 +14,6 @@ from llm.config.errors import ConfigError
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.files import read_object
-from llm.generation.model_loading import require_trained
 from llm.nn.init import SkipInit
 from llm.terminal import shell
 from llm.terminal.console import printable
@@ -44,7 +43,7 @@ class Export(Command):
     max_shard_gb: float
     dtype: Literal["float32", "bfloat16", "float16"] | None
     overwrite: bool
-    weights: Weights | None
+    weights: Weights
 
     def run(self) -> list[Path]:
         """Write the folder, and print how to load it.
@@ -55,7 +54,7 @@ class Export(Command):
         Raises:
             ConfigError: Hugging Face's library has no such model, or the folder has other files.
         """
-        weights, folder = require_trained(self.weights), Path(self.output)
+        weights, folder = self.weights, Path(self.output)
         require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
         require_language_model(weights)
         tokenizer = weights.tokenizer()

@@ -15,11 +15,15 @@ from llm.generation.model_loading import (
     autocast,
     load_language_model,
     report_truncation,
-    require_trained,
-    stop_strings,
     use_hardware,
 )
-from llm.generation.prompts import encode_prompts, prompts_have_one_source, read_prompts
+from llm.generation.prompts import (
+    encode_prompts,
+    one_or_several,
+    prompts_have_one_source,
+    read_prompts,
+    stops_have_text,
+)
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import stream_tokens
 from llm.hardware import Hardware
@@ -55,20 +59,20 @@ class Generate(Command):
     seed: int
     hardware: Hardware
     sampler: Sampler
-    weights: Weights | None
+    weights: Weights
     reward: RewardFunction | None
 
-    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source)
+    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source, stops_have_text)
 
     def run(self) -> list[str]:
         """Print and return the continuation of each prompt or, with a reward, its best answer.
 
         Raises:
-            ConfigError: there are no weights, or a prompt cannot be encoded.
+            ConfigError: a prompt cannot be encoded.
         """
-        weights, hardware = require_trained(self.weights), use_hardware(self.hardware)
+        weights, hardware = self.weights, use_hardware(self.hardware)
         prompts = read_prompts(self.prompt, self.prompts_file)
-        tokenizer, stops = weights.tokenizer(), stop_strings(self.stop)
+        tokenizer, stops = weights.tokenizer(), one_or_several(self.stop)
         key = "prompt" if self.prompts_file is None else "prompts_file"
         # A prompt that cannot be encoded fails before the model is loaded, which takes long.
         template = None if self.reward is None else self._template_of_answers(weights, self.reward)

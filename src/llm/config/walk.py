@@ -241,7 +241,8 @@ def misplaced(value: Any, hint: Any) -> str:
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not one of the choices; use {listed}"
     kind = _with_article(annotations.describe_hint(hint))
-    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or REMEDIES.get(hint, 'use a value of that type')}"
+    others = "choose another option" if value is None else "use a value of that type"
+    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or REMEDIES.get(hint, others)}"
 
 
 def _with_article(kind: str) -> str:

@@ -15,17 +15,6 @@ from llm.nn.init import SkipInit
 from llm.weights.base import Weights
 
 
-def require_trained(weights: Weights | None) -> Weights:
-    """Return weights that were trained.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if weights is None:
-        raise ConfigError("weights: scratch has learned nothing; use weights=run weights.path=…")
-    return weights
-
-
 def use_hardware(hardware: Hardware) -> Hardware:
     """Return the hardware with every `auto` replaced, and set the number of threads.
 
@@ -92,20 +81,6 @@ def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
                     converted = parameter.detach().to(dtype)
                     setattr(layer, name, nn.Parameter(converted, requires_grad=False))
     return model
-
-
-def stop_strings(stop: str | Sequence[str]) -> list[str]:
-    """Return the stop strings, given one or several.
-
-    Raises:
-        ConfigError: one is empty: every text contains it.
-    """
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if not all(stops):
-        raise ConfigError(
-            "stop: one of the texts is empty; give at least one character, or leave it out"
-        )
-    return stops
 
 
 def low_precision(hardware: Hardware) -> torch.dtype | None:

@@ -39,6 +39,18 @@ def encode_prompts(
     return EncodedPrompts(starts, () if end is None else (end,), template.stops)
 
 
+def one_or_several(texts: str | Sequence[str]) -> list[str]:
+    """Return one text, or several, as a list."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def stops_have_text(config: Mapping[str, Any]) -> Iterator[str]:
+    """Refuse an empty stop text, which is part of every text."""
+    stop = config.get("stop")
+    if stop == "" or (isinstance(stop, list) and "" in stop):
+        yield "stop: one of the texts is empty; give at least one character, or leave it out"
+
+
 def prompts_have_one_source(config: Mapping[str, Any]) -> Iterator[str]:
     """Require prompts, or an existing file of prompts, and not both."""
     prompt, file = config.get("prompt"), config.get("prompts_file")
@@ -62,7 +74,7 @@ def read_prompts(prompt: str | Sequence[str], file: str | None) -> list[str]:
         ConfigError: the file has no prompt.
     """
     if file is None:
-        return [prompt] if isinstance(prompt, str) else list(prompt)
+        return one_or_several(prompt)
     prompts = [line.removesuffix("\r") for line in _lines(Path(file)) if line.strip()]
     if not prompts:
         raise ConfigError(f"prompts_file: {file} has no prompts; write one a line")

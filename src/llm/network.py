@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ def call_within(seconds: float, call: Callable[[], Result]) -> Result:
         TimeoutError: the deadline has passed.
     """
     future = _start(call)
-    if not _is_done(future, seconds):
+    if not wait([future], seconds).done:
         raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds")
     return future.result()
 
@@ -75,7 +75,7 @@ def run_download(
     """
     seconds = PERIOD if seconds is None else seconds
     future, before = _start(call), _size(folders)
-    while not _is_done(future, seconds):
+    while not wait([future], seconds).done:
         now = _size(folders)
         if now - before < SLOWEST * seconds:
             raise TimeoutError(
@@ -98,11 +98,6 @@ def _start(call: Callable[[], Result]) -> "Future[Result]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def _is_done(future: Future[Any], seconds: float) -> bool:
-    """Return whether a call ends within some seconds."""
-    return bool(wait([future], seconds).done)
 
 
 def _size(folders: Iterable[Path]) -> int:

@@ -76,13 +76,13 @@ def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeyp
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "configs" / "data").mkdir(parents=True)
     (tmp_path / "configs" / "data" / "mine.yaml").write_text(
-        "defaults: [text]\npath: [~/a.txt, b~.txt]\ncache_dir: ${output_dir}/~\n"
+        "defaults: [text]\npath: [~/a.txt, b~.txt]\nvalidation_path: ${output_dir}/~\n"
     )
     loader = open_loader(CONF, config_dir("~/configs"))
     words = ["data=mine", "output_dir=~", "weights=run", "weights.path=~/r${seed}"]
     config = compose(loader, "train", [as_text(word) for word in words]).config
     assert config.data.path == [f"{tmp_path}/a.txt", "b~.txt"]
-    assert (config.output_dir, config.data.cache_dir) == (str(tmp_path), f"{tmp_path}/~")
+    assert (config.output_dir, config.data.validation_path) == (str(tmp_path), f"{tmp_path}/~")
     assert config.weights.path == f"{tmp_path}/r${{seed}}"  # typed, and so a text
     runs = compose(loader, "compare", ['runs=["~/a"]', as_text("output=~nobody_here/x")]).config
     assert (runs.runs, runs.output) == ([f"{tmp_path}/a"], "~nobody_here/x")

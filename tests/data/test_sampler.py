@@ -101,10 +101,23 @@ def test_validation_covers_every_window_once_in_equal_shares(num_windows: int, w
     assert len(lengths) == 1, "devices must go through equal batches, or sharded models hang"
     assert len(shares[0]) == len(ValidationSampler(num_windows, 8))
     windows = np.sort(np.concatenate([np.concatenate(share) for share in shares]))
-    assert np.array_equal(windows, np.arange(len(windows)))
+    assert np.array_equal(windows[:num_windows], np.arange(num_windows))
+    assert np.all(windows[num_windows:] >= num_windows), "beyond the end there is nothing"
     assert num_windows <= len(windows) < num_windows + world_size
     if world_size == 1:
         assert all(len(batch) == 8 for batch in shares[0][:-1])
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_validation_of_a_subset_is_spread_over_the_rows(world_size: int):
+    samplers = [
+        ValidationSampler(10, 3, number=4, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    rows = np.sort(np.concatenate([row for sampler in samplers for row in sampler]))
+    assert rows[:4].tolist() == [0, 2, 5, 7]
+    assert rows[4:].tolist() == [10] * (world_size - 1), "beyond the end there is nothing"
+    assert {len(sampler) for sampler in samplers} == {2}
 
 
 def grouped(seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1, number: int = 103):

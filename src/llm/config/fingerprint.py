@@ -27,7 +27,6 @@ IGNORE = (
     "trainer.val_batches",
     "trainer.val_bytes",
     "trainer.log_every",
-    "data.cache_dir",
     "data.ignored",
     "data.workers",
 )

@@ -19,7 +19,7 @@ from llm.config.plain import value_at
 # Files and folders. `\\,` is a comma in them, because in a sweep a plain comma separates values.
 PATHS = {
     *("weights.path", "weights.base", "reward.path", "data.path", "data.validation_path"),
-    *("data.test_path", "data.cache_dir", "against", "output", "output_dir", "file", "test_path"),
+    *("data.test_path", "against", "output", "output_dir", "file", "test_path"),
     "prompts_file",
 }
 # Prompts, and patterns to search in responses: never several values.

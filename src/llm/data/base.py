@@ -10,7 +10,6 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llm.data.sampler import TrainingSampler, ValidationSampler
-from llm.data.spaced import SpacedRows
 from llm.tokenizers.base import Tokenizer
 
 
@@ -128,13 +127,7 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader over the rows that a validation during training reads, in order."""
-        if self.is_bounded:
-            return self._once(SpacedRows(self._rows("validation"), self._bounded_rows))
-        return self.whole("validation")
-
-    def test_dataloader(self) -> DataLoader:
-        """Return a loader over the whole test part, in order."""
-        return self.whole("test")
+        return self._once("validation", self._bounded_rows if self.is_bounded else None)
 
     def training_sampler(self, **order: int) -> Sampler:
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
@@ -142,7 +135,7 @@ class DataModule(LightningDataModule):
 
     def whole(self, part: str) -> DataLoader:
         """Return a loader over all rows of a part, in order."""
-        return self._once(self._rows(part))
+        return self._once(part)
 
     def _rows(self, part: str) -> Dataset:
         dataset = self.dataset(part)
@@ -150,9 +143,10 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data: has no {part} part; use data that has one")
         return dataset
 
-    def _once(self, dataset: Dataset) -> DataLoader:
-        sampler = ValidationSampler(_length(dataset), self.batch_size, **self._device())
-        return self._loader(dataset, sampler)
+    def _once(self, part: str, number: int | None = None) -> DataLoader:
+        rows = self._rows(part)
+        sampler = ValidationSampler(_length(rows), self.batch_size, number=number, **self._device())
+        return self._loader(rows, sampler)
 
     def _loader(self, rows: Dataset, sampler: Sampler) -> DataLoader:
         return DataLoader(

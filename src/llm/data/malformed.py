@@ -8,9 +8,8 @@ from typing import Literal
 
 from llm.data.errors import DataError
 
-Report = Callable[
-    [str, str], None
-]  # called with the file and line of a row, and what is wrong with it
+# A function that is called with the file and line of a row, and what is wrong with it.
+Report = Callable[[str, str], None]
 SHOWN = 10  # kinds of problems in a message
 NUMBER = re.compile(r"\d[\d,]*")
 

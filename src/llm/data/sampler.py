@@ -140,18 +140,31 @@ class LengthGroupedSampler(TrainingSampler):
 
 @dataclass(eq=False)
 class ValidationSampler(Sampler[np.ndarray]):
-    """All rows in order, shared evenly among devices; the last batch may be smaller."""
+    """Evenly spaced rows in order, shared evenly among devices; the last batch may be smaller.
+
+    Args:
+        num_rows: number of rows.
+        batch_size: rows of a global batch.
+        number: number of rows to take; None for all.
+        rank: index of this device.
+        world_size: number of devices that share a global batch.
+    """
 
     num_rows: int
     batch_size: int
+    number: int | None = None
     rank: int = 0
     world_size: int = 1
 
+    def __post_init__(self) -> None:
+        self.taken = self.num_rows if self.number is None else self.number
+
     def __len__(self) -> int:
-        return -(-self.num_rows // self.batch_size)
+        return -(-self.taken // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        # Devices need equally many rows, so indices continue beyond the end; the targets of these rows are ignored.
-        end = -(-self.num_rows // self.world_size) * self.world_size
+        # Devices need equally many rows, so the last indices may be beyond the end; targets of these rows are ignored.
+        end = -(-self.taken // self.world_size) * self.world_size
         for first in range(0, end, self.batch_size):
-            yield np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)
+            own = np.arange(first + self.rank, min(first + self.batch_size, end), self.world_size)
+            yield np.where(own < self.taken, own * self.num_rows // self.taken, self.num_rows)

@@ -263,12 +263,6 @@ def test_the_order_of_preprocessing_counts(make, cache_folder: Path):
     assert len(folders(cache_folder)) == 2
 
 
-def test_a_folder_of_ones_own(make, cache_folder: Path, tmp_path: Path):
-    make(cache_dir=tmp_path / "mine")
-    assert len(list((tmp_path / "mine").iterdir())) == 1
-    assert not cache_folder.exists()
-
-
 def test_metadata_describes_the_files(make):
     data = make()
     assert data.metadata["dtype"] == "uint16"

@@ -36,7 +36,6 @@ class Corpus:
         validation_fraction: share of the characters held out.
         seed: seed of the draw of held-out documents, if there are many documents.
         validation: a separate source of the held-out part, such as a published one.
-        cache_dir: folder of token files; None for the cache folder.
     """
 
     source: Source
@@ -45,7 +44,6 @@ class Corpus:
     validation_fraction: float = 0.1
     seed: int = 0
     validation: Source | None = None
-    cache_dir: str | Path | None = None
 
     @cached_property
     def settings(self) -> dict[str, object]:
@@ -88,8 +86,7 @@ class Corpus:
     @property
     def path(self) -> Path:
         """Path of the folder, which need not exist yet."""
-        root = Path(self.cache_dir) if self.cache_dir else cache_folder.writable_folder("tokens")
-        return root / data_fingerprint.of_settings(self.settings)
+        return cache_folder.writable_folder("tokens") / data_fingerprint.of_settings(self.settings)
 
     def write(self, folder: Path) -> None:
         """Train the tokenizer, tokenize both parts and write everything to an empty folder."""

@@ -1,7 +1,6 @@
 """The data module for pretraining: any source and tokenizer, in windows of context_length tokens."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ class TextDataModule(DataModule):
         validation_fraction: share of the text held out: whole documents if there are many, otherwise the
             end of each.
         preprocessing: steps applied to each document, in order; in a configuration by name.
-        cache_dir: folder of token files; None for the cache folder.
         validation: a separate source of the held-out part, instead of a split.
         shared: the arguments of `DataModule`.
 
@@ -53,7 +51,6 @@ class TextDataModule(DataModule):
         stride: int | None = None,
         validation_fraction: float = 0.1,
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
-        cache_dir: str | Path | None = None,
         validation: Source | None = None,
         **shared: Any,
     ) -> None:
@@ -65,7 +62,6 @@ class TextDataModule(DataModule):
             validation_fraction=validation_fraction,
             seed=self.split_seed,
             validation=validation,
-            cache_dir=cache_dir,
         )
         self.context_length = at_least("context_length", context_length, least=1)
         self.tokens_per_row = self.longest_row = self.context_length

@@ -14,11 +14,6 @@ from llm.nn.ignore_index import IGNORE_INDEX
 Batch = dict[str, Tensor]
 
 
-def count_windows(tokens: int, context_length: int, *, stride: int) -> int:
-    """Return the number of windows of context_length + 1 tokens that start every `stride` tokens."""
-    return max(0, (tokens - context_length - 1) // stride + 1)
-
-
 @dataclass(eq=False)
 class TrainingWindows(Dataset[Batch]):
     """The sliding windows of training; the target of each token is the next one."""
@@ -28,7 +23,7 @@ class TrainingWindows(Dataset[Batch]):
     stride: int
 
     def __len__(self) -> int:
-        return count_windows(len(self.file), self.context_length, stride=self.stride)
+        return max(0, (len(self.file) - self.context_length - 1) // self.stride + 1)
 
     def __getitem__(self, windows: np.ndarray) -> Batch:
         """Gather a batch.

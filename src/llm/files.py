@@ -123,9 +123,9 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def stored_archive(path: Path) -> Path:
-    """Return the path of an archive after checking that it is not compressed, as those of torch.
+    """Check that an archive is not compressed, and return its path.
 
-    A compressed archive of a megabyte could expand to a thousand.
+    torch does not compress its archives. A compressed megabyte could expand to a thousand.
 
     Raises:
         FileError: the archive is damaged or compressed.
@@ -215,7 +215,7 @@ def open_for_appending(path: Path) -> TextIO:
     """
     if path.is_symlink():
         require_within(path, path.parent)
-    # A copy replaces a hard link, so that the file under its other name does not change.
+    # A copy replaces a hard link, so that the file does not change under its other name.
     if path.is_file() and path.stat().st_nlink > 1:
         with replacing(path) as partial:
             shutil.copyfile(path, partial)

@@ -45,8 +45,8 @@ def refusal(what: str) -> str | None:
 def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """Return the result of a call to a server, with a deadline in seconds for the whole call.
 
-    The timeout of a socket applies to each piece that arrives, so a slow server could block for ever. After the
-    deadline, the call continues in a thread whose result is ignored.
+    The timeout of a socket applies to each piece, so a slow server could block for ever. After the deadline, the call
+    continues in a thread whose result is ignored.
 
     Raises:
         TimeoutError: the deadline has passed.

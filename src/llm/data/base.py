@@ -17,8 +17,8 @@ class DataModule(LightningDataModule):
     """A data module whose training order is a function of the seed and the batch's index.
 
     `state_dict` has that index, and a loader made after `load_state_dict` resumes from it. A dataset returns whole
-    batches: `dataset[indices]` gathers the rows with these indices. An index beyond the end gives a row whose targets
-    are all ignored, so that all devices have equally many rows.
+    batches, `dataset[indices]`. An index beyond the end gives a row whose targets are all ignored, so that all devices
+    have equally many rows.
 
     The constructor of a subclass lists its own parameters and passes the others on as `**shared`.
 
@@ -31,7 +31,7 @@ class DataModule(LightningDataModule):
     Attributes:
         tokenizer: the trained tokenizer. Available after `setup`, like the ones below.
         fingerprint: a hash of the data.
-        corpus: a hash of the held-out text, without the tokenizer: metrics are comparable if it is equal.
+        corpus: a hash of the held-out text, without the tokenizer; equal if metrics are comparable.
         vocabulary: a hash of the units that a loss is averaged over, such as the tokenizer's tokens.
         tokens_per_row: training tokens in a row, on average.
         longest_row: tokens in the longest training row, with padding.
@@ -87,7 +87,7 @@ class DataModule(LightningDataModule):
         return self.validation_limit < self.validation_bytes
 
     def describe_validation(self) -> str:
-        """Return a description of what a limited validation reads, in one line."""
+        """Return a description of a validation during training in one line."""
         whole = _length(self._rows("validation"))
         return (
             f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.row_name}, spread over the part "
@@ -127,26 +127,24 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader over the rows that a validation during training reads, in order."""
-        return self._once("validation", self._bounded_rows if self.is_bounded else None)
+        number = self._bounded_rows if self.is_bounded else None
+        return self.evaluation_loader("validation", number=number)
 
     def training_sampler(self, **order: int) -> Sampler:
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(self.train_rows, self.batch_size, **order)
 
-    def whole(self, part: str) -> DataLoader:
-        """Return a loader over all rows of a part, in order."""
-        return self._once(part)
+    def evaluation_loader(self, part: str, *, number: int | None = None) -> DataLoader:
+        """Return a loader over evenly spaced rows of a part, in order; by default over all."""
+        rows = self._rows(part)
+        sampler = ValidationSampler(_length(rows), self.batch_size, number=number, **self._device())
+        return self._loader(rows, sampler)
 
     def _rows(self, part: str) -> Dataset:
         dataset = self.dataset(part)
         if dataset is None:
             raise ValueError(f"data: has no {part} part; use data that has one")
         return dataset
-
-    def _once(self, part: str, number: int | None = None) -> DataLoader:
-        rows = self._rows(part)
-        sampler = ValidationSampler(_length(rows), self.batch_size, number=number, **self._device())
-        return self._loader(rows, sampler)
 
     def _loader(self, rows: Dataset, sampler: Sampler) -> DataLoader:
         return DataLoader(
@@ -188,7 +186,7 @@ class DataModule(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # pyright: ignore
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return the position, and the batch size and fingerprint that it belongs to."""
+        """Return the position, with its batch size and fingerprint."""
         return {
             "position": self.position,
             "batch_size": self.batch_size,
@@ -198,7 +196,7 @@ class DataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int | str]) -> None:
         """Set the position of the next training loader.
 
-        With another batch size it is the first batch without a row already read.
+        If the batch size has changed, it is rounded up, so that no row is read twice.
         """
         rows = int(state_dict["position"]) * int(state_dict.get("batch_size", self.batch_size))
         self._restored = -(-rows // self.batch_size)

@@ -15,7 +15,7 @@ from llm.data.errors import DataError
 from llm.data.malformed import Report
 from llm.data.text_decoding import suffix
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by suffix, unless the first line has another
+DELIMITERS = {".csv": ",", ".tsv": "\t"}  # default, by suffix
 CANDIDATES = ",;\t|"
 SAMPLE = 20  # lines used to detect the delimiter
 EXCEL = re.compile(r'"?sep=(.)"?\n', re.IGNORECASE)  # Excel's first line, which sets the delimiter
@@ -31,12 +31,12 @@ class Layout:
     """The format of rows in files.
 
     Args:
-        columns: column names of a CSV or TSV file without a header; or a mapping from our name of a
-            field to its name in the files.
-        delimiter: one character between the columns of CSV and TSV, or a backslash and t for a tab; None detects
-            it for each file.
-        encoding: the encoding of files without a byte-order mark, such as cp1252; by default UTF-8.
-        quoting: whether quotes in CSV and TSV enclose a field, or are part of the text.
+        columns: column names of a CSV or TSV file without a header; or a mapping from our names of fields to
+            those in the files.
+        delimiter: character between the columns of CSV and TSV, or a backslash and t for a tab; None detects it
+            for each file.
+        encoding: the encoding of files without a byte-order mark, such as cp1252; None for UTF-8.
+        quoting: whether quotes in CSV and TSV enclose a field; otherwise they are part of the text.
 
     Raises:
         ValueError: the delimiter is not one character, or two fields are mapped to one name.
@@ -84,7 +84,7 @@ def read_delimited(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the file and line, and the values, of each record.
 
-    Columns without a name are not read; a warning counts the rows with a value in one.
+    Columns without a name are not read; a warning counts their rows with a value.
 
     Args:
         file: the file, for messages.
@@ -125,19 +125,13 @@ def read_delimited(
 
 
 def _reader(text: str, delimiter: str, *, quoting: bool) -> Any:
-    """Return a reader of the standard library, which counts lines in `line_num`."""
+    """Return a `csv.reader`, which counts lines in `line_num`."""
     quotes = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     return csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quotes, strict=True)
 
 
 def detect_delimiter(text: str, default: str, layout: Layout) -> str:
-    """Return the default delimiter; if only that of the standard library's sniffer fits the first line, return that.
-
-    Args:
-        text: the whole file.
-        default: the delimiter of the suffix.
-        layout: the format of the rows.
-    """
+    """Return the default delimiter, or the one that `csv.Sniffer` finds if only that separates the first line."""
     sample = "".join(islice(io.StringIO(text), SAMPLE))
 
     def separates(delimiter: str) -> bool:
@@ -156,7 +150,7 @@ def detect_delimiter(text: str, default: str, layout: Layout) -> str:
 def _records(
     file: Path, reader: Any, *, first: int, report: Report
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield each record that is not empty, with the number of its first line.
+    """Yield each record that is not empty, after its file and first line.
 
     Raises:
         DataError: a quote is never closed: skipping that record would skip the rest of the file.
@@ -186,7 +180,7 @@ def _records(
 
 
 def _header(file: Path, records: Iterator[tuple[str, list[str]]]) -> list[str]:
-    """Return the column names of the first record; an empty name means that the column is not read."""
+    """Return the column names of the first record; columns with an empty name are not read."""
     where, fields = next(records, (str(file), []))
     names = [name.strip() for name in fields]
     named = [name for name in names if name]

@@ -20,15 +20,14 @@ def expand(
     paths: Sequence[str | Path],
     suffixes: Sequence[str],
     *,
-    warn: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None],
 ) -> Iterator[Path]:
     """Yield the files of paths, in order.
 
     Args:
-        paths: files of any name; folders, subfolders included, hidden files and run directories excluded; glob
-            patterns.
-        suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
-        warn: called with a line that counts the files of a folder that are not read.
+        paths: files of any name; folders with subfolders, but without hidden files and run directories; glob patterns.
+        suffixes: suffixes of the files to read in a folder, in any case; they may be gzipped.
+        warn: called with a line about the unread files of a folder.
 
     Raises:
         DataError: a path does not exist, or is a folder without such files.
@@ -68,7 +67,7 @@ def require_paths(
             raise DataError(f"{section}{key}: is empty; {ADVICE}")
         for path in map(str, given):
             if not path.strip():
-                continue  # the check of the configuration reports it
+                continue  # the check of the configuration reports blank paths
             target = Path(path).expanduser()
             if not target.exists() and not _matching(target):
                 raise DataError(

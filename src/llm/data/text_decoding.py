@@ -1,4 +1,4 @@
-"""Text of files: decompressed, and decoded by byte-order mark or by a given encoding."""
+"""Text of files: decompressed, and decoded by byte-order mark or a given encoding."""
 
 import codecs
 import gzip
@@ -14,8 +14,8 @@ from llm.data.errors import DataError
 from llm.terminal import shell
 
 CHUNK = 1 << 20  # bytes decoded at a time
-MARK = "\udc80"  # replaces a byte that cannot be decoded, until it is counted
-# UTF-32 before UTF-16, whose mark is the beginning of that of UTF-32.
+MARK = "\udc80"  # replaces an undecodable byte until it is counted
+# UTF-32 first: its mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -108,7 +108,7 @@ def read_chunks(
 
 
 def read_decoded_text(file: Path, encoding: str | None = None, *, advice: str = CONVERT) -> str:
-    """Return the whole text of a file, see `read_chunks`; warn if bytes could not be decoded."""
+    """Return the text of a file as `read_chunks` does; warn if bytes could not be decoded."""
     invalid: list[int] = []
     text = "".join(read_chunks(file, encoding, count=invalid.append, advice=advice))
     warn_invalid(file, sum(invalid), encoding=encoding)

@@ -185,7 +185,7 @@ def test_best(run: Run, trainer: L.Trainer, task: Task, data: DataModule) -> Non
             raise UserError(f"{error}; {describe_remedies(run)}") from error
         trainer.strategy.load_model_state_dict(best, strict=not task.is_adapted)
     for task.tested, part in parts.items():
-        trainer.test(task, dataloaders=data.whole(part), verbose=False)
+        trainer.test(task, dataloaders=data.evaluation_loader(part), verbose=False)
 
 
 def finish(run: Run, task: Task, progress: Progress, *, then: str) -> None:

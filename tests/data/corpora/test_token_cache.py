@@ -10,8 +10,8 @@ import pytest
 from llm.data.corpora.token_cache import (
     MACHINE,
     METADATA,
+    damage,
     ensure_written,
-    is_whole,
     write_metadata,
 )
 
@@ -80,10 +80,10 @@ def flip(file: Path) -> None:
 def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, damage, problem: str):
     folder = ensure_written(tmp_path / "key", writer())
     damage(folder)
-    assert not is_whole(folder)
+    assert damage(folder) is not None
     with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made again"):
         assert (ensure_written(folder, writer()) / "train.bin").read_bytes() == b"tokens"
-    assert is_whole(folder)
+    assert damage(folder) is None
 
 
 def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch):
@@ -95,14 +95,14 @@ def test_a_file_is_hashed_once_for_each_state_of_it(tmp_path: Path, monkeypatch)
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
     monkeypatch.setattr("llm.data.corpora.token_cache.sha256_of_file", sha256_of)
-    assert is_whole(folder)
+    assert damage(folder) is None
     assert hashed == []
     os.utime(folder / "train.bin")
-    assert is_whole(folder)
-    assert is_whole(folder)
+    assert damage(folder) is None
+    assert damage(folder) is None
     assert hashed == ["train.bin"]
     (folder / "verified.json").write_text("{")
-    assert is_whole(folder)
+    assert damage(folder) is None
     assert hashed == ["train.bin"] * 2
 
 

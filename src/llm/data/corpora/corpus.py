@@ -61,7 +61,7 @@ class Corpus:
     def held_out(self, metadata: Mapping[str, Any]) -> str:
         """Return a hash of the validation part that does not depend on the tokenizer.
 
-        The seed is included only if it changes the part: if documents are drawn.
+        The seed is included only if documents are drawn.
 
         Args:
             metadata: the metadata that `write` has written.

@@ -16,7 +16,7 @@ from llm.data.errors import DataError
 from llm.data.optional_library import import_optional
 from llm.data.paths import SAVED
 
-# Timeout without a new byte on disk, in seconds: long, because lists of files are downloaded without a byte on disk.
+# Timeout without a new byte on disk, in seconds: long, because downloads of file lists write none.
 PERIOD = 300.0
 ROWS = 1000  # rows read at a time: one at a time is many times slower
 
@@ -119,7 +119,7 @@ class HuggingFaceDataset(Source):
         return f"{self.name} {self.text_field} {self.document_start} {self.dataset._fingerprint}"
 
     def _rows(self) -> Iterator[DocumentPiece]:
-        """Yield the rows, each a document unless `document_start` marks the beginning of one."""
+        """Yield the rows, each with whether its document ends."""
         first = re.compile(self.document_start or "")
         batches = self.dataset.iter(batch_size=ROWS)
         rows = chain.from_iterable(batch[self.text_field] for batch in batches)

@@ -19,7 +19,7 @@ SKIPPED = frozenset(
     "site-packages dist-packages test tests idle_test idlelib lib2to3 turtledemo ensurepip pydoc_data "
     "__pycache__".split()
 )
-MOST_REPEATED = 0.3  # share of a topic, and then of a paragraph, that earlier text may have
+MOST_REPEATED = 0.3  # maximum share of a topic, and then of a paragraph, that is in earlier text
 
 
 class PythonDocs(Source):

@@ -10,7 +10,7 @@ from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
-from llm.data.corpora.token_cache import METADATA, is_whole
+from llm.data.corpora.token_cache import METADATA, damage
 from llm.data.corpora.token_file import TokenFile
 from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
@@ -98,7 +98,7 @@ class TextDataModule(DataModule):
     @property
     def is_ready(self) -> bool:
         """Whether the token files exist, so that `setup` only opens them."""
-        return is_whole(self.text.path)
+        return damage(self.text.path) is None
 
     def _require_tokens(self, part: str, needed: int) -> None:
         found = self.metadata[part]["tokens"]

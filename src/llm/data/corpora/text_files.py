@@ -32,10 +32,10 @@ class TextFiles(Source):
     report bytes that cannot be decoded and become U+FFFD, empty files, and files of a folder that are not read.
 
     Args:
-        path: a file of any name; a folder, subfolders included, hidden files and run directories excluded; a glob
+        path: a file of any name; a folder with subfolders, but without hidden files and run directories; a glob
             pattern such as `notes/**/*.md`; or several of these.
         text_field: the field of a JSON row, or the column of a CSV file, with the text.
-        suffixes: suffixes of the files to read in a folder, in any case, gzipped or not.
+        suffixes: suffixes of the files to read in a folder, in any case; they may be gzipped.
         encoding: the encoding of files without a byte-order mark; None for UTF-8.
         document_separator: a string between the documents of one file; None if a file is one document.
         delimiter: character between the columns of a CSV file; None detects it.
@@ -148,18 +148,7 @@ class TextFiles(Source):
 
 
 class FilesDataModule(TextDataModule):
-    """A TextDataModule of files.
-
-    Args:
-        path: see TextFiles.
-        text_field: see TextFiles.
-        suffixes: see TextFiles.
-        encoding: see TextFiles.
-        document_separator: see TextFiles.
-        delimiter: see TextFiles.
-        quoting: see TextFiles.
-        shared: the other arguments of TextDataModule.
-    """
+    """A TextDataModule of files, with the arguments of TextFiles and the other ones of TextDataModule."""
 
     supplied = ("source", "validation")
 

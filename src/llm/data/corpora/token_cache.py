@@ -47,7 +47,7 @@ def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
         write(unfinished)
         os.replace(unfinished, folder)  # noqa: PTH105 - the usual name of an atomic rename
     except OSError:
-        if not is_whole(folder):
+        if damage(folder) is not None:
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -67,13 +67,8 @@ def delete_unfinished(cache: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether all files of a folder exist and are unchanged."""
-    return damage(folder) is None
-
-
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with a folder, or None.
+    """Return what is wrong with a folder; None if all its files exist and are unchanged.
 
     A file is hashed again only if its size, times or inode have changed since it was verified.
     """

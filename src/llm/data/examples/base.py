@@ -58,8 +58,8 @@ class ExamplesDataModule(DataModule):
 
     Raises:
         ValueError: a parameter is out of range.
-        DataError: a file cannot be used, or a row and `malformed` is `stop`; or a part is empty
-            (from `prepare_data` and `setup`).
+        DataError: a file cannot be used, a row cannot and `malformed` is `stop`, or a part is empty (raised by
+            `prepare_data` and `setup`).
     """
 
     kind: ClassVar[str] = "examples"
@@ -142,7 +142,7 @@ class ExamplesDataModule(DataModule):
         return example[1:]
 
     def group(self, example: Any) -> Any:
-        """Return the group of an example, such as its label; each part has the same share of every group."""
+        """Return the group of an example, such as its label; parts have equal shares of every group."""
         return None
 
     def select(self, parts: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -150,7 +150,7 @@ class ExamplesDataModule(DataModule):
         return parts
 
     def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
-        """Return the names of fields that are not blank and that `parse` does not read, for a warning."""
+        """Return the names of fields with a value that `parse` does not read, for a warning."""
         return ()
 
     # Preparing
@@ -201,7 +201,7 @@ class ExamplesDataModule(DataModule):
                 )
 
     def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Split the parts without separate files off the training part, with equal shares of every group."""
+        """Draw the parts without files from the training examples, with equal shares of every group."""
         fractions = {part: share for part, share in self.fractions.items() if part not in given}
         examples = given["train"]
         shares = {"train": 1 - sum(fractions.values()), **fractions}
@@ -272,13 +272,7 @@ class ExamplesDataModule(DataModule):
         return self.collation.arrange(encoded, self.context_length)
 
     def require_fit(self, what: str, *, prompt: int, tokens: int) -> None:
-        """Raise a ValueError if a conversation is longer than the context; its last token is only a target.
-
-        Args:
-            what: name of the conversation in the message.
-            prompt: number of tokens of the prompt.
-            tokens: number of tokens in total.
-        """
+        """Raise a ValueError if `tokens` in total do not fit the context; the last is only a target."""
         if tokens - 1 > self.context_length:
             raise ValueError(
                 f"{what} have {prompt} + {tokens - prompt} tokens, which do not fit "

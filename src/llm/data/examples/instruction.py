@@ -19,7 +19,7 @@ class Demonstration(NamedTuple):
 
     Attributes:
         where: the file and line.
-        messages: all messages; the last is the answer to learn.
+        messages: all messages, the answer included.
         instruction: the last instruction.
         context: the input of the instruction; often empty.
     """
@@ -58,10 +58,6 @@ class InstructionDataModule(ExamplesDataModule):
         loss_on: the tokens to learn: the assistant's answers (`response`) or all (`all`).
         shared: the arguments of `ExamplesDataModule`. A conversation may have `context_length` + 1 tokens, because
             the last one is only a target.
-
-    Raises:
-        ValueError: a parameter is out of range.
-        DataError: a file cannot be used, or a row and `malformed` is `stop`.
     """
 
     kind = "conversations"

@@ -111,7 +111,7 @@ def renderer(source: str, process_id: int) -> Renderer:
 
 
 class Hidden:
-    """A conversation without names of special tokens in its messages.
+    """A conversation whose messages have no names of special tokens.
 
     Attributes:
         messages: the messages, with each name replaced by its index between two marks.
@@ -138,7 +138,7 @@ class Hidden:
         ]
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a rendered text: names from the template are special tokens, hidden names are text."""
+        """Return the tokens of a rendered text; hidden names are text, other names are special tokens."""
         if self.mark not in text:
             return self.tokenizer.encode(text, special=True)
         hidden = f"{self.mark}([0-9]+){self.mark}"
@@ -200,7 +200,7 @@ class JinjaTemplate(ChatTemplate):
         except ValueError:
             if not is_prompt:
                 raise
-            answers = []  # those in a prompt are not learned, so their positions are not needed
+            answers = []  # a prompt has no answer to learn
         if not is_prompt:
             text = text[: answers[-1][1]]
         return _tokens(text, answers, hidden=hidden)

@@ -42,7 +42,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     A batch has `tokens` (B, T) int64, padded on the right; `attention_mask` (B, T) bool, true for tokens that are
     not padding; `labels` (B) int64; and `rows` (B) int64, the indices of the texts in `raw`. Repeated texts are
-    removed before the split, so none is in two parts. Longer texts than the context are cut at the end.
+    removed before the split, so none is in two parts. Texts are cut to the context at the end.
 
     Args:
         text: the column or key of the text.
@@ -60,9 +60,7 @@ class LabelledDataModule(ExamplesDataModule):
         classes: names of the classes; a label is an index in them. Available after `prepare_data`.
 
     Raises:
-        ValueError: a parameter is out of range.
-        DataError: a file cannot be used, or a row and `malformed` is `stop`; a part is empty; or there
-            are fewer than two classes.
+        DataError: there are fewer than two classes.
     """
 
     kind = "texts"
@@ -263,7 +261,7 @@ class LabelledDataModule(ExamplesDataModule):
         return [max(sizes.values()) / max(sizes[name], 1) for name in self.classes]
 
     def remarks(self) -> list[str]:
-        """Return the shares of the classes in the training part, and the numbers of removed and cut texts."""
+        """Return the shares of the classes in the training part, and the counts of removed and cut texts."""
         sizes = Counter(example.label for example in self.raw["train"])
         shares = [f"{name} {sizes[name] / sizes.total():.1%}" for name in self.classes]
         remarks = [f"training {list_names(shares)}"]
@@ -297,12 +295,12 @@ def sort_names(names: Iterable[str]) -> list[str]:
 
 
 def normalize_words(text: str) -> str:
-    """Return the text without differences in case and white space."""
+    """Return the text in one case, with single spaces."""
     return " ".join(text.casefold().split())
 
 
 def keep_letters(text: str) -> str:
-    """Return the letters of a text without differences in case; for a text without letters its words."""
+    """Return the letters of a text in one case, or its words if it has no letters."""
     return re.sub(r"[\W\d_]+", "", text.casefold()) or normalize_words(text)
 
 

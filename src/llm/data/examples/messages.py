@@ -107,7 +107,7 @@ def parse_transcript(text: str) -> list[Message]:
 
 
 def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
-    """Return the messages after the system message of a separate field.
+    """Put the system message of a separate field before the messages.
 
     Raises:
         ValueError: the messages begin with another system message.
@@ -133,7 +133,7 @@ def parse_history(found: Any) -> list[Message]:
 
 
 def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
-    """Yield the names of fields with a value, of a row and its messages, that are not read."""
+    """Yield the unread fields with a value, of a row and of its messages."""
     for name, value in values.items():
         if name not in used:
             yield from () if is_blank(value) else (name,)

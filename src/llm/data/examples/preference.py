@@ -47,13 +47,9 @@ class PreferenceDataModule(ExamplesDataModule):
 
     Args:
         template: the chat template; its special tokens are added to the tokenizer.
-        ignored: fields that no warning lists.
+        ignored: fields to leave out of the warning.
         shared: the arguments of `ExamplesDataModule`. `context_length` limits a prompt with one response, without
             the last token, which is only a target.
-
-    Raises:
-        ValueError: a parameter is out of range.
-        DataError: a file cannot be used, or a row and `malformed` is `stop`.
     """
 
     kind = "preference pairs"
@@ -189,5 +185,5 @@ def parse_response(values: Mapping[str, Any], key: str) -> list[Message]:
 
 
 def is_same_prompt(given: list[Message], prompt: list[Message]) -> bool:
-    """Return whether a prompt equals that of a conversation, whose system message it may lack."""
+    """Return whether two prompts are equal, with or without the system message of the second."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]

@@ -54,7 +54,9 @@ class Malformed:
             return 0
         first = next(iter(self._first.values()))
         if not usable:
-            self._refuse(f"malformed {what}: no row can be used ({self.count:,} rows)")
+            self._refuse(
+                f"malformed {what}: no row can be used ({self.count:,} rows); correct them"
+            )
         if self.policy == "stop":
             self._refuse(
                 f"malformed {what}: {self.count:,} of {self.count + usable:,} rows; correct them, or leave them out "

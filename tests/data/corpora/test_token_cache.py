@@ -60,7 +60,7 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "problem"),
+    ("change", "problem"),
     [
         (lambda folder: (folder / "train.bin").write_bytes(b"tok"), "train.bin has 3 bytes, not 6"),
         (lambda folder: (folder / "train.bin").unlink(), "train.bin is missing"),
@@ -77,9 +77,9 @@ def flip(file: Path) -> None:
     ],
     ids=["truncate", "remove", "flip", "garble", "list", "unfinished", "metadata"],
 )
-def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, damage, problem: str):
+def test_damaged_files_are_written_again_with_a_warning(tmp_path: Path, change, problem: str):
     folder = ensure_written(tmp_path / "key", writer())
-    damage(folder)
+    change(folder)
     assert damage(folder) is not None
     with pytest.warns(UserWarning, match=rf"key: {problem}.*; the token files are made again"):
         assert (ensure_written(folder, writer()) / "train.bin").read_bytes() == b"tokens"

@@ -338,7 +338,7 @@ def test_the_header_never_becomes_a_class(prepared):
 
 @pytest.mark.filterwarnings("ignore:.*not UTF-8")
 def test_columns_that_are_not_there_are_named_in_one_line(prepared):
-    with pytest.raises(ConfigError, match=r"there are v1, v2: data\.text and data\.label") as error:
+    with pytest.raises(ConfigError, match=r"are v1, v2; set data\.text and data\.label") as error:
         prepared("classify", CASES / "kaggle_like.csv")
     (line,) = error.value.problems
     assert "skip" not in line

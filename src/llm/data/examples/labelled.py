@@ -135,9 +135,9 @@ class LabelledDataModule(ExamplesDataModule):
             if row.values.get(name) is None:
                 there = ", ".join(row.values) or "none"
                 raise ValueError(
-                    f"nothing under {name!r} (data.{parameter}); there are {there}: data.text and data.label name "
-                    "two of them, 'data.columns=[…]' the columns of a CSV file without a header"
-                    f"{', data.delimiter what separates columns' * (len(row.values) == 1)}"
+                    f"nothing under {name!r} (data.{parameter}); there are {there}; set data.text and data.label to "
+                    "two of them, or name the columns of a CSV file without a header with 'data.columns=[…]'"
+                    f"{', or set data.delimiter' * (len(row.values) == 1)}"
                 )
         text, label = row.values[self.text], class_name(row.values[self.label])
         if not isinstance(text, str) or not text.strip():

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,14 +86,14 @@ def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, a
     """A download that is fast enough in each period (one second here) may take any number of periods."""
     periods = iter(arriving)
 
-    def is_done(future: object, seconds: float) -> bool:
+    def wait(futures: list[object], seconds: float) -> SimpleNamespace:
         if (size := next(periods, None)) is None:
-            return True
+            return SimpleNamespace(done=futures)
         with (tmp_path / "file").open("ab") as file:
             file.write(bytes(size))
-        return False
+        return SimpleNamespace(done=[])
 
-    monkeypatch.setattr(network, "_is_done", is_done)
+    monkeypatch.setattr(network, "wait", wait)
     expected = contextlib.nullcontext() if is_fast else pytest.raises(TimeoutError, match="1,024")
     with expected:
         assert network.run_download(lambda: "done", tmp_path, seconds=1) == "done"

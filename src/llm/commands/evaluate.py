@@ -105,7 +105,7 @@ class Evaluate(Command):
 
     def evaluate_text(self, weights: Weights) -> dict[str, Any]:
         """Measure a language model on text files."""
-        assert self.test_path is not None  # one of the rules
+        assert self.test_path is not None  # required by a rule
         hardware = use_hardware(self.hardware)
         files = self.files(self.test_path)
         with rename_keys(KEYS):

@@ -104,7 +104,7 @@ class Generate(Command):
         return [scored[0].text for scored in answers]
 
     def _template_of_answers(self, weights: Weights, reward: RewardFunction) -> ChatTemplate | None:
-        """Return the template of the weights, if there are several answers and the reward has the same template."""
+        """Return the template of the weights; require several answers and a reward with this template."""
         with config_errors_at("best_of"):
             require_choice(self.best_of, self.sampler)
         template = stored_template(weights.config)

@@ -63,7 +63,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def accepts(hint: Any, value: Any) -> bool:
-    """Return whether plain data has the annotated type; nodes in it count as right.
+    """Return whether plain data has the annotated type; nodes in it are accepted.
 
     A list fits any sequence or tuple, an int fits a float, a bool fits neither int nor float.
     """

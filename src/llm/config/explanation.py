@@ -247,7 +247,7 @@ def _of_other_options(loader: Loader, config: DictConfig, key: str) -> str | Non
 
 
 def _ending_in(node: DictConfig, key: str, path: str = "") -> list[str]:
-    """Return the full keys that end in `key`, whose section may have been forgotten."""
+    """Return the full keys that end in `key`: the user may have forgotten the section."""
     found = []
     for name in (str(name) for name in node if name != "hydra"):
         full = f"{path}.{name}" if path else name

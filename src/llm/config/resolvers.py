@@ -67,7 +67,7 @@ def _has_lookup(override: Override) -> bool:
 
 
 def escaped(plain: Any) -> Any:
-    """Return plain data with all texts escaped, without interpolations."""
+    """Return plain data with all texts escaped, so that they contain no interpolation."""
     if isinstance(plain, dict):
         return {name: escaped(value) for name, value in plain.items()}
     if isinstance(plain, list):

@@ -180,7 +180,7 @@ class Walk:
         *,
         beneath_factory: bool = False,
     ) -> Iterator[str]:
-        """Compare each key with the parameters, and its value with the annotation. The root has no key itself."""
+        """Compare each key with the parameters, and its value with the annotation. At the root, `key` is empty."""
         prefix = f"{key}." if key else ""
         for name, value in node.items():
             child = f"{prefix}{name}"

@@ -74,7 +74,7 @@ def test_divided_weights_train_in_32_where_fp16_is_fastest(monkeypatch):
     for divided in (FSDP(), TensorParallel(), Pipeline()):
         hardware = Hardware(accelerator="cpu", devices=2, strategy=divided)
         assert hardware.resolve().precision == 32
-    assert Hardware(devices=2, strategy=DDP()).suitable_precision("fp16") == "fp16"
+    assert Hardware(devices=2, strategy=DDP()).choose_precision(lambda: "fp16") == "fp16"
 
 
 def test_number_of_started_ranks_is_used(monkeypatch):

@@ -1,9 +1,8 @@
 """The ranks of a run, and their communication besides training itself.
 
-A rank is a process of a run on several devices. Ranks find each other by torchrun's environment variables, whether
-torchrun, srun or `llm train` started them. Gradients use the process group of training (NCCL between GPUs). The
-functions here use a separate group between CPUs, so that no GPU waits, with a long timeout, because tokenizing a corpus
-or sampling on one rank may take hours.
+A rank is a process of a run on several devices, started by torchrun, srun or `llm train`. Ranks find each other by
+torchrun's environment variables. The functions here use a process group of their own, between CPUs, so that no GPU
+waits. Its timeout is long, because tokenizing a corpus or sampling on one rank may take hours.
 """
 
 import atexit
@@ -28,7 +27,7 @@ class World(NamedTuple):
     Attributes:
         rank: its rank; rank 0 writes and prints.
         size: number of ranks.
-        local_rank: its number on its machine, which is also the number of its device.
+        local_rank: number of its device, and of the process on its machine.
         local_size: number of ranks on its machine.
     """
 
@@ -39,7 +38,7 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """Return this process's rank from the environment; a single process if variables are missing."""
+    """Return this process's rank from the environment; the default is a single process."""
     if not is_rank():
         return World()
     rank, local_rank, size, local_size = (int(os.environ[name]) for name in NAMES[:4])
@@ -47,12 +46,12 @@ def world() -> World:
 
 
 def is_rank() -> bool:
-    """Return whether this process was started as one of several ranks."""
+    """Return whether this process was started as a rank."""
     return "TORCHELASTIC_RUN_ID" in os.environ and all(name in os.environ for name in NAMES)
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes and prints."""
+    """Return whether this process writes and prints."""
     return world().rank == 0
 
 
@@ -61,11 +60,7 @@ _group: Any = None
 
 
 def join_ranks(accelerator: str) -> None:
-    """Connect to the other ranks, once. A single process does nothing.
-
-    Args:
-        accelerator: accelerator of training, `cuda` or `cpu`, which selects its backend.
-    """
+    """Connect to the other ranks, once. `accelerator` selects the backend of training: NCCL for `cuda`."""
     global _group
     if _group is not None or world().size == 1:
         return
@@ -101,7 +96,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, by rank, on every rank; plain data and CPU tensors."""
+    """Return the values of all ranks, in order, on every rank; plain data and CPU tensors."""
     if _group is None:
         return [value]
     values: list[Any] = [None] * world().size
@@ -110,7 +105,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_to_first(value: T, owner: int) -> T | None:
-    """Return one rank's value on the first rank, and None on the others; plain data and CPU tensors."""
+    """Return the value of `owner` on the first rank, and None on the others; plain data and CPU tensors."""
     here = world().rank
     if owner == 0 or _group is None:
         return value if here == 0 else None
@@ -123,9 +118,9 @@ def gather_to_first(value: T, owner: int) -> T | None:
 
 
 def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
-    """Return this rank's value among those that `gather` returned, perhaps in a run with another number of ranks.
+    """Return this rank's value among those that `gather` returned.
 
-    If the numbers differ, the first rank gets all values merged, and the others get None.
+    If the run had another number of ranks then, the first rank gets all values merged, and the others get None.
     """
     here = world()
     if len(gathered) == here.size:
@@ -136,8 +131,7 @@ def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T])
 class MaxVote:
     """The maximum of a number over all ranks, without waiting.
 
-    The numbers of one step are reduced asynchronously and read at the next step. So all ranks get the same result at
-    the same step.
+    The reduction is asynchronous and read at the next step, at which all ranks get the same result.
     """
 
     def __init__(self) -> None:
@@ -145,7 +139,7 @@ class MaxVote:
         self._under_way: Any = None
 
     def largest(self, number: int) -> int:
-        """Submit a number, and return the maximum of the previous call; a single process returns its own number."""
+        """Submit a number, and return the maximum of the previous call; a single process returns the number."""
         if _group is None:
             return number
         before = 0
@@ -161,7 +155,7 @@ class MaxVote:
 
 @contextmanager
 def first_on_each_machine() -> Iterator[None]:
-    """Let one rank of each machine run the block before the other ranks, which then find its files."""
+    """Run the block on one rank of each machine before the others, which then find its files."""
     if world().local_rank > 0:
         barrier()
     yield

@@ -8,11 +8,10 @@ class GPU(NamedTuple):
     """A GPU as its datasheet describes it.
 
     Attributes:
-        bfloat16_flops: dense rate of matrix products in bfloat16 (in float16 if it has no bfloat16), in FLOP/s,
-            without sparsity. nanoGPT divides by an A100's whatever the card; Lightning 2.6 takes the sparse rate
-            of an H200.
+        bfloat16_flops: rate of matrix products in bfloat16 (in float16 if it has no bfloat16), in FLOP/s, without
+            sparsity. nanoGPT uses an A100's for any GPU; Lightning 2.6 uses the sparse rate of an H200.
         float32_flops: rate in float32 without tensor cores, in FLOP/s, because TF32 is off by default in torch.
-        memory: in GiB. Some are sold with less as well (A100: 40, V100: 16).
+        memory: in GiB. Some are also sold with less (A100: 40, V100: 16).
         has_bfloat16: whether it has tensor cores for bfloat16.
     """
 
@@ -38,5 +37,5 @@ GPUS = {
 
 
 def find_gpu(driver_name: str) -> GPU | None:
-    """Return the GPU of a driver's name such as `NVIDIA A100-SXM4-80GB`; None if it is not in the table."""
+    """Return the GPU of a driver's name such as `NVIDIA A100-SXM4-80GB`; None if it is not known."""
     return next((gpu for key, gpu in GPUS.items() if re.search(rf"\b{key}\b", driver_name)), None)

@@ -1,10 +1,8 @@
-"""The hardware of a run: devices and precision, resolved once, printed, and saved with the run.
-
-A `Strategy` divides a training step among devices; `llm.parallel` has several.
-"""
+"""The hardware of a run: devices, precision, and the base class of the strategies in `llm.parallel`."""
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:  # Lightning takes three seconds to import, which generation d
 
 
 class MemoryDivisors(NamedTuple):
-    """The divisor of each kind of memory on a rank, compared with a single device."""
+    """The divisor of each kind of memory on a rank, relative to a single device."""
 
     weights: float = 1
     gradients: float = 1
@@ -33,10 +31,10 @@ class Strategy(ABC):
     """A way to divide a training step among several devices.
 
     Attributes:
-        is_sharded: whether each rank has only a shard of the weights, so that all ranks are needed to run the model.
-        keeps_gradients: whether gradients are stored in buffers that are never released.
-        takes_fp16: whether it supports float16 with a gradient scaler.
-        casts_weights: whether weights are stored in `precision`, with float32 copies for the optimizer.
+        is_sharded: each rank has only a shard of the weights, so that running the model takes all ranks.
+        keeps_gradients: gradients are stored in buffers that are never released.
+        takes_fp16: float16 with a gradient scaler is supported.
+        casts_weights: weights are stored in `precision`, with float32 copies for the optimizer.
     """
 
     is_sharded: bool = False
@@ -61,39 +59,24 @@ class Strategy(ABC):
 
     @abstractmethod
     def shares(self, world: int) -> MemoryDivisors:
-        """Return the memory divisors of `world` ranks, for a model that they divide evenly."""
+        """Return the memory divisors for a model that `world` ranks divide evenly."""
 
     def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
-        """Return the memory divisors of a model on the rank with the largest share; weights are not read."""
+        """Return the memory divisors of the rank with the largest share of a model; weights are not read."""
         return self.shares(world)
 
     def require(self) -> None:  # noqa: B027 - most need torch alone
-        """Require the libraries and devices that the strategy needs. A plan does not need them.
-
-        Raises:
-            ValueError: this machine lacks them.
-        """
+        """Raise a ValueError if this machine lacks libraries or devices that training, but not a plan, needs."""
 
     def check(self, hardware: "Hardware") -> None:
-        """Require hardware that this strategy supports.
-
-        Args:
-            hardware: the hardware with its devices counted.
-
-        Raises:
-            ValueError: the strategy does not support it.
-        """
+        """Raise a ValueError for hardware, with its devices counted, that the strategy does not support."""
         if hardware.precision == "fp16" and not self.takes_fp16:
             raise ValueError(
                 "precision=fp16: sharded weights train in bf16 or 32; use hardware.precision=bf16 or 32"
             )
 
     def fits(self, task: nn.Module, world: int) -> None:  # noqa: B027 - most divide anything
-        """Require a task and model that `world` ranks can divide; weights are not read.
-
-        Raises:
-            ValueError: they cannot be divided.
-        """
+        """Raise a ValueError for a task or model that `world` ranks cannot divide; weights are not read."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +110,14 @@ class Hardware:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+        for name, least in (("devices", 1), ("num_nodes", 1), ("workers", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name}={value}: give {least} or more")
         if self.strategy is None and (self.devices not in ("auto", 1) or self.num_nodes > 1):
             raise ValueError(
                 f"devices={self.devices} on num_nodes={self.num_nodes} need a strategy; choose one with hardware=ddp"
             )
-        if self.workers < 0:
-            raise ValueError(
-                f"workers={self.workers}: give 0 (load in the training process) or more"
-            )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads={self.threads}: give 1 or more, or null for torch's default")
 
     def place(self) -> "Hardware":
         """Count the devices and find the accelerator.
@@ -147,17 +125,17 @@ class Hardware:
         Raises:
             ValueError: the requested devices are not available, or the strategy does not support them.
         """
-        accelerator = _available(self.accelerator)
+        accelerator = available_accelerator(self.accelerator)
         devices, num_nodes = self._counts(accelerator)
         placed = replace(self, accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-        # The chosen strategy is checked even if a single device does not use it.
+        # Checked even if a single device does not use it.
         if self.strategy is not None:
             self.strategy.require()
             self.strategy.check(placed)
         return placed if placed.world > 1 else replace(placed, strategy=None)
 
     def _counts(self, accelerator: str) -> tuple[int, int]:
-        """Return the numbers of devices per machine and of machines: as started or, without ranks, as requested."""
+        """Return the numbers of devices per machine and of machines: those of the started ranks, or as requested."""
         available = torch.cuda.device_count() if accelerator == "cuda" else 1
         devices, num_nodes = available if self.devices == "auto" else self.devices, self.num_nodes
         world = distributed.world()
@@ -183,32 +161,34 @@ class Hardware:
         return devices, num_nodes
 
     def resolve(self) -> "Hardware":
-        """Replace every `auto` by a value. Ranks connect here, because they must agree on the values.
+        """Replace every `auto` by a value. The ranks connect, because they must agree on the values.
 
         Raises:
             ValueError: the requested devices are not available.
         """
         placed = self.place()
         distributed.join_ranks(placed.accelerator)
-        precision = self.precision
-        if precision == "auto":
-            measured = faster_precision(placed.accelerator) if distributed.is_first() else None
-            precision = self.suitable_precision(distributed.broadcast(measured))
+
+        def measure() -> Precision:
+            here = faster_precision(placed.accelerator) if distributed.is_first() else None
+            return distributed.broadcast(here)
+
+        precision = self.choose_precision(measure)
         if precision == "fp16" and placed.accelerator == "cpu":
             raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
-        resolved = replace(placed, precision=precision, threads=self.threads or share_of_cores())
-        if self.strategy is not None:
-            self.strategy.check(resolved)
-        return resolved
+        return replace(placed, precision=precision, threads=self.threads or share_of_cores())
 
-    def suitable_precision(self, fastest: Precision) -> Precision:
-        """Return the precision for `auto`: the fastest, or 32 if that is fp16 and the strategy does not support it."""
+    def choose_precision(self, measure: Callable[[], Precision]) -> Precision:
+        """Return the requested precision; for `auto` the fastest by `measure`, or 32 if fp16 is not supported."""
+        if self.precision != "auto":
+            return self.precision
+        fastest = measure()
         takes_it = self.strategy is None or self.strategy.takes_fp16
         return fastest if takes_it or fastest != "fp16" else 32
 
     @property
     def world(self) -> int:
-        """Number of processes on all machines; requires that devices are counted."""
+        """Number of processes on all machines, if the devices are counted."""
         assert self.devices != "auto"
         return self.devices * self.num_nodes
 
@@ -227,12 +207,17 @@ def share_of_cores() -> int | None:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, possibly fewer than the machine has."""
+    """Return the number of cores that this process may use."""
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
-def _available(accelerator: str) -> str:
+def available_accelerator(accelerator: str) -> str:
+    """Return the accelerator for `auto` or `gpu`, or the requested one.
+
+    Raises:
+        ValueError: this machine does not have it.
+    """
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
     available = [name for name, backend in backends.items() if backend.is_available()]
     if accelerator == "auto":

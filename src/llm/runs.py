@@ -39,9 +39,9 @@ Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm-hydra", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
 FORMAT = 2  # of a run directory; increased when an older one can no longer be read
-# Entries of a record that each checkpoint repeats, so that no other run resumes from it.
+# Entries of a record that are repeated in each checkpoint, so that no other run resumes from it.
 OWN = ("fingerprint", "data", "base")
-# Types of the entries of a record that are used. Other entries are only displayed.
+# Types of the entries that are used; the others are only displayed.
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "task", "command", "error", "fingerprint", "recipe", "data"), (str,)),
     **dict.fromkeys(("corpus", "vocabulary", "base", "status", "started"), (str,)),
@@ -71,7 +71,7 @@ RESULTS = {
 def run_metadata(
     config: DictConfig, overrides: Iterable[str], *, choices: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """Return the entries of a run's record that comparisons use."""
+    """Return the entries of a record that comparisons use."""
     return {
         "seed": config.seed,
         "recipe": recipe(config),
@@ -89,18 +89,11 @@ class ClaimedRunError(UserError):
 
 @dataclass
 class Run:
-    """One run directory on disk.
+    """One run directory on disk, and the paths of its files.
 
     Args:
         path: the directory, which need not exist yet.
         record: the content of run.json.
-
-    Attributes:
-        config: path of the composed configuration.
-        tokenizer: path of the tokenizer.
-        metrics: path of every metric by step.
-        samples: path of the texts generated during training.
-        picture: path of the loss plot.
 
     Raises:
         FileError: the directory contains a link that leads out of it, a pipe, or a damaged record.
@@ -136,28 +129,25 @@ class Run:
 
     @property
     def has_last(self) -> bool:
-        """Whether there is a checkpoint to resume from: the newest or the previous one."""
+        """Whether the newest or the previous checkpoint exists."""
         return self.last.exists() or previous_of(self._checkpoint("last")).exists()
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are saved weights; `callbacks.checkpoints` may have been left out."""
+        """Whether a checkpoint exists; `callbacks.checkpoints` may have been left out."""
         return self.best.exists() or self.has_last
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """The entries of the record that each checkpoint repeats, to recognize the checkpoints of this run."""
+        """The entries of the record that are repeated in each checkpoint."""
         return {key: self.record[key] for key in OWN if key in self.record}
 
     def require_wrote(self, file: Path, stamp: Any) -> None:
-        """Refuse a checkpoint that another run has written.
+        """Refuse, with a ConfigError, a checkpoint that another run has written.
 
         Args:
             file: the checkpoint.
-            stamp: the entries that it repeats; empty in checkpoints of earlier versions.
-
-        Raises:
-            ConfigError: another run has written it.
+            stamp: its `Run.stamp`; missing in checkpoints of earlier versions.
         """
         for key, own in self.stamp.items():
             earlier = [each[key] for each in self.record.get("segments") or () if key in each]
@@ -180,12 +170,12 @@ class Run:
 
     @property
     def state(self) -> Status:
-        """The status, with `interrupted` for a run whose process was killed during training."""
+        """The status, or `interrupted` for a run whose process was killed during training."""
         is_dead = self.status == "running" and not self._is_held()
         return "interrupted" if is_dead else self.status
 
     def update(self, **entries: Any) -> None:
-        """Add entries to run.json, atomically: a reader sees the old record or the new one."""
+        """Add entries to run.json, atomically."""
         self.record |= {"format": FORMAT, **entries}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._json, self.record)
@@ -198,19 +188,16 @@ class Run:
             ClaimedRunError: another process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
         try:
-            lock.acquire(timeout=1)  # `state` of another process holds it for a moment
+            held = self._lock().acquire(timeout=1)  # `state` of another process holds it briefly
         except Timeout:
             raise ClaimedRunError(
                 f"{self.path}: another process is training in this folder; wait for it, or choose another name="
             ) from None
-        try:
-            self.__post_init__()  # reads what another process may have recorded in the meantime
+        with held:
+            self.__post_init__()  # read again: another process may have written the record
             self._clean_up()
             yield
-        finally:
-            lock.release()
 
     def _clean_up(self) -> None:
         """Restore checkpoints that a killed process had moved, and delete its incomplete files."""
@@ -227,7 +214,7 @@ class Run:
         return FileLock(self.path.parent / f".{self.path.name}.lock")
 
     def _is_held(self) -> bool:
-        """Return whether a process holds the directory, without creating a file: the run may be untrusted."""
+        """Return whether a process holds the directory, without creating a lock file in an untrusted folder."""
         lock = self._lock()
         try:
             if not Path(lock.lock_file).is_file():
@@ -256,13 +243,8 @@ class Run:
         """Record how training ended, with further entries."""
         self.update(status=status, ended=now(), **entries)
 
-    def restore_record(self, record: Mapping[str, Any]) -> None:
-        """Restore an earlier record, after a command that did not change the run."""
-        self.record = {}
-        self.update(**record)
-
     def archive(self) -> Path | None:
-        """Rename an existing directory, so that a new run can use its name, and return the new path."""
+        """Rename an existing directory for a new run of the same name, and return the new path."""
         if not (self._json.is_file() or self.has_weights):
             return None
         self.record = {}
@@ -270,7 +252,7 @@ class Run:
 
 
 class ReadOnlyRun(Run):
-    """A run directory for ranks after the first one, which write nothing."""
+    """A run directory on ranks after the first, which write nothing."""
 
     def update(self, **entries: Any) -> None:
         """Add entries to the record in memory."""
@@ -287,11 +269,7 @@ class ReadOnlyRun(Run):
 
 
 def _checked(record: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return a record after checking its format and the types of its entries.
-
-    Raises:
-        FileError: the record has another format, or an entry has another type.
-    """
+    """Return a record, or raise a FileError if its format or the type of an entry is wrong."""
     written = record.get("format", 1)
     if record and written != FORMAT:
         raise FileError(
@@ -316,7 +294,7 @@ def archive_folder(path: Path) -> Path:
 
 
 def previous_of(path: Path) -> Path:
-    """Return the path of the previous checkpoint, which is kept when a new one (a file) is saved."""
+    """Return the path of the previous checkpoint, if checkpoints are files."""
     return path.with_stem("previous")
 
 
@@ -343,12 +321,12 @@ def display_path(path: Path) -> Path:
 
 
 def require_run(path: str, key: str, *, tasks: Collection[str] = ()) -> None:
-    """Require a run directory; the error lists existing runs.
+    """Require a run directory.
 
     Args:
         path: the path.
         key: the key that has the path as its value.
-        tasks: tasks of the runs to list; empty for all.
+        tasks: tasks of the runs that the error lists; empty for all.
 
     Raises:
         ConfigError: the path is not a run directory.
@@ -367,12 +345,7 @@ def require_run(path: str, key: str, *, tasks: Collection[str] = ()) -> None:
 
 
 def list_runs(folder: Path, tasks: Collection[str] = ()) -> list[Run]:
-    """Return all run directories in `folder` whose records can be read, newest first.
-
-    Args:
-        folder: the folder of outputs.
-        tasks: tasks of the runs to return; empty for all.
-    """
+    """Return the run directories in `folder` with a readable record, newest first; empty `tasks` are all tasks."""
     files = [file for depth in ("*/*", "sweeps/*/*/*") for file in folder.glob(f"{depth}/run.json")]
     runs = []
     for file in sorted(files, key=lambda file: -file.stat().st_mtime):
@@ -388,7 +361,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in VERSIONS:
         with suppress(metadata.PackageNotFoundError):
@@ -397,7 +370,7 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of this code, with `-dirty` if files have changed; None outside a checkout."""
+    """Return the commit of this code, with `-dirty` after changes; None outside a checkout."""
     here = Path(__file__).parent
     with suppress(OSError, subprocess.CalledProcessError):
         command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

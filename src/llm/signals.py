@@ -1,7 +1,7 @@
-"""The signals that stop a process, and their handling, which is the same everywhere.
+"""The signals that stop a process, and their handling.
 
-These are Ctrl-C, SIGTERM from a scheduler or `kill`, SIGUSR1 and SIGUSR2, by which some schedulers announce the end
-of a job's time, and SIGHUP at the end of the terminal. After SIGHUP, output is discarded, because printing would fail.
+These are SIGINT (Ctrl-C), SIGTERM from a scheduler or `kill`, SIGUSR1 and SIGUSR2, by which some schedulers announce
+the end of a job's time, and SIGHUP at the end of the terminal.
 """
 
 import os
@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# Signals that are handled even if the process inherited that they are ignored.
+# Signals that are handled even if the parent process ignores them: sweeps and launchers of ranks stop their processes
+# with SIGINT, which a background job of a script ignores.
 ALWAYS = (signal.SIGINT, signal.SIGTERM)
 # Exit statuses of a process that a signal stopped: 143 after SIGTERM, otherwise 130, as after Ctrl-C.
 INTERRUPTED = (130, 143)
@@ -25,10 +26,7 @@ _raised: list[int] = []  # signals that `stop` has handled
 class Stopped(KeyboardInterrupt):
     """A signal stops this process immediately.
 
-    Like KeyboardInterrupt, it is not an Exception, so that a sweep does not continue with its next job.
-
-    Attributes:
-        number: the signal.
+    It is not an Exception, so that a sweep does not continue with its next job.
     """
 
     def __init__(self, number: int, how: str | None = None) -> None:
@@ -37,11 +35,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop(number: int, frame: object) -> None:
-    """Handle a signal by stopping immediately.
-
-    Raises:
-        Stopped: always.
-    """
+    """Handle a signal by raising `Stopped`."""
     _raised.append(number)
     raise Stopped(number)
 
@@ -49,7 +43,7 @@ def stop(number: int, frame: object) -> None:
 def find_stop(error: BaseException) -> BaseException | None:
     """Return the stop that caused an error; None if no signal did.
 
-    `Stopped` can be raised anywhere, also while a library is being imported, which may then fail with another error.
+    `Stopped` can be raised anywhere, also during the import of a library, which may then fail with another error.
     """
     if isinstance(error, KeyboardInterrupt):
         return error
@@ -68,31 +62,21 @@ def status_of(number: int) -> int:
     return 128 + (signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
 
-def handling() -> list[signal.Signals]:
-    """Return the signals to handle: all but those that this process ignores, such as SIGHUP under nohup.
-
-    SIGINT is always handled, although a background job of a script ignores it: sweeps and launchers of ranks stop
-    their processes with it.
-    """
-    return [
-        number
-        for number in STOPPING
-        if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN
-    ]
-
-
 def listen(handler: Handler) -> dict[signal.Signals, Any]:
-    """Install a handler for the signals of `handling`. Call this in the main thread.
+    """Install a handler, in the main thread, and return the previous ones for `restore_handlers`.
 
-    Returns:
-        The previous handlers, for `restore_handlers`.
+    Signals that this process ignores, such as SIGHUP under nohup, stay ignored, except for `ALWAYS`.
     """
     wrapped = without_terminal(handler)
-    return {number: signal.signal(number, wrapped) for number in handling()}
+    return {
+        number: signal.signal(number, wrapped)
+        for number in STOPPING
+        if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN
+    }
 
 
 def without_terminal(handler: Handler) -> Handler:
-    """Return a handler that first discards further output if the terminal has ended."""
+    """Return a handler that first discards further output if the terminal has ended, where printing would fail."""
 
     def handle(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
@@ -110,11 +94,7 @@ def restore_handlers(handlers: Mapping[Any, Any]) -> None:
 
 @contextmanager
 def received(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
-    """Install a handler within a block.
-
-    Yields:
-        The previous handlers.
-    """
+    """Install a handler within a block, and yield the previous ones."""
     _raised.clear()
     before = listen(handler)
     try:
@@ -125,7 +105,7 @@ def received(handler: Handler) -> Iterator[Mapping[signal.Signals, Any]]:
 
 
 def detach_terminal() -> None:
-    """Discard output to a terminal that has ended, where printing would fail; output to files is kept."""
+    """Discard further output, except to files."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):
         with suppress(OSError):  # already closed

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from small_runs import run_command
 
 from llm.comparison.result import Result, read_metric_rows
+from llm.config.composed import Composed
 from llm.config.errors import ConfigError
 from llm.runs import Run
 from llm.training import lifecycle
@@ -160,7 +161,7 @@ def test_a_template_is_taken_over_from_the_base_unless_another_is_chosen(words, 
         expected = compose("train", ["experiment=instruct", f"data/template={kept}"])
     saved = OmegaConf.create(OmegaConf.to_container(base, resolve=True))
     OmegaConf.save(saved, tmp_path / "config.yaml")
-    config = adopt_architecture(config, RunWeights(str(tmp_path)), words)
+    config = adopt_architecture(Composed(config, words), RunWeights(str(tmp_path)))
     assert config.data.template == expected.data.template
 
 

@@ -94,7 +94,8 @@ def test_interrupted_run_without_its_last_checkpoint_is_not_retrained(composed, 
 @pytest.mark.parametrize("lost", ["sha256.json", "run.json", "config.yaml"])
 def test_a_killed_run_that_lost_its_records_too_keeps_its_best_weights(composed, done, lost):
     record = {k: v for k, v in done.record.items() if k not in ("steps", "trained", "metrics")}
-    done.restore_record(record | {"status": "running"})
+    done.record = {}
+    done.update(**(record | {"status": "running"}))
     lose_last(done)
     if lost != "sha256.json":
         digests = done.path / "checkpoints" / "sha256.json"

@@ -14,8 +14,8 @@ class DDP(Strategy):
 
     Args:
         find_unused_parameters: search the graph of every step for trained parameters that the loss does not
-            depend on. The models here use all of them in every step, so the search only costs time; set it
-            for a model of your own that does not, because DDP waits for every gradient.
+            depend on, because DDP waits for every gradient. The models here use all of them; set it for a model
+            of your own that does not.
     """
 
     keeps_gradients = True  # in the communication buffers

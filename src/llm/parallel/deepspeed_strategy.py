@@ -1,6 +1,6 @@
 """DeepSpeed's engine in Lightning, with checkpoints of a single device.
 
-The engine's own checkpoints are folders of pickles, tied to a stage and a number of devices. Here float32 weights and
+The engine's own checkpoints are folders of pickles for one stage and one number of devices. Here float32 weights and
 optimizer state are gathered from all devices, one parameter at a time, and the first device writes them.
 
 The engine clips gradients, to the trainer's limit.
@@ -42,7 +42,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """This rank's device, with a number, which the engine needs for a CPU too."""
+        """This rank's device; the engine needs a number for a CPU too."""
         device = super().root_device
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
@@ -51,7 +51,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
-        """Let DeepSpeed use the process group that exists already."""
+        """Pass the existing process group to DeepSpeed."""
         import deepspeed
 
         self.set_world_ranks()
@@ -93,7 +93,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
     save_checkpoint = DDPStrategy.save_checkpoint
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the parameters by name: whole and in float32 on the first device, None on the others."""
+        """Return the whole parameters by name, in float32, on the first device; None on the others."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         known: dict[int, Any] = {}  # tied parameters stay tied
@@ -166,7 +166,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
     @property
     def _zero(self) -> Any:
-        """The engine's optimizer, which wraps the task's and gives it flat shares of the parameters."""
+        """The engine's optimizer, which passes flat shares of the parameters to the task's optimizer."""
         return self.deepspeed_engine.optimizer
 
     @property
@@ -176,7 +176,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
         return self._zero.single_partition_of_fp32_groups
 
     def _link(self) -> None:
-        """Let stage 2 look up again where the state of each parameter is; it does so only once, and too early."""
+        """Make stage 2 locate the state of each parameter again; it does so only once, and too early."""
         if not self.zero_stage_3:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
@@ -192,7 +192,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
 
 def require_elementwise(optimizer: Optimizer) -> None:
-    """Require an optimizer that works on the flat shares that the engine gives it."""
+    """Require an optimizer that works on flat shares of the parameters."""
     name = type(optimizer).__name__
     if name not in ELEMENTWISE:
         raise ValueError(

@@ -18,12 +18,12 @@ class FSDP(Strategy):
     Each device reads its own batches.
 
     Mixed precision is autocast's, as on a single device, so that losses do not depend on the number of
-    devices: weights are sent, and norms computed, in float32. The mixed precision of `fully_shard` would
-    send weights in bfloat16, which halves the traffic, but also round norms and the residual stream.
+    devices: weights are sent in float32. The mixed precision of `fully_shard` would send them in bfloat16,
+    which halves the traffic, but also rounds norms and the residual stream.
 
     Args:
-        sharded_checkpoint: write a checkpoint as a folder, each device its shards; false gathers everything on
-            the first device, which writes one file.
+        sharded_checkpoint: write a checkpoint as a folder with the shards of each device; false gathers
+            everything on the first device, which writes one file.
     """
 
     is_sharded = True
@@ -41,7 +41,7 @@ class FSDP(Strategy):
         fully_shard_blocks(model, mesh["data_parallel"])
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Divide everything; the gathered weights of one block are left out."""
+        """Divide everything, and do not count the gathered weights of one block."""
         return MemoryDivisors(world, world, world, world, world)
 
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism of a GPT with LoRA: the GPT's plan, and low-rank updates divided like their layers."""
+"""Tensor parallelism of a GPT with LoRA: low-rank updates are divided like their layers."""
 
 from typing import Any, cast
 
@@ -78,12 +78,12 @@ class Cloned(ParallelStyle):
 class DividedUpdate(ParallelStyle):
     """A low-rank update, divided like its layer.
 
-    If the layer is divided by outputs, each device has the whole A and its own rows of B. If it is divided by inputs,
-    each device has its own columns of A and the whole B.
+    If the layer is divided by outputs, each device has the whole A and its rows of B. If it is divided by inputs, each
+    device has its columns of A and the whole B.
 
     Args:
-        order: for a layer divided by outputs, which of its rows is at each position; None for one divided by inputs.
-        output: placement of the layer's outputs: sharded, or replicated on every device.
+        order: the row at each position of a layer divided by outputs; None for one divided by inputs.
+        output: placement of the layer's outputs.
     """
 
     def __init__(self, order: Int[Tensor, "rows"] | None, output: Placement) -> None:
@@ -114,7 +114,7 @@ class DividedUpdate(ParallelStyle):
         )
 
     def _divide_rows(self, update: LowRank, order: Int[Tensor, "rows"], mesh: DeviceMesh) -> None:
-        """Order the rows of B like the layer's, and keep the range of those that this device computes."""
+        """Order the rows of B like the layer's, and set `rows` to those that this device computes."""
         mask = (order >= update.rows.start) & (order < update.rows.stop)
         reorder_rows(update, {"up": order[mask] - update.rows.start})
         if not self.output.is_replicate():

@@ -1,7 +1,6 @@
 """Lightning's strategy for models whose parameters are DTensors, with checkpoints of a single device.
 
-All devices gather each tensor, and the first one writes it, its rows in the model's own order. A sharded checkpoint
-contains the shards of every device instead.
+All devices gather each tensor, and the first one writes it, its rows in the model's own order.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,7 +26,7 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
     Args:
         data_parallel: number of groups of devices; each group reads its own batches.
         tensor_parallel: number of devices in a group, which compute one batch together.
-        sharded_checkpoint: write sharded checkpoints instead of one file from the first device.
+        sharded_checkpoint: write the shards of every device instead of one file.
     """
 
     def __init__(
@@ -73,14 +72,14 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint: every device its shards, or the first device everything."""
+        """Write a checkpoint, sharded or from the first device."""
         if self.sharded_checkpoint:
             sharded.save_sharded(checkpoint, Path(filepath), **(storage_options or {}))
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def _stored(self, value: Any, order: Tensor | None) -> Any:
-        """Return what a checkpoint contains of a value: if it is one file, the whole tensor on the first device."""
+        """Return a value for the checkpoint: for one file, the whole tensor on the first device."""
         if self.sharded_checkpoint or not isinstance(value, Tensor):
             return value
         full = to_full(value.detach())
@@ -101,11 +100,10 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
         if strict and (others := stored.keys() ^ set(self._stored_names())):
             raise ValueError(f"the checkpoint contains other parameters: {sorted(others)}")
         with torch.no_grad():
-            for name, value in stored.items():
-                target = targets.get(name)
-                if target is not None:
-                    order = orders.get(id(target))
-                    to_local(target).copy_(shard_of(value, target, order=order))
+            for name, target in targets.items():
+                if name in stored:
+                    shard = shard_of(stored[name], target, order=orders.get(id(target)))
+                    to_local(target).copy_(shard)
         for module in self.task.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # discard gathered copies of the old values
@@ -134,7 +132,7 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
 
 
 def in_model_order(tensor: Tensor, order: Tensor | None) -> Tensor:
-    """Return rows that are in an order of `row_orders` in the model's own order."""
+    """Undo an order of `row_orders`."""
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
@@ -155,7 +153,7 @@ def shard_of(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
 
 
 def shard_like(stored: Any, parameter: Tensor, *, order: Tensor | None) -> Any:
-    """Return a value of an optimizer's state, sharded like its parameter if it has the parameter's shape."""
+    """Return a value of an optimizer's state, sharded like its parameter if it has that shape."""
     if not hasattr(stored, "shape"):
         return stored
     if tuple(stored.shape) != tuple(parameter.shape):

@@ -1,6 +1,6 @@
 """Pipeline parallelism: each device has some of the layers and sends what it computes to the next."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +16,7 @@ class Pipeline(Strategy):
     `gpipe` runs all forward passes of a batch, then all backward passes (Huang et al. 2019). `1f1b` starts each
     backward pass as early as possible, so that a device stores the activations of at most as many
     micro-batches as there are stages (Narayanan et al. 2019, PipeDream). With S stages and M micro-batches, the
-    pipeline bubble is (S - 1) / (M + S - 1) of the time. More micro-batches make it shorter, and each smaller.
+    pipeline bubble is (S - 1) / (M + S - 1) of the time.
 
     All devices read the same batch. Only the residual stream is sent, once in each direction for each micro-batch
     and stage boundary, so slow connections are enough.
@@ -57,29 +57,23 @@ class Pipeline(Strategy):
         return self.microbatches or world
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Activations are those of the micro-batches in flight; logits those of one with 1f1b, of all with gpipe."""
+        """Count the activations of the micro-batches in flight, and the logits of one (1f1b) or of all (gpipe)."""
         pieces = self.pieces(world)
         if self.schedule == "gpipe":
             return MemoryDivisors(world, world, world, activations=world)
         return MemoryDivisors(world, world, world, activations=max(world, pieces), logits=pieces)
 
     def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
-        """The first stage has the embeddings besides its layers, the last one the head.
+        """Count the embeddings in the first stage, and the head in the last one.
 
-        The optimizer state is assumed to be as large for every parameter. Muon's is larger for the embeddings.
+        Muon's optimizer state is larger for the embeddings, which is not counted.
         """
         [whole], stages = stage_sizes(model, 1), stage_sizes(model, world)
-        divisors = (
-            total / max(each) for total, each in zip(whole, zip(*stages, strict=True), strict=True)
-        )
-        return self.shares(world)._replace(**dict(zip(StageSize._fields, divisors, strict=True)))
+        divisors = {kind: whole[kind] / max(each[kind] for each in stages) for kind in whole}
+        return self.shares(world)._replace(**divisors)
 
     def check(self, hardware: Hardware) -> None:
-        """Require enough micro-batches for the schedule, and no float16.
-
-        Raises:
-            ValueError: there are too few, or precision is fp16.
-        """
+        """Raise a ValueError if the schedule has too few micro-batches, or precision is fp16."""
         super().check(hardware)
         if self.schedule == "1f1b" and self.pieces(hardware.world) < hardware.world:
             raise ValueError(
@@ -88,32 +82,20 @@ class Pipeline(Strategy):
             )
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Require a task that needs only logits, and a model with a trained parameter in every stage.
-
-        Raises:
-            ValueError: the task needs more, the model has too few layers, or a stage has nothing to train.
-        """
+        """Raise a ValueError if the task needs more than logits, or a stage has no layer or no trained parameter."""
         if not isinstance(task, Pretraining):
             raise ValueError(
                 f"a pipeline trains task=pretraining and task=sft, not {type(task).__name__}: use hardware=fsdp"
             )
         for index, stage in enumerate(stage_sizes(task.get_submodule("model"), world)):
-            if not stage.optimizer:
+            if not stage["optimizer"]:
                 raise ValueError(
                     f"no parameter of stage {index} is trained: use fewer devices, or freeze less"
                 )
 
 
-class StageSize(NamedTuple):
-    """How many numbers of each kind a device stores; the names are those of `MemoryDivisors`."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-
-
-def stage_sizes(model: nn.Module, count: int) -> list[StageSize]:
-    """Return the sizes of a model's stages. The model is not changed, and weights are not read.
+def stage_sizes(model: nn.Module, count: int) -> list[dict[str, int]]:
+    """Return how many numbers of each kind of `MemoryDivisors` a stage stores. Weights are not read.
 
     Raises:
         ValueError: the model cannot be divided into `count` stages.
@@ -125,5 +107,6 @@ def stage_sizes(model: nn.Module, count: int) -> list[StageSize]:
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         # The first stage trains a tied matrix; the last stage's copy has no optimizer state.
         copied = stage.tied.numel() if stage.tied is not None and stage.is_last else 0
-        sizes.append(StageSize(sum(p.numel() for p in parameters), trained, trained - copied))
+        weights = sum(p.numel() for p in parameters)
+        sizes.append({"weights": weights, "gradients": trained, "optimizer": trained - copied})
     return sizes

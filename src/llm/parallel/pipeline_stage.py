@@ -1,15 +1,14 @@
 """A stage of pipeline parallelism: some consecutive blocks of a GPT on one device.
 
-The first stage also has the embeddings, the last one the final norm and the head. Everything that a stage does not have
-is replaced by a module that passes the residual stream on. So a stage is still a GPT: the model's own code computes it,
-and parameters keep their names.
+The first stage also has the embeddings, the last one the final norm and the head. Modules of other stages are replaced
+by one that passes the residual stream on. So a stage is still a GPT: the model's own code computes it, and parameters
+keep their names.
 
-In training a schedule sends the residual stream from stage to stage. Without gradients, in evaluation and generation,
-the replacement modules send it, and every device calls the model as if it had all of it.
+In training a schedule sends the residual stream from stage to stage. Without gradients the replacement modules send it,
+and every device calls the model as if it had all of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -27,7 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def spans(num_layers: int, stages: int) -> list[range]:
-    """Return the blocks of each stage, divided evenly; earlier stages get the remainder, as the last has the head.
+    """Return the blocks of each stage. Earlier stages get the remainder, because the last one has the head.
 
     Raises:
         ValueError: there are more stages than blocks.
@@ -45,13 +44,13 @@ class Stage:
 
     Args:
         model: the model, the same on every device.
-        index: the number of this stage, which is also its rank.
-        count: the number of stages.
+        index: number and rank of this stage.
+        count: number of stages.
 
     Attributes:
         whole: the whole model, without values.
-        span: the numbers of this stage's blocks.
-        states: the states that a schedule has received from the previous stage.
+        span: numbers of this stage's blocks.
+        states: states that a schedule has received from the previous stage.
         shares_logits: whether all devices get the last stage's logits.
 
     Raises:
@@ -83,30 +82,12 @@ class Stage:
 
     @property
     def tied(self) -> nn.Parameter | None:
-        """This stage's copy of a trained matrix that is the first stage's embedding and the last stage's head."""
+        """This stage's copy of a trained matrix that is both embedding and head."""
         if self.whole.head.weight is not self.whole.embedding.weight or self.count == 1:
             return None
         copy = self.model.embedding.weight if self.is_first else self.model.head.weight
         is_copy = (self.is_first or self.is_last) and copy.requires_grad
         return cast(nn.Parameter, copy) if is_copy else None
-
-    @contextmanager
-    def given(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """Use these states of the previous stage within a context; the first stage has none."""
-        self.states = states[0] if states else None
-        try:
-            yield
-        finally:
-            self.states = None
-
-    @contextmanager
-    def keeping_logits(self) -> Iterator[None]:
-        """Leave logits on the last stage within a context."""
-        self.shares_logits = False
-        try:
-            yield
-        finally:
-            self.shares_logits = True
 
     def receive(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """Return the previous stage's states of these tokens."""
@@ -117,14 +98,14 @@ class Stage:
         return states
 
     def send(self, states: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        """Return the states, after sending them to the next stage if no schedule does."""
+        """Return the states. Send them to the next stage if no schedule does."""
         states = states.to(self.dtype)
         if not torch.is_grad_enabled():
             distributed.send(states.contiguous(), self.index + 1)
         return states
 
     def share(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
-        """Send the last stage's logits to every device; the others pass the memory for them."""
+        """Send the last stage's logits to every device; the others pass memory for them."""
         distributed.broadcast(logits, self.count - 1)
         return logits
 
@@ -138,7 +119,7 @@ class Stage:
             )
             for number in self.span
         }
-        # The model takes the length from the first block's cache, which another stage may have.
+        # The model takes the length from the cache of block 0, which another stage may have.
         first = kept[self.span.start]
         return Cache([kept.get(number, first) for number in range(len(self.model.blocks))])
 
@@ -173,12 +154,12 @@ class Call(nn.Module):
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the function's result."""
+        """Call the function."""
         return self.function(*args, **kwargs)
 
 
 class RemoteHead(nn.Module):
-    """The head of a stage before the last: the residual stream in training, otherwise the last stage's logits."""
+    """The head of a stage before the last: it returns its input in training, otherwise the last stage's logits."""
 
     weight: Tensor
 
@@ -196,7 +177,7 @@ class RemoteHead(nn.Module):
 
 
 def without_values(model: M) -> M:
-    """Return a copy on the device `meta`: names, shapes and ties, without memory for values."""
+    """Return a copy on `meta`: names, shapes and ties, without values."""
     known: dict[int, Any] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
         known[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)

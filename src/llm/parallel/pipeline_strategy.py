@@ -2,17 +2,18 @@
 
 A schedule runs forward and backward passes together, but Lightning calls them separately: first the loss, then
 `zero_grad`, then the backward pass. So the task's step is an autograd function. Its forward pass runs the schedule,
-which also computes the parameters' gradients, and its backward pass returns these gradients, scaled. Accumulation,
-clipping and hooks in Lightning work as on a single device.
+which also computes the gradients, and its backward pass returns them, scaled. Accumulation, clipping and hooks in
+Lightning work as on a single device.
 
-Checkpoints are those of a single device, with the parameter names and numbers of the whole model. The first device
-gathers the values one by one and writes them.
+Checkpoints have the parameter names and numbers of the whole model. The first device gathers the values one by one and
+writes them.
 """
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain
 from typing import Any, Literal, cast
 
 import torch
@@ -52,7 +53,7 @@ class PipelineStrategy(MeshStrategy):
 
     @property
     def stream(self) -> int:
-        """The number of this device's random stream: each stage draws for its own layers."""
+        """The number of this device's random stream: each stage draws its own numbers."""
         return self.global_rank
 
     def setup(self, trainer: Any) -> None:
@@ -63,7 +64,7 @@ class PipelineStrategy(MeshStrategy):
         super().setup(trainer)
 
     def _divide(self) -> None:
-        # Only the last stage computes metrics, but all take part in reducing them.
+        # All stages reduce metrics, but only the last one computes them.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         task = cast(Pretraining, self.task)  # ensured by `Pipeline.fits`
         self.stage = Stage(task.model, index=self.global_rank, count=self.world_size)
@@ -84,13 +85,13 @@ class PipelineStrategy(MeshStrategy):
 
     @property
     def metric_group(self) -> Any:
-        """The process group that metrics are reduced over: all devices, of which only the last one measures."""
+        """The process group that metrics are reduced over: all devices."""
         return torch.distributed.group.WORLD
 
     # Steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Clear the previous step's gradients first, because this computes the new ones too."""
+        """Clear the gradients of the previous step first: the forward pass computes the new ones."""
         if self.task.begins_step(batch_idx):
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
@@ -106,17 +107,18 @@ class PipelineStrategy(MeshStrategy):
 
     def _evaluate(self, step: Callable[..., Any], batch: Batch, *args: Any) -> None:
         assert self.stage is not None
-        with self.stage.keeping_logits():
-            if self.stage.is_last:
-                step(batch, *args)
-            else:
-                with self.work.precision():
-                    self.work.task.logits(batch)
+        self.stage.shares_logits = False
+        if self.stage.is_last:
+            step(batch, *args)
+        else:
+            with self.work.precision():
+                self.work.task.logits(batch)
+        self.stage.shares_logits = True
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        """Run the step with the summed gradient of a tied matrix, then copy the new matrix to the last stage."""
+        """Sum the gradients of a tied matrix before the step, and copy the new matrix to the last stage after it."""
         stage = self.stage
         assert stage is not None
 
@@ -148,10 +150,11 @@ class PipelineStrategy(MeshStrategy):
         return self.names.tied
 
 
+@dataclass(eq=False)
 class StageStep:
     """The training step of a stage.
 
-    Args:
+    Attributes:
         task: the task whose model is divided.
         stage: this device's stage.
         schedule: order of the forward and backward passes.
@@ -159,40 +162,36 @@ class StageStep:
         precision: returns the context in which the model computes.
     """
 
-    def __init__(
-        self,
-        task: Pretraining,
-        stage: Stage,
-        *,
-        schedule: Literal["gpipe", "1f1b"],
-        microbatches: int,
-        precision: Callable[[], Any],
-    ) -> None:
-        self.task, self.stage = task, stage
-        # The step of the class: that of the task may be compiled, and is replaced by this object's.
-        self.compute = partial(type(task).step, task) if stage.is_last else task.logits
-        self.schedule, self.microbatches = schedule, microbatches
-        self.precision = precision
+    task: Pretraining
+    stage: Stage
+    schedule: Literal["gpipe", "1f1b"]
+    microbatches: int
+    precision: Callable[[], Any]
+
+    def __post_init__(self) -> None:
+        # The step of the class, because that of the task may be compiled and is replaced by this object's.
+        step = partial(type(self.task).step, self.task)
+        self.compute = step if self.stage.is_last else self.task.logits
         self._shape: torch.Size | None = None
         self._schedule: Any = None
         self._targets: Tensor | None = None
 
     def step(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, on every device, with gradients for this stage's parameters."""
+        """Return the loss of a batch on every device, with gradients for this stage's parameters."""
         parameters = [p for p in self.stage.model.parameters() if p.requires_grad]
         return PrecomputedLoss.apply(lambda: self._run(batch, parameters), *parameters)
 
     def _run(
         self, batch: Batch, parameters: Sequence[nn.Parameter]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the loss and the gradients. Those accumulated from earlier batches are not changed."""
+        """Return the loss and the gradients. Gradients accumulated from earlier batches are not changed."""
         before = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
         self._targets = self.task.weight(batch)
         losses: list[Tensor] = []
         device = batch["tokens"].device
-        # The schedule runs the backward pass too, which must not be under autocast.
+        # The schedule also runs the backward pass, which must not be under autocast.
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             schedule = self._schedule_for(batch["tokens"])
             schedule.step(**batch, target=batch["tokens"], losses=losses, return_outputs=False)
@@ -204,7 +203,7 @@ class StageStep:
         return loss, gradients
 
     def _schedule_for(self, tokens: Tensor) -> Any:
-        """Return the schedule for batches of this shape, which its buffers are allocated for."""
+        """Return the schedule with buffers for batches of this shape."""
         if tokens.shape == self._shape:
             return self._schedule
         self._shape = tokens.shape
@@ -229,8 +228,10 @@ class StageStep:
 
     def _forward(self, *states: Tensor, **batch: Tensor) -> Tensor:
         """Return a micro-batch's states for the next stage, or on the last stage its share of the batch's loss."""
-        with self.precision(), self.stage.given(states):
+        self.stage.states = states[0] if states else None
+        with self.precision():
             result = self.compute(batch)
+        self.stage.states = None
         if not self.stage.is_last:
             return result
         weight = self.task.weight(batch)
@@ -246,7 +247,7 @@ class PrecomputedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, run: Callable[[], tuple[Tensor, list[Tensor | None]]], *parameters: nn.Parameter
     ) -> Tensor:
-        """Compute value and gradients; return the value."""
+        """Compute value and gradients, and return the value."""
         loss, ctx.gradients = run()
         return loss
 
@@ -258,10 +259,7 @@ class PrecomputedLoss(torch.autograd.Function):
 
 
 def add_gradients(stage: Stage) -> None:
-    """Add the last stage's gradient of a tied matrix to the first stage's, which alone is optimized.
-
-    So the gradient norm contains it once, and the optimizer has one state for it.
-    """
+    """Add the last stage's gradient of a tied matrix to the first stage's, which alone is clipped and optimized."""
     if stage.tied is None:
         return
     if stage.is_last:
@@ -277,7 +275,7 @@ def add_gradients(stage: Stage) -> None:
 
 @torch.no_grad()
 def update_copy(stage: Stage) -> None:
-    """Copy a tied matrix from the first stage, which has optimized it, to the last one."""
+    """Copy a tied matrix from the first stage to the last one."""
     if stage.tied is None:
         return
     if stage.is_first:
@@ -297,7 +295,9 @@ class ParameterNames:
         tied: for each name in the module's state, the first name of the same tensor.
         owners: the rank that has each tensor, by its first name.
         groups: the names in each parameter group of the whole model, in order.
-        own: the names of them that this stage has; a group may be empty.
+        own: those that this stage has; a group may be empty.
+        numbers: the number of each name in the optimizer of the whole model.
+        own_numbers: the number of each own name in this stage's optimizer.
     """
 
     def __init__(self, stage: Stage, groups: Callable[[nn.Module], Groups]) -> None:
@@ -318,6 +318,7 @@ class ParameterNames:
         self.numbers = {name: number for number, name in enumerate(chain(*self.groups))}
         own = {name for name, _ in stage.model.named_parameters()}
         self.own = [[name for name in group if name in own] for group in self.groups]
+        self.own_numbers = {name: number for number, name in enumerate(chain(*self.own))}
 
     def trained(self) -> set[str]:
         """Return the names of the trained parameters of all stages."""
@@ -340,10 +341,9 @@ class ParameterNames:
 
     def whole_optimizer(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Gather an optimizer's state on the first device."""
-        own_numbers = {name: number for number, name in enumerate(chain(*self.own))}
         state = {}
         for name, number in self.numbers.items():
-            mine = on_cpu(own["state"].get(own_numbers.get(name)))
+            mine = on_cpu(own["state"].get(self.own_numbers.get(name)))
             values = distributed.gather_to_first(mine, self.owners[f"model.{name}"])
             if values is not None:
                 state[number] = values
@@ -357,19 +357,18 @@ class ParameterNames:
         """Return this stage's part of an optimizer's state over the whole model."""
         state = {
             own_number: stored["state"][self.numbers[name]]
-            for own_number, name in enumerate(chain(*self.own))
+            for name, own_number in self.own_numbers.items()
             if self.numbers[name] in stored["state"]
         }
-        own_numbers = count()
         groups = [
-            {**group, "params": list(islice(own_numbers, len(names)))}
+            {**group, "params": [self.own_numbers[name] for name in names]}
             for group, names in zip(stored["param_groups"], self.own, strict=True)
         ]
         return {**stored, "state": state, "param_groups": groups}
 
 
 def on_cpu(value: Any) -> Any:
-    """Return a tensor, or a dictionary of tensors, on the CPU; other values are returned unchanged."""
+    """Return a tensor, or a dictionary of tensors, on the CPU; other values unchanged."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     return {key: on_cpu(each) for key, each in value.items()} if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
 """Strategies whose checkpoints are those of a single device.
 
-Lightning's own sharded checkpoints are pickles tied to one strategy and one number of devices. Here every strategy
-stores whole parameters by name and optimizer state by parameter number, so that a run can resume under any other.
+Lightning's sharded checkpoints are pickles for one strategy and one number of devices. Here every strategy stores whole
+parameters by name and optimizer state by parameter number, so that a run can resume with another strategy.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class PortableCheckpoints(ParallelStrategy):
         checkpoint_path: str | Path,
         weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
-        """Open a checkpoint. Large tensors are read only when they are sliced."""
+        """Open a checkpoint. Large tensors are read when they are sliced."""
         return open_checkpoint(Path(checkpoint_path))
 
 

@@ -16,8 +16,8 @@ class TensorParallel(Strategy):
     """Divide each layer among the devices of a group, and the data among the groups.
 
     A group computes one batch: each device has some attention heads and a slice of the feed-forward layer
-    (`llm.parallel.tensor_parallel_plan`). If there are several groups, each weight is also sharded over
-    them, as in FSDP. The devices of a group communicate twice in each layer, so they should be in one machine.
+    (`llm.parallel.tensor_parallel_plan`). Several groups also shard each weight among them, as in FSDP. The
+    devices of a group communicate twice in each layer, so they should be in one machine.
 
     Args:
         size: number of devices in a group; it must divide the number of devices and the numbers of heads. Null
@@ -54,16 +54,12 @@ class TensorParallel(Strategy):
         return world // (self.size or world)
 
     def shares(self, world: int) -> MemoryDivisors:
-        """Divide weights among all devices. Activations are counted as divided among the groups only."""
+        """Divide weights among all devices, activations among the groups only."""
         groups = self.data_parallel(world)
         return MemoryDivisors(world, world, world, activations=groups, logits=groups)
 
     def check(self, hardware: Hardware) -> None:
-        """Require groups that divide the devices, and no float16.
-
-        Raises:
-            ValueError: they do not, or precision is fp16.
-        """
+        """Raise a ValueError if `size` does not divide the devices, or precision is fp16."""
         super().check(hardware)
         if hardware.world % (self.size or 1):
             raise ValueError(
@@ -71,11 +67,7 @@ class TensorParallel(Strategy):
             )
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Require a model that the devices of a group can divide.
-
-        Raises:
-            ValueError: a part has no plan, or cannot be divided evenly.
-        """
+        """Raise a ValueError if a part of the model has no plan, or cannot be divided evenly."""
         size = self.size or world
         if size > 1:
             complete_plan_of(task.get_submodule("model"), size)

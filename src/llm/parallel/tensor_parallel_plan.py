@@ -1,12 +1,12 @@
 """The tensor parallelism of a GPT: how devices that compute each layer together divide its modules.
 
-The plan uses the styles of `torch.distributed.tensor.parallel` and is applied from outside the model. Each device has
+The plan uses the styles of `torch.distributed.tensor.parallel` and does not change the model's code. Each device has
 whole attention heads and a slice of the feed-forward layer's width. One sum over the devices for each sublayer restores
 the residual stream (Shoeybi et al. 2019, Megatron-LM, section 3). Embedding and head are divided by tokens; norms
 and positions are replicated.
 
-The residual stream is the same on all devices, so its dropout must be the same too: the devices share a seed. Attention
-dropout is then the same in the corresponding heads of different devices.
+The residual stream and its dropout must be the same on all devices, so the devices share a seed. Attention dropout is
+then the same in the corresponding heads of different devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,11 +77,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, plan: Plan) -> None:
 
 
 def require_complete_plan(model: nn.Module, plan: Plan) -> None:
-    """Require a plan that contains all parameters of a model.
-
-    Raises:
-        ValueError: names the first parameter that is not in the plan.
-    """
+    """Raise a ValueError for the first parameter of a model that is not in its plan."""
     for name, _ in model.named_parameters():
         if not any(name.startswith(f"{part}.") for part in plan):
             raise ValueError(
@@ -90,7 +86,7 @@ def require_complete_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def row_orders(model: nn.Module) -> dict[int, Int[Tensor, "rows"]]:
-    """Return, by the id of each parameter that `reorder_rows` changed, which original row is at each position."""
+    """Return the original row at each position, by the id of each parameter that `reorder_rows` changed."""
     return {
         id(module.get_parameter(name)): order
         for module in model.modules()
@@ -126,11 +122,11 @@ def _feed_forward(module: FeedForward | GatedFeedForward, size: int) -> Plan:
 
 
 def _classifier(module: Classifier, size: int) -> Plan:
-    """Divide the head by the width of its inputs, because the number of classes may not be divisible."""
+    """Divide the head by its inputs, because the number of classes may not be divisible."""
     return {"head": RowwiseParallel(input_layouts=Replicate())}
 
 
-# For each class of modules the styles of its submodules; "" is the module itself.
+# The styles of the submodules of each class; "" is the module itself.
 STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
     GPT: _language_model,
     Attention: _attention,
@@ -154,7 +150,7 @@ def _require_divisor(name: str, number: int, *, size: int) -> None:
 
 
 def _linear(model: nn.Module, name: str) -> str:
-    """Return the name of a linear layer, which is inside an adapter's module if it is adapted."""
+    """Return the name of a linear layer; an adapter has it as its `base`."""
     is_adapted = isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
     return f"{name}.base" if is_adapted else name
 
@@ -163,8 +159,8 @@ class Heads(ColwiseParallel):
     """The fused projection of queries, keys and values, divided by heads.
 
     Its rows are H query heads, then K key heads, then K value heads, and a device needs some of each. So the rows
-    are first reordered to make those of a device adjacent. Muon does not depend on the order of the rows; checkpoints
-    undo it (`row_orders`).
+    of a device are first made adjacent. Muon does not depend on the order of the rows; checkpoints undo it
+    (`row_orders`).
 
     Args:
         counts: numbers of query, key and value heads.
@@ -177,7 +173,7 @@ class Heads(ColwiseParallel):
         self.head_dim = head_dim
 
     def order(self, size: int) -> Int[Tensor, "rows"]:
-        """Return which row is at each position, for `size` devices."""
+        """Return the row at each position, for `size` devices."""
         rows = torch.arange(sum(self.counts) * self.head_dim).view(-1, self.head_dim)
         shares = zip(*(part.chunk(size) for part in rows.split(self.counts)), strict=True)
         return torch.cat([part.flatten() for share in shares for part in share])
@@ -200,8 +196,8 @@ class ReplicatedNorm(ParallelStyle):
     """A norm that every device has.
 
     Args:
-        gradient: placement of its parameters' gradients: `Partial`, which sums over the devices, if they
-            normalize different heads; by default `Replicate`, because they normalize the same stream.
+        gradient: placement of its parameters' gradients: `Partial` (summed over the devices) if they normalize
+            different heads; by default `Replicate`, if they normalize the same stream.
     """
 
     def __init__(self, gradient: Placement | None = None) -> None:
@@ -216,7 +212,7 @@ class ReplicatedNorm(ParallelStyle):
     def _local(
         self, kernel: Callable[..., Tensor], x: Tensor, weight: Tensor, **given: Any
     ) -> Tensor:
-        """Call the kernel with the parameters as plain tensors."""
+        """Call the kernel with plain tensors."""
         parameters = {"weight": weight, **given}
         for name, parameter in parameters.items():
             if isinstance(parameter, DTensor):
@@ -275,7 +271,7 @@ class ShardedSlopes(ParallelStyle):
 
 
 def _tied(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """Return each further use of a tied parameter: the module, its name there, and its first full name."""
+    """Return each further use of a tied parameter: the module, the name there, and the first full name."""
     first: dict[int, str] = {}
     again = []
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""ZeRO through DeepSpeed: data parallelism in which each device stores a share of what training needs."""
+"""ZeRO by DeepSpeed: data parallelism in which each device stores a share of the training state."""
 
 from importlib.util import find_spec
 from typing import Literal
@@ -17,8 +17,7 @@ class ZeRO(Strategy):
     those of a layer while it computes. Each device reads its own batches.
 
     With `hardware.precision` bf16 or fp16 the engine stores the weights in that precision, and float32 copies with the
-    optimizer. The other strategies store float32 weights and use autocast. So losses are equal in precision 32, and
-    differ by rounding otherwise.
+    optimizer. The other strategies store float32 weights and use autocast, so losses differ by rounding.
 
     Args:
         stage: 2 or 3.
@@ -39,11 +38,7 @@ class ZeRO(Strategy):
         return MemoryDivisors(world if self.stage == 3 else 1, world, world, world, world)
 
     def require(self) -> None:
-        """Require that DeepSpeed is installed.
-
-        Raises:
-            ValueError: it is not.
-        """
+        """Raise a ValueError if DeepSpeed is not installed."""
         if find_spec("deepspeed") is None:
             raise ValueError(
                 "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm-hydra[deepspeed]', or use "
@@ -51,21 +46,13 @@ class ZeRO(Strategy):
             )
 
     def check(self, hardware: Hardware) -> None:
-        """Require an accelerator that DeepSpeed supports.
-
-        Raises:
-            ValueError: the accelerator is MPS.
-        """
+        """Raise a ValueError for MPS, which DeepSpeed does not support."""
         super().check(hardware)
         if hardware.accelerator == "mps":
             raise ValueError("strategy: DeepSpeed does not support MPS; use hardware=cpu")
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Require a task that weighs all batches equally, because the engine averages over devices unweighted.
-
-        Raises:
-            ValueError: the task weighs a batch by its number of targets.
-        """
+        """Raise a ValueError if the task weighs batches by their targets: the engine's mean is unweighted."""
         assert isinstance(task, Task)
         if type(task).weight is not Task.weight:
             raise ValueError(

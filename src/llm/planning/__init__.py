@@ -1,1 +1,1 @@
-"""Estimates of a run before it trains: parameters, FLOPs, memory and time; and matching of runs."""
+"""Estimates of a run before it trains, and matching of runs."""

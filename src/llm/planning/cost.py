@@ -22,7 +22,7 @@ from llm.data.examples.base import ExamplesDataModule
 from llm.tokenizers.base import Tokenizer
 from llm.weights.model_setup import initialize
 
-# Vocabulary sizes of tokenizers that would have to be read from published files.
+# Vocabulary sizes of published tokenizers, which would need a download.
 PUBLISHED = {"llm.tokenizers.gpt2.gpt2_tokenizer": 50257}
 
 
@@ -51,16 +51,12 @@ class Cost(NamedTuple):
     @property
     def tokens(self) -> int | None:
         """Training tokens of the run."""
-        return _product(self.tokens_per_step, self.steps)
+        return self.tokens_per_step and self.steps and self.tokens_per_step * self.steps
 
     @property
     def flops(self) -> int | None:
         """FLOPs of the run."""
-        return _product(self.flops_per_token, self.tokens)
-
-
-def _product(left: int | None, right: int | None) -> int | None:
-    return None if left is None or right is None else left * right
+        return self.flops_per_token and self.tokens and self.flops_per_token * self.tokens
 
 
 def cost(config: DictConfig) -> Cost | None:
@@ -78,12 +74,9 @@ def cost(config: DictConfig) -> Cost | None:
 
 
 def fill_in_sizes(config: DictConfig) -> DictConfig | None:
-    """Return the configuration with the sizes that the model takes from its data.
+    """Return a copy of the configuration with the sizes that the model takes from its data; None if unknown.
 
     An unknown number of classes is set to two, because it hardly affects the cost.
-
-    Returns:
-        A copy, or None if the vocabulary is known neither from the tokenizer nor from data on this machine.
     """
     config = deepcopy(config)
     if OmegaConf.is_missing(config.model, "vocab_size"):
@@ -97,7 +90,7 @@ def fill_in_sizes(config: DictConfig) -> DictConfig | None:
 
 
 def vocabulary(config: DictConfig) -> int | None:
-    """Return the vocabulary size of the configured tokenizer or of cached tokens; None if it is not known."""
+    """Return the vocabulary size of the tokenizer or of cached tokens; None if it is not known."""
     node = config.tokenizer
     given = node.get("vocab_size") or PUBLISHED.get(node._target_)
     if given is not None:
@@ -126,10 +119,7 @@ class Extent(NamedTuple):
 
 
 def extent(config: DictConfig) -> Extent | None:
-    """Return the extent of a configuration's data; None if that needs a download or the tokenization of a corpus.
-
-    Examples can be read if their files are on this machine, text if its tokens are cached.
-    """
+    """Return the extent of a configuration's data; None if that needs a download or the tokenization of a corpus."""
     if OmegaConf.missing_keys(config.data):
         return None
     text = plain_text(config, ("data", "weights", "trust"))
@@ -141,7 +131,7 @@ def extent(config: DictConfig) -> Extent | None:
 
 
 def plain_text(config: DictConfig, keys: Sequence[str], **more: Any) -> str:
-    """Return nodes of a configuration as JSON, without references, as the key of a cache."""
+    """Return nodes of a configuration as JSON without references: the key of a cache."""
     nodes = {key: OmegaConf.select(config, key) for key in keys}
     plain = {
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -151,7 +141,7 @@ def plain_text(config: DictConfig, keys: Sequence[str], **more: Any) -> str:
 
 
 def modification_times(node: Any) -> list[float]:
-    """Return when the files that a node names were modified."""
+    """Return the modification times of the files that a node names."""
     if isinstance(node, dict | list):
         values = node.values() if isinstance(node, dict) else node
         return [each for value in values for each in modification_times(value)]
@@ -161,7 +151,7 @@ def modification_times(node: Any) -> list[float]:
 
 @cache
 def _read_once(text: str, times: Sequence[float]) -> Extent | None:
-    """Return the extent of examples, read once for all points of a sweep while no file changes."""
+    """Read examples once for all points of a sweep, unless a file changes."""
     return _read(text)
 
 
@@ -173,7 +163,7 @@ def _read(text: str) -> Extent | None:
         if not data.is_ready:
             return None
         data.setup("fit")
-    except (UserError, OSError):  # errors in the data are reported when they are read for training
+    except (UserError, OSError):  # reported when the data are read for training
         return None
     return Extent(
         data.longest_row, data.tokens_per_row, data.batches_per_epoch, data.tokenizer.vocab_size
@@ -181,7 +171,7 @@ def _read(text: str) -> Extent | None:
 
 
 def tokens_per_step(config: DictConfig) -> int | None:
-    """Return the tokens per optimizer step; for examples the mean, or None if they cannot be read."""
+    """Return the mean tokens per optimizer step; None for examples that cannot be read."""
     row = mean_row(config)
     return None if row is None else round(config.data.batch_size * row * config.trainer.accumulate)
 
@@ -208,7 +198,7 @@ def steps(config: DictConfig) -> int | None:
 
 
 def counts(config: DictConfig) -> Cost:
-    """Return the sizes of a configuration's model, built once for all points of a sweep with the same model."""
+    """Return the sizes of a model, counted once for all points of a sweep with the same model."""
     row = max(1, round(mean_row(config) or context(config)))
     return _counts(plain_text(config, ("task.model", "adapter", "trust"), row=row))
 
@@ -230,7 +220,7 @@ def _counts(text: str) -> Cost:
 
 
 def context(config: DictConfig) -> int:
-    """Return the maximum tokens of a training row; for examples that can be read, those of the longest."""
+    """Return the maximum tokens of a training row; for examples that can be read, the longest row's."""
     most = config.data.get("context_length") or config.size.context_length
     target: Any = locate(config.data._target_, config.trust)
     read = None if issubclass(target, TextDataModule) else extent(config)
@@ -238,12 +228,12 @@ def context(config: DictConfig) -> int:
 
 
 def embedding_parameters(model: nn.Module) -> int:
-    """Return the number of parameters in embeddings and the head, which do not grow with depth."""
+    """Return the number of parameters in embeddings and the head; it does not grow with depth."""
     head = getattr(model, "head", None)
     tables = [each for each in model.modules() if isinstance(each, nn.Embedding) or each is head]
     return sizes(nn.ModuleList(tables).parameters())
 
 
 def sizes(parameters: Any) -> int:
-    """Return the number of elements in all parameters."""
+    """Return the number of elements in parameters."""
     return sum(parameter.numel() for parameter in parameters)

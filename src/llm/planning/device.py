@@ -8,7 +8,7 @@ import torch
 
 from llm.config.errors import ConfigError, suggestion
 from llm.gpus import GPU, GPUS, find_gpu
-from llm.hardware import Hardware
+from llm.hardware import Hardware, available_accelerator
 from llm.precision import faster_precision, matmul_rate
 
 
@@ -21,8 +21,8 @@ class Device:
         accelerator: `cuda`, `mps` or `cpu`.
         memory: memory in bytes.
         precision: precision of matrix products: `bf16`, `fp16` or 32.
-        flops: peak rate of matrix products in that precision, in FLOP/s; None if it is not known. The MFU that training
-            logs always refers to the bfloat16 rate.
+        flops: peak rate of matrix products in that precision, in FLOP/s; None if it is not known. The MFU in the
+            training metrics always refers to the bfloat16 rate.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Device:
         return dtypes.get(str(self.precision), torch.float32)
 
     def shared(self, ranks: int) -> "Device":
-        """Return the share of each rank, if `ranks` ranks share the device as they share a CPU."""
+        """Return the share of each rank, if `ranks` ranks share the device (a CPU)."""
         flops = self.flops and self.flops / ranks
         return replace(self, memory=self.memory / ranks, flops=flops)
 
@@ -54,9 +54,7 @@ def named_device(gpu: str, hardware: Hardware) -> Device:
     if name is None:
         raise ConfigError(f"gpu: {gpu} is not known; {suggestion(gpu.upper(), GPUS)}")
     found = GPUS[name]
-    precision = hardware.precision
-    if precision == "auto":
-        precision = hardware.suitable_precision("bf16" if found.has_bfloat16 else "fp16")
+    precision = hardware.choose_precision(lambda: "bf16" if found.has_bfloat16 else "fp16")
     return Device(name, "cuda", found.memory * 2**30, precision, _rate(found, precision))
 
 
@@ -66,10 +64,11 @@ def present_device(hardware: Hardware) -> Device:
     Raises:
         ConfigError: a GPU is requested and there is none.
     """
-    accelerator = _accelerator(hardware.accelerator)
-    precision = hardware.precision
-    if precision == "auto":
-        precision = hardware.suitable_precision(faster_precision(accelerator))
+    try:
+        accelerator = available_accelerator(hardware.accelerator)
+    except ValueError as error:
+        raise ConfigError(f"{error}, or name the GPU to plan for, such as gpu=h100") from error
+    precision = hardware.choose_precision(lambda: faster_precision(accelerator))
     if accelerator == "cuda":
         name = torch.cuda.get_device_name()
         memory = float(torch.cuda.get_device_properties("cuda").total_memory)
@@ -83,14 +82,3 @@ def present_device(hardware: Hardware) -> Device:
 
 def _rate(gpu: GPU, precision: Any) -> float:
     return gpu.float32_flops if precision == 32 else gpu.bfloat16_flops
-
-
-def _accelerator(requested: str) -> str:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    wanted = ("cuda", "mps") if requested in ("auto", "gpu") else (requested,)
-    found = next((name for name in wanted if available.get(name)), None)
-    if found is None and requested not in ("auto", "cpu"):
-        raise ConfigError(
-            f"hardware.accelerator: this machine has no {requested}; name the GPU that you plan for, such as gpu=h100"
-        )
-    return found or "cpu"

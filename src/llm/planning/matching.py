@@ -1,9 +1,9 @@
-"""Matching of runs in size or budget, so that compared runs differ only in what is compared.
+"""Matching of runs in size or budget, so that they differ only in what is compared.
 
 Two architectures of the same width seldom have the same number of parameters: a gated feed-forward layer has a third
-matrix, an untied head a second embedding matrix. So the width of the feed-forward layers is adjusted. This keeps the
-residual stream, the heads and the context, and reaches the target up to one row of the matrices. If the new width would
-be below half or above twice the old one, the width of the model is adjusted first.
+matrix, an untied head a second embedding matrix. The width of the feed-forward layers is adjusted, which keeps the
+residual stream, the heads and the context, and reaches the target up to one row of the matrices. If it would fall below
+half or rise above twice the old width, the width of the model is adjusted first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,12 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
 
     Args:
         configs: the composed points; they are not changed.
-        by: `parameters` (of the model, by its widths), `flops` or `tokens` (of the run, by its steps); `parameters` may
+        by: `parameters` (by the widths of the model), `flops` or `tokens` (by the steps of the run); `parameters` may
             be combined with one of the others.
 
     Raises:
         ConfigError: there is only one point, the size of a point is not known before its data are read, or a point
-            cannot be matched closely enough.
+            cannot be matched within `NEAR`.
     """
     measures = [by] if isinstance(by, str) else list(by)
     _require_valid(measures, len(configs))
@@ -90,12 +90,8 @@ def _require_near(now: Cost, reference: Cost, *, measures: Sequence[str]) -> Non
 
 
 def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
-    """Return the widths at which a model has the number of parameters that is nearest to `target`.
-
-    Returns:
-        Full keys and their values; empty if it has that number already.
-    """
-    if _parameters(point) == target:
+    """Return the widths, by key, with which the parameters of a model are nearest to `target`; empty if equal."""
+    if _known(point).parameters == target:
         return {}
     if point.get("weights") is not None:
         raise ConfigError(
@@ -111,12 +107,12 @@ def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
 def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], bool]:
     """Return the width of the feed-forward layers, and whether it is within the bounds.
 
-    The number of parameters is a constant plus a number for each row of the feed-forward matrices.
+    The number of parameters is linear in this width.
     """
     if OmegaConf.select(point, HIDDEN.rpartition(".")[0]) is None:
         return {}, False
-    one, two = (_parameters(_with(point, {HIDDEN: width})) for width in (1, 2))
-    row, own = two - one, _parameters(point)
+    one, two = (_known(_with(point, {HIDDEN: width})).parameters for width in (1, 2))
+    row, own = two - one, _known(point).parameters
     if row <= 0:  # the model does not use it
         return {}, False
     width = 1 + (own - one) // row
@@ -127,7 +123,7 @@ def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], 
 
 
 def _nearest_dim(point: DictConfig, target: int) -> int:
-    """Return the width of the model, a multiple of twice the number of heads, so that the head width is even.
+    """Return the width of the model: a multiple of twice the number of heads, so that heads have an even width.
 
     Raises:
         ConfigError: the model does not use `size.dim`.
@@ -135,7 +131,7 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
     step = 2 * point.size.num_heads
 
     def parameters(steps: int) -> int:
-        return _parameters(_with(point, {"size.dim": steps * step}))
+        return _known(_with(point, {"size.dim": steps * step})).parameters
 
     low, high = 1, 2
     if parameters(high) <= parameters(low):
@@ -151,11 +147,7 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
 
 
 def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str, object]:
-    """Return the steps after which a run has used `target` tokens or FLOPs.
-
-    Returns:
-        Full keys and their values; empty if the budget has that number already.
-    """
+    """Return the changes of the budget, by key, with which a run uses `target` tokens or FLOPs."""
     now = _known(point)
     each = now.tokens_per_step
     if what == "flops":
@@ -190,10 +182,6 @@ def _with(point: DictConfig, changed: Mapping[str, object]) -> DictConfig:
     for key, value in changed.items():
         OmegaConf.update(config, key, value)
     return config
-
-
-def _parameters(point: DictConfig) -> int:
-    return _known(point).parameters
 
 
 def _known(point: DictConfig) -> Cost:

@@ -1,7 +1,7 @@
-"""The memory of training, measured by running a step on fake tensors, which have a shape but no data.
+"""The memory of training, measured by a step on fake tensors, which have a shape but no data.
 
-Nothing is computed, so a model of any size is measured in seconds on any machine. Nothing is assumed about the model:
-what autograd and the optimizer store, and temporary tensors, are what torch itself would allocate.
+A model of any size is measured in seconds on any machine, without assumptions about the model: torch itself reports
+what autograd, the optimizer and temporary tensors would allocate.
 
 For a GPT-2-like Transformer with 16-bit activations, Korthikanti et al. 2022 ("Reducing activation recomputation",
 equation 1) derive what autograd stores per layer: sbh (34 + 5as/h) bytes for s tokens, b rows, width h and a heads. The
@@ -50,7 +50,6 @@ class Memory(NamedTuple):
 
 
 KINDS = Memory._fields
-WHOLE = (1.0,) * len(KINDS)
 
 
 @dataclass
@@ -73,7 +72,9 @@ class Timeline:
 
     live: np.ndarray
 
-    def peak(self, shares: Sequence[float] = WHOLE, *, keeps_gradients: bool = False) -> Memory:
+    def peak(
+        self, shares: Sequence[float] | float = 1.0, *, keeps_gradients: bool = False
+    ) -> Memory:
         """Return the memory at the moment of the highest total.
 
         Args:
@@ -105,7 +106,8 @@ class AllocationTracker(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return fake_scalar(args[0])
+            # 1, as for an optimizer that reads its step number. False ends a loop that repeats while a condition holds.
+            return False if args[0].dtype == torch.bool else 1.0
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -123,15 +125,15 @@ class AllocationTracker(TorchDispatchMode):
         self._live.pop(address).died = len(self.blocks)
 
     def assign_kind(self, kind: str, tensors: Iterable[object]) -> None:
-        """Set the kind of existing tensors; whatever else there is among them is skipped."""
+        """Set the kind of existing tensors; other objects are skipped."""
         for tensor in tensors:
             if isinstance(tensor, Tensor):
-                address = tensor.untyped_storage()._cdata
-                if address in self._live:
-                    self._live[address].kind = kind
+                block = self._live.get(tensor.untyped_storage()._cdata)
+                if block is not None:
+                    block.kind = kind
 
     def timeline(self) -> Timeline:
-        """Return the memory at each moment; there is one moment for each allocation."""
+        """Return the memory after each allocation."""
         changes = np.zeros((len(self.blocks) + 1, len(KINDS)))
         for block in self.blocks:
             column = KINDS.index(block.kind)
@@ -141,16 +143,8 @@ class AllocationTracker(TorchDispatchMode):
         return Timeline(changes.cumsum(axis=0))
 
 
-def fake_scalar(tensor: Tensor) -> float | bool:
-    """Return the value of an element of a fake tensor: 1, as for an optimizer that reads its step number.
-
-    A boolean is False, so that a loop that repeats while a condition holds ends immediately.
-    """
-    return False if tensor.dtype == torch.bool else 1.0
-
-
 class FakeTensors(FakeTensorMode):
-    """torch's mode for fake tensors. A model that is copied within the mode keeps using the same mode."""
+    """torch's mode for fake tensors. A copy of a model within the mode uses the same mode."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self
@@ -158,10 +152,10 @@ class FakeTensors(FakeTensorMode):
 
 @contextmanager
 def on_accelerator() -> Iterator[None]:
-    """Let `is_cpu` of fake tensors be False, for modules that use another implementation on a CPU.
+    """Set `is_cpu` of fake tensors to False, for modules with another implementation on a CPU.
 
-    Fake tensors can be on a GPU only if torch is built for one, so they are on the CPU. A torch function mode cannot
-    change the attribute: torch disables it in the backward pass, where checkpointing recomputes.
+    Fake tensors on a GPU need a torch that is built for one. A torch function mode cannot change the attribute: torch
+    disables the mode in the backward pass, where checkpointing recomputes.
     """
     FakeTensor.is_cpu = property(lambda tensor: False)  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -183,9 +177,9 @@ def measure_step(
     The order is Lightning's: forward pass, release of the old gradients, backward pass, optimizer step.
 
     Args:
-        make_task: makes the task with its model, with fake tensors.
-        make_batch: makes a micro-batch of one device, with fake tensors.
-        dtype: dtype of matrix products; other than float32, autocast is used.
+        make_task: makes the task with its model.
+        make_batch: makes a micro-batch of one device.
+        dtype: dtype of matrix products; autocast is used unless it is float32.
         accumulate: micro-batches per step.
         accelerator: the accelerator to plan for, `cpu` or another.
     """
@@ -213,7 +207,7 @@ def measure_step(
 
 
 def _add_earlier_step(task: Task, optimizer: Optimizer, *, tracker: AllocationTracker) -> None:
-    """Allocate what remains of an earlier step: gradients and the optimizer state."""
+    """Allocate gradients and the optimizer state, as after an earlier step."""
     tracker.kind = "gradients"
     for parameter in task.parameters():
         if parameter.requires_grad:

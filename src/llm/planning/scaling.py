@@ -12,11 +12,11 @@ class ScalingLaw:
     """The law L(N, D) = E + A / N^α + B / D^β: the loss of N parameters trained on D distinct tokens.
 
     Hoffmann et al. 2022 ("Training compute-optimal large language models", equation 2, approach 3). Training takes
-    C = 6·N·D FLOPs, so among all N and D with the same C, one pair has the lowest loss. A fit is valid for its data,
-    tokenizer and range of sizes. Elsewhere, N and D are a first guess, and the loss is not comparable.
+    C = 6·N·D FLOPs, so one pair of N and D has the lowest loss for a given C. A fit is valid for its data, tokenizer
+    and range of sizes. Elsewhere, N and D are a first guess, and the loss is not comparable.
 
     Attributes:
-        entropy: E, the loss in nats per token that no model can go below.
+        entropy: E, the lowest possible loss in nats per token.
         parameter_scale: A.
         token_scale: B.
         parameter_exponent: α.
@@ -30,7 +30,7 @@ class ScalingLaw:
     token_exponent: float
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Return the loss in nats per token after training `parameters` on `tokens`."""
+        """Return the loss in nats per token."""
         return (
             self.entropy
             + self.parameter_scale / parameters**self.parameter_exponent
@@ -52,8 +52,8 @@ class ScalingLaw:
 
 # The published fit. Its exponents do not agree with the paper's other two approaches.
 HOFFMANN = ScalingLaw(1.69, 406.4, 410.7, 0.34, 0.28)
-# The same experiments, fitted again: Besiroglu et al. 2024, "Chinchilla scaling: a replication attempt".
-# It agrees with the other two approaches, and with twenty tokens a parameter.
+# The same experiments, fitted again: Besiroglu et al. 2024, "Chinchilla scaling: a replication attempt". This fit
+# agrees with the other two approaches and with twenty tokens a parameter.
 BESIROGLU = ScalingLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 # The smallest and largest training FLOPs of the runs that both fits use.

@@ -1,7 +1,6 @@
 """Copying the architecture of pretrained weights into the configuration of a run."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,24 +10,17 @@ from llm.config.overrides import key_of
 from llm.weights.base import Weights
 
 
-def tree_with_weights(composed: Composed, weights: Weights | None) -> DictConfig:
-    """Return the tree of a run, with the architecture of the weights that it begins from."""
-    if weights is None:
-        return composed.config.copy()  # values that depend on the data are filled into the copy
-    return adopt_architecture(composed.config, weights, composed.own)
-
-
-def adopt_architecture(
-    config: DictConfig, weights: Weights, overrides: Sequence[str]
-) -> DictConfig:
-    """Return a configuration with the model, size and tokenizer of weights.
+def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfig:
+    """Return a copy of the tree of a run, with the model, size and tokenizer of the weights that it begins from.
 
     Raises:
         ConfigError: an override changes them, except for dropout.
     """
-    config = deepcopy(config)
+    config = composed.config.copy()  # values that depend on the data are filled into the copy
+    if weights is None:
+        return config
     groups = ("model", "size", "tokenizer")
-    keys = {word: key_of(word) for word in overrides}
+    keys = {word: key_of(word) for word in composed.own}
     given = [word for word, key in keys.items() if key.split(".")[0] in groups]
     dropouts = [word for word in given if keys[word].endswith(".dropout")]
     refused = [word for word in given if word not in dropouts]

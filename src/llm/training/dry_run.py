@@ -25,7 +25,9 @@ def show_dry_run(points: Sequence[TrainingConfig]) -> None:
     estimates = [forecast(point) for point in points]
     for each in estimates:
         with config_errors_at("hardware"):
-            hardware = each.counted
+            if each.hardware.strategy is not None:
+                each.hardware.strategy.require()
+            hardware = each.on(each.strategy)
         require_division(each.config, hardware)
     with config_errors_at("hardware"):
         rows = estimates_table(labels(points), estimates)
@@ -89,8 +91,7 @@ def labels(points: Sequence[TrainingConfig]) -> list[str]:
 
 def estimates_table(names: Sequence[str], estimates: Sequence[Forecast]) -> Table:
     """Return a table with the size, compute, memory and time of each point."""
-    names_of = ("parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time")
-    rows = new_table("point", *names_of)
+    rows = new_table("point", "parameters", "FLOPs/token", "tokens", "FLOPs", "memory", "time")
     for name, each in zip(names, estimates, strict=True):
         cost, memory = each.cost, each.memory
         if cost is None:

@@ -94,17 +94,6 @@ class Forecast:
         """The chosen strategy; None for a single device."""
         return self.hardware.strategy if self.world > 1 else None
 
-    @property
-    def counted(self) -> Hardware:
-        """The hardware with its devices counted, without a strategy for a single one.
-
-        Raises:
-            ValueError: several devices have no strategy, or the machine lacks what the strategy needs.
-        """
-        if self.hardware.strategy is not None:
-            self.hardware.strategy.require()
-        return self.on(self.strategy)
-
     @cached_property
     def outline(self) -> Task:
         """The task with its model on `meta`."""
@@ -127,7 +116,7 @@ class Forecast:
         return add_gathered(held, self.cost, shares.weights, groups)
 
     def on(self, strategy: Strategy | None) -> Hardware:
-        """Return the hardware with a strategy.
+        """Return the hardware with its devices counted and a strategy.
 
         Raises:
             ValueError: several devices have no strategy.

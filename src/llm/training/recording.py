@@ -108,7 +108,8 @@ def record_end(
     if run.status == "done":
         run.update()  # the signal may have interrupted the writing of the record
     elif before.get("status") == "done" and progress.steps == progress.resumed:
-        run.restore_record(before)
+        run.record = {}
+        run.update(**before)
     elif was_stopped:
         run.finish("interrupted", steps=progress.saved_steps, seconds=progress.elapsed)
     else:

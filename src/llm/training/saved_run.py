@@ -17,7 +17,6 @@ from llm.training.setup import make_task, prepare_data
 from llm.training.trainer import TrainerSettings
 from llm.weights.run import RunWeights, require_source, require_weights
 
-CONSOLE = new_console()
 # The sections of a run's configuration that are built. The run may be untrusted, so they are checked first.
 SECTIONS = {
     "data": Deferred[DataModule],
@@ -78,7 +77,7 @@ def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
     try:
         base = require_weights(config) if config.weights is not None else None
     except ConfigError:
-        CONSOLE.print(
+        new_console().print(
             f"note: {OmegaConf.select(config, 'weights.path')}, the base weights of {weights.path}, is missing: "
             "it cannot be checked whether the data are the same",
             soft_wrap=True,

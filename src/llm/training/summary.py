@@ -79,7 +79,7 @@ def describe_model(task: Task) -> str:
     body = getattr(model, "body", None)
     if body is not None:
         name = f"{name} over {type(body).__name__}"
-    total, trained = count_parameters(model), count_trained(model)
+    total, trained = count_parameters(model)
     line = f"{name}, {total:,} parameters"
     return line if trained == total else f"{line}, of which {trained:,} are trained"
 
@@ -87,14 +87,15 @@ def describe_model(task: Task) -> str:
 def size_record(prepared: PreparedRun) -> dict[str, Any]:
     """Return the sizes of data and model for the run's record."""
     task, data = prepared.task, prepared.data
+    parameters, trained = count_parameters(task.model)
     row = max(1, round(data.tokens_per_row))
     flops = task.model.flops_per_token(row) if isinstance(task.model, SupportsFlops) else None
     return {
         "data": data.fingerprint,
         "corpus": getattr(data, "corpus", None),
         "vocabulary": getattr(data, "vocabulary", None),
-        "parameters": count_parameters(task.model),
-        "trained_parameters": count_trained(task.model),
+        "parameters": parameters,
+        "trained_parameters": trained,
         "flops_per_token": flops,
         "tokens_per_step": round(data.tokens_per_batch * prepared.config.trainer.accumulate),
         "devices": prepared.hardware.world,
@@ -102,11 +103,7 @@ def size_record(prepared: PreparedRun) -> dict[str, Any]:
     }
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return how many parameters a model has."""
-    return sum(each.numel() for each in model.parameters())
-
-
-def count_trained(model: nn.Module) -> int:
-    """Return how many parameters of a model are trained."""
-    return sum(each.numel() for each in model.parameters() if each.requires_grad)
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters a model has, and how many of them are trained."""
+    sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)

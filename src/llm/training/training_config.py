@@ -18,7 +18,7 @@ from llm.config.rules import Rule
 from llm.hardware import Hardware
 from llm.models.size import Size
 from llm.rewards.base import RewardFunction
-from llm.training.adoption import tree_with_weights
+from llm.training.adoption import adopt_architecture
 from llm.training.config_rules import RULES
 from llm.training.trainer import TrainerSettings
 from llm.weights.base import Weights
@@ -55,7 +55,7 @@ class TrainingConfig(Command):
     match: Literal["parameters", "flops", "tokens"] | Sequence[str] | None
 
     rules: ClassVar[Sequence[Rule]] = RULES
-    adopt: ClassVar[Callable[[Composed, Any], DictConfig] | None] = tree_with_weights
+    adopt: ClassVar[Callable[[Composed, Any], DictConfig] | None] = adopt_architecture
 
     @property
     def tree(self) -> DictConfig:

@@ -81,7 +81,7 @@ def require_complete_plan(model: nn.Module, plan: Plan) -> None:
     for name, _ in model.named_parameters():
         if not any(name.startswith(f"{part}.") for part in plan):
             raise ValueError(
-                f"{name}: tensor parallelism does not know how to divide this part: use hardware=fsdp"
+                f"{name}: tensor parallelism cannot divide this part: use hardware=fsdp"
             )
 
 

@@ -23,7 +23,7 @@ def advise_budget(
         epoch = batches_per_epoch / settings.accumulate
         yield (
             f"{steps:,} steps are few: an epoch of {rows:,} rows has {epoch:.3g}; "
-            f"trainer.max_epochs={math.ceil(FEW / epoch)} gives {FEW}, a smaller data.batch_size more in each epoch"
+            f"trainer.max_epochs={math.ceil(FEW / epoch)} gives {FEW}, a smaller data.batch_size gives more per epoch"
         )
     peak = max(schedule(step, steps) for step in range(steps))
     if peak < 1:

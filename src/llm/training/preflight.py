@@ -55,8 +55,8 @@ def require_same_text(run: Run, data: DataModule) -> None:
     """Refuse to resume with another text or tokenizer."""
     if run.record.get("data", data.fingerprint) != data.fingerprint:
         raise ConfigError(
-            f"{display_path(run.path)} was trained on another text: the files, the Python version whose documentation "
-            "they are, or the tokenizer have changed; choose another name=, or replace it with rerun=true"
+            f"{display_path(run.path)} was trained on another text: the files, the Python version (for its "
+            "documentation) or the tokenizer have changed; choose another name=, or replace it with rerun=true"
         )
 
 

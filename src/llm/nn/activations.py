@@ -28,4 +28,4 @@ def silu(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 def relu_squared(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Return max(x, 0)² (So et al. 2021, Primer)."""
     positive = F.relu(x)
-    return positive * positive  # square() returns float32 under autocast
+    return positive * positive  # on CUDA, square() returns float32 under autocast

@@ -123,7 +123,7 @@ class SkipInit(TorchFunctionMode):
     ) -> Any:
         """Return a tensor unchanged instead of filling it with random numbers."""
         kwargs = kwargs or {}
-        # torch passes a call of nn.init here as a whole, so DRAWS has these functions too.
+        # torch passes most calls of nn.init here as a whole, so DRAWS has these functions too.
         if func in self.DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)

@@ -185,7 +185,7 @@ class Task(L.LightningModule):
         assert isinstance(targets, Tensor)
         targets = targets * self.data_parallel / self.trainer.world_size  # ranks may share a batch
         # Lightning divides each loss by the number of accumulated micro-batches and averages over ranks, so a
-        # gradient is that of Σ loss · targets / (UNIT · shares); this makes it that of Σ loss · targets / Σ targets.
+        # gradient is that of Σ loss · targets / (UNIT · shares). This makes it that of Σ loss · targets / Σ targets.
         scale = self._shares * UNIT / targets.clamp(min=1)
         for group in optimizer.param_groups:
             for parameter in group["params"]:

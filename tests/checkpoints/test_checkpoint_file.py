@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llm.checkpoints.checkpoint_file import fall_back, load_checkpoint, save_checkpoint
-from llm.checkpoints.checksums import DamagedCheckpointError, note_folder
+from llm.checkpoints.checksums import DamagedCheckpointError, write_digests
 from llm.files import sha256_of_file
 
 
@@ -100,7 +100,7 @@ def test_loading_an_untrusted_checkpoint_executes_no_code(tmp_path):
 
     path = tmp_path / "stranger.ckpt"
     torch.save({"state_dict": Harmful()}, path)
-    note_folder(path, sha256_of_file(path))
+    write_digests(path, [sha256_of_file(path)])
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(path)
     assert not (tmp_path / "executed").exists()

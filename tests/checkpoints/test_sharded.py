@@ -197,7 +197,7 @@ def written(path: Path, change) -> None:
     index = json.loads((path / "index.json").read_text())
     change(index)
     (path / "index.json").write_text(json.dumps(index))
-    checksums.note_folder(path / "index.json", sha256_of_file(path / "index.json"))
+    checksums.write_digests(path / "index.json", [sha256_of_file(path / "index.json")])
 
 
 def reaching(name):
@@ -256,7 +256,7 @@ def test_an_index_that_makes_no_sense_is_refused_in_a_line(saved, what):
 def test_an_index_that_was_cut_is_refused(saved):
     index = saved / "index.json"
     index.write_text(index.read_text()[:-200])
-    checksums.note_folder(index, sha256_of_file(index))
+    checksums.write_digests(index, [sha256_of_file(index)])
     with pytest.raises(
         DamagedCheckpointError, match=r"index\.json is damaged: Unterminated string"
     ):
@@ -272,7 +272,7 @@ def test_loading_an_untrusted_folder_executes_no_code(saved, tmp_path):
     index = json.loads((saved / "index.json").read_text())
     index["files"]["1.pt"] = sha256_of_file(saved / "1.pt")
     (saved / "index.json").write_text(json.dumps(index))
-    checksums.note_folder(saved / "index.json", sha256_of_file(saved / "index.json"))
+    checksums.write_digests(saved / "index.json", [sha256_of_file(saved / "index.json")])
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(saved)
     assert not (tmp_path / "executed").exists()

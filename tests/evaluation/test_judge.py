@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from llm.evaluation import pairwise, pointwise
+from llm.evaluation.answers import Answer
 from llm.evaluation.judge import Judgements, Question
 from llm.evaluation.openai_client import NoAnswerError
 
@@ -235,9 +236,8 @@ def test_stored_judgements_hold_model_and_question_but_no_key(stand_in, tmp_path
 def test_both_kinds_of_question_share_a_file(stand_in, tmp_path):
     file = tmp_path / "judgements.jsonl"
     server = stand_in(lambda request: '{"better": "A"}' if "response A" in str(request) else GOOD)
-    pair = pairwise.both_orders(
-        instruction=INSTRUCTION, reference=REFERENCE, ours="Paris", theirs="Lyon"
-    )
+    answers = [Answer(INSTRUCTION, REFERENCE, response) for response in ("Paris", "Lyon")]
+    pair = pairwise.both_orders(*answers)
     both = [
         pointwise.ask_score(instruction=INSTRUCTION, reference=REFERENCE, response="Paris"),
         *pair,

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from llm.evaluation.answers import Answer
 from llm.evaluation.judge import Judgements
 from llm.evaluation.pairwise import both_orders, parse_choice, summarize_choices
 
@@ -25,9 +26,8 @@ def test_all_else_is_refused(answer):
 
 
 def test_both_orders_show_the_same_texts_in_exchanged_places():
-    first, second = both_orders(
-        instruction="do it", reference="done well", ours="ours", theirs="theirs"
-    )
+    ours, theirs = (Answer("do it", "done well", each) for each in ("ours", "theirs"))
+    first, second = both_orders(ours, theirs)
     assert list(first.texts.values()) == ["do it", "done well", "ours", "theirs"]
     assert list(second.texts.values()) == ["do it", "done well", "theirs", "ours"]
     assert list(first.texts) == list(second.texts), "the names do not tell whose it is"
@@ -60,10 +60,8 @@ def _judged(stand_in, tmp_path, prefer):
 
     pairs = [
         both_orders(
-            instruction=f"Say {n}.",
-            reference=str(n),
-            ours=f"ours {n}",
-            theirs=f"theirs, longer {n}",
+            Answer(f"Say {n}.", str(n), f"ours {n}"),
+            Answer(f"Say {n}.", str(n), f"theirs, longer {n}"),
         )
         for n in range(6)
     ]

@@ -1,8 +1,7 @@
 """The base of adapters: finetuning with few trainable parameters.
 
-An adapter freezes the model it is applied to and adds, or unfreezes, the few parameters that learn. A frozen
-parameter has `requires_grad` false, and nothing else records it: it gets no gradient, parameter groups leave it
-out, so it has no optimizer state, and a checkpoint of the adapter contains only the others.
+An adapter freezes a model and adds or unfreezes few parameters. Frozen parameters (`requires_grad` is false) have no
+gradient and no optimizer state, and a checkpoint of the adapter leaves them out.
 """
 
 from abc import ABC, abstractmethod
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 
 class Adapter(ABC):
-    """A choice of the parameters that learn; all others are frozen.
+    """A choice of the trainable parameters; all others are frozen.
 
     Args:
-        frozen_dtype: `bfloat16` halves the memory of the frozen matrices; None leaves them unchanged. See
-            `store`.
+        frozen_dtype: `bfloat16` halves the memory of the frozen matrices (`store`); None leaves them unchanged.
     """
 
     def __init__(self, frozen_dtype: Literal["bfloat16"] | None = None) -> None:
@@ -30,8 +28,7 @@ class Adapter(ABC):
 
         Args:
             model: the base model.
-            new: names of parameters that did not come with the weights, such as those of a fresh
-                classification head, which learn as well.
+            new: names of further trainable parameters: new ones, such as those of a classification head.
 
         Raises:
             ValueError: the model lacks such parameters, or the modules that this adapter needs.
@@ -43,20 +40,18 @@ class Adapter(ABC):
 
     @abstractmethod
     def adapt(self, model: nn.Module) -> None:
-        """Add or unfreeze, in a frozen model, what this adapter trains."""
+        """Add or unfreeze the trainable parameters of a frozen model."""
 
 
 class Adapted(nn.Module):
-    """A module of the base model with an addition, which is off unless `enabled`."""
+    """A module of the base model with an addition that can be switched off (`enabled`)."""
 
     enabled = True
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Disable everything that adapters added, within a context.
-
-    Parameters that were unfrozen instead of added keep their trained values.
+    """Disable everything that adapters added, within a context; unfrozen parameters keep their trained values.
 
     Raises:
         ValueError: nothing was added, so there is no base model to return to.
@@ -78,7 +73,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
-    """Freeze every parameter except those in `new`; any name of a tied one will do.
+    """Freeze every parameter except those in `new`; a tied parameter may have any of its names.
 
     Raises:
         ValueError: a name is not a parameter's.
@@ -94,9 +89,8 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
 def store(model: nn.Module, dtype: torch.dtype) -> None:
     """Store frozen linear layers and embeddings in `dtype`; everything else stays in float32.
 
-    Under autocast to `dtype` a linear layer computes the same to the bit, because autocast would round a copy of
-    its weights; here there is no other copy. Without autocast it rounds its input and returns float32. The
-    residual stream starts at an embedding and stays in float32.
+    Under autocast to `dtype` a linear layer computes the same to the bit, because autocast rounds its weights too.
+    Without autocast it rounds its input and returns float32. Embeddings return float32, as does the residual stream.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
@@ -115,11 +109,11 @@ def _round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _widen_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    # Between linear layers autocast passes its own dtype on, which must stay so.
+    # Under autocast linear layers return its dtype.
     autocast = isinstance(module, nn.Linear) and torch.is_autocast_enabled(output.device.type)
     return output if autocast else output.float()
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return all trainable parameters by name; a checkpoint of the adapter contains these only."""
+    """Return the trainable parameters by name: the content of an adapter's checkpoint."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

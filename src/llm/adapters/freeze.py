@@ -1,4 +1,4 @@
-"""Adapters that add nothing: some layers learn and the rest stays frozen."""
+"""Adapters that train some layers of the model and add nothing."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from llm.adapters.base import Adapter
 class LastBlock(Adapter):
     """An adapter that trains the last block, the final norm and new parameters (Raschka 2024, chapter 6).
 
-    A head that came with the weights stays frozen. The argument is that of `Adapter`.
+    A pretrained head stays frozen. The argument is that of `Adapter`.
     """
 
     def adapt(self, model: nn.Module) -> None:
@@ -29,8 +29,7 @@ class LastBlock(Adapter):
 class Head(Adapter):
     """An adapter that trains the head and new parameters: a linear probe (Alain and Bengio 2016).
 
-    A tied head is also the embedding, which then learns too. The argument is that
-    of `Adapter`.
+    A tied head is also the embedding, which is then trained too. The argument is that of `Adapter`.
     """
 
     def adapt(self, model: nn.Module) -> None:

@@ -1,17 +1,17 @@
-"""LoRA: a frozen layer learns through two thin matrices added to it (Hu et al. 2021).
+"""LoRA: low-rank updates of frozen layers (Hu et al. 2021).
 
-Finetuning adds a matrix ΔW to a layer's W. LoRA allows it a low rank r only, as the product of
-B (outputs, r) and A (r, inputs), both of which are small:
+Finetuning adds a matrix ΔW to a layer's W. In LoRA it is the product of two small matrices, B (outputs, r) and
+A (r, inputs):
 
     y = W x + alpha/r · B A x                              (section 4.1, equation 3)
 
-A is random at first and B zero, so that initially nothing changes. A matrix of 768 × 768 has 589,824
-entries, its A and B of rank 8 have 12,288. The update can be stored by itself, several can be switched
-on one base model (`activate`), and one can be added to W permanently (`merge_updates`).
+A is initialized at random and B as zero, so that nothing changes at first. A matrix of 768 × 768 has 589,824 entries,
+its A and B of rank 8 have 12,288. One of several updates can be activated (`activate`), and added to W
+(`merge_updates`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
 import torch
@@ -74,7 +74,7 @@ class LoRALinear(Adapted):
 
     @property
     def weight(self) -> Tensor:
-        """Return the W of `base`, for callers that need the layer's device, dtype or size."""
+        """Return the W of `base`, for callers that need its device, dtype or shape."""
         return self.base.weight
 
     def updates(self) -> list[LowRank]:
@@ -94,8 +94,7 @@ class LoRALinear(Adapted):
     def merged(self) -> nn.Linear:
         """Return one layer that computes the same: `base` itself without active updates, else a new one.
 
-        The new W is a parameter of its own, so that a tied head is no longer tied, and has the dtype of the updates,
-        even if `base` is stored in a narrower one.
+        The new W is not tied and has the dtype of the updates, because that of `base` may be narrower.
         """
         base, updates = self.base, self.updates()
         if not updates:
@@ -113,21 +112,19 @@ class LoRALinear(Adapted):
 class LoRA(Adapter):
     """An adapter with low-rank updates of every linear layer whose name matches; the rest is frozen.
 
-    A pattern (`*`, `?`, `[…]`) is matched with a layer's full name (`blocks.0.attention.output`)
-    and with its last word. The fused projection `query_key_value` counts as three layers,
-    `query`, `key` and `value`, each with an A and a B of its own, as in the paper; its own name selects it
-    as one layer.
+    A pattern (`*`, `?`, `[…]`) matches a layer's full name (`blocks.0.attention.output`) or its last word. The fused
+    projection `query_key_value` counts as the three layers `query`, `key` and `value`, each with an A and a B of its
+    own, as in the paper; its own name selects it as one layer.
 
-    Use AdamW: Muon would orthogonalize A and B separately, which does not orthogonalize their product. AdamW's
+    Use AdamW: Muon orthogonalizes A and B separately, which does not orthogonalize their product. AdamW's
     weight decay pulls towards the base model.
 
     Args:
         rank: r; memory and capacity grow with it.
-        alpha: strength of the updates; they are scaled by alpha/rank, so that another rank needs the
-            same learning rate.
+        alpha: strength of the updates; scaled by alpha/rank, so that any rank needs the same learning rate.
         dropout: probability for the inputs of the updates.
-        targets: patterns of names. The default is every linear layer of the blocks; `*` includes the
-            head, and `query` with `value` is the paper's choice.
+        targets: patterns of names. The default is every linear layer of the blocks; `*` includes the head;
+            `query` and `value` are the paper's choice.
         name: name of the adapter among several on one base model.
         frozen_dtype: see `Adapter`.
 
@@ -191,7 +188,7 @@ def adapters(model: nn.Module) -> set[str]:
 
 
 def activate(model: nn.Module, name: str | None) -> None:
-    """Apply and train the updates of one adapter; disable those of all others, or of all if None.
+    """Apply and train the updates of one adapter, or of none, and disable the others.
 
     Raises:
         ValueError: there is no adapter of this name.
@@ -204,22 +201,10 @@ def activate(model: nn.Module, name: str | None) -> None:
             updates.requires_grad_(each == name)
 
 
-def merge_updates(model: nn.Module) -> dict[str, LoRALinear]:
-    """Add the active updates to the layers' weights: the model is plain again, with its original names.
-
-    Returns:
-        The replaced layers, for `unmerge`; dropping them frees their memory.
-    """
-    layers = dict(_layers(model))
-    for name, layer in layers.items():
+def merge_updates(model: nn.Module) -> None:
+    """Add the active updates to the layers' weights: the model has its original modules and names again."""
+    for name, layer in list(_layers(model)):
         model.set_submodule(name, layer.merged())
-    return layers
-
-
-def unmerge(model: nn.Module, layers: Mapping[str, LoRALinear]) -> None:
-    """Undo a merge exactly: put back the layers that `merge_updates` returned."""
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

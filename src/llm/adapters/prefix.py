@@ -1,7 +1,7 @@
 """Prefix tuning: trainable keys and values, visible to all tokens (Li and Liang 2021).
 
-Each layer's attention gets P further columns before those of the text, and only these learn. They influence the
-text like a preceding context that need not consist of words.
+Each attention layer gets P trainable columns before those of the text. They act like a preceding context that need
+not consist of words.
 """
 
 from typing import Literal, cast
@@ -19,8 +19,8 @@ from llm.nn.attention import Attention, Kernel
 class PrefixKernel(Adapted):
     """An attention kernel whose queries also see a prefix.
 
-    Causality is counted from the last key, so it stays correct; a mask is widened on its left. The
-    prefix is added after the cache, which therefore contains the text alone.
+    The causal mask is aligned to the last key, so it stays correct; other masks are padded on the left. The cache
+    contains the text alone, because the prefix is added after it.
 
     Args:
         base: the kernel, as `Attention` takes it.
@@ -65,12 +65,10 @@ def _join(
 class Prefix(Adapter):
     """An adapter with trainable keys and values before those of every layer; the rest is frozen.
 
-    They are initialized as those that the model computes for random tokens. Li and Liang found that randomly
-    initialized keys and values train badly, unless a network generates them or they start from activations of
-    real words (sections 4.3 and 7.4); this is the second way, which adds nothing to the model.
+    They are initialized with those of random tokens. Li and Liang found that randomly initialized keys and values
+    train badly, unless a network generates them or they start from activations of real words (sections 4.3 and 7.4).
 
-    Use AdamW, because they are not matrices to orthogonalize with Muon. Its learning rate is larger than for
-    weights, 0.01 to 0.03.
+    Use AdamW with a larger learning rate than for weights, 0.01 to 0.03: Muon orthogonalizes, which suits matrices.
 
     Args:
         length: P, the number of columns.

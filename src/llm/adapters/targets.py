@@ -1,4 +1,4 @@
-"""The layers an adapter is applied to: linear layers, chosen by patterns of their names."""
+"""The layers of an adapter: linear layers, chosen by patterns of their names."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ class Target(NamedTuple):
 
     Attributes:
         layer: the layer's name in the model.
-        part: section of the layer: `query`, `key` or `value`, or the last word of its own name.
-        rows: rows of its weight that belong to the section.
+        part: the section `query`, `key` or `value`, or the last word of the layer's name.
+        rows: rows of the section in the layer's weight.
     """
 
     layer: str
@@ -57,10 +57,7 @@ def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
 
 
 def named_targets(model: nn.Module) -> dict[str, Target]:
-    """Return all targets in a model by full name: its frozen linear layers and their sections.
-
-    A layer that is trainable itself, such as a new head, is not a target.
-    """
+    """Return all targets in a model by full name: frozen linear layers and their sections."""
     targets = {}
     for name, layer in _linear_layers(model):
         parent_name, _, last = name.rpartition(".")

@@ -1,1 +1,1 @@
-"""Our checkpoint format: written whole, with checksums, in one file or in shards, read lazily."""
+"""Our checkpoint format: atomic, with checksums, in one file or in shards, read lazily."""

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, verified when read, and free of executable content.
 
-A checkpoint is a file, written by one device, or a folder in which every device has written its shard
-(`llm.checkpoints.sharded`). Readers need not know which.
+A checkpoint is a file, or a folder with a shard of every device (`llm.checkpoints.sharded`). The functions for reading
+take either.
 """
 
 import os
@@ -27,7 +27,7 @@ class Opened(NamedTuple):
 
     Attributes:
         path: the checkpoint.
-        header: its content except for the values of tensors.
+        header: its content, without the values of tensors.
     """
 
     path: Path
@@ -43,7 +43,7 @@ def save_checkpoint(
     Args:
         checkpoint: tensors and plain data.
         path: the file.
-        keeps_previous: whether to keep the checkpoint that it replaces, for `fall_back`.
+        keeps_previous: whether to keep the replaced checkpoint, for `fall_back`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
@@ -72,10 +72,7 @@ def fall_back(path: Path) -> bool:
 
 
 def whole_before(path: Path) -> Path | None:
-    """Return the previous checkpoint if it was kept and is undamaged.
-
-    For a folder it is the previous index in it.
-    """
+    """Return the previous checkpoint (of a folder, its previous index) if it was kept and is undamaged."""
     previous = path / sharded.PREVIOUS if path.is_dir() else previous_of(path)
     try:
         digest_of(previous)
@@ -85,7 +82,7 @@ def whole_before(path: Path) -> Path | None:
 
 
 def requested_checkpoint(run: Run, checkpoint: Literal["best", "last"]) -> Path:
-    """Return where a run's checkpoint of this name is, or its last one if the best was not written yet."""
+    """Return the path of a run's checkpoint of this name; its last one if the best was not written yet."""
     is_best = checkpoint == "best" and (run.best.exists() or not run.has_last)
     return run.best if is_best else run.last
 
@@ -93,13 +90,10 @@ def requested_checkpoint(run: Run, checkpoint: Literal["best", "last"]) -> Path:
 def read_usable(
     run: Run, read: Callable[[Path], Result], *, checkpoint: Literal["best", "last"] = "best"
 ) -> Result:
-    """Read a checkpoint of a run, without changing the run.
-
-    A run without a best checkpoint has its last one read. A last checkpoint that is damaged or missing is replaced by
-    the previous one, with a warning.
+    """Read the `requested_checkpoint` of a run; if the last one is damaged or missing, warn and read the previous one.
 
     Args:
-        run: the run.
+        run: the run, which does not change.
         read: opens a checkpoint; raises one of the errors below.
         checkpoint: name of the checkpoint.
 
@@ -125,7 +119,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
+        DamagedCheckpointError: it is damaged.
     """
     if sharded.index_of(path):
         return sharded.consolidated(open_whole(path), map_location)
@@ -133,11 +127,11 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """Open a checkpoint of which this device needs shards: large tensors are read only when sliced.
+    """Open a checkpoint whose large tensors are read only when sliced.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
+        DamagedCheckpointError: it is damaged.
     """
     if index := sharded.index_of(path):
         return sharded.read_index(index).read()
@@ -147,11 +141,11 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def open_whole(path: Path) -> dict[str, Any]:
-    """Open a checkpoint like `open_checkpoint`, but verify all files of a folder at once.
+    """Open a checkpoint like `open_checkpoint`, but verify all files of a folder first.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
+        DamagedCheckpointError: it is damaged.
     """
     if file := sharded.index_of(path):
         index = sharded.read_index(file)
@@ -161,7 +155,7 @@ def open_whole(path: Path) -> dict[str, Any]:
 
 
 def header_of(path: Path) -> dict[str, Any]:
-    """Read the content of a checkpoint except for the values of tensors; nothing is verified.
+    """Read the content of a checkpoint, without the values of tensors and without verifying it.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
@@ -176,7 +170,7 @@ def open_checkpoint_weights(path: Path) -> Opened:
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
+        DamagedCheckpointError: it is damaged.
     """
     if sharded.index_of(path):
         header = open_whole(path)
@@ -192,9 +186,8 @@ def digest_of(path: Path) -> str:
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        DamagedCheckpointError: it is not what was written.
+        DamagedCheckpointError: it is damaged.
     """
-    index = sharded.index_of(path)
-    if index is not None:
+    if index := sharded.index_of(path):
         sharded.read_index(index).verify()
     return checksums.verified_digest(index or path)

@@ -1,7 +1,4 @@
-"""Verification of files: each folder stores the SHA-256 of its files.
-
-Neither `torch.load` nor safetensors notices a flipped byte.
-"""
+"""Verification of files by the SHA-256 stored in their folder: torch and safetensors do not notice a flipped byte."""
 
 import os
 import shutil
@@ -16,53 +13,47 @@ from llm.runs import backup_path
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint's bytes are not those that were written."""
+    """A checkpoint is damaged: its bytes are not those that were written."""
 
 
 def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
     """Replace a file by a completely written one, and record its digest.
 
-    The record contains the old and the new digest during the replacement, so that an undamaged file never looks
-    damaged after a crash.
+    During the replacement the record contains the old and the new digest, because of crashes.
 
     Args:
         partial: the new file, in the same folder.
         path: the file to replace.
-        previous: where to keep the replaced file; None keeps none.
+        previous: new path of the replaced file, to keep it.
     """
     digest = sha256_of_file(partial)
     if previous is not None and path.is_file():
         _keep(path, previous)
-    _write(path, [*recorded_digests(path), digest])
+    write_digests(path, [*recorded_digests(path), digest])
     partial.replace(path)
-    _write(path, [digest])
+    write_digests(path, [digest])
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, without a moment at which it has none."""
+    """Give a file a second name, atomically."""
     partial = partial_of(previous)
     partial.unlink(missing_ok=True)
     try:
         partial.hardlink_to(path)
     except OSError:  # a file system without hard links
         shutil.copyfile(path, partial)
-    _write(previous, [*recorded_digests(previous), *recorded_digests(path)])
+    write_digests(previous, [*recorded_digests(previous), *recorded_digests(path)])
     partial.replace(previous)
-    _write(previous, recorded_digests(path))
+    write_digests(previous, recorded_digests(path))
 
 
 def bring_back(previous: Path, path: Path) -> None:
-    """Replace a file by the kept one that it had replaced."""
+    """Replace a file by the previous one."""
     digests = recorded_digests(previous)
-    _write(path, [*recorded_digests(path), *digests])
+    write_digests(path, [*recorded_digests(path), *digests])
     previous.replace(path)
-    _write(path, digests)
-    _write(previous, [])
-
-
-def note_folder(path: Path, digest: str) -> None:
-    """Record that a folder was written, so that its loss is noticed; its files have a record of their own."""
-    _write(path, [digest])
+    write_digests(path, digests)
+    write_digests(previous, [])
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -70,20 +61,19 @@ def remove_checkpoint(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-    _write(path, [])
+    write_digests(path, [])
 
 
 @contextmanager
 def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
-    """Allow writing a file in place of a folder, or the reverse: neither can replace the other atomically.
+    """Allow writing a file in place of a folder, or the reverse, which is not atomic.
 
-    The old one is kept under another name until the new one is in place. After a crash before that it is still
-    there, and `llm.runs.existing_checkpoint` finds it.
+    The old one keeps another name until the new one is in place. After a crash `llm.runs.existing_checkpoint` finds it.
     """
     aside = backup_path(path)
     if is_wrong and path.exists():
-        remove_checkpoint(aside)  # left by a process killed after the new one was in place
-        _write(aside, recorded_digests(path))
+        remove_checkpoint(aside)  # left by a killed process
+        write_digests(aside, recorded_digests(path))
         path.rename(aside)
     try:
         yield
@@ -96,12 +86,7 @@ def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
 
 
 def verified(path: Path) -> Path:
-    """Return the path of a checkpoint after verifying its SHA-256.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        DamagedCheckpointError: the file is not what was written.
-    """
+    """Return the path of a checkpoint after verifying its SHA-256; errors are those of `verified_digest`."""
     verified_digest(path)
     return path
 
@@ -111,7 +96,7 @@ def verified_digest(path: Path) -> str:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DamagedCheckpointError: the file is not what was written.
+        DamagedCheckpointError: the file is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
@@ -119,12 +104,10 @@ def verified_digest(path: Path) -> str:
 
 
 def require_digest(path: Path, digests: list[str], *, record: str) -> str:
-    """Return the digest of a file, which must be one of those recorded.
-
-    A record without the file proves nothing, so it counts as damage.
+    """Return the digest of a file, which must be one of `digests`.
 
     Raises:
-        DamagedCheckpointError: the file is missing or not in the record, or its content differs from the record.
+        DamagedCheckpointError: the file is missing, there are no digests, or the file has another.
     """
     if not digests:
         raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
@@ -158,7 +141,8 @@ def _entries(record: Path) -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _write(path: Path, digests: list[str]) -> None:
-    record = _record(path)
-    entries = {name: known for name, known in _entries(record).items() if name != path.name}
-    write_json(record, entries | ({path.name: digests} if digests else {}), indent=1)
+def write_digests(path: Path, digests: list[str]) -> None:
+    """Record the digests of a file, or that of a folder's index; none deletes the entry."""
+    file = _record(path)
+    entries = {name: known for name, known in _entries(file).items() if name != path.name}
+    write_json(file, entries | ({path.name: digests} if digests else {}), indent=1)

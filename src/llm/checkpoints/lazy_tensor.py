@@ -1,7 +1,6 @@
 """Lazy tensors in files: shapes are read from the headers, values one tensor at a time.
 
-A tensor is read as a memory map of the file. Freeing it frees its pages, so that filling a model needs the
-memory of the model and of the one tensor being copied.
+Each tensor is a memory map of the file. Filling a model needs the memory of the model and of one tensor.
 """
 
 import math
@@ -29,8 +28,8 @@ class LazyTensor:
 
     Attributes:
         name: its name in the file, for messages.
-        shape: its sizes, known without reading it.
-        read: returns the tensor, on the CPU; it may be a map of the file and must not be modified.
+        shape: its sizes.
+        read: returns the tensor, on the CPU; it may be a map of the file, so do not modify it.
     """
 
     name: str
@@ -103,7 +102,7 @@ def read_header(path: Path) -> Any:
         ConfigError: the file is not from torch, or is damaged.
     """
     with _readable(path):
-        # On the device `meta` torch builds every tensor without reading it, and notes the offset of its bytes.
+        # On the device `meta` torch reads no values, but notes the offset of each tensor's bytes.
         return torch.load(stored_archive(path), map_location="meta", weights_only=True)
 
 
@@ -114,14 +113,14 @@ def _readable(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ConfigError):
         raise
     except Exception as error:  # a damaged archive may fail anywhere in torch or pickle
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            f"{path}: cannot be read as a torch file ({_first_line(error)}); download it again, or save it "
-            "with safetensors"
+            f"{path}: cannot be read as a torch file ({reason}); download it again, or save it with safetensors"
         ) from error
 
 
 def in_bytes(path: Path, start: int, *, dtype: torch.dtype, shape: Shape) -> Tensor:
-    """Return a contiguous tensor mapped from the middle of a file.
+    """Return a contiguous tensor mapped from a file.
 
     Args:
         path: the file.
@@ -154,7 +153,3 @@ def _in_record(path: Path, name: str, *, tensor: Tensor) -> LazyTensor:
         return in_bytes(path, start, dtype=tensor.dtype, shape=(numbers,)).as_strided(*layout)
 
     return LazyTensor(name, tuple(tensor.shape), read)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

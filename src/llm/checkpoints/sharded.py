@@ -1,4 +1,4 @@
-"""Sharded checkpoints: a folder in which every device has written its shards.
+"""Sharded checkpoints: a folder with the shards of every device.
 
     last.ckpt/
       index.json                      each large tensor: its shape, and which file contains which shard
@@ -8,12 +8,12 @@
       previous.json                   the index of the previous save, whose files are kept
       sha256.json                     digests of the indexes, which contain those of the files
 
-The index defines the checkpoint. The files of a new save are written beside the old ones, under other names; then
-the new index replaces the old one atomically, and files in no index are deleted. A save that is killed leaves
-the old index with all its files. (torch's own sharded format has a pickled index, which executes.)
+The index defines the checkpoint. A save writes new files beside the old ones, replaces the index atomically and
+deletes the files that are in no index. A killed save leaves the old index with all its files. (The index of torch's
+sharded format is a pickle, which executes.)
 
 A folder may be untrusted or incomplete: the index may name files of the folder only, its shards must cover each
-tensor without a gap, and no memory is allocated before the files are known to contain that much.
+tensor without a gap, and memory is allocated only after the sizes of the files are known.
 """
 
 import json
@@ -36,12 +36,12 @@ from llm import distributed
 from llm.checkpoints.checksums import (
     DamagedCheckpointError,
     flush,
-    note_folder,
     remove_checkpoint,
     replace,
     replacing_folder,
     require_digest,
     verified,
+    write_digests,
 )
 from llm.config.reading import read_bytes
 from llm.dtensor import is_dtensor, local_slices, to_local
@@ -62,7 +62,7 @@ Slices = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a tensor in a file: its offsets in the tensor, and its sizes."""
+    """A shard of a tensor in a file."""
 
     file: str
     offsets: list[int]
@@ -75,7 +75,7 @@ class Shard:
         return tuple(slice(offset, offset + size) for offset, size in both)
 
     def common(self, slices: Slices) -> list[tuple[int, int]] | None:
-        """Return the bounds of the overlap with `slices` in each dimension of the whole tensor; None if empty."""
+        """Return the bounds of the overlap with `slices` in each dimension; None if it is empty."""
         bounds = [
             (max(s.start, offset), min(s.stop, offset + size))
             for s, offset, size in zip(slices, self.offsets, self.shape, strict=True)
@@ -100,7 +100,7 @@ class ShardFiles:
         return path
 
     def require(self, part: Shard, name: str) -> None:
-        """Require that a file contains the shard of a tensor in the index, without reading it.
+        """Require that a file contains a shard, without reading it.
 
         Raises:
             DamagedCheckpointError: the file does not contain it.
@@ -119,7 +119,7 @@ class ShardFiles:
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A sharded tensor in files. Slicing it reads only those values, from the files that contain them."""
+    """A sharded tensor in files. Slicing it reads only those values."""
 
     name: str
     shape: tuple[int, ...]
@@ -128,7 +128,7 @@ class ShardedTensor:
     files: ShardFiles
 
     def __getitem__(self, slices: Slices | EllipsisType) -> Tensor:
-        """Return the values between the slices' starts and stops, one slice for each dimension; all for `...`."""
+        """Return the values in the slices, one per dimension; all for `...`."""
         if slices is ...:
             slices = tuple(slice(0, size) for size in self.shape)
         found = [(part, part.common(slices)) for part in self.parts]
@@ -165,7 +165,7 @@ class Index:
         save: number of the save.
         rest: the file of everything except sharded tensors.
         files: all files.
-        tensors: the sharded tensors, each with all its keys in the checkpoint.
+        tensors: the sharded tensors, each with its keys in the checkpoint.
     """
 
     save: int
@@ -183,7 +183,7 @@ class Index:
             self.files.path(name)
 
     def read(self) -> dict[str, Any]:
-        """Return the checkpoint, its sharded tensors unread, as `ShardedTensor`.
+        """Return the checkpoint, with a `ShardedTensor` for each sharded tensor.
 
         Raises:
             DamagedCheckpointError: a file is damaged, or the index does not fit it.
@@ -198,7 +198,7 @@ class Index:
 
 
 def index_of(path: Path) -> Path | None:
-    """Return the index of a sharded checkpoint, given as its folder or the previous index in it; else None."""
+    """Return the index of a sharded checkpoint (its folder, or its previous index); None for a file."""
     if path.is_dir():
         return path / INDEX
     return path if path.name == PREVIOUS else None
@@ -217,7 +217,7 @@ def read_index(path: Path) -> Index:
 
 @contextmanager
 def _damaged(index: Path) -> Iterator[None]:
-    """Turn errors of reading an index, which may be foreign or cut short, into DamagedCheckpointError."""
+    """Turn errors of reading an index into DamagedCheckpointError."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -297,9 +297,9 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
 
     Args:
         checkpoint: nested dictionaries and lists of tensors and plain data. Each device writes its shards
-            of every DTensor, and the first one everything else.
+            of every DTensor, the first one also everything else.
         path: the folder, on a disk shared by all devices.
-        keeps_previous: whether to keep the checkpoint that it replaces, for `fall_back`.
+        keeps_previous: whether to keep the replaced checkpoint, for `fall_back`.
     """
     rank, size, *_ = distributed.world()
     folder, number = distributed.broadcast(_prepare(path) if rank == 0 else None)
@@ -330,14 +330,16 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
         _commit(folder, index, keeps_previous=keeps_previous)
         with replacing_folder(path, is_wrong=folder != path):
             folder.replace(path)
-        note_folder(path, sha256_of_file(path / INDEX))
+        write_digests(
+            path, [sha256_of_file(path / INDEX)]
+        )  # so that the loss of the folder is noticed
         if previous_of(path).exists():  # from when the checkpoint was a file
             remove_checkpoint(previous_of(path))
     distributed.barrier()
 
 
 def _prepare(path: Path) -> tuple[Path, int]:
-    """Return the folder to write in, created if necessary, and the number of this save."""
+    """Create the folder to write in, and return it with the number of this save."""
     folder = parts_of(path) if path.is_file() else path
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX
@@ -363,7 +365,7 @@ def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> Non
 
 
 def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, list[Key]]]]":
-    """Return everything except DTensors; and the DTensors by name, each with all its keys."""
+    """Return everything except DTensors, and the DTensors by name, each with its keys."""
     tensors: dict[str, tuple[DTensor, list[Key]]] = {}
     names: dict[int, str] = {}
 
@@ -394,7 +396,7 @@ def _put(tree: Any, key: Sequence[str | int], *, value: Any) -> None:
 
 
 def _writes(tensor: "DTensor") -> bool:
-    """Return whether this device has a shard and is the first of those with the same one."""
+    """Return whether this device is the first with its shard, which is not empty."""
     coordinates = tensor.device_mesh.get_coordinate() or []
     copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
     return to_local(tensor).numel() > 0 and not any(copies)

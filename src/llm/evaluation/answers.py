@@ -1,4 +1,4 @@
-"""Answers and their references: read from a run's file, scored, and matched with another run's."""
+"""Answers and their references: read from a file, scored, and matched with another run's."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ class Answer(NamedTuple):
     """An instruction, its reference and a model's answer.
 
     Attributes:
-        instruction: the whole instruction; for a longer conversation each turn with its speaker.
+        instruction: the instruction, or each turn of a longer conversation with its speaker.
         reference: a good answer.
         response: the model's answer.
     """
@@ -30,7 +30,7 @@ def read_answers(file: Path) -> list[Answer]:
     """Return the answers in a run's `responses.json`.
 
     Raises:
-        ConfigError: the file is missing or does not hold answers.
+        ConfigError: the file is missing or contains something else.
     """
     try:
         return answers_of(read_json(file))
@@ -40,13 +40,13 @@ def read_answers(file: Path) -> list[Answer]:
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{file}: does not hold answers ({type(error).__name__}: {error}); delete it and run llm evaluate, which "
+            f"{file}: contains no answers ({type(error).__name__}: {error}); delete it and run llm evaluate, which "
             "writes it again"
         ) from None
 
 
 def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Write a run's `responses.json` and return its answers as `read_answers` does."""
+    """Write a run's `responses.json` and return its answers."""
     write_json(file, rows)
     return answers_of(rows)
 
@@ -64,7 +64,7 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 
 def answer_metrics(answers: Iterable[Answer]) -> dict[str, list[float]]:
-    """Return ROUGE-L and exact match of each answer."""
+    """Return the ROUGE-L and the exact match of each answer."""
     pairs = [(each.response, each.reference) for each in answers]
     return {
         "rouge_l": [rouge_l(*pair) for pair in pairs],
@@ -83,10 +83,10 @@ def quality(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Return pairs of answers of two runs to the same instruction with the same reference, in the order of `ours`.
+    """Return pairs of answers of two runs with the same instruction and reference, in the order of `ours`.
 
     Raises:
-        ConfigError: no instruction has answers of both runs.
+        ConfigError: there are none.
     """
     others: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
     for each in reversed(theirs):
@@ -101,7 +101,7 @@ def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tupl
 
 
 def paired_difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
-    """Return the number of matched answers and the gain in ROUGE-L over the other run, with a paired interval."""
+    """Return the number of pairs and the gain in ROUGE-L over the other run, with a paired interval."""
     gains = [
         rouge_l(our.response, our.reference) - rouge_l(other.response, other.reference)
         for our, other in pairs

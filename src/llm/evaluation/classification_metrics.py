@@ -1,4 +1,4 @@
-"""Metrics of classification: loss, accuracy, the confusion matrix and the probabilities of each text."""
+"""Metrics of classification."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +19,10 @@ from llm.nn.ignore_index import IGNORE_INDEX
 
 
 def scores(num_classes: int) -> MetricCollection:
-    """Return the metrics of predicted classes (B) against true ones (B); labels of -100 are ignored.
+    """Return the metrics of predicted classes (B) against true ones (B), ignoring labels of -100.
 
     `accuracy` is the share of correct predictions, `balanced_accuracy` the mean recall of the classes,
-    `f1_macro` the mean F1 of the classes. With two classes `f1` is the F1 of the second, the positive class.
+    `f1_macro` their mean F1. With two classes `f1` is the F1 of the second, the positive class.
     """
     settings: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "validate_args": False}
     metrics: dict[str, Metric] = {
@@ -32,7 +32,7 @@ def scores(num_classes: int) -> MetricCollection:
     }
     if num_classes == 2:
         metrics["f1"] = BinaryF1Score(**settings)
-    # torchmetrics groups metrics whose states are equal after the first batch, which may be a coincidence.
+    # torchmetrics groups metrics whose states are equal after the first batch, if only by chance.
     return MetricCollection(metrics, compute_groups=False)  # pyright: ignore[reportArgumentType]
 
 
@@ -42,15 +42,15 @@ def confusion(num_classes: int) -> MulticlassConfusionMatrix:
 
 
 def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: bool) -> list[str]:
-    """Return a warning if a classifier gives one answer to all texts or is no better than guessing.
+    """Return a warning if a classifier always gives the same answer or is not better than guessing.
 
-    The baseline always answers the largest class; if classes are weighted equally in the loss, accuracies are
-    the means of the classes' recalls. A difference within one standard error does not count.
+    Guessing always answers the largest class. It is worse by more than one standard error, in accuracy or, if
+    `is_weighted`, in the mean recall of the classes.
 
     Args:
         counts: texts by their class (row) and the predicted one (column).
         classes: names of the classes.
-        is_weighted: whether classes of any size are weighted equally in the loss.
+        is_weighted: whether all classes have the same weight in the loss.
     """
     sizes, total = counts.sum(dim=1).double(), float(counts.sum())
     if not total:
@@ -85,10 +85,6 @@ class WeightedLoss(Sums):
         self.sums += nats
         self.count += weight
 
-    def compute(self) -> Tensor:
-        """Return the mean; NaN before any text."""
-        return self.mean
-
 
 class Probabilities(Metric):
     """The predicted class probabilities of each text, from all devices."""
@@ -105,13 +101,13 @@ class Probabilities(Metric):
     def update(
         self, rows: Int[Tensor, "B"], labels: Int[Tensor, "B"], *, logits: Float[Tensor, "B N"]
     ) -> None:
-        """Add a batch: the indices of the texts, their labels (texts with -100 are left out) and logits."""
+        """Add the texts of a batch: indices, labels (-100 leaves a text out) and logits."""
         mask = labels != IGNORE_INDEX
         self.rows.append(rows[mask])
         self.probabilities.append(logits[mask].float().softmax(dim=-1))
 
     def compute(self) -> tuple[Int[Tensor, "M"], Float[Tensor, "M N"]]:
-        """Return the indices in ascending order, and the class probabilities of each text."""
+        """Return the indices in ascending order, and the probabilities of each text."""
         rows = dim_zero_cat(self.rows)
         order = rows.argsort()
         return rows[order], dim_zero_cat(self.probabilities)[order]

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of metrics computed on a sample."""
+"""95 % confidence intervals of metrics of a sample."""
 
 import math
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """Return the mean of some values, with the percentile interval of means of resamples (Efron 1979).
+    """Return the mean of values with the percentile interval of the means of resamples (Efron 1979).
 
     Args:
         values: one per item; fewer than two have no interval.
-        seed: seed of the resampling, so that the same values give the same interval.
+        seed: seed of the resampling.
     """
     sample = np.asarray(values, dtype=np.float64)
     if len(sample) < 2:
@@ -44,7 +44,7 @@ def wilson(successes: float, trials: int) -> Interval:
     """Return a rate with Wilson's score interval (1927), which stays within 0 and 1 and is accurate near both.
 
     Args:
-        successes: number of successes; a tie may count as half, which makes the interval slightly wide.
+        successes: number of successes; a tie may count as half, which makes the interval slightly too wide.
         trials: number of trials.
     """
     if not trials:

@@ -1,4 +1,4 @@
-"""Rules of `llm evaluate` that span several keys."""
+"""Rules of `llm evaluate`."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from llm.weights.run import RunWeights, read_config
 
 
 def output_is_new(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require a new file in an existing folder, so that no earlier results are lost."""
+    """Require a new file in an existing folder."""
     output = config.get("output")
     if not isinstance(output, str):
         return
@@ -34,7 +34,7 @@ def output_is_new(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def file_is_a_test_part(config: Mapping[str, Any]) -> Iterator[str]:
-    """Refuse the validation part of a file, which is a test part."""
+    """Refuse a validation part of a test file."""
     if config.get("test_path") is not None and config.get("part") == "validation":
         yield "part, test_path: a file in test_path is a test part; leave part out"
 
@@ -51,7 +51,7 @@ def other_run_has_answers(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def weights_have_what_is_measured(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require a text file for weights without data, and a run with answers for a judge or a comparison."""
+    """Require a text file for weights without data, and answers for a judge or a comparison."""
     node, file = config.get("weights"), config.get("test_path")
     if not isinstance(node, Mapping):
         return
@@ -90,7 +90,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def run_config(node: Mapping[str, Any]) -> DictConfig | None:
-    """Return the configuration of a run by its node `weights`; None if the weights are not those of a run."""
+    """Return the configuration of the run in a node `weights`; None if the weights are not a run's."""
     trust = node.get("trust") or ()
     made = locate(str(node.get("_target_")), trust)
     if not (inspect.isclass(made) and issubclass(made, RunWeights)):
@@ -99,7 +99,7 @@ def run_config(node: Mapping[str, Any]) -> DictConfig | None:
 
 
 def trained_data(config: DictConfig) -> type[DataModule]:
-    """Return the class of the data of a run; for a function that makes them, the class that the task learns from."""
+    """Return the class of a run's data; if a function makes them, the class of data of its task."""
     made: Any = locate(str(OmegaConf.select(config, "data._target_")), config.trust)
     if inspect.isclass(made) and issubclass(made, DataModule):
         return made

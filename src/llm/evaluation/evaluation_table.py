@@ -8,14 +8,14 @@ from rich.table import Table
 
 
 def plain_report(report: Any) -> Any:
-    """Return a report for JSON: numbers that are not finite become null."""
+    """Return a report for JSON, with null for numbers that are not finite."""
     if isinstance(report, Mapping):
         return {name: plain_report(value) for name, value in report.items()}
     return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
-    """Return the report as a table: each metric, with its interval if it has one."""
+    """Return the report as a table of metrics with their intervals."""
     lines = Table(title=f"{report['run']}, {report['part']}", title_justify="left")
     lines.add_column("metric")
     lines.add_column("value", justify="right")
@@ -28,7 +28,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 
 def row(name: str, value: Any) -> tuple[str, str, str]:
-    """Return a line of the table: a name, a count, a metric, or a metric with its interval."""
+    """Return a line of the table: a name, a count, or a metric with or without an interval."""
     if isinstance(value, str):
         return f"{name} {value}", "", ""
     if not isinstance(value, Mapping):

@@ -25,11 +25,11 @@ WAYS_OUT = {
     429: "; use a lower judge.concurrency, or try again later",
 }
 LARGEST_REPLY = 2**20  # bytes
-LONGEST_WAIT = 60.0  # seconds, whatever a server requests
+LONGEST_WAIT = 60.0  # seconds, even if a server requests more
 
 
 class NoAnswerError(UserError):
-    """The address does not answer, or not with a chat completion."""
+    """The server gives no chat completion."""
 
 
 class RefusedError(Exception):
@@ -38,7 +38,7 @@ class RefusedError(Exception):
     Args:
         problem: the server's message.
         code: the status; 0 if there is no answer.
-        wait: seconds until the next attempt, as requested by the server; empty if it requests none.
+        wait: seconds until the next attempt, if the server requests a wait.
     """
 
     def __init__(self, problem: str, code: int = 0, wait: str = "") -> None:
@@ -47,12 +47,7 @@ class RefusedError(Exception):
 
 
 class Reply(NamedTuple):
-    """A model's answer.
-
-    Attributes:
-        text: the answer; empty if the model gave none.
-        model: the name of the model, as reported by the server.
-    """
+    """A model's answer, which may be empty, and the model's name as the server reports it."""
 
     text: str
     model: str
@@ -63,20 +58,18 @@ class OpenAI:
     """A client of the chat completions API.
 
     Retries after too many requests (429), server errors (5xx), timeouts and broken connections. Does not follow
-    redirects, which would send the key elsewhere.
+    redirects, which would send the key elsewhere. The key is never written to configurations, files or messages.
 
     Args:
         model: name of the model on the server.
         address: base URL of the API, up to `/v1`.
-        key_variable: environment variable that holds the key; None sends no key. The key itself stays out of
-            configurations, files and messages.
+        key_variable: environment variable with the key; None sends no key.
         temperature: 0 always takes the most likely token; None leaves it to the server.
-        seed: seed for the servers that support it; None sends none.
+        seed: seed, for servers that support it; None sends none.
         max_tokens: maximum length of an answer; None leaves it to the server.
         timeout: seconds for a whole answer.
-        retries: further attempts after the first.
-        backoff: seconds before the second attempt; each wait is twice the one before, unless the server requests
-            another.
+        retries: attempts after the first.
+        backoff: seconds before the second attempt, doubled for each further one unless the server requests a wait.
         concurrency: number of simultaneous requests.
     """
 
@@ -112,7 +105,7 @@ class OpenAI:
         """Return the headers of a request, including the key.
 
         Raises:
-            ValueError: the key's variable is not set, or does not hold a key.
+            ValueError: the key's variable is not set to a key.
         """
         headers = {"Content-Type": "application/json"}
         if self.key_variable is None:
@@ -174,7 +167,7 @@ class OpenAI:
             raise RefusedError(self._explain(error), error.code, wait) from None
 
     def _read(self, body: bytes) -> Reply:
-        """Return the answer in the body of a reply."""
+        """Return the answer in the body of a response."""
         try:
             reply = json.loads(body)
             text = reply["choices"][0]["message"].get("content") or ""
@@ -187,7 +180,7 @@ class OpenAI:
         return Reply(str(text), str(reply.get("model", self.model)))
 
     def _explain(self, error: HTTPError) -> str:
-        """Return the message of a refusal, without the key, which some servers repeat."""
+        """Return the server's message, without the key, which some servers repeat."""
         body = ""
         with suppress(OSError, HTTPException):  # the connection may break while reading
             body = error.read(LARGEST_REPLY).decode(errors="replace")

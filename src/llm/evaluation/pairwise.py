@@ -1,13 +1,14 @@
 """A judge's choice between two responses to each instruction, asked in both orders.
 
-Judges prefer one position (Zheng et al. 2023, "Judging LLM-as-a-judge", section 3.3). So a response wins only
-if it is chosen in both positions; how often the position decided is reported.
+Judges prefer one position (Zheng et al. 2023, "Judging LLM-as-a-judge", section 3.3). A response wins only if it is
+chosen in both.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from llm.evaluation.answers import Answer
 from llm.evaluation.confidence import wilson
 from llm.evaluation.judge import Question
 
@@ -23,37 +24,33 @@ Choice = Literal["A", "B", "tie"]
 Choices = tuple[Choice | None, Choice | None]
 
 
-def both_orders(
-    *, instruction: str, reference: str, ours: str, theirs: str
-) -> tuple[Question, Question]:
-    """Ask which is better: with ours as A, then with ours as B."""
+def both_orders(ours: Answer, theirs: Answer) -> tuple[Question, Question]:
+    """Return the question which of two answers to an instruction is better, with ours as A and with ours as B."""
 
     def ask(first: str, second: str) -> Question:
-        texts = {"instruction": instruction, "reference": reference}
-        return Question(
-            TASK, texts | {"response A": first, "response B": second}, FORM, parse_choice
-        )
+        texts = {"instruction": ours.instruction, "reference": ours.reference}
+        texts |= {"response A": first, "response B": second}
+        return Question(TASK, texts, FORM, parse_choice)
 
-    return ask(ours, theirs), ask(theirs, ours)
+    return ask(ours.response, theirs.response), ask(theirs.response, ours.response)
 
 
 def parse_choice(answer: str) -> Choice | None:
-    """Return the choice in an answer, or None if the answer is anything else or more."""
+    """Return the choice in an answer; None if the answer has another form."""
     found = ANSWER.fullmatch(answer)
     return found[1] if found else None  # pyright: ignore[reportReturnType]
 
 
 def summarize_choices(choices: Sequence[Choices]) -> dict[str, Any]:
-    """Summarize the choices on all instructions, from the side of `ours`.
+    """Summarize the choices on all instructions.
 
     Args:
         choices: for each instruction the choice with ours as A, and with ours as B.
 
     Returns:
-        Counts of `wins`, `ties` and `losses`, and of `unparsed` pairs, with a choice that could not be parsed;
-        `win_rate` over the parsed pairs with its interval, a tie being half a win;
-        `win_rate_unparsed_as_lost`; and `position_bias`, the rate at which the same position was chosen in both
-        orders, with the counts `first_twice` and `second_twice`.
+        Counts of our `wins`, `ties` and `losses`, and of `unparsed` pairs; `win_rate` over the parsed pairs with its
+        interval, a tie being half a win; `win_rate_unparsed_as_lost`; and `position_bias`, the rate at which the same
+        position was chosen in both orders, with the counts `first_twice` and `second_twice`.
     """
     read = [pair for pair in choices if None not in pair]
     wins, losses = read.count(("A", "B")), read.count(("B", "A"))

@@ -1,4 +1,4 @@
-"""A judge's score for each response, beside a reference."""
+"""A judge's score for each response."""
 
 import re
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ ANSWER = re.compile(r'\s*\{\s*"score"\s*:\s*(100|[1-9]?[0-9])\s*\}\s*')
 
 
 def ask_score(*, instruction: str, reference: str, response: str) -> Question:
-    """Return a question for a score from 0 to 100."""
+    """Return the question for a score from 0 to 100."""
     texts = {"instruction": instruction, "reference": reference, "response": response}
     return Question(TASK, texts, FORM, parse_score)
 
 
 def parse_score(answer: str) -> int | None:
-    """Return the score in an answer, or None if the answer is anything else or more."""
+    """Return the score in an answer; None if the answer has another form."""
     found = ANSWER.fullmatch(answer)
     return int(found[1]) if found else None
 
@@ -32,8 +32,8 @@ def summarize_scores(scores: Sequence[int | None]) -> dict[str, Any]:
     """Summarize the scores of all responses.
 
     Returns:
-        `scored` and `unparsed` counts; `score`: the mean over scored responses and its interval; and
-        `score_unparsed_as_0`: the same over all, because the unparsed ones may be the worst.
+        Counts of `scored` and `unparsed` responses; the mean `score` with its interval; and `score_unparsed_as_0`,
+        because the unparsed responses may be the worst.
     """
     scored = [each for each in scores if each is not None]
     return {

@@ -1,4 +1,4 @@
-"""ROUGE-L: the share of words common to an answer and its reference, in order (Lin 2004, section 3)."""
+"""ROUGE-L: the longest common subsequence of an answer and its reference (Lin 2004, section 3)."""
 
 import re
 from collections import defaultdict
@@ -8,11 +8,10 @@ WORD = re.compile(r"[^\W_]+")
 
 
 def rouge_words(text: str) -> list[str]:
-    """Return the words of a text: runs of letters and digits of any script, in lower case.
+    """Return the words of a text: runs of letters and digits of any script, in lower case, not stemmed.
 
-    Words are not stemmed. On ASCII text these are the words of the `rouge-score` package, which splits at other
-    letters: there "naïve" is two words, here it is one. Scripts without spaces (Chinese, Thai) give one word per
-    run, so separate their words by spaces first.
+    On ASCII text they equal those of the `rouge-score` package, which splits "naïve" in two. Scripts without spaces
+    (Chinese, Thai) give one word per run, so separate their words by spaces first.
     """
     return WORD.findall(text.lower())
 
@@ -20,9 +19,8 @@ def rouge_words(text: str) -> list[str]:
 def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Return the length of the longest common subsequence: the same words in the same order, gaps allowed.
 
-    The textbook's table, one row at a time, with a row stored in the bits of one integer: bit `i` is
-    0 where the length grows between the first `i` and `i + 1` words of `first` (Hyyrö 2004, "Bit-parallel
-    LCS-length computation revisited").
+    Computes the textbook's table row by row, each in the bits of one integer: bit `i` is 0 if the length grows from the
+    first `i` to the first `i + 1` words of `first` (Hyyrö 2004, "Bit-parallel LCS-length computation revisited").
     """
     positions: defaultdict[str, int] = defaultdict(int)
     for index, word in enumerate(first):
@@ -36,17 +34,10 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """Return the F-measure of the longest common subsequence of words.
+    """Return the F-measure of the longest common subsequence of words, from 0 to 1 (equal); 0 without words.
 
-    Precision is its length over the candidate's words, recall over the reference's; the measure is their
-    harmonic mean (Lin's beta is 1).
-
-    Args:
-        candidate: the text to score.
-        reference: a good answer.
-
-    Returns:
-        A value from 0 (nothing in common, or a text without words) to 1 (the same words).
+    It is the harmonic mean (Lin's beta is 1) of precision, the length over the words of `candidate`, and recall, the
+    length over those of `reference`.
     """
     said, wanted = rouge_words(candidate), rouge_words(reference)
     if not said or not wanted:

@@ -1,21 +1,22 @@
-"""Running means of several metrics over examples, on all devices."""
+"""Running means over the examples of all devices."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-# Apple's MPS has no float64: there the sum of a batch is exact and the sum over batches is float32.
+# Apple's MPS has no float64.
 WIDE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class Sums(Metric):
-    """Sums over all batches and devices, for means that are divided once at the end.
+    """Means over all batches and devices, divided once at the end.
 
     Args:
-        shape: shape of the summed values.
+        shape: shape of the means.
         weights: dtype of the sum of the weights.
     """
 
@@ -28,17 +29,16 @@ class Sums(Metric):
         self.add_state("sums", torch.zeros(shape, dtype=WIDE), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=weights), dist_reduce_fx="sum")
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean; NaN before any value."""
+    def compute(self) -> Any:
+        """Return the means; NaN before any value."""
         return self.sums / self.count
 
 
 class Means(Sums):
-    """The mean of each of several metrics, over all examples of all batches and devices.
+    """The means of several metrics that have one value per example.
 
     Args:
-        names: names of the metrics, which have one value per example.
+        names: names of the metrics.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -51,8 +51,8 @@ class Means(Sums):
         """Add a batch.
 
         Args:
-            metrics: the values of the examples under each name.
-            mask: which examples count; all by default.
+            metrics: the values of the examples by name.
+            mask: which examples count; None for all.
         """
         values = torch.stack([metrics[name].detach() for name in self.names]).to(self.sums.dtype)
         if mask is None:
@@ -71,8 +71,8 @@ class Means(Sums):
             setattr(self, name, value.to(self.device, copy=True))
 
     def compute(self) -> dict[str, float]:
-        """Return the mean under each name; NaN before any example."""
-        return dict(zip(self.names, self.mean.tolist(), strict=True))
+        """Return the means by name; NaN before any example."""
+        return dict(zip(self.names, super().compute().tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
         """Return the means so far and reset them."""

@@ -22,9 +22,9 @@ def rate(
 
     Args:
         answers: the run's answers.
-        theirs: another run's answers to compare with, if any.
-        judge: the model that judges; None compares with the references only.
-        file: where the judge's answers are kept.
+        theirs: another run's answers, if any.
+        judge: the model that judges, if any.
+        file: the file of the judge's answers.
     """
     report = {"quality": quality(answers)}
     pairs = match_answers(answers, theirs) if theirs is not None else []
@@ -32,22 +32,13 @@ def rate(
         report["against"] = paired_difference(pairs)
     if judge is not None:
         judgements = Judgements(judge, file)
-        scores = ask(
-            judgements, [pointwise.ask_score(**each._asdict()) for each in answers], what="scoring"
-        )
+        questions = [pointwise.ask_score(**each._asdict()) for each in answers]
+        scores = ask(judgements, questions, what="scoring")
         report["judge"] = {"judge": judge.model, "address": judge.address}
         report["judge"] |= pointwise.summarize_scores(scores)
         if pairs:
-            orders = [
-                pairwise.both_orders(
-                    instruction=our.instruction,
-                    reference=our.reference,
-                    ours=our.response,
-                    theirs=other.response,
-                )
-                for our, other in pairs
-            ]
-            choices = ask(judgements, [each for both in orders for each in both], what="comparing")
+            questions = [each for pair in pairs for each in pairwise.both_orders(*pair)]
+            choices = ask(judgements, questions, what="comparing")
             both = list(zip(choices[::2], choices[1::2], strict=True))
             report["against"] |= pairwise.summarize_choices(both)
     return report

@@ -1,10 +1,10 @@
-"""Likelihood of a text under a language model: each token predicted once, in windows, for texts of any length."""
+"""Likelihood of a text of any length under a language model."""
 
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ class TextResult(NamedTuple):
     """The metrics of a language model on a text.
 
     Attributes:
-        description: description of the text in one line.
+        description: the text in one line.
         metrics: `loss` in nats per token, `perplexity`, `bits_per_byte`.
     """
 
@@ -45,16 +45,16 @@ def measure_text(
 ) -> TextResult:
     """Measure a language model on the text of files.
 
-    The text is tokenized to a temporary file and read in windows of the model's context, so memory does not grow
-    with its length. Windows do not overlap: every token except the first is predicted once, from the tokens
-    before it in its window.
+    Tokenizes the text to a temporary file and reads it in windows of the model's context, so memory does not grow with
+    its length. Windows do not overlap: every token except the first is predicted once, from those before it in its
+    window.
 
     Args:
-        model: a language model: `hidden`, `head` and `context_length`.
-        tokenizer: the tokenizer of the model. The tokens it puts before every text are put before every window,
-            and are not predicted.
+        model: a language model: `hidden_states`, `head` and `context_length`.
+        tokenizer: the tokenizer of the model. The tokens that it puts before a text precede every window and are not
+            predicted.
         files: the documents.
-        preprocessing: the steps applied to the model's training text.
+        preprocessing: the steps of the model's training text.
 
     Raises:
         DataError: the text cannot be read or encoded, or has fewer than two tokens.
@@ -63,7 +63,8 @@ def measure_text(
         path = Path(folder) / "text.bin"
         part = _write(path, tokenizer, files=files, preprocessing=preprocessing)
         file = TokenFile(path, token_dtype(tokenizer.vocab_size))
-        metric = Perplexity(part.bytes / part.tokens).to(_device(model))
+        device = cast(Any, model).head.weight.device
+        metric = Perplexity(part.bytes / part.tokens).to(device)
         _measure(model, file, begin=tokenizer.ends[0], metric=metric)
     description = (
         f"{files.name}: {part.documents:,} documents, {part.tokens:,} tokens, "
@@ -97,20 +98,16 @@ def _measure(model: Any, file: TokenFile, *, begin: Sequence[int], metric: Perpl
     length = min(model.context_length - len(begin), len(file) - 1)
     windows = ValidationWindows(file, length)
     batches = ValidationSampler(len(windows), max(1, TOKENS_AT_ONCE // length))
-    device = _device(model)
+    device = metric.device
     with progress_bar() as bar:
         for numbers in bar.track(batches, total=len(batches), description="measuring"):
             batch = {name: value.to(device) for name, value in windows[numbers].items()}
             before = torch.tensor(begin, dtype=torch.long, device=device)
             tokens = torch.cat([before.expand(len(numbers), -1), batch["tokens"]], dim=1)
-            # (B, begin + T, C) to rows of C: the logits of all of them at once would take too much memory
+            # (B, begin + T, C) to rows of C, because the logits of all at once take too much memory
             states = model.hidden_states(tokens)[:, len(begin) :].flatten(0, 1)
             targets = batch["targets"].flatten()
             for rows, wanted in zip(
                 states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True
             ):
                 metric.update(model.head(rows)[None], wanted[None])
-
-
-def _device(model: Any) -> torch.device:
-    return model.head.weight.device

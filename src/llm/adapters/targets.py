@@ -44,9 +44,8 @@ def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
     for pattern in patterns:
         names = {n for n in found if fnmatchcase(n, pattern) or fnmatchcase(_last_word(n), pattern)}
         if not names:
-            known = {re.sub(r"\.\d+\.", ".*.", name) for name in found} | set(
-                map(_last_word, found)
-            )
+            known = {re.sub(r"\.\d+\.", ".*.", name) for name in found}
+            known |= {*map(_last_word, found)}
             raise ValueError(
                 f"targets: {pattern} matches no frozen linear layer; {suggestion(pattern, known)}"
             )
@@ -78,9 +77,8 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def _parts(attention: Attention) -> dict[str, slice]:
     """Return the rows of each section of `query_key_value`."""
-    queries, keys = (
-        heads * attention.head_dim for heads in (attention.num_heads, attention.num_kv_heads)
-    )
+    size = attention.head_dim
+    queries, keys = size * attention.num_heads, size * attention.num_kv_heads
     return {
         "query": slice(0, queries),
         "key": slice(queries, queries + keys),

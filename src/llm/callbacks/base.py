@@ -9,7 +9,7 @@ from llm.tasks.base import Task
 
 
 class StepCallback(Callback):
-    """A callback that acts after each optimizer step, which may consist of several micro-batches."""
+    """A callback that acts after each optimizer step, of one or more micro-batches."""
 
     def on_train_batch_end(
         self,

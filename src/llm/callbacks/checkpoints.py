@@ -20,7 +20,7 @@ WORST: Score = (math.inf, math.inf)
 
 
 def score_of(task: Task, monitor: str) -> Score:
-    """Return the score of the newest validation, lower is better: the monitored metric, then the loss.
+    """Return the score of the newest validation, the monitored metric and the loss; lower is better.
 
     Raises:
         UserError: the task does not measure this metric.
@@ -34,18 +34,20 @@ def score_of(task: Task, monitor: str) -> Score:
 
 
 class Checkpoints(StepCallback):
-    """Keep `last.ckpt` (everything exact resume needs) and `best.ckpt` (weights of the best validation).
+    """Writer of `last.ckpt` (everything for an exact resume) and `best.ckpt` (weights of the best validation).
 
-    Both are written after each validation, so that a resumed run need not repeat one. Weights that are not finite
-    are never written. The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
+    Writes both after each validation, so that a resumed run does not repeat it, and never weights that are not finite.
+    Keeps the previous `last.ckpt` too, in case the newer one is damaged on disk.
 
     Args:
-        every: also write `last.ckpt` every so many steps; null writes it at validations only.
-        monitor: the metric that decides which validation is the best; ties are broken by `val/loss`.
+        every: steps between writes of `last.ckpt`; null writes it at validations only.
+        monitor: the metric of the best validation; `val/loss` breaks ties.
 
     Attributes:
         saved_step: step of `last.ckpt`; -1 before training.
     """
+
+    state_key = "checkpoints"  # pyright: ignore
 
     def __init__(self, every: int | None = None, monitor: str = "val/loss") -> None:
         if every is not None and every < 1:
@@ -57,13 +59,13 @@ class Checkpoints(StepCallback):
         self.saved_step = -1
 
     def after_step(self, trainer: L.Trainer, task: Task) -> None:
-        """Write `last.ckpt` every `every` steps, unless a validation that writes it follows."""
+        """Write `last.ckpt` if it is due, unless a validation follows, which writes it."""
         is_due = self.every is not None and trainer.global_step % self.every == 0
         if is_due and not validates_now(trainer):
             self.save_last(trainer, task)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `last.ckpt`, so that there is a checkpoint to resume from, then `best.ckpt` if this is the best."""
+        """Write `last.ckpt`, then `best.ckpt` if this validation is the best."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -76,11 +78,11 @@ class Checkpoints(StepCallback):
             self._save_best(trainer, pl_module)
 
     def save_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write `last.ckpt`, unless it is already of this step; raise DivergedError if the weights are not finite."""
+        """Write `last.ckpt` once per step; raise DivergedError if the weights are not finite."""
         if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        # A run that resumes from this checkpoint does not log the steps before it again.
+        # A resumed run does not log the steps before the checkpoint again.
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})
@@ -101,13 +103,8 @@ class Checkpoints(StepCallback):
         for state in checkpoint["optimizer_states"]:
             require_finite_state(state["state"], trainer.global_step)
 
-    @property
-    def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, whatever the class is called."""
-        return "checkpoints"
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation so far, so that a resumed run does not overwrite it with a worse one."""
+        """Return the best validation so far, so that a resumed run does not replace it by a worse one."""
         return {"monitor": self.monitor, "best": list(self.best), "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -117,12 +114,12 @@ class Checkpoints(StepCallback):
             self.best_step = state_dict["best_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that `last.ckpt` of a resumed run has its first step; write a missing `best.ckpt`."""
+        """Note the step of `last.ckpt` of a resumed run; write a missing `best.ckpt`."""
         self.saved_step = trainer.global_step
         self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write a `best.ckpt` that a killed run could not write; one lost later is left to the next validation."""
+        """Write a `best.ckpt` that a killed run did not write; after later steps forget the best instead."""
         if self.best_step == 0:
             return
         if distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step:

@@ -1,8 +1,8 @@
 """Detection of other programs that use the cores of a training run.
 
-The threads of a run wait for one another many times in each step, and libgomp's threads spin while they wait. If
-another program uses one of the cores, they spin until it pauses. On two cores, a run with two threads reached
-8,014 tokens/s alone, and 939 and 910 beside another such run; two runs with one thread each reached 3,803 and 3,842.
+The threads of a run wait for one another many times in each step, and libgomp's threads spin until a core is free. On
+two cores, a run with two threads reached 8,014 tokens/s alone, and 939 and 910 beside another such run; two runs with
+one thread each reached 3,803 and 3,842.
 """
 
 import os
@@ -18,7 +18,7 @@ SCHEDSTAT = Path("/proc/thread-self/schedstat")
 def waited() -> float | None:
     """Return the seconds for which this thread was ready to run without a core; None except on Linux.
 
-    A thread that sleeps (for a file or a lock) is not ready to run, so slow disks do not count.
+    Excludes waits for files or locks.
     """
     with suppress(OSError, ValueError, IndexError), SCHEDSTAT.open("rb", buffering=0) as file:
         return int(file.read().split()[1]) / 1e9
@@ -51,7 +51,7 @@ class Crowding:
         self._since = None
 
     def warning(self) -> str | None:
-        """Return a warning about the time since the last call, once per run; None if there is nothing to report."""
+        """Return a warning about the time since the last call, once per run; else None."""
         if self._warned or self.looked < self.seconds:
             return None
         share, self.looked, self.lost = self.lost / self.looked, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Early stopping when validation no longer improves."""
+"""Early stopping."""
 
 import math
 from typing import Any
@@ -16,8 +16,10 @@ class EarlyStopping(Callback):
     Args:
         patience: validations to wait; null never stops early.
         min_delta: smallest improvement of the metric that counts.
-        monitor: the metric that measures a validation.
+        monitor: the metric of a validation.
     """
+
+    state_key = "early_stopping"  # pyright: ignore
 
     def __init__(
         self, *, patience: int | None = None, min_delta: float = 0.0, monitor: str = "val/loss"
@@ -33,7 +35,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare this validation with the best and stop if patience is exhausted."""
+        """Compare the validation with the best, and stop if patience is exhausted."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -44,11 +46,6 @@ class EarlyStopping(Callback):
             self.waited += 1
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
-
-    @property
-    def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, whatever the class is called."""
-        return "early_stopping"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value of the metric and the number of validations since."""

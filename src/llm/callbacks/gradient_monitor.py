@@ -1,4 +1,4 @@
-"""Divergence checks: a non-finite loss stops the run before it can spoil a checkpoint."""
+"""Checks for divergence, which stop a run before it writes a checkpoint."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -17,22 +17,14 @@ from llm.tasks.non_finite import DivergedError, require_finite_loss
 
 
 def require_finite(task: L.LightningModule, step: int) -> None:
-    """Raise DivergedError, naming the first parameter of `task` that contains a NaN or an infinity.
-
-    Each device checks its own shard of a sharded parameter.
-    """
+    """Raise DivergedError if a parameter (its shard on this device) contains a NaN or an infinity."""
     for name, parameter in task.named_parameters():
         if not torch.isfinite(to_local(parameter)).all():
             raise DivergedError(f"{name.removeprefix('model.')} is not finite", step)
 
 
 def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
-    """Raise DivergedError, naming the first value of an optimizer's state that contains a NaN or an infinity.
-
-    Args:
-        state: the optimizer's state of each parameter, by the parameter's index.
-        step: number of optimizer steps taken.
-    """
+    """Raise DivergedError if the optimizer's state, by index of the parameter, contains a NaN or an infinity."""
     for number, values in state.items():
         for name, value in values.items():
             if isinstance(value, Tensor) and not torch.isfinite(to_local(value)).all():
@@ -42,13 +34,13 @@ def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
 
 
 class Gradients(Callback):
-    """A stop at a non-finite loss and a warning at gradient spikes.
+    """A stop at a non-finite loss (Lightning continues) and a warning at gradient spikes.
 
-    The loss is checked in every step on the CPU, where that is free, and only at logged steps elsewhere, where
-    reading it synchronizes with the device. (Lightning continues after a NaN.)
+    Checks the loss in every step on the CPU, but only at logged steps on other devices, because reading it
+    synchronizes with them.
 
     Args:
-        spike: warn if the gradient norm is this many times its recent median.
+        spike: ratio of the gradient norm to its recent median above which to warn.
         window: number of logged norms in the median.
     """
 
@@ -66,11 +58,10 @@ class Gradients(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Check the loss if reading it is free or the step is logged."""
+        """Check the loss and the gradient norm."""
         assert isinstance(pl_module, Task)
-        is_logged = (
-            pl_module.ends_step(batch_idx) and trainer.global_step % pl_module.log_every == 0
-        )
+        is_last = pl_module.ends_step(batch_idx)
+        is_logged = is_last and trainer.global_step % pl_module.log_every == 0
         if pl_module.device.type != "cpu" and not is_logged:
             return
         require_finite_loss("loss", outputs["loss"].item(), step=trainer.global_step)

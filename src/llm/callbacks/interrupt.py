@@ -18,8 +18,8 @@ from llm.terminal.console import new_console
 class InterruptedRunError(BaseException):
     """A signal stopped the run after a whole step; its last checkpoint is on disk.
 
-    Like KeyboardInterrupt it is not an Exception: a sweep must not continue with its next job. Lightning turns a
-    KeyboardInterrupt into an exit, but does not catch this class.
+    It is not an Exception, because a sweep must not continue with its next job, and not a KeyboardInterrupt, because
+    Lightning catches those.
 
     Attributes:
         number: number of the signal.
@@ -31,10 +31,10 @@ class InterruptedRunError(BaseException):
 
 
 class Interrupt(StepCallback):
-    """A checkpoint at the end of the step after the first signal; a second signal stops at once.
+    """A checkpoint and a stop after the current step at the first signal; a second signal stops at once.
 
-    Only a run that stops between two steps resumes exactly. All ranks stop at the same step, because the others
-    would wait for the gradients of a rank that stops alone.
+    Only a run that stops between two steps resumes exactly. All ranks stop at the same step, because each waits for
+    the gradients of the others.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Interrupt(StepCallback):
         self._previous: Mapping[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Install signal handlers if in the main thread, where Python allows it."""
+        """Install signal handlers, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             self._previous = signals.listen(self._receive)
 
@@ -54,7 +54,7 @@ class Interrupt(StepCallback):
         self._previous = {}
 
     def _receive(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a data-loading worker, which has inherited this handler
+        if os.getpid() != self._process:  # a data-loading worker inherits this handler
             return
         if self.received is not None:
             raise signals.Stopped(number)
@@ -73,13 +73,13 @@ class Interrupt(StepCallback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop after the validation of the step."""
         number = self._ballot.largest(self.received or 0)
-        if number and trainer.sanity_checking:  # before the first step there is nothing to save
+        if number and trainer.sanity_checking:  # before the first step: nothing to save
             raise InterruptedRunError(number)
         if number and trainer.global_step < trainer.max_steps:
             self._stop(trainer, pl_module, number=number)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before the test if a signal came during the last step, which is saved."""
+        """Stop before the test if a signal came during the last step."""
         number = max(distributed.gather(int(self.received or 0)))
         if number:
             raise InterruptedRunError(number)

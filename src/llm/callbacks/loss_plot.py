@@ -1,4 +1,4 @@
-"""The picture of a run: its loss and other metrics of its task against steps."""
+"""The picture of a run: metrics against steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +23,20 @@ class Picture(Callback):
     """The picture `loss.png`, drawn from `metrics.csv` when training ends, even by an error.
 
     Args:
-        panels: metrics to draw, one below the other: names without `train/` and `val/`, each with the label of its
-            axis; None draws the loss.
+        panels: labels of axes by metric, without `train/` and `val/`; None draws the loss.
     """
 
     def __init__(self, panels: Mapping[str, str] | None = None) -> None:
         self.panels = LOSS if panels is None else panels
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw after a whole run, also one that was killed after its last step."""
+        """Draw after a whole run, even one that was killed after its last step."""
         self._draw(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Draw the steps so far of an interrupted run."""
+        """Draw the steps of an interrupted run."""
         self._draw(trainer)
 
     def _draw(self, trainer: L.Trainer) -> None:
@@ -55,7 +54,7 @@ def draw_metrics(
         metrics: a CSV file with columns `step`, and `train/…` and `val/…` for each panel.
         picture: the file to write.
         title: title above the axes.
-        panels: names of metrics, each with the label of its axis.
+        panels: see `Picture`.
     """
     from matplotlib.figure import Figure  # here, because it takes half a second to import
 

@@ -23,7 +23,7 @@ class Predictions(Callback):
         return isinstance(task, Classification)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write before the task resets its metrics; every device takes part in gathering them."""
+        """Write before the task resets its metrics, which all devices gather."""
         assert isinstance(pl_module, Classification)
         if pl_module.tested != "test":
             return
@@ -38,8 +38,7 @@ class Predictions(Callback):
             (each.where, each.text, each.label, data.classes[row.argmax()], *row.tolist())
             for each, row in zip(examples, probabilities.cpu(), strict=True)
         ]
-        names = [f"p({name})" for name in data.classes]
-        header = ["row", "text", "label", "predicted", *names]
+        header = ["row", "text", "label", "predicted", *(f"p({name})" for name in data.classes)]
         write_predictions(folder / "predictions.csv", header, rows=answers)
         table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
         write_predictions(folder / "confusion.csv", ["label", *data.classes], rows=table)
@@ -61,7 +60,7 @@ def write_predictions(
 def draw_confusion(
     counts: Int[Tensor, "N N"], classes: Sequence[str], *, picture: Path, title: str
 ) -> None:
-    """Draw a confusion matrix as a PNG: how many texts of each class were predicted as each class.
+    """Draw a confusion matrix as a PNG.
 
     Args:
         counts: texts by their class (row) and the predicted one (column).

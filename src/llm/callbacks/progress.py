@@ -36,12 +36,10 @@ ON_THE_BAR = ("train/loss", "val/perplexity", "val/accuracy", "speed/tokens_per_
 
 
 class ProgressBar(StepCallback):
-    """A display of steps, loss, validation perplexity, speed and the time left.
-
-    Reads only logged metrics: a bar must not make training wait for the device.
+    """A display of steps, logged metrics and the time left.
 
     Args:
-        seconds: seconds between two plain lines if the output is not a terminal.
+        seconds: seconds between two lines if the output is not a terminal.
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
@@ -69,14 +67,14 @@ class ProgressBar(StepCallback):
         )
 
     def after_step(self, trainer: L.Trainer, task: Task) -> None:
-        """Move the bar, at most ten times a second; without a terminal print a line now and then."""
+        """Move the bar, at most ten times a second; without a terminal print a line after `seconds`."""
         now = time.monotonic()
         if now - self._last_refresh >= (self.seconds if self._bar is None else 0.1):
             self._last_refresh = now
             self._show(trainer, task)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the metrics of the validation as a permanent line."""
+        """Print a line with the metrics of the validation."""
         assert isinstance(pl_module, Task)
         self._last_refresh = time.monotonic()
         self._print(trainer, pl_module, step=trainer.global_step)
@@ -96,21 +94,21 @@ class ProgressBar(StepCallback):
             self.console.print(f"step {step}/{trainer.max_steps}: {progress_line(task, shown)}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the progress of the test, which may take minutes."""
+        """Show the progress of the test."""
         if trainer.is_global_zero:
             self._bar = progress_bar()
             self._bar.start()
             self._task_id = self._bar.add_task("testing", total=sum(trainer.num_test_batches))
 
     def on_test_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """Move the bar; remove it after the last batch, before other callbacks print."""
+        """Move the bar; stop it after the last batch, before other callbacks print."""
         if self._bar is not None:
             self._bar.advance(self._task_id)
             if self._bar.finished:
                 self._close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop at the full bar."""
+        """Show the full bar and stop it."""
         assert isinstance(pl_module, Task)
         if self._bar is not None:
             self._show(trainer, pl_module)
@@ -129,7 +127,7 @@ class ProgressBar(StepCallback):
 
 
 def progress_line(task: Task, names: Collection[str]) -> str:
-    """Return the most important logged metrics in one line; empty before the first."""
+    """Return the most important logged metrics in one line; empty without any."""
     logged = task.metrics
     return ", ".join(
         form.format(logged[name])

@@ -1,4 +1,4 @@
-"""The model's answers: a few during training, those of the whole test part at the end."""
+"""The model's answers: a few during training, those to the test part at the end."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ class ResponseSamples(Samples):
     """Samples of answers to validation conversations, the first before training starts.
 
     Args:
-        number: how many of the first conversations to answer.
+        number: number of conversations to answer.
         max_tokens: maximum length of an answer, in tokens.
         sampler: how to choose among the logits; None takes the most likely token.
         seed: seed of the sampling.
@@ -59,7 +59,7 @@ class ResponseSamples(Samples):
             self.on_validation_end(trainer, pl_module)
 
     def write(self, model: nn.Module, data: Any) -> list[tuple[str, str]]:
-        """Return the conversations as the model reads them, each with its response."""
+        """Return the prompts of the conversations, each with its response."""
         conversations = data.raw["validation"][: self.number]
         responses = answer_conversations(data, conversations, model=model, settings=self.settings)
         prompts = [data.template.render(conversation.prompt) for conversation in conversations]
@@ -67,9 +67,7 @@ class ResponseSamples(Samples):
 
 
 class Responses(Callback):
-    """Answers to the whole test part at the end, written to `responses.json` with their references.
-
-    The metrics `test/rouge_l` and `test/exact_match` are means over the answers.
+    """Answers to the test part, written to `responses.json`, with the metrics `test/rouge_l` and `test/exact_match`.
 
     Args:
         max_tokens: maximum length of an answer, in tokens.
@@ -95,7 +93,7 @@ class Responses(Callback):
         )
 
     def suits(self, task: Task, data: DataModule) -> bool:
-        """Return whether the model generates and the data are conversations with answers."""
+        """Return whether the model generates and the data are instructions."""
         return generates(task.model) and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,7 +127,7 @@ def answer_conversations(
 ) -> list[str]:
     """Return a model's answers to conversations, with a progress bar on a terminal.
 
-    The data's template decides where an answer ends; all other arguments are those of `respond`.
+    The data's template decides where an answer ends; the other arguments are those of `respond`.
     """
     template, tokenizer = data.template, data.tokenizer
     end = template.end_token(tokenizer)
@@ -151,10 +149,7 @@ def answer_rows(
 ) -> list[dict[str, Any]]:
     """Return the entries of `responses.json`: a model's answers, each with its conversation and reference.
 
-    Args:
-        data: the data of the conversations.
-        conversations: the conversations to answer.
-        settings: the other arguments of `answer_conversations`.
+    The arguments are those of `answer_conversations`.
     """
     responses = answer_conversations(data, conversations, **settings)
     return [

@@ -1,4 +1,4 @@
-"""Random states in the checkpoint, without which a resumed run would draw other numbers."""
+"""Random states in checkpoints, so that a resumed run draws the same numbers."""
 
 import random
 from typing import Any
@@ -14,24 +14,20 @@ from llm import distributed
 class RandomStates(Callback):
     """The random generators' states, saved in checkpoints and restored before the first batch after a resume.
 
-    The order of the data is a function of (seed, position) and needs no state. Setting up a trainer draws random
-    numbers, so the states are restored after that.
+    They are restored that late because the setup of a trainer draws random numbers.
 
-    All ranks start with the same state and so with the same weights. From the first batch on, ranks that read
-    different batches draw different numbers, so that their dropout masks differ.
+    All ranks start with the same state, and so with the same weights. From the first batch on, ranks with different
+    batches draw different numbers, for example for dropout.
     """
+
+    state_key = "rng_state"  # pyright: ignore
 
     def __init__(self) -> None:
         self._saved: list[dict[str, Any]] | None = None
         self._is_set = False
 
-    @property
-    def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, whatever the class is called."""
-        return "rng_state"
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of every rank's generators, by rank, as tensors and plain data."""
+        """Return the generators' states of every rank, as tensors and plain data."""
         return {"ranks": distributed.gather(states())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -41,7 +37,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore the saved states, or diverge from the other ranks, once."""
+        """Before the first batch, restore the saved states or diverge from the other ranks."""
         if self._is_set:
             return
         self._is_set = True
@@ -56,7 +52,7 @@ class RandomStates(Callback):
 
 
 def stream_of(trainer: L.Trainer) -> int:
-    """Return the number of this rank's random stream: that of its batches, unless the strategy sets one."""
+    """Return the number of this rank's random stream: the strategy's, or else that of its batches."""
     batches = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
     return getattr(trainer.strategy, "stream", batches)
 
@@ -70,13 +66,13 @@ def states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": numpy_state | {"state": {"key": internal["key"].tolist(), "pos": internal["pos"]}},
         "torch": torch.get_rng_state(),
-        # Only of the device in use: querying the others would allocate memory on each of them.
+        # Of the device in use only: querying another allocates memory on it.
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Set this process's generators."""
+    """Restore the states of this process's generators."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     key = np.array(states["numpy"]["state"]["key"], dtype=np.uint32)
@@ -87,7 +83,7 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 
 def diverge(number: int) -> None:
-    """Switch the generators to the stream of this number; number 0 keeps the current one."""
+    """Switch the generators to a stream; 0 keeps the current one."""
     if number == 0:
         return
     entropy = [torch.initial_seed() % 2**32, int(torch.randint(2**31, ())), number]

@@ -1,9 +1,8 @@
-"""Texts that the model generates during training."""
+"""Texts generated during training."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -24,20 +23,11 @@ from llm.tasks.base import Task
 from llm.terminal.console import new_console
 
 
-@runtime_checkable
-class LogsText(Protocol):
-    """A logger of texts."""
-
-    def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
-        """Show all the texts of a run so far, each with its step."""
-        ...
-
-
 class Samples(Callback):
-    """Continuations of a few prompts after each validation, shown and kept in `samples.txt` and W&B.
+    """Continuations of prompts after each validation, printed and kept in `samples.txt` and W&B.
 
-    The seed is the same every time, so that texts of different steps are comparable. Sampling has random
-    generators of its own: a run with samples trains exactly like one without.
+    The seed is always the same, so that texts of different steps are comparable. Sampling has its own random
+    generators, so it does not change the training.
 
     Args:
         prompts: texts to continue; an empty one starts a new document.
@@ -66,7 +56,7 @@ class Samples(Callback):
         return generates(task.model)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse a prompt that the tokenizer cannot encode before training starts."""
+        """Raise a ConfigError if the tokenizer cannot encode a prompt."""
         try:
             for prompt in self.prompts:
                 first_tokens(trainer.datamodule.tokenizer, prompt)  # pyright: ignore
@@ -74,7 +64,7 @@ class Samples(Callback):
             raise ConfigError(f"callbacks.samples.prompts: {error}") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the samples after the checkpoint from which a run resumes: those steps are trained again."""
+        """Remove the samples of steps that are trained again."""
         file = Run(Path(trainer.default_root_dir)).samples
         if trainer.is_global_zero and file.is_file():
             done = trainer.global_step
@@ -83,7 +73,7 @@ class Samples(Callback):
             append_samples(file, kept)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Generate, show and keep: on the first rank, or on all if the model is sharded."""
+        """Generate and keep texts, on the first rank, or on all if the model is sharded."""
         assert isinstance(pl_module, Task)
         if trainer.sanity_checking:  # before the first step
             return
@@ -91,23 +81,18 @@ class Samples(Callback):
             pairs = self.write(pl_module.model, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
             if trainer.is_global_zero:
                 self._keep(trainer, pairs)
-        distributed.barrier()  # here, because its timeout is longer than that of the next gradient
+        distributed.barrier()  # its timeout is longer than that of the next gradient
 
     def _keep(self, trainer: L.Trainer, pairs: Sequence[tuple[str, str]]) -> None:
         file, step = Run(Path(trainer.default_root_dir)).samples, trainer.global_step
         append_samples(file, [(step, prompt + text) for prompt, text in pairs])
         for prompt, text in pairs:
             shown = text if text.strip() else ("(empty)", "dim")
-            new_console(highlight=True).print(
-                Panel(
-                    Text.assemble(prompt, shown),
-                    title=f"step {trainer.global_step}",
-                    title_align="left",
-                )
-            )
+            panel = Panel(Text.assemble(prompt, shown), title=f"step {step}", title_align="left")
+            new_console(highlight=True).print(panel)
         for logger in trainer.loggers:
-            if isinstance(logger, LogsText):
-                logger.log_texts("samples", read_samples(file), step=step)
+            if log_texts := getattr(logger, "log_texts", None):  # see `WandbLogger`
+                log_texts("samples", read_samples(file), step=step)
 
     def write(self, model: nn.Module, data: DataModule) -> list[tuple[str, str]]:
         """Return the prompts, each with its continuation."""

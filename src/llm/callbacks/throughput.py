@@ -1,4 +1,4 @@
-"""Speed and memory: tokens per second, model FLOPs utilisation, peak memory."""
+"""Speed and memory."""
 
 import sys
 import time
@@ -31,14 +31,16 @@ class SupportsFlops(Protocol):
 class Throughput(StepCallback):
     """The metrics `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
 
-    Counts all tokens that the model reads in training, including padding, which costs as much. Excludes the time
-    of validating and sampling. MFU is the share of the hardware's matrix rate that one forward and backward pass
-    over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention),
-    without the passes of a reference model and the sampling of answers. Frozen parameters need fewer than 6,
-    depending on their position, so with them `speed/mfu` is left out.
+    Counts all tokens of training, including padding, without the time of validation and sampling. MFU (model FLOPs
+    utilisation) is the share of the hardware's matrix rate that one forward and backward pass over these tokens uses
+    (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention), without a reference model and
+    the sampling of answers. It is left out if parameters are frozen: they need fewer than 6 FLOPs, depending on their
+    position.
 
     Warns once if other programs use the cores of a run on the CPU (`Crowding`).
     """
+
+    state_key = "throughput"  # pyright: ignore
 
     def __init__(self) -> None:
         self.peak_flops: float | None = None
@@ -48,12 +50,11 @@ class Throughput(StepCallback):
         self._uncounted = 0  # tokens of this rank's batches
         self._context = 0  # tokens of a row
         self._sharing = 1  # ranks that work on one batch
-        self._flops: dict[int, int] = {}  # per token, by context length
         self._since: float | None = None
         self._crowding = Crowding()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Determine the hardware's matrix rate if the whole model is trained."""
+        """Determine the hardware's matrix rate, if the whole model is trained."""
         assert isinstance(pl_module, Task)
         self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
@@ -75,7 +76,7 @@ class Throughput(StepCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch's tokens; start the clock if it is stopped, after a validation or a logged step."""
+        """Count the batch's tokens; start the clock if it is stopped."""
         self._uncounted += batch["tokens"].numel()
         self._context = batch["tokens"].shape[1]
         if self._since is None:
@@ -84,7 +85,7 @@ class Throughput(StepCallback):
                 self._crowding.start()
 
     def after_step(self, trainer: L.Trainer, task: Task) -> None:
-        """At logged steps report the metrics, with those of the task."""
+        """Report the metrics and those of the task at logged steps."""
         if trainer.global_step % task.log_every == 0:
             self.on_validation_start(trainer, task)
             task.record(task.take_training_metrics() | self._report(task))
@@ -92,7 +93,7 @@ class Throughput(StepCallback):
                 rank_zero_warn(line)
 
     def _count(self) -> None:
-        """Add the tokens that all ranks have read, counting each batch once if several ranks share it."""
+        """Add the tokens of all ranks, counting a batch once if several ranks share it."""
         read = sum(distributed.gather(self._uncounted)) // self._sharing
         self._uncounted = 0
         self._tokens += read
@@ -108,15 +109,9 @@ class Throughput(StepCallback):
             "tokens": float(self.total_tokens),
         }
         if self.peak_flops is not None and isinstance(task.model, SupportsFlops):
-            if self._context not in self._flops:
-                self._flops[self._context] = task.model.flops_per_token(self._context)
-            metrics["speed/mfu"] = speed * self._flops[self._context] / self.peak_flops
+            flops = task.model.flops_per_token(self._context)
+            metrics["speed/mfu"] = speed * flops / self.peak_flops
         return metrics
-
-    @property
-    def state_key(self) -> str:
-        """Return the key of the state in a checkpoint, whatever the class is called."""
-        return "throughput"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of tokens so far."""
@@ -129,7 +124,7 @@ class Throughput(StepCallback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: of the GPU by tensors, or of the process on a CPU."""
+    """Return the peak memory in bytes, of tensors on the GPU or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

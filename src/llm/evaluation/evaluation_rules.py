@@ -65,17 +65,13 @@ def weights_have_what_is_measured(config: Mapping[str, Any]) -> Iterator[str]:
             f"test_path: {node.get('path')} has no data of its own; pass a text file or a folder of text files"
         )
     if data is None or (file is not None and issubclass(data, TextDataModule)):
-        keys, problem = (
-            ("part", "judge", "against"),
-            "test_path: a text has no parts and no answers",
-        )
+        problem = "test_path: a text has no parts and no answers"
+        keys = ("part", "judge", "against")
     elif issubclass(data, InstructionDataModule):
         return
     else:
-        keys, problem = (
-            ("judge", "against"),
-            f"weights.path: {node['path']} was not trained on instructions",
-        )
+        problem = f"weights.path: {node['path']} was not trained on instructions"
+        keys = ("judge", "against")
     unused = [key for key in keys if config.get(key) is not None]
     if unused:
         yield f"{problem}; leave out {', '.join(unused)}"

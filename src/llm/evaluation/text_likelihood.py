@@ -107,7 +107,6 @@ def _measure(model: Any, file: TokenFile, *, begin: Sequence[int], metric: Perpl
             # (B, begin + T, C) to rows of C, because the logits of all at once take too much memory
             states = model.hidden_states(tokens)[:, len(begin) :].flatten(0, 1)
             targets = batch["targets"].flatten()
-            for rows, wanted in zip(
-                states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True
-            ):
+            pieces = zip(states.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+            for rows, wanted in pieces:
                 metric.update(model.head(rows)[None], wanted[None])

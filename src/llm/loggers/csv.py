@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
@@ -15,15 +14,18 @@ from llm.files import open_for_appending, replacing
 
 
 class CSVLogger(Logger):
-    """A CSV file with a row per step and a column per metric; always on.
+    """A CSV file with a row per step and a column per metric.
 
-    Lightning's own logger deletes the file when a run resumes and rewrites all of it as it grows. This one appends,
-    and a resumed run removes only the rows after its checkpoint: those steps are trained again.
+    Lightning's own logger deletes the file when a run resumes and rewrites it as it grows. This one appends, and a
+    resumed run removes only the rows after its checkpoint.
 
     Args:
         path: the file.
         resume_step: keep rows up to this step; -1 starts a new file.
     """
+
+    name = "csv"  # pyright: ignore
+    version = ""  # pyright: ignore
 
     def __init__(self, path: Path, resume_step: int = -1) -> None:
         super().__init__()
@@ -35,22 +37,6 @@ class CSVLogger(Logger):
         self._file: TextIO | None = None
         self._begin(resume_step)
 
-    @property
-    def name(self) -> str:
-        """Return the kind of logger."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Return nothing: a run has one file, without versions."""
-        return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Path:
-        """Return the file."""
-        return self.path
-
     @rank_zero_only
     def _begin(self, resume_step: int) -> None:
         rows = read_metric_rows(self.path) if self.path.exists() and resume_step >= 0 else []
@@ -61,7 +47,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Collect a step's metrics; the row is written when the next step's arrive, or on `save`."""
+        """Collect a step's metrics, which the next step or `save` writes."""
         if self._row and self._row["step"] != step:
             self.save()
             self._row, self._start = {}, None
@@ -70,7 +56,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the current row, over an earlier version of it."""
+        """Write the current row, replacing an earlier version of it."""
         if not self._is_new or self._file is None:
             return
         if self._start is not None:
@@ -94,7 +80,7 @@ class CSVLogger(Logger):
             self._file = None
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the configuration is in config.yaml."""
+        """Do nothing, because config.yaml has them."""
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

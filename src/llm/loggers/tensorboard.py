@@ -10,7 +10,7 @@ def tensorboard_logger(directory: str, name: str) -> TensorBoardLogger:
 
     Args:
         directory: the run directory; events go to its folder `tensorboard`.
-        name: name of the run; unused, because TensorBoard takes the directory's.
+        name: unused, because TensorBoard takes the name of the directory.
 
     Raises:
         ValueError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run's identity there and the data sent. Offline unless the user chose to send."""
+"""Weights & Biases: a run's identity and data there. Offline unless the user chose to send."""
 
 import hashlib
 import os
@@ -40,11 +40,11 @@ def wandb_logger(
     upload: list[str] | None = None,
     patience: float = 60.0,
 ) -> "WandbLogger":
-    """Return a logger with one run on W&B per run directory, however often that is resumed.
+    """Return a logger with one run on W&B per run directory, even if that is resumed.
 
-    Nothing is sent unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a
-    W&B sweep; setting WANDB_API_KEY alone does not turn uploading on. Code, git, console, packages, hardware and
-    host are not sent either, each unless W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
+    Nothing is sent unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a W&B sweep;
+    setting WANDB_API_KEY alone does not turn uploading on. Code, git, console, packages, hardware and host are sent
+    only if W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
 
     Args:
         directory: the run directory; W&B's files go to its folder `wandb`.
@@ -53,8 +53,8 @@ def wandb_logger(
         entity: user or team; null takes the account's default.
         group: name of a group of runs; null takes the name of the sweep.
         tags: words to filter by; null takes the chosen options, such as `model=gpt2`.
-        mode: `online`, `offline` or `disabled`; null takes WANDB_MODE, or else is offline except
-            under an agent of a W&B sweep.
+        mode: `online`, `offline` or `disabled`; null takes WANDB_MODE, or else `online` under an agent of a W&B
+            sweep and `offline` otherwise.
         upload: files to upload when the run ends: `picture`, `checkpoint` (the best).
         patience: seconds to wait at the end for the upload; large files need more.
 
@@ -94,10 +94,9 @@ def _mode(requested: str | None) -> Mode:
 
 
 def _id(run: Run, project: str) -> str:
-    """Return the id of a run: constant for one run directory, new for another or after a restart from scratch.
+    """Return the id of a run: constant for one run directory until it is trained from scratch again.
 
-    The agent of a W&B sweep sets the id by which its server knows the run. If that is an agent of one of our own
-    sweeps, it has many runs, and each gets its own id.
+    The agent of a W&B sweep sets an id, unless it runs one of our sweeps, whose runs each get their own.
     """
     is_one = "WANDB_SWEEP_ID" in os.environ and not os.environ.get("LLM_SWEEP")
     if is_one and (given := os.environ.get("WANDB_RUN_ID")):
@@ -124,9 +123,9 @@ class _Row(NamedTuple):
 class WandbLogger(Logger):
     """A logger of metrics by optimizer step, configuration, samples and files of a run on W&B.
 
-    The step of W&B is the optimizer step. A run that is resumed after a crash repeats the steps since its checkpoint.
-    Online, W&B drops the repeated rows. Offline, each resume is a piece of its own, and nothing would drop them: so
-    the first step that no piece has completely is stored beside the pieces, and earlier rows are skipped.
+    A run that is resumed after a crash repeats the steps since its checkpoint. Online, W&B drops the repeated rows.
+    Offline, each resume is a piece of its own: the first step that no piece has completely is stored beside the
+    pieces, and earlier rows are skipped.
 
     Lightning's own logger ends the run with the process, numbers the rows of each offline piece from 0, and fails
     when W&B does.
@@ -182,7 +181,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add to the row of a step; W&B stores a row when the next step's begins, or at the end."""
+        """Add to the row of a step; W&B stores it when the next row begins, or at the end."""
         step = self._first if step is None else step
         if not self._is_logged(step):
             self._remember(step, metrics)
@@ -190,18 +189,16 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
-        """Show all texts so far as one table, of which W&B shows the newest version.
-
-        W&B's own mode for growing tables would start a new table with each offline piece.
+        """Log all texts so far as one table: W&B's own growing tables start again with each offline piece.
 
         Args:
             name: name of the table.
-            rows: step and text, all since the run started.
+            rows: step and text of each.
             step: step of the newest row.
         """
         data = [list(row) for row in rows]
 
-        def log_table(run: Any) -> None:  # makes the table, which belongs to one W&B run
+        def log_table(run: Any) -> None:  # a new table, because each belongs to one W&B run
             run.log({name: self.service.wandb.Table(["step", "text"], data)}, step=step)
 
         if not self._is_logged(step):
@@ -237,7 +234,7 @@ class WandbLogger(Logger):
             self._unwritten.popleft()
 
     def _keep(self, part: str) -> None:
-        """Upload a file of the run, or the files of a sharded checkpoint, if there are any."""
+        """Upload a file of the run, or the files of a sharded checkpoint, if it exists."""
         kind, locate = PARTS[part]
         path = locate(self.run)
         if path.exists() and self.service.run is not None:
@@ -251,7 +248,7 @@ class WandbLogger(Logger):
         return step < self._first and self.service.mode == "offline"
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Keep a row until it is certainly written: some time after a later step's row begins."""
+        """Keep a row until W&B has written it, some time after the next row begins."""
         if not self._unwritten or step != self._unwritten[-1].step:
             self._unwritten.append(_Row(step, time.monotonic(), {}))
             self._note(step)

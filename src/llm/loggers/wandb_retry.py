@@ -2,18 +2,17 @@
 
 Behaviour of W&B (0.31), and the countermeasures here:
 
-- Online without a network, `wandb.init` tries its login, the server's features and the run one after
-  another, 100 seconds in all, and then raises. So the server is contacted first, the wait for the run is
-  limited, and any later failure leads to an offline run.
-- All logging goes through a process, wandb-core. When it dies, every call raises
-  (`ConnectionResetError`), including `finish`. So the run is opened again, offline and under the same id:
-  `wandb sync` joins the pieces. A second death is final: metrics.csv has all metrics.
-- That process writes its file every 15 seconds, and loses unwritten data when it dies: here every second.
-- `finish` waits for the server without a limit: here up to `patience`; the run's folder keeps unsent data.
-- Even a process whose runs are all offline reports telemetry to W&B when it ends, unless
-  WANDB_ERROR_REPORTING is false.
-- It saves code, git state, console, packages, hardware and the host's name: all this is off here,
-  each unless W&B's own variable for it (WANDB_CONSOLE, WANDB_DISABLE_GIT, …) is set.
+- Without a network, `wandb.init` tries its login, the server's features and the run, 100 seconds in all, and
+  raises. Here the server is contacted first, the wait for the run is limited, and a later failure leads to an
+  offline run.
+- All logging goes through a process, wandb-core. After its death every call raises (`ConnectionResetError`),
+  including `finish`. Here the run is opened again once, offline and under the same id: `wandb sync` joins the
+  pieces. metrics.csv has all metrics in any case.
+- That process writes its file every 15 seconds, here every second, because its death loses unwritten data.
+- `finish` waits for the server without a limit, here up to `patience`; the run's folder keeps unsent data.
+- Even a process whose runs are all offline sends telemetry when it ends, unless WANDB_ERROR_REPORTING is false.
+- It saves code, git state, console, packages, hardware and the host's name: here each only if W&B's own variable
+  for it (WANDB_CONSOLE, WANDB_DISABLE_GIT, …) is set.
 """
 
 import os
@@ -47,7 +46,7 @@ PRIVATE = {
 
 
 class ResilientRun:
-    """One run on W&B, open until `finish`, despite failures of the network and of W&B's process.
+    """A run on W&B that stays open until `finish`, despite failures of the network and of W&B's process.
 
     Args:
         directory: the folder in which W&B creates its folder `wandb`.
@@ -80,7 +79,7 @@ class ResilientRun:
         self._owns_data = "WANDB_DATA_DIR" not in os.environ
         if self._owns_data:  # otherwise copies of artifacts go to the home folder
             os.environ["WANDB_DATA_DIR"] = str(self.directory / "wandb")
-        # Here, because wandb takes half a second to import, and reads its environment then.
+        # Here, because wandb takes half a second to import and reads the environment then.
         import wandb
         from pydantic import ValidationError
         from wandb.errors import UsageError
@@ -141,7 +140,7 @@ class ResilientRun:
             self._let_delete()
 
     def _let_delete(self) -> None:
-        """Make the copies for `wandb sync` deletable: W&B leaves them read-only."""
+        """Make the copies for `wandb sync`, which are read-only, deletable."""
         for copy in (self.directory / "wandb" / "artifacts" / "staging").glob("*"):
             if copy.is_file() and not copy.is_symlink():
                 copy.chmod(0o600)
@@ -171,7 +170,7 @@ class ResilientRun:
         )
 
     def _fall_back(self, error: Exception) -> None:
-        """Open the run offline in place of the failed one, up to the limit of `lives`."""
+        """Replace the failed run by an offline one, if `lives` are left."""
         self._forget_service()
         self.is_cut |= self.mode == "online" and self.run is not None
         self.run = None
@@ -184,7 +183,7 @@ class ResilientRun:
         warnings.warn(f"Weights & Biases is out of reach ({_line(error)}): {rest}", stacklevel=2)
 
     def _forget_service(self) -> None:
-        """Reset W&B, which would otherwise keep using the broken connection."""
+        """Reset W&B, which otherwise keeps the broken connection."""
         with suppress(Exception, SystemExit):  # it resets even if closing the connection raises
             self.wandb.teardown()
 

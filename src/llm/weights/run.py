@@ -74,10 +74,8 @@ class RunWeights(Weights):
     def config(self) -> DictConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The run's configuration; the head is untied if its adapter updates the head."""
         config = read_config(self.run.config, self.trust)
-        if (
-            config.get("adapter") is not None
-            and requested_checkpoint(self.run, self.checkpoint).exists()
-        ):
+        is_written = requested_checkpoint(self.run, self.checkpoint).exists()
+        if config.get("adapter") is not None and is_written:
             updated = any(name.startswith("head.lora.") for name in self.parameters())
             config.model.tie_weights = config.model.tie_weights and not updated
         return config
@@ -129,8 +127,7 @@ class RunWeights(Weights):
                 require_memory(built["model"].outline)
             model = built["model"].build()
             base = self.base_weights(config) if adapter is not None else None
-            if adapter is not None:
-                initialize(model, base, adapter=built["adapter"])
+            initialize(model, base, adapter=built["adapter"])
             self.restore(model, is_adapted=base is not None)
             return model.eval()
 
@@ -165,7 +162,9 @@ class RunWeights(Weights):
             ConfigError: see `model`; or the adapter cannot be merged.
         """
         if self.config.get("adapter") is None:
-            fill(model, language_model_part(self.parameters()), grow=TABLES)
+            # Of a language model, or of a classifier with one as its body.
+            state = self.parameters()
+            fill(model, _below("body.", state) or state, grow=TABLES)
             return
         trained = self.model()
         merge_updates(trained)
@@ -184,12 +183,7 @@ class RunWeights(Weights):
         """
         opening = self._read(open_checkpoint_weights)
         self.run.require_wrote(opening.path, opening.header.get("run"))
-        prefix = "model."
-        return {
-            name.removeprefix(prefix): stored
-            for name, stored in opening.weights.items()
-            if name.startswith(prefix)
-        }
+        return _below("model.", opening.weights)
 
     def file(self) -> Path:
         """Return the path of the verified checkpoint.
@@ -327,9 +321,7 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     return OmegaConf.create({**plain, "trust": list(trust)})
 
 
-def language_model_part(state: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-    """Return the parameters of a language model, which may be inside a classifier."""
-    inner = {
-        key.removeprefix("body."): value for key, value in state.items() if key.startswith("body.")
-    }
-    return inner or state
+def _below(prefix: str, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return the tensors whose names have a prefix, by the rest of the name."""
+    found = {name: stored for name, stored in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): stored for name, stored in found.items()}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm.checkpoints.lazy_tensor import LazyTensor, Shape
+from llm.checkpoints.lazy_tensor import LazyTensor
 from llm.config.errors import ConfigError
 
 # Tensors with one row per token, which grow when tokens are added.
@@ -97,14 +97,12 @@ def _misfits(
             continue
         if name not in tensors:
             yield f"missing: what would make {name}"
-        elif not _fits(tensors[name].shape, tuple(tensor.shape), grows=name in grow):
-            has, needs = tensors[name].shape, tuple(tensor.shape)
+            continue
+        has, needs = tensors[name].shape, tuple(tensor.shape)
+        grows = name in grow and has[1:] == needs[1:] and 0 < has[0] < needs[0]
+        if has != needs and not grows:
             yield f"wrong shape: {tensors[name].name} makes {has}, {name} is {needs}"
     yield from (f"left over: {tensors[name].name}" for name in tensors if name not in state)
-
-
-def _fits(has: Shape, needs: Shape, *, grows: bool) -> bool:
-    return has == needs or (grows and has[1:] == needs[1:] and 0 < has[0] < needs[0])
 
 
 def _copy(tensor: Tensor, stored: Tensor) -> None:

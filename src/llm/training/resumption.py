@@ -110,9 +110,8 @@ def keep_precision(hardware: Hardware, run: Run, config: DictConfig) -> Hardware
         return hardware
     shared = sweeps.Sweep(Path(folder)).share_value("precision on cpu", hardware.precision)
     if shared not in ("bf16", 32):
-        file = Path(folder) / sweeps.SETTLED
         raise ConfigError(
-            f"{file}: precision on cpu is {shared!r}, not bf16 or 32; delete the file"
+            f"{Path(folder) / sweeps.SETTLED}: precision on cpu is {shared!r}, not bf16 or 32; delete the file"
         )
     return replace(hardware, precision=shared)
 

@@ -130,6 +130,10 @@ class DataModule(LightningDataModule):
         number = self._bounded_rows if self.is_bounded else None
         return self.evaluation_loader("validation", number=number)
 
+    def test_dataloader(self) -> DataLoader:
+        """Return a loader over the whole test part, in order."""
+        return self.evaluation_loader("test")
+
     def training_sampler(self, **order: int) -> Sampler:
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(self.train_rows, self.batch_size, **order)

@@ -122,7 +122,7 @@ def test_spam_is_balanced_in_the_training_part_alone(spam, balance):
 def test_batches_hold_texts_labels_and_what_is_real(write):
     data = make(write("a.jsonl", TEXTS), collation=Padding(multiple=1))
     seen = set()
-    for batch in data.evaluation_loader("test"):
+    for batch in data.test_dataloader():
         for row in range(len(batch["labels"])):
             example = data.raw["test"][batch["rows"][row]]
             real = batch["attention_mask"][row]
@@ -284,7 +284,7 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_malformed(write):
         make(path, tokenizer=char.train_char, test_path=test)
     with pytest.warns(UserWarning, match="malformed texts: 1 left out"):
         data = make(path, tokenizer=char.train_char, test_path=test, malformed="skip")
-    (batch,) = data.evaluation_loader("test")
+    (batch,) = data.test_dataloader()
     assert [data.raw["test"][row].text for row in batch["rows"]] == ["text number"]
 
 

@@ -110,10 +110,15 @@ class Hardware:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("num_nodes", 1), ("workers", 0), ("threads", 1)):
+        for name, least, remedy in (
+            ("devices", 1, "give 1 or more"),
+            ("num_nodes", 1, "give 1 or more"),
+            ("workers", 0, "give 0 (load in the training process) or more"),
+            ("threads", 1, "give 1 or more, or null for torch's default"),
+        ):
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
-                raise ValueError(f"{name}={value}: give {least} or more")
+                raise ValueError(f"{name}={value}: {remedy}")
         if self.strategy is None and (self.devices not in ("auto", 1) or self.num_nodes > 1):
             raise ValueError(
                 f"devices={self.devices} on num_nodes={self.num_nodes} need a strategy; choose one with hardware=ddp"

@@ -68,6 +68,37 @@ def test_values_that_depend_on_the_data_are_unknown_without_data(composed, tmp_p
     assert cost(config).steps is None
 
 
+OWN_DATA = """
+from llm.data.base import DataModule
+from llm.data.corpora.text_files import FilesDataModule
+
+def files(**settings) -> FilesDataModule:
+    return FilesDataModule(**settings)
+
+def some(**settings) -> DataModule | None:
+    return FilesDataModule(**settings)
+
+def plain(**settings):
+    return FilesDataModule(**settings)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("files", 8 * 64 * 10), ("some", None), ("plain", None)]
+)
+def test_the_data_of_a_function_are_counted_by_its_annotation(
+    name, tokens, composed, tmp_path, monkeypatch
+):
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = composed("size=nano data=text data.path=x.txt data.batch_size=8 trainer.max_steps=10")
+    config.data._target_ = f"own_data.{name}"
+    config.trust = ["own_data"]
+    counted = cost(config)
+    assert counted.steps == 10
+    assert counted.tokens == tokens
+
+
 def test_flops_of_a_partly_trained_model_are_unknown(composed):
     config = composed("size=nano adapter=lora")
     counted = cost(config)

@@ -8,6 +8,7 @@ from made_folders import SHAPES, make_folder
 from omegaconf import OmegaConf
 from small_runs import checked_points
 
+from llm.config.composition import compose
 from llm.config.errors import ConfigError
 from llm.config.loader import open_loader
 from llm.planning.cost import context
@@ -141,6 +142,28 @@ def test_a_batch_without_rows_is_refused_in_a_line(experiment, loader):
     words = [f"experiment={experiment}", "size=nano", "data.batch_size=0", "tokenizer=byte"]
     with pytest.raises(ConfigError, match=r"^data.batch_size: 0 is out of range; give 1 or more$"):
         dry_run.show_dry_run(checked_points(loader, "train", words))
+
+
+def test_an_invalid_optimizer_is_refused_by_its_key(loader):
+    words = ["size=nano", "tokenizer=byte", "optimizer.betas=[0.9]"]
+    with pytest.raises(ConfigError, match=r"^optimizer: betas=\[0.9\]: is not a pair"):
+        dry_run.show_dry_run(checked_points(loader, "train", words))
+
+
+def test_data_of_a_function_are_counted(loader, capsys, tmp_path, monkeypatch):
+    words = ["size=nano", "tokenizer=byte", "data=text", "data.path=x.txt", "trust=[made_data]"]
+    words += ["data._target_=made_data.my_data", "trainer.max_steps=10"]
+    keys = [key for key in compose(loader, "train", words).config.data if key != "_target_"]
+    (tmp_path / "made_data.py").write_text(
+        "from llm.data.base import DataModule\n"
+        f"def my_data({', '.join(keys)}) -> DataModule:\n"
+        "    raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    dry_run.show_dry_run(checked_points(loader, "train", words))
+    [row] = rows(capsys.readouterr().out)
+    assert row[3].strip() == "needs data"
+    assert row[5].strip().endswith("MiB")
 
 
 UNSUITABLE = {

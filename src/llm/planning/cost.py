@@ -14,9 +14,10 @@ from torch import nn
 
 from llm.callbacks.throughput import SupportsFlops
 from llm.config.allowlist import locate
+from llm.config.annotations import product
 from llm.config.build import build, config_errors_at
 from llm.config.errors import UserError
-from llm.data.base import at_least
+from llm.data.base import DataModule, at_least
 from llm.data.corpora.text import TextDataModule
 from llm.data.examples.base import ExamplesDataModule
 from llm.tokenizers.base import Tokenizer
@@ -123,11 +124,16 @@ def extent(config: DictConfig) -> Extent | None:
     if OmegaConf.missing_keys(config.data):
         return None
     text = plain_text(config, ("data", "weights", "trust"))
-    target: Any = locate(config.data._target_, config.trust)
-    if issubclass(target, ExamplesDataModule):
+    if makes(config, ExamplesDataModule):
         times = modification_times(json.loads(text)["data"])
         return _read_once(text, tuple(times))
-    return _read(text) if issubclass(target, TextDataModule) else None
+    return _read(text) if makes(config, TextDataModule) else None
+
+
+def makes(config: DictConfig, kind: type[DataModule]) -> bool:
+    """Return whether the class or function of a configuration's data is known to make a kind of DataModule."""
+    made = product(locate(config.data._target_, config.trust))
+    return inspect.isclass(made) and issubclass(made, kind)
 
 
 def plain_text(config: DictConfig, keys: Sequence[str], **more: Any) -> str:
@@ -178,9 +184,8 @@ def tokens_per_step(config: DictConfig) -> int | None:
 
 def mean_row(config: DictConfig) -> float | None:
     """Return the mean tokens of a training row; None for examples that cannot be read."""
-    target: Any = locate(config.data._target_, config.trust)
-    if issubclass(target, TextDataModule):
-        return config.data.context_length
+    if makes(config, TextDataModule):
+        return config.data.get("context_length", config.size.context_length)
     read = extent(config)
     return None if read is None else read.mean
 
@@ -222,8 +227,7 @@ def _counts(text: str) -> Cost:
 def context(config: DictConfig) -> int:
     """Return the maximum tokens of a training row; for examples that can be read, the longest row's."""
     most = config.data.get("context_length") or config.size.context_length
-    target: Any = locate(config.data._target_, config.trust)
-    read = None if issubclass(target, TextDataModule) else extent(config)
+    read = None if makes(config, TextDataModule) else extent(config)
     return most if read is None else read.longest
 
 

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm.config.build import config_errors_at
 from llm.tasks.base import Batch, Task
 
 
@@ -190,7 +191,8 @@ def measure_step(
         tracker.kind = "weights"
         task = make_task()
         _track_logits(task, tracker)
-        optimizer = task.configure_optimizers()
+        with config_errors_at("optimizer"):
+            optimizer = task.configure_optimizers()
         _add_earlier_step(task, optimizer, tracker=tracker)
         for micro_batch in range(min(accumulate, 2)):  # further ones do not differ from the second
             tracker.kind = "activations"

@@ -29,8 +29,7 @@ def show_dry_run(points: Sequence[TrainingConfig]) -> None:
                 each.hardware.strategy.require()
             hardware = each.on(each.strategy)
         require_division(each.config, hardware)
-    with config_errors_at("hardware"):
-        rows = estimates_table(labels(points), estimates)
+    rows = estimates_table(labels(points), estimates)
     print_tables(rows, *map(note_line, dry_run_notes(estimates)))
 
 

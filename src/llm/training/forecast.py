@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.allowlist import locate
 from llm.config.build import build, config_errors_at
 from llm.data.examples.preference import PreferenceDataModule
 from llm.hardware import Hardware, Strategy
-from llm.planning.cost import Cost, context, cost, fill_in_sizes, mean_row, plain_text
+from llm.planning.cost import Cost, context, cost, fill_in_sizes, makes, mean_row, plain_text
 from llm.planning.device import Device, named_device, present_device
 from llm.planning.memory import Memory, Timeline, measure_step
 from llm.tasks.base import Batch, Task
@@ -70,8 +69,7 @@ class Forecast:
             return None
         if checkpointing is None:
             checkpointing = self.hardware.activation_checkpointing
-        data: Any = locate(config.data._target_, config.trust)
-        rows_of_an_example = 2 if issubclass(data, PreferenceDataModule) else 1
+        rows_of_an_example = 2 if makes(config, PreferenceDataModule) else 1
         text = plain_text(
             config,
             ("task", "adapter", "trust"),

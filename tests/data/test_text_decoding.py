@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.data import text_decoding
-from llm.data.corpora.text_files import TextFiles
+from llm.data.corpora.text_files import TextFiles, TrainingFiles
 from llm.data.errors import DataError
 from llm.data.text_decoding import read_chunks, read_decoded_text, split_lines, suffix
 
@@ -90,7 +90,9 @@ def test_parquet_is_refused_with_a_remedy():
         r"x.parquet: .*train on a column of it, use data=huggingface data.source.path=.*x.parquet$"
     )
     with pytest.raises(DataError, match=way_out):
-        list(TextFiles(CASES / "x.parquet").documents())
+        list(TrainingFiles(CASES / "x.parquet").documents())
+    with pytest.raises(DataError, match=r"convert it to [^;]*, or leave it out$"):
+        list(TextFiles(CASES / "x.parquet").documents())  # as `llm evaluate` reads test_path
 
 
 @pytest.mark.parametrize("encoding", ["hex", "nonsense", "a\0b"])

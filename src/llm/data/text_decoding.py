@@ -11,7 +11,6 @@ from io import IncrementalNewlineDecoder
 from pathlib import Path
 
 from llm.data.errors import DataError
-from llm.terminal import shell
 
 CHUNK = 1 << 20  # bytes decoded at a time
 MARK = "\udc80"  # replaces an undecodable byte until it is counted
@@ -63,6 +62,7 @@ def read_chunks(
     count: Callable[[int], None] = lambda invalid: None,
     nul_advice: str = "name its encoding, as in data.encoding=utf-16-le, or leave the file out",
     advice: str = CONVERT,
+    table_advice: str = "",
     translate: bool = True,
 ) -> Iterator[str]:
     """Yield the text of a file in chunks of about 1 MB.
@@ -75,6 +75,7 @@ def read_chunks(
         count: called with the number of replaced bytes of each chunk.
         nul_advice: advice in the error for a file with NUL characters.
         advice: advice in the error for a known format that is not text.
+        table_advice: text to append to the advice for a Parquet or Arrow file.
         translate: whether all line ends become newlines.
 
     Raises:
@@ -85,9 +86,7 @@ def read_chunks(
         content = stream.read(CHUNK)
         what = next((SIGNATURES[mark] for mark in SIGNATURES if content.startswith(mark)), None)
         if what:
-            if what in TABLES and advice == CONVERT:
-                path = shell.quoted_word(f"data.source.path={file}")
-                advice = f"{CONVERT}; to train on a column of it, use data=huggingface {path}"
+            advice += table_advice if what in TABLES else ""
             raise DataError(f"{file}: is {what}, not text; {advice}")
         mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), None)
         decode = _decoder(

@@ -16,6 +16,7 @@ from llm.data.json_rows import read_json_lines
 from llm.data.paths import expand
 from llm.data.record_reader import read_records, refuse_record
 from llm.data.text_decoding import read_chunks, split_lines, suffix, warn_invalid
+from llm.terminal import shell
 from llm.tokenizers.base import END_OF_TEXT
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl")
@@ -95,7 +96,9 @@ class TextFiles(Source):
             yield from self._fields(read_records(file, self.layout))
             return
         invalid: list[int] = []
-        text = read_chunks(file, self.encoding, count=invalid.append)
+        text = read_chunks(
+            file, self.encoding, count=invalid.append, table_advice=self.table_advice(file)
+        )
         if suffix(file) in JSON_LINES:
             rows = read_json_lines(file, split_lines(text), report=refuse_record)
             yield from self._fields(rows)
@@ -106,6 +109,10 @@ class TextFiles(Source):
         if file not in self._invalid:
             warn_invalid(file, sum(invalid), encoding=self.encoding)
         self._invalid[file] = sum(invalid)
+
+    def table_advice(self, file: Path) -> str:
+        """Return the text to append to the advice in the error for a Parquet or Arrow file."""
+        return ""
 
     def _fields(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[DocumentPiece]:
         """Yield the text of each row."""
@@ -147,6 +154,15 @@ class TextFiles(Source):
         return digest(f"{settings} {files}".encode())
 
 
+class TrainingFiles(TextFiles):
+    """A corpus of files to train on: the error for a Parquet or Arrow file suggests `data=huggingface`."""
+
+    def table_advice(self, file: Path) -> str:
+        """Return the options that train on a column of the file."""
+        path = shell.quoted_word(f"data.source.path={file}")
+        return f"; to train on a column of it, use data=huggingface {path}"
+
+
 class FilesDataModule(TextDataModule):
     """A TextDataModule of files, with the arguments of TextFiles and the other ones of TextDataModule."""
 
@@ -164,7 +180,7 @@ class FilesDataModule(TextDataModule):
         quoting: bool = True,
         **shared: Any,
     ) -> None:
-        source = TextFiles(
+        source = TrainingFiles(
             path,
             text_field=text_field,
             suffixes=suffixes,

@@ -233,6 +233,10 @@ NO_INDEX = {
     "no key": (lambda i: i.pop("files"), "no 'files'"),
     "no list": (lambda i: i.update(tensors=3), "not iterable"),
     "no place": (lambda i: changed(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
+    "in a tensor": (
+        lambda i: changed(i, "keys", [["states", 0, "x"]]),
+        "states.0.x is not a key of the checkpoint",
+    ),
     "huge": (
         lambda i: i["tensors"].append(
             i["tensors"][0]

@@ -389,7 +389,9 @@ def _put(tree: Any, key: Sequence[str | int], *, value: Any) -> None:
     *way, last = key
     for step in way:
         tree = tree[step]
-    _require(isinstance(tree, dict | list), f"{key} is not a key of the checkpoint")
+    _require(
+        isinstance(tree, dict | list), f"{'.'.join(map(str, key))} is not a key of the checkpoint"
+    )
     tree[last] = value
 
 

@@ -136,7 +136,9 @@ def memory_tables(planned: Forecast, options: Mapping[str, Hardware]) -> Iterato
         try:
             held[name] = planned.peak(strategy, timeline)
         except ConfigError as error:
-            refused.append(f"{name}: {str(error).removeprefix('hardware.strategy: ')}")
+            refused.append(
+                f"{name}: {str(error).removeprefix('hardware.strategy: ').removeprefix('hardware: ')}"
+            )
     unit, shown = common_unit(max(memory.total for memory in held.values()))
     rows = new_table(f"{unit} a device", *KINDS, "sum", "")
     for name, memory in held.items():

@@ -108,12 +108,14 @@ class PipelineStrategy(MeshStrategy):
     def _evaluate(self, step: Callable[..., Any], batch: Batch, *args: Any) -> None:
         assert self.stage is not None
         self.stage.shares_logits = False
-        if self.stage.is_last:
-            step(batch, *args)
-        else:
-            with self.work.precision():
-                self.work.task.logits(batch)
-        self.stage.shares_logits = True
+        try:
+            if self.stage.is_last:
+                step(batch, *args)
+            else:
+                with self.work.precision():
+                    self.work.task.logits(batch)
+        finally:
+            self.stage.shares_logits = True
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
@@ -229,9 +231,11 @@ class StageStep:
     def _forward(self, *states: Tensor, **batch: Tensor) -> Tensor:
         """Return a micro-batch's states for the next stage, or on the last stage its share of the batch's loss."""
         self.stage.states = states[0] if states else None
-        with self.precision():
-            result = self.compute(batch)
-        self.stage.states = None
+        try:
+            with self.precision():
+                result = self.compute(batch)
+        finally:
+            self.stage.states = None
         if not self.stage.is_last:
             return result
         weight = self.task.weight(batch)

@@ -1,8 +1,8 @@
 """Detection of other programs that use the cores of a training run.
 
-The threads of a run wait for one another many times in each step, and libgomp's threads spin until a core is free. On
-two cores, a run with two threads reached 8,014 tokens/s alone, and 939 and 910 beside another such run; two runs with
-one thread each reached 3,803 and 3,842.
+The threads of a run wait for one another many times in each step, and libgomp's threads spin while they wait. If
+another program uses one of the cores, they spin until it pauses. On two cores, a run with two threads reached
+8,014 tokens/s alone, and 939 and 910 beside another such run; two runs with one thread each reached 3,803 and 3,842.
 """
 
 import os

@@ -19,7 +19,8 @@ class DamagedCheckpointError(UserError):
 def replace(partial: Path, path: Path, *, previous: Path | None = None) -> None:
     """Replace a file by a completely written one, and record its digest.
 
-    During the replacement the record contains the old and the new digest, because of crashes.
+    During the replacement the record contains the old and the new digest, so that an undamaged file never looks
+    damaged after a crash.
 
     Args:
         partial: the new file, in the same folder.

@@ -156,7 +156,8 @@ def split_examples(
 
     Args:
         groups: group of each example, such as its label.
-        fractions: share of each part; they sum to 1. Sizes are rounded; the first part gets the rest.
+        fractions: share of each part; the caller checks that they sum to 1. Sizes are rounded; the first part gets
+            the rest.
         seed: seed of the draw.
 
     Returns:

@@ -108,7 +108,7 @@ class ReferenceTask(Task):
     def on_train_start(self) -> None:
         """Turn dropout off."""
         super().on_train_start()
-        self.model.eval()
+        self.model.eval()  # Lightning does not change the mode of a module
 
     @abstractmethod
     def log_probabilities(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -22,7 +22,7 @@ BERT_PREDICTS = (
     "(experiment=classify), or choose a causal model such as model=gpt"
 )
 # Rules that span sections of a configuration: a command line that breaks each, and the error.
-NO_WEIGHTS = "weights: null is not a Weights; choose another option"
+NO_WEIGHTS = "weights: scratch has learned nothing; use weights=run weights.path=…"
 ACROSS = [
     ("train model=bert", BERT_PREDICTS),
     ("train model=bert dry_run=true", BERT_PREDICTS),
@@ -174,9 +174,22 @@ def test_point_with_a_wrong_value_is_reported_with_a_wrong_key(llm):
     ]
 
 
-def test_a_wrong_option_does_not_cause_further_lines(llm):
-    err = llm("train", "task=sfft", "data=instruction", "data.path=nowhere")[2]
-    assert [line.partition(": ")[0] for line in err.splitlines()] == ["task=sfft", "data.path"]
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("task=sfft data=instruction data.path=nowhere", ["task=sfft", "data.path"]),
+        ("weights=gpt2x weights.path=nope", ["weights=gpt2x"]),
+        ("model=llamma model.rope_base=3", ["model=llamma"]),
+        ("experiment=instructt data.template=alpaca", ["experiment=instructt"]),
+        ("task=sft data=shakespeare optimizer.lrr=1", ["optimizer.lrr", "data"]),
+        ("model.dim.x=4 optimizer.lrr=1", ["model.dim.x", "optimizer.lrr"]),
+        ("-m model.dim.x=4 seed=1,x", ["model.dim.x", "seed=x | seed"]),
+        ("trainer.max_steps=inf", ["trainer.max_steps"]),
+    ],
+)
+def test_each_mistake_is_one_line_and_causes_no_others(llm, words, keys):
+    err = llm("train", *words.split())[2]
+    assert [line.partition(": ")[0] for line in err.splitlines()] == keys
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

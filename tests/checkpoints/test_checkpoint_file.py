@@ -79,15 +79,15 @@ def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, mon
     from llm.checkpoints import checksums
 
     calls = []
-    write = checksums._write
+    write = checksums.write_json
 
-    def crash_at_second(path, known):
+    def crash_at_second(path, known, **layout):
         calls.append(known)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(path, known)
+        write(path, known, **layout)
 
-    monkeypatch.setattr(checksums, "_write", crash_at_second)
+    monkeypatch.setattr(checksums, "write_json", crash_at_second)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"step": 4}, saved)
     assert load_checkpoint(saved)["step"] == 4

@@ -1,7 +1,7 @@
 """Whether plain values fit annotations: equal to beartype, and nothing is refused that cannot be checked."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NewType, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import pytest
 from beartype import BeartypeConf
@@ -15,7 +15,20 @@ from llm.config.annotations import accepts
 class Static(Protocol):
     """A protocol that `isinstance` cannot check."""
 
+    def run(self) -> None: ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A protocol with an attribute, which `issubclass` cannot check."""
+
     name: str
+
+
+class Options(TypedDict):
+    """A dictionary with known keys."""
+
+    depth: int
 
 
 HINTS = [
@@ -41,6 +54,16 @@ def test_a_bool_is_not_a_number(hint):
     assert accepts(hint | bool, True)
 
 
-@pytest.mark.parametrize("hint", [Any, object, TypeVar("T"), "Later", Static, NewType("Id", int)])
+@pytest.mark.parametrize("hint", [Any, object, TypeVar("T"), "Later", Static, Named])
 def test_annotations_that_cannot_be_checked_accept_all_values(hint):
-    assert all(accepts(hint, value) for value in SCALARS)
+    assert all(accepts(hint, value) for value in [*SCALARS, ["x"], {"x": 1}])
+
+
+def test_new_type_counts_as_its_base():
+    assert accepts(NewType("Steps", int), 3)
+    assert not accepts(NewType("Steps", int), "many")
+
+
+def test_typed_dictionary_accepts_only_dictionaries():
+    assert accepts(Options, {"depth": 3})
+    assert not any(accepts(Options | None, value) for value in ("fast", 3, [3]))

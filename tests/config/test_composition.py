@@ -84,7 +84,7 @@ def test_wrong_option_of_a_hydra_group_lists_its_options():
             [
                 "model=gpt3: no such option; did you mean gpt2? (there are gpt, gpt2, llama)",
                 "sede: no such group or key; did you mean seed?",
-                "hardware.x: no such key; there are _target_, workers",
+                "hardware.x: no such key; there are workers",
             ],
         ),
         (

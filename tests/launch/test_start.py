@@ -9,7 +9,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import llm.__main__ as command
 from llm.config import build as building
-from llm.config.walk import Walk
+from llm.config import check as checks
 from llm.launch import sweep_job
 
 SMALL = [
@@ -26,7 +26,8 @@ GPT = "llm.models.gpt.GPT"
 def counts(monkeypatch):
     """Count compositions, checks and builds from now on; models on `meta` are counted separately."""
     found = Counter()
-    compose, check, build = ConfigLoaderImpl._load_configuration_impl, Walk.root, building._build
+    compose, build = ConfigLoaderImpl._load_configuration_impl, building._build
+    command_class = checks.command_class
 
     def composing(*given, **named):
         found["compositions"] += 1
@@ -34,7 +35,7 @@ def counts(monkeypatch):
 
     def checking(*given):
         found["checks"] += 1
-        return check(*given)
+        return command_class(*given)
 
     def builds(plain, key, targets, extra):
         if isinstance(plain, dict) and "_target_" in plain and not plain.get("_partial_"):
@@ -43,7 +44,7 @@ def counts(monkeypatch):
         return build(plain, key, targets, extra)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", composing)
-    monkeypatch.setattr(Walk, "root", checking)
+    monkeypatch.setattr(checks, "command_class", checking)
     monkeypatch.setattr(building, "_build", builds)
     return found
 

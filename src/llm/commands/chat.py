@@ -16,6 +16,7 @@ from llm.generation.model_loading import (
     autocast,
     load_language_model,
     use_hardware,
+    weights_are_trained,
 )
 from llm.generation.prefix_cache import PrefixCache
 from llm.generation.prompts import one_or_several, stops_have_text
@@ -41,7 +42,7 @@ class Chat(Command):
     weights: Weights
     template: ChatTemplate | None
 
-    rules: ClassVar[Sequence[Rule]] = (stops_have_text,)
+    rules: ClassVar[Sequence[Rule]] = (weights_are_trained, stops_have_text)
 
     def run(self) -> None:
         """Chat until the user leaves.

@@ -16,7 +16,12 @@ from llm.config.rules import Rule
 from llm.data.column import Column
 from llm.data.errors import DataError
 from llm.data.examples.collation import pad_with_mask
-from llm.generation.model_loading import autocast, place_model, use_hardware
+from llm.generation.model_loading import (
+    autocast,
+    place_model,
+    use_hardware,
+    weights_are_trained,
+)
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
@@ -58,7 +63,7 @@ class Classify(Command):
     hardware: Hardware
     weights: Weights
 
-    rules: ClassVar[Sequence[Rule]] = (names_one_source,)
+    rules: ClassVar[Sequence[Rule]] = (weights_are_trained, names_one_source)
 
     def run(self) -> None:
         """Print `label<TAB>probability<TAB>text` for each text.

@@ -34,6 +34,7 @@ from llm.generation.model_loading import (
     autocast,
     load_language_model,
     use_hardware,
+    weights_are_trained,
 )
 from llm.hardware import Hardware
 from llm.runs import RESULTS, now, versions
@@ -68,7 +69,7 @@ class Evaluate(Command):
     weights: Weights
     judge: OpenAI | None
 
-    rules: ClassVar[Sequence[Rule]] = RULES
+    rules: ClassVar[Sequence[Rule]] = (weights_are_trained, *RULES)
 
     def run(self) -> dict[str, Any]:
         """Measure, print the results and write them to a file.

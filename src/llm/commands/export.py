@@ -1,9 +1,9 @@
 """`llm export`: export a language model as a folder for Hugging Face's library."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -11,9 +11,11 @@ from omegaconf import OmegaConf
 from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
+from llm.config.rules import Rule
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.files import read_object
+from llm.generation.model_loading import weights_are_trained
 from llm.nn.init import SkipInit
 from llm.terminal import shell
 from llm.terminal.console import printable
@@ -44,6 +46,8 @@ class Export(Command):
     dtype: Literal["float32", "bfloat16", "float16"] | None
     overwrite: bool
     weights: Weights
+
+    rules: ClassVar[Sequence[Rule]] = (weights_are_trained,)
 
     def run(self) -> list[Path]:
         """Write the folder, and print how to load it.

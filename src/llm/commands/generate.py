@@ -16,6 +16,7 @@ from llm.generation.model_loading import (
     load_language_model,
     report_truncation,
     use_hardware,
+    weights_are_trained,
 )
 from llm.generation.prompts import (
     encode_prompts,
@@ -62,7 +63,12 @@ class Generate(Command):
     weights: Weights
     reward: RewardFunction | None
 
-    rules: ClassVar[Sequence[Rule]] = (chosen_by_a_reward, prompts_have_one_source, stops_have_text)
+    rules: ClassVar[Sequence[Rule]] = (
+        weights_are_trained,
+        chosen_by_a_reward,
+        prompts_have_one_source,
+        stops_have_text,
+    )
 
     def run(self) -> list[str]:
         """Print and return the continuation of each prompt or, with a reward, its best answer.

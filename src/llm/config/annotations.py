@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, is_typeddict
 
 TOWER = {float: (int, float), complex: (int, float, complex)}  # PEP 484: an int fits a float
 PLAIN = (bool, int, float, str, bytes, list)
@@ -49,14 +49,21 @@ def is_unchecked(hint: Any) -> bool:
     if hint in (Any, EMPTY, object):
         return True
     origin = get_origin(hint) or hint
-    is_static = getattr(origin, "_is_protocol", False) and not origin._is_runtime_protocol
-    return is_static or not (isinstance(origin, type) or origin in (None, Literal, Union))
+    if origin in (None, Literal, Union) or is_typeddict(origin):
+        return False
+    try:
+        issubclass(object, origin)
+    except TypeError:  # not a class, or a protocol that is not checked at run time
+        return True
+    return False
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation alone. `Annotated[T, …]` counts as `T`."""
+    """Return the members of a union, or the annotation alone. `Annotated[T, …]` and a `NewType` of T count as `T`."""
     if get_origin(hint) is Annotated:
         return alternatives(get_args(hint)[0])
+    if isinstance(hint, NewType):
+        return alternatives(hint.__supertype__)
     if get_origin(hint) in (Union, types.UnionType):
         return tuple(a for member in get_args(hint) for a in alternatives(member))
     return (hint,)
@@ -88,7 +95,8 @@ def _accepts(hint: Any, value: Any) -> bool:
         return any(value == each and type(value) is type(each) for each in arguments)
     if isinstance(value, bool) and hint in (int, *TOWER):
         return False
-    if not isinstance(value, type(None) if hint is None else TOWER.get(origin, origin)):
+    kind = type(None) if hint is None else TOWER.get(origin, origin)
+    if is_typeddict(origin) or not isinstance(value, kind):
         return False
     if isinstance(value, str | bytes) and arguments:  # str fits Sequence[str], not Sequence[int]
         return all(accepts(arguments[0], item) for item in value[:1])
@@ -138,11 +146,12 @@ def _lengths_agree(origin: Any, arguments: tuple[Any, ...], value: list[Any]) ->
 
 def _is_sequence(origin: Any) -> bool:
     """Return whether a class accepts a list: it is a base of `list`, or a tuple."""
-    return inspect.isclass(origin) and (issubclass(list, origin) or origin is tuple)
+    is_checkable = inspect.isclass(origin) and not is_typeddict(origin)
+    return is_checkable and (issubclass(list, origin) or origin is tuple)
 
 
 def _is_mapping(origin: Any) -> bool:
-    return inspect.isclass(origin) and (issubclass(dict, origin) or is_typeddict(origin))
+    return inspect.isclass(origin) and (is_typeddict(origin) or issubclass(dict, origin))
 
 
 def positional(hint: Any) -> Sequence[Any] | None:

@@ -176,10 +176,15 @@ class Tree:
             known: sections that are already built.
         """
         whole = dereference(plain)
-        self.problems += [line for rule in (*RULES, *rules) for line in rule(whole)]
+        found = [line for rule in (*RULES, *rules) for line in rule(whole)]
+        # A rule says more about a key than its type does, and the type more than its range.
+        keys = {_key(line) for line in found}
+        self.problems[:] = [line for line in self.problems if _key(line) not in keys] + found
         if not self.is_trusted:
             return {}
-        self.problems += out_of_range(self.config, plain)
+        keys = {_key(line) for line in self.problems}
+        ranges = out_of_range(self.config, plain)
+        self.problems += [line for line in ranges if _key(line) not in keys]
         faulty = {re.split(r"[.:\[]", line)[0] for line in self.problems}
         values, refused = dict(known or {}), []
         for name in self.slots:
@@ -280,6 +285,11 @@ def _is_open(config: DictConfig, key: str) -> bool:
     if name in node:
         return OmegaConf.is_missing(node, name) or node[name] is None
     return name in annotations.parameters(locate(str(node._target_), config.get("trust") or ()))
+
+
+def _key(line: str) -> str:
+    """Return the key that a line is about."""
+    return line.partition(": ")[0]
 
 
 def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:

@@ -14,7 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from llm.config import annotations
 from llm.config.allowlist import locate
@@ -33,11 +33,11 @@ class WrongOverridesError(ConfigError):
 
     Attributes:
         others: the other overrides, without those of a group whose option does not exist.
-        keys: the keys that `others` set to a value.
+        beginnings: beginnings of the lines about values, and about chosen groups, of `others`.
     """
 
     others: Sequence[str] = ()
-    keys: Sequence[str] = ()
+    beginnings: tuple[str, ...] = ()
 
 
 def wrong_overrides(
@@ -48,7 +48,7 @@ def wrong_overrides(
     lines: list[str] = []
     choices: list[str] = []
     keys: dict[str, Override] = {}
-    sections: tuple[str, ...] = ()  # of groups whose option is wrong
+    sections: tuple[str, ...] = ()  # of groups whose option is wrong; an experiment may set any key
     for word in overrides:
         try:
             override = OverridesParser.create(loader).parse_overrides([word])[0]
@@ -64,20 +64,24 @@ def wrong_overrides(
             _wrong_word(loader, override, groups, is_group=is_group, is_sweep=is_sweep)
         ):
             lines += found
-            sections += (f"{key.replace('/', '.')}.",) if is_group else ()
+            section = "" if key == "experiment" else f"{key.replace('/', '.')}."
+            sections += (section,) if is_group else ()
         elif is_group:
             choices.append(word)
         elif not override.is_hydra_override():
             keys[word] = override
     lines += _unused_groups(loader, name, choices)
+    keys = {word: each for word, each in keys.items() if not key_of(word).startswith(sections)}
     wrong_keys = dict(_wrong_keys(loader, name, choices, keys, groups))
     error = WrongOverridesError(*dict.fromkeys([*lines, *wrong_keys.values()]))
-    kept = {
-        word: key_of(word)
-        for word in keys
-        if word not in wrong_keys and not key_of(word).startswith(sections)
-    }
-    error.others, error.keys = [*choices, *kept], list(kept.values())
+    kept = [word for word in keys if word not in wrong_keys]
+    error.others = [*choices, *kept]
+    # Groups must fit one another, which those whose option is wrong cannot.
+    fitting = [] if sections else choices
+    error.beginnings = (
+        *(f"{key_of(word)}{end}" for word in kept for end in (": ", "=", ".", "[")),
+        *(f"{key_of(word)}: " for word in fitting),
+    )
     return error
 
 
@@ -87,8 +91,8 @@ def _wrong_word(
     """Yield what is wrong with an override in every tree."""
     word, key = str(override.input_line), override.key_or_group
     if override.is_sweep_override() and not is_sweep:
-        name = override.get_key_element()
-        yield f"{word}: several values; add -m to run each, or write one list: {name}=[…]"
+        one = "" if is_group else f", or write one list: {override.get_key_element()}=[…]"
+        yield f"{word}: several values; add -m to run each{one}"
     elif is_group:
         yield from _wrong_option(loader, override)
     elif is_among(key_of(word), SWEEPS) and not is_sweep:
@@ -198,8 +202,11 @@ def _wrong_key(config: DictConfig, key: str, groups: Sequence[str]) -> str | Non
             if path and word in _more_parameters(node):
                 return f"{key}: is not in the config, but can be added; use +{key}=…"
             if path:
-                return f"{key}: no such key; {suggestion(word, map(str, node), f'{path}.')}"
+                names = [str(name) for name in node if not str(name).startswith("_")]
+                return f"{key}: no such key; {suggestion(word, names, f'{path}.')}"
             return f"{key}: {_no_such_root(config, word, key, groups)}"
+        if not isinstance(node, DictConfig | ListConfig):
+            return f"{key}: {path} is a value without keys; set {path}=…"
         path = f"{path}.{word}" if path else word
         node = OmegaConf.select(config, path, throw_on_missing=False)
     return None

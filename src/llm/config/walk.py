@@ -241,8 +241,9 @@ def misplaced(value: Any, hint: Any) -> str:
         listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
         return f"{_shown(value)} is not one of the choices; use {listed}"
     kind = _with_article(annotations.describe_hint(hint))
-    others = "choose another option" if value is None else "use a value of that type"
-    return f"{_shown(value)} is not {kind}; {_in_digits(value, hint) or REMEDIES.get(hint, others)}"
+    known = (REMEDIES[member] for member in annotations.alternatives(hint) if member in REMEDIES)
+    remedy = _in_digits(value, hint) or next(known, "use a value of that type")
+    return f"{_shown(value)} is not {kind}; {remedy}"
 
 
 def _with_article(kind: str) -> str:

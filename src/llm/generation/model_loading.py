@@ -1,7 +1,8 @@
 """Loading of a model for commands that do not train."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,12 @@ from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
 from llm.weights.base import Weights
+
+
+def weights_are_trained(config: Mapping[str, Any]) -> Iterator[str]:
+    """Refuse `weights=scratch`."""
+    if config.get("weights", "") is None:
+        yield "weights: scratch has learned nothing; use weights=run weights.path=…"
 
 
 def use_hardware(hardware: Hardware) -> Hardware:

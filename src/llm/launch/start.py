@@ -115,7 +115,7 @@ class Invocation:
                 else:
                     self.compose(error.others)
             # What is wrong elsewhere may be due to the overrides that are left out.
-            typed = tuple(f"{key}{end}" for key in error.keys for end in (": ", "=", ".", "["))
+            typed = error.beginnings
             others = (line for line in further if line.rpartition(" | ")[2].startswith(typed))
             raise ConfigError(*error.problems, *others) from error
 

@@ -151,6 +151,7 @@ def test_an_invalid_optimizer_is_refused_by_its_key(loader):
 
 
 def test_data_of_a_function_are_counted(loader, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that the long name of the point stays in one line
     words = ["size=nano", "tokenizer=byte", "data=text", "data.path=x.txt", "trust=[made_data]"]
     words += ["data._target_=made_data.my_data", "trainer.max_steps=10"]
     keys = [key for key in compose(loader, "train", words).config.data if key != "_target_"]

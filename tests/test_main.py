@@ -129,6 +129,11 @@ def test_wrong_key_is_reported_with_all_other_problems(llm):
     assert keys == ["data.path", "model.n_layers", "optimizer.lr"]
 
 
+@pytest.mark.parametrize("words", [["model=gtp"], ["-m", "model=gtp"]])
+def test_a_wrong_option_alone_does_not_import_torch(words):
+    assert imported(["train", *words], names=HYDRA_ONLY) == []
+
+
 def test_completion_does_not_import_torch(monkeypatch):
     monkeypatch.setenv("COMP_LINE", "llm train model=")
     assert imported(["-sc", "query=bash"], names=HYDRA_ONLY) == []

@@ -8,6 +8,7 @@ from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.config.rules import Rule
+from llm.config.texts import one_or_several
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.chat_session import ChatSession
 from llm.generation.conversation import Conversation
@@ -19,7 +20,7 @@ from llm.generation.model_loading import (
     weights_are_trained,
 )
 from llm.generation.prefix_cache import PrefixCache
-from llm.generation.prompts import one_or_several, stops_have_text
+from llm.generation.prompts import stops_have_text
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import stream_tokens
 from llm.hardware import Hardware

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from llm.config.base import Command
 from llm.config.build import config_errors_at
 from llm.config.rules import Rule
+from llm.config.texts import one_or_several
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.best_of import Scored, best_of, require_choice
 from llm.generation.generation_settings import GenerationSettings
@@ -20,7 +21,6 @@ from llm.generation.model_loading import (
 )
 from llm.generation.prompts import (
     encode_prompts,
-    one_or_several,
     prompts_have_one_source,
     read_prompts,
     stops_have_text,

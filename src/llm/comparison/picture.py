@@ -196,9 +196,10 @@ def _label(row: TableRow, keys: Sequence[str], *, data: str) -> str:
         if value is not None and f"{key}={value}" not in data.split()
     ]
     name = " ".join(words) or row.results[0].name
-    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
     if len(keys) == 1:
         name = str(row.settings[0])
+    elif len(name) > LONGEST:
+        name = f"{name[:LONGEST]}…"
     return name if row.is_done else f"{name} ({row.status})"
 
 

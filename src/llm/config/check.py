@@ -19,7 +19,7 @@ from llm.config.base import Command
 from llm.config.build import build
 from llm.config.composed import Composed
 from llm.config.deferred import Deferred
-from llm.config.errors import ConfigError, collecting, raise_all
+from llm.config.errors import ConfigError, collecting, key_of_line, raise_all
 from llm.config.ranges import out_of_range
 from llm.config.requirements import FILLED_IN, PROVISIONAL, other_data, unmet
 from llm.config.rules import RULES, Rule
@@ -178,13 +178,13 @@ class Tree:
         whole = dereference(plain)
         found = [line for rule in (*RULES, *rules) for line in rule(whole)]
         # A rule says more about a key than its type does, and the type more than its range.
-        keys = {_key(line) for line in found}
-        self.problems[:] = [line for line in self.problems if _key(line) not in keys] + found
+        keys = {key_of_line(line) for line in found}
+        self.problems[:] = [line for line in self.problems if key_of_line(line) not in keys] + found
         if not self.is_trusted:
             return {}
-        keys = {_key(line) for line in self.problems}
+        keys = {key_of_line(line) for line in self.problems}
         ranges = out_of_range(self.config, plain)
-        self.problems += [line for line in ranges if _key(line) not in keys]
+        self.problems += [line for line in ranges if key_of_line(line) not in keys]
         faulty = {re.split(r"[.:\[]", line)[0] for line in self.problems}
         values, refused = dict(known or {}), []
         for name in self.slots:
@@ -285,11 +285,6 @@ def _is_open(config: DictConfig, key: str) -> bool:
     if name in node:
         return OmegaConf.is_missing(node, name) or node[name] is None
     return name in annotations.parameters(locate(str(node._target_), config.get("trust") or ()))
-
-
-def _key(line: str) -> str:
-    """Return the key that a line is about."""
-    return line.partition(": ")[0]
 
 
 def _depends_on(faulty: Collection[str], name: str, plain: Any) -> bool:

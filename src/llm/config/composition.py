@@ -13,7 +13,7 @@ from llm.config.base import Command
 from llm.config.budget import give_one_budget
 from llm.config.check import check
 from llm.config.composed import Composed
-from llm.config.errors import ConfigError, collecting, raise_all
+from llm.config.errors import ConfigError, collecting, key_of_line, raise_all
 from llm.config.explanation import hydra_message, wrong_overrides
 from llm.config.loader import HYDRA_ERRORS, Loader
 from llm.config.overrides import differing_words, key_of
@@ -103,7 +103,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
         command = check(point)
         if not found:
             return command
-    known = tuple({f"{line.partition(': ')[0]}: " for line in found})
+    known = tuple({f"{key_of_line(line)}: " for line in found})
     ends = tuple(found)  # the constructor of a section may report the same, after its own key
     others = (x for x in problems if not (x.startswith(known) or x.endswith(ends)))
     lines = _about_deletions([*found, *others], point.overrides)
@@ -111,7 +111,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
     options = list(loader.own_options(point.choices.items()))
     with_files = []
     for line in lines:
-        key = line.partition(": ")[0]
+        key = key_of_line(line)
         files = [each.file for each in options if key not in typed and each.sets(key)]
         with_files.append(f"{line} (set in {files[-1]})" if files else line)
     raise ConfigError(*with_files)

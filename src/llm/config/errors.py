@@ -44,6 +44,11 @@ def raise_all(problems: Iterable[str]) -> None:
         raise ConfigError(*lines)
 
 
+def key_of_line(line: str) -> str:
+    """Return the key that a problem is about, at the beginning of its line."""
+    return line.partition(": ")[0]
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that is most similar to `word`; None if none is similar."""
 

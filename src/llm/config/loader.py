@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import llm.config.run_name  # registers the resolver of the name  # noqa: F401
 from llm.config import hydra_section
 from llm.config.composed import Composed, trusts
-from llm.config.errors import ConfigError, raise_all
+from llm.config.errors import ConfigError, key_of_line, raise_all
 from llm.config.overrides import key_of
 from llm.config.reading import LARGEST_YAML, read_bytes
 from llm.config.resolvers import lookups, resolve_lookups
@@ -96,7 +96,7 @@ class Loader(ConfigLoaderImpl):
         config = super().load_configuration(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
         )
-        lines = {line.partition(": ")[0]: line for line in self._problems(config, parsed)}
+        lines = {key_of_line(line): line for line in self._problems(config, parsed)}
         raise_all(lines.values())
         choices = config.hydra.runtime.choices
         resolve_lookups(config, [each for each in parsed if each.key_or_group not in choices])

@@ -6,6 +6,7 @@ listed here are quoted before Hydra parses them, so that they stay as typed.
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -72,6 +73,11 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return [_expanded(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
+
+
+def one_or_several(texts: str | Sequence[str]) -> list[str]:
+    """Return one text, or several, as a list."""
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def as_text(word: str, *, is_sweep: bool = False) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.config.errors import ConfigError
+from llm.config.texts import one_or_several
 from llm.data.errors import DataError
 from llm.data.examples.template import ChatTemplate, Message
 from llm.data.text_decoding import read_chunks, split_lines
@@ -37,11 +38,6 @@ def encode_prompts(
     starts = [template.encode_prompt(messages, tokenizer) for messages in conversations]
     end = template.end_token(tokenizer)
     return EncodedPrompts(starts, () if end is None else (end,), template.stops)
-
-
-def one_or_several(texts: str | Sequence[str]) -> list[str]:
-    """Return one text, or several, as a list."""
-    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def stops_have_text(config: Mapping[str, Any]) -> Iterator[str]:

@@ -107,6 +107,8 @@ class Invocation:
         try:
             self.tree = load_tree(self.loader, name, words, is_sweep=is_sweep)
         except WrongOverridesError as error:
+            if not error.beginnings:  # there is nothing to check, and no need to import torch
+                raise
             further: list[str] = []
             with collecting(further):
                 if is_sweep:

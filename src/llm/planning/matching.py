@@ -12,6 +12,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.errors import ConfigError
+from llm.config.texts import one_or_several
 from llm.planning.cost import Cost, cost
 from llm.units import format_number, percent
 
@@ -45,7 +46,7 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
         ConfigError: there is only one point, the size of a point is not known before its data are read, or a point
             cannot be matched within `NEAR`.
     """
-    measures = [by] if isinstance(by, str) else list(by)
+    measures = one_or_several(by)
     _require_valid(measures, len(configs))
     reference = _known(configs[0])
     others = (_matched(point, reference, measures=measures) for point in configs[1:])

@@ -220,7 +220,7 @@ def _is_plain(definition: dict[str, Any]) -> bool:
 
 
 def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:
-    """Return whether there is no template, or one with the text alone."""
+    """Return whether a post-processor adds no token to a text."""
     if post_processor is None or post_processor["type"] == "ByteLevel":
         return True
     return [list(piece) for piece in post_processor["single"]] == [["Sequence"]]

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from llm import network
+from llm.config.texts import one_or_several
 from llm.data.corpora.base import DocumentPiece, Source, join_pieces
 from llm.data.errors import DataError
 from llm.data.optional_library import import_optional
@@ -100,7 +101,7 @@ class HuggingFaceDataset(Source):
             yield
             return
         files = self.data_files or ()
-        for file in (self.path, *([files] if isinstance(files, str) else files)):
+        for file in (self.path, *one_or_several(files)):
             if "://" in file and (refusal := network.refusal(file)):
                 raise DataError(f"{refusal}; name a file of your own with test_path=")
         before = settings.HF_HUB_OFFLINE

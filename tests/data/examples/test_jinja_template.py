@@ -81,7 +81,7 @@ def test_what_ends_an_answer(chatml):
             "{% set n = namespace(t='aa') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
             "memory",
         ),
-        ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "fails: it writes without end"),
+        ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "fails: it writes too much text"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "fails: maximum recursion depth"),
     ],
 )
@@ -137,5 +137,5 @@ def test_a_template_in_a_configuration_is_read_before_it_is_used():
 def test_a_template_that_hides_the_answers_is_refused_for_training(chatml):
     _, tokenizer = chatml
     hidden = template("{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>")
-    with pytest.raises(ValueError, match="hides where an answer begins"):
+    with pytest.raises(ValueError, match="does not show where a response begins"):
         hidden.encode([*ASKED, Message("assistant", "c")], tokenizer)

@@ -137,7 +137,7 @@ def test_a_conversation_ends_with_the_last_answer_to_learn(prepared):
 
 
 def test_rows_in_which_all_answers_have_weight_0_are_refused_in_one_line(prepared):
-    with pytest.raises(ConfigError, match="no answer to learn") as error:
+    with pytest.raises(ConfigError, match="no response to learn") as error:
         prepared("instruct", CASES / "messages_extra.json", "data.malformed=skip")
     (line,) = error.value.problems
     assert "no row can be used" in line
@@ -295,7 +295,7 @@ def test_pairs_with_a_prompt_are_read(prepared):
     [
         (
             {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
-            "in more than the last answer",
+            "in more than the last response",
         ),
         (
             {"prompt": "x", "chosen": [USER, GOOD], "rejected": [USER, BAD]},

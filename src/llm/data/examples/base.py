@@ -34,7 +34,7 @@ class ExamplesDataModule(DataModule):
         path: a JSON, JSON lines, CSV or TSV file, several files, or a download.
         tokenizer: a tokenizer, or a function that trains one on an iterable of training texts.
         context_length: maximum number of tokens in a row.
-        collation: how examples become rows, and rows batches.
+        collation: arranges examples in rows, and rows in batches.
         columns: see Layout.
         delimiter: see Layout.
         encoding: see Layout.
@@ -49,17 +49,17 @@ class ExamplesDataModule(DataModule):
     Attributes:
         kind: name of the examples in messages.
         may_pack: whether a row may have several examples.
-        averages_tokens: whether a loss is averaged over tokens, so that it depends on the tokenizer.
+        averages_tokens: whether the loss is a mean over tokens and so depends on the tokenizer.
         special_tokens: names of special tokens that the tokenizer must have.
-        raw: the examples of each part. Available after `setup`, like the ones below.
+        raw: the examples of each part. This and the following attributes are available after `setup`.
         encoded: the rows of each part.
         skipped: number of malformed rows left out.
-        unused: number of rows with a value in a field that is not read, by field.
+        unused: for each field that is not read, number of rows that have a value in it.
 
     Raises:
         ValueError: a parameter is out of range.
-        DataError: a file cannot be used, a row cannot and `malformed` is `stop`, or a part is empty (raised by
-            `prepare_data` and `setup`).
+        DataError: a file cannot be used, a part is empty, or a row cannot be used and `malformed` is `stop` (raised
+            by `prepare_data` and `setup`).
     """
 
     kind: ClassVar[str] = "examples"
@@ -142,7 +142,7 @@ class ExamplesDataModule(DataModule):
         return example[1:]
 
     def group(self, example: Any) -> Any:
-        """Return the group of an example, such as its label; parts have equal shares of every group."""
+        """Return the group of an example, such as its label; every group is split in the same proportions."""
         return None
 
     def select(self, parts: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -201,7 +201,7 @@ class ExamplesDataModule(DataModule):
                 )
 
     def _split(self, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Draw the parts without files from the training examples, with equal shares of every group."""
+        """Draw the parts without files from the training examples, in the same proportions for every group."""
         fractions = {part: share for part, share in self.fractions.items() if part not in given}
         examples = given["train"]
         shares = {"train": 1 - sum(fractions.values()), **fractions}
@@ -272,7 +272,7 @@ class ExamplesDataModule(DataModule):
         return self.collation.arrange(encoded, self.context_length)
 
     def require_fit(self, what: str, *, prompt: int, tokens: int) -> None:
-        """Raise a ValueError if `tokens` in total do not fit the context; the last is only a target."""
+        """Raise a ValueError if an example of `tokens` tokens does not fit the context; the last is only a target."""
         if tokens - 1 > self.context_length:
             raise ValueError(
                 f"{what} have {prompt} + {tokens - prompt} tokens, which do not fit "
@@ -328,7 +328,7 @@ class Examples(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        """Gather the rows with these indices, (B); all targets of a row beyond the end are ignored."""
+        """Gather the rows with these indices, (B); an index beyond the end gives a row whose targets are ignored."""
         first = self.rows[0]
         names = first.keys() & {"targets", "labels"}
         ignored = first | {name: [IGNORE_INDEX] * len(first[name]) for name in names}

@@ -51,8 +51,8 @@ class Padding:
     """A collation with one example per row, padded to the longest row of its batch.
 
     Args:
-        multiple: rows are padded to a multiple of this number of tokens, up to the context length: tensor cores are
-            faster, and fewer lengths need fewer kernels.
+        multiple: rows are padded to a multiple of this number of tokens, up to the context length. Tensor cores are
+            faster with such lengths, and fewer different lengths need fewer kernels.
 
     Raises:
         ValueError: the multiple is less than 1.
@@ -91,8 +91,8 @@ class LengthGrouped(Padding):
 
     Args:
         multiple: as for Padding.
-        group: number of batches that are sorted together. A larger number needs less padding and mixes less; 1 does
-            not group.
+        group: number of batches that are sorted together. With a larger number, there is less padding but the order
+            is less random; 1 turns grouping off.
 
     Raises:
         ValueError: the group or the multiple is less than 1.

@@ -15,11 +15,11 @@ from llm.nn.ignore_index import IGNORE_INDEX
 
 
 class Demonstration(NamedTuple):
-    """A conversation that ends with an answer to learn.
+    """A conversation that ends with a response to learn.
 
     Attributes:
         where: the file and line.
-        messages: all messages, the answer included.
+        messages: all messages, including the response.
         instruction: the last instruction.
         context: the input of the instruction; often empty.
     """
@@ -31,17 +31,17 @@ class Demonstration(NamedTuple):
 
     @property
     def prompt(self) -> list[Message]:
-        """The messages before the last answer."""
+        """The messages before the last response."""
         return self.messages[:-1]
 
     @property
     def reference(self) -> str:
-        """The last answer."""
+        """The last response."""
         return self.messages[-1].content
 
 
 class InstructionDataModule(ExamplesDataModule):
-    """A data module of conversations, from which a model learns to answer.
+    """A data module of conversations, from which a model learns to respond.
 
     A row of the file has one of these shapes:
 
@@ -51,11 +51,11 @@ class InstructionDataModule(ExamplesDataModule):
     - a conversation, `{"messages": [{"role", "content"}, …]}` or `{"conversations": [{"from", "value"}, …]}`, which
       ends with the assistant's message.
 
-    Answers of `weight` 0 are not learned. A warning lists fields with a value that are not read.
+    Responses with `weight` 0 are not learned. A warning lists the fields that have a value but are not read.
 
     Args:
         template: the chat template; its special tokens are added to the tokenizer.
-        loss_on: the tokens to learn: the assistant's answers (`response`) or all (`all`).
+        loss_on: the tokens to learn: those of the assistant's responses (`response`) or all (`all`).
         shared: the arguments of `ExamplesDataModule`. A conversation may have `context_length` + 1 tokens, because
             the last one is only a target.
     """
@@ -77,25 +77,29 @@ class InstructionDataModule(ExamplesDataModule):
         self.special_tokens = template.special_tokens
 
     def parse(self, row: Record) -> Demonstration:
-        """Return a row of any shape as a conversation, up to the last answer to learn.
+        """Return a row of any shape as a conversation, up to the last response to learn.
 
         Raises:
-            ValueError: the row has none of the shapes, or no answer to learn.
+            ValueError: the row has none of the shapes, or no response to learn.
         """
         values, shape = row.values, record_shape(row.values)
         if shape is None:
             raise unknown_shape(values, ("instruction", "output"))
         messages = shape.read(values, self.template)
-        if isinstance(values.get(shape.answer), list):
-            messages += parse_messages(values[shape.answer])
-        elif shape.answer:
-            messages.append(Message("assistant", get_text(values, shape.answer)))
+        if isinstance(values.get(shape.response), list):
+            messages += parse_messages(values[shape.response])
+        elif shape.response:
+            messages.append(Message("assistant", get_text(values, shape.response)))
         self.template.require(messages)
         if messages[-1].role != "assistant":
-            raise ValueError("the last message is not the assistant's: there is no answer to learn")
+            raise ValueError(
+                "the last message is not the assistant's: there is no response to learn"
+            )
         learned = [at for at, m in enumerate(messages) if m.role == "assistant" and m.learned]
         if not learned:
-            raise ValueError("the assistant's messages have weight 0: there is no answer to learn")
+            raise ValueError(
+                "the assistant's messages have weight 0: there is no response to learn"
+            )
         messages = messages[: learned[-1] + 1]
         if shape is INSTRUCTION:
             context = get_optional_text(values, "input")
@@ -107,7 +111,7 @@ class InstructionDataModule(ExamplesDataModule):
         """Return the names of fields with a value that `parse` does not read."""
         shape = record_shape(values)
         assert shape is not None
-        return unused_fields(values, (shape.name, *shape.optional, shape.answer))
+        return unused_fields(values, (shape.name, *shape.optional, shape.response))
 
     def texts(self, example: Demonstration) -> Iterable[str]:
         """Return the whole conversation as text, without special tokens."""

@@ -37,14 +37,14 @@ class Renderer:
     def __init__(self, source: str) -> None:
         self.source = source
         self._process: subprocess.Popen[bytes] | None = None
-        self._failure: str | None = None  # the error of a template that is not tried again
+        self._failure: str | None = None  # the error after which the template is not tried again
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Render values.
 
         Raises:
-            ValueError: the template cannot be parsed, rejects the values, or needs too much time, memory or
-                text.
+            ValueError: the template cannot be parsed, rejects the values, takes too much time or memory, or writes
+                too much text.
         """
         return self._request(self.start(), values)
 
@@ -85,7 +85,7 @@ class Renderer:
             process.stdin.flush()
             line = call_within(SECONDS, partial(process.stdout.readline, BYTES))
             if not line.endswith(b"\n"):
-                raise ValueError("takes too much memory, time or text")
+                raise ValueError("takes too much memory or time, or writes too much text")
             reply = json.loads(line)
             if "error" not in reply:
                 return str(reply["text"])
@@ -111,7 +111,7 @@ def renderer(source: str, process_id: int) -> Renderer:
 
 
 class Hidden:
-    """A conversation whose messages have no names of special tokens.
+    """A conversation in which the names of special tokens are replaced, so that they are encoded as plain text.
 
     Attributes:
         messages: the messages, with each name replaced by its index between two marks.
@@ -126,7 +126,7 @@ class Hidden:
         self.mark = next(free, "")
         if not self.mark:
             raise ValueError(
-                "the messages have all of Unicode's private use area; remove one character"
+                "the messages contain every character of Unicode's private use area; remove one of them"
             )
 
         def hide(name: re.Match[str]) -> str:
@@ -186,24 +186,24 @@ class JinjaTemplate(ChatTemplate):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return tokens and mask, see `ChatTemplate.encode`; text after the last answer is left out.
+        """Return tokens and mask, see `ChatTemplate.encode`; text after the last response is left out.
 
         Raises:
-            ValueError: the roles do not alternate, the template rejects the messages, or an answer is not found.
+            ValueError: the roles do not alternate, the template rejects the messages, or a response is not found.
         """
         self.require(messages)
         hidden = Hidden(tokenizer, messages)
         text = self._render(hidden.messages)
         is_prompt = messages[-1].role != "assistant"
         try:
-            answers = list(self._answers(hidden, text))
+            responses = list(self._responses(hidden, text))
         except ValueError:
             if not is_prompt:
                 raise
-            answers = []  # a prompt has no answer to learn
+            responses = []  # a prompt has no response to learn
         if not is_prompt:
-            text = text[: answers[-1][1]]
-        return _tokens(text, answers, hidden=hidden)
+            text = text[: responses[-1][1]]
+        return _tokens(text, responses, hidden=hidden)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the text that `encode` encodes."""
@@ -211,7 +211,7 @@ class JinjaTemplate(ChatTemplate):
         return self._render(messages)
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the special token that ends an answer, or None."""
+        """Return the special token that ends a response, or None."""
         token = self.encode(PROBE, tokenizer)[0][-1]
         return token if token in tokenizer.special_tokens.values() else None
 
@@ -222,7 +222,7 @@ class JinjaTemplate(ChatTemplate):
 
     @property
     def stops(self) -> list[str]:
-        """The text that ends an answer."""
+        """The text that ends a response."""
         end = self.render(PROBE).rpartition(PROBE[1].content)[2].strip()
         return [end] if end else []
 
@@ -242,10 +242,10 @@ class JinjaTemplate(ChatTemplate):
             {**self.tokens, **given, **absent, "add_generation_prompt": is_prompt}
         )
 
-    def _answers(self, hidden: Hidden, text: str) -> Iterator[tuple[int, int, bool]]:
-        """Yield the start and the end of each answer, in characters, and whether it is learned.
+    def _responses(self, hidden: Hidden, text: str) -> Iterator[tuple[int, int, bool]]:
+        """Yield the start and the end of each response, in characters, and whether it is learned.
 
-        An answer starts where its prompt ends, and ends with the first special token after its content.
+        A response starts where its prompt ends, and ends with the first special token after its content.
         """
         for index, (role, content, learned) in enumerate(hidden.messages):
             if role != "assistant":
@@ -258,24 +258,28 @@ class JinjaTemplate(ChatTemplate):
             if start < len(prompt):
                 start = said
             if start < 0:
-                raise ValueError("the chat template hides where an answer begins; use another one")
+                raise ValueError(
+                    "the chat template does not show where a response begins; use another one"
+                )
             behind = start if said < 0 else said + len(content.strip())
             end_token = hidden.special.search(text, behind)
             closed = self._render(hidden.messages[: index + 1]) if end_token is None else ""
             if not text.startswith(closed):
-                raise ValueError("the chat template hides where an answer ends; use another one")
+                raise ValueError(
+                    "the chat template does not show where a response ends; use another one"
+                )
             yield start, end_token.end() if end_token else len(closed), learned
 
 
 def _tokens(
-    text: str, answers: Sequence[tuple[int, int, bool]], *, hidden: Hidden
+    text: str, responses: Sequence[tuple[int, int, bool]], *, hidden: Hidden
 ) -> tuple[list[int], list[bool]]:
-    """Return the tokens of a rendered text, and a mask of the answers to learn.
+    """Return the tokens of a rendered text, and a mask of the responses to learn.
 
-    If a token would span the edge of an answer, the text is cut there: when a model answers, its prompt is encoded
-    without the answer.
+    If a token would span the start or the end of a response, the text is split there, because in generation the prompt
+    is encoded without the response.
     """
-    edges = [edge for start, end, learned in answers for edge in ((start, False), (end, learned))]
+    edges = [edge for start, end, learned in responses for edge in ((start, False), (end, learned))]
     tokens: list[int] = []
     is_response: list[bool] = []
     before = 0

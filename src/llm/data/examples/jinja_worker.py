@@ -24,7 +24,7 @@ CHARACTERS = 2**20  # of a text, in addition to four times the length of its val
 
 
 class Generation(jinja2.ext.Extension):
-    """The statement `{% generation %}`, which marks answers in some templates; it does not change the text."""
+    """The statement `{% generation %}`, which marks responses in some templates; it does not change the text."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
 
@@ -73,7 +73,7 @@ def render_text(template: jinja2.Template, values: dict[str, Any], *, room: int)
     for piece in template.generate(**values):
         room -= len(piece)
         if room < 0:
-            raise ValueError("it writes without end")
+            raise ValueError("it writes too much text")
         pieces.append(piece)
     return "".join(pieces)
 

@@ -42,7 +42,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     A batch has `tokens` (B, T) int64, padded on the right; `attention_mask` (B, T) bool, true for tokens that are
     not padding; `labels` (B) int64; and `rows` (B) int64, the indices of the texts in `raw`. Repeated texts are
-    removed before the split, so none is in two parts. Texts are cut to the context at the end.
+    removed before the split, so none is in two parts. Texts that are longer than the context are cut at the end.
 
     Args:
         text: the column or key of the text.
@@ -57,7 +57,7 @@ class LabelledDataModule(ExamplesDataModule):
         shared: the other arguments of `ExamplesDataModule`.
 
     Attributes:
-        classes: names of the classes; a label is an index in them. Available after `prepare_data`.
+        classes: names of the classes; a label in a batch is an index in this list. Available after `prepare_data`.
 
     Raises:
         DataError: there are fewer than two classes.
@@ -147,7 +147,7 @@ class LabelledDataModule(ExamplesDataModule):
         return Example(row.where, text, label)
 
     def select(self, parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
-        """Return each text once; a text in several files stays in the held-out part."""
+        """Return each text once; a text in the files of several parts stays in the test or the validation part."""
         for examples in parts.values():
             self._refuse_header(examples)
         seen: set[str] = set()
@@ -254,7 +254,7 @@ class LabelledDataModule(ExamplesDataModule):
 
     @property
     def class_weights(self) -> list[float] | None:
-        """Weight of each class in the loss: the size of the largest class over its own; None without weights."""
+        """Weight of each class in the loss: the size of the largest class divided by its own; None without weights."""
         if self.balance != "weights":
             return None
         sizes = Counter(example.label for example in self.raw["train"])
@@ -305,7 +305,7 @@ def keep_letters(text: str) -> str:
 
 
 def undersample(examples: Sequence[Example], seed: int) -> list[Example]:
-    """Return as many examples of each class as the smallest has, drawn at random, in order."""
+    """Return as many examples of each class as the smallest has, drawn at random, in their original order."""
     random = np.random.default_rng(seed)
     classes = indices_by_group([example.label for example in examples]).values()
     size = min(map(len, classes))

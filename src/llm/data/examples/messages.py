@@ -23,8 +23,8 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 def parse_messages(found: Any) -> list[Message]:
     """Return the messages of a list of objects with role and content (or from and value), or of a transcript.
 
-    A blank system message is left out. An answer is not learned if its weight is 0, or if it is a tool call: blank,
-    before a tool's message.
+    A blank system message is left out. A response is not learned if its weight is 0, or if it is a tool call: a blank
+    message before that of a tool.
 
     Raises:
         ValueError: the value is neither, or a message is malformed.
@@ -62,7 +62,7 @@ def _weight(item: Mapping[str, Any]) -> float:
 
 
 def get_content(item: Mapping[str, Any], *, may_be_blank: bool = False) -> str:
-    """Return the content of a message: text, or a list of parts that are text.
+    """Return the content of a message: a text, or a list of text parts, which are joined.
 
     Raises:
         ValueError: the content is something else, or is blank and may not be.
@@ -120,20 +120,20 @@ def with_system(system: str, messages: Sequence[Message]) -> list[Message]:
 
 
 def parse_history(found: Any) -> list[Message]:
-    """Return the messages of earlier turns, a list of pairs of instruction and answer.
+    """Return the messages of earlier turns, a list of pairs of instruction and response.
 
     Raises:
         ValueError: the value is not such a list.
     """
     turns = found or []
     if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
-        raise ValueError("history is not a list of pairs of an instruction and an answer")
+        raise ValueError("history is not a list of pairs of an instruction and a response")
     texts = [get_text({"history": text}, "history") for turn in turns for text in turn]
     return [Message("assistant" if at % 2 else "user", text) for at, text in enumerate(texts)]
 
 
 def unused_fields(values: Mapping[str, Any], used: Collection[str]) -> Iterator[str]:
-    """Yield the unread fields with a value, of a row and of its messages."""
+    """Yield the fields of a row and of its messages that have a value but are not read."""
     for name, value in values.items():
         if name not in used:
             yield from () if is_blank(value) else (name,)

@@ -37,13 +37,13 @@ class PreferenceDataModule(ExamplesDataModule):
     """A data module of pairs of responses.
 
     A batch has `tokens`, `targets` and `attention_mask`, (2B, T) each: B rows with the chosen responses, then B with
-    the rejected ones. Targets are the tokens of the response, its end included; those of the prompt and of the
+    the rejected ones. Targets are the tokens of the response, including its end; those of the prompt and of the
     padding on the right are ignored.
 
     A row of the file has `chosen` and `rejected`, each a text or a message, and a prompt that ends with the user's
-    message, in one of the shapes of InstructionDataModule. Or `chosen` and `rejected` are whole conversations, as
-    messages or as transcripts (`Human: …`), which differ only in the last answer. Pairs of equal responses are left
-    out. A warning lists fields with a value that are not read.
+    message, in one of the shapes of InstructionDataModule. Alternatively, `chosen` and `rejected` are whole
+    conversations, as messages or as transcripts (`Human: …`), which differ only in the last response. Pairs of equal
+    responses are left out. A warning lists the fields that have a value but are not read.
 
     Args:
         template: the chat template; its special tokens are added to the tokenizer.
@@ -78,7 +78,7 @@ class PreferenceDataModule(ExamplesDataModule):
         if len(chosen) > 1 or len(rejected) > 1:
             prompt = chosen[:-1]
             if rejected[:-1] != prompt:
-                raise ValueError("chosen and rejected differ in more than the last answer")
+                raise ValueError("chosen and rejected differ in more than the last response")
             if shape is PROMPT and not is_same_prompt(PROMPT.read(values, self.template), prompt):
                 raise ValueError("prompt differs from the start of chosen and rejected; remove one")
         elif shape is None:
@@ -91,7 +91,7 @@ class PreferenceDataModule(ExamplesDataModule):
         return Pair(row.where, prompt, chosen[-1].content, rejected[-1].content)
 
     def unread(self, values: Mapping[str, Any]) -> Iterable[str]:
-        """Return the names of fields with a value that are neither read nor ignored."""
+        """Return the names of the fields that have a value but are neither read nor ignored."""
         shape = record_shape(values)
         prompt = () if shape is None else (shape.name, *shape.optional)
         return unused_fields(values, (*prompt, "chosen", "rejected", *self.ignored))
@@ -185,5 +185,5 @@ def parse_response(values: Mapping[str, Any], key: str) -> list[Message]:
 
 
 def is_same_prompt(given: list[Message], prompt: list[Message]) -> bool:
-    """Return whether two prompts are equal, with or without the system message of the second."""
+    """Return whether `given` is the prompt, or the end of it without its system message."""
     return given == prompt or given == [m for m in prompt if m.role != "system"][-len(given) :]

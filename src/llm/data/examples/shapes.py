@@ -24,13 +24,13 @@ class Shape(NamedTuple):
         name: the field that identifies the shape.
         optional: other fields of the prompt.
         read: function that returns the messages of a row.
-        answer: the field of the answer; empty if the answer is the last message.
+        response: the field of the response; empty if the response is the last message.
     """
 
     name: str
     optional: tuple[str, ...]
     read: Callable[[Values, ChatTemplate], list[Message]]
-    answer: str = ""
+    response: str = ""
 
 
 def _instruction(values: Values, template: ChatTemplate) -> list[Message]:

@@ -1,7 +1,7 @@
-"""Chat templates: the text around the messages of a conversation, and the mask of the answers.
+"""Chat templates: the text around the messages of a conversation, and the mask of the responses.
 
-A template consists of pieces, so the author of every token is known. Messages are encoded as plain text: the name of
-an end token in a message does not end it.
+A conversation is encoded piece by piece, so the author of every token is known. Messages are encoded as plain text: the
+name of an end token in a message does not end it.
 """
 
 import json
@@ -32,7 +32,7 @@ class Message(NamedTuple):
     Attributes:
         role: the author.
         content: the text.
-        learned: whether training learns this answer.
+        learned: whether training learns this response.
     """
 
     role: Role
@@ -40,7 +40,7 @@ class Message(NamedTuple):
     learned: bool = True
 
     def as_row(self) -> dict[str, str | int]:
-        """Return the message as an object of a file of conversations."""
+        """Return the message as an object for a file of conversations."""
         row: dict[str, str | int] = {"role": self.role, "content": self.content}
         return row if self.learned else row | {"weight": 0}
 
@@ -69,7 +69,7 @@ class ChatTemplate(ABC):
     def require(self, messages: Sequence[Message]) -> None:
         """Require that the user and the assistant alternate, after an optional system message.
 
-        Messages of tools follow one of the assistant's.
+        A tool's message follows the assistant's or another tool's.
 
         Raises:
             ValueError: the roles are in another order, or the template does not support one.
@@ -93,23 +93,23 @@ class ChatTemplate(ABC):
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer
     ) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation, and a mask of the answers to learn, ends included.
+        """Return the tokens of a conversation, and a mask of the responses to learn, including their ends.
 
-        If the last message is not the assistant's, the tokens end where the assistant begins to write.
+        If the last message is not the assistant's, the tokens end where the response begins.
 
         Raises:
             ValueError: the template cannot represent the messages.
         """
 
     def encode_prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Return the tokens up to where the assistant begins to write.
+        """Return the tokens of a prompt, which end where the response begins.
 
         Raises:
             ValueError: see `encode`, or the last message is not the user's or a tool's.
         """
         self.require(messages)
         if messages[-1].role not in ("user", "tool"):
-            raise ValueError("the last message is not the user's; end with one to answer")
+            raise ValueError("the last message is not the user's; end with a message of the user")
         return self.encode(messages, tokenizer)[0]
 
     @abstractmethod
@@ -126,20 +126,20 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the special token that ends an answer; None if it is not one token, see `stops`."""
+        """Return the special token that ends a response; None if it is not one token, see `stops`."""
 
     @abstractmethod
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """Return the special tokens of the template, which all end an answer."""
+        """Return the special tokens of the template; each of them ends a response."""
 
     @property
     @abstractmethod
     def stops(self) -> list[str]:
-        """The text that ends an answer, if that is not one special token."""
+        """The text that ends a response, if that is not one special token."""
 
     @abstractmethod
     def jinja(self, begin: str = "", gap: str = "") -> str:
-        """Return the template in Jinja, as Hugging Face's library writes it.
+        """Return the template in Jinja, for Hugging Face's library.
 
         Args:
             begin: text that a tokenizer adds before every text.
@@ -153,7 +153,7 @@ class Template(ChatTemplate):
 
     Args:
         begin: text before a message, by role (system, user, assistant, and tool if the format supports it).
-        end: text after a message, by role. The assistant's end is learned as part of the answer.
+        end: text after a message, by role. The assistant's end is learned as part of the response.
         separator: text between two messages.
         special_tokens: names in the texts above that are one token each.
         system_message: default system message, or None.
@@ -162,7 +162,7 @@ class Template(ChatTemplate):
         input_separator: text between an instruction and its input, in one message.
 
     Raises:
-        ValueError: a role is missing or unknown, an answer has no end, or a special token is not in these
+        ValueError: a role is missing or unknown, a response has no end, or a special token is not in these
             texts or is in `input_separator`.
     """
 
@@ -182,7 +182,7 @@ class Template(ChatTemplate):
                     "system, user, assistant, and for tool in both begin and end or in neither"
                 )
         if not self.end["assistant"]:
-            raise ValueError("end.assistant: is empty, so an answer would never end; give a text")
+            raise ValueError("end.assistant: is empty, so a response would never end; give a text")
         own = [*self.begin.values(), *self.end.values(), self.separator]
         for token in self.special_tokens:
             if not any(token in text for text in own):
@@ -235,16 +235,16 @@ class Template(ChatTemplate):
         )
 
     def end_token(self, tokenizer: Tokenizer) -> int | None:
-        """Return the special token that ends an answer, or None."""
+        """Return the special token that ends a response, or None."""
         return tokenizer.special_tokens.get(self.end["assistant"])
 
     def end_tokens(self, tokenizer: Tokenizer) -> set[int]:
-        """Return the special tokens of the template: the start of another message ends an answer too."""
+        """Return the special tokens of the template: the start of another message ends a response too."""
         return {tokenizer.special_tokens[name] for name in self.special_tokens}
 
     @property
     def stops(self) -> list[str]:
-        """The text that ends an answer, if that is not one special token."""
+        """The text that ends a response, if that is not one special token."""
         end = self.end["assistant"]
         return [] if end in self.special_tokens else [end]
 
@@ -264,7 +264,7 @@ class Template(ChatTemplate):
         return _JINJA.format(_quoted(begin), first, _quoted(self.separator), roles, opening)
 
     def _around(self, role: str, *, gap: str) -> tuple[str, str]:
-        """Return the texts before and after a message, with `gap` at each edge without a special token."""
+        """Return the texts before and after a message, with `gap` at each boundary that has no special token."""
         begin, end = self.begin[role], self.end[role]
         special = tuple(self.special_tokens)
         before = "" if not begin or begin.endswith(special) else gap
@@ -290,17 +290,17 @@ class Template(ChatTemplate):
         if self.system_message is not None and messages[0].role != "system":
             messages = [Message("system", self.system_message), *messages]
         for index, (role, content, learned) in enumerate(messages):
-            is_answer = role == "assistant" and learned
+            is_response = role == "assistant" and learned
             opening = (self.separator if index else "") + self.begin[role]
             yield ConversationPiece(opening, is_template=True, is_response=False)
-            yield ConversationPiece(content, is_template=False, is_response=is_answer)
-            yield ConversationPiece(self.end[role], is_template=True, is_response=is_answer)
+            yield ConversationPiece(content, is_template=False, is_response=is_response)
+            yield ConversationPiece(self.end[role], is_template=True, is_response=is_response)
         if messages[-1].role != "assistant":
             opening = self.separator + self.begin["assistant"]
             yield ConversationPiece(opening, is_template=True, is_response=False)
 
 
-# Fields: beginning of a text, default system message, separator, roles, beginning of an answer.
+# Fields: beginning of a text, default system message, separator, roles, beginning of a response.
 _JINJA = """\
 {{{{- {0} -}}}}
 {1}{{%- for message in messages -%}}

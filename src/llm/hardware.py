@@ -53,7 +53,7 @@ class Strategy(ABC):
         """Return the number of data-parallel ranks among `world` ranks."""
         return world
 
-    def pieces(self, world: int) -> int:
+    def batch_divisor(self, world: int) -> int:
         """Return the number of equal parts into which `world` ranks divide a batch."""
         return self.data_parallel(world)
 

@@ -93,7 +93,7 @@ def test_a_task_that_asks_for_more_than_logits_is_refused(build):
 def test_shares_follow_the_micro_batches_under_way():
     assert Pipeline(microbatches=16).shares(4) == MemoryDivisors(4, 4, 4, activations=16, logits=16)
     assert Pipeline("gpipe", 16).shares(4) == MemoryDivisors(4, 4, 4, activations=4, logits=1)
-    assert Pipeline().pieces(4) == 4
+    assert Pipeline().batch_divisor(4) == 4
     assert Pipeline().data_parallel(4) == 1
 
 

@@ -83,5 +83,5 @@ def test_batches_that_weigh_by_their_targets_are_refused():
         )
 
     ZeRO().fits(task(Pretraining), 2)
-    with pytest.raises(ValueError, match="SFT weighs by its targets: use hardware=fsdp"):
+    with pytest.raises(ValueError, match="SFT weights by its targets: use hardware=fsdp"):
         ZeRO().fits(task(SFT), 2)

@@ -1,1 +1,1 @@
-"""Several devices: strategies, and how a model is divided for each."""
+"""Strategies for several devices, and how each of them divides a model."""

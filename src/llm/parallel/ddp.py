@@ -1,4 +1,4 @@
-"""Data parallelism: each device has the whole model and learns from its share of each batch."""
+"""Data parallelism: each device has the whole model and trains on its share of each batch."""
 
 from inspect import signature
 from typing import Any
@@ -14,8 +14,8 @@ class DDP(Strategy):
 
     Args:
         find_unused_parameters: search the graph of every step for trained parameters that the loss does not
-            depend on, because DDP waits for every gradient. The models here use all of them; set it for a model
-            of your own that does not.
+            depend on, because DDP waits for every gradient. The models of this package use all their parameters;
+            set it for a model of your own that does not.
     """
 
     keeps_gradients = True  # in the communication buffers
@@ -25,7 +25,7 @@ class DDP(Strategy):
 
     def lightning(self, hardware: Hardware) -> DDPStrategy:
         """Return Lightning's strategy for `torch.nn.parallel.DistributedDataParallel`."""
-        # Our buffers are constants. torch 2.13 renames `broadcast_buffers`.
+        # The models' buffers are constants, so DDP need not send them. torch 2.13 renames `broadcast_buffers`.
         is_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if is_renamed else "broadcast_buffers"
         synchronize: dict[str, Any] = {name: False}

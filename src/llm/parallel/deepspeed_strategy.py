@@ -1,12 +1,13 @@
-"""DeepSpeed's engine in Lightning, with checkpoints of a single device.
+"""Lightning's strategy for DeepSpeed's engine, with the same checkpoints as a run on a single device.
 
-The engine's own checkpoints are folders of pickles for one stage and one number of devices. Here float32 weights and
-optimizer state are gathered from all devices, one parameter at a time, and the first device writes them.
+The engine's own checkpoints are folders of pickles, which only a run with the same stage and number of devices can
+load. Here float32 weights and optimizer state are gathered from all devices, one parameter at a time, and the first
+device writes them.
 
-The engine clips gradients, to the trainer's limit.
+The engine, not the task, clips the gradients, to the trainer's limit.
 """
 
-# DeepSpeed is an extra that may be missing, so it is imported where it is used.
+# DeepSpeed is an optional dependency, so it is imported where it is used.
 # pyright: reportMissingImports=false
 
 import warnings
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 from llm.config.build import config_errors_at
 from llm.parallel.portable_checkpoints import PortableCheckpoints, parameters_of
 
-# Optimizers that update each number on its own, so that flat shares of the parameters are enough.
+# Optimizers that update each element independently, so that they also work on flattened shards of the parameters.
 ELEMENTWISE = {"Adam", "AdamW", "SGD", "RMSprop"}
 
 
@@ -36,18 +37,18 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
     def __init__(self, stage: int) -> None:
         # Our loaders have no batch size. The engine needs one for its speed metrics, which are not used.
         super().__init__(stage=stage, logging_batch_size_per_gpu=1)
-        # The task's parameters and their numbers, before the engine flattens them.
+        # The task's parameters and their indices in the optimizer, before the engine flattens the parameters.
         self._parameters: list[nn.Parameter] = []
         self._numbers: list[list[int]] = []
 
     @property
     def root_device(self) -> torch.device:
-        """This rank's device; the engine needs a number for a CPU too."""
+        """This rank's device; the engine needs an index for a CPU too."""
         device = super().root_device
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
     def setup_environment(self) -> None:
-        """Connect the ranks; also on CPUs, which Lightning's DeepSpeedStrategy refuses."""
+        """Create the process group, also on CPUs, which Lightning's DeepSpeedStrategy rejects."""
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
@@ -106,7 +107,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
         return {name: known[id(parameter)] for name, parameter in named}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the state of the task's optimizer, gathered like the parameters, by parameter number."""
+        """Return the state of the task's optimizer, gathered like the parameters, by parameter index."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._link()
@@ -136,7 +137,10 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
         stored, named = checkpoint["state_dict"], dict(self.task.named_parameters())
         if strict and not named.keys() <= stored.keys():
-            raise ValueError(f"the checkpoint lacks {sorted(named.keys() - stored.keys())}")
+            raise ValueError(
+                f"the checkpoint lacks the parameters {sorted(named.keys() - stored.keys())}; "
+                "resume with the model that it was written with"
+            )
         for name in sorted(named.keys() & stored.keys()):  # in the same order on all devices
             parameter = named[name]
             value = stored[name][...].to(self.root_device)
@@ -145,16 +149,16 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
             safe_set_full_fp32_param(parameter, value.float())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load the optimizer state of this device's shares."""
+        """Load the optimizer state of this device's shards."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         stored = checkpoint["optimizer_states"][0]["state"]
         if not stored:
             return
         values = stored[0]
-        for share in self._shares:
-            self._zero.optimizer.state[share] = {
-                key: torch.zeros_like(share) if is_elementwise_state(value) else value[...].clone()
+        for shard in self._shards:
+            self._zero.optimizer.state[shard] = {
+                key: torch.zeros_like(shard) if is_elementwise_state(value) else value[...].clone()
                 for key, value in values.items()
             }
         self._link()
@@ -166,17 +170,17 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
     @property
     def _zero(self) -> Any:
-        """The engine's optimizer, which passes flat shares of the parameters to the task's optimizer."""
+        """The engine's optimizer, which passes flattened shards of the parameters to the task's optimizer."""
         return self.deepspeed_engine.optimizer
 
     @property
-    def _shares(self) -> Any:
+    def _shards(self) -> Any:
         if self.zero_stage_3:
             return self._zero.fp32_partitioned_groups_flat
         return self._zero.single_partition_of_fp32_groups
 
     def _link(self) -> None:
-        """Make stage 2 locate the state of each parameter again; it does so only once, and too early."""
+        """Make stage 2 look up the state of each parameter again; the engine does so only once, and too early."""
         if not self.zero_stage_3:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
@@ -192,7 +196,7 @@ class DeepSpeedEngineStrategy(PortableCheckpoints, DeepSpeedStrategy):
 
 
 def require_elementwise(optimizer: Optimizer) -> None:
-    """Require an optimizer that works on flat shares of the parameters."""
+    """Require an optimizer that works on flattened shards of the parameters."""
     name = type(optimizer).__name__
     if name not in ELEMENTWISE:
         raise ValueError(
@@ -207,5 +211,5 @@ def full_shape_of(parameter: nn.Parameter) -> torch.Size:
 
 
 def is_elementwise_state(value: Any) -> bool:
-    """Return whether a value of an optimizer's state has one number per number of its parameter."""
+    """Return whether a value of an optimizer's state has one element for each element of its parameter."""
     return hasattr(value, "shape") and len(value.shape) > 0

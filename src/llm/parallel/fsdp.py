@@ -17,8 +17,8 @@ class FSDP(Strategy):
     block one all-gather in the forward pass, one all-gather and one reduce-scatter in the backward pass.
     Each device reads its own batches.
 
-    Mixed precision is autocast's, as on a single device, so that losses do not depend on the number of
-    devices: weights are sent in float32. The mixed precision of `fully_shard` would send them in bfloat16,
+    Mixed precision uses autocast, as on a single device, and weights are sent in float32, so losses do not
+    depend on the number of devices. The mixed precision of `fully_shard` would send them in bfloat16,
     which halves the traffic, but also rounds norms and the residual stream.
 
     Args:

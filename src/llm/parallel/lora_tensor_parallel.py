@@ -50,7 +50,7 @@ def complete_plan_of(model: nn.Module, size: int) -> Plan:
 
 
 def _update_style(style: ParallelStyle, base: nn.Linear, *, size: int) -> ParallelStyle:
-    """Return the style of a layer's updates, given the layer's own."""
+    """Return the style of a layer's updates, given the style of the layer."""
     if not isinstance(style, ColwiseParallel):
         return DividedUpdate(None, Replicate())
     order = style.order(size) if isinstance(style, Heads) else torch.arange(base.out_features)
@@ -102,15 +102,15 @@ class DividedUpdate(ParallelStyle):
             divided = distribute_tensor(own.data, device_mesh, [placement], src_data_rank=None)
             update.register_parameter(name, nn.Parameter(divided, own.requires_grad))
 
-        def take(module: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> DTensor:
+        def to_dtensor(module: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> DTensor:
             return DTensor.from_local(given[0], mesh, [inputs])
 
-        def give(module: nn.Module, result: DTensor, mesh: DeviceMesh) -> Tensor:
+        def to_tensor(module: nn.Module, result: DTensor, mesh: DeviceMesh) -> Tensor:
             return result.redistribute(placements=[self.output]).to_local()
 
-        # torch's annotations leave out that the functions' results are used.
+        # torch annotates that these functions return nothing, but it uses what they return.
         return distribute_module(
-            update, device_mesh, input_fn=cast(Any, take), output_fn=cast(Any, give)
+            update, device_mesh, input_fn=cast(Any, to_dtensor), output_fn=cast(Any, to_tensor)
         )
 
     def _divide_rows(self, update: LowRank, order: Int[Tensor, "rows"], mesh: DeviceMesh) -> None:

@@ -1,6 +1,6 @@
-"""Lightning's strategy for models whose parameters are DTensors, with checkpoints of a single device.
+"""Lightning's strategy for models whose parameters are DTensors, with the same checkpoints as on a single device.
 
-All devices gather each tensor, and the first one writes it, its rows in the model's own order.
+All devices gather each tensor. The first device restores the model's row order and writes it.
 """
 
 from collections.abc import Collection, Mapping
@@ -98,7 +98,10 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
         targets, orders = self.task.state_dict(keep_vars=True), row_orders(self.task)
         stored = checkpoint["state_dict"]
         if strict and (others := stored.keys() ^ set(self._stored_names())):
-            raise ValueError(f"the checkpoint contains other parameters: {sorted(others)}")
+            raise ValueError(
+                f"checkpoint and model do not have the same parameters: {sorted(others)}; "
+                "resume with the model that it was written with"
+            )
         with torch.no_grad():
             for name, target in targets.items():
                 if name in stored:
@@ -132,7 +135,7 @@ class MeshStrategy(PortableCheckpoints, ModelParallelStrategy):
 
 
 def in_model_order(tensor: Tensor, order: Tensor | None) -> Tensor:
-    """Undo an order of `row_orders`."""
+    """Return the rows of a tensor in the model's order, given their order of `row_orders`."""
     return tensor if order is None else tensor[order.argsort().to(tensor.device)]
 
 
@@ -140,13 +143,14 @@ def shard_of(stored: Any, like: Tensor, *, order: Tensor | None) -> Tensor:
     """Return this device's shard of a stored tensor.
 
     Args:
-        stored: a tensor, or an unread one that can be sliced.
+        stored: a tensor, or one in a file that is read when it is sliced.
         like: a parameter that is sharded in the same way.
         order: the order of its rows, see `row_orders`.
     """
     if tuple(stored.shape) != tuple(like.shape):
         raise ValueError(
-            f"a tensor of {tuple(stored.shape)} in the checkpoint does not fit {tuple(like.shape)}"
+            f"a tensor of {tuple(stored.shape)} in the checkpoint does not fit {tuple(like.shape)}; "
+            "resume with the model that it was written with"
         )
     rows = stored if order is None else stored[...][order]
     return rows[local_slices(like)]

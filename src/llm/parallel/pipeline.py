@@ -1,4 +1,4 @@
-"""Pipeline parallelism: each device has some of the layers and sends what it computes to the next."""
+"""Pipeline parallelism: each device has some of the layers and sends its output to the next device."""
 
 from typing import Literal
 
@@ -44,7 +44,7 @@ class Pipeline(Strategy):
         return PipelineStrategy(
             hardware.world,
             self.schedule,
-            microbatches=self.pieces(hardware.world),
+            microbatches=self.batch_divisor(hardware.world),
             compiled=hardware.compile,
         )
 
@@ -52,16 +52,18 @@ class Pipeline(Strategy):
         """Return 1, because all ranks read the same batch."""
         return 1
 
-    def pieces(self, world: int) -> int:
+    def batch_divisor(self, world: int) -> int:
         """Return the number of micro-batches."""
         return self.microbatches or world
 
     def shares(self, world: int) -> MemoryDivisors:
         """Count the activations of the micro-batches in flight, and the logits of one (1f1b) or of all (gpipe)."""
-        pieces = self.pieces(world)
+        microbatches = self.batch_divisor(world)
         if self.schedule == "gpipe":
             return MemoryDivisors(world, world, world, activations=world)
-        return MemoryDivisors(world, world, world, activations=max(world, pieces), logits=pieces)
+        return MemoryDivisors(
+            world, world, world, activations=max(world, microbatches), logits=microbatches
+        )
 
     def shares_of(self, model: nn.Module, world: int) -> MemoryDivisors:
         """Count the embeddings in the first stage, and the head in the last one.
@@ -75,7 +77,7 @@ class Pipeline(Strategy):
     def check(self, hardware: Hardware) -> None:
         """Raise a ValueError if the schedule has too few micro-batches, or precision is fp16."""
         super().check(hardware)
-        if self.schedule == "1f1b" and self.pieces(hardware.world) < hardware.world:
+        if self.schedule == "1f1b" and self.batch_divisor(hardware.world) < hardware.world:
             raise ValueError(
                 f"strategy.microbatches={self.microbatches}: schedule=1f1b needs at least as many as devices, "
                 f"{hardware.world}; give {hardware.world} or more, or schedule=gpipe"
@@ -90,12 +92,12 @@ class Pipeline(Strategy):
         for index, stage in enumerate(stage_sizes(task.get_submodule("model"), world)):
             if not stage["optimizer"]:
                 raise ValueError(
-                    f"no parameter of stage {index} is trained: use fewer devices, or freeze less"
+                    f"no parameter of stage {index} is trained: use fewer devices or freeze fewer parameters"
                 )
 
 
 def stage_sizes(model: nn.Module, count: int) -> list[dict[str, int]]:
-    """Return how many numbers of each kind of `MemoryDivisors` a stage stores. Weights are not read.
+    """Return the number of elements that each stage stores, by field of `MemoryDivisors`, without reading weights.
 
     Raises:
         ValueError: the model cannot be divided into `count` stages.

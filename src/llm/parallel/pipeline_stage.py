@@ -105,7 +105,7 @@ class Stage:
         return states
 
     def share(self, logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
-        """Send the last stage's logits to every device; the others pass memory for them."""
+        """Send the last stage's logits to every device; the other stages pass a tensor to receive them."""
         distributed.broadcast(logits, self.count - 1)
         return logits
 

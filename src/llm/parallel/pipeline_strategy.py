@@ -33,7 +33,7 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 class PipelineStrategy(MeshStrategy):
-    """A chain of devices, each with a stage of the model.
+    """A strategy for a chain of devices, each with a stage of the model.
 
     Args:
         world: number of devices.
@@ -171,7 +171,7 @@ class StageStep:
     precision: Callable[[], Any]
 
     def __post_init__(self) -> None:
-        # The step of the class, because that of the task may be compiled and is replaced by this object's.
+        # The class's step: the task's own attribute may be compiled, and `StageStep.step` replaces it.
         step = partial(type(self.task).step, self.task)
         self.compute = step if self.stage.is_last else self.task.logits
         self._shape: torch.Size | None = None
@@ -289,7 +289,7 @@ def update_copy(stage: Stage) -> None:
 
 
 class ParameterNames:
-    """The names and numbers that a stage's parameters have in the whole model.
+    """The names and optimizer indices that a stage's parameters have in the whole model.
 
     Args:
         stage: this device's stage.
@@ -300,8 +300,8 @@ class ParameterNames:
         owners: the rank that has each tensor, by its first name.
         groups: the names in each parameter group of the whole model, in order.
         own: those that this stage has; a group may be empty.
-        numbers: the number of each name in the optimizer of the whole model.
-        own_numbers: the number of each own name in this stage's optimizer.
+        numbers: the index of each name in the optimizer of the whole model.
+        own_numbers: the index of each own name in this stage's optimizer.
     """
 
     def __init__(self, stage: Stage, groups: Callable[[nn.Module], Groups]) -> None:

@@ -1,7 +1,8 @@
-"""Strategies whose checkpoints are those of a single device.
+"""The checkpoint format that all strategies share with a run on a single device.
 
-Lightning's sharded checkpoints are pickles for one strategy and one number of devices. Here every strategy stores whole
-parameters by name and optimizer state by parameter number, so that a run can resume with another strategy.
+Lightning's sharded checkpoints are pickles, which only the same strategy and number of devices can load. Here every
+strategy stores whole parameters by name and optimizer state by parameter index, so that a run can resume with another
+strategy.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from llm.tasks.base import Task
 
 
 class PortableCheckpoints(ParallelStrategy):
-    """The part of a strategy that opens checkpoints of a single device."""
+    """A base class of strategies that opens checkpoints in this format."""
 
     @property
     def task(self) -> Task:
@@ -39,5 +40,5 @@ class PortableCheckpoints(ParallelStrategy):
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return an optimizer's parameters in the order of their numbers in its state."""
+    """Return an optimizer's parameters in the order of their indices in its state."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,9 +1,9 @@
-"""The tensor parallelism of a GPT: how devices that compute each layer together divide its modules.
+"""The tensor-parallel plan of a GPT: how a group of devices divides the modules of each layer.
 
 The plan uses the styles of `torch.distributed.tensor.parallel` and does not change the model's code. Each device has
 whole attention heads and a slice of the feed-forward layer's width. One sum over the devices for each sublayer restores
-the residual stream (Shoeybi et al. 2019, Megatron-LM, section 3). Embedding and head are divided by tokens; norms
-and positions are replicated.
+the residual stream (Shoeybi et al. 2019, Megatron-LM, section 3). Embedding and head are divided along the
+vocabulary; norms and positions are replicated.
 
 The residual stream and its dropout must be the same on all devices, so the devices share a seed. Attention dropout is
 then the same in the corresponding heads of different devices.
@@ -49,7 +49,7 @@ def plan_of(model: nn.Module, size: int) -> Plan:
     for name, module in model.named_modules():
         parts = STYLES[type(module)](module, size) if type(module) in STYLES else {}
         for part, style in parts.items():
-            # Attention comes before the norms inside it, and its style for them is kept.
+            # named_modules yields an attention layer before its norms, so its style for them is kept.
             plan.setdefault(_linear(model, f"{name}.{part}".strip(".")), style)
     return plan
 
@@ -150,7 +150,7 @@ def _require_divisor(name: str, number: int, *, size: int) -> None:
 
 
 def _linear(model: nn.Module, name: str) -> str:
-    """Return the name of a linear layer; an adapter has it as its `base`."""
+    """Return the name of a linear layer, or of its `base` if LoRA has replaced the layer."""
     is_adapted = isinstance(getattr(model.get_submodule(name), "base", None), nn.Linear)
     return f"{name}.base" if is_adapted else name
 

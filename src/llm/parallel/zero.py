@@ -1,4 +1,4 @@
-"""ZeRO by DeepSpeed: data parallelism in which each device stores a share of the training state."""
+"""ZeRO by DeepSpeed: data parallelism in which each device stores a shard of the training state."""
 
 from importlib.util import find_spec
 from typing import Literal
@@ -42,7 +42,7 @@ class ZeRO(Strategy):
         if find_spec("deepspeed") is None:
             raise ValueError(
                 "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm-hydra[deepspeed]', or use "
-                "hardware=fsdp, which divides the same without it"
+                "hardware=fsdp, which shards the same tensors without it"
             )
 
     def check(self, hardware: Hardware) -> None:
@@ -52,10 +52,10 @@ class ZeRO(Strategy):
             raise ValueError("strategy: DeepSpeed does not support MPS; use hardware=cpu")
 
     def fits(self, task: nn.Module, world: int) -> None:
-        """Raise a ValueError if the task weighs batches by their targets: the engine's mean is unweighted."""
+        """Raise a ValueError if the task weights batches by their targets: the engine's mean is unweighted."""
         assert isinstance(task, Task)
         if type(task).weight is not Task.weight:
             raise ValueError(
-                f"ZeRO averages the devices' losses, which {type(task).__name__} weighs by its targets: use "
+                f"ZeRO averages the devices' losses, which {type(task).__name__} weights by its targets: use "
                 "hardware=fsdp"
             )

@@ -1,1 +1,1 @@
-"""What is learned: a LightningModule for each training objective."""
+"""Training objectives, each a LightningModule."""

@@ -12,13 +12,13 @@ from llm.tasks.base import Task
 
 
 class AveragedTask(Task):
-    """A task whose `step` adds metrics of each example to `trained`, and its `evaluate` to `evaluated`.
+    """A task whose `step` adds the metrics of each example to `trained`, and whose `evaluate` adds them to `evaluated`.
 
     The arguments are those of `Task`.
 
     Attributes:
         metric_names: names of the metrics; an evaluation also has `loss`, which training logs anyway.
-        training_only: names of metrics of the training alone.
+        training_only: names of metrics that an evaluation does not have.
     """
 
     metric_names: ClassVar[tuple[str, ...]]

@@ -170,7 +170,7 @@ class Task(L.LightningModule):
         if self.begins_step(batch_idx):
             self._targets.clear()
         self._targets.append(weight)
-        # Back to a sum over targets; `_to_mean` divides.
+        # The loss is a mean; this makes it a sum over targets, which `_to_mean` divides by their total number.
         return loss * weight / UNIT
 
     @property
@@ -358,7 +358,8 @@ class Task(L.LightningModule):
         if self.is_adapted:
             if checkpoint["state_dict"].keys() != self.trained_names():
                 raise ValueError(
-                    "the checkpoint belongs to another adapter: its parameters are not those trained here"
+                    "the checkpoint belongs to another adapter: its parameters are not those trained here; resume with "
+                    "the adapter that it was written with"
                 )
             self.strict_loading = False
 

@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
 
     Attributes:
         tokens: the tokens before the response.
-        text: the same as text, including that of the template.
+        text: the same tokens as text, including those of the template.
         reference: the response in the data.
     """
 
@@ -47,7 +47,8 @@ class GRPO(AveragedTask, ReferenceTask):
     For each prompt a group of G responses is drawn from the current policy and scored. The advantage of a
     response is its reward relative to its group (`group_advantages`) and applies to each of its tokens
     (`policy_gradient_loss`). A penalty of β times the divergence from the reference keeps the policy near it
-    (`kl_estimate`). Each batch of responses is used for one update, so nothing is clipped.
+    (`kl_estimate`). Each batch of responses is used for one update, so the probability ratio is 1 and is not
+    clipped.
 
     Responses are drawn at temperature 1 from all tokens, because samples from another distribution would need
     importance weights. They depend only on the seed and the number of the batch, so a resumed run draws the
@@ -112,7 +113,7 @@ class GRPO(AveragedTask, ReferenceTask):
         """
         if self.is_sharded:
             raise ValueError(
-                "GRPO: each rank draws responses of other lengths, but a sharded model needs all ranks for "
+                "GRPO: each rank draws responses of different lengths, but a sharded model needs all ranks for "
                 "every token; use hardware=ddp"
             )
         assert isinstance(data, InstructionDataModule)
@@ -149,7 +150,7 @@ class GRPO(AveragedTask, ReferenceTask):
 
     def step(self, batch: Batch) -> Tensor:
         """Return minus the objective; only its gradient has a meaning."""
-        # The G responses to a prompt are neighbours: rewards (P · G) -> (P, G) for the advantages.
+        # The G responses to a prompt are adjacent: rewards (P · G) -> (P, G) for the advantages.
         prompts = [p for p in self.prompts(batch) for _ in range(self.group_size)]
         responses, rewards = self.respond(prompts, self.batch_number)
         groups = rewards.view(-1, self.group_size)

@@ -34,7 +34,7 @@ class Reference(ABC):
     @abstractmethod
     @contextmanager
     def of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """Return the reference model, for the time of the context."""
+        """Return a context that yields the reference model."""
 
 
 class FrozenCopy(Reference):

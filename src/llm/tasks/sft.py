@@ -26,6 +26,6 @@ class SFT(Pretraining):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of each next token, (B, T, V)."""
-        # Packed rows have positions and document ids, so that no example attends to its neighbour.
+        # Packed rows have positions and document ids, so that no example attends to another.
         context = {name: batch[name] for name in CONTEXT if name in batch}
         return self.model(batch["tokens"], **context)

@@ -99,7 +99,7 @@ def require_even_shares(config: DictConfig, hardware: Hardware) -> None:
     """Refuse a batch that cannot be divided evenly among the devices."""
     if hardware.strategy is None:
         return
-    batch, shares = config.data.batch_size, hardware.strategy.pieces(hardware.world)
+    batch, shares = config.data.batch_size, hardware.strategy.batch_divisor(hardware.world)
     if batch % shares:
         nearest = max(1, round(batch / shares)) * shares
         raise ConfigError(

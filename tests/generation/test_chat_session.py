@@ -76,7 +76,7 @@ def test_a_stopped_answer_is_kept_and_the_chat_continues():
         yield " no more"
 
     dialogue, script, _ = talk("one", "two", answer=answer)
-    assert [turn.answer for turn in dialogue.conversation.turns] == ["partial", "partial no more"]
+    assert [turn.response for turn in dialogue.conversation.turns] == ["partial", "partial no more"]
     assert script.written == "partial\npartial no more\n"
 
 
@@ -88,7 +88,7 @@ def test_a_question_without_any_answer_is_forgotten():
 
     dialogue, script, _ = talk("one", "two", answer=answer)
     assert dialogue.conversation.turns == []
-    assert script.notes == ["no answer: the question is left out of the conversation"] * 2
+    assert script.notes == ["no response: the message is left out of the conversation"] * 2
 
 
 def test_an_interrupt_at_the_prompt_prints_how_to_leave_without_leaving():
@@ -181,7 +181,7 @@ def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):
     [
         (["one", "/save"], "/save FILE: name a file that ends in .json or .jsonl"),
         (["one", "/save talk.txt"], "/save FILE: name a file that ends in .json or .jsonl"),
-        (["/save talk.json"], "nothing was said yet"),
+        (["/save talk.json"], "the conversation is empty; write a message first"),
         (["one", "/save no/such/folder/talk.json"], "cannot be written: No such file or directory"),
     ],
 )

@@ -107,5 +107,5 @@ def test_after_a_reset_only_the_system_message_is_there(conversation):
 
 @pytest.mark.parametrize("room", [0, -1, 400])
 def test_there_must_be_room_for_an_answer_and_for_a_question(conversation, room):
-    with pytest.raises(ValueError, match=f"room={room}: an answer needs 1 token or more"):
+    with pytest.raises(ValueError, match=f"room={room}: a response needs 1 token or more"):
         conversation(context_length=400, room=room)

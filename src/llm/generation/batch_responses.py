@@ -21,7 +21,7 @@ def respond(
 ) -> list[str]:
     """Return the model's response to each prompt, in order.
 
-    It does not depend on the batch size: that to prompt i is drawn with the seed `settings.seed + i`.
+    A response does not depend on the batch size: the one to prompt i is drawn with the seed `settings.seed + i`.
 
     Args:
         model: a language model, see `Decoding`.
@@ -35,7 +35,7 @@ def respond(
         ValueError: `batch_size` is below 1, or a prompt is empty.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give 1 or more")
+        raise ValueError(f"batch_size={batch_size} is below 1; use 1 or more")
     responses: list[str] = []
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]

@@ -1,4 +1,4 @@
-"""A chat session on a terminal: questions, answers and slash commands."""
+"""A chat session on a terminal: messages, responses and slash commands."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,45 +8,45 @@ from llm.config.errors import suggestion
 from llm.generation.conversation import Conversation
 from llm.terminal.streams import StandardStreams
 
-# Maps the tokens of a prompt and a seed to the pieces of an answer, as they are generated.
+# Maps the tokens of a prompt and a seed to the pieces of a response, as they are generated.
 Respond = Callable[[Sequence[int], int], Iterator[str]]
 
 # The slash commands: name and argument, and what the command does.
 COMMANDS = {
-    "/reset": ("", "forget the turns; the system message stays"),
-    "/system": ("TEXT", "set the system message; without TEXT, back to the default"),
+    "/reset": ("", "remove all turns; the system message stays"),
+    "/system": ("TEXT", "set the system message; without TEXT, use the default"),
     "/save": ("FILE", "write the conversation as JSON, which data=instruction reads"),
-    "/help": ("", "this list"),
-    "/quit": ("", "leave; Ctrl-D does too, and Ctrl-C stops an answer"),
+    "/help": ("", "print this list"),
+    "/quit": ("", "leave; Ctrl-D does too, and Ctrl-C stops a response"),
 }
 
 
 class ChatSession:
-    """A loop that reads questions and commands line by line and writes answers.
+    """A loop that reads messages and commands line by line and writes responses.
 
     Args:
         conversation: the turns so far.
-        answer: generates the answer to a prompt.
+        respond: generates the response to a prompt.
         terminal: standard streams to read from and write to.
-        seed: seed of the first answer; each further answer adds 1.
+        seed: seed of the first response; each further response adds 1.
     """
 
     def __init__(
         self,
         conversation: Conversation,
-        answer: Respond,
+        respond: Respond,
         *,
         terminal: StandardStreams,
         seed: int = 0,
     ) -> None:
         self.conversation = conversation
-        self.answer = answer
+        self.respond = respond
         self.terminal = terminal
         self.seed = seed
         self._is_drop_reported = False
 
     def run(self) -> None:
-        """Answer until the user leaves."""
+        """Respond until the user leaves."""
         self.terminal.show_hint("/help lists the commands; Ctrl-D leaves")
         while True:
             try:
@@ -54,34 +54,34 @@ class ChatSession:
                 if line.startswith("/"):
                     self.run_command(line)
                 elif line:
-                    self.ask(line)
+                    self.send(line)
             except EOFError:
                 return self.terminal.show_hint("")
             except KeyboardInterrupt:
                 self.terminal.note("\nCtrl-D or /quit leaves")
 
-    def ask(self, question: str) -> None:
-        """Answer a question and remember both; Ctrl-C ends the answer early."""
+    def send(self, message: str) -> None:
+        """Respond to a message and add both to the conversation; Ctrl-C ends the response early."""
         try:
-            tokens = self.conversation.prompt(question)
+            tokens = self.conversation.prompt(message)
         except ValueError as error:
             self.terminal.note(str(error))
             return
         self._report_dropped_turns()
-        answer = ""
+        response = ""
         try:
-            for piece in self.answer(tokens, self.seed):
-                answer += piece
+            for piece in self.respond(tokens, self.seed):
+                response += piece
                 self.terminal.write(piece)
         except KeyboardInterrupt:
             pass  # what was written so far is kept
-        # With the same seed the same question would get the same answer.
+        # With the same seed the same message would get the same response.
         self.seed += 1
-        if answer:
-            self.conversation.add(question, answer)
+        if response:
+            self.conversation.add(message, response)
         self.terminal.write("\n")
-        if not answer:
-            self.terminal.note("no answer: the question is left out of the conversation")
+        if not response:
+            self.terminal.note("no response: the message is left out of the conversation")
 
     def run_command(self, line: str) -> None:
         """Run the slash command of a line."""
@@ -117,7 +117,7 @@ class ChatSession:
         if path.suffix not in (".json", ".jsonl"):
             return "/save FILE: name a file that ends in .json or .jsonl"
         if not self.conversation.turns:
-            return "nothing was said yet"
+            return "the conversation is empty; write a message first"
         if path.exists() and not self.terminal.confirm(f"{path} exists: overwrite it?"):
             return f"{path} exists and is not changed"
         conversations = self.conversation.demonstrations

@@ -8,21 +8,21 @@ from llm.tokenizers.base import Tokenizer
 
 
 class Turn(NamedTuple):
-    """A question, its answer and the system message at that time."""
+    """A message of the user, the response to it and the system message at that time."""
 
-    question: str
-    answer: str
+    message: str
+    response: str
     system: str | None = None
 
 
 class Conversation:
-    """The turns so far, and a prompt of the newest ones with room for an answer.
+    """The turns so far, and a prompt of the newest ones with room for a response.
 
     Args:
         template: converts messages to tokens, as in the training of the model.
         tokenizer: the tokenizer of the model.
         context_length: context length of the model, in tokens.
-        room: how many of these a prompt leaves for the answer.
+        room: number of tokens of the context that a prompt leaves for the response.
 
     Attributes:
         system: the system message; None for that of the template, if it has one.
@@ -38,7 +38,7 @@ class Conversation:
     ) -> None:
         if not 0 < room < context_length:
             raise ValueError(
-                f"room={room}: an answer needs 1 token or more, and fewer than the context's "
+                f"room={room}: a response needs 1 token or more, and fewer than the context's "
                 f"{context_length}"
             )
         self.template = template
@@ -53,7 +53,7 @@ class Conversation:
     def demonstrations(self) -> list[list[Message]]:
         """The turns as training data: one conversation for each system message.
 
-        Each also has all earlier turns, whose answers are marked as not to be learned.
+        Each also has all earlier turns, whose responses are marked as not to be learned.
         """
         found, before = [], 0
         for system, turns in groupby(self.turns, key=lambda turn: turn.system):
@@ -63,40 +63,40 @@ class Conversation:
             before = end
         return found
 
-    def prompt(self, question: str) -> list[int]:
-        """Return the tokens of a prompt: the system message, the turns that fit and the question.
+    def prompt(self, message: str) -> list[int]:
+        """Return the tokens of a prompt: the system message, the turns that fit and the user's new message.
 
         Whole turns are dropped, the oldest first; they stay dropped.
 
         Raises:
-            ValueError: the question does not fit even alone, or the tokenizer lacks a token of the
+            ValueError: the message does not fit even alone, or the tokenizer lacks a token of the
                 template; then no turn is dropped.
         """
         limit = self.context_length - self.room
         dropped = self.dropped
         # Each try encodes all messages, because the length of a turn depends on the template.
-        while len(tokens := self._encode(dropped, question)) > limit:
+        while len(tokens := self._encode(dropped, message)) > limit:
             if dropped == len(self.turns):
                 raise ValueError(
-                    f"the question takes {len(tokens):,} tokens, including the template around it, and "
+                    f"the message takes {len(tokens):,} tokens, including the template around it, and "
                     f"{limit:,} are left for it in a context of {self.context_length:,}: shorten it"
                 )
             dropped += 1
         self.dropped = dropped
         return tokens
 
-    def add(self, question: str, answer: str) -> None:
+    def add(self, message: str, response: str) -> None:
         """Add a turn."""
-        self.turns.append(Turn(question, answer, self.system))
+        self.turns.append(Turn(message, response, self.system))
 
     def reset(self) -> None:
         """Remove all turns; the system message stays."""
         self.turns.clear()
         self.dropped = 0
 
-    def _encode(self, dropped: int, question: str) -> list[int]:
+    def _encode(self, dropped: int, message: str) -> list[int]:
         turns = _said(self.turns[dropped:])
-        messages = [*_system(self.system), *turns, Message("user", question)]
+        messages = [*_system(self.system), *turns, Message("user", message)]
         return self.template.encode_prompt(messages, self.tokenizer)
 
 
@@ -105,5 +105,5 @@ def _system(message: str | None) -> list[Message]:
 
 
 def _said(turns: list[Turn]) -> list[Message]:
-    pairs = ((Message("user", turn.question), Message("assistant", turn.answer)) for turn in turns)
+    pairs = ((Message("user", turn.message), Message("assistant", turn.response)) for turn in turns)
     return [message for pair in pairs for message in pair]

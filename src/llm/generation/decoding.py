@@ -1,6 +1,6 @@
 """Decoding: draw one token after another, each from the model's distribution given all before it.
 
-Of a text longer than `context_length`, a model reads a window at the end. The start of the window depends
+If a text is longer than `context_length`, the model reads a window at its end. The start of the window depends
 only on the length of the text (`window_start`), and positions count from it. So the continuation is the same
 with and without a cache, alone and in a batch.
 """
@@ -48,7 +48,7 @@ def window_start(length: int, context_length: int) -> int:
 
     Args:
         length: number of tokens in the text.
-        context_length: most tokens in a window, L; after a move more than L - L // 2 are left.
+        context_length: maximum number of tokens in a window, L; after a move more than L - L // 2 are left.
     """
     jump = max(1, context_length // 2)
     jumps = -(-max(0, length - context_length) // jump)
@@ -68,11 +68,11 @@ class Decoding(Iterator[dict[int, int]]):
     evaluation mode during each step only.
 
     Args:
-        model: a language model: `hidden_states`, `head`, `new_cache` and `context_length`.
+        model: a language model with `hidden_states`, `head`, `new_cache` and `context_length`.
         prompts: the tokens to continue, one row each, of any lengths.
         settings: length, sampling and end tokens; `stream_tokens` handles the stop strings.
-        use_cache: whether to keep the keys and values of earlier tokens. False computes every window anew:
-            slow, and the definition of the result.
+        use_cache: whether to keep the keys and values of earlier tokens. False computes every window anew,
+            which is slow and defines the correct result.
         memory: the cache of an earlier text that begins the same; used only for a single row.
 
     Raises:

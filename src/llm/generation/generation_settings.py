@@ -13,7 +13,7 @@ class GenerationSettings:
     """Length, sampling, seed and stopping conditions of a batch of texts.
 
     Attributes:
-        max_tokens: most tokens added to a prompt; 0 adds none.
+        max_tokens: maximum number of tokens added to a prompt.
         sampler: chooses each token from the logits; by default the most likely one.
         seed: seed of the first row; row i uses `seed + i`, so a row does not depend on the others.
         end_tokens: tokens that end a row and are not part of its text.
@@ -31,4 +31,4 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
-            raise ValueError(f"max_tokens={self.max_tokens} is negative: choose 0 or more")
+            raise ValueError(f"max_tokens={self.max_tokens} is negative; use 0 or more")

@@ -36,7 +36,7 @@ def use_hardware(hardware: Hardware) -> Hardware:
 
 
 def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
-    """Return the model of some weights, on the device that it runs on.
+    """Return the model of the weights, on the device of the hardware.
 
     Raises:
         ConfigError: the weights do not fit, or the model cannot generate text.
@@ -45,12 +45,12 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
         model = weights.model()
     if isinstance(model, Classifier):
         raise ConfigError(
-            f"weights.path: {weights.path} is a classifier or a reward model and cannot write a text; "
-            "use llm classify, or name the run that it began with"
+            f"weights.path: {weights.path} is a classifier or a reward model and cannot generate text; "
+            "use llm classify, or name the run that it was finetuned from"
         )
     if not generates(model):
         raise ConfigError(
-            f"weights.path: {weights.path} is a {type(model).__name__}, which cannot write a text; name a "
+            f"weights.path: {weights.path} is a {type(model).__name__}, which cannot generate text; name a "
             "model that can, such as a GPT"
         )
     return store_by_columns(place_model(model, hardware))
@@ -59,9 +59,10 @@ def load_language_model(weights: Weights, hardware: Hardware) -> nn.Module:
 def store_by_columns(model: nn.Module) -> nn.Module:
     """Store a model's float32 matrices on the CPU by columns: the same numbers in another order in memory.
 
-    Generation mostly multiplies a matrix by the vector of one token, which takes as long as reading the matrix: by
-    columns 0.6 (a head of 50,257 x 768) to 0.8 of the time (`experiments/generation_speed`). A batch of many tokens
-    gains nothing, so training and classification keep torch's order.
+    Generation mostly multiplies a matrix by the vector of one token, which takes as long as reading the matrix. If the
+    matrix is stored by columns, this takes 0.6 (a head of 50,257 x 768) to 0.8 of the time
+    (`experiments/generation_speed`). A batch of many tokens gains nothing, so training and classification keep torch's
+    order.
     """
     for layer in model.modules():
         if not isinstance(layer, nn.Linear):
@@ -75,8 +76,8 @@ def store_by_columns(model: nn.Module) -> nn.Module:
 def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
     """Move a model to its device and convert its matrices to the precision of the matrix products.
 
-    `autocast` would convert each float32 matrix at every call, which for one token costs more than the product.
-    The results are the same to the bit.
+    `autocast` would convert each float32 matrix at every call, which for one token takes longer than the product.
+    The results are identical.
     """
     model = model.to(hardware.accelerator)
     dtype = low_precision(hardware)

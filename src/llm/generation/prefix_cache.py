@@ -6,7 +6,7 @@ from llm.nn.kv_cache import Cache
 
 
 class PrefixCache:
-    """The cache of the last text. If the next one begins the same, only its new tokens are computed."""
+    """The cache of the last text. If the next text begins with the same tokens, only its other tokens are computed."""
 
     def __init__(self) -> None:
         self._text: Sequence[int] = ()
@@ -17,12 +17,12 @@ class PrefixCache:
 
         Args:
             text: its tokens, from the first on. The list may grow later.
-            cache: its keys and values; None only drops the last one.
+            cache: its keys and values; None drops the last cache without a new one.
         """
         self._text, self._cache = text, cache
 
     def recall(self, text: Sequence[int], capacity: int) -> Cache | None:
-        """Return the cache of the common prefix of the stored text and this one, and drop it.
+        """Return the cache of the common prefix of the stored text and this one, and drop the stored cache.
 
         Args:
             text: the tokens to be computed.

@@ -28,7 +28,8 @@ class StopStrings:
             return ""
         self._held += text
         starts = [(self._held.find(stop), stop) for stop in self.stops]
-        # The stop string that ends first, and of several the longest: independent of the division into pieces.
+        # The stop string that ends first, and the longest of those that end there. So the result does not depend
+        # on how the text is divided into pieces.
         found = min(((at + len(stop), at) for at, stop in starts if at >= 0), default=None)
         if found is not None:
             self.stopped = True

@@ -42,8 +42,8 @@ SHARED_DATA = Path(os.environ.get("LLM_TEST_DATA", Path(__file__).parents[2] / "
 
 
 @pytest.fixture(autouse=True)
-def _handlers_of_the_root_logger() -> Iterator[None]:
-    """Remove the log handlers that a command adds: they would print to the captured output of another test."""
+def _restore_root_log_handlers() -> Iterator[None]:
+    """Remove the log handlers that a command adds, which would write to the captured output of another test."""
     handlers = [*logging.root.handlers]
     yield
     logging.root.handlers[:] = handlers
@@ -123,7 +123,7 @@ def train(tmp_path: Path) -> Callable[..., Any]:
 
         given = {word.split("=")[0] for word in words}
         words = (*(word for word in SMALL if word.split("=")[0] not in given), *words)
-        if "weights=run" in words:  # which say what the model is
+        if "weights=run" in words:  # the model is that of the run
             words = tuple(w for w in words if not w.startswith(("model=", "size", "tokenizer")))
         with initialize_config_module("llm.conf", version_base="1.3"):
             config = compose("train", [*words])
@@ -134,7 +134,7 @@ def train(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def interrupted(train, monkeypatch) -> Callable[..., Any]:
-    """Like `train`, but stopped during a step by Ctrl-C and then resumed."""
+    """interrupted("name", …, step=3): like `train`, but stopped by Ctrl-C during a step, and then resumed."""
 
     def train_in_parts(name: str, *words: str, step: int) -> Any:
         from lightning.pytorch.callbacks import Callback

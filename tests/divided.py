@@ -47,7 +47,7 @@ def write_messages(folder: Path) -> Path:
 def train(directory: Path, words: Sequence[str]) -> Curve:
     """Return the logged losses and norms of a small run."""
     small = dict(word.split("=") for word in SMALL)
-    if "weights=run" in words:  # which say what the model is
+    if "weights=run" in words:  # the model is that of the run
         small = {
             key: v for key, v in small.items() if not key.startswith(("size", "model", "token"))
         }
@@ -76,7 +76,7 @@ def assert_learn_as_one(
     """Require that runs on several ranks have the same metrics as on one.
 
     Args:
-        folder: for the runs.
+        folder: folder for the run directories.
         runs: the overrides of each run.
         divided: for each number of ranks, the runs to train and the overrides that divide each.
     """

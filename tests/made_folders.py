@@ -156,7 +156,7 @@ SHAPES = {
 
 
 def tokenizer_of(shape: Shape) -> tokenizers.Tokenizer:
-    """Return a tokenizer with the special tokens of a shape, which puts the first of its roles before a text."""
+    """Return the tokenizer of a shape; it puts the begin token of Llama and Gemma before each text."""
     if shape.is_sentencepiece:
         backend = sentencepiece_like()
         if shape.names[1] != "<s>":

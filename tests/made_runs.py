@@ -32,7 +32,7 @@ def make(
         choices: chosen options.
         seed: its seed.
         tokens_per_step: training tokens of a step.
-        bytes_per_token: of the tokenizer.
+        bytes_per_token: mean number of bytes of a token.
         rows: rows of metrics.csv; None makes them from the losses.
         without: entries to leave out of run.json.
         record: entries of run.json that replace the defaults.

@@ -36,7 +36,7 @@ def sentencepiece_like(vocab_size=300):
 
 
 def byte_level(**changes):
-    """A tokenizer like GPT-2's, trained."""
+    """A byte-level BPE tokenizer like GPT-2's, trained on `PROSE`."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(
         **{"add_prefix_space": False, "use_regex": True, **changes}

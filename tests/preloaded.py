@@ -1,4 +1,4 @@
-"""Everything that a process imports, reads or measures once, for the server that forks the processes of tests."""
+"""Imports and caches that the fork server prepares once for all test processes."""
 
 import importlib
 
@@ -22,4 +22,4 @@ with initialize_config_module(
     "llm.conf", version_base="1.3"
 ):  # fills the caches of Hydra's parsers
     compose("train", ["size=nano", "data=text", "tokenizer=byte", "data.path=text.txt"])
-matmul_rate(torch.float32)  # an eighth of a second, once in a process
+matmul_rate(torch.float32)  # takes an eighth of a second, and the result is cached

@@ -20,9 +20,9 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: floa
 
     Args:
         world: number of ranks.
-        function: called on each; `LLM_CACHE` and other variables are those of the caller.
+        function: called on each rank, with the environment variables of the caller (such as `LLM_CACHE`).
         args: arguments, the same on each rank; pickled.
-        timeout: seconds until all are killed.
+        timeout: time after which all ranks are killed, in seconds.
 
     Raises:
         AssertionError: a rank failed (with its error) or did not end in time.

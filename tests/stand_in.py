@@ -1,4 +1,4 @@
-"""Jobs of a sweep whose process is replaced by a script of the test, under every launcher."""
+"""Replace the process of each sweep job by a script of the test, with any launcher."""
 
 import os
 import sys
@@ -12,13 +12,13 @@ real = sweep_job.job
 
 
 def job(config):
-    """Replace `sweep_job.job`."""
+    """Run the job as `sweep_job.job` does, but with the script as its Python interpreter."""
     job_file.sys = SimpleNamespace(executable=os.environ[SCRIPT])
     return real(config)
 
 
 def script(folder: Path, code: str) -> dict[str, str]:
-    """Write the script in bash, which starts at once; return its variables."""
+    """Write a script in bash, which starts faster than Python; return the environment variables that select it."""
     file = folder / "job"
     file.write_text(f"#!/bin/bash\n{code}\n")
     file.chmod(0o755)
@@ -26,7 +26,7 @@ def script(folder: Path, code: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """`python -m stand_in WORDS` is `llm WORDS` with other processes for the jobs."""
+    """Run `llm WORDS`, as `python -m stand_in WORDS`, with the script in place of each job."""
     from llm.__main__ import main
 
     sweep_job.job = job

@@ -72,4 +72,4 @@ def test_three_ranks_gather_broadcast_and_vote(tmp_path):
         assert each["from_first"] == ("of 0" if rank == 0 else None)
         assert each["from_last"] == ("of 2" if rank == 0 else None)
         assert each["counted"] == [0, 1, 20, 300], "each vote is counted at the next call"
-        assert each["was_made"] == (rank > 0), "the first rank went through before the others"
+        assert each["was_made"] == (rank > 0), "the first rank runs the block before the others"

@@ -85,7 +85,7 @@ def test_instruct_study_has_both_tables_and_responses(run, base):
     study = EXPERIMENTS / "instruct" / "study.py"
     report = run(
         study, "--base", base, "data.malformed=skip", *CPU, *SHORT
-    )  # texts in bytes fill the context
+    )  # in bytes, some texts are longer than the context
     assert report.count("Test part: ") == 2
     assert "| question | before | after | reference |" in report
 

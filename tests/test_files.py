@@ -26,7 +26,7 @@ def test_json_object_is_read(tmp_path):
         (b"[" * 100_000, r"a\.json: is not JSON"),
     ],
 )
-def test_other_json_values_are_refused(content, told, tmp_path):
+def test_file_without_a_json_object_is_refused(content, told, tmp_path):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=told):
@@ -40,13 +40,13 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         read_object(tmp_path / "a.json")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(FileError, match=r"a\.json: is neither a file nor a folder"):
         read_object(tmp_path / "a.json")
 
 
-def test_aliases_in_yaml_are_not_unfolded(tmp_path):
+def test_yaml_with_aliases_is_refused(tmp_path):
     lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     (tmp_path / "a.yaml").write_text("\n".join(["a0: &a0 [1]", *lines]))
     with pytest.raises(FileError, match=r"a\.yaml: has YAML aliases"):
@@ -54,7 +54,7 @@ def test_aliases_in_yaml_are_not_unfolded(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["- 1", "", "a: [", "a: 1\na: 2", "\x00", "[" * 5000])
-def test_yaml_that_is_not_a_mapping_is_named(content, tmp_path):
+def test_error_names_the_yaml_file_that_is_not_a_mapping(content, tmp_path):
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(FileError, match=r"a\.yaml: "):
         files.read_yaml(tmp_path / "a.yaml")
@@ -107,7 +107,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_folder_of_its_own_files_and_links_passes(tmp_path):
+def test_folder_whose_links_stay_inside_is_accepted(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a").touch()
     (tmp_path / "run" / "b").symlink_to("a")
@@ -125,7 +125,7 @@ def test_a_folder_with_a_link_that_leads_out_is_refused(place, tmp_path):
         files.require_own(tmp_path / "run", "checkpoints")
 
 
-def test_links_in_a_circle_are_refused(tmp_path):
+def test_circular_links_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(FileError, match="is a link that"):

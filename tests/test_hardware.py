@@ -1,4 +1,4 @@
-"""Hardware: resolved once, and refused if it is missing."""
+"""Hardware settings: `auto` is resolved, and missing hardware is reported."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def test_strategy_is_checked_even_for_one_device(monkeypatch):
         Hardware(accelerator="cpu", strategy=FSDP(), precision="fp16").place()
 
 
-def test_divided_weights_train_in_32_where_fp16_is_fastest(monkeypatch):
+def test_sharded_weights_train_in_float32_even_if_fp16_is_faster(monkeypatch):
     monkeypatch.setattr("llm.hardware.faster_precision", lambda accelerator: "fp16")
     for divided in (FSDP(), TensorParallel(), Pipeline()):
         hardware = Hardware(accelerator="cpu", devices=2, strategy=divided)

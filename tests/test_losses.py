@@ -75,7 +75,7 @@ def test_half_precision_is_raised_to_float32(logits, targets, dtype):
 
 
 def test_sums_over_batches_give_the_mean_over_all(logits, targets):
-    parts = [cross_entropy_sum(row, asked) for row, asked in zip(logits, targets, strict=True)]
+    parts = [cross_entropy_sum(row, target) for row, target in zip(logits, targets, strict=True)]
     total, count = (torch.stack(column).sum() for column in zip(*parts, strict=True))
     assert total.dtype == torch.float64
     assert count.item() == 11
@@ -96,18 +96,18 @@ def test_one_confident_miss_stays_finite():
     assert total.item() == pytest.approx(500)
 
 
-def test_a_sequence_has_the_probability_of_its_tokens_together(logits, targets):
+def test_probability_of_a_sequence_is_the_product_over_its_tokens(logits, targets):
     probabilities = logits.double().softmax(-1)
     for row in range(3):
-        asked = [(t, targets[row, t]) for t in range(5) if targets[row, t] != -100]
-        product = math.prod(probabilities[row, t, token].item() for t, token in asked)
+        tokens = [(t, targets[row, t]) for t in range(5) if targets[row, t] != -100]
+        product = math.prod(probabilities[row, t, token].item() for t, token in tokens)
         summed = sequence_log_probabilities(logits, targets)[row].item()
         assert math.exp(summed) == pytest.approx(product, rel=1e-5)
         mean = sequence_log_probabilities(logits, targets, reduction="mean")[row].item()
-        assert mean == pytest.approx(summed / len(asked), rel=1e-6)
+        assert mean == pytest.approx(summed / len(tokens), rel=1e-6)
 
 
-def test_a_sequence_of_nothing_is_certain_and_has_no_gradient(logits, targets):
+def test_sequence_without_targets_has_log_probability_zero_and_no_gradient(logits, targets):
     targets[1] = -100
     logits.requires_grad_()
     for reduction in ("sum", "mean"):
@@ -126,7 +126,7 @@ def four_log_probabilities():
 
 
 def dpo_loss(log_probabilities, *, beta, label_smoothing=0.0):
-    """The ranking loss of implicit rewards, as the task composes it."""
+    """Return the ranking loss of implicit rewards, as the DPO task computes it."""
     chosen, rejected = (
         implicit_rewards(
             log_probabilities[f"policy_{which}"], log_probabilities[f"reference_{which}"], beta=beta
@@ -138,8 +138,8 @@ def dpo_loss(log_probabilities, *, beta, label_smoothing=0.0):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
-    """The ratio of ratios of the paper, in numpy."""
+def test_dpo_loss_equals_equation_7_of_the_paper(four_log_probabilities, beta, smoothing):
+    """The expected value is the log-sigmoid of the paper's difference of log-ratios, in numpy."""
     policy_w, policy_l, reference_w, reference_l = (
         x.numpy() for x in four_log_probabilities.values()
     )
@@ -152,7 +152,7 @@ def test_dpo_is_equation_7(four_log_probabilities, beta, smoothing):
 
 
 def test_the_gradient_of_dpo_is_that_of_the_paper(four_log_probabilities):
-    """Section 4: -beta sigma(r_l - r_w) (d log pi(y_w) - d log pi(y_l))."""
+    """Section 4 of the paper: -beta sigma(r_l - r_w) (d log pi(y_w) - d log pi(y_l))."""
     beta = 0.3
     chosen, rejected = (x.requires_grad_() for x in [*four_log_probabilities.values()][:2])
     dpo_loss(four_log_probabilities, beta=beta).sum().backward()
@@ -166,15 +166,15 @@ def test_the_gradient_of_dpo_is_that_of_the_paper(four_log_probabilities):
     torch.testing.assert_close(rejected.grad, weight)
 
 
-def test_a_ranking_is_right_by_bradley_and_terry():
-    """exp(-loss) is the probability e^a / (e^a + e^b) that the chosen one wins."""
+def test_ranking_loss_follows_the_bradley_terry_model():
+    """exp(-loss) is the probability e^a / (e^a + e^b) that the chosen response is preferred."""
     chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, 3.0])
     expected = chosen.exp() / (chosen.exp() + rejected.exp())
     torch.testing.assert_close((-ranking_loss(chosen, rejected)).exp(), expected)
     assert ranking_loss(chosen, chosen).tolist() == pytest.approx([math.log(2)] * 3)
 
 
-def test_a_ranking_with_label_smoothing_has_its_least_loss_at_a_finite_margin():
+def test_label_smoothing_puts_the_minimum_of_the_ranking_loss_at_a_finite_margin():
     margins = torch.linspace(-8, 8, 1601)
     best = margins[ranking_loss(margins, torch.zeros_like(margins), label_smoothing=0.1).argmin()]
     assert best.item() == pytest.approx(math.log(0.9 / 0.1), abs=0.02)
@@ -191,14 +191,14 @@ def test_advantages_are_relative_to_the_group():
 
 
 def test_the_gradient_of_the_policy_loss_is_that_of_reinforce(logits, targets):
-    """Minus advantage times the score function, over the tokens of the mask."""
-    advantages, asked = torch.tensor([2.0, -1.0, 0.5]), targets != -100
+    """The expected gradient is minus the advantage times the score function, averaged over the tokens of the mask."""
+    advantages, mask = torch.tensor([2.0, -1.0, 0.5]), targets != -100
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     policy_gradient_loss(
-        token_log_probabilities(ours, targets), advantages=advantages, mask=asked
+        token_log_probabilities(ours, targets), advantages=advantages, mask=mask
     ).backward()
     summed = sequence_log_probabilities(theirs, targets)
-    (-(advantages * summed).sum() / asked.sum()).backward()
+    (-(advantages * summed).sum() / mask.sum()).backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 

@@ -21,8 +21,8 @@ BERT_PREDICTS = (
     "model: BERT sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
 )
-# Rules that span sections of a configuration: a command line that breaks each, and the error.
 NO_WEIGHTS = "weights: scratch has learned nothing; use weights=run weights.path=…"
+# Rules that compare sections of a configuration: a command line that breaks each, and the error.
 ACROSS = [
     ("train model=bert", BERT_PREDICTS),
     ("train model=bert dry_run=true", BERT_PREDICTS),
@@ -159,7 +159,7 @@ def test_unknown_command_gets_the_nearest_name(llm):
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
 def test_wrong_option_is_reported_with_wrong_keys_and_values(llm, sweep):
-    """Values for the group whose option is wrong are not judged by the default option."""
+    """Values for the group whose option is wrong are not checked against the default option."""
     words = ("model=gtp", "model.dim=x", "trainer.mx_steps=3", "optimizer.lr=fast", "seed=x")
     status, out, err = llm("train", *sweep, *words)
     assert (status, out) == (2, "")
@@ -198,7 +198,7 @@ def test_each_mistake_is_one_line_and_causes_no_others(llm, words, keys):
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_weights_that_are_not_trained_and_empty_stops_are_reported_together(llm, command):
+def test_untrained_weights_and_an_empty_stop_text_are_reported_together(llm, command):
     status, out, err = llm(command, "weights=scratch", "stop=['.','']", "seed=x")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
@@ -209,12 +209,12 @@ def test_weights_that_are_not_trained_and_empty_stops_are_reported_together(llm,
 
 
 @pytest.mark.parametrize("command", ["classify", "evaluate", "export"])
-def test_command_that_needs_trained_weights_refuses_none(llm, command):
+def test_command_that_needs_trained_weights_refuses_scratch(llm, command):
     words = {"classify": ("text=x",), "export": ("output=x",)}.get(command, ())
     assert llm(command, "weights=scratch", *words) == (2, "", f"{NO_WEIGHTS}\n")
 
 
-def test_a_wrong_override_is_one_line(llm):
+def test_wrong_override_is_reported_in_one_line(llm):
     status, out, err = llm("train", "model=gpt3")
     assert (status, out) == (2, "")
     assert err.startswith("model=gpt3: no such option; did you mean gpt2?")
@@ -222,13 +222,15 @@ def test_a_wrong_override_is_one_line(llm):
 
 
 @pytest.mark.parametrize(("line", "told"), ACROSS, ids=[line for line, _ in ACROSS])
-def test_rules_across_sections_fire_from_the_command_line(llm, tmp_path, monkeypatch, line, told):
+def test_rules_across_sections_are_checked_on_the_command_line(
+    llm, tmp_path, monkeypatch, line, told
+):
     monkeypatch.chdir(tmp_path)
     assert llm(*line.split()) == (2, "", f"{told}\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
+def test_bert_can_be_trained_as_a_classifier(llm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("experiment=classify", "data.path=rows.csv", "tokenizer=byte", "model=bert")
     status, out, err = llm("train", *words, "dry_run=true")
@@ -236,14 +238,14 @@ def test_bert_may_learn_to_classify(llm, tmp_path, monkeypatch):
     assert "point" in out
 
 
-def test_a_group_that_is_set_to_null_is_one_line(llm):
+def test_group_set_to_null_is_reported_in_one_line(llm):
     status, out, err = llm("generate", "+judge=null")
     assert (status, out) == (2, "")
     assert err == "judge=null: is not an option; choose one of none, openai\n"
 
 
 @pytest.mark.parametrize("content", [b"\xd3\xff\x00 not text", b"model: [", b"\x00\x01"])
-def test_config_that_is_not_text_is_one_line_with_its_name(llm, tmp_path, content):
+def test_config_that_is_not_text_is_reported_in_one_line_with_its_name(llm, tmp_path, content):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "broken.yaml").write_bytes(content)
     status, out, err = llm("train", "--config-dir", str(tmp_path), "model=broken")
@@ -252,7 +254,7 @@ def test_config_that_is_not_text_is_one_line_with_its_name(llm, tmp_path, conten
     assert err.count("\n") == 1
 
 
-def test_a_check_fails_before_anything_is_made(llm, tmp_path, monkeypatch):
+def test_failed_check_creates_no_files(llm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = llm("train", "+model.n_layers=3", "seed=x")
     assert status == 2
@@ -269,7 +271,7 @@ def test_help_of_a_command_lists_groups_and_an_example(llm):
     assert "\nmodel/position: " in out
 
 
-def test_help_of_a_command_lists_no_groups_of_another(llm):
+def test_help_of_a_command_omits_groups_that_it_does_not_use(llm):
     out = llm("generate", "--help")[1]
     assert "\nreward: contains, format, length, none, run\n" in out
     assert "\nmodel: " not in out
@@ -382,7 +384,7 @@ def test_folder_of_configs_is_passed_on_to_jobs_as_typed(tmp_path, monkeypatch):
         assert line.flags == ["--config-dir", typed]
 
 
-def test_folders_are_plain_words(tmp_path, monkeypatch):
+def test_folders_need_no_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = "runs/python_docs,model=llama"  # a path that looks like an override but exists
     (tmp_path / run).mkdir(parents=True)
@@ -468,7 +470,7 @@ class Toy(Command):
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch, llm):
-    """A command with its config in a user's folder; returns its arguments."""
+    """toy(*words): run a command whose config is in a user's folder; return its status, output, errors and calls."""
     (tmp_path / "toy_app.py").write_text(APP)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "toy.yaml").write_text(
@@ -544,7 +546,7 @@ def test_completion_works_after_the_command(llm, monkeypatch, line, offered):
     assert out.split() == offered.split()
 
 
-def test_a_real_shell_completes(tmp_path):
+def test_completion_works_in_bash(tmp_path):
     """Install the completion in bash, call its function as the tab key does, and print the replies."""
     shim = tmp_path / "llm"
     shim.write_text(f'#!/bin/bash\nexec {sys.executable} -m llm "$@"\n')
@@ -563,7 +565,7 @@ def test_a_real_shell_completes(tmp_path):
 
 
 def test_a_path_with_commas_is_one_path(llm, tmp_path):
-    """The name of the run and the printed command contain the path."""
+    """Names of runs contain commas, and the commands that training prints contain these names."""
     path = tmp_path / "spam,adapter=lora,seed=1"
     status, _, err = llm("generate", f"weights.path={path}")
     assert status == 2
@@ -587,9 +589,7 @@ def test_a_path_with_commas_is_one_path(llm, tmp_path):
         ),
     ],
 )
-def test_runs_that_a_command_can_use_are_named_the_newest_first(
-    llm, tmp_path, monkeypatch, line, told
-):
+def test_error_lists_the_usable_runs_newest_first(llm, tmp_path, monkeypatch, line, told):
     monkeypatch.chdir(tmp_path)
     for age, task in enumerate(("classification", "pretraining", "sft", "sft", "reward")):
         run = make(tmp_path / "outputs" / task / f"run{age}", task=task)

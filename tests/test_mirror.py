@@ -12,7 +12,7 @@ SOURCE, TESTS = Path(llm.__file__).parent, Path(__file__).parent
 # Modules without a test file of their own: the test that fails first if they are wrong.
 OWNERS = {
     # The chosen layers only show in the adapted model.
-    "adapters/targets.py": "adapters/test_lora.py::test_patterns",
+    "adapters/targets.py": "adapters/test_lora.py::test_patterns_select_layers",
     # Callbacks that act on a whole run.
     "callbacks/base.py": (
         "training/test_lifecycle.py"
@@ -52,8 +52,8 @@ OWNERS = {
     ),
     "config/inspection.py": "test_main.py::test_help_of_a_command_lists_groups_and_an_example",
     "config/plain.py": "config/test_build.py::test_nested_nodes_are_built_first_and_values_arrive_plain",
-    "config/reading.py": "test_files.py::test_a_pipe_is_not_waited_for",
-    "config/requirements.py": "test_main.py::test_rules_across_sections_fire_from_the_command_line",
+    "config/reading.py": "test_files.py::test_pipe_is_refused_without_waiting",
+    "config/requirements.py": "test_main.py::test_rules_across_sections_are_checked_on_the_command_line",
     "config/resolvers.py": ("config/test_loader.py::test_lookups_are_allowed_on_the_command_line"),
     "config/rules.py": "config/test_check.py::test_invalid_name_path_or_number_is_reported_in_one_line",
     "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
@@ -184,13 +184,13 @@ def test_every_module_has_a_test_of_its_name_or_an_owner():
     assert without == [], "write tests/PACKAGE/test_MODULE.py, or name the test that covers it"
 
 
-def test_no_owner_is_named_for_a_module_that_needs_none():
+def test_owners_are_of_existing_modules_without_a_test_file():
     assert [m for m in OWNERS if m not in modules()] == []
     assert [m for m in OWNERS if has_mirror(m)] == []
 
 
 @pytest.mark.parametrize("owner", sorted(set(OWNERS.values())))
-def test_the_owners_are_tests(owner):
+def test_every_owner_is_an_existing_test(owner):
     file, _, name = owner.partition("::")
     tree = ast.parse((TESTS / file).read_text("utf-8"))
     assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]

@@ -31,7 +31,7 @@ def commands_of(text: str) -> Iterator[str]:
 COMMANDS = list(dict.fromkeys(command for text in PAGES.values() for command in commands_of(text)))
 # Commands that a test cannot run: they install, upload, or set up a shell.
 OTHERS = ("pipx install ", "wandb sync ", "eval ")
-# Words of commands that need the network, a library or a machine that a test does not have: only composed.
+# Words of commands that are only composed, because they need the network, a library or hardware that tests lack.
 ELSEWHERE = (
     *("openai-community/", "Llama-3.2", "HuggingFaceTB/", "judge=", "hardware=zero"),
     *("NODE_RANK=", "hydra/sweeper=optuna"),
@@ -134,7 +134,7 @@ def run(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the training text of")  # which is short
+@pytest.mark.filterwarnings("ignore:the training text of")  # it is short
 @pytest.mark.parametrize("line", lines("trained"))
 def test_a_training_command_runs(line, folder, cache, run, monkeypatch, request):
     monkeypatch.setenv("LLM_CACHE", str(cache))
@@ -148,7 +148,7 @@ def test_a_training_command_runs(line, folder, cache, run, monkeypatch, request)
 
 
 @pytest.mark.parametrize("line", lines("checked"))
-def test_every_point_of_a_command_could_run(line, folder, cache, run, monkeypatch, capsys):
+def test_every_point_of_a_command_passes_a_dry_run(line, folder, cache, run, monkeypatch, capsys):
     monkeypatch.setenv("LLM_CACHE", str(cache))
     few = ["hardware.accelerator=cpu", "hardware.precision=32", "dry_run=true"]
     if STRATEGY.search(line):
@@ -160,7 +160,7 @@ def test_every_point_of_a_command_could_run(line, folder, cache, run, monkeypatc
 
 @pytest.mark.parametrize("line", lines("composed", "shown"))
 def test_a_command_composes(line, folder, run, capsys):
-    # Of a space that a sweeper searches, one value; a single run has no -m.
+    # A search space becomes one of its values, and -m is dropped, because only a sweep can have them.
     words = [re.sub(r"=(tag|choice)\(.*", "=0.1", word) for word in words_of(line) if word != "-m"]
     run(words if kind_of(line) == "shown" else [*words, "--cfg", "job"])
     assert len(capsys.readouterr().out.splitlines()) > 5
@@ -194,7 +194,7 @@ def made_small(line: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_pages_lead_from_command_to_command(folder, shared_data, run, forks, monkeypatch):
+def test_commands_of_the_pages_run_in_their_order(folder, shared_data, run, forks, monkeypatch):
     """Each command uses the runs of the commands before it."""
     monkeypatch.setenv("LLM_CACHE", str(shared_data))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken"))
@@ -271,7 +271,7 @@ PRINTED = [
 
 @pytest.mark.parametrize(("line", "shown"), PRINTED)
 def test_a_command_prints_what_a_page_shows(line, shown, tmp_path, monkeypatch, capsys):
-    """From the first line to the three dots that mark an omission."""
+    """A page may show the first lines only, followed by three dots."""
     monkeypatch.setenv("COLUMNS", "110")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["llm", *words_of(line)])

@@ -51,7 +51,7 @@ def test_overrides_outside_the_fingerprint_are_not_in_the_name(override):
     assert run_name("verdict", [override, "seed=2"]) == "verdict,seed=2"
 
 
-def test_a_name_is_one_folder_whatever_the_overrides_hold():
+def test_name_has_no_slash_or_space_from_its_overrides():
     name = run_name("text", ["model/norm=rms", "data.path=/home/me/my notes/*.txt"])
     assert "/" not in name
     assert " " not in name
@@ -84,7 +84,7 @@ def test_record_is_saved_and_extended(tmp_path):
 
 def test_archiving_keeps_every_earlier_run(tmp_path):
     run = Run(tmp_path / "run")
-    assert run.archive() is None, "nothing stood there"
+    assert run.archive() is None, "there was no run to archive"
     for number in (1, 2):
         run.update(status="done")
         assert run.archive() == tmp_path / f"run~{number}"
@@ -98,7 +98,7 @@ def test_archived_runs_are_not_listed(tmp_path):
     assert [run.path.name for run in list_runs(tmp_path)] == ["one"]
 
 
-def test_a_directory_is_held_by_one_process_at_a_time(tmp_path):
+def test_directory_is_claimed_by_one_process_at_a_time(tmp_path):
     run = Run(tmp_path / "task" / "run")
     with (
         run.claimed(),
@@ -121,7 +121,7 @@ def test_reading_the_state_of_a_run_does_not_change_its_folder(tmp_path):
     assert run.state == "interrupted"
 
 
-def test_the_record_is_believed_if_the_lock_cannot_be_read(tmp_path):
+def test_state_comes_from_the_record_if_the_lock_cannot_be_read(tmp_path):
     run = Run(tmp_path / "run")
     run.update(status="running")
     (tmp_path / "elsewhere").touch()

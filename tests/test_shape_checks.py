@@ -1,4 +1,4 @@
-"""The run-time check of shapes, under which the suite runs, can fail."""
+"""The run-time check of shapes that the tests run with reports wrong shapes and types."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def test_a_result_must_have_the_annotated_shape():
         drop(THREE)
 
 
-def test_a_called_function_has_axes_of_its_own():
+def test_sizes_of_axes_are_local_to_a_call():
     assert add_shorter(FOUR) is FOUR
     assert add(THREE, THREE).shape == (3,), "sizes do not outlive their call"
 
@@ -68,7 +68,7 @@ def test_plain_types_are_checked_and_an_int_passes_for_a_float():
         scale("2")  # pyright: ignore
 
 
-def test_generators_and_names_that_are_missing_are_let_through():
+def test_generators_and_undefined_names_are_not_checked():
     @checked
     def count(other: "Later") -> Iterator[int]:  # pyright: ignore
         yield other

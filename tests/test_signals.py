@@ -13,7 +13,7 @@ from llm import signals
 @pytest.mark.parametrize("number", signals.STOPPING)
 def test_signals_are_handled_only_within_the_block(number, monkeypatch):
     monkeypatch.setattr(signals, "detach_terminal", lambda: None)
-    before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
     received: list[int] = []
     try:
         with signals.received(lambda number, frame: received.append(number)):
@@ -27,7 +27,7 @@ def test_signals_are_handled_only_within_the_block(number, monkeypatch):
 def test_signals_ignored_by_nohup_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.received(lambda number, frame: pytest.fail("it was to be ignored")):
+        with signals.received(lambda number, frame: pytest.fail("the signal was not ignored")):
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -43,8 +43,8 @@ def test_a_background_job_of_a_script_receives_ctrl_c():
     assert received == [signal.SIGINT]
 
 
-def test_a_process_outlives_its_terminal():
-    """Its standard output is closed, so writing to it would raise an error."""
+def test_process_keeps_running_after_its_terminal_closes():
+    """Writing to a closed terminal would raise an error and end the process before it saves."""
     child, terminal = pty.fork()
     if child == 0:
         received: list[int] = []

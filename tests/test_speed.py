@@ -27,7 +27,7 @@ def test_help_answers_in_under_half_a_second():
 
 
 def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
-    """Thread time over a raw loop, with the default callbacks and loggers.
+    """The cost is the additional thread time per step over a plain loop, with the default callbacks and loggers.
 
     Other work on the machine can only increase a time, so the best of up to four measurements counts.
     """
@@ -42,7 +42,7 @@ def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
 
 
 def test_cached_generation_is_as_fast_as_hugging_faces():
-    """On four layers of the 124M shape, because most of the time is in the matrix products."""
+    """Four layers of the 124M model are enough, because matrix products take most of the time."""
     pytest.importorskip("transformers")
     command = [
         *(sys.executable, str(EXPERIMENTS / "generation_speed" / "benchmark.py")),

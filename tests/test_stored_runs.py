@@ -1,7 +1,7 @@
-"""Runs of an earlier version: this version resumes them, with the same numbers.
+"""Runs of an earlier version: this version resumes them and gets the same metrics.
 
-`make.py` beside them made them. A change of the expected results breaks the format of runs: increase
-`llm.runs.FORMAT` and store runs of the new format beside these.
+They were made with `make.py` in their folder. A change that alters the expected results breaks the format of runs:
+increase `llm.runs.FORMAT`, and store runs of the new format next to these.
 """
 
 import importlib.util

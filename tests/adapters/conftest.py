@@ -14,16 +14,16 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.fixture
-def stir() -> Callable[[nn.Module], nn.Module]:
-    """stir(model): change all trainable parameters at random, as training would."""
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """randomize(model): change all trainable parameters at random, as training would."""
 
-    def stir(model: nn.Module) -> nn.Module:
+    def randomize(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.1)
         return model
 
-    return stir
+    return randomize
 
 
 @pytest.fixture

@@ -26,10 +26,12 @@ def bfloat16():
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("preset", ["gpt2", "gpt", "llama"])
-def test_gradients_reach_all_that_learns_and_nothing_else(build, tokens, stir, preset, adapter):
+def test_all_trainable_parameters_and_no_others_get_gradients(
+    build, tokens, randomize, preset, adapter
+):
     model = Classifier(build(f"model={preset}"), 2)
     adapter().apply(model, new=["head.weight", "head.bias"])
-    stir(model)(tokens).square().sum().backward()
+    randomize(model)(tokens).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.grad is None or parameter.grad.any(), name
@@ -37,12 +39,12 @@ def test_gradients_reach_all_that_learns_and_nothing_else(build, tokens, stir, p
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_optimizer_gets_what_learns(build, adapter):
+def test_optimizer_groups_contain_the_trainable_parameters(build, adapter):
     model = build()
     adapter().apply(model)
     grouped = [p for group in decay_matrices(model) for p in group["params"]]
-    learns = [p for p in model.parameters() if p.requires_grad]
-    assert {id(p) for p in grouped} == {id(p) for p in learns}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in grouped} == {id(p) for p in trainable}
     assert 0 < len(grouped) < len(list(model.parameters()))
 
 
@@ -61,11 +63,11 @@ def test_new_parameters_must_exist(build):
 
 @pytest.mark.parametrize("adapter", ADDING)
 @pytest.mark.parametrize("preset", ["gpt2", "gpt"])
-def test_disabled_is_the_base(build, tokens, stir, preset, adapter):
+def test_disabled_adapter_gives_the_outputs_of_the_base(build, tokens, randomize, preset, adapter):
     model = build(f"model={preset}").eval()
     before = model(tokens)
     adapter().apply(model)
-    adapted = stir(model)(tokens)
+    adapted = randomize(model)(tokens)
     assert not torch.allclose(adapted, before, atol=1e-3)
     with disabled(model):
         assert torch.equal(model(tokens), before)
@@ -78,7 +80,7 @@ def test_disabled_is_the_base(build, tokens, stir, preset, adapter):
     assert torch.equal(model(tokens), adapted)
 
 
-def test_without_additions_there_is_nothing_to_disable(build):
+def test_model_without_added_parameters_cannot_be_disabled(build):
     model = build()
     LastBlock().apply(model)
     with pytest.raises(ValueError, match="no adapter to switch off"), disabled(model):
@@ -86,19 +88,21 @@ def test_without_additions_there_is_nothing_to_disable(build):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_checkpoint_of_what_learns_brings_it_back(build, tokens, stir, adapter):
+def test_checkpoint_of_the_trainable_parameters_restores_the_model(
+    build, tokens, randomize, adapter
+):
     base = build("model=gpt").eval()
     trained, fresh = copy.deepcopy(base), copy.deepcopy(base)
     for model in (trained, fresh):
         adapter().apply(model)
-    stir(trained)
+    randomize(trained)
     assert not torch.equal(trained(tokens), fresh(tokens))
     fill_state(adapter_state(fresh), in_memory(adapter_state(trained)), problems={})
     assert torch.equal(trained(tokens), fresh(tokens))
     assert not any(tensor.requires_grad for tensor in adapter_state(fresh).values())
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_in_full_and_not_used(build, tokens):
+def test_all_mismatches_of_a_checkpoint_are_reported_and_nothing_is_loaded(build, tokens):
     model = build("model=gpt2").eval()
     LastBlock().apply(model)
     before = model(tokens)
@@ -118,8 +122,10 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_full_and_not_used(build, tok
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("preset", ["gpt2", "gpt", "llama"])
-def test_frozen_matrices_in_bfloat16_compute_what_autocast_does(build, tokens, preset, adapter):
-    """Equal to the bit: autocast rounds matrices in the same way. It does not round embeddings; this test does."""
+def test_frozen_matrices_in_bfloat16_give_the_same_outputs_as_autocast(
+    build, tokens, preset, adapter
+):
+    """Outputs are bit-identical: autocast rounds matrices in the same way. The test itself rounds embeddings."""
     model = build(f"model={preset}").eval()
     stored = copy.deepcopy(model)
     for each, dtype in ((model, None), (stored, "bfloat16")):
@@ -134,7 +140,7 @@ def test_frozen_matrices_in_bfloat16_compute_what_autocast_does(build, tokens, p
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_what_is_stored_how(build, adapter):
+def test_all_frozen_parameters_except_norms_are_stored_in_bfloat16(build, adapter):
     model = build("model=gpt2", "model.tie_weights=false")
     adapter(frozen_dtype="bfloat16").apply(model)
     for name, parameter in model.named_parameters():
@@ -145,14 +151,16 @@ def test_what_is_stored_how(build, adapter):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("preset", ["gpt2", "gpt"])
-def test_frozen_matrices_in_bfloat16_work_without_autocast(build, tokens, stir, preset, adapter):
+def test_frozen_matrices_in_bfloat16_work_without_autocast(
+    build, tokens, randomize, preset, adapter
+):
     torch.manual_seed(0)
     model = build(f"model={preset}").eval()
     stored = copy.deepcopy(model)
     for each, dtype in ((model, None), (stored, "bfloat16")):
         torch.manual_seed(1)
         adapter(frozen_dtype=dtype).apply(each)
-        stir(each)
+        randomize(each)
     exact, low = model(tokens), stored(tokens)
     assert low.dtype == torch.float32
     assert (low - exact).abs().max() < 0.03 * exact.abs().max()
@@ -168,12 +176,12 @@ def test_frozen_matrices_in_bfloat16_work_without_autocast(build, tokens, stir, 
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_copy_is_its_own(build, tokens, stir, adapter):
-    """The frozen reference of DPO is made in this way."""
+def test_deep_copy_is_independent_of_the_model(build, tokens, randomize, adapter):
+    """DPO makes its frozen reference with `copy.deepcopy`."""
     model = build("model=gpt").eval()
     adapter(frozen_dtype="bfloat16").apply(model)
     reference = copy.deepcopy(model)
     before = model(tokens)
-    stir(model)
+    randomize(model)
     assert not torch.equal(model(tokens), before)
     assert torch.equal(reference(tokens), before)

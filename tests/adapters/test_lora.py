@@ -1,4 +1,4 @@
-"""LoRA updates: zero at first, later the equation of the paper, and merged."""
+"""LoRA updates: they are zero at first, follow the equation of the paper, and can be merged."""
 
 import copy
 from functools import partial
@@ -28,7 +28,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def written_out(layer: LoRALinear, x: torch.Tensor, scale: float) -> torch.Tensor:
-    """(W + scale · B A) x + b, with A and B in the rows of their layer."""
+    """Return (W + scale · B A) x + b, computed row by row; each update changes only its own rows."""
     weight = layer.base.weight.clone()
     for update in layer.lora["default"].values():
         for row, b in zip(range(update.rows.start, update.rows.stop), update.up, strict=True):
@@ -38,7 +38,7 @@ def written_out(layer: LoRALinear, x: torch.Tensor, scale: float) -> torch.Tenso
 
 @models
 @pytest.mark.parametrize("autocast", [False, True])
-def test_at_first_nothing_changes(build, tokens, words, autocast):
+def test_new_update_does_not_change_the_outputs(build, tokens, words, autocast):
     model = build(*words)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         before = model(tokens)
@@ -47,10 +47,10 @@ def test_at_first_nothing_changes(build, tokens, words, autocast):
 
 
 @models
-def test_each_layer_computes_the_equation(build, stir, words):
+def test_each_layer_computes_the_equation(build, randomize, words):
     model = build(*words).double()
     LoRA(rank=3, alpha=7.5).apply(model)
-    stir(model)
+    randomize(model)
     layers = adapted_layers(model)
     assert {name.rpartition(".")[-1] for name in layers} >= {"query_key_value", "output", "input"}
     for layer in layers.values():
@@ -59,14 +59,14 @@ def test_each_layer_computes_the_equation(build, stir, words):
 
 
 @models
-def test_a_part_changes_its_own_rows(build, stir, words):
+def test_update_of_a_part_changes_only_its_rows(build, randomize, words):
     for part in ("query", "key", "value"):
         model = build(*words)
         attention = model.blocks[0].attention
         x = torch.randn(2, 5, 64)
         before = attention.query_key_value(x)
         LoRA(targets=[part]).apply(model)
-        stir(model)
+        randomize(model)
         changed = (attention.query_key_value(x) != before).any(dim=(0, 1))
         changed = changed.unflatten(0, (-1, attention.head_dim))
         q, k = attention.num_heads, attention.num_kv_heads
@@ -77,7 +77,7 @@ def test_a_part_changes_its_own_rows(build, stir, words):
 
 
 @pytest.mark.parametrize("named", ["query_key_value", "blocks.*.query_key_value"])
-def test_a_fused_projection_is_one_layer_by_its_own_name(build, named):
+def test_name_of_a_fused_projection_selects_it_as_one_layer(build, named):
     model = build("model=gpt2")
     LoRA(rank=4, targets=[named]).apply(model)
     (parts,) = {tuple(layer.lora["default"]) for layer in adapted_layers(model).values()}
@@ -99,13 +99,13 @@ def test_a_fused_projection_is_one_layer_by_its_own_name(build, named):
         (["head", "head"], {"head"}),
     ],
 )
-def test_patterns(build, patterns, parts):
+def test_patterns_select_layers(build, patterns, parts):
     model = build("model=gpt2")
     LoRA(targets=patterns).apply(model)
     assert {name.split(".")[-2] for name in adapter_state(model)} == parts
 
 
-def test_names_say_what_a_parameter_is_of(build):
+def test_parameter_names_contain_the_adapter_and_the_part(build):
     model = build("model=gpt2")
     plain = {name.rpartition(".")[::2] for name in model.state_dict()}
     LoRA(name="spam").apply(model)
@@ -130,7 +130,7 @@ def test_a_pattern_that_matches_nothing_is_named(build, pattern, message):
         LoRA(targets=["query", pattern]).apply(build("model=gpt2"))
 
 
-def test_a_new_head_learns_whole_and_gets_no_update(build):
+def test_new_head_is_trained_in_full_and_gets_no_update(build):
     model = Classifier(build("model=gpt2"), 2)
     LoRA(targets=EVERYTHING).apply(model, new=["head.weight", "head.bias"])
     assert type(model.head) is nn.Linear
@@ -155,19 +155,21 @@ def test_counts_at_rank_16_over_every_linear_layer(build, size, classes, count):
         LoRA(rank=16, targets=EVERYTHING).apply(model)
     state = adapter_state(model)
     assert sum(tensor.numel() for tensor in state.values()) == count
-    # The file of an adapter holds a few megabytes where that of the model holds hundreds.
+    # The file of an adapter has a few megabytes, and the file of the model has hundreds.
     stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     assert stored == 4 * count < 0.03 * 4 * base
 
 
 @models
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_merged_is_plain_and_computes_the_same(build, tokens, stir, words, dtype, tolerance):
+def test_merged_model_has_plain_layers_and_the_same_outputs(
+    build, tokens, randomize, words, dtype, tolerance
+):
     model = build(*words).to(dtype).eval()
     names = list(model.state_dict())
     plain = model(tokens)
     LoRA(rank=4).apply(model)
-    adapted = stir(model)(tokens)
+    adapted = randomize(model)(tokens)
     with disabled(model):
         assert torch.equal(model(tokens), plain)
     assert torch.equal(model(tokens), adapted)
@@ -177,19 +179,19 @@ def test_merged_is_plain_and_computes_the_same(build, tokens, stir, words, dtype
     assert not torch.allclose(model(tokens), plain, atol=1e-3)
 
 
-def test_merging_unties_a_tied_head(build, tokens, stir):
+def test_merging_unties_a_tied_head(build, tokens, randomize):
     model = build("model=gpt2").eval()
     embedding = model.embedding.weight.clone()
     LoRA(targets=["head"]).apply(model)
     assert model.head.weight is model.embedding.weight
-    adapted = stir(model)(tokens)
+    adapted = randomize(model)(tokens)
     merge_updates(model)
     assert torch.equal(model.embedding.weight, embedding)
     assert not torch.allclose(model.head.weight, embedding)
     torch.testing.assert_close(model(tokens), adapted, rtol=0, atol=1e-5)
 
 
-def test_a_merge_that_adds_nothing_leaves_the_layers_themselves(build):
+def test_merge_without_an_active_update_keeps_the_layer_objects(build):
     model = build("model=gpt2")
     LoRA(targets=EVERYTHING).apply(model)
     head = model.head.base
@@ -199,10 +201,10 @@ def test_a_merge_that_adds_nothing_leaves_the_layers_themselves(build):
     assert model.head.weight is model.embedding.weight
 
 
-def test_merging_into_bfloat16_loses_nothing(build, stir):
+def test_merging_into_bfloat16_loses_no_precision(build, randomize):
     model = build("model=gpt2")
     LoRA(frozen_dtype="bfloat16").apply(model)
-    stir(model)
+    randomize(model)
     layer = model.blocks[0].feed_forward.input
     x = torch.randn(3, 64).bfloat16().float()
     expected = written_out(copy.deepcopy(layer).float(), x, 2.0)
@@ -211,7 +213,7 @@ def test_merging_into_bfloat16_loses_nothing(build, stir):
 
 
 @models
-def test_two_adapters_take_turns_on_one_base(build, tokens, stir, words):
+def test_two_adapters_can_be_switched_on_one_base(build, tokens, randomize, words):
     model = build(*words).eval()
     base = model(tokens)
     weights = {id(p) for p in model.parameters()}
@@ -221,7 +223,7 @@ def test_two_adapters_take_turns_on_one_base(build, tokens, stir, words):
         activate(alone, None)
         assert torch.equal(alone(tokens), base)
         LoRA(rank=2, targets=targets, name=name).apply(model)
-        outputs[name] = stir(model)(tokens)
+        outputs[name] = randomize(model)(tokens)
     assert weights <= {id(p) for p in model.parameters()}
     for name in ("first", "second", "first"):
         activate(model, name)
@@ -236,10 +238,10 @@ def test_two_adapters_take_turns_on_one_base(build, tokens, stir, words):
         LoRA(name="first").apply(model)
 
 
-def test_dropout_is_of_the_updates_inputs_and_of_training(build, tokens, stir):
+def test_dropout_applies_only_to_inputs_of_updates_in_training(build, tokens, randomize):
     model = build("model=gpt2")
     LoRA(dropout=0.5).apply(model)
-    stir(model)
+    randomize(model)
     assert not torch.equal(model(tokens), model(tokens))
     with disabled(model):
         assert torch.equal(model(tokens), model(tokens))
@@ -247,7 +249,7 @@ def test_dropout_is_of_the_updates_inputs_and_of_training(build, tokens, stir):
     assert torch.equal(model(tokens), model(tokens))
 
 
-def test_strength_is_alpha_over_rank(build):
+def test_update_is_scaled_by_alpha_over_rank(build):
     layer = nn.Linear(4, 4)
     holder = nn.Sequential(layer)
     LoRA(rank=2, alpha=6.0, targets=EVERYTHING).apply(holder)
@@ -256,7 +258,7 @@ def test_strength_is_alpha_over_rank(build):
     torch.testing.assert_close(update.delta(), 3 * update.down.sum(dim=0).expand(4, 4))
 
 
-def test_a_and_b_are_hidden_matrices_and_the_heads_are_not(build):
+def test_optimizer_groups_updates_of_blocks_as_hidden_and_of_the_head_as_embedding(build):
     model = build("model=gpt2")
     LoRA(targets=EVERYTHING).apply(model)
     groups = {group["name"]: len(group["params"]) for group in decay_matrices(model)}
@@ -264,10 +266,10 @@ def test_a_and_b_are_hidden_matrices_and_the_heads_are_not(build):
 
 
 @models
-def test_generating_with_a_cache_is_the_same(build, tokens, stir, words):
+def test_cached_equals_uncached(build, tokens, randomize, words):
     model = build(*words).double().eval()
     LoRA(targets=EVERYTHING).apply(model)
-    stir(model)
+    randomize(model)
     cache = model.new_cache(2)
     cached = torch.cat([model(part, cache=cache) for part in tokens.split([5, 1, 6], dim=1)], dim=1)
     torch.testing.assert_close(cached, model(tokens), rtol=0, atol=1e-12)
@@ -275,11 +277,11 @@ def test_generating_with_a_cache_is_the_same(build, tokens, stir, words):
 
 @models
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_recomputed_activations_give_the_same_gradients(build, tokens, stir, words, dtype):
+def test_recomputed_activations_give_the_same_gradients(build, tokens, randomize, words, dtype):
     """The input of the first block needs no gradient if the embedding is frozen."""
     model = build(*words)
     LoRA(frozen_dtype=dtype).apply(model)
-    stir(model)
+    randomize(model)
     recomputing = copy.deepcopy(model)
     checkpoint_activations(recomputing)
     for each in (model, recomputing):
@@ -289,7 +291,7 @@ def test_recomputed_activations_give_the_same_gradients(build, tokens, stir, wor
         assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
-def test_an_adapter_learns_what_the_base_does_not_know(build, train):
+def test_adapter_learns_a_new_task_and_keeps_the_base(build, train):
     torch.manual_seed(0)
     model = build("model=gpt")
     before = train(model, 1, rate=3e-3, steps=60)
@@ -329,7 +331,7 @@ def compile_adapted() -> None:
 
 
 def difference(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The difference that DPO computes: the reference is the model with its adapter off."""
+    """Return a loss like that of DPO, whose reference is the model with its adapter disabled."""
     with torch.no_grad(), disabled(model):
         reference = model(tokens)
     return (model(tokens) - reference).square().sum()
@@ -337,5 +339,5 @@ def difference(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_a_step_compiles_into_one_graph():
-    # In another process: the shape checks of this one would be traced as well.
+    # In another process, because torch.compile would also trace the shape checks of this one.
     on_ranks(1, compile_adapted, timeout=280)

@@ -24,9 +24,9 @@ VARIANTS = {
 variants = pytest.mark.parametrize("words", VARIANTS.values(), ids=VARIANTS)
 
 
-def adapted(model: nn.Module, stir, length: int = 3) -> nn.Module:
+def adapted(model: nn.Module, randomize, length: int = 3) -> nn.Module:
     Prefix(length).apply(model)
-    return stir(model).double().eval()
+    return randomize(model).double().eval()
 
 
 def assert_same(actual, expected):
@@ -34,7 +34,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt", "naive", "grouped"])
-def test_at_first_it_is_as_if_other_tokens_had_been_read(build, tokens, name):
+def test_new_prefix_acts_like_random_tokens_before_the_text(build, tokens, name):
     base = build(*VARIANTS[name]).double().eval()
     model = copy.deepcopy(base)
     torch.manual_seed(5)
@@ -46,7 +46,7 @@ def test_at_first_it_is_as_if_other_tokens_had_been_read(build, tokens, name):
     assert_same(model(tokens), expected)
 
 
-def test_the_kernel_is_attention_over_more_columns():
+def test_kernel_equals_attention_over_prefix_and_text():
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
     key, value = key[:, :2], value[:, :2]
     prefix = PrefixKernel(naive_attention, key=torch.randn(2, 3, 8), value=torch.randn(2, 3, 8))
@@ -61,8 +61,8 @@ def test_the_kernel_is_attention_over_more_columns():
 
 
 @variants
-def test_cached_equals_uncached(build, tokens, stir, words):
-    model = adapted(build(*words), stir)
+def test_cached_equals_uncached(build, tokens, randomize, words):
+    model = adapted(build(*words), randomize)
     cache = model.new_cache(2)
     parts = [model(part, cache=cache) for part in tokens.split([5, 1, 1, 4, 1], dim=1)]
     assert cache.length == 12
@@ -71,8 +71,8 @@ def test_cached_equals_uncached(build, tokens, stir, words):
 
 @variants
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(build, tokens, stir, words, side):
-    model = adapted(build(*words), stir)
+def test_padding_changes_nothing(build, tokens, randomize, words, side):
+    model = adapted(build(*words), randomize)
     real = torch.ones(2, 12, dtype=torch.bool)
     real[0] = torch.arange(12) >= 5 if side == "left" else torch.arange(12) < 7
     padded = model(tokens, attention_mask=real)
@@ -82,8 +82,8 @@ def test_padding_changes_nothing(build, tokens, stir, words, side):
 
 
 @variants
-def test_padded_rows_with_a_cache(build, tokens, stir, words):
-    model = adapted(build(*words), stir)
+def test_padded_rows_with_a_cache_equal_unpadded_rows(build, tokens, randomize, words):
+    model = adapted(build(*words), randomize)
     real = torch.ones(2, 12, dtype=torch.bool)
     real[0, :5] = False
     cache, starts = model.new_cache(2), itertools.accumulate([6, 1, 5], initial=0)
@@ -95,17 +95,17 @@ def test_padded_rows_with_a_cache(build, tokens, stir, words):
 
 
 @variants
-def test_every_token_sees_the_prefix_and_none_its_future(build, tokens, stir, words):
-    model = adapted(build(*words), stir)
+def test_every_token_attends_to_the_prefix_and_not_to_later_tokens(build, tokens, randomize, words):
+    model = adapted(build(*words), randomize)
     before = model(tokens)
     changed = tokens.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 97
     assert torch.equal(model(changed)[:, :7], before[:, :7])
-    stir(model)
+    randomize(model)
     assert not torch.isclose(model(tokens), before).all(dim=-1).any()
 
 
-def test_only_keys_and_values_learn_so_many_a_layer(build):
+def test_only_prefix_keys_and_values_are_trained(build):
     model = Classifier(build("model=llama", "size.num_heads=4", "size.num_kv_heads=2"), 2)
     Prefix(5).apply(model)
     state = adapter_state(model)
@@ -114,10 +114,10 @@ def test_only_keys_and_values_learn_so_many_a_layer(build):
     assert all(module.training for module in model.modules())
 
 
-def test_recomputed_activations_give_the_same_gradients(build, tokens, stir):
+def test_recomputed_activations_give_the_same_gradients(build, tokens, randomize):
     model = build("model=gpt")
     Prefix(3).apply(model)
-    stir(model)
+    randomize(model)
     recomputing = copy.deepcopy(model)
     checkpoint_activations(recomputing)
     for each in (model, recomputing):
@@ -127,7 +127,7 @@ def test_recomputed_activations_give_the_same_gradients(build, tokens, stir):
         assert one.grad is None or torch.equal(one.grad, other.grad)
 
 
-def test_it_steers_a_base_that_stays_as_it_was(build, train):
+def test_prefix_steers_the_outputs_of_an_unchanged_base(build, train):
     """After the first token, the base cannot know whether a row counts by one or by two."""
     torch.manual_seed(0)
     model = build("model=gpt2")

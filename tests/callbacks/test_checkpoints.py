@@ -1,4 +1,4 @@
-"""Selection of the best validation, by the loss or by another metric and then the loss."""
+"""Selection of the best validation by the loss, or by another metric with the loss as tie-breaker."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from llm.config.errors import UserError
 from llm.tasks.pretraining import Pretraining
 
 
-def task(**figures):
+def task(**metrics):
     made = Pretraining.__new__(Pretraining)
-    made.metrics = {f"val/{name}": value for name, value in figures.items()}
+    made.metrics = {f"val/{name}": value for name, value in metrics.items()}
     return made
 
 
-def test_more_right_answers_are_better_and_then_a_lower_loss():
+def test_higher_accuracy_is_better_and_lower_loss_breaks_ties():
     validations = [
         task(loss=0.4, accuracy=0.5),
         task(loss=0.9, accuracy=0.7),
@@ -33,7 +33,7 @@ def test_a_metric_that_is_not_measured_is_named():
 
 
 @pytest.mark.parametrize("callback", [Checkpoints, EarlyStopping])
-def test_a_best_by_another_metric_is_not_compared(callback):
+def test_best_value_of_another_metric_is_not_restored(callback):
     by_loss, by_accuracy = callback(), callback(monitor="val/accuracy")
     state = by_loss.state_dict() | {"best": [0.1, 0.1] if callback is Checkpoints else 0.1}
     fresh = by_accuracy.best

@@ -26,7 +26,7 @@ def test_a_run_stopped_before_anything_was_logged_has_an_empty_picture(tmp_path)
     assert ink(tmp_path / "loss.png") == 0
 
 
-def test_each_panel_has_its_figures(tmp_path):
+def test_each_panel_shows_its_metrics(tmp_path):
     metrics = tmp_path / "metrics.csv"
     columns = "step,train/loss,val/loss,train/margin,val/margin"
     metrics.write_text(f"{columns}\n10,5.0,,0.1,\n20,4.0,4.5,0.3,0.2\n30,3.0,,0.5,\n40,2,3,1,1\n")

@@ -56,8 +56,8 @@ def run(tmp_path, monkeypatch):
         return run_command(compose("train", words), tmp_path / "run")
 
 
-@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
-def test_a_run_ends_with_its_answers_and_shows_how_it_came_to_them(run):
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # on purpose
+def test_run_saves_scored_responses_and_samples_of_each_validation(run):
     rows = json.loads((run.path / RESULTS["responses"]).read_text("utf-8"))
     assert len(rows) == len(ROWS)
     named, repeated, said = rows[0], rows[6], rows[-1]
@@ -70,7 +70,7 @@ def test_a_run_ends_with_its_answers_and_shows_how_it_came_to_them(run):
 
     right = sum(row["response"] == row["reference"] for row in rows)
     metrics = run.record["metrics"]
-    assert right >= 10, "11 answers are learned by heart, ends included"
+    assert right >= 10, "the 11 responses are memorized, with their end tokens"
     assert metrics["test/exact_match"] >= right / len(rows)
     assert metrics["test/rouge_l"] >= metrics["test/exact_match"]
 

@@ -44,7 +44,7 @@ def begin(callback: RandomStates, stream: int = 0) -> None:
 
 
 def test_restored_generators_continue_where_their_states_were_taken():
-    draw()  # a normal number in two may be kept for the next call
+    draw()  # generators that make normal numbers in pairs keep the second one for the next call
     kept = states()
     expected = [draw() for _ in range(3)]
     restore_generators(kept)
@@ -97,7 +97,7 @@ def test_a_stream_is_a_function_of_the_seed_and_its_number():
     assert draw() != expected
 
 
-def test_states_of_another_number_of_ranks_begin_streams_of_their_own():
+def test_states_of_another_number_of_ranks_start_separate_streams():
     kept = {"ranks": RandomStates().state_dict()["ranks"] * 2}
     found = []
     for stream in (0, 1):

@@ -1,4 +1,4 @@
-"""What is shown of generated texts."""
+"""Display of generated texts."""
 
 from unittest.mock import create_autospec
 

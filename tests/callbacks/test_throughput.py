@@ -1,4 +1,4 @@
-"""Logged speeds."""
+"""Logging of tokens per second and MFU."""
 
 import csv
 

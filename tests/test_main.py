@@ -43,7 +43,7 @@ ACROSS = [
     ),
     (
         "train size=nano data.context_length=128",
-        "data.context_length: 128 is more than the model's 64; set size.context_length, to which both refer",
+        "data.context_length: 128 is more than the model's 64; set size.context_length, which sets both",
     ),
     (
         "train adapter=lora",
@@ -299,11 +299,11 @@ def test_help_of_a_command_omits_groups_that_it_does_not_use(llm):
         ),
         (
             ["train", "name=a/b"],
-            "name: a/b has a slash, which the name of a folder may not have; leave that out",
+            "name: a/b has a slash, which a folder name must not contain; leave it out",
         ),
         (
             ["train", "name=a\\b"],
-            "name: a\\b has a backslash, which the name of a folder may not have; leave that out",
+            "name: a\\b has a backslash, which a folder name must not contain; leave it out",
         ),
         (
             ["train", "--experimental-rerun", "x.pickle"],

@@ -183,7 +183,7 @@ def test_rules_check_the_whole_tree(problems):
         "model": model(context_length=64),
         "data": {"_target_": "kit.x", "context_length": 128},
     }
-    told = "data.context_length: 128 is more than the model's 64; set size.context_length, to which both refer"
+    told = "data.context_length: 128 is more than the model's 64; set size.context_length, which sets both"
     assert told in problems(config)
     config["data"]["context_length"] = 32
     assert not any("more than" in line for line in problems(config)), "shorter rows fit"
@@ -203,15 +203,15 @@ def test_rules_see_referenced_nodes(problems):
     [
         (
             {"name": "a/b"},
-            "name: a/b has a slash, which the name of a folder may not have; leave that out",
+            "name: a/b has a slash, which a folder name must not contain; leave it out",
         ),
         (
             {"name": "../x"},
-            "name: ../x has a slash and a leading dot, which the name of a folder may not have; leave that out",
+            "name: ../x has a slash and a leading dot, which a folder name must not contain; leave it out",
         ),
         (
             {"name": ".x"},
-            "name: .x has a leading dot, which the name of a folder may not have; leave that out",
+            "name: .x has a leading dot, which a folder name must not contain; leave it out",
         ),
         ({"name": "a\nb"}, "name: 'a\\nb' has characters that cannot be printed; leave them out"),
         ({"name": "é" * 150}, f"name: {'é' * 20}… has 300 bytes; use 200 at most"),

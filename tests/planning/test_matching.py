@@ -96,11 +96,15 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
 @pytest.mark.parametrize(
     ("by", "words", "told"),
     [
-        ("parameters", ["", "size.dim=256 size.num_heads=64"], "the nearest to the first point's"),
+        (
+            "parameters",
+            ["", "size.dim=256 size.num_heads=64"],
+            "and the nearest that another point can have",
+        ),
         (
             "tokens",
             ["trainer.max_steps=1", "data.batch_size=512"],
-            "the nearest to the first point's",
+            "and the nearest that another point can have",
         ),
         ("parameters", [""], "a single run has nothing to match"),
         ("width", ["", ""], "use parameters, flops or tokens"),

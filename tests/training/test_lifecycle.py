@@ -414,9 +414,11 @@ def test_progress_line_shows_the_metrics_of_its_step(composed, tmp_path, capsys)
 def test_strategy_with_one_device_is_reported(composed, tmp_path, capsys):
     words = ("hardware=fsdp", "hardware.accelerator=cpu", "trainer.max_steps=1")
     run_command(composed(*words), tmp_path / "run")
-    assert "note      FSDP: one device only, so nothing is divided" in capsys.readouterr().out
+    assert (
+        "note      FSDP: is not used, because there is only one device" in capsys.readouterr().out
+    )
     run_command(composed("trainer.max_steps=1"), tmp_path / "plain")
-    assert "nothing is divided" not in capsys.readouterr().out
+    assert "there is only one device" not in capsys.readouterr().out
 
 
 def test_accumulation_changes_nothing_but_the_memory(composed, tmp_path):

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and tokens of a run, counted on a model without weights."""
+"""Parameters, FLOPs and tokens of a run, counted on a model on the device `meta`, without weights."""
 
 import inspect
 import json
@@ -28,7 +28,7 @@ PUBLISHED = {"llm.tokenizers.gpt2.gpt2_tokenizer": 50257}
 
 
 class Cost(NamedTuple):
-    """The size and compute of a run; None for values that depend on its data.
+    """The size and compute of a run; None for values that are not known before its data are read.
 
     Attributes:
         parameters: number of parameters; shared ones count once.
@@ -97,7 +97,7 @@ def vocabulary(config: DictConfig) -> int | None:
     if given is not None:
         return given
     target = locate(node._target_, config.trust)
-    if inspect.isclass(target) and issubclass(target, Tokenizer):  # it needs no training
+    if inspect.isclass(target) and issubclass(target, Tokenizer):  # a function may train one
         return build(node).vocab_size
     read = extent(config)
     return None if read is None else read.vocabulary
@@ -137,7 +137,7 @@ def makes(config: DictConfig, kind: type[DataModule]) -> bool:
 
 
 def plain_text(config: DictConfig, keys: Sequence[str], **more: Any) -> str:
-    """Return nodes of a configuration as JSON without references: the key of a cache."""
+    """Return nodes of a configuration as JSON without references, for use as the key of a cache."""
     nodes = {key: OmegaConf.select(config, key) for key in keys}
     plain = {
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -225,7 +225,10 @@ def _counts(text: str) -> Cost:
 
 
 def context(config: DictConfig) -> int:
-    """Return the maximum tokens of a training row; for examples that can be read, the longest row's."""
+    """Return the maximum tokens of a training row.
+
+    That is the longest example if the examples can be read, otherwise the context length.
+    """
     most = config.data.get("context_length") or config.size.context_length
     read = None if makes(config, TextDataModule) else extent(config)
     return most if read is None else read.longest

@@ -14,7 +14,7 @@ from llm.precision import faster_precision, matmul_rate
 
 @dataclass(frozen=True)
 class Device:
-    """A device.
+    """A device that a run is planned for.
 
     Attributes:
         name: name of the GPU, or `cpu`.

@@ -1,9 +1,9 @@
 """Matching of runs in size or budget, so that they differ only in what is compared.
 
 Two architectures of the same width seldom have the same number of parameters: a gated feed-forward layer has a third
-matrix, an untied head a second embedding matrix. The width of the feed-forward layers is adjusted, which keeps the
-residual stream, the heads and the context, and reaches the target up to one row of the matrices. If it would fall below
-half or rise above twice the old width, the width of the model is adjusted first.
+matrix, an untied head a second embedding matrix. The width of the feed-forward layers is adjusted. This does not change
+the residual stream, the heads and the context, and reaches the target to within one row of the matrices. If the new
+width is below half or above twice the old one, the width of the model is adjusted first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
     """
     measures = one_or_several(by)
     _require_valid(measures, len(configs))
-    reference = _known(configs[0])
+    reference = _require_cost(configs[0])
     others = (_matched(point, reference, measures=measures) for point in configs[1:])
     return [Matched([], reference), *others]
 
@@ -74,7 +74,7 @@ def _matched(point: DictConfig, reference: Cost, *, measures: Sequence[str]) -> 
         if what != "parameters":
             changed |= match_steps(now, what, target=getattr(reference, what))
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
-    now = _known(_with(point, changed))
+    now = _require_cost(_with(point, changed))
     _require_near(now, reference, measures=measures)
     return Matched(words, now)
 
@@ -85,14 +85,14 @@ def _require_near(now: Cost, reference: Cost, *, measures: Sequence[str]) -> Non
         left = _excess(value, target)
         if left is not None and abs(left) > NEAR:
             raise ConfigError(
-                f"match={what}: the nearest to the first point's {format_number(target)} that a point can have is "
-                f"{format_number(value)} ({percent(left)}); choose points that differ less"
+                f"match={what}: the first point has {format_number(target)}, and the nearest that another point can "
+                f"have is {format_number(value)} ({percent(left)}); choose points that differ less"
             )
 
 
 def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
-    """Return the widths, by key, with which the parameters of a model are nearest to `target`; empty if equal."""
-    if _known(point).parameters == target:
+    """Return the widths, by key, that bring the number of parameters nearest to `target`; empty if it is equal."""
+    if _require_cost(point).parameters == target:
         return {}
     if point.get("weights") is not None:
         raise ConfigError(
@@ -106,14 +106,14 @@ def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
 
 
 def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], bool]:
-    """Return the width of the feed-forward layers, and whether it is within the bounds.
+    """Return the nearest width of the feed-forward layers within the bounds, by key, and whether no bound limits it.
 
     The number of parameters is linear in this width.
     """
     if OmegaConf.select(point, HIDDEN.rpartition(".")[0]) is None:
         return {}, False
-    one, two = (_known(_with(point, {HIDDEN: width})).parameters for width in (1, 2))
-    row, own = two - one, _known(point).parameters
+    one, two = (_require_cost(_with(point, {HIDDEN: width})).parameters for width in (1, 2))
+    row, own = two - one, _require_cost(point).parameters
     if row <= 0:  # the model does not use it
         return {}, False
     width = 1 + (own - one) // row
@@ -132,7 +132,7 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
     step = 2 * point.size.num_heads
 
     def parameters(steps: int) -> int:
-        return _known(_with(point, {"size.dim": steps * step})).parameters
+        return _require_cost(_with(point, {"size.dim": steps * step})).parameters
 
     low, high = 1, 2
     if parameters(high) <= parameters(low):
@@ -148,8 +148,8 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
 
 
 def match_steps(point: DictConfig, what: str, *, target: int | None) -> dict[str, object]:
-    """Return the changes of the budget, by key, with which a run uses `target` tokens or FLOPs."""
-    now = _known(point)
+    """Return the changes of the budget, by key, that make a run use `target` tokens or FLOPs."""
+    now = _require_cost(point)
     each = now.tokens_per_step
     if what == "flops":
         each = each and now.flops_per_token and each * now.flops_per_token
@@ -185,7 +185,7 @@ def _with(point: DictConfig, changed: Mapping[str, object]) -> DictConfig:
     return config
 
 
-def _known(point: DictConfig) -> Cost:
+def _require_cost(point: DictConfig) -> Cost:
     found = cost(point)
     if found is None:
         raise ConfigError(

@@ -55,12 +55,12 @@ KINDS = Memory._fields
 
 @dataclass
 class AllocatedBlock:
-    """A block of memory: its kind, its size in bytes, and the moments of its allocation and release."""
+    """A block of memory: kind, size in bytes, and the moments of allocation and release, as indices of `Timeline`."""
 
     kind: str
     size: int
-    born: int
-    died: int | None = None
+    allocated: int
+    released: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class AllocationTracker(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            # 1, as for an optimizer that reads its step number. False ends a loop that repeats while a condition holds.
+            # A fake tensor has no value to read. 1.0 suits an optimizer's step number; False ends a `while` loop.
             return False if args[0].dtype == torch.bool else 1.0
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -117,13 +117,13 @@ class AllocationTracker(TorchDispatchMode):
 
     def _record(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._live:
-            block = AllocatedBlock(self.kind, storage.nbytes(), born=len(self.blocks))
+            block = AllocatedBlock(self.kind, storage.nbytes(), allocated=len(self.blocks))
             self.blocks.append(block)
             self._live[storage._cdata] = block
             weakref.finalize(storage, self._release, storage._cdata).atexit = False
 
     def _release(self, address: int) -> None:
-        self._live.pop(address).died = len(self.blocks)
+        self._live.pop(address).released = len(self.blocks)
 
     def assign_kind(self, kind: str, tensors: Iterable[object]) -> None:
         """Set the kind of existing tensors; other objects are skipped."""
@@ -138,14 +138,14 @@ class AllocationTracker(TorchDispatchMode):
         changes = np.zeros((len(self.blocks) + 1, len(KINDS)))
         for block in self.blocks:
             column = KINDS.index(block.kind)
-            changes[block.born, column] += block.size
-            if block.died is not None:
-                changes[block.died, column] -= block.size
+            changes[block.allocated, column] += block.size
+            if block.released is not None:
+                changes[block.released, column] -= block.size
         return Timeline(changes.cumsum(axis=0))
 
 
 class FakeTensors(FakeTensorMode):
-    """torch's mode for fake tensors. A copy of a model within the mode uses the same mode."""
+    """torch's mode for fake tensors. Copying a model does not copy the mode, which its tensors refer to."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
         return self

@@ -11,10 +11,10 @@ from llm.weights.base import Weights
 
 
 def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfig:
-    """Return a copy of the tree of a run, with the model, size and tokenizer of the weights that it begins from.
+    """Return a copy of a run's configuration, with the model, size and tokenizer of the weights that it begins from.
 
     Raises:
-        ConfigError: an override changes them, except for dropout.
+        ConfigError: an override changes one of these, other than a dropout rate.
     """
     config = composed.config.copy()  # values that depend on the data are filled into the copy
     if weights is None:
@@ -27,7 +27,7 @@ def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfi
     if refused:
         raise ConfigError(
             f"{' '.join(refused)}: the model, its size and its tokenizer are those of {weights.path}; leave these "
-            f"overrides out, or train from weights=scratch{_shorter(config, refused)}"
+            f"overrides out, or train from weights=scratch{_length_hint(config, refused)}"
         )
     chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
     theirs = weights.config
@@ -43,8 +43,8 @@ def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfi
     return config
 
 
-def _shorter(config: DictConfig, refused: Sequence[str]) -> str:
-    """Return a hint at the override that shortens examples, for an override of `size.context_length`."""
+def _length_hint(config: DictConfig, refused: Sequence[str]) -> str:
+    """Return the override that shortens examples, if `size.context_length` was refused; otherwise an empty string."""
     lengths = [word for word in refused if key_of(word) == "size.context_length"]
     if not lengths:
         return ""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from llm.training.trainer import TrainerSettings
 
-FEW = 100  # optimizer steps
+FEW = 100  # optimizer steps; a shorter run gets advice
 
 
 def advise_budget(
@@ -16,14 +16,14 @@ def advise_budget(
     batches_per_epoch: int,
     schedule: Callable[[int, int], float],
 ) -> Iterator[str]:
-    """Yield advice if there are few steps, and if the learning rate does not reach its peak in them."""
+    """Yield advice for a run of few steps, and for one whose learning rate does not reach its peak."""
     if steps >= FEW:
         return
     if settings.max_epochs is not None:
         epoch = batches_per_epoch / settings.accumulate
         yield (
-            f"{steps:,} steps are few: an epoch of {rows:,} rows has {epoch:.3g}; "
-            f"trainer.max_epochs={math.ceil(FEW / epoch)} gives {FEW}, a smaller data.batch_size gives more per epoch"
+            f"{steps:,} steps are few: an epoch of {rows:,} rows is {epoch:.3g} steps; "
+            f"use trainer.max_epochs={math.ceil(FEW / epoch)} for {FEW} steps, or a smaller data.batch_size"
         )
     peak = max(schedule(step, steps) for step in range(steps))
     if peak < 1:

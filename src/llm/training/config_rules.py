@@ -17,7 +17,7 @@ def rows_fit_context(config: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield (
             f"data.context_length: {rows} is more than the model's {most}; "
-            "set size.context_length, to which both refer"
+            "set size.context_length, which sets both"
         )
 
 
@@ -53,7 +53,7 @@ def name_is_a_folder_name(config: Mapping[str, Any]) -> Iterator[str]:
     if name.startswith("."):
         wrong.append("a leading dot")
     if wrong:
-        yield f"name: {name} has {' and '.join(wrong)}, which the name of a folder may not have; leave that out"
+        yield f"name: {name} has {' and '.join(wrong)}, which a folder name must not contain; leave it out"
     elif not name.isprintable():
         yield f"name: {name!r} has characters that cannot be printed; leave them out"
     elif (length := len(name.encode("utf-8", "replace"))) > LONGEST_NAME:

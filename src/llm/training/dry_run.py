@@ -37,7 +37,7 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
     """Refuse points that the requested number of devices cannot divide.
 
     Raises:
-        ConfigError: each line begins with the overrides of its point.
+        ConfigError: there are such points; each line begins with the overrides of one.
     """
     problems = []
     for label, point in zip(labels(points), points, strict=True):
@@ -52,7 +52,7 @@ def require_divisible(points: Sequence[TrainingConfig]) -> None:
 
 
 def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -> None:
-    """Print the changes that match the points of a sweep, and what still differs."""
+    """Print the overrides that match each point of a sweep to the first, and what still differs."""
     rows = new_table("matched to the first", "parameters", "FLOPs/token", "tokens", "FLOPs")
     lines = zip(labels(points), points, matched, remaining_differences(matched), strict=True)
     for label, point, made, left in lines:
@@ -62,7 +62,7 @@ def show_matched(points: Sequence[TrainingConfig], matched: Sequence[Matched]) -
 
 
 def point_changes(point: TrainingConfig, made: Matched) -> Iterator[str]:
-    """Yield the changes of a point, each with the old value."""
+    """Yield the overrides that match a point, each with the value that it replaces."""
     for word in made.overrides:
         own = OmegaConf.select(point.composed.config, key_of(word))
         yield word if own is None else f"{word} (for {own})"
@@ -74,7 +74,7 @@ def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
         low, high = BOUNDS
         yield (
             f"size.dim: by their width alone, the feed-forward layers would become less than {low:g} or more than "
-            f"{high:g} times as wide, so the width of the whole model was changed, and the FLOPs with it"
+            f"{high:g} times as wide, so the width of the whole model was changed, which also changes the FLOPs"
         )
 
 

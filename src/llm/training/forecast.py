@@ -1,4 +1,4 @@
-"""The forecast of a run's cost, counted on a model without weights, for this machine or another."""
+"""Forecast of the parameters, FLOPs, memory and time of a run, from a model without weights."""
 
 import json
 from dataclasses import dataclass, replace
@@ -24,8 +24,8 @@ from llm.weights.model_setup import initialize
 # million parameters on two CPU cores 39 %. Tiny models reach a tenth.
 MFU = 0.4
 BOUND = (
-    "memory is an upper bound: the examples are not on this machine yet, so every row is counted with the length of "
-    "the context"
+    "memory is an upper bound: the examples are not on this machine yet, so every row is assumed to fill the "
+    "context"
 )
 
 
@@ -35,7 +35,7 @@ class Forecast:
 
     Attributes:
         config: its configuration, with the architecture of its weights.
-        hardware: the hardware as composed.
+        hardware: the configured hardware, in which values may still be `auto`.
         device: one of the devices; on a CPU, a rank's share of it.
         world: number of devices.
     """
@@ -52,7 +52,7 @@ class Forecast:
 
     @property
     def is_bound(self) -> bool:
-        """Whether the lengths of rows are unknown and counted as the maximum."""
+        """Whether the lengths of rows are unknown, so that every row is assumed to fill the context."""
         return mean_row(self.config) is None
 
     @cached_property
@@ -69,6 +69,7 @@ class Forecast:
             return None
         if checkpointing is None:
             checkpointing = self.hardware.activation_checkpointing
+        # A preference is two rows: the chosen and the rejected response.
         rows_of_an_example = 2 if makes(config, PreferenceDataModule) else 1
         text = plain_text(
             config,
@@ -114,10 +115,10 @@ class Forecast:
         return add_gathered(held, self.cost, shares.weights, groups)
 
     def on(self, strategy: Strategy | None) -> Hardware:
-        """Return the hardware with its devices counted and a strategy.
+        """Return the hardware with this strategy, and with its accelerator, precision and number of devices set.
 
         Raises:
-            ValueError: several devices have no strategy.
+            ValueError: there are several devices but no strategy.
         """
         return replace(
             self.hardware,
@@ -160,27 +161,28 @@ def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
 
 
 def add_gathered(held: Memory, cost: Cost, divided: float, groups: int) -> Memory:
-    """Add to the peak memory of sharded training what a rank gathers from others.
+    """Add the weights that a rank gathers from other ranks to the peak memory of sharded training.
 
-    That is the embeddings and the head, which it keeps, the current and the next block, and the gradients of one of
-    them before they are scattered.
+    A rank gathers the embeddings and the head, which it keeps for the whole step, and the current and the next block.
+    It also holds all gradients of the largest of these until they are reduced and scattered.
 
     Args:
         held: the memory of the shards.
         cost: sizes of the embeddings and blocks.
-        divided: number of shards of a weight.
-        groups: number of these that are gathered.
+        divided: number of shards of each weight.
+        groups: number of these shards that are gathered.
     """
-    lacking = groups / divided * (1 - 1 / groups)  # the share of a weight that other ranks have
-    each = held.weights * divided / cost.parameters  # bytes of a number
-    weights = (cost.embedding + 2 * cost.block) * each * lacking
-    gradients = max(cost.embedding, cost.block) * each * lacking
+    # The share of each weight that is gathered from other ranks.
+    missing = groups / divided * (1 - 1 / groups)
+    size = held.weights * divided / cost.parameters  # bytes per parameter
+    weights = (cost.embedding + 2 * cost.block) * size * missing
+    gradients = max(cost.embedding, cost.block) * size * missing
     return held._replace(weights=held.weights + weights, gradients=held.gradients + gradients)
 
 
 @cache
 def _timeline(text: str) -> Timeline | None:
-    """Measure the memory of a step, once for points of a sweep that differ only in their seed."""
+    """Measure the memory of a step; cached, because the points of a sweep may differ only in their seed."""
     node: Any = OmegaConf.create(json.loads(text))
     try:
         return measure_step(
@@ -205,7 +207,7 @@ def _make_task(node: DictConfig) -> Task:
 
 
 def _make_batch(rows: int, length: int) -> Batch:
-    """Return a batch with the keys of every task."""
+    """Return a batch with the keys that any of the tasks reads."""
     tokens = torch.zeros(rows, length, dtype=torch.long)
     labels = torch.zeros(rows, dtype=torch.long)
     real = torch.ones(rows, length, dtype=torch.bool)

@@ -24,10 +24,10 @@ from llm.training.lightning_trainer import make_trainer
 from llm.training.next_commands import NextCommands
 from llm.training.preflight import (
     require_memory_for_batch,
-    require_more,
     require_same_base,
     require_same_configuration,
     require_same_text,
+    require_unused_budget,
 )
 from llm.training.prepared_run import PreparedRun
 from llm.training.recording import Progress, recording
@@ -104,7 +104,7 @@ def prepare(config: TrainingConfig, hardware: Hardware, run: Run) -> PreparedRun
     if not config.rerun:
         require_same_text(run, data)
         require_same_base(run, base)
-        require_more(run, steps)
+        require_unused_budget(run, steps)
         if _is_done(run, config, steps):
             return None
         require_last(run)

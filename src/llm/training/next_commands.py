@@ -1,4 +1,4 @@
-"""The command lines that a run prints."""
+"""The command lines that a run prints for what the user can do next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ class NextCommands:
 
     @property
     def recorded(self) -> str:
-        """The same for the run's record, with the program name `llm`."""
+        """The command that resumes the run, with the program name `llm`, for the run's record."""
         return self._line("llm", *self._words)
 
     @property
     def restart(self) -> str:
         """The command that trains a diverged run again, with a tenth of its learning rate."""
-        return self._line(shell.program(), *self._slower())
+        return self._line(shell.program(), *self._with_lower_rate())
 
     @property
     def rescue(self) -> str:
         """The command that resumes a diverged run from its last checkpoint, with a tenth of its learning rate."""
-        return self._line(shell.program(), *self._slower(), f"resume={ALLOW_CHANGES}")
+        return self._line(shell.program(), *self._with_lower_rate(), f"resume={ALLOW_CHANGES}")
 
     @property
     def use(self) -> str:
@@ -60,7 +60,8 @@ class NextCommands:
         kept = [word for word in composed.overrides if not is_among(key_of(word), left_out)]
         return ["train", *composed.flags, *kept]
 
-    def _slower(self) -> Sequence[str]:
+    def _with_lower_rate(self) -> Sequence[str]:
+        """Return the words that resume the run, with a tenth of its learning rate."""
         is_named = any(key_of(word) == "name" for word in self._words)
         name = [] if is_named else [f"name={quoted_text(self.run.path.name)}"]
         rate = self.config.tree.optimizer.get("lr")

@@ -84,10 +84,11 @@ def require_memory_for_batch(data: DataModule, config: DictConfig) -> None:
         )
 
 
-def require_more(run: Run, steps: int) -> None:
-    """Refuse a budget below the step that an interrupted run has reached."""
+def require_unused_budget(run: Run, steps: int) -> None:
+    """Refuse a budget that an interrupted run has used up already."""
     taken = run.record.get("steps", 0)
-    lacks_test = taken == steps == run.record.get("max_steps", steps)  # stopped after its last step
+    # The run may have stopped after its last step, before the test.
+    lacks_test = taken == steps == run.record.get("max_steps", steps)
     if run.status == "interrupted" and taken >= steps and not lacks_test:
         raise ConfigError(
             f"{display_path(run.path)} has taken {taken:,} steps already; use a trainer.max_steps "

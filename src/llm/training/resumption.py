@@ -41,7 +41,7 @@ class Resumption(NamedTuple):
 def find_resumption(
     run: Run, config: DictConfig, meaning: str, *, is_sharded: bool
 ) -> tuple[Resumption, dict[str, Any]]:
-    """Find where a run resumes, and the new entries of its record, on the first rank for all ranks.
+    """Return where a run resumes, and the new entries of its record. The first rank decides for all ranks.
 
     Args:
         run: the run, with its earlier record.
@@ -120,7 +120,7 @@ def segments(run: Run, resume: Resumption, *, config: DictConfig, meaning: str) 
     """Return the entries of a run's record about its segments: the steps trained with one configuration each.
 
     A run that was resumed without changes has none. A run with changes gets another recipe, because it differs from a
-    run that had its present values from the start. The arguments are those of `find_resumption`.
+    run that had the last values from the start. The arguments are those of `find_resumption`.
     """
     known = [
         {**each, "from_step": min(each["from_step"], resume.step)}
@@ -175,7 +175,7 @@ def describe_remedies(run: Run) -> str:
 
 
 def _has_best(run: Run) -> bool:
-    """Return whether a run's best checkpoint is undamaged and its own."""
+    """Return whether a run's best checkpoint is undamaged and was written by this run."""
     try:
         run.require_wrote(run.best, open_whole(run.best).get("run"))
     except (UserError, FileNotFoundError):

@@ -41,7 +41,7 @@ def restore_run(
         if "malformed" in config.data:
             config.data.malformed = malformed
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
-        config.task.reward.accelerator = hardware.accelerator  # of this machine
+        config.task.reward.accelerator = hardware.accelerator  # the saved one is another machine's
     with weights.named():
         built = check_nodes(config, SECTIONS)
     # An adapter and a reference model need the weights that the run began from.
@@ -67,7 +67,7 @@ def restore_run(
 def same_data(config: DictConfig, weights: RunWeights) -> DataModule:
     """Return the data that a run was trained on.
 
-    Their fingerprint includes the tokenizer: that of its base weights, or one that is trained again.
+    Their fingerprint includes the tokenizer, which is taken from the base weights or trained again.
 
     Raises:
         ConfigError: they have changed.

@@ -29,18 +29,18 @@ def run_summary(prepared: PreparedRun, run: Run) -> str:
         f"hardware  {describe_hardware(prepared.hardware)}",
     ]
     if weights is not None:
-        lines.append(f"weights   {weights.path}: model, size and tokenizer are theirs")
+        lines.append(f"weights   {weights.path}: model, size and tokenizer come from these weights")
     return "\n".join([*lines, *(f"note      {note}" for note in run_notes(prepared, run))])
 
 
 def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
-    """Yield what may surprise the user."""
+    """Yield notes on effects that the user may not expect."""
     task, data, steps = prepared.task, prepared.data, prepared.steps
     if data.is_bounded:
         yield data.describe_validation()
     if untrained := untrained_tokens(task, data):
         yield (
-            f"{', '.join(untrained)}: new tokens, their embedding rows are random and the adapter does not train them; "
+            f"{', '.join(untrained)}: new tokens with random embedding rows, which the adapter does not train; "
             "choose a data/template whose tokens the weights have, or adapter=none"
         )
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
@@ -60,7 +60,7 @@ def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
     chosen = prepared.config.hardware.strategy
     if chosen is not None and prepared.hardware.strategy is None:
         name = type(chosen).__name__
-        yield f"{name}: one device only, so nothing is divided (use hardware.devices=2 for two)"
+        yield f"{name}: is not used, because there is only one device; use hardware.devices=2 for two"
 
 
 def untrained_tokens(task: Task, data: DataModule) -> list[str]:

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-# Validating a token takes a third of the time of training on it. A token has one byte; with byte pairs, three to four.
+# Validating a token takes a third of the time of training on it. A byte token is one byte, a byte-pair token is three
+# to four.
 VALIDATED_BYTES = 1.5  # for each training token
 LEAST_VALIDATED = 1 << 15  # bytes; a loss over fewer is too noisy
 

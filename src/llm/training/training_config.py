@@ -59,5 +59,5 @@ class TrainingConfig(Command):
 
     @property
     def tree(self) -> DictConfig:
-        """The tree of the deferred nodes, with the architecture of the weights."""
+        """The configuration that the deferred nodes are built from, with the architecture of the weights."""
         return self.task.tree

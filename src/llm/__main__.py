@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run_line(line: Sequence[str]) -> None:
-    """Run a command line."""
+    """Run the command that a line names, or print the help, the version or completions."""
     name, *words = line
     require_text(line)
     if name in ("-h", "--help"):
@@ -129,7 +129,7 @@ def complete_line(words: Sequence[str]) -> None:
         os.environ["COMP_LINE"] = " ".join([program, *rest]) + ("" if rest else " ")
         if command not in COMMANDS:
             return
-        # An incomplete line is often not valid yet: that is not an error.
+        # An incomplete line is often not valid, so its errors are not shown.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception, SystemExit):
             run(command, ["-sc", *words])
         return

@@ -1,8 +1,8 @@
-"""The ranks of a run, and their communication besides training itself.
+"""The ranks of a run, and their communication outside of training steps.
 
 A rank is a process of a run on several devices, started by torchrun, srun or `llm train`. Ranks find each other by
-torchrun's environment variables. The functions here use a process group of their own, between CPUs, so that no GPU
-waits. Its timeout is long, because tokenizing a corpus or sampling on one rank may take hours.
+torchrun's environment variables. The functions here communicate between CPUs, in a separate process group, so that no
+GPU waits. Its timeout is long, because tokenizing a corpus or sampling on one rank may take hours.
 """
 
 import atexit
@@ -16,18 +16,18 @@ import torch
 from torch import distributed
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 T = TypeVar("T")
 
 
 class World(NamedTuple):
-    """A process among the ranks of its run.
+    """The rank of this process, and the number of ranks.
 
     Attributes:
-        rank: its rank; rank 0 writes and prints.
+        rank: its rank among all; rank 0 writes and prints.
         size: number of ranks.
-        local_rank: number of its device, and of the process on its machine.
+        local_rank: its rank among those on its machine, which is also the index of its device.
         local_size: number of ranks on its machine.
     """
 
@@ -51,7 +51,7 @@ def is_rank() -> bool:
 
 
 def is_first() -> bool:
-    """Return whether this process writes and prints."""
+    """Return whether this process is rank 0, which writes and prints."""
     return world().rank == 0
 
 
@@ -72,7 +72,7 @@ def join_ranks(accelerator: str) -> None:
         backend = "nccl" if accelerator == "cuda" else "gloo"
         distributed.init_process_group(backend, device_id=device)
         atexit.register(_leave)
-    _group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    _group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def _leave() -> None:
@@ -96,7 +96,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, in order, on every rank; plain data and CPU tensors."""
+    """Return the values of all ranks, in order, on every rank. Values are plain data or CPU tensors."""
     if _group is None:
         return [value]
     values: list[Any] = [None] * world().size
@@ -105,7 +105,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_to_first(value: T, owner: int) -> T | None:
-    """Return the value of `owner` on the first rank, and None on the others; plain data and CPU tensors."""
+    """Return the value of `owner` on the first rank, and None on the others. It is plain data or CPU tensors."""
     here = world().rank
     if owner == 0 or _group is None:
         return value if here == 0 else None
@@ -120,7 +120,7 @@ def gather_to_first(value: T, owner: int) -> T | None:
 def state_of_this_rank(gathered: Sequence[T], merge: Callable[[Sequence[T]], T]) -> T | None:
     """Return this rank's value among those that `gather` returned.
 
-    If the run had another number of ranks then, the first rank gets all values merged, and the others get None.
+    If the number of ranks has changed since, the first rank gets all values merged, and the others get None.
     """
     here = world()
     if len(gathered) == here.size:

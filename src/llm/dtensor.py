@@ -1,14 +1,15 @@
-"""Operations on torch's DTensors, of which each device has a shard, that also accept plain tensors.
+"""Operations on torch's DTensors. They also accept plain tensors.
 
-A DTensor on a mesh of two dimensions was divided by tensor parallelism along the last dimension first, then by fully
-sharded data parallelism along the first.
+Each device has one shard of a DTensor. On a mesh of two dimensions, tensor parallelism divides a tensor first, along
+the last dimension of the mesh. Fully sharded data parallelism then divides each shard, along the first dimension.
 """
 
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import Tensor
 
-if TYPE_CHECKING:  # the import takes half a second, and generation does not need it; so also below
+# Takes half a second to import, which generation does not need; so functions below import it when they are called.
+if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
@@ -18,7 +19,7 @@ def is_dtensor(value: Any) -> "TypeGuard[DTensor]":
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """Return this device's shard, not copied, or a plain tensor itself."""
+    """Return this device's shard without copying it; a plain tensor is returned unchanged."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
@@ -36,7 +37,7 @@ def to_full(tensor: Tensor) -> Tensor:
 
 
 def local_slices(tensor: Tensor) -> tuple[slice, ...]:
-    """Return the slices of the whole tensor that this device's shard is, for reading it from a file."""
+    """Return the slices that select this device's shard from the whole tensor, for reading it from a file."""
     starts, sizes = [0] * tensor.ndim, list(tensor.shape)
     divisions: list[Any] = []
     if is_dtensor(tensor):
@@ -54,7 +55,7 @@ def local_slices(tensor: Tensor) -> tuple[slice, ...]:
 
 
 def from_local(shard: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor with this local shard, divided like another one."""
+    """Return the DTensor of which each device passes its shard, divided as `like` is."""
     if not is_dtensor(like):
         return shard
     from torch.distributed.tensor import DTensor

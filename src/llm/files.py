@@ -24,7 +24,7 @@ from llm.config.reading import LARGEST_YAML, RESTORE, FileError, read_utf8, requ
 
 # Temporary name of a file; it ends with the number of the process that writes it.
 PARTIAL = re.compile(r"\..+\.(ckpt|csv|json|yaml|md|png|txt|jsonl|step)\.\d{1,7}")
-# Much faster if PyYAML was built with libyaml.
+# The parser in C is much faster, and exists if PyYAML was built with libyaml.
 PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -60,7 +60,7 @@ def require_within(path: Path, folder: Path) -> None:
     """
     try:
         is_within = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # the links form a loop
         is_within = False
     if not is_within:
         raise FileError(
@@ -103,7 +103,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> DictConfig:
     """Return the mapping in a YAML file.
 
-    Aliases are refused: ten levels of ten aliases expand to ten thousand million values. Our own files have none.
+    Aliases are refused: ten levels of ten aliases expand to ten billion values. Our own files have none.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -125,7 +125,7 @@ def read_yaml(path: Path) -> DictConfig:
 def stored_archive(path: Path) -> Path:
     """Check that an archive is not compressed, and return its path.
 
-    torch does not compress its archives. A compressed megabyte could expand to a thousand.
+    torch does not compress its archives. A compressed megabyte could expand to a gigabyte.
 
     Raises:
         FileError: the archive is damaged or compressed.
@@ -164,7 +164,7 @@ def replacing(path: Path) -> Iterator[Path]:
         require_within(path, path.parent)
     partial = partial_of(path)
     partial.unlink(missing_ok=True)
-    partial.touch(exist_ok=False)  # a new file, not through a link
+    partial.touch(exist_ok=False)  # fails if there is a link at this path
     try:
         yield partial
         partial.replace(path)

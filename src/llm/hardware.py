@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # Lightning takes three seconds to import, which generation d
 
 
 class MemoryDivisors(NamedTuple):
-    """The divisor of each kind of memory on a rank, relative to a single device."""
+    """The factors by which a rank needs less memory of each kind than a single device."""
 
     weights: float = 1
     gradients: float = 1
@@ -31,7 +31,7 @@ class Strategy(ABC):
     """A way to divide a training step among several devices.
 
     Attributes:
-        is_sharded: each rank has only a shard of the weights, so that running the model takes all ranks.
+        is_sharded: each rank has only a shard of the weights, so all ranks must run the model together.
         keeps_gradients: gradients are stored in buffers that are never released.
         takes_fp16: float16 with a gradient scaler is supported.
         casts_weights: weights are stored in `precision`, with float32 copies for the optimizer.
@@ -133,7 +133,7 @@ class Hardware:
         accelerator = available_accelerator(self.accelerator)
         devices, num_nodes = self._counts(accelerator)
         placed = replace(self, accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-        # Checked even if a single device does not use it.
+        # Also checked for a single device, although that does not use a strategy.
         if self.strategy is not None:
             self.strategy.require()
             self.strategy.check(placed)

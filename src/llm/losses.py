@@ -70,10 +70,10 @@ def sequence_log_probabilities(
     Args:
         logits: one row of scores per token.
         targets: the response y, -100 at the prompt x and at padding.
-        reduction: over the tokens of a row.
+        reduction: how the tokens of a row are combined.
 
     Returns:
-        Nats, at most 0; 0 for a row without targets.
+        The log-probabilities in nats, at most 0; 0 for a row without targets.
     """
     log_probabilities = token_log_probabilities(logits, targets)
     if reduction == "sum":
@@ -163,8 +163,9 @@ def policy_gradient_loss(
         advantages: one per response.
         mask: True at the response's tokens.
     """
-    # Its value is exp(0) = 1 and its gradient that of log π. (B) -> (B, 1): an advantage for all tokens.
+    # The ratio is exp(0) = 1, and its gradient is that of log π.
     ratio = (log_probabilities - log_probabilities.detach()).exp()
+    # (B) -> (B, 1): all tokens of a response have the same advantage.
     return -masked_mean(ratio * advantages[:, None], mask)
 
 

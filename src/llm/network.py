@@ -1,4 +1,4 @@
-"""Permission to download, and deadlines of servers.
+"""Permission to download, and deadlines for calls to servers.
 
 Only what the user has named may be downloaded. A run's configuration names data and weights too, but the run may be
 untrusted, so these are read only if they are already on this machine.
@@ -45,7 +45,7 @@ def refusal(what: str) -> str | None:
 def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """Return the result of a call to a server, with a deadline in seconds for the whole call.
 
-    The timeout of a socket applies to each piece, so a slow server could block for ever. After the deadline, the call
+    The timeout of a socket applies to each read, so a slow server could block forever. After the deadline, the call
     continues in a thread whose result is ignored.
 
     Raises:
@@ -53,14 +53,14 @@ def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """
     future = _start(call)
     if not wait([future], seconds).done:
-        raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds")
+        raise TimeoutError(f"timed out: no complete response within {seconds:g} seconds")
     return future.result()
 
 
 def run_download(
     call: Callable[[], Result], *folders: Path, seconds: float | None = None
 ) -> Result:
-    """Return the result of a download, which may take any time unless it becomes too slow.
+    """Return the result of a download. It may take any time, but must not become too slow.
 
     At least `SLOWEST` bytes per second must arrive in each period. A download that is too slow continues in a thread
     whose result is ignored.
@@ -71,7 +71,7 @@ def run_download(
         seconds: length of a period; None means `PERIOD`.
 
     Raises:
-        TimeoutError: a period was too slow.
+        TimeoutError: too few bytes arrived in a period.
     """
     seconds = PERIOD if seconds is None else seconds
     future, before = _start(call), _size(folders)

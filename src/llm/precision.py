@@ -12,7 +12,7 @@ Precision = Literal["auto", "bf16", "fp16", 32]
 
 
 def faster_precision(accelerator: str) -> Precision:
-    """Return the precision of `auto`.
+    """Return the precision that `auto` selects.
 
     A CPU uses bf16 if a measured matrix product is at least 1.5 times as fast as in float32: some CPUs have bfloat16
     instructions (AVX512-BF16, AMX), others emulate them. CUDA uses bf16 from compute capability 8.0 on, otherwise
@@ -27,7 +27,7 @@ def faster_precision(accelerator: str) -> Precision:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Return the best of several timed CPU matrix products, in FLOP/s; measured once for each number of threads."""
+    """Return the highest rate of several CPU matrix products, in FLOP/s; measured once for each number of threads."""
     return _matmul_rate(dtype, torch.get_num_threads())
 
 
@@ -35,7 +35,8 @@ def matmul_rate(dtype: torch.dtype) -> float:
 def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1024, repeats: int = 5) -> float:
     left, right = torch.ones(2, size, size, dtype=dtype).unbind()
     best = float("inf")
-    torch.mm(left, right)  # the first product pays for allocation and kernel choice
+    # The first product is slower: it also allocates memory and selects a kernel.
+    torch.mm(left, right)
     for _ in range(repeats):
         start = time.perf_counter()
         torch.mm(left, right)

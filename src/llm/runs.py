@@ -38,7 +38,7 @@ from llm.terminal import shell
 Status = Literal["new", "pending", "running", "interrupted", "failed", "done"]
 
 VERSIONS = ("llm-hydra", "torch", "lightning", "hydra-core", "numpy", "tiktoken", "tokenizers")
-FORMAT = 2  # of a run directory; increased when an older one can no longer be read
+FORMAT = 2  # of a run directory; increased when older directories can no longer be read
 # Entries of a record that are repeated in each checkpoint, so that no other run resumes from it.
 OWN = ("fingerprint", "data", "base")
 # Types of the entries that are used; the others are only displayed.
@@ -221,9 +221,8 @@ class Run:
                 return False
             with lock.acquire(blocking=False):
                 return False
-        except (
-            OSError
-        ):  # a Timeout: it is held; otherwise it cannot be opened, and the record is trusted
+        except OSError:
+            # A Timeout: another process holds it. Otherwise the lock cannot be opened, and the recorded status is used.
             return True
 
     def start(self, **entries: Any) -> None:

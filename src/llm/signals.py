@@ -1,7 +1,7 @@
 """The signals that stop a process, and their handling.
 
 These are SIGINT (Ctrl-C), SIGTERM from a scheduler or `kill`, SIGUSR1 and SIGUSR2, by which some schedulers announce
-the end of a job's time, and SIGHUP at the end of the terminal.
+the end of a job's time, and SIGHUP when the terminal is closed.
 """
 
 import os
@@ -24,9 +24,9 @@ _raised: list[int] = []  # signals that `stop` has handled
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stops this process immediately.
+    """The exception that a signal raises to stop this process.
 
-    It is not an Exception, so that a sweep does not continue with its next job.
+    It is not a subclass of Exception, so that a sweep does not continue with its next job.
     """
 
     def __init__(self, number: int, how: str | None = None) -> None:
@@ -41,7 +41,7 @@ def stop(number: int, frame: object) -> None:
 
 
 def find_stop(error: BaseException) -> BaseException | None:
-    """Return the stop that caused an error; None if no signal did.
+    """Return the exception of the signal that caused an error; None if no signal did.
 
     `Stopped` can be raised anywhere, also during the import of a library, which may then fail with another error.
     """
@@ -76,7 +76,7 @@ def listen(handler: Handler) -> dict[signal.Signals, Any]:
 
 
 def without_terminal(handler: Handler) -> Handler:
-    """Return a handler that first discards further output if the terminal has ended, where printing would fail."""
+    """Return a handler that first discards further output if the terminal was closed, where printing would fail."""
 
     def handle(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:

@@ -79,7 +79,7 @@ class Job:
     def outcome(self) -> dict[str, Any]:
         """The outcome of the newest attempt: `status`, `error`, `attempts`; empty before the first.
 
-        The file of an earlier job with this number is ignored, and `done` of a run that was trained again later.
+        The file of an earlier job with this number is ignored, and so is `done` if the run was trained again later.
         """
         file = self.file("json")
         outcome = read_object(file) if file.is_file() else {}
@@ -130,7 +130,13 @@ class Job:
 
     @contextmanager
     def claimed(self, *, blocking: bool = False) -> Iterator[bool]:
-        """Hold the job within a block. Yield whether it is held: without `blocking`, another process may hold it."""
+        """Hold the job within a block.
+
+        Without `blocking`, do not wait for another process that holds it.
+
+        Yields:
+            Whether the job is held.
+        """
         self.file("json").parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.file("lock"))
         try:
@@ -253,7 +259,7 @@ class Sweep:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Return whether an entry of a plan is a valid job; a number that is a text could lead to another folder."""
+    """Return whether an entry of a plan is a valid job. A number that is a text could name a file in another folder."""
     if not isinstance(entry, dict):
         return False
     words = entry.get("overrides")

@@ -456,7 +456,7 @@ def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tm
 def test_repeated_point_is_refused(llm):
     status, _, err = llm("train", "-m", "seed=1,1")
     assert status == 2
-    assert "2 points of the sweep are this same run" in err
+    assert "2 points of the sweep are the same run" in err
     assert err.count("\n") == 1
 
 

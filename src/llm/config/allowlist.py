@@ -1,7 +1,8 @@
 """The objects that a configuration may call.
 
-A `_target_` can name any importable object, and Hydra would call it. So each target is checked first: the object
-itself, because a harmless prefix can lead anywhere (`torch.optim.optimizer.torch.load`).
+A `_target_` can name any importable object, and Hydra would call it. So each target is checked first. The object
+itself is checked, not its path, because a path with an allowed prefix can lead to any object
+(`torch.optim.optimizer.torch.load`).
 """
 
 import gc
@@ -117,7 +118,7 @@ def _package(module: str, allowed: dict[str, tuple[str, ...]]) -> str | None:
 def _module(name: str, path: str) -> Any:
     if name in sys.modules:
         return sys.modules[name]
-    # Imports leave no garbage, and its collection takes a fifth of the time to import torch and Lightning.
+    # Importing leaves no garbage, and searching for it takes a fifth of the time to import torch and Lightning.
     gc.disable()
     try:
         return importlib.import_module(name)

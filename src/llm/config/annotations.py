@@ -13,8 +13,8 @@ EMPTY = inspect.Parameter.empty
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the parameters of a class or function, with their annotations evaluated if possible.
 
-    `**shared` in a constructor stands for the further parameters of the parent class, except those in the attribute
-    `supplied` of the class, for which it passes its own values.
+    A constructor with `**shared` also has the parameters of the parent class, except those named in the class attribute
+    `supplied`, for which it passes its own values.
     """
     constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
     if getattr(constructor, "__module__", None) == "torch.nn.modules.module":

@@ -12,7 +12,7 @@ def give_one_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """Set all other budgets to null if the command line sets one.
 
     So `experiment=instruct trainer.max_steps=2`, whose experiment sets epochs, has one budget. A null on the command
-    line replaces none.
+    line does not replace a budget.
     """
     given = {*map(key_of, overrides)}
     if all(OmegaConf.select(config, key) is None for key in given.intersection(BUDGET)):

@@ -126,7 +126,7 @@ def _failing_key(error: Exception, targets: dict[str, Callable[..., Any]]) -> st
 
 
 def _problem_line(key: str, targets: Mapping[str, Callable[..., Any]], error: Exception) -> str:
-    """Return the line about a node, or about a parameter of it that the message begins with (`rank=0: …`)."""
+    """Return the line about a parameter if the message begins with its name (`rank=0: …`), otherwise about the node."""
     message = _one_line(error)
     name = re.split("[=:]", message, maxsplit=1)[0]
     is_parameter = key in targets and name in annotations.parameters(targets[key])

@@ -177,7 +177,7 @@ class Tree:
         """
         whole = dereference(plain)
         found = [line for rule in (*RULES, *rules) for line in rule(whole)]
-        # A rule says more about a key than its type does, and the type more than its range.
+        # One kind of problem is reported for each key: of its rules, otherwise of its type, otherwise of its range.
         keys = {key_of_line(line) for line in found}
         self.problems[:] = [line for line in self.problems if key_of_line(line) not in keys] + found
         if not self.is_trusted:
@@ -210,7 +210,7 @@ class Tree:
     def _outline(
         self, plain: Mapping[str, Any], faulty: Collection[str], values: dict[str, Any]
     ) -> None:
-        """Build the trained model on `meta`, and check that it has what the task requires."""
+        """Build the model to be trained on `meta`, and check that it has what the task requires."""
         sound = {name for name, node in plain.items() if not _depends_on(faulty, name, node)}
         task = self._target(plain.get("task")) if "task" in sound else None
         is_whole = task is not None and plain["task"].get("model") is not None
@@ -262,7 +262,7 @@ def build_on_meta(config: DictConfig, key: str) -> Any:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return build(OmegaConf.select(config, key))
-    except (RuntimeError, OverflowError) as error:  # torch cannot represent so large a tensor
+    except (RuntimeError, OverflowError) as error:  # torch cannot represent a tensor this large
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: cannot be built ({reason}); choose smaller sizes") from error
 

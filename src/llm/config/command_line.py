@@ -66,7 +66,7 @@ def parse(name: str, words: Sequence[str], *, folders: str | None = None) -> Com
     words = sorted((as_text(word, is_sweep=is_sweep) for word in words), key=is_override)
     parser = get_args_parser()
     args = parser.parse_args(words)
-    if args.experimental_rerun is not None:  # it opens a pickle
+    if args.experimental_rerun is not None:  # it loads a pickle, which can execute code
         raise ConfigError(
             "--experimental-rerun: is not supported; run the same command again to resume its run"
         )

@@ -104,7 +104,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
         if not found:
             return command
     known = tuple({f"{key_of_line(line)}: " for line in found})
-    ends = tuple(found)  # the constructor of a section may report the same, after its own key
+    ends = tuple(found)  # a constructor may report the same problem, after the key of its section
     others = (x for x in problems if not (x.startswith(known) or x.endswith(ends)))
     lines = _about_deletions([*found, *others], point.overrides)
     typed = {key_of(word) for word in point.overrides}
@@ -118,7 +118,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
 
 
 def _about_deletions(lines: list[str], overrides: Sequence[str]) -> list[str]:
-    """Return the problems, with one line for all those of an override such as `~model`."""
+    """Return the problems, with one line instead of all those that deleting a key causes (`~model`)."""
     for word in overrides:
         key = key_of(word)
         others = [

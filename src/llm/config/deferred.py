@@ -17,7 +17,8 @@ class Deferred(Generic[T]):
     Attributes:
         tree: the composed tree, in which values such as `vocab_size` may be filled in later.
         key: its key at the root of the tree.
-        outline: the model on `meta` that the check built, of a model or a task with one: shapes, no weights.
+        outline: the model that the check built on `meta`, with shapes but no weights, if the node is a model or a task
+            with a model.
     """
 
     tree: DictConfig

@@ -57,7 +57,7 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
         edits = sum(max(b - a, d - c) for step, a, b, c, d in steps if step != "equal")
         return edits, abs(len(word) - len(choice))
 
-    # Accepts two exchanged letters of three: dmi and dim have a similarity of 0.67.
+    # Two exchanged letters in a word of three are similar enough: dmi and dim have a similarity of 0.67.
     close = difflib.get_close_matches(word, list(choices), n=5, cutoff=0.65)
     return min(close, key=distance, default=None)
 

@@ -33,7 +33,7 @@ class WrongOverridesError(ConfigError):
 
     Attributes:
         others: the other overrides, without those of a group whose option does not exist.
-        beginnings: beginnings of the lines about values, and about chosen groups, of `others`.
+        beginnings: prefixes of the problem lines about `others`, to select these lines.
     """
 
     others: Sequence[str] = ()
@@ -76,7 +76,7 @@ def wrong_overrides(
     error = WrongOverridesError(*dict.fromkeys([*lines, *wrong_keys.values()]))
     kept = [word for word in keys if word not in wrong_keys]
     error.others = [*choices, *kept]
-    # Groups must fit one another, which those whose option is wrong cannot.
+    # Options must fit one another. If one is wrong, it may cause the problems of the others, so these are not reported.
     fitting = [] if sections else choices
     error.beginnings = (
         *(f"{key_of(word)}{end}" for word in kept for end in (": ", "=", ".", "[")),
@@ -88,7 +88,7 @@ def wrong_overrides(
 def _wrong_word(
     loader: Loader, override: Override, groups: Sequence[str], *, is_group: bool, is_sweep: bool
 ) -> Iterator[str]:
-    """Yield what is wrong with an override in every tree."""
+    """Yield what is wrong with an override, whatever the other overrides are."""
     word, key = str(override.input_line), override.key_or_group
     if override.is_sweep_override() and not is_sweep:
         one = "" if is_group else f", or write one list: {override.get_key_element()}=[…]"
@@ -184,8 +184,8 @@ def _wrong_keys(
         if line and ": no such key;" in line:
             line = _of_other_options(loader, config, key) or line
         if line is None and override.is_delete() and override.value() not in (None, ""):
-            is_value = OmegaConf.select(config, key)
-            line = f"{word}: {key} is {_written(is_value)}; use ~{key} to delete it"
+            current = OmegaConf.select(config, key)
+            line = f"{word}: {key} is {_written(current)}; use ~{key} to delete it"
         if line is not None:
             yield word, line
 

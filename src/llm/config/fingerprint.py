@@ -55,7 +55,10 @@ def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
 
 
 def recipe(config: DictConfig) -> str:
-    """Return the fingerprint with the budget and without the seed, to which all other seeds refer."""
+    """Return the fingerprint with the budget and without the seed, so that it is the same for all seeds of a run.
+
+    Only the seed at the root is replaced, because all others refer to it.
+    """
     config = config.copy()
     config.seed = 0
     return fingerprint(config, IGNORE_BUT_BUDGET)

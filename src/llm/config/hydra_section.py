@@ -16,7 +16,7 @@ from llm.config.fingerprint import is_among
 from llm.config.overrides import is_hydras, key_of
 from llm.config.plain import nested_items
 
-# Keys that a command line may set, with all keys below them. A single run uses the first, a sweep all.
+# Keys that a command line may set, with all keys below them. A single run uses only the first.
 SWEEPS = ("hydra.launcher", "hydra.sweeper")
 TYPED = ("hydra.run.dir", *SWEEPS)
 # Keys that Hydra itself sets while it composes.
@@ -61,7 +61,7 @@ def typed_problems(overrides: Sequence[Override], own: Collection[str]) -> Itera
             yield f"{key}: is empty; set it to the folder of the run, or leave it out"
 
 
-def require_obeyed(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
+def require_used(words: Sequence[str], *, is_sweep: bool, has_directory: bool) -> None:
     """Refuse keys of Hydra's that only a sweep, or only a command with a run's directory, uses.
 
     Raises:
@@ -129,7 +129,7 @@ def _is_free(key: str, value: Any) -> bool:
         return False
     if key.endswith("._target_"):
         return value in TARGETS
-    if isinstance(value, str):  # an option of sbatch is a line of a script, so no text may have two
+    if isinstance(value, str):  # a text with a line feed could add a line to the script for sbatch
         return key in FREE_TEXT and value.isprintable()
     return value is None or isinstance(value, bool | int | float)
 

@@ -139,9 +139,8 @@ class Loader(ConfigLoaderImpl):
         """Yield the chosen options that are files in the user's folder."""
         for chosen, option in choices:
             group, found = chosen.partition("@")[0], None
-            with suppress(
-                *HYDRA_ERRORS, ConfigError
-            ):  # a file that cannot be read is reported elsewhere
+            # A file that cannot be read is reported when it is composed.
+            with suppress(*HYDRA_ERRORS, ConfigError):
                 found = self.repository.load_config(f"{group}/{option}") if option else None
             if found is not None and found.provider == FOLDER:
                 package = found.header.get("package") or "_group_"
@@ -157,9 +156,8 @@ class Loader(ConfigLoaderImpl):
         }
         section: Any = OmegaConf.to_container(config.hydra, resolve=False)
         trust: Any = config.get("trust") if "trust" in typed else None
-        trust = (
-            trust if isinstance(trust, ListConfig) else ()
-        )  # the check refuses what is not a list
+        # `llm.config.check` reports a value that is not a list.
+        trust = trust if isinstance(trust, ListConfig) else ()
         yield from hydra_section.target_problems(section, trust)
         if self.is_packaged:
             return

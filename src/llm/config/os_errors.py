@@ -1,7 +1,7 @@
 """Errors of the operating system about files, as one line that says what to do.
 
-Libraries hide them: on a full disk, torch fails with `unexpected pos`, because it closes its archive while the first
-error propagates. So the first cause is searched.
+Libraries raise other errors instead: on a full disk, torch fails with `unexpected pos`, because it closes its archive
+while the first error propagates. So the error of the operating system is searched among the causes.
 """
 
 import errno
@@ -68,7 +68,7 @@ def _cause(error: BaseException) -> OSError | None:
     if isinstance(error, OSError) and error.errno in WRONG:
         return error
     cause: BaseException | None = error
-    for _ in range(20):  # a chain may be a circle
+    for _ in range(20):  # causes may form a loop
         if isinstance(cause, OSError) and cause.errno in FULL:
             return cause
         if "(os error 28)" in str(cause):  # raised by safetensors

@@ -41,7 +41,7 @@ COUNT = Range(at_least=1)
 SHARE = Range(at_least=0, at_most=1)
 PROPER_SHARE = Range(at_least=0, below=1)
 
-# Far above every trained model; up to these sizes a model on `meta` is built in seconds.
+# The maxima are far above the sizes of every trained model, but a model on `meta` is still built in seconds.
 SIZES: dict[str, Range] = {
     **dict.fromkeys(("num_layers", "num_segments"), Range(at_least=1, at_most=2**10)),
     **dict.fromkeys(
@@ -68,7 +68,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
-    "seed": Range(at_least=0, below=2**32),  # what NumPy takes
+    "seed": Range(at_least=0, below=2**32),  # NumPy accepts no other seeds
     # thousands of processes or threads would exhaust a machine
     **dict.fromkeys(("devices", "threads"), Range(at_least=1, at_most=2**10)),
     "workers": Range(at_least=0, at_most=2**10),
@@ -83,7 +83,6 @@ ROOT_RANGES: dict[str, Range] = {
 }
 # Packages whose parameters are checked; in a user's function, a name may mean something else.
 OURS = ("llm.", "torch.optim.")
-
 
 # Texts that name a file, a folder or a run. Null is allowed; an empty text would mean the current folder.
 NAMES = (

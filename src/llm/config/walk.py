@@ -30,14 +30,13 @@ REMEDIES: dict[Any, str] = {
 }
 LETTERS = {"k": 3, "m": 6, "b": 9, "g": 9, "t": 12}  # powers of ten
 
-
-# The value of an interpolation that cannot be resolved: it is reported once, and fits every slot.
+# The value of an interpolation that cannot be resolved. Its problem is already reported, so it fits every slot.
 UNRESOLVED = object()
 
 
 @dataclass(frozen=True)
 class NodeReference:
-    """A reference to a node with another full key, where it is checked. Here the node must only fit its slot."""
+    """A reference to a node at another full key. The node is checked there; here it must only fit its slot."""
 
     plain: Any
     key: str

@@ -38,7 +38,7 @@ class View(NamedTuple):
     Attributes:
         number: its index in the sweep.
         label: the overrides that distinguish it from the other jobs.
-        status: status of its run, `starting` before there is a run, or `elsewhere`.
+        status: status of its run; `starting` before there is a run, `elsewhere` if another process trains it.
         error: why it failed.
         steps: optimizer steps taken, and their total.
         loss: the newest training loss.
@@ -137,7 +137,7 @@ def newest_metrics(metrics: Path) -> dict[str, float]:
     names = next(csv.reader([columns.decode("utf-8", "replace")]), [])
     found: dict[str, float] = {}
     for row in csv.reader(complete_lines(lines)):
-        if len(row) == len(names):  # otherwise cut off at the start or the end
+        if len(row) == len(names):  # the first or last row may be incomplete
             values = {name: as_number(text) for name, text in zip(names, row, strict=True)}
             found |= {name: value for name, value in values.items() if value is not None}
     return found
@@ -161,7 +161,7 @@ class Screen:
 
 
 def jobs_table(views: Sequence[View], room: int) -> RenderableType:
-    """Return a table of the jobs. If there are more than `room` lines, running jobs come first."""
+    """Return a table of the jobs. If there are more than `room`, running ones are shown rather than others."""
     first = sorted(views, key=lambda view: (ORDER.index(view.status), view.number))
     shown = sorted(first[: max(1, room)])
     made = Table(box=None, pad_edge=False)

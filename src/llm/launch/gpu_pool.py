@@ -70,7 +70,7 @@ def hold_gpus(
     at_once = launcher["n_jobs"] if launcher["n_jobs"] > 0 else len(devices)
     share = max(1, len(devices) // at_once)
     wanted = share if hardware.devices == "auto" else hardware.devices
-    wanted = min(wanted, len(devices))  # a job that needs more fails by itself
+    wanted = min(wanted, len(devices))  # a job that needs more fails with its own error
     slots = -(-at_once // len(devices))
     with hold_slots(devices, wanted, slots, is_over) as names:
         yield {VISIBLE: ",".join(names)}
@@ -108,7 +108,7 @@ def hold_slots(
 
 
 def _own_folder() -> Path:
-    """Return the folder of this user's locks, after a check, because anybody may make folders in /tmp."""
+    """Return the folder of this user's locks. Its owner is checked, because any user can create folders in /tmp."""
     folder = Path(tempfile.gettempdir()) / f"llm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.getuid():
@@ -136,8 +136,8 @@ def _locks(folder: Path, devices: Sequence[str], wanted: int, slots: int) -> dic
 def passive_waiting(threads: int) -> dict[str, str]:
     """Return environment variables that make waiting OpenMP threads sleep, for processes that share a CPU.
 
-    By default they spin, which is faster only if no other process uses the cores. A value of the user is kept. A
-    single thread never waits.
+    By default they spin, which is faster only if no other process uses the cores. A value that the user has set is
+    kept. A single thread never waits, so nothing is set for it.
     """
     if threads == 1 or WAITING in os.environ:
         return {}

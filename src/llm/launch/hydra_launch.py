@@ -24,7 +24,7 @@ def launch(
     """Let Hydra's sweeper and launcher call `job` for each point, with `changes` in Hydra's section."""
     # Then Hydra raises the error of a crashed job instead of a shortened text.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs themselves print what matters
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the jobs print their own output
     for key, value in changes.items():
         OmegaConf.update(master.hydra, key, value, force_add=True)
     HydraConfig.instance().set_config(master)

@@ -1,7 +1,7 @@
 """Starting the ranks of a run on this machine, monitoring them, and ending them together.
 
 A rank is the process of one device. It runs the same command as this process, with torchrun's environment variables.
-If Lightning started the ranks and one died, the others would wait forever.
+If Lightning started the ranks and one of them failed, the others would wait forever.
 """
 
 import os
@@ -106,7 +106,7 @@ class Node(NamedTuple):
 
 
 def waiting_variables(hardware: Hardware) -> dict[str, str]:
-    """Return `passive_waiting` of the ranks, if several share a CPU."""
+    """Return the variables of `passive_waiting` if several ranks share a CPU, otherwise none."""
     assert hardware.devices != "auto"
     if hardware.accelerator != "cpu" or hardware.devices == 1:
         return {}
@@ -171,7 +171,7 @@ def launch_ranks(composed: Composed, hardware: Hardware) -> int:
 
 
 def open_store(node: Node) -> TCPStore:
-    """Open the store through which all ranks connect. It ends with the returned object."""
+    """Open the store through which all ranks connect. It closes when the returned object is deleted."""
     return TCPStore(node.address, node.port, is_master=True, wait_for_workers=False)
 
 
@@ -295,7 +295,7 @@ class Monitor:
 
 
 def explain_failure(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
-    """Return the first failure of the ranks, not one that followed from it.
+    """Return the failure that ended the run, not one that it caused in other ranks.
 
     Args:
         ranks: all ranks of this machine; all have ended.
@@ -303,7 +303,7 @@ def explain_failure(ranks: Sequence[Rank], ended: Sequence[int]) -> Failure:
     """
     reports = {rank.number: rank.report() for rank in ranks if rank.report()}
     silent = [rank for rank in ranks if rank.number in ended and rank.number not in reports]
-    # When a process is killed, its peers lose their connections and abort: an abort is a consequence.
+    # When a process is killed, its peers lose their connections and abort, so an abort is not the first failure.
     killed = [rank for rank in silent if (rank.status or 0) < 0 and rank.status != -signal.SIGABRT]
     if reports and not killed:
         number, report = min(reports.items(), key=lambda each: each[1]["time"])
@@ -357,5 +357,5 @@ def error_report(error: Exception) -> dict[str, Any]:
 
 
 def _end_with_launcher() -> None:
-    os.read(0, 1)  # nothing is ever written: it returns when the launcher has ended
+    os.read(0, 1)  # waits until the launcher ends, because nothing is ever written
     os._exit(1)

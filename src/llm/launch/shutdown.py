@@ -34,7 +34,7 @@ def mark_signals(mark: Path) -> Iterator[None]:
     """
     received: list[int] = []
 
-    def leave(number: int, frame: object) -> None:
+    def write_mark(number: int, frame: object) -> None:
         _print(NOTICE)
         received.append(number)
         with mark.open("ab") as file:
@@ -43,7 +43,7 @@ def mark_signals(mark: Path) -> Iterator[None]:
     resource_tracker.ensure_running()  # started later by joblib, it would unblock this thread's signals
     is_over = Event()
     Thread(target=is_over.wait, daemon=True).start()  # receives the signals that this thread blocks
-    before = signals.listen(leave)
+    before = signals.listen(write_mark)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, before)
     try:
         yield
@@ -125,4 +125,4 @@ def _size(file: Path) -> int:
 
 
 def _print(text: bytes) -> None:
-    os.write(2, text)  # not print: the signal may have interrupted one, which is not reentrant
+    os.write(2, text)  # the signal may have interrupted a call of print, which is not reentrant

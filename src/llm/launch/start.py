@@ -28,7 +28,7 @@ from llm.config.composition import (
 )
 from llm.config.errors import ConfigError, collecting, raise_all
 from llm.config.explanation import WrongOverridesError
-from llm.config.hydra_section import require_obeyed
+from llm.config.hydra_section import require_used
 from llm.config.inspection import CommandView
 from llm.config.loader import CONF, Loader, open_loader
 from llm.config.overrides import is_hydras
@@ -73,7 +73,7 @@ def start(name: str, words: Sequence[str], info: CommandInfo) -> None:
     invocation.load(is_sweep=is_sweep)
     is_sweep = is_sweep or (info.is_heavy and invocation.tree.hydra.mode == RunMode.MULTIRUN)
     has_directory = name in ("train", "plan")  # llm plan accepts the overrides of llm train
-    require_obeyed(line.overrides, is_sweep=is_sweep, has_directory=has_directory)
+    require_used(line.overrides, is_sweep=is_sweep, has_directory=has_directory)
     if is_sweep:
         invocation.start_sweep()
     else:
@@ -86,7 +86,7 @@ class Invocation:
     Args:
         line: the command line.
         info: facts about its command.
-        loader: composes it.
+        loader: the loader that composes it.
 
     Attributes:
         tree: the composed tree, with Hydra's own section.
@@ -116,7 +116,7 @@ class Invocation:
                     check_points(self.compose, sweep_jobs(self.loader, tree, error.others))
                 else:
                     self.compose(error.others)
-            # What is wrong elsewhere may be due to the overrides that are left out.
+            # Problems of other keys may be caused by leaving out the wrong overrides.
             typed = error.beginnings
             others = (line for line in further if line.rpartition(" | ")[2].startswith(typed))
             raise ConfigError(*error.problems, *others) from error
@@ -124,7 +124,7 @@ class Invocation:
     def start_one(self) -> None:
         """Run one command in this process, or print its dry run."""
         command = self.check(composed(self.tree, self.line.overrides, flags=self.line.flags))
-        if self.info.is_heavy and command.match:  # handled for a sweep's points, here a single one
+        if self.info.is_heavy and command.match:  # handled as a sweep of one point
             self.launch_heavy([command], [self.line.overrides])
         elif self.info.is_heavy and command.dry_run:
             self.show_dry_run([command])
@@ -146,7 +146,7 @@ class Invocation:
         """Run the points one after the other, or as the launcher does, without a folder for the sweep."""
         if "submitit" in self.tree.hydra.launcher._target_:
             raise ConfigError(
-                f"hydra.launcher: jobs of a cluster do not print here what llm {self.line.name} prints; "
+                f"hydra.launcher: jobs on a cluster cannot print the output of llm {self.line.name} here; "
                 "leave it out, or use hydra/launcher=joblib"
             )
         if points and "BasicLauncher" in self.tree.hydra.launcher._target_:

@@ -1,4 +1,4 @@
-"""One job of a sweep, in its own child process, so that it cannot affect the others, whatever the launcher."""
+"""One job of a sweep. Under every launcher it has its own child process, so that it cannot affect the others."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ def write_job_file(each: Job, point: Composed, flags: Sequence[str]) -> None:
 
 
 def own_name(point: Composed, words: Sequence[str], own: Sequence[str]) -> str:
-    """Return the name of a point: from all its overrides or, if the sweep has a name, from its own."""
+    """Return the name of a point: from all its overrides or, if the sweep has a name, from those that only it has."""
     name = point.config.name
     own = [word for word in own if key_of(word) != "name"]
     return run_name(name or base_name(point.choices), own if name else words, named=own)
@@ -141,7 +141,8 @@ def run_job(
 def record_outcome(each: Job, status: int, before: str | None = None) -> None:
     """Record how a job's process ended: with `status`, negative after a signal.
 
-    `before` is the end time in the run's record before the process: a record with the same time is older.
+    `before` is the end time in the run's record before the process started. If it is still the same, the process has
+    not recorded how the run ended.
     """
     if status in STATUSES:
         each.record(status=STATUSES[status])

@@ -201,7 +201,7 @@ def match_points(
 
 
 def equalize_validation(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
-    """Return points of different budgets with the amount of validation data of the smallest budget.
+    """Return the points with the same amount of validation data: that of the smallest budget.
 
     If a budget is in epochs, whose length is not known yet, all points use the whole validation data.
     """
@@ -247,7 +247,7 @@ def validated_bytes(tokens_per_batch: int | None, settings: TrainerSettings) -> 
 
 
 def separate_directories(points: Sequence[TrainingConfig]) -> Sequence[TrainingConfig]:
-    """Give each point its own directory. A common name or a swept budget gives several the same.
+    """Give each point its own directory: with a common name or a swept budget, several have the same.
 
     Raises:
         ConfigError: two points are the same.
@@ -267,7 +267,7 @@ def separate_directories(points: Sequence[TrainingConfig]) -> Sequence[TrainingC
     directory, count = directories.most_common(1)[0]
     if count > 1:
         raise ConfigError(
-            f"{display_path(Path(directory))}: {count} points of the sweep are this same run; "
+            f"{display_path(Path(directory))}: {count} points of the sweep are the same run; "
             "leave out the repeated values"
         )
     return renamed

@@ -52,12 +52,12 @@ ACROSS = [
     ),
     (
         "generate weights=scratch best_of=0",
-        f"{NO_WEIGHTS}\nbest_of: 0 is not a number of answers; use 1, or more with a reward",
+        f"{NO_WEIGHTS}\nbest_of: 0 is not a number of responses; use 1, or more with a reward",
     ),
     (
         "generate weights=scratch best_of=3",
-        f"{NO_WEIGHTS}\nbest_of: choosing among several answers needs a reward, and a reward needs several "
-        "answers; set both, such as best_of=8 reward=run reward.path=outputs/reward/…",
+        f"{NO_WEIGHTS}\nbest_of: choosing among several responses needs a reward, and a reward needs several "
+        "responses; set both, such as best_of=8 reward=run reward.path=outputs/reward/…",
     ),
 ]
 

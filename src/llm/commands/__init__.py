@@ -34,7 +34,7 @@ COMMANDS = {
         reads=("classification",),
     ),
     "evaluate": CommandInfo(
-        "measure a run on its test data, and let a model judge its answers",
+        "measure a run on its test data, and have a model judge its responses",
         "llm evaluate weights.path=outputs/sft/instruct judge=openai judge.model=llama3.1",
     ),
     "compare": CommandInfo(

@@ -62,13 +62,13 @@ class Chat(Command):
                 template, tokenizer, context_length=model.context_length, room=room
             )
         conversation.system = self.system
-        # The model's turn also ends when it starts another one.
+        # A response also ends where the model starts the next turn.
         with config_errors_at("template"):
             ends = template.end_tokens(tokenizer)
             stops = [*template.stops, *one_or_several(self.stop)]
         memory = PrefixCache()
 
-        def answer(prompt: Sequence[int], seed: int) -> Iterator[str]:
+        def respond(prompt: Sequence[int], seed: int) -> Iterator[str]:
             most = min(self.max_tokens, model.context_length - len(prompt))
             settings = GenerationSettings(
                 max_tokens=most, sampler=self.sampler, seed=seed, end_tokens=ends, stops=stops
@@ -79,7 +79,7 @@ class Chat(Command):
             return (piece for _, piece in pieces)
 
         with autocast(hardware):
-            ChatSession(conversation, answer, terminal=terminal(), seed=self.seed).run()
+            ChatSession(conversation, respond, terminal=terminal(), seed=self.seed).run()
 
 
 def trained_template(weights: Weights) -> ChatTemplate:
@@ -100,7 +100,7 @@ def trained_template(weights: Weights) -> ChatTemplate:
 
 
 def require_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None:
-    """Refuse a template that the model cannot have been trained on.
+    """Refuse a template with which the model cannot have been trained.
 
     Raises:
         ConfigError: the tokenizer lacks a special token of the template.

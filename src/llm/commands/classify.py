@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 
 def names_one_source(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line if both a text and a file are given, or a blank text."""
+    """Yield a line if both a text and a file are given, or if the text is blank."""
     text, file = config.get("text"), config.get("file")
     if text is not None and file is not None:
         yield "text, file: both are given; leave one out"
@@ -130,7 +130,7 @@ def trained_classes(weights: Weights) -> Sequence[str]:
 def predict(
     model: Classifier, tokenizer: Tokenizer, classes: Sequence[str], texts: Sequence[str]
 ) -> list[Prediction]:
-    """Return the most likely class of each text. A text longer than the context is cut at the end.
+    """Return the most likely class of each text. Tokens beyond the context length are ignored.
 
     Raises:
         ValueError: a text cannot be encoded, or has no token.

@@ -78,7 +78,7 @@ class Evaluate(Command):
             The content of the file.
 
         Raises:
-            UserError: the data have changed or lack the part, or the judge does not answer.
+            UserError: the data have changed or lack the part, or the judge does not respond.
         """
         weights = self.weights
         file = self.results_file(weights)
@@ -88,7 +88,7 @@ class Evaluate(Command):
             report = plain_report(self.evaluate_text(weights))
         write_json(file, report)
         CONSOLE.print(report_table(report))
-        CONSOLE.print(f"kept in {file}", soft_wrap=True)
+        CONSOLE.print(f"wrote  {file}", soft_wrap=True)
         return report
 
     def results_file(self, weights: Weights) -> Path:
@@ -135,9 +135,9 @@ class Evaluate(Command):
         if isinstance(data, InstructionDataModule):
             task.to(hardware.accelerator)
             with autocast(hardware):
-                answers = self.answers(data, task, part, weights)
+                responses = self.responses(data, task, part, weights)
             report |= rate(
-                answers,
+                responses,
                 theirs=baseline,
                 judge=self.judge,
                 file=weights.run.path / "judgements.jsonl",
@@ -146,10 +146,10 @@ class Evaluate(Command):
             report["against"] = {"against": self.against, **report["against"]}
         return report
 
-    def answers(
+    def responses(
         self, data: InstructionDataModule, task: Task, part: str, weights: RunWeights
     ) -> list[Answer]:
-        """Return the answers to a part: those of the training run, or new ones, decoded greedily."""
+        """Return the responses to the prompts of a part: those of the training run, or new ones, decoded greedily."""
         run = weights.run
         file = run.path / RESULTS["responses"]
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
@@ -218,8 +218,11 @@ def measure_part(task: Task, data: DataModule, part: str, hardware: Hardware) ->
     return {name.partition("/")[2]: value for name, value in task.metrics.items()}
 
 
-def is_current(answers: Path, weights: RunWeights) -> bool:
-    """Return whether a run's answers belong to these weights: they are the newest, and older than the answers."""
+def is_current(responses: Path, weights: RunWeights) -> bool:
+    """Return whether a run's responses were generated with these weights.
+
+    Then the weights are the run's best or last checkpoint, and the file of the responses is not older.
+    """
     used, run = weights.file(), weights.run
     is_newest = used in (run.best, run.last)
-    return is_newest and answers.stat().st_mtime >= used.stat().st_mtime
+    return is_newest and responses.stat().st_mtime >= used.stat().st_mtime

@@ -118,7 +118,7 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
 
 
 def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:
-    """Return a template in Jinja under which a prompt has the same tokens as in training.
+    """Return a template in Jinja that gives a prompt the same tokens as in training.
 
     Some tokenizers prepend a space to every text: to each piece of our template, but only once to the whole text of a
     Jinja template. Then the Jinja template contains the spaces. If the tokens still differ, a note is printed.
@@ -134,7 +134,7 @@ def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, 
         if JinjaTemplate([jinja], tokens).encode_prompt(PROBE, exported) == expected:
             return jinja
     print(
-        "note: with the exported chat template a prompt has other tokens than in training; "
+        "note: the exported chat template gives a prompt other tokens than in training; "
         "generate from the tokens that llm chat uses"
     )
     return template.jinja(begin)

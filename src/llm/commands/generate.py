@@ -1,4 +1,4 @@
-"""`llm generate`: continue prompts, or choose the best of several answers."""
+"""`llm generate`: continue prompts, or choose the best of several responses."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,23 +34,23 @@ from llm.terminal.streams import write
 from llm.weights.base import Weights
 
 
-def chosen_by_a_reward(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require a reward if and only if there are several answers to choose from."""
+def best_of_has_reward(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require a reward if and only if there are several responses to choose from."""
     number = config.get("best_of")
     if not isinstance(number, int):
         return
     if number < 1:
-        yield f"best_of: {number} is not a number of answers; use 1, or more with a reward"
+        yield f"best_of: {number} is not a number of responses; use 1, or more with a reward"
     elif (number > 1) != (config.get("reward") is not None):
         yield (
-            "best_of: choosing among several answers needs a reward, and a reward needs several answers; set both, "
-            "such as best_of=8 reward=run reward.path=outputs/reward/…"
+            "best_of: choosing among several responses needs a reward, and a reward needs several responses; "
+            "set both, such as best_of=8 reward=run reward.path=outputs/reward/…"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Command):
-    """Continue prompts, or answer them several times and choose the best answers."""
+    """Continue prompts, or generate several responses to each and choose the best."""
 
     prompt: str | Sequence[str]
     prompts_file: str | None
@@ -65,13 +65,13 @@ class Generate(Command):
 
     rules: ClassVar[Sequence[Rule]] = (
         weights_are_trained,
-        chosen_by_a_reward,
+        best_of_has_reward,
         prompts_have_one_source,
         stops_have_text,
     )
 
     def run(self) -> list[str]:
-        """Print and return the continuation of each prompt or, with a reward, its best answer.
+        """Print and return the continuation of each prompt or, with a reward, its best response.
 
         Raises:
             ConfigError: a prompt cannot be encoded.
@@ -81,7 +81,7 @@ class Generate(Command):
         tokenizer, stops = weights.tokenizer(), one_or_several(self.stop)
         key = "prompt" if self.prompts_file is None else "prompts_file"
         # A prompt that cannot be encoded fails before the model is loaded, which takes long.
-        template = None if self.reward is None else self._template_of_answers(weights, self.reward)
+        template = None if self.reward is None else self._chat_template(weights, self.reward)
         with config_errors_at(key):
             encoded = encode_prompts(prompts, tokenizer, template=template)
         settings = GenerationSettings(
@@ -97,7 +97,7 @@ class Generate(Command):
             if self.reward is None:
                 pieces = stream_tokens(model, tokenizer, prompts=encoded.starts, settings=settings)
                 return print_continuations(prompts, pieces)
-            answers = best_of(
+            responses = best_of(
                 model,
                 tokenizer,
                 prompts=encoded.starts,
@@ -105,12 +105,12 @@ class Generate(Command):
                 reward=partial(checked_scores, self.reward),
                 settings=settings,
             )
-        for prompt, scored in zip(prompts, answers, strict=True):
-            print_answers(prompt if len(prompts) > 1 else "", scored)
-        return [scored[0].text for scored in answers]
+        for prompt, scored in zip(prompts, responses, strict=True):
+            print_responses(prompt if len(prompts) > 1 else "", scored)
+        return [scored[0].text for scored in responses]
 
-    def _template_of_answers(self, weights: Weights, reward: RewardFunction) -> ChatTemplate | None:
-        """Return the template of the weights; require several answers and a reward with this template."""
+    def _chat_template(self, weights: Weights, reward: RewardFunction) -> ChatTemplate | None:
+        """Return the template of the weights; require several responses and a reward with this template."""
         with config_errors_at("best_of"):
             require_choice(self.best_of, self.sampler)
         template = stored_template(weights.config)
@@ -134,8 +134,8 @@ def print_continuations(prompts: Sequence[str], pieces: Iterable[tuple[int, str]
     return texts
 
 
-def print_answers(prompt: str, scored: Sequence[Scored]) -> None:
-    """Print the answers to a prompt, each after its score."""
+def print_responses(prompt: str, scored: Sequence[Scored]) -> None:
+    """Print the responses to a prompt, each after its score."""
     console = new_console(soft_wrap=True)
     if prompt:
         console.print(f"=== {prompt}")

@@ -38,7 +38,7 @@ class Plan(TrainingConfig):
         """Print the plan.
 
         Raises:
-            ConfigError: the hardware does not suit the run, or its size is not known before the data are read.
+            ConfigError: the run does not support the hardware, or its size is not known before the data are read.
         """
         planned = forecast(self, self.gpu)
         cost = require_known(planned.cost)

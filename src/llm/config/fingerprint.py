@@ -55,7 +55,7 @@ def fingerprint(config: Any, ignore: Collection[str] = IGNORE) -> str:
 
 
 def recipe(config: DictConfig) -> str:
-    """Return the fingerprint with the budget and without the seed, so that it is the same for all seeds of a run.
+    """Return the fingerprint with the budget and without the seed, to find runs that differ only in their seed.
 
     Only the seed at the root is replaced, because all others refer to it.
     """

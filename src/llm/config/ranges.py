@@ -68,7 +68,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("beta", "min_delta", "seconds"), NOT_NEGATIVE),
     "label_smoothing": PROPER_SHARE,
     "max_shard_gb": POSITIVE,
-    "seed": Range(at_least=0, below=2**32),  # NumPy accepts no other seeds
+    "seed": Range(at_least=0, below=2**32),  # the range of NumPy's seeds
     # thousands of processes or threads would exhaust a machine
     **dict.fromkeys(("devices", "threads"), Range(at_least=1, at_most=2**10)),
     "workers": Range(at_least=0, at_most=2**10),

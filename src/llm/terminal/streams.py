@@ -1,6 +1,6 @@
 """Input and output of a chat: files and pipes, or a person at a terminal.
 
-Answers go to standard output and all else to standard error, so that a pipe contains only answers.
+Responses are written to standard output and all else to standard error, so that a pipe contains only responses.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from llm.terminal.console import printable
 
 
 class StandardStreams:
-    """Standard input and output without a person: no prompts and no questions."""
+    """Standard input and output without a person: nothing is asked, and no input is marked with `>`."""
 
     def __init__(self) -> None:
         for stream in (sys.stdin, sys.stdout):  # an invalid byte must not end a conversation
@@ -27,11 +27,11 @@ class StandardStreams:
         return line
 
     def write(self, text: str) -> None:
-        """Write a piece of an answer."""
+        """Write a piece of a response."""
         write(text)
 
     def note(self, text: str) -> None:
-        """Write a line that is not part of an answer."""
+        """Write a line that is not part of a response."""
         write(f"{text}\n", sys.stderr)
 
     def show_hint(self, text: str) -> None:

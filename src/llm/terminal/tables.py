@@ -1,4 +1,4 @@
-"""Tables on standard output: as wide as the terminal, in a log or a pipe at full width."""
+"""Tables on standard output: as wide as the terminal; in a log or a pipe, as wide as their content."""
 
 import os
 

@@ -2,8 +2,8 @@
 
     python experiments/classification_from_scratch/baseline.py FILE.csv [TOKENS [RUN ...]]
 
-Both read the first TOKENS tokens of a text, as `tokenizer=word` counts them. The runs are those with the seeds 0, 1,
-2, … in this order; their folders contain predictions.csv.
+The regression and the runs read the first TOKENS tokens of a text, as `tokenizer=word` counts them. The runs are those
+with the seeds 0, 1, 2, … in this order; their folders contain predictions.csv.
 """
 
 import csv

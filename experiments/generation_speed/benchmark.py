@@ -51,7 +51,7 @@ def main() -> None:
     write_theirs = partial(huggingface, theirs, prompt, arguments.new_tokens)
     if write_ours() != write_theirs():
         raise SystemExit(
-            "the two do not generate the same tokens, so their times cannot be compared"
+            "the two programs do not generate the same tokens, so their times cannot be compared"
         )
 
     rounds = [
@@ -100,7 +100,7 @@ def huggingface(model: GPT2LMHeadModel, prompt: list[int], new_tokens: int) -> l
 
 
 def seconds(write: Callable[[], list[list[int]]], device: str) -> float:
-    """Return the wall time of one call; it returns Python integers, so the device has finished."""
+    """Return the wall time of one call; the call returns Python integers, so the device has finished."""
     start = time.perf_counter()
     write()
     return time.perf_counter() - start

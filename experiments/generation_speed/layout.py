@@ -2,8 +2,8 @@
 
     python experiments/generation_speed/layout.py [--tokens 1 32]
 
-Measures the matrices of a GPT-2 block and of its head in float32. Eight blocks in turn are larger than the cache of
-the processor. Medians of 20 rounds in turn.
+Measures the matrices of a GPT-2 block and of its head in float32. Eight blocks are used in turn, because together
+they are larger than the cache of the processor. Medians of 20 rounds in turn.
 """
 
 import argparse

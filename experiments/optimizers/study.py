@@ -4,7 +4,7 @@
     python experiments/optimizers/study.py --table     # the table and picture of the finished runs
 
 Each optimizer is a saved sweep in `conf/sweep`. One seed selects the learning rate by its best validation loss, and
-other seeds measure it: otherwise the luckiest rate would look like the best.
+other seeds measure it: on the selecting seed, the selected rate would look better than it is.
 """
 
 import argparse

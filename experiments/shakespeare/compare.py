@@ -34,7 +34,7 @@ WORDS = (
     "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
     "--lr_decay_iters=2000 --dropout=0.0 --always_save_checkpoint=True"
 ).split()
-# train.py sets a fixed seed; this replaces it, and runs the unchanged file.
+# train.py sets a fixed seed. This program replaces the seed and runs the unchanged file.
 SEEDED = """
 import runpy, sys, torch
 set_seed, seed = torch.manual_seed, int(sys.argv.pop(1))

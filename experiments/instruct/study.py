@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llm.callbacks.responses import answer_conversations
+from llm.callbacks.responses import generate_responses
 from llm.config.build import build
 from llm.data.examples.instruction import InstructionDataModule
 from llm.evaluation.rouge import rouge_l
@@ -81,7 +81,7 @@ def before_and_after(weights: RunWeights) -> str:
     assert base is not None
     base.load(model)
     settings = GenerationSettings(max_tokens=40)
-    before = answer_conversations(data, conversations, model=model.eval(), settings=settings)
+    before = generate_responses(data, conversations, model=model.eval(), settings=settings)
     score = sum(rouge_l(b, c.reference) for b, c in zip(before, conversations, strict=True)) / len(
         before
     )

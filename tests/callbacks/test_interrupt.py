@@ -23,6 +23,8 @@ def listening():
 def test_the_first_signal_is_remembered_and_the_second_stops_at_once(listening, capsys):
     signal.raise_signal(signal.SIGINT)
     assert listening.received is signal.SIGINT
-    assert "finishing this step and saving; once more stops at once" in capsys.readouterr().err
+    assert (
+        "finishing this step and saving; send it again to stop at once" in capsys.readouterr().err
+    )
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)

@@ -12,10 +12,10 @@ import torch
 
 from llm.callbacks.rng_state import (
     RandomStates,
-    diverge,
     restore_generators,
     states,
     stream_of,
+    switch_stream,
 )
 
 
@@ -77,7 +77,7 @@ def test_the_first_stream_continues_and_others_differ():
     kept, found = states(), []
     for stream in range(3):
         restore_generators(kept)
-        diverge(stream)
+        switch_stream(stream)
         found.append(draw())
     restore_generators(kept)
     assert found[0] == draw()
@@ -87,13 +87,13 @@ def test_the_first_stream_continues_and_others_differ():
 
 def test_a_stream_is_a_function_of_the_seed_and_its_number():
     kept = states()
-    diverge(2)
+    switch_stream(2)
     expected = draw()
     restore_generators(kept)
-    diverge(2)
+    switch_stream(2)
     assert draw() == expected
     torch.manual_seed(1)
-    diverge(2)
+    switch_stream(2)
     assert draw() != expected
 
 

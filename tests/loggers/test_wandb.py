@@ -271,7 +271,7 @@ def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatc
         return init(**arguments)
 
     monkeypatch.setattr(wandb, "init", begin)
-    with pytest.warns(UserWarning, match="out of reach") as caught:
+    with pytest.warns(UserWarning, match="Weights & Biases failed") as caught:
         folder = train("run", "logger.wandb.mode=online", "logger.wandb.patience=7", *PLAIN)
     ((mode, settings),) = begun
     assert mode == "offline", "W&B's own attempts, which last, were not begun"
@@ -285,7 +285,7 @@ def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatc
 def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_ends(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("llm.loggers.wandb_retry.SIGN_OF_LIFE", 0.2)
+    monkeypatch.setattr("llm.loggers.wandb_retry.SERVER_TIMEOUT", 0.2)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -297,7 +297,7 @@ def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_en
 
 
 def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
-    monkeypatch.setattr("llm.loggers.wandb_retry.WRITING", 0.1)
+    monkeypatch.setattr("llm.loggers.wandb_retry.WRITE_INTERVAL", 0.1)
 
     def kill() -> None:
         time.sleep(0.5)  # what it has is written now
@@ -387,7 +387,7 @@ def test_a_refused_setting_is_not_an_outage(tmp_path, monkeypatch, recwarn):
     with pytest.raises(ValueError, match=r"refuses a setting \(no_such_setting: ") as refusal:
         wandb_logger(str(tmp_path), "run").log_hyperparams({})
     assert "\n" not in str(refusal.value)
-    assert not [w for w in recwarn if "out of reach" in str(w.message)]
+    assert not [w for w in recwarn if "Weights & Biases failed" in str(w.message)]
 
 
 def test_an_id_is_that_of_the_directory_and_of_when_its_run_began(tmp_path):

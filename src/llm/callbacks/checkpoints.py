@@ -20,7 +20,7 @@ WORST: Score = (math.inf, math.inf)
 
 
 def score_of(task: Task, monitor: str) -> Score:
-    """Return the score of the newest validation, the monitored metric and the loss; lower is better.
+    """Return the score of the newest validation: the monitored metric, then the loss; lower is better.
 
     Raises:
         UserError: the task does not measure this metric.
@@ -36,8 +36,8 @@ def score_of(task: Task, monitor: str) -> Score:
 class Checkpoints(StepCallback):
     """Writer of `last.ckpt` (everything for an exact resume) and `best.ckpt` (weights of the best validation).
 
-    Writes both after each validation, so that a resumed run does not repeat it, and never weights that are not finite.
-    Keeps the previous `last.ckpt` too, in case the newer one is damaged on disk.
+    Both are written after each validation, so that a resumed run does not repeat it. Weights that are not finite are
+    never written. The previous `last.ckpt` is kept too, in case the newer one is damaged on disk.
 
     Args:
         every: steps between writes of `last.ckpt`; null writes it at validations only.
@@ -82,7 +82,7 @@ class Checkpoints(StepCallback):
         if self.saved_step == trainer.global_step:
             return
         require_finite(pl_module, trainer.global_step)
-        # A resumed run does not log the steps before the checkpoint again.
+        # A resumed run does not log the steps before the checkpoint again, so their metrics must be on disk.
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(_run(trainer).last, storage_options={"keeps_previous": True})
@@ -119,7 +119,7 @@ class Checkpoints(StepCallback):
         self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write a `best.ckpt` that a killed run did not write; after later steps forget the best instead."""
+        """Write the `best.ckpt` that a killed run did not write; forget that best if the weights have changed since."""
         if self.best_step == 0:
             return
         if distributed.broadcast(_step_of(_run(trainer).best)) >= self.best_step:

@@ -26,7 +26,7 @@ def waited() -> float | None:
 
 
 class Crowding:
-    """The share of time that a thread waits for a core, with one warning if it is too large.
+    """A measurement of the share of time that a thread waits for a core, with one warning if it is too large.
 
     Args:
         seconds: wall time to measure, in seconds.
@@ -35,7 +35,7 @@ class Crowding:
 
     def __init__(self, seconds: float = 10.0, share: float = 0.25) -> None:
         self.seconds, self.share = seconds, share
-        self.looked = self.lost = 0.0
+        self.measured = self.lost = 0.0
         self._since: float | None = None
         self._warned = False
 
@@ -46,15 +46,15 @@ class Crowding:
     def stop(self, elapsed: float) -> None:
         """Stop measuring, after `elapsed` seconds."""
         if self._since is not None and (now := waited()) is not None:
-            self.looked += elapsed
+            self.measured += elapsed
             self.lost += now - self._since
         self._since = None
 
     def warning(self) -> str | None:
         """Return a warning about the time since the last call, once per run; else None."""
-        if self._warned or self.looked < self.seconds:
+        if self._warned or self.measured < self.seconds:
             return None
-        share, self.looked, self.lost = self.lost / self.looked, 0.0, 0.0
+        share, self.measured, self.lost = self.lost / self.measured, 0.0, 0.0
         threads = torch.get_num_threads()
         if share < self.share or threads == 1:
             return None

@@ -1,4 +1,4 @@
-"""Early stopping."""
+"""The callback that stops training when the validation metric no longer improves."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from llm.tasks.base import Task
 
 
 class EarlyStopping(Callback):
-    """Early stop after `patience` consecutive validations without improvement (Prechelt 1998).
+    """A stop after `patience` consecutive validations without improvement (Prechelt 1998).
 
     Args:
         patience: validations to wait; null never stops early.

@@ -34,7 +34,7 @@ def require_finite_state(state: Mapping[Any, Any], step: int) -> None:
 
 
 class Gradients(Callback):
-    """A stop at a non-finite loss (Lightning continues) and a warning at gradient spikes.
+    """A stop at a non-finite loss, at which Lightning would continue, and a warning at gradient spikes.
 
     Checks the loss in every step on the CPU, but only at logged steps on other devices, because reading it
     synchronizes with them.

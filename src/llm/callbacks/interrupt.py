@@ -31,7 +31,7 @@ class InterruptedRunError(BaseException):
 
 
 class Interrupt(StepCallback):
-    """A checkpoint and a stop after the current step at the first signal; a second signal stops at once.
+    """A callback that saves and stops after the current step at the first signal, and at once at the second.
 
     Only a run that stops between two steps resumes exactly. All ranks stop at the same step, because each waits for
     the gradients of the others.
@@ -61,7 +61,7 @@ class Interrupt(StepCallback):
         self.received = signal.Signals(number)
         if distributed.is_first():
             new_console(stderr=True, highlight=True).print(
-                f"\n{self.received.name}: finishing this step and saving; once more stops at once."
+                f"\n{self.received.name}: finishing this step and saving; send it again to stop at once."
             )
 
     def after_step(self, trainer: L.Trainer, task: Task) -> None:

@@ -11,7 +11,7 @@ from llm.comparison.result import read_metrics
 from llm.files import replacing
 from llm.runs import Run
 
-LOSS = {"loss": "cross-entropy (nats a token)"}
+LOSS = {"loss": "cross-entropy (nats per token)"}
 # Blue and orange of Okabe and Ito's palette, which colour-blind readers can tell apart.
 STYLES: dict[str, dict[str, Any]] = {
     "train": {"label": "training", "color": "#0072B2", "alpha": 0.8, "linewidth": 1},
@@ -30,13 +30,13 @@ class Picture(Callback):
         self.panels = LOSS if panels is None else panels
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw after a whole run, even one that was killed after its last step."""
+        """Draw a finished run, also if it was killed after its last step and is resumed only to end."""
         self._draw(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Draw the steps of an interrupted run."""
+        """Draw the steps so far of an interrupted run."""
         self._draw(trainer)
 
     def _draw(self, trainer: L.Trainer) -> None:

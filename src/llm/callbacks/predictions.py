@@ -23,7 +23,7 @@ class Predictions(Callback):
         return isinstance(task, Classification)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write before the task resets its metrics, which all devices gather."""
+        """Write the files on the first device, before the task resets the metrics, which all devices gather."""
         assert isinstance(pl_module, Classification)
         if pl_module.tested != "test":
             return
@@ -34,12 +34,12 @@ class Predictions(Callback):
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(trainer.default_root_dir)
         examples = [data.raw["test"][at] for at in rows.tolist()]
-        answers = [
+        predictions = [
             (each.where, each.text, each.label, data.classes[row.argmax()], *row.tolist())
             for each, row in zip(examples, probabilities.cpu(), strict=True)
         ]
         header = ["row", "text", "label", "predicted", *(f"p({name})" for name in data.classes)]
-        write_predictions(folder / "predictions.csv", header, rows=answers)
+        write_predictions(folder / "predictions.csv", header, rows=predictions)
         table = [[name, *row] for name, row in zip(data.classes, counts.tolist(), strict=True)]
         write_predictions(folder / "confusion.csv", ["label", *data.classes], rows=table)
         draw_confusion(

@@ -1,4 +1,4 @@
-"""The model's answers: a few during training, those to the test part at the end."""
+"""Responses of the model: to a few validation conversations during training, to the test part at the end."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,11 +26,11 @@ from llm.terminal.bars import progress_bar
 
 
 class ResponseSamples(Samples):
-    """Samples of answers to validation conversations, the first before training starts.
+    """Samples of responses to validation conversations, the first ones before training starts.
 
     Args:
-        number: number of conversations to answer.
-        max_tokens: maximum length of an answer, in tokens.
+        number: number of conversations.
+        max_tokens: maximum length of a response, in tokens.
         sampler: how to choose among the logits; None takes the most likely token.
         seed: seed of the sampling.
     """
@@ -53,7 +53,7 @@ class ResponseSamples(Samples):
         return super().suits(task, data) and hasattr(data, "template")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer before the first step."""
+        """Write samples before the first step."""
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
             self.on_validation_end(trainer, pl_module)
@@ -61,18 +61,18 @@ class ResponseSamples(Samples):
     def write(self, model: nn.Module, data: Any) -> list[tuple[str, str]]:
         """Return the prompts of the conversations, each with its response."""
         conversations = data.raw["validation"][: self.number]
-        responses = answer_conversations(data, conversations, model=model, settings=self.settings)
+        responses = generate_responses(data, conversations, model=model, settings=self.settings)
         prompts = [data.template.render(conversation.prompt) for conversation in conversations]
         return list(zip(prompts, responses, strict=True))
 
 
 class Responses(Callback):
-    """Answers to the test part, written to `responses.json`, with the metrics `test/rouge_l` and `test/exact_match`.
+    """Responses to the test part, written to `responses.json`, with the metrics `test/rouge_l` and `test/exact_match`.
 
     Args:
-        max_tokens: maximum length of an answer, in tokens.
+        max_tokens: maximum length of a response, in tokens.
         sampler: how to choose among the logits; None takes the most likely token.
-        batch_size: number of conversations answered together.
+        batch_size: number of responses generated together.
         seed: seed of the sampling.
     """
 
@@ -97,13 +97,13 @@ class Responses(Callback):
         return generates(task.model) and isinstance(data, InstructionDataModule)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer, write and record: on the first rank, or on all if the model is sharded."""
+        """Write responses and record metrics on the first rank; all ranks generate if the model is sharded."""
         assert isinstance(pl_module, Task)
         if pl_module.tested != "test":
             return
         if trainer.is_global_zero or pl_module.is_sharded:
             data: InstructionDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            rows = answer_rows(
+            rows = response_rows(
                 data,
                 data.raw["test"],
                 model=pl_module.model,
@@ -117,7 +117,7 @@ class Responses(Callback):
         distributed.barrier()
 
 
-def answer_conversations(
+def generate_responses(
     data: InstructionDataModule | PreferenceDataModule,
     conversations: Sequence[Demonstration | Pair],
     *,
@@ -125,15 +125,15 @@ def answer_conversations(
     settings: GenerationSettings,
     batch_size: int = 16,
 ) -> list[str]:
-    """Return a model's answers to conversations, with a progress bar on a terminal.
+    """Return a model's responses to conversations, with a progress bar on a terminal.
 
-    The data's template decides where an answer ends; the other arguments are those of `respond`.
+    The data's template decides where a response ends; the other arguments are those of `respond`.
     """
     template, tokenizer = data.template, data.tokenizer
     end = template.end_token(tokenizer)
     settings = replace(settings, end_tokens=() if end is None else (end,), stops=template.stops)
     with progress_bar() as bar:
-        task = bar.add_task("answering", total=len(conversations))
+        task = bar.add_task("responses", total=len(conversations))
         return respond(
             model,
             tokenizer,
@@ -144,14 +144,14 @@ def answer_conversations(
         )
 
 
-def answer_rows(
+def response_rows(
     data: InstructionDataModule, conversations: Sequence[Demonstration], **settings: Any
 ) -> list[dict[str, Any]]:
-    """Return the entries of `responses.json`: a model's answers, each with its conversation and reference.
+    """Return the entries of `responses.json`: a model's responses, each with its conversation and reference.
 
-    The arguments are those of `answer_conversations`.
+    The arguments are those of `generate_responses`.
     """
-    responses = answer_conversations(data, conversations, **settings)
+    responses = generate_responses(data, conversations, **settings)
     return [
         {
             "instruction": conversation.instruction,

@@ -37,7 +37,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the first batch, restore the saved states or diverge from the other ranks."""
+        """Before the first batch, restore the saved states or switch to this rank's random stream."""
         if self._is_set:
             return
         self._is_set = True
@@ -47,12 +47,12 @@ class RandomStates(Callback):
         else:
             if self._saved is not None:  # saved by another number of ranks
                 restore_generators(self._saved[0])
-            diverge(stream_of(trainer))
+            switch_stream(stream_of(trainer))
         self._saved = None
 
 
 def stream_of(trainer: L.Trainer) -> int:
-    """Return the number of this rank's random stream: the strategy's, or else that of its batches."""
+    """Return the number of this rank's random stream: given by the strategy, or else its data-parallel rank."""
     batches = (trainer.distributed_sampler_kwargs or {}).get("rank", 0)
     return getattr(trainer.strategy, "stream", batches)
 
@@ -82,7 +82,7 @@ def restore_generators(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def diverge(number: int) -> None:
+def switch_stream(number: int) -> None:
     """Switch the generators to a stream; 0 keeps the current one."""
     if number == 0:
         return

@@ -81,7 +81,7 @@ class Samples(Callback):
             pairs = self.write(pl_module.model, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
             if trainer.is_global_zero:
                 self._keep(trainer, pairs)
-        distributed.barrier()  # its timeout is longer than that of the next gradient
+        distributed.barrier()  # its timeout is longer than that of the next reduction of gradients
 
     def _keep(self, trainer: L.Trainer, pairs: Sequence[tuple[str, str]]) -> None:
         file, step = Run(Path(trainer.default_root_dir)).samples, trainer.global_step

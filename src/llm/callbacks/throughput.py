@@ -1,4 +1,4 @@
-"""Speed and memory."""
+"""The callback that measures speed and memory."""
 
 import sys
 import time
@@ -31,11 +31,12 @@ class SupportsFlops(Protocol):
 class Throughput(StepCallback):
     """The metrics `speed/tokens_per_second`, `speed/mfu` and `memory/peak_gib` at every logged step.
 
-    Counts all tokens of training, including padding, without the time of validation and sampling. MFU (model FLOPs
-    utilisation) is the share of the hardware's matrix rate that one forward and backward pass over these tokens uses
-    (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention), without a reference model and
-    the sampling of answers. It is left out if parameters are frozen: they need fewer than 6 FLOPs, depending on their
-    position.
+    Counts all training tokens, including padding. The time of validation and sampling is not included.
+
+    MFU (model FLOPs utilisation) is the share of the hardware's peak FLOPs per second that one forward and backward
+    pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention).
+    A reference model and the sampling of responses are not counted. MFU is left out if parameters are frozen: they need
+    fewer than 6 FLOPs, depending on their position.
 
     Warns once if other programs use the cores of a run on the CPU (`Crowding`).
     """
@@ -54,7 +55,7 @@ class Throughput(StepCallback):
         self._crowding = Crowding()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Determine the hardware's matrix rate, if the whole model is trained."""
+        """Determine the hardware's peak FLOPs per second, if the whole model is trained."""
         assert isinstance(pl_module, Task)
         self._sharing = trainer.world_size // pl_module.data_parallel
         dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
@@ -85,7 +86,7 @@ class Throughput(StepCallback):
                 self._crowding.start()
 
     def after_step(self, trainer: L.Trainer, task: Task) -> None:
-        """Report the metrics and those of the task at logged steps."""
+        """Record these metrics and the task's training metrics at logged steps."""
         if trainer.global_step % task.log_every == 0:
             self.on_validation_start(trainer, task)
             task.record(task.take_training_metrics() | self._report(task))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 from omegaconf import OmegaConf
 
-from llm.callbacks.responses import answer_rows
+from llm.callbacks.responses import response_rows
 from llm.config.base import Command
 from llm.config.build import build
 from llm.config.check import check_nodes
@@ -155,7 +155,7 @@ class Evaluate(Command):
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
         if own and file.is_file() and is_current(file, weights):
             return read_answers(file)
-        rows = answer_rows(
+        rows = response_rows(
             data,
             data.raw[part],
             model=task.model.eval(),

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run's identity and data there. Offline unless the user chose to send."""
+"""The logger of runs on Weights & Biases: offline, unless the user chose to upload."""
 
 import hashlib
 import os
@@ -14,11 +14,11 @@ from lightning.pytorch.loggers.logger import Logger
 
 from llm.comparison.result import read_metrics
 from llm.files import read_utf8, write_text
-from llm.loggers.wandb_retry import WRITING, Mode, ResilientRun
+from llm.loggers.wandb_retry import WRITE_INTERVAL, Mode, ResilientRun
 from llm.runs import Run
 
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
-LONGEST_TAG = 64  # W&B refuses longer ones
+LONGEST_TAG = 64  # W&B rejects longer ones
 # Groups of options that do not describe the model or its training.
 UNTAGGED = ("callbacks", "experiment", "logger", "sweep")
 # Possible artifacts at the end of a run: W&B's type and the file.
@@ -42,7 +42,7 @@ def wandb_logger(
 ) -> "WandbLogger":
     """Return a logger with one run on W&B per run directory, even if that is resumed.
 
-    Nothing is sent unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a W&B sweep;
+    Nothing is uploaded unless the user chose it: with mode=online, WANDB_MODE=online, or as the agent of a W&B sweep;
     setting WANDB_API_KEY alone does not turn uploading on. Code, git, console, packages, hardware and host are sent
     only if W&B's own variable for it is set (see `llm.loggers.wandb_retry`).
 
@@ -124,10 +124,10 @@ class WandbLogger(Logger):
     """A logger of metrics by optimizer step, configuration, samples and files of a run on W&B.
 
     A run that is resumed after a crash repeats the steps since its checkpoint. Online, W&B drops the repeated rows.
-    Offline, each resume is a piece of its own: the first step that no piece has completely is stored beside the
-    pieces, and earlier rows are skipped.
+    Offline, each resume writes a folder of its own (`offline-run-…`). The first step whose row may be incomplete in all
+    of them is stored beside them, and earlier rows are skipped.
 
-    Lightning's own logger ends the run with the process, numbers the rows of each offline piece from 0, and fails
+    Lightning's own logger ends the run with the process, numbers the rows of each offline folder from 0, and fails
     when W&B does.
 
     Args:
@@ -165,11 +165,13 @@ class WandbLogger(Logger):
         """Open the run, with its resolved configuration.
 
         Raises:
-            ValueError: W&B refuses the user's settings: there is no key, or a setting is wrong.
+            ValueError: W&B rejects the user's settings: there is no API key, or a setting is wrong.
         """
         self.service.identity["config"] = params
-        if self._beginning.is_file():
-            known = read_utf8(self._beginning)  # if that is damaged, all rows are logged again
+        if self._first_step_file.is_file():
+            known = read_utf8(
+                self._first_step_file
+            )  # if that is damaged, all rows are logged again
             self._first = int(known) if known.isdecimal() else 0
         self.service.open()
         for row in read_metrics(self.run.metrics):  # a killed process may not have logged all
@@ -189,7 +191,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_texts(self, name: str, rows: Sequence[tuple[int, str]], *, step: int) -> None:
-        """Log all texts so far as one table: W&B's own growing tables start again with each offline piece.
+        """Log all texts so far as one table: W&B's own growing tables start again in each offline folder.
 
         Args:
             name: name of the table.
@@ -206,12 +208,12 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def finish(self, exit_code: int) -> None:
-        """End the run: log its best loss, files and exit code, and print the command that sends it.
+        """End the run: log its best loss, files and exit code, and print the command that uploads it.
 
         Args:
             exit_code: 0 after a whole run, 130 after an interruption, 1 after an error.
         """
-        # Of all resumes: W&B's own minimum would be that of one offline piece.
+        # The minimum over all resumes: W&B's own would be that of one offline folder.
         losses = [row["val/loss"] for row in read_metrics(self.run.metrics) if "val/loss" in row]
         if losses:
             self._do(lambda run: run.summary.update({"best/val/loss": min(losses)}))
@@ -221,7 +223,7 @@ class WandbLogger(Logger):
         if self._unwritten:
             self._note(self._unwritten[-1].step + 1)
         if self.service.sending:
-            print(f"W&B       kept here; to send it: {self.service.sending}", flush=True)
+            print(f"W&B       stored locally; to send it: {self.service.sending}", flush=True)
 
     def _log_again(self, run: Any) -> None:
         for row in self._unwritten:
@@ -229,7 +231,7 @@ class WandbLogger(Logger):
 
     def _do(self, act: Callable[[Any], object]) -> None:
         self.service.do(act, self._log_again)
-        oldest = time.monotonic() - 2 * WRITING
+        oldest = time.monotonic() - 2 * WRITE_INTERVAL
         while len(self._unwritten) > 1 and self._unwritten[1].begun < oldest:
             self._unwritten.popleft()
 
@@ -244,7 +246,7 @@ class WandbLogger(Logger):
             self._do(lambda run: run.log_artifact(artifact))
 
     def _is_logged(self, step: int) -> bool:
-        """Return whether an offline piece has the row of this step."""
+        """Return whether an offline folder has the whole row of this step."""
         return step < self._first and self.service.mode == "offline"
 
     def _remember(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -255,12 +257,12 @@ class WandbLogger(Logger):
         self._unwritten[-1].metrics.update(metrics)
 
     @property
-    def _beginning(self) -> Path:
+    def _first_step_file(self) -> Path:
         return self.run.path / "wandb" / f"{self.version}.step"
 
     def _note(self, first: int) -> None:
         """Store that the rows before this step are complete."""
         if first > self._first:
             self._first = first
-            self._beginning.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._beginning, str(first))
+            self._first_step_file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._first_step_file, str(first))

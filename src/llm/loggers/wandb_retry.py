@@ -5,10 +5,10 @@ Behaviour of W&B (0.31), and the countermeasures here:
 - Without a network, `wandb.init` tries its login, the server's features and the run, 100 seconds in all, and
   raises. Here the server is contacted first, the wait for the run is limited, and a later failure leads to an
   offline run.
-- All logging goes through a process, wandb-core. After its death every call raises (`ConnectionResetError`),
+- All logging goes through a process, wandb-core. If that process dies, every call raises (`ConnectionResetError`),
   including `finish`. Here the run is opened again once, offline and under the same id: `wandb sync` joins the
-  pieces. metrics.csv has all metrics in any case.
-- That process writes its file every 15 seconds, here every second, because its death loses unwritten data.
+  parts. metrics.csv has all metrics in any case.
+- That process writes its file every 15 seconds, here every second, because unwritten data are lost if it dies.
 - `finish` waits for the server without a limit, here up to `patience`; the run's folder keeps unsent data.
 - Even a process whose runs are all offline sends telemetry when it ends, unless WANDB_ERROR_REPORTING is false.
 - It saves code, git state, console, packages, hardware and the host's name: here each only if W&B's own variable
@@ -29,9 +29,9 @@ from llm.runs import display_path
 from llm.terminal import shell
 
 Mode = Literal["online", "offline", "disabled"]
-SIGN_OF_LIFE = 5.0  # seconds to wait for any answer from the server
-WRITING = 1.0  # seconds between W&B's writes of its file
-OPENING = 20.0  # seconds to wait for the server to accept the run
+SERVER_TIMEOUT = 5.0  # seconds to wait for any reply of the server
+WRITE_INTERVAL = 1.0  # seconds between W&B's writes of its file
+INIT_TIMEOUT = 20.0  # seconds to wait for the server to accept the run
 PRIVATE = {
     "console": "off",
     "disable_git": True,
@@ -62,17 +62,17 @@ class ResilientRun:
         self.mode: Mode = mode
         self.patience = patience
         self.identity = identity
-        self.lives = 2
+        self.attempts = 2  # how often a run may still be opened
         self.run: Any = None
         self.wandb: Any = None  # the package, imported by `open`
-        self.is_cut = False  # whether W&B lacks some of the online log
+        self.is_incomplete = False  # whether W&B lacks a part of the online log
         self._owns_data = False
 
     def open(self) -> None:
         """Start or resume the run; offline if the server cannot be reached.
 
         Raises:
-            ValueError: W&B refuses the user's settings: there is no key, or a setting is wrong.
+            ValueError: W&B rejects the user's settings: there is no API key, or a setting is wrong.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -87,7 +87,7 @@ class ResilientRun:
         self.wandb = wandb
         try:
             if self.mode == "online":
-                _expect_answer(wandb.setup().settings.base_url)
+                _require_server(wandb.setup().settings.base_url)
             self.run = self._begin()
         except UsageError as error:
             self._forget_service()
@@ -131,7 +131,7 @@ class ResilientRun:
             try:
                 run.finish(exit_code=exit_code)
             except TimeoutError:  # patience is exhausted
-                self.is_cut = True
+                self.is_incomplete = True
 
         self.do(end, log_again)
         self.run = None
@@ -148,9 +148,9 @@ class ResilientRun:
     @property
     def sending(self) -> str | None:
         """Return the command that sends the local data; None if there is none to send."""
-        if self.mode == "disabled" or (self.mode == "online" and not self.is_cut):
+        if self.mode == "disabled" or (self.mode == "online" and not self.is_incomplete):
             return None
-        online = ["--include-online"] if self.is_cut else []
+        online = ["--include-online"] if self.is_incomplete else []
         folder = str(display_path(self.directory / "wandb"))
         return shell.command_line(shell.program("wandb"), "sync", *online, folder)
 
@@ -158,11 +158,11 @@ class ResilientRun:
         private = {k: v for k, v in PRIVATE.items() if f"WANDB_{k.upper()}" not in os.environ}
         settings = self.wandb.Settings(
             silent=True,
-            init_timeout=OPENING,
-            login_timeout=OPENING,
+            init_timeout=INIT_TIMEOUT,
+            login_timeout=INIT_TIMEOUT,
             finish_timeout=self.patience,
             finish_timeout_raises=True,
-            x_transaction_log_flush_interval=WRITING,
+            x_transaction_log_flush_interval=WRITE_INTERVAL,
             **private,
         )
         return self.wandb.init(
@@ -170,17 +170,17 @@ class ResilientRun:
         )
 
     def _fall_back(self, error: Exception) -> None:
-        """Replace the failed run by an offline one, if `lives` are left."""
+        """Replace the failed run by an offline one, if an attempt is left."""
         self._forget_service()
-        self.is_cut |= self.mode == "online" and self.run is not None
+        self.is_incomplete |= self.mode == "online" and self.run is not None
         self.run = None
-        self.lives -= 1
-        if self.lives:
+        self.attempts -= 1
+        if self.attempts:
             self.mode = "offline"
             with suppress(Exception):
                 self.run = self._begin()
         rest = "the run continues offline" if self.run else "metrics continue in metrics.csv only"
-        warnings.warn(f"Weights & Biases is out of reach ({_line(error)}): {rest}", stacklevel=2)
+        warnings.warn(f"Weights & Biases failed ({_line(error)}): {rest}", stacklevel=2)
 
     def _forget_service(self) -> None:
         """Reset W&B, which otherwise keeps the broken connection."""
@@ -188,9 +188,11 @@ class ResilientRun:
             self.wandb.teardown()
 
 
-def _expect_answer(url: str) -> None:
-    with suppress(urllib.error.HTTPError):  # an error status is an answer, too
-        call_within(SIGN_OF_LIFE, lambda: urllib.request.urlopen(url, timeout=SIGN_OF_LIFE).close())
+def _require_server(url: str) -> None:
+    with suppress(urllib.error.HTTPError):  # a reply with an error status is enough
+        call_within(
+            SERVER_TIMEOUT, lambda: urllib.request.urlopen(url, timeout=SERVER_TIMEOUT).close()
+        )
 
 
 def _line(error: Exception) -> str:

@@ -32,7 +32,7 @@ def progress_bar() -> Progress:
 
 
 class Lines(Progress):
-    """A progress display for logs, such as `answering: 16 of 110`. Short tasks print nothing."""
+    """A progress display for logs, such as `responses: 16 of 110`. Short tasks print nothing."""
 
     def start(self) -> None:
         """Start to count the seconds."""

@@ -57,7 +57,9 @@ def test_a_tied_parameter_is_new_under_either_name(build, name):
 
 
 def test_new_parameters_must_exist(build):
-    with pytest.raises(ValueError, match=r"new: GPT has no head\.bias$"):
+    with pytest.raises(
+        ValueError, match=r"new: GPT has no parameter head\.bias; use names of its parameters$"
+    ):
         LoRA().apply(build(), new=["head.weight", "head.bias"])
 
 

@@ -234,7 +234,9 @@ def test_two_adapters_can_be_switched_on_one_base(build, tokens, randomize, word
     assert torch.equal(model(tokens), base)
     with pytest.raises(ValueError, match=r"no adapter is called frist; did you mean first\?"):
         activate(model, "frist")
-    with pytest.raises(ValueError, match="name=first: the model has such an adapter"):
+    with pytest.raises(
+        ValueError, match="name=first: the model already has an adapter of this name"
+    ):
         LoRA(name="first").apply(model)
 
 

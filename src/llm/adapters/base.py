@@ -80,7 +80,9 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     if unknown := set(new) - named.keys():
-        raise ValueError(f"new: {type(model).__name__} has no {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"new: {type(model).__name__} has no parameter {', '.join(sorted(unknown))}; use names of its parameters"
+        )
     model.requires_grad_(requires_grad=False)
     for name in new:
         named[name].requires_grad_()
@@ -89,7 +91,7 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
 def store(model: nn.Module, dtype: torch.dtype) -> None:
     """Store frozen linear layers and embeddings in `dtype`; everything else stays in float32.
 
-    Under autocast to `dtype` a linear layer computes the same to the bit, because autocast rounds its weights too.
+    Under autocast to `dtype` the results of a linear layer are bit-identical, because autocast rounds its weights too.
     Without autocast it rounds its input and returns float32. Embeddings return float32, as does the residual stream.
     """
     for module in model.modules():

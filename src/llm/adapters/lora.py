@@ -165,7 +165,9 @@ class LoRA(Adapter):
             ValueError: a pattern matches nothing, or the model has an adapter of this name.
         """
         if self.name in adapters(model):
-            raise ValueError(f"name={self.name}: the model has such an adapter; give another name")
+            raise ValueError(
+                f"name={self.name}: the model already has an adapter of this name; give another"
+            )
         for target in choose_targets(model, self.targets):
             self._put(model, target)
         activate(model, self.name)

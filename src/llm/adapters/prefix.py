@@ -17,7 +17,7 @@ from llm.nn.attention import Attention, Kernel
 
 
 class PrefixKernel(Adapted):
-    """An attention kernel whose queries also see a prefix.
+    """An attention kernel whose queries also attend to a prefix.
 
     The causal mask is aligned to the last key, so it stays correct; other masks are padded on the left. The cache
     contains the text alone, because the prefix is added after it.

@@ -80,10 +80,10 @@ class Samples(Callback):
         if trainer.is_global_zero or pl_module.is_sharded:
             pairs = self.write(pl_module.model, trainer.datamodule)  # pyright: ignore[reportAttributeAccessIssue]
             if trainer.is_global_zero:
-                self._keep(trainer, pairs)
+                self._write_and_show(trainer, pairs)
         distributed.barrier()  # its timeout is longer than that of the next reduction of gradients
 
-    def _keep(self, trainer: L.Trainer, pairs: Sequence[tuple[str, str]]) -> None:
+    def _write_and_show(self, trainer: L.Trainer, pairs: Sequence[tuple[str, str]]) -> None:
         file, step = Run(Path(trainer.default_root_dir)).samples, trainer.global_step
         append_samples(file, [(step, prompt + text) for prompt, text in pairs])
         for prompt, text in pairs:

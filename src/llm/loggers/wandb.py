@@ -218,12 +218,12 @@ class WandbLogger(Logger):
         if losses:
             self._do(lambda run: run.summary.update({"best/val/loss": min(losses)}))
         for part in self.upload:
-            self._keep(part)
+            self._log_file(part)
         self.service.finish(exit_code, self._log_again)
         if self._unwritten:
-            self._note(self._unwritten[-1].step + 1)
-        if self.service.sending:
-            print(f"W&B       stored locally; to send it: {self.service.sending}", flush=True)
+            self._store_first(self._unwritten[-1].step + 1)
+        if self.service.sync_command:
+            print(f"W&B       stored locally; to send it: {self.service.sync_command}", flush=True)
 
     def _log_again(self, run: Any) -> None:
         for row in self._unwritten:
@@ -235,8 +235,8 @@ class WandbLogger(Logger):
         while len(self._unwritten) > 1 and self._unwritten[1].begun < oldest:
             self._unwritten.popleft()
 
-    def _keep(self, part: str) -> None:
-        """Upload a file of the run, or the files of a sharded checkpoint, if it exists."""
+    def _log_file(self, part: str) -> None:
+        """Log a file of the run, or the files of a sharded checkpoint, as an artifact, if it exists."""
         kind, locate = PARTS[part]
         path = locate(self.run)
         if path.exists() and self.service.run is not None:
@@ -253,14 +253,14 @@ class WandbLogger(Logger):
         """Keep a row until W&B has written it, some time after the next row begins."""
         if not self._unwritten or step != self._unwritten[-1].step:
             self._unwritten.append(_Row(step, time.monotonic(), {}))
-            self._note(step)
+            self._store_first(step)
         self._unwritten[-1].metrics.update(metrics)
 
     @property
     def _first_step_file(self) -> Path:
         return self.run.path / "wandb" / f"{self.version}.step"
 
-    def _note(self, first: int) -> None:
+    def _store_first(self, first: int) -> None:
         """Store that the rows before this step are complete."""
         if first > self._first:
             self._first = first

@@ -90,11 +90,11 @@ class ResilientRun:
                 _require_server(wandb.setup().settings.base_url)
             self.run = self._begin()
         except UsageError as error:
-            self._forget_service()
+            self._reset_wandb()
             way_out = " Or choose mode=offline" if self.mode == "online" else ""
             raise ValueError(f"Weights & Biases: {_line(error)}{way_out}") from error
         except ValidationError as error:  # of W&B's settings, from arguments or the environment
-            self._forget_service()
+            self._reset_wandb()
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ValueError(
                 f"Weights & Biases refuses a setting ({wrong}): correct its WANDB_ variable"
@@ -137,16 +137,16 @@ class ResilientRun:
         self.run = None
         if self._owns_data:
             os.environ.pop("WANDB_DATA_DIR", None)
-            self._let_delete()
+            self._make_deletable()
 
-    def _let_delete(self) -> None:
+    def _make_deletable(self) -> None:
         """Make the copies for `wandb sync`, which are read-only, deletable."""
         for copy in (self.directory / "wandb" / "artifacts" / "staging").glob("*"):
             if copy.is_file() and not copy.is_symlink():
                 copy.chmod(0o600)
 
     @property
-    def sending(self) -> str | None:
+    def sync_command(self) -> str | None:
         """Return the command that sends the local data; None if there is none to send."""
         if self.mode == "disabled" or (self.mode == "online" and not self.is_incomplete):
             return None
@@ -171,7 +171,7 @@ class ResilientRun:
 
     def _fall_back(self, error: Exception) -> None:
         """Replace the failed run by an offline one, if an attempt is left."""
-        self._forget_service()
+        self._reset_wandb()
         self.is_incomplete |= self.mode == "online" and self.run is not None
         self.run = None
         self.attempts -= 1
@@ -182,7 +182,7 @@ class ResilientRun:
         rest = "the run continues offline" if self.run else "metrics continue in metrics.csv only"
         warnings.warn(f"Weights & Biases failed ({_line(error)}): {rest}", stacklevel=2)
 
-    def _forget_service(self) -> None:
+    def _reset_wandb(self) -> None:
         """Reset W&B, which otherwise keeps the broken connection."""
         with suppress(Exception, SystemExit):  # it resets even if closing the connection raises
             self.wandb.teardown()

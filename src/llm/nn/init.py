@@ -56,27 +56,27 @@ def torch_default(model: nn.Module) -> None:
 
 
 def xavier_uniform(model: nn.Module) -> None:
-    """Glorot and Bengio 2010, equation 16."""
+    """Initialize as in Glorot and Bengio 2010, equation 16."""
     _draw(model, nn.init.xavier_uniform_)
 
 
 def xavier_normal(model: nn.Module) -> None:
-    """Glorot and Bengio 2010, equation 12, from a normal distribution."""
+    """Initialize with the variance of Glorot and Bengio 2010, equation 12, from a normal distribution."""
     _draw(model, nn.init.xavier_normal_)
 
 
 def kaiming_uniform(model: nn.Module) -> None:
-    """He et al. 2015, equation 10, from a uniform distribution."""
+    """Initialize with the variance of He et al. 2015, equation 10, from a uniform distribution."""
     _draw(model, lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity="relu"))
 
 
 def kaiming_normal(model: nn.Module) -> None:
-    """He et al. 2015, equation 10."""
+    """Initialize as in He et al. 2015, equation 10, from a normal distribution."""
     _draw(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
 
 
 def orthogonal(model: nn.Module) -> None:
-    """Saxe et al. 2014."""
+    """Initialize with random orthogonal matrices, as in Saxe et al. 2014."""
     _draw(model, nn.init.orthogonal_)
 
 

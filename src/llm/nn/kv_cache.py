@@ -77,7 +77,7 @@ class Cache:
         return self.layers[0].capacity
 
     def truncate(self, length: int, capacity: int) -> "Cache":
-        """Return a cache of the first `length` columns with room for `capacity`, in this memory if it fits.
+        """Return a cache of the first `length` columns with room for `capacity`, in the same memory if they fit.
 
         Raises:
             ValueError: fewer columns are filled, or their positions were given explicitly.

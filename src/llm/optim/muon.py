@@ -165,10 +165,12 @@ class Muon(Optimizer):
             alike[parameter.shape, parameter.dtype, parameter.device].append((parameter, direction))
         for (shape, dtype, _), pairs in alike.items():
             stacked = torch.stack([to_full(from_local(direction, p)) for p, direction in pairs])
-            turned = newton_schulz(stacked.view(-1, *shape[-2:]), dtype=self.precision)
-            turned = turned.to(dtype).view_as(stacked)
+            orthogonal = newton_schulz(stacked.view(-1, *shape[-2:]), dtype=self.precision)
+            orthogonal = orthogonal.to(dtype).view_as(stacked)
             rate = group["lr"] * math.sqrt(max(1, shape[-2] / shape[-1]))
-            steps = [matrix[local_slices(p)] for matrix, (p, _) in zip(turned, pairs, strict=True)]
+            steps = [
+                matrix[local_slices(p)] for matrix, (p, _) in zip(orthogonal, pairs, strict=True)
+            ]
             torch._foreach_add_([to_local(p) for p, _ in pairs], steps, alpha=-rate)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:

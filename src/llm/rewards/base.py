@@ -35,8 +35,12 @@ def checked_scores(
     """
     scores = [float(each) for each in reward(prompts, responses, references)]
     if len(scores) != len(responses):
-        raise ValueError(f"the reward gave {len(scores)} scores for {len(responses)} responses")
+        raise ValueError(
+            f"the reward gave {len(scores)} scores for {len(responses)} responses; return one for each"
+        )
     wrong = [at for at, each in enumerate(scores) if not math.isfinite(each)]
     if wrong:
-        raise ValueError(f"the reward gave {scores[wrong[0]]} for {responses[wrong[0]]!r}")
+        raise ValueError(
+            f"the reward gave {scores[wrong[0]]} for {responses[wrong[0]]!r}; return a finite number"
+        )
     return scores

@@ -50,7 +50,7 @@ class RunReward:
     ) -> list[float]:
         """Return a score for each response; the references are ignored.
 
-        If a row is longer than the model's context, only its end is read.
+        If prompt and response are longer than the model's context, only their end is read.
         """
         rows = [
             [*self._tokenizer.encode(prompt, special=True), *self._tokenizer.encode(response)]

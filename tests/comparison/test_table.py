@@ -173,7 +173,7 @@ def test_other_data_are_ranked_apart(tmp_path):
     table = compare([Run(path.parent) for path in tmp_path.glob("*/*/run.json")])
     assert column(table, "rank") == [1, 2, 1, 2]
     assert column(table, "data") == ["text a1", "text a1", "text b2", "text b2"]
-    assert "different data (text a1, text b2): each is ranked by itself" in table.notes
+    assert "different data (text a1, text b2): each is ranked separately" in table.notes
     assert not any("seed draws" in note for note in table.notes), "the seeds are the same"
     assert len(table.best) == 2
 

@@ -11,7 +11,7 @@ from llm.sweeps import FILE, Sweep
 # Levels below a folder that are searched: outputs/pretraining/NAME, outputs/STUDY/TASK/NAME.
 DEEPEST = 4
 # Errors of reading a damaged file.
-ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def find(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
@@ -37,7 +37,7 @@ def find(folders: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
             try:
                 run = read()
                 runs[run.path.resolve()] = run
-            except ODD as error:
+            except READ_ERRORS as error:
                 line = " ".join(str(error).split())
                 damaged.add(f"{display_path(file)} is damaged and left out: {line}")
     return [runs[path] for path in sorted(runs)], sorted(damaged)
@@ -53,7 +53,7 @@ def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
     for file in _below(folder, FILE):
         try:
             jobs = Sweep(file.parent).jobs
-        except ODD as error:
+        except READ_ERRORS as error:
             yield file, partial(_fail, error)
             continue
         for job in jobs:

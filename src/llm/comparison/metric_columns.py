@@ -51,7 +51,7 @@ LEARNED = (
     MetricColumn("best_loss", "best val loss", format_quality, is_measured=True),
     MetricColumn("bits_per_byte", "bits/byte", format_quality, is_measured=True),
 )
-# Columns that depend on the machine; last, so that the other columns of two tables line up.
+# Columns that depend on the machine; they come last, so that the other columns of two tables line up.
 CLOCKED = (
     MetricColumn("tokens_per_second", "tokens/s", lambda value: f"{value:,.0f}"),
     MetricColumn("mfu", "MFU", lambda value: f"{value:.1%}"),

@@ -8,9 +8,8 @@ from statistics import fmean
 from llm.comparison.rows import TablePart, TableRow, natural
 from llm.units import format_number
 
-UNLIKE = (
-    0.01  # budgets that differ by a smaller share count as equal, because finetuning counts padding
-)
+# Budgets that differ by a smaller share count as equal, because finetuning counts padding.
+TOLERANCE = 0.01
 
 
 def table_notes(
@@ -48,7 +47,7 @@ def _apart(parts: Sequence[TablePart]) -> Iterator[str]:
     labels = [part.label for part in parts if part.label]
     if len(labels) < 2:
         return
-    yield f"different data ({', '.join(labels)}): each is ranked by itself"
+    yield f"different data ({', '.join(labels)}): each is ranked separately"
     seeds = {
         frozenset(str(result.seed) for row in part.rows for result in row.results)
         for part in parts
@@ -63,7 +62,7 @@ def _counted(part: TablePart, by: str | None) -> Iterator[str]:
     if part.tokenizers == 1:
         return
     by = by or "bits_per_byte"
-    ranking = f"{by} ranks" if part.ranked else "nothing ranks: choose a metric with by="
+    ranking = f"rows are ranked by {by}" if part.ranked else "choose a metric to rank by with by="
     yield f"different tokenizers: losses per token are not comparable and are left out; {ranking}"
 
 
@@ -77,7 +76,7 @@ def _unlike(part: TablePart, keys: Sequence[str]) -> Iterator[str]:
     """Note that budgets or seeds differ among ranked rows."""
     ranked = part.rows[: part.ranked]
     tokens = {row: fmean(values) for row in ranked if (values := row.values("tokens"))}
-    if tokens and max(tokens.values()) > (1 + UNLIKE) * min(tokens.values()):
+    if tokens and max(tokens.values()) > (1 + TOLERANCE) * min(tokens.values()):
         ends = min(tokens, key=lambda row: tokens[row]), max(tokens, key=lambda row: tokens[row])
         least, most = (
             f"{format_number(tokens[row])} tokens ({row_label(row, keys)})" for row in ends
@@ -93,8 +92,8 @@ def _repeated(rows: Sequence[TableRow], confidence: float) -> Iterator[str]:
     """Explain ± if there are repetitions."""
     if any(len(row.counted) > 1 for row in rows):
         yield (
-            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
-            "that of the rows whose whole interval is better than its own"
+            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's rank is one more than "
+            "the number of rows whose whole interval is better"
         )
 
 

@@ -31,7 +31,7 @@ LABELS = {
 WIDE = 20.0  # ratio of the ends of a range above which the x axis is logarithmic
 STEEP = 2.5  # the same for the y axis
 LONGEST = 44  # characters of a name in a legend
-FEW = 4  # most curves with the legend among them
+FEW = 4  # maximum number of curves for a legend inside the axes
 
 
 class Panel(NamedTuple):
@@ -112,7 +112,7 @@ def _draw(
                     *zip(*curve.values(), strict=True), color=style["color"], lw=0.6, alpha=0.5
                 )
         ends = [(m - margin, m + margin) for m, margin in means if margin is not None]
-        if len(curves) > 2 and len(ends) == len(means):  # that of two seeds exceeds the picture
+        if len(curves) > 2 and len(ends) == len(means):  # the band of two seeds is too wide
             axes.fill_between(x, *zip(*ends, strict=True), color=style["color"], alpha=0.1, lw=0)
         values, spacing = [each.mean for each in means], max(1, len(x) // 10)
         axes.plot(x, values, lw=1.8, ms=5, markevery=spacing, **style)
@@ -183,7 +183,7 @@ def _styles(parts: Sequence[TablePart], keys: Sequence[str]) -> dict[TableRow, d
 
 
 def _indices(values: Sequence[tuple[str | None, ...]]) -> list[int]:
-    """Return the rank of each value among the different ones."""
+    """Return the index of each value among the sorted distinct values."""
     found = sorted(set(values), key=lambda value: tuple(map(natural, value)))
     return [found.index(value) for value in values]
 
@@ -204,7 +204,7 @@ def _label(row: TableRow, keys: Sequence[str], *, data: str) -> str:
 
 
 def _legend(axes: Any) -> None:
-    """Add the legend: among the curves if they are few, beside them otherwise."""
+    """Add the legend: inside the axes if there are few curves, otherwise beside them."""
     number = len(axes.get_legend_handles_labels()[0])
     if number > FEW:
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))

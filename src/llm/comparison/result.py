@@ -43,7 +43,7 @@ class Result:
 
     @property
     def error(self) -> str | None:
-        """Return why it failed, in one line."""
+        """Return why the run failed, in one line; None if it did not."""
         error = self.run.record.get("error") if self.status == "failed" else None
         return " ".join(str(error).split()) if error else None
 
@@ -101,7 +101,7 @@ class Result:
     def rows(self) -> list[dict[str, float]]:
         """Return the numbers of `metrics.csv` by step; empty if the file is missing or damaged.
 
-        Excludes step 0, which a finetune measures before training.
+        Step 0 is left out: finetuning validates before its first step.
         """
         return [row for row in self._file[0] if row["step"] > 0]
 
@@ -122,7 +122,7 @@ class Result:
     def metrics(self) -> dict[str, float]:
         """Return all metrics that a table may show, by name."""
         recorded = numbers(self.run.record.get("metrics"))
-        # Metrics of the best weights on the whole validation part, after validation on a subset.
+        # Metrics of the best weights on the whole validation part, if the validations in training used a subset.
         whole = {
             f"val/{name.removeprefix('whole/')}": value
             for name, value in recorded.items()
@@ -139,7 +139,7 @@ class Result:
             "final_loss": None if whole else final_loss,
             "best_loss": at_best.get("val/loss"),
             "bits_per_byte": at_best.get("val/bits_per_byte"),
-            # Medians, because of a slow start.
+            # Medians, because the first steps are slow.
             "tokens_per_second": _median(self._column("speed/tokens_per_second")),
             "mfu": _median(self._column("speed/mfu")),
             "peak_gib": self._peak(),
@@ -185,7 +185,7 @@ class Result:
         return [0.0, *sorted(known)], [0.0, *(known[step] for step in sorted(known))]
 
     def _at_best(self, otherwise: dict[str, float]) -> dict[str, float]:
-        """Return the metrics of the validation whose weights are kept, or else with the lowest loss."""
+        """Return the metrics of the validation whose weights were kept, otherwise of the one with the lowest loss."""
         measured = [row for row in self.rows if math.isfinite(row.get("val/loss", math.nan))]
         kept = [row for row in measured if row["step"] == self.run.record.get("best_step")]
         if kept:
@@ -256,7 +256,7 @@ def _damaged(path: Path, what: str) -> FileError:
 
 
 def complete_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines that end with a line feed: 3.14 cut short is a number too."""
+    """Yield the lines that end with a line feed; in a line cut short, 3.14 could be read as 3.1."""
     return (line for line in lines if line.endswith("\n"))
 
 

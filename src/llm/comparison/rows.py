@@ -35,7 +35,7 @@ class TableRow:
 
     @property
     def counted(self) -> tuple[Result, ...]:
-        """Return the finished repetitions, or all if none is finished; the metrics are theirs."""
+        """Return the repetitions to compute metrics from: the finished ones, or all if none is finished."""
         return tuple(each for each in self.results if each.status == "done") or self.results
 
     @property
@@ -126,13 +126,13 @@ def best_loss(run: Run) -> float | None:
     return Result(run).metrics.get("best_loss")
 
 
-# What differs
+# Columns that distinguish runs
 
 
 def differing_keys(results: Sequence[Result]) -> list[str]:
-    """Return the keys that distinguish runs: overrides, then the choices that distinguish further.
+    """Return the keys that distinguish runs: overrides, then choices that distinguish runs with equal overrides.
 
-    The options that a model selects, for example, do not distinguish further than its name.
+    For example, the options that a model selects are left out, because the model's name already distinguishes the runs.
     """
     positions: dict[str, int] = {}
     for result in results:
@@ -141,19 +141,22 @@ def differing_keys(results: Sequence[Result]) -> list[str]:
     keys = sorted(positions, key=lambda key: (positions[key], key))
     shown = [key for key in keys if _differs(key, results)]
     for key in sorted({key for each in results for key in each.choices} - positions.keys()):
-        if _differs(key, results) and _tells_more(key, shown, results=results):
+        if _differs(key, results) and _distinguishes_further(key, shown, results=results):
             shown.append(key)
     return shown
 
 
 def _differs(key: str, results: Sequence[Result]) -> bool:
-    """Return whether a key has two values; a choice that is not recorded may have any."""
+    """Return whether a key has two or more values; a choice that is not recorded may equal any of them."""
     values = {each.settings.get(key) for each in results}
     is_choice = any(key in each.choices for each in results)
     return len(values - {None} if is_choice else values) > 1
 
 
-def _tells_more(key: str, shown: Sequence[str], *, results: Sequence[Result]) -> bool:
+def _distinguishes_further(
+    key: str, shown: Sequence[str], *, results: Sequence[Result]
+) -> bool:
+    """Return whether a choice differs between runs that have the same values of `shown`."""
     values: dict[Hashable, set[str]] = {}
     for each in results:
         if key in each.choices and key in each.settings:
@@ -197,7 +200,7 @@ def fold(
     return [TableRow(key[0], tuple(found)) for key, found in rows.items()]  # type: ignore
 
 
-# What compares
+# Parts of comparable rows
 
 
 def parts(rows: Sequence[TableRow], by: str | None) -> list[TablePart]:
@@ -278,22 +281,22 @@ def _labels(groups: Sequence[Sequence[TableRow]]) -> list[str]:
     measured = [[each for row in rows for each in row.results if each.data] for rows in groups]
     keys = {key for own in measured for each in own for key in each.settings}
     of_data = [key for key in sorted(keys) if key == "task" or key.startswith("data.")]
-    telling = [key for key in of_data if _tells(key, [own for own in measured if own])]
+    naming = [key for key in of_data if _distinguishes(key, [own for own in measured if own])]
     firsts = [min(own, key=lambda each: str(each.data), default=None) for own in measured]
-    labels = ["" if first is None else _called(first, telling) for first in firsts]
+    labels = ["" if first is None else _label(first, naming) for first in firsts]
     return [
         f"{label} {str(first.data).split()[-1][:6]}" if first and labels.count(label) > 1 else label
         for label, first in zip(labels, firsts, strict=True)
     ]
 
 
-def _tells(key: str, measured: Sequence[Sequence[Result]]) -> bool:
+def _distinguishes(key: str, measured: Sequence[Sequence[Result]]) -> bool:
     """Return whether a setting has one value in each group, but not the same in all."""
     values = [{each.settings.get(key) for each in own} for own in measured]
     return all(len(own) == 1 for own in values) and len(set.union(*values)) > 1
 
 
-def _called(result: Result, keys: Sequence[str]) -> str:
+def _label(result: Result, keys: Sequence[str]) -> str:
     name = result.settings.get("data", "data")
     return " ".join([name, *(f"{k}={result.settings[k]}" for k in keys if k in result.settings)])
 

@@ -215,7 +215,7 @@ class Table:
         return cells
 
     def _shown(self) -> list[str]:
-        """Return the columns for people, who read an interval beside its mean."""
+        """Return the columns to display; an interval is displayed beside its mean, without a column."""
         return [name for name in self.columns if not name.endswith(MARGIN)]
 
     def _title(self, name: str) -> str:
@@ -268,7 +268,7 @@ def compare(
 
 
 def _shown_metrics(results: Sequence[Result], by: str | None) -> list[MetricColumn]:
-    """Return the columns of metrics that a run has; a task's own only if they differ."""
+    """Return the columns of metrics that some run has; a task's own metrics only if they differ between runs."""
     metrics = [each.metrics for each in results]
     values: dict[str, set[float]] = {}
     for each in metrics:

@@ -206,7 +206,7 @@ def test_no_evaluation_overwrites_another(text, evaluated, tmp_path):
 
 def test_a_text_file_has_no_parts(text, evaluated, folder):
     with pytest.raises(
-        ConfigError, match=r"test_path: a text has no parts and no answers; leave out part$"
+        ConfigError, match=r"test_path: a text has no parts and no responses; leave out part$"
     ):
         evaluated(text, f"test_path={folder / 'text.txt'}", "part=validation")
 

@@ -227,7 +227,7 @@ def test_rows_whose_intervals_overlap_share_a_number(tmp_path):
     table = compare(runs)
     assert column(table, "model") == ["a", "b", "c", "d"]
     assert column(table, "rank") == [1, 1, 3, 4]
-    assert any("number is one more than that of the rows whose" in note for note in table.notes)
+    assert any("number is one more than the number of rows whose" in note for note in table.notes)
 
 
 def test_one_seed_each_on_texts_of_their_own_does_not_compare(tmp_path):

@@ -47,7 +47,7 @@ def test_a_question_is_the_instruction_with_its_input_or_the_whole_conversation(
 def test_a_file_of_something_else_is_named(tmp_path, text):
     file = tmp_path / "responses.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ConfigError, match=r"responses\.json: contains no answers"):
+    with pytest.raises(ConfigError, match=r"responses\.json: contains no responses"):
         read_answers(file)
 
 

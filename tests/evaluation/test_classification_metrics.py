@@ -78,15 +78,19 @@ def test_a_classifier_of_one_answer_is_named():
 @pytest.mark.parametrize(
     ("counts", "is_weighted", "told"),
     [
-        ([[55, 5], [35, 5]], False, "accuracy 60.0%: always answering ham gives 60.0%"),
-        ([[56, 4], [33, 7]], False, "accuracy 63.0%: always answering ham gives 60.0%"),  # ± 4.9 %
+        ([[55, 5], [35, 5]], False, "accuracy 60.0%: always predicting ham gives 60.0%"),
+        ([[56, 4], [33, 7]], False, "accuracy 63.0%: always predicting ham gives 60.0%"),  # ± 4.9 %
         ([[55, 5], [20, 20]], False, None),
         (
             [[800, 80], [60, 60]],
             True,
             None,
         ),  # fewer are right than 88 %, but more than half of both
-        ([[440, 440], [60, 60]], True, "balanced accuracy 50.0%: always answering ham gives 50.0%"),
+        (
+            [[440, 440], [60, 60]],
+            True,
+            "balanced accuracy 50.0%: always predicting ham gives 50.0%",
+        ),
     ],
 )
 def test_a_classifier_is_compared_with_always_one_answer(counts, is_weighted, told):

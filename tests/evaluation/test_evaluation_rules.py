@@ -15,7 +15,7 @@ DATA = {
     "labelled": "llm.data.examples.labelled.LabelledDataModule",
     "instruction": "llm.data.examples.instruction.InstructionDataModule",
 }
-TEXT = "test_path: a text has no parts and no answers; leave out"
+TEXT = "test_path: a text has no parts and no responses; leave out"
 JUDGE = "judge=openai judge.model=m judge.address=http://127.0.0.1:9/v1"
 
 
@@ -47,7 +47,7 @@ def test_mistakes_of_different_kinds_are_reported_at_once(problems):
     ) == [
         "output: rows.csv exists; choose another name",
         "part, test_path: a file in test_path is a test part; leave part out",
-        "against: nowhere/responses.json: does not exist; run llm evaluate on that run, which writes its answers there",
+        "against: nowhere/responses.json: does not exist; run llm evaluate on that run, which writes it",
         "weights.path: labelled was not trained on instructions; leave out judge, against",
         "max_tokens: -1 is out of range; give 0 or more",
     ]

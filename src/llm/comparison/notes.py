@@ -92,7 +92,7 @@ def _repeated(rows: Sequence[TableRow], confidence: float) -> Iterator[str]:
     """Explain ± if there are repetitions."""
     if any(len(row.counted) > 1 for row in rows):
         yield (
-            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's rank is one more than "
+            f"± is the {confidence:.0%} interval of a mean over seeds (Student's t); a row's number is one more than "
             "the number of rows whose whole interval is better"
         )
 

@@ -153,9 +153,7 @@ def _differs(key: str, results: Sequence[Result]) -> bool:
     return len(values - {None} if is_choice else values) > 1
 
 
-def _distinguishes_further(
-    key: str, shown: Sequence[str], *, results: Sequence[Result]
-) -> bool:
+def _distinguishes_further(key: str, shown: Sequence[str], *, results: Sequence[Result]) -> bool:
     """Return whether a choice differs between runs that have the same values of `shown`."""
     values: dict[Hashable, set[str]] = {}
     for each in results:

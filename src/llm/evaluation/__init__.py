@@ -1,1 +1,1 @@
-"""Evaluation: metrics over a whole validation part, answers beside references, and a judge."""
+"""Evaluation: metrics over a whole validation part, comparison of responses with references, and a judge."""

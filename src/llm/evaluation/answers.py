@@ -1,4 +1,4 @@
-"""Answers and their references: read from a file, scored, and matched with another run's."""
+"""Responses and their references: read from a file, scored, and matched with another run's."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from llm.files import read_json, write_json
 
 
 class Answer(NamedTuple):
-    """An instruction, its reference and a model's answer.
+    """An instruction, its reference and a model's response.
 
     Attributes:
         instruction: the instruction, or each turn of a longer conversation with its speaker.
-        reference: a good answer.
-        response: the model's answer.
+        reference: a good response.
+        response: the model's response.
     """
 
     instruction: str
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 def read_answers(file: Path) -> list[Answer]:
-    """Return the answers in a run's `responses.json`.
+    """Return the responses in a run's `responses.json`.
 
     Raises:
         ConfigError: the file is missing or contains something else.
@@ -36,23 +36,23 @@ def read_answers(file: Path) -> list[Answer]:
         return answers_of(read_json(file))
     except FileNotFoundError:
         raise ConfigError(
-            f"{file}: does not exist; run llm evaluate on that run, which writes its answers there"
+            f"{file}: does not exist; run llm evaluate on that run, which writes it"
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{file}: contains no answers ({type(error).__name__}: {error}); delete it and run llm evaluate, which "
+            f"{file}: contains no responses ({type(error).__name__}: {error}); delete it and run llm evaluate, which "
             "writes it again"
         ) from None
 
 
 def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Write a run's `responses.json` and return its answers."""
+    """Write a run's `responses.json` and return its responses."""
     write_json(file, rows)
     return answers_of(rows)
 
 
 def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
-    """Return the answers in rows with `instruction`, `input`, `messages`, `reference` and `response`."""
+    """Return the responses in rows with `instruction`, `input`, `messages`, `reference` and `response`."""
     return [Answer(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
 
 
@@ -64,7 +64,7 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 
 def answer_metrics(answers: Iterable[Answer]) -> dict[str, list[float]]:
-    """Return the ROUGE-L and the exact match of each answer."""
+    """Return the ROUGE-L and the exact match of each response."""
     pairs = [(each.response, each.reference) for each in answers]
     return {
         "rouge_l": [rouge_l(*pair) for pair in pairs],
@@ -73,7 +73,7 @@ def answer_metrics(answers: Iterable[Answer]) -> dict[str, list[float]]:
 
 
 def quality(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return ROUGE-L and exact match, each a mean over the answers with its interval."""
+    """Return ROUGE-L and exact match, each a mean over the responses with its interval."""
     measured = answer_metrics(answers)
     return {
         "answers": len(answers),
@@ -83,7 +83,7 @@ def quality(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
-    """Return pairs of answers of two runs with the same instruction and reference, in the order of `ours`.
+    """Return pairs of responses of two runs with the same instruction and reference, in the order of `ours`.
 
     Raises:
         ConfigError: there are none.
@@ -94,7 +94,7 @@ def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tupl
     pairs = [(each, others[each[:2]].pop()) for each in ours if others[each[:2]]]
     if not pairs:
         raise ConfigError(
-            "against: the two runs answered no instruction in common; compare runs on the same data, "
+            "against: the two runs have no instruction in common; compare runs on the same data, "
             "with the same seed and fractions"
         )
     return pairs

@@ -42,10 +42,10 @@ def confusion(num_classes: int) -> MulticlassConfusionMatrix:
 
 
 def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: bool) -> list[str]:
-    """Return a warning if a classifier always gives the same answer or is not better than guessing.
+    """Return a warning if a classifier predicts one class for all texts or is not better than guessing.
 
-    Guessing always answers the largest class. It is worse by more than one standard error, in accuracy or, if
-    `is_weighted`, in the mean recall of the classes.
+    Guessing predicts the largest class for every text. A classifier is better if its accuracy or, if `is_weighted`, the
+    mean recall of the classes is higher by more than one standard error.
 
     Args:
         counts: texts by their class (row) and the predicted one (column).
@@ -55,9 +55,9 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
     sizes, total = counts.sum(dim=1).double(), float(counts.sum())
     if not total:
         return []
-    answered = counts.sum(dim=0)
-    if int(answered.count_nonzero()) == 1:
-        name = classes[int(answered.argmax())]
+    predicted = counts.sum(dim=0)
+    if int(predicted.count_nonzero()) == 1:
+        name = classes[int(predicted.argmax())]
         return [f"all {total:,.0f} texts are classified as {name}"]
     shares = counts.diagonal().double() / sizes.clamp(min=1)
     if is_weighted:
@@ -69,7 +69,7 @@ def faults(counts: Int[Tensor, "N N"], classes: Sequence[str], *, is_weighted: b
         return []
     always = classes[int(sizes.argmax())]
     return [
-        f"{what} {found:.1%}: always answering {always} gives {guessed:.1%}, so nothing is learned that generalizes "
+        f"{what} {found:.1%}: always predicting {always} gives {guessed:.1%}, so nothing is learned that generalizes "
         "to other texts"
     ]
 

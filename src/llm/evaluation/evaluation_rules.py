@@ -34,13 +34,13 @@ def output_is_new(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def file_is_a_test_part(config: Mapping[str, Any]) -> Iterator[str]:
-    """Refuse a validation part of a test file."""
+    """Refuse `part=validation` for a file in `test_path`."""
     if config.get("test_path") is not None and config.get("part") == "validation":
         yield "part, test_path: a file in test_path is a test part; leave part out"
 
 
-def other_run_has_answers(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require readable answers of the run to compare with."""
+def other_run_has_responses(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require readable responses of the run to compare with."""
     against = config.get("against")
     if not isinstance(against, str):
         return
@@ -50,8 +50,8 @@ def other_run_has_answers(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"against: {error}"
 
 
-def weights_have_what_is_measured(config: Mapping[str, Any]) -> Iterator[str]:
-    """Require a text file for weights without data, and answers for a judge or a comparison."""
+def weights_fit_evaluation(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require a text file for weights without data, and data with responses for a judge or a comparison."""
     node, file = config.get("weights"), config.get("test_path")
     if not isinstance(node, Mapping):
         return
@@ -65,7 +65,7 @@ def weights_have_what_is_measured(config: Mapping[str, Any]) -> Iterator[str]:
             f"test_path: {node.get('path')} has no data of its own; pass a text file or a folder of text files"
         )
     if data is None or (file is not None and issubclass(data, TextDataModule)):
-        problem = "test_path: a text has no parts and no answers"
+        problem = "test_path: a text has no parts and no responses"
         keys = ("part", "judge", "against")
     elif issubclass(data, InstructionDataModule):
         return
@@ -80,8 +80,8 @@ def weights_have_what_is_measured(config: Mapping[str, Any]) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     output_is_new,
     file_is_a_test_part,
-    other_run_has_answers,
-    weights_have_what_is_measured,
+    other_run_has_responses,
+    weights_fit_evaluation,
 )
 
 
@@ -95,7 +95,7 @@ def run_config(node: Mapping[str, Any]) -> DictConfig | None:
 
 
 def trained_data(config: DictConfig) -> type[DataModule]:
-    """Return the class of a run's data; if a function makes them, the class of data of its task."""
+    """Return the class of a run's data module; if a function makes the data, the one that the run's task needs."""
     made: Any = locate(str(OmegaConf.select(config, "data._target_")), config.trust)
     if inspect.isclass(made) and issubclass(made, DataModule):
         return made
@@ -104,5 +104,5 @@ def trained_data(config: DictConfig) -> type[DataModule]:
 
 
 def answers_of_run(path: str) -> list[Answer]:
-    """Return the answers in the directory of a run."""
+    """Return the responses in the directory of a run."""
     return read_answers(Run(Path(path)).path / RESULTS["responses"])

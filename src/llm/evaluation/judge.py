@@ -1,4 +1,4 @@
-"""A model as judge of another model's answers.
+"""A model as judge of another model's responses.
 
 The judged text may try to influence the judge. Therefore it is quoted between lines that it cannot contain, the prompt
 declares it to be data, and an answer of the judge counts only if all of it has the requested form.

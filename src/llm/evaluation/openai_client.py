@@ -19,7 +19,7 @@ from llm.network import call_within
 
 SERVER_DOWN = "; start its server, or use another judge.address"
 WRONG_REQUEST = "; check judge.model, and judge.address, which usually ends in /v1"
-WAYS_OUT = {
+REMEDIES = {
     **dict.fromkeys((301, 302, 307, 308), "; use the address that it has moved to"),
     401: "; name the variable of your key in judge.key_variable",
     429: "; use a lower judge.concurrency, or try again later",
@@ -47,7 +47,7 @@ class RefusedError(Exception):
 
 
 class Reply(NamedTuple):
-    """A model's answer, which may be empty, and the model's name as the server reports it."""
+    """A model's reply, which may be empty, and the model's name as the server reports it."""
 
     text: str
     model: str
@@ -66,8 +66,8 @@ class OpenAI:
         key_variable: environment variable with the key; None sends no key.
         temperature: 0 always takes the most likely token; None leaves it to the server.
         seed: seed, for servers that support it; None sends none.
-        max_tokens: maximum length of an answer; None leaves it to the server.
-        timeout: seconds for a whole answer.
+        max_tokens: maximum length of a reply, in tokens; None leaves it to the server.
+        timeout: seconds for a complete reply.
         retries: attempts after the first.
         backoff: seconds before the second attempt, doubled for each further one unless the server requests a wait.
         concurrency: number of simultaneous requests.
@@ -127,7 +127,7 @@ class OpenAI:
         return {"model": self.model, "messages": list(messages), **given, "stream": False}
 
     def complete(self, messages: Sequence[dict[str, str]]) -> Reply:
-        """Return the model's answer to a conversation.
+        """Return the model's reply to a conversation.
 
         Args:
             messages: each with `role` and `content`.
@@ -144,14 +144,14 @@ class OpenAI:
             except (OSError, HTTPException) as error:
                 refused = RefusedError(f"{self._key} does not answer ({_one_line(error)})")
             if refused.code and refused.code not in (408, 429) and refused.code < 500:
-                raise NoAnswerError(f"{refused}{WAYS_OUT.get(refused.code, WRONG_REQUEST)}")
+                raise NoAnswerError(f"{refused}{REMEDIES.get(refused.code, WRONG_REQUEST)}")
             if attempt < self.retries:
                 wait = refused.wait
                 seconds = float(wait) if wait.isdecimal() else self.backoff * 2**attempt
                 time.sleep(min(seconds, LONGEST_WAIT))
         attempts = self.retries + 1
         tried = f" in {attempts} attempts" if attempts > 1 else ""
-        raise NoAnswerError(f"{refused}{tried}{WAYS_OUT.get(refused.code, SERVER_DOWN)}")
+        raise NoAnswerError(f"{refused}{tried}{REMEDIES.get(refused.code, SERVER_DOWN)}")
 
     def _post(self, payload: dict[str, Any]) -> bytes:
         request = Request(
@@ -160,14 +160,14 @@ class OpenAI:
             headers=self.headers(),
         )
         try:
-            with build_opener(_StayHere).open(request, timeout=self.timeout) as response:
+            with build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:
                 return response.read(LARGEST_REPLY)
         except HTTPError as error:
             wait = error.headers.get("Retry-After", "")
             raise RefusedError(self._explain(error), error.code, wait) from None
 
     def _read(self, body: bytes) -> Reply:
-        """Return the answer in the body of a response."""
+        """Return the reply in the body of an HTTP response."""
         try:
             reply = json.loads(body)
             text = reply["choices"][0]["message"].get("content") or ""
@@ -194,7 +194,7 @@ class OpenAI:
         return f"judge.address: {self.address}"
 
 
-class _StayHere(HTTPRedirectHandler):
+class _NoRedirects(HTTPRedirectHandler):
     def redirect_request(  # noqa: PLR0917
         self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:

@@ -25,7 +25,7 @@ Choices = tuple[Choice | None, Choice | None]
 
 
 def both_orders(ours: Answer, theirs: Answer) -> tuple[Question, Question]:
-    """Return the question which of two answers to an instruction is better, with ours as A and with ours as B."""
+    """Return the question which of two responses is better, once with ours as A and once with ours as B."""
 
     def ask(first: str, second: str) -> Question:
         texts = {"instruction": ours.instruction, "reference": ours.reference}

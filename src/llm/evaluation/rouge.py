@@ -1,4 +1,4 @@
-"""ROUGE-L: the longest common subsequence of an answer and its reference (Lin 2004, section 3)."""
+"""ROUGE-L: the longest common subsequence of a response and its reference (Lin 2004, section 3)."""
 
 import re
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Scores of a run's answers: against references, by a judge, and against another run."""
+"""Scores of a run's responses: against references, by a judge, and against another run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ def rate(
     judge: OpenAI | None,
     file: Path,
 ) -> dict[str, Any]:
-    """Score answers against their references, by a judge, and against another run's.
+    """Score responses against their references, by a judge, and against another run's.
 
     Args:
-        answers: the run's answers.
-        theirs: another run's answers, if any.
+        answers: the run's responses.
+        theirs: another run's responses, if any.
         judge: the model that judges, if any.
         file: the file of the judge's answers.
     """

@@ -50,7 +50,7 @@ def measure_text(
     window.
 
     Args:
-        model: a language model: `hidden_states`, `head` and `context_length`.
+        model: a language model with `hidden_states`, `head` and `context_length`.
         tokenizer: the tokenizer of the model. The tokens that it puts before a text precede every window and are not
             predicted.
         files: the documents.

@@ -25,7 +25,7 @@ VECTORS: dict[str, Callable] = {
     "presence-IDF": lambda: TfidfVectorizer(binary=True),
     "TF-IDF": lambda: TfidfVectorizer(sublinear_tf=True),
 }
-Right = dict[str, np.ndarray]
+Correct = dict[str, np.ndarray]
 
 
 def beginning(text: str, tokens: int | None) -> str:
@@ -34,12 +34,12 @@ def beginning(text: str, tokens: int | None) -> str:
     return text if tokens is None or len(spans) <= tokens else text[: spans[tokens - 1]]
 
 
-def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], Right]:
+def correct_predictions(path: str, seed: int, tokens: int | None) -> tuple[list[str], Correct]:
     """Return the rows of the test part and, for each kind of vector, which of them are classified correctly.
 
     Args:
         path: a CSV file with the columns `text` and `label`.
-        seed: of the split.
+        seed: seed of the split.
         tokens: maximum number of tokens of a text; None reads all.
     """
     data = LabelledDataModule(
@@ -48,17 +48,17 @@ def right_answers(path: str, seed: int, tokens: int | None) -> tuple[list[str], 
     data.prepare_data()
     texts = {part: [beginning(e.text, tokens) for e in own] for part, own in data.raw.items()}
     labels = {part: np.array([e.label for e in own]) for part, own in data.raw.items()}
-    right = {}
+    correct = {}
     for name, make in VECTORS.items():
         vectors = make()
         model = LogisticRegression(max_iter=2000).fit(
             vectors.fit_transform(texts["train"]), labels["train"]
         )
-        right[name] = model.predict(vectors.transform(texts["test"])) == labels["test"]
-    return [example.where for example in data.raw["test"]], right
+        correct[name] = model.predict(vectors.transform(texts["test"])) == labels["test"]
+    return [example.where for example in data.raw["test"]], correct
 
 
-def right_answers_of(run: str, rows: list[str]) -> np.ndarray:
+def correct_in_run(run: str, rows: list[str]) -> np.ndarray:
     """Return which rows of the test part a run classified correctly.
 
     Raises:
@@ -71,9 +71,9 @@ def right_answers_of(run: str, rows: list[str]) -> np.ndarray:
     return np.array([answer["label"] == answer["predicted"] for answer in answers])
 
 
-def differences(per_seed: list[Right], name: str) -> str:
+def differences(per_seed: list[Correct], name: str) -> str:
     """Format the mean difference in accuracy between the runs and the bag of words, with its 95 % interval."""
-    paired = [right["run"].astype(float) - right[name] for right in per_seed]
+    paired = [correct["run"].astype(float) - correct[name] for correct in per_seed]
     mean = np.mean([one.mean() for one in paired])
     texts = 1.96 * np.sqrt(sum(one.var(ddof=1) / len(one) for one in paired)) / len(paired)
     return f"run - {name}: {100 * mean:+.1f} points, +- {100 * texts:.1f} (95 %, texts paired)"
@@ -84,10 +84,10 @@ if __name__ == "__main__":
     runs = sys.argv[3:]
     found = []
     for seed in range(len(runs) or 3):
-        rows, right = right_answers(sys.argv[1], seed, limit)
+        rows, correct = correct_predictions(sys.argv[1], seed, limit)
         if runs:
-            right["run"] = right_answers_of(runs[seed], rows)
-        found.append(right)
-        print(seed, {name: f"{one.mean():.1%}" for name, one in right.items()})
+            correct["run"] = correct_in_run(runs[seed], rows)
+        found.append(correct)
+        print(seed, {name: f"{one.mean():.1%}" for name, one in correct.items()})
     if runs:
         print(*(differences(found, name) for name in VECTORS), sep="\n")

@@ -19,7 +19,7 @@ from llm.runs import list_runs
 
 HERE = Path(__file__).parent
 OPTIMIZERS = ("muon", "adamw", "adam", "rmsprop", "adagrad", "sgd")
-CHOOSING, SEEDS = 1, (2, 3, 4)
+SELECTING_SEED, MEASURING_SEEDS = 1, (2, 3, 4)
 # The palette of Okabe and Ito, and markers, for readers who cannot distinguish the colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vX"
@@ -50,7 +50,7 @@ def results(output: Path) -> dict[str, Losses]:
 
 def best_rate(losses: Losses) -> str:
     """Return the rate with the lowest validation loss for the selecting seed."""
-    return min(losses, key=lambda rate: losses[rate][CHOOSING].metrics["best_loss"])
+    return min(losses, key=lambda rate: losses[rate][SELECTING_SEED].metrics["best_loss"])
 
 
 def table(found: dict[str, Losses]) -> str:
@@ -58,10 +58,10 @@ def table(found: dict[str, Losses]) -> str:
     rows = []
     for name, losses in found.items():
         rate = best_rate(losses)
-        own = [losses[rate][seed] for seed in SEEDS]
+        own = [losses[rate][seed] for seed in MEASURING_SEEDS]
         loss = mean_interval([each.metrics["best_loss"] for each in own])
         rates = sorted(losses, key=float)
-        first = ", ".join(f"{losses[r][CHOOSING].metrics['best_loss']:.3f}" for r in rates)
+        first = ", ".join(f"{losses[r][SELECTING_SEED].metrics['best_loss']:.3f}" for r in rates)
         edge = " (at the edge)" if rate in (rates[0], rates[-1]) else ""
         rows.append(
             (
@@ -83,7 +83,7 @@ def draw(found: dict[str, Losses], picture: Path) -> None:
     axes = figure.subplots()
     for (name, losses), color, marker in zip(found.items(), COLORS, MARKERS, strict=True):
         rates = sorted(losses, key=float)
-        values = [losses[rate][CHOOSING].metrics["best_loss"] for rate in rates]
+        values = [losses[rate][SELECTING_SEED].metrics["best_loss"] for rate in rates]
         axes.plot([*map(float, rates)], values, color=color, marker=marker, label=name)
     axes.set(
         xscale="log", xlabel="learning rate", ylabel="best validation loss (nats per character)"
@@ -109,9 +109,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         for name in OPTIMIZERS:
-            train(name, args.output, [f"seed={CHOOSING}", *args.words])
+            train(name, args.output, [f"seed={SELECTING_SEED}", *args.words])
         for name, losses in results(args.output).items():
-            seeds = ",".join(map(str, SEEDS))
+            seeds = ",".join(map(str, MEASURING_SEEDS))
             rate = f"optimizer.lr={best_rate(losses)}"
             train(name, args.output, [rate, f"seed={seeds}", *args.words])
     found = results(args.output)

@@ -82,14 +82,14 @@ def run_nanogpt(nanogpt: Path, seed: int, threads: int) -> dict[str, float]:
     )
     speed = 12 * CONTEXT / (statistics.median(times[20:]) / 1e3)
     return {
-        "loss": whole_part(model.eval(), tokens),
+        "loss": mean_loss(model.eval(), tokens),
         "seconds": seconds,
         "tokens_per_second": speed,
     }
 
 
 @torch.inference_mode()
-def whole_part(model, tokens: np.ndarray) -> float:
+def mean_loss(model, tokens: np.ndarray) -> float:
     """Return the mean nats per character over the whole part, counted as the validation of `llm train` does."""
     total, count = 0.0, 0
     for start in range(0, len(tokens) - 1, CONTEXT):

@@ -38,7 +38,7 @@ SEEDS = (1, 2, 3)
 SPAM = "spam"
 BOOTSTRAPS = 10_000
 DROPOUT = [f"model.{part}dropout=0.1" for part in ("", "attention.", "feed_forward.")]
-STEPS = 100  # of the comparison of speed
+STEPS = 100  # optimizer steps of each method with --speed
 
 
 class Result(NamedTuple):
@@ -89,7 +89,7 @@ def speed(base: Path, words: list[str]) -> dict[str, float]:
         }
 
 
-def finetuned(folder: Path) -> dict[str, dict[int, Result]]:
+def finished_runs(folder: Path) -> dict[str, dict[int, Result]]:
     """Return the finished runs of the sweep, by method and seed."""
     results: dict[str, dict[int, Result]] = {method: {} for method in METHODS}
     for file in sorted(folder.glob("classification/*/run.json")):
@@ -227,11 +227,11 @@ def main() -> None:
         return
     if not args.table:
         train(args.base, args.output, [f"seed={','.join(map(str, SEEDS))}", *args.words])
-    results = finetuned(args.output)
-    absent = [f"{name} seed={s}" for name, own in results.items() for s in SEEDS if s not in own]
-    if absent:
+    results = finished_runs(args.output)
+    missing = [f"{name} seed={s}" for name, own in results.items() for s in SEEDS if s not in own]
+    if missing:
         sys.exit(
-            f"{args.output}: not finished: {', '.join(absent)}; run the same line without --table"
+            f"{args.output}: not finished: {', '.join(missing)}; run the same line without --table"
         )
     regressions = {
         "logistic regression, word counts": bag_of_words(args.output, CountVectorizer),

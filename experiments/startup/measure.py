@@ -3,8 +3,8 @@
     python experiments/startup/measure.py [LABEL=PYTHON …] [--rounds 5] [--json]
 
 Each environment is given by its Python, for example one with transformers and one without; the default is this
-environment. Environments and commands are measured in turn, and the median of the rounds is printed. A first, uncounted
-round reads the files into the cache of the operating system.
+environment. Environments and commands are measured in turn, and the median of the rounds is printed. The first
+round is not counted: it reads the files into the cache of the operating system.
 """
 
 import argparse

@@ -42,8 +42,8 @@ class Block(nn.Module):
             for f in (self.query, self.key, self.value)
         )
         dropout = DROPOUT if self.training else 0.0
-        seen = F.scaled_dot_product_attention(*parts, dropout_p=dropout, is_causal=True)
-        return self.output(seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(*parts, dropout_p=dropout, is_causal=True)
+        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class GPT(nn.Module):

@@ -3,8 +3,8 @@
     llm train experiment=verdict hardware.precision=32
     python experiments/verdict/evaluate.py outputs/pretraining/verdict
 
-The book prints means over the first five batches of each part, which has nine and one. These are means over all
-windows of each part, with the weights after the last step.
+The book prints means over the first five batches of each part; the training part has nine batches, the validation part
+one. This script prints means over all windows of each part, with the weights after the last step.
 """
 
 import argparse

@@ -20,7 +20,9 @@ class LastBlock(Adapter):
         parts = {name.rpartition(".")[-1]: module for name, module in model.named_modules()}
         blocks = parts.get("blocks")
         if not isinstance(blocks, nn.ModuleList):
-            raise ValueError(f"the last block needs blocks, and {type(model).__name__} has none")
+            raise ValueError(
+                f"adapter=last_block needs blocks, and {type(model).__name__} has none; choose adapter=head"
+            )
         for part in (blocks[-1], parts.get("final_norm")):
             if part is not None:
                 part.requires_grad_(requires_grad=True)
@@ -40,5 +42,7 @@ class Head(Adapter):
         """
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
-            raise ValueError(f"adapter=head needs a head, and {type(model).__name__} has none")
+            raise ValueError(
+                f"adapter=head needs a head, and {type(model).__name__} has none; choose adapter=lora"
+            )
         head.requires_grad_(requires_grad=True)

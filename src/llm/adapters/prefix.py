@@ -92,9 +92,11 @@ class Prefix(Adapter):
         """
         body = next((module for module in model.modules() if isinstance(module, GPT)), None)
         if body is None:
-            raise ValueError(f"a prefix needs a GPT, and {type(model).__name__} contains none")
+            raise ValueError(
+                f"adapter=prefix needs a GPT, and {type(model).__name__} contains none; choose adapter=lora"
+            )
         if any(isinstance(module, PrefixKernel) for module in body.modules()):
-            raise ValueError("the model has a prefix already")
+            raise ValueError("the model has a prefix already; apply only one")
         for block, (key, value) in zip(body.blocks, self._draw(body), strict=True):
             attention = cast(Attention, block.attention)
             attention.kernel = PrefixKernel(attention.kernel, key=key, value=value)

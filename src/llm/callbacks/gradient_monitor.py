@@ -72,6 +72,7 @@ class Gradients(Callback):
         usual = median(self.norms) if len(self.norms) >= 5 else float("inf")
         if norm > self.spike * usual:
             rank_zero_warn(
-                f"step {step}: gradient norm {norm:.3g}, {norm / usual:.0f} × its median"
+                f"step {step}: gradient norm {norm:.3g} is {norm / usual:.0f} × its median; if the loss rises too, use "
+                "a lower optimizer.lr or trainer.gradient_clip=1"
             )
         self.norms.append(norm)

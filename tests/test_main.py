@@ -46,6 +46,18 @@ ACROSS = [
         "data.context_length: 128 is more than the model's 64; set size.context_length, which sets both",
     ),
     (
+        "train match=foo seed=x",
+        "seed: 'x' is not an int; use a whole number such as 8\n"
+        "match: 'foo' is not one of the choices; use parameters, flops, tokens or null",
+    ),
+    (
+        "train +data=spam seed =3 size=[1",
+        "seed: has no value; write seed=VALUE\n"
+        "=3: has no key; write key=value\n"
+        "size=[1: cannot be read; quote the value, twice for the shell: 'key=\"value\"'\n"
+        "+data=spam: data has an option already; use data=spam to replace it",
+    ),
+    (
         "train adapter=lora",
         "adapter: it would freeze untrained weights; choose trained ones with weights=run "
         "weights.path=…, or use adapter=none",

@@ -107,7 +107,6 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
             "and the nearest that another point can have",
         ),
         ("parameters", [""], "a single run has nothing to match"),
-        ("width", ["", ""], "use parameters, flops or tokens"),
         (["flops", "tokens"], ["", ""], "choose one of them"),
         ("flops", ["experiment=spam", ""], "known before its data are read"),
         ("tokens", ["", "experiment=instruct"], "known before its data are read"),

@@ -209,16 +209,21 @@ def _bare(hint: Any) -> Any:
 
 
 def choices(hint: Any) -> list[str]:
-    """Return the values that an annotation lists, as written in YAML; empty if it accepts others too."""
+    """Return the values that an annotation lists, as written in YAML; empty if it accepts others too.
+
+    A sequence of listed values counts as these values.
+    """
     values: list[str] = []
     for member in alternatives(hint):
         if get_origin(member) is Literal:
             values += map(str, get_args(member))
         elif member in (None, type(None)):
             values.append("null")
+        elif _is_sequence(get_origin(member)) and (listed := choices(get_args(member)[0])):
+            values += listed
         else:
             return []
-    return values
+    return list(dict.fromkeys(values))
 
 
 def describe_hint(hint: Any) -> str:

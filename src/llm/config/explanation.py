@@ -50,13 +50,10 @@ def wrong_overrides(
     keys: dict[str, Override] = {}
     sections: tuple[str, ...] = ()  # of groups whose option is wrong; an experiment may set any key
     for word in overrides:
-        try:
-            override = OverridesParser.create(loader).parse_overrides([word])[0]
-        except HYDRA_ERRORS:
-            lines.append(
-                f"{word}: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"
-            )
+        if problem := _unreadable(word):
+            lines.append(problem)
             continue
+        override = OverridesParser.create(loader).parse_overrides([word])[0]
         key = override.key_or_group
         is_hydras = key.startswith("hydra/") and bool(loader.get_group_options(key))
         is_group = key in groups or is_hydras
@@ -83,6 +80,20 @@ def wrong_overrides(
         *(f"{key_of(word)}: " for word in fitting),
     )
     return error
+
+
+def _unreadable(word: str) -> str | None:
+    """Return why a word is not an override of Hydra's grammar; None if it is one."""
+    key, equals, _ = word.partition("=")
+    if not key:
+        return f"{word}: has no key; write key=value"
+    try:
+        OverridesParser.create().parse_override(word)
+    except HYDRA_ERRORS:
+        if not equals:
+            return f"{word}: has no value; write {word}=VALUE"
+        return f"{word}: cannot be read; quote the value, twice for the shell: 'key=\"value\"'"
+    return None
 
 
 def _wrong_word(
@@ -113,6 +124,8 @@ def _unused_groups(loader: Loader, name: str, choices: Sequence[str]) -> Iterato
         deleted = group.removeprefix("~")
         if group != deleted and option and chosen.get(deleted, option) != option:
             yield f"{word}: the option of {deleted} is {chosen[deleted]}; use {group} to delete it"
+        if word.startswith("+") and chosen.get(added := group.lstrip("+")) is not None:
+            yield f"{word}: {added} has an option already; use {added}={option} to replace it"
         if word.startswith(("+", "~")) or "@" in group or group in chosen:
             continue
         node = config.get(group)

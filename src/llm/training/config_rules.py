@@ -21,6 +21,16 @@ def rows_fit_context(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def data_have_a_batch_size(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require the number of rows in a batch, which plans, sweeps and devices are computed from."""
+    data = config.get("data")
+    if isinstance(data, Mapping) and "_target_" in data and "batch_size" not in data:
+        yield (
+            f"data.batch_size: {data['_target_']} has no such argument, which is the number of rows in a batch; add "
+            "it to the function and to its config"
+        )
+
+
 def adapter_has_weights(config: Mapping[str, Any]) -> Iterator[str]:
     """Require trained weights for an adapter, because it freezes them."""
     if config.get("adapter") is not None and "weights" in config and config["weights"] is None:
@@ -79,6 +89,7 @@ def project_name_is_valid(config: Mapping[str, Any]) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     rows_fit_context,
+    data_have_a_batch_size,
     adapter_has_weights,
     checkpoints_save_random_states,
     name_is_a_folder_name,

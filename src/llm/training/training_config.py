@@ -23,6 +23,8 @@ from llm.training.config_rules import RULES
 from llm.training.trainer import TrainerSettings
 from llm.weights.base import Weights
 
+Measure = Literal["parameters", "flops", "tokens"]  # what the points of a sweep can be matched in
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Command):
@@ -52,7 +54,7 @@ class TrainingConfig(Command):
     rerun: bool
     resume: Literal["exact", "allow_changes"]
     dry_run: bool
-    match: Literal["parameters", "flops", "tokens"] | Sequence[str] | None
+    match: Measure | Sequence[Measure] | None
 
     rules: ClassVar[Sequence[Rule]] = RULES
     adopt: ClassVar[Callable[[Composed, Any], DictConfig] | None] = adopt_architecture

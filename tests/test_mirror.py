@@ -88,14 +88,14 @@ OWNERS = {
     ),
     # How jobs are started: tested with processes.
     "launch/hydra_launch.py": (
-        "launch/test_launchers.py::test_a_search_has_its_own_folder_where_its_runs_go"
+        "launch/test_launchers.py::test_search_writes_its_folder_into_output_dir"
     ),
     "launch/shutdown.py": (
         "launch/test_sweep_runner.py::test_ctrl_c_lets_the_job_save_and_ends_the_sweep"
     ),
     "launch/sweep_job.py": "launch/test_sweep_runner.py::test_two_launchers_do_not_run_one_job",
     "loggers/wandb_retry.py": (
-        "loggers/test_wandb.py::test_the_death_of_its_process_costs_a_warning"
+        "loggers/test_wandb.py::test_killed_wandb_process_gives_a_warning_and_the_run_continues"
     ),
     "models/errors.py": "models/test_gpt.py::test_errors_name_the_value_and_a_remedy",
     "network.py": "data/test_download.py::test_a_slow_download_may_take_several_periods",
@@ -103,20 +103,20 @@ OWNERS = {
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
     ),
     # How a strategy changes a model: tested on ranks.
-    "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_is_that_of_finite_differences"),
+    "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_equals_finite_differences"),
     "parallel/lora_tensor_parallel.py": (
-        "parallel/test_tensor_parallel.py::test_updates_are_divided_as_their_layers_are"
+        "parallel/test_tensor_parallel.py::test_adapters_are_divided_like_their_layers"
     ),
     "parallel/pipeline_strategy.py": (
         "parallel/test_pipeline.py::test_two_and_four_stages_learn_as_one_device"
     ),
     "parallel/portable_checkpoints.py": (
         "parallel/test_mesh_strategy.py"
-        "::test_a_run_goes_from_fsdp_to_one_device_to_tensor_parallelism_and_back"
+        "::test_run_resumes_under_fsdp_one_device_and_tensor_parallelism"
     ),
     "sweeps.py": "launch/test_sweep_runner.py::test_a_sweep_may_be_moved_with_its_runs",
     # Shared by tasks: tested in a run of one of them.
-    "tasks/averaged_task.py": "tasks/test_reward.py::test_it_resumes_to_the_bit",
+    "tasks/averaged_task.py": "tasks/test_reward.py::test_reward_model_resumes_to_the_bit",
     "tasks/base.py": "training/test_lifecycle.py::test_accumulation_changes_nothing_but_the_memory",
     "tasks/non_finite.py": (
         "training/test_lifecycle.py::test_nan_stops_the_run_and_keeps_the_checkpoints"
@@ -157,12 +157,12 @@ OWNERS = {
     ),
     "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
     # Weights of other libraries, compared with these libraries.
-    "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_come_back",
+    "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_equal_the_saved_ones",
     "weights/compatibility.py": (
         "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
     ),
-    "weights/gpt2.py": "weights/test_huggingface.py::test_logits",
-    "weights/llama.py": "weights/test_huggingface.py::test_logits",
+    "weights/gpt2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/llama.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/model_setup.py": "training/test_finetuning.py::test_a_finetune_resumes_to_the_bit",
 }
 

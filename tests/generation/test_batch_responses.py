@@ -20,7 +20,7 @@ def model(build):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
 @pytest.mark.parametrize("sampler", [GREEDY, Sampler(temperature=1.0)])
-def test_answers_are_those_of_each_prompt_alone(model, batch_size, sampler):
+def test_batch_gives_each_prompt_the_response_it_gets_alone(model, batch_size, sampler):
     tokenizer, done = ByteTokenizer(), []
     answers = respond(
         model,
@@ -43,7 +43,7 @@ def test_answers_are_those_of_each_prompt_alone(model, batch_size, sampler):
     assert max(done) == min(batch_size, len(PROMPTS))
 
 
-def test_an_answer_ends_at_its_end_token_or_stop_without_it(model):
+def test_response_is_cut_before_its_end_token_or_stop_string(model):
     (whole,) = generate(
         model,
         PROMPTS[:1],
@@ -75,7 +75,7 @@ def test_an_answer_ends_at_its_end_token_or_stop_without_it(model):
     assert stopped == text[: text.index(text[-2:])]
 
 
-def test_no_prompts_no_answers_and_no_batches_of_nothing(model):
+def test_no_prompts_give_no_responses_and_batch_size_0_is_refused(model):
     assert (
         respond(model, ByteTokenizer(), prompts=[], settings=GenerationSettings(max_tokens=5)) == []
     )

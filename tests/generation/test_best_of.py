@@ -18,7 +18,7 @@ def model(build):
     return build(vocab_size=257)
 
 
-def test_the_best_comes_first_and_all_are_there(model):
+def test_responses_are_sorted_by_score_and_complete(model):
     asked = []
 
     def reward(prompts, responses, references):
@@ -48,7 +48,7 @@ def test_the_best_comes_first_and_all_are_there(model):
     assert asked == [(["Say something"] * 5 + ["And now?"] * 5, [""] * 10)]
 
 
-def test_the_best_reward_does_not_fall_with_more_answers(model):
+def test_best_score_does_not_fall_with_more_responses(model):
     def reward(prompts, responses, references):
         return [float(response.count("e")) for response in responses]
 
@@ -67,7 +67,7 @@ def test_the_best_reward_does_not_fall_with_more_answers(model):
     assert best[-1] > best[0]
 
 
-def test_answers_that_are_all_the_same_are_not_drawn(model):
+def test_temperature_0_and_number_0_are_refused(model):
     nothing = lambda prompts, responses, references: [0.0] * len(responses)  # noqa: E731
     with pytest.raises(ValueError, match="temperature=0 gives the same response"):
         best_of(

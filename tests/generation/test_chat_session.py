@@ -45,7 +45,7 @@ class Script(StandardStreams):
 
 
 def echo(seen, tokens, seed):
-    """Answer with the last question, letter by letter."""
+    """Answer with the last question in capitals, letter by letter."""
     text = ByteTokenizer().decode(tokens)
     seen.append((text, seed))
     yield from text.rpartition("U:")[2].partition("\n")[0].upper()
@@ -61,7 +61,7 @@ def talk(*lines, answer=None, agrees=False, context_length=100):
     return dialogue, script, seen
 
 
-def test_each_answer_sees_all_before_it_and_has_a_seed_of_its_own():
+def test_each_answer_gets_the_earlier_turns_and_its_own_seed():
     _, script, seen = talk("one", "", "  two ", "/quit", "never read")
     assert script.written == "ONE\nTWO\n"
     assert seen == [("U:one\nA:", 7), ("U:one\nA:ONE\nU:two\nA:", 8)]
@@ -80,7 +80,7 @@ def test_a_stopped_answer_is_kept_and_the_chat_continues():
     assert script.written == "partial\npartial no more\n"
 
 
-def test_a_question_without_any_answer_is_forgotten():
+def test_question_without_an_answer_is_dropped():
     def answer(tokens, seed):
         if seed == 7:
             raise KeyboardInterrupt
@@ -91,7 +91,7 @@ def test_a_question_without_any_answer_is_forgotten():
     assert script.notes == ["no response: the message is left out of the conversation"] * 2
 
 
-def test_an_interrupt_at_the_prompt_prints_how_to_leave_without_leaving():
+def test_interrupt_at_the_prompt_prints_how_to_leave():
     _, script, _ = talk(KeyboardInterrupt, "one")
     assert script.notes == ["\nCtrl-D or /quit leaves"]
     assert script.written == "ONE\n"
@@ -104,14 +104,14 @@ def test_dropped_turns_are_reported_once():
     assert "context of 100 tokens" in note
 
 
-def test_a_question_too_long_is_a_line_and_no_end():
+def test_too_long_question_prints_a_note_and_the_chat_continues():
     _, script, _ = talk("x" * 200, "one")
     assert len(script.notes) == 1
     assert "shorten it" in script.notes[0]
     assert script.written == "ONE\n"
 
 
-def test_reset_forgets_the_turns_and_system_sets_the_message():
+def test_reset_deletes_the_turns_and_system_sets_the_message():
     _, _, seen = talk("/system Be brief.", "one", "/reset", "two", "/system", "three")
     prompts = [prompt for prompt, _ in seen]
     assert prompts[:2] == ["Be brief.\nU:one\nA:", "Be brief.\nU:two\nA:"]
@@ -123,7 +123,7 @@ def test_help_lists_every_command():
     assert [note.split()[0] for note in script.notes] == list(COMMANDS)
 
 
-def test_an_unknown_command_gets_the_nearest_or_the_list():
+def test_unknown_command_is_reported_with_the_nearest_name_or_all_names():
     _, script, seen = talk("/rest", "/qqqqqqqq 1")
     assert script.notes[0] == "/rest: no such command; did you mean /reset?"
     assert all(name in script.notes[1] for name in COMMANDS)
@@ -148,12 +148,12 @@ def test_a_saved_conversation_is_read_as_rows_of_messages(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["talk.json", "talk.jsonl"])
-def test_a_later_system_message_is_not_saved_above_turns_that_never_had_it(tmp_path, name):
+def test_save_writes_one_conversation_for_each_system_message(tmp_path, name):
     from llm.data.record_reader import read_records
 
     path = tmp_path / name
     _, script, seen = talk("one", "/system Be brief.", "two", "three", f"/save {path}")
-    assert seen[1][0] == "Be brief.\nU:one\nA:ONE\nU:two\nA:", "what the model saw"
+    assert seen[1][0] == "Be brief.\nU:one\nA:ONE\nU:two\nA:", "the prompt of the model"
     assert script.notes == [
         f"9 messages are in {path}, in 2 conversations: one for each system message"
     ]
@@ -165,7 +165,7 @@ def test_a_later_system_message_is_not_saved_above_turns_that_never_had_it(tmp_p
     assert [message.get("weight") for message in second] == [None, 0, 0, *[None] * 4]
 
 
-def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):
+def test_save_asks_before_it_overwrites_a_file(tmp_path):
     path = tmp_path / "talk.json"
     path.write_text("mine")
     _, script, _ = talk("one", f"/save {path}")
@@ -185,7 +185,7 @@ def test_a_file_is_not_overwritten_unless_the_person_agrees(tmp_path):
         (["one", "/save no/such/folder/talk.json"], "cannot be written: No such file or directory"),
     ],
 )
-def test_what_cannot_be_saved_is_a_line(tmp_path, monkeypatch, lines, note):
+def test_failed_save_prints_a_note_and_the_chat_continues(tmp_path, monkeypatch, lines, note):
     monkeypatch.chdir(tmp_path)
     _, script, _ = talk(*lines, "two")
     assert script.notes[0].endswith(note)

@@ -53,16 +53,16 @@ def test_a_prompt_leaves_room_and_holds_the_newest_turns_that_fit(conversation, 
 
         assert tokens == written(talk.dropped), "whole turns, the system message, the question"
         if talk.dropped > (dropped[-1] if dropped else 0):
-            assert len(written(talk.dropped - 1)) > talk.context_length - talk.room, "no needless"
+            assert len(written(talk.dropped - 1)) > talk.context_length - talk.room, "one more fits"
         dropped.append(talk.dropped)
         talk.add(question, sentence(chance))
     assert dropped == sorted(dropped)
     assert dropped[0] == 0
-    assert dropped[-1] > 0, "the talk was too short to try anything"
-    assert len(talk.turns) == 20, "what is left out of a prompt is still remembered"
+    assert dropped[-1] > 0, "the conversation is too short: no turn was dropped"
+    assert len(talk.turns) == 20, "turns that a prompt leaves out stay in the conversation"
 
 
-def test_a_prompt_is_what_training_puts_before_the_answer(conversation, template):
+def test_prompt_equals_the_tokens_before_the_response_in_training(conversation, template):
     talk = conversation(context_length=2000, room=10)
     talk.system = "Be brief."
     talk.add("Who are you?", "A model.")
@@ -92,7 +92,7 @@ def test_a_question_that_does_not_fit_alone_is_refused_and_changes_nothing(conve
     assert talk.prompt("Good-bye.") == before
 
 
-def test_after_a_reset_only_the_system_message_is_there(conversation):
+def test_reset_keeps_only_the_system_message(conversation):
     talk = conversation(context_length=500, room=10)
     talk.system = "Be brief."
     fresh = talk.prompt("Hello")
@@ -106,6 +106,6 @@ def test_after_a_reset_only_the_system_message_is_there(conversation):
 
 
 @pytest.mark.parametrize("room", [0, -1, 400])
-def test_there_must_be_room_for_an_answer_and_for_a_question(conversation, room):
+def test_room_that_is_not_positive_or_is_the_whole_context_is_refused(conversation, room):
     with pytest.raises(ValueError, match=f"room={room}: a response needs 1 token or more"):
         conversation(context_length=400, room=room)

@@ -27,7 +27,7 @@ POSITIONS = {
     "none": NoPosition,
 }
 PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [4] * 20]
-# Far enough for the shortest prompt to leave the context behind three times.
+# Even the text of the shortest prompt grows to more than three context lengths.
 LONG = 3 * L
 
 
@@ -68,8 +68,8 @@ class Recorder(Sampler):
 
 
 @torch.no_grad()
-def by_hand(model, prompt, max_tokens, seed=0, process=lambda text, logits: logits):
-    """The specification: one row, the whole window computed for each token, sampled with a temperature."""
+def reference(model, prompt, max_tokens, seed=0, process=lambda text, logits: logits):
+    """Generate by definition: one row, the whole window computed again for each token, sampled with a temperature."""
     text, rows, generator = list(prompt), [], torch.Generator().manual_seed(seed)
     for _ in range(max_tokens):
         start = 0
@@ -81,11 +81,11 @@ def by_hand(model, prompt, max_tokens, seed=0, process=lambda text, logits: logi
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_equals_the_loop_by_hand_far_past_the_context(position):
+def test_decoding_equals_the_reference_loop_far_past_the_context(position):
     """With and without a cache, alone and in a ragged batch: the same text and the same distribution at each step."""
     model = gpt(position)
     expected, logits = zip(
-        *(by_hand(model, prompt, LONG, seed) for seed, prompt in enumerate(PROMPTS)), strict=True
+        *(reference(model, prompt, LONG, seed) for seed, prompt in enumerate(PROMPTS)), strict=True
     )
     assert len({token for tokens in expected for token in tokens}) > V / 2
     for use_cache in (True, False):
@@ -115,9 +115,9 @@ def test_equals_the_loop_by_hand_far_past_the_context(position):
     ],
     ids=["sliding_window", "multi_query", "context_of_one", "odd_context"],
 )
-def test_other_masks_heads_and_contexts_decode_alike(parts):
+def test_decoding_equals_the_reference_loop_for_other_masks_heads_and_contexts(parts):
     model = gpt(**parts)
-    expected = [by_hand(model, prompt, 2 * L, seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    expected = [reference(model, prompt, 2 * L, seed)[0] for seed, prompt in enumerate(PROMPTS)]
     assert (
         generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=WARM))
         == expected
@@ -125,7 +125,7 @@ def test_other_masks_heads_and_contexts_decode_alike(parts):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_sampling_is_the_same_for_the_same_seed_alone_and_in_a_batch(use_cache):
+def test_same_seed_gives_the_same_text_alone_and_in_a_batch(use_cache):
     model = gpt()
     sampler = Sampler(temperature=1.5, top_k=20, top_p=0.95, repetition_penalty=1.1)
     together = generate(
@@ -148,7 +148,7 @@ def test_sampling_is_the_same_for_the_same_seed_alone_and_in_a_batch(use_cache):
     )
 
 
-def test_equal_prompts_in_a_batch_are_drawn_apart():
+def test_equal_prompts_in_a_batch_get_different_responses():
     drawn = generate(
         gpt(),
         [[1, 2]] * 4,
@@ -157,7 +157,7 @@ def test_equal_prompts_in_a_batch_are_drawn_apart():
     assert len({tuple(tokens) for tokens in drawn}) == 4
 
 
-def test_sampling_leaves_the_global_random_state_alone():
+def test_sampling_does_not_change_the_global_random_state():
     state = torch.random.get_rng_state()
     generate(gpt(), [[1]], settings=GenerationSettings(max_tokens=5, sampler=Sampler()))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -171,15 +171,15 @@ def test_first_tokens_are_drawn_with_the_models_probabilities():
     ):
         counts[tokens[0]] += 1
     expected = model(torch.tensor([[3, 1]]))[0, -1].softmax(-1).float()
-    # Five standard deviations of a binomial share.
+    # Five standard deviations of a binomial proportion.
     assert ((counts / n - expected).abs() <= 5 * (expected / n).sqrt() + 1e-3).all()
 
 
-def test_repetition_penalty_counts_the_whole_text_prompt_included():
+def test_repetition_penalty_includes_the_prompt():
     model = gpt()
     penalize = RepetitionPenaltyLogitsProcessor(3.0)
     expected = [
-        by_hand(
+        reference(
             model, prompt, 2 * L, seed, lambda text, logits: penalize(torch.tensor([text]), logits)
         )[0]
         for seed, prompt in enumerate(PROMPTS)
@@ -195,7 +195,7 @@ def test_repetition_penalty_counts_the_whole_text_prompt_included():
     )
 
 
-def test_an_end_token_ends_its_row_only_and_is_left_out():
+def test_end_token_ends_only_its_row_and_is_not_returned():
     model = gpt()
     free = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=2 * L, sampler=WARM))
     end = free[0][3]
@@ -211,7 +211,7 @@ def test_an_end_token_ends_its_row_only_and_is_left_out():
     assert expected != free
 
 
-def test_rows_that_were_ended_leave_the_others_as_they_are():
+def test_ending_rows_does_not_change_the_other_rows():
     model = gpt()
     free = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=LONG, sampler=WARM))
     lengths = [3, 15, 1, LONG]
@@ -225,7 +225,7 @@ def test_rows_that_were_ended_leave_the_others_as_they_are():
     assert texts == [tokens[:length] for tokens, length in zip(free, lengths, strict=True)]
 
 
-def test_once_half_of_the_rows_have_ended_they_are_not_computed_any_more():
+def test_ended_rows_are_removed_once_they_are_half_of_the_batch():
     model, recorder = gpt(), Recorder(temperature=0.0)
     decoding = Decoding(
         model, [[1], [2], [3], [4]], settings=GenerationSettings(max_tokens=6, sampler=recorder)
@@ -237,7 +237,7 @@ def test_once_half_of_the_rows_have_ended_they_are_not_computed_any_more():
     assert [len(logits) for logits in recorder.logits] == [4, 4, 2, 1, 1, 1]
 
 
-def test_each_step_costs_one_token_but_at_a_jump_of_the_window():
+def test_each_step_computes_one_token_except_when_the_window_moves():
     model = gpt()
     widths = []
     model.embedding.register_forward_hook(
@@ -249,18 +249,18 @@ def test_each_step_costs_one_token_but_at_a_jump_of_the_window():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
-def test_window_holds_half_a_context_at_least_and_a_whole_one_at_most(limit):
+def test_window_holds_between_half_and_one_context(limit):
     starts = [window_start(length, limit) for length in range(1, 100)]
     assert starts[:limit] == [0] * limit
     assert starts == sorted(starts)
     for length, start in enumerate(starts, start=1):
         assert length - start <= limit
         assert start == 0 or length - start > limit - max(1, limit // 2)
-    # It jumps as seldom as it can.
+    # The window moves as rarely as these bounds allow.
     assert len(set(starts)) == 1 + math.ceil((99 - limit) / max(1, limit // 2))
 
 
-def test_no_tokens_and_no_prompts_are_legal():
+def test_zero_tokens_and_zero_prompts_are_allowed():
     assert generate(
         gpt(), [[1], [2, 3]], settings=GenerationSettings(max_tokens=0, sampler=GREEDY)
     ) == [[], []]
@@ -280,14 +280,14 @@ def test_a_wrong_argument_is_named(prompts, max_tokens, message):
         generate(gpt(), prompts, settings=GenerationSettings(max_tokens=max_tokens, sampler=GREEDY))
 
 
-def test_a_model_of_nan_is_an_error_and_no_text():
+def test_nan_weights_raise_an_error():
     model = gpt()
     nn.init.constant_(model.embedding.weight, math.nan)
     with pytest.raises(ValueError, match="NaN"):
         generate(model, [[1]], settings=GenerationSettings(max_tokens=3, sampler=Sampler()))
 
 
-def test_dropout_is_off_while_decoding_and_on_again_after():
+def test_decoding_turns_dropout_off_and_restores_the_modes():
     model = gpt(dropout=0.5)
     expected = generate(model, PROMPTS, settings=GenerationSettings(max_tokens=L, sampler=WARM))
     model.train()
@@ -307,7 +307,7 @@ def test_modes_are_restored_after_an_error():
     assert all(module.training for module in model.modules())
 
 
-def test_a_model_trains_on_after_it_has_spoken():
+def test_model_can_be_trained_after_generation():
     model = gpt("rotary").train()
     generate(model, [[1, 2], [3]], settings=GenerationSettings(max_tokens=2 * L, sampler=Sampler()))
     model(torch.randint(V, (2, L))).sum().backward()
@@ -315,7 +315,7 @@ def test_a_model_trains_on_after_it_has_spoken():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_decodes_in_the_models_own_precision(dtype):
+def test_decoding_works_in_float32_and_bfloat16(dtype):
     model = gpt().to(dtype)
     (tokens,) = generate(
         model, [[1, 2, 3]], settings=GenerationSettings(max_tokens=2 * L, sampler=GREEDY)

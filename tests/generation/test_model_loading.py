@@ -20,7 +20,7 @@ from llm.models.classifier import Classifier
 from llm.weights.base import Weights
 
 
-def test_a_classifier_does_not_write(build):
+def test_classifier_is_refused_for_generation(build):
     hardware = Hardware(accelerator="cpu", precision=32)
     model = build()
     weights = create_autospec(Weights, instance=True, path="outputs/x")
@@ -32,7 +32,7 @@ def test_a_classifier_does_not_write(build):
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
-def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
+def test_matrices_are_converted_to_bf16_once_and_logits_stay_equal(build, model):
     hardware = Hardware(accelerator="cpu", precision="bf16")
     network = build(f"model={model}").eval()
     tokens = torch.arange(12).reshape(2, 6)
@@ -53,7 +53,7 @@ def test_matrices_are_converted_once_and_give_the_same_to_the_bit(build, model):
     assert network.embedding.weight.dtype == torch.float32  # a lookup is not rounded
 
 
-def test_a_model_that_writes_reads_its_matrices_by_columns(build):
+def test_loaded_language_model_stores_its_matrices_by_columns(build):
     """The head stays tied to the embedding, and the logits are equal."""
     network = build("model=gpt2").eval()
     tokens = torch.arange(12).reshape(2, 6)
@@ -69,7 +69,7 @@ def test_a_model_that_writes_reads_its_matrices_by_columns(build):
     torch.testing.assert_close(network(tokens), before)
 
 
-def test_loading_draws_nothing(build, monkeypatch):
+def test_loading_does_not_change_the_random_state(build, monkeypatch):
     weights = create_autospec(Weights, instance=True, path="outputs/x")
     weights.model.side_effect = build
     state = torch.get_rng_state()

@@ -8,7 +8,7 @@ from llm.generation.generation_settings import GenerationSettings
 from llm.generation.prefix_cache import PrefixCache
 from llm.generation.sampling import Sampler
 
-# Each begins with the one before and its answer (None), but the last: a turn was dropped.
+# None stands for the previous prompt and its response. The last prompt starts anew, as after a dropped turn.
 PROMPTS = [[5, 6, 7], [None, 8, 9], [None, 3, 3, 3, 3], [9, 1, 2]]
 
 
@@ -39,20 +39,20 @@ def model(request, build):
     return build(*words, "size.context_length=40", "model/init=torch_default")
 
 
-def test_answers_are_those_of_a_model_that_remembers_nothing(model):
+def test_responses_equal_those_without_a_cache(model):
     assert converse(model, PrefixCache()) == converse(model, None, use_cache=False)
 
 
-def test_only_what_is_new_is_computed(model):
+def test_only_new_tokens_are_computed(model):
     lengths = []
     model.embedding.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     converse(model, PrefixCache())
-    # The last token of an answer was drawn but never read, so it is new to the next prompt as well.
+    # The last token of a response was sampled but never fed to the model, so the next prompt computes it too.
     assert [length for length in lengths if length > 1] == [3, 3, 5, 3]
     assert len(lengths) == 4 * len(PROMPTS)
 
 
-def test_a_text_that_outgrows_the_context_is_as_without(model):
+def test_text_longer_than_the_context_equals_that_without_a_cache(model):
     prompt = list(range(1, 39))
     memory = PrefixCache()
     for text in (prompt, [*prompt, 1, 2, 3], prompt[:20]):
@@ -71,7 +71,7 @@ def test_a_text_that_outgrows_the_context_is_as_without(model):
         assert with_memory == without
 
 
-def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
+def test_cache_is_usable_after_an_interrupted_forward_pass(model):
     """After Ctrl-C between two layers, the cache of the first layer is one token longer than the others."""
     memory = PrefixCache()
     first = Decoding(
@@ -94,7 +94,7 @@ def test_an_interrupted_computation_is_remembered_as_far_as_it_went(model):
     assert answer == [tokens[0] for tokens in Decoding(model, again, settings=settings)]
 
 
-def test_several_rows_have_no_memory(model):
+def test_batch_of_several_rows_is_not_cached(model):
     memory = PrefixCache()
     list(
         Decoding(

@@ -42,7 +42,7 @@ def test_repetition_penalty_equals_transformers(logits, penalty):
     assert torch.equal(repetition_penalty(logits, seen, penalty=penalty), expected)
 
 
-def test_a_repeated_token_gets_less_likely_whatever_the_sign():
+def test_repeated_token_gets_less_likely_for_either_sign_of_its_logit():
     logits = torch.tensor([[2.0, -2.0, 0.0, 2.0, -2.0, 0.0]])
     seen = torch.tensor([[True, True, True, False, False, False]])
     assert repetition_penalty(logits, seen, penalty=2.0).tolist() == [
@@ -50,17 +50,17 @@ def test_a_repeated_token_gets_less_likely_whatever_the_sign():
     ]
 
 
-def test_top_k_keeps_all_equals_of_the_kth():
+def test_top_k_keeps_all_logits_equal_to_the_kth():
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]])
     assert (top_k(logits, 2) > -math.inf).tolist() == [[True, True, True, True, False]]
 
 
-def test_top_p_keeps_as_many_equals_as_it_takes():
+def test_top_p_keeps_only_as_many_equal_logits_as_it_needs():
     kept = top_p(torch.zeros(1, 8), 0.5) > -math.inf
     assert kept.sum().item() == 4
 
 
-def test_top_p_keeps_the_likeliest_even_where_it_is_rarer_than_p_allows():
+def test_top_p_keeps_the_most_likely_token_for_any_p():
     kept = top_p(torch.tensor([[0.0, 5.0, 1.0]]), 1e-12) > -math.inf
     assert kept.tolist() == [[False, True, False]]
 
@@ -76,16 +76,16 @@ def test_draw_follows_the_probabilities(unlikely):
     torch.testing.assert_close(counts, expected, rtol=0, atol=2 / n)
 
 
-def test_the_ends_of_the_interval_draw_possible_tokens():
+def test_smallest_and_largest_uniform_numbers_draw_possible_tokens():
     logits = torch.full((2, 1000), -math.inf)
     logits[:, 300:700] = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    largest = 1 - 2**-24  # of the float32 numbers that torch.rand gives
+    largest = 1 - 2**-24  # the largest float32 number that torch.rand returns
     first, last = draw_token(logits, torch.tensor([0.0, largest])).tolist()
     assert first == 300
     assert last == 699
 
 
-def test_sampler_equals_the_chain_of_transformers(logits, uniform):
+def test_sampler_equals_the_logits_processors_of_transformers(logits, uniform):
     texts = torch.randint(V, (6, 8), generator=torch.Generator().manual_seed(1))
     seen = torch.zeros(6, V, dtype=torch.bool).scatter(1, texts, True)
     scores = logits
@@ -106,7 +106,7 @@ def test_sampler_equals_the_chain_of_transformers(logits, uniform):
         torch.testing.assert_close(drawn / 2000, probabilities[row], rtol=0, atol=1e-3)
 
 
-def test_temperature_zero_is_greedy_and_takes_the_first_of_equals(logits, uniform):
+def test_temperature_zero_is_greedy_and_takes_the_first_of_equal_logits(logits, uniform):
     assert torch.equal(Sampler(temperature=0.0)(logits, uniform), logits.argmax(-1))
     assert Sampler(temperature=0.0)(torch.zeros(1, 5), torch.tensor([0.9])).tolist() == [0]
 
@@ -116,14 +116,14 @@ def test_the_narrowest_settings_are_greedy(logits, uniform, sampler):
     assert torch.equal(sampler(logits, uniform), logits.argmax(-1))
 
 
-def test_open_settings_change_nothing(logits, uniform):
+def test_settings_that_exclude_no_token_change_nothing(logits, uniform):
     plain = Sampler()(logits, uniform)
     assert torch.equal(Sampler(top_p=1.0, top_k=10**9)(logits, uniform), plain)
     assert torch.equal(plain, draw_token(logits, uniform))
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.5, 10, 0.9, 1.1), Sampler(0.0)])
-def test_a_row_does_not_depend_on_its_neighbours(logits, uniform, sampler):
+def test_row_does_not_depend_on_the_other_rows(logits, uniform, sampler):
     seen = torch.zeros(6, V, dtype=torch.bool)
     together = sampler(logits, uniform, seen=seen)
     alone = torch.cat([sampler(logits[[i]], uniform[[i]], seen=seen[[i]]) for i in range(6)])
@@ -136,7 +136,7 @@ def test_half_precision_logits_are_sampled_in_float32(logits, uniform, dtype):
     assert torch.equal(Sampler(0.9)(half, uniform), Sampler(0.9)(half.float(), uniform))
 
 
-def test_inputs_are_left_as_they_were(logits, uniform):
+def test_sampler_does_not_change_its_inputs(logits, uniform):
     before = logits.clone()
     Sampler(0.5, 10, 0.9, 1.3)(logits, uniform, seen=torch.ones(6, V, dtype=torch.bool))
     assert torch.equal(logits, before)

@@ -18,7 +18,7 @@ def run(text_pieces, stops):
 
 
 def expected_of(text, stops):
-    """The specification: read one character at a time until a stop string is complete."""
+    """Cut by definition: read one character at a time until a stop string is complete."""
     for end in range(len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -26,7 +26,7 @@ def expected_of(text, stops):
     return text, False
 
 
-def test_cuts_at_the_first_stop_however_the_text_arrives():
+def test_text_is_cut_at_the_first_stop_string_however_it_is_divided():
     rng = random.Random(0)
     for _ in range(2000):
         text = "".join(rng.choices("ab", k=rng.randint(0, 12)))
@@ -35,7 +35,7 @@ def test_cuts_at_the_first_stop_however_the_text_arrives():
         assert run(pieces, stops) == expected_of(text, stops), (pieces, stops)
 
 
-def test_a_stop_string_never_flashes_up():
+def test_no_part_of_a_stop_string_is_returned():
     stopping = StopStrings(["\n\nUser:"])
     shown = [stopping.add(piece) for piece in ["Fine.", "\n", "\nUs", "er", ": hi"]]
     assert shown == ["Fine.", "", "", "", ""]
@@ -43,7 +43,7 @@ def test_a_stop_string_never_flashes_up():
     assert stopping.close() == ""
 
 
-def test_what_only_looked_like_a_stop_string_comes_late_but_whole():
+def test_text_that_begins_like_a_stop_string_is_returned_later():
     stopping = StopStrings(["END"])
     assert [stopping.add(piece) for piece in ["an EN", "D"[:0], "TRY, the E"]] == [
         "an ",
@@ -54,7 +54,7 @@ def test_what_only_looked_like_a_stop_string_comes_late_but_whole():
     assert stopping.close() == "E"
 
 
-def test_text_without_stop_strings_passes_at_once():
+def test_text_is_returned_at_once_without_stop_strings():
     stopping = StopStrings([])
     assert stopping.add("anything") == "anything"
     assert stopping.close() == ""

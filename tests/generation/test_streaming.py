@@ -39,7 +39,7 @@ def test_joined_pieces_are_the_whole_text_for_any_bytes():
         assert "".join(pieces) + rest == expected, tokens
 
 
-def test_valid_text_never_shows_a_replacement():
+def test_valid_text_never_shows_a_replacement_character():
     rng = random.Random(0)
     text = "".join(chr(rng.choice([65, 0xE9, 0x20AC, 0x1F600, 0x10FFFF])) for _ in range(500))
     pieces, rest = decode(ByteTokenizer(), text.encode())
@@ -48,23 +48,23 @@ def test_valid_text_never_shows_a_replacement():
     assert rest == ""
 
 
-def test_a_replacement_in_the_text_itself_is_kept():
+def test_replacement_character_of_the_text_itself_is_kept():
     pieces, rest = decode(ByteTokenizer(), f"a{REPLACEMENT}".encode())
     assert "".join(pieces) + rest == f"a{REPLACEMENT}"
 
 
-def test_a_character_cut_off_is_replaced_at_the_end():
+def test_incomplete_character_is_replaced_at_the_end():
     pieces, rest = decode(ByteTokenizer(), b"a\xe2\x82")
     assert ("".join(pieces), rest) == ("a", REPLACEMENT)
 
 
-def test_wrong_bytes_do_not_hold_up_what_follows():
+def test_invalid_bytes_do_not_delay_the_text_after_them():
     pieces, _ = decode(ByteTokenizer(), b"\xff\xff\xff\xffok")
     assert "".join(pieces) == REPLACEMENT * 4 + "ok"
     assert pieces[3] == REPLACEMENT
 
 
-def test_words_are_spaced_as_in_the_whole_text_prompt_included():
+def test_words_have_the_same_spaces_as_in_prompt_and_text_together():
     words = WordTokenizer(["to", "be", "or", "not", ","])
     pieces, rest = decode(words, [3, 0, 1, 4, 2], prompt=[0, 1, 2])
     assert pieces == [" not", " to", " be", ",", " or"]
@@ -77,7 +77,7 @@ def test_a_document_begins_without_a_space():
     assert pieces == ["to", " be"]
 
 
-def test_a_quote_is_shown_when_it_is_closed():
+def test_quoted_word_is_shown_when_the_quote_is_closed():
     words = WordTokenizer(["he", "said", '"', "no"])
     pieces, rest = decode(words, [0, 1, 2, 3, 2, 0])
     assert pieces == ["he", " said", ' "', "", 'no"', " he"]
@@ -140,10 +140,10 @@ def test_streamed_text_is_the_text_of_all_tokens(name):
         require_same(tokenizer, draw.choices(range(tokenizer.vocab_size), k=30))
 
 
-def test_what_one_more_token_completes_is_held_back_and_no_more():
+def test_only_text_that_the_next_token_can_change_is_held_back():
     tokenizer = HuggingFaceTokenizer(sentencepiece_like().to_str())
     pieces, rest = decode(tokenizer, tokenizer.encode("the 📚 mat"))
     assert "".join(pieces) + rest == "the 📚 mat"
     assert pieces[:3] == ["", "the", " "]
-    assert pieces[-1] == "📚 mat"  # bytes together, when the first token comes that is none
+    assert pieces[-1] == "📚 mat"  # bytes are returned with the first token that is not a byte
     assert not any(REPLACEMENT in piece for piece in pieces)

@@ -32,7 +32,7 @@ def model():
     ).eval()
 
 
-def test_a_completion_is_the_text_of_the_tokens(model):
+def test_completion_is_the_text_of_the_generated_tokens(model):
     prompts = ["Every effort", "é", ""]
     tokenizer = ByteTokenizer()
     tokens = [first_tokens(tokenizer, prompt) for prompt in prompts]
@@ -72,8 +72,7 @@ def test_a_stop_string_cuts_the_text_and_ends_the_row(model):
     assert cut == [free[0][: free[0].index(stop)], free[1]]
 
 
-def test_streamed_pieces_never_have_to_be_taken_back(model):
-    """At each moment the displayed text is a prefix of the final text."""
+def test_streamed_text_is_always_a_prefix_of_the_final_text(model):
     final = complete_prompts(
         model,
         ByteTokenizer(),
@@ -94,7 +93,7 @@ def test_streamed_pieces_never_have_to_be_taken_back(model):
     assert shown == final
 
 
-def test_an_empty_prompt_begins_a_document_where_there_is_a_token_for_it():
+def test_empty_prompt_starts_with_the_end_of_text_token_or_is_refused():
     assert first_tokens(ByteTokenizer(), "") == [256]
     silent = ByteTokenizer()
     silent.special_tokens = {}
@@ -102,7 +101,7 @@ def test_an_empty_prompt_begins_a_document_where_there_is_a_token_for_it():
         first_tokens(silent, "")
 
 
-def test_a_prompt_of_tokens_ends_at_a_token_of_the_callers(model):
+def test_streaming_from_tokens_stops_at_the_given_end_token(model):
     tokenizer = ByteTokenizer()
     prompt = tokenizer.encode("Every effort")
     (drawn,) = generate(

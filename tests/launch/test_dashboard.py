@@ -58,7 +58,7 @@ def test_a_job_goes_through_its_states(sweep):
     job = sweep.jobs[0]
     assert read_views(sweep)[0].status == "pending"
     job.record(status="running", request="0")
-    assert read_views(sweep)[0].status == "starting", "its process is there, its run is not"
+    assert read_views(sweep)[0].status == "starting", "its process exists, its run does not yet"
     half_way(sweep, 0)
     assert read_views(sweep)[0].status == "running"
     job.record(status="failed", error="killed by SIGKILL")
@@ -72,7 +72,7 @@ def test_a_job_goes_through_its_states(sweep):
 
 
 def test_reading_a_view_takes_no_lock_of_the_run(sweep):
-    """A lock would make a job fail that starts at this moment."""
+    """A lock would make a job that starts at this moment fail."""
     run = half_way(sweep, 0)
     read_views(sweep)
     assert not list(run.path.parent.glob(".*.lock"))
@@ -99,7 +99,7 @@ def test_table_shows_steps_losses_and_errors(sweep):
     assert "1 running, 1 failed, 3 pending" in text
 
 
-def test_running_jobs_are_shown_first_without_room_for_all(sweep):
+def test_running_jobs_are_shown_first_if_not_all_fit(sweep):
     half_way(sweep, 4)
     text = printed(jobs_table(read_views(sweep), room=2))
     assert "seed=4" in text
@@ -113,7 +113,7 @@ def test_line_reporter_prints_a_line_for_each_event(sweep):
     console = Console(file=io.StringIO(), width=200, record=True)
     reporter = LineReporter(console)
     reporter.report(read_views(sweep))
-    assert not console.export_text(clear=False), "what was done before is no news"
+    assert not console.export_text(clear=False), "jobs that were done before are not reported"
     run = half_way(sweep, 0)
     reporter.report(read_views(sweep))
     run.update(status="done")

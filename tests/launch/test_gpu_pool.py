@@ -46,7 +46,7 @@ def test_jobs_at_once_get_different_gpus():
     with place(devices="auto", n_jobs=1) as all_of_them:
         assert len(names(all_of_them)) == 4
     with place(devices=8) as too_many:
-        assert len(names(too_many)) == 4, "the job will say what is wrong"
+        assert len(names(too_many)) == 4, "the job itself reports the error"
 
 
 def test_more_jobs_than_gpus_share_them_evenly():
@@ -56,7 +56,7 @@ def test_more_jobs_than_gpus_share_them_evenly():
             assert names(e) == names(a)
 
 
-def test_a_job_waits_until_gpus_are_free_and_no_longer_than_the_sweep():
+def test_job_waits_for_free_gpus_until_the_sweep_ends():
     placed, looks = [], threading.Semaphore(0)
 
     def looked() -> bool:
@@ -70,10 +70,10 @@ def test_a_job_waits_until_gpus_are_free_and_no_longer_than_the_sweep():
     with place(devices=2):
         thread = threading.Thread(target=wait)
         thread.start()
-        for _ in range(3):  # by the third time it has tried twice
+        for _ in range(3):  # at the third call of `is_over` two attempts have failed
             assert looks.acquire(timeout=60)
         assert not placed
-        with place(devices=2):  # the one that waits has kept none of those that were free
+        with place(devices=2):  # the waiting job holds none of the free GPUs
             pass
         ends = iter([False, True])
         with place(devices=3, is_over=lambda: next(ends)) as nothing:
@@ -94,7 +94,7 @@ def _hold(pipe, most: int, tries=None) -> None:
         time.sleep(most)
 
 
-def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its_own():
+def test_processes_get_different_slots_and_a_killed_one_frees_its_slot():
     ours, theirs = FORK.Pipe()
     jobs = [FORK.Process(target=_hold, args=(theirs, 60)) for _ in range(4)]
     for job in jobs:
@@ -104,7 +104,7 @@ def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its
     tries = FORK.Semaphore(0)
     fifth = FORK.Process(target=_hold, args=(theirs, 0, tries))
     fifth.start()
-    for _ in range(3):  # by the third time it has tried twice
+    for _ in range(3):  # at the third call of `is_over` two attempts have failed
         assert tries.acquire(timeout=60)
     assert not ours.poll()
     os.kill(jobs[2].pid or 0, signal.SIGKILL)
@@ -114,26 +114,26 @@ def test_jobs_of_many_processes_are_never_on_one_slot_and_a_killed_one_frees_its
         job.join()
 
 
-def test_a_gpu_may_have_any_name(monkeypatch):
-    """Older drivers use such names for a part of a GPU."""
+def test_gpu_name_may_contain_slashes(monkeypatch):
+    """Older drivers use such names for a MIG instance, a part of a GPU."""
     name = "MIG-GPU-8f6e/1/0"
     monkeypatch.setenv(gpu_pool.VISIBLE, name)
     with place(n_jobs=1) as environment:
         assert names(environment) == [name]
 
 
-def test_a_folder_that_another_user_made_is_not_trusted(tmp_path, monkeypatch):
+def test_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     with place():
         pass
     ours = os.getuid()
     (tmp_path / f"llm-{ours}").rename(tmp_path / f"llm-{ours + 1}")
-    monkeypatch.setattr(os, "getuid", lambda: ours + 1)  # to whom this is somebody else's
+    monkeypatch.setattr(os, "getuid", lambda: ours + 1)  # so the folder belongs to another user
     with pytest.raises(ConfigError, match="belongs to another user; set TMPDIR"), place():
         pass
 
 
 @pytest.mark.parametrize(("visible", "found"), [("2,5", ["2", "5"]), ("", []), ("1,-1,2", ["1"])])
-def test_gpus_are_those_that_the_user_left_visible(monkeypatch, visible, found):
+def test_only_visible_gpus_are_used(monkeypatch, visible, found):
     monkeypatch.setenv(gpu_pool.VISIBLE, visible)
     assert gpu_pool.gpus() == found
 
@@ -161,14 +161,14 @@ def test_job_on_the_cpu_holds_no_gpu():
 
 def test_jobs_that_share_a_cpu_wait_passively(monkeypatch):
     monkeypatch.delenv(gpu_pool.WAITING, raising=False)
-    for threads, told in (("4", {"OMP_WAIT_POLICY": "passive"}), ("1", {})):
+    for threads, expected in (("4", {"OMP_WAIT_POLICY": "passive"}), ("1", {})):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)  # as joblib divides the cores
         with place(accelerator="cpu") as environment:
-            assert environment == told
+            assert environment == expected
     hardware = OmegaConf.create({"devices": 1, "accelerator": "cpu"})
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with gpu_pool.hold_gpus(hardware, {"_target_": "x.BasicLauncher"}, never) as environment:
-        assert environment == {}, "one job at a time has the cores to itself"
+        assert environment == {}, "a single job does not share the cores"
     monkeypatch.setenv(gpu_pool.WAITING, "active")
     with place(accelerator="cpu") as environment:
-        assert environment == {}, "what the user has set stays"
+        assert environment == {}, "a variable that the user has set is kept"

@@ -1,4 +1,4 @@
-"""Files of composed commands, which the reading process checks like any config."""
+"""Job files hold composed commands; the process that reads one checks it like any configuration."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -18,13 +18,13 @@ def file(tmp_path):
     return path
 
 
-def test_command_arrives_as_it_was_composed(file):
+def test_command_is_read_as_it_was_composed(file):
     read = read_composed(file)
     assert read.overrides == ["a=1", "text=${no}"]
     assert read.choices == {"model": None}
     assert read.directory.endswith("runs/${x}")
     read.config.a = 2
-    assert (read.config.b, read.config.text) == (2, "${no}"), "references are kept, texts are texts"
+    assert (read.config.b, read.config.text) == (2, "${no}"), "references are kept, text is text"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_edited_file_is_refused_with_its_name(file, key, value):
         read_composed(file)
 
 
-def test_file_names_no_packages_to_trust(file):
+def test_trust_in_a_job_file_is_refused_unless_the_reader_sets_it(file):
     content = OmegaConf.load(file)
     content.config.trust = ["numpy"]
     OmegaConf.save(content, file)

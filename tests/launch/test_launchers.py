@@ -1,6 +1,6 @@
-"""Sweeps by Hydra's launchers of several jobs at once and its searching sweeper, run for real.
+"""Sweeps with Hydra's parallel launchers and its Optuna sweeper, run for real.
 
-What stands in is each job's process (a script), Slurm's own commands, and nothing else.
+Only the process of each job (a script) and Slurm's own commands are replaced.
 """
 
 import json
@@ -21,8 +21,8 @@ from llm.launch import sweep_job
 from llm.runs import Run
 from llm.sweeps import Sweep
 
-# What a script knows of the job whose process it is, and the record of a run that is done.
-SEED = "seed=$(sed -n 's/^  seed: //p' \"${@: -1}\")\n"  # out of the file that it is given last
+# Shell code for the script of a job: read its seed, and write the record of a finished run.
+SEED = "seed=$(sed -n 's/^  seed: //p' \"${@: -1}\")\n"  # from the job file, its last argument
 DONE = (
     'run="outputs/pretraining/python_docs,seed=$seed"; mkdir -p "$run"\n'
     'echo \'{"format": 2, "status": "done"}\' > "$run/run.json"\n'
@@ -57,7 +57,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_jobs_at_once_get_gpus_and_save_on_ctrl_c(tmp_path):
+def test_parallel_jobs_get_gpus_and_save_on_ctrl_c(tmp_path):
     """One of joblib's three processes has no job. It must neither fail nor stop the others."""
     code = (
         "trap 'sleep 0.5; echo saved >> saved; exit 130' INT\n"
@@ -122,7 +122,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_slurm_runs_a_sweep_and_a_job_whose_time_is_over_is_saved_and_requeued(slurm):
+def test_slurm_sweep_saves_and_requeues_a_job_at_its_time_limit(slurm):
     code = (
         f"{SEED}trap 'echo saved >> saved; exit 130' INT\necho \"$LLM_SWEEP\" >> started.$seed\n"
         f"if [[ $seed == 2 && ! -e saved ]]; then sleep 60 & wait $!; fi\n{DONE}"
@@ -150,9 +150,6 @@ def test_slurm_runs_a_sweep_and_a_job_whose_time_is_over_is_saved_and_requeued(s
     assert wanted.items() <= asked.items()
     (line,) = re.findall(r"^srun .*$", script, re.MULTILINE)
     assert line.endswith(f"{sys.executable} -u -m submitit.core._submit {found.path}/.submitit/%j")
-
-
-# Optuna, whose tables are declared in a way that SQLAlchemy 2 has moved, to be said once in a process.
 
 
 @pytest.fixture
@@ -199,18 +196,18 @@ def test_optuna_minimizes_the_validation_loss_despite_failed_trials(search, tmp_
     status, ran, out = search(lambda _: next(losses), *line, "callbacks.samples=null")
     assert status == 1
     assert [job.number for job in ran] == [0, 1, 2]
-    assert len({job.directory for job in ran}) == 3, "one name does not make them one run"
+    assert len({job.directory for job in ran}) == 3, "trials with one name are different runs"
     assert [run.status for run in only_sweep(tmp_path).runs] == ["done", "failed", "done"]
     assert best(tmp_path) == 2.0
     assert "ended with status 1" in out
-    # A new study adds to what the old one found.
+    # The second search adds its jobs to those of the first.
     search(lambda _: 1.0, *line, "callbacks.samples=null")
     assert len(only_sweep(tmp_path).jobs) == 6
     assert len(json.loads((only_sweep(tmp_path).path / "sweep.json").read_text())["jobs"]) == 6
 
 
 @pytest.mark.parametrize("word", ["dry_run=true", "match=parameters"])
-def test_search_without_points_is_not_forecast_or_matched(search, tmp_path, word):
+def test_dry_run_and_match_are_refused_for_a_search(search, tmp_path, word):
     status, ran, said = search(lambda _: 1.0, "model.dropout=choice(0.0,0.1)", word)
     assert (status, ran) == (2, [])
     key = word.partition("=")[0]
@@ -218,7 +215,7 @@ def test_search_without_points_is_not_forecast_or_matched(search, tmp_path, word
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_point_that_optuna_finds_again_is_not_trained_again(search, tmp_path):
+def test_point_that_optuna_repeats_is_not_trained_again(search, tmp_path):
     line = ["hydra.sweeper.n_trials=6", "model.dropout=choice(0.0,0.1)", "size=nano"]
     status, ran, _ = search(lambda overrides: 1 + float(overrides["model.dropout"]), *line)
     assert status == 0
@@ -228,7 +225,7 @@ def test_a_point_that_optuna_finds_again_is_not_trained_again(search, tmp_path):
     )
 
 
-def test_a_search_has_its_own_folder_where_its_runs_go(search, tmp_path):
+def test_search_writes_its_folder_into_output_dir(search, tmp_path):
     line = ["hydra.sweeper.n_trials=1", "model.dropout=choice(0.0,0.1)", "output_dir='my runs'"]
     assert search(lambda _: 1.0, *line)[0] == 0
     (file,) = tmp_path.glob("my runs/sweeps/*/sweep.json")
@@ -237,7 +234,7 @@ def test_a_search_has_its_own_folder_where_its_runs_go(search, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_search_whose_trials_all_fail_says_so_and_has_a_table(search, tmp_path):
+def test_search_whose_trials_all_fail_reports_it_and_writes_a_table(search, tmp_path):
     line = ["hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-4,1e-2)"]
     status, _, out = search(lambda _: None, *line)
     assert status == 1

@@ -95,13 +95,13 @@ def test_rank_killed_by_the_launcher_is_not_reported(ended):
 
 
 @pytest.mark.parametrize(
-    ("statuses", "told", "failed"),
+    ("statuses", "num_signals", "failed"),
     [((143, 130, 0), 1, False), ((143, 1), 0, True), ((143, 1), 1, False), ((1, 1), 1, True)],
 )
-def test_ranks_stopped_by_a_signal_have_not_failed(ended, tmp_path, statuses, told, failed):
+def test_ranks_stopped_by_a_signal_have_not_failed(ended, tmp_path, statuses, num_signals, failed):
     """After the first rank has stopped, the errors of the others about lost connections are not failures."""
     watch = Monitor(ended(*((status, None) for status in statuses)), tmp_path)
-    watch.signals += [signal.SIGTERM] * told
+    watch.signals += [signal.SIGTERM] * num_signals
     assert (bool(watch._failed()) and not watch._was_stopped()) == failed
 
 
@@ -129,7 +129,7 @@ def slurm(monkeypatch):
         "STEP_NODELIST": "node[3-4]",
     }
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"):
-        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what is set below
     for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -176,7 +176,7 @@ def test_batch_that_ranks_cannot_divide_is_refused():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_ranks_get_signals_once_and_end_together(tmp_path, monkeypatch, number):
-    """Tests the launcher with two small programs as ranks."""
+    """Run the launcher with two small programs as ranks."""
     monkeypatch.setattr("llm.signals.detach_terminal", lambda: None)
     code = (
         f"import signal, sys, time\nsignal.signal({number}, lambda *_: sys.exit(130))\n"

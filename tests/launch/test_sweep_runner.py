@@ -38,7 +38,7 @@ WORDS = [
     ),
     *("model.dropout=0.1", "trainer.max_steps=4", "trainer.log_every=1", "trainer.val_every=2"),
 ]
-# What depends on the clock and on the machine, and so is not the same twice.
+# Prefixes of metrics that depend on the clock and the machine, and so differ between equal runs.
 CLOCK = ("seconds", "tokens_per_second", "mfu", "peak_gib", "speed/", "memory/")
 
 
@@ -91,7 +91,7 @@ def only_sweep(folder: Path) -> Sweep:
     return Sweep(file.parent)
 
 
-def figures(table: Path) -> list[dict[str, str]]:
+def stable_rows(table: Path) -> list[dict[str, str]]:
     """Return the rows of a table without values that depend on the clock."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -119,7 +119,7 @@ class Trap(Callback):
 """
 
 
-def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
+def test_sweep_repeated_after_failures_equals_one_without_failures(
     llm, forks, text, tmp_path, monkeypatch
 ):
     """One job is killed and one fails; the same command again gives equal metrics, to the bit."""
@@ -150,13 +150,13 @@ def test_a_disturbed_sweep_ends_in_the_table_of_an_undisturbed_one(
     assert llm(*words("loud", str(tmp_path / "set")))[0] == 0
     quiet, loud = only_sweep(tmp_path / "quiet"), only_sweep(tmp_path / "loud")
     assert [job.outcome["attempts"] for job in loud.jobs] == [2, 2]
-    assert figures(quiet.path / "table.csv") == figures(loud.path / "table.csv")
+    assert stable_rows(quiet.path / "table.csv") == stable_rows(loud.path / "table.csv")
     for ours, theirs in zip(quiet.runs, loud.runs, strict=True):
         assert ours.record["metrics"]["val/loss"] == theirs.record["metrics"]["val/loss"]
-        assert figures(ours.metrics) == figures(theirs.metrics)
+        assert stable_rows(ours.metrics) == stable_rows(theirs.metrics)
 
 
-def test_jobs_are_processes_that_know_their_sweep(llm, text, tmp_path, monkeypatch):
+def test_each_job_has_its_own_process_and_records_its_sweep(llm, text, tmp_path, monkeypatch):
     """With variables of another launcher, in a path with special characters."""
     odd = text.rename(tmp_path / "my text: a\\b, c ${x}='1'.txt")
     path = str(odd).replace(",", "\\,")
@@ -172,7 +172,7 @@ def test_jobs_are_processes_that_know_their_sweep(llm, text, tmp_path, monkeypat
     assert saved.data.path == str(odd)
 
 
-def test_points_agree_on_the_precision_that_auto_becomes(llm, forks, text, tmp_path):
+def test_all_points_use_the_precision_that_auto_resolves_to(llm, forks, text, tmp_path):
     """The measurement of the first job is saved and used by the others."""
     words = [word for word in WORDS if not word.startswith("hardware.precision")]
     words += [f"data.path={text}", "trainer.max_steps=1", "hardware.precision=auto", "seed=1,2"]
@@ -209,7 +209,7 @@ def test_table_is_written_after_each_new_outcome(llm, stand_in, monkeypatch):
     assert len(written) == 5
 
 
-def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
+def test_refused_job_has_a_table_row_with_the_reason(llm, stand_in, tmp_path):
     """Another run has the same name. It is finished and is not changed."""
 
     def refuse(job) -> int:
@@ -225,10 +225,10 @@ def test_a_refused_job_is_a_row_with_its_reason(llm, stand_in, tmp_path):
     assert first.run.status == "failed"
     assert first.run.record["error"].startswith("x was trained with another configuration")
     assert Run(first.directory).status == "done"
-    assert not first.run.metrics.exists(), "the other run's figures are not this row's"
+    assert not first.run.metrics.exists(), "the metrics of the other run are not in this row"
 
 
-def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched(
+def test_changed_configuration_with_the_same_name_is_refused_before_anything_changes(
     llm, stand_in, tmp_path
 ):
     with initialize_config_module("llm.conf", version_base="1.3"):
@@ -258,7 +258,7 @@ def test_a_changed_configuration_under_one_name_stops_before_anything_is_touched
 
 
 @pytest.mark.parametrize("status", [130, 143])
-def test_a_job_that_was_stopped_by_a_signal_is_interrupted(llm, stand_in, tmp_path, status):
+def test_job_stopped_by_a_signal_is_recorded_as_interrupted(llm, stand_in, tmp_path, status):
     stand_in(lambda job: status)
     llm("train", "-m", "seed=1,2")
     outcomes = [job.outcome["status"] for job in only_sweep(tmp_path).jobs]
@@ -341,7 +341,7 @@ def test_jobs_are_not_tasks_of_the_sweeps_slurm_step(llm, monkeypatch, tmp_path)
     assert not any(name.startswith("SLURM_") for environment in found for name in environment)
 
 
-def test_a_sweep_over_machines_is_refused(llm):
+def test_sweep_on_several_machines_is_refused(llm):
     status, _, err = llm("train", "-m", "hardware=ddp", "hardware.num_nodes=2", "seed=1,2")
     assert status == 2
     assert "a job of a sweep runs on one machine" in err
@@ -436,8 +436,8 @@ def test_earlier_sweep_with_the_same_name_is_moved(llm, stand_in, tmp_path):
     assert [run.status for run in kept.runs] == ["done"] * 3
 
 
-def test_another_sweep_does_not_take_the_name_of_one_that_runs(llm, stand_in, tmp_path):
-    """Not one with fewer jobs, nor one with additional jobs between those that run, whose numbers would change."""
+def test_name_of_a_running_sweep_is_refused_to_another_sweep(llm, stand_in, tmp_path):
+    """Neither fewer jobs nor new jobs in between are allowed: new ones would change the numbers of running jobs."""
     line = ["train", "-m", "name=mine"]
     stand_in(done)
     llm(*line, "seed=1,2,4")

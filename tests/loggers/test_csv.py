@@ -4,7 +4,7 @@ from llm.comparison.result import read_metric_rows
 from llm.loggers.csv import CSVLogger
 
 
-def test_metrics_of_one_step_share_a_row_and_new_columns_may_come_late(tmp_path):
+def test_metrics_of_one_step_share_a_row_and_columns_can_be_added(tmp_path):
     logger = CSVLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss": 3.0}, step=10)
     logger.log_metrics({"train/loss": 2.0}, step=20)
@@ -16,7 +16,7 @@ def test_metrics_of_one_step_share_a_row_and_new_columns_may_come_late(tmp_path)
     ]
 
 
-def test_a_row_that_was_saved_is_written_over_when_more_of_its_step_comes(tmp_path):
+def test_saved_row_is_updated_by_later_metrics_of_its_step(tmp_path):
     logger = CSVLogger(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss": 3.0}, step=10)
     for metrics in ({"train/loss": 2.0}, {"val/loss": 2.5}, {"val/loss": 2.4}):
@@ -29,7 +29,7 @@ def test_a_row_that_was_saved_is_written_over_when_more_of_its_step_comes(tmp_pa
     ]
 
 
-def test_a_resumed_file_loses_just_the_rows_after_the_checkpoint(tmp_path):
+def test_resume_deletes_only_the_rows_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.csv"
     logger = CSVLogger(path)
     for step in (10, 20, 30):
@@ -45,14 +45,14 @@ def test_a_resumed_file_loses_just_the_rows_after_the_checkpoint(tmp_path):
     ]
 
 
-def test_a_fresh_run_begins_a_fresh_file(tmp_path):
+def test_new_run_starts_a_new_file(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss\n10,1.0\n")
     CSVLogger(path)
     assert read_metric_rows(path) == []
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
+def test_incomplete_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,train/loss,val/loss\n10,1.0,2.0\n20,1")
     assert [row["step"] for row in read_metric_rows(path)] == ["10"]

@@ -181,7 +181,7 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     assert first["run_group"] == second["run_group"] == "seeds"
     assert (first["display_name"], first["job_type"]) == ("seed=1", "pretraining")
     assert first["tags"] == ["model=gpt2", "task=pretraining"]
-    assert "host" not in first, "nor the machine's name"
+    assert "host" not in first, "the name of the machine is not sent"
     assert steps(first) == [1, 2, 3, 4]
     assert all("train/loss" in row for row in first["rows"])
     losses = [row["val/loss"] for row in first["rows"] if "val/loss" in row]
@@ -193,7 +193,7 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
     assert first["exit"] == [0]
     copies = list((folders[0] / "wandb" / "artifacts" / "staging").iterdir())
     assert copies
-    assert all(copy.stat().st_mode & 0o200 for copy in copies), "rm -r asks for nothing"
+    assert all(copy.stat().st_mode & 0o200 for copy in copies), "rm -r must not ask"
     shown = capsys.readouterr().out
     for folder in folders:
         assert f"to send it: {shell.program('wandb')} sync {folder}/wandb\n" in shown
@@ -201,7 +201,7 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(train, monkeypatch, capsy
         assert "Would sync 1 run(s)" in dry.output
 
 
-def test_weights_in_parts_are_kept_whole(tmp_path):
+def test_sharded_weights_are_one_artifact(tmp_path):
     parts = Run(tmp_path).best
     parts.mkdir(parents=True)
     for name in ("model.safetensors.index.json", "model-00001-of-00001.safetensors"):
@@ -216,25 +216,22 @@ def test_weights_in_parts_are_kept_whole(tmp_path):
     assert kept == {f"best.ckpt/{part.name}" for part in parts.iterdir()}
 
 
-def test_a_run_that_is_resumed_keeps_its_id_and_each_step_once(train, tmp_path):
+def test_resumed_run_keeps_its_id_and_logs_each_step_once(train, tmp_path):
     with pytest.raises(SystemExit):
         train("run", callback=At(3, lambda: signal.raise_signal(signal.SIGINT)))
-    append_samples(tmp_path / "run" / "samples.txt", [(4, "of a sitting that crashed")])
+    append_samples(tmp_path / "run" / "samples.txt", [(4, "of a session that crashed")])
     folder = train("run")
     (before, after) = pieces(folder)
     assert before["run_id"] == after["run_id"]
     assert (before["exit"], after["exit"]) == ([130], [0])
     assert steps(before) + steps(after) == [1, 2, 3, 4]
-    assert after["summary"]["samples.nrows"] == 2, "one table for both sittings"
+    assert after["summary"]["samples.nrows"] == 2, "one table for both sessions"
 
 
-@pytest.mark.parametrize(
-    ("known", "logged"), [("3", [3, 4]), ("", [2, 3, 4])]
-)  # the last is damaged
-def test_a_row_that_a_killed_process_had_not_handed_on_is_logged_by_the_next_sitting(
-    tmp_path, known, logged
-):
-    """W&B keeps a row until a row of a later step begins; metrics.csv has it at the checkpoint."""
+# The file with the last sent step contains 3, or is empty after a crash.
+@pytest.mark.parametrize(("known", "logged"), [("3", [3, 4]), ("", [2, 3, 4])])
+def test_row_lost_by_a_killed_process_is_logged_after_resume(tmp_path, known, logged):
+    """W&B holds a row back until a row of a later step begins; metrics.csv contains it at the checkpoint."""
     first = wandb_logger(str(tmp_path), "run")
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / f"{first.version}.step").write_text(known)
@@ -248,21 +245,21 @@ def test_a_row_that_a_killed_process_had_not_handed_on_is_logged_by_the_next_sit
 
 
 def test_steps_that_are_trained_again_after_a_crash_are_logged_once(tmp_path):
-    def sitting(steps: range) -> None:
+    def session(steps: range) -> None:
         logger = wandb_logger(str(tmp_path), "run")
         logger.log_hyperparams({})
         for step in steps:
             logger.log_metrics({"train/loss": 1.0}, step)
         logger.finish(1)
 
-    sitting(range(1, 6))
-    sitting(range(4, 8))  # the checkpoint was that of step 3
+    session(range(1, 6))
+    session(range(4, 8))  # resumed from the checkpoint of step 3
     before, after = pieces(tmp_path)
     assert steps(before) == [1, 2, 3, 4, 5]
     assert steps(after) == [6, 7]
 
 
-def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatch):
+def test_online_run_without_a_network_is_saved_locally(train, monkeypatch):
     fake_key(monkeypatch)
     init, begun = wandb.init, []
 
@@ -274,7 +271,7 @@ def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatc
     with pytest.warns(UserWarning, match="Weights & Biases failed") as caught:
         folder = train("run", "logger.wandb.mode=online", "logger.wandb.patience=7", *PLAIN)
     ((mode, settings),) = begun
-    assert mode == "offline", "W&B's own attempts, which last, were not begun"
+    assert mode == "offline", "W&B's own attempts to connect, which take long, are not started"
     assert (settings.init_timeout, settings.login_timeout, settings.finish_timeout) == (20, 20, 7)
     assert len([w for w in caught if "Weights & Biases" in str(w.message)]) == 1
     (piece,) = pieces(folder)
@@ -282,9 +279,7 @@ def test_without_a_network_a_run_that_should_send_is_kept_here(train, monkeypatc
     assert Run(folder).status == "done"
 
 
-def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_ends(
-    tmp_path, monkeypatch
-):
+def test_server_that_never_answers_delays_a_run_for_a_limited_time(tmp_path, monkeypatch):
     monkeypatch.setattr("llm.loggers.wandb_retry.SERVER_TIMEOUT", 0.2)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -296,11 +291,11 @@ def test_a_network_that_takes_connections_and_never_answers_costs_a_wait_that_en
     assert len(pieces(tmp_path)) == 1
 
 
-def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
+def test_killed_wandb_process_gives_a_warning_and_the_run_continues(train, monkeypatch):
     monkeypatch.setattr("llm.loggers.wandb_retry.WRITE_INTERVAL", 0.1)
 
     def kill() -> None:
-        time.sleep(0.5)  # what it has is written now
+        time.sleep(0.5)  # until W&B has written the rows it received
         for child in psutil.Process().children(recursive=True):
             if "wandb-core" in child.name():
                 child.kill()
@@ -316,7 +311,7 @@ def test_the_death_of_its_process_costs_a_warning(train, monkeypatch):
     assert (before["exit"], after["exit"]) == ([], [0])
 
 
-def test_a_failed_run_is_failed_there_too(train, tmp_path):
+def test_failed_run_is_marked_as_failed_in_wandb(train, tmp_path):
     def fail() -> None:
         raise RuntimeError("lost")
 
@@ -326,20 +321,19 @@ def test_a_failed_run_is_failed_there_too(train, tmp_path):
     assert piece["exit"] == [1]
 
 
-def test_the_agent_of_a_sweep_drives_a_run_that_its_server_knows(train, tmp_path, monkeypatch):
+def test_run_of_a_wandb_agent_has_the_id_from_the_server(train, tmp_path, monkeypatch):
     """The sweep of docs/wandb.md, run by W&B's own agent up to the start of the process."""
     (block,) = (b for b in PAGE.read_text("utf-8").split("```yaml\n") if "args_no_hyphens" in b)
     sweep = yaml.safe_load(block.partition("```")[0])
     assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
     for name in ("RUN_ID", "SWEEP_PARAM_PATH"):
-        monkeypatch.setenv(f"WANDB_{name}", "")  # the agent's; taken back at the end
+        monkeypatch.setenv(f"WANDB_{name}", "")  # the agent sets these; monkeypatch restores them
     for name, value in {"SWEEP_ID": "s1", "DIR": str(tmp_path), "MODE": "offline"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     process = MagicMock()
     monkeypatch.setattr(wandb_agent, "AgentProcess", process)
-    agent = wandb_agent.Agent.__new__(
-        wandb_agent.Agent
-    )  # as its loop is when the server has answered
+    # The state of the agent's loop after an answer of the server.
+    agent = wandb_agent.Agent.__new__(wandb_agent.Agent)
     agent._sweep_command, agent._function, agent._run_processes = sweep["command"], None, {}
     agent._in_jupyter, agent._forward_signals = False, False
     point = {"model": "llama", "optimizer.lr": 0.0123, "trainer.max_steps": 2}
@@ -367,13 +361,15 @@ def test_the_agent_of_a_sweep_drives_a_run_that_its_server_knows(train, tmp_path
         ({"WANDB_SWEEP_ID": "s1", "WANDB_MODE": "offline"}, None, "offline"),
     ],
 )
-def test_only_what_was_chosen_is_sent(tmp_path, monkeypatch, environment, asked, mode):
+def test_mode_is_offline_unless_the_user_or_an_agent_chooses_online(
+    tmp_path, monkeypatch, environment, asked, mode
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert wandb_logger(str(tmp_path), "run", mode=asked).service.mode == mode
 
 
-def test_the_jobs_of_a_sweep_that_an_agent_drives_have_ids_of_their_own(tmp_path, monkeypatch):
+def test_jobs_of_a_sweep_started_by_an_agent_have_different_ids(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "fromserver")
     assert wandb_logger(str(tmp_path / "a"), "a").version == "fromserver"
@@ -382,7 +378,7 @@ def test_the_jobs_of_a_sweep_that_an_agent_drives_have_ids_of_their_own(tmp_path
     assert len(ids - {"fromserver"}) == 2
 
 
-def test_a_refused_setting_is_not_an_outage(tmp_path, monkeypatch, recwarn):
+def test_refused_setting_is_not_reported_as_a_network_failure(tmp_path, monkeypatch, recwarn):
     monkeypatch.setitem(wandb_retry.PRIVATE, "no_such_setting", True)
     with pytest.raises(ValueError, match=r"refuses a setting \(no_such_setting: ") as refusal:
         wandb_logger(str(tmp_path), "run").log_hyperparams({})
@@ -390,7 +386,7 @@ def test_a_refused_setting_is_not_an_outage(tmp_path, monkeypatch, recwarn):
     assert not [w for w in recwarn if "Weights & Biases failed" in str(w.message)]
 
 
-def test_an_id_is_that_of_the_directory_and_of_when_its_run_began(tmp_path):
+def test_id_depends_on_the_directory_and_the_start_of_its_run(tmp_path):
     def id_of(name: str) -> str:
         return wandb_logger(str(tmp_path / name), "run").version
 

@@ -24,7 +24,7 @@ def test_every_position_sees_the_whole_text(bert):
     assert (difference > 1e-6).all()
 
 
-def test_order_segments_and_padding_count(bert):
+def test_hidden_states_depend_on_order_and_segments_and_not_on_padding(bert):
     before = bert.hidden_states(TOKENS)
     assert not torch.allclose(bert.hidden_states(TOKENS.flip(1)).flip(1), before)
     segments = (torch.arange(12) >= 6).long().expand(2, -1)
@@ -35,7 +35,7 @@ def test_order_segments_and_padding_count(bert):
     torch.testing.assert_close(padded[1, :5], bert.hidden_states(TOKENS[1:, :5])[0])
 
 
-def test_the_head_shares_the_embedding_and_starts_at_even_odds(bert):
+def test_head_shares_the_embedding_and_starts_near_uniform_probabilities(bert):
     assert bert.head.weight is bert.embedding.weight
     probabilities = bert(TOKENS).softmax(dim=-1)
     assert probabilities.shape == (2, 12, 97)
@@ -44,13 +44,13 @@ def test_the_head_shares_the_embedding_and_starts_at_even_odds(bert):
 
 @pytest.mark.parametrize("residual", ["post_norm", "pre_norm"])
 @pytest.mark.parametrize("position", ["rotary", "sinusoidal", "none"])
-def test_other_parts_fit(build, residual, position):
+def test_bert_works_with_other_residuals_and_positions(build, residual, position):
     model = build("model=bert", f"model/residual={residual}", f"model/position={position}").eval()
     assert model(TOKENS).isfinite().all()
 
 
-def test_what_cannot_be_built_is_refused(build):
-    # Hydra's own exception, which the tests' way of building raises, names ours.
+def test_unsupported_parts_and_operations_are_refused(build):
+    # `build` raises Hydra's exception, whose message contains ours.
     with pytest.raises(Exception, match="position: ALiBi is defined for earlier keys only"):
         build("model=bert", "model/position=alibi")
     with pytest.raises(ValueError, match="cannot write"):
@@ -70,7 +70,7 @@ def test_a_classifier_reads_the_first_token_by_default(build):
     assert Classifier(build("model=gpt2"), 3).pooling is last_token
 
 
-def test_it_learns_to_guess_what_only_later_tokens_tell(build):
+def test_bert_learns_to_predict_a_token_from_later_ones(build):
     torch.manual_seed(0)
     model = build("model=bert", "model.dropout=0", vocab_size=9)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -78,16 +78,16 @@ def test_it_learns_to_guess_what_only_later_tokens_tell(build):
     for _ in range(60):
         letters = torch.randint(8, (32, 1))
         tokens = letters.repeat(1, 4)
-        tokens[:, 0] = 8  # the mask
+        tokens[:, 0] = 8  # the mask token
         logits = model(tokens)[:, 0]
         loss = torch.nn.functional.cross_entropy(logits, letters[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 < 2.08 - 0.1 < losses[0], "from chance, ln 8, to knowing"
+    assert losses[-1] < 0.5 < 2.08 - 0.1 < losses[0], "from guessing (ln 8) to certainty"
 
 
-def test_bert_refuses_what_it_cannot_do(bert):
+def test_bert_is_not_causal_and_does_not_generate(bert):
     assert not bert.causal
     assert not generates(bert)

@@ -23,7 +23,8 @@ def make(build):
     def made(*overrides, pooling=last_token, num_classes=3, dropout=0.0):
         torch.manual_seed(0)
         model = Classifier(build(*overrides), num_classes, pooling=pooling, dropout=dropout)
-        nn.init.normal_(model.head.weight)  # far from even odds: a wrong state would show
+        # Far from uniform probabilities, so that a wrong state changes the logits.
+        nn.init.normal_(model.head.weight)
         return model.eval()
 
     return made
@@ -42,7 +43,7 @@ def padded(left: int, right: int, pad: int = 5) -> tuple[torch.Tensor, torch.Ten
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("position", ["learned", "rotary", "alibi", "sinusoidal", "none"])
-def test_the_answer_does_not_change_with_padding(make, pooling, position):
+def test_logits_do_not_change_with_padding(make, pooling, position):
     model = make(f"model/position={position}", pooling=pooling).double()
     alone = model(TEXT[None])
     for left, right in [(0, 0), (0, 1), (0, 9), (1, 0), (9, 0), (3, 4)]:
@@ -51,7 +52,7 @@ def test_the_answer_does_not_change_with_padding(make, pooling, position):
             torch.testing.assert_close(model(tokens, attention)[:1], alone, rtol=0, atol=1e-12)
 
 
-def test_in_single_precision_right_padding_changes_nothing_that_counts(make):
+def test_right_padding_changes_float32_logits_only_by_rounding(make):
     model = make()
     tokens, attention = padded(0, 6)
     torch.testing.assert_close(
@@ -59,7 +60,7 @@ def test_in_single_precision_right_padding_changes_nothing_that_counts(make):
     )
 
 
-def test_the_last_token_counts_and_pads_do_not(make):
+def test_logits_depend_on_the_last_token_and_not_on_padding(make):
     model = make()
     tokens, attention = padded(2, 3)
     before = model(tokens, attention)[0]
@@ -70,10 +71,10 @@ def test_the_last_token_counts_and_pads_do_not(make):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_pooling_is_that_of_a_loop_over_the_texts(pooling):
+def test_pooling_equals_a_loop_over_the_texts(pooling):
     hidden, attention = torch.randn(3, 6, 4), torch.zeros(3, 6, dtype=torch.bool)
     attention[0, :2] = attention[1, 3:] = attention[2, 1:5] = True
-    hidden[~attention] = torch.nan  # what stands at a pad must not get through
+    hidden[~attention] = torch.nan  # states of padding must not affect the result
     for row in range(3):
         real = hidden[row, attention[row]]
         wanted = {last_token: real[-1], first_token: real[0], mean: real.mean(0)}[pooling]
@@ -81,15 +82,15 @@ def test_pooling_is_that_of_a_loop_over_the_texts(pooling):
         torch.testing.assert_close(pooling(real[None], None)[0], wanted)
 
 
-def weighing() -> AttentionPooling:
+def uneven_pooling() -> AttentionPooling:
     """Attention pooling with weights far from equal."""
     pooling = AttentionPooling(64).double()
     nn.init.normal_(pooling.query)
     return pooling
 
 
-def test_attention_pooling_is_that_of_a_loop_over_the_texts():
-    pooling = weighing()
+def test_attention_pooling_equals_a_loop_over_the_texts():
+    pooling = uneven_pooling()
     hidden = torch.randn(2, 6, 64, dtype=torch.float64)
     attention = torch.tensor([[True, True, False, False, False, False], [False, True] * 3])
     hidden[~attention] = torch.nan
@@ -101,7 +102,7 @@ def test_attention_pooling_is_that_of_a_loop_over_the_texts():
         torch.testing.assert_close(pooling(real[None], None)[0], wanted)
 
 
-def test_attention_pooling_begins_as_the_mean_and_learns():
+def test_attention_pooling_starts_as_the_mean_and_gets_gradients():
     pooling, hidden = AttentionPooling(4), torch.randn(2, 5, 4)
     attention = torch.arange(5) < torch.tensor([[3], [5]])
     torch.testing.assert_close(pooling(hidden, attention), mean(hidden, attention))
@@ -111,7 +112,7 @@ def test_attention_pooling_begins_as_the_mean_and_learns():
     assert pooling.query.grad.abs().min() > 0
 
 
-def test_the_last_occurrence_of_each_token_is_found_where_tokens_are_real():
+def test_last_occurrences_ignore_padding():
     torch.manual_seed(0)
     tokens, real = torch.randint(5, (40, 9)), torch.rand(40, 9) < 0.7
     found = last_occurrences(tokens, real)
@@ -123,19 +124,19 @@ def test_the_last_occurrence_of_each_token_is_found_where_tokens_are_real():
     ]
 
 
-def test_a_token_that_occurs_again_is_read_once(build):
-    """The number of occurrences changes the answer only if all are pooled; the output of the blocks is 0 here."""
+def test_distinct_pools_a_repeated_token_once(build):
+    """The blocks output 0 here, so order has no effect and only the number of pooled occurrences matters."""
     torch.manual_seed(0)
     body = build("model/init=zero_writes", "model/position=none")
     once, often = torch.tensor([[3, 1, 2, 5, 5]]), torch.tensor([[3, 3, 1, 3, 2]])
     real = torch.tensor([[True, True, True, False, False]])
-    model = Classifier(body, 3, pooling=weighing().float(), distinct=True).eval()
+    model = Classifier(body, 3, pooling=uneven_pooling().float(), distinct=True).eval()
     torch.testing.assert_close(model(often), model(once, real))
     model.distinct = False
     assert not torch.allclose(model(often), model(once, real), atol=1e-4)
 
 
-def test_the_language_models_head_is_gone(make, build):
+def test_classifier_removes_the_language_model_head(make, build):
     body = build()
     kept = (body.embedding, body.position, body.blocks, body.final_norm)
     expected = sum(parameter.numel() for part in kept for parameter in part.parameters())
@@ -145,7 +146,7 @@ def test_the_language_models_head_is_gone(make, build):
     assert [name for name, _ in model.head.named_parameters()] == ["weight", "bias"]
 
 
-def test_a_new_head_gives_nearly_even_odds(build):
+def test_new_head_gives_nearly_uniform_probabilities(build):
     odds = Classifier(build(), 4)(TEXT[None]).softmax(-1)
     torch.testing.assert_close(odds, torch.full((1, 4), 0.25), rtol=0, atol=0.1)
 
@@ -157,7 +158,7 @@ def test_dropout_acts_in_training_only(make):
     assert not torch.equal(model(TEXT[None]), model(TEXT[None]))
 
 
-def test_flops_are_those_of_the_body_without_the_table_of_words(make, build):
+def test_flops_exclude_the_language_model_head(make, build):
     body = build("model.tie_weights=false")
     saved = 6 * body.head.weight.numel()
     assert (
@@ -165,12 +166,12 @@ def test_flops_are_those_of_the_body_without_the_table_of_words(make, build):
     )
 
 
-def test_a_classifier_needs_a_class(build):
+def test_zero_classes_are_refused(build):
     with pytest.raises(ValueError, match="num_classes=0: give 1 or more"):
         Classifier(build(), 0)
 
 
-def test_left_out_tokens_are_not_seen_and_some_always_is():
+def test_token_dropout_keeps_at_least_one_real_token():
     torch.manual_seed(0)
     tokens = torch.zeros(4000, 5, dtype=torch.int64)
     real = torch.arange(5) < torch.tensor([1, 3, 4, 5]).repeat(1000)[:, None]
@@ -182,7 +183,7 @@ def test_left_out_tokens_are_not_seen_and_some_always_is():
     assert drop_tokens(tokens, None, dropout=0.4).float().mean() == pytest.approx(0.6, abs=0.03)
 
 
-def test_tokens_are_left_out_in_training_only(build):
+def test_token_dropout_acts_in_training_only(build):
     torch.manual_seed(0)
     model = Classifier(build("size.dim=32"), 2, pooling=mean, token_dropout=0.5)
     tokens = torch.randint(97, (3, 12))

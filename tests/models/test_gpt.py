@@ -14,7 +14,7 @@ from llm.models.gpt import GPT
 
 PRESETS = ["gpt2", "llama", "gpt"]
 POSITIONS = ["learned", "sinusoidal", "rotary", "alibi", "none"]
-# Every kind of position, in models with grouped heads, windows and either residual among them.
+# Every kind of position; together the models also cover grouped heads, windows and both residuals.
 VARIANTS = {
     **{f"gpt2-{kind}": ["model=gpt2", f"model/position={kind}"] for kind in POSITIONS},
     "llama-grouped": ["model=llama", "size.num_heads=4", "size.num_kv_heads=2"],
@@ -47,7 +47,7 @@ def assert_same(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
-def test_the_future_changes_nothing(model):
+def test_logits_do_not_depend_on_later_tokens(model):
     tokens = draw(2, 12)
     before = model(tokens)
     tokens[:, 7] = (tokens[:, 7] + 1) % 97
@@ -56,7 +56,7 @@ def test_the_future_changes_nothing(model):
     assert not torch.isclose(before[:, 7], after[:, 7]).any(dim=-1).all()
 
 
-def test_rows_of_a_batch_do_not_meet(model):
+def test_rows_of_a_batch_are_independent(model):
     tokens = draw(3, 12)
     assert_same(model(tokens)[1:2], model(tokens[1:2]))
 
@@ -114,7 +114,7 @@ def test_cached_equals_uncached_in_a_padded_batch(model, chunks):
         assert_same(cached[row, real[row]], model(tokens[row : row + 1, real[row]])[0])
 
 
-def test_documents_are_texts_apart(model):
+def test_packed_documents_equal_separate_texts(model):
     tokens = draw(1, 12)
     documents = torch.tensor([[4] * 5 + [2] * 7])
     positions = torch.tensor([[*range(5), *range(7)]])
@@ -124,7 +124,7 @@ def test_documents_are_texts_apart(model):
 
 
 @pytest.mark.parametrize("kind", POSITIONS)
-def test_order_matters_where_there_are_positions(build, kind):
+def test_token_order_matters_with_positions(build, kind):
     # In one layer, without positions, the last token sees a bag of words.
     model = wide(build(f"model/position={kind}", "size.num_layers=1"))
     tokens = torch.arange(9)[None]
@@ -133,7 +133,7 @@ def test_order_matters_where_there_are_positions(build, kind):
     assert same == (kind == "none")
 
 
-def test_given_positions_count(build):
+def test_logits_depend_on_the_given_positions(build):
     for kind in ("learned", "sinusoidal", "rotary", "alibi"):
         model, tokens = wide(build(f"model/position={kind}")), draw(2, 6)
         straight = model(tokens)
@@ -180,7 +180,7 @@ def test_a_model_learns_one_batch(build, preset):
     assert loss < 0.1
 
 
-def test_the_first_loss_is_that_of_guessing(build):
+def test_initial_loss_is_that_of_uniform_guessing(build):
     torch.manual_seed(0)
     model, tokens = build("model=gpt2"), draw(8, 64)
     loss = F.cross_entropy(model(tokens).flatten(0, 1), draw(8, 65)[:, 1:].flatten())
@@ -191,13 +191,13 @@ def test_the_first_loss_is_that_of_guessing(build):
     ("size", "parameters"),
     [("124m", 124_439_808), ("355m", 354_823_168), ("774m", 774_030_080), ("1558m", 1_557_611_200)],
 )
-def test_sizes_are_gpt2s(build, size, parameters):
+def test_sizes_have_the_parameters_of_gpt2(build, size, parameters):
     with torch.device("meta"):
         model = build("model=gpt2", f"size={size}", vocab_size=50257)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_tying(build):
+def test_tied_head_shares_the_embedding(build):
     tied, untied = build("model=gpt2"), build("model=gpt2", "model.tie_weights=false")
     assert tied.head.weight is tied.embedding.weight
     counts = [sum(p.numel() for p in model.parameters()) for model in (untied, tied)]
@@ -225,7 +225,7 @@ def test_residual_projections_begin_smaller(build):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_flops_are_those_counted(build, preset):
+def test_flops_equal_those_counted_by_torch(build, preset):
     model = build(f"model={preset}", "size=micro", "model/kernel=naive")
     tokens = draw(2, 64)
     with FlopCounterMode(display=False) as counter:
@@ -234,7 +234,7 @@ def test_flops_are_those_counted(build, preset):
     assert model.flops_per_token(model.context_length) == pytest.approx(counted, rel=0.01)
 
 
-def test_hidden_and_head_are_forward(build):
+def test_head_of_hidden_states_equals_forward(build):
     model, tokens = build(), draw(2, 5)
     torch.testing.assert_close(model.head(model.hidden_states(tokens)), model(tokens))
 
@@ -258,7 +258,7 @@ def test_errors_name_the_value_and_a_remedy(build):
         build("size.num_layers=0")
 
 
-def test_rotary_goes_past_the_context(build):
+def test_rotary_model_accepts_texts_longer_than_its_context(build):
     assert build("model=llama")(draw(1, 80)).isfinite().all()
 
 

@@ -19,26 +19,26 @@ PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/
 SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
-# Who sees whom is what makes BERT an encoder: it takes no mask, and no bias that knows the past alone.
-OF_DECODERS = ("mask=causal", "mask=sliding_window", "position=alibi")
+# BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
+DECODER_ONLY = ("mask=causal", "mask=sliding_window", "position=alibi")
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_fits_every_preset(build, part):
     for preset in PRESETS:
-        if preset == "bert" and part in OF_DECODERS:
+        if preset == "bert" and part in DECODER_ONLY:
             continue
         model = build(f"model={preset}", f"model/{part}", "size.num_layers=1")
         assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_are_sizes(size):
+def test_every_size_builds_a_size(size):
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
         assert isinstance(instantiate(compose(overrides=[f"+size={size}"]).size), Size)
 
 
-def test_parts_chosen_on_the_command_line_win(build):
+def test_parts_chosen_on_the_command_line_override_the_preset(build):
     model = build(
         "model=gpt2", "model/position=rotary", "model/norm=rms", "model/feed_forward=swiglu"
     )
@@ -56,7 +56,7 @@ def test_layers_share_only_the_tied_matrix(build):
     assert len(modules) == len(set(modules))
 
 
-def test_one_dropout_for_all(build):
+def test_model_dropout_sets_every_dropout(build):
     model = build("model=gpt2", "model.dropout=0.3")
     rates = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
     assert rates == {0.3}
@@ -77,8 +77,7 @@ def biases(model):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_options_of_a_part_differ_in_their_name_alone(build, preset):
-    """For any feed-forward layer or attention, the model keeps the biases of its preset."""
+def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
     expected = preset in ("gpt2", "bert")
     for group in ("feed_forward", "attention"):
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
@@ -93,5 +92,5 @@ def test_options_of_a_part_differ_in_their_name_alone(build, preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_as_many_parameters_as_ever(build, preset):
+def test_presets_have_the_recorded_number_of_parameters(build, preset):
     assert sum(p.numel() for p in build(f"model={preset}").parameters()) == COUNTS[preset]

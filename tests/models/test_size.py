@@ -7,7 +7,7 @@ from llm.models.size import Size
 GOOD = {"num_layers": 2, "num_heads": 4, "dim": 64, "context_length": 32, "num_kv_heads": None}
 
 
-def test_a_size_is_its_numbers():
+def test_size_keeps_its_values():
     assert dataclasses.asdict(Size(**GOOD)) == GOOD
 
 
@@ -27,6 +27,6 @@ def test_a_size_is_its_numbers():
         ({"context_length": 10**12}, "context_length=1000000000000 is out of range"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(wrong, message):
+def test_invalid_sizes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Size(**{**GOOD, **wrong})

@@ -18,7 +18,7 @@ def draw(num_heads, num_kv_heads, num_queries, num_keys, dtype=torch.float64):
 def masks(num_queries, num_keys):
     generator = torch.Generator().manual_seed(1)
     boolean = torch.rand(2, 1, num_queries, num_keys, generator=generator) < 0.6
-    boolean[..., 0] = True  # a query that sees nothing has no answer
+    boolean[..., 0] = True  # a query without any key has no defined output
     floating = torch.randn(4, num_queries, num_keys, generator=generator, dtype=torch.float64)
     return {"none": None, "boolean": boolean, "floating": floating, "square": boolean[0, 0]}
 
@@ -27,7 +27,7 @@ def masks(num_queries, num_keys):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(6, 6), (3, 6), (1, 6)])
-def test_fused_is_naive(mask, causal, num_kv_heads, num_queries, num_keys):
+def test_fused_attention_equals_naive(mask, causal, num_kv_heads, num_queries, num_keys):
     inputs = draw(4, num_kv_heads, num_queries, num_keys)
     mask = masks(num_queries, num_keys)[mask]
     expected = naive_attention(*inputs, mask=mask, causal=causal)
@@ -43,7 +43,7 @@ def test_fused_is_naive(mask, causal, num_kv_heads, num_queries, num_keys):
     )
 
 
-def test_fused_is_naive_in_bfloat16_with_and_without_gradients():
+def test_fused_attention_equals_naive_in_bfloat16_with_and_without_gradients():
     inputs = draw(4, 2, 16, 16, torch.bfloat16)
     expected = naive_attention(*(i.double() for i in inputs), causal=True)
     torch.testing.assert_close(
@@ -55,7 +55,7 @@ def test_fused_is_naive_in_bfloat16_with_and_without_gradients():
         )
 
 
-def test_naive_is_softmax_of_scaled_scores_by_hand():
+def test_naive_attention_equals_softmax_of_scaled_scores():
     query = torch.tensor([[[[2.0]], [[0.0]]]])  # two query heads share one key head
     key = torch.tensor([[[[0.0], [1.0]]]])
     value = torch.tensor([[[[10.0], [20.0]]]])
@@ -64,7 +64,7 @@ def test_naive_is_softmax_of_scaled_scores_by_hand():
     torch.testing.assert_close(naive_attention(query, key, value), expected)
 
 
-def test_naive_is_multihead_attention_of_torch():
+def test_naive_attention_equals_torch_multihead_attention():
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
     ours = Attention(16, 4, kernel=naive_attention).double()
@@ -77,7 +77,7 @@ def test_naive_is_multihead_attention_of_torch():
     torch.testing.assert_close(ours(x, causal=False), theirs(x, x, x)[0], rtol=0, atol=1e-12)
 
 
-def test_grouped_heads_are_heads_repeated():
+def test_grouped_heads_equal_repeated_heads():
     torch.manual_seed(0)
     grouped = Attention(16, 4, num_kv_heads=2)
     full = Attention(16, 4)
@@ -91,13 +91,13 @@ def test_grouped_heads_are_heads_repeated():
     torch.testing.assert_close(grouped(x), full(x))
 
 
-def test_head_width_may_differ_from_the_share():
+def test_head_dim_may_differ_from_dim_divided_by_heads():
     attention = Attention(16, 4, num_kv_heads=1, head_dim=6, bias=False, qkv_bias=False)
     assert attention(torch.randn(2, 5, 16)).shape == (2, 5, 16)
     assert sum(p.numel() for p in attention.parameters()) == 16 * 6 * (4 + 2) + 4 * 6 * 16
 
 
-def test_scores_of_normalised_queries_and_keys_do_not_grow_with_the_projection():
+def test_qk_norm_makes_scores_independent_of_the_projection_scale():
     torch.manual_seed(0)
     attention = Attention(16, 4, qk_norm=partial(RMSNorm, eps=0.0), qkv_bias=False).double()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
@@ -117,13 +117,13 @@ def test_dropout_acts_in_training_only():
         torch.testing.assert_close(attention(x), attention(x))
 
 
-def test_attention_weights_are_dropped_too():
+def test_dropout_acts_on_attention_weights():
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, 400, 8) for _ in range(3))
     for kernel in (naive_attention, fused_attention):
         kept = kernel(query * 0, key, torch.ones_like(value), dropout=0.25)
-        assert kept.std() > 0.01  # each row keeps its own share of the weights,
-        assert abs(kept.mean() - 1) < 0.01  # and they are scaled up for those dropped
+        assert kept.std() > 0.01  # each row drops different weights,
+        assert abs(kept.mean() - 1) < 0.01  # and the kept ones are scaled up
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ def make(residual):
     )
 
 
-def test_pre_norm_is_gpt2s_equation():
+def test_pre_norm_block_equals_the_equation_of_gpt2():
     block, x = make(pre_norm), torch.randn(2, 5, 8)
     middle = x + block.attention(block.attention_norm(x))
     expected = middle + block.feed_forward(block.feed_forward_norm(middle))
     torch.testing.assert_close(block(x), expected)
 
 
-def test_post_norm_is_the_encoder_layer_of_torch():
+def test_post_norm_block_equals_torch_encoder_layer():
     block = make(post_norm).double().eval()
     theirs = nn.TransformerEncoderLayer(
         8,

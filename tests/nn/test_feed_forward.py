@@ -23,12 +23,12 @@ X = torch.linspace(-4, 4, 101, dtype=torch.float64)
         ("relu_squared", lambda x: max(x, 0.0) ** 2),
     ],
 )
-def test_activations_are_their_formulas(name, formula):
+def test_activations_equal_their_formulas(name, formula):
     expected = torch.tensor([formula(x) for x in X.tolist()], dtype=torch.float64)
     torch.testing.assert_close(getattr(activations, name)(X), expected)
 
 
-def test_feed_forward_is_two_projections():
+def test_feed_forward_equals_two_projections():
     torch.manual_seed(0)
     layer = FeedForward(8, activation=F.relu)
     x = torch.randn(2, 3, 8)
@@ -37,7 +37,7 @@ def test_feed_forward_is_two_projections():
     assert layer.input.out_features == 32
 
 
-def test_gated_feed_forward_is_three():
+def test_gated_feed_forward_equals_three_projections():
     torch.manual_seed(0)
     layer = GatedFeedForward(8, hidden_dim=12, bias=False)
     x = torch.randn(2, 3, 8)
@@ -46,12 +46,12 @@ def test_gated_feed_forward_is_three():
 
 
 @pytest.mark.parametrize(("dim", "hidden"), [(64, 192), (96, 256), (768, 2048), (4096, 10944)])
-def test_gated_width_is_two_thirds_of_four_rounded_up(dim, hidden):
+def test_gated_width_is_eight_thirds_of_dim_rounded_up(dim, hidden):
     assert GatedFeedForward(dim).input.out_features == hidden
 
 
 @pytest.mark.parametrize("kind", [FeedForward, GatedFeedForward])
-def test_dropout_and_biases(kind):
+def test_dropout_acts_in_training_and_biases_are_optional(kind):
     torch.manual_seed(0)
     layer = kind(8, bias=True, dropout=0.5)
     x = torch.randn(2, 3, 8)

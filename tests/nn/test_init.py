@@ -22,7 +22,7 @@ class Tiny(nn.Module):
 
 
 @pytest.mark.parametrize("initialize", [init.gpt2, init.truncated_normal])
-def test_residual_writes_are_smaller(initialize):
+def test_residual_output_weights_start_smaller(initialize):
     torch.manual_seed(0)
     initialize(model := Tiny())
     for block in model.blocks:
@@ -33,7 +33,7 @@ def test_residual_writes_are_smaller(initialize):
     torch.testing.assert_close(model.embedding.weight.std().item(), 0.02, rtol=0.03, atol=0)
 
 
-def test_blocks_that_write_nothing_are_the_identity_and_learn():
+def test_zero_writes_gives_identity_blocks_with_gradients():
     torch.manual_seed(0)
     init.zero_writes(model := Tiny())
     for block in model.blocks:
@@ -45,7 +45,7 @@ def test_blocks_that_write_nothing_are_the_identity_and_learn():
     assert block["output"].weight.grad.any()
 
 
-def test_truncation():
+def test_truncated_normal_stays_within_three_deviations():
     init.truncated_normal(model := Tiny(), std=0.1)
     assert model.embedding.weight.abs().max() <= 0.3
 
@@ -60,21 +60,21 @@ def test_truncation():
         (init.torch_default, (1 / 3 / 256) ** 0.5),
     ],
 )
-def test_variances(initialize, std):
+def test_standard_deviation_follows_the_formula(initialize, std):
     torch.manual_seed(0)
     initialize(model := Tiny())
     weight = model.blocks[0]["input"].weight
     torch.testing.assert_close(weight.std().item(), std, rtol=0.02, atol=0)
 
 
-def test_orthogonal():
+def test_orthogonal_rows_are_orthonormal():
     init.orthogonal(model := Tiny())
     weight = model.blocks[0]["output"].weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(256), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("initialize", TABLE)
-def test_every_entry_fills_a_model_that_had_no_memory(initialize):
+def test_every_entry_fills_a_model_created_on_meta(initialize):
     with torch.device("meta"):
         model = Tiny()
     model.to_empty(device="cpu")

@@ -21,7 +21,7 @@ def draw(dtype=torch.float64):
 
 
 @pytest.mark.parametrize("biased", [True, False])
-def test_layer_norms_are_equal(biased):
+def test_naive_and_fused_layer_norms_are_equal(biased):
     x, weight, bias = draw()
     bias = bias if biased else None
     inputs = [each for each in (x, weight, bias) if each is not None]
@@ -32,7 +32,7 @@ def test_layer_norms_are_equal(biased):
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
 
 
-def test_rms_norms_are_equal():
+def test_naive_and_fused_rms_norms_are_equal():
     x, weight, _ = draw()
     results = [
         (y := norm(x, weight, eps=1e-5), torch.autograd.grad(y.sin().sum(), (x, weight)))
@@ -41,12 +41,12 @@ def test_rms_norms_are_equal():
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
 
 
-def test_rms_gradient_is_that_of_finite_differences():
+def test_rms_gradient_equals_finite_differences():
     x, weight, _ = draw()
     assert torch.autograd.gradcheck(partial(fused_rms_norm, eps=1e-2), (x[:2, :2], weight))
 
 
-def test_rms_norm_takes_strided_input_and_less_precise_input():
+def test_rms_norm_takes_strided_and_bfloat16_input():
     x, weight, _ = draw(torch.float32)
     strided = x.transpose(0, 1)
     torch.testing.assert_close(
@@ -60,7 +60,7 @@ def test_rms_norm_takes_strided_input_and_less_precise_input():
     assert half.grad.dtype == torch.bfloat16
 
 
-def test_modules_are_those_of_torch():
+def test_modules_equal_those_of_torch():
     x, *_ = draw()
     for ours, theirs in [
         (LayerNorm(16), nn.LayerNorm(16)),
@@ -71,7 +71,7 @@ def test_modules_are_those_of_torch():
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_the_kernel_is_a_part():
+def test_kernel_can_be_chosen():
     x, *_ = draw()
     for module in (LayerNorm(16, kernel=naive_layer_norm), RMSNorm(16, kernel=naive_rms_norm)):
         torch.testing.assert_close(module.double()(x), type(module)(16).double()(x))

@@ -9,7 +9,7 @@ X = torch.zeros(1, 3, 8, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("position", [NoPosition(), Learned(50, 8), Sinusoidal(8), Rotary(8, 2)])
-def test_a_slice_and_the_same_numbers_say_the_same(position):
+def test_slice_and_equal_indices_give_equal_positions(position):
     numbers = torch.tensor([4, 5, 6])
     for given in (numbers, numbers.repeat(1, 1)):
         torch.testing.assert_close(
@@ -32,14 +32,14 @@ def test_rows_may_have_different_positions():
     torch.testing.assert_close(cos[1], Rotary(8, 2).rotation(X, slice(5, 8))[0])
 
 
-def test_learned_positions_end_with_a_clear_error():
+def test_too_many_learned_positions_raise_an_error():
     with pytest.raises(ValueError, match=r"51 positions.*context_length=50.*rotary"):
         Learned(50, 8).embed(X, slice(48, 51))
     with pytest.raises(ValueError, match="context_length=2"):
         Learned(2, 8).embed(X, torch.tensor([0, 1, 1]))
 
 
-def test_sinusoids_are_those_of_the_paper():
+def test_sinusoids_equal_those_of_the_paper():
     at_three = Sinusoidal(8).embed(X, slice(3, 6))[0, 0]
     for pair in range(4):
         angle = 3 / 10000 ** (2 * pair / 8)
@@ -71,19 +71,19 @@ def test_rotation_of_a_half_precision_model_is_not_computed_in_half_precision():
 
 
 @pytest.mark.parametrize("kind", [lambda: Sinusoidal(7), lambda: Rotary(9, 3)])
-def test_pairs_need_an_even_width(kind):
+def test_odd_width_is_refused(kind):
     with pytest.raises(ValueError, match="is odd"):
         kind()
 
 
-def test_slopes_of_a_power_of_two():
+def test_alibi_slopes_of_a_power_of_two_are_geometric():
     expected = torch.tensor([2.0**-h for h in range(1, 9)])
     torch.testing.assert_close(ALiBi(8).slopes(), expected)
     torch.testing.assert_close(ALiBi(1).slopes(), torch.tensor([2.0**-8]))
 
 
 @pytest.mark.parametrize("num_heads", [3, 6, 12, 25])
-def test_slopes_of_other_counts_fill_in_from_the_next_power(num_heads):
+def test_alibi_slopes_of_other_counts_add_those_of_the_next_power(num_heads):
     below = 2 ** int(math.log2(num_heads))
     between = [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below, 2)]
     expected = [2 ** (-8 * h / below) for h in range(1, below + 1)] + between
@@ -96,15 +96,15 @@ def test_bias_falls_with_distance():
     assert bias[0].tolist() == [[-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]]
 
 
-def test_scaling_slows_long_waves_and_leaves_short_ones():
-    """A wave with at most one turn in the old context is slowed fully, one with at least four turns not at all."""
+def test_llama3_scaling_slows_low_frequencies_and_keeps_high_ones():
+    """Up to one turn in the old context the factor applies fully, from four turns on not at all."""
     turns = torch.tensor([0.2, 1.0, 2.5, 4.0, 30.0])
     frequencies = turns * 2 * math.pi / 8192
     slower = Llama3Scaling(factor=8.0)(frequencies) / frequencies
     torch.testing.assert_close(slower, torch.tensor([1 / 8, 1 / 8, (1 + 1 / 8) / 2, 1.0, 1.0]))
 
 
-def test_a_factor_of_one_scales_nothing():
+def test_scaling_factor_of_one_changes_nothing():
     plain, scaled = Rotary(8, 2), Rotary(8, 2, scaling=Llama3Scaling(factor=1.0))
     for left, right in zip(
         plain.rotation(X, slice(0, 9)), scaled.rotation(X, slice(0, 9)), strict=True
@@ -115,6 +115,6 @@ def test_a_factor_of_one_scales_nothing():
 @pytest.mark.parametrize(
     "wrong", [{"factor": 0.5}, {"low_freq_factor": 4.0}, {"low_freq_factor": 0.0}]
 )
-def test_a_scaling_that_makes_no_sense_is_refused(wrong):
+def test_invalid_scaling_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Llama3Scaling(**wrong)

@@ -3,7 +3,7 @@ import torch
 from llm.nn.residual import post_norm, pre_norm
 
 
-def test_each_residual_applies_the_norm_in_its_place():
+def test_pre_norm_and_post_norm_follow_their_equations():
     x = torch.full((1, 1, 2), 3.0)
 
     def double(x):

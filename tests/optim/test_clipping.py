@@ -50,7 +50,7 @@ def test_plain_tensors_are_clipped_as_torch_does(limit):
         assert torch.equal(one.grad, other.grad)
 
 
-def test_parts_on_several_meshes_are_clipped_as_one_vector():
+def test_shards_on_several_meshes_are_clipped_as_one_vector():
     expected = parameters()
     norm = nn.utils.clip_grad_norm_(expected, 0.5)
     for found, gradients in on_ranks(4, clipped, 0.5):
@@ -67,10 +67,10 @@ def stages() -> float:
     return clip_gradients(mine, 1.0, others=torch.distributed.group.WORLD).item()
 
 
-def test_ranks_with_other_parameters_share_a_norm():
+def test_ranks_with_different_parameters_share_a_norm():
     expected = nn.utils.get_total_norm([p.grad for p in parameters()[:2]]).item()
     assert on_ranks(3, stages) == pytest.approx([expected] * 3)
 
 
-def test_nothing_to_clip_has_no_norm():
+def test_parameters_without_gradients_have_norm_0():
     assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0) == 0

@@ -51,7 +51,7 @@ def test_matrices_decay_and_vectors_do_not():
             assert dimensions == {2}
 
 
-def test_decaying_everything_sets_no_decay_of_its_own():
+def test_decay_everything_leaves_the_decay_to_the_optimizer():
     assert all("weight_decay" not in group for group in decay_everything(Tiny()))
 
 
@@ -69,16 +69,16 @@ def test_a_wrapped_model_has_the_same_groups():
     assert names(model, decay_matrices(wrapped)[0]) == names(model, decay_matrices(model)[0])
 
 
-def test_kinds_without_parameters_make_no_group():
+def test_kind_without_parameters_gets_no_group():
     assert [group["name"] for group in decay_matrices(nn.LayerNorm(3))] == ["vector"]
 
 
-def test_nothing_to_train_is_an_error():
+def test_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="Tiny has no trainable parameter"):
         decay_matrices(Tiny().requires_grad_(False))
 
 
-def test_the_optimizer_decays_by_its_own_setting_where_a_group_is_silent():
+def test_groups_without_weight_decay_use_that_of_the_optimizer():
     model = Tiny()
     optimizer = torch.optim.AdamW(decay_matrices(model), lr=0.1, weight_decay=0.5)
     for parameter in model.parameters():

@@ -63,7 +63,7 @@ def test_newton_schulz_brings_the_singular_values_near_one():
     assert values.max() < 1.3
 
 
-def test_newton_schulz_leaves_zeros_and_neighbours_alone():
+def test_newton_schulz_keeps_zeros_and_treats_each_matrix_alone():
     matrices = torch.randn(3, 6, 9, generator=torch.Generator().manual_seed(0))
     matrices[1] = 0
     turned = newton_schulz(matrices, dtype=torch.float32)
@@ -87,12 +87,12 @@ def test_equals_torchs_muon_on_matrices_and_torchs_adamw_on_the_rest():
         ours.named_parameters(), theirs.parameters(), start.parameters(), strict=True
     ):
         moved = (theirs_ - start_).norm()
-        # Both round their products to bfloat16, in another order.
+        # Both round their products to bfloat16, but in different orders.
         assert (ours_ - theirs_).norm() < 0.02 * moved, name
         assert moved > 0, name
 
 
-def test_adamw_equals_torchs_exactly_where_only_it_acts():
+def test_adamw_equals_torchs_exactly_at_a_muon_rate_of_0():
     ours, theirs = Tiny(), Tiny()
     for model in (ours, theirs):
         model.blocks.requires_grad_(False)
@@ -120,7 +120,7 @@ def test_step_follows_the_stated_scale():
         assert values.mean() > 0.7 * scale
 
 
-def test_a_stack_of_matrices_moves_like_the_matrices():
+def test_stack_of_matrices_is_updated_like_single_matrices():
     gradient = torch.randn(2, 12, 6, generator=torch.Generator().manual_seed(0))
     stack = nn.Parameter(torch.zeros(2, 12, 6))
     single = [nn.Parameter(torch.zeros(12, 6)) for _ in range(2)]
@@ -149,7 +149,7 @@ def test_resumes_exactly_from_a_checkpoint_of_plain_data(tmp_path):
         assert torch.equal(resumed, uninterrupted)
 
 
-def test_a_schedule_scales_both_rates():
+def test_schedule_scales_both_learning_rates():
     optimizer = Muon(decay_matrices(Tiny()), lr=0.02, adamw_lr=2e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
     optimizer.step()
@@ -158,7 +158,7 @@ def test_a_schedule_scales_both_rates():
     assert rates == pytest.approx({"hidden": 0.01, "embedding": 1e-3, "vector": 1e-3})
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_parameter_without_a_gradient_is_unchanged():
     model = Tiny()
     model.embedding.weight.grad = torch.ones_like(model.embedding.weight)
     before = copy.deepcopy(model)
@@ -167,7 +167,7 @@ def test_a_parameter_without_a_gradient_stays():
         assert torch.equal(parameter, old) == (name != "embedding.weight"), name
 
 
-def test_closure_returns_its_loss():
+def test_step_returns_the_loss_of_its_closure():
     model = Tiny()
     optimizer = Muon(decay_matrices(model))
 
@@ -221,7 +221,7 @@ def test_a_setting_out_of_range_is_named(settings, message):
         Muon(decay_matrices(Tiny()), **settings)
 
 
-def test_refuses_a_model_without_blocks_and_vectors_among_the_hidden():
+def test_model_without_blocks_and_hidden_vectors_are_refused():
     with pytest.raises(ValueError, match="none of them is trainable here; set optimizer=adamw"):
         Muon(decay_matrices(nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="vector"):

@@ -44,7 +44,7 @@ def problem():
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
-def test_option_learns_a_table_by_heart(option, tmp_path):
+def test_option_memorizes_a_table(option, tmp_path):
     model, loss = problem()
     optimizer = factory(option)(decay_matrices(model))
     steps = STEPS.get(option.stem, 150)
@@ -64,6 +64,6 @@ def test_option_learns_a_table_by_heart(option, tmp_path):
     factory(option)(decay_matrices(problem()[0])).load_state_dict(state)
 
 
-def test_all_optimizers_are_there():
+def test_options_are_all_optimizers():
     expected = ["adagrad", "adam", "adamw", "muon", "muon_slow", "rmsprop", "sgd"]
     assert [option.stem for option in OPTIONS] == expected

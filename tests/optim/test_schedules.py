@@ -31,7 +31,7 @@ def test_factor_stays_between_zero_and_one_in_runs_of_any_length(schedule, max_s
     factors = curve(schedule, max_steps, warmup_steps=warmup_steps)
     assert all(0 <= factor <= 1 for factor in factors)
     assert factors[0] > 0
-    # The way up is the warm-up's straight line, whatever comes after.
+    # The warm-up is a straight line in every schedule.
     for step in range(min(warmup_steps, max_steps)):
         assert factors[step] == pytest.approx((step + 1) / warmup_steps)
 
@@ -54,15 +54,15 @@ def test_last_step_has_the_final_ratio_and_later_ones_keep_it(schedule, warmup_s
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup_steps", [0, 100])
-def test_no_jumps(schedule, warmup_steps):
+def test_factor_has_no_jumps(schedule, warmup_steps):
     factors = curve(schedule, 1000, warmup_steps=warmup_steps)
     largest = max(abs(b - a) for a, b in itertools.pairwise(factors))
-    # The steepest lines: 100 steps of warm-up, 200 of WSD's decay.
+    # The steepest parts: 100 steps of warm-up, 200 steps of decay in WSD.
     assert largest <= (0.01 if warmup_steps else 0.005) + 1e-9
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_rises_once_and_falls_once(schedule):
+def test_factor_rises_once_and_falls_once(schedule):
     factors = curve(schedule, 200, warmup_steps=20)
     peak = factors.index(1.0)
     assert peak == 19
@@ -94,7 +94,7 @@ def huggingface(make):
 
 
 @pytest.mark.parametrize("warmup_steps", [1, 5, 20])
-def test_equal_to_huggingface_where_conventions_meet(warmup_steps):
+def test_schedules_equal_those_of_huggingface(warmup_steps):
     steps = 60
     pairs = [
         (
@@ -138,12 +138,12 @@ def test_a_setting_out_of_range_is_named(schedule, settings, named):
         schedule(0, **{"max_steps": 10, **settings})
 
 
-@pytest.mark.parametrize("leaf", sorted(CONF.glob("*.yaml")), ids=lambda leaf: leaf.stem)
-def test_leaf_fits_its_function_and_drives_lambda_lr(leaf):
-    settings = yaml.safe_load(leaf.read_text())
-    assert settings.pop("_target_") == f"llm.optim.schedules.{leaf.stem}"
+@pytest.mark.parametrize("option", sorted(CONF.glob("*.yaml")), ids=lambda option: option.stem)
+def test_option_fits_its_function_and_works_with_lambda_lr(option):
+    settings = yaml.safe_load(option.read_text())
+    assert settings.pop("_target_") == f"llm.optim.schedules.{option.stem}"
     assert settings.pop("_partial_") is True
-    schedule = partial(getattr(schedules, leaf.stem), **settings)
+    schedule = partial(getattr(schedules, option.stem), **settings)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, 200))
     for step in range(200):

@@ -31,7 +31,7 @@ SMALL = [
     ),
     *("trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1"),
 ]
-UNLIKE = ("speed/", "memory/")  # what depends on the clock and the machine
+MEASURED = ("speed/", "memory/")  # metrics that depend on the clock and the machine
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture
 def text(tmp_path: Path) -> tuple[str, ...]:
-    """A text whose number of windows is divisible by no number of ranks."""
+    """A text whose number of windows is not divisible by any number of ranks."""
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=8)) + "." for _ in range(60)]
     path = tmp_path / "text.txt"
@@ -75,11 +75,11 @@ def messages(tmp_path: Path) -> tuple[str, ...]:
         f"data.path={path}",
         "data.balance=weights",
     )
-    undrawn = (
+    no_dropout = (
         "task.model.dropout=0",
         "task.model.token_dropout=0",
-    )  # ranks draw numbers of their own
-    return *data, *undrawn, "data.validation_fraction=0.1", "data.test_fraction=0.1"
+    )  # each rank draws other random numbers
+    return *data, *no_dropout, "data.validation_fraction=0.1", "data.test_fraction=0.1"
 
 
 def train(directory: Path, words: Sequence[str], stop: int | None = None) -> list[dict[str, str]]:
@@ -97,7 +97,7 @@ def train(directory: Path, words: Sequence[str], stop: int | None = None) -> lis
         lifecycle.choose_callbacks = original
     with run.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith(UNLIKE)} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows]
 
 
 def override(words: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -122,7 +122,8 @@ def in_parts(directory: Path, words: Sequence[str]) -> list[dict[str, str]]:
     assert train(directory, words, stop=2) == []
     if distributed.is_first():
         record = json.loads((directory / "run.json").read_text())
-        assert (record["status"], record["steps"]) == ("interrupted", 3)  # agreed at step 3
+        # The ranks agree to stop at step 3.
+        assert (record["status"], record["steps"]) == ("interrupted", 3)
     return train(directory, words)
 
 
@@ -146,8 +147,8 @@ def assert_alike(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> 
         assert numbers == pytest.approx(others, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
-def test_one_two_and_four_ranks_learn_alike(text, questions, messages, tmp_path):
-    """Also with accumulation, and with batches of different numbers of targets."""
+def test_two_and_four_ranks_learn_as_one(text, questions, messages, tmp_path):
+    """Includes accumulation, and batches with different numbers of targets."""
     runs = [
         text,
         (*text, "trainer.accumulate=2", "model=llama"),
@@ -155,14 +156,15 @@ def test_one_two_and_four_ranks_learn_alike(text, questions, messages, tmp_path)
         messages,
     ]
     alone = several(tmp_path / "1", runs)
-    for world, first in ((2, 0), (4, 2)):  # the last two are those with unlike batches
+    # Four ranks train only the last two, whose batches have different numbers of targets.
+    for world, first in ((2, 0), (4, 2)):
         ddp = [(*words, "hardware=ddp") for words in runs[first:]]
         found = on_ranks(world, several, tmp_path / str(world), ddp)[0]
         for rows, expected in zip(found, alone[first:], strict=True):
             assert_alike(rows, expected)
 
 
-def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(text, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one_to_the_bit(text, tmp_path):
     words = (
         *text,
         "hardware=ddp",
@@ -174,13 +176,13 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(text, tmp_path):
     assert parts == whole
 
 
-def test_all_ranks_find_a_run_done_that_ends_as_they_look(text, tmp_path):
+def test_ranks_that_read_an_older_record_also_find_the_run_done(text, tmp_path):
     train(tmp_path, text)
-    on_ranks(2, look_early, tmp_path, (*text, "hardware=ddp"), timeout=60)
+    on_ranks(2, train_with_an_old_record, tmp_path, (*text, "hardware=ddp"), timeout=60)
 
 
-def look_early(directory: Path, words: Sequence[str]) -> None:
-    """Train; all ranks but the first read the record while the run is already under way."""
+def train_with_an_old_record(directory: Path, words: Sequence[str]) -> None:
+    """Train; all ranks but the first read a record in which the run has not ended."""
 
     def read(run: ReadOnlyRun) -> None:
         Run.__post_init__(run)
@@ -190,7 +192,7 @@ def look_early(directory: Path, words: Sequence[str]) -> None:
     train(directory, words)
 
 
-def test_a_checkpoint_moves_to_more_and_to_fewer_ranks(text, tmp_path):
+def test_checkpoint_resumes_on_more_and_on_fewer_ranks(text, tmp_path):
     alone = train(tmp_path / "alone", text)
     assert alone[-1]["tokens"] == str(6 * 4 * 16.0)
     ddp = (*text, "hardware=ddp")

@@ -35,7 +35,7 @@ def test_two_ranks_learn_as_one(text, tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_goes_from_two_ranks_to_one_and_back(text, tmp_path, stage):
+def test_run_resumes_on_one_rank_and_again_on_two(text, tmp_path, stage):
     def words(steps: int, hardware: str = "cpu") -> list[str]:
         return [text, f"hardware={hardware}", f"trainer.max_steps={steps}", "trainer.val_every=2"]
 

@@ -27,7 +27,7 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
     assert_learn_as_one(tmp_path, runs, divided)
 
 
-def test_updates_are_trained_beside_frozen_weights_in_half_precision(text, tmp_path):
+def test_adapter_trains_with_frozen_weights_in_half_precision(text, tmp_path):
     """All ranks generate the samples together."""
     train(tmp_path / "base", (text,))
     base = (text, "weights=run", f"weights.path={tmp_path / 'base'}")

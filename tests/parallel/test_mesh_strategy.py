@@ -14,7 +14,7 @@ def shapes(value):
     return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
 
 
-def test_a_run_goes_from_fsdp_to_one_device_to_tensor_parallelism_and_back(text, tmp_path):
+def test_run_resumes_under_fsdp_one_device_and_tensor_parallelism(text, tmp_path):
     words = (text, *MUON, "model=llama", "size.num_kv_heads=2", "model.tie_weights=true")
     alone = train(tmp_path / "alone", (*words, "trainer.max_steps=8"))
     moved = tmp_path / "moved"

@@ -39,7 +39,7 @@ def test_importing_the_strategy_leaves_the_warning_filters():
         assert warnings.filters == before
 
 
-def test_a_checkpoint_moves_to_any_number_of_stages(text, tmp_path):
+def test_checkpoint_resumes_on_any_number_of_stages(text, tmp_path):
     whole, half = (text, *TIED), (text, *TIED, "trainer.max_steps=2")
     alone = train(tmp_path / "alone", whole)
     train(tmp_path / "one to three", half)
@@ -60,7 +60,7 @@ def test_a_checkpoint_moves_to_any_number_of_stages(text, tmp_path):
     assert head.data_ptr() == table.data_ptr()
 
 
-def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
+def test_finetuning_with_an_adapter_and_samples_equals_one_device(tmp_path, monkeypatch, text):
     """Responses of different lengths and numbers, a frozen base, and sampling on all ranks together."""
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     rows = [{"instruction": f"{n}?", "output": "ja " * (1 + n % 7)} for n in range(40)]
@@ -78,7 +78,7 @@ def test_unlike_answers_updates_and_samples(tmp_path, monkeypatch, text):
     assert texts[0] == texts[1] != ""
 
 
-def test_a_task_that_asks_for_more_than_logits_is_refused(build):
+def test_task_that_needs_more_than_logits_is_refused(build):
     model = build()
     task = Reward(
         model,
@@ -90,15 +90,15 @@ def test_a_task_that_asks_for_more_than_logits_is_refused(build):
         Pipeline().fits(task, 2)
 
 
-def test_shares_follow_the_micro_batches_under_way():
+def test_memory_shares_follow_the_micro_batches_in_flight():
     assert Pipeline(microbatches=16).shares(4) == MemoryDivisors(4, 4, 4, activations=16, logits=16)
     assert Pipeline("gpipe", 16).shares(4) == MemoryDivisors(4, 4, 4, activations=4, logits=1)
     assert Pipeline().batch_divisor(4) == 4
     assert Pipeline().data_parallel(4) == 1
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own
-def test_shares_follow_the_fullest_stage(build, kind):
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied and an untied head
+def test_memory_shares_follow_the_fullest_stage(build, kind):
     """A large vocabulary adds cost to the first and the last stage."""
     model = build(f"model={kind}", "size.num_layers=5", vocab_size=5000)
     parameters = numel(model)
@@ -107,11 +107,11 @@ def test_shares_follow_the_fullest_stage(build, kind):
     fullest = max(numel(stage.model) for stage in stages)
     assert shares.weights == shares.gradients == parameters / fullest < 2.5
     assert shares[3:] == Pipeline().shares(4)[3:]
-    assert len(model.blocks) == 5, "which stays whole"
+    assert len(model.blocks) == 5, "the model itself is not divided"
 
 
-def test_a_copy_of_the_table_has_no_states(build):
-    """In a tied model the last stage has a copy of the first stage's table; the first updates it."""
+def test_copy_of_the_embedding_has_no_optimizer_state(build):
+    """In a tied model the last stage has a copy of the embedding, which the first stage updates."""
     model = build("size.num_layers=2", vocab_size=5000)
     first, last = (numel(Stage(deepcopy(model), index=index, count=2).model) for index in (0, 1))
     table = model.embedding.weight.numel()
@@ -119,11 +119,11 @@ def test_a_copy_of_the_table_has_no_states(build):
     assert sizes == [[first, first, first], [last, last, last - table]]
 
 
-def test_what_stages_keep_is_found_without_copying_weights(build):
+def test_without_values_copies_no_weights_and_keeps_tying(build):
     model = build("model=gpt2")
     shapes = without_values(model)
     assert {value.device.type for value in shapes.state_dict().values()} == {"meta"}
-    assert shapes.head.weight is shapes.embedding.weight, "tied still"
+    assert shapes.head.weight is shapes.embedding.weight, "the head is still tied"
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
@@ -146,7 +146,7 @@ def numel(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="microbatches=0: give 1 or more"):
         Pipeline(microbatches=0)
     with pytest.raises(

@@ -12,7 +12,7 @@ from llm.generation.sampling import Sampler
 from llm.parallel.pipeline_stage import Stage, spans
 
 
-def test_blocks_are_shared_evenly_and_the_head_s_stage_has_no_more_than_others():
+def test_blocks_are_divided_evenly_and_the_last_stage_has_no_extra_block():
     assert spans(5, 2) == [range(3), range(3, 5)]
     assert [len(span) for span in spans(12, 5)] == [3, 2, 3, 2, 2]
     with pytest.raises(
@@ -34,7 +34,7 @@ def test_every_parameter_has_one_stage_and_keeps_its_name(build, model):
     assert stages[1].flops_per_token(64) == whole.flops_per_token(64)
 
 
-def test_another_model_is_refused():
+def test_model_other_than_gpt_is_refused():
     with pytest.raises(ValueError, match="divides a GPT, and this is a Linear: use hardware=fsdp"):
         Stage(nn.Linear(2, 2), index=0, count=2)
 
@@ -63,8 +63,8 @@ def stage_results(models):
     return found
 
 
-def test_without_gradients_every_device_calls_the_whole_model(build):
-    """The window of the longer text jumps, so caches are filled again."""
+def test_every_device_computes_the_whole_model_without_gradients(build):
+    """The window of the longer text moves, so the caches are filled again."""
     size = ("size.num_layers=3", "size.context_length=16")
     models = [build(f"model={name}", *size).eval() for name in ("gpt2", "llama")]
     whole = [results(model) for model in models]

@@ -21,7 +21,7 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
     assert_learn_as_one(tmp_path, runs, {2: {"tied": words, "muon": words}, 4: {"grouped": words}})
 
 
-def test_updates_are_divided_as_their_layers_are(text, tmp_path):
+def test_adapters_are_divided_like_their_layers(text, tmp_path):
     train(tmp_path / "base", (text,))
     base = (text, "weights=run", f"weights.path={tmp_path / 'base'}", "adapter=lora")
     runs = {
@@ -31,11 +31,11 @@ def test_updates_are_divided_as_their_layers_are(text, tmp_path):
     assert_learn_as_one(tmp_path, runs, {2: dict.fromkeys(runs, ("hardware=tensor_parallel",))})
 
 
-def test_a_text_that_a_group_works_on_together_counts_once(text, tmp_path):
+def test_text_that_a_group_computes_together_counts_once(text, tmp_path):
     words = (
         *("task=classification", "data=labelled", f"data.path={write_messages(tmp_path)}"),
         *("data.test_fraction=0.25", "trainer.max_steps=2", "callbacks=classification"),
-        "model/init=gpt2",  # blocks that write nothing leave ties, which rounding decides
+        "model/init=gpt2",  # with blocks that output 0, rounding would decide between equal logits
     )
     train(tmp_path / "1", words)
     on_ranks(2, train, tmp_path / "2", (*words, "hardware=tensor_parallel"))
@@ -56,5 +56,5 @@ def test_groups_that_do_not_divide_the_devices_are_refused():
 
 
 @pytest.mark.parametrize(("size", "groups"), [(None, 1), (2, 4), (1, 8)])
-def test_groups_read_batches_of_their_own(size, groups):
+def test_each_group_reads_its_own_batches(size, groups):
     assert TensorParallel(size).data_parallel(8) == groups

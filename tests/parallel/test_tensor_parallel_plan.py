@@ -25,7 +25,7 @@ MODELS = {
 
 
 def make(*words: str, vocab_size: int = 97) -> torch.nn.Module:
-    """Make a small model whose vocabulary is divisible by no number of devices."""
+    """Make a small model whose vocabulary is not divisible by any number of devices."""
     small = [word for word in SMALL if not word.startswith(("model=", "data.path"))]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", [*small, *words, f"model.vocab_size={vocab_size}"])
@@ -37,7 +37,7 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
     tokens = torch.randint(97, (3, 17), generator=torch.Generator().manual_seed(1))
     if isinstance(model, Classifier):
         return cross_entropy(model(tokens[:, :-1]), tokens[:, 0] % 3)
-    positions = torch.arange(16).flip(0)  # given ones index a table, others slice it
+    positions = torch.arange(16).flip(0)  # given positions index a table, default ones slice it
     return cross_entropy(model(tokens[:, :-1], positions=positions), tokens[:, 1:])
 
 
@@ -74,14 +74,14 @@ def _classifier(body: torch.nn.Module) -> Classifier:
     return Classifier(body, num_classes=3)
 
 
-def test_loss_and_gradients_are_those_of_the_whole_model():
+def test_loss_and_gradients_equal_those_of_the_whole_model():
     found = on_ranks(2, compare, MODELS | {"classifier": ("model=gpt2",)})
     assert found[0].keys() == MODELS.keys() | {"classifier"}
     for differences in found:
         assert max(differences.values()) < 1e-6, differences
 
 
-def test_each_device_has_whole_heads_of_all_three():
+def test_each_device_has_whole_heads_of_query_key_and_value():
     rows = tensor_parallel_plan.Heads((4, 2, 2), head_dim=2).order(2).view(2, -1)
     assert rows[0].tolist() == [0, 1, 2, 3, 8, 9, 12, 13]
     assert rows[1].tolist() == [4, 5, 6, 7, 10, 11, 14, 15]
@@ -96,12 +96,12 @@ def test_each_device_has_whole_heads_of_all_three():
         (("model=bert",), 2, "divides a GPT, and BERT contains none: use hardware=fsdp"),
     ],
 )
-def test_what_cannot_be_divided_is_named(words, size, message):
+def test_indivisible_sizes_are_named(words, size, message):
     with pytest.raises(ValueError, match=message):
         tensor_parallel_plan.plan_of(make(*words), size)
 
 
-def test_a_part_that_the_plan_does_not_know_is_named():
+def test_part_without_a_plan_is_named():
     model = make("model=gpt2")
     Prefix(length=2).apply(model)
     with pytest.raises(ValueError, match=r"blocks\.0\.attention\.kernel\.key: .*use hardware=fsdp"):

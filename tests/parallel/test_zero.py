@@ -39,25 +39,25 @@ def test_missing_deepspeed_is_reported_with_two_remedies(monkeypatch):
         ZeRO().require()
 
 
-def test_what_deepspeed_does_not_do_is_refused():
+def test_mps_is_refused():
     with pytest.raises(ValueError, match="does not support MPS"):
         ZeRO().check(Hardware("mps", devices=2, strategy=ZeRO()))
 
 
-def test_weights_are_divided_in_the_third_stage_only():
+def test_weights_are_divided_only_in_stage_3():
     assert ZeRO(2).shares(4) == MemoryDivisors(1, 4, 4, 4, 4)
     assert ZeRO(3).shares(4) == MemoryDivisors(4, 4, 4, 4, 4)
     assert (ZeRO(2).is_sharded, ZeRO(3).is_sharded) == (False, True)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_the_engine_is_given_the_stage(engine, stage):
+def test_configuration_contains_the_stage(engine, stage):
     strategy = ZeRO(stage).lightning(Hardware("cuda", devices=2, strategy=ZeRO(stage)))
     assert strategy.config["zero_optimization"]["stage"] == stage
     assert strategy.config["zero_allow_untested_optimizer"]
 
 
-def test_the_engine_clips_to_the_trainer_s_limit_and_accumulates(engine):
+def test_configuration_contains_clipping_and_accumulation_of_the_trainer(engine):
     strategy = ZeRO().lightning(Hardware("cuda", devices=2, strategy=ZeRO()))
     trainer = SimpleNamespace(accumulate_grad_batches=3, gradient_clip_val=0.7)
     strategy._lightning_module = SimpleNamespace(trainer=trainer)
@@ -66,14 +66,14 @@ def test_the_engine_clips_to_the_trainer_s_limit_and_accumulates(engine):
     assert strategy.config["gradient_accumulation_steps"] == 3
 
 
-def test_only_what_goes_number_by_number_is_optimized(engine):
+def test_only_elementwise_optimizers_are_accepted(engine):
     weight = nn.Parameter(torch.ones(2, 2))
     engine.require_elementwise(torch.optim.AdamW([weight]))
     with pytest.raises(ValueError, match="Muon does not work on: choose one of Adam, AdamW"):
         engine.require_elementwise(Muon([{"params": [weight], "hidden": True}]))
 
 
-def test_batches_that_weigh_by_their_targets_are_refused():
+def test_task_that_weights_batches_by_their_targets_is_refused():
     def task(kind):
         return kind(
             nn.Linear(2, 2),

@@ -9,7 +9,7 @@ from llm.planning.cost import cost
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gpt", "gpt model/feed_forward=geglu"])
-def test_a_model_is_counted_as_it_counts_itself(model, composed):
+def test_cost_equals_parameters_and_flops_of_the_model(model, composed):
     config = composed(f"model={model} size=nano")
     real, counted = build(config.model), cost(config)
     assert counted.parameters == counted.trained == sum(p.numel() for p in real.parameters())
@@ -29,12 +29,12 @@ def test_a_budget_is_counted_in_steps_tokens_and_flops(composed):
 
 
 @pytest.mark.parametrize("rows", [0, -8])
-def test_a_batch_without_rows_is_refused_as_the_data_refuse_it(rows, composed):
+def test_batch_without_rows_is_refused_with_the_message_of_the_data(rows, composed):
     config = composed(f"size=nano data.batch_size={rows} trainer.max_tokens=1000")
-    told = rf"data[.:] ?batch_size={rows} is too small; use 1 or more"
-    with pytest.raises(ConfigError, match=told):
+    message = rf"data[.:] ?batch_size={rows} is too small; use 1 or more"
+    with pytest.raises(ConfigError, match=message):
         cost(config)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         build(config.data)
 
 
@@ -42,7 +42,7 @@ def test_a_batch_without_rows_is_refused_as_the_data_refuse_it(rows, composed):
     ("tokenizer", "size"),
     [("byte", 257), ("gpt2", 50257), ("bpe tokenizer.vocab_size=700", 700)],
 )
-def test_the_vocabulary_is_the_configured_tokenizers(tokenizer, size, composed):
+def test_vocab_size_is_that_of_the_configured_tokenizer(tokenizer, size, composed):
     config = composed(f"model=llama size=nano tokenizer={tokenizer}")
     rest = cost(composed("model=llama size=nano model.vocab_size=1"))
     assert cost(config).parameters == rest.parameters + 2 * 64 * (size - 1)
@@ -108,8 +108,8 @@ def test_flops_of_a_partly_trained_model_are_unknown(composed):
     assert counted.tokens > 0
 
 
-def test_a_classifier_has_two_classes_until_they_are_found(composed):
+def test_classifier_has_two_classes_until_the_data_are_read(composed):
     counted = cost(composed("model=gpt2 size=nano experiment=spam"))
     body = cost(composed("model=gpt2 size=nano"))
     assert counted.parameters == body.parameters + 2 * 64 + 2
-    assert counted.tokens is None  # messages are as long as they are
+    assert counted.tokens is None  # unknown until the lengths of the messages are read

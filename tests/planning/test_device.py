@@ -13,7 +13,7 @@ from llm.planning.device import named_device, present_device
 
 
 @pytest.mark.parametrize("word", ["RTX 4090", "rtx4090", "rtx_4090"])
-def test_a_gpu_is_known_however_it_is_written(word):
+def test_gpu_is_found_by_any_spelling_of_its_name(word):
     device = named_device(word, Hardware())
     assert (device.name, device.accelerator, device.precision) == ("RTX 4090", "cuda", "bf16")
     assert device.memory == 24 * 2**30

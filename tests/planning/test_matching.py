@@ -68,7 +68,7 @@ def test_widths_and_steps_may_be_matched_together(composed):
     left = remaining_differences(matched)[1]
     assert abs(left["parameters"]) < 1e-3
     assert abs(left["flops"]) < 1e-3
-    assert abs(left["tokens"]) > 0.01  # as many FLOPs are not as many tokens
+    assert abs(left["tokens"]) > 0.01  # equal FLOPs do not mean equal tokens
     assert match(points, ["parameters", "flops"]) == matched
 
 
@@ -94,7 +94,7 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
 
 
 @pytest.mark.parametrize(
-    ("by", "words", "told"),
+    ("by", "words", "message"),
     [
         (
             "parameters",
@@ -113,7 +113,7 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
         ("parameters", ["", "tokenizer=char data=text data.path=x"], "choose a tokenizer"),
     ],
 )
-def test_impossible_matching_is_refused_in_one_line(by, words, told, composed):
-    with pytest.raises(ConfigError, match=told) as refusal:
+def test_impossible_matching_is_refused_in_one_line(by, words, message, composed):
+    with pytest.raises(ConfigError, match=message) as refusal:
         match([composed(f"size=nano {each}") for each in words], by)
     assert "\n" not in str(refusal.value)

@@ -37,13 +37,13 @@ def weigh(config, dtype=torch.float32, accelerator="cpu"):
     )
 
 
-# What GPT-2 holds
+# Memory of a model
 
 
 def test_activations_of_a_layer_equal_the_count_of_korthikanti_et_al(composed):
     """Equation 1 without the scores, which the fused kernel recomputes, and without dropout: 32 sbh bytes.
 
-    In 32 bits twice that; the kernel keeps a logarithm for each row of scores, a norm two figures a token.
+    In float32 it is twice that. The kernel also keeps a logarithm for each row of scores, a norm two numbers per token.
     """
     rows, length, width, heads = 3, 64, 64, 2
     words = f"model=gpt2 size=nano data.batch_size={rows} optimizer=sgd optimizer.momentum=0 optimizer.nesterov=false"
@@ -70,10 +70,10 @@ def test_optimizer_state_and_gradients_have_their_real_sizes(optimizer, composed
     real.step()
     states = [leaf for state in real.state.values() for leaf in state.values()]
     parameters = sum(parameter.nbytes for parameter in task.parameters())
-    last = Memory(*live[-1])  # when all is done
+    last = Memory(*live[-1])  # after the step
     assert last.optimizer == sum(leaf.nbytes for leaf in states if isinstance(leaf, torch.Tensor))
     assert last.gradients == parameters
-    assert last.weights == pytest.approx(parameters, rel=1e-3)  # and the sums of a metric
+    assert last.weights == pytest.approx(parameters, rel=1e-3)  # the rest are the sums of a metric
     assert last.activations + last.logits == 0
 
 
@@ -120,7 +120,7 @@ def test_recomputation_on_an_accelerator_equals_the_forward_pass(composed):
     """In bfloat16 a CPU uses another kernel, and checkpointing must use the same in the backward pass."""
     tree = composed("size=nano hardware.activation_checkpointing=true")
     assert weigh(tree, torch.bfloat16, "cuda").live.max() > 0
-    assert torch.zeros(1).is_cpu, "for a moment only"
+    assert torch.zeros(1).is_cpu, "the accelerator is faked only during the measurement"
 
 
 def test_accelerator_does_not_use_the_implementations_for_a_cpu(composed):
@@ -135,12 +135,12 @@ def test_accelerator_does_not_use_the_implementations_for_a_cpu(composed):
 
 def test_an_accumulated_step_holds_gradients_beside_activations(composed):
     config = composed("model=gpt2 size=nano data.batch_size=32")
-    assert weigh(config).peak().gradients == 0  # dropped before they are computed anew
+    assert weigh(config).peak().gradients == 0  # freed before they are computed again
     config.trainer.accumulate = 4
     assert weigh(config).peak().gradients > 0
 
 
-def test_shares_divide_and_the_peak_moves_with_them(composed):
+def test_shares_divide_memory_and_can_move_the_peak(composed):
     timeline = weigh(composed("model=gpt2 size=nano data.batch_size=32 optimizer=adamw"))
     whole = timeline.peak()
     assert timeline.peak((2,) * 5).total == pytest.approx(whole.total / 2)
@@ -185,7 +185,7 @@ def test_weights_drawn_by_rejection_are_measured(words, composed):
     assert weights == pytest.approx(sum(p.nbytes for p in task.parameters()), rel=0.01)
 
 
-# What a process holds
+# Memory of a process
 
 SETTINGS = [
     "model=llama size=micro model.vocab_size=30000 optimizer=adamw",
@@ -226,22 +226,22 @@ def test_estimate_is_within_a_tenth_of_a_real_run(words, composed, real, tmp_pat
     estimated = weigh(config).peak().total
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(
-        target=_train_and_tell, args=(theirs, config, tmp_path / "run")
+        target=_train_and_measure, args=(theirs, config, tmp_path / "run")
     )
     child.start()
     theirs.close()
     resident = ours.recv()
     child.join()
-    assert resident > 100 * 2**20  # or there would be little to be right about
+    assert resident > 100 * 2**20  # a smaller model would not test the estimate
     assert estimated == pytest.approx(resident, rel=0.1)
 
 
-def _train_and_tell(pipe, config, folder):
-    """Train, and send by how many bytes the process has grown at most since before its model was built.
+def _train_and_measure(pipe, config, folder):
+    """Train, and send the peak growth of the process, in bytes, since before its model was built.
 
     Only anonymous memory counts: a forked process maps the pages of libraries when it first uses them. glibc keeps
-    freed memory for later, here 3 to 39 MiB that the parent has freed, and a run may or may not fit into it. So that
-    is returned first, and larger pieces are returned as soon as they are freed.
+    freed memory for later, here 3 to 39 MiB that the parent has freed, and a run may or may not fit into it. So
+    malloc_trim returns it first, and M_MMAP_THRESHOLD makes larger blocks return as soon as they are freed.
     """
     from llm.training import lifecycle
 
@@ -249,13 +249,13 @@ def _train_and_tell(pipe, config, folder):
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     make_task, before = lifecycle.make_task, []
 
-    def spying(*given, **named):
+    def measuring(*given, **named):
         libc.malloc_trim(0)
         memory = psutil.Process().memory_info()
         before.append(memory.rss - memory.shared)
         return make_task(*given, **named)
 
-    lifecycle.make_task = spying
+    lifecycle.make_task = measuring
     run_command(config, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send(peak - psutil.Process().memory_info().shared - before[0])

@@ -5,7 +5,7 @@ import pytest
 from llm.rewards.base import checked_scores
 
 
-def test_scores_are_numbers():
+def test_scores_are_converted_to_floats():
     assert checked_scores(
         lambda prompts, responses, references: [True, 2],
         prompts=["", ""],
@@ -15,7 +15,7 @@ def test_scores_are_numbers():
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")], [1.0, float("inf")]])
-def test_scores_that_are_none_are_refused(scores):
+def test_wrong_number_of_scores_and_non_finite_scores_are_refused(scores):
     with pytest.raises(ValueError, match="the reward gave"):
         checked_scores(
             lambda prompts, responses, references: scores,

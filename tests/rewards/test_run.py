@@ -13,7 +13,7 @@ from llm.rewards.run import RunReward
 from llm.weights.run import RunWeights
 
 
-def test_it_scores_as_in_training(train, pairs, logged):
+def test_scores_equal_those_in_training(train, pairs, logged):
     words = ("task=reward", "data=preference", f"data.path={pairs}", "optimizer.lr=0.01")
     run = train("run", *words)
     last = next(row for row in reversed(logged(run)) if row.get("val/loss"))

@@ -98,7 +98,7 @@ def read(file):
         return list(csv.DictReader(stream))
 
 
-def test_a_tiny_model_learns_the_classes_and_writes_its_answers(learned, tmp_path):
+def test_tiny_model_learns_the_classes_and_writes_its_predictions(learned, tmp_path):
     task, data = learned
     for part in ("val", "test"):
         assert task.metrics[f"{part}/balanced_accuracy"] > 0.95
@@ -123,7 +123,7 @@ def test_a_tiny_model_learns_the_classes_and_writes_its_answers(learned, tmp_pat
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_weights_make_every_class_count_alike(make, rows):
+def test_class_weights_balance_the_classes(make, rows):
     task, data = make(), module(rows, balance="weights")
     data.setup("fit")
     task.trainer = SimpleNamespace(datamodule=data)
@@ -158,7 +158,7 @@ def test_padding_rows_do_not_change_the_loss(make, rows):
     assert task.weight(nothing) == 0
 
 
-def test_figures_are_of_what_was_evaluated_since_the_last_call(make, rows):
+def test_results_cover_only_batches_since_the_last_call(make, rows):
     task, data = make(), module(rows)
     data.setup("fit")
     first, second = [batch for batch, _ in zip(data.val_dataloader(), range(2), strict=False)]
@@ -170,11 +170,11 @@ def test_figures_are_of_what_was_evaluated_since_the_last_call(make, rows):
     assert task.results() == alone
 
 
-def test_a_model_of_another_number_of_classes_is_refused(make, rows):
+def test_model_with_another_number_of_classes_is_refused(make, rows):
     data = module(rows)
     data.prepare_data()
-    told = r"num_classes=3: the data have 2 classes \(animal, colour\)"
-    with pytest.raises(ValueError, match=told):
+    message = r"num_classes=3: the data have 2 classes \(animal, colour\)"
+    with pytest.raises(ValueError, match=message):
         make(num_classes=3).check(data)
     make(num_classes=2).check(data)
 

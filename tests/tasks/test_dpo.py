@@ -15,7 +15,7 @@ LORA = ("adapter=lora", "task/reference=adapter_off")
 
 @pytest.fixture
 def dpo(train, pairs):
-    """A run of DPO: with an adapter from weights trained for one step, without one from random weights."""
+    """Run DPO: with an adapter it starts from weights trained for one step, without one from random weights."""
 
     def run(name, *words):
         words = (*DPO, f"data.path={pairs}", *words)
@@ -33,8 +33,8 @@ def column(rows, name):
 
 
 @pytest.mark.parametrize("words", [(), ("task.reduction=mean",), LORA], ids=["sum", "mean", "lora"])
-def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
-    """Although the model has dropout."""
+def test_loss_starts_at_ln_2_with_margin_0_and_falls(dpo, logged, words):
+    """Dropout of the model must not change the first loss."""
     run = dpo("run", "trainer.max_steps=40", "trainer.val_every=20", *words)
     rows = logged(run)
     first = next(row for row in rows if row["step"] == "1")
@@ -51,7 +51,7 @@ def test_it_starts_at_ln_2_with_margin_0_and_learns(dpo, logged, words):
 
 
 def test_the_margin_follows_the_papers_equation(dpo, train, logged, pairs):
-    """The logged validation margin, computed from the weights before and after."""
+    """Compute the logged validation margin from the weights before and after training."""
     base = dpo("base", "trainer.max_steps=1", "trainer.val_every=1", "optimizer.lr=0.0")
     weights = ("weights=run", f"weights.path={base.path}")
     run = dpo("run", *weights, "task.beta=0.3", "trainer.val_every=6")
@@ -81,7 +81,7 @@ def test_the_margin_follows_the_papers_equation(dpo, train, logged, pairs):
 
 
 @pytest.mark.parametrize("words", [(), LORA], ids=["frozen_copy", "adapter_off"])
-def test_a_resumed_run_is_held_against_the_base_and_equals_the_whole_one(
+def test_resumed_run_keeps_its_reference_and_equals_the_whole_one(
     dpo, train, interrupted, pairs, logged, words
 ):
     base = dpo("base", "trainer.max_steps=3", "trainer.val_every=3")
@@ -105,14 +105,14 @@ def test_a_checkpoint_does_not_contain_the_reference(dpo):
     assert state.keys() == {f"model.{name}" for name in model.state_dict()}
 
 
-def test_with_an_adapter_both_references_are_the_same(dpo, logged):
+def test_frozen_copy_and_switched_off_adapter_give_the_same_loss(dpo, logged):
     adapted = logged(dpo("off", *LORA))
     copied = logged(dpo("copy", LORA[0]))
     assert column(adapted, "val/loss") == pytest.approx(column(copied, "val/loss"), abs=1e-6)
     assert column(adapted, "val/loss")[-1] < 0.6
 
 
-def test_without_an_adapter_there_is_none_to_turn_off(dpo):
+def test_switched_off_adapter_as_reference_needs_an_adapter(dpo):
     with pytest.raises(ConfigError, match=r"task: .*no adapter to switch off"):
         dpo("run", LORA[1])
 

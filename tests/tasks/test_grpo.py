@@ -40,7 +40,7 @@ def grpo(train, questions):
 
 
 @pytest.mark.filterwarnings("ignore:step .* gradient norm")
-def test_a_rewarded_letter_is_written_more_and_more(grpo, logged):
+def test_rewarded_letter_becomes_more_frequent(grpo, logged):
     words = ("trainer.max_steps=30", "trainer.val_every=10", "task.beta=0.01")
     rows = logged(grpo("run", *words))
     rewards = [float(row["train/reward"]) for row in rows if row.get("train/reward")]
@@ -55,7 +55,7 @@ def test_a_rewarded_letter_is_written_more_and_more(grpo, logged):
     )
 
 
-def test_a_divided_model_is_refused_before_anything_is_touched(grpo, tmp_path, monkeypatch):
+def test_sharded_model_is_refused_before_a_folder_is_made(grpo, tmp_path, monkeypatch):
     divided = Hardware("cpu", devices=2, strategy=FSDP(), precision=32)
     monkeypatch.setattr(Hardware, "resolve", lambda hardware: divided)
     with pytest.raises(ConfigError, match=r"task: GRPO: .* use hardware=ddp"):
@@ -63,7 +63,7 @@ def test_a_divided_model_is_refused_before_anything_is_touched(grpo, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-def test_the_divergence_is_held_down_by_beta(grpo, logged):
+def test_larger_beta_keeps_the_kl_divergence_smaller(grpo, logged):
     words = ("trainer.max_steps=20", "trainer.val_every=20")
     free, held = (
         logged(grpo(f"beta{beta}", *words, f"task.beta={beta}"))[-1] for beta in ("0.0", "3.0")
@@ -73,7 +73,7 @@ def test_the_divergence_is_held_down_by_beta(grpo, logged):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_it_resumes_to_the_bit(train, interrupted, questions, logged, accumulate):
+def test_grpo_resumes_to_the_bit(train, interrupted, questions, logged, accumulate):
     words = (*WORDS, f"data.path={questions}", "task.group_size=3", "trainer.log_every=2")
     words = (*words, f"trainer.accumulate={accumulate}", "trainer.max_steps=6")
     whole, parts = train("whole", *words), interrupted("parts", *words, step=4)
@@ -130,13 +130,13 @@ def batch_of(*rows):
     }
 
 
-def test_prompts_end_where_the_last_answer_begins(task):
+def test_prompts_end_where_the_last_response_begins(task):
     batch = batch_of(([1, 2, 3], [4, 5, 0]), ([6, 7], [8, 0]), ([9], [1, 0]))
-    batch["targets"][1] = -100  # a row that asks for nothing
+    batch["targets"][1] = -100  # a row without targets
     first, last = task.prompts(batch)
     assert (first.tokens, first.text, first.reference) == ([1, 2, 3], "abc", "de")
     assert (last.tokens, last.reference) == ([9], "a")
-    several = {  # a b [c END] d e [f END]: of two answers it is the last that is asked for
+    several = {  # a b [c END] d e [f END]: the last of two responses is the reference
         "tokens": torch.tensor([[1, 2, 3, 0, 4, 5, 6]]),
         "targets": torch.tensor([[-100, 3, 0, -100, -100, 6, 0]]),
     }
@@ -144,7 +144,7 @@ def test_prompts_end_where_the_last_answer_begins(task):
     assert (prompt.tokens, prompt.reference) == ([1, 2, 3, 0, 4, 5], "f")
 
 
-def test_what_is_drawn_is_a_function_of_seed_and_number(task):
+def test_responses_depend_only_on_seed_and_number(task):
     prompts = task.prompts(batch_of(([1, 2, 3], [4, 0]), ([5], [6, 0]))) * 4
     torch.manual_seed(1)
     first, _ = task.respond(prompts, 7)
@@ -178,7 +178,7 @@ def test_the_reward_receives_prompts_responses_and_references(build_task):
         assert batch["tokens"][row, :3].tolist() == [1, 2, 3]
 
 
-def test_only_the_difference_to_the_group_teaches(build_task):
+def test_equal_rewards_in_a_group_give_no_gradient(build_task):
     """With equal rewards the gradient is that of the KL divergence, which is 0 at the start."""
     task = build_task()
     task.step(batch_of(([1, 2, 3], [4, 0]), ([5], [6, 0]))).backward()
@@ -193,7 +193,7 @@ def test_only_the_difference_to_the_group_teaches(build_task):
 
 
 @pytest.mark.parametrize("scores", [[1.0], [float("nan")] * 8])
-def test_a_reward_that_gives_no_scores_is_named(build_task, scores):
+def test_reward_with_invalid_scores_is_named(build_task, scores):
     task = build_task(lambda prompts, responses, references: scores)
     with pytest.raises(ValueError, match="the reward gave"):
         task.step(batch_of(([1, 2, 3], [4, 0]), ([5], [6, 0])))
@@ -206,7 +206,7 @@ def test_data_without_prompts_are_refused(grpo):
         grpo("other", "data/collation=packing")
 
 
-def test_your_own_reward_is_called_once_it_is_trusted(tmp_path, monkeypatch):
+def test_user_reward_is_called_if_its_module_is_trusted(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "def vowels(prompts, responses, references, weight: float) -> list[float]:\n"
         "    return [weight * sum(c in 'aeiou' for c in response) for response in responses]\n"

@@ -34,7 +34,7 @@ def batch_of(pairs, blank=0):
     return {"tokens": tokens, "targets": targets, "attention_mask": torch.ones(rows, 6).bool()}
 
 
-def test_the_figures_are_means_over_pairs(task):
+def test_metrics_are_means_over_pairs(task):
     first, second = batch_of(5), batch_of(2)
     margins = torch.cat(
         [-task.rewards(batch).view(2, -1).diff(dim=0)[0] for batch in (first, second)]

@@ -1,4 +1,4 @@
-"""Pretraining: it learns, to the same numbers as when this was written."""
+"""Pretraining: it learns, and its losses equal those stored in trace.json."""
 
 import json
 from pathlib import Path
@@ -33,14 +33,14 @@ def losses(preset: str, steps: int, optimizer: str = "adamw") -> list[float]:
 
 
 @pytest.mark.parametrize("preset", ["gpt", "gpt2", "llama"])
-def test_the_stored_trace_is_met(preset):
+def test_losses_equal_the_stored_trace(preset):
     """Sixteen losses from a fixed seed: any change of the arithmetic is visible here first."""
     stored = json.loads(TRACE.read_text())[preset]
     assert losses(preset, len(stored)) == pytest.approx(stored, rel=2e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_one_batch_is_learned_by_heart(optimizer):
+def test_one_batch_is_memorized(optimizer):
     found = losses("gpt", 120, optimizer)
     assert found[0] == pytest.approx(torch.tensor(61.0).log().item(), rel=0.1)
     assert found[-1] < 0.1

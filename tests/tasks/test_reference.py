@@ -22,7 +22,7 @@ def learn(model):
 
 
 @pytest.mark.parametrize("reference", [FrozenCopy(), AdapterOff()], ids=lambda r: type(r).__name__)
-def test_it_is_the_policy_as_it_was(policy, reference):
+def test_reference_equals_the_policy_before_training(policy, reference):
     before = policy(TOKENS).detach()
     LoRA(rank=2).apply(policy)
     reference.start(policy)
@@ -31,21 +31,21 @@ def test_it_is_the_policy_as_it_was(policy, reference):
     assert not torch.allclose(before, after, atol=1e-2)
     with reference.of(policy) as model:
         torch.testing.assert_close(model(TOKENS), before)
-    assert torch.equal(policy(TOKENS), after), "the policy is itself again"
+    assert torch.equal(policy(TOKENS), after), "the policy is restored"
 
 
-def test_a_copy_is_frozen_and_follows_the_policy_to_its_precision(policy):
+def test_copy_is_frozen_and_takes_the_precision_of_the_policy(policy):
     reference = FrozenCopy()
     reference.start(policy.train())
     with reference.of(policy) as model:
         assert not model.training
         assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert model.head.weight is model.embedding.weight, "what was tied is"
+        assert model.head.weight is model.embedding.weight, "tied weights stay tied"
     with reference.of(policy.bfloat16()) as model:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         assert model(TOKENS).dtype == torch.bfloat16
 
 
-def test_without_an_adapter_there_is_none_to_turn_off(policy):
+def test_switched_off_adapter_as_reference_needs_an_adapter(policy):
     with pytest.raises(ValueError, match="no adapter to switch off"):
         AdapterOff().check(policy)

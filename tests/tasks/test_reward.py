@@ -12,7 +12,7 @@ def rewarded(train, pairs):
     return lambda name, *more: train(name, *words, *more)
 
 
-def test_it_learns_to_rank(rewarded, logged):
+def test_reward_model_learns_to_rank(rewarded, logged):
     run = rewarded("run", "trainer.max_steps=40", "trainer.val_every=20")
     rows = logged(run)
     assert float(rows[0]["train/loss"]) == pytest.approx(math.log(2), abs=0.05)
@@ -21,7 +21,7 @@ def test_it_learns_to_rank(rewarded, logged):
     assert float(last["val/margin"]) > 1
 
 
-def test_it_resumes_to_the_bit(train, interrupted, pairs, logged):
+def test_reward_model_resumes_to_the_bit(train, interrupted, pairs, logged):
     words = ("task=reward", "data=preference", f"data.path={pairs}", "task.model.dropout=0.1")
     whole = train("whole", *words, "trainer.log_every=2")
     parts = interrupted("parts", *words, "trainer.log_every=2", step=4)

@@ -61,9 +61,9 @@ def weights(run):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_dividing_a_step_changes_nothing(composed, tmp_path, optimizer):
+def test_accumulation_does_not_change_the_weights(composed, tmp_path, optimizer):
     words = [f"optimizer={optimizer}", "trainer.gradient_clip=0.5"]
-    # Where a gradient is all but nothing, Adam divides rounding by rounding.
+    # If a gradient is almost 0, Adam divides one rounding error by another; a larger eps prevents that.
     words += ["+optimizer.eps=1e-4"] if optimizer == "adamw" else ["optimizer.lr=0.1"]
     whole, *divided = (
         weights(
@@ -79,8 +79,8 @@ def test_dividing_a_step_changes_nothing(composed, tmp_path, optimizer):
             torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_mean_of_means_would_be_another(composed):
-    """Shows that the comparison above can fail: micro-batches have different numbers of targets."""
+def test_micro_batches_have_different_numbers_of_targets(composed):
+    """So a mean of the means of micro-batches would fail the comparison above."""
     data = lifecycle.prepare_data(composed("data.batch_size=4"), None)
     task = build(composed("model.vocab_size=400").task)
     loader = iter(data.train_dataloader())
@@ -89,8 +89,8 @@ def test_the_mean_of_means_would_be_another(composed):
 
 
 def test_packed_and_padded_validation_agree(composed, tmp_path):
-    """Over the whole part, by the trainer: loss and perplexity to five digits."""
-    figures = [
+    """The trainer validates on the whole part; loss and perplexity agree to five digits."""
+    metrics = [
         run_command(
             composed(f"data/collation={collation}", "optimizer.lr=0", f"data.batch_size={size}"),
             tmp_path / collation,
@@ -98,12 +98,12 @@ def test_packed_and_padded_validation_agree(composed, tmp_path):
         for collation, size in (("padding", 8), ("length_grouped", 3), ("packing", 2))
     ]
     for name in ("val/loss", "val/perplexity", "test/loss"):
-        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-5)
-        assert figures[2][name] == pytest.approx(figures[0][name], rel=1e-5)
-    assert figures[0]["val/perplexity"] == pytest.approx(math.exp(figures[0]["val/loss"]))
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-5)
+        assert metrics[2][name] == pytest.approx(metrics[0][name], rel=1e-5)
+    assert metrics[0]["val/perplexity"] == pytest.approx(math.exp(metrics[0]["val/loss"]))
 
 
-def test_only_targets_count(composed):
+def test_only_targets_count_in_loss_and_weight(composed):
     task = build(composed("model.vocab_size=61").task)
     torch.manual_seed(0)
     tokens = torch.randint(61, (2, 9))
@@ -112,10 +112,10 @@ def test_only_targets_count(composed):
     batch = {"tokens": tokens, "targets": targets}
     logits = task.model(tokens)
     by_hand = [
-        -logits[row, place].log_softmax(-1)[targets[row, place]]
+        -logits[row, position].log_softmax(-1)[targets[row, position]]
         for row in range(2)
-        for place in range(9)
-        if targets[row, place] != IGNORE_INDEX
+        for position in range(9)
+        if targets[row, position] != IGNORE_INDEX
     ]
     assert task.weight(batch) == len(by_hand) == 12
     assert task.step(batch).item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
@@ -123,4 +123,4 @@ def test_only_targets_count(composed):
     results = task.results()
     assert results["loss"] == pytest.approx(task.step(batch).item(), rel=1e-5)
     task.evaluate({**batch, "targets": torch.full_like(targets, 3)})
-    assert task.results()["loss"] != results["loss"], "results start anew"
+    assert task.results()["loss"] != results["loss"], "each call of results() starts a new mean"

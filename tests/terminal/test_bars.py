@@ -40,5 +40,5 @@ def test_the_final_test_reports_its_progress_once(monkeypatch, capsys, is_first)
     callback.on_test_start(trainer, module)
     for number in range(2):
         callback.on_test_batch_end(trainer, module, None, None, number)
-    told = "testing: 1 of 2\ntesting: 2 of 2\n"
-    assert capsys.readouterr().err == (told if is_first else "")
+    expected = "testing: 1 of 2\ntesting: 2 of 2\n"
+    assert capsys.readouterr().err == (expected if is_first else "")

@@ -15,7 +15,7 @@ import llm.__main__ as command
 from llm.terminal.console import new_console, printable
 
 SOURCE = Path(__file__).parents[2] / "src/llm"
-# What rich takes for styles, ends of styles and emoji.
+# Text that rich reads as styles, ends of styles and emoji.
 TEXTS = ["[red]x[/red]", "br[/x].txt", "[a,b]", ":smile:", "adapter.targets=[query,value]", "\\[x]"]
 
 
@@ -38,9 +38,9 @@ def test_no_control_character_reaches_a_terminal():
     out = io.StringIO()
     console = new_console(file=out, width=200)
     console.print(text, Panel(text))
-    told = out.getvalue()
-    assert not set(told) & {*CONTROLS, "\ud800"}
-    assert "␛]0;title" in told
+    written = out.getvalue()
+    assert not set(written) & {*CONTROLS, "\ud800"}
+    assert "␛]0;title" in written
     assert printable("a\tb\nä 📚 [x]") == "a\tb\nä 📚 [x]"
 
 
@@ -50,7 +50,7 @@ def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:
 
 
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: file.stem)
-def test_no_module_prints_by_a_console_that_reads_markup(file):
+def test_no_module_prints_with_a_console_that_reads_markup(file):
     calls = called(ast.parse(file.read_text("utf-8")))
     names = [name for name, _ in calls]
     assert "from_markup" not in names
@@ -59,7 +59,8 @@ def test_no_module_prints_by_a_console_that_reads_markup(file):
         words = {word.arg: word.value for word in call.keywords}
         if name == "TextColumn":
             assert ast.unparse(words["markup"]) == "False"
-        if name == Panel.__name__ and "title" in words:  # a string is markup there, always
+        # Panel always reads a string title as markup.
+        if name == Panel.__name__ and "title" in words:
             assert ast.unparse(words["title"]).startswith(("f'step {step}'", "Text"))
 
 
@@ -71,7 +72,7 @@ def test_a_terminal_in_ascii_gets_question_marks(monkeypatch):
     assert b"llm COMMAND [key=value ?]" in raw.getvalue()
 
 
-def test_another_locale_leaves_words_and_files_utf8():
+def test_another_locale_changes_only_the_encoding_of_the_output():
     """Words of the command line are read as typed, and output has the encoding of the locale."""
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     line = [sys.executable, "-m", "llm", "Käse"]

@@ -33,7 +33,7 @@ def test_quoted_words_are_read_back_by_a_shell(encoding, monkeypatch):
     assert pasted(line) == WORDS
 
 
-def test_a_program_is_named_as_it_can_be_called_from_here(tmp_path, monkeypatch):
+def test_program_name_can_be_called_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "env").mkdir()
     for name in ("python", "llm"):
         (tmp_path / "env" / name).write_text("#!/bin/sh\n")
@@ -47,7 +47,7 @@ def test_a_program_is_named_as_it_can_be_called_from_here(tmp_path, monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path / "env"))
     assert shell.program() == "llm"
     (tmp_path / "env/llm").unlink()
-    assert shell.program() == "llm", "it was not installed, and there is no better word"
+    assert shell.program() == "llm", "not installed: the plain name is used"
 
 
 def test_a_command_line_includes_the_path_of_user_modules(monkeypatch):

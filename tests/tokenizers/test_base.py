@@ -29,12 +29,12 @@ def tokenizer(request: pytest.FixtureRequest, hard_texts: list[str]) -> Tokenize
         case "word":
             return word.train_word(texts)
         case "huggingface":
-            return _of_the_rust_library(texts)
+            return _rust_tokenizer(texts)
         case _:
             return bpe.train_bpe(texts, vocab_size=400)
 
 
-def _of_the_rust_library(texts: list[str]) -> HuggingFaceTokenizer:
+def _rust_tokenizer(texts: list[str]) -> HuggingFaceTokenizer:
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -100,7 +100,7 @@ def test_further_special_tokens_follow_the_last_id(
     assert tokenizer.vocab_size == size
 
 
-def test_token_bytes_make_the_text(tokenizer: Tokenizer, hard_texts: list[str]):
+def test_joined_token_bytes_equal_the_text(tokenizer: Tokenizer, hard_texts: list[str]):
     every = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
     assert len(set(every)) == tokenizer.vocab_size
     for name, token in tokenizer.special_tokens.items():
@@ -114,7 +114,7 @@ def test_decodes_any_ids(tokenizer: Tokenizer):
     draw = random.Random(1)
     for _ in range(50):
         ids = [draw.randrange(tokenizer.vocab_size) for _ in range(20)]
-        tokenizer.decode(ids).encode()  # well-formed whatever the ids
+        tokenizer.decode(ids).encode()  # raises if the text is not valid Unicode
 
 
 @pytest.mark.parametrize("offset", [-1, None])
@@ -124,7 +124,9 @@ def test_ids_outside_the_vocabulary_are_named(tokenizer: Tokenizer, offset: int 
         tokenizer.decode([token])
 
 
-def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, hard_texts: list[str], tmp_path):
+def test_loaded_tokenizer_equals_the_saved_one(
+    tokenizer: Tokenizer, hard_texts: list[str], tmp_path
+):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
@@ -144,7 +146,7 @@ def test_fit_keeps_a_tokenizer_and_trains_a_factory(tokenizer: Tokenizer):
     "train", [char.train_char, word.train_word, lambda texts: bpe.train_bpe(texts, 300)]
 )
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
-def test_training_on_nothing_is_an_error(train, texts: list[str]):
+def test_training_without_text_is_refused(train, texts: list[str]):
     with pytest.raises(ValueError, match="training text"):
         train(iter(texts))
 
@@ -182,7 +184,7 @@ def test_a_damaged_file_is_named(content: str, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_bytes_that_are_not_text_are_a_damaged_file(tmp_path):
+def test_file_that_is_not_text_is_named(tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"broken\.json"):
@@ -192,14 +194,14 @@ def test_bytes_that_are_not_text_are_a_damaged_file(tmp_path):
 @pytest.mark.parametrize(
     "content", ['{"kind": "bpe", "merges": [["a", "b"]]}', '{"kind": "char", "characters": 7}']
 )
-def test_values_of_a_wrong_type_are_a_damaged_file(content: str, tmp_path):
+def test_values_of_a_wrong_type_are_reported_with_the_file(content: str, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"broken\.json: the .* tokenizer is damaged"):
         load(path)
 
 
-def test_values_of_a_wrong_type_are_damage_where_nothing_checks_types(tmp_path):
+def test_values_of_a_wrong_type_are_reported_without_runtime_type_checks(tmp_path):
     """In another process, because annotations are checked at run time in this one."""
     contents = [
         '{"kind": "char", "characters": ["a", 1]}',

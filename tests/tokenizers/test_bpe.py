@@ -75,7 +75,7 @@ def test_learns_the_merges_of_the_rust_trainer_on_prose(shared_data: Path):
 
 
 @pytest.mark.parametrize("learn", [learn_merges, learn_merges_fast])
-def test_a_pair_worked_by_hand(learn: LearnMerges):
+def test_first_merges_equal_the_example_of_sennrich_et_al(learn: LearnMerges):
     # The example of Sennrich et al.: "es" occurs nine times, and so does "est" once "es" is merged.
     tokenizer = train_bpe(
         [" ".join(["low"] * 5 + ["newest"] * 6 + ["widest"] * 3)], 257 + 2, learn=learn
@@ -118,7 +118,7 @@ def test_ids_are_bytes_in_gpt2_order_then_merges_then_specials():
     assert tokenizer.vocab_size == 259
 
 
-def test_no_merges_make_a_byte_tokenizer():
+def test_vocabulary_without_merges_is_a_byte_tokenizer():
     tokenizer = train_bpe(["anything at all"], vocab_size=257)
     assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
     assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"
@@ -126,7 +126,7 @@ def test_no_merges_make_a_byte_tokenizer():
 
 
 @pytest.mark.parametrize("vocab_size", [256, 0, -1])
-def test_less_than_the_bytes_is_an_error(vocab_size: int):
+def test_vocab_size_below_257_is_refused(vocab_size: int):
     with pytest.raises(ValueError, match=f"vocab_size={vocab_size} is too small.*257"):
         train_bpe(["text"], vocab_size=vocab_size)
 
@@ -138,13 +138,13 @@ def test_too_little_text_gives_a_smaller_vocabulary_with_a_warning():
     assert tokenizer.end_of_text == 257
 
 
-def test_no_warning_where_all_is_found():
+def test_no_warning_if_the_vocabulary_has_the_requested_size():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_bpe(["the cat sat on the mat " * 5], vocab_size=260)
 
 
-def test_fifty_thousand_tokens():
+def test_trains_a_vocabulary_of_fifty_thousand_tokens():
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(20_000)]
     tokenizer = train_bpe([" ".join(words)], vocab_size=50_257, min_frequency=1)
@@ -160,7 +160,7 @@ def test_training_texts_are_read_once_and_one_by_one():
         def __new__(cls, text: str):
             nonlocal alive
             alive += 1
-            assert alive < 100, "the texts pile up"
+            assert alive < 100, "the texts are kept in memory"
             return super().__new__(cls, text)
 
         def __del__(self):
@@ -170,7 +170,7 @@ def test_training_texts_are_read_once_and_one_by_one():
     train_bpe((Text(f"document number {n}") for n in range(1000)), vocab_size=270)
 
 
-def test_long_texts_are_learned_in_pieces_by_the_same_merges(monkeypatch, hard_texts: list[str]):
+def test_training_on_pieces_of_long_texts_gives_the_same_merges(monkeypatch, hard_texts: list[str]):
     text = "\n".join(hard_texts) + " prose, 1984 and\n\nmore  of it.\tThe end" * 50
     monkeypatch.setattr("llm.tokenizers.bpe.PIECE", 40)
     assert learn_merges_fast([text], 150, min_frequency=2) == learn_merges(
@@ -193,7 +193,9 @@ def test_memory_does_not_grow_with_a_document():
 
 @pytest.mark.parametrize("unit", [" ", "a", "\n", "漢", "a1", "\t \n"])
 @pytest.mark.parametrize("tail", ["", "x", " "])
-def test_a_million_of_a_kind(tokenizer: BPETokenizer, unit: str, tail: str):
+def test_million_equal_characters_are_encoded_within_seconds(
+    tokenizer: BPETokenizer, unit: str, tail: str
+):
     text = "start" + unit * (1_000_000 // len(unit)) + tail
     start = time.process_time()
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -15,7 +15,7 @@ def test_pieces_make_up_the_text_and_each_but_the_last_has_the_size(size, hard_t
         assert all(len(piece) >= size for piece in pieces[:-1])
 
 
-def test_a_text_is_cut_before_one_space_and_after_one_newline_alone():
+def test_text_is_cut_only_before_a_single_space_and_after_a_single_newline():
     assert list(cut_between_words("ab cd", 1)) == ["ab", " cd"]
     assert list(cut_between_words("ab\ncd", 1)) == ["ab\n", "cd"]
     for together in ("ab  cd", "ab\n\ncd", "ab\tcd", " abcd", "abcd "):

@@ -17,7 +17,7 @@ from llm.tokenizers.word import split_words_and_marks, train_word
         "They'll say: don't!",
     ],
 )
-def test_prose_comes_back_as_it_was(text: str):
+def test_decoding_restores_prose(text: str):
     tokenizer = train_word([text])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -52,7 +52,7 @@ def test_ids_equal_those_of_transformers(hard_texts, lowercase):
             ours.encode(text, special=True) == theirs(text, add_special_tokens=False)["input_ids"]
         )
         unknown += expected.count(1)
-    assert 0 < unknown < sum(len(ours.encode(text)) for text in texts) / 2, "a poor trial"
+    assert 0 < unknown < sum(len(ours.encode(text)) for text in texts) / 2, "few are unknown"
 
 
 def test_a_word_is_cut_into_the_longest_pieces():
@@ -79,7 +79,7 @@ def test_a_truncated_text_keeps_its_special_tokens():
     assert tokenizer.with_ends([], most=4) == [2, 3]
 
 
-def test_a_person_cannot_forge_a_special_token():
+def test_special_token_in_plain_text_is_not_special():
     tokenizer = WordPieceTokenizer([*SPECIAL, "a"])
     assert set(tokenizer.encode("[CLS]")) == {1}
     assert tokenizer.encode("a[SEP]a", special=True) == [5, 3, 5]
@@ -95,7 +95,7 @@ def test_special_tokens_keep_their_ids_and_new_ones_follow():
     assert grown.encode("a<new>", special=True) == [5, 6]
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path):
+def test_loaded_tokenizer_equals_the_saved_one(tmp_path):
     tokenizer = WordPieceTokenizer([*SPECIAL, "Ä", "##b"], lowercase=False)
     tokenizer = tokenizer.with_special_tokens(["<new>"])
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -152,6 +152,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, problem):
         (["a", "[UNK]"], r"pieces: \[CLS\], \[SEP\] is missing"),
     ],
 )
-def test_a_vocabulary_that_cannot_be_one(vocabulary, problem):
+def test_invalid_vocabulary_is_refused(vocabulary, problem):
     with pytest.raises(ValueError, match=problem):
         WordPieceTokenizer(vocabulary)

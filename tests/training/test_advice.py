@@ -22,14 +22,14 @@ def test_few_steps_are_reported_with_the_epochs_that_give_more():
     (line,) = advice(6, max_epochs=4, accumulate=2)
     assert "is 1.5 steps; use trainer.max_epochs=67 for 100 steps" in line
     assert advice(100, max_epochs=34) == []
-    assert advice(12, max_steps=12) == [], "who says a number of steps knows it"
+    assert advice(12, max_steps=12) == [], "max_steps was chosen on purpose"
 
 
 @pytest.mark.parametrize(
-    ("steps", "warmup", "told"), [(12, 50, "24%"), (12, 12, None), (1, 0, None)]
+    ("steps", "warmup", "reached"), [(12, 50, "24%"), (12, 12, None), (1, 0, None)]
 )
-def test_warm_up_longer_than_the_run_is_reported(steps, warmup, told):
+def test_warm_up_longer_than_the_run_is_reported(steps, warmup, reached):
     lines = advice(steps, warmup, max_steps=steps)
-    assert [f"reaches only {told} of optimizer.lr" in line for line in lines] == (
-        [True] if told else []
+    assert [f"reaches only {reached} of optimizer.lr" in line for line in lines] == (
+        [True] if reached else []
     )

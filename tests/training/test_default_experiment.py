@@ -1,4 +1,4 @@
-"""`make train`: minutes on two cores, and then English prose about Python."""
+"""`make train` takes minutes on two cores and gives English prose about Python."""
 
 import os
 import re
@@ -22,8 +22,8 @@ BOUND = 1.70
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
-# Words that hold any English sentence together; a third of all words in prose.
-GLUE = set(
+# Function words of English, a third of all words in prose.
+FUNCTION_WORDS = set(
     "a an and are as at be by can for from has if in is it its may not of on or so than that the this to when "
     "which will with you".split()
 )
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Run:
     """The default experiment, run by the command that a newcomer types."""
     folder = tmp_path_factory.mktemp("default")
     environment = os.environ | {"LLM_CACHE": str(folder / "cache")}
-    del environment["OMP_NUM_THREADS"]  # it is alone
+    del environment["OMP_NUM_THREADS"]  # no other test runs at the same time
     start = time.monotonic()
     command = [sys.executable, "-m", "llm", "train"]
     done = subprocess.run(
@@ -83,8 +83,8 @@ def test_the_default_experiment_takes_minutes(run):
 def shape(text: str) -> list[str]:
     """Return the lines of an output without numbers, samples and values of the machine."""
     lines = [line.rstrip() for line in text.strip().splitlines() if not line.startswith("│")]
-    told = (re.sub(r"(?<=precision )\w+|\d[\d,.]*", "#", line) for line in lines)
-    return [re.sub(r"\S*llm generate", "llm generate", line) for line in told]
+    replaced = (re.sub(r"(?<=precision )\w+|\d[\d,.]*", "#", line) for line in lines)
+    return [re.sub(r"\S*llm generate", "llm generate", line) for line in replaced]
 
 
 def test_the_readme_shows_what_it_prints(run):
@@ -112,9 +112,9 @@ def test_sample_has_english_words(written, corpus):
 
 def test_sample_is_english_about_python(written):
     found = [word for text in written for word in words(text)]
-    assert 0.25 < sum(word in GLUE for word in found) / len(found) < 0.65
+    assert 0.25 < sum(word in FUNCTION_WORDS for word in found) / len(found) < 0.65
     assert sum(word in PYTHON for word in found) / len(found) > 0.03
-    assert len(set(found)) / len(found) > 0.2, "it does not say one thing over and over"
+    assert len(set(found)) / len(found) > 0.2, "the text does not repeat itself"
 
 
 def test_sample_does_not_repeat_the_training_text(written, corpus):
@@ -128,7 +128,7 @@ def test_sample_does_not_repeat_the_training_text(written, corpus):
             assert gram not in copied, " ".join(gram)
 
 
-def test_the_folder_is_all_that_generate_needs(run, tmp_path: Path):
+def test_generate_needs_only_the_run_directory(run, tmp_path: Path):
     command = [sys.executable, "-m", "llm", "generate", f"weights.path={run.path}", "max_tokens=20"]
     environment = os.environ | {"LLM_CACHE": str(tmp_path)}
     done = subprocess.run(

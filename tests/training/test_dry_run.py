@@ -67,7 +67,7 @@ def test_values_that_need_the_data_are_marked(loader, capsys, tmp_path, monkeypa
     dry_run.show_dry_run(checked_points(loader, "train", words))
     output = capsys.readouterr().out
     assert "needs data" in output
-    assert rows(output)[0][-1].strip() == "–"  # nor how long it takes
+    assert rows(output)[0][-1].strip() == "–"  # the time is unknown too
 
 
 CASE = Path(__file__).parents[1] / "cases" / "prompt_completion.json"
@@ -78,15 +78,15 @@ FINETUNE = [
 
 
 def test_a_finetune_is_counted_with_the_lengths_of_its_rows(loader, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # the published rows are not there
-    memory, told = [], []
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # an empty cache, without the published rows
+    memory, printed = [], []
     for words in ([f"data.path={CASE}"], [], ["data.malformed=skip", f"data.path={CASE}"]):
         points = checked_points(loader, "train", [*FINETUNE, *words])
         dry_run.show_dry_run(points)
-        told.append(capsys.readouterr().out)
+        printed.append(capsys.readouterr().out)
         memory.append(forecast(points[0]).memory.total)
     assert memory[0] < memory[1] / 10
-    assert ["upper bound" in each for each in told] == [False, True, False]
+    assert ["upper bound" in each for each in printed] == [False, True, False]
     assert memory[0] == memory[2]
     cost = forecast(points[0]).cost
     data = lifecycle.prepare_data(points[0].composed.config, None)
@@ -244,13 +244,13 @@ def test_run_from_weights_has_their_size(loader, tmp_path):
     words = ["experiment=spam", "weights=run", f"weights.path='{tmp_path}'", "adapter=lora"]
     [point] = checked_points(loader, "train", words)
     found = dry_run.forecast(point)
-    assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # of a classifier, which has another head
+    assert found.cost.embedding == 300 * 64 + 2 * 64 + 2  # with the head of a classifier
     assert found.cost.trained < found.cost.parameters / 2
-    assert found.memory.optimizer < found.memory.weights  # LoRA's few have states
+    assert found.memory.optimizer < found.memory.weights  # only LoRA's parameters have a state
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("data.context_length=200", None),
         ("weights.context_length=200", None),
@@ -259,15 +259,15 @@ def test_run_from_weights_has_their_size(loader, tmp_path):
         ("weights.context_length=512", r"weights.context_length: 512 is more than the 256 tokens"),
     ],
 )
-def test_context_of_published_weights_is_kept(word, told, chat_model, loader, capsys):
+def test_context_of_published_weights_is_kept(word, message, chat_model, loader, capsys):
     words = ["experiment=instruct", "weights=llama", f"weights.path={chat_model}", "hardware=cpu"]
 
     def show():
         dry_run.show_dry_run(checked_points(loader, "train", [*words, word]))
 
-    if told is None:
+    if message is None:
         show()
         assert "parameters" in capsys.readouterr().out
     else:
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             show()

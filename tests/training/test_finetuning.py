@@ -74,7 +74,7 @@ def without_before(monkeypatch):
     )
 
 
-def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
+def test_validation_before_the_first_step_does_not_change_a_finetune(
     finetune, base, request, capsys
 ):
     run = finetune("run", "callbacks.early_stopping.patience=1")
@@ -106,14 +106,14 @@ def test_a_finetune_is_validated_before_its_first_step_and_learns_the_same(
 
 
 @pytest.mark.parametrize("adapter", ["lora", "prefix", "last_block"])
-def test_a_checkpoint_holds_what_was_trained_and_the_run_what_was_learned(finetune, base, adapter):
+def test_checkpoint_holds_only_trained_weights_and_loading_applies_them(finetune, base, adapter):
     run = finetune(adapter, f"adapter={adapter}", *ADAPTERS[adapter])
     state = torch.load(run.best, weights_only=True)["state_dict"]
     assert sum(tensor.numel() for tensor in state.values()) == run.record["trained_parameters"]
     assert run.record["trained_parameters"] < run.record["parameters"] / 2
     logits = RunWeights(str(run.path)).model()(TOKENS)
     before = RunWeights(str(base.path)).model()(TOKENS)
-    assert not torch.allclose(logits, before, atol=1e-3), "the adapter is in its place"
+    assert not torch.allclose(logits, before, atol=1e-3), "the trained weights are applied"
 
 
 @pytest.mark.parametrize("targets", ["[*blocks.*]", "[*]"])

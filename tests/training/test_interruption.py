@@ -17,8 +17,8 @@ SHORT = ("trainer.max_steps=4", "trainer.val_every=2")
 
 
 @pytest.fixture
-def told(composed, tmp_path, monkeypatch, capsys):
-    """told(where, number): send a signal when a function of the training module is called, and return the output."""
+def interrupt(composed, tmp_path, monkeypatch, capsys):
+    """interrupt(where, number): train, and send a signal when a function of `lifecycle` is called."""
 
     def train(where: str, number: int, *words: str, after: bool = False) -> tuple[int, str]:
         original = getattr(lifecycle, where)
@@ -39,8 +39,8 @@ def told(composed, tmp_path, monkeypatch, capsys):
     return train
 
 
-def test_a_signal_before_the_first_step_is_recorded(told, tmp_path):
-    status, said = told("make_loggers", signal.SIGTERM)
+def test_a_signal_before_the_first_step_is_recorded(interrupt, tmp_path):
+    status, said = interrupt("make_loggers", signal.SIGTERM)
     assert (status, said) == (
         143,
         "stopped by SIGTERM before the first step; there was nothing to save.",
@@ -63,30 +63,32 @@ def test_signal_swallowed_by_a_library_still_stops_the_run(composed, tmp_path, m
     assert stopped.value.code == 143
     assert "stopped by SIGTERM before the first step" in capsys.readouterr().err
     assert Run(tmp_path / "run").status == "interrupted"
-    monkeypatch.setattr(lifecycle, "make_loggers", lambda *_, **__: swallow_nothing())
+    monkeypatch.setattr(lifecycle, "make_loggers", lambda *_, **__: fail_without_a_signal())
     with pytest.raises(RecursionError):  # not because of a signal
         run_command(composed(*SHORT), tmp_path / "other")
     assert Run(tmp_path / "other").status == "failed"
 
 
-def swallow_nothing():
+def fail_without_a_signal():
     raise RecursionError("maximum recursion depth exceeded")
 
 
-def test_a_signal_while_testing_or_closing_loses_nothing(told, composed, tmp_path):
-    status, said = told("test_best", signal.SIGUSR1)
+def test_a_signal_while_testing_or_closing_loses_nothing(interrupt, composed, tmp_path):
+    status, said = interrupt("test_best", signal.SIGUSR1)
     assert (status, said) == (130, "stopped by SIGUSR1 after step 4; it is saved.")
     run = Run(tmp_path / "run")
     assert (run.status, run.record["steps"]) == ("interrupted", 4)
-    status, said = told("finish", signal.SIGTERM, after=True)
+    status, said = interrupt("finish", signal.SIGTERM, after=True)
     assert (status, said) == (143, "stopped by SIGTERM; the run is done, with 4 steps.")
     assert Run(run.path).status == "done"
 
 
-def test_a_signal_before_a_done_run_is_trained_further_leaves_it_done(told, composed, tmp_path):
+def test_a_signal_before_a_done_run_is_trained_further_leaves_it_done(
+    interrupt, composed, tmp_path
+):
     run = run_command(composed(*SHORT), tmp_path / "run")
     before = (run.path / "run.json").read_bytes()
-    status, said = told("choose_callbacks", signal.SIGTERM, "trainer.max_steps=6")
+    status, said = interrupt("choose_callbacks", signal.SIGTERM, "trainer.max_steps=6")
     assert (status, said) == (143, "stopped by SIGTERM; the run is done, with 4 steps.")
     assert (run.path / "run.json").read_bytes() == before
 
@@ -105,7 +107,7 @@ def test_a_signal_during_the_last_step_stops_before_the_test(
     assert run_command(composed(*SHORT), tmp_path / "run").status == "done"
 
 
-def test_immediate_stop_before_the_first_checkpoint_is_reported(told, tmp_path, monkeypatch):
+def test_immediate_stop_before_the_first_checkpoint_is_reported(interrupt, tmp_path, monkeypatch):
     from llm.callbacks.checkpoints import Checkpoints
 
     monkeypatch.setattr(
@@ -113,7 +115,7 @@ def test_immediate_stop_before_the_first_checkpoint_is_reported(told, tmp_path, 
     )
     with monkeypatch.context() as patch, signals.received(signals.stop):
         patch.setattr("llm.callbacks.interrupt.signals.listen", lambda handler: {})
-        status, said = told("test_best", signal.SIGTERM)
+        status, said = interrupt("test_best", signal.SIGTERM)
     assert (status, said) == (143, "stopped by SIGTERM after step 2; nothing is saved.")
 
 

@@ -57,7 +57,7 @@ def test_a_run_directory_holds_everything(composed, tmp_path):
         assert float(last[name]) > 0, name
     assert run.record["metrics"]["speed/tokens_per_second"] > 0
     request = fingerprint(composed(picture=True), IGNORE_BUT_BUDGET)
-    assert run.record["request"] == request, "what was asked for, before the data said more"
+    assert run.record["request"] == request, "the request, before values of the data are filled in"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -132,7 +132,7 @@ def test_done_run_is_unchanged_and_a_longer_one_resumes(composed, tmp_path, caps
     assert [row["step"] for row in rows(longer)][-1] == "16"
 
 
-def test_an_interrupted_run_is_not_ended_before_the_step_it_reached(composed, tmp_path, stop_at):
+def test_max_steps_below_the_steps_of_an_interrupted_run_is_refused(composed, tmp_path, stop_at):
     stop_at(7)
     with pytest.raises(SystemExit):
         run_command(composed(), tmp_path / "run")
@@ -313,7 +313,7 @@ def test_changed_text_is_refused_and_the_run_keeps_its_tokenizer(composed, tmp_p
     assert run.tokenizer.read_bytes() == before
 
 
-def test_a_rerun_moves_nothing_before_it_can_begin(composed, tmp_path):
+def test_refused_rerun_moves_nothing(composed, tmp_path):
     run_command(composed(), tmp_path / "run")
     with pytest.raises(ConfigError):
         run_command(composed("rerun=true", "data.path=/nonexistent"), tmp_path / "run")
@@ -344,7 +344,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_training(composed, tm
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_missing_hardware_is_one_line(composed, tmp_path):
+def test_missing_hardware_is_reported_in_one_line(composed, tmp_path):
     with pytest.raises(ConfigError, match=r"hardware: .*fp16 needs a GPU"):
         run_command(composed("hardware.precision=fp16"), tmp_path / "run")
 
@@ -370,7 +370,7 @@ def test_speed_leaves_out_the_time_of_validation(composed, tmp_path, monkeypatch
     with run.metrics.open(newline="") as file:
         speeds = [float(row["speed/tokens_per_second"]) for row in csv.DictReader(file)]
     assert len(speeds) == 12
-    assert set(speeds) == {64.0}, "tokens a step, each of which takes a second"
+    assert set(speeds) == {64.0}, "64 tokens a step, and one second a step"
 
 
 def test_sampling_does_not_change_training(composed, tmp_path, capsys):
@@ -401,14 +401,14 @@ def test_progress_line_shows_the_metrics_of_its_step(composed, tmp_path, capsys)
     words = ("+callbacks.progress.seconds=0", "trainer.val_every=5", "trainer.log_every=4")
     run_command(composed(*words), tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
-    told = {
+    printed = {
         line.split(":")[0]: [word in line for word in (" loss", "val ")]
         for line in lines
         if line.startswith("step ")
     }
     trained, validated = [True, False], [False, True]
     expected = {4: trained, 5: validated, 8: trained, 10: validated, 12: [True, True]}
-    assert told == {f"step {step}/12": words for step, words in expected.items()}
+    assert printed == {f"step {step}/12": words for step, words in expected.items()}
 
 
 def test_strategy_with_one_device_is_reported(composed, tmp_path, capsys):
@@ -498,7 +498,7 @@ def test_validation_is_bounded_while_training_and_whole_at_the_end(composed, tmp
     assert_same_weights(bounded.last, whole.last)
 
 
-def test_run_starts_from_weights_of_another(composed, tmp_path):
+def test_run_starts_from_weights_of_another_run(composed, tmp_path):
     base = run_command(composed(), tmp_path / "base")
     further = composed("weights=run", f"weights.path={base.path}", "trainer.max_steps=1")
     further.optimizer.lr = 0.0

@@ -44,7 +44,7 @@ def test_model_or_task_that_cannot_be_divided_is_refused(composed, words, hardwa
     require_division(config, TWO)
 
 
-def test_an_outline_has_shapes_and_leaves_no_trace(composed):
+def test_outline_has_shapes_and_changes_no_state(composed):
     config = composed()
     state = torch.get_rng_state()
     task = outline(config)

@@ -165,9 +165,8 @@ def test_damaged_best_checkpoint_is_named_and_rewritten_once_deleted(composed, d
 
 def test_resumed_run_keeps_its_precision(composed, tmp_path, monkeypatch):
     """`auto` measures the processor, and the result can change between measurements."""
-    monkeypatch.setattr(
-        precision, "matmul_rate", lambda dtype: 1e9
-    )  # takes long without AVX512-BF16
+    # The measurement takes long without AVX512-BF16.
+    monkeypatch.setattr(precision, "matmul_rate", lambda dtype: 1e9)
     for fastest, steps in (("bf16", 4), (32, 6)):
         monkeypatch.setattr(hardware, "faster_precision", lambda _, fastest=fastest: fastest)
         words = ("trainer.val_every=2", "hardware.precision=auto", f"trainer.max_steps={steps}")
@@ -227,7 +226,7 @@ def test_done_run_with_damaged_checkpoints_stays_done(composed, done, damage):
     said = refused(composed, done, *LONGER)
     assert "last.ckpt is damaged" in said
     assert "rerun=true trains it again" in said
-    assert ("weights=run" in said) == (damage == "both"), "the best one is as good as its record"
+    assert ("weights=run" in said) == (damage == "both"), "best.ckpt needs its record"
     assert Run(done.path).status == "done"
 
 
@@ -250,9 +249,9 @@ def test_broken_file_of_a_resumed_run_is_named(composed, done):
             file.mkdir() if content is None else file.write_bytes(content)
             with pytest.raises(ConfigError) as end, explain_os_errors():
                 run_command(deepcopy(config), done.path)
-            told = str(end.value)
-            assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in told
-            assert "\n" not in told
+            message = str(end.value)
+            assert ("last.ckpt is damaged" if "sha256" in place else f"{place}: ") in message
+            assert "\n" not in message
             file.rmdir() if file.is_dir() else file.unlink()
             file.write_bytes(kept)
 
@@ -270,7 +269,7 @@ def test_checkpoints_of_another_run_are_refused(composed, tmp_path, done):
     assert open_checkpoint(again.last)["run"]["fingerprint"] == again.record["fingerprint"]
 
 
-def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_path, done):
+def test_best_weights_of_another_run_are_refused(composed, tmp_path, done):
     other = run_command(composed(*SHORT, "seed=1"), tmp_path / "other")
     for run, file in ((done, other.best), (other, done.best)):
         shutil.copy(file, run.path / "taken.ckpt")
@@ -279,9 +278,9 @@ def test_best_weights_of_another_run_are_neither_kept_nor_taken(composed, tmp_pa
         digests = run.path / "checkpoints" / "sha256.json"
         record = json.loads(digests.read_text()) | {"best.ckpt": [sha256_of_file(run.best)]}
         digests.write_text(json.dumps(record))
-    told = "best.ckpt: is the checkpoint of another run (its fingerprint is"
-    assert told in refused(composed, done, *LONGER)
-    with pytest.raises(ConfigError, match=re.escape(told)):
+    message = "best.ckpt: is the checkpoint of another run (its fingerprint is"
+    assert message in refused(composed, done, *LONGER)
+    with pytest.raises(ConfigError, match=re.escape(message)):
         RunWeights(str(done.path)).model()
     assert RunWeights(str(done.path), checkpoint="last").model()
 

@@ -58,7 +58,7 @@ def few(tmp_path, monkeypatch):
 
 
 def assert_near(found, expected, tolerance):
-    """Require losses of each step that agree to the accuracy of this arithmetic."""
+    """Require the losses of each step to agree within a relative tolerance."""
     for name, curve in found.items():
         for row, other in zip(curve, expected, strict=True):
             assert row == pytest.approx(other, rel=tolerance, nan_ok=True), name
@@ -81,10 +81,10 @@ def test_every_strategy_equals_one_device_in_bfloat16(few, tmp_path):
     runs = {name: (*few, f"hardware={name}") for name in names}
     found = on_ranks(2, train_all, tmp_path / "2", runs)[0]
     assert_near(found, alone, 2e-2)
-    assert found["ddp"] != found["tensor_parallel"]  # sums are rounded at other places
+    assert found["ddp"] != found["tensor_parallel"]  # sums are rounded in another order
 
 
-def test_a_validation_reads_no_more_text_than_training_leaves_time_for():
+def test_validation_bytes_are_bounded_by_the_text_trained_between_validations():
     settings = TrainerSettings(max_steps=1000)
     assert settings.validation_bytes(1000, 1024) == 1.5 * 100 * 1024
     assert TrainerSettings(max_steps=300, val_every=30).validation_bytes(300, 64) == 1 << 15

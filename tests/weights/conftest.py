@@ -143,10 +143,10 @@ def slowed(frequency: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:
 
 @pytest.fixture
 def precise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their Llama in the model's own precision.
+    """Compute Hugging Face's Llama in the precision of the model.
 
-    Theirs casts to float32 inside its norms and its rotary embedding whatever the model's precision; for
-    the comparison in float64 those casts are undone.
+    Its norms and its rotary embedding cast to float32 for any precision of the model; the comparison in
+    float64 needs them without these casts.
     """
 
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:

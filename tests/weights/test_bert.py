@@ -24,7 +24,7 @@ from llm.weights.bert import KEY_MAP, BERTWeights
 from llm.weights.run import RunWeights
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 125))]
-# Without 0: their embedding takes that for padding and learns nothing of it.
+# Without 0: their embedding takes it for padding and has no gradient for it.
 TOKENS = torch.randint(1, 97, (3, 40), generator=torch.Generator().manual_seed(0))
 REAL = torch.arange(40) < torch.tensor([[40], [23], [1]])  # padded on the right
 SEGMENTS = (torch.arange(40) >= torch.tensor([[9], [0], [40]])).long()
@@ -46,7 +46,7 @@ def drawn(kind: type, **changes: Any) -> Any:
     model = kind(BertConfig(**{**sizes, **depth, **changes}))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    # Untied, this one is there but nothing is computed with it.
+    # An untied model has this bias too, but does not use it.
     model.cls.predictions.bias.data = model.cls.predictions.decoder.bias.data.clone()
     return model.eval()
 
@@ -77,7 +77,7 @@ def pair(request, published):
 
 @torch.no_grad()
 @pytest.mark.parametrize("segments", [None, SEGMENTS])
-def test_hidden_states_and_guesses_of_a_padded_batch(pair, segments):
+def test_hidden_states_and_logits_of_a_padded_batch_are_equal(pair, segments):
     ours, theirs, tolerance = pair
     expected = theirs(
         TOKENS, attention_mask=REAL.long(), token_type_ids=segments, output_hidden_states=True
@@ -91,7 +91,7 @@ def test_hidden_states_and_guesses_of_a_padded_batch(pair, segments):
 
 
 @torch.no_grad()
-def test_padding_changes_nothing_on_either_side(pair):
+def test_padding_on_either_side_changes_nothing(pair):
     ours, _, tolerance = pair
     text = TOKENS[:1, :23]
     filled = F.pad(text, (9, 8))
@@ -100,7 +100,7 @@ def test_padding_changes_nothing_on_either_side(pair):
     torch.testing.assert_close(found, ours(text), rtol=0, atol=tolerance)
 
 
-def test_gradients(pair):
+def test_gradients_are_equal(pair):
     ours, theirs, tolerance = pair
     for logits in (
         ours(TOKENS, attention_mask=REAL),
@@ -114,14 +114,14 @@ def test_gradients(pair):
             torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=tolerance)
 
 
-def test_the_way_back_changes_nothing(published):
+def test_import_and_export_restore_the_weights(published):
     back = KEY_MAP.to_theirs(published.weights.model().state_dict())
     expected = published.theirs.state_dict()
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name]) for name in expected)
 
 
-def test_a_wrong_epsilon_would_be_noticed(published):
+def test_wrong_epsilon_changes_the_logits(published):
     ours = published.weights.model()
     for module in ours.modules():
         if hasattr(module, "eps"):
@@ -129,7 +129,7 @@ def test_a_wrong_epsilon_would_be_noticed(published):
     assert (ours(TOKENS) - published.theirs(TOKENS).logits).abs().max() > 1e-5
 
 
-def test_what_guessed_the_next_sentence_is_passed_over_and_old_names_are_known(tmp_path):
+def test_next_sentence_head_is_ignored_and_old_names_of_norms_are_read(tmp_path):
     theirs = drawn(BertForPreTraining)
     theirs.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -147,7 +147,7 @@ def test_what_guessed_the_next_sentence_is_passed_over_and_old_names_are_known(t
     torch.testing.assert_close(ours(TOKENS), expected, rtol=0, atol=1e-5)
 
 
-def test_a_classifier_needs_the_body_alone_and_reads_its_first_token(published, tmp_path):
+def test_classifier_loads_the_body_alone_and_pools_the_first_token(published, tmp_path):
     theirs, weights = published
     theirs.bert.save_pretrained(tmp_path)
     body = BERTWeights(str(tmp_path))
@@ -163,7 +163,7 @@ def test_a_classifier_needs_the_body_alone_and_reads_its_first_token(published, 
         torch.testing.assert_close(found, classifier.head(expected), rtol=0, atol=1e-5)
 
 
-def test_the_architecture_is_a_tree_that_training_can_adopt(published):
+def test_config_has_the_nodes_that_training_adopts(published):
     config = published.weights.config
     assert set(config) == {"model", "size", "tokenizer"}
     check_nodes(config, {"size": Size, "model": Deferred[nn.Module], "tokenizer": Deferred[Any]})
@@ -172,7 +172,7 @@ def test_the_architecture_is_a_tree_that_training_can_adopt(published):
     assert short.model()(TOKENS[:, :16]).shape == (3, 16, 97)
 
 
-def test_the_tokenizer_is_theirs(published):
+def test_tokenizer_equals_that_of_transformers(published):
     tokenizer = published.weights.tokenizer()
     ids = BertTokenizer.from_pretrained(published.weights.path)("a b, C")["input_ids"]
     assert tokenizer.with_ends(tokenizer.encode("a b, C"), most=64) == ids
@@ -197,7 +197,7 @@ def test_another_architecture_is_refused(published, tmp_path, changes, problem):
         _ = BERTWeights(str(folder)).config
 
 
-def test_the_same_command_finetunes_it_as_a_classifier(published, tmp_path):
+def test_experiment_classify_finetunes_bert(published, tmp_path):
     weights = published.weights
     rows = (f"{word} {word} {number},{word}" for number in range(30) for word in "ab")
     (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows))

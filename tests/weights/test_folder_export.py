@@ -61,14 +61,14 @@ def gpt2(build):
 
 
 @torch.no_grad()
-def test_logits_are_equal_there(ours, tmp_path, precise):
+def test_exported_logits_are_equal_in_transformers(ours, tmp_path, precise):
     write_folder(ours.double(), ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     expected = ours(TOKENS)
     torch.testing.assert_close(theirs(TOKENS).logits, expected, rtol=0, atol=1e-10)
     real = torch.arange(40) >= torch.tensor([[0], [25]])
-    places = (real.cumsum(1) - 1).clamp(min=0)
-    padded = theirs(TOKENS, attention_mask=real.long(), position_ids=places).logits
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    padded = theirs(TOKENS, attention_mask=real.long(), position_ids=positions).logits
     torch.testing.assert_close(
         padded[real], ours(TOKENS, attention_mask=real)[real], rtol=0, atol=1e-10
     )
@@ -78,14 +78,14 @@ def test_logits_are_equal_there(ours, tmp_path, precise):
 
 
 @torch.no_grad()
-def test_logits_are_equal_there_in_float32(ours, tmp_path):
+def test_exported_logits_are_equal_in_transformers_in_float32(ours, tmp_path):
     write_folder(ours, ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.dtype == torch.float32
     torch.testing.assert_close(theirs(TOKENS).logits, ours(TOKENS), rtol=0, atol=1e-5)
 
 
-def test_it_comes_back_as_it_was(ours, tmp_path):
+def test_exported_model_is_imported_unchanged(ours, tmp_path):
     write_folder(ours, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     assert len([*(tmp_path / "out").glob("*.safetensors")]) > 1
     family = json.loads((tmp_path / "out" / "config.json").read_text())["model_type"]
@@ -97,13 +97,13 @@ def test_it_comes_back_as_it_was(ours, tmp_path):
     assert weights.tokenizer().end_of_text == 256
 
 
-def test_their_library_finds_nothing_amiss(ours, tmp_path):
+def test_transformers_reports_no_problem_of_the_weights(ours, tmp_path):
     write_folder(ours, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert {name: found for name, found in report.items() if found} == {}
 
 
-def test_it_writes_on_with_the_tokenizer(gpt2, tmp_path):
+def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
     write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -115,7 +115,7 @@ def test_it_writes_on_with_the_tokenizer(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("model=gpt",), r"model.attention.qk_norm: RMSNorm has no counterpart in Llama"),
         (("model=gpt2", "model/position=alibi"), r"model.position: ALiBi .* in GPT-2 or Llama"),
@@ -131,13 +131,13 @@ def test_it_writes_on_with_the_tokenizer(gpt2, tmp_path):
         (("model=llama", "model.final_norm.eps=1e-3"), r"model.final_norm.eps"),
     ],
 )
-def test_a_part_without_counterpart_is_named(build, overrides, told, tmp_path):
-    if "model.final_norm.eps=1e-3" in overrides:  # a reference in the configuration
+def test_a_part_without_counterpart_is_named(build, overrides, message, tmp_path):
+    if "model.final_norm.eps=1e-3" in overrides:  # refers to model.norm
         model = build(*overrides[:1])
         model.final_norm.eps = 1e-3
     else:
         model = build(*overrides)
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         write_folder(model, ByteTokenizer(), folder=tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not [*tmp_path.iterdir()]
@@ -153,7 +153,7 @@ def test_other_models_and_tokenizers_are_refused(gpt2, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_folder_of_someone_else_is_left_alone(gpt2, tmp_path):
+def test_folder_with_other_files_is_not_overwritten_without_request(gpt2, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
@@ -183,7 +183,7 @@ def test_the_export_of_another_model_is_replaced_only_on_request(gpt2, tmp_path)
     assert "chat_template.jinja" not in {file.name for file in after}
 
 
-def test_what_ends_an_answer_ends_generation(gpt2, tmp_path):
+def test_end_token_of_a_response_ends_generation(gpt2, tmp_path):
     tokenizer = ByteTokenizer(["<|endoftext|>", "<|end|>"])
     talking = settings_of(tokenizer).speaking("{{ messages }}", 257, name="<|end|>")
     write_folder(gpt2, tokenizer, folder=tmp_path / "out", settings=talking)
@@ -195,7 +195,7 @@ def test_what_ends_an_answer_ends_generation(gpt2, tmp_path):
     assert found.chat_template == "{{ messages }}"
 
 
-def test_an_export_before_is_replaced_whole(gpt2, tmp_path):
+def test_earlier_export_is_replaced_completely(gpt2, tmp_path):
     first = write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out", max_shard_gb=1e-4)
     assert any("00001-of" in file.name for file in first)
     second = write_folder(gpt2, ByteTokenizer(), folder=tmp_path / "out")

@@ -54,7 +54,7 @@ def export(*overrides):
 
 
 @pytest.mark.parametrize("messages", [TALK[:1], TALK[:3], [SYSTEM, TALK[0]]])
-def test_a_prompt_has_the_tokens_that_their_library_gives_it(folder, weights, messages):
+def test_prompt_tokens_equal_those_of_transformers(folder, weights, messages):
     theirs = AutoTokenizer.from_pretrained(folder)
     expected = theirs.apply_chat_template(plain(messages), add_generation_prompt=True)["input_ids"]
     template, tokenizer = build(weights.config.data.template), weights.tokenizer()
@@ -64,7 +64,7 @@ def test_a_prompt_has_the_tokens_that_their_library_gives_it(folder, weights, me
 
 
 @pytest.mark.parametrize("messages", [TALK[:2], TALK, [SYSTEM, *TALK]])
-def test_the_answers_are_learned_with_their_ends_and_nothing_else(folder, weights, messages):
+def test_only_responses_and_their_end_tokens_are_trained(folder, weights, messages):
     theirs = AutoTokenizer.from_pretrained(folder)
     template, tokenizer = build(weights.config.data.template), weights.tokenizer()
     tokens, is_response = template.encode(messages, tokenizer)
@@ -82,7 +82,7 @@ def test_the_answers_are_learned_with_their_ends_and_nothing_else(folder, weight
     assert [answer.replace("<think>\n\n</think>\n\n", "") for answer in answers] == said
 
 
-def test_texts_have_the_tokens_that_their_library_gives_them(folder, weights):
+def test_text_tokens_equal_those_of_transformers(folder, weights):
     theirs, ours = AutoTokenizer.from_pretrained(folder), weights.tokenizer()
     for text in TEXTS:
         found = [*ours.ends[0], *ours.encode(text)]
@@ -90,7 +90,7 @@ def test_texts_have_the_tokens_that_their_library_gives_them(folder, weights):
     assert ours.end_of_text == theirs.eos_token_id
 
 
-def test_writing_ends_at_each_end_of_the_generation_settings(folder, weights):
+def test_each_end_token_of_the_generation_settings_is_read(folder, weights):
     expected = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     ends = {*expected} if isinstance(expected, list) else {expected}
     tokenizer = weights.tokenizer()
@@ -100,7 +100,7 @@ def test_writing_ends_at_each_end_of_the_generation_settings(folder, weights):
     assert type(more)(**more.state()).end_tokens == tokenizer.end_tokens
 
 
-def test_a_special_token_is_not_written_as_text_and_each_end_ends_the_text(folders):
+def test_special_tokens_are_not_text_and_each_end_token_ends_it(folders):
     weights = LlamaWeights(str(folders["llama3"]))
     tokenizer, model = weights.tokenizer(), weights.model()
     header = tokenizer.special_tokens["<|start_header_id|>"]
@@ -121,7 +121,7 @@ def test_a_special_token_is_not_written_as_text_and_each_end_ends_the_text(folde
 
 
 @pytest.mark.parametrize("shape", ["smollm2", "llama2", "llama3"])
-def test_import_and_export_give_back_the_same_settings(shape, folders, tmp_path):
+def test_import_and_export_keep_the_settings(shape, folders, tmp_path):
     folder, out = folders[shape], tmp_path / "out"
     export(f"weights.path={folder}", f"output={out}")
     assert settings_in(out) == settings_in(folder)
@@ -150,8 +150,7 @@ def test_import_and_export_give_back_the_same_settings(shape, folders, tmp_path)
     assert settings_in(again) == {**settings_in(folder), "dtype": "float32"}
 
 
-def test_an_export_stops_there_where_the_folder_does(folders, tmp_path):
-    """Each of several end tokens stops the generation of an exported model."""
+def test_exported_model_stops_at_each_of_several_end_tokens(folders, tmp_path):
     out = tmp_path / "out"
     export(f"weights.path={folders['llama3']}", f"output={out}")
     model = AutoModelForCausalLM.from_pretrained(out)
@@ -178,7 +177,7 @@ def copied(folders, tmp_path):
     return shutil.copytree(folders["smollm2"], tmp_path / "copied")
 
 
-def test_each_file_counts_as_it_does_there(copied):
+def test_files_have_the_same_precedence_as_in_transformers(copied):
     (copied / "generation_config.json").unlink()
     change(copied, "config.json", eos_token_id=[2, 0])
     assert read_settings(copied).end_ids == [2, 0]
@@ -223,7 +222,7 @@ def test_a_token_with_a_role_is_special(copied):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "told"),
+    ("name", "values", "message"),
     [
         ("config.json", {"eos_token_id": "two"}, r"ids.eos_token_id: 'two' is not a token id"),
         (
@@ -235,13 +234,13 @@ def test_a_token_with_a_role_is_special(copied):
         ("tokenizer_config.json", {"eos_token": "${oc.env:HOME}"}, "eos_token: .* is not the name"),
     ],
 )
-def test_a_setting_of_another_type_is_named(name, values, told, copied):
+def test_a_setting_of_another_type_is_named(name, values, message, copied):
     change(copied, name, **values)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_settings(copied)
 
 
-def test_a_template_is_not_looked_up_in_the_environment(copied, monkeypatch):
+def test_interpolations_in_a_template_are_not_resolved(copied, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     (copied / "chat_template.jinja").write_text(
         "${oc.env:SECRET}\n{{ messages[0].content }}<|im_end|>"
@@ -250,7 +249,7 @@ def test_a_template_is_not_looked_up_in_the_environment(copied, monkeypatch):
     assert template.render(TALK[:1]) == "${oc.env:SECRET}\nthe cat<|im_end|>"
 
 
-def test_an_empty_prompt_begins_where_a_text_does(folders):
+def test_empty_prompt_starts_with_the_first_token_of_a_text(folders):
     for name, expected in {"llama2": [1], "smollm2": None}.items():
         tokenizer = LlamaWeights(str(folders[name])).tokenizer()
         assert first_tokens(tokenizer, "") == (expected or [tokenizer.end_of_text])

@@ -1,7 +1,7 @@
-"""Our GPT is Hugging Face's GPT-2 and Llama: logits, gradients, padded and cached, out of their folders.
+"""Our GPT equals Hugging Face's GPT-2 and Llama, read from folders: logits, gradients, padding and cache.
 
-At float32 the two differ by about 1e-6, from the order of sums; a wrong epsilon of the norms moves them
-by more than 1e-5.
+In float32 the two differ by about 1e-6, from the order of sums; a wrong epsilon of the norms changes the
+logits by more than 1e-5.
 """
 
 import json
@@ -35,23 +35,23 @@ def pair(request, ours, theirs):
 
 
 @torch.no_grad()
-def test_logits(pair):
+def test_logits_are_equal(pair):
     ours, theirs, tolerance = pair
     torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
-def test_logits_of_texts_padded_on_the_left(pair):
+def test_logits_of_texts_padded_on_the_left_are_equal(pair):
     ours, theirs, tolerance = pair
     real = torch.arange(40) >= torch.tensor([[0], [13], [25]])
-    places = (real.cumsum(1) - 1).clamp(min=0)
-    expected = theirs(TOKENS, attention_mask=real.long(), position_ids=places).logits
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    expected = theirs(TOKENS, attention_mask=real.long(), position_ids=positions).logits
     found = ours(TOKENS, attention_mask=real)
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
-def test_logits_in_steps_with_a_cache(pair):
+def test_logits_in_steps_with_a_cache_are_equal(pair):
     ours, theirs, tolerance = pair
     cache = ours.new_cache(batch_size=3)
     steps = [ours(part, cache=cache) for part in TOKENS.split([17, 1, 1, 21], dim=1)]
@@ -59,7 +59,7 @@ def test_logits_in_steps_with_a_cache(pair):
     torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=tolerance)
 
 
-def test_gradients(pair, family, weights):
+def test_gradients_are_equal(pair, family, weights):
     ours, theirs, tolerance = pair
     for logits in (ours(TOKENS), theirs(TOKENS).logits):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
@@ -69,21 +69,21 @@ def test_gradients(pair, family, weights):
         torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=tolerance)
 
 
-def test_the_way_back_changes_nothing(weights, ours, theirs):
+def test_import_and_export_restore_the_weights(weights, ours, theirs):
     back = weights.key_map(weights.settings).to_theirs(ours.state_dict())
     expected = theirs.state_dict()
     assert back.keys() == expected.keys()
     assert all(torch.equal(back[name], expected[name]) for name in expected)
 
 
-def test_a_wrong_epsilon_would_be_noticed(ours, theirs):
+def test_wrong_epsilon_changes_the_logits(ours, theirs):
     for module in ours.modules():
         if hasattr(module, "eps"):
             module.eps *= 3
     assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() > 1e-5
 
 
-def test_the_architecture_is_a_tree_that_training_can_adopt(weights):
+def test_config_has_the_nodes_that_training_adopts(weights):
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
     check_nodes(
@@ -100,7 +100,9 @@ FEW = pytest.mark.parametrize("family", ["gpt2", "llama-grouped"], indirect=True
 
 
 @FEW
-def test_shards_half_precision_and_torch_files_hold_the_same(family, theirs, ours, tmp_path):
+def test_shards_half_precision_and_torch_files_give_the_same_weights(
+    family, theirs, ours, tmp_path
+):
     expected = ours.state_dict()
 
     def same(folder, tolerance=0.0):
@@ -120,7 +122,7 @@ def test_shards_half_precision_and_torch_files_hold_the_same(family, theirs, our
 
 
 @FEW
-def test_a_shorter_context(weights, theirs):
+def test_context_can_be_shortened_but_not_extended(weights, theirs):
     short = type(weights)(weights.path, context_length=16)
     assert (short.config.size.context_length, short.config.model.context_length) == (16, 16)
     model = short.model()
@@ -133,7 +135,7 @@ def test_a_shorter_context(weights, theirs):
 
 
 @FEW
-def test_a_fingerprint_is_of_the_content(weights, tmp_path):
+def test_fingerprint_depends_on_the_content(weights, tmp_path):
     shutil.copytree(weights.path, tmp_path / "copy")
     assert type(weights)(str(tmp_path / "copy")).fingerprint == weights.fingerprint
     file = tmp_path / "copy" / "model.safetensors"
@@ -149,7 +151,7 @@ def edit(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "told"),
+    ("name", "changes", "problem"),
     [
         ("gpt2", {"model_type": "bert"}, "model of type bert"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "idx=True is not"),
@@ -162,16 +164,16 @@ def edit(folder, **changes):
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type=yarn is not"),
     ],
 )
-def test_unreadable_folders_are_reported_in_one_line(name, changes, told, tmp_path, families):
+def test_unreadable_folders_are_reported_in_one_line(name, changes, problem, tmp_path, families):
     family = families[name]
     family.make().save_pretrained(tmp_path)
     edit(tmp_path, **changes)
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=problem) as error:
         family.weights(str(tmp_path)).model()
     assert "\n" not in str(error.value)
 
 
-def test_files_of_older_libraries(tmp_path, families):
+def test_files_of_older_libraries_are_read(tmp_path, families):
     """Before version 5 the base and the scaling of the rotation were separate keys."""
     changes = families["llama-3"].changes
     families["llama-3"].make(**changes).save_pretrained(tmp_path)
@@ -224,7 +226,7 @@ def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_
     assert settings <= set(patterns)
 
 
-def test_torch_files_are_fetched_where_there_is_nothing_else(tmp_path, monkeypatch):
+def test_torch_files_are_fetched_only_without_safetensors(tmp_path, monkeypatch):
     asked = []
 
     def fetch(name, allow_patterns, local_files_only):
@@ -248,6 +250,6 @@ def test_a_missing_network_is_reported_with_a_remedy(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", "../nothing", "with space"])
-def test_a_path_that_can_be_nothing_is_refused_at_once(path):
+def test_path_that_is_neither_a_folder_nor_a_name_is_refused(path):
     with pytest.raises(ValueError, match=r"neither a folder nor a name"):
         LlamaWeights(path)

@@ -65,7 +65,7 @@ def problems(state, model):
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 12])
-def test_there_and_back_is_nothing_changed(num_layers):
+def test_import_and_export_restore_the_state(num_layers):
     state, model = theirs(num_layers), Model(num_layers)
     MAP.load(in_memory(state), model)
     back = MAP.to_theirs(model.state_dict())
@@ -73,7 +73,7 @@ def test_there_and_back_is_nothing_changed(num_layers):
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-def test_each_transform():
+def test_transforms_transpose_and_join_tensors():
     state, model = theirs(), Model()
     MAP.load(in_memory(state), model)
     assert torch.equal(model.blocks[1].matrix, state["theirs.h.1.matrix"].T)
@@ -86,7 +86,7 @@ def test_the_prefix_may_be_left_out():
     assert torch.equal(model.blocks[1].qkv[4:6], state["theirs.h.1.k"])
 
 
-def test_what_is_shared_may_be_absent_and_what_is_ignored_present():
+def test_shared_tensors_may_be_absent_and_ignored_ones_present():
     state, model = theirs(), Model()
     del state["theirs.copy"]
     state["theirs.h.0.buffer"] = torch.zeros(1)
@@ -120,12 +120,12 @@ def test_a_model_is_checked_for_shapes_and_layers():
     assert "missing: what would make blocks.1.matrix" in problems(theirs(1), Model(2))
 
 
-def test_layer_numbers_are_not_counts():
+def test_huge_layer_number_is_reported():
     """An untrusted file may name layer 10¹²."""
     assert problems({**theirs(1), "theirs.h.999999999999.matrix": torch.zeros(4, 6)}, Model(1))
 
 
-def test_a_tied_model_takes_two_tensors_that_are_alike():
+def test_tied_model_needs_equal_tensors():
     state, model = theirs(0), Model(0, tied=True)
     with pytest.raises(ConfigError, match=r"untied: theirs.copy"):
         MAP.load(in_memory(state), model)
@@ -134,7 +134,7 @@ def test_a_tied_model_takes_two_tensors_that_are_alike():
     assert model.copy is model.table
 
 
-def test_the_way_back_is_strict_too():
+def test_export_is_strict():
     ours = Model().state_dict()
     del ours["blocks.0.qkv"]
     ours["blocks.0.lora"] = torch.zeros(1)

@@ -76,7 +76,7 @@ def write_run(path: Path, folder: Path) -> Path:
     OmegaConf.save(OmegaConf.create(config), run.config)
     with torch.device("meta"):
         model = build(config["model"])
-    tensors = {p: torch.full(p.shape, 0.1) for p in model.parameters()}  # a tied head is one
+    tensors = {p: torch.full(p.shape, 0.1) for p in model.parameters()}  # a tied head counts once
     names = model.named_parameters(remove_duplicate=False)
     save_checkpoint({"state_dict": {f"model.{name}": tensors[p] for name, p in names}}, run.best)
     return path
@@ -87,7 +87,7 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     small = write_folder(folder / "small", n_layer=1, n_embd=12, vocab_size=50, n_positions=8)
     yield {"gpt2": write_folder(folder / "124m"), "small": small}
-    for file in folder.rglob("*"):  # half a gigabyte is not kept as pytest keeps its folders
+    for file in folder.rglob("*"):  # pytest keeps its folders; half a gigabyte is too much
         if file.is_file():
             file.unlink()
 

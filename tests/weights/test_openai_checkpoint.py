@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 @torch.no_grad()
-def test_the_same_numbers_make_the_same_model(folder):
+def test_weights_equal_those_of_the_converted_checkpoint(folder):
     ours = GPT2Weights(str(folder)).model()
     converted = GPT2Weights(str(HERE / "converted")).model().state_dict()
     for name, tensor in ours.state_dict().items():
@@ -62,7 +62,7 @@ def test_files_that_do_not_fit_are_named(folder):
         GPT2Weights(str(folder)).tokenizer()
 
 
-def test_every_file_counts_in_the_fingerprint(folder):
+def test_fingerprint_depends_on_every_file(folder):
     before = GPT2Weights(str(folder)).fingerprint
     for name in ("hparams.json", "encoder.json", "vocab.bpe", "model.ckpt.data-00000-of-00001"):
         data = bytearray((folder / name).read_bytes())

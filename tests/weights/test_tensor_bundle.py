@@ -25,7 +25,7 @@ def prefix(tmp_path):
     return tmp_path / "model.ckpt"
 
 
-def test_the_checksum_is_that_of_the_standard():
+def test_checksum_equals_that_of_rfc_3720():
     # RFC 3720, appendix B.4
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(bytes([255] * 32)) == 0x62A8AB43

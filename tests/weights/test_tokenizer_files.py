@@ -53,11 +53,11 @@ def ours(request) -> Tokenizer:
             return HuggingFaceTokenizer(sentencepiece_like().to_str(), "</s>")
 
 
-def test_what_is_written_tokenises_the_same_there_and_here(ours, tmp_path, hard_texts):
+def test_exported_tokenizer_gives_the_same_tokens_in_transformers(ours, tmp_path, hard_texts):
     write_tokenizer(ours, tmp_path, context_length=64)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     texts = [PROSE, *(DRAWN if ours.kind == "char" else [*DRAWN, *hard_texts])]
-    # Their library adds what stands before a text by itself: only the definition's own tokens count.
+    # By default transformers adds the tokens around a text, which `encode` leaves to the caller.
     for text in texts:
         found = theirs(text, add_special_tokens=False)["input_ids"]
         assert found == ours.encode(text, special=True), text
@@ -73,18 +73,18 @@ def test_what_is_written_tokenises_the_same_there_and_here(ours, tmp_path, hard_
     assert type(again) is (BPETokenizer if ours.kind == "bpe" else HuggingFaceTokenizer)
 
 
-def test_a_character_that_is_unknown_here_is_unknown_there(tmp_path):
+def test_exported_char_tokenizer_refuses_unknown_characters_in_transformers(tmp_path):
     write_tokenizer(char.train_char(["ab"]), tmp_path, context_length=64)
     with pytest.raises(Exception, match="UNK"):
         AutoTokenizer.from_pretrained(tmp_path)("abc")
 
 
-def test_words_have_no_counterpart(tmp_path):
+def test_export_of_a_word_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"kind word has no counterpart"):
         write_tokenizer(word.train_word([PROSE]), tmp_path, context_length=64)
 
 
-def test_gpt2s_encoding_becomes_ours(tmp_path, hard_texts):
+def test_encoding_of_gpt2_is_read_as_our_bpe_tokenizer(tmp_path, hard_texts):
     backend = byte_level()
     ours = read_tokenizer(saved(backend, tmp_path, "<|endoftext|>"))
     assert isinstance(ours, BPETokenizer)
@@ -93,7 +93,9 @@ def test_gpt2s_encoding_becomes_ours(tmp_path, hard_texts):
 
 
 @pytest.mark.parametrize("changes", [{"add_prefix_space": True}, {"use_regex": False}])
-def test_what_differs_from_gpt2s_stays_what_it_is(changes, tmp_path, hard_texts):
+def test_encoding_that_differs_from_gpt2_is_not_read_as_our_bpe_tokenizer(
+    changes, tmp_path, hard_texts
+):
     backend = byte_level(**changes)
     ours = read_tokenizer(saved(backend, tmp_path, "<|endoftext|>"))
     assert isinstance(ours, HuggingFaceTokenizer)
@@ -116,7 +118,7 @@ def test_tokens_added_around_every_text_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["pre_tokenizer", "post_processor", "decoder", "normalizer"])
-def test_a_part_that_is_null_is_none(part, tmp_path, hard_texts):
+def test_null_part_of_a_definition_has_no_effect(part, tmp_path, hard_texts):
     definition = {**json.loads(byte_level().to_str()), part: None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
@@ -156,7 +158,7 @@ def test_the_end_of_text_may_be_named_in_the_model_configuration(tmp_path):
     assert read_tokenizer(tmp_path).end_of_text == 2
 
 
-def test_a_vocabulary_with_its_merges(tmp_path):
+def test_vocabulary_and_merges_files_are_read(tmp_path):
     backend = byte_level()
     backend.model.save(str(tmp_path))
     vocabulary = json.loads((tmp_path / "vocab.json").read_text())
@@ -172,7 +174,7 @@ def test_a_vocabulary_with_its_merges(tmp_path):
         read_tokenizer(tmp_path)
 
 
-def test_gpt2s_own_files_are_gpt2s_tokenizer(shared_data, tmp_path, hard_texts, monkeypatch):
+def test_files_of_openai_give_the_tokenizer_of_gpt2(shared_data, tmp_path, hard_texts, monkeypatch):
     """OpenAI's encoder.json and vocab.bpe, with the file names of tiktoken's cache."""
     cache = shared_data / "tiktoken"
     vocabulary = cache / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
@@ -191,7 +193,7 @@ def test_gpt2s_own_files_are_gpt2s_tokenizer(shared_data, tmp_path, hard_texts, 
     assert read_tokenizer(tmp_path).state() == ours.state()
 
 
-def test_a_folder_without_tokenizer_has_none(tmp_path):
+def test_folder_without_a_tokenizer_gives_none(tmp_path):
     assert read_tokenizer(tmp_path) is None
 
 
@@ -202,7 +204,7 @@ def test_a_damaged_file_is_named(content, tmp_path):
         read_tokenizer(tmp_path)
 
 
-def test_what_a_definition_puts_before_every_text_begins_prompts_and_conversations():
+def test_tokens_put_before_every_text_begin_prompts_and_conversations():
     backend = tokenizers.Tokenizer(
         models.WordLevel({"<s>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?")
     )
@@ -220,7 +222,7 @@ def test_what_a_definition_puts_before_every_text_begins_prompts_and_conversatio
     assert template.encode_prompt([Message("user", "a b")], tokenizer) == [0, 1, 2]
 
 
-def around(vocabulary, **settings):
+def with_start_token(vocabulary, **settings):
     """A tokenizer of whole words that puts `<s>` before every text."""
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, **settings))
     backend.add_special_tokens(["<s>"])
@@ -228,21 +230,21 @@ def around(vocabulary, **settings):
     return backend
 
 
-def test_ends_are_found_without_knowing_any_letter():
-    assert HuggingFaceTokenizer(around({"<s>": 0, "the": 1}).to_str()).ends == ([0], [])
-    letters = around({"<s>": 0, "b": 1})
+def test_tokens_around_a_text_are_found_for_any_vocabulary():
+    assert HuggingFaceTokenizer(with_start_token({"<s>": 0, "the": 1}).to_str()).ends == ([0], [])
+    letters = with_start_token({"<s>": 0, "b": 1})
     letters.pre_tokenizer = pre_tokenizers.Split("a", "removed")
     assert HuggingFaceTokenizer(letters.to_str()).ends == ([0], [])
 
 
 def test_a_template_without_the_text_is_refused():
-    backend = around({"<s>": 0, "a": 1})
+    backend = with_start_token({"<s>": 0, "a": 1})
     backend.post_processor = processors.TemplateProcessing("<s>", None, [("<s>", 0)])
     with pytest.raises(ValueError, match="definition: what it adds around a text"):
         HuggingFaceTokenizer(backend.to_str())
 
 
-def test_an_id_beyond_all_vocabularies_is_refused():
+def test_too_large_id_is_refused():
     backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 2**22}, unk_token="a"))
     with pytest.raises(ValueError, match=r"id 4,194,304 is too large; use ids below"):
         HuggingFaceTokenizer(backend.to_str())

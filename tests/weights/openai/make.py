@@ -1,8 +1,8 @@
-"""Makes the files beside it: GPT-2 in OpenAI's form, written by TensorFlow itself, and the same for Hugging Face.
+"""Make the other files of this folder: a GPT-2 in OpenAI's format, written by TensorFlow, and in Hugging Face's.
 
     pip install tensorflow-cpu==2.21.0 safetensors && python make.py
 
-Not part of the tests, which have no TensorFlow. The numbers are those that TensorFlow reads back.
+The tests do not run this file, because it needs TensorFlow. The numbers are those that TensorFlow reads back.
 """
 
 import json

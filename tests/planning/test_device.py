@@ -53,6 +53,6 @@ def test_this_machine_is_measured(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_missing_gpu_must_be_named():
+def test_gpu_must_be_named_on_a_machine_without_one():
     with pytest.raises(ConfigError, match="gpu=h100"):
         present_device(Hardware(accelerator="cuda"))

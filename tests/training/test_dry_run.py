@@ -195,7 +195,7 @@ UNSUITABLE = {
 
 
 @pytest.mark.parametrize("words", UNSUITABLE)
-def test_what_devices_cannot_divide_is_refused_before_anything_runs(loader, words):
+def test_settings_that_devices_cannot_divide_are_refused_before_anything_runs(loader, words):
     """By dry_run=true, and by a sweep before its first job."""
     common = ["model=llama", "size=nano", "tokenizer=byte", "hardware.accelerator=cpu"]
     points = checked_points(loader, "train", [*common, *words.split(), "seed=1,2"], is_sweep=True)

@@ -61,13 +61,13 @@ def talk(*lines, answer=None, agrees=False, context_length=100):
     return dialogue, script, seen
 
 
-def test_each_answer_gets_the_earlier_turns_and_its_own_seed():
+def test_each_response_gets_the_earlier_turns_and_its_own_seed():
     _, script, seen = talk("one", "", "  two ", "/quit", "never read")
     assert script.written == "ONE\nTWO\n"
     assert seen == [("U:one\nA:", 7), ("U:one\nA:ONE\nU:two\nA:", 8)]
 
 
-def test_a_stopped_answer_is_kept_and_the_chat_continues():
+def test_stopped_response_is_kept_and_the_chat_continues():
     def answer(tokens, seed):
         yield "par"
         yield "tial"
@@ -80,7 +80,7 @@ def test_a_stopped_answer_is_kept_and_the_chat_continues():
     assert script.written == "partial\npartial no more\n"
 
 
-def test_question_without_an_answer_is_dropped():
+def test_question_without_a_response_is_dropped():
     def answer(tokens, seed):
         if seed == 7:
             raise KeyboardInterrupt

@@ -129,9 +129,6 @@ OWNERS = {
     ),
     "tokenizers/huggingface.py": "tokenizers/test_base.py::test_round_trip",
     # The phases of a run: tested in runs.
-    "training/activation_checkpointing.py": (
-        "training/test_lifecycle.py::test_activation_checkpointing_changes_nothing_but_the_memory"
-    ),
     "training/adoption.py": (
         "training/test_finetuning.py::test_finetune_starts_from_a_merged_adapter"
     ),

@@ -1,6 +1,7 @@
 """Comparison of a composed tree with the signatures that it names.
 
-Each key must be a parameter, each value must have the annotated type, and no required parameter may be missing.
+Each key must be a parameter, each value must have the annotated type, and no required parameter may be missing. A slot
+is a parameter, or an element of its value, with the annotation that a value there must fit.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """Assignment of GPUs to jobs of a sweep that run at the same time on one machine.
 
-Each GPU has as many slots as all jobs need to run at the same time. A slot is a locked file in a folder of the user:
+Each GPU has enough slots for all simultaneous jobs of a sweep to run. A slot is a locked file in a folder of the user:
 jobs of other sweeps count too, and a process that dies releases its slots. Cores have no slots: joblib limits the
 threads of each job with OMP_NUM_THREADS.
 """

@@ -22,7 +22,7 @@ from llm.checkpoints.checkpoint_file import (
     load_checkpoint,
     open_checkpoint,
     open_checkpoint_weights,
-    open_whole,
+    open_verified,
     save_checkpoint,
 )
 from llm.checkpoints.checksums import DamagedCheckpointError
@@ -123,11 +123,11 @@ def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
     on_ranks(2, _again, saved, True)
     (saved / "2-00001-of-00002.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedCheckpointError):
-        open_whole(saved)
+        open_verified(saved)
     before = open_checkpoint_weights(saved / "previous.json")
     assert torch.equal(before.weights["embedding"].read(), MATRIX + 1)
     assert fall_back(saved)
-    assert open_whole(saved)["step"] == 1
+    assert open_verified(saved)["step"] == 1
     assert torch.equal(load_checkpoint(saved)["state_dict"]["embedding"], MATRIX + 1)
     assert not fall_back(saved)
     on_ranks(2, _again, saved)
@@ -161,7 +161,7 @@ def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypat
     else:
         save_checkpoint({"step": 1}, path)
     if (child := os.fork()) == 0:
-        with checksums.replacing_folder(path, is_wrong=True):
+        with checksums.replacing_folder(path, is_other_kind=True):
             os._exit(0)
     os.waitpid(child, 0)
     run = Run(tmp_path / "run")
@@ -178,7 +178,7 @@ def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypat
 def test_a_write_that_fails_puts_back_what_stood_there(saved):
     with (
         pytest.raises(OSError, match="disk full"),
-        checksums.replacing_folder(saved, is_wrong=True),
+        checksums.replacing_folder(saved, is_other_kind=True),
     ):
         raise OSError("disk full")
     assert load_checkpoint(saved)["step"] == 1
@@ -211,14 +211,17 @@ def changed(index, key, value):
 
 
 NO_INDEX = {
-    "a part is missing": (lambda i: i["tensors"][0]["parts"].pop(), "leave out 5 numbers"),
-    "parts overlap": (
-        lambda i: i["tensors"][0]["parts"][1].update(offsets=[1, 0]),
-        "parts overlap",
+    "a shard is missing": (
+        lambda i: i["tensors"][0]["parts"].pop(),
+        "the shards do not contain 5 elements",
     ),
-    "a part is beyond": (
+    "shards overlap": (
+        lambda i: i["tensors"][0]["parts"][1].update(offsets=[1, 0]),
+        "shards overlap",
+    ),
+    "a shard is beyond": (
         lambda i: i["tensors"][0]["parts"][3].update(offsets=[7, 0]),
-        "reaches beyond",
+        "a shard ends beyond the shape",
     ),
     "negative": (lambda i: changed(i, "shape", [-7, -5]), "are not sizes"),
     "other dimensions": (lambda i: changed(i, "shape", [35]), "are not sizes"),
@@ -230,7 +233,7 @@ NO_INDEX = {
     "above": (reaching("../out.pt"), "'../out.pt' is not a name"),
     "parent": (reaching(".."), "'..' is not a name"),
     "absolute": (reaching("/etc/passwd"), "'/etc/passwd' is not a name"),
-    "no key": (lambda i: i.pop("files"), "no 'files'"),
+    "no key": (lambda i: i.pop("files"), "it has no key 'files'"),
     "no list": (lambda i: i.update(tensors=3), "not iterable"),
     "no place": (lambda i: changed(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
     "in a tensor": (

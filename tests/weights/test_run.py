@@ -107,7 +107,7 @@ def test_the_previous_checkpoint_is_used_if_the_last_is_damaged_or_missing(
         run.last.write_bytes(run.last.read_bytes()[:-1])
     before = {f.name: f.read_bytes() for f in (run.path / "checkpoints").iterdir()}
     weights = RunWeights(str(run.path), checkpoint)
-    with pytest.warns(UserWarning, match="last.ckpt.*; using the checkpoint before it, of step 2"):
+    with pytest.warns(UserWarning, match="last.ckpt.*; using the previous checkpoint, of step 2"):
         model = weights.model()
     assert all((parameter == 2).all() for parameter in model.parameters())
     with pytest.warns(UserWarning, match="of step 2"):
@@ -131,5 +131,7 @@ def test_trust_of_any_node_in_the_config_of_a_run_is_replaced(run, key):
 def test_interpolations_in_an_untrusted_run_are_refused(run, monkeypatch, value, wrap):
     monkeypatch.setenv("SECRET", "sk-123")
     weights = changed_run(run, "data.path", {"_target_": "a.b", "url": wrap(value)})
-    with pytest.raises(ConfigError, match="would be looked up on this machine"):
+    with pytest.raises(
+        ConfigError, match="is an interpolation, which would be resolved on this machine"
+    ):
         weights.model()

@@ -28,6 +28,7 @@ class Opened(NamedTuple):
     Attributes:
         path: the checkpoint.
         header: its content, without the values of tensors.
+        weights: the weights by name, unread.
     """
 
     path: Path
@@ -52,7 +53,7 @@ def save_checkpoint(
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        with checksums.replacing_folder(path, is_wrong=path.is_dir()):
+        with checksums.replacing_folder(path, is_other_kind=path.is_dir()):
             checksums.replace(partial, path, previous=previous_of(path) if keeps_previous else None)
     finally:
         partial.unlink(missing_ok=True)
@@ -64,14 +65,14 @@ def fall_back(path: Path) -> bool:
     Returns:
         Whether the previous checkpoint existed and was undamaged.
     """
-    previous = whole_before(path)
+    previous = undamaged_previous(path)
     if previous is None:
         return False
-    checksums.bring_back(previous, path / sharded.INDEX if path.is_dir() else path)
+    checksums.restore_previous(previous, path / sharded.INDEX if path.is_dir() else path)
     return True
 
 
-def whole_before(path: Path) -> Path | None:
+def undamaged_previous(path: Path) -> Path | None:
     """Return the previous checkpoint (of a folder, its previous index) if it was kept and is undamaged."""
     previous = path / sharded.PREVIOUS if path.is_dir() else previous_of(path)
     try:
@@ -93,7 +94,7 @@ def read_usable(
     """Read the `requested_checkpoint` of a run; if the last one is damaged or missing, warn and read the previous one.
 
     Args:
-        run: the run, which does not change.
+        run: the run; its files are not changed.
         read: opens a checkpoint; raises one of the errors below.
         checkpoint: name of the checkpoint.
 
@@ -105,12 +106,12 @@ def read_usable(
     try:
         return read(path)
     except (FileNotFoundError, DamagedCheckpointError) as error:
-        previous = whole_before(path) if path == run.last else None
+        previous = undamaged_previous(path) if path == run.last else None
         if previous is None:
             raise
         if distributed.is_first():
             step = header_of(previous)["global_step"]
-            warnings.warn(f"{error}; using the checkpoint before it, of step {step}", stacklevel=2)
+            warnings.warn(f"{error}; using the previous checkpoint, of step {step}", stacklevel=2)
         return read(previous)
 
 
@@ -122,7 +123,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         DamagedCheckpointError: it is damaged.
     """
     if sharded.index_of(path):
-        return sharded.consolidated(open_whole(path), map_location)
+        return sharded.consolidated(open_verified(path), map_location)
     return torch.load(stored_archive(verified(path)), map_location=map_location, weights_only=True)
 
 
@@ -140,7 +141,7 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     )
 
 
-def open_whole(path: Path) -> dict[str, Any]:
+def open_verified(path: Path) -> dict[str, Any]:
     """Open a checkpoint like `open_checkpoint`, but verify all files of a folder first.
 
     Raises:
@@ -173,7 +174,7 @@ def open_checkpoint_weights(path: Path) -> Opened:
         DamagedCheckpointError: it is damaged.
     """
     if sharded.index_of(path):
-        header = open_whole(path)
+        header = open_verified(path)
         found = header["state_dict"].items()
         weights = {name: LazyTensor(name, tuple(each.shape), each.read) for name, each in found}
         return Opened(path, header, weights)

@@ -48,7 +48,7 @@ def _keep(path: Path, previous: Path) -> None:
     write_digests(previous, recorded_digests(path))
 
 
-def bring_back(previous: Path, path: Path) -> None:
+def restore_previous(previous: Path, path: Path) -> None:
     """Replace a file by the previous one."""
     digests = recorded_digests(previous)
     write_digests(path, [*recorded_digests(path), *digests])
@@ -66,13 +66,18 @@ def remove_checkpoint(path: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(path: Path, *, is_wrong: bool) -> Iterator[None]:
+def replacing_folder(path: Path, *, is_other_kind: bool) -> Iterator[None]:
     """Allow writing a file in place of a folder, or the reverse, which is not atomic.
 
-    The old one keeps another name until the new one is in place. After a crash `llm.runs.existing_checkpoint` finds it.
+    The old one is renamed, and deleted when the new one is in place. After a crash `llm.runs.existing_checkpoint` finds
+    it.
+
+    Args:
+        path: the file or folder.
+        is_other_kind: whether a folder is replaced by a file, or the reverse; otherwise nothing is renamed.
     """
     aside = backup_path(path)
-    if is_wrong and path.exists():
+    if is_other_kind and path.exists():
         remove_checkpoint(aside)  # left by a killed process
         write_digests(aside, recorded_digests(path))
         path.rename(aside)
@@ -108,7 +113,7 @@ def require_digest(path: Path, digests: list[str], *, record: str) -> str:
     """Return the digest of a file, which must be one of `digests`.
 
     Raises:
-        DamagedCheckpointError: the file is missing, there are no digests, or the file has another.
+        DamagedCheckpointError: the file is missing, there are no digests, or the file's digest is not one of them.
     """
     if not digests:
         raise DamagedCheckpointError(f"{path} is damaged: {record} has no SHA-256 of it")
@@ -143,7 +148,7 @@ def _entries(record: Path) -> dict[str, Any]:
 
 
 def write_digests(path: Path, digests: list[str]) -> None:
-    """Record the digests of a file, or that of a folder's index; none deletes the entry."""
+    """Record the digests of a file, or that of a folder's index; an empty list deletes the entry."""
     file = _record(path)
     entries = {name: known for name, known in _entries(file).items() if name != path.name}
     write_json(file, entries | ({path.name: digests} if digests else {}), indent=1)

@@ -95,14 +95,14 @@ def in_header(path: Path, header: Any, *keys: str) -> dict[str, LazyTensor]:
 
 
 def read_header(path: Path) -> Any:
-    """Return the object written by `torch.save`, its tensors with shapes alone.
+    """Return the object written by `torch.save`, with tensors that have shapes but no values.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ConfigError: the file is not from torch, or is damaged.
     """
     with _readable(path):
-        # On the device `meta` torch reads no values, but notes the offset of each tensor's bytes.
+        # On the device `meta` torch reads no values, but records the offset of each tensor's bytes.
         return torch.load(stored_archive(path), map_location="meta", weights_only=True)
 
 
@@ -137,7 +137,9 @@ def in_bytes(path: Path, start: int, *, dtype: torch.dtype, shape: Shape) -> Ten
 
 
 def _from_safetensors(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:  # one opening per tensor: an open file keeps its pages
+    with safe_open(
+        path, "pt"
+    ) as file:  # opened for each tensor: an open file keeps its pages in memory
         return file.get_tensor(name)
 
 
@@ -146,10 +148,10 @@ def _in_record(path: Path, name: str, *, tensor: Tensor) -> LazyTensor:
     start = storage._checkpoint_offset
     if start is None:
         raise ValueError("the format is older than torch 1.6")
-    numbers = storage.nbytes() // tensor.dtype.itemsize
+    elements = storage.nbytes() // tensor.dtype.itemsize
     layout = (tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def read() -> Tensor:
-        return in_bytes(path, start, dtype=tensor.dtype, shape=(numbers,)).as_strided(*layout)
+        return in_bytes(path, start, dtype=tensor.dtype, shape=(elements,)).as_strided(*layout)
 
     return LazyTensor(name, tuple(tensor.shape), read)

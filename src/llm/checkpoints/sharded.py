@@ -9,10 +9,10 @@
       sha256.json                     digests of the indexes, which contain those of the files
 
 The index defines the checkpoint. A save writes new files beside the old ones, replaces the index atomically and
-deletes the files that are in no index. A killed save leaves the old index with all its files. (The index of torch's
-sharded format is a pickle, which executes.)
+deletes the files that are in no index. If a save is killed, the old index and all its files remain. (The index of
+torch's sharded format is a pickle, which can execute code.)
 
-A folder may be untrusted or incomplete: the index may name files of the folder only, its shards must cover each
+A folder may be untrusted or incomplete: the index may only name files of the folder, its shards must cover each
 tensor without a gap, and memory is allocated only after the sizes of the files are known.
 """
 
@@ -99,47 +99,47 @@ class ShardFiles:
             self._verified.add(name)
         return path
 
-    def require(self, part: Shard, name: str) -> None:
+    def require(self, shard: Shard, name: str) -> None:
         """Require that a file contains a shard, without reading it.
 
         Raises:
             DamagedCheckpointError: the file does not contain it.
         """
-        path = self.path(part.file)
+        path = self.path(shard.file)
         try:
             with safe_open(path, "pt") as file:
                 found = file.get_slice(name).get_shape()
         except SafetensorError as error:
             raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
-        if found != part.shape:
+        if found != shard.shape:
             raise DamagedCheckpointError(
-                f"{path} is damaged: {name} has shape {found} there and {part.shape} in {INDEX}"
+                f"{path} is damaged: {name} has shape {found} there and {shard.shape} in {INDEX}"
             )
 
 
 @dataclass(frozen=True)
 class ShardedTensor:
-    """A sharded tensor in files. Slicing it reads only those values."""
+    """A sharded tensor in files. Slicing it reads only the values in the slices."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    parts: list[Shard]
+    shards: list[Shard]
     files: ShardFiles
 
     def __getitem__(self, slices: Slices | EllipsisType) -> Tensor:
         """Return the values in the slices, one per dimension; all for `...`."""
         if slices is ...:
             slices = tuple(slice(0, size) for size in self.shape)
-        found = [(part, part.common(slices)) for part in self.parts]
-        needed = [(part, bounds) for part, bounds in found if bounds is not None]
-        for part, _ in needed:  # before memory is allocated
-            self.files.require(part, self.name)
+        found = [(shard, shard.common(slices)) for shard in self.shards]
+        needed = [(shard, bounds) for shard, bounds in found if bounds is not None]
+        for shard, _ in needed:  # before memory is allocated
+            self.files.require(shard, self.name)
         result = torch.empty([s.stop - s.start for s in slices], dtype=self.dtype)
-        for part, bounds in needed:
+        for shard, bounds in needed:
             here = _relative(bounds, [s.start for s in slices])
-            there = _relative(bounds, part.offsets)
-            with safe_open(self.files.path(part.file), "pt") as file:
+            there = _relative(bounds, shard.offsets)
+            with safe_open(self.files.path(shard.file), "pt") as file:
                 result[here] = (
                     file.get_slice(self.name)[there] if there else file.get_tensor(self.name)
                 )
@@ -221,7 +221,7 @@ def _damaged(index: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
+        what = f"it has no key {error}" if isinstance(error, KeyError) else error
         raise DamagedCheckpointError(f"{index} is damaged: {what}") from error
 
 
@@ -242,28 +242,29 @@ def _parsed(index: Any, path: Path) -> Index:
 
 def _tensor(entry: Any, files: ShardFiles) -> ShardedTensor:
     """Return a sharded tensor after checking that its shards lie within it, are disjoint and cover it."""
-    name, shape, parts = entry["name"], entry["shape"], [Shard(**p) for p in entry["parts"]]
-    for sizes in (shape, *(numbers for part in parts for numbers in (part.offsets, part.shape))):
+    name, shape, shards = entry["name"], entry["shape"], [Shard(**p) for p in entry["parts"]]
+    stored = [sizes for shard in shards for sizes in (shard.offsets, shard.shape)]
+    for sizes in (shape, *stored):
         are_sizes = len(sizes) == len(shape) and all(type(n) is int and n >= 0 for n in sizes)
         _require(are_sizes, f"{name}: {sizes} are not sizes of a tensor")
     _require(entry["dtype"] in DTYPES, f"{name}: unknown dtype {entry['dtype']!r}")
-    for part in parts:
-        _require(part.file in files.digests, f"{name}: no digest of {part.file}")
-        within = all(s.stop <= size for s, size in zip(part.slices, shape, strict=True))
-        _require(within, f"{name}: a part reaches beyond shape {shape}")
-    _require(not _overlap(parts), f"{name}: parts overlap")
-    missing = math.prod(shape) - sum(math.prod(part.shape) for part in parts)
-    _require(missing == 0, f"{name}: the parts leave out {missing} numbers")
-    return ShardedTensor(name, tuple(shape), DTYPES[entry["dtype"]], parts, files)
+    for shard in shards:
+        _require(shard.file in files.digests, f"{name}: no digest of {shard.file}")
+        within = all(s.stop <= size for s, size in zip(shard.slices, shape, strict=True))
+        _require(within, f"{name}: a shard ends beyond the shape {shape}")
+    _require(not _overlap(shards), f"{name}: shards overlap")
+    missing = math.prod(shape) - sum(math.prod(shard.shape) for shard in shards)
+    _require(missing == 0, f"{name}: the shards do not contain {missing} elements")
+    return ShardedTensor(name, tuple(shape), DTYPES[entry["dtype"]], shards, files)
 
 
-def _overlap(parts: Sequence[Shard]) -> bool:
-    """Return whether two shards overlap; in sorted order only neighbours can."""
-    ordered = sorted(parts, key=lambda part: part.offsets)
-    for number, part in enumerate(ordered, 1):
-        end = [s.stop for s in part.slices[:1]]
+def _overlap(shards: Sequence[Shard]) -> bool:
+    """Return whether two shards overlap. In sorted order, only those that begin before the end of a shard can."""
+    ordered = sorted(shards, key=lambda shard: shard.offsets)
+    for number, shard in enumerate(ordered, 1):
+        end = [s.stop for s in shard.slices[:1]]
         after = takewhile(lambda other, end=end: other.offsets[:1] <= end, ordered[number:])
-        if any(part.common(other.slices) is not None for other in after):
+        if any(shard.common(other.slices) is not None for other in after):
             return True
     return False
 
@@ -274,7 +275,7 @@ def _require(holds: Any, otherwise: str) -> None:
 
 
 def consolidated(checkpoint: Any, device: Any = "cpu") -> Any:
-    """Return the checkpoint with every sharded tensor read, once if it has several keys."""
+    """Return the checkpoint with whole tensors; a tensor that has several keys is read once."""
     known: dict[int, Tensor] = {}
 
     def read(value: Any) -> Any:
@@ -308,8 +309,8 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
     mine = {name: tensor for name, (tensor, _) in tensors.items() if _writes(tensor)}
     save_file({name: to_local(t).detach().cpu().contiguous() for name, t in mine.items()}, file)
     flush(file)
-    parts = {name: asdict(_part(file.name, tensor)) for name, tensor in mine.items()}
-    written = distributed.gather((file.name, sha256_of_file(file), parts))
+    shards = {name: asdict(_shard(file.name, tensor)) for name, tensor in mine.items()}
+    written = distributed.gather((file.name, sha256_of_file(file), shards))
     if rank == 0:
         entries = [
             {
@@ -328,12 +329,11 @@ def save_sharded(checkpoint: dict[str, Any], path: Path, *, keeps_previous: bool
         digests |= {name: digest for name, digest, _ in written}
         index = {"save": number, "rest": rest_file.name, "files": digests, "tensors": entries}
         _commit(folder, index, keeps_previous=keeps_previous)
-        with replacing_folder(path, is_wrong=folder != path):
+        with replacing_folder(path, is_other_kind=folder != path):
             folder.replace(path)
-        write_digests(
-            path, [sha256_of_file(path / INDEX)]
-        )  # so that the loss of the folder is noticed
-        if previous_of(path).exists():  # from when the checkpoint was a file
+        # The folder itself has a digest too, so that its loss is noticed.
+        write_digests(path, [sha256_of_file(path / INDEX)])
+        if previous_of(path).exists():  # left from when the checkpoint was a file
             remove_checkpoint(previous_of(path))
     distributed.barrier()
 
@@ -361,7 +361,7 @@ def _commit(folder: Path, index: dict[str, Any], *, keeps_previous: bool) -> Non
             old.unlink()
 
 
-# The tree
+# Nested dictionaries and lists
 
 
 def _split(checkpoint: dict[str, Any]) -> "tuple[Any, dict[str, tuple[DTensor, list[Key]]]]":
@@ -396,12 +396,12 @@ def _put(tree: Any, key: Sequence[str | int], *, value: Any) -> None:
 
 
 def _writes(tensor: "DTensor") -> bool:
-    """Return whether this device is the first with its shard, which is not empty."""
+    """Return whether this device writes its shard: it is not empty, and no earlier device has the same one."""
     coordinates = tensor.device_mesh.get_coordinate() or []
     copies = [c for c, p in zip(coordinates, tensor.placements, strict=True) if p.is_replicate()]
     return to_local(tensor).numel() > 0 and not any(copies)
 
 
-def _part(file: str, tensor: "DTensor") -> Shard:
+def _shard(file: str, tensor: "DTensor") -> Shard:
     where = local_slices(tensor)
     return Shard(file, [s.start for s in where], [s.stop - s.start for s in where])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from llm import distributed, sweeps
-from llm.checkpoints.checkpoint_file import fall_back, header_of, load_checkpoint, open_whole
+from llm.checkpoints.checkpoint_file import fall_back, header_of, load_checkpoint, open_verified
 from llm.checkpoints.checksums import DamagedCheckpointError, recorded_digests
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import fingerprint, fingerprint_changes, recipe
@@ -68,7 +68,7 @@ def find_checkpoint(run: Run, *, is_sharded: bool) -> Resumption:
     """
     if not run.has_last:
         return Resumption()
-    read, notes = open_whole if is_sharded else load_checkpoint, []
+    read, notes = open_verified if is_sharded else load_checkpoint, []
     try:
         checkpoint = read(run.last)
     except (DamagedCheckpointError, FileNotFoundError) as error:
@@ -177,7 +177,7 @@ def describe_remedies(run: Run) -> str:
 def _has_best(run: Run) -> bool:
     """Return whether a run's best checkpoint is undamaged and was written by this run."""
     try:
-        run.require_wrote(run.best, open_whole(run.best).get("run"))
+        run.require_wrote(run.best, open_verified(run.best).get("run"))
     except (UserError, FileNotFoundError):
         return False
     return True

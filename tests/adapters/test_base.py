@@ -114,10 +114,11 @@ def test_all_mismatches_of_a_checkpoint_are_reported_and_nothing_is_loaded(build
     state["extra"] = torch.zeros(1)
     with pytest.raises(ConfigError, match="3 problems") as error:
         fill_state(adapter_state(model), in_memory(state), problems={})
-    assert "missing: what would make final_norm.bias" in str(error.value)
-    assert "left over: extra" in str(error.value)
-    assert "wrong shape: final_norm.weight makes (3,), final_norm.weight is (64,)" in str(
-        error.value
+    assert "missing: a tensor for final_norm.bias" in str(error.value)
+    assert "unexpected: extra" in str(error.value)
+    assert (
+        "wrong shape: final_norm.weight needs (64,), but (3,) is stored in final_norm.weight"
+        in str(error.value)
     )
     assert torch.equal(model(tokens), before)
 

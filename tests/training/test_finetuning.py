@@ -130,7 +130,9 @@ def test_finetune_starts_from_a_merged_adapter(finetune, composed, tmp_path, tar
 def test_prefix_is_not_merged(finetune, composed, tmp_path):
     run = finetune("prefix", "adapter=prefix", "adapter.length=4")
     weights = [f"weights.path={run.path}", "weights=run"]
-    with pytest.raises(ConfigError, match="has a prefix, which cannot be merged into the weights"):
+    with pytest.raises(
+        ConfigError, match="has a prefix adapter, which cannot be merged into the weights"
+    ):
         run_command(composed(*weights), tmp_path / "further", weights)
 
 

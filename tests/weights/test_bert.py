@@ -184,7 +184,7 @@ def test_tokenizer_equals_that_of_transformers(published):
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "tanh"}, "hidden_act"),
         ({"model_type": "roberta"}, "a model of type roberta, not bert"),
-        ({"hidden_size": None}, "hidden_size=None is not a size"),
+        ({"hidden_size": None}, "hidden_size=None is not a positive integer"),
     ],
 )
 def test_another_architecture_is_refused(published, tmp_path, changes, problem):

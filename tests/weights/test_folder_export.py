@@ -169,7 +169,9 @@ def test_folder_with_other_files_is_not_overwritten_without_request(gpt2, tmp_pa
 
 def test_the_export_of_another_model_is_replaced_only_on_request(gpt2, tmp_path):
     folder = tmp_path / "out"
-    talking = settings_of(ByteTokenizer()).speaking("{{ messages }}", 256, name=END_OF_TEXT)
+    talking = settings_of(ByteTokenizer()).with_chat_template(
+        "{{ messages }}", 256, name=END_OF_TEXT
+    )
     before = write_folder(gpt2, ByteTokenizer(), folder=folder, settings=talking, origin="one")
     content = {file: file.read_bytes() for file in before}
     with pytest.raises(ConfigError, match=r"another model or run; name another .*overwrite=true"):
@@ -185,7 +187,7 @@ def test_the_export_of_another_model_is_replaced_only_on_request(gpt2, tmp_path)
 
 def test_end_token_of_a_response_ends_generation(gpt2, tmp_path):
     tokenizer = ByteTokenizer(["<|endoftext|>", "<|end|>"])
-    talking = settings_of(tokenizer).speaking("{{ messages }}", 257, name="<|end|>")
+    talking = settings_of(tokenizer).with_chat_template("{{ messages }}", 257, name="<|end|>")
     write_folder(gpt2, tokenizer, folder=tmp_path / "out", settings=talking)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == [257, 256]

@@ -104,8 +104,8 @@ def test_all_problems_are_named_in_one_error_before_anything_is_read():
         "missing: theirs.h.0.q",
         "missing: theirs.h.1.matrix",
         "missing: theirs.h.1.v",
-        "left over: theirs.h.2.more",
-        "left over: other",
+        "unexpected: theirs.h.2.more",
+        "unexpected: other",
     }
     (wrong,) = (line for line in found if line.startswith("wrong shape"))
     assert "theirs.h.2.k (2, 3)" in wrong
@@ -114,10 +114,11 @@ def test_all_problems_are_named_in_one_error_before_anything_is_read():
 
 def test_a_model_is_checked_for_shapes_and_layers():
     assert problems(theirs(0), Model(0, rows=6)) == {
-        f"wrong shape: theirs.{name} makes (5, 4), {name} is (6, 4)" for name in ("table", "copy")
+        f"wrong shape: {name} needs (6, 4), but (5, 4) is stored in theirs.{name}"
+        for name in ("table", "copy")
     }
-    assert "left over: theirs.h.1.matrix" in problems(theirs(2), Model(1))
-    assert "missing: what would make blocks.1.matrix" in problems(theirs(1), Model(2))
+    assert "unexpected: theirs.h.1.matrix" in problems(theirs(2), Model(1))
+    assert "missing: a tensor for blocks.1.matrix" in problems(theirs(1), Model(2))
 
 
 def test_huge_layer_number_is_reported():
@@ -138,5 +139,5 @@ def test_export_is_strict():
     ours = Model().state_dict()
     del ours["blocks.0.qkv"]
     ours["blocks.0.lora"] = torch.zeros(1)
-    with pytest.raises(ConfigError, match=r"(?s)missing: blocks.0.qkv.*left over: blocks.0.lora"):
+    with pytest.raises(ConfigError, match=r"(?s)missing: blocks.0.qkv.*unexpected: blocks.0.lora"):
         MAP.to_theirs(ours)

@@ -46,19 +46,19 @@ def test_the_tokenizer_is_that_of_its_two_files(folder):
 def test_files_that_do_not_fit_are_named(folder):
     hparams = json.loads((folder / "hparams.json").read_text())
     (folder / "hparams.json").write_text(json.dumps(hparams | {"n_layer": 1}))
-    with pytest.raises(ConfigError, match=r"left over: model/h1/attn/c_attn/w"):
+    with pytest.raises(ConfigError, match=r"unexpected: model/h1/attn/c_attn/w"):
         GPT2Weights(str(folder)).model()
     (folder / "hparams.json").write_text(json.dumps(hparams | {"n_vocab": 266}))
     with pytest.raises(ConfigError, match=r"model/wte has 265 rows, .* vocab_size=266"):
         GPT2Weights(str(folder)).model()
     (folder / "hparams.json").write_text(json.dumps({"n_layer": 2}))
-    with pytest.raises(ConfigError, match=r"n_head=None is not a size"):
+    with pytest.raises(ConfigError, match=r"n_head=None is not a positive integer"):
         GPT2Weights(str(folder)).model()
     (folder / "vocab.bpe").write_text("#version: 0.2\nt h\nq\n")
     with pytest.raises(ConfigError, match=r"vocab.bpe and encoder.json: merge 1: .* is not a pair"):
         GPT2Weights(str(folder)).tokenizer()
     (folder / "vocab.bpe").write_text("#version: 0.2\nt h\n")
-    with pytest.raises(ConfigError, match=r"the vocabulary is not that of the merges"):
+    with pytest.raises(ConfigError, match=r"the vocabulary does not match the merges"):
         GPT2Weights(str(folder)).tokenizer()
 
 

@@ -170,7 +170,9 @@ def test_vocabulary_and_merges_files_are_read(tmp_path):
     assert ours.encode(PROSE) == backend.encode(PROSE).ids
     merges = (tmp_path / "merges.txt").read_text().splitlines()
     (tmp_path / "merges.txt").write_text("\n".join(merges[:-1]))
-    with pytest.raises(ValueError, match=r"merges.txt and vocab.json: .* not that of the merges"):
+    with pytest.raises(
+        ValueError, match=r"merges.txt and vocab.json: .* does not match the merges"
+    ):
         read_tokenizer(tmp_path)
 
 

@@ -114,7 +114,9 @@ def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
     with config_errors_at("data.template"):
         end = template.end_token(tokenizer)
         name = None if end is None else token_name(tokenizer, end)
-        return settings.speaking(as_jinja(template, tokenizer, settings.tokens), end, name=name)
+        return settings.with_chat_template(
+            as_jinja(template, tokenizer, settings.tokens), end, name=name
+        )
 
 
 def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, str]) -> str:

@@ -1,1 +1,1 @@
-"""Where parameters come from, and where they go: runs of ours, files of Hugging Face and OpenAI."""
+"""Pretrained weights: reading them from runs and from the files of Hugging Face and OpenAI, and exporting them."""

@@ -24,10 +24,10 @@ class Weights(ABC):
     @property
     @abstractmethod
     def config(self) -> DictConfig:
-        """Return the nodes `model`, `size` and `tokenizer` as composed by `llm train`, all numbers set.
+        """Return the nodes `model`, `size` and `tokenizer` as composed by `llm train`, with all numbers set.
 
         Raises:
-            ConfigError: the files describe no model, or one with an unsupported part.
+            ConfigError: the files do not describe a model, or describe one with an unsupported part.
         """
 
     @abstractmethod
@@ -43,10 +43,10 @@ class Weights(ABC):
         """Fill a language model in place, one tensor at a time.
 
         The model's `embedding.weight` and `head.weight` may have more rows than the stored ones, for new special
-        tokens. `new_rows` draws them.
+        tokens. `new_rows` initializes these rows.
 
         Raises:
-            ConfigError: lists everything that is missing, left over or wrongly shaped.
+            ConfigError: lists all tensors that are missing, unexpected or of a wrong shape.
         """
 
     @property
@@ -83,7 +83,7 @@ class Weights(ABC):
         Checks the configuration before building anything, because the files may be untrusted.
 
         Raises:
-            ConfigError: the configuration is not a model's, or the weights do not fit it.
+            ConfigError: the configuration is not that of a model, or the weights do not fit it.
         """
         config = self.config
         parts = check_nodes(config, {"size": Size, "model": Deferred[nn.Module]})
@@ -94,5 +94,5 @@ class Weights(ABC):
 
 
 def tokenizer_of(weights: Weights) -> Tokenizer:
-    """Return the tokenizer of weights; a `_target_` for configurations."""
+    """Return the tokenizer of weights; configurations name this function as a `_target_`."""
     return weights.tokenizer()

@@ -22,7 +22,7 @@ SIZES = {
     "model.num_segments": "type_vocab_size",
     "model.feed_forward.hidden_dim": "intermediate_size",
 }
-# Activations by their names in config.json: our option in a block, our function in the head.
+# Activations by their names in config.json: our option for the blocks, and our function for the head.
 ACTIVATIONS = {
     "gelu": ("gelu_exact", "gelu"),
     "gelu_new": ("gelu", "gelu_tanh"),
@@ -30,7 +30,7 @@ ACTIVATIONS = {
     "silu": ("silu", "silu"),
 }
 _THEIRS = "bert.encoder.layer.{}."
-# Modules that are stored in the same way: our name, their name.
+# Modules that are stored in the same way: our name, published name.
 _ALIKE = {
     "embedding_norm": "bert.embeddings.LayerNorm",
     "blocks.{}.attention.output": f"{_THEIRS}attention.output.dense",
@@ -46,7 +46,7 @@ _EMBEDDINGS = {"embedding": "word", "position.embedding": "position", "segment":
 
 @dataclass(frozen=True)
 class Tied(Rule):
-    """One tensor of ours that they store under two names; we read the first."""
+    """One tensor of ours that is published under two names; the first is read."""
 
     def split(self, ours: Tensor) -> list[Tensor]:
         """Return the tensor once per name."""
@@ -111,7 +111,7 @@ class BERTWeights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """Return BERT's names."""
+        """Return the rules for BERT's tensors."""
         return KEY_MAP
 
     def tokenizer(self) -> Tokenizer:

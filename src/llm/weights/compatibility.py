@@ -10,7 +10,7 @@ from llm.nn.residual import pre_norm
 
 
 class ModelPart(NamedTuple):
-    """A part of a model.
+    """A part of a model, and whether a published family has it.
 
     Attributes:
         key: its key in the configuration.
@@ -27,7 +27,7 @@ def require(family: str, *parts: ModelPart) -> None:
     """Require that a family of models has all these parts.
 
     Raises:
-        ConfigError: names the first part that the family does not have.
+        ConfigError: the family does not have a part; the error names the first one.
     """
     for part in parts:
         if not part.fits:

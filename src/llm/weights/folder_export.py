@@ -25,7 +25,7 @@ from llm.weights.huggingface import DESCRIPTION, SAFETENSORS, Settings
 from llm.weights.key_map import KeyMap
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
-# Keys of config.json: who wrote the folder, and a digest of the model or run.
+# Keys of config.json: the program that wrote the folder, and a digest of the model or run.
 MARK = "exported_by"
 ORIGIN = "exported_from"
 
@@ -42,7 +42,7 @@ def write_folder(
 ) -> list[Path]:
     """Write config.json, the weights, the tokenizer and the chat template of a model with GPT-2's or Llama's parts.
 
-    Writes beside the folder and moves the complete files. Replaces an earlier export of the same weights.
+    Writes into a temporary folder and then moves the complete files. Replaces an earlier export of the same weights.
 
     Args:
         model: a language model; parameters keep their dtype.
@@ -57,7 +57,7 @@ def write_folder(
         The files.
 
     Raises:
-        ConfigError: the library has no counterpart of a part of the model or of the tokenizer, or the folder
+        ConfigError: the library has no counterpart for a part of the model or for the tokenizer, or the folder
             contains something else.
     """
     if not isinstance(model, GPT):
@@ -92,7 +92,7 @@ def describe_export(model: GPT) -> tuple[Settings, KeyMap]:
     """Return config.json and the names of the tensors for a model.
 
     Raises:
-        ConfigError: names a part that neither GPT-2 nor Llama has.
+        ConfigError: the model has a part that neither GPT-2 nor Llama has; the error names it.
     """
     if isinstance(model.position, Learned):
         return gpt2.describe_gpt2(model)
@@ -135,7 +135,7 @@ def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = 
 
 
 def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
-    """Return the parameters by their names; biases that GPT-2 has and we do not have are 0."""
+    """Return the parameters by Hugging Face's names; biases that GPT-2 has and the model does not have are 0."""
     state: dict[str, Tensor] = {n: p.detach() for n, p in model.state_dict().items()}
     if key_map is gpt2.KEY_MAP:
         for name, module in model.named_modules():
@@ -149,7 +149,8 @@ def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
 
 def _write_weights(state: Mapping[str, Tensor], folder: Path, *, max_bytes: int) -> None:
     """Write tensors into one file, or into several with an index if they exceed `max_bytes`."""
-    # On the device `meta`, slices of one tensor count as separate tensors.
+    # Tensors that share a storage would have to be in one file. On the device `meta`, slices of one tensor count as
+    # separate tensors.
     shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     pattern = SAFETENSORS.replace(".", "{suffix}.")
     split = split_torch_state_dict_into_shards(

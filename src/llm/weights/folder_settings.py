@@ -56,7 +56,7 @@ class FolderSettings:
             for key in IDS:
                 if not _is_id(parts.get(key)):
                     raise ValueError(
-                        f"{name}.{key}: {parts[key]!r} is not a token id, or a list of them"
+                        f"{name}.{key}: {parts[key]!r} is not a token id or a list of token ids"
                     )
         for role, token in self.tokens.items():
             if not isinstance(token, str) or "${" in token:
@@ -76,19 +76,21 @@ class FolderSettings:
 
     @property
     def template(self) -> dict[str, Any] | None:
-        """The chat template as a node of a configuration, split so that OmegaConf finds no `${`."""
+        """The chat template as a node of a configuration, split because OmegaConf would interpolate a `${`."""
         if self.chat_template is None:
             return None
         pieces = re.split(r"(?<=\n)|(?<=\$)(?=\{)", self.chat_template)
         return {"_target_": TEMPLATE_TARGET, "source": pieces, "tokens": dict(self.tokens)}
 
-    def speaking(self, jinja: str, end: int | None, *, name: str | None) -> "FolderSettings":
+    def with_chat_template(
+        self, jinja: str, end: int | None, *, name: str | None
+    ) -> "FolderSettings":
         """Return the settings with a chat template and with the end of a response as the first end.
 
         Args:
             jinja: the template.
             end: the token that ends a response; None if the end is not one token.
-            name: its name.
+            name: the name of that token.
         """
         changed = replace(self, chat_template=jinja)
         if end is None or end in self.end_ids:
@@ -110,7 +112,9 @@ def read_settings(folder: Path) -> FolderSettings:
     """
     config = _optional(folder / CONFIG) or {}
     named = _optional(folder / TOKENIZER) or {}
-    if "added_tokens_decoder" not in named:  # in older folders the other file has precedence
+    if (
+        "added_tokens_decoder" not in named
+    ):  # in older folders, special_tokens_map.json has precedence
         named = {**named, **(_optional(folder / SPECIAL_TOKENS) or {})}
     tokens = {
         key: cast(str, value.get("content") if isinstance(value, dict) else value)
@@ -135,7 +139,7 @@ def _optional(file: Path) -> dict[str, Any] | None:
 
 
 def _chat_template(folder: Path, named: Any) -> Any:
-    """Return the template of its own file, or of tokenizer_config.json, which may have several by name."""
+    """Return the template of chat_template.jinja or of tokenizer_config.json, which may have several by name."""
     file = folder / TEMPLATE
     if file.is_file():
         return read_utf8(file, 4 * MOST_CHARACTERS)

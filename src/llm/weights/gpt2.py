@@ -42,7 +42,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 EXPORTED = {gelu_tanh: "gelu_new", gelu: "gelu", relu: "relu", silu: "silu"}
-# Modules of a block: our name, their name.
+# Modules of a block: our name, published name.
 _LAYER = {
     "attention_norm": "ln_1",
     "attention.query_key_value": "attn.c_attn",
@@ -83,7 +83,7 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
     """Return config.json and the names of the tensors for a model with learned positions.
 
     Raises:
-        ConfigError: names a part that GPT-2 does not have.
+        ConfigError: the model has a part that GPT-2 does not have; the error names it.
     """
     block, attention = first_block(model)
     dim, heads = model.embedding.embedding_dim, attention.num_heads
@@ -143,7 +143,7 @@ class GPT2Weights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """Return GPT-2's names."""
+        """Return the rules for GPT-2's tensors."""
         return KEY_MAP
 
     def default_tokenizer(self) -> Tokenizer | None:

@@ -102,7 +102,8 @@ class Folder:
             if (index := self.path / f"{name}.index.json").is_file():
                 return _shards(index)
         raise ConfigError(
-            f"weights.path: {self.path} has no weights: neither {SAFETENSORS} nor {TORCH}, in one file or in shards"
+            f"weights.path: {self.path} has no weights: neither {SAFETENSORS} nor {TORCH}, in one file or in shards; "
+            "download them"
         )
 
 
@@ -116,7 +117,7 @@ class HuggingFaceWeights(Weights):
 
     Attributes:
         model_type: name of the family in config.json.
-        expected: the only supported values of keys of config.json, which may be absent.
+        expected: keys of config.json that may be absent, and the only supported value of each.
 
     Raises:
         ValueError: the path is neither, or the context length is not positive.
@@ -138,11 +139,11 @@ class HuggingFaceWeights(Weights):
 
     @abstractmethod
     def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Return options of groups (`model/feed_forward=gelu`), and values by full key."""
+        """Return options of config groups, such as `model/feed_forward=gelu`, and values by full key."""
 
     @abstractmethod
     def key_map(self, settings: Settings) -> KeyMap:
-        """Return the map between their tensors and ours."""
+        """Return the rules that map the published tensors to ours."""
 
     @cached_property
     def folder(self) -> Folder:
@@ -161,7 +162,8 @@ class HuggingFaceWeights(Weights):
         family = settings.get("model_type")
         if family != self.model_type:
             raise ConfigError(
-                f"weights.path: {self.path} is a model of type {family}, not {self.model_type}"
+                f"weights.path: {self.path} is a model of type {family}, not {self.model_type}; "
+                "choose weights for that type, or another path"
             )
         for key, value in self.expected.items():
             supported(settings, key, {value: value}, default=value)
@@ -224,15 +226,15 @@ class HuggingFaceWeights(Weights):
         """Fill a model of ours with the folder's tensors.
 
         Raises:
-            ConfigError: lists everything that is missing, left over or wrongly shaped.
+            ConfigError: lists all tensors that are missing, unexpected or of a wrong shape.
         """
         tensors = self.folder.tensors()
         for name, stored in tensors.items():
-            # `load` accepts a shorter table, because the model may have additional tokens.
+            # Not checked by `KeyMap.load`, which accepts fewer rows, because the model may have additional tokens.
             if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:
                 raise ConfigError(
-                    f"weights.path: {stored.name} has {stored.shape[0]} rows, config.json says "
-                    f"vocab_size={self.settings['vocab_size']}"
+                    f"weights.path: {stored.name} has {stored.shape[0]} rows, but config.json has "
+                    f"vocab_size={self.settings['vocab_size']}; download the folder again"
                 )
         self.key_map(self.settings).load(tensors, model)
 
@@ -263,7 +265,7 @@ def download(name: str) -> Path:
     Raises:
         ConfigError: it is not in the cache and cannot be downloaded.
     """
-    # Here, because it takes a quarter of a second to import.
+    # Imported here, because the import takes a quarter of a second.
     from huggingface_hub import constants, snapshot_download
 
     def fetch(*patterns: str) -> Path:
@@ -320,7 +322,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
         size = settings.get(theirs)
         if not isinstance(size, int) or size < 1:
             raise ConfigError(
-                f"weights.path: config.json: {theirs}={size} is not a size; restore the file"
+                f"weights.path: config.json: {theirs}={size} is not a positive integer; restore the file"
             )
         sizes[ours] = size
     return sizes
@@ -335,7 +337,7 @@ def supported(
         ConfigError: the value is not one of the choices.
     """
     value = settings.get(key, default)
-    if value not in [*choices]:  # which may be unhashable
+    if value not in [*choices]:  # a list, because the value may be unhashable
         raise ConfigError(
             f"weights.path: config.json: {key}={value} is not supported, only {', '.join(map(str, choices))}"
         )

@@ -1,8 +1,8 @@
 """Maps between two ways of naming and storing the same parameters, in both directions.
 
-Each family has one file with its names: `gpt2.py`, `llama.py`, `bert.py`. A rule says which of their tensors make one
-of ours, and how; `{}` in a name stands for the number of a layer. One error lists everything that is missing, left over
-or wrongly shaped.
+"Ours" are the tensors of a model of this package, "theirs" those of the published files. Each family has one file with
+its names: `gpt2.py`, `llama.py`, `bert.py`. A rule defines which of their tensors form one of ours, and how; `{}` in a
+name stands for the number of a layer. One error lists all tensors that are missing, unexpected or of a wrong shape.
 """
 
 import re
@@ -22,7 +22,7 @@ class Rule:
 
     Attributes:
         ours: our name.
-        theirs: the names of the tensors that make ours.
+        theirs: the names of the tensors that form ours.
     """
 
     ours: str
@@ -34,17 +34,17 @@ class Rule:
         return replace(self, ours=self.ours.replace("{}", str(layer)), theirs=names)
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Return our tensor."""
+        """Return our tensor, formed from theirs."""
         return theirs[0]
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Return their tensors."""
+        """Return their tensors, formed from ours."""
         return [ours]
 
 
 @dataclass(frozen=True)
 class Transposed(Rule):
-    """A matrix that they store as (in, out), we as (out, in)."""
+    """A matrix that is (in, out) in their files, and (out, in) in our models."""
 
     def join(self, theirs: list[Tensor]) -> Tensor:
         """Return the transposed matrix."""
@@ -57,7 +57,7 @@ class Transposed(Rule):
 
 @dataclass(frozen=True)
 class QueryKeyValue(Rule):
-    """Their three projections, stacked in ours.
+    """Three projections of theirs, which one matrix of ours contains in stacked form.
 
     Attributes:
         queries_to_keys: number of query rows for each key row.
@@ -70,7 +70,7 @@ class QueryKeyValue(Rule):
         return torch.cat(theirs)
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Return the rows of each."""
+        """Return the rows of queries, keys and values as separate matrices."""
         keys = ours.shape[0] // (self.queries_to_keys + 2)
         rows = (self.queries_to_keys * keys, keys, keys)
         return [part.contiguous() for part in ours.split(rows)]
@@ -85,7 +85,7 @@ class KeyMap:
         shared: their names that may be absent, and the tensors that replace them.
         ignored: their names that are not parameters.
         prefix: prefix of their names, absent from some files.
-        renamed: new endings of names by those in older files.
+        renamed: endings of names in older files, and the endings that replace them.
     """
 
     rules: tuple[Rule, ...]
@@ -98,7 +98,7 @@ class KeyMap:
         """Fill a model of ours, with or without its head, in place.
 
         Raises:
-            ConfigError: lists all that is missing, left over or wrongly shaped, before anything is read.
+            ConfigError: lists all tensors that are missing, unexpected or of a wrong shape, before any is read.
         """
         state = {self._full_name(name): stored for name, stored in theirs.items()}
         state = {n: stored for n, stored in state.items() if not _matches(self.ignored, n)}
@@ -119,19 +119,19 @@ class KeyMap:
             except ValueError as error:
                 problems[rule.ours] = str(error)
         known = {name for rule in rules for name in rule.theirs}
-        problems |= {name: f"left over: {name}" for name in state if name not in known}
+        problems |= {name: f"unexpected: {name}" for name in state if name not in known}
         fill(model, ours, problems=problems, grow=TABLES)
 
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return their tensors.
+        """Return their tensors, by their names.
 
         Raises:
-            ConfigError: lists all that is missing or left over.
+            ConfigError: lists all tensors that are missing or unexpected.
         """
         rules = _for_layers(self.rules, _layers((r.ours for r in self.rules), ours))
         expected = [rule.ours for rule in rules]
         missing = [f"missing: {name}" for name in expected if name not in ours]
-        raise_problems(missing + [f"left over: {name}" for name in ours if name not in expected])
+        raise_problems(missing + [f"unexpected: {name}" for name in ours if name not in expected])
         pairs = (zip(rule.theirs, rule.split(ours[rule.ours]), strict=True) for rule in rules)
         return {name: tensor for pair in pairs for name, tensor in pair}
 
@@ -153,7 +153,7 @@ def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
         shape = rule.join([torch.empty(stored.shape, device="meta") for stored in theirs]).shape
     except RuntimeError:
         shapes = ", ".join(f"{stored.name} {stored.shape}" for stored in theirs)
-        raise ValueError(f"wrong shape: {shapes} do not make one {rule.ours}") from None
+        raise ValueError(f"wrong shape: {shapes} cannot form {rule.ours}") from None
     names = ", ".join(stored.name for stored in theirs)
     return LazyTensor(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
 

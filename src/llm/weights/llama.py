@@ -30,7 +30,7 @@ SIZES = {
 # Names of the gate's activation in config.json, and our options.
 ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
 EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
-# Settings of Llama 3's scaled rotary embedding: our name, their name.
+# Settings of Llama 3's scaled rotary embedding: our name, published name.
 SCALING = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -73,7 +73,7 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
     """Return config.json and the names of the tensors for a model with rotary positions.
 
     Raises:
-        ConfigError: names a part that Llama does not have.
+        ConfigError: the model has a part that Llama does not have; the error names it.
     """
     block, attention = first_block(model)
     position = cast(Rotary, model.position)
@@ -87,8 +87,8 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
     )
     rope: Settings = {"rope_type": "default", "rope_theta": position.theta}
     if scaling is not None:
-        slower = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
-        rope |= {"rope_type": "llama3", **slower}
+        scaled = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
+        rope |= {"rope_type": "llama3", **scaled}
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -104,7 +104,7 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
         "max_position_embeddings": model.context_length,
         "tie_word_embeddings": model.head.weight is model.embedding.weight,
         "attention_dropout": attention.dropout.p,
-        # `rope_parameters` since version 5 of their library, the others before
+        # Hugging Face's library reads `rope_parameters` since version 5, and the other two keys before.
         "rope_parameters": rope,
         "rope_theta": position.theta,
         "rope_scaling": rope if scaling is not None else None,
@@ -131,7 +131,7 @@ class LlamaWeights(HuggingFaceWeights):
         }
 
     def key_map(self, settings: Settings) -> KeyMap:
-        """Return Llama's names."""
+        """Return the rules for Llama's tensors."""
         heads = settings["num_attention_heads"]
         return key_map(heads // (settings.get("num_key_value_heads") or heads))
 
@@ -139,7 +139,8 @@ class LlamaWeights(HuggingFaceWeights):
 def _rotation(settings: Settings) -> Settings:
     """Return the base of the rotary embedding, and Llama 3's scaling if config.json has it.
 
-    Hugging Face's library writes both to `rope_parameters` since version 5, before to `rope_theta` and `rope_scaling`.
+    Hugging Face's library writes both to `rope_parameters` since version 5. Before, it wrote them to `rope_theta` and
+    `rope_scaling`.
     """
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))

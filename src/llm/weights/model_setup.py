@@ -19,7 +19,7 @@ def initialize(model: nn.Module, weights: Weights | None, *, adapter: Adapter | 
 
     Raises:
         ConfigError: the weights do not fit.
-        ValueError: the adapter does not.
+        ValueError: the adapter does not fit.
     """
     body = getattr(model, "body", None)
     if weights is not None:

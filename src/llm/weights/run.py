@@ -141,7 +141,7 @@ class RunWeights(Weights):
             raise ConfigError(*lines) from error
 
     def restore(self, model: nn.Module, *, is_adapted: bool) -> None:
-        """Fill a model that was built like the run's.
+        """Fill a model that has the architecture of the run's model.
 
         Args:
             model: the model, with its adapter if it has one.
@@ -156,13 +156,13 @@ class RunWeights(Weights):
             fill(model, self.parameters())
 
     def load(self, model: nn.Module) -> None:
-        """Fill a language model with the run's, its adapter merged.
+        """Fill a language model with the run's parameters, after merging the adapter.
 
         Raises:
             ConfigError: see `model`; or the adapter cannot be merged.
         """
         if self.config.get("adapter") is None:
-            # Of a language model, or of a classifier with one as its body.
+            # The run trained a language model, or a classifier with one as its body.
             state = self.parameters()
             fill(model, _below("body.", state) or state, grow=TABLES)
             return
@@ -170,7 +170,7 @@ class RunWeights(Weights):
         merge_updates(trained)
         if any(isinstance(module, Adapted) for module in trained.modules()):
             raise ConfigError(
-                f"weights.path: {self.path} has a prefix, which cannot be merged into the weights; "
+                f"weights.path: {self.path} has a prefix adapter, which cannot be merged into the weights; "
                 "start from its base, or from a run with another adapter"
             )
         fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
@@ -209,7 +209,7 @@ class RunWeights(Weights):
         is_best = requested_checkpoint(self.run, self.checkpoint) == self.run.best
         has_other = self.run.has_last if is_best else self.run.best.exists()
         name = "last" if is_best else "best"
-        other = f"weights.checkpoint={name} reads the run's other one, " if has_other else ""
+        other = f"weights.checkpoint={name} reads the run's other checkpoint, " if has_other else ""
         return f"{other}llm train with rerun=true trains it again"
 
     def base_weights(self, config: DictConfig) -> Weights | None:
@@ -231,12 +231,12 @@ class RunWeights(Weights):
                 found = weights.fingerprint
         except ConfigError as error:
             raise ConfigError(
-                f"weights.path: {self.path} has an adapter of {path}, which cannot be read "
+                f"weights.path: {self.path} has an adapter for {path}, which cannot be read "
                 f"({error}); give the new path with +weights.base=…"
             ) from error
         if found != self.run.record.get("base", found):
             raise ConfigError(
-                f"weights.path: {self.path} has an adapter of {path}, whose weights have "
+                f"weights.path: {self.path} has an adapter for {path}, whose weights have "
                 "changed since: give the path of the old ones with +weights.base=…, or train the adapter again"
             )
         return weights
@@ -302,8 +302,7 @@ def read_config(file: Path, trust: Sequence[str]) -> DictConfig:
     def checked(value: Any) -> Any:
         if isinstance(value, str) and has_interpolation(value):
             raise ConfigError(
-                f"{file}: {value} would be looked up on this machine, which a saved configuration does not "
-                "need; write the value itself"
+                f"{file}: {value} is an interpolation, which would be resolved on this machine; write the value itself"
             )
         if isinstance(value, list):
             return [checked(each) for each in value]

@@ -22,7 +22,7 @@ def fill(
     problems: Mapping[str, str] | None = None,
     grow: Collection[str] = (),
 ) -> None:
-    """Copy stored tensors into a model's own, which keep their dtype and device.
+    """Copy stored tensors into the tensors of a model, which keep their dtype and device.
 
     Compares all names and shapes before reading the first tensor.
 
@@ -33,8 +33,8 @@ def fill(
         grow: names of tensors that may have more rows in the model than in the file, see `new_rows`.
 
     Raises:
-        ConfigError: lists every tensor that is missing, left over, wrongly shaped, or different from a tensor that
-            the model ties it to.
+        ConfigError: lists all tensors that are missing, unexpected, of a wrong shape, or different from a tensor that
+            the model ties them to.
     """
     if has_no_head(model):
         tensors = {n: stored for n, stored in tensors.items() if not n.startswith("head.")}
@@ -59,7 +59,7 @@ def fill_state(
             filled.add(id(tensor))
         elif not _holds(tensor, tensors[name].read()):
             untied.append(
-                f"untied: {tensors[name].name} differs from what the model shares it with; "
+                f"untied: {tensors[name].name} differs from the tensor that the model ties it to; "
                 "set model.tie_weights=false"
             )
     raise_problems(untied)
@@ -96,13 +96,13 @@ def _misfits(
         if name in known:
             continue
         if name not in tensors:
-            yield f"missing: what would make {name}"
+            yield f"missing: a tensor for {name}"
             continue
         has, needs = tensors[name].shape, tuple(tensor.shape)
         grows = name in grow and has[1:] == needs[1:] and 0 < has[0] < needs[0]
         if has != needs and not grows:
-            yield f"wrong shape: {tensors[name].name} makes {has}, {name} is {needs}"
-    yield from (f"left over: {tensors[name].name}" for name in tensors if name not in state)
+            yield f"wrong shape: {name} needs {needs}, but {has} is stored in {tensors[name].name}"
+    yield from (f"unexpected: {tensors[name].name}" for name in tensors if name not in state)
 
 
 def _copy(tensor: Tensor, stored: Tensor) -> None:
@@ -113,7 +113,7 @@ def _copy(tensor: Tensor, stored: Tensor) -> None:
 
 
 def new_rows(table: Float[Tensor, "V C"], number: int) -> Float[Tensor, "number C"]:
-    """Return rows for new tokens: a constant draw from a normal distribution with each column's mean and deviation.
+    """Return rows for new tokens, from a normal distribution with each column's mean and deviation and a fixed seed.
 
     A new token is then about as probable as an old one (after Hewitt 2021, "Initializing new word embeddings for
     pretrained language models"). The rows differ, because an adapter that freezes the table cannot separate equal rows.

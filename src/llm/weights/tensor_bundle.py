@@ -1,7 +1,7 @@
 """TensorFlow's checkpoint files, read without TensorFlow.
 
 A checkpoint `model.ckpt` is a *tensor bundle*: `model.ckpt.data-00000-of-00001` contains the bytes of all tensors,
-`model.ckpt.index` says where each one is. The index is a sorted table in LevelDB's format:
+`model.ckpt.index` contains the position of each. The index is a sorted table in LevelDB's format:
 
     data blocks … | index block | footer (48 bytes: handles of two blocks, padding, a magic number)
 
@@ -139,7 +139,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, position
-    raise ValueError("a number has no end")
+    raise ValueError("a varint is longer than 64 bits")
 
 
 def _message(data: bytes) -> Message:
@@ -183,5 +183,8 @@ def crc32c(data: bytes) -> int:
 
 
 def _masked(crc: int) -> int:
-    """Return the stored form of a checksum: rotated and shifted, because a CRC over data and its CRC is a constant."""
+    """Return the stored form of a checksum: rotated, plus a constant.
+
+    Otherwise the CRC of data that ends with its own CRC would be the same for all data.
+    """
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -18,7 +18,7 @@ from llm.tokenizers.gpt2 import CHARACTERS, merge_ids, split_merges
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.weights.folder_settings import TEMPLATE, TOKENIZER, FolderSettings, read_settings
 
-# What our byte-pair encoding requires of keys of tokenizer.json that are present.
+# Keys of tokenizer.json that may be absent, and the values that our byte-pair encoding requires.
 BPE_MODEL = {
     "type": "BPE",
     "dropout": None,
@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path, settings: FolderSettings | None = None) -> Toke
         settings: the folder's settings; None reads them.
 
     Raises:
-        ValueError: names a file that cannot be read.
+        ValueError: a file cannot be read; the error names it.
     """
     file, vocabulary, merges = (
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
@@ -95,7 +95,7 @@ def write_tokenizer(
     Args:
         tokenizer: the tokenizer to write.
         folder: the folder to write into.
-        context_length: the model's, in tokens.
+        context_length: context length of the model, in tokens.
         settings: roles of special tokens, and the chat template; None for `settings_of`.
 
     Raises:
@@ -131,7 +131,7 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
 
 
 def as_huggingface(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """Return the same tokenizer as one of the library `tokenizers`.
+    """Return the tokenizer converted to the library `tokenizers`.
 
     Raises:
         ValueError: the library cannot express it.
@@ -188,7 +188,7 @@ def _with_vocabulary(
     last = sorted(special, key=lambda name: ids.get(name, 0))
     names = [*CHARACTERS, *map("".join, merges), *last]
     if ids != {name: token for token, name in enumerate(names)}:
-        raise ValueError("the vocabulary is not that of the merges, in their order")
+        raise ValueError("the vocabulary does not match the merges and their order")
     return BPETokenizer(pairs, last)
 
 
@@ -234,7 +234,7 @@ def _is_plain_token(token: dict[str, Any]) -> bool:
 
 
 def _with_special_tokens(definition: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return a tokenizer.json in which its tokens of these names are special."""
+    """Return a tokenizer.json in which the tokens of these names are special."""
     added = definition.get("added_tokens") or []
     if {*names} <= {token.get("content") for token in added if token.get("special")}:
         return definition

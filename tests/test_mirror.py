@@ -26,7 +26,7 @@ OWNERS = {
     ),
     # Checksums are those of a file or a folder.
     "checkpoints/checksums.py": (
-        "checkpoints/test_checkpoint_file.py::test_a_flipped_bit_is_noticed_wherever_it_is"
+        "checkpoints/test_checkpoint_file.py::test_flipped_bit_is_detected_at_any_position"
     ),
     # The parts of the table that a comparison prints.
     "comparison/notes.py": (

@@ -24,7 +24,7 @@ def test_what_was_saved_is_read(saved):
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-def test_a_flipped_bit_is_noticed_wherever_it_is(saved, place):
+def test_flipped_bit_is_detected_at_any_position(saved, place):
     data = bytearray(saved.read_bytes())
     data[int(place * len(data))] ^= 1
     saved.write_bytes(data)
@@ -33,7 +33,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(saved, place):
 
 
 @pytest.mark.parametrize("record", [None, "{}", '{"last.ckpt": []}', "[", '{"last.ckpt": "0"}'])
-def test_without_a_record_of_its_digest_a_file_counts_as_damaged(saved, record):
+def test_file_without_a_recorded_digest_counts_as_damaged(saved, record):
     file = saved.with_name("sha256.json")
     file.unlink() if record is None else file.write_text(record)
     with pytest.raises(DamagedCheckpointError, match=r"damaged: sha256\.json has no SHA-256 of it"):
@@ -41,9 +41,7 @@ def test_without_a_record_of_its_digest_a_file_counts_as_damaged(saved, record):
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_the_checkpoint_before_is_kept_and_takes_the_place_of_a_damaged_one(
-    saved, monkeypatch, has_links
-):
+def test_previous_checkpoint_is_kept_and_replaces_a_damaged_one(saved, monkeypatch, has_links):
     if not has_links:
         monkeypatch.setattr("pathlib.Path.hardlink_to", _refuse)
     for step in (4, 5):
@@ -62,7 +60,7 @@ def _refuse(*_) -> None:
     raise OSError("no hard links here")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
+def test_failed_write_keeps_the_old_file_and_leaves_no_partial_file(saved, monkeypatch):
     def fail(checkpoint, file):
         file.write(b"half a file")
         raise OSError("disk full")
@@ -74,7 +72,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(saved, monkeypatch):
     assert {file.name for file in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
 
 
-def test_a_crash_between_file_and_record_leaves_a_whole_file_readable(saved, monkeypatch):
+def test_crash_between_file_and_digest_leaves_a_readable_checkpoint(saved, monkeypatch):
     """While a file is replaced, the record contains the old and the new digest."""
     from llm.checkpoints import checksums
 

@@ -36,7 +36,7 @@ def test_what_was_written_is_read(write, tmp_path):
         assert torch.equal(read, tensor)
 
 
-def test_views_and_shared_tensors_of_a_torch_file(tmp_path):
+def test_views_and_shared_tensors_of_a_torch_file_are_read(tmp_path):
     whole = torch.randn(6, 4)
     state = {"whole": whole, "turned": whole.t(), "part": whole[2:4, 1:], "again": whole}
     found = torch_file(tmp_path / "weights", state)
@@ -45,7 +45,7 @@ def test_views_and_shared_tensors_of_a_torch_file(tmp_path):
 
 
 @pytest.mark.parametrize("write", [safetensors, torch_file])
-def test_what_is_read_is_not_the_file(write, tmp_path):
+def test_changing_a_read_tensor_does_not_change_the_file(write, tmp_path):
     found = write(tmp_path / "weights", STATE)
     before = (tmp_path / "weights").read_bytes()
     found["a"].read().zero_()
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_named(read, content, tmp_path):
 
 
 @pytest.mark.parametrize("write", [safetensors, torch_file])
-def test_a_file_that_was_cut_short_is_named(write, tmp_path):
+def test_truncated_file_is_named(write, tmp_path):
     path = tmp_path / "weights"
     write(path, STATE)
     path.write_bytes(path.read_bytes()[:-40])

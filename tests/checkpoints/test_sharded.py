@@ -1,4 +1,4 @@
-"""Sharded checkpoints: read whole or by slices, by any number of ranks, never half written."""
+"""Sharded checkpoints are read whole or by slices, by any number of ranks, and are never partly written."""
 
 import json
 import os
@@ -35,12 +35,12 @@ MATRIX, BIAS = torch.arange(35.0).view(7, 5), torch.arange(3.0).bfloat16()
 
 
 def save(path: Path, step: int, fails: bool = False) -> None:
-    """Save a checkpoint of matrices sharded in several ways, one of them on two ranks."""
+    """Save a checkpoint of matrices that are sharded in several ways, one of them over two of the four ranks."""
     distributed.join_ranks("cpu")
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
     rows = distribute_tensor(MATRIX + step, line, [Shard(0)])
     state = {"embedding": rows, "head": rows}
-    state["bias"] = distribute_tensor(BIAS, line, [Shard(0)])  # the last rank has nothing of it
+    state["bias"] = distribute_tensor(BIAS, line, [Shard(0)])  # the shard of the last rank is empty
     state["square"] = distribute_tensor(MATRIX - step, square, [Replicate(), Shard(1)])
     state["scalar"] = distribute_tensor(torch.tensor(2.5), line, [Replicate()])
     plain = {"step": step, "states": [torch.arange(3), {"name": "x"}]}
@@ -76,7 +76,7 @@ def read(path: Path) -> list[list[float]]:
     return found.tolist()
 
 
-def test_it_is_read_back_whole_and_by_another_number_of_ranks(saved):
+def test_checkpoint_is_read_whole_and_by_another_number_of_ranks(saved):
     found = load_checkpoint(saved)
     state = found["state_dict"]
     assert torch.equal(state["embedding"], MATRIX + 1)
@@ -103,7 +103,7 @@ def test_a_slice_reads_the_files_that_hold_it_and_no_others(saved):
         matrix[0:3, 0:5]
 
 
-def test_the_next_save_takes_its_place_and_leaves_nothing_behind(saved):
+def test_next_save_replaces_all_files(saved):
     before = digest_of(saved)
     on_ranks(2, _again, saved)
     assert load_checkpoint(saved)["state_dict"]["x"].tolist() == [2.0] * 4
@@ -119,7 +119,7 @@ def _again(path: Path, keeps_previous: bool = False) -> None:
     sharded.save_sharded({"state_dict": {"x": x}}, path, keeps_previous=keeps_previous)
 
 
-def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
+def test_previous_save_is_kept_and_replaces_a_damaged_one(saved):
     on_ranks(2, _again, saved, True)
     (saved / "2-00001-of-00002.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedCheckpointError):
@@ -135,7 +135,7 @@ def test_the_save_before_is_kept_and_takes_the_place_of_a_damaged_one(saved):
     assert {f.name for f in saved.iterdir()} == {*index["files"], "index.json", "sha256.json"}
 
 
-def test_a_save_that_fails_leaves_the_old_one_whole(saved):
+def test_failed_save_keeps_the_old_checkpoint(saved):
     with pytest.raises(AssertionError, match="disk full"):
         on_ranks(4, save, saved, 2, True)
     assert load_checkpoint(saved)["step"] == 1
@@ -143,7 +143,7 @@ def test_a_save_that_fails_leaves_the_old_one_whole(saved):
 
 
 @pytest.mark.parametrize("name", ["index.json", "1.pt", "1-00002-of-00004.safetensors"])
-def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
+def test_flipped_bit_is_detected_in_every_file(saved, name):
     data = bytearray((saved / name).read_bytes())
     data[-2] ^= 1
     (saved / name).write_bytes(data)
@@ -152,7 +152,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(saved, name):
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypatch, is_folder):
+def test_kill_while_replacing_a_checkpoint_loses_nothing(saved, tmp_path, monkeypatch, is_folder):
     """The replaced checkpoint is in a backup folder, and the next process restores it."""
     path = Run(tmp_path / "run").last
     path.parent.mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_a_kill_between_file_and_folder_loses_nothing(saved, tmp_path, monkeypat
     assert {f.name for f in path.parent.iterdir()} == {"last.ckpt", "sha256.json"}
 
 
-def test_a_write_that_fails_puts_back_what_stood_there(saved):
+def test_failed_write_restores_the_old_folder(saved):
     with (
         pytest.raises(OSError, match="disk full"),
         checksums.replacing_folder(saved, is_other_kind=True),
@@ -184,7 +184,7 @@ def test_a_write_that_fails_puts_back_what_stood_there(saved):
     assert load_checkpoint(saved)["step"] == 1
 
 
-def test_file_and_folder_take_each_others_place(saved):
+def test_file_replaces_folder_and_folder_replaces_file(saved):
     save_checkpoint({"step": 9}, saved)
     assert load_checkpoint(saved) == {"step": 9}
     on_ranks(2, _again, saved)
@@ -192,25 +192,25 @@ def test_file_and_folder_take_each_others_place(saved):
     assert {f.name for f in saved.parent.iterdir()} == {"last.ckpt", "sha256.json"}
 
 
-def written(path: Path, change) -> None:
-    """Change the index without updating its digest."""
+def change_index(path: Path, change) -> None:
+    """Change the index of a checkpoint, and update the digest of the index."""
     index = json.loads((path / "index.json").read_text())
     change(index)
     (path / "index.json").write_text(json.dumps(index))
     checksums.write_digests(path / "index.json", [sha256_of_file(path / "index.json")])
 
 
-def reaching(name):
-    """Write an index that names a file outside the folder, with its digest."""
+def name_file_outside(name):
+    """Return a change that makes the index name a file outside the folder, with a digest."""
     return lambda index: index.update(rest=name, files={**index["files"], name: "0" * 64})
 
 
-def changed(index, key, value):
-    """Change the entry of the matrix."""
+def change_matrix(index, key, value):
+    """Change a value in the index entry of the matrix."""
     index["tensors"][0][key] = value
 
 
-NO_INDEX = {
+BAD_INDEXES = {
     "a shard is missing": (
         lambda i: i["tensors"][0]["parts"].pop(),
         "the shards do not contain 5 elements",
@@ -223,21 +223,21 @@ NO_INDEX = {
         lambda i: i["tensors"][0]["parts"][3].update(offsets=[7, 0]),
         "a shard ends beyond the shape",
     ),
-    "negative": (lambda i: changed(i, "shape", [-7, -5]), "are not sizes"),
-    "other dimensions": (lambda i: changed(i, "shape", [35]), "are not sizes"),
-    "dtype": (lambda i: changed(i, "dtype", "load"), "unknown dtype 'load'"),
+    "negative": (lambda i: change_matrix(i, "shape", [-7, -5]), "are not sizes"),
+    "other dimensions": (lambda i: change_matrix(i, "shape", [35]), "are not sizes"),
+    "dtype": (lambda i: change_matrix(i, "dtype", "load"), "unknown dtype 'load'"),
     "unknown file": (
         lambda i: i["tensors"][0]["parts"][0].update(file="9.safetensors"),
         "no digest of 9.safetensors",
     ),
-    "above": (reaching("../out.pt"), "'../out.pt' is not a name"),
-    "parent": (reaching(".."), "'..' is not a name"),
-    "absolute": (reaching("/etc/passwd"), "'/etc/passwd' is not a name"),
+    "above": (name_file_outside("../out.pt"), "'../out.pt' is not a name"),
+    "parent": (name_file_outside(".."), "'..' is not a name"),
+    "absolute": (name_file_outside("/etc/passwd"), "'/etc/passwd' is not a name"),
     "no key": (lambda i: i.pop("files"), "it has no key 'files'"),
     "no list": (lambda i: i.update(tensors=3), "not iterable"),
-    "no place": (lambda i: changed(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
+    "no place": (lambda i: change_matrix(i, "keys", [["optimizer", 7, "x"]]), "out of range"),
     "in a tensor": (
-        lambda i: changed(i, "keys", [["states", 0, "x"]]),
+        lambda i: change_matrix(i, "keys", [["states", 0, "x"]]),
         "states.0.x is not a key of the checkpoint",
     ),
     "huge": (
@@ -251,16 +251,16 @@ NO_INDEX = {
 }
 
 
-@pytest.mark.parametrize("what", NO_INDEX)
-def test_an_index_that_makes_no_sense_is_refused_in_a_line(saved, what):
-    change, message = NO_INDEX[what]
-    written(saved, change)
+@pytest.mark.parametrize("what", BAD_INDEXES)
+def test_invalid_index_is_refused_in_one_line(saved, what):
+    change, message = BAD_INDEXES[what]
+    change_index(saved, change)
     with pytest.raises(DamagedCheckpointError, match=re.escape(message)) as found:
         load_checkpoint(saved)
     assert "\n" not in str(found.value)
 
 
-def test_an_index_that_was_cut_is_refused(saved):
+def test_truncated_index_is_refused(saved):
     index = saved / "index.json"
     index.write_text(index.read_text()[:-200])
     checksums.write_digests(index, [sha256_of_file(index)])
@@ -285,7 +285,7 @@ def test_loading_an_untrusted_folder_executes_no_code(saved, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_run_with_such_checkpoints_is_a_run_like_any_other(tmp_path, monkeypatch):
+def test_run_with_sharded_checkpoints_has_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     text = write_text(tmp_path)
     train(tmp_path / "one", (text,))

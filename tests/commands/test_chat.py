@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Run:
 
 
 def trained_on(run: Run, template: str) -> None:
-    """Change a run's record to name a template."""
+    """Set the template in the config of a run."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         node = compose("chat", [f"template={template}"]).template
     config = OmegaConf.load(run.config)
@@ -75,7 +75,7 @@ def test_pipe_contains_only_answers(run, tmp_path):
     assert row["messages"][0] == {"role": "user", "content": "Grüße"}
 
 
-@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # on purpose
 def test_saved_conversation_is_instruction_data(run, tmp_path):
     saved = tmp_path / "talk.jsonl"
     lines = f"/system Be brief.\none\ntwo\n/save {saved}\n"
@@ -167,7 +167,7 @@ def test_published_chat_model_uses_its_own_template(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ raise_exception('no') }}"])
-def test_failing_chat_template_is_one_line(source, tmp_path):
+def test_failing_chat_template_is_reported_in_one_line(source, tmp_path):
     folder = make_folder(SHAPES["smollm2"]._replace(template=source), tmp_path / "folder")
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
@@ -183,7 +183,7 @@ def terminal(run):
     words = [f"weights.path={run.path}", *WORDS, "template=plain", f"max_tokens={CONTEXT // 2}"]
     code = (
         "import fcntl, sys, termios; from llm.__main__ import main\n"
-        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # whose keys send signals here\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that its keys send signals to this process\n"
         f"sys.argv = ['llm', 'chat', *{words!r}]; main()"
     )
     process = subprocess.Popen(
@@ -215,9 +215,8 @@ class Terminal:
         """Read the output up to and including a text, and press a key from time to time."""
         end, next_key = time.monotonic() + 60, 0.0
         while text not in self.unread:
-            if (
-                key and time.monotonic() > next_key
-            ):  # a key that rings the bell would else answer itself
+            # Once a second: a key may ring the bell, which is output, and that would cause the next key at once.
+            if key and time.monotonic() > next_key:
                 self.type(key)
                 next_key = time.monotonic() + 1
             ready = select.select([self.descriptor], [], [], 0.5)[0]
@@ -241,8 +240,8 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.type(f"/save {saved}\n")
     terminal.wait_for("4 messages are in ")
     terminal.wait_for("> ")
-    # Between a prompt and its waiting for keys, an interrupt is noticed at the next key alone:
-    # another Ctrl-C.
+    # An interrupt between the prompt and the wait for a key is noticed only at the next key, so Ctrl-C is
+    # repeated.
     terminal.wait_for("Ctrl-D or /quit leaves", key="\x03")
     terminal.wait_for("> ")
     terminal.type("/quit\n")
@@ -252,4 +251,4 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     assert [message["content"] for message in questions] == ["one", "two\nlines"]
     for message in answers:
         assert set(message["content"]) == {"a"}
-        assert 4 <= len(message["content"]) < CONTEXT // 2, "it was stopped before its end"
+        assert 4 <= len(message["content"]) < CONTEXT // 2, "the answer was stopped before its end"

@@ -16,7 +16,7 @@ from small_runs import run_command
 from llm.config.errors import ConfigError
 from llm.tokenizers.byte import ByteTokenizer
 
-# Of whichever test is the first to train: its texts are longer than what it reads of them.
+# The first test that trains the classifier gets this warning: some texts are longer than the context.
 pytestmark = pytest.mark.filterwarnings("ignore:data.context_length")
 
 TEXTS = [
@@ -72,11 +72,13 @@ def test_run_directory_has_everything_to_classify(run):
     assert config.task.model.num_classes == 2
     assert (run / "predictions.csv").is_file()
     assert not (run / "samples.txt").exists()
-    figures = json.loads((run / "run.json").read_text())["metrics"]
-    assert figures["test/accuracy"] > 0.95
+    metrics = json.loads((run / "run.json").read_text())["metrics"]
+    assert metrics["test/accuracy"] > 0.95
 
 
-def test_validation_is_bounded_while_training_and_whole_before_the_test(run, trained, capsys):
+def test_validation_is_on_a_subset_in_training_and_on_all_rows_before_the_test(
+    run, trained, capsys
+):
     bounded = trained("bounded", "trainer.val_bytes=20")
     out = capsys.readouterr().out
     assert "note      validated on a fixed 1 of 6 rows, spread over the part (trainer.val_" in out
@@ -88,9 +90,11 @@ def test_validation_is_bounded_while_training_and_whole_before_the_test(run, tra
     ]
     step = str(record["best_step"])
     assert validated[0].keys() == validated[1].keys()
-    assert validated[0][step] != validated[1][step], "the subset's"
+    assert validated[0][step] != validated[1][step], "only a subset was validated"
     assert record["metrics"]["whole/loss"] == pytest.approx(validated[0][step], rel=1e-6)
-    assert len((bounded / "predictions.csv").read_text().splitlines()) == 13, "the test part's"
+    assert len((bounded / "predictions.csv").read_text().splitlines()) == 13, (
+        "a header and the 12 rows of the test part"
+    )
 
 
 def test_lines_of_a_file_get_label_and_probability(ask, tmp_path):
@@ -101,7 +105,7 @@ def test_lines_of_a_file_get_label_and_probability(ask, tmp_path):
     assert [label for label, *_ in answers] == ["cat", "dog", "cat"]
     assert all(0.5 < float(probability) <= 1 for _, probability, _ in answers)
     alone = [ask(file=str(file), batch_size=1)]
-    assert alone == [answers]  # the batch changes nothing
+    assert alone == [answers]  # the batch size does not change the answers
 
 
 def test_single_text_and_one_longer_than_the_context_are_classified(ask):
@@ -134,7 +138,7 @@ def test_texts_are_read_from_rows_of_a_file(ask, tmp_path, name):
     ]
 
 
-def test_another_column_and_encoding_are_named(ask, tmp_path):
+def test_column_and_encoding_can_be_set(ask, tmp_path):
     file = tmp_path / "reviews.csv"
     file.write_bytes('Nr,review\n1,"a meow é\nxx"\n'.encode("cp1252"))
     with pytest.raises(ConfigError, match=r"file: .*line 2: no column 'text' .*rows\.text="):
@@ -203,7 +207,7 @@ WORDS = [f"w{n}" for n in range(40)]
 
 
 def test_classifier_learns_from_scratch_with_the_defaults(tmp_path, capsys):
-    """Texts of random words, three in ten of which are of their class: a bag of words tells them apart."""
+    """The texts are random words, 30 % of them typical of the class, so that a bag of words separates the classes."""
     draw = random.Random(0)
     lines = []
     for n in range(400):

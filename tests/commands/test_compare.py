@@ -10,7 +10,7 @@ from llm.sweeps import Job, Sweep
 
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
-    """Compare folders below this one as `llm compare` does."""
+    """Compare folders below the temporary folder as `llm compare` does."""
     monkeypatch.chdir(tmp_path)
 
     def compare(*runs, **words):

@@ -1,4 +1,4 @@
-"""`llm evaluate`: the metrics of training reproduced, responses compared with references, a judge."""
+"""`llm evaluate` reproduces the metrics of training, compares responses with references and asks a judge."""
 
 import json
 import os
@@ -234,7 +234,7 @@ def test_preferences_are_measured_against_the_base_weights(
         *(name, "task=dpo", "data=preference", f"data.path={folder / 'pairs.json'}"),
         *("callbacks.samples=null", "callbacks.picture=null", "optimizer.lr=0.01", *words),
     )
-    assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "it has left its beginning"
+    assert abs(run.record["metrics"]["test/margin"]) > 1e-3, "training has changed the policy"
     assert_same_metrics(evaluated(run), run, "test")
 
 
@@ -268,7 +268,7 @@ def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
     assert file.read_text() == before
 
 
-def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated):
+def test_answers_are_kept_without_the_last_checkpoint(instructed, evaluated):
     before = (instructed.path / RESULTS["responses"]).read_text()
     aside = instructed.last.rename(instructed.last.with_name("aside"))
     try:
@@ -277,7 +277,7 @@ def test_a_run_without_its_last_checkpoint_has_its_answers(instructed, evaluated
         aside.rename(instructed.last)
 
 
-@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # as is meant here
+@pytest.mark.filterwarnings("ignore:.*are in the training part too")  # on purpose
 def test_another_part_and_another_file_have_their_own_answers(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
@@ -323,7 +323,7 @@ def test_a_judge_scores_answers_and_compares_runs(instructed, evaluated, stand_i
     lines = (instructed.path / "judgements.jsonl").read_text().splitlines()
     assert len(lines) == len(server.requests) == 3 * len(rows)
     assert evaluated(instructed, *words, f"against={other}")["judge"] == report["judge"]
-    assert len(server.requests) == 3 * len(rows), "nothing is asked twice"
+    assert len(server.requests) == 3 * len(rows), "no question is sent twice"
 
 
 def test_unreachable_judge_is_one_line(instructed, monkeypatch, capsys):

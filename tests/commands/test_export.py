@@ -61,7 +61,7 @@ def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys)
 def test_export_of_another_run_is_not_overwritten(base, composed, tmp_path, capsys):
     words = [f"weights.path={base.path}", f"output={tmp_path / 'out'}"]
     exported(*words)
-    exported(*words)  # the same again
+    exported(*words)  # the same run may be exported again
     other = run_command(composed("model=gpt2", "trainer.max_steps=1"), tmp_path / "other")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="contains the export of another model or run"):
@@ -133,7 +133,8 @@ def test_our_template_is_exported_with_its_end_token(talk, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert end == tokenizer.eos_token_id
-    assert model.generation_config.eos_token_id == [end, 294]  # and the folder's own
+    # The end token of our template, and that of the folder.
+    assert model.generation_config.eos_token_id == [end, 294]
     weights = RunWeights(str(run.path))
     ours = stored_template(weights.config).encode_prompt(
         [Message("user", "the c?")], weights.tokenizer()
@@ -144,8 +145,8 @@ def test_our_template_is_exported_with_its_end_token(talk, tmp_path, capsys):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["chatml", "phi3", "alpaca"])
-def test_a_prompt_has_the_tokens_of_training_under_the_exported_template(shape, name, capsys):
-    """Also if the tokenizer puts a space before each text, and so before each piece of a template."""
+def test_exported_template_encodes_a_prompt_as_in_training(shape, name, capsys):
+    """This includes tokenizers that put a space before each text, and so before each piece of a template."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         template = build(compose("chat", [f"template={name}", "weights.path=none"]).template)
     before = HuggingFaceTokenizer(tokenizer_of(SHAPES[shape]).to_str())

@@ -13,7 +13,7 @@ from llm.generation.prompts import read_prompts
 from llm.runs import Run
 from llm.tokenizers.base import load as load_tokenizer
 
-# Of whichever test is the first to train: a short text has no pairs for 300 tokens.
+# The first test that trains the tokenizer gets this warning: the text has too few pairs for 300 tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:the training text of")
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -41,9 +41,6 @@ def run(tmp_path_factory, module_text) -> Run:
         trained = run_command(compose("train", words), folder / "run")
     module_text.unlink()
     return trained
-
-
-CASES = Path(__file__).parents[1] / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +100,9 @@ def test_file_of_prompts_is_continued_as_one_batch(written, tmp_path, capsys):
     assert len(texts) == 2
     assert "=== 2\nthe dog ran" in capsys.readouterr().out
     assert texts[0] == written("prompt='the cat'", *words)[0], "a row does not depend on the others"
-    assert texts == written("prompt=['the cat','the dog ran']", *words), "nor on where it stands"
+    assert texts == written("prompt=['the cat','the dog ran']", *words), (
+        "prompts of a file equal a list"
+    )
 
 
 def test_a_list_of_no_prompts_is_refused(written):
@@ -126,7 +125,7 @@ def test_only_line_feeds_end_a_prompt(tmp_path, content, prompts):
     assert read_prompts("", str(tmp_path / "prompts.txt")) == prompts
 
 
-def test_a_prompts_file_that_is_not_text_is_one_line(tmp_path):
+def test_prompts_file_that_is_not_text_is_reported_in_one_line(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "binary.txt").write_bytes(b"a\0b")
     (tmp_path / "x.parquet").write_bytes((CASES / "x.parquet").read_bytes())

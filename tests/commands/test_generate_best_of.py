@@ -20,7 +20,7 @@ def polite(train, pairs):
     return train("policy", "task=dpo", *data), train("reward", "task=reward", *data)
 
 
-def test_the_best_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys):
+def test_best_answer_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys):
     policy, reward = (str(run.path) for run in polite)
     capsys.readouterr()
     words = (f"weights.path={policy}", "reward=run", f"reward.path={reward}", "prompt='cat 1?'")
@@ -41,7 +41,7 @@ def test_a_reward_model_of_another_template_is_refused(polite, train, pairs):
         run_command(composed(*words, "prompt='cat 1?'", "best_of=4"))
 
 
-def test_prompts_of_a_file_are_asked_in_the_template(polite, tmp_path, capsys):
+def test_prompts_of_a_file_are_put_into_the_template(polite, tmp_path, capsys):
     policy, _ = polite
     capsys.readouterr()
     (tmp_path / "prompts.txt").write_text("cat 1?\ndog 2?\n")

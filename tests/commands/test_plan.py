@@ -47,10 +47,10 @@ def test_planning_page_shows_the_printed_output(planned, capsys):
     assert [line for line in ours if line] == [line for line in shown.splitlines() if line]
 
 
-def test_strategies_that_divide_more_take_less_memory(planned, capsys):
+def test_strategies_that_shard_more_take_less_memory(planned, capsys):
     run_command(planned(*SMALL, *NODE, "size.num_heads=8", "trainer.max_tokens=1e9"))
     told = lines(capsys.readouterr().out)
-    for name in ("ddp", "fsdp", "tensor_parallel"):  # five kinds make a sum
+    for name in ("ddp", "fsdp", "tensor_parallel"):  # the five kinds of memory add up
         *kinds, total, mark = told[name]
         assert sum(map(float, kinds)) == pytest.approx(float(total), abs=0.06)
         assert mark == "✓"
@@ -87,7 +87,7 @@ def test_strategy_that_does_not_divide_the_model_has_no_row(planned, capsys):
     assert lines(printed)["tensor_parallel"][-1] == "✓"
 
 
-def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
+def test_time_is_inversely_proportional_to_the_assumed_mfu(planned, capsys):
     times = []
     for mfu in ("0.5", "0.25"):
         run_command(
@@ -101,7 +101,7 @@ def test_time_follows_the_mfu_that_is_assumed(planned, capsys):
 
 
 def test_finetune_is_planned_as_far_as_possible(planned, capsys, tmp_path):
-    """Size and memory with the context of the weights, but not the number of tokens."""
+    """The plan has size and memory, with the context length of the weights, but no number of tokens."""
     base = planned(*SMALL, "size.context_length=48", "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["experiment=instruct", "adapter=lora", "trainer.max_epochs=3", "gpu=h100"]
@@ -129,7 +129,7 @@ def test_the_budget_of_an_experiment_is_planned_unless_another_is_given(
 
 
 def test_finetune_shows_no_optimal_size(planned, capsys, tmp_path):
-    """The published fits are of training without pretrained weights."""
+    """The published fits are for training without pretrained weights."""
     base = planned(*SMALL, "model.vocab_size=300")
     OmegaConf.save(OmegaConf.to_container(base, resolve=True), tmp_path / "config.yaml")
     words = ["weights=run", f"weights.path='{tmp_path}'", "trainer.max_tokens=1e9", "gpu=h100"]
@@ -144,7 +144,7 @@ def test_finetune_shows_no_optimal_size(planned, capsys, tmp_path):
     [(8e5, True, False), (8e10, True, True), (2e13, False, True)],
 )
 def test_extrapolation_of_the_fits_is_reported(tokens, extrapolates, says_loss, capsys):
-    """The fits are of runs of 6e18 FLOPs or more; for a thousandth of these no loss is predicted."""
+    """The fits are to runs of 6e18 FLOPs or more; below a thousandth of that, no loss is predicted."""
     print_tables(*optimum_table(100_000, int(tokens)))
     printed = capsys.readouterr().out
     assert ("they extrapolate" in printed) == extrapolates
@@ -190,7 +190,7 @@ def test_unsuitable_strategies_are_noted_with_the_reason(planned, capsys):
     ],
 )
 def test_impossible_plan_is_refused_in_one_line(words, told, planned, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # no data have been read
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # empty: the size of the data is not known
     with pytest.raises(ConfigError, match=told) as refusal:
         run_command(planned(*SMALL, *words))
     assert "\n" not in str(refusal.value)

@@ -17,7 +17,7 @@ SMALL = (
 
 
 def test_command_printed_on_ctrl_c_resumes_the_run(tmp_path, monkeypatch, text, stop_at, capsys):
-    """With brackets, a folder of configs, and a trusted module on PYTHONPATH."""
+    """The command has values with brackets, a folder of configs, and a trusted module on PYTHONPATH."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", "modules")
     (tmp_path / "br[").mkdir()

@@ -32,7 +32,7 @@ def sweep_of(path, *directories):
     return sweep
 
 
-def test_a_run_a_folder_of_runs_and_folders_of_those(tmp_path):
+def test_runs_are_found_in_a_run_a_folder_of_runs_and_nested_folders(tmp_path):
     for name in ("pretraining/a", "pretraining/b", "study/classification/c"):
         make(tmp_path / name)
     assert names(find([tmp_path / "pretraining" / "a"])) == ["a"]
@@ -46,18 +46,18 @@ def test_archived_runs_are_not_found(tmp_path):
     make(tmp_path / "a~1")
     assert names(find([tmp_path])) == ["a"]
     sweep_of(tmp_path / "s~1", tmp_path / "never")
-    assert names(find([tmp_path])) == ["a"], "nor what a sweep of another line has"
+    assert names(find([tmp_path])) == ["a"], "nor are jobs of an archived sweep"
     assert names(find([tmp_path / "a~1"])) == ["a~1"], "unless it is named"
 
 
-def test_a_sweep_means_its_jobs_those_that_wait_too(tmp_path):
+def test_sweep_includes_its_pending_jobs(tmp_path):
     runs = tmp_path / "pretraining"
     make(runs / "a", request="asked")
     make(runs / "other")
     sweep = sweep_of(tmp_path / "sweeps" / "s", runs / "a", runs / "b")
     runs, _ = find([sweep.path])
-    stand = {(run.path.name, run.status) for run in runs}
-    assert stand == {("a", "done"), ("b", "pending")}
+    states = {(run.path.name, run.status) for run in runs}
+    assert states == {("a", "done"), ("b", "pending")}
     assert sorted(names(find([tmp_path]))) == ["a", "b", "other"]
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path):
     assert [line.split("/run.json is damaged")[0][-1] for line in damaged] == ["b", "c"]
 
 
-ODD = [
+INVALID_ENTRIES = [
     {"seed": [1]},
     {"recipe": ["a"]},
     {"status": {}},
@@ -86,9 +86,9 @@ ODD = [
 ]
 
 
-def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
+def test_damaged_files_do_not_prevent_comparing_the_other_runs(tmp_path):
     make(tmp_path / "good", [5.0, 4.0])
-    for place, odd in enumerate(ODD):
+    for place, odd in enumerate(INVALID_ENTRIES):
         run = make(tmp_path / f"odd{place}")
         (run.path / "run.json").write_text(json.dumps(run.record | odd))
     old = {"without": ("overrides", "choices", "recipe")}
@@ -103,7 +103,7 @@ def test_no_odd_file_keeps_the_others_from_being_compared(tmp_path):
     sweep.jobs[0].file("json").write_text("[]")
     found = runs, damaged = find([tmp_path])
     assert names(found) == ["good", "large", "linked", "long", "quote"]
-    assert len(damaged) == len(ODD) + 1
+    assert len(damaged) == len(INVALID_ENTRIES) + 1
     assert all("is damaged and left out" in line for line in damaged)
     table = compare(runs, remarks=damaged)
     assert len(table.rows) == 5

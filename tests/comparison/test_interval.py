@@ -4,7 +4,7 @@ import pytest
 
 from llm.comparison.interval import mean_interval, quantile
 
-# Two-sided, from the tables of Abramowitz and Stegun (26.10) and any textbook.
+# Two-sided quantiles of Student's t, from Abramowitz and Stegun (table 26.10); textbooks have the same table.
 PUBLISHED = [
     *((0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 3, 3.182), (0.95, 4, 2.776), (0.95, 9, 2.262)),
     *((0.95, 30, 2.042), (0.99, 2, 9.925), (0.99, 5, 4.032), (0.5, 3, 0.765), (0.9, 120, 1.658)),
@@ -16,7 +16,7 @@ def test_quantiles_are_those_of_the_tables(confidence, freedom, t):
     assert quantile(confidence, freedom) == pytest.approx(t, abs=6e-4)
 
 
-def test_many_repetitions_come_to_the_normal_distribution():
+def test_quantile_of_many_repetitions_approaches_the_normal_distribution():
     assert quantile(0.95, 5000) == pytest.approx(1.96, abs=1e-3)
 
 
@@ -30,7 +30,7 @@ def test_a_single_repetition_has_no_interval():
     assert mean_interval([2.5]) == (2.5, None)
 
 
-def test_equal_repetitions_leave_no_doubt():
+def test_equal_repetitions_have_a_margin_of_zero():
     assert mean_interval([2.5, 2.5, 2.5]) == (2.5, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Format of the numbers in a table: units, and digits by the width of the interval."""
+"""Format of the numbers in a table: their units, and the number of digits, which depends on the interval."""
 
 import math
 
@@ -37,11 +37,11 @@ def test_a_number_is_written_in_its_own_unit(name, value, text):
         (None, "3.1416"),
     ],
 )
-def test_a_measured_number_has_as_many_places_as_show_two_digits_of_its_margin(margin, text):
+def test_number_has_as_many_decimals_as_two_digits_of_its_margin(margin, text):
     assert COLUMNS["final_loss"].text(MeanInterval(3.14159, margin)) == text
 
 
-def test_what_does_not_vary_by_chance_has_no_interval():
+def test_tokens_per_second_have_no_interval():
     assert "±" not in COLUMNS["tokens_per_second"].text(MeanInterval(100.0, 5.0))
 
 

@@ -28,7 +28,7 @@ def named(axes):
     return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
 
 
-def test_a_legend_leaves_out_what_the_data_are_called_by(drawn, tmp_path):
+def test_legend_omits_the_settings_in_the_title(drawn, tmp_path):
     runs = [
         make(
             tmp_path / file / model,
@@ -56,7 +56,7 @@ def test_loss_is_drawn_against_tokens_and_against_compute(drawn, tmp_path):
     assert named(compute)["llama"].get_xdata().tolist() == [6e9, 12e9]
 
 
-def test_seeds_are_thin_beside_their_mean(drawn, tmp_path):
+def test_seeds_are_thin_lines_and_their_mean_a_thick_one(drawn, tmp_path):
     axes = drawn([make(tmp_path / str(n), [5.0, 4.0 + n], seed=n) for n in range(3)])[0]
     (mean,) = (line for line in axes.lines if line.get_linewidth() > 1)
     assert mean.get_ydata().tolist() == [5.0, 5.0]
@@ -64,7 +64,7 @@ def test_seeds_are_thin_beside_their_mean(drawn, tmp_path):
     assert len(axes.collections) == 1, "the band of the interval"
 
 
-def test_an_architecture_has_a_colour_and_its_sizes_have_lines(drawn, tmp_path):
+def test_color_shows_the_architecture_and_line_style_the_size(drawn, tmp_path):
     runs = [
         make(tmp_path / f"{size}{model}", settings={"size": size, "model": model})
         for size in ("nano", "micro")
@@ -87,12 +87,12 @@ def test_twenty_architectures_have_distinct_styles(drawn, tmp_path):
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 20
 
 
-def test_other_tokenizers_are_drawn_in_bits(drawn, tmp_path):
+def test_losses_of_different_tokenizers_are_drawn_in_bits_per_byte(drawn, tmp_path):
     runs = [make(tmp_path / v, settings={"tokenizer": v}, vocabulary=v) for v in ("byte", "bpe")]
     assert "bits per byte" in drawn(runs)[0].get_ylabel()
 
 
-def test_other_data_have_panels_of_their_own(drawn, tmp_path):
+def test_different_data_have_separate_panels(drawn, tmp_path):
     axes = drawn([make(tmp_path / v, settings={"data": v}, corpus=v) for v in ("a1", "b2")])
     assert [len(named(each)) for each in axes] == [1, 1, 1, 1]
 

@@ -19,7 +19,7 @@ def test_metrics_are_those_of_the_best_validation(tmp_path):
     assert found["peak_gib"] == 1.0
 
 
-def test_tokens_are_counted_on_from_the_last_count(tmp_path):
+def test_tokens_are_interpolated_and_extrapolated_from_the_counts(tmp_path):
     rows = [
         {"step": 10, "tokens": 1000.0},
         {"step": 20, "tokens": 3000.0},
@@ -50,7 +50,7 @@ def test_a_diverged_run_keeps_its_best(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["30,abc", "30,3.1\n40", '30,3.1\n40,"3'])
-def test_a_file_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path, ending):
+def test_truncated_metrics_file_is_read_up_to_the_cut(tmp_path, ending):
     (tmp_path / "metrics.csv").write_text(f"step,val/loss,tokens\n10,5.0,1\n20,4.0,2\n{ending}")
     rows = read_metrics(tmp_path / "metrics.csv")
     assert rows[:2] == [
@@ -60,7 +60,7 @@ def test_a_file_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path, endin
     assert all("val/loss" not in row or row["val/loss"] in (5.0, 4.0, 3.1, 3.0) for row in rows)
 
 
-def test_a_number_that_was_cut_short_is_not_believed(tmp_path):
+def test_truncated_number_is_ignored(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/loss\n10,5.0\n20,4")
     assert read_metrics(tmp_path / "metrics.csv") == [{"step": 10, "val/loss": 5.0}]
     assert newest_metrics(tmp_path / "metrics.csv")["val/loss"] == 5.0
@@ -73,7 +73,7 @@ def folder(path):
 
 def huge(path):
     with path.open("ab") as file:
-        file.truncate(LARGEST + 1)  # takes no room on the disk
+        file.truncate(LARGEST + 1)  # a sparse file: uses no disk space
 
 
 @pytest.mark.parametrize(
@@ -100,5 +100,5 @@ def test_a_run_that_did_not_start_is_pending(tmp_path):
     assert (result.status, result.metrics, result.data) == ("pending", {}, None)
 
 
-def test_one_whose_process_died_is_interrupted(tmp_path):
+def test_run_whose_process_died_is_interrupted(tmp_path):
     assert Result(make(tmp_path / "a", status="running")).status == "interrupted"

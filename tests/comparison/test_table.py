@@ -33,7 +33,7 @@ def grid(folder, **more):
 # Rows
 
 
-def test_columns_are_what_differs_and_then_metrics(tmp_path):
+def test_columns_are_differing_settings_and_then_metrics(tmp_path):
     table = compare(grid(tmp_path))
     assert table.columns[:4] == ["rank", "model", "size", "seeds"]
     assert table.columns[-4:] == CLOCKED
@@ -88,7 +88,7 @@ def test_the_order_of_the_runs_does_not_matter(tmp_path):
 STATES = ("done", "failed", "interrupted", "done")
 
 
-def test_a_seed_that_is_there_twice_repeats_nothing(tmp_path):
+def test_runs_with_the_same_seed_are_separate_rows(tmp_path):
     runs = [make(tmp_path / name, [4.0], seed=1) for name in ("a", "b")]
     table = compare(runs)
     assert column(table, "run") == ["a", "b"]
@@ -99,7 +99,7 @@ def test_recipes_that_differ_in_unset_values_are_separate_rows(tmp_path):
     assert sorted(column(compare(runs), "recipe")) == ["new", "old"]
 
 
-def test_options_that_follow_from_a_choice_are_no_column(tmp_path):
+def test_options_implied_by_a_choice_have_no_column(tmp_path):
     runs = [
         make(tmp_path / name, settings={"model": name}, choices={"model/norm": norm})
         for name, norm in (("gpt2", "layer"), ("llama", "rms"))
@@ -115,7 +115,7 @@ def test_a_default_option_is_shown_if_it_explains_a_difference(tmp_path):
     assert compare(runs).columns[:2] == ["rank", "model/norm"]
 
 
-def test_an_option_that_one_run_was_given_is_known_of_the_others(tmp_path):
+def test_option_overridden_in_one_run_is_shown_for_all(tmp_path):
     runs = [
         make(tmp_path / "a", settings={"optimizer": "adamw"}),
         make(tmp_path / "b", settings={"seed": "0"}, choices={"optimizer": "muon"}),
@@ -123,7 +123,7 @@ def test_an_option_that_one_run_was_given_is_known_of_the_others(tmp_path):
     assert sorted(column(compare(runs), "optimizer")) == ["adamw", "muon"]
 
 
-def test_seeds_are_not_folded_over_what_differs_outside_the_recipe(tmp_path):
+def test_seeds_that_differ_outside_the_recipe_are_separate_rows(tmp_path):
     runs = [
         make(tmp_path / name, settings={"hardware": name}, recipe="same", seed=seed)
         for seed, name in enumerate(("cpu", "gpu"))
@@ -141,13 +141,13 @@ def test_every_state_is_a_row(tmp_path):
     Run(tmp_path / "next").update(status="pending", overrides={"lr": "4"})
     table = compare([Run(tmp_path / name) for name in ("failed", "next", "stopped", "done")])
     assert column(table, "status") == ["done", "failed", "interrupted", "pending"]
-    assert column(table, "rank") == [1, None, None, None], "what is not whole has no place"
+    assert column(table, "rank") == [1, None, None, None], "only finished runs have a rank"
     assert column(table, "error") == [None, "NaN at step 3", None, None]
     assert column(table, "lr") == ["1", "2", "3", "4"]
     assert column(table, "best_loss") == [4.0, 3.0, 2.0, None]
 
 
-def test_a_row_is_the_mean_of_what_is_done(tmp_path):
+def test_row_is_the_mean_of_the_finished_runs(tmp_path):
     for seed, (state, loss) in enumerate((("done", 4.0), ("done", 5.0), ("failed", 1.0))):
         make(tmp_path / str(seed), [loss], seed=seed, status=state, error="out of memory")
     Run(tmp_path / "3").update(status="pending", overrides={"model": "gpt", "seed": "3"}, seed=3)
@@ -157,10 +157,10 @@ def test_a_row_is_the_mean_of_what_is_done(tmp_path):
     assert row["error"] == "out of memory"
 
 
-# What compares
+# Which runs are compared
 
 
-def test_other_data_are_ranked_apart(tmp_path):
+def test_different_data_are_ranked_separately(tmp_path):
     for corpus, model in product(("a1", "b2"), ("gpt", "llama")):
         loss = 3.0 + (corpus == "b2") + (model == "gpt") * 0.5
         make(
@@ -189,17 +189,17 @@ def test_data_are_named_by_the_setting_that_differs(tmp_path):
         "text data.path=a.txt",
         "text data.path=b.txt",
     ]
-    assert column(table, "data") == ["text"] * 5, "the rest stands in columns of its own"
+    assert column(table, "data") == ["text"] * 5, "the setting has a separate column"
     assert column(table, "data.path") == [None, *["a.txt"] * 2, *["b.txt"] * 2]
 
 
-def test_tasks_do_not_compare_on_the_same_texts(tmp_path):
+def test_different_tasks_on_the_same_texts_are_ranked_separately(tmp_path):
     runs = [make(tmp_path / task, settings={"task": task}) for task in ("dpo", "reward")]
     assert column(compare(runs), "rank") == [1, 1]
     assert column(compare(runs), "task") == ["dpo", "reward"]
 
 
-def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):
+def test_models_with_the_same_seeds_are_compared_even_if_each_seed_has_its_own_texts(tmp_path):
     runs = [
         make(
             tmp_path / f"{model}{seed}",
@@ -217,7 +217,7 @@ def test_seeds_that_draw_their_own_texts_compare_with_the_same_seeds(tmp_path):
     assert not any("different data" in note for note in table.notes)
 
 
-def test_rows_whose_intervals_overlap_share_a_number(tmp_path):
+def test_rows_whose_intervals_overlap_share_a_rank(tmp_path):
     losses = {"a": (1.0, 1.01, 0.99), "b": (1.0, 1.04, 1.02), "c": (1.2, 1.21, 1.19), "d": (1.6,)}
     runs = [
         make(tmp_path / f"{model}{seed}", [loss], settings={"model": model}, seed=seed)
@@ -230,7 +230,7 @@ def test_rows_whose_intervals_overlap_share_a_number(tmp_path):
     assert any("number is one more than the number of rows whose" in note for note in table.notes)
 
 
-def test_one_seed_each_on_texts_of_their_own_does_not_compare(tmp_path):
+def test_runs_with_different_seeds_and_texts_are_not_compared(tmp_path):
     runs = [
         make(tmp_path / model, settings={"model": model}, seed=seed, corpus=f"c{seed}")
         for seed, model in enumerate(("gpt", "llama"))
@@ -240,7 +240,7 @@ def test_one_seed_each_on_texts_of_their_own_does_not_compare(tmp_path):
     assert any("runs with the same seeds" in note for note in table.notes)
 
 
-def test_other_tokenizers_compare_by_bits_per_byte_alone(tmp_path):
+def test_different_tokenizers_are_compared_only_by_bits_per_byte(tmp_path):
     for tokenizer, loss, width in (("byte", 1.0, 1.0), ("bpe", 3.0, 4.0)):
         settings = {"tokenizer": tokenizer}
         make(
@@ -259,7 +259,7 @@ def test_other_tokenizers_compare_by_bits_per_byte_alone(tmp_path):
     assert column(compare(runs, by="best_loss"), "rank") == [None, None]
 
 
-def test_a_tokenizer_fitted_to_each_split_is_one_way_to_count(tmp_path):
+def test_tokenizers_trained_on_each_split_can_be_compared_by_loss(tmp_path):
     runs = [
         make(
             tmp_path / f"{model}{seed}",
@@ -316,7 +316,7 @@ def test_a_tasks_own_metrics_are_shown_where_they_differ(tmp_path):
     assert column(compare(runs, by="test/loss"), "adapter") == ["lora", "none"], "less is better"
 
 
-def test_what_ranks_is_shown_and_names_the_best_run(tmp_path):
+def test_ranking_metric_is_shown_and_selects_the_best_run(tmp_path):
     """The seed with the lowest loss is not the one with the highest accuracy."""
     rows = [[{"step": 10, "val/loss": loss, "val/perplexity": 1 + loss}] for loss in (0.4, 0.5)]
     runs = [
@@ -330,7 +330,7 @@ def test_what_ranks_is_shown_and_names_the_best_run(tmp_path):
     assert "val/perplexity" not in by_accuracy.columns
 
 
-def test_an_infinite_metric_of_one_seed_is_a_row_without_a_place(tmp_path):
+def test_infinite_metric_of_one_seed_gives_a_row_without_a_rank(tmp_path):
     rows = [{"step": 10, "val/loss": 5.0, "val/perplexity": value} for value in (math.inf, 2.0)]
     runs = [make(tmp_path / str(seed), rows=[row], seed=seed) for seed, row in enumerate(rows)]
     table = compare(runs, by="val/perplexity")
@@ -343,7 +343,7 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
         compare([classifier(tmp_path / "a", 0.9)], by="val/acuracy")
 
 
-def test_what_does_not_depend_on_the_clock_is_the_same_again(tmp_path):
+def test_values_that_do_not_depend_on_time_are_reproducible(tmp_path):
     first = compare([make(tmp_path / "a" / str(n), seed=n) for n in range(2)])
     slower = {"seconds": 99.0, "peak_memory": 5}
     again = compare([make(tmp_path / "b" / str(n), seed=n, **slower) for n in range(2)])
@@ -378,7 +378,7 @@ def test_markdown_has_units_and_no_broken_cells(tmp_path):
         assert f" {cell} |" in lines[2] + lines[3]
 
 
-def test_files_show_control_characters_of_a_stranger_as_signs(tmp_path):
+def test_files_show_control_characters_escaped(tmp_path):
     runs = [
         make(tmp_path / "a", settings={"model": "\x1b[2J"}),
         make(tmp_path / "b", settings={"model": "x\ny"}, status="failed", error="\x07\x9b"),
@@ -404,7 +404,7 @@ def test_no_metric_is_cut_on_any_terminal(tmp_path, width, capsys):
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
 
 
-def test_files_are_replaced_at_once_and_nothing_else_is_left(tmp_path):
+def test_writing_again_replaces_the_files_and_leaves_no_others(tmp_path):
     table = compare(grid(tmp_path / "runs"))
     for _ in range(2):
         written = table.write(tmp_path / "sweep")

@@ -27,8 +27,9 @@ SMALL = [
     *("data.batch_size=4", "trainer.val_every=1", "trainer.log_every=1", "trainer.val_batches=1"),
     *("callbacks.samples=null", "callbacks.picture=null"),
 ]
-FAST = ["optimizer.lr=0.05", "schedule=constant", "schedule.warmup_steps=0"]  # each step shows
-# 3,500 parameters, of which a checkpoint takes 70 kB with the state of the optimizer.
+# Large steps, so that each one is visible in the metrics.
+FAST = ["optimizer.lr=0.05", "schedule=constant", "schedule.warmup_steps=0"]
+# A model of 3,500 parameters: with the state of the optimizer, a checkpoint has 70 kB.
 MODEL = [
     *("model=gpt2", "size=nano", "size.num_layers=1", "size.dim=8", "size.context_length=32"),
     *("tokenizer=byte", "data=text", "data.path=text.txt"),
@@ -43,7 +44,7 @@ LINES = {
 }
 SWEEP = ["-m", "name=sweep", "seed=1,2", *MODEL, *SMALL, "trainer.max_steps=1"]
 STEPS = 2
-# What neither resuming nor evaluating nor comparing reads.
+# Files that resuming, evaluating and comparing do not read.
 LEFT_OUT = ("previous.ckpt", "*.lock", "*.err", "*.log", "*.png")
 
 
@@ -73,7 +74,7 @@ def write_data(folder: Path) -> None:
 
 
 def keep_what_is_read(outputs: Path) -> None:
-    """Delete all files that no test reads, and the name of this folder in the others."""
+    """Delete all files that no test reads, and replace the path of this folder in the others."""
     for file in (file for pattern in LEFT_OUT for file in outputs.rglob(pattern)):
         file.unlink()
     for folder in outputs.glob("pretraining/sweep,*/checkpoints"):
@@ -106,10 +107,11 @@ def use_runs() -> dict[str, Any]:
     """Evaluate the runs, train them a step further and compare them, in the folder of a copy.
 
     Returns:
-        The metrics of each, to be held against those of the version that made them.
+        The metrics of each run, to compare with those of the version that made it.
     """
     found = {}
-    for name, words in reversed(LINES.items()):  # the others begin from the first as it is
+    # Reversed, because the others start from the first run, before it is trained further.
+    for name, words in reversed(LINES.items()):
         run = Path("outputs", name)
         run_line("evaluate", f"weights.path={run}", "part=validation", *CPU)
         evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))["metrics"]
@@ -124,7 +126,7 @@ def use_runs() -> dict[str, Any]:
 
 
 def read(file: Path, ending: str) -> list[dict[str, float]]:
-    """Return the values of the columns of a table whose names end with one of these words."""
+    """Return the values of the columns of a table whose names have an ending."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     return [

@@ -21,7 +21,7 @@ from llm.tokenizers.byte import ByteTokenizer
 from llm.tokenizers.char import CharTokenizer
 from llm.weights.tokenizer_files import write_tokenizer
 
-# A model with this vocabulary writes little but what a terminal obeys.
+# A model with this vocabulary generates almost only control characters, which a terminal would execute.
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
 TOKENIZER = CharTokenizer("".join(CONTROLS) + "a")
 NANO = ["size=nano", "size.dim=16", f"model.vocab_size={TOKENIZER.vocab_size}", "hardware=cpu"]
@@ -32,7 +32,7 @@ def made(tmp_path_factory) -> Path:
     """A run directory with a nano model, as training leaves it."""
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", NANO)
-    run = Run(tmp_path_factory.mktemp("strangers") / "run")
+    run = Run(tmp_path_factory.mktemp("untrusted") / "run")
     run.update(status="done", steps=3)
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), run.config)
     TOKENIZER.save(run.tokenizer)
@@ -84,7 +84,7 @@ def test_a_run_of_another_format_is_refused_and_left_as_it_is(command, run, refu
     (run / "run.json").write_text(json.dumps(record))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     again = ["train", "rerun=true", "name=run", f"output_dir={run.parents[1]}", "hardware=cpu"]
-    if command == "again":  # where a command finds the run by its name
+    if command == "again":  # the path at which `llm train` finds the run by its name
         (run.parents[1] / "pretraining").mkdir()
         run = run.rename(run.parents[1] / "pretraining" / "run")
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -117,7 +117,7 @@ def test_link_that_leads_out_of_a_run_is_not_followed(command, place, run, refus
 
 
 @pytest.mark.parametrize("place", ["config.yaml", "run.json", "checkpoints/best.ckpt"])
-def test_a_pipe_in_a_run_is_not_waited_for(place, run, refused):
+def test_pipe_in_a_run_is_refused_without_waiting(place, run, refused):
     (run / place).unlink()
     os.mkfifo(run / place)
     assert f"{place}: is neither a file nor a folder" in refused(*words("generate", run))
@@ -229,7 +229,7 @@ BROKEN = {
 @pytest.mark.parametrize("place", ["config.yaml", "run.json", "tokenizer.json"])
 def test_a_broken_file_of_a_run_is_named_in_one_line(place, content, run, refused):
     if (place, content) == ("run.json", BROKEN["other"]):
-        return  # a record with entries that nobody knows is one
+        return  # a record with unknown entries is valid
     (run / place).write_bytes(content)
     assert place in refused(*words("generate", run))
 
@@ -294,7 +294,7 @@ def break_file(file: Path, way: str, outside: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(READERS)), ids=READERS)
-def test_every_command_names_the_file_of_a_run_that_is_broken(number, made, refused, tmp_path):
+def test_every_command_names_a_broken_file_of_a_run(number, made, refused, tmp_path):
     """Every command, every file and every kind of damage, but not every combination of the three."""
     command = list(READERS)[number]
     for place, name in enumerate(READ[: READS_LESS.get(command, len(READ))]):

@@ -46,7 +46,7 @@ OWNERS = {
         "config/test_check.py::test_required_key_must_be_set_unless_it_is_filled_in_later"
     ),
     "config/errors.py": "test_main.py::test_unknown_command_gets_the_nearest_name",
-    "config/explanation.py": "config/test_composition.py::test_an_override_that_does_not_compose",
+    "config/explanation.py": "config/test_composition.py::test_override_that_does_not_compose_is_explained",
     "config/hydra_section.py": (
         "config/test_loader.py::test_forbidden_hydra_keys_on_the_command_line_are_refused"
     ),
@@ -57,13 +57,13 @@ OWNERS = {
     "config/resolvers.py": ("config/test_loader.py::test_lookups_are_allowed_on_the_command_line"),
     "config/rules.py": "config/test_check.py::test_invalid_name_path_or_number_is_reported_in_one_line",
     "config/run_name.py": "test_runs.py::test_a_name_is_the_experiment_and_the_overrides_in_order",
-    "config/walk.py": "config/test_check.py::test_all_problems_come_at_once",
+    "config/walk.py": "config/test_check.py::test_all_problems_are_reported_at_once",
     # Shared by data modules: tested in each of them.
     "data/base.py": (
         "data/corpora/test_text.py::test_a_loader_resumed_at_any_batch_equals_an_uninterrupted_one"
     ),
     "data/column.py": "commands/test_classify.py::test_texts_are_read_from_rows_of_a_file",
-    "data/corpora/base.py": "data/test_split.py::test_parts_are_the_same_however_documents_come",
+    "data/corpora/base.py": "data/test_split.py::test_split_is_the_same_for_documents_read_in_pieces",
     "data/corpora/corpus.py": "data/corpora/test_text.py::test_any_change_is_tokenized_anew",
     "data/errors.py": "data/corpora/test_text_files.py::test_a_bad_row_is_named_by_file_and_line",
     "data/examples/jinja_worker.py": (

@@ -17,7 +17,7 @@ ATTACKS = [
     "pickle.loads",
     "hydra.utils.instantiate",
     "hydra.utils.get_object",
-    # a harmless prefix that leads elsewhere
+    # an allowed prefix that leads to another module
     "torch.load",
     "torch.hub.load",
     "torch.optim.optimizer.torch.load",
@@ -37,13 +37,13 @@ ATTACKS = [
     "llm.training.trainer.Path",
     "llm.training.trainer.partial",
     "llm.nn.norms.nn",
-    # things of an allowed package that are no parts
+    # objects of an allowed package that a configuration may not name
     "lightning.pytorch.Trainer",
     "lightning.pytorch.seed_everything",
     "torchmetrics.functional.accuracy",
     "torch.optim.swa_utils.update_bn",
     "torch.optim.optimizer._use_grad_for_differentiable",
-    # ways into an object's insides
+    # attributes of an allowed object
     "llm.nn.norms.LayerNorm.__init__",
     "llm.hardware.Hardware.__init__.__globals__",
     "llm.hardware.Hardware.resolve",

@@ -27,7 +27,7 @@ def test_nested_nodes_are_built_first_and_values_arrive_plain(kit):
         }
     )
     values = build(config.part)
-    assert values.pair == (1.0, 2.0)  # as annotated, though YAML knows no tuples
+    assert values.pair == (1.0, 2.0)  # a tuple as annotated, although YAML has only lists
     assert [type(value) for value in (*values.pair, values.rate)] == [float] * 3
     assert type(values.words) is list
     assert values.table == {"a": 0.5}

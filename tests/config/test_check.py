@@ -244,7 +244,7 @@ def test_trust_itself_is_checked(problems):
     )
 
 
-def test_all_problems_come_at_once(problems):
+def test_all_problems_are_reported_at_once(problems):
     found = problems(
         {
             "foo": 1,

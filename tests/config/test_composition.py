@@ -93,7 +93,7 @@ def test_wrong_option_of_a_hydra_group_lists_its_options():
         ),
     ],
 )
-def test_an_override_that_does_not_compose(loader, overrides, lines):
+def test_override_that_does_not_compose_is_explained(loader, overrides, lines):
     with pytest.raises(ConfigError) as caught:
         compose(loader, "main", overrides)
     assert list(caught.value.problems) == lines
@@ -136,7 +136,7 @@ def test_every_point_is_checked_and_named(loader):
     first, *rest = caught.value.problems
     assert first.startswith(
         "hardware.workers: -1 is out of range; give 0"
-    )  # told once, for it is wrong everywhere
+    )  # reported once, because it is wrong in every point
     assert rest == [] or all(" | " in line for line in rest)
     with pytest.raises(ConfigError) as caught:
         checked_points(loader, "main", ["model=gpt,llama", "model.dim=4,3"], is_sweep=True)

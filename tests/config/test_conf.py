@@ -27,8 +27,8 @@ PARTS = ["position", "norm", "attention", "kernel", "feed_forward", "residual", 
 REST = ["hardware", "logger", "callbacks", "experiment"]
 
 
-# Data that tasks other than pretraining learn from; two tasks may learn from the same.
-LEARNED_FROM = {
+# Data for the tasks other than pretraining; two tasks may use the same data.
+DATA_OF_TASK = {
     "classification": ["labelled", "spam"],
     "grpo": ["instruction", "instruction_1100"],
     "sft": ["instruction", "instruction_1100"],
@@ -43,19 +43,19 @@ def test_every_option_passes(group):
     options = loader.get_group_options(group, ObjectType.CONFIG)
     assert options
     words = ["size=nano"] if group != "size" else []
-    # What an option does not pass without.
+    # Further overrides that some options need to pass.
     only = {"bert": ["experiment=classify"]}
     if group == "data":
-        only |= {option: [f"task={task}"] for task, own in LEARNED_FROM.items() for option in own}
+        only |= {option: [f"task={task}"] for task, own in DATA_OF_TASK.items() for option in own}
     if group == "task":
-        only |= {task: [f"data={own[0]}"] for task, own in LEARNED_FROM.items()}
+        only |= {task: [f"data={own[0]}"] for task, own in DATA_OF_TASK.items()}
     if group == "adapter":
         only |= {option: ["weights=run"] for option in options}
     problems = {
         option: _problems(loader, [*words, *only.get(option, []), f"{group}={option}"])
         for option in options
     }
-    # All that may be wrong is what only the user knows.
+    # Values that only the user knows may be missing; nothing else may be wrong.
     wrong = [
         line for lines in problems.values() for line in lines if "has no value; set" not in line
     ]
@@ -66,7 +66,7 @@ def test_every_option_passes(group):
     "group", ["data", "hardware", "callbacks", "logger", "tokenizer", "schedule"]
 )
 def test_every_option_instantiates(group, tmp_path):
-    """The check above builds the parts of a model; the tests of training build optimizers."""
+    """The test above builds the parts of a model, and the tests of training build optimizers."""
     (tmp_path / "text.txt").write_text("text")
     loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
@@ -93,8 +93,8 @@ def test_every_node_of_a_task_passes(group, task):
     """Groups that exist only with a task that uses them."""
     loader = open_loader("pkg://llm.conf")
     for option in loader.get_group_options(group, ObjectType.CONFIG):
-        if option != "none":  # which is for llm generate
-            words = [f"task={task}", f"data={LEARNED_FROM[task][0]}"]
+        if option != "none":  # `none` is only for llm generate
+            words = [f"task={task}", f"data={DATA_OF_TASK[task][0]}"]
             problems = _problems(loader, ["size=nano", *words, f"{group}={option}"])
             assert [line for line in problems if "has no value; set" not in line] == [], option
 

@@ -81,7 +81,7 @@ LINES = {
 
 
 def test_all_forbidden_keys_of_a_file_are_named_at_once(llm):
-    """Each key of a pair is named."""
+    """All keys of a node are named, not only the first."""
     words = ["+reward=r", "--cfg", "job"]
     status, out, err, made = llm({"reward/r.yaml": GLOBAL + EVERYTHING}, "train", *words)
     assert (status, out, made) == (2, "", set())

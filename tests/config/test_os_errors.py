@@ -48,7 +48,7 @@ def train(tmp_path, monkeypatch, capsys):
 
 
 def test_checkpoint_on_a_full_disk_fails_with_one_line(train, tmp_path):
-    with limited(200_000):  # the model alone has more
+    with limited(200_000):  # bytes; the model alone is larger
         status, told = train("output_dir=runs")
     assert status == 1
     assert "the file would be larger than is allowed; raise the limit" in told.splitlines()[-1]
@@ -99,7 +99,7 @@ def test_first_cause_is_reported():
         raise OSError(30, "Read-only file system", "a/b")
 
 
-class Cut:
+class Unreadable:
     """Rows that cannot be read."""
 
     def __len__(self) -> int:
@@ -112,6 +112,6 @@ class Cut:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_error_in_a_data_loader_worker_is_one_line(workers):
     with pytest.raises(DataError) as caught, explain_os_errors():
-        next(iter(DataLoader(Cut(), num_workers=workers)))  # pyright: ignore[reportArgumentType]
+        next(iter(DataLoader(Unreadable(), num_workers=workers)))  # pyright: ignore[reportArgumentType]
     assert str(caught.value) == "train.bin: was cut"
     assert caught.value.problems == ("train.bin: was cut",)

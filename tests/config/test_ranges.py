@@ -95,7 +95,7 @@ def test_numbers_out_of_range_are_refused_before_a_folder_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_length_is_not_blamed_on_the_weights(tmp_path, monkeypatch, capsys):
+def test_wrong_length_is_not_reported_as_an_error_of_the_weights(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").touch()
     words = ["llm", "generate", f"weights.path={tmp_path}", "max_tokens=-3", "seed=-1"]
     monkeypatch.setattr(sys, "argv", words)

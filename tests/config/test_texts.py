@@ -83,6 +83,8 @@ def test_a_tilde_at_the_beginning_of_a_path_is_the_home_folder(tmp_path, monkeyp
     config = compose(loader, "train", [as_text(word) for word in words]).config
     assert config.data.path == [f"{tmp_path}/a.txt", "b~.txt"]
     assert (config.output_dir, config.data.validation_path) == (str(tmp_path), f"{tmp_path}/~")
-    assert config.weights.path == f"{tmp_path}/r${{seed}}"  # typed, and so a text
+    assert (
+        config.weights.path == f"{tmp_path}/r${{seed}}"
+    )  # typed on the command line, so it is not resolved
     runs = compose(loader, "compare", ['runs=["~/a"]', as_text("output=~nobody_here/x")]).config
     assert (runs.runs, runs.output) == ([f"{tmp_path}/a"], "~nobody_here/x")

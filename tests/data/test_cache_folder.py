@@ -6,7 +6,7 @@ from llm.data import cache_folder as cache
 from llm.data.errors import DataError
 
 
-def test_the_environment_names_the_folder(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_variable_sets_the_folder(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert cache.cache_folder() == cache_folder
     assert cache.writable_folder("tokens") == cache_folder / "tokens"
     assert list((cache_folder / "tokens").iterdir()) == []
@@ -15,11 +15,13 @@ def test_the_environment_names_the_folder(cache_folder: Path, monkeypatch: pytes
     assert "~" not in str(cache.cache_folder())
 
 
-def test_a_folder_that_cannot_be_written_to_gives_way(
+def test_unwritable_folder_is_replaced_by_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("LLM_CACHE", str(tmp_path / "file"))  # read-only for anyone, root included
+    monkeypatch.setenv(
+        "LLM_CACHE", str(tmp_path / "file")
+    )  # a file, in which even root can create nothing
     monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "user" / project)
     assert cache.writable_folder("tokens") == tmp_path / "user" / "llm" / "tokens"
 

@@ -16,13 +16,13 @@ from llm.tokenizers.char import CharTokenizer
 CONF = Path(__file__).parents[2] / "conf"
 
 
-def test_a_fitted_tokenizer_is_its_contents():
+def test_trained_tokenizer_is_identified_by_its_contents():
     assert of_tokenizer(CharTokenizer("ab")) == of_tokenizer(CharTokenizer("ab"))
     assert of_tokenizer(CharTokenizer("ab")) != of_tokenizer(CharTokenizer("ba"))
     assert of_tokenizer(CharTokenizer("ab")) != of_tokenizer(ByteTokenizer())
 
 
-def test_a_factory_is_its_function_and_arguments():
+def test_factory_is_identified_by_its_function_and_arguments():
     first = of_tokenizer(partial(bpe.train_bpe, vocab_size=300, min_frequency=2))
     assert first == of_tokenizer(partial(bpe.train_bpe, min_frequency=2, vocab_size=300))
     others = [
@@ -33,10 +33,12 @@ def test_a_factory_is_its_function_and_arguments():
     names = {of_tokenizer(each) for each in others}
     assert len(names) == 3
     assert first not in names
-    assert of_tokenizer(others[2]) == of_tokenizer(others[2]), "a function has a lasting name"
+    assert of_tokenizer(others[2]) == of_tokenizer(others[2]), (
+        "a function of a module has a stable name"
+    )
 
 
-def test_what_has_no_lasting_name_is_never_found_again():
+def test_objects_without_a_stable_name_get_a_new_fingerprint_each_time():
     def factory(texts):
         return ByteTokenizer()
 
@@ -66,7 +68,9 @@ def made_without_source(monkeypatch, make):
 
 
 @pytest.mark.parametrize("name", ["bpe", "char", "word"])
-def test_a_tokenizer_of_ours_is_known_by_its_version_and_not_by_its_source(name, monkeypatch):
+def test_tokenizer_of_the_package_is_identified_by_its_version_and_not_its_source(
+    name, monkeypatch
+):
     with initialize_config_module("llm.conf", version_base="1.3"):
         spec = build(compose(overrides=[f"+tokenizer={name}"]).tokenizer)
     found = made_without_source(monkeypatch, lambda: of_tokenizer(spec))
@@ -76,7 +80,9 @@ def test_a_tokenizer_of_ours_is_known_by_its_version_and_not_by_its_source(name,
 
 
 @pytest.mark.parametrize("name", options("data/preprocessing"))
-def test_a_step_of_ours_is_known_by_its_version_and_not_by_its_source(name, monkeypatch):
+def test_preprocessing_of_the_package_is_identified_by_its_version_and_not_its_source(
+    name, monkeypatch
+):
     if name in ("lemmatize", "stem", "remove_stop_words"):
         pytest.importorskip(
             {"lemmatize": "simplemma", "stem": "snowballstemmer"}.get(name, "stop_words")
@@ -89,11 +95,11 @@ def test_a_step_of_ours_is_known_by_its_version_and_not_by_its_source(name, monk
     assert step.fingerprint() != found
 
 
-def test_the_documentation_is_known_by_versions(monkeypatch):
+def test_python_docs_are_identified_by_versions(monkeypatch):
     assert made_without_source(monkeypatch, PythonDocs().fingerprint).endswith(" 1 1 1")
 
 
-def test_a_users_own_function_is_known_by_its_source():
-    assert version_of(test_a_users_own_function_is_known_by_its_source) == digest(
+def test_function_of_a_user_is_identified_by_its_source():
+    assert version_of(test_function_of_a_user_is_identified_by_its_source) == digest(
         Path(__file__).read_bytes()
     )

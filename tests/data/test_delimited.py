@@ -39,7 +39,7 @@ def test_the_delimiter_is_found_without_a_header(rows):
 
 
 @pytest.mark.parametrize(("delimiter", "given"), [("/", "/"), ("\t", "\\t")])
-def test_a_delimiter_that_is_named_is_taken(rows, delimiter, given):
+def test_given_delimiter_is_used(rows, delimiter, given):
     content = f"text{delimiter}label\nx, y; z{delimiter}a\n"
     assert rows(content, delimiter=given) == [{"text": "x, y; z", "label": "a"}]
 
@@ -55,7 +55,7 @@ def test_a_delimiter_is_one_character(delimiter):
 
 
 @pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
-def test_the_line_with_which_excel_names_the_delimiter_is_obeyed(tmp_path, first):
+def test_sep_line_of_excel_sets_the_delimiter(tmp_path, first):
     path = tmp_path / "a.csv"
     path.write_text(first + "text;label\none, two;a\n")
     (row,) = read_records(path)
@@ -63,13 +63,13 @@ def test_the_line_with_which_excel_names_the_delimiter_is_obeyed(tmp_path, first
     assert row.where.endswith("line 3")
 
 
-def test_empty_columns_without_a_name_are_dropped_in_silence(rows):
+def test_empty_columns_without_a_name_are_dropped_without_a_warning(rows):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rows("v1, v2 ,,\nham,hello,,\n") == [{"v1": "ham", "v2": "hello"}]
 
 
-def test_columns_without_a_name_that_hold_something_are_counted(rows):
+def test_unnamed_columns_with_values_are_reported(rows):
     with pytest.warns(UserWarning, match=r"without a name .* 2 rows have a value there"):
         found = rows(",text\n0,a\n1,b\n")
     assert found == [{"text": "a"}, {"text": "b"}]
@@ -103,6 +103,6 @@ def test_an_open_quote_is_refused_even_when_skipping(rows):
         rows('text,label\na,1\n"b,2\nc,3\nd,4\n', malformed=Malformed("skip"))
 
 
-def test_rows_of_another_length_name_the_ways_out(rows):
+def test_error_for_rows_of_another_length_names_the_settings_to_change(rows):
     with pytest.raises(DataError, match=r"3 fields, not 2 .*data\.delimiter or data\.quoting"):
         rows("text,label\na, b,1\n")

@@ -58,7 +58,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that sends one byte every tenth of a second, so that no timeout of a socket ends it."""
+    """A server that sends one byte every 0.1 s, so that no timeout of a socket ends the download."""
     ended = threading.Event()
 
     def drip(self: Server) -> None:
@@ -75,7 +75,9 @@ def dripping(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("member", [None, "a/story"])
-def test_a_server_that_drips_is_given_up(member: str | None, dripping: str, cache_folder: Path):
+def test_download_that_is_too_slow_is_aborted(
+    member: str | None, dripping: str, cache_folder: Path
+):
     with pytest.raises(DataError, match=r"TimeoutError, less than 1,024 bytes a second arrived"):
         Download(dripping, sha256=SHA256, file_name="story.txt", member=member).file()
     assert list(cache_folder.rglob("*story*")) == []
@@ -99,7 +101,7 @@ def test_a_slow_download_may_take_several_periods(tmp_path: Path, monkeypatch, a
         assert network.run_download(lambda: "done", tmp_path, seconds=1) == "done"
 
 
-def test_a_download_of_which_nothing_arrives_is_given_up(tmp_path: Path):
+def test_download_without_any_data_is_aborted(tmp_path: Path):
     with pytest.raises(TimeoutError):
         network.run_download(lambda: time.sleep(2), tmp_path, seconds=0.1)
 
@@ -113,7 +115,7 @@ def test_a_download_in_a_thread_is_offline_too(tmp_path: Path):
 NOWHERE = "http://127.0.0.1:9/story.txt"  # the port of the discard protocol: nobody answers
 
 
-def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
+def test_file_is_downloaded_once_and_cached(address: str, cache_folder: Path):
     for _ in range(2):
         assert list(Download(address, sha256=SHA256, file_name="story.txt").documents()) == [
             TEXT.replace("\r\n", "\n")
@@ -122,7 +124,7 @@ def test_it_is_fetched_once_and_kept(address: str, cache_folder: Path):
     assert (cache_folder / "story.txt").read_bytes() == TEXT.encode()
 
 
-def test_a_file_put_into_the_cache_serves_without_a_network(cache_folder: Path):
+def test_file_put_into_the_cache_needs_no_network(cache_folder: Path):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_bytes(TEXT.encode())
     assert (
@@ -130,7 +132,7 @@ def test_a_file_put_into_the_cache_serves_without_a_network(cache_folder: Path):
     )
 
 
-def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_read_only_cache_is_read(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
     cache_folder.mkdir()
     (cache_folder / "story.txt").write_bytes(TEXT.encode())
 
@@ -144,9 +146,7 @@ def test_a_read_only_cache_serves_too(cache_folder: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_another_file_than_the_published_one_is_refused_and_not_kept(
-    address: str, cache_folder: Path
-):
+def test_file_with_another_checksum_is_refused_and_not_kept(address: str, cache_folder: Path):
     with pytest.raises(DataError, match=r"is not the published file .*SHA-256") as error:
         Download(address, sha256="0" * 64, file_name="story.txt").file()
     assert "\n" not in str(error.value)
@@ -173,7 +173,7 @@ def test_a_member_of_an_archive_is_kept_without_the_archive(address: str, cache_
 
 
 @pytest.mark.parametrize("wrong", ["member", "sha256", "archive"])
-def test_another_archive_than_the_published_one_is_refused_and_not_kept(
+def test_wrong_archive_or_member_is_refused_and_not_kept(
     wrong: str, address: str, cache_folder: Path
 ):
     url = address if wrong == "archive" else address.replace(".txt", ".zip")

@@ -31,7 +31,7 @@ def test_lines_are_read_with_their_numbers(report, reports):
 
 
 @pytest.mark.parametrize("indent", [None, 0, 2])
-def test_an_array_is_read_as_pythons_reader_reads_it(indent, report, reports):
+def test_array_is_read_like_pythons_json_module(indent, report, reports):
     text = f"\n {json.dumps(ROWS, indent=indent)} \n"
     assert (
         [values for _, values in read_json_array(FILE, text, report=report)]

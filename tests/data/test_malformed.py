@@ -19,7 +19,7 @@ def closed(malformed, usable):
     return error.value.problems
 
 
-def test_nothing_malformed_is_nothing_left_out():
+def test_no_malformed_row_leaves_out_no_row():
     assert collected("stop").close("texts", 5) == 0
 
 

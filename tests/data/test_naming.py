@@ -19,7 +19,7 @@ def test_errors_name_the_keys_of_the_command():
     )
 
 
-def test_warnings_name_them_too_and_also_before_an_error():
+def test_warnings_name_the_keys_of_the_command_even_before_an_error():
     def read() -> None:
         with rename_keys(NAMES):
             warnings.warn("data.text: blank", stacklevel=1)
@@ -29,6 +29,6 @@ def test_warnings_name_them_too_and_also_before_an_error():
         read()
 
 
-def test_other_errors_pass_as_they_are():
+def test_other_errors_are_unchanged():
     with pytest.raises(ValueError, match=r"^data\.text$"), rename_keys(NAMES):
         raise ValueError("data.text")

@@ -145,18 +145,18 @@ def test_a_file_that_cannot_be_read_is_an_error_even_when_skipping(
         read(name, malformed=Malformed("skip"))
 
 
-def test_one_object_over_many_lines_is_not_rows(write):
+def test_one_object_over_many_lines_is_refused(write):
     file = write("a.json", json.dumps({"version": 1, "data": [{"n": 1}]}, indent=1))
     with pytest.raises(DataError, match=r"one JSON object, not rows; .* the array under data"):
         read(file, malformed=Malformed("stop"))
 
 
-def test_a_mapping_names_fields_and_those_of_messages(write):
+def test_mapping_renames_fields_of_rows_and_of_messages(write):
     file = write("a.jsonl", json.dumps({"talk": [{"who": "user", "said": "hi"}], "note": "x"}))
     layout = Layout({"messages": "talk", "role": "who", "content": "said"})
     messages = [{"role": "user", "content": "hi"}]
     assert read(file, layout)[0][1] == {"messages": messages, "note": "x"}
 
 
-def test_suffixes_are_read_in_capitals(write):
+def test_suffix_may_be_in_capitals(write):
     assert read(write("A.CSV", "n\n1\n")) == [("A.CSV, line 2", {"n": "1"})]

@@ -33,11 +33,11 @@ def test_every_document_is_in_exactly_one_part_and_in_order(texts):
     assert not set(train) & set(held_out)
     assert train == [document for document in documents if document in set(train)]
     assert sum(map(len, held_out)) == pytest.approx(0.1 * sum(map(len, documents)), rel=0.1)
-    assert read(parts.train) == train, "it can be read again"
+    assert read(parts.train) == train, "a part can be read again"
     assert parts.separated
 
 
-def test_the_seed_draws(texts):
+def test_seed_decides_which_documents_are_held_out(texts):
     documents = [f"document {i}" for i in range(100)]
     draws = [
         tuple(read(split_corpus(texts(*documents), 0.1, seed=seed).validation))
@@ -48,19 +48,19 @@ def test_the_seed_draws(texts):
 
 @pytest.mark.parametrize("lengths", [[5, 5], [1, 1000], [1000, 1], [3, 1000, 1000]])
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.9])
-def test_neither_part_is_without_a_document(lengths: list[int], fraction: float):
+def test_both_parts_have_a_document(lengths: list[int], fraction: float):
     held_out = choose_held_out(np.array(lengths), fraction, seed=0)
     assert 0 < held_out.sum() < len(lengths)
     assert np.array(lengths)[~held_out].sum() > 0
 
 
-def test_documents_without_text_count_for_nothing(texts):
+def test_documents_without_text_are_ignored(texts):
     parts = split_corpus(texts("", "some text", ""), 0.5, seed=0)
     assert read(parts.train) + read(parts.validation) == ["some", " text"]
 
 
 def test_the_end_of_each_of_few_documents_is_held_out(texts):
-    """One held-out file of two, or of six of different kinds, says nothing about a model."""
+    """One held-out file of two, or one of six files of different kinds, would not be representative."""
     documents = ["a" * 100, "b" * 250, "c" * 31]
     parts = split_corpus(texts(*documents), 0.1, seed=3)
     assert read(parts.train) == ["a" * 90, "b" * 225, "c" * 27]
@@ -70,21 +70,21 @@ def test_the_end_of_each_of_few_documents_is_held_out(texts):
     assert parts.held_out == "the last 10 % of each of 3 documents"
 
 
-def test_two_long_documents_among_short_ones_are_few(texts):
+def test_two_long_documents_among_short_ones_count_as_few_documents(texts):
     documents = ["x" * 100_000, "y" * 100_000, *(f"short {i}" for i in range(300))]
     parts = split_corpus(texts(*documents), 0.1, seed=0)
     assert not parts.is_drawn
     assert read(parts.validation)[:2] == ["x" * 10_000, "y" * 10_000]
 
 
-def test_the_effective_number_is_that_of_documents_of_one_length():
+def test_effective_number_is_the_number_of_documents_of_equal_length():
     assert effective_number(np.full(30, 7)) == pytest.approx(30)
     assert effective_number(np.array([10**9, 10**9, *[1] * 1000])) == pytest.approx(2, rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [1, 7, 33, 1000])
 @pytest.mark.parametrize("number", [1, 3, 30])
-def test_parts_are_the_same_however_documents_come(texts, size: int, number: int):
+def test_split_is_the_same_for_documents_read_in_pieces(texts, size: int, number: int):
     documents = [chr(97 + i % 26) * (50 + 3 * i) + "." for i in range(number)]
 
     class InPieces(Source):
@@ -109,7 +109,7 @@ def test_parts_are_the_same_however_documents_come(texts, size: int, number: int
     assert first.held_out == second.held_out
 
 
-def test_a_large_document_does_not_swell_the_held_out_part():
+def test_large_document_does_not_enlarge_the_held_out_part():
     lengths = np.array([1_000_000] + [1000] * 200)
     for seed in range(20):
         held_out = choose_held_out(lengths, 0.1, seed=seed)
@@ -136,7 +136,7 @@ def test_too_little_text_to_split_is_an_error_with_numbers(texts):
         split_corpus(texts("a", name="x"), 0.1, seed=0)
 
 
-def test_examples_are_dealt_out_in_each_groups_proportions():
+def test_examples_are_split_in_the_same_proportions_in_each_group():
     groups = ["spam"] * 70 + ["ham"] * 430
     parts = split_examples(groups, {"train": 0.7, "validation": 0.1, "test": 0.2}, seed=3)
     dealt = sorted(place for places in parts.values() for place in places)

@@ -39,7 +39,7 @@ def test_text_cut_anywhere_is_decoded_as_a_whole(tmp_path: Path, monkeypatch, en
     assert len(found) > 10
 
 
-def test_a_named_encoding_is_read_and_another_is_counted_with_the_key():
+def test_given_encoding_is_used_and_bytes_that_are_not_utf8_are_counted():
     assert read_decoded_text(CASES / "cp1252.txt", "cp1252").startswith(
         "L’été, le café coûte 3 € – « déjà vu » dit Zoë."
     )
@@ -47,7 +47,7 @@ def test_a_named_encoding_is_read_and_another_is_counted_with_the_key():
         assert read_decoded_text(CASES / "cp1252.txt").startswith("L��t�, le caf� co�te 3 � �")
 
 
-def test_what_a_windows_shell_saved_is_decoded():
+def test_file_saved_by_a_windows_shell_is_decoded():
     assert read_decoded_text(CASES / "utf16le_bom.txt").startswith("L’été, le café coûte 3 €")
 
 
@@ -101,7 +101,7 @@ def test_an_unknown_encoding_is_named_with_examples(encoding: str):
         read_decoded_text(CASES / "cp1252.txt", encoding)
 
 
-def test_an_encoding_that_cannot_be_the_files_is_one_line():
+def test_wrong_encoding_is_reported_in_one_line():
     with pytest.raises(DataError, match=r"cp1252.txt: cannot be decoded .*set data.encoding"):
         read_decoded_text(CASES / "cp1252.txt", "utf-16")
 
@@ -111,5 +111,5 @@ def test_only_line_feeds_end_lines():
     assert list(split_lines(text)) == ["one\ftwo\u2028three", "", "four"]
 
 
-def test_the_suffix_is_that_of_what_is_unpacked():
+def test_suffix_is_that_of_the_uncompressed_file():
     assert [suffix(Path(name)) for name in ("a.JSONL.GZ", "b.Txt", "c")] == [".jsonl", ".txt", ""]

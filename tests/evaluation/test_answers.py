@@ -44,7 +44,7 @@ def test_a_question_is_the_instruction_with_its_input_or_the_whole_conversation(
 @pytest.mark.parametrize(
     "text", ["[1]", "{", '[{"instruction": "Add."}]', '{"a": 1}', "null", "\udc80"]
 )
-def test_a_file_of_something_else_is_named(tmp_path, text):
+def test_file_without_answers_is_named(tmp_path, text):
     file = tmp_path / "responses.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=r"responses\.json: contains no responses"):
@@ -64,7 +64,7 @@ def test_quality_is_a_mean_over_answers():
     assert found["exact_match"]["mean"] == pytest.approx(1 / 3)
 
 
-def test_answers_are_matched_in_our_order_each_once():
+def test_answers_are_matched_once_each_in_the_order_of_the_first_run():
     ours = [Answer(each, "r", f"ours {n}") for n, each in enumerate("aabc")]
     theirs = [Answer(each, "r", f"theirs {n}") for n, each in enumerate("cada")]
     pairs = [(own.response, other.response) for own, other in match_answers(ours, theirs)]
@@ -73,7 +73,7 @@ def test_answers_are_matched_in_our_order_each_once():
         match_answers(ours, [Answer("a", "another reference", "")])
 
 
-def test_a_gain_is_paired():
+def test_paired_difference_finds_a_small_gain_on_every_answer():
     """A small gain on every answer is significant, however much the scores of the answers vary."""
     words = "a b c d e f g h i j".split()
     pairs = []

@@ -18,13 +18,13 @@ def test_metrics_are_those_of_scikit_learn(num_classes):
     labels = torch.randint(num_classes, (200,), generator=draw)
     guesses = torch.randint(num_classes, (200,), generator=draw)
     predicted = torch.where(torch.rand(200, generator=draw) < 0.6, labels, guesses)
-    asked = torch.rand(200, generator=draw) < 0.8
+    mask = torch.rand(200, generator=draw) < 0.8
     collection, matrix = scores(num_classes), confusion(num_classes)
-    shown = torch.where(asked, labels, IGNORE_INDEX)
+    shown = torch.where(mask, labels, IGNORE_INDEX)
     for rows in torch.arange(200).split(37):
         collection.update(predicted[rows], shown[rows])
         matrix.update(predicted[rows], shown[rows])
-    pair = labels[asked], predicted[asked]
+    pair = labels[mask], predicted[mask]
     expected = {
         "accuracy": metrics.accuracy_score(*pair),
         "balanced_accuracy": metrics.balanced_accuracy_score(*pair),
@@ -38,7 +38,7 @@ def test_metrics_are_those_of_scikit_learn(num_classes):
 
 
 @pytest.mark.parametrize("first", [IGNORE_INDEX, 1])
-def test_metrics_do_not_depend_on_what_came_first(first):
+def test_metrics_do_not_depend_on_the_first_batch(first):
     """A first batch for which all metrics are equal must not change how later ones are counted."""
     collection = scores(2)
     collection.update(torch.tensor([1, 1]), torch.tensor([first, first]))
@@ -52,7 +52,7 @@ def test_metrics_do_not_depend_on_what_came_first(first):
     )
 
 
-def test_a_loss_is_the_mean_over_all_weights():
+def test_weighted_loss_is_the_sum_of_losses_over_the_sum_of_weights():
     loss = WeightedLoss()
     loss.update(torch.tensor(6.0), torch.tensor(2.0))
     loss.update(torch.tensor(1.0), torch.tensor(5.0))
@@ -69,7 +69,7 @@ def test_probabilities_follow_the_order_of_the_texts_without_padding():
     torch.testing.assert_close(probabilities, logits[[1, 2, 0]].softmax(-1))
 
 
-def test_a_classifier_of_one_answer_is_named():
+def test_classifier_that_always_predicts_one_class_is_reported():
     found = faults(torch.tensor([[60, 0], [40, 0]]), ["ham", "spam"], is_weighted=False)
     assert found == ["all 100 texts are classified as ham"]
     assert faults(torch.zeros(2, 2, dtype=torch.int64), ["ham", "spam"], is_weighted=False) == []
@@ -81,11 +81,8 @@ def test_a_classifier_of_one_answer_is_named():
         ([[55, 5], [35, 5]], False, "accuracy 60.0%: always predicting ham gives 60.0%"),
         ([[56, 4], [33, 7]], False, "accuracy 63.0%: always predicting ham gives 60.0%"),  # ± 4.9 %
         ([[55, 5], [20, 20]], False, None),
-        (
-            [[800, 80], [60, 60]],
-            True,
-            None,
-        ),  # fewer are right than 88 %, but more than half of both
+        # The accuracy is below the 88 % of always predicting ham, but the balanced accuracy is above 50 %.
+        ([[800, 80], [60, 60]], True, None),
         (
             [[440, 440], [60, 60]],
             True,
@@ -93,6 +90,6 @@ def test_a_classifier_of_one_answer_is_named():
         ),
     ],
 )
-def test_a_classifier_is_compared_with_always_one_answer(counts, is_weighted, told):
+def test_classifier_is_compared_with_a_constant_prediction(counts, is_weighted, told):
     found = faults(torch.tensor(counts), ["ham", "spam"], is_weighted=is_weighted)
     assert [line.partition(",")[0] for line in found] == ([told] if told else [])

@@ -1,4 +1,4 @@
-"""Intervals: equal to formulas and published values, and their coverage."""
+"""Confidence intervals equal formulas and published values, and have their nominal coverage."""
 
 import math
 import random
@@ -34,7 +34,7 @@ def test_wilson_solves_its_equation():
         assert abs(0.7 - rate) == pytest.approx(1.959964 * math.sqrt(rate * (1 - rate) / 10))
 
 
-def test_wilson_is_honest_at_the_ends():
+def test_wilson_interval_of_no_and_all_successes_has_the_published_bounds():
     assert wilson(0, 10)[:2] == (0, 0)
     assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-4)
     assert wilson(10, 10).low == pytest.approx(0.7225, abs=1e-4)

@@ -1,4 +1,4 @@
-"""What the rules of `llm evaluate` and `llm generate` refuse, before anything is read and all of it at once."""
+"""The rules of `llm evaluate` and `llm generate` report all mistakes at once, before anything is read."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ JUDGE = "judge=openai judge.model=m judge.address=http://127.0.0.1:9/v1"
 
 @pytest.fixture
 def problems(tmp_path, monkeypatch, capsys):
-    """problems(words): the lines in which a command refuses; it runs in a folder with a run of each kind of data."""
+    """problems(words): return the error lines of a command, in a folder that has a run for each kind of data."""
     monkeypatch.chdir(tmp_path)
     for name, target in DATA.items():
         (tmp_path / name).mkdir()
@@ -63,7 +63,7 @@ def test_mistakes_of_different_kinds_are_reported_at_once(problems):
         (f"instruction part=train {JUDGE}", "part: 'train' is not one of the choices; use test, validation or null"),
     ],
 )  # fmt: skip
-def test_what_a_run_cannot_be_measured_on_is_refused(problems, words, problem):
+def test_settings_that_do_not_fit_the_run_are_refused(problems, words, problem):
     assert problems(f"evaluate weights.path={words}") == [problem]
 
 
@@ -81,7 +81,7 @@ def test_weights_without_data_need_a_text_file(problems):
     ]
 
 
-def test_prompts_are_refused_together_with_all_else(problems):
+def test_wrong_prompts_are_reported_with_all_other_mistakes(problems):
     words = "generate weights.path=text prompt=a prompts_file=nowhere.txt best_of=3 max_tokens=-1"
     assert [line.split(":")[0] for line in problems(words)] == [
         *("best_of", "prompt, prompts_file", "prompts_file", "max_tokens"),

@@ -37,7 +37,7 @@ def test_the_table_holds_every_section_that_there_is():
     assert cells == {"loss": "1.5", "f1": "0.5"}
 
 
-def test_what_is_not_a_number_is_null_in_a_file():
+def test_non_finite_numbers_are_null_in_the_file():
     report = {"a": math.inf, "b": {"c": math.nan, "d": 1.0}, "e": "x", "f": None}
     assert json.loads(json.dumps(plain_report(report), allow_nan=False)) == {
         "a": None,

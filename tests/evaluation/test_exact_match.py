@@ -19,7 +19,7 @@ from llm.evaluation.exact_match import exact_match
         ("", "  "),
     ],
 )
-def test_the_same(said, wanted):
+def test_texts_match(said, wanted):
     assert exact_match(said, wanted)
     assert exact_match(wanted, said)
 
@@ -40,6 +40,6 @@ def test_the_same(said, wanted):
         ("Paris is it", "Paris"),
     ],
 )
-def test_not_the_same(said, wanted):
+def test_texts_do_not_match(said, wanted):
     assert not exact_match(said, wanted)
     assert not exact_match(wanted, said)

@@ -15,12 +15,12 @@ KEY = "sk-a-secret-that-nobody-sees"
 
 
 def in_turn(*answers):
-    """Reply with the given answers in order, and then always with the last."""
+    """Reply with the given answers in order, and repeat the last one."""
     left = list(answers)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_it_asks_as_the_api_has_it(stand_in):
+def test_request_follows_the_api(stand_in):
     server = stand_in(lambda request: "hello to you")
     reply = server.judge(seed=7).complete(HELLO)
     assert reply == ("hello to you", "judge-1-served")
@@ -31,17 +31,17 @@ def test_it_asks_as_the_api_has_it(stand_in):
     assert "Authorization" not in server.headers[0]
 
 
-def test_what_is_none_is_left_to_the_server(stand_in):
+def test_options_that_are_none_are_not_sent(stand_in):
     server = stand_in(lambda request: "")
     server.judge(temperature=None, seed=None, max_tokens=None).complete(HELLO)
     assert set(server.requests[0]) == {"model", "messages", "stream"}
 
 
 @pytest.mark.parametrize(
-    "trouble", [(500, b"oops", {}), (503, b"", {}), (429, b"{}", {"Retry-After": "0"}), None]
+    "failure", [(500, b"oops", {}), (503, b"", {}), (429, b"{}", {"Retry-After": "0"}), None]
 )
-def test_passing_trouble_is_tried_again(stand_in, trouble):
-    server = stand_in(in_turn(trouble, trouble, "at last"))
+def test_temporary_error_is_retried(stand_in, failure):
+    server = stand_in(in_turn(failure, failure, "at last"))
     assert server.judge(retries=2).complete(HELLO).text == "at last"
     assert len(server.requests) == 3
 
@@ -56,14 +56,14 @@ def test_a_lasting_server_error_is_reported_in_one_line(stand_in):
     assert str(told.value).isprintable()
 
 
-def test_a_refusal_is_not_tried_again(stand_in):
+def test_client_error_is_not_retried(stand_in):
     server = stand_in(in_turn((404, b'{"error": "model not found"}', {})))
     with pytest.raises(NoAnswerError, match=r"status 404 .*model not found.*; check judge\.model"):
         server.judge().complete(HELLO)
     assert len(server.requests) == 1
 
 
-def test_the_wait_doubles_or_is_the_servers(stand_in, monkeypatch):
+def test_wait_doubles_or_follows_retry_after(stand_in, monkeypatch):
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
     asked = in_turn((500, b"", {}), (429, b"", {"Retry-After": "7"}), (500, b"", {}), "there")
@@ -144,7 +144,7 @@ def test_the_key_is_sent_and_never_shown(stand_in, monkeypatch):
     assert KEY not in shown
 
 
-def test_a_redirect_does_not_take_the_key_along(stand_in, monkeypatch):
+def test_redirect_does_not_send_the_key_elsewhere(stand_in, monkeypatch):
     monkeypatch.setenv("A_KEY", KEY)
     thief = stand_in(lambda request: "thanks")
     server = stand_in(in_turn((302, b"", {"Location": f"{thief.address}/chat/completions"})))
@@ -172,7 +172,7 @@ def test_wrong_values_are_named(options, told, monkeypatch):
 @pytest.mark.parametrize(
     "options", [{"key_variable": KEY}, {"address": f"https://me:{KEY}@example.org/v1"}]
 )
-def test_a_key_in_the_wrong_place_is_not_repeated(options):
+def test_key_in_the_wrong_option_is_not_printed(options):
     with pytest.raises(ValueError, match="environment variable") as told:
         OpenAI("judge-1", **options)
     assert KEY not in str(told.value)

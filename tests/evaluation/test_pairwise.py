@@ -10,7 +10,7 @@ from llm.evaluation.pairwise import both_orders, parse_choice, summarize_choices
 
 
 @pytest.mark.parametrize("choice", ["A", "B", "tie"])
-def test_the_form_is_read(choice):
+def test_requested_form_is_parsed(choice):
     assert parse_choice(f'{{"better": "{choice}"}}\n') == choice
 
 
@@ -21,7 +21,7 @@ def test_the_form_is_read(choice):
         *('"A"', 'A is better: {"better": "A"}', '{"better": "A"}{"better": "B"}', ""),
     ],
 )
-def test_all_else_is_refused(answer):
+def test_replies_of_another_form_are_not_parsed(answer):
     assert parse_choice(answer) is None
 
 
@@ -30,14 +30,14 @@ def test_both_orders_show_the_same_texts_in_exchanged_places():
     first, second = both_orders(ours, theirs)
     assert list(first.texts.values()) == ["do it", "done well", "ours", "theirs"]
     assert list(second.texts.values()) == ["do it", "done well", "theirs", "ours"]
-    assert list(first.texts) == list(second.texts), "the names do not tell whose it is"
+    assert list(first.texts) == list(second.texts), "the names do not show which run wrote a text"
 
 
-def test_a_win_takes_both_orders():
+def test_win_needs_both_orders():
     choices = [
-        *[("A", "B")] * 3,  # ours, both times
-        ("B", "A"),  # theirs, both times
-        *[("A", "A")] * 2,  # the first place, both times
+        *[("A", "B")] * 3,  # ours in both orders
+        ("B", "A"),  # theirs in both orders
+        *[("A", "A")] * 2,  # the first position in both orders
         ("B", "B"),
         ("tie", "tie"),
         ("A", "tie"),
@@ -71,7 +71,7 @@ def _judged(stand_in, tmp_path, prefer):
     return summarize_choices(list(zip(verdicts[::2], verdicts[1::2], strict=True)))
 
 
-def test_a_judge_of_places_finds_no_winner(stand_in, tmp_path):
+def test_judge_that_prefers_a_position_finds_no_winner(stand_in, tmp_path):
     found = _judged(stand_in, tmp_path, lambda first, second: "A")
     assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 6)
     assert found["position_bias"]["mean"] == 1

@@ -1,4 +1,4 @@
-"""Perplexity over a validation part: a sum over tokens, not a mean of means."""
+"""Perplexity over a validation part is a mean over all tokens, not a mean of the batches' means."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from llm.evaluation.perplexity import Perplexity
 
 
-def test_it_equals_torch_over_all_tokens_at_once():
+def test_perplexity_over_batches_equals_torch_over_all_tokens():
     torch.manual_seed(0)
     logits, targets = torch.randn(6, 7, 11), torch.randint(11, (6, 7))
     targets[4:, 3:] = -100
@@ -31,7 +31,7 @@ def test_one_confident_miss_is_not_infinite():
     assert metric.compute()["loss"] == pytest.approx((1000 + 999 * math.log(5)) / 1000, rel=1e-6)
 
 
-def test_bits_per_byte_need_bytes():
+def test_bits_per_byte_are_left_out_without_bytes_per_token():
     metric = Perplexity()
     metric.update(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64))
     assert set(metric.compute()) == {"loss", "perplexity"}

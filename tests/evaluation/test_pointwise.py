@@ -8,7 +8,7 @@ from llm.evaluation.pointwise import FORM, TASK, ask_score, parse_score, summari
 
 
 @pytest.mark.parametrize("number", [0, 1, 9, 10, 99, 100])
-def test_the_form_is_read(number):
+def test_requested_form_is_parsed(number):
     assert parse_score(f'{{"score": {number}}}') == number
     assert parse_score(f'\n {{ "score" :{number} }}\n') == number
 
@@ -23,7 +23,7 @@ def test_the_form_is_read(number):
         *('```json\n{"score": 80}\n```', '[{"score": 80}]', '{"score": 8e1}', '{"score": ٨}'),
     ],
 )  # fmt: skip
-def test_all_else_is_refused(answer):
+def test_replies_of_another_form_are_not_parsed(answer):
     assert parse_score(answer) is None
 
 

@@ -13,9 +13,9 @@ from llm.evaluation.running_mean import Means
 
 
 def measure(rows: slice | None = None) -> dict[str, Any]:
-    """What each metric comes to over nine texts, of which this process has some.
+    """Return the value of each metric over seven texts and two rows of padding, divided over the processes.
 
-    As ranks of a run have, the first has six rows and the second three: one text, and two that fill its share.
+    As in a run, the first rank has six rows, and the second has three: one text and the two rows of padding.
     """
     if rows is None:
         distributed.join_ranks("cpu")
@@ -50,7 +50,7 @@ def measure(rows: slice | None = None) -> dict[str, Any]:
     }
 
 
-def test_two_processes_come_to_what_one_does():
+def test_metrics_of_two_processes_equal_those_of_one():
     alone = measure(slice(None))
     for found in on_ranks(2, measure):
         assert found["rows"] == alone["rows"] == list(range(7))

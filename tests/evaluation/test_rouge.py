@@ -8,8 +8,8 @@ from torchmetrics.functional.text.rouge import rouge_score
 from llm.evaluation.rouge import common_subsequence, rouge_l, rouge_words
 
 
-def table(first, second):
-    """The recurrence of the textbook."""
+def textbook_length(first, second):
+    """Return the length of the longest common subsequence by the recurrence of the textbook."""
     row = [0] * (len(second) + 1)
     for a in first:
         above, row = row, [0]
@@ -18,24 +18,24 @@ def table(first, second):
     return row[-1]
 
 
-def test_the_subsequence_is_as_long_as_the_tables():
+def test_length_of_the_subsequence_equals_the_textbook_recurrence():
     drawn = random.Random(0)
     for _ in range(300):
         letters = "abcdefgh"[: drawn.randint(1, 8)]
         first = drawn.choices(letters, k=drawn.randint(0, 90))
         second = drawn.choices(letters, k=drawn.randint(0, 90))
-        assert common_subsequence(first, second) == table(first, second)
+        assert common_subsequence(first, second) == textbook_length(first, second)
 
 
-def test_lins_example():
-    """Lin 2004, section 3.1: the third sentence has only one of the four words in order."""
+def test_example_of_lin_is_reproduced():
+    """Lin 2004, section 3.1: of the four words of the reference, 3, 2 and 2 are in order."""
     reference = "police killed the gunman"
     assert rouge_l("police kill the gunman", reference) == 3 / 4
     assert rouge_l("the gunman kill police", reference) == 2 / 4
     assert rouge_l("the gunman police killed", reference) == 2 / 4
 
 
-def test_it_equals_torchmetrics():
+def test_rouge_l_equals_torchmetrics():
     drawn = random.Random(1)
     pieces = ["The", "cat,", "sat", "on", "mat.", "don't", "x_y", "3.5", "well-known", "--", "\n"]
     for _ in range(100):
@@ -44,7 +44,7 @@ def test_it_equals_torchmetrics():
         assert rouge_l(said, wanted) == pytest.approx(theirs, abs=1e-6)
 
 
-def test_the_same_is_one_and_the_order_of_arguments_is_free():
+def test_equal_texts_score_one_and_the_score_is_symmetric():
     assert rouge_l("A cat sat.", "a CAT  sat") == 1
     assert rouge_l("a b c", "b c d e") == rouge_l("b c d e", "a b c")
 
@@ -54,5 +54,5 @@ def test_a_text_without_words_has_nothing_in_common(said, wanted):
     assert rouge_l(said, wanted) == 0
 
 
-def test_letters_are_letters_in_any_script():
+def test_words_may_be_in_any_script():
     assert rouge_words("Naïve Größe, слово_два!") == ["naïve", "größe", "слово", "два"]

@@ -8,7 +8,7 @@ import torch
 from llm.evaluation.running_mean import Means
 
 
-def test_examples_weigh_alike_in_batches_of_any_size():
+def test_examples_have_equal_weight_in_batches_of_any_size():
     values = torch.randn(7, generator=torch.Generator().manual_seed(0))
     means = Means(["a", "b"])
     for part in values.split([1, 4, 2]):
@@ -32,4 +32,4 @@ def test_a_restored_mean_continues_from_the_saved_sums():
     second.restore(first.state)
     second.update({"a": torch.tensor([6.0])})
     assert second.compute() == {"a": 3.0}
-    assert first.compute() == {"a": 1.5}, "a copy"
+    assert first.compute() == {"a": 1.5}, "the state was copied"

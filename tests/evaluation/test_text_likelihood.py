@@ -1,4 +1,4 @@
-"""The loss of a text: each token but the first once, in windows, with constant memory."""
+"""The loss of a text counts each token except the first once, in windows, and needs constant memory."""
 
 import math
 
@@ -35,7 +35,7 @@ def files(tmp_path):
 
 
 def nats(model, window: list[int], first: int) -> list[float]:
-    """The loss of each token from `first` on, computed one by one in float64."""
+    """Return the loss of each token from `first` on, in nats, computed in float64."""
     with torch.inference_mode():
         logits = model(torch.tensor([window[:-1]])).double()
     return F.cross_entropy(
@@ -44,7 +44,7 @@ def nats(model, window: list[int], first: int) -> list[float]:
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), Beginning()])
-def test_it_is_the_mean_over_windows_side_by_side(model, files, tokenizer):
+def test_loss_is_the_mean_over_adjacent_windows(model, files, tokenizer):
     tokens = list(TEXT.encode())
     begin, _ = tokenizer.ends
     length = 50 - len(begin)
@@ -77,7 +77,7 @@ def test_documents_end_as_in_training(model, tmp_path):
     assert metrics["loss"] == pytest.approx(sum(expected) / 11, rel=1e-6)
 
 
-def test_logits_of_a_long_text_never_exist_at_once(model, files, monkeypatch):
+def test_logits_of_a_long_text_are_computed_in_pieces(model, files, monkeypatch):
     whole = measure_text(model, ByteTokenizer(), files=files).metrics["loss"]
     rows, width = [], model.head.in_features
     monkeypatch.setattr(measuring, "LOGITS_AT_ONCE", 13)

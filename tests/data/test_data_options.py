@@ -1,4 +1,4 @@
-"""The group data: every corpus composes, passes the check and is built."""
+"""The options of the group data: every corpus composes, passes the check and is built."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ from llm.config.errors import ConfigError
 from llm.data.corpora.text import TextDataModule
 from llm.data.corpora.text_files import FilesDataModule
 
-LEAVES = Path(next(iter(llm.conf.__path__))) / "data"
-STEPS = sorted(path.stem for path in (LEAVES / "preprocessing").glob("*.yaml"))
+OPTIONS = Path(next(iter(llm.conf.__path__))) / "data"
+STEPS = sorted(path.stem for path in (OPTIONS / "preprocessing").glob("*.yaml"))
 PRETRAINING = [
     "python_docs",
     "verdict",
@@ -43,7 +43,7 @@ def test_every_corpus_is_built(name: str, cache_folder: Path):
     assert not cache_folder.exists(), "nothing is fetched before it is needed"
 
 
-def test_ones_own_text_is_one_word(tmp_path: Path):
+def test_folder_of_own_text_is_training_data(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("My own notes. " * 200)
     data = build(composed("data=text", f"data.path={tmp_path}", "model.context_length=8").data)
     assert type(data) is FilesDataModule
@@ -57,7 +57,7 @@ def test_own_text_without_a_path_is_reported():
         composed("data=text")
 
 
-def test_preprocessing_is_picked_by_name_in_order():
+def test_preprocessing_steps_are_chosen_by_name_and_keep_their_order():
     steps = ["lowercase", *(step for step in STEPS if step != "lowercase")]
     assert len(steps) == 6
     data = build(composed(f"data/preprocessing=[{','.join(steps)}]").data)

@@ -384,6 +384,6 @@ def test_changed_data_are_refused(instructed, evaluated, folder):
         (["against=nowhere"], r"nowhere/responses.json: does not exist"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(text, evaluated, words, told):
+def test_wrong_part_file_or_judge_is_refused(text, evaluated, words, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
         evaluated(text, *words)

@@ -150,7 +150,7 @@ def test_a_missing_prompts_file_is_named(written, tmp_path):
         written(f"prompts_file={tmp_path / 'nowhere.txt'}")
 
 
-def test_a_flipped_byte_in_the_weights_is_noticed(run, written):
+def test_flipped_byte_in_the_weights_is_detected(run, written):
     original = run.best.read_bytes()
     damaged = bytearray(original)
     damaged[len(damaged) // 2] ^= 1

@@ -78,7 +78,7 @@ def words(command: str, run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["generate", "export", "evaluate", "train", "again"])
-def test_a_run_of_another_format_is_refused_and_left_as_it_is(command, run, refused):
+def test_run_of_another_format_is_refused_and_not_changed(command, run, refused):
     record = json.loads((run / "run.json").read_text())
     assert record.pop("format") == FORMAT
     (run / "run.json").write_text(json.dumps(record))

@@ -43,7 +43,7 @@ def test_missing_token_counts_follow_from_the_record(tmp_path):
     assert result.metrics["tokens"] == 210
 
 
-def test_a_diverged_run_keeps_its_best(tmp_path):
+def test_diverged_run_keeps_its_best_loss(tmp_path):
     found = Result(make(tmp_path / "a", [5.0, 4.0, math.nan])).metrics
     assert found["best_loss"] == 4.0
     assert math.isnan(found["final_loss"])

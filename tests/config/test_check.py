@@ -172,7 +172,7 @@ def test_the_check_draws_no_random_numbers(problems):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_reference_is_checked_against_its_own_slot(problems):
+def test_mistake_in_a_referenced_node_is_reported_only_there(problems):
     weights = {"_target_": "kit.Values", "apply": "${optimizer}"}
     found = problems({"weights": weights, "optimizer": factory("nothing")})
     assert [line.partition(":")[0] for line in found] == ["optimizer"]

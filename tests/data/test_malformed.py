@@ -19,7 +19,7 @@ def closed(malformed, usable):
     return error.value.problems
 
 
-def test_no_malformed_row_leaves_out_no_row():
+def test_close_without_malformed_rows_returns_zero():
     assert collected("stop").close("texts", 5) == 0
 
 

@@ -30,7 +30,7 @@ def test_a_byte_order_mark_decides_the_encoding(tmp_path: Path, mark, encoding, 
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "shift_jis", "gb18030", "utf-8"])
-def test_text_cut_anywhere_is_decoded_as_a_whole(tmp_path: Path, monkeypatch, encoding):
+def test_characters_across_chunks_are_decoded(tmp_path: Path, monkeypatch, encoding):
     text = "日本語の\r\n文章\rです\n" * 5
     (tmp_path / "x.txt.gz").write_bytes(gzip.compress(text.encode(encoding)))
     monkeypatch.setattr(text_decoding, "CHUNK", 3)
@@ -75,7 +75,9 @@ def test_a_nul_far_into_a_file_is_found(tmp_path: Path, monkeypatch):
         (b"\x89PNG\r\n", "a PNG image"),
     ],
 )
-def test_binary_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes, what: str):
+def test_binary_file_is_refused_with_the_name_of_its_format(
+    tmp_path: Path, content: bytes, what: str
+):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"x.txt: is {what}.*convert it to .txt, .csv or .jsonl"):
         read_decoded_text(tmp_path / "x.txt")

@@ -42,7 +42,7 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("response", INJECTIONS)
-def test_what_is_judged_stays_inside_the_quotation(stand_in, tmp_path, response):
+def test_judged_text_stays_inside_the_quotation(stand_in, tmp_path, response):
     server = stand_in(naive)
     question = pointwise.ask_score(instruction=INSTRUCTION, reference=REFERENCE, response=response)
     (verdict,) = Judgements(server.judge(), tmp_path / "judgements.jsonl").ask([question])
@@ -160,7 +160,7 @@ def test_verdicts_keep_the_order_of_the_questions(stand_in, tmp_path):
     assert json.loads(file.read_text().splitlines()[0])["verdict"] > 0
 
 
-def test_no_more_requests_are_under_way_than_allowed(stand_in, tmp_path):
+def test_number_of_concurrent_requests_is_limited(stand_in, tmp_path):
     lock, under_way, most = threading.Lock(), 0, 0
 
     def answer(request):

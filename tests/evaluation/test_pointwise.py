@@ -46,7 +46,7 @@ def test_unparsed_answers_are_counted():
     assert 60 <= found["score"]["low"] < 80 < found["score"]["high"] <= 100
 
 
-def test_no_scored_answers_have_no_mean():
+def test_mean_of_no_scores_is_nan():
     found = summarize_scores([None, None])
     assert math.isnan(found["score"]["mean"])
     assert found["score_unparsed_as_0"]["mean"] == 0

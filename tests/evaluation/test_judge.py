@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from llm.evaluation import pairwise, pointwise
-from llm.evaluation.answers import Answer
 from llm.evaluation.judge import Judgements, Question
 from llm.evaluation.openai_client import NoAnswerError
+from llm.evaluation.responses import Response
 
 INSTRUCTION, REFERENCE = "Name the capital of France.", "Paris."
 GOOD = '{"score": 80}'
@@ -236,8 +236,8 @@ def test_stored_judgements_hold_model_and_question_but_no_key(stand_in, tmp_path
 def test_both_kinds_of_question_share_a_file(stand_in, tmp_path):
     file = tmp_path / "judgements.jsonl"
     server = stand_in(lambda request: '{"better": "A"}' if "response A" in str(request) else GOOD)
-    answers = [Answer(INSTRUCTION, REFERENCE, response) for response in ("Paris", "Lyon")]
-    pair = pairwise.both_orders(*answers)
+    responses = [Response(INSTRUCTION, REFERENCE, response) for response in ("Paris", "Lyon")]
+    pair = pairwise.both_orders(*responses)
     both = [
         pointwise.ask_score(instruction=INSTRUCTION, reference=REFERENCE, response="Paris"),
         *pair,

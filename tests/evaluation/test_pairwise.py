@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from llm.evaluation.answers import Answer
 from llm.evaluation.judge import Judgements
 from llm.evaluation.pairwise import both_orders, parse_choice, summarize_choices
+from llm.evaluation.responses import Response
 
 
 @pytest.mark.parametrize("choice", ["A", "B", "tie"])
@@ -26,7 +26,7 @@ def test_replies_of_another_form_are_not_parsed(answer):
 
 
 def test_both_orders_show_the_same_texts_in_exchanged_places():
-    ours, theirs = (Answer("do it", "done well", each) for each in ("ours", "theirs"))
+    ours, theirs = (Response("do it", "done well", each) for each in ("ours", "theirs"))
     first, second = both_orders(ours, theirs)
     assert list(first.texts.values()) == ["do it", "done well", "ours", "theirs"]
     assert list(second.texts.values()) == ["do it", "done well", "theirs", "ours"]
@@ -60,8 +60,8 @@ def _judged(stand_in, tmp_path, prefer):
 
     pairs = [
         both_orders(
-            Answer(f"Say {n}.", str(n), f"ours {n}"),
-            Answer(f"Say {n}.", str(n), f"theirs, longer {n}"),
+            Response(f"Say {n}.", str(n), f"ours {n}"),
+            Response(f"Say {n}.", str(n), f"theirs, longer {n}"),
         )
         for n in range(6)
     ]

@@ -15,7 +15,7 @@ from llm.callbacks.samples import Samples
 from llm.data.base import DataModule
 from llm.data.examples.instruction import Demonstration, InstructionDataModule
 from llm.data.examples.preference import Pair, PreferenceDataModule
-from llm.evaluation.answers import answer_metrics, write_answers
+from llm.evaluation.responses import response_metrics, write_responses
 from llm.generation.batch_responses import respond
 from llm.generation.decoding import generates
 from llm.generation.generation_settings import GREEDY, GenerationSettings
@@ -112,7 +112,7 @@ class Responses(Callback):
             )
             if trainer.is_global_zero:
                 file = Path(trainer.default_root_dir) / RESULTS["responses"]
-                metrics = answer_metrics(write_answers(file, rows))
+                metrics = response_metrics(write_responses(file, rows))
                 pl_module.record({f"test/{name}": fmean(each) for name, each in metrics.items()})
         distributed.barrier()
 

@@ -22,10 +22,10 @@ from llm.data.corpora.text import TextDataModule
 from llm.data.corpora.text_files import TextFiles
 from llm.data.examples.instruction import InstructionDataModule
 from llm.data.naming import rename_keys
-from llm.evaluation.answers import Answer, answers_of, read_answers, write_answers
-from llm.evaluation.evaluation_rules import RULES, answers_of_run, trained_data
+from llm.evaluation.evaluation_rules import RULES, responses_of_run, trained_data
 from llm.evaluation.evaluation_table import plain_report, report_table
 from llm.evaluation.openai_client import OpenAI
+from llm.evaluation.responses import Response, read_responses, responses_of, write_responses
 from llm.evaluation.scoring import rate
 from llm.evaluation.text_likelihood import measure_text
 from llm.files import write_json
@@ -123,7 +123,7 @@ class Evaluate(Command):
 
     def evaluate_run(self, weights: RunWeights) -> dict[str, Any]:
         """Measure a run on a part of its data, or on a file in the same format."""
-        baseline = None if self.against is None else answers_of_run(self.against)
+        baseline = None if self.against is None else responses_of_run(self.against)
         hardware = use_hardware(self.hardware)
         data, task = restore_run(weights, hardware, self.test_path, self.malformed)
         part = choose_part(data, self.part)
@@ -148,20 +148,20 @@ class Evaluate(Command):
 
     def responses(
         self, data: InstructionDataModule, task: Task, part: str, weights: RunWeights
-    ) -> list[Answer]:
+    ) -> list[Response]:
         """Return the responses to the prompts of a part: those of the training run, or new ones, decoded greedily."""
         run = weights.run
         file = run.path / RESULTS["responses"]
         own = part == "test" and self.test_path is None and weights.checkpoint == "best"
         if own and file.is_file() and is_current(file, weights):
-            return read_answers(file)
+            return read_responses(file)
         rows = response_rows(
             data,
             data.raw[part],
             model=task.model.eval(),
             settings=GenerationSettings(max_tokens=self.max_tokens),
         )
-        return write_answers(file, rows) if own else answers_of(rows)
+        return write_responses(file, rows) if own else responses_of(rows)
 
 
 def training_preprocessing(weights: Weights) -> Sequence[Preprocessing]:

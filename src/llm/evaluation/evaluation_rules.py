@@ -13,7 +13,7 @@ from llm.config.rules import Rule
 from llm.data.base import DataModule
 from llm.data.corpora.text import TextDataModule
 from llm.data.examples.instruction import InstructionDataModule
-from llm.evaluation.answers import Answer, read_answers
+from llm.evaluation.responses import Response, read_responses
 from llm.runs import RESULTS, Run
 from llm.weights.run import RunWeights, read_config
 
@@ -45,7 +45,7 @@ def other_run_has_responses(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(against, str):
         return
     try:
-        answers_of_run(against)
+        responses_of_run(against)
     except UserError as error:
         yield f"against: {error}"
 
@@ -103,6 +103,6 @@ def trained_data(config: DictConfig) -> type[DataModule]:
     return task.data_module
 
 
-def answers_of_run(path: str) -> list[Answer]:
+def responses_of_run(path: str) -> list[Response]:
     """Return the responses in the directory of a run."""
-    return read_answers(Run(Path(path)).path / RESULTS["responses"])
+    return read_responses(Run(Path(path)).path / RESULTS["responses"])

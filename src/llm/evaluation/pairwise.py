@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from llm.evaluation.answers import Answer
 from llm.evaluation.confidence import wilson
 from llm.evaluation.judge import Question
+from llm.evaluation.responses import Response
 
 TASK = """\
 You compare two responses, A and B, to the same instruction, and say which carries it out better. The \
@@ -24,7 +24,7 @@ Choice = Literal["A", "B", "tie"]
 Choices = tuple[Choice | None, Choice | None]
 
 
-def both_orders(ours: Answer, theirs: Answer) -> tuple[Question, Question]:
+def both_orders(ours: Response, theirs: Response) -> tuple[Question, Question]:
     """Return the question which of two responses is better, once with ours as A and once with ours as B."""
 
     def ask(first: str, second: str) -> Question:

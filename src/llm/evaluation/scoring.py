@@ -5,34 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from llm.evaluation import pairwise, pointwise
-from llm.evaluation.answers import Answer, match_answers, paired_difference, quality
 from llm.evaluation.judge import Judgements, Question
 from llm.evaluation.openai_client import OpenAI
+from llm.evaluation.responses import Response, match_responses, paired_difference, quality
 from llm.terminal.bars import progress_bar
 
 
 def rate(
-    answers: Sequence[Answer],
+    responses: Sequence[Response],
     *,
-    theirs: Sequence[Answer] | None,
+    theirs: Sequence[Response] | None,
     judge: OpenAI | None,
     file: Path,
 ) -> dict[str, Any]:
     """Score responses against their references, by a judge, and against another run's.
 
     Args:
-        answers: the run's responses.
+        responses: the run's responses.
         theirs: another run's responses, if any.
         judge: the model that judges, if any.
         file: the file of the judge's answers.
     """
-    report = {"quality": quality(answers)}
-    pairs = match_answers(answers, theirs) if theirs is not None else []
+    report = {"quality": quality(responses)}
+    pairs = match_responses(responses, theirs) if theirs is not None else []
     if pairs:
         report["against"] = paired_difference(pairs)
     if judge is not None:
         judgements = Judgements(judge, file)
-        questions = [pointwise.ask_score(**each._asdict()) for each in answers]
+        questions = [pointwise.ask_score(**each._asdict()) for each in responses]
         scores = ask(judgements, questions, what="scoring")
         report["judge"] = {"judge": judge.model, "address": judge.address}
         report["judge"] |= pointwise.summarize_scores(scores)

@@ -12,8 +12,8 @@ from llm.evaluation.rouge import rouge_l
 from llm.files import read_json, write_json
 
 
-class Answer(NamedTuple):
-    """An instruction, its reference and a model's response.
+class Response(NamedTuple):
+    """A model's response, with its instruction and a reference.
 
     Attributes:
         instruction: the instruction, or each turn of a longer conversation with its speaker.
@@ -26,14 +26,14 @@ class Answer(NamedTuple):
     response: str
 
 
-def read_answers(file: Path) -> list[Answer]:
+def read_responses(file: Path) -> list[Response]:
     """Return the responses in a run's `responses.json`.
 
     Raises:
         ConfigError: the file is missing or contains something else.
     """
     try:
-        return answers_of(read_json(file))
+        return responses_of(read_json(file))
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: does not exist; run llm evaluate on that run, which writes it"
@@ -45,15 +45,15 @@ def read_answers(file: Path) -> list[Answer]:
         ) from None
 
 
-def write_answers(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+def write_responses(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Response]:
     """Write a run's `responses.json` and return its responses."""
     write_json(file, rows)
-    return answers_of(rows)
+    return responses_of(rows)
 
 
-def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
+def responses_of(rows: Iterable[Mapping[str, Any]]) -> list[Response]:
     """Return the responses in rows with `instruction`, `input`, `messages`, `reference` and `response`."""
-    return [Answer(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
+    return [Response(_asked(row), str(row["reference"]), str(row["response"])) for row in rows]
 
 
 def _asked(row: Mapping[str, Any]) -> str:
@@ -63,32 +63,34 @@ def _asked(row: Mapping[str, Any]) -> str:
     return "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
 
 
-def answer_metrics(answers: Iterable[Answer]) -> dict[str, list[float]]:
+def response_metrics(responses: Iterable[Response]) -> dict[str, list[float]]:
     """Return the ROUGE-L and the exact match of each response."""
-    pairs = [(each.response, each.reference) for each in answers]
+    pairs = [(each.response, each.reference) for each in responses]
     return {
         "rouge_l": [rouge_l(*pair) for pair in pairs],
         "exact_match": [float(exact_match(*pair)) for pair in pairs],
     }
 
 
-def quality(answers: Sequence[Answer]) -> dict[str, Any]:
+def quality(responses: Sequence[Response]) -> dict[str, Any]:
     """Return ROUGE-L and exact match, each a mean over the responses with its interval."""
-    measured = answer_metrics(answers)
+    measured = response_metrics(responses)
     return {
-        "answers": len(answers),
+        "answers": len(responses),
         "rouge_l": bootstrap(measured["rouge_l"])._asdict(),
-        "exact_match": wilson(sum(measured["exact_match"]), len(answers))._asdict(),
+        "exact_match": wilson(sum(measured["exact_match"]), len(responses))._asdict(),
     }
 
 
-def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
+def match_responses(
+    ours: Sequence[Response], theirs: Sequence[Response]
+) -> list[tuple[Response, Response]]:
     """Return pairs of responses of two runs with the same instruction and reference, in the order of `ours`.
 
     Raises:
         ConfigError: there are none.
     """
-    others: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
+    others: defaultdict[tuple[str, str], list[Response]] = defaultdict(list)
     for each in reversed(theirs):
         others[each[:2]].append(each)
     pairs = [(each, others[each[:2]].pop()) for each in ours if others[each[:2]]]
@@ -100,7 +102,7 @@ def match_answers(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[tupl
     return pairs
 
 
-def paired_difference(pairs: Sequence[tuple[Answer, Answer]]) -> dict[str, Any]:
+def paired_difference(pairs: Sequence[tuple[Response, Response]]) -> dict[str, Any]:
     """Return the number of pairs and the gain in ROUGE-L over the other run, with a paired interval."""
     gains = [
         rouge_l(our.response, our.reference) - rouge_l(other.response, other.reference)

@@ -9,7 +9,7 @@ import pytest
 from llm.evaluation import pairwise, pointwise
 from llm.evaluation.judge import Judgements, Question
 from llm.evaluation.openai_client import NoAnswerError
-from llm.evaluation.responses import Response
+from llm.evaluation.response_scores import Response
 
 INSTRUCTION, REFERENCE = "Name the capital of France.", "Paris."
 GOOD = '{"score": 80}'

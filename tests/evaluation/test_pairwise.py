@@ -6,7 +6,7 @@ import pytest
 
 from llm.evaluation.judge import Judgements
 from llm.evaluation.pairwise import both_orders, parse_choice, summarize_choices
-from llm.evaluation.responses import Response
+from llm.evaluation.response_scores import Response
 
 
 @pytest.mark.parametrize("choice", ["A", "B", "tie"])

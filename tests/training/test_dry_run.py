@@ -170,18 +170,18 @@ def test_data_of_a_function_are_counted(loader, capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "train -m dry_run=true", "plan"])
 def test_data_of_a_function_need_a_batch_size(command, tmp_path, monkeypatch, capsys):
-    (tmp_path / "own_data.py").write_text(
+    (tmp_path / "sized_data.py").write_text(
         "from llm.data.base import DataModule\ndef my_data() -> DataModule: ...\n"
     )
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "own.yaml").write_text("_target_: own_data.my_data\n")
+    (tmp_path / "data" / "own.yaml").write_text("_target_: sized_data.my_data\n")
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["--config-dir", str(tmp_path), "data=own", "trust=[own_data]", "size=nano"]
+    words = ["--config-dir", str(tmp_path), "data=own", "trust=[sized_data]", "size=nano"]
     monkeypatch.setattr("sys.argv", ["llm", *command.split(), *words])
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == (
-        "data.batch_size: own_data.my_data has no such argument, which is the number of rows in a batch; add it to "
+        "data.batch_size: sized_data.my_data has no such argument, which is the number of rows in a batch; add it to "
         "the function and to its config\n"
     )
 

@@ -15,7 +15,7 @@ from llm.callbacks.samples import Samples
 from llm.data.base import DataModule
 from llm.data.examples.instruction import Demonstration, InstructionDataModule
 from llm.data.examples.preference import Pair, PreferenceDataModule
-from llm.evaluation.responses import response_metrics, write_responses
+from llm.evaluation.response_scores import response_metrics, write_responses
 from llm.generation.batch_responses import respond
 from llm.generation.decoding import generates
 from llm.generation.generation_settings import GREEDY, GenerationSettings

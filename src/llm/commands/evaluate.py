@@ -25,7 +25,7 @@ from llm.data.naming import rename_keys
 from llm.evaluation.evaluation_rules import RULES, responses_of_run, trained_data
 from llm.evaluation.evaluation_table import plain_report, report_table
 from llm.evaluation.openai_client import OpenAI
-from llm.evaluation.responses import Response, read_responses, responses_of, write_responses
+from llm.evaluation.response_scores import Response, read_responses, responses_of, write_responses
 from llm.evaluation.scoring import rate
 from llm.evaluation.text_likelihood import measure_text
 from llm.files import write_json

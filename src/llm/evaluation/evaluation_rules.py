@@ -13,7 +13,7 @@ from llm.config.rules import Rule
 from llm.data.base import DataModule
 from llm.data.corpora.text import TextDataModule
 from llm.data.examples.instruction import InstructionDataModule
-from llm.evaluation.responses import Response, read_responses
+from llm.evaluation.response_scores import Response, read_responses
 from llm.runs import RESULTS, Run
 from llm.weights.run import RunWeights, read_config
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llm.evaluation.confidence import wilson
 from llm.evaluation.judge import Question
-from llm.evaluation.responses import Response
+from llm.evaluation.response_scores import Response
 
 TASK = """\
 You compare two responses, A and B, to the same instruction, and say which carries it out better. The \

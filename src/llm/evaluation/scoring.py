@@ -7,7 +7,7 @@ from typing import Any
 from llm.evaluation import pairwise, pointwise
 from llm.evaluation.judge import Judgements, Question
 from llm.evaluation.openai_client import OpenAI
-from llm.evaluation.responses import Response, match_responses, paired_difference, quality
+from llm.evaluation.response_scores import Response, match_responses, paired_difference, quality
 from llm.terminal.bars import progress_bar
 
 

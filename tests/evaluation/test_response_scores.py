@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm.config.errors import ConfigError
-from llm.evaluation.responses import (
+from llm.evaluation.response_scores import (
     Response,
     match_responses,
     paired_difference,

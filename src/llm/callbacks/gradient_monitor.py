@@ -73,6 +73,6 @@ class Gradients(Callback):
         if norm > self.spike * usual:
             rank_zero_warn(
                 f"step {step}: gradient norm {norm:.3g} is {norm / usual:.0f} × its median; if the loss rises too, use "
-                "a lower optimizer.lr or trainer.gradient_clip=1"
+                "a lower optimizer.lr, or a lower trainer.gradient_clip such as 0.5"
             )
         self.norms.append(norm)

@@ -62,7 +62,8 @@ def _counted(part: TablePart, by: str | None) -> Iterator[str]:
     if part.tokenizers == 1:
         return
     by = by or "bits_per_byte"
-    ranking = f"rows are ranked by {by}" if part.ranked else "choose a metric to rank by with by="
+    unranked = "no row is ranked: choose another metric with by="
+    ranking = f"rows are ranked by {by}" if part.ranked else unranked
     yield f"different tokenizers: losses per token are not comparable and are left out; {ranking}"
 
 

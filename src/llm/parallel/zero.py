@@ -42,7 +42,7 @@ class ZeRO(Strategy):
         if find_spec("deepspeed") is None:
             raise ValueError(
                 "strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'llm-hydra[deepspeed]', or use "
-                "hardware=fsdp, which shards the same tensors without it"
+                "hardware=fsdp, which also shards the training state and does not need it"
             )
 
     def check(self, hardware: Hardware) -> None:

@@ -11,7 +11,7 @@ class DivergedError(UserError):
     def __init__(self, what: str, step: int) -> None:
         super().__init__(
             f"training diverged: {what} after step {step}; use a lower optimizer.lr, a longer schedule.warmup_steps "
-            "or trainer.gradient_clip=1."
+            "or a lower trainer.gradient_clip such as 0.5."
         )
 
     def say_more(self, line: str) -> None:

@@ -234,7 +234,7 @@ class HuggingFaceWeights(Weights):
             if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:
                 raise ConfigError(
                     f"weights.path: {stored.name} has {stored.shape[0]} rows, but config.json has "
-                    f"vocab_size={self.settings['vocab_size']}; download the folder again"
+                    f"vocab_size={self.settings['vocab_size']}; restore the files of one model"
                 )
         self.key_map(self.settings).load(tensors, model)
 

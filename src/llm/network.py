@@ -53,7 +53,7 @@ def call_within(seconds: float, call: Callable[[], Result]) -> Result:
     """
     future = _start(call)
     if not wait([future], seconds).done:
-        raise TimeoutError(f"timed out: no complete response within {seconds:g} seconds")
+        raise TimeoutError(f"timed out: no complete answer within {seconds:g} seconds")
     return future.result()
 
 

@@ -95,7 +95,7 @@ def test_a_server_that_sends_a_byte_now_and_then_times_out(head, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=drip, args=(server,), daemon=True).start()
         judge = OpenAI("j", f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.5, retries=0)
-        with pytest.raises(NoAnswerError, match="timed out: no complete response"):
+        with pytest.raises(NoAnswerError, match="timed out: no complete answer"):
             judge.complete(HELLO)
     over.set()
 

@@ -45,7 +45,7 @@ class Script(StandardStreams):
 
 
 def echo(seen, tokens, seed):
-    """Answer with the last question in capitals, letter by letter."""
+    """Respond with the last message in capitals, letter by letter."""
     text = ByteTokenizer().decode(tokens)
     seen.append((text, seed))
     yield from text.rpartition("U:")[2].partition("\n")[0].upper()

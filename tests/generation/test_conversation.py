@@ -1,4 +1,4 @@
-"""The part of a conversation that fits the context: whole turns, always with the last question."""
+"""The part of a conversation that fits the context: whole turns, always with the last message."""
 
 import random
 

@@ -78,7 +78,7 @@ class Evaluate(Command):
             The content of the file.
 
         Raises:
-            UserError: the data have changed or lack the part, or the judge does not respond.
+            UserError: the data have changed or lack the part, or the judge does not answer.
         """
         weights = self.weights
         file = self.results_file(weights)

@@ -171,7 +171,7 @@ class BERT(nn.Module):
             ValueError: always.
         """
         raise ValueError(
-            "BERT attends to later tokens and cannot write a text; choose a model such as GPT"
+            "BERT attends to later tokens and cannot generate text; choose a model such as GPT"
         )
 
     def flops_per_token(self, context: int) -> int:

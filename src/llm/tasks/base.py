@@ -32,7 +32,7 @@ CAUSAL = {
     "causal": "sees the tokens that it would have to predict; finetune it as a classifier "
     "(experiment=classify), or choose a causal model such as model=gpt"
 }
-GENERATES = {"generates": "cannot write a text; choose a model that can, such as model=gpt"}
+GENERATES = {"generates": "cannot generate text; choose a model that can, such as model=gpt"}
 
 # Weighted losses are divided by this number of targets, because fp16 overflows at 65,504.
 UNIT = 1024

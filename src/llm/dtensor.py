@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import Tensor
 
-# Takes half a second to import, which generation does not need; so functions below import it when they are called.
+# The import takes half a second, and generation does not need it. So the functions below import it when called.
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 

@@ -33,10 +33,10 @@ class Throughput(StepCallback):
 
     Counts all training tokens, including padding. The time of validation and sampling is not included.
 
-    MFU (model FLOPs utilisation) is the share of the hardware's peak FLOPs per second that one forward and backward
-    pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, plus attention).
-    A reference model and the sampling of responses are not counted. MFU is left out if parameters are frozen: they need
-    fewer than 6 FLOPs, depending on their position.
+    MFU (model FLOPs utilisation) is the share of the hardware's peak FLOPs per second, published for a GPU and measured
+    on a CPU, that one forward and backward pass over these tokens uses (Chowdhery et al. 2022, appendix B: 6 FLOPs per
+    parameter and token, plus attention). A reference model and the sampling of responses are not counted. MFU is left
+    out if parameters are frozen: they need fewer than 6 FLOPs, depending on their position.
 
     Warns once if other programs use the cores of a run on the CPU (`Crowding`).
     """

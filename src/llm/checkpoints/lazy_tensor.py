@@ -137,9 +137,8 @@ def in_bytes(path: Path, start: int, *, dtype: torch.dtype, shape: Shape) -> Ten
 
 
 def _from_safetensors(path: Path, name: str) -> Tensor:
-    with safe_open(
-        path, "pt"
-    ) as file:  # opened for each tensor: an open file keeps its pages in memory
+    # The file is opened for each tensor, because an open file keeps its pages in memory.
+    with safe_open(path, "pt") as file:
         return file.get_tensor(name)
 
 

@@ -169,9 +169,8 @@ class WandbLogger(Logger):
         """
         self.service.identity["config"] = params
         if self._first_step_file.is_file():
-            known = read_utf8(
-                self._first_step_file
-            )  # if that is damaged, all rows are logged again
+            known = read_utf8(self._first_step_file)
+            # If the file is damaged, all rows are logged again.
             self._first = int(known) if known.isdecimal() else 0
         self.service.open()
         for row in read_metrics(self.run.metrics):  # a killed process may not have logged all

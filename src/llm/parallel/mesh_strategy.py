@@ -1,6 +1,6 @@
 """Lightning's strategy for models whose parameters are DTensors, with the same checkpoints as on a single device.
 
-All devices gather each tensor. The first device restores the model's row order and writes it.
+All devices gather each tensor and restore the model's row order. The first device writes it.
 """
 
 from collections.abc import Collection, Mapping

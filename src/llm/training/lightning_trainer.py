@@ -26,8 +26,8 @@ warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
 # Hooks that Lightning calls in every step. Three changes together remove 40 % of the time that the trainer adds to a
-# step (`experiments/trainer_overhead`): empty hooks and profiling are skipped, and `Task.__setattr__`
-# bypasses `nn.Module`.
+# step (`experiments/trainer_overhead`): empty hooks and profiling are skipped, and `Task.__setattr__` bypasses
+# `nn.Module` for the name of the current hook.
 STEP_HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_backward", "on_after_backward"),
     *("on_before_zero_grad", "on_before_optimizer_step"),

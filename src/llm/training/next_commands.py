@@ -61,7 +61,7 @@ class NextCommands:
         return ["train", *composed.flags, *kept]
 
     def _with_lower_rate(self) -> Sequence[str]:
-        """Return the words that resume the run, with a tenth of its learning rate."""
+        """Return the words of `llm train` for the same run, with a tenth of its learning rate."""
         is_named = any(key_of(word) == "name" for word in self._words)
         name = [] if is_named else [f"name={quoted_text(self.run.path.name)}"]
         rate = self.config.tree.optimizer.get("lr")

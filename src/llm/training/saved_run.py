@@ -41,7 +41,8 @@ def restore_run(
         if "malformed" in config.data:
             config.data.malformed = malformed
     if OmegaConf.select(config, "task.reward.accelerator") is not None:
-        config.task.reward.accelerator = hardware.accelerator  # the saved one is another machine's
+        # The saved accelerator may be that of another machine.
+        config.task.reward.accelerator = hardware.accelerator
     with weights.named():
         built = check_nodes(config, SECTIONS)
     # An adapter and a reference model need the weights that the run began from.

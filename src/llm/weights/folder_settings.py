@@ -112,9 +112,8 @@ def read_settings(folder: Path) -> FolderSettings:
     """
     config = _optional(folder / CONFIG) or {}
     named = _optional(folder / TOKENIZER) or {}
-    if (
-        "added_tokens_decoder" not in named
-    ):  # in older folders, special_tokens_map.json has precedence
+    # In older folders, special_tokens_map.json has precedence.
+    if "added_tokens_decoder" not in named:
         named = {**named, **(_optional(folder / SPECIAL_TOKENS) or {})}
     tokens = {
         key: cast(str, value.get("content") if isinstance(value, dict) else value)

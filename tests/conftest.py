@@ -83,7 +83,7 @@ def build() -> Callable[..., Any]:
     return build
 
 
-# Small finetuning runs: nano GPT, bytes, ChatML, made-up pairs of answers.
+# Small finetuning runs: nano GPT, bytes, ChatML, made-up pairs of responses.
 
 WORDS = "cat dog hen cow pig fox owl ant bee elk ape rat".split()
 SMALL = [
@@ -103,7 +103,7 @@ SMALL = [
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Thirty-six questions, the polite answer chosen, the rude one rejected."""
+    """Thirty-six instructions, the polite response chosen, the rude one rejected."""
     rows = [
         {"instruction": f"{word} {n}?", "chosen": f"a {word}, sir", "rejected": f"{word}, you fool"}
         for word in WORDS

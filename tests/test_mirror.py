@@ -125,7 +125,7 @@ OWNERS = {
         "training/test_lifecycle.py::test_output_without_a_terminal_is_lines_with_metrics"
     ),
     "terminal/streams.py": (
-        "commands/test_chat.py::test_ctrl_c_stops_the_answer_and_the_next_question_is_answered"
+        "commands/test_chat.py::test_ctrl_c_stops_the_response_and_the_next_message_gets_one"
     ),
     "tokenizers/huggingface.py": "tokenizers/test_base.py::test_round_trip",
     # The phases of a run: tested in runs.

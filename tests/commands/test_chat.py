@@ -1,4 +1,4 @@
-"""`llm chat`: needs only a run directory; Ctrl-C stops the answer, not the chat."""
+"""`llm chat`: needs only a run directory; Ctrl-C stops the response, not the chat."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def talk(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
     return forked.run(["chat", f"weights.path={run.path}", *WORDS, *words], lines)
 
 
-def test_pipe_contains_only_answers(run, tmp_path):
+def test_pipe_contains_only_responses(run, tmp_path):
     saved = tmp_path / "talk.json"
     done = talk(run, f"Grüße\n/nothing\nb\n/save {saved}\n", "template=plain", "max_tokens=9")
     assert done.stdout == "aaaaaaaaa\naaaaaaaaa\n"
@@ -226,7 +226,7 @@ class Terminal:
         self.unread = self.unread.partition(text)[2]
 
 
-def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp_path):
+def test_ctrl_c_stops_the_response_and_the_next_message_gets_one(terminal, tmp_path):
     saved = tmp_path / "talk.json"
     terminal.wait_for("> ")
     terminal.type("one\n")
@@ -247,8 +247,8 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_is_answered(terminal, tmp
     terminal.type("/quit\n")
     assert terminal.process.wait(timeout=30) == 0
     (row,) = json.loads(Path(saved).read_text("utf-8"))
-    questions, answers = row["messages"][::2], row["messages"][1::2]
-    assert [message["content"] for message in questions] == ["one", "two\nlines"]
-    for message in answers:
+    messages, responses = row["messages"][::2], row["messages"][1::2]
+    assert [message["content"] for message in messages] == ["one", "two\nlines"]
+    for message in responses:
         assert set(message["content"]) == {"a"}
-        assert 4 <= len(message["content"]) < CONTEXT // 2, "the answer was stopped before its end"
+        assert 4 <= len(message["content"]) < CONTEXT // 2, "the response was stopped early"

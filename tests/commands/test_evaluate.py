@@ -238,7 +238,7 @@ def test_preferences_are_measured_against_the_base_weights(
     assert_same_metrics(evaluated(run), run, "test")
 
 
-def test_answers_are_compared_with_their_references(instructed, evaluated):
+def test_responses_are_compared_with_their_references(instructed, evaluated):
     report = evaluated(instructed)
     assert_same_metrics(report, instructed, "test")
     metrics, quality = instructed.record["metrics"], report["quality"]
@@ -249,7 +249,7 @@ def test_answers_are_compared_with_their_references(instructed, evaluated):
     assert quality["exact_match"]["mean"] == pytest.approx(metrics["test/exact_match"])
 
 
-def test_missing_answers_are_generated(instructed, evaluated):
+def test_missing_responses_are_generated(instructed, evaluated):
     file = instructed.path / RESULTS["responses"]
     before = file.read_text()
     file.unlink()
@@ -257,8 +257,8 @@ def test_missing_answers_are_generated(instructed, evaluated):
     assert file.read_text() == before
 
 
-def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
-    """A run that was trained further and interrupted has answers that are older than its weights."""
+def test_responses_of_an_earlier_state_are_not_measured(instructed, evaluated):
+    """A run that was trained further and interrupted has responses that are older than its weights."""
     file = instructed.path / RESULTS["responses"]
     before = file.read_text()
     file.write_text(before.replace('"response": "', '"response": "stale '))
@@ -268,7 +268,7 @@ def test_answers_of_an_earlier_state_are_not_measured(instructed, evaluated):
     assert file.read_text() == before
 
 
-def test_answers_are_kept_without_the_last_checkpoint(instructed, evaluated):
+def test_responses_are_kept_without_the_last_checkpoint(instructed, evaluated):
     before = (instructed.path / RESULTS["responses"]).read_text()
     aside = instructed.last.rename(instructed.last.with_name("aside"))
     try:
@@ -278,7 +278,7 @@ def test_answers_are_kept_without_the_last_checkpoint(instructed, evaluated):
 
 
 @pytest.mark.filterwarnings("ignore:.*are in the training part too")  # on purpose
-def test_another_part_and_another_file_have_their_own_answers(instructed, evaluated, folder):
+def test_another_part_and_another_file_have_their_own_responses(instructed, evaluated, folder):
     before = (instructed.path / RESULTS["responses"]).read_bytes()
     whole = evaluated(instructed, "part=validation", "max_tokens=4")
     assert whole["quality"]["answers"] != len(json.loads(before))

@@ -1,4 +1,4 @@
-"""`llm generate best_of=…`: prompts in the chat template, the best answer by the reward."""
+"""`llm generate best_of=…`: prompts in the chat template, the best response by the reward."""
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -20,7 +20,7 @@ def polite(train, pairs):
     return train("policy", "task=dpo", *data), train("reward", "task=reward", *data)
 
 
-def test_best_answer_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys):
+def test_best_response_by_a_reward_model_is_returned_and_all_are_shown(polite, capsys):
     policy, reward = (str(run.path) for run in polite)
     capsys.readouterr()
     words = (f"weights.path={policy}", "reward=run", f"reward.path={reward}", "prompt='cat 1?'")
@@ -52,7 +52,7 @@ def test_prompts_of_a_file_are_put_into_the_template(polite, tmp_path, capsys):
     assert shown.index("=== cat 1?") < shown.index("=== dog 2?")
 
 
-def test_several_answers_need_a_reward_and_vice_versa(polite):
+def test_several_responses_need_a_reward_and_vice_versa(polite):
     weights = f"weights.path={polite[0].path}"
     for words in (("best_of=4",), ("reward=length",), ("best_of=0",)):
         with pytest.raises(ConfigError, match=r"best_of: .*(use|set)"):

@@ -51,12 +51,12 @@ def echo(seen, tokens, seed):
     yield from text.rpartition("U:")[2].partition("\n")[0].upper()
 
 
-def talk(*lines, answer=None, agrees=False, context_length=100):
+def talk(*lines, respond=None, agrees=False, context_length=100):
     """Return a finished session, its output, and the prompts with their seeds."""
     seen = []
     script = Script(*lines, agrees=agrees)
     conversation = Conversation(TEMPLATE, ByteTokenizer(), context_length=context_length, room=20)
-    dialogue = ChatSession(conversation, answer or partial(echo, seen), terminal=script, seed=7)
+    dialogue = ChatSession(conversation, respond or partial(echo, seen), terminal=script, seed=7)
     dialogue.run()
     return dialogue, script, seen
 
@@ -68,25 +68,25 @@ def test_each_response_gets_the_earlier_turns_and_its_own_seed():
 
 
 def test_stopped_response_is_kept_and_the_chat_continues():
-    def answer(tokens, seed):
+    def respond(tokens, seed):
         yield "par"
         yield "tial"
         if seed == 7:
             raise KeyboardInterrupt
         yield " no more"
 
-    dialogue, script, _ = talk("one", "two", answer=answer)
+    dialogue, script, _ = talk("one", "two", respond=respond)
     assert [turn.response for turn in dialogue.conversation.turns] == ["partial", "partial no more"]
     assert script.written == "partial\npartial no more\n"
 
 
-def test_question_without_a_response_is_dropped():
-    def answer(tokens, seed):
+def test_message_without_a_response_is_dropped():
+    def respond(tokens, seed):
         if seed == 7:
             raise KeyboardInterrupt
         yield ""
 
-    dialogue, script, _ = talk("one", "two", answer=answer)
+    dialogue, script, _ = talk("one", "two", respond=respond)
     assert dialogue.conversation.turns == []
     assert script.notes == ["no response: the message is left out of the conversation"] * 2
 

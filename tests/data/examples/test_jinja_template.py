@@ -49,7 +49,7 @@ def test_a_mark_in_a_message_changes_nothing(chatml):
     assert text in tokenizer.decode(tokens)
 
 
-def test_what_ends_an_answer(chatml):
+def test_what_ends_a_response(chatml):
     ours, tokenizer = chatml
     assert ours.end_token(tokenizer) == tokenizer.special_tokens["<|im_end|>"]
     assert ours.end_tokens(tokenizer) == {
@@ -134,7 +134,7 @@ def test_a_template_in_a_configuration_is_read_before_it_is_used():
         build({**node, "source": ["a" * 2**20]})
 
 
-def test_a_template_that_hides_the_answers_is_refused_for_training(chatml):
+def test_a_template_that_hides_the_responses_is_refused_for_training(chatml):
     _, tokenizer = chatml
     hidden = template("{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>")
     with pytest.raises(ValueError, match="does not show where a response begins"):

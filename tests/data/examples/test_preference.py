@@ -104,7 +104,7 @@ def test_a_tokenizer_is_fitted_to_what_is_written(module):
     assert set("Q: \nA<>").issubset(data.tokenizer.characters), "the template's, a person's <end>"
 
 
-def test_text_cannot_forge_the_end_of_an_answer(module):
+def test_text_cannot_forge_the_end_of_a_response(module):
     data = module(*({**GOOD, "chosen": "two<end>Q: more?"} for _ in range(20)))
     row = data.encode(data.raw["train"][0])
     assert row["targets"].count(data.tokenizer.special_tokens["<end>"]) == 2  # one a response

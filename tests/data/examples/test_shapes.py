@@ -85,7 +85,7 @@ def test_every_field_that_changes_what_a_row_means_is_used(prepared, case, messa
     assert sum(map(len, data.raw.values())) == 40
 
 
-def test_answers_of_earlier_turns_are_learned(prepared):
+def test_responses_of_earlier_turns_are_learned(prepared):
     data = prepared("instruct", CASES / "alpaca_history.json")
     assert learned(data, first(data)) == "hello<|im_end|>1<|im_end|>"
 
@@ -129,14 +129,14 @@ def test_turns_of_weight_0_are_not_learned(prepared):
         )
 
 
-def test_a_conversation_ends_with_the_last_answer_to_learn(prepared):
+def test_a_conversation_ends_with_the_last_response_to_learn(prepared):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     last = [turns[0], {**turns[1], "weight": 0}]
     data = prepared("instruct", [{"messages": turns + last}] * 40)
     assert talk(first(data)) == [("user", "a"), ("assistant", "b")]
 
 
-def test_rows_in_which_all_answers_have_weight_0_are_refused_in_one_line(prepared):
+def test_rows_in_which_all_responses_have_weight_0_are_refused_in_one_line(prepared):
     with pytest.raises(ConfigError, match="no response to learn") as error:
         prepared("instruct", CASES / "messages_extra.json", "data.malformed=skip")
     (line,) = error.value.problems

@@ -68,7 +68,7 @@ def test_renders_as_transformers_does_with_the_formats_own_definition(name, last
         tokenize=False,
         add_generation_prompt=last == 4,
     )
-    # Nothing follows a last answer here: the line break of the format stands between turns.
+    # Nothing follows a last response here: the line break of the format stands between turns.
     assert preset(name).render(TALK[:last]) == (
         expected if last == 4 else expected.removesuffix("\n")
     )
@@ -90,7 +90,7 @@ def test_alpaca_with_and_without_an_input():
     )
 
 
-def test_tokens_spell_the_text_and_the_mask_holds_the_answers_with_their_ends(template):
+def test_tokens_spell_the_text_and_the_mask_holds_the_responses_with_their_ends(template):
     tokenizer = tokenizer_for(template)
     tokens, is_response = template.encode(TALK, tokenizer)
     assert tokenizer.decode(tokens) == template.render(TALK)
@@ -111,7 +111,7 @@ def test_a_tokenizer_reads_what_is_written_but_for_the_templates_own_tokens(temp
     assert name in template.ordinary_text([Message("user", name)])
 
 
-def test_a_prompt_is_the_beginning_of_the_whole_up_to_the_answer(template):
+def test_a_prompt_is_the_beginning_of_the_whole_up_to_the_response(template):
     tokenizer = tokenizer_for(template)
     tokens, is_response = template.encode(TALK, tokenizer)
     prompt = template.encode_prompt(TALK[:-1], tokenizer)

@@ -76,9 +76,9 @@ def build() -> Callable[..., Any]:
             return compose(overrides=[*(f"+{o}" for o in defaults), *groups]).model
 
     def build(*overrides: str, vocab_size: int = 97) -> Any:
-        from hydra.utils import instantiate
+        from llm.config.build import build as build_node
 
-        return instantiate(compose_model(overrides), vocab_size=vocab_size)
+        return build_node(compose_model(overrides), vocab_size=vocab_size)
 
     return build
 

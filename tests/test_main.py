@@ -58,6 +58,14 @@ ACROSS = [
         "+data=spam: data has an option already; use data=spam to replace it",
     ),
     (
+        "train model/layers=nope size=nano",
+        "model.pattern=[3*rotary,nope]: 4 layers are more than num_layers=2; use a shorter pattern or more layers",
+    ),
+    (
+        "plan model/layers=nope model.pattern=[2*rotray,nope]",
+        "model.pattern=[2*rotray,nope]: rotray is not in layers; did you mean rotary?",
+    ),
+    (
         "train adapter=lora",
         "adapter: it would freeze untrained weights; choose trained ones with weights=run "
         "weights.path=…, or use adapter=none",

@@ -99,6 +99,7 @@ OWNERS = {
     ),
     "models/errors.py": "models/test_gpt.py::test_errors_name_the_value_and_a_remedy",
     "network.py": "data/test_download.py::test_a_slow_download_may_take_several_periods",
+    "nn/context.py": "models/test_gpt.py::test_padding_changes_nothing",
     "nn/ignore_index.py": (
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
     ),

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from ranks import on_ranks
 from torch import nn
 
 from llm.adapters.base import adapter_state, disabled
 from llm.adapters.lora import LoRA, LoRALinear, activate, merge_updates
 from llm.adapters.prefix import Prefix
+from llm.config.build import build as build_node
 from llm.models.classifier import Classifier
 from llm.optim.groups import decay_matrices
 from llm.training.activation_checkpointing import checkpoint_activations
@@ -318,7 +318,7 @@ def compile_adapted() -> None:
         words = ["+model=gpt", "+size=nano", "size.num_layers=1", "model.vocab_size=97"]
         config = compose(overrides=words).model
     for adapter, low in ((LoRA(frozen_dtype="bfloat16"), True), (Prefix(3), False)):
-        model, tokens = instantiate(config), torch.arange(32).view(2, 16)
+        model, tokens = build_node(config), torch.arange(32).view(2, 16)
         adapter.apply(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:

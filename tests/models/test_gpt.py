@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from ranks import on_ranks
 from torch.utils.flop_counter import FlopCounterMode
 
+from llm.config.build import build as build_node
 from llm.models.gpt import GPT
 
 PRESETS = ["gpt2", "llama", "gpt"]
@@ -23,6 +23,11 @@ VARIANTS = {
     "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
+    "gpt-local-full": [
+        *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),
+        *("size.num_layers=3", "model.layers.local.mask.size=4"),
+    ],
+    "llama-nope": ["model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"],
 }
 
 
@@ -234,6 +239,13 @@ def test_flops_equal_those_counted_by_torch(build, preset):
     assert model.flops_per_token(model.context_length) == pytest.approx(counted, rel=0.01)
 
 
+def test_window_counts_only_its_keys(build):
+    words = ["model=gpt", "model/layers=local_global", "model.pattern=[local,full]"]
+    full, mixed = build("model=gpt"), build(*words, "model.layers.local.mask.size=16")
+    # 12 operations for each of 64 columns of the heads and each key; one of the two layers sees 16 of 64 keys.
+    assert full.flops_per_token(64) - mixed.flops_per_token(64) == 12 * 64 * (64 - 16)
+
+
 def test_head_of_hidden_states_equals_forward(build):
     model, tokens = build(), draw(2, 5)
     torch.testing.assert_close(model.head(model.hidden_states(tokens)), model(tokens))
@@ -281,7 +293,7 @@ def compile_models() -> None:
             for preset in ("gpt2", "llama", "gpt")
         ]
     for config in configs:
-        model, tokens = instantiate(config), torch.arange(32).view(2, 16)
+        model, tokens = build_node(config), torch.arange(32).view(2, 16)
         expected = torch.autograd.grad(model(tokens).square().sum(), [*model.parameters()])
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         actual = torch.autograd.grad(compiled(tokens).square().sum(), [*model.parameters()])
@@ -293,9 +305,17 @@ def test_training_compiles_into_one_graph():
     on_ranks(1, compile_models, timeout=280)
 
 
-def test_a_model_is_causal_if_its_mask_is(build):
+def test_a_model_is_causal_if_the_masks_of_all_layers_are(build):
     assert build().causal
     assert build("model/mask=sliding_window").causal
     model = build()
-    model.mask = lambda queries, keys: (queries[:, None] - keys[None, :]).abs() < 2
+
+    def both_ways(queries, keys):
+        return (queries[:, None] - keys[None, :]).abs() < 2
+
+    model.mask = both_ways
+    assert not model.causal
+    model = build("model/layers=nope", "model.pattern=[rotary,nope]", "model=gpt")
+    assert model.causal
+    model.blocks[1].mask = both_ways
     assert not model.causal

@@ -24,7 +24,8 @@ TIED = ("model=gpt2", "size.num_layers=4")
 
 def test_two_and_four_stages_learn_as_one_device(text, tmp_path):
     tied = (text, *TIED, "trainer.accumulate=2", "hardware.activation_checkpointing=true")
-    untied = (text, "model=llama", "size.num_layers=5", *MUON)
+    kinds = ("model/layers=nope", "model.pattern=[rotary,nope]")  # not every stage has both
+    untied = (text, "model=llama", "size.num_layers=5", *kinds, *MUON)
     gpipe = ("hardware.strategy.schedule=gpipe", "hardware.strategy.microbatches=2")
     runs = {"tied": tied, "untied": untied}
     assert_learn_as_one(tmp_path, runs, {2: {"tied": PIPELINE}, 4: {"untied": (*PIPELINE, *gpipe)}})

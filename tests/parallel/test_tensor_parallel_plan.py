@@ -21,6 +21,10 @@ MODELS = {
     "gated, grouped, untied": ("model=llama", "size.num_kv_heads=2"),
     "normed queries and keys": ("model=gpt", "size.num_kv_heads=2"),
     "slopes": ("model=gpt2", "model/position=alibi", "model/kernel=naive"),
+    "slopes and a window in every second layer": (
+        *("model=llama", "model/layers=local_global", "model.pattern=[local,full]"),
+        "+model.layers.local.position={_target_:llm.nn.positions.ALiBi,num_heads:4}",
+    ),
 }
 
 

@@ -12,11 +12,13 @@ from llm.models.classifier import first_token
 from llm.models.size import flops_per_token, require_sizes
 from llm.nn.activations import gelu
 from llm.nn.attention import Attention
-from llm.nn.block import Block
+from llm.nn.context import Context
 from llm.nn.init import truncated_normal
-from llm.nn.masks import not_padding
+from llm.nn.layer_schedule import Layer
+from llm.nn.masks import everything
 from llm.nn.positions import ALiBi, Position, next_positions
 from llm.nn.residual import Residual, post_norm
+from llm.nn.stack import Stack
 
 
 class MaskedHead(nn.Linear):
@@ -117,10 +119,8 @@ class BERT(nn.Module):
         # Post-norm blocks end with a norm, so the first block gets a normalized input too.
         self.embedding_norm = norm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(dim, attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
-            for _ in range(num_layers)
-        )
+        layer = Layer(attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
+        self.blocks = Stack(dim, num_layers, layer=layer)
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # The state at position t predicts the token at t, which is masked in the input.
         self.head = MaskedHead(dim, vocab_size, activation=activation, norm=norm)
@@ -154,14 +154,13 @@ class BERT(nn.Module):
         # Three embeddings are added: token, segment and, in embed(), position. (B, T) -> (B, T, C)
         x = self.position.embed(self.embedding(tokens) + self.segment(segments), positions)
         x = self.dropout(self.embedding_norm(x))
-        rotation = self.position.rotation(x, positions)
-        mask = None
-        if attention_mask is not None:
-            columns = torch.arange(tokens.shape[1], device=tokens.device)
-            # (B, T, T) -> (B, 1, T, T): the same for all heads. Without padding no mask is needed.
-            mask = not_padding(attention_mask)(columns, columns).unsqueeze(-3)
-        for block in self.blocks:
-            x = block(x, rotation=rotation, mask=mask, causal=False)
+        context = Context(
+            position=self.position,
+            mask=everything,
+            positions=positions,
+            attention_mask=attention_mask,
+        )
+        x = self.blocks(x, context)
         return self.final_norm(x)
 
     def new_cache(self, *_: object, **__: object) -> NoReturn:
@@ -176,4 +175,5 @@ class BERT(nn.Module):
 
     def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations for one token of training."""
-        return flops_per_token(self.blocks, self.final_norm, self.head, context=context)
+        others = self.final_norm, self.head
+        return flops_per_token(self.blocks, *others, context=context, mask=everything)

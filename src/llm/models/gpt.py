@@ -1,6 +1,6 @@
 """The decoder-only Transformer: GPT-2, Llama and related models are this class with different parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,11 +11,14 @@ from llm.models.errors import ModelError
 from llm.models.size import flops_per_token, require_sizes
 from llm.nn.attention import Attention
 from llm.nn.block import Block
+from llm.nn.context import Context
 from llm.nn.init import gpt2
 from llm.nn.kv_cache import Cache
-from llm.nn.masks import Predicate, as_bias, both, causal, not_padding, same_document
-from llm.nn.positions import Position, Positions, next_positions
+from llm.nn.layer_schedule import Layer
+from llm.nn.masks import Predicate, causal
+from llm.nn.positions import Position, next_positions
 from llm.nn.residual import Residual, pre_norm
+from llm.nn.stack import Stack
 
 
 class GPT(nn.Module):
@@ -33,6 +36,8 @@ class GPT(nn.Module):
         residual: adds a sublayer to the residual stream.
         final_norm: makes the norm before the head for a width; None leaves it out.
         mask: which keys a query may attend to, by their indices in the sequence.
+        layers: kinds of layers by name, if they differ; each has the parts above that it does not set.
+        pattern: the order of the kinds, such as `[5*local, full]`; repeated up to `num_layers`.
         init: initializes all parameters.
         dropout: probability for the embeddings.
         tie_weights: whether the head uses the embedding's matrix (Press and Wolf 2017).
@@ -55,6 +60,8 @@ class GPT(nn.Module):
         residual: Residual = pre_norm,
         final_norm: Callable[[int], nn.Module] | None = None,
         mask: Predicate = causal,
+        layers: Mapping[str, Layer] | None = None,
+        pattern: Sequence[str] | None = None,
         init: Callable[[nn.Module], None] = gpt2,
         dropout: float = 0.0,
         tie_weights: bool = True,
@@ -66,16 +73,12 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.mask = mask
-        # Kernels apply a causal mask without a tensor. A config passes the function as a partial, hence `func`.
-        self.mask_is_causal = getattr(mask, "func", mask) is causal
 
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = position
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(dim, attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
-            for _ in range(num_layers)
-        )
+        layer = Layer(attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
+        self.blocks = Stack(dim, num_layers, layer=layer, layers=layers, pattern=pattern)
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # A tied head's own matrix is replaced below; on meta it takes no memory.
         device = "meta" if tie_weights else self.embedding.weight.device
@@ -119,16 +122,22 @@ class GPT(nn.Module):
             given = None if isinstance(resolved, slice) else resolved
             cache.describe(tokens.shape[1], positions=given, attention_mask=attention_mask)
 
+        if cache is not None and document_ids is not None:
+            raise ValueError(
+                "document_ids and a cache cannot be used together: a cache holds one text"
+            )
+        context = Context(
+            position=self.position,
+            mask=self.mask,
+            positions=resolved,
+            start=cache.length if cache is not None else 0,
+            cache=cache,
+            document_ids=document_ids,
+            attention_mask=attention_mask,
+        )
         # (B, T) -> (B, T, C)
         x = self.dropout(self.position.embed(self._embed(tokens), resolved))
-        # Rotation, mask and bias depend on positions only, so all blocks share them.
-        rotation = self.position.rotation(x, resolved)
-        mask = self._mask(
-            x, resolved, cache=cache, document_ids=document_ids, attention_mask=attention_mask
-        )
-        for index, block in enumerate(self.blocks):
-            layer_cache = cache.layers[index] if cache is not None else None
-            x = block(x, rotation=rotation, mask=mask, causal=mask is None, cache=layer_cache)
+        x = self.blocks(x, context)
         # With pre-norm the stream is a sum that grows with depth; this norm rescales it for the head.
         return self.final_norm(x)
 
@@ -142,13 +151,15 @@ class GPT(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether no position attends to a later one, tested on the mask of the first 64 positions."""
+        """Whether no position attends to a later one, tested on the masks of the first 64 positions."""
         index = torch.arange(min(self.context_length, 64), device="cpu")
-        return not self.mask(index, index).triu(1).any()
+        masks = {block.mask or self.mask for block in cast(Iterable[Block], self.blocks)}
+        return not any(mask(index, index).triu(1).any() for mask in masks)
 
     def flops_per_token(self, context: int) -> int:
         """Return the floating-point operations for one token of training."""
-        return flops_per_token(self.blocks, self.final_norm, self.head, context=context)
+        others = self.final_norm, self.head
+        return flops_per_token(self.blocks, *others, context=context, mask=self.mask)
 
     def _embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         try:
@@ -159,48 +170,3 @@ class GPT(nn.Module):
                 f"model: token ids from {low} to {high} do not fit vocab_size={self.vocab_size}; use the model's "
                 "own tokenizer"
             ) from error
-
-    def _mask(
-        self,
-        x: Float[Tensor, "B T C"],
-        positions: Positions,
-        *,
-        cache: Cache | None,
-        document_ids: Int[Tensor, "B T"] | None,
-        attention_mask: Bool[Tensor, "B T"] | None,
-    ) -> Tensor | None:
-        """Return one mask for padding, documents and bias; None if a causal mask is enough."""
-        if cache is not None and document_ids is not None:
-            raise ValueError(
-                "document_ids and a cache cannot be used together: a cache holds one text"
-            )
-        start = cache.length if cache is not None else 0
-        end = start + x.shape[1]
-        # A cache also has the padding of earlier columns.
-        real = cache.valid if cache is not None else attention_mask
-
-        limits = [self.mask]
-        if real is not None:
-            limits.append(not_padding(real))
-        if document_ids is not None:
-            limits.append(same_document(document_ids))
-        queries, keys = _query_and_key_positions(positions, start=start, end=end, cache=cache)
-        bias = self.position.bias(x, query_positions=queries, key_positions=keys)
-        # Without a mask the fused kernel can use its causal path, which skips the keys after each query.
-        if self.mask_is_causal and len(limits) == 1 and bias is None:
-            return None
-        columns = torch.arange(end, device=x.device)
-        # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
-        allowed = both(*limits)(columns[start:], columns).unsqueeze(-3)
-        return allowed if bias is None else as_bias(allowed, bias)
-
-
-def _query_and_key_positions(
-    positions: Positions, *, start: int, end: int, cache: Cache | None
-) -> tuple[slice | Tensor, slice | Tensor]:
-    """Return the positions of the new tokens and of all keys."""
-    if cache is None:
-        return positions, positions
-    if isinstance(positions, slice):
-        return positions, slice(0, end)
-    return cache.positions[:, start:end], cache.positions[:, :end]

@@ -1,5 +1,6 @@
 """The size of a model, independent of its architecture; its memory and operations."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -8,8 +9,9 @@ from torch import nn
 
 from llm.config.errors import ConfigError
 from llm.config.ranges import SIZES
-from llm.nn.attention import Attention
+from llm.nn.block import Block
 from llm.nn.heads import group_size, head_width
+from llm.nn.masks import Predicate, visible_keys
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,29 @@ def require_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}={size} is out of range; give {SIZES[name]}")
 
 
-def flops_per_token(blocks: nn.Module, *others: nn.Module, context: int) -> int:
+def flops_per_token(
+    blocks: nn.ModuleList, *others: nn.Module, context: int, mask: Predicate
+) -> int:
     """Return the floating-point operations for one token of training, forward and backward.
 
-    6N for the N parameters of matrix products and 12·L·H·D·T for attention over a context of T
-    (Chowdhery et al. 2022, PaLM, appendix B).
+    6N for the N parameters of matrix products, and what each layer needs to mix the tokens of a context (Chowdhery et
+    al. 2022, PaLM, appendix B).
 
     Args:
-        blocks: the L blocks.
+        blocks: the blocks.
         others: other modules with matrix products; embedding lookups multiply nothing.
         context: number T of tokens that attention covers.
+        mask: the mask of blocks without one of their own.
     """
     multiplying = sum(p.numel() for part in (blocks, *others) for p in part.parameters())
-    # H · D from the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
-    attentions = (cast(Attention, block.attention) for block in blocks.children())
-    width = sum(attention.output.weight.shape[1] for attention in attentions)
+    # The last token sees the most. Like the paper, count as many keys for every other one.
+    mixing = sum(
+        block.attention.mixing_flops(visible_keys(block.mask or mask, context))
+        for block in cast(Iterable[Block], blocks)
+    )
     # 6 per parameter: one multiplication and one addition in the forward pass, twice that in the backward
     # pass (gradients of inputs and of weights).
-    return 6 * multiplying + 12 * width * context
+    return 6 * multiplying + mixing
 
 
 def require_memory(outline: nn.Module, vocab_size: int = 0) -> None:

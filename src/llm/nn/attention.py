@@ -5,15 +5,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from llm.nn.context import Context
 from llm.nn.heads import group_size, head_width
 from llm.nn.kv_cache import LayerCache
-from llm.nn.positions import Rotation, rotate
+from llm.nn.masks import Predicate
+from llm.nn.positions import Position, Rotation, rotate
 
 Kernel = Callable[..., Tensor]
 
@@ -199,6 +202,26 @@ class Attention(nn.Module):
         heads = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)
         # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D) -> (B, T, C): the output mixes the heads.
         return self.dropout(self.output(heads.transpose(1, 2).flatten(2)))
+
+    def prepare(
+        self,
+        x: Float[Tensor, "B T C"],
+        context: Context,
+        *,
+        position: Position | None,
+        mask: Predicate | None,
+    ) -> dict[str, Any]:
+        """Return the arguments of `forward` that layers of one kind share, besides the states and the cache."""
+        return context.attention_inputs(x, position=position, mask=mask)
+
+    def mixing_flops(self, keys: int) -> int:
+        """Return the operations of training for one query with so many keys: 12 for each column of the heads.
+
+        Scores and weighted values are a product each, of a multiplication and an addition; the backward pass takes
+        twice as many.
+        """
+        # From the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
+        return 12 * self.output.weight.shape[1] * keys
 
     def new_cache(self, batch_size: int, capacity: int, *, dtype: torch.dtype | None) -> LayerCache:
         """Return an empty cache for `capacity` positions, on the device of the parameters."""

@@ -8,6 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.attention import Attention
+from llm.nn.context import Context
+from llm.nn.masks import Predicate
+from llm.nn.positions import Position
 from llm.nn.residual import Residual
 
 
@@ -20,6 +23,8 @@ class Block(nn.Module):
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width; called twice.
         residual: adds a sublayer to the residual stream, such as `pre_norm` or `post_norm`.
+        position: position encoding of this block's attention; None takes the model's.
+        mask: mask of this block's attention; None takes the model's.
     """
 
     def __init__(
@@ -30,6 +35,8 @@ class Block(nn.Module):
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual,
+        position: Position | None = None,
+        mask: Predicate | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = norm(dim)
@@ -37,9 +44,15 @@ class Block(nn.Module):
         self.feed_forward_norm = norm(dim)
         self.feed_forward = feed_forward(dim)
         self.residual = residual
+        self.position = position
+        self.mask = mask
 
-    def forward(self, x: Float[Tensor, "B T C"], **context: Any) -> Float[Tensor, "B T C"]:
+    def prepare(self, x: Float[Tensor, "B T C"], context: Context) -> dict[str, Any]:
+        """Return the arguments of `forward` that blocks of one kind share."""
+        return self.attention.prepare(x, context, position=self.position, mask=self.mask)
+
+    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
         """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
-        x = self.residual(x, partial(self.attention, **context), self.attention_norm)
+        x = self.residual(x, partial(self.attention, **inputs), self.attention_norm)
         return self.residual(x, self.feed_forward, self.feed_forward_norm)

@@ -25,6 +25,16 @@ def causal(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T
     return queries[:, None] >= keys[None, :]
 
 
+def everything(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+    """Allow every key, also later ones, as in an encoder."""
+    return torch.ones(len(queries), len(keys), dtype=torch.bool, device=queries.device)
+
+
+def is_same_function(predicate: Predicate, function: Predicate) -> bool:
+    """Return whether a predicate is a function itself, or the partial that a configuration makes of it."""
+    return getattr(predicate, "func", predicate) is function
+
+
 def sliding_window(size: int) -> Predicate:
     """Allow the last `size` keys up to and including the query's own (Beltagy et al. 2020).
 
@@ -97,6 +107,12 @@ def both(*predicates: Predicate) -> Predicate:
         return reduce(torch.logical_and, [each(queries, keys) for each in predicates])
 
     return predicate
+
+
+def visible_keys(predicate: Predicate, length: int) -> int:
+    """Return the number of keys that the last of `length` queries may attend to."""
+    keys = torch.arange(length, device="cpu")
+    return int(predicate(keys[-1:], keys).sum())
 
 
 def as_bias(

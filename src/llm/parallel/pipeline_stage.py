@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
+from llm.nn.context import Context
 from llm.nn.kv_cache import Cache
 from llm.nn.positions import NoPosition, Position
 
@@ -125,7 +126,7 @@ class Stage:
 
     def _divide(self, model: GPT) -> None:
         for number in set(range(len(model.blocks))) - set(self.span):
-            model.blocks[number] = Call(lambda x, **context: x)
+            model.blocks[number] = RemoteBlock()
         if not self.is_first:
             model.add_module("embedding", Call(self.receive))
             # Positions that are added to the embedding belong to the first stage.
@@ -156,6 +157,18 @@ class Call(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Call the function."""
         return self.function(*args, **kwargs)
+
+
+class RemoteBlock(nn.Module):
+    """A block of another stage: it passes the residual stream on."""
+
+    def prepare(self, x: Float[Tensor, "B T C"], context: Context) -> dict[str, Any]:
+        """Return nothing, because nothing is computed here."""
+        return {}
+
+    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        """Return the stream as it is."""
+        return x
 
 
 class RemoteHead(nn.Module):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
+from llm.nn.layer_schedule import describe_schedule
+from llm.nn.masks import causal, is_same_function
 from llm.nn.residual import pre_norm
 
 
@@ -49,6 +51,8 @@ def decoder_parts(
         activations: its activation functions.
     """
     block, attention = first_block(model)
+    kinds = describe_schedule(model.blocks.schedule)
+    has_shared_parts = len({*model.blocks.schedule}) == 1 and not (block.position or block.mask)
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
     ours = block.feed_forward
@@ -58,7 +62,8 @@ def decoder_parts(
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),
         ModelPart("model.final_norm", model.final_norm, type(model.final_norm) is norm),
         ModelPart("model.final_norm.eps", model.final_norm, len(epsilons) == 1),
-        ModelPart("model.mask", model.mask, model.mask_is_causal),
+        ModelPart("model.layers", kinds, has_shared_parts),
+        ModelPart("model.mask", model.mask, is_same_function(model.mask, causal)),
         ModelPart("model.attention.qk_norm", attention.query_norm, attention.query_norm is None),
         ModelPart("model.feed_forward", ours, type(ours) is feed_forward),
         ModelPart(

@@ -1,0 +1,64 @@
+"""The layers of a model, which may be of several kinds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.nn.block import Block
+from llm.nn.context import Context
+from llm.nn.layer_schedule import Layer, layer_schedule
+
+
+class Stack(nn.ModuleList):
+    """A sequence of blocks.
+
+    Args:
+        dim: width C of the model.
+        num_layers: number of blocks.
+        layer: the model's own parts. Its position and mask come with the context of a forward pass.
+        layers: kinds of layers, by name; without any, all blocks have the model's parts.
+        pattern: the order of the kinds, see `layer_schedule`; None takes each kind once.
+
+    Attributes:
+        schedule: the name of each block's kind.
+
+    Raises:
+        ValueError: the pattern and the kinds do not fit each other.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int,
+        *,
+        layer: Layer,
+        layers: Mapping[str, Layer] | None = None,
+        pattern: Sequence[str] | None = None,
+    ) -> None:
+        layers = layers or ({} if pattern else {"all": layer})
+        kinds = {name: _completed(kind, layer) for name, kind in layers.items()}
+        self.schedule = layer_schedule(num_layers, layers=kinds, pattern=pattern or [*kinds])
+        super().__init__(Block(dim, **_parts(kinds[name])) for name in self.schedule)
+
+    def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
+        """Return the states after the last block."""
+        shared: dict[str, dict[str, Any]] = {}
+        for index, (kind, block) in enumerate(zip(self.schedule, self, strict=True)):
+            if not shared.get(kind):  # a block on another device prepares nothing
+                shared[kind] = block.prepare(x, context)
+            cache = context.cache.layers[index] if context.cache is not None else None
+            x = block(x, **shared[kind], cache=cache)
+        return x
+
+
+def _completed(kind: Layer, layer: Layer) -> Layer:
+    """Return a kind with the model's parts where it has none of its own."""
+    own = {name: part for name, part in _parts(kind).items() if part is not None}
+    return replace(layer, **own)
+
+
+def _parts(layer: Layer) -> dict[str, Any]:
+    return {field.name: getattr(layer, field.name) for field in fields(layer)}

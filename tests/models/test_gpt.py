@@ -27,6 +27,9 @@ VARIANTS = {
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),
         *("size.num_layers=3", "model.layers.local.mask.size=4"),
     ],
+    "qwen2-grouped": ["model=qwen2", "size.num_heads=4", "size.num_kv_heads=2"],
+    "qwen3-grouped": ["model=qwen3", "size.num_kv_heads=1", "model.attention.head_dim=48"],
+    "mistral": ["model=mistral", "model.mask.size=5"],
     "llama-nope": ["model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"],
 }
 

@@ -64,7 +64,17 @@ def test_model_dropout_sets_every_dropout(build):
 
 
 # Of size nano with 97 tokens.
-COUNTS = {"gpt": 104_960, "gpt2": 110_400, "llama": 119_232, "bert": 114_913}
+COUNTS = {
+    "gpt": 104_960,
+    "gpt2": 110_400,
+    "llama": 119_232,
+    "bert": 114_913,
+    "qwen2": 119_616,
+    "qwen3": 119_360,
+    "mistral": 119_232,
+}
+# The presets whose projections have biases, by a part of the projection's name.
+BIASED = {"gpt2": "", "bert": "", "qwen2": "query_key_value"}
 
 
 def biases(model):
@@ -79,17 +89,19 @@ def biases(model):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
-    expected = preset in ("gpt2", "bert")
+    biased = BIASED.get(preset, "no projection")
     for group in ("feed_forward", "attention"):
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
             if path.stem == "no_bias":
                 continue
-            found = biases(build(f"model={preset}", f"model/{group}={path.stem}"))
-            assert set(found.values()) == {expected}, path.stem
+            for name, has_bias in biases(
+                build(f"model={preset}", f"model/{group}={path.stem}")
+            ).items():
+                assert has_bias == (biased in name), path.stem
     found = biases(build(f"model={preset}", "model/attention=no_bias"))
     assert not found["attention.query_key_value"]
     assert not found["attention.output"]
-    assert found["feed_forward.output"] == expected
+    assert found["feed_forward.output"] == (biased in "feed_forward.output")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

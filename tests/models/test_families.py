@@ -1,0 +1,203 @@
+"""The presets of published families compute the same as Hugging Face's library from equal tensors.
+
+A family joins by one row of FAMILIES. Sequences are longer than the windows, and heads are grouped.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
+
+TOKENS = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
+WINDOW = 6
+
+
+class Family(NamedTuple):
+    """A preset of ours and a configuration of Hugging Face's library that describe the same model.
+
+    Attributes:
+        ours: overrides of our command line, besides those of SIZE.
+        theirs: settings of theirs, besides those of `SETTINGS`; `model_type` names the family.
+        rules: how their tensors form ours.
+    """
+
+    ours: Iterable[str]
+    theirs: Mapping[str, Any]
+    rules: tuple[Rule, ...]
+
+
+SIZE = [
+    *("size.num_layers=4", "size.dim=32", "size.num_heads=4", "size.num_kv_heads=2"),
+    *("size.context_length=32", "model.attention.head_dim=12", "model.feed_forward.hidden_dim=40"),
+]
+SETTINGS = {
+    "vocab_size": 97,
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def same(ours: str, theirs: str) -> Rule:
+    """Return the rule for one tensor, stored in the same way."""
+    return Rule(ours, (theirs,))
+
+
+def projections(kind: str = "weight") -> Rule:
+    """Return the rule for the projections of queries, keys and values, which ours stacks."""
+    theirs = (f"model.layers.{{}}.self_attn.{each}_proj.{kind}" for each in "qkv")
+    return QueryKeyValue(f"blocks.{{}}.attention.query_key_value.{kind}", (*theirs,), 2)
+
+
+def in_layers(names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Return the rules for weights of each layer, from our names and theirs."""
+    return tuple(
+        same(f"blocks.{{}}.{ours}.weight", f"model.layers.{{}}.{theirs}.weight")
+        for ours, theirs in names.items()
+    )
+
+
+# What Llama and all families below share.
+SHARED = (
+    same("embedding.weight", "model.embed_tokens.weight"),
+    projections(),
+    *in_layers(
+        {
+            "attention.output": "self_attn.o_proj",
+            "feed_forward.gate": "mlp.gate_proj",
+            "feed_forward.input": "mlp.up_proj",
+            "feed_forward.output": "mlp.down_proj",
+        }
+    ),
+    same("final_norm.weight", "model.norm.weight"),
+    same("head.weight", "lm_head.weight"),
+)
+PRE_NORM = in_layers(
+    {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+)
+QK_NORM = in_layers(
+    {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
+)
+
+FAMILIES = {
+    "llama": Family(["model=llama"], {"model_type": "llama"}, (*SHARED, *PRE_NORM)),
+    "qwen2": Family(
+        ["model=qwen2"],
+        {"model_type": "qwen2"},
+        (*SHARED, *PRE_NORM, projections("bias")),
+    ),
+    "qwen2-tied": Family(
+        ["model=qwen2", "model.tie_weights=true"],
+        {"model_type": "qwen2", "tie_word_embeddings": True},
+        (*SHARED, *PRE_NORM, projections("bias")),
+    ),
+    "qwen3": Family(
+        ["model=qwen3", "model.position.theta=1e6"],
+        {"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        (*SHARED, *PRE_NORM, *QK_NORM),
+    ),
+    "mistral": Family(
+        ["model=mistral", f"model.mask.size={WINDOW}"],
+        {"model_type": "mistral", "sliding_window": WINDOW},
+        (*SHARED, *PRE_NORM),
+    ),
+}
+
+
+class AllFloat64(TorchFunctionMode):
+    """A context in which a cast to float32 is one to float64.
+
+    Hugging Face's models cast norms, rotary angles and the softmax to float32 for any precision of the model.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch with float64 instead of float32."""
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(_as_float64(value) for value in args)
+        return func(*args, **{name: _as_float64(v) for name, v in (kwargs or {}).items()})
+
+
+def _as_float64(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value == torch.float32 else value
+
+
+class Pair(NamedTuple):
+    """A model of ours and theirs with equal tensors, in float64."""
+
+    ours: Any
+    theirs: Callable[..., Any]
+    their_parameters: dict[str, Tensor]
+    key_map: KeyMap
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES.keys())
+def pair(request, build) -> Pair:
+    family = request.param
+    ours = build(*family.ours, *SIZE).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.3, generator=generator)
+    settings = {**SETTINGS, **family.theirs}
+    config = AutoConfig.for_model(**settings, attn_implementation="eager")
+    with AllFloat64():  # buffers are also computed in float64
+        theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    key_map = KeyMap(family.rules, shared={})
+    theirs.load_state_dict(key_map.to_theirs(ours.state_dict()))
+
+    def call(tokens: Tensor, **inputs: Any) -> Any:
+        with AllFloat64():
+            return theirs(tokens, **inputs)
+
+    return Pair(ours, call, dict(theirs.named_parameters()), key_map)
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(pair):
+    assert_same(pair.ours(TOKENS), pair.theirs(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_logits_of_padded_texts_equal_those_of_transformers(pair):
+    real = torch.arange(20) >= torch.tensor([[0], [9]])
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    expected = pair.theirs(TOKENS, attention_mask=real.long(), position_ids=positions).logits
+    assert_same(pair.ours(TOKENS, attention_mask=real)[real], expected[real])
+
+
+@torch.no_grad()
+def test_logits_with_a_cache_equal_those_of_transformers(pair):
+    cache = pair.ours.new_cache(batch_size=2)
+    steps = [pair.ours(part, cache=cache) for part in TOKENS.split([9, 1, 1, 9], dim=1)]
+    assert_same(torch.cat(steps, dim=1), pair.theirs(TOKENS).logits)
+
+
+def test_gradients_equal_those_of_transformers(pair):
+    for logits in (pair.ours(TOKENS), pair.theirs(TOKENS).logits):
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+    ours = pair.ours.named_parameters(remove_duplicate=False)
+    found = pair.key_map.to_theirs({name: parameter.grad for name, parameter in ours})
+    for name, parameter in pair.their_parameters.items():
+        assert parameter.grad.any(), name
+        assert_same(found[name], parameter.grad)

@@ -30,6 +30,8 @@ VARIANTS = {
     "qwen2-grouped": ["model=qwen2", "size.num_heads=4", "size.num_kv_heads=2"],
     "qwen3-grouped": ["model=qwen3", "size.num_kv_heads=1", "model.attention.head_dim=48"],
     "mistral": ["model=mistral", "model.mask.size=5"],
+    "llama-partial-rotary": ["model=llama", "model/position=rotary_partial"],
+    "llama-yarn": ["model=llama", "model/position=rotary_yarn"],
     "llama-nope": ["model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"],
 }
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from llm.nn.positions import ALiBi, Learned, Llama3Scaling, NoPosition, Rotary, Sinusoidal, rotate
+from llm.nn.positions import ALiBi, Learned, NoPosition, Rotary, Sinusoidal, rotate
 
 X = torch.zeros(1, 3, 8, dtype=torch.float64)
 
@@ -96,25 +96,19 @@ def test_bias_falls_with_distance():
     assert bias[0].tolist() == [[-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]]
 
 
-def test_llama3_scaling_slows_low_frequencies_and_keeps_high_ones():
-    """Up to one turn in the old context the factor applies fully, from four turns on not at all."""
-    turns = torch.tensor([0.2, 1.0, 2.5, 4.0, 30.0])
-    frequencies = turns * 2 * math.pi / 8192
-    slower = Llama3Scaling(factor=8.0)(frequencies) / frequencies
-    torch.testing.assert_close(slower, torch.tensor([1 / 8, 1 / 8, (1 + 1 / 8) / 2, 1.0, 1.0]))
+@pytest.mark.parametrize(("fraction", "rotated"), [(0.25, 2), (0.5, 4), (1.0, 8)])
+def test_fraction_of_a_head_rotates_and_the_rest_stays(fraction, rotated):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    rotary = Rotary(24, 3, fraction=fraction)
+    actual = rotate(x, rotary.rotation(x[:, 0], slice(7, 12)))
+    # A head of only the rotated columns.
+    narrow = Rotary(3 * rotated, 3).rotation(x[:, 0], slice(7, 12))
+    expected = torch.cat((rotate(x[..., :rotated], narrow), x[..., rotated:]), dim=-1)
+    assert torch.equal(actual, expected)
 
 
-def test_scaling_factor_of_one_changes_nothing():
-    plain, scaled = Rotary(8, 2), Rotary(8, 2, scaling=Llama3Scaling(factor=1.0))
-    for left, right in zip(
-        plain.rotation(X, slice(0, 9)), scaled.rotation(X, slice(0, 9)), strict=True
-    ):
-        torch.testing.assert_close(left, right)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"factor": 0.5}, {"low_freq_factor": 4.0}, {"low_freq_factor": 0.0}]
-)
-def test_invalid_scaling_is_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Llama3Scaling(**wrong)
+@pytest.mark.parametrize("fraction", [0.0, 1.5, 0.125, 0.1])
+def test_fraction_without_a_pair_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"fraction.*{fraction}"):
+        Rotary(24, 3, fraction=fraction)

@@ -8,10 +8,6 @@ of (T) or (B, T). All kinds but `Learned` compute their numbers once per forward
 limit the length of a text, take memory, and have the low precision of the model.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,9 +15,14 @@ from torch import Tensor, nn
 from llm.nn.heads import head_width
 from llm.nn.kv_cache import Cache
 
+# Configurations of earlier runs name Llama3Scaling in this module.
+from llm.nn.rotary_scaling import Llama3Scaling as Llama3Scaling
+from llm.nn.rotary_scaling import RotaryScaling
+
 Positions = slice | Int[Tensor, "*rows T"]
-Scaling = Callable[[Tensor], Tensor]  # maps frequencies, in radians per position, to lower ones
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1, T, D/2) or (B, 1, T, D/2)
+Rotation = tuple[
+    Tensor, Tensor
+]  # cosines and sines, each (1, T, R/2) or (B, 1, T, R/2); R columns rotate
 
 
 class Position(nn.Module):
@@ -104,8 +105,8 @@ class Sinusoidal(Position):
 class Rotary(Position):
     """Rotation of queries and keys by angles proportional to the position (Su et al. 2021, RoFormer).
 
-    The score of a query and a key then depends only on the distance between them. Column j of a head
-    is paired with column j + D/2, as in Llama.
+    The score of a query and a key then depends only on the distance between them. Column j of the R rotated columns
+    is paired with column j + R/2, as in Llama.
 
     Args:
         dim: width C of the model.
@@ -113,6 +114,11 @@ class Rotary(Position):
         head_dim: width D of a head, even; None means `dim / num_heads`, as in `Attention`.
         theta: the longest wavelength divided by 2π; larger for longer contexts.
         scaling: slows the rotation for contexts longer than the model was pretrained with.
+        fraction: share R / D of a head's columns that rotate. The others carry no position; GPT-NeoX rotates a quarter
+            (Black et al. 2022, section 2.1.1).
+
+    Raises:
+        ValueError: the number of columns that rotate is odd, none, or too small for a scaling.
     """
 
     def __init__(
@@ -122,59 +128,24 @@ class Rotary(Position):
         *,
         head_dim: int | None = None,
         theta: float = 10000.0,
-        scaling: Scaling | None = None,
+        scaling: RotaryScaling | None = None,
+        fraction: float = 1.0,
     ) -> None:
         super().__init__()
-        self.head_dim = _even("head_dim", head_width(dim, num_heads, head_dim=head_dim))
+        self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
         self.theta = theta
         self.scaling = scaling
+        self.fraction = fraction
+        self.rotated_dim = _rotated(self.head_dim, fraction, at_least=2 if scaling is None else 4)
 
     def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation:
-        """Return cosines and sines of the angles, each (…, 1, T, D/2): the same for all heads."""
+        """Return cosines and sines of the angles, each (…, 1, T, R/2): the same for all heads."""
         angle = angles(
-            x, positions, dim=self.head_dim, theta=self.theta, scaling=self.scaling
+            x, positions, dim=self.rotated_dim, theta=self.theta, scaling=self.scaling
         ).unsqueeze(-3)
-        return angle.cos(), angle.sin()
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Slower rotation of long waves, for a longer context than in pretraining (Llama 3.1).
-
-    Short waves do not change; between long and short ones the factor is interpolated. Source: Grattafiori et
-    al. 2024, "The Llama 3 herd of models", section 3.4.2, and the code released with Llama 3.1.
-
-    Args:
-        factor: divisor of the frequency of long waves.
-        low_freq_factor: number of turns in the context of pretraining below which a wave is long.
-        high_freq_factor: number of turns above which it is short.
-        context_length: context length of pretraining, in tokens.
-
-    Raises:
-        ValueError: the factor is below 1, or the bounds are not in order.
-    """
-
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    context_length: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor={self.factor}: give 1 or more")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                f"low_freq_factor={self.low_freq_factor} and high_freq_factor={self.high_freq_factor}: "
-                "give two positive numbers, the lower first"
-            )
-
-    def __call__(self, frequencies: Float[Tensor, "half_dim"]) -> Float[Tensor, "half_dim"]:
-        """Return the scaled frequencies, in radians per position."""
-        turns = self.context_length * frequencies / (2 * math.pi)
-        width = self.high_freq_factor - self.low_freq_factor
-        # 1 for short waves, 0 for long ones, and a ramp between them.
-        kept = ((turns - self.low_freq_factor) / width).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / self.factor)
+        if self.scaling is None:
+            return angle.cos(), angle.sin()
+        return angle.cos() * self.scaling.amplitude, angle.sin() * self.scaling.amplitude
 
 
 class ALiBi(Position):
@@ -241,7 +212,7 @@ def as_index(positions: Positions, device: torch.device) -> Int[Tensor, "*rows T
 
 
 def angles(
-    x: Tensor, positions: Positions, *, dim: int, theta: float, scaling: Scaling | None = None
+    x: Tensor, positions: Positions, *, dim: int, theta: float, scaling: RotaryScaling | None = None
 ) -> Float[Tensor, "*rows T half_dim"]:
     """Return position · theta^(-2j/dim) for j = 0 … dim/2 - 1, on the device of `x`."""
     # At least float32: bfloat16 has 8 significant bits and cannot tell position 256 from 257.
@@ -254,17 +225,34 @@ def angles(
 
 
 def rotate(x: Float[Tensor, "B heads T D"], rotation: Rotation) -> Float[Tensor, "B heads T D"]:
-    """Rotate each pair of columns (j, j + D/2) of `x` by its angle.
+    """Rotate each pair of columns (j, j + R/2) of `x` by its angle; columns from R on stay the same.
 
     Args:
         x: queries or keys.
         rotation: cosines and sines, from `Rotary.rotation`.
     """
     cos, sin = (part.to(x.dtype) for part in rotation)
-    left, right = x.chunk(2, dim=-1)
+    half = cos.shape[-1]
+    left, right, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     # The 2 x 2 rotation matrix of each pair. As R(m)ᵀ R(n) = R(n - m), the score of a query at m and a
     # key at n depends on n - m only.
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
+
+
+def _rotated(head_dim: int, fraction: float, *, at_least: int) -> int:
+    """Return the number of columns that rotate."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is out of range; give more than 0 and at most 1")
+    columns = int(head_dim * fraction)
+    _even(
+        "head_dim" if fraction == 1 else f"head_dim · fraction = {head_dim} · {fraction}", columns
+    )
+    if columns < at_least:
+        raise ValueError(
+            f"fraction={fraction} of head_dim={head_dim} is {columns}, fewer than {at_least} columns; give a "
+            "larger fraction, or wider heads"
+        )
+    return columns
 
 
 def _even(name: str, width: int) -> int:

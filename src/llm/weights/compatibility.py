@@ -89,6 +89,6 @@ def dtype_of(model: Any) -> str:
 
 
 def _shown(found: Any) -> str:
-    if isinstance(found, int | str):
+    if isinstance(found, int | float | str):
         return str(found)
     return getattr(unwrap_partial(found), "__name__", type(found).__name__)

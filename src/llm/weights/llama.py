@@ -8,7 +8,8 @@ from llm.models.gpt import GPT
 from llm.nn.activations import gelu_tanh, silu
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
-from llm.nn.positions import Llama3Scaling, Rotary
+from llm.nn.positions import Rotary
+from llm.nn.rotary_scaling import Llama3Scaling
 from llm.weights.compatibility import (
     ModelPart,
     decoder_parts,
@@ -81,6 +82,7 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
     biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]
     require(
         "Llama",
+        ModelPart("model.position.fraction", position.fraction, position.fraction == 1),
         ModelPart("model.position.scaling", scaling, isinstance(scaling, Llama3Scaling | None)),
         *decoder_parts(model, norm=RMSNorm, feed_forward=GatedFeedForward, activations=EXPORTED),
         ModelPart(f"model.{''.join(biased[:1])}", "a bias", not biased),

@@ -20,6 +20,8 @@ VARIANTS = {
     "llama-grouped": ["model=llama", "size.num_heads=4", "size.num_kv_heads=2"],
     "llama-alibi-multi-query": ["model=llama", "model/position=alibi", "size.num_kv_heads=1"],
     "gpt": ["model=gpt"],
+    "gpt-zero-centered-norm": ["model=gpt", "model/norm=rms_zero_centered"],
+    "gpt-weightless-norm": ["model=gpt", "model/norm=rms_weightless"],
     "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],

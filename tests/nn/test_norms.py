@@ -7,6 +7,8 @@ from torch import nn
 from llm.nn.norms import (
     LayerNorm,
     RMSNorm,
+    WeightlessRMSNorm,
+    ZeroCenteredRMSNorm,
     fused_layer_norm,
     fused_rms_norm,
     naive_layer_norm,
@@ -77,7 +79,45 @@ def test_kernel_can_be_chosen():
         torch.testing.assert_close(module.double()(x), type(module)(16).double()(x))
 
 
-@pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
+def test_zero_centered_norm_scales_by_one_more_than_its_weight():
+    x, weight, _ = draw()
+    norm, plain = ZeroCenteredRMSNorm(16).double(), RMSNorm(16).double()
+    assert torch.equal(norm(x), plain(x)), "the scale begins at 1"
+    norm.weight.data = weight.detach()
+    plain.weight.data = 1 + weight.detach()
+    results = [
+        (y := each(x), torch.autograd.grad(y.sin().sum(), (x, each.weight)))
+        for each in (norm, plain)
+    ]
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+    norm.reset_parameters()
+    assert not norm.weight.any()
+
+
+def test_weightless_norm_has_rows_of_mean_square_one_and_no_parameters():
+    x, *_ = draw()
+    norm = WeightlessRMSNorm(16, eps=0.0)
+    assert not [*norm.parameters(), *norm.state_dict()]
+    torch.testing.assert_close(norm(x).square().mean(-1), torch.ones(4, 5, dtype=torch.float64))
+    half = norm(x.detach().bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), norm(x).detach(), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", [ZeroCenteredRMSNorm, WeightlessRMSNorm])
+def test_naive_and_fused_kernels_of_other_norms_are_equal(kind):
+    x, weight, _ = draw()
+    results = []
+    for kernel in (naive_rms_norm, fused_rms_norm):
+        norm = kind(16, kernel=kernel).double()
+        for parameter in norm.parameters():
+            parameter.data = weight.detach().clone()
+        y = norm(x)
+        results.append((y, torch.autograd.grad(y.sin().sum(), (x, *norm.parameters()))))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, RMSNorm, ZeroCenteredRMSNorm, WeightlessRMSNorm])
 def test_constant_rows_stay_finite(kind):
     x = torch.zeros(2, 16, requires_grad=True)
     y = kind(16)(x)

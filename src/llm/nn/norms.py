@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, each as a definition and as a fast kernel."""
+"""LayerNorm and three kinds of RMSNorm; each is defined by a naive kernel and computed by a fast one."""
 
 from collections.abc import Callable
 
@@ -112,3 +112,46 @@ class RMSNorm(nn.Module):
     def reset_parameters(self) -> None:
         """Set the scale to 1."""
         nn.init.ones_(self.weight)
+
+
+class ZeroCenteredRMSNorm(RMSNorm):
+    """RMSNorm that scales by 1 + w, with w = 0 at first (Gemma Team 2024).
+
+    The network is the same as with RMSNorm. But weight decay, which pulls w towards 0, then pulls the scale towards 1.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, kernel: Kernel = fused_rms_norm) -> None:
+        super().__init__(dim, eps=eps, kernel=kernel)
+        self.reset_parameters()
+
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        """Return the normalized rows of `x`."""
+        return self.kernel(x, 1 + self.weight, eps=self.eps)
+
+    def reset_parameters(self) -> None:
+        """Set w to 0."""
+        nn.init.zeros_(self.weight)
+
+
+class WeightlessRMSNorm(nn.Module):
+    """RMSNorm without a scale, so without parameters: the next matrix can scale its inputs itself.
+
+    Groeneveld et al. 2024 (OLMo, section 2.1) leave out the parameters of LayerNorm.
+
+    Args:
+        dim: width C of the axis.
+        eps: added to the mean square.
+        kernel: the function that computes it: `naive_rms_norm` or an equivalent.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, kernel: Kernel = fused_rms_norm) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.kernel = kernel
+
+    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
+        """Return the normalized rows of `x`."""
+        # The kernel sums in the dtype of the scale, which is at least float32 in the other norms too.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return self.kernel(x, torch.ones(self.dim, dtype=dtype, device=x.device), eps=self.eps)

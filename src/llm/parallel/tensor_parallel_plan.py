@@ -29,7 +29,7 @@ from llm.models.classifier import AttentionPooling, Classifier
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward, GatedFeedForward
-from llm.nn.norms import LayerNorm, RMSNorm
+from llm.nn.norms import LayerNorm, RMSNorm, ZeroCenteredRMSNorm
 from llm.nn.positions import ALiBi, Learned, Positions, as_index
 
 Plan = dict[str, ParallelStyle]
@@ -134,6 +134,7 @@ STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
     GatedFeedForward: _feed_forward,
     LayerNorm: lambda module, size: {"": ReplicatedNorm()},
     RMSNorm: lambda module, size: {"": ReplicatedNorm()},
+    ZeroCenteredRMSNorm: lambda module, size: {"": ReplicatedNorm()},
     Learned: lambda module, size: {"": ReplicatedPositions()},
     ALiBi: lambda module, size: {"": ShardedSlopes()},
     Classifier: _classifier,

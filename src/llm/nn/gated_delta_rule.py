@@ -42,7 +42,7 @@ def recurrent_gated_delta_rule(
     for t in range(query.shape[1]):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        # (B, H, D, V) * (B, H, 1, 1)
+        # One number decays the whole matrix of a head: (B, H) -> (B, H, 1, 1)
         state = state * log_decay[:, t, :, None, None].exp()
         # What the memory answers to the key: (B, H, D) x (B, H, D, V) -> (B, H, V)
         stored = torch.einsum("bhd,bhdv->bhv", key[:, t], state)
@@ -93,7 +93,7 @@ def chunked_gated_delta_rule(
     key = key * decays.to_end[..., None]
     outputs = []
     for n in range(query.shape[2]):
-        # (B, H, Q, V) - (B, H, Q, D) @ (B, H, D, V)
+        # Now the state before the chunk is known: (…, Q, D) @ (…, D, V) -> (…, Q, V)
         delta = change[:, :, n] - from_state[:, :, n] @ state
         outputs.append(query[:, :, n] @ state + scores[:, :, n] @ delta)
         state = state * decays.whole[:, :, n, None, None] + key[:, :, n].mT @ delta

@@ -1,7 +1,7 @@
 """A short causal convolution over time, one filter per channel, in front of a recurrence.
 
-A recurrence reads its keys and queries token by token. The convolution gives each of them a view of the last few tokens,
-as the shift of H3 (Fu et al. 2023), and Mamba (Gu and Dao 2023) do.
+The keys, values and queries of a recurrence then depend on the last few tokens and not on one alone, as in H3 (Fu et
+al. 2023) and Mamba (Gu and Dao 2023).
 """
 
 import torch

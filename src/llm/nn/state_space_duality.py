@@ -38,10 +38,9 @@ def recurrent_state_space(
     for t in range(x.shape[1]):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        # (B, H, N, P) * (B, H, 1, 1) + (B, H, N, 1) * (B, H, 1, P)
-        state = (
-            state * log_decay[:, t, :, None, None].exp() + b[:, t, :, :, None] * x[:, t, :, None]
-        )
+        decay = log_decay[:, t, :, None, None].exp()
+        # The outer product of b and x: (B, H, N, 1) and (B, H, 1, P) -> (B, H, N, P)
+        state = state * decay + b[:, t, :, :, None] * x[:, t, :, None, :]
         outputs.append(torch.einsum("bhn,bhnp->bhp", c[:, t], state))
     return torch.stack(outputs, dim=1), state
 

@@ -24,6 +24,8 @@ VARIANTS = {
     "gpt-weightless-norm": ["model=gpt", "model/norm=rms_weightless"],
     "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
+    "gpt-sandwich-norm": ["model=gpt", "model/residual=sandwich_norm"],
+    "gpt2-parallel": ["model=gpt2", "model/residual=parallel"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
     "gpt-local-full": [
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),

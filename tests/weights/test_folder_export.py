@@ -127,6 +127,7 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
             ("model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"),
             r"model.layers: 1 rotary, 1 nope has no counterpart in Llama",
         ),
+        (("model=gpt2", "model/residual=parallel"), r"model.block: ParallelBlock "),
         (("model=gpt2", "model/residual=post_norm"), r"model.residual: post_norm "),
         (("model=gpt2", "size.num_kv_heads=1"), r"model.attention.num_kv_heads: 1 "),
         (("model=gpt2", "model.attention.head_dim=8"), r"model.attention.head_dim: 8 "),

@@ -12,6 +12,7 @@ from llm.models.classifier import first_token
 from llm.models.size import flops_per_token, require_sizes
 from llm.nn.activations import gelu
 from llm.nn.attention import Attention
+from llm.nn.block import Block
 from llm.nn.context import Context
 from llm.nn.init import truncated_normal
 from llm.nn.layer_schedule import Layer
@@ -62,6 +63,7 @@ class BERT(nn.Module):
         feed_forward: makes the feed-forward layer of a block for a width.
         norm: makes a norm for a width; each block has two, the embeddings and the head one each.
         residual: adds a sublayer to the residual stream.
+        block: arranges these parts, such as `Block`.
         final_norm: makes a norm before the head for a width; None leaves it out.
         num_segments: most segments in a text, such as a question and its answer.
         activation: the nonlinearity in the head.
@@ -95,6 +97,7 @@ class BERT(nn.Module):
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual = post_norm,
+        block: Callable[..., Block] = Block,
         final_norm: Callable[[int], nn.Module] | None = None,
         num_segments: int = 2,
         activation: Callable[[Tensor], Tensor] = gelu,
@@ -119,7 +122,13 @@ class BERT(nn.Module):
         # Post-norm blocks end with a norm, so the first block gets a normalized input too.
         self.embedding_norm = norm(dim)
         self.dropout = nn.Dropout(dropout)
-        layer = Layer(attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
+        layer = Layer(
+            attention=attention,
+            feed_forward=feed_forward,
+            norm=norm,
+            residual=residual,
+            block=block,
+        )
         self.blocks = Stack(dim, num_layers, layer=layer)
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # The state at position t predicts the token at t, which is masked in the input.

@@ -34,6 +34,7 @@ class GPT(nn.Module):
         feed_forward: makes the feed-forward layer of a block for a width.
         norm: makes a norm for a width; each block has two.
         residual: adds a sublayer to the residual stream.
+        block: arranges these parts: `Block`, `ParallelBlock` or `SandwichBlock`.
         final_norm: makes the norm before the head for a width; None leaves it out.
         mask: which keys a query may attend to, by their indices in the sequence.
         layers: kinds of layers by name, if they differ; each has the parts above that it does not set.
@@ -58,6 +59,7 @@ class GPT(nn.Module):
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual = pre_norm,
+        block: Callable[..., Block] = Block,
         final_norm: Callable[[int], nn.Module] | None = None,
         mask: Predicate = causal,
         layers: Mapping[str, Layer] | None = None,
@@ -77,7 +79,13 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = position
         self.dropout = nn.Dropout(dropout)
-        layer = Layer(attention=attention, feed_forward=feed_forward, norm=norm, residual=residual)
+        layer = Layer(
+            attention=attention,
+            feed_forward=feed_forward,
+            norm=norm,
+            residual=residual,
+            block=block,
+        )
         self.blocks = Stack(dim, num_layers, layer=layer, layers=layers, pattern=pattern)
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # A tied head's own matrix is replaced below; on meta it takes no memory.

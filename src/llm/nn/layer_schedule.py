@@ -18,6 +18,7 @@ from torch import nn
 
 from llm.config.errors import suggestion
 from llm.nn.attention import Attention
+from llm.nn.block import Block
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position
 from llm.nn.residual import Residual
@@ -32,6 +33,7 @@ class Layer:
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width.
         residual: adds a sublayer to the residual stream.
+        block: arranges these parts, such as `Block`.
         position: rotates queries and keys, or adds a bias to their scores.
         mask: which keys a query may attend to.
 
@@ -43,6 +45,7 @@ class Layer:
     feed_forward: Callable[[int], nn.Module] | None = None
     norm: Callable[[int], nn.Module] | None = None
     residual: Residual | None = None
+    block: Callable[..., Block] | None = None
     position: Position | None = None
     mask: Predicate | None = None
 

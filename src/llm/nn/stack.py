@@ -41,7 +41,7 @@ class Stack(nn.ModuleList):
         layers = layers or ({} if pattern else {"all": layer})
         kinds = {name: _completed(kind, layer) for name, kind in layers.items()}
         self.schedule = layer_schedule(num_layers, layers=kinds, pattern=pattern or [*kinds])
-        super().__init__(Block(dim, **_parts(kinds[name])) for name in self.schedule)
+        super().__init__(_block(dim, kinds[name]) for name in self.schedule)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
         """Return the states after the last block."""
@@ -52,6 +52,12 @@ class Stack(nn.ModuleList):
             cache = context.cache.layers[index] if context.cache is not None else None
             x = block(x, **shared[kind], cache=cache)
         return x
+
+
+def _block(dim: int, kind: Layer) -> Block:
+    parts = _parts(kind)
+    make = parts.pop("block") or Block
+    return make(dim, **parts)
 
 
 def _completed(kind: Layer, layer: Layer) -> Layer:

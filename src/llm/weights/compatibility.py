@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
+from llm.nn.block import Block
 from llm.nn.layer_schedule import describe_schedule
 from llm.nn.masks import causal, is_same_function
 from llm.nn.residual import pre_norm
@@ -59,6 +60,7 @@ def decoder_parts(
     activation = getattr(ours, "activation", None)
     return [
         ModelPart("model.norm", block.attention_norm, type(block.attention_norm) is norm),
+        ModelPart("model.block", block, type(block) is Block),
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),
         ModelPart("model.final_norm", model.final_norm, type(model.final_norm) is norm),
         ModelPart("model.final_norm.eps", model.final_norm, len(epsilons) == 1),

@@ -1,0 +1,37 @@
+"""A block whose two sublayers read the same input."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from llm.nn.block import Block
+from llm.nn.residual import pre_norm
+
+
+class ParallelBlock(Block):
+    """x + attention(norm(x)) + feed_forward(norm(x)), each with its own norm (GPT-NeoX, Black et al. 2022, 2.1.2).
+
+    The feed-forward layer does not see what this block's attention has found, only that of earlier blocks. The two
+    sublayers do not wait for each other. PaLM trained 15 % faster with it, and lost no quality at 62 billion parameters
+    (Chowdhery et al. 2022, section 2).
+
+    Args:
+        dim: width C of the model.
+        parts: those of `Block`.
+
+    Raises:
+        ValueError: `residual` is not `pre_norm`.
+    """
+
+    def __init__(self, dim: int, **parts: Any) -> None:
+        super().__init__(dim, **parts)
+        if getattr(self.residual, "func", self.residual) is not pre_norm:
+            raise ValueError(
+                "residual: a parallel block adds both sublayers to its input, so their norms come first; use pre_norm"
+            )
+
+    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
+        attended = self.attention(self.attention_norm(x), **inputs)
+        return x + attended + self.feed_forward(self.feed_forward_norm(x))

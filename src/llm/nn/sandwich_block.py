@@ -1,0 +1,38 @@
+"""A block with a norm before and after each sublayer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.nn.block import Block
+
+
+class SandwichBlock(Block):
+    """Sublayers between two norms: with `pre_norm`, x + norm(sublayer(norm(x))) (Ding et al. 2021, CogView, 2.4).
+
+    The second norm bounds what a sublayer adds to the stream. Gemma 2 and 3 have it.
+
+    Args:
+        dim: width C of the model.
+        norm: makes a norm for a width; called four times.
+        parts: the others of `Block`.
+    """
+
+    def __init__(self, dim: int, *, norm: Callable[[int], nn.Module], **parts: Any) -> None:
+        super().__init__(dim, norm=norm, **parts)
+        self.attention_output_norm = norm(dim)
+        self.feed_forward_output_norm = norm(dim)
+
+    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
+
+        def attention(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+            return self.attention_output_norm(self.attention(x, **inputs))
+
+        def feed_forward(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+            return self.feed_forward_output_norm(self.feed_forward(x))
+
+        x = self.residual(x, attention, self.attention_norm)
+        return self.residual(x, feed_forward, self.feed_forward_norm)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from float64_mode import Float64
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
@@ -90,8 +90,17 @@ SHARED = (
 PRE_NORM = in_layers(
     {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
 )
+REORDERED_NORM = in_layers(
+    {
+        "attention_norm": "post_attention_layernorm",
+        "feed_forward_norm": "post_feedforward_layernorm",
+    }
+)
 QK_NORM = in_layers(
     {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
+)
+QK_NORM_ALL = in_layers(
+    {"attention.query_norm.norm": "self_attn.q_norm", "attention.key_norm.norm": "self_attn.k_norm"}
 )
 
 FAMILIES = {
@@ -111,32 +120,20 @@ FAMILIES = {
         {"model_type": "qwen3", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
         (*SHARED, *PRE_NORM, *QK_NORM),
     ),
+    "olmo2": Family(
+        ["model=olmo2"], {"model_type": "olmo2"}, (*SHARED, *REORDERED_NORM, *QK_NORM_ALL)
+    ),
+    "olmo3": Family(
+        ["model=olmo3", f"model.layers.local.mask.size={WINDOW}", "model.position.theta=5e5"],
+        {"model_type": "olmo3", "sliding_window": WINDOW},
+        (*SHARED, *REORDERED_NORM, *QK_NORM_ALL),
+    ),
     "mistral": Family(
         ["model=mistral", f"model.mask.size={WINDOW}"],
         {"model_type": "mistral", "sliding_window": WINDOW},
         (*SHARED, *PRE_NORM),
     ),
 }
-
-
-class AllFloat64(TorchFunctionMode):
-    """A context in which a cast to float32 is one to float64.
-
-    Hugging Face's models cast norms, rotary angles and the softmax to float32 for any precision of the model.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call a function of torch with float64 instead of float32."""
-        if func is Tensor.float:
-            func = Tensor.double
-        args = tuple(_as_float64(value) for value in args)
-        return func(*args, **{name: _as_float64(v) for name, v in (kwargs or {}).items()})
-
-
-def _as_float64(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value == torch.float32 else value
 
 
 class Pair(NamedTuple):
@@ -157,13 +154,13 @@ def pair(request, build) -> Pair:
         torch.nn.init.normal_(parameter.data, std=0.3, generator=generator)
     settings = {**SETTINGS, **family.theirs}
     config = AutoConfig.for_model(**settings, attn_implementation="eager")
-    with AllFloat64():  # buffers are also computed in float64
+    with Float64():  # buffers are also computed in float64
         theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     key_map = KeyMap(family.rules, shared={})
     theirs.load_state_dict(key_map.to_theirs(ours.state_dict()))
 
     def call(tokens: Tensor, **inputs: Any) -> Any:
-        with AllFloat64():
+        with Float64():
             return theirs(tokens, **inputs)
 
     return Pair(ours, call, dict(theirs.named_parameters()), key_map)

@@ -31,6 +31,8 @@ VARIANTS = {
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),
         *("size.num_layers=3", "model.layers.local.mask.size=4"),
     ],
+    "olmo2-grouped": ["model=olmo2", "size.num_kv_heads=1"],
+    "olmo3": ["model=olmo3", "model.pattern=[local,full]", "model.layers.local.mask.size=4"],
     "qwen2-grouped": ["model=qwen2", "size.num_heads=4", "size.num_kv_heads=2"],
     "qwen3-grouped": ["model=qwen3", "size.num_kv_heads=1", "model.attention.head_dim=48"],
     "mistral": ["model=mistral", "model.mask.size=5"],

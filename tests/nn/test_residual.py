@@ -1,9 +1,9 @@
 import torch
 
-from llm.nn.residual import post_norm, pre_norm
+from llm.nn.residual import post_norm, pre_norm, reordered_norm
 
 
-def test_pre_norm_and_post_norm_follow_their_equations():
+def test_norms_around_a_sublayer_follow_their_equations():
     x = torch.full((1, 1, 2), 3.0)
 
     def double(x):
@@ -14,3 +14,4 @@ def test_pre_norm_and_post_norm_follow_their_equations():
 
     assert pre_norm(x, double, increment)[0, 0, 0] == 3 + 2 * (3 + 1)
     assert post_norm(x, double, increment)[0, 0, 0] == (3 + 2 * 3) + 1
+    assert reordered_norm(x, double, increment)[0, 0, 0] == 3 + (2 * 3 + 1)

@@ -20,6 +20,7 @@ MODELS = {
     "learned positions, biases, tied": ("model=gpt2",),
     "gated, grouped, untied": ("model=llama", "size.num_kv_heads=2"),
     "normed queries and keys": ("model=gpt", "size.num_kv_heads=2"),
+    "norms of outputs": ("model=llama", "model/residual=reordered_norm"),
     "slopes": ("model=gpt2", "model/position=alibi", "model/kernel=naive"),
     "slopes and a window in every second layer": (
         *("model=llama", "model/layers=local_global", "model.pattern=[local,full]"),
@@ -97,10 +98,11 @@ def test_each_device_has_whole_heads_of_query_key_and_value():
         (("model=llama", "size.num_kv_heads=2"), 4, "num_kv_heads=2 cannot be divided among 4"),
         (("model=gpt2",), 3, "num_heads=4 cannot be divided among 3 devices"),
         (("model=gpt2", "model.feed_forward.hidden_dim=30"), 4, "hidden_dim=30 cannot be divided"),
+        (("model=olmo2",), 2, "qk_norm_over=all_heads: .*use hardware=fsdp"),
         (("model=bert",), 2, "divides a GPT, and BERT contains none: use hardware=fsdp"),
     ],
 )
-def test_indivisible_sizes_are_named(words, size, message):
+def test_indivisible_parts_are_named(words, size, message):
     with pytest.raises(ValueError, match=message):
         tensor_parallel_plan.plan_of(make(*words), size)
 

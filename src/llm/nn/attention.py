@@ -17,6 +17,7 @@ from llm.nn.heads import group_size, head_width
 from llm.nn.kv_cache import LayerCache
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position, Rotation, rotate
+from llm.nn.qk_norm import each_head
 
 Kernel = Callable[..., Tensor]
 
@@ -129,8 +130,8 @@ class Attention(nn.Module):
         bias: whether the output projection has a bias.
         qkv_bias: whether the query, key and value projections have biases.
         dropout: probability for attention weights and for the output.
-        qk_norm: makes a norm of a given width; one is applied to the queries of each head and one
-            to the keys (Henry et al. 2020).
+        qk_norm: makes a norm of a given width; one is applied to the queries and one to the keys.
+        qk_norm_over: the columns that it normalizes: `each_head` or `all_heads`.
         kernel: the function that computes attention: `naive_attention` or an equivalent.
 
     Raises:
@@ -148,6 +149,7 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         dropout: float = 0.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
+        qk_norm_over: Callable[..., nn.Module] = each_head,
         kernel: Kernel = fused_attention,
     ) -> None:
         super().__init__()
@@ -162,8 +164,10 @@ class Attention(nn.Module):
         # heads, K key heads, K value heads.
         rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(dim, rows, bias=qkv_bias)
-        self.query_norm = qk_norm(self.head_dim) if qk_norm else None
-        self.key_norm = qk_norm(self.head_dim) if qk_norm else None
+        self.query_norm, self.key_norm = (
+            qk_norm_over(qk_norm, num_heads=count, head_dim=self.head_dim) if qk_norm else None
+            for count in (self.num_heads, self.num_kv_heads)
+        )
         self.output = nn.Linear(self.num_heads * self.head_dim, dim, bias=bias)
 
     def forward(

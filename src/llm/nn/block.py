@@ -22,7 +22,7 @@ class Block(nn.Module):
         attention: makes the attention layer for a width.
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width; called twice.
-        residual: adds a sublayer to the residual stream, such as `pre_norm` or `post_norm`.
+        residual: adds a sublayer to the residual stream, such as `pre_norm`.
         position: position encoding of this block's attention; None takes the model's.
         mask: mask of this block's attention; None takes the model's.
     """

@@ -1,4 +1,4 @@
-"""Addition of a sublayer to the residual stream, with the norm before or after it."""
+"""Addition of a sublayer to the residual stream, with the norm before it, after it, or after the addition."""
 
 from collections.abc import Callable
 
@@ -24,3 +24,11 @@ def post_norm(
     # The gradient passes through every norm. At initialization it is largest near the output, so the learning
     # rate needs a warm-up (Xiong et al. 2020, section 3).
     return norm(x + sublayer(x))
+
+
+def reordered_norm(
+    x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
+) -> Float[Tensor, "B T C"]:
+    """Return x + norm(sublayer(x)) (Liu et al. 2022, Swin V2; OLMo Team 2024, OLMo 2)."""
+    # The stream stays a sum, as with `pre_norm`, and no sublayer can add more to it than its norm's scale allows.
+    return x + norm(sublayer(x))

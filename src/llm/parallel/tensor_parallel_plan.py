@@ -31,6 +31,7 @@ from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward, GatedFeedForward
 from llm.nn.norms import LayerNorm, RMSNorm, ZeroCenteredRMSNorm
 from llm.nn.positions import ALiBi, Learned, Positions, as_index
+from llm.nn.qk_norm import AcrossHeads
 
 Plan = dict[str, ParallelStyle]
 
@@ -110,6 +111,11 @@ def _attention(module: Attention, size: int) -> Plan:
         "output": RowwiseParallel(),
     }
     for name in ("query_norm", "key_norm"):
+        if isinstance(getattr(module, name), AcrossHeads):
+            raise ValueError(
+                "qk_norm_over=all_heads: tensor parallelism divides the heads, and this norm needs all of them: use "
+                "hardware=fsdp, or model/attention=qk_norm"
+            )
         if getattr(module, name) is not None:
             plan[name] = ReplicatedNorm(Partial())  # each device's gradient is that of its heads
     return plan

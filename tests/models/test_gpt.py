@@ -26,6 +26,8 @@ VARIANTS = {
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-sandwich-norm": ["model=gpt", "model/residual=sandwich_norm"],
     "gpt2-parallel": ["model=gpt2", "model/residual=parallel"],
+    "gpt2-soft-capped-scores": ["model=gpt2", "model/kernel=soft_capped"],
+    "gpt-scaled-embedding": ["model=gpt", "model/embedding=scaled"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
     "gpt-local-full": [
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),

@@ -20,7 +20,7 @@ SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
 # BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
-DECODER_ONLY = ("mask=", "layers=", "position=alibi")
+DECODER_ONLY = ("mask=", "layers=", "embedding=", "position=alibi")
 
 
 MIN_LAYERS = {"olmo3": 4}

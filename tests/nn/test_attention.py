@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -53,6 +54,24 @@ def test_fused_attention_equals_naive_in_bfloat16_with_and_without_gradients():
         torch.testing.assert_close(
             fused_attention(*inputs, causal=True).double(), expected, rtol=0.02, atol=0.02
         )
+
+
+@pytest.mark.parametrize("mask", ["none", "boolean", "floating"])
+def test_soft_cap_bounds_scores_before_the_mask(mask):
+    query, key, value = draw(4, 2, 6, 6)
+    mask = masks(6, 6)[mask]
+    scores = query @ key.repeat_interleave(2, dim=1).mT / math.sqrt(8)
+    scores = 0.5 * torch.tanh(scores / 0.5)
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        allowed = allowed & mask
+    elif mask is not None:
+        scores = scores + mask
+    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+    expected = weights @ value.repeat_interleave(2, dim=1)
+    for kernel in (naive_attention, fused_attention):
+        actual = kernel(query, key, value, mask=mask, causal=True, softcap=0.5)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_naive_attention_equals_softmax_of_scaled_scores():

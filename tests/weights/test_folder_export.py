@@ -127,6 +127,8 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
             ("model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"),
             r"model.layers: 1 rotary, 1 nope has no counterpart in Llama",
         ),
+        (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
+        (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
         (("model=gpt2", "model/residual=parallel"), r"model.block: ParallelBlock "),
         (("model=gpt2", "model/residual=post_norm"), r"model.residual: post_norm "),
         (("model=gpt2", "size.num_kv_heads=1"), r"model.attention.num_kv_heads: 1 "),

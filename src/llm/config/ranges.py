@@ -60,7 +60,7 @@ RANGES: dict[str, Range] = {
     "decay_fraction": SHARE,
     # the model and its adapter
     **dict.fromkeys(("multiple_of", "rank"), Range(at_least=1, at_most=2**20)),
-    **dict.fromkeys(("theta", "std"), POSITIVE),
+    **dict.fromkeys(("theta", "std", "softcap"), POSITIVE),
     "alpha": NOT_NEGATIVE,
     "dropout": PROPER_SHARE,
     # data, tasks and keys at the root of the tree

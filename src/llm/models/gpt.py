@@ -30,6 +30,7 @@ class GPT(nn.Module):
         dim: width C.
         num_layers: number of blocks.
         position: the position encoding.
+        embedding: makes the embedding of V tokens with width C.
         attention: makes the attention layer of a block for a width.
         feed_forward: makes the feed-forward layer of a block for a width.
         norm: makes a norm for a width; each block has two.
@@ -64,6 +65,7 @@ class GPT(nn.Module):
         mask: Predicate = causal,
         layers: Mapping[str, Layer] | None = None,
         pattern: Sequence[str] | None = None,
+        embedding: Callable[[int, int], nn.Embedding] = nn.Embedding,
         init: Callable[[nn.Module], None] = gpt2,
         dropout: float = 0.0,
         tie_weights: bool = True,
@@ -76,7 +78,7 @@ class GPT(nn.Module):
         self.context_length = context_length
         self.mask = mask
 
-        self.embedding = nn.Embedding(vocab_size, dim)
+        self.embedding = embedding(vocab_size, dim)
         self.position = position
         self.dropout = nn.Dropout(dropout)
         layer = Layer(

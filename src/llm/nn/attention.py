@@ -30,6 +30,7 @@ def naive_attention(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Return softmax(query · keyᵀ / √D + mask) · value, written out step by step.
 
@@ -41,6 +42,7 @@ def naive_attention(
             Floating: added to the scores.
         causal: whether query t attends only to keys up to its own position, S - T + t.
         dropout: probability of setting an attention weight to zero.
+        softcap: bound c of the scores, which become c · tanh(score / c) (Gemma Team 2024, Gemma 2, section 2).
     """
     # Grouped-query attention: (B, K, S, D) -> (B, H, S, D), each key head repeated for its group.
     group = query.shape[1] // key.shape[1]
@@ -51,6 +53,8 @@ def naive_attention(
     # a dot product of D of them has variance D. Without the division by √D the softmax would be
     # nearly one-hot, and its gradient nearly 0 (Vaswani et al. 2017, section 3.2.1).
     scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)
+    if softcap is not None:  # before the mask: tanh would make -inf a finite score
+        scores = softcap * torch.tanh(scores / softcap)
     if causal:  # exp(-inf) = 0, so a masked key gets no weight and the others still sum to 1
         scores = scores.masked_fill(~_lower_triangle(query, key), -math.inf)
     if mask is not None:
@@ -69,10 +73,13 @@ def fused_attention(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores (Dao et al. 2022)."""
-    if _kernel_is_slow(query):
-        return naive_attention(query, key, value, mask=mask, causal=causal, dropout=dropout)
+    if softcap is not None or _kernel_is_slow(query):  # torch's kernel cannot bound the scores
+        return naive_attention(
+            query, key, value, mask=mask, causal=causal, dropout=dropout, softcap=softcap
+        )
     num_queries, num_keys = query.shape[2], key.shape[2]
     if mask is not None and mask.dtype != torch.bool:
         # Under autocast a bias is float32 and the queries are not; the kernel needs one dtype.

@@ -3,6 +3,8 @@
 from collections.abc import Container
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
@@ -56,9 +58,11 @@ def decoder_parts(
     has_shared_parts = len({*model.blocks.schedule}) == 1 and not (block.position or block.mask)
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
+    softcap = getattr(attention.kernel, "keywords", {}).get("softcap")
     ours = block.feed_forward
     activation = getattr(ours, "activation", None)
     return [
+        ModelPart("model.embedding", model.embedding, type(model.embedding) is nn.Embedding),
         ModelPart("model.norm", block.attention_norm, type(block.attention_norm) is norm),
         ModelPart("model.block", block, type(block) is Block),
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),
@@ -66,6 +70,7 @@ def decoder_parts(
         ModelPart("model.final_norm.eps", model.final_norm, len(epsilons) == 1),
         ModelPart("model.layers", kinds, has_shared_parts),
         ModelPart("model.mask", model.mask, is_same_function(model.mask, causal)),
+        ModelPart("model.attention.kernel.softcap", softcap, softcap is None),
         ModelPart("model.attention.qk_norm", attention.query_norm, attention.query_norm is None),
         ModelPart("model.feed_forward", ours, type(ours) is feed_forward),
         ModelPart(

@@ -104,7 +104,11 @@ OWNERS = {
         "data/examples/test_instruction.py::test_targets_are_the_tokens_one_place_further_on"
     ),
     # How a strategy changes a model: tested on ranks.
+    "nn/layer_state.py": (
+        "nn/test_kv_cache.py::test_a_cache_is_cut_back_as_far_as_all_its_layers_can_be"
+    ),
     "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_equals_finite_differences"),
+    "nn/token_mixer.py": "nn/test_stack.py::test_each_kind_has_its_own_mask_position_and_parts",
     "parallel/lora_tensor_parallel.py": (
         "parallel/test_tensor_parallel.py::test_adapters_are_divided_like_their_layers"
     ),

@@ -12,7 +12,7 @@ from llm.generation.sampling import Sampler
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.feed_forward import FeedForward
-from llm.nn.masks import causal, sliding_window
+from llm.nn.masks import SlidingWindow, causal, sliding_window
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import ALiBi, Learned, NoPosition, Rotary, Sinusoidal
 
@@ -73,7 +73,11 @@ def reference(model, prompt, max_tokens, seed=0, process=lambda text, logits: lo
     text, rows, generator = list(prompt), [], torch.Generator().manual_seed(seed)
     for _ in range(max_tokens):
         start = 0
-        while len(text) - start > model.context_length:
+        # Layers with windows and relative positions have a state of fixed size, so nothing has to be cut off.
+        is_bounded = isinstance(model.mask, SlidingWindow) and not isinstance(
+            model.position, Learned
+        )
+        while not is_bounded and len(text) - start > model.context_length:
             start += max(1, model.context_length // 2)
         rows.append(model(torch.tensor([text[start:]]))[:, -1])
         text += WARM(process(text, rows[-1]), torch.rand(1, generator=generator)).tolist()
@@ -109,11 +113,20 @@ def test_decoding_equals_the_reference_loop_far_past_the_context(position):
     "parts",
     [
         {"mask": sliding_window(5)},
+        {"mask": sliding_window(5), "position": "alibi"},
+        {"mask": sliding_window(5), "position": "learned"},
         {"num_kv_heads": 1},
         {"context_length": 1},
         {"context_length": 7},
     ],
-    ids=["sliding_window", "multi_query", "context_of_one", "odd_context"],
+    ids=[
+        "window",
+        "window_and_slopes",
+        "window_and_learned",
+        "multi_query",
+        "context_of_one",
+        "odd_context",
+    ],
 )
 def test_decoding_equals_the_reference_loop_for_other_masks_heads_and_contexts(parts):
     model = gpt(**parts)
@@ -225,8 +238,10 @@ def test_ending_rows_does_not_change_the_other_rows():
     assert texts == [tokens[:length] for tokens, length in zip(free, lengths, strict=True)]
 
 
-def test_ended_rows_are_removed_once_they_are_half_of_the_batch():
-    model, recorder = gpt(), Recorder(temperature=0.0)
+@pytest.mark.parametrize("mask", [causal, sliding_window(3)])
+def test_ended_rows_are_removed_once_they_are_half_of_the_batch(mask):
+    model, recorder = gpt(mask=mask), Recorder(temperature=0.0)
+    widths = widths_of(model)
     decoding = Decoding(
         model, [[1], [2], [3], [4]], settings=GenerationSettings(max_tokens=6, sampler=recorder)
     )
@@ -235,14 +250,34 @@ def test_ended_rows_are_removed_once_they_are_half_of_the_batch():
         decoding.end(row)
     list(decoding)
     assert [len(logits) for logits in recorder.logits] == [4, 4, 2, 1, 1, 1]
+    assert widths == [1] * 6, "the others are not computed again"
 
 
-def test_each_step_computes_one_token_except_when_the_window_moves():
-    model = gpt()
+def widths_of(model) -> list[int]:
+    """Return a list that gets the number of tokens of each forward pass."""
     widths = []
     model.embedding.register_forward_hook(
         lambda module, args, output: widths.append(args[0].shape[1])
     )
+    return widths
+
+
+def test_state_of_fixed_size_is_never_computed_again():
+    model = gpt(mask=sliding_window(3))
+    assert model.has_bounded_state
+    assert not gpt(mask=sliding_window(3), position="learned").has_bounded_state
+    assert not gpt().has_bounded_state
+    widths = widths_of(model)
+    decoding = Decoding(model, [[1, 2, 3]], settings=GenerationSettings(max_tokens=5 * L))
+    sizes = {decoding._cache.nbytes for _ in decoding}
+    assert widths == [3, *[1] * (5 * L - 1)]
+    assert len(sizes) == 1
+    assert decoding._cache.length == 5 * L + 2
+
+
+def test_each_step_computes_one_token_except_when_the_window_moves():
+    model = gpt()
+    widths = widths_of(model)
     generate(model, [[1, 2, 3]], settings=GenerationSettings(max_tokens=2 * L, sampler=GREEDY))
     assert [width for width in widths if width > 1] == [3, L // 2 + 1, L // 2 + 1, L // 2 + 1]
     assert len(widths) == 2 * L

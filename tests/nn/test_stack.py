@@ -57,7 +57,9 @@ def test_each_kind_has_its_own_mask_position_and_parts(x):
 def test_layers_of_one_kind_share_their_inputs(x, monkeypatch):
     prepared = []
     prepare = Block.prepare
-    monkeypatch.setattr(Block, "prepare", lambda *args: prepared.append(1) or prepare(*args))
+    monkeypatch.setattr(
+        Block, "prepare", lambda *args, **kwargs: prepared.append(1) or prepare(*args, **kwargs)
+    )
     kinds = {"a": Layer(), "b": Layer(mask=sliding_window(3))}
     Stack(DIM, 9, layer=BASE, layers=kinds, pattern=["2*a", "b"])(x, context())
     assert len(prepared) == 2

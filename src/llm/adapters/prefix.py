@@ -4,6 +4,7 @@ Each attention layer gets P trainable columns before those of the text. They act
 not consist of words.
 """
 
+from collections.abc import Iterable
 from typing import Literal, cast
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from llm.adapters.base import Adapted, Adapter
 from llm.models.gpt import GPT
-from llm.nn.attention import Attention, Kernel
+from llm.nn.attention import Attention, Kernel, window_mask
+from llm.nn.block import Block
+from llm.nn.kv_cache import Cache
+from llm.nn.masks import causal
 
 
 class PrefixKernel(Adapted):
@@ -44,15 +48,22 @@ class PrefixKernel(Adapted):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
+        window: int | None = None,
         dropout: float = 0.0,
     ) -> Float[Tensor, "B H T D"]:
         """Compute attention over prefix and text; the arguments are those of `naive_attention`."""
         if self.enabled:
+            if (
+                window is not None
+            ):  # the prefix is visible from everywhere, so it needs a mask of its own
+                mask, window = window_mask(query, key, window=window), None
             key, value = _join(self.key, key), _join(self.value, value)
             if mask is not None:
                 visible = True if mask.dtype == torch.bool else 0.0
                 mask = F.pad(mask, (self.key.shape[1], 0), value=visible)
-        return self.base(query, key, value, mask=mask, causal=causal, dropout=dropout)
+        return self.base(
+            query, key, value, mask=mask, causal=causal, window=window, dropout=dropout
+        )
 
 
 def _join(
@@ -88,12 +99,18 @@ class Prefix(Adapter):
         """Wrap the kernel of every attention layer.
 
         Raises:
-            ValueError: the model contains no GPT, has a prefix already, or its context is shorter than the prefix.
+            ValueError: the model contains no GPT, has layers without keys or a prefix already, or its context is
+                shorter than the prefix.
         """
         body = next((module for module in model.modules() if isinstance(module, GPT)), None)
         if body is None:
             raise ValueError(
                 f"adapter=prefix needs a GPT, and {type(model).__name__} contains none; choose adapter=lora"
+            )
+        if other := next((b for b in body.blocks if not isinstance(b.attention, Attention)), None):
+            raise ValueError(
+                f"adapter=prefix adds keys and values, and {type(other.attention).__name__} has none; choose "
+                "adapter=lora"
             )
         if any(isinstance(module, PrefixKernel) for module in body.modules()):
             raise ValueError("the model has a prefix already; apply only one")
@@ -112,7 +129,12 @@ class Prefix(Adapter):
         table = model.embedding.weight
         dtype = torch.promote_types(table.dtype, torch.float32)
         tokens = torch.randint(model.vocab_size, (1, self.length), device=table.device)
-        cache = model.eval().new_cache(1, self.length, dtype=dtype)
-        model.hidden_states(tokens, cache=cache)
+        # All P columns are kept, also those that have left the window of a layer.
+        layers = [
+            cast(Attention, block.attention).new_cache(1, self.length, dtype=dtype, mask=causal)
+            for block in cast(Iterable[Block], model.blocks)
+        ]
+        cache = Cache(layers, batch_size=1, capacity=self.length, device=table.device)
+        model.eval().hidden_states(tokens, cache=cache)
         model.train(was_training)
-        return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in cache.layers]
+        return [(layer.keys[0].clone(), layer.values[0].clone()) for layer in layers]

@@ -5,6 +5,7 @@ only on the length of the text (`window_start`), and positions count from it. So
 with and without a cache, alone and in a batch.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -99,6 +100,9 @@ class Decoding(Iterator[dict[int, int]]):
         self.use_cache = use_cache
         self.memory = memory if len(prompts) == 1 else None
         self._model: Any = model
+        # A state of fixed size has room for any text, and its window never moves.
+        is_bounded = getattr(model, "has_bounded_state", False)
+        self._longest: int = sys.maxsize if is_bounded else self._model.context_length
         # inference_mode is faster than no_grad but does not support DTensors.
         is_shared = any(is_dtensor(parameter) for parameter in model.parameters())
         self._without_gradients = torch.no_grad if is_shared else torch.inference_mode
@@ -156,24 +160,35 @@ class Decoding(Iterator[dict[int, int]]):
     def _can_extend(self) -> bool:
         """Return whether there is a cache with room for one more token.
 
-        It has at most `context_length` columns, so it is full before the window of any row has to move.
+        It has at most as many columns as a window, so it is full before the window of any row has to move.
         """
-        cache = self._cache
-        # Ended rows take as long as the others: once half have ended, form a new batch.
-        worthwhile = 2 * len(self._running) > len(self._rows)
-        return cache is not None and cache.length < cache.capacity and worthwhile
+        return self._cache is not None and self._cache.length < self._cache.capacity
 
     def _extend(self) -> Float[Tensor, "B V"]:
         """Return the logits after the newest token of each row, with the cache of those before it."""
         assert self._newest is not None
+        # Ended rows take as long as the others: once half have ended, drop them.
+        if 2 * len(self._running) <= len(self._rows):
+            self._drop_ended_rows()
         # (B) -> (B, 1) -> (B, 1, C)
         output = self._model.hidden_states(self._newest[:, None], cache=self._cache)
         return self._model.head(output[:, -1])
 
+    def _drop_ended_rows(self) -> None:
+        """Keep only the rows of the batch that have not ended."""
+        assert self._newest is not None
+        assert self._cache is not None
+        kept = [index for index, row in enumerate(self._rows) if row in self._running]
+        index = torch.tensor(kept, device=self._newest.device)
+        self._rows = [self._rows[each] for each in kept]
+        self._newest = self._newest[index]
+        self._seen = None if self._seen is None else self._seen[index]
+        self._cache.select(index)
+
     def _prefill(self) -> Float[Tensor, "B V"]:
         """Return the logits after the windows of the rows that have not ended, padded on the left to one length."""
         model = self._model
-        limit = model.context_length
+        limit = self._longest
         self._rows = sorted(self._running)
         texts = [self._texts[row] for row in self._rows]
         windows = [text[window_start(len(text), limit) :] for text in texts]

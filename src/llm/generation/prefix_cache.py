@@ -39,4 +39,4 @@ class PrefixCache:
         # some layers, so the shortest one counts.
         most = min(len(text) - 1, *(layer.length for layer in cache.layers))
         length = next((at for at in range(most) if text[at] != known[at]), most)
-        return cache.truncate(length, capacity) if length else None
+        return cache.truncated(length, capacity) if length else None

@@ -16,7 +16,7 @@ from llm.nn.init import gpt2
 from llm.nn.kv_cache import Cache
 from llm.nn.layer_schedule import Layer
 from llm.nn.masks import Predicate, causal
-from llm.nn.positions import Position, next_positions
+from llm.nn.positions import Learned, Position, next_positions
 from llm.nn.residual import Residual, pre_norm
 from llm.nn.stack import Stack
 
@@ -148,6 +148,8 @@ class GPT(nn.Module):
         # (B, T) -> (B, T, C)
         x = self.dropout(self.position.embed(self._embed(tokens), resolved))
         x = self.blocks(x, context)
+        if cache is not None:
+            cache.length += tokens.shape[1]
         # With pre-norm the stream is a sum that grows with depth; this norm rescales it for the head.
         return self.final_norm(x)
 
@@ -156,8 +158,18 @@ class GPT(nn.Module):
     ) -> Cache:
         """Return an empty cache for `capacity` tokens per row; the default is `context_length`."""
         capacity = capacity or self.context_length
-        layers = [cast(Attention, block.attention) for block in self.blocks]
-        return Cache([layer.new_cache(batch_size, capacity, dtype=dtype) for layer in layers])
+        layers = [
+            block.new_cache(batch_size, capacity, dtype=dtype, mask=self.mask)
+            for block in cast(Iterable[Block], self.blocks)
+        ]
+        device = next(self.parameters()).device
+        return Cache(layers, batch_size=batch_size, capacity=capacity, device=device)
+
+    @property
+    def has_bounded_state(self) -> bool:
+        """Whether the cache does not grow with the text, so that a text may be longer than `context_length`."""
+        layers = self.new_cache(1, 1).layers
+        return all(layer.is_bounded for layer in layers) and not isinstance(self.position, Learned)
 
     @property
     def causal(self) -> bool:

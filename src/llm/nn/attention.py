@@ -5,7 +5,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from llm.nn.context import Context
 from llm.nn.heads import group_size, head_width
-from llm.nn.kv_cache import LayerCache
-from llm.nn.masks import Predicate
+from llm.nn.kv_cache import KeysAndValues, LayerCache, WindowCache
+from llm.nn.layer_state import LayerState
+from llm.nn.local_attention import local_attention
+from llm.nn.masks import Predicate, SlidingWindow
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.qk_norm import each_head
+from llm.nn.token_mixer import TokenMixer
 
 Kernel = Callable[..., Tensor]
 
@@ -29,6 +33,7 @@ def naive_attention(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
@@ -41,6 +46,7 @@ def naive_attention(
         mask: broadcastable to (B, H, T, S). Boolean: True where a query may attend to a key.
             Floating: added to the scores.
         causal: whether query t attends only to keys up to its own position, S - T + t.
+        window: number of keys that a causal query attends to, its own included; None means all.
         dropout: probability of setting an attention weight to zero.
         softcap: bound c of the scores, which become c · tanh(score / c) (Gemma Team 2024, Gemma 2, section 2).
     """
@@ -56,7 +62,7 @@ def naive_attention(
     if softcap is not None:  # before the mask: tanh would make -inf a finite score
         scores = softcap * torch.tanh(scores / softcap)
     if causal:  # exp(-inf) = 0, so a masked key gets no weight and the others still sum to 1
-        scores = scores.masked_fill(~_lower_triangle(query, key), -math.inf)
+        scores = scores.masked_fill(~window_mask(query, key, window=window), -math.inf)
     if mask is not None:
         is_bool = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, -math.inf) if is_bool else scores + mask
@@ -72,23 +78,34 @@ def fused_attention(
     *,
     mask: Tensor | None = None,
     causal: bool = False,
+    window: int | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores (Dao et al. 2022)."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if window is not None and window >= num_keys:
+        window = None  # it hides nothing
+    if window is not None and mask is None and num_queries == num_keys > 2 * window:
+        kernel = partial(fused_attention, softcap=softcap, dropout=dropout)
+        return local_attention(query, key, value, window=window, kernel=kernel)
     if softcap is not None or _kernel_is_slow(query):  # torch's kernel cannot bound the scores
         return naive_attention(
-            query, key, value, mask=mask, causal=causal, dropout=dropout, softcap=softcap
+            *(query, key, value),
+            mask=mask,
+            causal=causal,
+            window=window,
+            dropout=dropout,
+            softcap=softcap,
         )
-    num_queries, num_keys = query.shape[2], key.shape[2]
     if mask is not None and mask.dtype != torch.bool:
         # Under autocast a bias is float32 and the queries are not; the kernel needs one dtype.
         mask = mask.to(query.dtype)
     # The kernel's causal mask puts the first query at the first key, which is wrong after cached keys
     # (T < S). A single query is the newest position, so it attends to every key.
-    kernel_is_causal = causal and mask is None and num_queries == num_keys
-    if causal and not kernel_is_causal and num_queries > 1:
-        mask = _and(_lower_triangle(query, key), mask)
+    kernel_is_causal = causal and mask is None and num_queries == num_keys and window is None
+    if causal and not kernel_is_causal and (num_queries > 1 or window is not None):
+        mask = _and(window_mask(query, key, window=window), mask)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -110,11 +127,14 @@ def _kernel_is_slow(query: Tensor) -> bool:
     return query.requires_grad and short and query.is_cpu and query.dtype == torch.bfloat16
 
 
-def _lower_triangle(query: Tensor, key: Tensor) -> Bool[Tensor, "T S"]:
+def window_mask(query: Tensor, key: Tensor, *, window: int | None) -> Bool[Tensor, "T S"]:
+    """Return which of the last S keys each of the last T queries attends to: the last `window` up to its own."""
     num_queries, num_keys = query.shape[2], key.shape[2]
     square = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
     # The diagonal is shifted by the S - T cached keys: row t is True up to column S - T + t.
-    return square.tril(num_keys - num_queries)
+    diagonal = num_keys - num_queries
+    allowed = square.tril(diagonal)
+    return allowed if window is None else allowed.triu(diagonal - window + 1)
 
 
 def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
@@ -123,7 +143,7 @@ def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
     return allowed & mask if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
 
 
-class Attention(nn.Module):
+class Attention(TokenMixer):
     """Self-attention with H query heads and K key and value heads.
 
     K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and 1 < K < H grouped-query
@@ -184,7 +204,8 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         causal: bool = True,
-        cache: LayerCache | None = None,
+        window: int | None = None,
+        cache: KeysAndValues | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Return the output projection of the attention heads.
 
@@ -193,6 +214,7 @@ class Attention(nn.Module):
             rotation: cosines and sines that rotate queries and keys, from `Position.rotation`.
             mask: as in `naive_attention`; with a cache, S counts all its filled columns.
             causal: whether a position attends to no later one.
+            window: number of keys that a causal query attends to, its own included; None means all.
             cache: keys and values of earlier positions; those of `x` are appended.
         """
         # (B, T, C) -> (B, T, H + 2K, D), then one (B, heads, T, D) for each of query, key and value.
@@ -210,7 +232,9 @@ class Attention(nn.Module):
             query = query.to(key.dtype)  # a cache may have a lower precision than the model
 
         dropout = self.dropout.p if self.training else 0.0
-        heads = self.kernel(query, key, value, mask=mask, causal=causal, dropout=dropout)
+        heads = self.kernel(
+            query, key, value, mask=mask, causal=causal, window=window, dropout=dropout
+        )
         # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D) -> (B, T, C): the output mixes the heads.
         return self.dropout(self.output(heads.transpose(1, 2).flatten(2)))
 
@@ -221,9 +245,11 @@ class Attention(nn.Module):
         *,
         position: Position | None,
         mask: Predicate | None,
+        cache: LayerState | None,
     ) -> dict[str, Any]:
-        """Return the arguments of `forward` that layers of one kind share, besides the states and the cache."""
-        return context.attention_inputs(x, position=position, mask=mask)
+        """Return rotation and mask, see `TokenMixer.prepare`."""
+        stored = cast(KeysAndValues | None, cache)
+        return context.attention_inputs(x, position=position, mask=mask, cache=stored)
 
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training for one query with so many keys: 12 for each column of the heads.
@@ -234,8 +260,12 @@ class Attention(nn.Module):
         # From the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
         return 12 * self.output.weight.shape[1] * keys
 
-    def new_cache(self, batch_size: int, capacity: int, *, dtype: torch.dtype | None) -> LayerCache:
-        """Return an empty cache for `capacity` positions, on the device of the parameters."""
+    def new_cache(
+        self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate
+    ) -> KeysAndValues:
+        """Return an empty cache of all tokens, or of those in the window of the mask."""
         weight = self.output.weight
-        shape = (batch_size, self.num_kv_heads, capacity, self.head_dim)
-        return LayerCache(shape, device=weight.device, dtype=dtype or weight.dtype)
+        kind = WindowCache if isinstance(mask, SlidingWindow) else LayerCache
+        columns = min(capacity, mask.size) if isinstance(mask, SlidingWindow) else capacity
+        shape = (batch_size, self.num_kv_heads, columns, self.head_dim)
+        return kind(shape, device=weight.device, dtype=dtype or weight.dtype)

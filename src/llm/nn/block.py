@@ -4,14 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm.nn.attention import Attention
 from llm.nn.context import Context
+from llm.nn.layer_state import LayerState
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position
 from llm.nn.residual import Residual
+from llm.nn.token_mixer import TokenMixer
 
 
 class Block(nn.Module):
@@ -19,7 +21,7 @@ class Block(nn.Module):
 
     Args:
         dim: width C of the model.
-        attention: makes the attention layer for a width.
+        attention: makes the attention layer for a width, or a recurrence in its place.
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width; called twice.
         residual: adds a sublayer to the residual stream, such as `pre_norm`.
@@ -31,7 +33,7 @@ class Block(nn.Module):
         self,
         dim: int,
         *,
-        attention: Callable[[int], Attention],
+        attention: Callable[[int], TokenMixer],
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual,
@@ -47,12 +49,21 @@ class Block(nn.Module):
         self.position = position
         self.mask = mask
 
-    def prepare(self, x: Float[Tensor, "B T C"], context: Context) -> dict[str, Any]:
+    def prepare(
+        self, x: Float[Tensor, "B T C"], context: Context, *, cache: LayerState | None
+    ) -> dict[str, Any]:
         """Return the arguments of `forward` that blocks of one kind share."""
-        return self.attention.prepare(x, context, position=self.position, mask=self.mask)
+        own = {"position": self.position, "mask": self.mask}
+        return self.attention.prepare(x, context, cache=cache, **own)
 
     def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
         """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
         x = self.residual(x, partial(self.attention, **inputs), self.attention_norm)
         return self.residual(x, self.feed_forward, self.feed_forward_norm)
+
+    def new_cache(
+        self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate
+    ) -> LayerState:
+        """Return the state before the first token; `mask` is the model's, see `TokenMixer.new_cache`."""
+        return self.attention.new_cache(batch_size, capacity, dtype=dtype, mask=self.mask or mask)

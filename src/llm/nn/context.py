@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llm.nn.kv_cache import Cache
+from llm.nn.kv_cache import Cache, KeysAndValues
 from llm.nn.masks import (
     Predicate,
+    SlidingWindow,
     as_bias,
     both,
     causal,
@@ -44,9 +45,14 @@ class Context:
     attention_mask: Bool[Tensor, "B T"] | None = None
 
     def attention_inputs(
-        self, x: Float[Tensor, "B T C"], *, position: Position | None, mask: Predicate | None
+        self,
+        x: Float[Tensor, "B T C"],
+        *,
+        position: Position | None,
+        mask: Predicate | None,
+        cache: KeysAndValues | None,
     ) -> dict[str, Any]:
-        """Return `rotation`, `mask` and `causal` of an `Attention` layer.
+        """Return `rotation`, `mask`, `causal` and `window` of an `Attention` layer.
 
         They depend on positions only, so all layers with the same position and mask share them.
 
@@ -54,44 +60,40 @@ class Context:
             x: states of the new tokens; only their dtype, device and length matter.
             position: the layer's own position encoding; None takes the shared one.
             mask: the layer's own mask; None takes the shared one.
+            cache: the layer's keys and values of earlier tokens.
         """
         position, mask = position or self.position, mask or self.mask
-        rotation = position.rotation(x, self.positions)
-        allowed = self._allowed(x, position=position, mask=mask)
-        is_causal = allowed is None and is_same_function(mask, causal)
-        return {"rotation": rotation, "mask": allowed, "causal": is_causal}
-
-    def _allowed(
-        self, x: Float[Tensor, "B T C"], *, position: Position, mask: Predicate
-    ) -> Tensor | None:
-        """Return one mask for padding, documents and bias; None if the kernel needs no tensor."""
-        # Not from the cache: its first layers may have appended the new tokens already.
-        start, end = self.start, self.start + x.shape[1]
+        limits = [mask]
         # A cache also has the padding of earlier columns.
         real = self.cache.valid if self.cache is not None else self.attention_mask
-
-        limits = [mask]
         if real is not None:
             limits.append(not_padding(real))
         if self.document_ids is not None:
             limits.append(same_document(self.document_ids))
-        queries, keys = self._query_and_key_positions(start, end)
-        bias = position.bias(x, query_positions=queries, key_positions=keys)
-        # Kernels apply a causal mask without a tensor, and then skip the keys after each query.
-        needs_tensor = not (is_same_function(mask, causal) or is_same_function(mask, everything))
-        if not needs_tensor and len(limits) == 1 and bias is None:
-            return None
-        columns = torch.arange(end, device=x.device)
+        # Not from the cache: its first layers may have appended the new tokens already.
+        start, end = self.start, self.start + x.shape[1]
+        columns = torch.arange(start, end, device=x.device)
+        keys = columns if cache is None else cache.columns(start, x.shape[1])
+        bias = self._bias(x, position, columns=keys, start=start)
+        inputs = {"rotation": position.rotation(x, self.positions), "mask": None}
+        # Kernels apply these three masks without a tensor, and skip the keys that they hide.
+        window = mask.size if isinstance(mask, SlidingWindow) else None
+        is_causal = window is not None or is_same_function(mask, causal)
+        if len(limits) == 1 and bias is None and (is_causal or mask is everything):
+            return {**inputs, "causal": is_causal, "window": window}
         # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
-        allowed = both(*limits)(columns[start:], columns).unsqueeze(-3)
-        return allowed if bias is None else as_bias(allowed, bias)
+        allowed = both(*limits)(columns, keys).unsqueeze(-3)
+        allowed = allowed if bias is None else as_bias(allowed, bias)
+        return {**inputs, "mask": allowed, "causal": False, "window": None}
 
-    def _query_and_key_positions(
-        self, start: int, end: int
-    ) -> tuple[slice | Tensor, slice | Tensor]:
-        """Return the positions of the new tokens and of all keys."""
-        if self.cache is None:
-            return self.positions, self.positions
-        if isinstance(self.positions, slice):
-            return self.positions, slice(0, end)
-        return self.cache.positions[:, start:end], self.cache.positions[:, :end]
+    def _bias(
+        self, x: Float[Tensor, "B T C"], position: Position, *, columns: Tensor, start: int
+    ) -> Tensor | None:
+        """Return the position's bias for the scores of the new tokens with the keys in some columns."""
+        queries, keys = self.positions, self.positions
+        if self.cache is not None and isinstance(queries, slice):
+            keys = columns  # without explicit positions, those are the columns
+        elif self.cache is not None:
+            queries = self.cache.positions[:, start : start + x.shape[1]]
+            keys = self.cache.positions[:, columns]
+        return position.bias(x, query_positions=queries, key_positions=keys)

@@ -1,19 +1,47 @@
 """The key-value cache, with which a forward pass computes only the position of the new token."""
 
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llm.nn.layer_state import LayerState
 
-class LayerCache:
-    """Keys and values of one layer, each of `shape` (B, K, capacity, D); the first `length` columns are filled."""
+Shape = tuple[int, int, int, int]
 
-    def __init__(
-        self, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.keys: Float[Tensor, "B K capacity D"] = torch.empty(shape, device=device, dtype=dtype)
-        self.values: Float[Tensor, "B K capacity D"] = torch.empty_like(self.keys)
-        self.length = 0
+
+class KeysAndValues(LayerState):
+    """Keys and values of one attention layer, each of `shape` (B, K, columns, D)."""
+
+    def __init__(self, shape: Shape, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.keys: Float[Tensor, "B K columns D"] = torch.empty(shape, device=device, dtype=dtype)
+        self.values: Float[Tensor, "B K columns D"] = torch.empty_like(self.keys)
+
+    @abstractmethod
+    def append(
+        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        """Write T new columns and return the columns that the new queries may need, old and new."""
+
+    @abstractmethod
+    def columns(self, start: int, new: int) -> Int[Tensor, "S"]:
+        """Return the index in the text of each column that `append` returns for `new` tokens after `start`."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Return keys and values."""
+        return self.keys, self.values
+
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep some rows of the batch, in the given order."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class LayerCache(KeysAndValues):
+    """Keys and values of all tokens; the first `length` of `capacity` columns are filled."""
+
+    is_bounded = False
 
     @property
     def capacity(self) -> int:
@@ -36,63 +64,143 @@ class LayerCache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def enlarge(self, length: int, capacity: int) -> "LayerCache":
-        """Return a copy of the first `length` columns with room for `capacity`."""
-        batch, heads, _, width = self.keys.shape
-        shape = (batch, heads, capacity, width)
-        copy = LayerCache(shape, device=self.keys.device, dtype=self.keys.dtype)
-        copy.append(self.keys[:, :, :length], self.values[:, :, :length])
-        return copy
+    def columns(self, start: int, new: int) -> Int[Tensor, "S"]:
+        """Return the index in the text of each column: all from the first on."""
+        return torch.arange(start + new, device=self.keys.device)
+
+    def can_rewind(self, count: int) -> bool:
+        """Return whether so many tokens are stored."""
+        return count <= self.length
+
+    def enlarge(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in all."""
+        more = capacity - self.capacity
+        if more > 0:
+            pad = (0, 0, 0, more)  # columns are the second last axis
+            self.keys = torch.nn.functional.pad(self.keys, pad)
+            self.values = torch.nn.functional.pad(self.values, pad)
+
+
+class WindowCache(KeysAndValues):
+    """Keys and values of the last tokens in a ring buffer, for a layer whose mask is a sliding window.
+
+    The token at index i of the text is in column i modulo the number of columns, so a new token replaces the one
+    that has just left the window.
+    """
+
+    is_bounded = True
+
+    def append(
+        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        """Write T new columns and return those that the new queries may need, in the order of `columns`."""
+        size, new = self.keys.shape[2], keys.shape[2]
+        start, self.length = self.length, self.length + new
+        if new == 1:
+            self._write(start, keys, values)
+            filled = min(self.length, size)
+            return self.keys[:, :, :filled], self.values[:, :, :filled]
+        # The first new query still needs columns that the last new keys replace: read before writing.
+        old = self.columns(start, new)[:-new] % size
+        result = tuple(
+            torch.cat((kept[:, :, old], added), dim=2)
+            for kept, added in ((self.keys, keys), (self.values, values))
+        )
+        last = min(new, size)
+        self._write(self.length - last, keys[:, :, -last:], values[:, :, -last:])
+        return result[0], result[1]
+
+    def columns(self, start: int, new: int) -> Int[Tensor, "S"]:
+        """Return the index in the text of each column that `append` returns."""
+        device, size = self.keys.device, self.keys.shape[2]
+        end = start + new
+        if new > 1:  # in order: what is kept of the old tokens, then the new ones
+            return torch.arange(max(0, start - size + 1), end, device=device)
+        # In the order of the ring: column c has the last index that is c modulo its size.
+        column = torch.arange(min(end, size), device=device)
+        return end - 1 - (end - 1 - column) % size
+
+    def can_rewind(self, count: int) -> bool:
+        """Return whether the columns before the last `count` tokens are still there."""
+        # The oldest column is needed only by the newest token, so one token can always be forgotten.
+        return count <= (self.length if self.length <= self.keys.shape[2] else 1)
+
+    def _write(self, start: int, keys: Tensor, values: Tensor) -> None:
+        column = torch.arange(start, start + keys.shape[2], device=keys.device)
+        column = column % self.keys.shape[2]
+        self.keys[:, :, column] = keys.to(self.keys.dtype)
+        self.values[:, :, column] = values.to(self.values.dtype)
 
 
 class Cache:
-    """One `LayerCache` per layer, and the positions and padding of the columns.
+    """The state of every layer, and the positions and padding of the columns of a batch.
 
     Args:
-        layers: caches of one batch size and capacity.
+        layers: one state per layer.
+        batch_size: number of rows B.
+        capacity: most tokens of a row, padding included.
+        device: device of the layers.
 
     Attributes:
+        length: number of tokens that every layer has seen.
         positions: (B, capacity), the position of each column in the text of its row.
         valid: (B, capacity), False where a column is padding; None if no row is padded.
         per_row: whether positions were given explicitly, so that rows may differ.
     """
 
-    def __init__(self, layers: list[LayerCache]) -> None:
-        keys = layers[0].keys
+    def __init__(
+        self,
+        layers: Sequence[LayerState],
+        *,
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
         # By default column i holds position i in every row: (capacity) -> (B, capacity).
-        columns = torch.arange(layers[0].capacity, device=keys.device)
+        columns = torch.arange(capacity, device=device)
         self.layers = layers
-        self.positions: Int[Tensor, "B capacity"] = columns.repeat(keys.shape[0], 1)
+        self.length = 0
+        self.positions: Int[Tensor, "B capacity"] = columns.repeat(batch_size, 1)
         self.valid: Bool[Tensor, "B capacity"] | None = None
         self.per_row = False
 
     @property
-    def length(self) -> int:
-        """Number of filled columns."""
-        return self.layers[0].length
+    def capacity(self) -> int:
+        """Number of columns that the cache can describe."""
+        return self.positions.shape[1]
 
     @property
-    def capacity(self) -> int:
-        """Number of columns that the cache can hold."""
-        return self.layers[0].capacity
+    def nbytes(self) -> int:
+        """Size of the states of all layers, in bytes."""
+        return sum(layer.nbytes for layer in self.layers)
 
-    def truncate(self, length: int, capacity: int) -> "Cache":
-        """Return a cache of the first `length` columns with room for `capacity`, in the same memory if they fit.
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Keep some rows of the batch, in the given order."""
+        for layer in self.layers:
+            layer.select(rows)
+        self.positions = self.positions[rows]
+        self.valid = None if self.valid is None else self.valid[rows]
 
-        Raises:
-            ValueError: fewer columns are filled, or their positions were given explicitly.
+    def truncated(self, length: int, capacity: int) -> "Cache | None":
+        """Return a cache of the first `length` columns with room for `capacity`, in this memory if it fits.
+
+        None if a layer cannot go back so far, or if positions were given explicitly.
         """
-        if length > min(layer.length for layer in self.layers) or self.per_row:
-            raise ValueError(
-                f"length={length}: choose filled columns of a text without explicit positions"
-            )
-        layers = self.layers
-        if capacity > self.capacity:
-            layers = [layer.enlarge(length, capacity) for layer in layers]
-        for layer in layers:
-            layer.length = length
-        # The layers keep their keys and values; positions and padding are those of a new cache.
-        return Cache(layers)
+        # An interrupted forward pass may have reached some layers only.
+        back = [layer.length - length for layer in self.layers]
+        if self.per_row or not all(
+            count >= 0 and layer.can_rewind(count)
+            for layer, count in zip(self.layers, back, strict=True)
+        ):
+            return None
+        for layer, count in zip(self.layers, back, strict=True):
+            layer.rewind(count)
+            layer.enlarge(capacity)
+        # Positions and padding are those of a new cache.
+        batch_size, device = self.positions.shape[0], self.positions.device
+        cache = Cache(self.layers, batch_size=batch_size, capacity=capacity, device=device)
+        cache.length = length
+        return cache
 
     def describe(
         self,

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from llm.config.errors import suggestion
-from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position
 from llm.nn.residual import Residual
+from llm.nn.token_mixer import TokenMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Layer:
     """A kind of layer: the parts that differ from those of the model. None takes the model's own part.
 
     Attributes:
-        attention: makes the attention layer for a width.
+        attention: makes the attention layer for a width, or a recurrence in its place.
         feed_forward: makes the feed-forward layer for a width.
         norm: makes a norm for a width.
         residual: adds a sublayer to the residual stream.
@@ -41,7 +41,7 @@ class Layer:
         ValueError: the position is added to the embeddings, which all layers share.
     """
 
-    attention: Callable[[int], Attention] | None = None
+    attention: Callable[[int], TokenMixer] | None = None
     feed_forward: Callable[[int], nn.Module] | None = None
     norm: Callable[[int], nn.Module] | None = None
     residual: Residual | None = None

@@ -11,6 +11,7 @@ may attend to the key. An index is a column of the batch: 0 is the first, paddin
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -35,6 +36,29 @@ def is_same_function(predicate: Predicate, function: Predicate) -> bool:
     return getattr(predicate, "func", predicate) is function
 
 
+@dataclass(frozen=True)
+class SlidingWindow:
+    """The predicate of `sliding_window`. Kernels and caches read its size, to skip what the mask hides.
+
+    Raises:
+        ValueError: the window is empty.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(
+                f"size={self.size}: a window has at least one position, the query's own"
+            )
+
+    def __call__(self, queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+        """Return which keys are at most `size - 1` before the query."""
+        # (T, 1) - (1, S) -> (T, S): how far back each key is, negative for later keys.
+        distance = queries[:, None] - keys[None, :]
+        return (distance >= 0) & (distance < self.size)
+
+
 def sliding_window(size: int) -> Predicate:
     """Allow the last `size` keys up to and including the query's own (Beltagy et al. 2020).
 
@@ -47,15 +71,7 @@ def sliding_window(size: int) -> Predicate:
     Raises:
         ValueError: the window is empty.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: a window has at least one position, the query's own")
-
-    def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
-        # (T, 1) - (1, S) -> (T, S): how far back each key is, negative for later keys.
-        distance = queries[:, None] - keys[None, :]
-        return (distance >= 0) & (distance < size)
-
-    return predicate
+    return SlidingWindow(size)
 
 
 def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:

@@ -1,8 +1,8 @@
 """The layers of a model, which may be of several kinds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,10 +46,11 @@ class Stack(nn.ModuleList):
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
         """Return the states after the last block."""
         shared: dict[str, dict[str, Any]] = {}
-        for index, (kind, block) in enumerate(zip(self.schedule, self, strict=True)):
-            if not shared.get(kind):  # a block on another device prepares nothing
-                shared[kind] = block.prepare(x, context)
+        blocks = cast(Iterable[Block], self)
+        for index, (kind, block) in enumerate(zip(self.schedule, blocks, strict=True)):
             cache = context.cache.layers[index] if context.cache is not None else None
+            if not shared.get(kind):  # a block on another device prepares nothing
+                shared[kind] = block.prepare(x, context, cache=cache)
             x = block(x, **shared[kind], cache=cache)
         return x
 

@@ -8,7 +8,7 @@ In training a schedule sends the residual stream from stage to stage. Without gr
 and every device calls the model as if it had all of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -18,9 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 
 from llm.models.gpt import GPT
-from llm.nn.attention import Attention
-from llm.nn.context import Context
-from llm.nn.kv_cache import Cache
+from llm.nn.layer_state import LayerState
 from llm.nn.positions import NoPosition, Position
 
 M = TypeVar("M", bound=nn.Module)
@@ -110,20 +108,6 @@ class Stage:
         distributed.broadcast(logits, self.count - 1)
         return logits
 
-    def new_cache(
-        self, batch_size: int, capacity: int | None = None, *, dtype: torch.dtype | None = None
-    ) -> Cache:
-        """Replace `GPT.new_cache`: allocate memory for this stage's blocks only."""
-        kept = {
-            number: cast(Attention, self.model.blocks[number].attention).new_cache(
-                batch_size, capacity or self.model.context_length, dtype=dtype
-            )
-            for number in self.span
-        }
-        # The model takes the length from the cache of block 0, which another stage may have.
-        first = kept[self.span.start]
-        return Cache([kept.get(number, first) for number in range(len(self.model.blocks))])
-
     def _divide(self, model: GPT) -> None:
         for number in set(range(len(model.blocks))) - set(self.span):
             model.blocks[number] = RemoteBlock()
@@ -138,7 +122,6 @@ class Stage:
         else:
             model.add_module("final_norm", Call(self.send))
             model.add_module("head", RemoteHead(self, model.vocab_size))
-        model.new_cache = self.new_cache
         model.flops_per_token = self.whole.flops_per_token
 
     def _share_logits(self, head: nn.Module, states: object, logits: Tensor) -> Tensor:
@@ -162,13 +145,38 @@ class Call(nn.Module):
 class RemoteBlock(nn.Module):
     """A block of another stage: it passes the residual stream on."""
 
-    def prepare(self, x: Float[Tensor, "B T C"], context: Context) -> dict[str, Any]:
+    def prepare(self, *_: object, **__: object) -> dict[str, Any]:
         """Return nothing, because nothing is computed here."""
         return {}
 
-    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+    def forward(
+        self, x: Float[Tensor, "B T C"], *, cache: LayerState | None = None, **inputs: Any
+    ) -> Float[Tensor, "B T C"]:
         """Return the stream as it is."""
+        if cache is not None:
+            cache.length += x.shape[1]
         return x
+
+    def new_cache(self, *_: object, **__: object) -> LayerState:
+        """Return a state without tensors."""
+        return RemoteState()
+
+
+class RemoteState(LayerState):
+    """The state of a block of another stage: only its length is known here."""
+
+    is_bounded = False
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Return nothing."""
+        return ()
+
+    def select(self, rows: Int[Tensor, "rows"]) -> None:
+        """Do nothing."""
+
+    def can_rewind(self, count: int) -> bool:
+        """Return True: the stage that has the state decides."""
+        return True
 
 
 class RemoteHead(nn.Module):

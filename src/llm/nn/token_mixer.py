@@ -1,0 +1,58 @@
+"""The sublayer of a block that mixes positions: attention, or a recurrence in its place."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llm.nn.context import Context
+from llm.nn.layer_state import LayerState
+from llm.nn.masks import Predicate
+from llm.nn.positions import Position
+
+
+class TokenMixer(nn.Module, ABC):
+    """What a block, a stack and generation ask of the sublayer that mixes positions.
+
+    Its `forward(x, *, cache=None, **inputs)` takes the states (B, T, C) of T new tokens, the state of its layer and
+    what `prepare` returned. It returns the mixed states and appends the tokens to the cache.
+    """
+
+    @abstractmethod
+    def prepare(
+        self,
+        x: Float[Tensor, "B T C"],
+        context: Context,
+        *,
+        position: Position | None,
+        mask: Predicate | None,
+        cache: LayerState | None,
+    ) -> dict[str, Any]:
+        """Return the arguments of `forward` that all layers of one kind share, besides states and cache.
+
+        Args:
+            x: states of the new tokens; only their dtype, device and shape matter.
+            context: positions, padding and documents of the forward pass.
+            position: the layer's own position encoding; None takes the one of the context.
+            mask: the layer's own mask; None takes the one of the context.
+            cache: the layer's state before the new tokens.
+        """
+
+    @abstractmethod
+    def new_cache(
+        self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate
+    ) -> LayerState:
+        """Return the state before the first token.
+
+        Args:
+            batch_size: number of rows B.
+            capacity: most tokens of a row, for a state that grows.
+            dtype: dtype of the state; None takes that of the parameters.
+            mask: the layer's mask, which may bound what it needs to keep.
+        """
+
+    @abstractmethod
+    def mixing_flops(self, keys: int) -> int:
+        """Return the operations of training that mix one token with `keys` tokens, without those of the parameters."""

@@ -287,7 +287,10 @@ def test_help_of_a_command_lists_groups_and_an_example(llm):
     status, out, _ = llm("train", "--help")
     assert status == 0
     assert command.COMMANDS["train"].example in out
-    assert "\nmodel: bert, gpt, gpt2, llama, mistral, olmo2, olmo3, qwen2, qwen3" in out
+    assert (
+        "\nmodel: bert, gpt, gpt2, llama, mistral, mixtral, olmo2, olmo3, qwen2, qwen3, qwen3_moe"
+        in out
+    )
     assert "\nmodel/position: " in out
 
 

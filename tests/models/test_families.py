@@ -50,6 +50,7 @@ SETTINGS = {
     "pad_token_id": None,
     "bos_token_id": None,
     "eos_token_id": None,
+    "experts_implementation": "eager",  # the grouped one takes no float64
 }
 
 
@@ -73,20 +74,31 @@ def in_layers(names: Mapping[str, str]) -> tuple[Rule, ...]:
 
 
 # What Llama and all families below share.
-SHARED = (
+BODY = (
     same("embedding.weight", "model.embed_tokens.weight"),
     projections(),
-    *in_layers(
-        {
-            "attention.output": "self_attn.o_proj",
-            "feed_forward.gate": "mlp.gate_proj",
-            "feed_forward.input": "mlp.up_proj",
-            "feed_forward.output": "mlp.down_proj",
-        }
-    ),
+    *in_layers({"attention.output": "self_attn.o_proj"}),
     same("final_norm.weight", "model.norm.weight"),
     same("head.weight", "lm_head.weight"),
 )
+DENSE = in_layers(
+    {
+        "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.input": "mlp.up_proj",
+        "feed_forward.output": "mlp.down_proj",
+    }
+)
+EXPERTS = (
+    *in_layers({"feed_forward.router": "mlp.gate"}),
+    *(
+        same(
+            f"blocks.{{}}.feed_forward.experts.{ours}.weight",
+            f"model.layers.{{}}.mlp.experts.{theirs}",
+        )
+        for ours, theirs in {"gate_and_input": "gate_up_proj", "output": "down_proj"}.items()
+    ),
+)
+SHARED = (*BODY, *DENSE)
 PRE_NORM = in_layers(
     {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
 )
@@ -102,6 +114,13 @@ QK_NORM = in_layers(
 QK_NORM_ALL = in_layers(
     {"attention.query_norm.norm": "self_attn.q_norm", "attention.key_norm.norm": "self_attn.k_norm"}
 )
+
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+}
 
 FAMILIES = {
     "llama": Family(["model=llama"], {"model_type": "llama"}, (*SHARED, *PRE_NORM)),
@@ -133,7 +152,39 @@ FAMILIES = {
         {"model_type": "mistral", "sliding_window": WINDOW},
         (*SHARED, *PRE_NORM),
     ),
+    "mixtral": Family(
+        ["model=mixtral", "model.feed_forward.num_experts=5", "model.position.theta=1e6"],
+        {
+            "model_type": "mixtral",
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        (*BODY, *EXPERTS, *PRE_NORM),
+    ),
+    "qwen3_moe": Family(
+        ["model=qwen3_moe", "model.feed_forward.num_experts=6", "model.feed_forward.top_k=3"],
+        {**QWEN3_MOE, "norm_topk_prob": True},
+        (*BODY, *EXPERTS, *PRE_NORM, *QK_NORM),
+    ),
+    "qwen3_moe-unnormalized": Family(
+        [
+            *("model=qwen3_moe", "model.feed_forward.num_experts=6", "model.feed_forward.top_k=3"),
+            "model.feed_forward.normalize=false",
+        ],
+        {**QWEN3_MOE, "norm_topk_prob": False},
+        (*BODY, *EXPERTS, *PRE_NORM, *QK_NORM),
+    ),
 }
+
+
+def with_fused_experts(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our tensors with gates and inputs of experts in one tensor, as theirs are."""
+    fused = dict(ours)
+    for name in [name for name in ours if name.endswith("experts.gate.weight")]:
+        parts = (fused.pop(name), fused.pop(name.replace("gate", "input")))
+        fused[name.replace("gate", "gate_and_input")] = torch.cat(parts, dim=1)
+    return fused
 
 
 class Pair(NamedTuple):
@@ -157,7 +208,7 @@ def pair(request, build) -> Pair:
     with Float64():  # buffers are also computed in float64
         theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     key_map = KeyMap(family.rules, shared={})
-    theirs.load_state_dict(key_map.to_theirs(ours.state_dict()))
+    theirs.load_state_dict(key_map.to_theirs(with_fused_experts(ours.state_dict())))
 
     def call(tokens: Tensor, **inputs: Any) -> Any:
         with Float64():
@@ -194,7 +245,8 @@ def test_gradients_equal_those_of_transformers(pair):
     for logits in (pair.ours(TOKENS), pair.theirs(TOKENS).logits):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
     ours = pair.ours.named_parameters(remove_duplicate=False)
-    found = pair.key_map.to_theirs({name: parameter.grad for name, parameter in ours})
+    gradients = with_fused_experts({name: parameter.grad for name, parameter in ours})
+    found = pair.key_map.to_theirs(gradients)
     for name, parameter in pair.their_parameters.items():
         assert parameter.grad.any(), name
         assert_same(found[name], parameter.grad)

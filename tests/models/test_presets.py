@@ -12,6 +12,7 @@ from llm.models.size import Size
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Rotary
+from llm.nn.stacked_linear import StackedLinear
 
 CONF = Path(llm.conf.__file__).parent
 PRESETS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
@@ -78,6 +79,8 @@ COUNTS = {
     "qwen2": 119_616,
     "qwen3": 119_360,
     "mistral": 119_232,
+    "mixtral": 341_440,
+    "qwen3_moe": 1_634_880,
 }
 # The presets whose projections have biases, by a part of the projection's name.
 BIASED = {"gpt2": "", "bert": "", "qwen2": "query_key_value"}
@@ -89,7 +92,7 @@ def biases(model):
     return {
         name.split(".", 1)[1]: module.bias is not None
         for name, module in blocks
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Linear | StackedLinear)
     }
 
 
@@ -105,7 +108,9 @@ def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
                 build(f"model={preset}", f"model/{group}={path.stem}", layers)
             ).items():
                 assert has_bias == (biased in name), path.stem
-    found = biases(build(f"model={preset}", "model/attention=no_bias", layers))
+    found = biases(
+        build(f"model={preset}", "model/attention=no_bias", "model/feed_forward=gelu", layers)
+    )
     assert not found["attention.query_key_value"]
     assert not found["attention.output"]
     assert found["feed_forward.output"] == (biased in "feed_forward.output")

@@ -21,6 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llm.nn.stacked_linear import StackedLinear
+
 
 def gpt2(model: nn.Module, std: float = 0.02) -> None:
     """Initialize as GPT-2: normal, with smaller residual projections (Radford et al. 2019, 2.3).
@@ -83,12 +85,18 @@ def orthogonal(model: nn.Module) -> None:
 def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
     """Draw every matrix and embedding, set biases to 0 and reset all other modules."""
     for module in model.modules():
-        if not isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, StackedLinear):
+            for (
+                matrix
+            ) in module.weight:  # one by one: the variance depends on the shape of a matrix
+                draw(matrix)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            draw(module.weight)
+        else:
             _reset(module)
             continue
-        draw(module.weight)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        if (bias := getattr(module, "bias", None)) is not None:
+            nn.init.zeros_(bias)
 
 
 def _scale_residual_writes(model: nn.Module) -> None:

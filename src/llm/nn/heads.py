@@ -18,16 +18,15 @@ def head_width(dim: int, num_heads: int, *, head_dim: int | None = None) -> int:
     return dim // num_heads
 
 
-def group_size(num_heads: int, num_kv_heads: int) -> int:
-    """Return the number of query heads per key and value head.
+def group_size(num_heads: int, num_kv_heads: int, *, name: str = "num_kv_heads") -> int:
+    """Return the number of query heads per key and value head; `name` is that of the second number in the error.
 
     Raises:
         ValueError: `num_kv_heads` does not divide `num_heads`.
     """
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
-            f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}: "
-            f"{_choices(num_heads)}"
+            f"{name}={num_kv_heads} does not divide num_heads={num_heads}: {_choices(num_heads)}"
         )
     return num_heads // num_kv_heads
 

@@ -84,9 +84,7 @@ def fused_attention(
 ) -> Float[Tensor, "B H T D"]:
     """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores (Dao et al. 2022)."""
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if window is not None and window >= num_keys:
-        window = None  # it hides nothing
-    if window is not None and mask is None and num_queries == num_keys > 2 * window:
+    if window is not None and mask is None and num_queries == num_keys > window:
         kernel = partial(fused_attention, softcap=softcap, dropout=dropout)
         return local_attention(query, key, value, window=window, kernel=kernel)
     if softcap is not None or _kernel_is_slow(query):  # torch's kernel cannot bound the scores

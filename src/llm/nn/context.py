@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llm.nn.kv_cache import Cache, KeysAndValues
+from llm.nn.kv_cache import Cache, KeysAndValues, WindowCache
 from llm.nn.masks import (
     Predicate,
     SlidingWindow,
@@ -20,6 +20,10 @@ from llm.nn.masks import (
     same_document,
 )
 from llm.nn.positions import Position, Positions
+
+# Texts longer than so many windows are computed in blocks; for shorter ones a shared mask is as fast. Measured in
+# experiments/local_attention.
+BLOCKS_FROM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +79,28 @@ class Context:
         columns = torch.arange(start, end, device=x.device)
         keys = columns if cache is None else cache.columns(start, x.shape[1])
         bias = self._bias(x, position, columns=keys, start=start)
-        inputs = {"rotation": position.rotation(x, self.positions), "mask": None}
-        # Kernels apply these three masks without a tensor, and skip the keys that they hide.
-        window = mask.size if isinstance(mask, SlidingWindow) else None
-        is_causal = window is not None or is_same_function(mask, causal)
-        if len(limits) == 1 and bias is None and (is_causal or mask is everything):
-            return {**inputs, "causal": is_causal, "window": window}
+        rotation = position.rotation(x, self.positions)
+        inputs = {"rotation": rotation, "mask": None, "causal": False, "window": None}
+        # Kernels apply some masks without a tensor, and skip the keys that they hide.
+        is_plain = len(limits) == 1 and bias is None
+        if is_plain and (known := self._without_tensor(mask, x.shape[1], cache=cache)) is not None:
+            return inputs | known
         # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
         allowed = both(*limits)(columns, keys).unsqueeze(-3)
         allowed = allowed if bias is None else as_bias(allowed, bias)
-        return {**inputs, "mask": allowed, "causal": False, "window": None}
+        return inputs | {"mask": allowed}
+
+    def _without_tensor(
+        self, mask: Predicate, new: int, *, cache: KeysAndValues | None
+    ) -> dict[str, Any] | None:
+        """Return the arguments that stand for a mask; None if it takes a tensor."""
+        if is_same_function(mask, everything):
+            return {"causal": False}
+        if is_same_function(mask, causal) or (new == 1 and isinstance(cache, WindowCache)):
+            return {"causal": True}  # a ring has the keys of the window only
+        if isinstance(mask, SlidingWindow) and self.start == 0 and new > BLOCKS_FROM * mask.size:
+            return {"causal": True, "window": mask.size}
+        return None
 
     def _bias(
         self, x: Float[Tensor, "B T C"], position: Position, *, columns: Tensor, start: int

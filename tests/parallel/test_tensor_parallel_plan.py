@@ -20,6 +20,7 @@ MODELS = {
     "learned positions, biases, tied": ("model=gpt2",),
     "gated, grouped, untied": ("model=llama", "size.num_kv_heads=2"),
     "normed queries and keys": ("model=gpt", "size.num_kv_heads=2"),
+    "gated heads": ("model=llama", "model/attention=gated", "size.num_kv_heads=2"),
     "norms of outputs": ("model=llama", "model/residual=reordered_norm"),
     "slopes": ("model=gpt2", "model/position=alibi", "model/kernel=naive"),
     "slopes and a window in every second layer": (
@@ -108,7 +109,10 @@ def test_indivisible_parts_are_named(words, size, message):
 
 
 def test_part_without_a_plan_is_named():
-    model = make("model=gpt2")
-    Prefix(length=2).apply(model)
-    with pytest.raises(ValueError, match=r"blocks\.0\.attention\.kernel\.key: .*use hardware=fsdp"):
-        tensor_parallel_plan.require_complete_plan(model, tensor_parallel_plan.plan_of(model, 2))
+    adapted = make("model=gpt2")
+    Prefix(length=2).apply(adapted)
+    with_sinks = make("model=gpt2", "model/attention=sinks")
+    for model, name in ((adapted, r"kernel\.key"), (with_sinks, r"sinks\.scores")):
+        plan = tensor_parallel_plan.plan_of(model, 2)
+        with pytest.raises(ValueError, match=rf"attention\.{name}: .*use hardware=fsdp"):
+            tensor_parallel_plan.require_complete_plan(model, plan)

@@ -130,6 +130,11 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
         (("model=gpt2", "model/residual=parallel"), r"model.block: ParallelBlock "),
+        (("model=llama", "model/attention=sinks"), r"model.attention.sinks: Sinks has no count"),
+        (
+            ("model=llama", "model/attention=gated", "model.attention.qk_norm=null"),
+            r"model.attention.output_gate: SigmoidGate has no counterpart in Llama",
+        ),
         (("model=gpt2", "model/residual=post_norm"), r"model.residual: post_norm "),
         (("model=gpt2", "size.num_kv_heads=1"), r"model.attention.num_kv_heads: 1 "),
         (("model=gpt2", "model.attention.head_dim=8"), r"model.attention.head_dim: 8 "),

@@ -157,6 +157,8 @@ class Attention(TokenMixer):
         dropout: probability for attention weights and for the output.
         qk_norm: makes a norm of a given width; one is applied to the queries and one to the keys.
         qk_norm_over: the columns that it normalizes: `each_head` or `all_heads`.
+        output_gate: makes a gate on the output of the heads for the widths C and H · D, such as `SigmoidGate`.
+        sinks: makes a further score in each head's softmax for a number of heads, such as `Sinks`.
         kernel: the function that computes attention: `naive_attention` or an equivalent.
 
     Raises:
@@ -175,6 +177,8 @@ class Attention(TokenMixer):
         dropout: float = 0.0,
         qk_norm: Callable[[int], nn.Module] | None = None,
         qk_norm_over: Callable[..., nn.Module] = each_head,
+        output_gate: Callable[..., nn.Module] | None = None,
+        sinks: Callable[[int], nn.Module] | None = None,
         kernel: Kernel = fused_attention,
     ) -> None:
         super().__init__()
@@ -193,7 +197,10 @@ class Attention(TokenMixer):
             qk_norm_over(qk_norm, num_heads=count, head_dim=self.head_dim) if qk_norm else None
             for count in (self.num_heads, self.num_kv_heads)
         )
-        self.output = nn.Linear(self.num_heads * self.head_dim, dim, bias=bias)
+        self.sinks = sinks(self.num_heads) if sinks else None
+        width = self.num_heads * self.head_dim
+        self.output_gate = output_gate(dim, width, bias=bias) if output_gate else None
+        self.output = nn.Linear(width, dim, bias=bias)
 
     def forward(
         self,
@@ -229,12 +236,21 @@ class Attention(TokenMixer):
             key, value = cache.append(key, value)
             query = query.to(key.dtype)  # a cache may have a lower precision than the model
 
+        # After the cache, which does not contain the column of the sinks.
+        if self.sinks is not None:
+            limits = {"mask": mask, "causal": causal, "window": window}
+            key, value, mask = self.sinks(query, key, value, **limits)
+            causal, window = False, None
         dropout = self.dropout.p if self.training else 0.0
         heads = self.kernel(
             query, key, value, mask=mask, causal=causal, window=window, dropout=dropout
         )
-        # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D) -> (B, T, C): the output mixes the heads.
-        return self.dropout(self.output(heads.transpose(1, 2).flatten(2)))
+        # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D)
+        heads = heads.transpose(1, 2).flatten(2)
+        if self.output_gate is not None:
+            heads = self.output_gate(heads, x=x)
+        # (B, T, H · D) -> (B, T, C): the output mixes the heads.
+        return self.dropout(self.output(heads))
 
     def prepare(
         self,

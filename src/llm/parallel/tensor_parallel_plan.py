@@ -118,6 +118,8 @@ def _attention(module: Attention, size: int) -> Plan:
             )
         if getattr(module, name) is not None:
             plan[name] = ReplicatedNorm(Partial())  # each device's gradient is that of its heads
+    if module.output_gate is not None:
+        plan["output_gate.projection"] = ColwiseParallel()
     return plan
 
 

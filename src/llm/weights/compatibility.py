@@ -72,6 +72,10 @@ def decoder_parts(
         ModelPart("model.mask", model.mask, is_same_function(model.mask, causal)),
         ModelPart("model.attention.kernel.softcap", softcap, softcap is None),
         ModelPart("model.attention.qk_norm", attention.query_norm, attention.query_norm is None),
+        ModelPart(
+            "model.attention.output_gate", attention.output_gate, attention.output_gate is None
+        ),
+        ModelPart("model.attention.sinks", attention.sinks, attention.sinks is None),
         ModelPart("model.feed_forward", ours, type(ours) is feed_forward),
         ModelPart(
             "model.feed_forward.activation", activation, unwrap_partial(activation) in activations

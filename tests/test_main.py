@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import llm.conf as llm_conf
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_runs import make
@@ -287,10 +289,8 @@ def test_help_of_a_command_lists_groups_and_an_example(llm):
     status, out, _ = llm("train", "--help")
     assert status == 0
     assert command.COMMANDS["train"].example in out
-    assert (
-        "\nmodel: bert, gpt, gpt2, llama, mistral, mixtral, olmo2, olmo3, qwen2, qwen3, qwen3_moe"
-        in out
-    )
+    presets = sorted(path.stem for path in Path(llm_conf.__file__).parent.glob("model/*.yaml"))
+    assert f"\nmodel: {', '.join(presets)}\n" in out
     assert "\nmodel/position: " in out
 
 

@@ -4,6 +4,7 @@ A family joins by one row of FAMILIES. Sequences are longer than the windows, an
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +24,7 @@ class Family(NamedTuple):
     """A preset of ours and a configuration of Hugging Face's library that describe the same model.
 
     Attributes:
-        ours: overrides of our command line, besides those of SIZE.
+        ours: overrides of our command line, after those of SIZE.
         theirs: settings of theirs, besides those of `SETTINGS`; `model_type` names the family.
         rules: how their tensors form ours.
     """
@@ -122,6 +123,49 @@ QWEN3_MOE = {
     "moe_intermediate_size": 40,
 }
 
+SANDWICH_NORM = in_layers(
+    {
+        "attention_norm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ByHead(Rule):
+    """Rows of queries, keys and values: ours has all queries first, theirs those of the first head."""
+
+    num_heads: int = 4
+
+    def split(self, ours: Tensor) -> list[Tensor]:
+        """Return the rows in the order of the heads."""
+        return [ours.unflatten(0, (3, self.num_heads, -1)).transpose(0, 1).flatten(0, 2)]
+
+
+def gpt_neox() -> tuple[Rule, ...]:
+    """Return the rules for GPT-NeoX."""
+    names = {
+        "attention_norm": "input_layernorm",
+        "attention.output": "attention.dense",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward.input": "mlp.dense_h_to_4h",
+        "feed_forward.output": "mlp.dense_4h_to_h",
+    }
+    rules = [same("embedding.weight", "gpt_neox.embed_in.weight")]
+    rules.append(same("head.weight", "lm_head.weight"))
+    for kind in ("weight", "bias"):
+        theirs = f"gpt_neox.layers.{{}}.attention.query_key_value.{kind}"
+        rules.append(ByHead(f"blocks.{{}}.attention.query_key_value.{kind}", (theirs,)))
+        rules.append(same(f"final_norm.{kind}", f"gpt_neox.final_layer_norm.{kind}"))
+        for ours, theirs in names.items():
+            rules.append(
+                same(f"blocks.{{}}.{ours}.{kind}", f"gpt_neox.layers.{{}}.{theirs}.{kind}")
+            )
+    return (*rules,)
+
+
 FAMILIES = {
     "llama": Family(["model=llama"], {"model_type": "llama"}, (*SHARED, *PRE_NORM)),
     "qwen2": Family(
@@ -146,6 +190,30 @@ FAMILIES = {
         ["model=olmo3", f"model.layers.local.mask.size={WINDOW}", "model.position.theta=5e5"],
         {"model_type": "olmo3", "sliding_window": WINDOW},
         (*SHARED, *REORDERED_NORM, *QK_NORM_ALL),
+    ),
+    "gemma3": Family(
+        ["model=gemma3", "model.pattern=[local,full]", f"model.layers.local.mask.size={WINDOW}"],
+        {
+            "model_type": "gemma3_text",
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 12,
+        },
+        (*SHARED, *SANDWICH_NORM, *QK_NORM),
+    ),
+    "gpt_neox": Family(
+        ["model=gpt_neox", "size.num_kv_heads=4", "model.attention.head_dim=8"],
+        {"model_type": "gpt_neox", "head_dim": 8},
+        gpt_neox(),
+    ),
+    "smollm3": Family(
+        ["model=smollm3", "model.position.theta=5e6"],
+        {
+            "model_type": "smollm3",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+            "tie_word_embeddings": True,
+        },
+        (*SHARED, *PRE_NORM),
     ),
     "mistral": Family(
         ["model=mistral", f"model.mask.size={WINDOW}"],
@@ -199,7 +267,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES.keys())
 def pair(request, build) -> Pair:
     family = request.param
-    ours = build(*family.ours, *SIZE).double().eval()
+    ours = build(*SIZE, *family.ours).double().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter.data, std=0.3, generator=generator)

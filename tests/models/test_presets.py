@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from llm.config.build import build as build_node
+from llm.config.check import check_nodes
 from llm.models.size import Size
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
@@ -24,7 +25,7 @@ SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 DECODER_ONLY = ("mask=", "layers=", "embedding=", "position=alibi")
 
 
-MIN_LAYERS = {"olmo3": 4}
+MIN_LAYERS = {"gemma3": 6, "olmo3": 4, "smollm3": 4}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -36,6 +37,15 @@ def test_every_part_fits_every_preset(build, part):
         num_layers = 6 if part.startswith("layers=") else MIN_LAYERS.get(preset, 1)
         model = build(f"model={preset}", f"model/{part}", f"size.num_layers={num_layers}")
         assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)
+
+
+@pytest.mark.parametrize("part", [*PARTS, *(f"={preset}" for preset in PRESETS)])
+def test_every_part_and_preset_passes_the_check(part):
+    preset = part[1:] if part.startswith("=") else "gpt"
+    words = [f"+model={preset}", "+size=nano", "size.num_layers=6", "model.vocab_size=97"]
+    with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+        config = compose(overrides=[*words, *([] if part.startswith("=") else [f"model/{part}"])])
+    check_nodes(config, {"model": torch.nn.Module})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,6 +83,9 @@ COUNTS = {
     "gpt": 104_960,
     "gpt2": 110_400,
     "llama": 119_232,
+    "gemma3": 327_680,
+    "gpt_neox": 112_512,
+    "smollm3": 219_776,
     "bert": 114_913,
     "olmo2": 119_488,
     "olmo3": 226_496,
@@ -83,7 +96,7 @@ COUNTS = {
     "qwen3_moe": 1_634_880,
 }
 # The presets whose projections have biases, by a part of the projection's name.
-BIASED = {"gpt2": "", "bert": "", "qwen2": "query_key_value"}
+BIASED = {"gpt2": "", "gpt_neox": "", "bert": "", "qwen2": "query_key_value"}
 
 
 def biases(model):

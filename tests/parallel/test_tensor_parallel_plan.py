@@ -23,6 +23,10 @@ MODELS = {
     "gated heads": ("model=llama", "model/attention=gated", "size.num_kv_heads=2"),
     "norms of outputs": ("model=llama", "model/residual=reordered_norm"),
     "slopes": ("model=gpt2", "model/position=alibi", "model/kernel=naive"),
+    "scaled embedding, four norms": (
+        *("model=gemma3", "model.pattern=[local,full]", "size.num_kv_heads=2"),
+    ),
+    "parallel": ("model=gpt_neox",),
     "slopes and a window in every second layer": (
         *("model=llama", "model/layers=local_global", "model.pattern=[local,full]"),
         "+model.layers.local.position={_target_:llm.nn.positions.ALiBi,num_heads:4}",

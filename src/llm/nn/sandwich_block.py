@@ -7,6 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.block import Block
+from llm.nn.masks import Predicate
+from llm.nn.positions import Position
+from llm.nn.residual import Residual
+from llm.nn.token_mixer import TokenMixer
 
 
 class SandwichBlock(Block):
@@ -14,14 +18,29 @@ class SandwichBlock(Block):
 
     The second norm bounds what a sublayer adds to the stream. Gemma 2 and 3 have it.
 
-    Args:
-        dim: width C of the model.
-        norm: makes a norm for a width; called four times.
-        parts: the others of `Block`.
+    The arguments are those of `Block`; `norm` is called four times.
     """
 
-    def __init__(self, dim: int, *, norm: Callable[[int], nn.Module], **parts: Any) -> None:
-        super().__init__(dim, norm=norm, **parts)
+    def __init__(
+        self,
+        dim: int,
+        *,
+        attention: Callable[[int], TokenMixer],
+        feed_forward: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module],
+        residual: Residual,
+        position: Position | None = None,
+        mask: Predicate | None = None,
+    ) -> None:
+        super().__init__(
+            dim,
+            attention=attention,
+            feed_forward=feed_forward,
+            norm=norm,
+            residual=residual,
+            position=position,
+            mask=mask,
+        )
         self.attention_output_norm = norm(dim)
         self.feed_forward_output_norm = norm(dim)
 

@@ -24,6 +24,7 @@ VARIANTS = {
     "gpt-zero-centered-norm": ["model=gpt", "model/norm=rms_zero_centered"],
     "gpt-weightless-norm": ["model=gpt", "model/norm=rms_weightless"],
     "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
+    "gpt-sparse": ["model=gpt", "model/mask=sparse_fixed", "model.mask.stride=4"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-sandwich-norm": ["model=gpt", "model/residual=sandwich_norm"],
     "gpt2-parallel": ["model=gpt2", "model/residual=parallel"],

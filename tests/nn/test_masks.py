@@ -10,14 +10,18 @@ from llm.nn.masks import (
     causal,
     draw_mask,
     not_padding,
+    prefix,
     same_document,
     sliding_window,
+    sparse_fixed,
+    sparse_strided,
+    window_and_first,
 )
 
 
 def test_pictures_in_the_docstrings_are_correct():
     results = doctest.testmod(masks)
-    assert results.attempted >= 4
+    assert results.attempted >= 8
     assert results.failed == 0
 
 
@@ -36,9 +40,39 @@ def test_window_as_wide_as_the_text_is_causal():
     assert torch.equal(sliding_window(9)(positions, positions), causal(positions, positions))
 
 
-def test_empty_window_is_refused():
-    with pytest.raises(ValueError, match="size=0"):
-        sliding_window(0)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sliding_window(0), "size=0"),
+        (lambda: sparse_strided(0), "stride=0: give 1 or more"),
+        (lambda: sparse_fixed(0), "stride=0: give 1 or more"),
+        (lambda: sparse_fixed(4, summary=5), "summary=5: give 1 to 4, the size of a block"),
+        (lambda: window_and_first(0, 1), "size=0: give 1 or more"),
+        (lambda: window_and_first(1, 0), "first=0: give 1 or more"),
+    ],
+)
+def test_sizes_that_hide_everything_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("predicate", [sparse_strided(4), sparse_fixed(4), sparse_fixed(4, 2)])
+def test_sparse_masks_reach_every_earlier_position_in_two_layers(predicate):
+    index = torch.arange(32)
+    allowed = predicate(index, index)
+    assert torch.equal(allowed & causal(index, index), allowed)
+    assert torch.equal((allowed.float() @ allowed.float()) > 0, causal(index, index))
+    assert allowed.sum(dim=1).max() <= 4 + 2 * 32 // 4
+
+
+def test_prefix_is_visible_from_everywhere_and_the_rest_is_causal():
+    index = torch.arange(6)
+    assert torch.equal(prefix(0)(index, index), causal(index, index))
+    rows = prefix(torch.tensor([0, 2]))(index, index)
+    assert torch.equal(rows[0], causal(index, index))
+    assert torch.equal(rows[1], prefix(2)(index, index))
+    assert rows[1][:2, :2].all()
+    assert not rows[1][:2, 2:].any()
 
 
 def test_both_combines_masks_and_each_query_sees_itself():

@@ -74,6 +74,110 @@ def sliding_window(size: int) -> Predicate:
     return SlidingWindow(size)
 
 
+def sparse_strided(stride: int) -> Predicate:
+    """Allow the last `stride` keys, and before them every key that is a multiple of `stride` back.
+
+    Two layers reach every earlier position, and a query attends to about 2√T keys if `stride` is √T (Child et al. 2019,
+    "Generating long sequences with sparse Transformers", section 4.3).
+
+    >>> print(draw_mask(sparse_strided(2), 5))
+    ■ · · · ·
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    · ■ ■ ■ ·
+    ■ · ■ ■ ■
+
+    Raises:
+        ValueError: the stride is not positive.
+    """
+    _positive("stride", stride)
+
+    def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+        distance = queries[:, None] - keys[None, :]
+        return (distance >= 0) & ((distance < stride) | (distance % stride == 0))
+
+    return predicate
+
+
+def sparse_fixed(stride: int, summary: int = 1) -> Predicate:
+    """Allow the query's own block of `stride` keys, and the last `summary` keys of every earlier block.
+
+    The last positions of a block can summarize it for all later ones (Child et al. 2019, section 4.3).
+
+    >>> print(draw_mask(sparse_fixed(2), 6))
+    ■ · · · · ·
+    ■ ■ · · · ·
+    · ■ ■ · · ·
+    · ■ ■ ■ · ·
+    · ■ · ■ ■ ·
+    · ■ · ■ ■ ■
+
+    Raises:
+        ValueError: a number is not positive, or the summary is longer than a block.
+    """
+    _positive("stride", stride)
+    if not 1 <= summary <= stride:
+        raise ValueError(f"summary={summary}: give 1 to {stride}, the size of a block")
+
+    def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+        query, key = queries[:, None], keys[None, :]
+        is_own_block = query // stride == key // stride
+        return (query >= key) & (is_own_block | (key % stride >= stride - summary))
+
+    return predicate
+
+
+def window_and_first(size: int, first: int) -> Predicate:
+    """Allow the last `size` keys, and the `first` keys of the sequence from everywhere.
+
+    Global tokens collect what a window has left (Beltagy et al. 2020). Trained models put much weight on the first
+    tokens whatever they are, so a window without them fails once they are gone (Xiao et al. 2023, StreamingLLM).
+
+    >>> print(draw_mask(window_and_first(2, 1), 5))
+    ■ · · · ·
+    ■ ■ · · ·
+    ■ ■ ■ · ·
+    ■ · ■ ■ ·
+    ■ · · ■ ■
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    _positive("size", size)
+    _positive("first", first)
+
+    def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:
+        distance = queries[:, None] - keys[None, :]
+        return (distance >= 0) & ((distance < size) | (keys[None, :] < first))
+
+    return predicate
+
+
+def prefix(length: int | Int[Tensor, "B"]) -> Predicate:
+    """Allow all of a prefix from everywhere, and after it keys up to the query's own index.
+
+    A prefix language model reads its prompt in both directions (Raffel et al. 2020, T5, section 3.2.1). Its prompt must
+    be known in full: a token appended to it would change the states of the others.
+
+    >>> print(draw_mask(prefix(3), 5))
+    ■ ■ ■ · ·
+    ■ ■ ■ · ·
+    ■ ■ ■ · ·
+    ■ ■ ■ ■ ·
+    ■ ■ ■ ■ ■
+
+    Args:
+        length: tokens in the prefix, of every row or of each.
+    """
+
+    def predicate(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "*rows T S"]:
+        # (S) < () or (B, 1, 1) -> (S) or (B, 1, S)
+        is_prefix = keys < (length[:, None, None] if isinstance(length, Tensor) else length)
+        return causal(queries, keys) | is_prefix
+
+    return predicate
+
+
 def same_document(document_ids: Int[Tensor, "B S"]) -> Predicate:
     """Allow attention within one document, for packed rows.
 
@@ -129,6 +233,11 @@ def visible_keys(predicate: Predicate, length: int) -> int:
     """Return the number of keys that the last of `length` queries may attend to."""
     keys = torch.arange(length, device="cpu")
     return int(predicate(keys[-1:], keys).sum())
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value}: give 1 or more")
 
 
 def as_bias(

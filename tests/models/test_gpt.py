@@ -24,6 +24,20 @@ VARIANTS = {
     "gpt-zero-centered-norm": ["model=gpt", "model/norm=rms_zero_centered"],
     "gpt-weightless-norm": ["model=gpt", "model/norm=rms_weightless"],
     "gpt-window": ["model=gpt", "model/mask=sliding_window", "model.mask.size=5"],
+    "llama-latent": ["model=llama", "model/attention=latent"],
+    "gpt2-latent-window": [
+        *(
+            "model=gpt2",
+            "model/attention=latent",
+            "model/position=alibi",
+            "model/mask=sliding_window",
+        ),
+        *(
+            "model.mask.size=5",
+            "model.attention.query_latent_dim=24",
+            "model.attention.value_dim=20",
+        ),
+    ],
     "gpt-sparse": ["model=gpt", "model/mask=sparse_fixed", "model.mask.stride=4"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-sandwich-norm": ["model=gpt", "model/residual=sandwich_norm"],

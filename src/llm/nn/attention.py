@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from llm.nn.context import Context
 from llm.nn.heads import group_size, head_width
-from llm.nn.kv_cache import KeysAndValues, LayerCache, WindowCache
+from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
 from llm.nn.local_attention import local_attention
-from llm.nn.masks import Predicate, SlidingWindow
+from llm.nn.masks import Predicate
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.qk_norm import each_head
 from llm.nn.token_mixer import TokenMixer
@@ -279,7 +279,5 @@ class Attention(TokenMixer):
     ) -> KeysAndValues:
         """Return an empty cache of all tokens, or of those in the window of the mask."""
         weight = self.output.weight
-        kind = WindowCache if isinstance(mask, SlidingWindow) else LayerCache
-        columns = min(capacity, mask.size) if isinstance(mask, SlidingWindow) else capacity
-        shape = (batch_size, self.num_kv_heads, columns, self.head_dim)
-        return kind(shape, device=weight.device, dtype=dtype or weight.dtype)
+        shape = (batch_size, self.num_kv_heads, capacity, self.head_dim)
+        return new_kv_cache(shape, mask=mask, device=weight.device, dtype=dtype or weight.dtype)

@@ -55,6 +55,7 @@ class Context:
         position: Position | None,
         mask: Predicate | None,
         cache: KeysAndValues | None,
+        width: int | None = None,
     ) -> dict[str, Any]:
         """Return `rotation`, `mask`, `causal` and `window` of an `Attention` layer.
 
@@ -65,6 +66,7 @@ class Context:
             position: the layer's own position encoding; None takes the shared one.
             mask: the layer's own mask; None takes the shared one.
             cache: the layer's keys and values of earlier tokens.
+            width: number of columns to rotate; None leaves it to the position encoding.
         """
         position, mask = position or self.position, mask or self.mask
         limits = [mask]
@@ -79,7 +81,7 @@ class Context:
         columns = torch.arange(start, end, device=x.device)
         keys = columns if cache is None else cache.columns(start, x.shape[1])
         bias = self._bias(x, position, columns=keys, start=start)
-        rotation = position.rotation(x, self.positions)
+        rotation = position.rotation(x, self.positions, width=width)
         inputs = {"rotation": rotation, "mask": None, "causal": False, "window": None}
         # Kernels apply some masks without a tensor, and skip the keys that they hide.
         is_plain = len(limits) == 1 and bias is None

@@ -8,21 +8,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm.nn.layer_state import LayerState
+from llm.nn.masks import Predicate, SlidingWindow
 
 Shape = tuple[int, int, int, int]
 
 
 class KeysAndValues(LayerState):
-    """Keys and values of one attention layer, each of `shape` (B, K, columns, D)."""
+    """Keys and values of one attention layer.
 
-    def __init__(self, shape: Shape, *, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        shape: that of the keys, (B, K, columns, D).
+        device: device of both.
+        dtype: dtype of both.
+        value_dim: width V of a value; None means D.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        value_dim: int | None = None,
+    ) -> None:
         self.keys: Float[Tensor, "B K columns D"] = torch.empty(shape, device=device, dtype=dtype)
-        self.values: Float[Tensor, "B K columns D"] = torch.empty_like(self.keys)
+        self.values: Float[Tensor, "B K columns V"] = self.keys.new_empty(
+            *shape[:-1], value_dim or shape[-1]
+        )
 
     @abstractmethod
     def append(
-        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
-    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T V"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S V"]]:
         """Write T new columns and return the columns that the new queries may need, old and new."""
 
     @abstractmethod
@@ -49,8 +66,8 @@ class LayerCache(KeysAndValues):
         return self.keys.shape[2]
 
     def append(
-        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
-    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T V"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S V"]]:
         """Write T new columns and return views of all filled columns, old and new.
 
         Raises:
@@ -91,8 +108,8 @@ class WindowCache(KeysAndValues):
     is_bounded = True
 
     def append(
-        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
-    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T V"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S V"]]:
         """Write T new columns and return those that the new queries may need, in the order of `columns`."""
         size, new = self.keys.shape[2], keys.shape[2]
         start, self.length = self.length, self.length + new
@@ -130,6 +147,22 @@ class WindowCache(KeysAndValues):
         column = column % self.keys.shape[2]
         self.keys[:, :, column] = keys.to(self.keys.dtype)
         self.values[:, :, column] = values.to(self.values.dtype)
+
+
+def new_kv_cache(
+    shape: Shape,
+    *,
+    mask: Predicate,
+    device: torch.device,
+    dtype: torch.dtype,
+    value_dim: int | None = None,
+) -> KeysAndValues:
+    """Return an empty cache of all tokens, or of those in the window of the mask."""
+    made = {"device": device, "dtype": dtype, "value_dim": value_dim}
+    if not isinstance(mask, SlidingWindow):
+        return LayerCache(shape, **made)
+    batch, heads, capacity, width = shape
+    return WindowCache((batch, heads, min(capacity, mask.size), width), **made)
 
 
 class Cache:

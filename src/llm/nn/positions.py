@@ -32,8 +32,16 @@ class Position(nn.Module):
         """Return the token embeddings `x` with position information added."""
         return x
 
-    def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation | None:
-        """Return cosines and sines for `rotate`, on the device and in the precision of `x`."""
+    def rotation(
+        self, x: Float[Tensor, "B T C"], positions: Positions, *, width: int | None = None
+    ) -> Rotation | None:
+        """Return cosines and sines for `rotate`, on the device and in the precision of `x`.
+
+        Args:
+            x: states, of which dtype and device matter.
+            positions: positions of the tokens.
+            width: number of columns to rotate; None means those of a head.
+        """
         return None
 
     def bias(
@@ -138,11 +146,12 @@ class Rotary(Position):
         self.fraction = fraction
         self.rotated_dim = _rotated(self.head_dim, fraction, at_least=2 if scaling is None else 4)
 
-    def rotation(self, x: Float[Tensor, "B T C"], positions: Positions) -> Rotation:
+    def rotation(
+        self, x: Float[Tensor, "B T C"], positions: Positions, *, width: int | None = None
+    ) -> Rotation:
         """Return cosines and sines of the angles, each (…, 1, T, R/2): the same for all heads."""
-        angle = angles(
-            x, positions, dim=self.rotated_dim, theta=self.theta, scaling=self.scaling
-        ).unsqueeze(-3)
+        dim = self.rotated_dim if width is None else width
+        angle = angles(x, positions, dim=dim, theta=self.theta, scaling=self.scaling).unsqueeze(-3)
         if self.scaling is None:
             return angle.cos(), angle.sin()
         return angle.cos() * self.scaling.amplitude, angle.sin() * self.scaling.amplitude

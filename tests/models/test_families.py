@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from float64_mode import Float64
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from llm.nn.routing import load_balancing_loss
+from llm.tasks.expert_balancing import ExpertBalancing
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
 
 TOKENS = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -266,7 +269,11 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES.keys())
 def pair(request, build) -> Pair:
-    family = request.param
+    return equal_models(build, request.param)
+
+
+def equal_models(build: Any, family: Family) -> Pair:
+    """Return a model of ours and theirs with equal tensors."""
     ours = build(*SIZE, *family.ours).double().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in ours.parameters():
@@ -318,3 +325,27 @@ def test_gradients_equal_those_of_transformers(pair):
     for name, parameter in pair.their_parameters.items():
         assert parameter.grad.any(), name
         assert_same(found[name], parameter.grad)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_load_balancing_loss_equals_that_of_transformers(build, name, is_padded):
+    pair = equal_models(build, FAMILIES[name])
+    real = torch.arange(20) >= torch.tensor([[0], [9]]) if is_padded else None
+    balancing = ExpertBalancing(pair.ours, total=lambda tensor: tensor)
+    with torch.enable_grad(), balancing.recording():
+        pair.ours(TOKENS, attention_mask=real)
+    balancing.loss()
+    shares = [(s.counts / s.tokens, s.probabilities / s.tokens) for s in balancing.sums]
+    inputs = {} if real is None else {"attention_mask": real.long()}
+    theirs = pair.theirs(TOKENS, output_router_logits=True, **inputs)
+    # Theirs is that of the mean over the layers, ours the mean of the losses of the layers.
+    mean = [torch.stack(each).mean(dim=0) for each in zip(*shares, strict=True)]
+    assert_same(load_balancing_loss(*mean), theirs.aux_loss)
+    for share, logits in zip(shares, theirs.router_logits, strict=True):
+        with Float64():
+            expected = load_balancing_loss_func(
+                (logits,), logits.shape[-1], balancing.layers[0].top_k, inputs.get("attention_mask")
+            )
+        assert_same(load_balancing_loss(*share), expected)

@@ -4,6 +4,7 @@ from torch import nn
 
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.mixture_of_experts import MixtureOfExperts, grouped_experts, naive_experts
+from llm.nn.routing import Balancing
 
 # Widths whose rows are multiples of 16 bytes in each dtype, and widths for which the kernel has to be replaced.
 WIDTHS = [(16, 24), (6, 10)]
@@ -129,3 +130,36 @@ def test_dropout_acts_in_training():
     moe, x = layer(dropout=0.5), draw()
     assert (moe(x) == 0).any()
     assert not (moe.eval()(x) == 0).any()
+
+
+def test_only_passes_with_gradients_are_recorded_when_asked():
+    moe, x = layer(), draw()
+    real = torch.ones(3, 7, dtype=torch.bool)
+    moe(x)
+    assert moe.records is None
+    moe.records = []
+    moe(x, attention_mask=real)
+    with torch.no_grad():
+        moe(x)
+    [(routing, mask)] = moe.records
+    assert routing.logits.shape == (21, 8)
+    assert mask is real
+
+
+def test_bias_moves_towards_equal_loads_and_is_saved():
+    moe = layer(num_experts=4, balancing=Balancing(bias_rate=0.5))
+    moe.update_bias(torch.tensor([4.0, 0.0, 2.0, 2.0]))
+    assert moe.state_dict()["selection_bias"].tolist() == [-0.5, 0.5, 0, 0]
+    x = draw()
+    moe.selection_bias.copy_(torch.tensor([9.0, 0.0, 0.0, 9.0]))
+    moe.records = []
+    moe(x)
+    assert set(moe.records[0][0].experts.flatten().tolist()) == {0, 3}
+    moe.reset_parameters()
+    assert not moe.selection_bias.any()
+
+
+def test_without_a_rate_there_is_no_bias():
+    moe = layer()
+    assert "selection_bias" not in moe.state_dict()
+    moe.update_bias(torch.arange(8.0))

@@ -54,13 +54,24 @@ class Block(nn.Module):
     ) -> dict[str, Any]:
         """Return the arguments of `forward` that blocks of one kind share."""
         own = {"position": self.position, "mask": self.mask}
-        return self.attention.prepare(x, context, cache=cache, **own)
+        inputs = self.attention.prepare(x, context, cache=cache, **own)
+        # Most feed-forward layers need nothing besides the states.
+        if hasattr(self.feed_forward, "prepare"):
+            inputs["feed_forward_inputs"] = self.feed_forward.prepare(context)
+        return inputs
 
-    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
-        """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        *,
+        feed_forward_inputs: dict[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Float[Tensor, "B T C"]:
+        """Return the stream after both sublayers; the arguments are those of their own `forward`."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
         x = self.residual(x, partial(self.attention, **inputs), self.attention_norm)
-        return self.residual(x, self.feed_forward, self.feed_forward_norm)
+        feed_forward = partial(self.feed_forward, **(feed_forward_inputs or {}))
+        return self.residual(x, feed_forward, self.feed_forward_norm)
 
     def new_cache(
         self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate

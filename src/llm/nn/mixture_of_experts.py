@@ -5,14 +5,16 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llm.nn.activations import silu
+from llm.nn.context import Context
 from llm.nn.feed_forward import Activation
-from llm.nn.routing import Routing, expert_counts, route
+from llm.nn.routing import Balancing, Routing, expert_counts, route
 from llm.nn.stacked_linear import StackedLinear
 
 
@@ -94,6 +96,11 @@ class MixtureOfExperts(nn.Module):
         bias: whether the projections have biases, also that of the router.
         dropout: probability for the output.
         kernel: the function that computes the experts: `naive_experts` or an equivalent.
+        balancing: what keeps the loads of the experts balanced; None leaves them as they are.
+
+    Attributes:
+        selection_bias: added to the probabilities for the choice, (E); None without `balancing.bias_rate`.
+        records: routing and mask of each forward pass with gradients since the list was set; None records nothing.
 
     Raises:
         ValueError: a token cannot choose `top_k` of the experts.
@@ -113,6 +120,7 @@ class MixtureOfExperts(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         kernel: Kernel = grouped_experts,
+        balancing: Balancing | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= num_experts:
@@ -127,12 +135,56 @@ class MixtureOfExperts(nn.Module):
         self.shared = shared(dim) if shared is not None else None
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
+        self.balancing = balancing or Balancing()
+        self.selection_bias: Tensor | None
+        bias_of_choice = torch.zeros(num_experts) if self.balancing.bias_rate else None
+        self.register_buffer("selection_bias", bias_of_choice)
+        self.records: list[tuple[Routing, Tensor | None]] | None = None
 
-    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Return the layer's output for each position of `x`."""
+    def reset_parameters(self) -> None:
+        """Set the bias of the choice to 0."""
+        if self.selection_bias is not None:
+            nn.init.zeros_(self.selection_bias)
+
+    def prepare(self, context: Context) -> dict[str, Any]:
+        """Return the arguments of `forward` besides the states."""
+        return {"attention_mask": context.attention_mask}
+
+    def forward(
+        self,
+        x: Float[Tensor, "*B C"],
+        *,
+        attention_mask: Bool[Tensor, "*B"] | None = None,
+    ) -> Float[Tensor, "*B C"]:
+        """Return the layer's output for each position of `x`.
+
+        Args:
+            x: the states.
+            attention_mask: True for real tokens; only the record depends on it.
+        """
         tokens = x.flatten(0, -2)  # (…, C) -> (N, C): a token is routed by itself
-        routing = route(self.router(tokens), top_k=self.top_k, normalize=self.normalize)
+        routing = route(
+            self.router(tokens),
+            top_k=self.top_k,
+            normalize=self.normalize,
+            bias=self.selection_bias,
+        )
+        if self.records is not None and torch.is_grad_enabled():
+            self.records.append((routing, attention_mask))
         y = self.kernel(tokens, routing, self.experts).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)
         return self.dropout(y)
+
+    @torch.no_grad()
+    def update_bias(self, counts: Float[Tensor, "E"]) -> None:
+        """Raise the bias of experts with less than the mean load, and lower that of the others.
+
+        Args:
+            counts: tokens of an optimizer step that chose each expert.
+        """
+        if self.selection_bias is not None:
+            direction = torch.sign(counts.mean() - counts)
+            self.selection_bias += self.balancing.bias_rate * direction.to(
+                self.selection_bias.dtype
+            )

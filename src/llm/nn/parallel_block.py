@@ -51,7 +51,14 @@ class ParallelBlock(Block):
                 "residual: a parallel block adds both sublayers to its input, so their norms come first; use pre_norm"
             )
 
-    def forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
-        """Return the stream after both sublayers; the arguments are those of `Attention.forward`."""
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        *,
+        feed_forward_inputs: dict[str, Any] | None = None,
+        **inputs: Any,
+    ) -> Float[Tensor, "B T C"]:
+        """Return the stream after both sublayers; the arguments are those of their own `forward`."""
         attended = self.attention(self.attention_norm(x), **inputs)
-        return x + attended + self.feed_forward(self.feed_forward_norm(x))
+        fed_forward = self.feed_forward(self.feed_forward_norm(x), **(feed_forward_inputs or {}))
+        return x + attended + fed_forward

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from llm.data.base import DataModule
 from llm.dtensor import to_local
 from llm.optim.clipping import clip_gradients
 from llm.runs import Run
+from llm.tasks.expert_balancing import ExpertBalancing
 from llm.tasks.non_finite import require_finite_loss
 
 Batch = dict[str, Tensor]
@@ -161,17 +163,36 @@ class Task(L.LightningModule):
         self.step = torch.compile(self.step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a micro-batch, weighted by its number of targets."""
-        loss, weight = self.step(batch), self.weight(batch)
+        """Return the loss of a micro-batch and of the balance of experts, weighted by its number of targets.
+
+        `train/loss` is the loss of the task alone, so that it can be compared with `val/loss`.
+        """
+        if self.begins_step(batch_idx):
+            self._targets.clear()
+            self.experts.start_step()
+        with self.experts.recording():
+            loss = self.step(batch)
+        weight = self.weight(batch)
         self._losses.append((loss.detach(), weight))
+        if (of_experts := self.experts.loss()) is not None:
+            loss = loss + of_experts
         # One micro-batch, or equal numbers of targets: the mean of the means is the mean over all targets.
         if weight is None or self._shares == 1:
             return loss
-        if self.begins_step(batch_idx):
-            self._targets.clear()
         self._targets.append(weight)
         # The loss is a mean; this makes it a sum over targets, which `_to_mean` divides by their total number.
         return loss * weight / UNIT
+
+    @cached_property
+    def experts(self) -> ExpertBalancing:
+        """The mixtures of experts in the model; empty for other models."""
+        return ExpertBalancing(self.model, self._total)
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks."""
+        total = self.trainer.strategy.reduce(tensor, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     @property
     def _shares(self) -> int:
@@ -180,9 +201,7 @@ class Task(L.LightningModule):
 
     def _to_mean(self, optimizer: Optimizer) -> None:
         """Rescale the gradients, which are averages over micro-batches, to those of the mean over targets."""
-        targets = torch.stack(self._targets).sum()
-        targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
-        assert isinstance(targets, Tensor)
+        targets = self._total(torch.stack(self._targets).sum())
         targets = targets * self.data_parallel / self.trainer.world_size  # ranks may share a batch
         # Lightning divides each loss by the number of accumulated micro-batches and averages over ranks, so a
         # gradient is that of Σ loss · targets / (UNIT · shares). This makes it that of Σ loss · targets / Σ targets.
@@ -251,6 +270,8 @@ class Task(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * multiplier
         optimizer.step(closure=optimizer_closure)
+        if not self.is_adapted:  # the checkpoint of an adapter has no biases
+            self.experts.update_biases()
 
     def configure_gradient_clipping(
         self,
@@ -309,6 +330,7 @@ class Task(L.LightningModule):
         metrics["train/learning_rate"] = next(iter(rates.values()))
         if len(set(rates.values())) > 1:
             metrics |= {f"train/learning_rate_{name}": rate for name, rate in rates.items()}
+        metrics |= {f"moe/{name}": value for name, value in self.experts.metrics().items()}
         return metrics | {f"train/{name}": value for name, value in self.training_metrics().items()}
 
     def _mean_loss(self) -> float:

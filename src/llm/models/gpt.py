@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from llm.models.errors import ModelError
 from llm.models.size import flops_per_token, require_sizes
-from llm.nn.attention import Attention
 from llm.nn.block import Block
 from llm.nn.context import Context
 from llm.nn.init import gpt2
@@ -19,6 +18,7 @@ from llm.nn.masks import Predicate, causal
 from llm.nn.positions import Learned, Position, next_positions
 from llm.nn.residual import Residual, pre_norm
 from llm.nn.stack import Stack
+from llm.nn.token_mixer import TokenMixer
 
 
 class GPT(nn.Module):
@@ -56,7 +56,7 @@ class GPT(nn.Module):
         dim: int,
         num_layers: int,
         position: Position,
-        attention: Callable[[int], Attention],
+        attention: Callable[[int], TokenMixer],
         feed_forward: Callable[[int], nn.Module],
         norm: Callable[[int], nn.Module],
         residual: Residual = pre_norm,

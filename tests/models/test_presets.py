@@ -21,11 +21,25 @@ PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/
 SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
-# BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
-DECODER_ONLY = ("mask=", "layers=", "embedding=", "position=alibi")
-
-
 MIN_LAYERS = {"gemma3": 6, "olmo3": 4, "smollm3": 4}
+# Presets with a recurrence in the place of attention, and the options for it.
+RECURRENT = ("gated_delta_net", "lstm", "gru", "mamba2")
+RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
+# BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
+DECODER_ONLY = ("mask=", "layers=", "embedding=", "position=alibi", "feed_forward=none")
+ATTENTION_ONLY = ("kernel=", "position=rotary", "position=alibi", "layers=local_global_two_thetas")
+TWO_SUBLAYERS = ("residual=parallel", "residual=sandwich_norm", "layers=dense_moe")
+
+
+def completion(preset: str, part: str) -> list[str]:
+    """Return the other parts that a part needs in a preset."""
+    if part == "feed_forward=none":
+        return ["model/residual=pre_norm"]  # the blocks of some presets need both sublayers
+    if preset in RECURRENT and part.startswith(ATTENTION_ONLY):
+        return ["model/attention=multi_head", *([] if "kernel" in part else ["model/kernel=fused"])]
+    if preset in RECURRENT and part.startswith(TWO_SUBLAYERS):
+        return ["model/feed_forward=gelu"]
+    return []
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -33,15 +47,19 @@ def test_every_part_fits_every_preset(build, part):
     for preset in PRESETS:
         if preset == "bert" and part.startswith(DECODER_ONLY):
             continue
+        if part in RECURRENCES and preset not in RECURRENT:
+            continue  # the preset's kernel and biases are those of attention
         # A pattern must fit into the stack.
         num_layers = 6 if part.startswith("layers=") else MIN_LAYERS.get(preset, 1)
-        model = build(f"model={preset}", f"model/{part}", f"size.num_layers={num_layers}")
+        others = completion(preset, part)
+        model = build(f"model={preset}", f"model/{part}", *others, f"size.num_layers={num_layers}")
         assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)
 
 
 @pytest.mark.parametrize("part", [*PARTS, *(f"={preset}" for preset in PRESETS)])
 def test_every_part_and_preset_passes_the_check(part):
-    preset = part[1:] if part.startswith("=") else "gpt"
+    is_own = part.startswith("=") or part in RECURRENCES
+    preset = part.partition("=")[2] if is_own else "gpt"
     words = [f"+model={preset}", "+size=nano", "size.num_layers=6", "model.vocab_size=97"]
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
         config = compose(overrides=[*words, *([] if part.startswith("=") else [f"model/{part}"])])
@@ -94,6 +112,10 @@ COUNTS = {
     "mistral": 119_232,
     "mixtral": 341_440,
     "qwen3_moe": 1_634_880,
+    "gated_delta_net": 123_336,
+    "mamba2": 92_684,
+    "lstm": 72_448,
+    "gru": 56_064,
 }
 # The presets whose projections have biases, by a part of the projection's name.
 BIASED = {"gpt2": "", "gpt_neox": "", "bert": "", "qwen2": "query_key_value"}
@@ -113,9 +135,9 @@ def biases(model):
 def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
     biased = BIASED.get(preset, "no projection")
     layers = f"size.num_layers={MIN_LAYERS.get(preset, 2)}"
-    for group in ("feed_forward", "attention"):
+    for group in ["feed_forward"] if preset in RECURRENT else ["feed_forward", "attention"]:
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
-            if path.stem == "no_bias":
+            if path.stem in ("no_bias", "none", *RECURRENT):
                 continue
             for name, has_bias in biases(
                 build(f"model={preset}", f"model/{group}={path.stem}", layers)

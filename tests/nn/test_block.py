@@ -8,12 +8,12 @@ from llm.nn.norms import LayerNorm
 from llm.nn.residual import post_norm, pre_norm
 
 
-def make(residual):
+def make(residual, feed_forward=FeedForward):
     torch.manual_seed(0)
     return Block(
         8,
         attention=lambda dim: Attention(dim, 2),
-        feed_forward=FeedForward,
+        feed_forward=feed_forward,
         norm=LayerNorm,
         residual=residual,
     )
@@ -24,6 +24,15 @@ def test_pre_norm_block_equals_the_equation_of_gpt2():
     middle = x + block.attention(block.attention_norm(x))
     expected = middle + block.feed_forward(block.feed_forward_norm(middle))
     torch.testing.assert_close(block(x), expected)
+
+
+def test_block_without_a_feed_forward_layer_has_one_sublayer_and_one_norm():
+    block, x = make(pre_norm, feed_forward=None), torch.randn(2, 5, 8)
+    torch.testing.assert_close(block(x), x + block.attention(block.attention_norm(x)))
+    assert {name.partition(".")[0] for name, _ in block.named_parameters()} == {
+        "attention_norm",
+        "attention",
+    }
 
 
 def test_post_norm_block_equals_torch_encoder_layer():

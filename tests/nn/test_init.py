@@ -1,10 +1,14 @@
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from llm.nn import init
+from llm.nn.gated_delta_net import GatedDeltaNet
+from llm.nn.lstm import LSTM
+from llm.nn.mamba2 import Mamba2
 
 TABLE = [f for n, f in inspect.getmembers(init, inspect.isfunction) if not n.startswith("_")]
 LAYERS = 8
@@ -84,6 +88,28 @@ def test_every_entry_fills_a_model_created_on_meta(initialize):
     initialize(model)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert torch.equal(model.norm.weight, torch.ones(256))
+
+
+@pytest.mark.parametrize("initialize", TABLE)
+@pytest.mark.parametrize(
+    "make", [partial(GatedDeltaNet, num_heads=4), partial(Mamba2, num_heads=4), LSTM]
+)
+def test_every_entry_leaves_the_vectors_of_a_recurrence_as_it_draws_them(initialize, make):
+    layer = make(32)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(0)
+    initialize(model := nn.ModuleDict({"blocks": layer}))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    expected = {
+        name: parameter.clone() for name, parameter in layer.named_parameters(recurse=False)
+    }
+    torch.manual_seed(0)
+    initialize(model)
+    for name, parameter in layer.named_parameters(recurse=False):
+        assert torch.equal(parameter, expected[name]), name
 
 
 @pytest.mark.parametrize("initialize", TABLE)

@@ -8,12 +8,12 @@ from llm.nn.parallel_block import ParallelBlock
 from llm.nn.residual import post_norm, pre_norm
 
 
-def make(residual=pre_norm):
+def make(residual=pre_norm, feed_forward=FeedForward):
     torch.manual_seed(0)
     return ParallelBlock(
         8,
         attention=lambda dim: Attention(dim, 2),
-        feed_forward=FeedForward,
+        feed_forward=feed_forward,
         norm=LayerNorm,
         residual=residual,
     )
@@ -34,3 +34,8 @@ def test_both_sublayers_read_the_input():
 def test_a_residual_that_norms_the_output_is_refused():
     with pytest.raises(ValueError, match=r"residual: .* use pre_norm"):
         make(post_norm)
+
+
+def test_block_without_a_feed_forward_layer_is_refused():
+    with pytest.raises(ValueError, match=r"feed_forward: ParallelBlock .* residual=pre_norm"):
+        make(feed_forward=None)

@@ -88,3 +88,18 @@ def test_groups_without_weight_decay_use_that_of_the_optimizer():
     for name, parameter in model.named_parameters():
         factor = 0.95 if parameter.ndim == 2 else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_convolutions_and_vectors_of_a_recurrence_are_not_hidden_matrices(build):
+    model = build("model=gated_delta_net", "size.num_layers=1")
+    groups = {group["name"]: group for group in decay_matrices(model)}
+    assert names(model, groups["convolution"]) == {"blocks.0.attention.convolution.weight"}
+    assert not groups["convolution"]["hidden"]
+    assert "weight_decay" not in groups["convolution"]
+    vectors = {f"blocks.0.attention.{name}" for name in ("A_log", "dt_bias", "norm.weight")}
+    assert vectors <= names(model, groups["vector"])
+    assert groups["vector"]["weight_decay"] == 0.0
+    model = build("model=mamba2", "size.num_layers=1")
+    groups = {group["name"]: group for group in decay_matrices(model)}
+    vectors = {f"blocks.0.attention.{name}" for name in ("A_log", "D", "dt_bias")}
+    assert vectors <= names(model, groups["vector"])

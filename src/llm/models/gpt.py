@@ -31,9 +31,9 @@ class GPT(nn.Module):
         num_layers: number of blocks.
         position: the position encoding.
         embedding: makes the embedding of V tokens with width C.
-        attention: makes the attention layer of a block for a width.
-        feed_forward: makes the feed-forward layer of a block for a width.
-        norm: makes a norm for a width; each block has two.
+        attention: makes the attention layer of a block for a width, or a recurrence in its place.
+        feed_forward: makes the feed-forward layer of a block for a width; None leaves it out.
+        norm: makes a norm for a width, one for each sublayer of a block.
         residual: adds a sublayer to the residual stream.
         block: arranges these parts: `Block`, `ParallelBlock` or `SandwichBlock`.
         final_norm: makes the norm before the head for a width; None leaves it out.
@@ -57,7 +57,7 @@ class GPT(nn.Module):
         num_layers: int,
         position: Position,
         attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module],
+        feed_forward: Callable[[int], nn.Module] | None,
         norm: Callable[[int], nn.Module],
         residual: Residual = pre_norm,
         block: Callable[..., Block] = Block,

@@ -22,8 +22,8 @@ class Block(nn.Module):
     Args:
         dim: width C of the model.
         attention: makes the attention layer for a width, or a recurrence in its place.
-        feed_forward: makes the feed-forward layer for a width.
-        norm: makes a norm for a width; called twice.
+        feed_forward: makes the feed-forward layer for a width; None leaves it out.
+        norm: makes a norm for a width, one for each sublayer.
         residual: adds a sublayer to the residual stream, such as `pre_norm`.
         position: position encoding of this block's attention; None takes the model's.
         mask: mask of this block's attention; None takes the model's.
@@ -34,7 +34,7 @@ class Block(nn.Module):
         dim: int,
         *,
         attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module],
+        feed_forward: Callable[[int], nn.Module] | None,
         norm: Callable[[int], nn.Module],
         residual: Residual,
         position: Position | None = None,
@@ -43,8 +43,8 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = norm(dim)
         self.attention = attention(dim)
-        self.feed_forward_norm = norm(dim)
-        self.feed_forward = feed_forward(dim)
+        self.feed_forward_norm: Any = norm(dim) if feed_forward is not None else None
+        self.feed_forward: Any = feed_forward(dim) if feed_forward is not None else None
         self.residual = residual
         self.position = position
         self.mask = mask
@@ -67,11 +67,21 @@ class Block(nn.Module):
         feed_forward_inputs: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, "B T C"]:
-        """Return the stream after both sublayers; the arguments are those of their own `forward`."""
+        """Return the stream after the sublayers; the arguments are those of their own `forward`."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
         x = self.residual(x, partial(self.attention, **inputs), self.attention_norm)
+        if self.feed_forward is None:
+            return x
         feed_forward = partial(self.feed_forward, **(feed_forward_inputs or {}))
         return self.residual(x, feed_forward, self.feed_forward_norm)
+
+    def _require_feed_forward(self) -> None:
+        """Raise a ValueError if a block that needs a feed-forward layer has none."""
+        if self.feed_forward is None:
+            raise ValueError(
+                f"feed_forward: {type(self).__name__} arranges two sublayers; choose a feed-forward layer, or "
+                "residual=pre_norm"
+            )
 
     def new_cache(
         self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate

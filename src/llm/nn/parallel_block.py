@@ -23,7 +23,7 @@ class ParallelBlock(Block):
     The arguments are those of `Block`.
 
     Raises:
-        ValueError: `residual` is not `pre_norm`.
+        ValueError: `residual` is not `pre_norm`, or there is no feed-forward layer.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ParallelBlock(Block):
         dim: int,
         *,
         attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module],
+        feed_forward: Callable[[int], nn.Module] | None,
         norm: Callable[[int], nn.Module],
         residual: Residual,
         position: Position | None = None,
@@ -46,6 +46,7 @@ class ParallelBlock(Block):
             position=position,
             mask=mask,
         )
+        self._require_feed_forward()
         if getattr(residual, "func", residual) is not pre_norm:
             raise ValueError(
                 "residual: a parallel block adds both sublayers to its input, so their norms come first; use pre_norm"

@@ -1,4 +1,4 @@
-"""Addition of a sublayer to the residual stream, with the norm before it, after it, or after the addition."""
+"""Addition of a sublayer to the residual stream, with the norm before it, after it, or after the addition; or none."""
 
 from collections.abc import Callable
 
@@ -32,3 +32,10 @@ def reordered_norm(
     """Return x + norm(sublayer(x)) (Liu et al. 2022, Swin V2; OLMo Team 2024, OLMo 2)."""
     # The stream stays a sum, as with `pre_norm`, and no sublayer can add more to it than its norm's scale allows.
     return x + norm(sublayer(x))
+
+
+def no_residual(
+    x: Float[Tensor, "B T C"], sublayer: Function, norm: Function
+) -> Float[Tensor, "B T C"]:
+    """Return sublayer(norm(x)): layers replace the stream, as in stacked LSTMs (Zaremba et al. 2014)."""
+    return sublayer(norm(x))

@@ -19,6 +19,9 @@ class SandwichBlock(Block):
     The second norm bounds what a sublayer adds to the stream. Gemma 2 and 3 have it.
 
     The arguments are those of `Block`; `norm` is called four times.
+
+    Raises:
+        ValueError: there is no feed-forward layer.
     """
 
     def __init__(
@@ -26,7 +29,7 @@ class SandwichBlock(Block):
         dim: int,
         *,
         attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module],
+        feed_forward: Callable[[int], nn.Module] | None,
         norm: Callable[[int], nn.Module],
         residual: Residual,
         position: Position | None = None,
@@ -41,6 +44,7 @@ class SandwichBlock(Block):
             position=position,
             mask=mask,
         )
+        self._require_feed_forward()
         self.attention_output_norm = norm(dim)
         self.feed_forward_output_norm = norm(dim)
 

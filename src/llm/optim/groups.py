@@ -18,7 +18,7 @@ def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
         model: any module; frozen parameters are left out and tied ones counted once.
 
     Returns:
-        The groups `hidden`, `embedding` (with the head) and `vector`, without empty ones.
+        The groups `hidden`, `embedding` (with the head), `convolution` and `vector`, without empty ones.
 
     Raises:
         ValueError: no parameter is trainable.
@@ -35,7 +35,8 @@ def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
 
     Argument and error are those of `decay_matrices`.
     """
-    members: dict[str, list[nn.Parameter]] = {"hidden": [], "embedding": [], "vector": []}
+    kinds = ("hidden", "embedding", "convolution", "vector")
+    members: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
     # named_parameters gives a tied parameter once, under its first name.
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -55,4 +56,8 @@ def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
 def _kind(name: str, parameter: nn.Parameter) -> str:
     if parameter.ndim < 2:
         return "vector"
-    return "hidden" if "blocks" in name.split(".") else "embedding"
+    words = name.split(".")
+    # A filter per channel is no matrix that maps vectors to vectors, so Muon does not train it.
+    if "convolution" in words:
+        return "convolution"
+    return "hidden" if "blocks" in words else "embedding"

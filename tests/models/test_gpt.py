@@ -1,6 +1,8 @@
 """Properties of every decoder, for any parts."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +93,28 @@ VARIANTS = {
     "gru": ["model=gru"],
     "llama-nope": ["model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"],
 }
+
+
+# The layer that docs/layers.md adds; the page shows this row.
+VARIANTS["average"] = ["model=gpt", "model/layers=average"]
+PAGE = Path(__file__).parents[2] / "docs" / "layers.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_of_the_page(tmp_path_factory):
+    """The class and the config that the page shows, where Python and Hydra find them."""
+    folder = tmp_path_factory.mktemp("page")
+    file = r"```\w+\n((?:# @package \S+\n)?# (my_\S+)\n.*?)```"
+    for text, name in re.findall(file, PAGE.read_text(), re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        VARIANTS["average"] += [
+            "+trust=[my_layers]",
+            f"hydra.searchpath=[file://{folder}/my_parts]",
+        ]
+        yield
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys(), scope="module")

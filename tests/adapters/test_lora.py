@@ -105,6 +105,14 @@ def test_patterns_select_layers(build, patterns, parts):
     assert {name.split(".")[-2] for name in adapter_state(model)} == parts
 
 
+def test_head_that_bounds_its_outputs_is_not_a_target(build):
+    model = build("model=gpt2", "model/head=soft_capped")
+    LoRA(targets=EVERYTHING).apply(model)
+    assert not any(name.startswith("head") for name in adapter_state(model))
+    with pytest.raises(ValueError, match="targets: head matches no frozen linear layer"):
+        LoRA(targets=["head"]).apply(build("model=gpt2", "model/head=soft_capped"))
+
+
 def test_parameter_names_contain_the_adapter_and_the_part(build):
     model = build("model=gpt2")
     plain = {name.rpartition(".")[::2] for name in model.state_dict()}

@@ -194,6 +194,20 @@ FAMILIES = {
         {"model_type": "olmo3", "sliding_window": WINDOW},
         (*SHARED, *REORDERED_NORM, *QK_NORM_ALL),
     ),
+    "gemma2": Family(
+        [
+            *("model=gemma2", f"model.layers.local.mask.size={WINDOW}"),
+            *("model.attention.kernel.softcap=3.0", "model.head.softcap=5.0"),
+        ],
+        {
+            "model_type": "gemma2",
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 12,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+        (*SHARED, *SANDWICH_NORM),
+    ),
     "gemma3": Family(
         ["model=gemma3", "model.pattern=[local,full]", f"model.layers.local.mask.size={WINDOW}"],
         {

@@ -57,6 +57,8 @@ VARIANTS = {
     "llama-sinks": ["model=llama", "model/attention=sinks", "size.num_kv_heads=1"],
     "mistral-sinks": ["model=mistral", "model/attention=sinks", "model.mask.size=4"],
     "gpt2-sinks-alibi": ["model=gpt2", "model/attention=sinks", "model/position=alibi"],
+    "gpt2-soft-capped-logits": ["model=gpt2", "model/head=soft_capped", "model.head.softcap=5.0"],
+    "gemma2": ["model=gemma2", "model.layers.local.mask.size=4"],
     "gemma3": ["model=gemma3", "model.pattern=[local,full]", "model.layers.local.mask.size=4"],
     "gpt-neox": ["model=gpt_neox"],
     "smollm3": ["model=smollm3", "model.pattern=[rotary,nope]", "size.num_kv_heads=1"],

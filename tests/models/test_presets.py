@@ -21,12 +21,12 @@ PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/
 SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
-MIN_LAYERS = {"gemma3": 6, "olmo3": 4, "smollm3": 4}
+MIN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "smollm3": 4}
 # Presets with a recurrence in the place of attention, and the options for it.
 RECURRENT = ("gated_delta_net", "lstm", "gru", "mamba2")
 RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
 # BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
-DECODER_ONLY = ("mask=", "layers=", "embedding=", "position=alibi", "feed_forward=none")
+DECODER_ONLY = ("mask=", "layers=", "embedding=", "head=", "position=alibi", "feed_forward=none")
 ATTENTION_ONLY = ("kernel=", "position=rotary", "position=alibi", "layers=local_global_two_thetas")
 TWO_SUBLAYERS = ("residual=parallel", "residual=sandwich_norm", "layers=dense_moe")
 
@@ -101,6 +101,7 @@ COUNTS = {
     "gpt": 104_960,
     "gpt2": 110_400,
     "llama": 119_232,
+    "gemma2": 113_280,
     "gemma3": 327_680,
     "gpt_neox": 112_512,
     "smollm3": 219_776,

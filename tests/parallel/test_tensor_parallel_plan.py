@@ -27,6 +27,7 @@ MODELS = {
         *("model=gemma3", "model.pattern=[local,full]", "size.num_kv_heads=2"),
     ),
     "parallel": ("model=gpt_neox",),
+    "bounded scores and logits": ("model=gemma2",),
     "slopes and a window in every second layer": (
         *("model=llama", "model/layers=local_global", "model.pattern=[local,full]"),
         "+model.layers.local.position={_target_:llm.nn.positions.ALiBi,num_heads:4}",

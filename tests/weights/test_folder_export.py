@@ -127,6 +127,7 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
             ("model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"),
             r"model.layers: 1 rotary, 1 nope has no counterpart in Llama",
         ),
+        (("model=gpt2", "model/head=soft_capped"), r"model.head: SoftCappedHead "),
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
         (("model=gpt2", "model/residual=parallel"), r"model.block: ParallelBlock "),

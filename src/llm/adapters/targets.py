@@ -70,7 +70,8 @@ def named_targets(model: nn.Module) -> dict[str, Target]:
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+        # Not of a subclass: an update of outputs that are bounded is not one of the weight.
+        if type(module) is nn.Linear and not module.weight.requires_grad:
             parent = name.rpartition(".")[0]  # an adapted layer keeps its former name
             yield parent if isinstance(model.get_submodule(parent), Adapted) else name, module
 

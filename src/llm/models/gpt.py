@@ -31,6 +31,7 @@ class GPT(nn.Module):
         num_layers: number of blocks.
         position: the position encoding.
         embedding: makes the embedding of V tokens with width C.
+        head: makes the linear layer from the width C to V logits.
         attention: makes the attention layer of a block for a width, or a recurrence in its place.
         feed_forward: makes the feed-forward layer of a block for a width; None leaves it out.
         norm: makes a norm for a width, one for each sublayer of a block.
@@ -66,6 +67,7 @@ class GPT(nn.Module):
         layers: Mapping[str, Layer] | None = None,
         pattern: Sequence[str] | None = None,
         embedding: Callable[[int, int], nn.Embedding] = nn.Embedding,
+        head: Callable[..., nn.Linear] = nn.Linear,
         init: Callable[[nn.Module], None] = gpt2,
         dropout: float = 0.0,
         tie_weights: bool = True,
@@ -92,7 +94,7 @@ class GPT(nn.Module):
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # A tied head's own matrix is replaced below; on meta it takes no memory.
         device = "meta" if tie_weights else self.embedding.weight.device
-        self.head = nn.Linear(dim, vocab_size, bias=False, device=device)
+        self.head = head(dim, vocab_size, bias=False, device=device)
         if tie_weights:
             self.head.weight = self.embedding.weight
         init(self)

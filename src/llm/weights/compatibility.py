@@ -63,6 +63,7 @@ def decoder_parts(
     activation = getattr(ours, "activation", None)
     return [
         ModelPart("model.embedding", model.embedding, type(model.embedding) is nn.Embedding),
+        ModelPart("model.head", model.head, type(model.head) is nn.Linear),
         ModelPart("model.norm", block.attention_norm, type(block.attention_norm) is norm),
         ModelPart("model.block", block, type(block) is Block),
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),

@@ -194,3 +194,11 @@ def test_impossible_plan_is_refused_in_one_line(words, told, planned, tmp_path, 
     with pytest.raises(ConfigError, match=told) as refusal:
         run_command(planned(*SMALL, *words))
     assert "\n" not in str(refusal.value)
+
+
+def test_active_parameters_of_a_mixture_are_shown(planned, capsys):
+    words = ("size=nano", "model=mixtral", "tokenizer=byte", "trainer.max_steps=10", "gpu=h100")
+    run_command(planned(*words))
+    printed = capsys.readouterr().out
+    assert re.search(r"model +362 k parameters \(141 k active for each token\): ", printed), printed
+    assert "tokens an active parameter" in printed

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from llm.models.size import Size
+from llm.models.size import Size, active_parameters
 
 GOOD = {"num_layers": 2, "num_heads": 4, "dim": 64, "context_length": 32, "num_kv_heads": None}
 
@@ -30,3 +30,14 @@ def test_size_keeps_its_values():
 def test_invalid_sizes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Size(**{**GOOD, **wrong})
+
+
+def test_active_parameters_leave_out_experts_that_a_token_does_not_choose(build):
+    words = ("model=mixtral", "size.num_layers=3", "model.feed_forward.num_experts=8")
+    model, small = build(*words), build(*words, "model.feed_forward.num_experts=2")
+    routers = 3 * 64 * (8 - 2)
+    assert active_parameters(model) == active_parameters(small) + routers
+    assert active_parameters(small) == sum(p.numel() for p in small.parameters())
+    for context in (1, 64):
+        difference = model.flops_per_token(context) - small.flops_per_token(context)
+        assert difference == 6 * routers

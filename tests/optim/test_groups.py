@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from llm.nn.mixture_of_experts import MixtureOfExperts
 from llm.optim.groups import decay_everything, decay_matrices
 
 
@@ -103,3 +104,18 @@ def test_convolutions_and_vectors_of_a_recurrence_are_not_hidden_matrices(build)
     groups = {group["name"]: group for group in decay_matrices(model)}
     vectors = {f"blocks.0.attention.{name}" for name in ("A_log", "D", "dt_bias")}
     assert vectors <= names(model, groups["vector"])
+
+
+def test_routers_are_no_hidden_matrices_and_biases_of_stacks_do_not_decay():
+    model = nn.ModuleDict(
+        {"blocks": nn.ModuleList([MixtureOfExperts(8, num_experts=4, hidden_dim=8, bias=True)])}
+    )
+    found = {group["name"]: group for group in decay_matrices(model)}
+    experts = "blocks.0.experts"
+    assert names(model, found["router"]) == {"blocks.0.router.weight"}
+    assert not found["router"]["hidden"]
+    stacks = {f"{experts}.{part}.weight" for part in ("gate", "input", "output")}
+    assert names(model, found["hidden"]) == stacks
+    biases = {f"{experts}.{part}.bias" for part in ("gate", "input", "output")}
+    assert names(model, found["vector"]) == {*biases, "blocks.0.router.bias"}
+    assert found["vector"]["weight_decay"] == 0

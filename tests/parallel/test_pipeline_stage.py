@@ -39,6 +39,11 @@ def test_model_other_than_gpt_is_refused():
         Stage(nn.Linear(2, 2), index=0, count=2)
 
 
+def test_mixture_of_experts_is_refused(build):
+    with pytest.raises(ValueError, match="losses that balance experts: use hardware=fsdp"):
+        Stage(build("model=mixtral"), index=0, count=2)
+
+
 def results(model):
     """Return the logits of a padded batch, and the generated text."""
     tokens = torch.arange(12).view(2, 6)

@@ -5,14 +5,18 @@ from torch import nn
 
 from llm.config.build import build
 from llm.config.errors import ConfigError
+from llm.models.size import active_parameters
 from llm.planning.cost import cost
 
 
-@pytest.mark.parametrize("model", ["gpt2", "llama", "gpt", "gpt model/feed_forward=geglu"])
+@pytest.mark.parametrize(
+    "model", ["gpt2", "llama", "gpt", "gpt model/feed_forward=geglu", "mixtral"]
+)
 def test_cost_equals_parameters_and_flops_of_the_model(model, composed):
     config = composed(f"model={model} size=nano")
     real, counted = build(config.model), cost(config)
     assert counted.parameters == counted.trained == sum(p.numel() for p in real.parameters())
+    assert counted.active_parameters == active_parameters(real)
     outer = nn.ModuleList([real.embedding, real.position, real.head])
     assert counted.embedding == sum(p.numel() for p in outer.parameters())
     assert counted.block == sum(p.numel() for p in real.blocks[0].parameters())

@@ -107,7 +107,8 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
             "and the nearest that another point can have",
         ),
         ("parameters", [""], "a single run has nothing to match"),
-        (["flops", "tokens"], ["", ""], "choose one of them"),
+        (["flops", "tokens"], ["", ""], "set the number of steps; choose one of them"),
+        (["parameters", "active_parameters"], ["", ""], "set the widths; choose one of them"),
         ("flops", ["experiment=spam", ""], "known before its data are read"),
         ("tokens", ["", "experiment=instruct"], "known before its data are read"),
         ("parameters", ["", "tokenizer=char data=text data.path=x"], "choose a tokenizer"),
@@ -117,3 +118,11 @@ def test_impossible_matching_is_refused_in_one_line(by, words, message, composed
     with pytest.raises(ConfigError, match=message) as refusal:
         match([composed(f"size=nano {each}") for each in words], by)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_mixture_is_matched_by_its_active_parameters(composed):
+    points = [composed("model=llama size=micro"), composed("model=mixtral size=micro")]
+    first, second = match(points, "active_parameters")
+    assert list(values(second)) == ["model.feed_forward.hidden_dim"]
+    assert second.cost.active_parameters == pytest.approx(first.cost.parameters, rel=0.005)
+    assert second.cost.parameters > 1.5 * first.cost.parameters

@@ -120,6 +120,7 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
         (("model=gpt",), r"model.attention.qk_norm: RMSNorm has no counterpart in Llama"),
         (("model=gpt2", "model/position=alibi"), r"model.position: ALiBi .* in GPT-2 or Llama"),
         (("model=llama", "model/position=rotary_partial"), r"model.position.fraction: 0.25 "),
+        (("model=mixtral",), r"model.feed_forward: MixtureOfExperts has no counterpart in Llama"),
         (("model=llama", "model/position=rotary_yarn"), r"model.position.scaling: YaRNScaling "),
         (("model=gpt2", "model/norm=rms"), r"model.norm: RMSNorm has no counterpart in GPT-2"),
         (("model=gpt2", "model/mask=sliding_window"), r"model.mask: "),

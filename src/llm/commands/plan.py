@@ -55,7 +55,7 @@ class Plan(TrainingConfig):
         else:
             print_tables(*memory_tables(planned, self.strategies))
         if cost.tokens is not None and self.weights is None:
-            print_tables(*optimum_table(cost.parameters, cost.tokens))
+            print_tables(*optimum_table(cost.active_parameters, cost.tokens))
 
 
 def require_known(cost: Cost | None) -> Cost:
@@ -84,9 +84,13 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
     trained = (
         f", {format_number(cost.trained)} of them trained" if cost.trained < cost.parameters else ""
     )
+    is_sparse = cost.active_parameters < cost.parameters
+    active = (
+        f" ({format_number(cost.active_parameters)} active for each token)" if is_sparse else ""
+    )
     yield (
-        f"model     {format_number(cost.parameters)} parameters: {format_number(cost.embedding)} in embeddings and "
-        f"head, {format_number(blocks)} in the rest{trained}"
+        f"model     {format_number(cost.parameters)} parameters{active}: {format_number(cost.embedding)} in embeddings "
+        f"and head, {format_number(blocks)} in the rest{trained}"
     )
     yield f"budget    {describe_budget(cost)}"
     yield f"compute   {describe_compute(cost)}"
@@ -110,9 +114,11 @@ def describe_budget(cost: Cost) -> str:
         return (
             f"{taken}{UNKNOWN}: the lengths of the examples are not known before the data are read"
         )
+    is_sparse = cost.active_parameters < cost.parameters
+    per = "an active parameter" if is_sparse else "a parameter"
     return (
         f"{format_number(cost.tokens)} tokens = {cost.steps:,} steps × {cost.tokens_per_step:,} tokens, "
-        f"{cost.tokens / cost.parameters:.3g} tokens a parameter"
+        f"{cost.tokens / cost.active_parameters:.3g} tokens {per}"
     )
 
 

@@ -12,6 +12,7 @@ from llm.config.ranges import SIZES
 from llm.nn.block import Block
 from llm.nn.heads import group_size, head_width
 from llm.nn.masks import Predicate, visible_keys
+from llm.nn.mixture_of_experts import MixtureOfExperts
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,24 @@ def require_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}={size} is out of range; give {SIZES[name]}")
 
 
+def active_parameters(*parts: nn.Module) -> int:
+    """Return the number of parameters that compute a token: of a mixture's experts, only those that the token chose.
+
+    Args:
+        parts: modules; a parameter that they share counts once in each.
+    """
+    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    modules = (module for part in parts for module in part.modules())
+    return count - sum(m.idle_parameters for m in modules if isinstance(m, MixtureOfExperts))
+
+
 def flops_per_token(
     blocks: nn.ModuleList, *others: nn.Module, context: int, mask: Predicate
 ) -> int:
     """Return the floating-point operations for one token of training, forward and backward.
 
-    6N for the N parameters of matrix products, and what each layer needs to mix the tokens of a context (Chowdhery et
-    al. 2022, PaLM, appendix B).
+    6N for the N active parameters of matrix products, and what each layer needs to mix the tokens of a context
+    (Chowdhery et al. 2022, PaLM, appendix B).
 
     Args:
         blocks: the blocks.
@@ -67,7 +79,7 @@ def flops_per_token(
         context: number T of tokens that attention covers.
         mask: the mask of blocks without one of their own.
     """
-    multiplying = sum(p.numel() for part in (blocks, *others) for p in part.parameters())
+    multiplying = active_parameters(blocks, *others)
     # The last token sees the most. Like the paper, count as many keys for every other one.
     mixing = sum(
         block.attention.mixing_flops(visible_keys(block.mask or mask, context))

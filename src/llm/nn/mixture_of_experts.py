@@ -141,6 +141,12 @@ class MixtureOfExperts(nn.Module):
         self.register_buffer("selection_bias", bias_of_choice)
         self.records: list[tuple[Routing, Tensor | None]] | None = None
 
+    @property
+    def idle_parameters(self) -> int:
+        """Number of parameters of experts that a token does not choose."""
+        count = sum(parameter.numel() for parameter in self.experts.parameters())
+        return count - count * self.top_k // len(self.experts)
+
     def reset_parameters(self) -> None:
         """Set the bias of the choice to 0."""
         if self.selection_bias is not None:

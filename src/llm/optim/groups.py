@@ -1,7 +1,8 @@
 """Parameter groups: which weights decay, and which matrices Muon trains.
 
 A group is that of a torch optimizer, `{"params": [...], ...}`, with two more keys: `name`, for logs, and
-`hidden`, true for the matrices inside the blocks. The optimizer's weight decay applies to groups without one.
+`hidden`, true for the matrices inside the blocks, except those of routers. The optimizer's weight decay applies to
+groups without one.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ def decay_matrices(model: nn.Module) -> list[dict[str, Any]]:
         model: any module; frozen parameters are left out and tied ones counted once.
 
     Returns:
-        The groups `hidden`, `embedding` (with the head), `convolution` and `vector`, without empty ones.
+        The groups `hidden`, `embedding` (with the head), `convolution`, `router` (of experts) and `vector`, without
+        empty ones.
 
     Raises:
         ValueError: no parameter is trainable.
@@ -35,7 +37,7 @@ def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
 
     Argument and error are those of `decay_matrices`.
     """
-    kinds = ("hidden", "embedding", "convolution", "vector")
+    kinds = ("hidden", "embedding", "convolution", "router", "vector")
     members: dict[str, list[nn.Parameter]] = {kind: [] for kind in kinds}
     # named_parameters gives a tied parameter once, under its first name.
     for name, parameter in model.named_parameters():
@@ -54,10 +56,12 @@ def decay_everything(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _kind(name: str, parameter: nn.Parameter) -> str:
-    if parameter.ndim < 2:
-        return "vector"
     words = name.split(".")
+    if parameter.ndim < 2 or words[-1] == "bias":  # biases of a stack of layers have two dimensions
+        return "vector"
     # A filter per channel is no matrix that maps vectors to vectors, so Muon does not train it.
     if "convolution" in words:
         return "convolution"
+    if "router" in words:  # its rows are scores of experts, not directions of a hidden state
+        return "router"
     return "hidden" if "blocks" in words else "embedding"

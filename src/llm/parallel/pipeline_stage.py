@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 
 from llm.models.gpt import GPT
 from llm.nn.layer_state import LayerState
+from llm.nn.mixture_of_experts import MixtureOfExperts
 from llm.nn.positions import NoPosition, Position
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,6 +61,11 @@ class Stage:
         if not isinstance(model, GPT):
             raise ValueError(
                 f"pipeline parallelism divides a GPT, and this is a {type(model).__name__}: use hardware=fsdp"
+            )
+        if any(isinstance(module, MixtureOfExperts) for module in model.modules()):
+            raise ValueError(
+                "pipeline parallelism sends the residual stream only, not the losses that balance experts: use "
+                "hardware=fsdp"
             )
         self.model, self.index, self.count = model, index, count
         self.span = spans(len(model.blocks), count)[index]

@@ -20,6 +20,7 @@ from llm.config.errors import UserError
 from llm.data.base import DataModule, at_least
 from llm.data.corpora.text import TextDataModule
 from llm.data.examples.base import ExamplesDataModule
+from llm.models.size import active_parameters
 from llm.tokenizers.base import Tokenizer
 from llm.weights.model_setup import initialize
 
@@ -32,6 +33,7 @@ class Cost(NamedTuple):
 
     Attributes:
         parameters: number of parameters; shared ones count once.
+        active_parameters: those that compute a token; the experts that it does not choose are left out.
         embedding: parameters of the token and position embeddings and of the head.
         block: parameters of the largest block; 0 if there are no blocks.
         trained: parameters that are not frozen.
@@ -42,6 +44,7 @@ class Cost(NamedTuple):
     """
 
     parameters: int
+    active_parameters: int
     embedding: int
     block: int
     trained: int
@@ -221,7 +224,8 @@ def _counts(text: str) -> Cost:
         flops = model.flops_per_token(config.row)
     stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
     block = max((sizes(each.parameters()) for each in stack), default=0)
-    return Cost(total, embedding_parameters(model), block, trained, flops)
+    active = active_parameters(model)
+    return Cost(total, active, embedding_parameters(model), block, trained, flops)
 
 
 def context(config: DictConfig) -> int:

@@ -18,6 +18,7 @@ from llm.units import format_number, percent
 
 HIDDEN = "model.feed_forward.hidden_dim"
 BOUNDS = (0.5, 2.0)  # relative to the width of the feed-forward layers
+SIZES = ("parameters", "active_parameters")  # matched by widths; the others by steps
 WIDEST = 1 << 17  # maximum width of a model in the search
 NEAR = 0.05  # maximum relative difference that may remain
 
@@ -39,8 +40,8 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
 
     Args:
         configs: the composed points; they are not changed.
-        by: `parameters` (by the widths of the model), `flops` or `tokens` (by the steps of the run); `parameters` may
-            be combined with one of the others.
+        by: `parameters` or `active_parameters` (by the widths of the model), `flops` or `tokens` (by the steps of the
+            run); one of the first two may be combined with one of the last two.
 
     Raises:
         ConfigError: there is only one point, the size of a point is not known before its data are read, or a point
@@ -55,19 +56,21 @@ def match(configs: Sequence[DictConfig], by: str | Sequence[str]) -> list[Matche
 
 def _require_valid(measures: Sequence[str], points: int) -> None:
     word = f"match={measures[0]}" if len(measures) == 1 else f"match=[{','.join(measures)}]"
-    if {"flops", "tokens"} <= {*measures}:
-        raise ConfigError(f"{word}: both would set the number of steps; choose one of them")
+    for both, what in (({"flops", "tokens"}, "the number of steps"), ({*SIZES}, "the widths")):
+        if both <= {*measures}:
+            raise ConfigError(f"{word}: both would set {what}; choose one of them")
     if points < 2:
         raise ConfigError(f"{word}: a single run has nothing to match; use several points with -m")
 
 
 def _matched(point: DictConfig, reference: Cost, *, measures: Sequence[str]) -> Matched:
     changed: dict[str, object] = {}
-    if "parameters" in measures:
-        changed |= match_parameters(point, reference.parameters)
+    for what in measures:
+        if what in SIZES:
+            changed |= match_parameters(point, getattr(reference, what), what=what)
     now = _with(point, changed)
     for what in measures:
-        if what != "parameters":
+        if what not in SIZES:
             changed |= match_steps(now, what, target=getattr(reference, what))
     words = [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
     now = _require_cost(_with(point, changed))
@@ -86,30 +89,42 @@ def _require_near(now: Cost, reference: Cost, *, measures: Sequence[str]) -> Non
             )
 
 
-def match_parameters(point: DictConfig, target: int) -> dict[str, object]:
-    """Return the widths, by key, that bring the number of parameters nearest to `target`; empty if it is equal."""
-    if _require_cost(point).parameters == target:
+def match_parameters(
+    point: DictConfig, target: int, *, what: str = "parameters"
+) -> dict[str, object]:
+    """Return the widths, by key, that bring the number of parameters nearest to `target`; empty if it is equal.
+
+    Args:
+        point: the point to change.
+        target: number of parameters.
+        what: `parameters` or `active_parameters`.
+    """
+    if _size(point, what) == target:
         return {}
     if point.get("weights") is not None:
         raise ConfigError(
-            f"match=parameters: the size of {point.weights.path} is fixed; train from weights=scratch"
+            f"match={what}: the size of {point.weights.path} is fixed; train from weights=scratch"
         )
-    hidden, is_within = _nearest_hidden(point, target)
+    hidden, is_within = _nearest_hidden(point, target, what)
     if is_within:
         return hidden
-    dim = {"size.dim": _nearest_dim(point, target)}
-    return dim | _nearest_hidden(_with(point, dim), target)[0]
+    dim = {"size.dim": _nearest_dim(point, target, what)}
+    return dim | _nearest_hidden(_with(point, dim), target, what)[0]
 
 
-def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], bool]:
+def _size(point: DictConfig, what: str) -> int:
+    return getattr(_require_cost(point), what)
+
+
+def _nearest_hidden(point: DictConfig, target: int, what: str) -> tuple[dict[str, object], bool]:
     """Return the nearest width of the feed-forward layers within the bounds, by key, and whether no bound limits it.
 
     The number of parameters is linear in this width.
     """
     if OmegaConf.select(point, HIDDEN.rpartition(".")[0]) is None:
         return {}, False
-    one, two = (_require_cost(_with(point, {HIDDEN: width})).parameters for width in (1, 2))
-    row, own = two - one, _require_cost(point).parameters
+    one, two = (_size(_with(point, {HIDDEN: width}), what) for width in (1, 2))
+    row, own = two - one, _size(point, what)
     if row <= 0:  # the model does not use it
         return {}, False
     width = 1 + (own - one) // row
@@ -119,7 +134,7 @@ def _nearest_hidden(point: DictConfig, target: int) -> tuple[dict[str, object], 
     return ({HIDDEN: nearest} if nearest != width else {}), wanted == nearest
 
 
-def _nearest_dim(point: DictConfig, target: int) -> int:
+def _nearest_dim(point: DictConfig, target: int, what: str) -> int:
     """Return the width of the model: a multiple of twice the number of heads, so that heads have an even width.
 
     Raises:
@@ -128,12 +143,12 @@ def _nearest_dim(point: DictConfig, target: int) -> int:
     step = 2 * point.size.num_heads
 
     def parameters(steps: int) -> int:
-        return _require_cost(_with(point, {"size.dim": steps * step})).parameters
+        return _size(_with(point, {"size.dim": steps * step}), what)
 
     low, high = 1, 2
     if parameters(high) <= parameters(low):
         raise ConfigError(
-            f"match=parameters: model.dim={point.model.dim} fixes the width; set size.dim instead"
+            f"match={what}: model.dim={point.model.dim} fixes the width; set size.dim instead"
         )
     while parameters(high) < target and step * high < WIDEST:
         low, high = high, 2 * high

@@ -23,7 +23,8 @@ from llm.training.config_rules import RULES
 from llm.training.trainer import TrainerSettings
 from llm.weights.base import Weights
 
-Measure = Literal["parameters", "flops", "tokens"]  # what the points of a sweep can be matched in
+# What the points of a sweep can be matched in.
+Measure = Literal["parameters", "active_parameters", "flops", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,6 +194,24 @@ FAMILIES = {
         {"model_type": "olmo3", "sliding_window": WINDOW},
         (*SHARED, *REORDERED_NORM, *QK_NORM_ALL),
     ),
+    # The texts are longer than the context of pretraining, 8 tokens.
+    "llama-yarn": Family(
+        [
+            *("model=llama", "model/position=rotary_yarn"),
+            *("model.position.scaling.context_length=8", "model.position.scaling.beta_fast=2.0"),
+        ],
+        {
+            "model_type": "llama",
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 8,
+                "beta_fast": 2.0,
+            },
+        },
+        (*SHARED, *PRE_NORM),
+    ),
     "gemma2": Family(
         [
             *("model=gemma2", f"model.layers.local.mask.size={WINDOW}"),
@@ -221,6 +239,19 @@ FAMILIES = {
     "gpt_neox": Family(
         ["model=gpt_neox", "size.num_kv_heads=4", "model.attention.head_dim=8"],
         {"model_type": "gpt_neox", "head_dim": 8},
+        gpt_neox(),
+    ),
+    "gpt_neox-sequential": Family(
+        [
+            *("model=gpt_neox", "model/residual=pre_norm", "model.position.fraction=0.5"),
+            *("size.num_kv_heads=4", "model.attention.head_dim=8"),
+        ],
+        {
+            "model_type": "gpt_neox",
+            "head_dim": 8,
+            "use_parallel_residual": False,
+            "rotary_pct": 0.5,
+        },
         gpt_neox(),
     ),
     "smollm3": Family(

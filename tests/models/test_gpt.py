@@ -43,6 +43,8 @@ VARIANTS = {
     "gpt-sparse": ["model=gpt", "model/mask=sparse_fixed", "model.mask.stride=4"],
     "gpt2-post-norm": ["model=gpt2", "model/residual=post_norm"],
     "gpt-sandwich-norm": ["model=gpt", "model/residual=sandwich_norm"],
+    "gpt2-layer-scale": ["model=gpt2", "model/residual=layer_scale"],
+    "llama-rezero": ["model=llama", "model/residual=rezero"],
     "gpt2-parallel": ["model=gpt2", "model/residual=parallel"],
     "gpt2-soft-capped-scores": ["model=gpt2", "model/kernel=soft_capped"],
     "gpt-scaled-embedding": ["model=gpt", "model/embedding=scaled"],

@@ -116,10 +116,14 @@ def test_indivisible_parts_are_named(words, size, message):
 def test_part_without_a_plan_is_named():
     adapted = make("model=gpt2")
     Prefix(length=2).apply(adapted)
-    with_sinks = make("model=gpt2", "model/attention=sinks")
-    for model, name in ((adapted, r"kernel\.key"), (with_sinks, r"sinks\.scores")):
+    models = {
+        r"attention\.kernel\.key": adapted,
+        r"attention\.sinks\.scores": make("model=gpt2", "model/attention=sinks"),
+        r"attention_scale\.weight": make("model=gpt2", "model/residual=layer_scale"),
+    }
+    for name, model in models.items():
         plan = tensor_parallel_plan.plan_of(model, 2)
-        with pytest.raises(ValueError, match=rf"attention\.{name}: .*use hardware=fsdp"):
+        with pytest.raises(ValueError, match=rf"blocks\.0\.{name}: .*use hardware=fsdp"):
             tensor_parallel_plan.require_complete_plan(model, plan)
 
 

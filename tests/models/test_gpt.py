@@ -385,7 +385,7 @@ def compile_models() -> None:
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
         configs = [
             compose(overrides=[f"+model={preset}", "+size=nano", "model.vocab_size=97"]).model
-            for preset in ("gpt2", "llama", "gpt", "mixtral")
+            for preset in ("gpt2", "llama", "gpt", "mixtral", "gemma2")
         ]
     for config in configs:
         model, tokens = build_node(config), torch.arange(32).view(2, 16)

@@ -117,7 +117,8 @@ class RMSNorm(nn.Module):
 class ZeroCenteredRMSNorm(RMSNorm):
     """RMSNorm that scales by 1 + w, with w = 0 at first (Gemma Team 2024).
 
-    The network is the same as with RMSNorm. But weight decay, which pulls w towards 0, then pulls the scale towards 1.
+    The network is the same as with RMSNorm. But weight decay, in optimizers that apply it to norms, pulls the scale
+    towards 1 and not towards 0. In bfloat16, w near 0 also has more significant digits than a scale near 1.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, kernel: Kernel = fused_rms_norm) -> None:

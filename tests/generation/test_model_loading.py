@@ -17,6 +17,7 @@ from llm.generation.model_loading import (
 )
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
+from llm.nn.stacked_linear import StackedLinear
 from llm.weights.base import Weights
 
 
@@ -31,7 +32,7 @@ def test_classifier_is_refused_for_generation(build):
         load_language_model(weights, hardware)
 
 
-@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("model", ["gpt2", "llama", "mixtral"])
 def test_matrices_are_converted_to_bf16_once_and_logits_stay_equal(build, model):
     hardware = Hardware(accelerator="cpu", precision="bf16")
     network = build(f"model={model}").eval()
@@ -46,7 +47,8 @@ def test_matrices_are_converted_to_bf16_once_and_logits_stay_equal(build, model)
     before = logits()
     assert place_model(network, hardware) is network
     assert torch.equal(logits(), before)
-    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    kinds = nn.Linear | StackedLinear
+    linear = [layer for layer in network.modules() if isinstance(layer, kinds)]
     assert {parameter.dtype for layer in linear for parameter in layer.parameters()} == {
         torch.bfloat16
     }

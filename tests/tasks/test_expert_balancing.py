@@ -3,12 +3,18 @@
 import csv
 import json
 
+import divided
 import pytest
 import torch
-from divided import MUON, assert_learn_as_one, write_text
+from divided import MUON, assert_learn_as_one, write_messages, write_text
+from hydra import compose, initialize_config_module
+from ranks import on_ranks
 from small_runs import run_command
 
+from llm.config.build import build as build_node
+from llm.runs import Run
 from llm.tasks.expert_balancing import ExpertBalancing
+from llm.weights.run import RunWeights
 
 MOE = ("model=mixtral", "model.feed_forward.num_experts=4", "trainer.log_every=1")
 BALANCING = "model.feed_forward.balancing"
@@ -206,19 +212,89 @@ def test_two_ranks_learn_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_CACHE", str(tmp_path / "cache"))
     words = (write_text(tmp_path), *MOE)
     runs = {"losses": words, "biases": (*words, *LOSS_FREE, *MUON, "trainer.max_steps=2")}
-    divided = {2: {"losses": ("hardware=ddp",), "biases": ("hardware=fsdp",)}}
-    assert_learn_as_one(tmp_path, runs, divided)
+    words = {"losses": ("hardware=ddp",), "biases": ("hardware=fsdp",)}
+    assert_learn_as_one(tmp_path, runs, {2: words})
 
 
-@pytest.mark.parametrize("task", ["dpo", "reward", "sft"])
-def test_other_tasks_balance_the_loads_too(train, pairs, tmp_path, task):
-    data, path = "preference", pairs
-    if task == "sft":
-        data, path = "instruction", tmp_path / "rows.json"
-        path.write_text(json.dumps([{"instruction": f"{n}?", "output": str(n)} for n in range(40)]))
-    words = (f"task={task}", f"data={data}", f"data.path={path}", "trainer.max_steps=1")
+WORDS = "cat dog hen cow pig fox owl ant bee elk ape rat".split()
+TASKS = {
+    "dpo": ("data=preference",),
+    "reward": ("data=preference",),
+    "sft": ("data=instruction",),
+    "grpo": (
+        *("data=instruction", "data/collation=padding", "tokenizer=char", "reward=contains"),
+        *("reward.text=e", "task.max_tokens=3"),
+    ),
+}
+
+
+@pytest.fixture
+def examples(tmp_path):
+    """A file of examples for all the tasks."""
+    path = tmp_path / "examples.jsonl"
+    line = "the quick brown fox jumps over a lazy dog"
+    rows = [
+        {"instruction": f"{word}?", "output": line, "chosen": line, "rejected": "no"}
+        for word in WORDS
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*fields that are not used")
+@pytest.mark.parametrize("task", TASKS)
+def test_other_tasks_balance_the_loads_too(train, examples, task):
+    words = (f"task={task}", *TASKS[task], f"data.path={examples}", "trainer.max_steps=1")
     run = train("run", *words, *MOE, *LOSS_FREE, "trainer.val_every=1")
     assert min(column(run, "moe/load")) >= 1
     biases = [value for name, value in weights(run).items() if name.endswith("selection_bias")]
     assert len(biases) == 2
     assert all(bias.any() for bias in biases)
+
+
+def test_classification_balances_the_loads_too(tmp_path):
+    words = ("task=classification", "data=labelled", f"data.path={write_messages(tmp_path)}")
+    small = ("data.test_fraction=0.1", "trainer.max_steps=1", "trainer.val_every=1")
+    divided.train(tmp_path / "run", (*words, *small, *MOE, *LOSS_FREE))
+    run = Run(tmp_path / "run")
+    assert column(run, "moe/load")[0] >= 1
+    assert any(bias.any() for name, bias in weights(run).items() if name.endswith("selection_bias"))
+
+
+@pytest.mark.filterwarnings("ignore:.*fields that are not used")
+def test_an_adapter_leaves_the_biases_as_they_are(train, examples):
+    words = ("task=sft", *TASKS["sft"], f"data.path={examples}", "trainer.max_steps=1")
+    words = (*words, "trainer.val_every=1", "trainer.log_every=1")
+    base = train("base", *words, *MOE, *LOSS_FREE)
+    run = train("run", *words, "weights=run", f"weights.path={base.path}", "adapter=lora")
+    found, before = RunWeights(str(run.path)).model(), weights(base)
+    for name, bias in found.named_buffers():
+        if name.endswith("selection_bias"):
+            assert torch.equal(bias, before[f"model.{name}"])
+            assert bias.any()
+
+
+def compile_recorded(words):
+    """Compare a compiled training step that is recorded with an uncompiled one."""
+    with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+        config = compose(overrides=[*words, "model.vocab_size=97"]).model
+    model, tokens = build_node(config), draw(4)
+    balancing = ExpertBalancing(model, lambda tensor: tensor)
+
+    def step():
+        return model(tokens).logsumexp(-1).square().mean()
+
+    found = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        balancing.start_step()
+        with balancing.recording():
+            loss = run()
+        gradients = torch.autograd.grad(loss + balancing.loss(), [*model.parameters()])
+        found.append([loss.detach(), *gradients, *(sums.packed for sums in balancing.sums)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
+def test_recording_does_not_break_the_compiled_graph():
+    # In another process: the shape checks of this one would be traced as well.
+    on_ranks(1, compile_recorded, ["+model=mixtral", "+size=nano"], timeout=280)

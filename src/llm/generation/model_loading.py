@@ -13,6 +13,7 @@ from llm.generation.decoding import generates, window_start
 from llm.hardware import Hardware
 from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
+from llm.nn.stacked_linear import StackedLinear
 from llm.weights.base import Weights
 
 
@@ -83,7 +84,7 @@ def place_model(model: nn.Module, hardware: Hardware) -> nn.Module:
     dtype = low_precision(hardware)
     if dtype is not None:
         for layer in model.modules():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear | StackedLinear):
                 for name, parameter in layer.named_parameters(recurse=False):
                     # A tied head gets a matrix of its own: the embedding is read in float32.
                     converted = parameter.detach().to(dtype)

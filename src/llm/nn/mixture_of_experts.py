@@ -71,11 +71,11 @@ def grouped_experts(
     # A token that chose k experts becomes k rows. (N, k) -> (N · k) -> the rows in the order of their experts.
     order = routing.experts.flatten().argsort(stable=True)
     ends = expert_counts(routing.experts, len(experts)).cumsum(0)
-    rows = x[order // routing.experts.shape[1]]  # (N, C) -> (N · k, C)
+    rows = x.index_select(0, order // routing.experts.shape[1])  # (N, C) -> (N · k, C)
     hidden = experts.activation(experts.gate(rows, ends)) * experts.input(rows, ends)
     outputs = experts.output(hidden, ends)
     # Back in the order of the tokens, (N · k, C) -> (N, k, C), and summed over the k experts of each.
-    outputs = outputs[order.argsort()].unflatten(0, routing.experts.shape)
+    outputs = outputs.index_select(0, order.argsort()).unflatten(0, routing.experts.shape)
     return (routing.weights.unsqueeze(-1) * outputs).sum(dim=1).to(x.dtype)
 
 

@@ -25,7 +25,7 @@ class DDP(Strategy):
 
     def lightning(self, hardware: Hardware) -> DDPStrategy:
         """Return Lightning's strategy for `torch.nn.parallel.DistributedDataParallel`."""
-        # The models' buffers are constants, so DDP need not send them. torch 2.13 renames `broadcast_buffers`.
+        # The models' buffers are equal on all ranks, so DDP need not send them. torch 2.13 renames `broadcast_buffers`.
         is_renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if is_renamed else "broadcast_buffers"
         synchronize: dict[str, Any] = {name: False}

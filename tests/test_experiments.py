@@ -117,3 +117,8 @@ def test_startup_is_measured(run):
     measured = run(EXPERIMENTS / "startup" / "measure.py", "--rounds", "1")
     assert "first step" in measured
     assert "first token" in measured
+
+
+def test_local_attention_is_measured(run):
+    words = ("--rounds", "1", "--window", "16", "--lengths", "16", "128")
+    assert "| 128 | " in run(EXPERIMENTS / "local_attention" / "measure.py", *words)

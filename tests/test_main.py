@@ -68,6 +68,10 @@ ACROSS = [
         "model.pattern=[2*rotray,nope]: rotray is not in layers; did you mean rotary?",
     ),
     (
+        "train model=mamba2 model/mask=sliding_window size=nano",
+        "model.mask: no layer of this model uses it; leave it out",
+    ),
+    (
         "train adapter=lora",
         "adapter: it would freeze untrained weights; choose trained ones with weights=run "
         "weights.path=…, or use adapter=none",

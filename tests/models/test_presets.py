@@ -27,7 +27,10 @@ RECURRENT = ("gated_delta_net", "lstm", "gru", "mamba2")
 RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
 # BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
 DECODER_ONLY = ("mask=", "layers=", "embedding=", "head=", "position=alibi", "feed_forward=none")
-ATTENTION_ONLY = ("kernel=", "position=rotary", "position=alibi", "layers=local_global_two_thetas")
+ATTENTION_ONLY = (
+    *("kernel=", "position=rotary", "position=alibi", "layers=local", "layers=nope"),
+    *("mask=sliding", "mask=sparse", "mask=window"),
+)
 TWO_SUBLAYERS = ("residual=parallel", "residual=sandwich_norm", "layers=dense_moe")
 
 

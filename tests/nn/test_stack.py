@@ -11,6 +11,7 @@ from llm.nn.block import Block
 from llm.nn.context import Context
 from llm.nn.feed_forward import FeedForward
 from llm.nn.layer_schedule import Layer
+from llm.nn.lstm import LSTM
 from llm.nn.masks import causal, sliding_window
 from llm.nn.positions import NoPosition, Rotary
 from llm.nn.residual import pre_norm
@@ -71,3 +72,15 @@ def test_stack_without_kinds_is_uniform_and_kinds_without_a_pattern_alternate():
     assert Stack(DIM, 3, layer=BASE, layers=kinds).schedule == ["a", "b", "a"]
     with pytest.raises(ValueError, match="a is not in layers; there are none"):
         Stack(DIM, 3, layer=BASE, pattern=["a"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"mask": sliding_window(2)}, "mask: LSTM reads its tokens in order, without a mask"),
+        ({"position": ROTARY}, "position: LSTM reads its tokens in order, without a position"),
+    ],
+)
+def test_mask_or_position_of_a_recurrence_is_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        Stack(DIM, 2, layer=BASE, layers={"a": Layer(attention=LSTM, **parts)})

@@ -14,8 +14,8 @@ from llm.nn.context import Context
 from llm.nn.init import gpt2
 from llm.nn.kv_cache import Cache
 from llm.nn.layer_schedule import Layer
-from llm.nn.masks import Predicate, causal
-from llm.nn.positions import Learned, Position, next_positions
+from llm.nn.masks import Predicate, causal, is_same_function
+from llm.nn.positions import Learned, NoPosition, Position, next_positions
 from llm.nn.residual import Residual, pre_norm
 from llm.nn.stack import Stack
 from llm.nn.token_mixer import TokenMixer
@@ -91,6 +91,7 @@ class GPT(nn.Module):
             block=block,
         )
         self.blocks = Stack(dim, num_layers, layer=layer, layers=layers, pattern=pattern)
+        self._require_used()
         self.final_norm = final_norm(dim) if final_norm is not None else nn.Identity()
         # A tied head's own matrix is replaced below; on meta it takes no memory.
         device = "meta" if tie_weights else self.embedding.weight.device
@@ -98,6 +99,19 @@ class GPT(nn.Module):
         if tie_weights:
             self.head.weight = self.embedding.weight
         init(self)
+
+    def _require_used(self) -> None:
+        """Refuse a mask or a relative position that no layer uses: a comparison would show no difference."""
+        attending = [b for b in cast(Iterable[Block], self.blocks) if b.attention.attends]
+        if not is_same_function(self.mask, causal) and all(b.mask for b in attending):
+            raise ValueError("mask: no layer of this model uses it; leave it out")
+        is_relative = type(self.position).embed is Position.embed
+        is_encoding = is_relative and not isinstance(self.position, NoPosition)
+        if is_encoding and all(b.position for b in attending):
+            name = type(self.position).__name__
+            raise ValueError(
+                f"position: no layer of this model uses {name}; use model/position=none"
+            )
 
     def forward(self, tokens: Int[Tensor, "B T"], **context: Any) -> Float[Tensor, "B T V"]:
         """Return the logits of each next token; the arguments are those of `hidden_states`."""

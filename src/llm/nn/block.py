@@ -27,6 +27,9 @@ class Block(nn.Module):
         residual: adds a sublayer to the residual stream, such as `pre_norm`.
         position: position encoding of this block's attention; None takes the model's.
         mask: mask of this block's attention; None takes the model's.
+
+    Raises:
+        ValueError: a position or a mask is given for a recurrence.
     """
 
     def __init__(
@@ -48,6 +51,11 @@ class Block(nn.Module):
         self.residual = residual
         self.position = position
         self.mask = mask
+        for name, part in {"position": position, "mask": mask}.items():
+            if part is not None and not self.attention.attends:
+                raise ValueError(
+                    f"{name}: {type(self.attention).__name__} reads its tokens in order, without a {name}; leave it out"
+                )
 
     def prepare(
         self, x: Float[Tensor, "B T C"], context: Context, *, cache: LayerState | None

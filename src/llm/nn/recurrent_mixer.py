@@ -46,6 +46,8 @@ class RecurrentState(LayerState):
 class RecurrentMixer(TokenMixer):
     """A token mixer that reads its tokens in order, whatever their positions and the model's mask."""
 
+    attends = False
+
     def prepare(
         self,
         x: Float[Tensor, "B T C"],

@@ -1,7 +1,7 @@
 """The sublayer of a block that mixes positions: attention, or a recurrence in its place."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,12 @@ class TokenMixer(nn.Module, ABC):
 
     Its `forward(x, *, cache=None, **inputs)` takes the states (B, T, C) of T new tokens, the state of its layer and
     what `prepare` returned. It returns the mixed states and appends the tokens to the cache.
+
+    Attributes:
+        attends: whether masks and relative positions apply to it.
     """
+
+    attends: ClassVar[bool] = True
 
     @abstractmethod
     def prepare(

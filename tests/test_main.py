@@ -50,7 +50,7 @@ ACROSS = [
     (
         "train match=foo seed=x",
         "seed: 'x' is not an int; use a whole number such as 8\n"
-        "match: 'foo' is not one of the choices; use parameters, flops, tokens or null",
+        "match: 'foo' is not one of the choices; use parameters, active_parameters, flops, tokens or null",
     ),
     (
         "train +data=spam seed =3 size=[1",

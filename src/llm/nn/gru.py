@@ -9,6 +9,8 @@ Each token computes from its input x and the last output h:
 As in torch, r multiplies U h; in the first version of the paper it multiplies h.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -72,7 +74,7 @@ def fused_gru(
     second = torch.cat((bias.new_zeros(2 * size), bias[3 * size :]))
     weights = [input_weight, recurrent_weight, bias[: 3 * size], second]
     # With biases, one layer, without dropout, in training mode (which keeps what the gradient needs), one direction.
-    settings = (True, 1, 0.0, True, False)
+    settings: Any = (True, 1, 0.0, True, False)
 
     def packed(data: Tensor, batch_sizes: Tensor, state: State) -> tuple[Tensor, State]:
         output, last = torch._VF.gru(data, batch_sizes, state[0][None], weights, *settings)
@@ -81,8 +83,8 @@ def fused_gru(
     if real is not None or starts is not None:
         return run_by_document(packed, x, state, real=real, starts=starts)
     # (B, H) -> (1, B, H): one layer. The last setting: the batch is the first axis of x.
-    settings = (*settings, True)
-    output, last = torch._VF.gru(x, state[0][None], weights, *settings)
+    batch_first = (*settings, True)
+    output, last = torch._VF.gru(x, state[0][None], weights, *batch_first)
     return output, (last[0],)
 
 

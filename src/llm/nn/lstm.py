@@ -10,6 +10,8 @@ Each token computes four vectors from its input x and the last output h:
 The cell changes by addition, so its gradient passes many tokens without being multiplied by a matrix.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ def fused_lstm(
     # torch has a second bias, which is added to the first.
     weights = [input_weight, recurrent_weight, bias, torch.zeros_like(bias)]
     # With biases, one layer, without dropout, in training mode (which keeps what the gradient needs), one direction.
-    settings = (True, 1, 0.0, True, False)
+    settings: Any = (True, 1, 0.0, True, False)
 
     def packed(data: Tensor, batch_sizes: Tensor, state: State) -> tuple[Tensor, State]:
         first = [part[None] for part in state]
@@ -81,9 +83,9 @@ def fused_lstm(
     if real is not None or starts is not None:
         return run_by_document(packed, x, state, real=real, starts=starts)
     # (B, H) -> (1, B, H): one layer. The last setting: the batch is the first axis of x.
-    settings = (*settings, True)
+    batch_first = (*settings, True)
     first = [part[None] for part in state]
-    output, *last = torch._VF.lstm(x, first, weights, *settings)
+    output, *last = torch._VF.lstm(x, first, weights, *batch_first)
     return output, tuple(part[0] for part in last)
 
 

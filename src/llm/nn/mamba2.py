@@ -79,7 +79,8 @@ class Mamba2(RecurrentMixer):
         """Set A to -1 … -H and D to 1, and draw steps whose logarithm is uniform."""
         with torch.no_grad():
             self.A_log.copy_(torch.arange(1, self.num_heads + 1, device=self.A_log.device).log())
-            nn.init.uniform_(self.dt_bias, *map(math.log, self.steps))
+            shortest, longest = map(math.log, self.steps)
+            nn.init.uniform_(self.dt_bias, shortest, longest)
             step = self.dt_bias.exp().clamp(min=1e-4)
             # The inverse of softplus, which turns the bias into a step.
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))

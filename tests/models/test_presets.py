@@ -45,9 +45,15 @@ def completion(preset: str, part: str) -> list[str]:
     return []
 
 
+# Presets without a twin among the others: the same classes with other numbers fit the same parts.
+DISTINCT = [
+    *("gpt", "gpt2", "llama", "bert", "gemma3", "gpt_neox", "mixtral", "olmo2", "mamba2", "lstm"),
+]
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_fits_every_preset(build, part):
-    for preset in PRESETS:
+def test_every_part_fits_every_distinct_preset(build, part):
+    for preset in DISTINCT:
         if preset == "bert" and part.startswith(DECODER_ONLY):
             continue
         if part in RECURRENCES and preset not in RECURRENT:

@@ -83,7 +83,7 @@ def fused_gru(
     if real is not None or starts is not None:
         return run_by_document(packed, x, state, real=real, starts=starts)
     # (B, H) -> (1, B, H): one layer. The last setting: the batch is the first axis of x.
-    batch_first = (*settings, True)
+    batch_first: Any = (*settings, True)
     output, last = torch._VF.gru(x, state[0][None], weights, *batch_first)
     return output, (last[0],)
 

@@ -83,7 +83,7 @@ def fused_lstm(
     if real is not None or starts is not None:
         return run_by_document(packed, x, state, real=real, starts=starts)
     # (B, H) -> (1, B, H): one layer. The last setting: the batch is the first axis of x.
-    batch_first = (*settings, True)
+    batch_first: Any = (*settings, True)
     first = [part[None] for part in state]
     output, *last = torch._VF.lstm(x, first, weights, *batch_first)
     return output, tuple(part[0] for part in last)

@@ -147,7 +147,7 @@ def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
     layers = f"size.num_layers={MIN_LAYERS.get(preset, 2)}"
     for group in ["feed_forward"] if preset in RECURRENT else ["feed_forward", "attention"]:
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
-            if path.stem in ("no_bias", "none", *RECURRENT):
+            if path.stem in ("no_bias", "none", "latent", *RECURRENT):
                 continue
             for name, has_bias in biases(
                 build(f"model={preset}", f"model/{group}={path.stem}", layers)
@@ -159,6 +159,17 @@ def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
     assert not found["attention.query_key_value"]
     assert not found["attention.output"]
     assert found["feed_forward.output"] == (biased in "feed_forward.output")
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"), [("gpt2", {"down", "output"}), ("qwen2", {"down"}), ("llama", set())]
+)
+def test_latent_attention_has_biases_before_the_latent_and_after_the_heads(build, preset, expected):
+    """As in DeepSeek-V2, the projections of queries and from the latent have none."""
+    found = biases(build(f"model={preset}", "model/attention=latent"))
+    own = {name.removeprefix("attention.") for name in found if name.startswith("attention.")}
+    assert own == {"query", "down", "up", "output"}
+    assert {name for name in own if found[f"attention.{name}"]} == expected
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import nn
 
+from llm.nn.gru import GRU
 from llm.nn.lstm import LSTM, fused_lstm, naive_lstm
 
 DIM = 6
@@ -94,3 +96,17 @@ def test_autocast_computes_in_its_dtype(recurrence):
     low.float().sum().backward()
     assert layer.bias.grad.dtype == torch.float32
     torch.testing.assert_close(low.float(), layer(x), rtol=0.05, atol=0.02)
+
+
+def compile_cells() -> None:
+    for make in (LSTM, GRU):
+        layer, x = make(DIM), torch.randn(2, 5, DIM)
+        ids = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 2]])
+        for inputs in ({}, {"document_ids": ids}):
+            compiled = torch.compile(layer, backend="aot_eager")
+            torch.testing.assert_close(compiled(x, **inputs), layer(x, **inputs))
+
+
+def test_compiled_layer_equals_the_layer():
+    # In another process: the shape checks of this one would be traced as well.
+    on_ranks(1, compile_cells, timeout=280)

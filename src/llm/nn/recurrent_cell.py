@@ -72,8 +72,13 @@ class RecurrentCell(RecurrentMixer):
         # The kernels need one dtype: under autocast its own, otherwise that of x.
         is_autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
+        recurrence = self.recurrence
+        if torch.compiler.is_compiling():
+            # Not compiled: torch's compiler fails on its own LSTM kernel and on documents, whose number varies, and
+            # it would unroll a loop over tokens.
+            recurrence = torch.compiler.disable(recurrence)
         with torch.autocast(device, enabled=False):
-            output, parts = self.recurrence(
+            output, parts = recurrence(
                 x.to(dtype),
                 tuple(state.parts[name].to(dtype) for name in self.state_names),
                 input_weight=self.input_weight.to(dtype),

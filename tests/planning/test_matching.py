@@ -72,9 +72,9 @@ def test_widths_and_steps_may_be_matched_together(composed):
     assert match(points, ["parameters", "flops"]) == matched
 
 
-def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(composed, monkeypatch):
-    monkeypatch.setattr("llm.planning.matching.HIDDEN", "model.absent.hidden_dim")
-    points = [composed("model=gpt2 size=micro"), composed("model=gpt size=nano")]
+@pytest.mark.parametrize("preset", ["mamba2", "lstm", "gru"])
+def test_a_model_without_feed_forward_layers_is_matched_by_its_own_width(preset, composed):
+    points = [composed("model=gpt size=micro"), composed(f"model={preset} size=micro")]
     first, second = match(points, "parameters")
     assert list(values(second)) == ["size.dim"]
     assert second.cost.parameters == pytest.approx(first.cost.parameters, rel=0.05)

@@ -73,8 +73,9 @@ def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
     if any(key_of(word) == "size.dim" for made in matched for word in made.overrides):
         low, high = BOUNDS
         yield (
-            f"size.dim: by their width alone, the feed-forward layers would become less than {low:g} or more than "
-            f"{high:g} times as wide, so the width of the whole model was changed, which also changes the FLOPs"
+            f"size.dim: there are no feed-forward layers, or by their width alone they would become less than "
+            f"{low:g} or more than {high:g} times as wide, so the width of the whole model was changed, which also "
+            "changes the FLOPs"
         )
 
 

@@ -51,7 +51,7 @@ def test_every_option_passes(group):
     if group == "task":
         only |= {task: [f"data={own[0]}"] for task, own in DATA_OF_TASK.items()}
     if group == "model/attention":  # a recurrence has a preset of its own
-        only |= {name: [f"model={name}"] for name in ("gated_delta_net", "mamba2", "lstm", "gru")}
+        only |= {name: [f"model={name}"] for name in ("gated_deltanet", "mamba2", "lstm", "gru")}
     if group == "adapter":
         only |= {option: ["weights=run"] for option in options}
     problems = {

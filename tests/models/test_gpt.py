@@ -74,14 +74,14 @@ VARIANTS = {
     "qwen3-moe": ["model=qwen3_moe", "model.feed_forward.num_experts=10"],
     "gpt2-moe-shared": ["model=gpt2", "model/feed_forward=moe_shared"],
     "llama-moe-in-every-second-layer": ["model=llama", "model/layers=dense_moe"],
-    "gated-delta-net": ["model=gated_delta_net", "model.attention.recurrence.chunk_size=5"],
+    "gated-delta-net": ["model=gated_deltanet", "model.attention.recurrence.chunk_size=5"],
     "gated-delta-net-grouped": [
-        *("model=gated_delta_net", "size.num_heads=4", "model.attention.num_key_heads=2"),
+        *("model=gated_deltanet", "size.num_heads=4", "model.attention.num_key_heads=2"),
         *("model.attention.head_dim=8", "model.attention.value_head_dim=20"),
     ],
     "gpt-gated-delta-net-and-attention": [
-        *("model=gpt", "model/layers=gated_delta_net", "model.pattern=[gated_delta_net,attention]"),
-        "model.layers.gated_delta_net.attention.recurrence.chunk_size=5",
+        *("model=gpt", "model/layers=gated_deltanet", "model.pattern=[gated_deltanet,attention]"),
+        "model.layers.gated_deltanet.attention.recurrence.chunk_size=5",
     ],
     "mamba2": [
         *("model=mamba2", "model.attention.recurrence.chunk_size=5"),

@@ -23,7 +23,7 @@ SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 MIN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "smollm3": 4}
 # Presets with a recurrence in the place of attention, and the options for it.
-RECURRENT = ("gated_delta_net", "lstm", "gru", "mamba2")
+RECURRENT = ("gated_deltanet", "lstm", "gru", "mamba2")
 RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
 # BERT is an encoder: it takes no mask, and no position bias that is defined for earlier keys only.
 DECODER_ONLY = ("mask=", "layers=", "embedding=", "head=", "position=alibi", "feed_forward=none")
@@ -122,7 +122,7 @@ COUNTS = {
     "mistral": 119_232,
     "mixtral": 341_440,
     "qwen3_moe": 1_634_880,
-    "gated_delta_net": 123_336,
+    "gated_deltanet": 123_336,
     "mamba2": 92_684,
     "lstm": 72_448,
     "gru": 56_064,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from llm.nn import init
-from llm.nn.gated_delta_net import GatedDeltaNet
+from llm.nn.gated_deltanet import GatedDeltaNet
 from llm.nn.lstm import LSTM
 from llm.nn.mamba2 import Mamba2
 

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from llm.nn.gated_delta_net import GatedDeltaNet
 from llm.nn.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
+from llm.nn.gated_deltanet import GatedDeltaNet
 from llm.nn.gru import GRU, naive_gru
 from llm.nn.lstm import LSTM, naive_lstm
 from llm.nn.mamba2 import Mamba2

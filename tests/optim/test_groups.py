@@ -92,7 +92,7 @@ def test_groups_without_weight_decay_use_that_of_the_optimizer():
 
 
 def test_convolutions_and_vectors_of_a_recurrence_are_not_hidden_matrices(build):
-    model = build("model=gated_delta_net", "size.num_layers=1")
+    model = build("model=gated_deltanet", "size.num_layers=1")
     groups = {group["name"]: group for group in decay_matrices(model)}
     assert names(model, groups["convolution"]) == {"blocks.0.attention.convolution.weight"}
     assert not groups["convolution"]["hidden"]

@@ -8,8 +8,8 @@ from float64_mode import Float64
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-from llm.nn.gated_delta_net import GatedDeltaNet, unit_length
 from llm.nn.gated_delta_rule import chunked_gated_delta_rule
+from llm.nn.gated_deltanet import GatedDeltaNet, unit_length
 
 DIM, KEYS, VALUES, HEADS, KEY_HEADS = 24, 3, 5, 4, 2
 

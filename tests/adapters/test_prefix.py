@@ -162,3 +162,11 @@ def test_errors_name_a_remedy(build):
     Prefix().apply(model)
     with pytest.raises(ValueError, match="has a prefix already"):
         Prefix().apply(model)
+
+
+@pytest.mark.parametrize("words", [["model=lstm"], ["model=llama", "model/attention=latent"]])
+def test_layers_other_than_attention_are_refused(build, words):
+    with pytest.raises(
+        ValueError, match=r"extends layers of class Attention, .*adapter=last_block"
+    ):
+        Prefix(4).apply(build(*words))

@@ -1,7 +1,7 @@
 """What LSTM and GRU layers share: their parameters, and a recurrence over tokens with a kernel."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,7 +76,7 @@ class RecurrentCell(RecurrentMixer):
         if torch.compiler.is_compiling():
             # Not compiled: torch's compiler fails on its own LSTM kernel and on documents, whose number varies, and
             # it would unroll a loop over tokens.
-            recurrence = torch.compiler.disable(recurrence)
+            recurrence = cast(Recurrence, torch.compiler.disable(recurrence))
         with torch.autocast(device, enabled=False):
             output, parts = recurrence(
                 x.to(dtype),

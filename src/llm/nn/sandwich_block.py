@@ -1,16 +1,11 @@
 """A block with a norm before and after each sublayer."""
 
-from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm.nn.block import Block
-from llm.nn.masks import Predicate
-from llm.nn.positions import Position
-from llm.nn.residual import Residual
-from llm.nn.token_mixer import TokenMixer
 
 
 class SandwichBlock(Block):
@@ -18,35 +13,17 @@ class SandwichBlock(Block):
 
     The second norm bounds what a sublayer adds to the stream. Gemma 2 and 3 have it.
 
-    The arguments are those of `Block`; `norm` is called four times.
+    `shared` are the arguments of `Block`; `norm` is called four times.
 
     Raises:
         ValueError: there is no feed-forward layer.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module] | None,
-        norm: Callable[[int], nn.Module],
-        residual: Residual,
-        position: Position | None = None,
-        mask: Predicate | None = None,
-    ) -> None:
-        super().__init__(
-            dim,
-            attention=attention,
-            feed_forward=feed_forward,
-            norm=norm,
-            residual=residual,
-            position=position,
-            mask=mask,
-        )
+    def __init__(self, dim: int, **shared: Any) -> None:
+        super().__init__(dim, **shared)
         self._require_feed_forward()
-        self.attention_output_norm = norm(dim)
-        self.feed_forward_output_norm = norm(dim)
+        self.attention_output_norm = shared["norm"](dim)
+        self.feed_forward_output_norm = shared["norm"](dim)
 
     def forward(
         self,

@@ -8,10 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.block import Block
-from llm.nn.masks import Predicate
-from llm.nn.positions import Position
-from llm.nn.residual import Residual
-from llm.nn.token_mixer import TokenMixer
 
 
 class LayerScale(nn.Module):
@@ -56,35 +52,18 @@ class ReZero(LayerScale):
 class ScaledBlock(Block):
     """Sublayers with scaled outputs: with `pre_norm`, x + scale(sublayer(norm(x))).
 
-    The other arguments are those of `Block`.
+    `shared` are the other arguments, those of `Block`.
 
     Args:
         scale: makes the factors of a sublayer for a width: `LayerScale` or `ReZero`.
     """
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module] | None,
-        norm: Callable[[int], nn.Module],
-        residual: Residual,
-        position: Position | None = None,
-        mask: Predicate | None = None,
-        scale: Callable[[int], nn.Module] = LayerScale,
+        self, dim: int, *, scale: Callable[[int], nn.Module] = LayerScale, **shared: Any
     ) -> None:
-        super().__init__(
-            dim,
-            attention=attention,
-            feed_forward=feed_forward,
-            norm=norm,
-            residual=residual,
-            position=position,
-            mask=mask,
-        )
+        super().__init__(dim, **shared)
         self.attention_scale = scale(dim)
-        self.feed_forward_scale: Any = scale(dim) if feed_forward is not None else None
+        self.feed_forward_scale: Any = scale(dim) if self.feed_forward is not None else None
 
     def forward(
         self,

@@ -119,6 +119,12 @@ def test_a_layer_that_cannot_forget_says_so():
     ring.append(numbered(0, 5), numbered(0, 5))
     with pytest.raises(ValueError, match="count=2: WindowCache cannot forget tokens"):
         ring.rewind(2)
+    ring.rewind(1)
+    assert not ring.can_rewind(1), "the column before the window is lost"
+    short = empty(4, WindowCache)
+    short.append(numbered(0, 5), numbered(0, 5))
+    short.rewind(1)
+    assert not short.can_rewind(1), "column 0 was replaced by column 4"
 
 
 def test_attention_makes_a_cache_of_its_own_shape_and_window():

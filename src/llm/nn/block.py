@@ -77,11 +77,19 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         """Return the stream after the sublayers; the arguments are those of their own `forward`."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
-        x = self.residual(x, partial(self.attention, **inputs), self.attention_norm)
+        x = self.residual(x, partial(self._attend, **inputs), self.attention_norm)
         if self.feed_forward is None:
             return x
-        feed_forward = partial(self.feed_forward, **(feed_forward_inputs or {}))
-        return self.residual(x, feed_forward, self.feed_forward_norm)
+        feed = partial(self._feed_forward, **(feed_forward_inputs or {}))
+        return self.residual(x, feed, self.feed_forward_norm)
+
+    def _attend(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        """Return what attention adds to the stream; a subclass may change it."""
+        return self.attention(x, **inputs)
+
+    def _feed_forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        """Return what the feed-forward layer adds to the stream; a subclass may change it."""
+        return self.feed_forward(x, **inputs)
 
     def _require_feed_forward(self) -> None:
         """Raise a ValueError if a block that needs a feed-forward layer has none."""

@@ -76,21 +76,21 @@ class Context:
             limits.append(not_padding(real))
         if self.document_ids is not None:
             limits.append(same_document(self.document_ids))
+        rotation = position.rotation(x, self.positions, width=width)
+        inputs = {"rotation": rotation, "mask": None, "causal": False, "window": None}
+        has_bias = type(position).bias is not Position.bias
+        # Kernels apply some masks without a tensor, and skip the keys that they hide.
+        is_plain = len(limits) == 1 and not has_bias
+        if is_plain and (known := self._without_tensor(mask, x.shape[1], cache=cache)) is not None:
+            return inputs | known
         # Not from the cache: its first layers may have appended the new tokens already.
         start, end = self.start, self.start + x.shape[1]
         columns = torch.arange(start, end, device=x.device)
         keys = columns if cache is None else cache.columns(start, x.shape[1])
-        bias = self._bias(x, position, columns=keys, start=start)
-        rotation = position.rotation(x, self.positions, width=width)
-        inputs = {"rotation": rotation, "mask": None, "causal": False, "window": None}
-        # Kernels apply some masks without a tensor, and skip the keys that they hide.
-        is_plain = len(limits) == 1 and bias is None
-        if is_plain and (known := self._without_tensor(mask, x.shape[1], cache=cache)) is not None:
-            return inputs | known
         # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
         allowed = both(*limits)(columns, keys).unsqueeze(-3)
-        allowed = allowed if bias is None else as_bias(allowed, bias)
-        return inputs | {"mask": allowed}
+        bias = self._bias(x, position, columns=keys, start=start)
+        return inputs | {"mask": allowed if bias is None else as_bias(allowed, bias)}
 
     def _without_tensor(
         self, mask: Predicate, new: int, *, cache: KeysAndValues | None

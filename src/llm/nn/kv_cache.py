@@ -106,6 +106,7 @@ class WindowCache(KeysAndValues):
     """
 
     is_bounded = True
+    _written = 0  # the largest length so far: a replaced column is lost, also if tokens are forgotten again
 
     def append(
         self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T V"]
@@ -113,6 +114,7 @@ class WindowCache(KeysAndValues):
         """Write T new columns and return those that the new queries may need, in the order of `columns`."""
         size, new = self.keys.shape[2], keys.shape[2]
         start, self.length = self.length, self.length + new
+        self._written = max(self._written, self.length)
         if new == 1:
             self._write(start, keys, values)
             filled = min(self.length, size)
@@ -139,8 +141,9 @@ class WindowCache(KeysAndValues):
 
     def can_rewind(self, count: int) -> bool:
         """Return whether the columns before the last `count` tokens are still there."""
-        # The oldest column is needed only by the newest token, so one token can always be forgotten.
-        return count <= (self.length if self.length <= self.keys.shape[2] else 1)
+        # The newest token has replaced a column that only tokens before the last one need.
+        is_unwrapped = self._written <= self.keys.shape[2]
+        return count <= self.length and (is_unwrapped or self.length - count >= self._written - 1)
 
     def _write(self, start: int, keys: Tensor, values: Tensor) -> None:
         column = torch.arange(start, start + keys.shape[2], device=keys.device)

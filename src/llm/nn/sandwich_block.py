@@ -25,22 +25,8 @@ class SandwichBlock(Block):
         self.attention_output_norm = shared["norm"](dim)
         self.feed_forward_output_norm = shared["norm"](dim)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T C"],
-        *,
-        feed_forward_inputs: dict[str, Any] | None = None,
-        **inputs: Any,
-    ) -> Float[Tensor, "B T C"]:
-        """Return the stream after both sublayers; the arguments are those of their own `forward`."""
+    def _attend(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        return self.attention_output_norm(super()._attend(x, **inputs))
 
-        def attention(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-            return self.attention_output_norm(self.attention(x, **inputs))
-
-        def feed_forward(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-            return self.feed_forward_output_norm(
-                self.feed_forward(x, **(feed_forward_inputs or {}))
-            )
-
-        x = self.residual(x, attention, self.attention_norm)
-        return self.residual(x, feed_forward, self.feed_forward_norm)
+    def _feed_forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        return self.feed_forward_output_norm(super()._feed_forward(x, **inputs))

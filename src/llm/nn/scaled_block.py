@@ -65,22 +65,8 @@ class ScaledBlock(Block):
         self.attention_scale = scale(dim)
         self.feed_forward_scale: Any = scale(dim) if self.feed_forward is not None else None
 
-    def forward(
-        self,
-        x: Float[Tensor, "B T C"],
-        *,
-        feed_forward_inputs: dict[str, Any] | None = None,
-        **inputs: Any,
-    ) -> Float[Tensor, "B T C"]:
-        """Return the stream after the sublayers; the arguments are those of their own `forward`."""
+    def _attend(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        return self.attention_scale(super()._attend(x, **inputs))
 
-        def attention(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-            return self.attention_scale(self.attention(x, **inputs))
-
-        def feed_forward(x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-            return self.feed_forward_scale(self.feed_forward(x, **(feed_forward_inputs or {})))
-
-        x = self.residual(x, attention, self.attention_norm)
-        if self.feed_forward is None:
-            return x
-        return self.residual(x, feed_forward, self.feed_forward_norm)
+    def _feed_forward(self, x: Float[Tensor, "B T C"], **inputs: Any) -> Float[Tensor, "B T C"]:
+        return self.feed_forward_scale(super()._feed_forward(x, **inputs))

@@ -59,7 +59,7 @@ def _kind(name: str, parameter: nn.Parameter) -> str:
     words = name.split(".")
     if parameter.ndim < 2 or words[-1] == "bias":  # biases of a stack of layers have two dimensions
         return "vector"
-    # A filter per channel is no matrix that maps vectors to vectors, so Muon does not train it.
+    # A filter per channel is not a matrix that maps vectors to vectors, so Muon does not train it.
     if "convolution" in words:
         return "convolution"
     if "router" in words:  # its rows are scores of experts, not directions of a hidden state

@@ -12,6 +12,10 @@ SOURCE, TESTS = Path(llm.__file__).parent, Path(__file__).parent
 # Modules without a test file of their own: the test that fails first if they are wrong.
 OWNERS = {
     # The chosen layers only show in the adapted model.
+    "adapters/lora_linear.py": "adapters/test_lora.py::test_each_layer_computes_the_equation",
+    "adapters/lora_matrix.py": "adapters/test_lora.py::test_matrices_of_cells_have_no_dropout",
+    "adapters/lora_stack.py": "adapters/test_lora.py::test_each_expert_has_an_update_of_its_own",
+    "adapters/low_rank.py": "adapters/test_lora.py::test_update_is_scaled_by_alpha_over_rank",
     "adapters/targets.py": "adapters/test_lora.py::test_patterns_select_layers",
     # Callbacks that act on a whole run.
     "callbacks/base.py": (

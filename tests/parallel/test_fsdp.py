@@ -27,9 +27,12 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
     assert_learn_as_one(tmp_path, runs, divided)
 
 
-def test_adapter_trains_with_frozen_weights_in_half_precision(text, tmp_path):
+@pytest.mark.parametrize(
+    "model", ["gpt2", *(pytest.param(each, marks=pytest.mark.long) for each in ("mixtral", "lstm"))]
+)
+def test_adapter_trains_with_frozen_weights_in_half_precision(text, tmp_path, model):
     """All ranks generate the samples together."""
-    train(tmp_path / "base", (text,))
+    train(tmp_path / "base", (text, f"model={model}"))
     base = (text, "weights=run", f"weights.path={tmp_path / 'base'}")
     samples = "{_target_:llm.callbacks.samples.Samples,prompts:[the,a cat],max_tokens:5}"
     words = (

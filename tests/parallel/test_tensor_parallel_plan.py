@@ -8,12 +8,14 @@ from ranks import on_ranks
 from torch.distributed.device_mesh import init_device_mesh
 
 from llm import distributed
+from llm.adapters.lora import LoRA
 from llm.adapters.prefix import Prefix
 from llm.config.build import build
 from llm.dtensor import is_dtensor, to_full
 from llm.losses import cross_entropy
 from llm.models.classifier import Classifier
 from llm.parallel import tensor_parallel_plan
+from llm.parallel.lora_tensor_parallel import complete_plan_of
 from llm.parallel.mesh_strategy import in_model_order
 
 MODELS = {
@@ -135,3 +137,18 @@ def test_experts_are_refused_by_name():
     )
     with pytest.raises(ValueError, match=message):
         tensor_parallel_plan.require_complete_plan(model, plan)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("model=mixtral",), r"blocks\.0\.feed_forward\.router"),
+        (("model=mamba2",), r"blocks\.0\.attention\."),
+        (("model=lstm",), r"blocks\.0\.attention\."),
+    ],
+)
+def test_updates_of_parts_that_cannot_be_divided_are_refused_by_name(words, name):
+    model = make(*words)
+    LoRA(targets=["*", "*router"] if "mixtral" in words[0] else ["*"]).apply(model)
+    with pytest.raises(ValueError, match=f"^{name}.*cannot divide this part: use hardware=fsdp"):
+        complete_plan_of(model, 2)

@@ -127,6 +127,23 @@ def test_finetune_starts_from_a_merged_adapter(finetune, composed, tmp_path, tar
     assert torch.allclose(expected, found, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["mixtral", "lstm"])
+def test_updates_of_experts_and_cells_are_stored_and_merged(composed, tmp_path, model):
+    one_step = ("trainer.max_steps=1", "optimizer=adamw", "optimizer.lr=0.1", "schedule=constant")
+    base = run_command(composed(f"model={model}", *one_step), tmp_path / "base")
+    weights = ["weights=run", f"weights.path={base.path}"]
+    run = run_command(composed(*weights, *one_step, "adapter=lora"), tmp_path / "lora", weights)
+    names = torch.load(run.best, weights_only=True)["state_dict"]
+    assert any("experts.gate.lora" in name or "recurrent_weight" in name for name in names)
+    assert not any("router" in name for name in names)
+    merged = RunWeights(str(base.path)).model()
+    before = merged(TOKENS)
+    RunWeights(str(run.path)).load(merged)
+    adapted = RunWeights(str(run.path)).model()(TOKENS)
+    torch.testing.assert_close(merged(TOKENS), adapted, rtol=0, atol=1e-5)
+    assert not torch.allclose(adapted, before, atol=1e-4)
+
+
 def test_prefix_is_not_merged(finetune, composed, tmp_path):
     run = finetune("prefix", "adapter=prefix", "adapter.length=4")
     weights = [f"weights.path={run.path}", "weights=run"]

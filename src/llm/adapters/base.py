@@ -11,6 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from llm.nn.recurrent_cell import RecurrentCell
+from llm.nn.stacked_linear import StackedLinear
 
 
 class Adapter(ABC):
@@ -89,17 +93,21 @@ def freeze(model: nn.Module, new: Collection[str] = ()) -> None:
 
 
 def store(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store frozen linear layers and embeddings in `dtype`; everything else stays in float32.
+    """Store frozen linear layers, experts, cells and embeddings in `dtype`; everything else stays in float32.
 
     Under autocast to `dtype` the results of a linear layer are bit-identical, because autocast rounds its weights too.
     Without autocast it rounds its input and returns float32. Embeddings return float32, as does the residual stream.
     """
+    casts = (StackedLinear, RecurrentCell, ParametrizationList)  # they need no hooks
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        if not isinstance(module, nn.Linear | nn.Embedding) or any(p.requires_grad for p in own):
+        is_stored = isinstance(module, (nn.Linear, nn.Embedding, *casts))
+        if not is_stored or any(p.requires_grad for p in own):
             continue
         for parameter in own:
             parameter.data = parameter.data.to(dtype)
+        if isinstance(module, casts):
+            continue
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(_round_input)
         module.register_forward_hook(_widen_output)

@@ -10,111 +10,30 @@ its A and B of rank 8 have 12,288. One of several updates can be activated (`act
 (`merge_updates`).
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, cast
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from llm.adapters.base import Adapted, Adapter
+from llm.adapters.base import Adapter
+from llm.adapters.lora_linear import LoRALinear
+from llm.adapters.lora_matrix import LoRAMatrix
+from llm.adapters.lora_stack import LoRAStack
+from llm.adapters.low_rank import LoRALayer
 from llm.adapters.targets import Target, choose_targets
 from llm.config.errors import suggestion
-
-
-class LowRank(nn.Module):
-    """The update x ↦ alpha/rank · dropout(x) Aᵀ Bᵀ of some rows of a layer's W.
-
-    Args:
-        base: the layer; A and B are on its device, in at least float32.
-        rows: the rows, each of which produces one output.
-        rank: r, the rows of A and the columns of B.
-        alpha: strength of the update, independent of the rank.
-        dropout: probability for the inputs.
-    """
-
-    def __init__(
-        self, base: nn.Linear, rows: slice, *, rank: int, alpha: float, dropout: float
-    ) -> None:
-        super().__init__()
-        self.rows = rows
-        self.scale = alpha / rank
-        self.dropout = nn.Dropout(dropout)
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        down = torch.empty(rank, base.in_features, dtype=dtype, device=base.weight.device)
-        self.down = nn.Parameter(nn.init.kaiming_uniform_(down, a=math.sqrt(5)))  # A
-        self.up = nn.Parameter(down.new_zeros(rows.stop - rows.start, rank))  # B
-
-    def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B rows"]:
-        """Return the change of these rows' outputs."""
-        down, up = (matrix.to(x.dtype) for matrix in (self.down, self.up))
-        return self.scale * F.linear(F.linear(self.dropout(x), down), up)
-
-    def delta(self) -> Float[Tensor, "rows inputs"]:
-        """Return ΔW, the change of the rows."""
-        return self.scale * self.up @ self.down
-
-
-class LoRALinear(Adapted):
-    """A linear layer with low-rank updates.
-
-    Attributes:
-        base: the frozen layer.
-        lora: `LowRank` updates by adapter name and by section of the layer.
-        active: the adapter whose updates are applied.
-    """
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.lora = nn.ModuleDict()
-        self.active: str | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """Return the W of `base`, for callers that need its device, dtype or shape."""
-        return self.base.weight
-
-    def updates(self) -> list[LowRank]:
-        """Return the active updates."""
-        if not self.enabled or self.active is None:
-            return []
-        return list(cast(nn.ModuleDict, self.lora[self.active]).values())  # pyright: ignore
-
-    def forward(self, x: Float[Tensor, "*B inputs"]) -> Float[Tensor, "*B outputs"]:
-        """Return the outputs of `base` with the updates."""
-        y = self.base(x)
-        for update in self.updates():
-            y[..., update.rows].add_(update(x))
-        return y
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return one layer that computes the same: `base` itself without active updates, else a new one.
-
-        The new W is not tied and has the dtype of the updates, because that of `base` may be narrower.
-        """
-        base, updates = self.base, self.updates()
-        if not updates:
-            return base
-        weight = base.weight.to(updates[0].down.dtype, copy=True)
-        for update in updates:
-            weight[update.rows] += update.delta()
-        layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        if base.bias is not None:
-            layer.bias = nn.Parameter(base.bias.to(weight.dtype), requires_grad=False)
-        return layer.train(self.training)
+from llm.nn.recurrent_cell import RecurrentCell
+from llm.nn.stacked_linear import StackedLinear
 
 
 class LoRA(Adapter):
-    """An adapter with low-rank updates of every linear layer whose name matches; the rest is frozen.
+    """An adapter with low-rank updates of every matrix whose name matches; the rest is frozen.
 
-    A pattern (`*`, `?`, `[…]`) matches a layer's full name (`blocks.0.attention.output`) or its last word. The fused
-    projection `query_key_value` counts as the three layers `query`, `key` and `value`, each with an A and a B of its
-    own, as in the paper; its own name selects it as one layer.
+    Matrices are those of linear layers, of experts (an A and a B for each expert) and of LSTM and GRU layers. A pattern
+    (`*`, `?`, `[…]`) matches a full name (`blocks.0.attention.output`) or its last word. The fused projection
+    `query_key_value` counts as the three layers `query`, `key` and `value`, each with an A and a B of its own, as in
+    the paper; its own name selects it as one layer. Only a pattern that contains the word `router` matches routers.
 
     Use AdamW: Muon orthogonalizes A and B separately, which does not orthogonalize their product. AdamW's
     weight decay pulls towards the base model.
@@ -123,7 +42,7 @@ class LoRA(Adapter):
         rank: r; memory and capacity grow with it.
         alpha: strength of the updates; scaled by alpha/rank, so that any rank needs the same learning rate.
         dropout: probability for the inputs of the updates.
-        targets: patterns of names. The default is every linear layer of the blocks; `*` includes the head;
+        targets: patterns of names. The default is everything in the blocks; `*` includes the head;
             `query` and `value` are the paper's choice.
         name: name of the adapter among several on one base model.
         frozen_dtype: see `Adapter`.
@@ -162,7 +81,8 @@ class LoRA(Adapter):
         """Add updates to the targets and activate them.
 
         Raises:
-            ValueError: a pattern matches nothing, or the model has an adapter of this name.
+            ValueError: a pattern matches nothing, the model has an adapter of this name, or a target cannot have
+                dropout.
         """
         if self.name in adapters(model):
             raise ValueError(
@@ -173,15 +93,30 @@ class LoRA(Adapter):
         activate(model, self.name)
 
     def _put(self, model: nn.Module, target: Target) -> None:
-        layer = model.get_submodule(target.layer)
-        if isinstance(layer, nn.Linear):
-            layer = LoRALinear(layer)
-            model.set_submodule(target.layer, layer)
-        assert isinstance(layer, LoRALinear)
-        if self.name not in layer.lora:
-            layer.lora[self.name] = nn.ModuleDict()
-        parts = cast(nn.ModuleDict, layer.lora[self.name])
-        parts[target.part] = LowRank(layer.base, target.rows, **self.settings)
+        layer, weight = _adapted(model, target.layer)
+        if isinstance(layer, LoRAMatrix) and self.settings["dropout"]:
+            raise ValueError(
+                f"dropout={self.settings['dropout']}: {target.layer} is updated as a whole, so there are no inputs to "
+                "drop; set it to 0"
+            )
+        layer.add(self.name, target.part, layer.kind(weight, target.rows, **self.settings))
+
+
+def _adapted(model: nn.Module, name: str) -> tuple[LoRALayer, Tensor]:
+    """Return the layer for the updates of a matrix, and the matrix; the layer is put into the model if it is new."""
+    owner_name, _, last = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    if isinstance(owner, RecurrentCell):
+        if not parametrize.is_parametrized(owner, last):
+            parametrize.register_parametrization(owner, last, LoRAMatrix())
+        matrix: Any = owner.get_submodule(f"parametrizations.{last}")
+        return matrix[0], matrix.original
+    layer = model.get_submodule(name)
+    if isinstance(layer, nn.Linear | StackedLinear):
+        layer = LoRALinear(layer) if isinstance(layer, nn.Linear) else LoRAStack(layer)
+        model.set_submodule(name, layer)
+    assert isinstance(layer, LoRALinear | LoRAStack)
+    return layer, layer.weight
 
 
 def adapters(model: nn.Module) -> set[str]:
@@ -206,10 +141,10 @@ def activate(model: nn.Module, name: str | None) -> None:
 def merge_updates(model: nn.Module) -> None:
     """Add the active updates to the layers' weights: the model has its original modules and names again."""
     for name, layer in list(_layers(model)):
-        model.set_submodule(name, layer.merged())
+        layer.merge(model, name)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
     for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(module, LoRALayer):
             yield name, module

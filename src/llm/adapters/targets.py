@@ -1,22 +1,24 @@
-"""The layers of an adapter: linear layers, chosen by patterns of their names."""
+"""The matrices of an adapter, chosen by patterns of their names."""
 
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from llm.adapters.base import Adapted
 from llm.config.errors import suggestion
 from llm.nn.attention import Attention
+from llm.nn.recurrent_cell import RecurrentCell
+from llm.nn.stacked_linear import StackedLinear
 
 
 class Target(NamedTuple):
-    """A linear layer, or a section of a fused projection.
+    """A matrix or a stack of matrices, or a section of a fused projection.
 
     Attributes:
-        layer: the layer's name in the model.
+        layer: the name in the model of the layer with the matrix, or of the matrix.
         part: the section `query`, `key` or `value`, or the last word of the layer's name.
         rows: rows of the section in the layer's weight.
     """
@@ -42,12 +44,12 @@ def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
     found = named_targets(model)
     chosen = set()
     for pattern in patterns:
-        names = {n for n in found if fnmatchcase(n, pattern) or fnmatchcase(_last_word(n), pattern)}
+        names = {name for name in found if _matches(name, pattern)}
         if not names:
             known = {re.sub(r"\.\d+\.", ".*.", name) for name in found}
             known |= {*map(_last_word, found)}
             raise ValueError(
-                f"targets: {pattern} matches no frozen linear layer; {suggestion(pattern, known)}"
+                f"targets: {pattern} matches no frozen matrix; {suggestion(pattern, known)}"
             )
         chosen |= names
     in_parts = {found[name].layer for name in chosen if not found[name].is_whole}
@@ -56,11 +58,11 @@ def choose_targets(model: nn.Module, patterns: Sequence[str]) -> list[Target]:
 
 
 def named_targets(model: nn.Module) -> dict[str, Target]:
-    """Return all targets in a model by full name: frozen linear layers and their sections."""
+    """Return all targets in a model by full name: frozen matrices and their sections."""
     targets = {}
-    for name, layer in _linear_layers(model):
+    for name, weight in _matrices(model):
         parent_name, _, last = name.rpartition(".")
-        targets[name] = Target(name, last, slice(0, layer.out_features))
+        targets[name] = Target(name, last, slice(0, weight.shape[-2]))
         parent = model.get_submodule(parent_name)
         if isinstance(parent, Attention) and last == "query_key_value":
             for part, rows in _parts(parent).items():
@@ -68,12 +70,31 @@ def named_targets(model: nn.Module) -> dict[str, Target]:
     return targets
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def _matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, module in model.named_modules():
+        if isinstance(module, RecurrentCell):
+            for matrix in module.matrices:
+                weight: Tensor = getattr(module, matrix)
+                if not weight.requires_grad:
+                    yield f"{name}.{matrix}".strip("."), weight
         # Not of a subclass: an update of outputs that are bounded is not one of the weight.
-        if type(module) is nn.Linear and not module.weight.requires_grad:
+        elif type(module) in (nn.Linear, StackedLinear):
+            weight = module.get_parameter("weight")
             parent = name.rpartition(".")[0]  # an adapted layer keeps its former name
-            yield parent if isinstance(model.get_submodule(parent), Adapted) else name, module
+            if not weight.requires_grad:
+                is_adapted = isinstance(model.get_submodule(parent), Adapted)
+                yield parent if is_adapted else name, weight
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern matches a name or its last word.
+
+    Only a pattern with the name of routers matches them. The experts learned from the tokens that their router sends
+    them, and a finetune has too few tokens to learn a new division and to keep it balanced.
+    """
+    if _last_word(name) == "router" and "router" not in pattern:
+        return False
+    return fnmatchcase(name, pattern) or fnmatchcase(_last_word(name), pattern)
 
 
 def _parts(attention: Attention) -> dict[str, slice]:

@@ -28,11 +28,13 @@ class RecurrentCell(RecurrentMixer):
     Attributes:
         num_gates: number of gates, each of width C.
         num_biases: number of biases, each of width C.
+        matrices: names of the matrices.
         state_names: names of the vectors of the state.
     """
 
     num_gates: ClassVar[int]
     num_biases: ClassVar[int]
+    matrices: ClassVar[tuple[str, ...]] = ("input_weight", "recurrent_weight")
     state_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, dim: int, *, dropout: float = 0.0, recurrence: Recurrence) -> None:

@@ -41,13 +41,7 @@ class StackedLinear(nn.Module):
             x: the inputs of the first layer, then those of the second, and so on.
             ends: index after the last input of each layer.
         """
-        weight = self.weight
-        if torch.is_autocast_enabled(
-            x.device.type
-        ):  # torch casts the inputs of its own operators only
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        y = grouped_product(x, weight.mT, ends)  # (M, C) @ (E, C, R) -> (M, R)
+        y = stacked_product(x, self.weight, ends)
         if self.bias is None:
             return y
         # The layer of row m is the number of layers that end at m or before.
@@ -56,4 +50,21 @@ class StackedLinear(nn.Module):
 
     def one(self, index: int, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B R"]:
         """Return the outputs of layer `index`."""
-        return F.linear(x, self.weight[index], None if self.bias is None else self.bias[index])
+        matrix, bias = self.weight[index], None if self.bias is None else self.bias[index]
+        if torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, matrix, bias)
+        return F.linear(x.to(matrix.dtype), matrix, bias).to(x.dtype)
+
+
+def stacked_product(
+    x: Float[Tensor, "M C"], weight: Float[Tensor, "E R C"], ends: Int[Tensor, "E"]
+) -> Float[Tensor, "M R"]:
+    """Return x Wᵀ for the matrix of each row's layer.
+
+    The product is in the dtype of autocast or of `weight`, and so is the result under autocast, as in torch's own
+    operators. Without autocast it has the dtype of `x`.
+    """
+    is_autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if is_autocast else weight.dtype
+    y = grouped_product(x.to(dtype), weight.to(dtype).mT, ends)  # (M, C) @ (E, C, R) -> (M, R)
+    return y if is_autocast else y.to(x.dtype)

@@ -16,7 +16,8 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle
 
-from llm.adapters.lora import LoRALinear, LowRank
+from llm.adapters.lora_linear import LoRALinear
+from llm.adapters.low_rank import LowRank
 from llm.parallel.tensor_parallel_plan import (
     Heads,
     Plan,
@@ -34,7 +35,7 @@ def complete_plan_of(model: nn.Module, size: int) -> Plan:
     """
     plan = plan_of(model, size)
     for name, layer in model.named_modules():
-        if isinstance(layer, LoRALinear):
+        if isinstance(layer, LoRALinear) and f"{name}.base" in plan:  # others are refused below
             style = _update_style(plan[f"{name}.base"], layer.base, size=size)
             for update, module in layer.named_modules():
                 if isinstance(module, LowRank):

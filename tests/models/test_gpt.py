@@ -17,6 +17,8 @@ from llm.nn.mixture_of_experts import MixtureOfExperts
 
 PRESETS = ["gpt2", "llama", "gpt"]
 POSITIONS = ["learned", "sinusoidal", "rotary", "alibi", "none"]
+# A kind with a window of four tokens.
+LOCAL = "{_target_:llm.nn.layer_schedule.Layer,mask:{_target_:llm.nn.masks.sliding_window,size:4}}"
 # Every kind of position; together the models also cover grouped heads, windows and both residuals.
 VARIANTS = {
     **{f"gpt2-{kind}": ["model=gpt2", f"model/position={kind}"] for kind in POSITIONS},
@@ -95,6 +97,24 @@ VARIANTS = {
     "lstm": ["model=lstm"],
     "lstm-without-residual": ["model=lstm", "model/residual=none"],
     "gru": ["model=gru"],
+    "gpt-shared-kv": ["model=gpt", "model/layers=shared_kv"],
+    "llama-shared-kv-local-full-grouped": [
+        *("model=llama", "model/layers=shared_kv", "size.num_layers=5", "size.num_kv_heads=1"),
+        "model.pattern=[local,own,local_shared,shared]",
+        f"+model.layers.local={LOCAL}",
+        f"+model.layers.local_shared={LOCAL[:-1]},attention:${{model.layers.shared.attention}}}}",
+    ],
+    "gpt2-value-residual": ["model=gpt2", "model/attention=value_residual", "size.num_layers=3"],
+    "gpt-value-residual-and-shared-kv-in-windows": [
+        *("model=gpt", "model/attention=value_residual", "model/layers=shared_kv"),
+        *("size.num_layers=4", "size.num_kv_heads=1", "model/mask=sliding_window"),
+        "model.mask.size=5",
+    ],
+    "llama-value-residual-among-layers-that-differ": [
+        *("model=llama", "model/layers=gated_deltanet", "model/attention=value_residual"),
+        *("size.num_layers=4", "model.pattern=[gated_deltanet,attention]"),
+        "model.layers.gated_deltanet.attention.recurrence.chunk_size=5",
+    ],
     "llama-nope": ["model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"],
 }
 
@@ -387,6 +407,9 @@ def compile_models() -> None:
             compose(overrides=[f"+model={preset}", "+size=nano", "model.vocab_size=97"]).model
             for preset in ("gpt2", "llama", "gpt", "mixtral", "gemma2")
         ]
+        linked = ["model/attention=value_residual", "model/layers=shared_kv", "size.num_layers=4"]
+        configs.append(compose(overrides=["+model=gpt", "+size=nano", *linked]).model)
+        configs[-1].vocab_size = 97
     for config in configs:
         model, tokens = build_node(config), torch.arange(32).view(2, 16)
         expected = torch.autograd.grad(model(tokens).square().sum(), [*model.parameters()])

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,9 +21,12 @@ from llm.nn.local_attention import local_attention
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.qk_norm import each_head
-from llm.nn.token_mixer import TokenMixer
+from llm.nn.token_mixer import Link, PlacedMixer, TokenMixer
 
 Kernel = Callable[..., Tensor]
+# What later layers can read of an attention layer.
+KEYS_AND_VALUES = "keys_and_values"  # all that its queries may attend to, rotated
+VALUES = "values"  # of the new tokens
 
 
 def naive_attention(
@@ -141,101 +144,35 @@ def _and(allowed: Bool[Tensor, "T S"], mask: Tensor | None) -> Tensor:
     return allowed & mask if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
 
 
-class Attention(TokenMixer):
-    """Self-attention with H query heads and K key and value heads.
+class HeadMixer(TokenMixer):
+    """What attention layers have in common, once there are queries, keys and values.
 
-    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and 1 < K < H grouped-query
-    attention. The cache is H / K times smaller than for K = H.
-
-    Args:
-        dim: width C of the model.
-        num_heads: number H of query heads.
-        num_kv_heads: number K of key and value heads, a divisor of H; None means H.
-        head_dim: width D of a head; None means `dim / num_heads`.
-        bias: whether the output projection has a bias.
-        qkv_bias: whether the query, key and value projections have biases.
-        dropout: probability for attention weights and for the output.
-        qk_norm: makes a norm of a given width; one is applied to the queries and one to the keys.
-        qk_norm_over: the columns that it normalizes: `each_head` or `all_heads`.
-        output_gate: makes a gate on the output of the heads for the widths C and H · D, such as `SigmoidGate`.
-        sinks: makes a further score in each head's softmax for a number of heads, such as `Sinks`.
-        kernel: the function that computes attention: `naive_attention` or an equivalent.
-
-    Raises:
-        ValueError: `num_heads` does not divide `dim`, or `num_kv_heads` does not divide `num_heads`.
+    Attributes:
+        kernel: the function that computes attention.
+        dropout: the dropout of attention weights and of the output.
+        sinks: adds a score to each head's softmax; None for none.
+        output_gate: a gate on the output of the heads; None for none.
+        output: the projection of the heads to the width C.
     """
 
-    def __init__(
+    kernel: Kernel
+    dropout: nn.Dropout
+    sinks: nn.Module | None
+    output_gate: nn.Module | None
+    output: nn.Linear
+
+    def _mixed(
         self,
-        dim: int,
-        num_heads: int,
+        query: Float[Tensor, "B H T D"],
+        key: Float[Tensor, "B K S D"],
+        value: Float[Tensor, "B K S D"],
         *,
-        num_kv_heads: int | None = None,
-        head_dim: int | None = None,
-        bias: bool = True,
-        qkv_bias: bool = True,
-        dropout: float = 0.0,
-        qk_norm: Callable[[int], nn.Module] | None = None,
-        qk_norm_over: Callable[..., nn.Module] = each_head,
-        output_gate: Callable[..., nn.Module] | None = None,
-        sinks: Callable[[int], nn.Module] | None = None,
-        kernel: Kernel = fused_attention,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        group_size(self.num_heads, self.num_kv_heads)
-        self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
-        self.kernel = kernel
-        self.dropout = nn.Dropout(dropout)
-
-        # One matrix for the three projections, so that one product computes them. Its rows: H query
-        # heads, K key heads, K value heads.
-        rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.query_key_value = nn.Linear(dim, rows, bias=qkv_bias)
-        self.query_norm, self.key_norm = (
-            qk_norm_over(qk_norm, num_heads=count, head_dim=self.head_dim) if qk_norm else None
-            for count in (self.num_heads, self.num_kv_heads)
-        )
-        self.sinks = sinks(self.num_heads) if sinks else None
-        width = self.num_heads * self.head_dim
-        self.output_gate = output_gate(dim, width, bias=bias) if output_gate else None
-        self.output = nn.Linear(width, dim, bias=bias)
-
-    def forward(
-        self,
         x: Float[Tensor, "B T C"],
-        *,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-        causal: bool = True,
-        window: int | None = None,
-        cache: KeysAndValues | None = None,
+        mask: Tensor | None,
+        causal: bool,
+        window: int | None,
     ) -> Float[Tensor, "B T C"]:
-        """Return the output projection of the attention heads.
-
-        Args:
-            x: states of T positions.
-            rotation: cosines and sines that rotate queries and keys, from `Position.rotation`.
-            mask: as in `naive_attention`; with a cache, S counts all its filled columns.
-            causal: whether a position attends to no later one.
-            window: number of keys that a causal query attends to, its own included; None means all.
-            cache: keys and values of earlier positions; those of `x` are appended.
-        """
-        # (B, T, C) -> (B, T, H + 2K, D), then one (B, heads, T, D) for each of query, key and value.
-        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
-        counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        query, key, value = (part.transpose(1, 2) for part in heads.split(counts, dim=2))
-        # Norm before rotation: the norm scales each column, and a rotation mixes columns.
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        # The cache holds rotated keys, because the position of a key never changes.
-        if cache is not None:
-            key, value = cache.append(key, value)
-            query = query.to(key.dtype)  # a cache may have a lower precision than the model
-
+        """Return the output projection of the heads; `x` is the input of the layer."""
         # After the cache, which does not contain the column of the sinks.
         if self.sinks is not None:
             limits = {"mask": mask, "causal": causal, "window": window}
@@ -273,6 +210,140 @@ class Attention(TokenMixer):
         """
         # From the shape: a sharded parameter has its full shape, while num_heads counts this device's heads.
         return 12 * self.output.weight.shape[1] * keys
+
+
+class Attention(HeadMixer):
+    """Self-attention with H query heads and K key and value heads.
+
+    K = H is multi-head attention, K = 1 multi-query attention (Shazeer 2019), and 1 < K < H grouped-query
+    attention. The cache is H / K times smaller than for K = H.
+
+    Args:
+        dim: width C of the model.
+        num_heads: number H of query heads.
+        num_kv_heads: number K of key and value heads, a divisor of H; None means H.
+        head_dim: width D of a head; None means `dim / num_heads`.
+        bias: whether the output projection has a bias.
+        qkv_bias: whether the query, key and value projections have biases.
+        dropout: probability for attention weights and for the output.
+        qk_norm: makes a norm of a given width; one is applied to the queries and one to the keys.
+        qk_norm_over: the columns that it normalizes: `each_head` or `all_heads`.
+        output_gate: makes a gate on the output of the heads for the widths C and H · D, such as `SigmoidGate`.
+        sinks: makes a further score in each head's softmax for a number of heads, such as `Sinks`.
+        value_residual: makes a mean of the first layer's values and this layer's own, such as `ValueResidual`. The
+            first layer of a stack has none.
+        kernel: the function that computes attention: `naive_attention` or an equivalent.
+
+    Raises:
+        ValueError: `num_heads` does not divide `dim`, or `num_kv_heads` does not divide `num_heads`.
+    """
+
+    offers = (KEYS_AND_VALUES, VALUES)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        qk_norm: Callable[[int], nn.Module] | None = None,
+        qk_norm_over: Callable[..., nn.Module] = each_head,
+        output_gate: Callable[..., nn.Module] | None = None,
+        sinks: Callable[[int], nn.Module] | None = None,
+        value_residual: Callable[[], nn.Module] | None = None,
+        kernel: Kernel = fused_attention,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        group_size(self.num_heads, self.num_kv_heads)
+        self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
+        self.kernel = kernel
+        self.dropout = nn.Dropout(dropout)
+
+        # One matrix for the three projections, so that one product computes them. Its rows: H query
+        # heads, K key heads, K value heads.
+        rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.query_key_value = nn.Linear(dim, rows, bias=qkv_bias)
+        self.query_norm, self.key_norm = (
+            qk_norm_over(qk_norm, num_heads=count, head_dim=self.head_dim) if qk_norm else None
+            for count in (self.num_heads, self.num_kv_heads)
+        )
+        self.sinks = sinks(self.num_heads) if sinks else None
+        self.value_residual = value_residual() if value_residual else None
+        width = self.num_heads * self.head_dim
+        self.output_gate = output_gate(dim, width, bias=bias) if output_gate else None
+        self.output = nn.Linear(width, dim, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        *,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        cache: KeysAndValues | None = None,
+        source: Float[Tensor, "B K T D"] | None = None,
+        offered: dict[str, Any] | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """Return the output projection of the attention heads.
+
+        Args:
+            x: states of T positions.
+            rotation: cosines and sines that rotate queries and keys, from `Position.rotation`.
+            mask: as in `naive_attention`; with a cache, S counts all its filled columns.
+            causal: whether a position attends to no later one.
+            window: number of keys that a causal query attends to, its own included; None means all.
+            cache: keys and values of earlier positions; those of `x` are appended.
+            source: the first layer's values of these positions, if this layer mixes them with its own.
+            offered: filled with what later layers can read, see `offers`.
+        """
+        # (B, T, C) -> (B, T, H + 2K, D), then one (B, heads, T, D) for each of query, key and value.
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_dim))
+        counts = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        query, key, value = (part.transpose(1, 2) for part in heads.split(counts, dim=2))
+        if offered is not None:
+            # Copies: a view would keep the whole projection in memory, with the queries, for the later layers.
+            key, value = key.contiguous(), value.contiguous()
+            offered[VALUES] = value
+        if self.value_residual is not None:
+            value = self.value_residual(value, first=source)
+        # Norm before rotation: the norm scales each column, and a rotation mixes columns.
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        # The cache holds rotated keys, because the position of a key never changes.
+        if cache is not None:
+            key, value = cache.append(key, value)
+            query = query.to(key.dtype)  # a cache may have a lower precision than the model
+
+        if offered is not None:
+            offered[KEYS_AND_VALUES] = key, value
+        return self._mixed(query, key, value, x=x, mask=mask, causal=causal, window=window)
+
+    def connect(self, own: PlacedMixer, earlier: Sequence[PlacedMixer]) -> Link | None:
+        """Return the first layer with values, if this layer mixes them with its own."""
+        if self.value_residual is None:
+            return None
+        numbers = (n for n, each in enumerate(earlier) if VALUES in each.mixer.offers)
+        first = next(numbers, None)
+        if first is None:  # this layer's own values are the first
+            self.value_residual = None
+            return None
+        source = cast(Attention, earlier[first].mixer)
+        theirs, ours = ((m.num_kv_heads, m.head_dim) for m in (source, self))
+        if theirs != ours:
+            raise ValueError(
+                f"value_residual adds the values of layer {first + 1}, {theirs[0]} heads of width {theirs[1]}, to "
+                f"{ours[0]} heads of width {ours[1]}; give both layers the same num_kv_heads and head_dim"
+            )
+        return Link(first, VALUES)
 
     def new_cache(
         self, batch_size: int, capacity: int, *, dtype: torch.dtype | None, mask: Predicate

@@ -1,6 +1,6 @@
 """The repeated unit of a Transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from llm.nn.layer_state import LayerState
 from llm.nn.masks import Predicate
 from llm.nn.positions import Position
 from llm.nn.residual import Residual
-from llm.nn.token_mixer import TokenMixer
+from llm.nn.token_mixer import Link, PlacedMixer, TokenMixer
 
 
 class Block(nn.Module):
@@ -68,14 +68,39 @@ class Block(nn.Module):
             inputs["feed_forward_inputs"] = self.feed_forward.prepare(context)
         return inputs
 
+    def connect(self, earlier: Sequence["Block"]) -> Link | None:
+        """Return what this block's attention reads of an earlier block, see `TokenMixer.connect`."""
+        own, *others = (
+            PlacedMixer(mixer=block.attention, position=block.position, mask=block.mask)
+            for block in (self, *earlier)
+        )
+        return self.attention.connect(own, others)
+
     def forward(
+        self, x: Float[Tensor, "B T C"], *, offers: Sequence[str] = (), **inputs: Any
+    ) -> Any:
+        """Return the stream after the sublayers.
+
+        Args:
+            x: the stream.
+            offers: names of what later layers read of this block's attention. If there are any, the result is a pair of
+                the stream and a dictionary of them.
+            inputs: the arguments of the sublayers' own `forward`.
+        """
+        if not offers:
+            return self._sublayers(x, **inputs)
+        offered: dict[str, Any] = {}
+        x = self._sublayers(x, offered=offered, **inputs)
+        return x, {name: offered[name] for name in offers}
+
+    def _sublayers(
         self,
         x: Float[Tensor, "B T C"],
         *,
         feed_forward_inputs: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, "B T C"]:
-        """Return the stream after the sublayers; the arguments are those of their own `forward`."""
+        """Return the stream after the sublayers; a subclass may arrange them differently."""
         # `residual` applies the norm, so it takes the sublayer as a function of the stream alone.
         x = self.residual(x, partial(self._attend, **inputs), self.attention_norm)
         if self.feed_forward is None:

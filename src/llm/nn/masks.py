@@ -10,9 +10,11 @@ may attend to the key. An index is a column of the batch: 0 is the first, paddin
     ■ ■ ■ ■
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +36,20 @@ def everything(queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor
 def is_same_function(predicate: Predicate, function: Predicate) -> bool:
     """Return whether a predicate is a function itself, or the partial that a configuration makes of it."""
     return getattr(predicate, "func", predicate) is function
+
+
+def is_same_mask(one: Predicate | None, other: Predicate | None) -> bool:
+    """Return whether two predicates are equal, or were made by one function of this module with equal arguments."""
+    return one == other or _definition(one) == _definition(other)
+
+
+def _definition(predicate: Any) -> object:
+    """Return a predicate's code and the arguments that it was made with; the predicate itself if it has no code."""
+    function: Any = inspect.unwrap(getattr(predicate, "func", predicate))
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return function
+    return code, tuple(cell.cell_contents for cell in function.__closure__ or ())
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,13 @@ class ParallelBlock(Block):
                 "residual: a parallel block adds both sublayers to its input, so their norms come first; use pre_norm"
             )
 
-    def forward(
+    def _sublayers(
         self,
         x: Float[Tensor, "B T C"],
         *,
         feed_forward_inputs: dict[str, Any] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, "B T C"]:
-        """Return the stream after both sublayers; the arguments are those of their own `forward`."""
         attended = self.attention(self.attention_norm(x), **inputs)
         fed_forward = self.feed_forward(self.feed_forward_norm(x), **(feed_forward_inputs or {}))
         return x + attended + fed_forward

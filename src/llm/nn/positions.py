@@ -196,6 +196,16 @@ class ALiBi(Position):
         return 2.0 ** (-8 * torch.cat((steps, between)))
 
 
+def is_same_position(one: Position | None, other: Position | None) -> bool:
+    """Return whether two encodings are one, or are of one class with equal settings."""
+    return one is other or (type(one) is type(other) and _settings(one) == _settings(other))
+
+
+def _settings(position: Position | None) -> dict[str, object]:
+    """Return the public attributes of an encoding; those of torch begin with an underscore."""
+    return {name: value for name, value in vars(position).items() if not name.startswith("_")}
+
+
 def next_positions(
     tokens: Int[Tensor, "B T"], cache: Cache | None, *, attention_mask: Bool[Tensor, "B T"] | None
 ) -> Positions:

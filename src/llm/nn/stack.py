@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llm.nn.block import Block
 from llm.nn.context import Context
 from llm.nn.layer_schedule import Layer, layer_schedule
+from llm.nn.token_mixer import Link
 
 
 class Stack(nn.ModuleList):
@@ -24,9 +25,10 @@ class Stack(nn.ModuleList):
 
     Attributes:
         schedule: the name of each block's kind.
+        links: what each block reads of an earlier one; None for nothing.
 
     Raises:
-        ValueError: the pattern and the kinds do not fit each other.
+        ValueError: the pattern and the kinds do not fit each other, or a layer has no earlier one to read.
     """
 
     def __init__(
@@ -41,18 +43,39 @@ class Stack(nn.ModuleList):
         layers = layers or ({} if pattern else {"all": layer})
         kinds = {name: _completed(kind, layer) for name, kind in layers.items()}
         self.schedule = layer_schedule(num_layers, layers=kinds, pattern=pattern or [*kinds])
-        super().__init__(_block(dim, kinds[name]) for name in self.schedule)
+        blocks = [_block(dim, kinds[name]) for name in self.schedule]
+        self.links = [self._connected(index, blocks) for index in range(num_layers)]
+        super().__init__(blocks)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
         """Return the states after the last block."""
         shared: dict[str, dict[str, Any]] = {}
+        offered: dict[int, dict[str, Any]] = {}
         blocks = cast(Iterable[Block], self)
         for index, (kind, block) in enumerate(zip(self.schedule, blocks, strict=True)):
             cache = context.cache.layers[index] if context.cache is not None else None
             if not shared.get(kind):  # a block on another device prepares nothing
                 shared[kind] = block.prepare(x, context, cache=cache)
-            x = block(x, **shared[kind], cache=cache)
+            inputs = {**shared[kind], "cache": cache}
+            if (link := self.links[index]) is not None:
+                inputs["source"] = offered[link.layer][link.name]
+            if offers := self.offers(index):
+                x, offered[index] = block(x, **inputs, offers=offers)
+            else:
+                x = block(x, **inputs)
         return x
+
+    def offers(self, layer: int) -> list[str]:
+        """Return the names of what later blocks read of a block."""
+        return sorted(
+            {link.name for link in self.links if link is not None and link.layer == layer}
+        )
+
+    def _connected(self, index: int, blocks: Sequence[Block]) -> Link | None:
+        try:
+            return blocks[index].connect(blocks[:index])
+        except ValueError as error:
+            raise ValueError(f"layer {index + 1} ({self.schedule[index]}): {error}") from error
 
 
 def _block(dim: int, kind: Layer) -> Block:

@@ -1,7 +1,14 @@
-"""The sublayer of a block that mixes positions: attention, or a recurrence in its place."""
+"""The sublayer of a block that mixes positions: attention, or a recurrence in its place.
+
+A layer may read what an earlier layer has computed in the same forward pass, such as its keys and values. The earlier
+layer's block returns it and the stack passes it to the reader (`Link`), as an input. So checkpointing, FSDP and
+`torch.compile`, which see inputs and outputs only, handle it as they do the residual stream.
+"""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,17 +20,44 @@ from llm.nn.masks import Predicate
 from llm.nn.positions import Position
 
 
+class Link(NamedTuple):
+    """What a layer reads of an earlier one.
+
+    Attributes:
+        layer: number of the earlier layer, from 0.
+        name: one of the `offers` of that layer.
+    """
+
+    layer: int
+    name: str
+
+
 class TokenMixer(nn.Module, ABC):
     """What a block, a stack and generation ask of the sublayer that mixes positions.
 
     Its `forward(x, *, cache=None, **inputs)` takes the states (B, T, C) of T new tokens, the state of its layer and
-    what `prepare` returned. It returns the mixed states and appends the tokens to the cache.
+    what `prepare` returned. It returns the mixed states and appends the tokens to the cache. A layer that reads an
+    earlier one also takes `source`. A layer with offers takes `offered`, a dictionary that it fills with them.
 
     Attributes:
         attends: whether masks and relative positions apply to it.
+        offers: names of what later layers can read.
     """
 
     attends: ClassVar[bool] = True
+    offers: ClassVar[tuple[str, ...]] = ()
+
+    def connect(self, own: "PlacedMixer", earlier: Sequence["PlacedMixer"]) -> Link | None:
+        """Return what this layer reads of an earlier one, and None if it reads nothing. Called when the stack is made.
+
+        Args:
+            own: this layer, with its position and mask.
+            earlier: the layers before it, from the first on.
+
+        Raises:
+            ValueError: no earlier layer has what it needs.
+        """
+        return None
 
     @abstractmethod
     def prepare(
@@ -61,3 +95,12 @@ class TokenMixer(nn.Module, ABC):
     @abstractmethod
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training that mix one token with `keys` tokens, without those of the parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedMixer:
+    """A token mixer with the position and the mask that its block gives it; None stands for those of the model."""
+
+    mixer: TokenMixer
+    position: Position | None
+    mask: Predicate | None

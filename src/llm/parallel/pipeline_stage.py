@@ -67,6 +67,12 @@ class Stage:
                 "pipeline parallelism sends the residual stream only, not the losses that balance experts: use "
                 "hardware=fsdp"
             )
+        for number, link in enumerate(model.blocks.links):
+            if link is not None:
+                raise ValueError(
+                    f"pipeline parallelism sends the residual stream only, not the {link.name.replace('_', ' ')} that "
+                    f"layer {number + 1} reads of layer {link.layer + 1}: use hardware=fsdp"
+                )
         self.model, self.index, self.count = model, index, count
         self.span = spans(len(model.blocks), count)[index]
         self.whole = without_values(model)

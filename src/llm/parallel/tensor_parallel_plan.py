@@ -17,7 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, distribute_module
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+)
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -32,6 +39,8 @@ from llm.nn.feed_forward import FeedForward, GatedFeedForward
 from llm.nn.norms import LayerNorm, RMSNorm, ZeroCenteredRMSNorm
 from llm.nn.positions import ALiBi, Learned, Positions, as_index
 from llm.nn.qk_norm import AcrossHeads
+from llm.nn.shared_attention import SharedKVAttention
+from llm.nn.value_residual import ValueResidual
 
 Plan = dict[str, ParallelStyle]
 
@@ -110,7 +119,19 @@ def _attention(module: Attention, size: int) -> Plan:
         "query_key_value": Heads((heads, kv_heads, kv_heads), module.head_dim),
         "output": RowwiseParallel(),
     }
-    for name in ("query_norm", "key_norm"):
+    return plan | _parts_of_heads(module, "query_norm", "key_norm")
+
+
+def _shared_attention(module: SharedKVAttention, size: int) -> Plan:
+    """Divide the heads; the keys and values that a device gets are those of its own heads."""
+    _require_divisor("num_heads", module.num_heads, size=size)
+    plan: Plan = {"query": ColwiseParallel(), "output": RowwiseParallel()}
+    return plan | _parts_of_heads(module, "query_norm")
+
+
+def _parts_of_heads(module: Attention | SharedKVAttention, *norms: str) -> Plan:
+    plan: Plan = {}
+    for name in norms:
         if isinstance(getattr(module, name), AcrossHeads):
             raise ValueError(
                 "qk_norm_over=all_heads: tensor parallelism divides the heads, and this norm needs all of them: use "
@@ -138,6 +159,8 @@ def _classifier(module: Classifier, size: int) -> Plan:
 STYLES: dict[type[nn.Module], Callable[[Any, int], Plan]] = {
     GPT: _language_model,
     Attention: _attention,
+    SharedKVAttention: _shared_attention,
+    ValueResidual: lambda module, size: {"": ReplicatedFactors()},
     FeedForward: _feed_forward,
     GatedFeedForward: _feed_forward,
     LayerNorm: lambda module, size: {"": ReplicatedNorm()},
@@ -227,6 +250,23 @@ class ReplicatedNorm(ParallelStyle):
             if isinstance(parameter, DTensor):
                 parameters[name] = parameter.to_local(grad_placements=[self.gradient])
         return kernel(x, **parameters)
+
+
+class ReplicatedFactors(ParallelStyle):
+    """The factors of a value residual, which every device has and applies to its own heads."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        forward = module.forward
+
+        def own_heads(
+            own: Float[Tensor, "B K T D"], *, first: Float[Tensor, "B K T D"]
+        ) -> Float[Tensor, "B K T D"]:
+            # As a shard of all heads, so that the gradient of a factor is the sum over the devices.
+            own, first = (DTensor.from_local(t, device_mesh, [Shard(1)]) for t in (own, first))
+            return cast(DTensor, forward(own, first=first)).to_local()
+
+        module.forward = own_heads
+        return distribute_module(module, device_mesh)
 
 
 class ReplicatedPositions(ParallelStyle):

@@ -12,6 +12,7 @@ from llm.nn.block import Block
 from llm.nn.layer_schedule import describe_schedule
 from llm.nn.masks import causal, is_same_function
 from llm.nn.residual import pre_norm
+from llm.nn.value_residual import ValueResidual
 
 
 class ModelPart(NamedTuple):
@@ -59,6 +60,7 @@ def decoder_parts(
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
     softcap = getattr(attention.kernel, "keywords", {}).get("softcap")
+    mixed = next((m for m in model.modules() if isinstance(m, ValueResidual)), None)
     ours = block.feed_forward
     activation = getattr(ours, "activation", None)
     return [
@@ -77,6 +79,8 @@ def decoder_parts(
             "model.attention.output_gate", attention.output_gate, attention.output_gate is None
         ),
         ModelPart("model.attention.sinks", attention.sinks, attention.sinks is None),
+        # The first layer has none, whatever the others have.
+        ModelPart("model.attention.value_residual", mixed, mixed is None),
         ModelPart("model.feed_forward", ours, type(ours) is feed_forward),
         ModelPart(
             "model.feed_forward.activation", activation, unwrap_partial(activation) in activations

@@ -72,6 +72,17 @@ ACROSS = [
         "model.mask: no layer of this model uses it; leave it out",
     ),
     (
+        "train model/layers=shared_kv model.pattern=[shared,own] size=nano",
+        "model.layers.shared: is layer 1, and no earlier layer has keys and values of its own with this layer's mask "
+        "and position; put a kind that has them before it, such as model.pattern=[own,shared]",
+    ),
+    (
+        "train model/layers=shared_kv size=nano data.batch_size=4 hardware=pipeline hardware.devices=2 "
+        "hardware.accelerator=cpu",
+        "hardware.strategy: pipeline parallelism sends the residual stream only, not the keys and values that layer 2 "
+        "reads of layer 1: use hardware=fsdp",
+    ),
+    (
         "train adapter=lora",
         "adapter: it would freeze untrained weights; choose trained ones with weights=run "
         "weights.path=…, or use adapter=none",

@@ -164,7 +164,9 @@ def test_errors_name_a_remedy(build):
         Prefix().apply(model)
 
 
-@pytest.mark.parametrize("words", [["model=lstm"], ["model=llama", "model/attention=latent"]])
+@pytest.mark.parametrize(
+    "words", [["model=lstm"], ["model/attention=latent"], ["model/layers=shared_kv"]]
+)
 def test_layers_other_than_attention_are_refused(build, words):
     with pytest.raises(
         ValueError, match=r"extends layers of class Attention, .*adapter=last_block"

@@ -22,8 +22,13 @@ def test_two_and_four_ranks_learn_as_one(text, tmp_path):
         "grouped": (text, "model=llama", "size.num_kv_heads=2"),
         "classes": (*CLASSES, f"data.path={write_messages(tmp_path)}"),
     }
+    linked = ("model/attention=value_residual", "model/layers=shared_kv", "size.num_layers=4")
+    runs["linked"] = (text, "model=llama", *linked, *ACCUMULATED)
     words = ("hardware=fsdp",)
-    divided = {2: {"tied": words, "muon": words}, 4: {"grouped": words, "classes": words}}
+    divided = {
+        2: {"tied": words, "muon": words, "linked": words},
+        4: {"grouped": words, "classes": words},
+    }
     assert_learn_as_one(tmp_path, runs, divided)
 
 

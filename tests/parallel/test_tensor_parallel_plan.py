@@ -30,6 +30,10 @@ MODELS = {
     ),
     "parallel": ("model=gpt_neox",),
     "bounded scores and logits": ("model=gemma2",),
+    "values of the first layer, keys and values of the layer before": (
+        *("model=gpt", "model/attention=value_residual", "model/layers=shared_kv"),
+        *("size.num_layers=4", "size.num_kv_heads=2", "model.attention.qk_norm=${model.norm}"),
+    ),
     "slopes and a window in every second layer": (
         *("model=llama", "model/layers=local_global", "model.pattern=[local,full]"),
         "+model.layers.local.position={_target_:llm.nn.positions.ALiBi,num_heads:4}",

@@ -33,6 +33,11 @@ TWO, THREE = (
             Hardware("cpu", devices=2, strategy=Pipeline(), precision=32),
             "not Reward: use hardware=fsdp",
         ),
+        (
+            ("model/attention=value_residual",),
+            Hardware("cpu", devices=2, strategy=Pipeline(), precision=32),
+            "not the values that layer 2 reads of layer 1: use hardware=fsdp",
+        ),
     ],
 )
 def test_model_or_task_that_cannot_be_divided_is_refused(composed, words, hardware, message):

@@ -128,6 +128,11 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
             ("model=llama", "model/layers=nope", "model.pattern=[rotary,nope]"),
             r"model.layers: 1 rotary, 1 nope has no counterpart in Llama",
         ),
+        (("model=llama", "model/layers=shared_kv"), r"model.layers: 1 own, 1 shared has no "),
+        (
+            ("model=llama", "model/attention=value_residual"),
+            r"model.attention.value_residual: ValueResidual has no counterpart in Llama",
+        ),
         (("model=gpt2", "model/head=soft_capped"), r"model.head: SoftCappedHead "),
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),

@@ -12,6 +12,9 @@ from llm.nn.context import Context
 from llm.nn.layer_schedule import Layer, layer_schedule
 from llm.nn.token_mixer import Link
 
+# The kind of all layers of a model without kinds.
+UNIFORM = "all"
+
 
 class Stack(nn.ModuleList):
     """A sequence of blocks.
@@ -40,7 +43,7 @@ class Stack(nn.ModuleList):
         layers: Mapping[str, Layer] | None = None,
         pattern: Sequence[str] | None = None,
     ) -> None:
-        layers = layers or ({} if pattern else {"all": layer})
+        layers = layers or ({} if pattern else {UNIFORM: layer})
         kinds = {name: _completed(kind, layer) for name, kind in layers.items()}
         self.schedule = layer_schedule(num_layers, layers=kinds, pattern=pattern or [*kinds])
         blocks = [_block(dim, kinds[name]) for name in self.schedule]
@@ -75,7 +78,9 @@ class Stack(nn.ModuleList):
         try:
             return blocks[index].connect(blocks[:index])
         except ValueError as error:
-            raise ValueError(f"layer {index + 1} ({self.schedule[index]}): {error}") from error
+            kind = self.schedule[index]
+            key = "attention" if kind == UNIFORM else f"layers.{kind}"
+            raise ValueError(f"{key}: is layer {index + 1}, and {error}") from error
 
 
 def _block(dim: int, kind: Layer) -> Block:

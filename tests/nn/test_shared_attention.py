@@ -7,9 +7,11 @@ import pytest
 import torch
 from float64_mode import Float64
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.gemma3n.configuration_gemma3n import Gemma3nTextConfig
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAttention
 
+from llm.adapters.targets import choose_targets
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.nn.context import Context
@@ -195,6 +197,23 @@ def test_a_cache_selects_rows_and_forgets_tokens(build, words):
     if shorter is not None:
         parts = [model(part, cache=shorter) for part in rows[:, 5:].split([1, 4, 2], dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), expected[:, 5:])
+
+
+def test_flops_equal_those_counted_by_torch(build):
+    model = build("model=gpt", "model/layers=shared_kv", "model/kernel=naive")
+    tokens = torch.randint(97, (2, 64))
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    counted = counter.get_total_flops() / tokens.numel()
+    assert model.flops_per_token(model.context_length) == pytest.approx(counted, rel=0.01)
+
+
+def test_adapters_reach_the_queries_and_the_output(build):
+    model = build("model=gpt", "model/layers=shared_kv").requires_grad_(False)
+    found = {target.layer for target in choose_targets(model, ["query", "*attention.output"])}
+    own, shared = ("blocks.0.attention.query_key_value", "blocks.1.attention.query")
+    outputs = {f"blocks.{number}.attention.output" for number in (0, 1)}
+    assert found == {own, shared} | outputs
 
 
 def test_kinds_with_equal_masks_and_positions_share():

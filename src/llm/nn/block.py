@@ -78,7 +78,7 @@ class Block(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B T C"], *, offers: Sequence[str] = (), **inputs: Any
-    ) -> Any:
+    ) -> Float[Tensor, "B T C"] | tuple[Float[Tensor, "B T C"], dict[str, Any]]:
         """Return the stream after the sublayers.
 
         Args:

@@ -73,7 +73,7 @@ ACROSS = [
     ),
     (
         "train model/layers=shared_kv model.pattern=[shared,own] size=nano",
-        "model.layers.shared: is layer 1, and no earlier layer has keys and values of its own with this layer's mask "
+        "model.layers: shared is layer 1, and no earlier layer has keys and values of its own with this layer's mask "
         "and position; put a kind that has them before it, such as model.pattern=[own,shared]",
     ),
     (

@@ -231,31 +231,31 @@ def test_kinds_with_equal_masks_and_positions_share():
     [
         (
             {"b": Layer(attention=SHARED)},
-            r"layers.b: is layer 1, and no earlier layer has keys and values of its own .*pattern=\[own,shared\]",
+            r"layers: b is layer 1, and no earlier layer has keys and values of its own .*pattern=\[own,shared\]",
         ),
         (
             {"a": Layer(attention=LSTM), "b": Layer(attention=SHARED)},
-            r"layers.b: is layer 2, and no earlier layer has keys",
+            r"layers: b is layer 2, and no earlier layer has keys",
         ),
         (
             {"a": Layer(mask=WINDOW), "b": Layer(mask=sliding_window(4), attention=SHARED)},
-            r"layers.b: is layer 2, and .* with this layer's mask and position",
+            r"layers: b is layer 2, and .* with this layer's mask and position",
         ),
         (
             {"a": Layer(), "b": Layer(position=NoPosition(), attention=SHARED)},
-            r"layers.b: is layer 2, and .* with this layer's mask and position",
+            r"layers: b is layer 2, and .* with this layer's mask and position",
         ),
         (
             {"a": Layer(), "b": Layer(attention=partial(SHARED, head_dim=8))},
-            r"layers.b: is layer 2, and head_dim=8 is not that of the keys of layer 1, 4; give both",
+            r"layers: b is layer 2, and head_dim=8 is not that of the keys of layer 1, 4; give both",
         ),
         (
             {"a": Layer(), "b": Layer(attention=partial(SharedKVAttention, num_heads=1))},
-            r"layers.b: is layer 2, and head_dim=16 is not",
+            r"layers: b is layer 2, and head_dim=16 is not",
         ),
         (
             {"a": Layer(), "b": Layer(attention=partial(SHARED, num_heads=3, head_dim=4))},
-            r"layers.b: is layer 2, and num_kv_heads=2 does not divide num_heads=3",
+            r"layers: b is layer 2, and num_kv_heads=2 does not divide num_heads=3",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_factors_are_vectors_for_the_optimizer():
 def test_heads_of_another_shape_are_refused():
     other = Layer(attention=partial(MIXED, num_kv_heads=1))
     message = (
-        "layers.b: is layer 2, and value_residual adds the values of layer 1, 2 heads of width 4, to 1 heads of width "
+        "layers: b is layer 2, and value_residual adds the values of layer 1, 2 heads of width 4, to 1 heads of width "
         "4; give both layers the same num_kv_heads and head_dim"
     )
     with pytest.raises(ValueError, match=message):

@@ -79,8 +79,8 @@ class Stack(nn.ModuleList):
             return blocks[index].connect(blocks[:index])
         except ValueError as error:
             kind = self.schedule[index]
-            key = "attention" if kind == UNIFORM else f"layers.{kind}"
-            raise ValueError(f"{key}: is layer {index + 1}, and {error}") from error
+            place = "attention: this" if kind == UNIFORM else f"layers: {kind}"
+            raise ValueError(f"{place} is layer {index + 1}, and {error}") from error
 
 
 def _block(dim: int, kind: Layer) -> Block:

@@ -51,6 +51,9 @@ VARIANTS = {
     "gpt2-soft-capped-scores": ["model=gpt2", "model/kernel=soft_capped"],
     "gpt-scaled-embedding": ["model=gpt", "model/embedding=scaled"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
+    "gpt-flex-window": [
+        *("model=gpt", "model/kernel=flex", "model/mask=sliding_window", "model.mask.size=5"),
+    ],
     "gpt-local-full": [
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),
         *("size.num_layers=3", "model.layers.local.mask.size=4"),

@@ -38,6 +38,8 @@ def completion(preset: str, part: str) -> list[str]:
     """Return the other parts that a part needs in a preset."""
     if part == "feed_forward=none":
         return ["model/residual=pre_norm"]  # the blocks of some presets need both sublayers
+    if part == "kernel=flex" and preset == "bert":
+        return ["model.attention.dropout=0"]  # which it refuses
     if preset in RECURRENT and part.startswith(ATTENTION_ONLY):
         return ["model/attention=multi_head", *([] if "kernel" in part else ["model/kernel=fused"])]
     if preset in RECURRENT and part.startswith(TWO_SUBLAYERS):

@@ -43,8 +43,8 @@ def test_sinks_are_a_term_of_the_denominator(kernel, causal, window, mask):
     denominator = exponentials.sum(dim=-1, keepdim=True) + sinks.scores.exp()[:, None, None]
     expected = exponentials / denominator @ value
 
-    keys, values, bias = sinks(query, key, value, mask=mask, causal=causal, window=window)
-    actual = kernel(query, keys, values, mask=bias)
+    given = {"mask": mask, "causal": causal, "window": window}
+    actual = sinks(query, key, value, kernel=kernel, **given)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     inputs, direction = [query, key, value, sinks.scores], torch.randn_like(expected)
     torch.testing.assert_close(

@@ -136,6 +136,10 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
         (("model=gpt2", "model/head=soft_capped"), r"model.head: SoftCappedHead "),
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
+        (
+            ("model=gpt2", "model/kernel=flex", "model.attention.kernel.softcap=3.0"),
+            r"model.attention.kernel.softcap: 3.0 ",
+        ),
         (("model=gpt2", "model/residual=parallel"), r"model.block: ParallelBlock "),
         (("model=llama", "model/attention=sinks"), r"model.attention.sinks: Sinks has no count"),
         (

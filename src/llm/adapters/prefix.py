@@ -17,7 +17,7 @@ from llm.models.gpt import GPT
 from llm.nn.attention import Attention, Kernel, window_mask
 from llm.nn.block import Block
 from llm.nn.kv_cache import Cache
-from llm.nn.masks import causal
+from llm.nn.masks import RowLimits, causal
 
 
 class PrefixKernel(Adapted):
@@ -46,17 +46,19 @@ class PrefixKernel(Adapted):
         key: Float[Tensor, "B K S D"],
         value: Float[Tensor, "B K S D"],
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | RowLimits | None = None,
         causal: bool = False,
         window: int | None = None,
         dropout: float = 0.0,
     ) -> Float[Tensor, "B H T D"]:
         """Compute attention over prefix and text; the arguments are those of `naive_attention`."""
         if self.enabled:
-            if (
-                window is not None
-            ):  # the prefix is visible from everywhere, so it needs a mask of its own
-                mask, window = window_mask(query, key, window=window), None
+            if isinstance(mask, RowLimits):
+                mask = mask.dense(query)
+            # The prefix is visible from everywhere, so a window needs a mask of its own.
+            if window is not None:
+                allowed, window = window_mask(query, key, window=window), None
+                mask = allowed if mask is None else allowed & mask
             key, value = _join(self.key, key), _join(self.value, value)
             if mask is not None:
                 visible = True if mask.dtype == torch.bool else 0.0

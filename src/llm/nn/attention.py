@@ -18,7 +18,8 @@ from llm.nn.heads import group_size, head_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
 from llm.nn.local_attention import local_attention
-from llm.nn.masks import Predicate
+from llm.nn.masking_kernel import KernelMask, MaskingKernel
+from llm.nn.masks import Predicate, RowLimits
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.qk_norm import each_head
 from llm.nn.token_mixer import Link, PlacedMixer, TokenMixer
@@ -34,7 +35,7 @@ def naive_attention(
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S D"],
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | RowLimits | None = None,
     causal: bool = False,
     window: int | None = None,
     dropout: float = 0.0,
@@ -47,7 +48,7 @@ def naive_attention(
         key: keys of all S positions; each of the K heads serves H / K consecutive query heads.
         value: values of all S positions.
         mask: broadcastable to (B, H, T, S). Boolean: True where a query may attend to a key.
-            Floating: added to the scores.
+            Floating: added to the scores. `RowLimits` stand for a boolean mask of all T = S positions.
         causal: whether query t attends only to keys up to its own position, S - T + t.
         window: number of keys that a causal query attends to, its own included; None means all.
         dropout: probability of setting an attention weight to zero.
@@ -66,6 +67,8 @@ def naive_attention(
         scores = softcap * torch.tanh(scores / softcap)
     if causal:  # exp(-inf) = 0, so a masked key gets no weight and the others still sum to 1
         scores = scores.masked_fill(~window_mask(query, key, window=window), -math.inf)
+    if isinstance(mask, RowLimits):
+        mask = mask.dense(query)
     if mask is not None:
         is_bool = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, -math.inf) if is_bool else scores + mask
@@ -79,7 +82,7 @@ def fused_attention(
     key: Float[Tensor, "B K S D"],
     value: Float[Tensor, "B K S D"],
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | RowLimits | None = None,
     causal: bool = False,
     window: int | None = None,
     dropout: float = 0.0,
@@ -87,9 +90,11 @@ def fused_attention(
 ) -> Float[Tensor, "B H T D"]:
     """Compute the same as `naive_attention` in one kernel, which never stores the (T, S) scores (Dao et al. 2022)."""
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if window is not None and mask is None and num_queries == num_keys > window:
-        kernel = partial(fused_attention, softcap=softcap, dropout=dropout)
-        return local_attention(query, key, value, window=window, kernel=kernel)
+    if not isinstance(mask, Tensor):
+        if window is not None and num_queries == num_keys > window:
+            kernel = partial(fused_attention, softcap=softcap, dropout=dropout)
+            return local_attention(query, key, value, window=window, limits=mask, kernel=kernel)
+        mask = mask and mask.dense(query)
     if softcap is not None or _kernel_is_slow(query):  # torch's kernel cannot bound the scores
         return naive_attention(
             *(query, key, value),
@@ -168,20 +173,17 @@ class HeadMixer(TokenMixer):
         value: Float[Tensor, "B K S D"],
         *,
         x: Float[Tensor, "B T C"],
-        mask: Tensor | None,
+        mask: Tensor | RowLimits | KernelMask | None,
         causal: bool,
         window: int | None,
     ) -> Float[Tensor, "B T C"]:
         """Return the output projection of the heads; `x` is the input of the layer."""
         # After the cache, which does not contain the column of the sinks.
+        attend = self.kernel
         if self.sinks is not None:
-            limits = {"mask": mask, "causal": causal, "window": window}
-            key, value, mask = self.sinks(query, key, value, **limits)
-            causal, window = False, None
+            attend = partial(self.sinks, kernel=self.kernel)
         dropout = self.dropout.p if self.training else 0.0
-        heads = self.kernel(
-            query, key, value, mask=mask, causal=causal, window=window, dropout=dropout
-        )
+        heads = attend(query, key, value, mask=mask, causal=causal, window=window, dropout=dropout)
         # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D)
         heads = heads.transpose(1, 2).flatten(2)
         if self.output_gate is not None:
@@ -200,7 +202,9 @@ class HeadMixer(TokenMixer):
     ) -> dict[str, Any]:
         """Return rotation and mask, see `TokenMixer.prepare`."""
         stored = cast(KeysAndValues | None, cache)
-        return context.attention_inputs(x, position=position, mask=mask, cache=stored)
+        return context.attention_inputs(
+            x, position=position, mask=mask, cache=stored, kernel=self.kernel
+        )
 
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training for one query with so many keys: 12 for each column of the heads.
@@ -262,6 +266,8 @@ class Attention(HeadMixer):
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         group_size(self.num_heads, self.num_kv_heads)
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
+        if isinstance(kernel, MaskingKernel):
+            kernel.require(width=self.head_dim, dropout=dropout, has_sinks=sinks is not None)
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
 
@@ -284,7 +290,7 @@ class Attention(HeadMixer):
         x: Float[Tensor, "B T C"],
         *,
         rotation: Rotation | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | RowLimits | KernelMask | None = None,
         causal: bool = True,
         window: int | None = None,
         cache: KeysAndValues | None = None,
@@ -296,7 +302,7 @@ class Attention(HeadMixer):
         Args:
             x: states of T positions.
             rotation: cosines and sines that rotate queries and keys, from `Position.rotation`.
-            mask: as in `naive_attention`; with a cache, S counts all its filled columns.
+            mask: as in `naive_attention`, or of the kernel; with a cache, S counts all its filled columns.
             causal: whether a position attends to no later one.
             window: number of keys that a causal query attends to, its own included; None means all.
             cache: keys and values of earlier positions; those of `x` are appended.

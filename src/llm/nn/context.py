@@ -1,5 +1,6 @@
 """What all layers of a forward pass share: positions, padding, documents and the cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm.nn.kv_cache import Cache, KeysAndValues, WindowCache
+from llm.nn.masking_kernel import MaskingKernel
 from llm.nn.masks import (
     Predicate,
+    RowLimits,
     SlidingWindow,
     as_bias,
     both,
     causal,
     everything,
     is_same_function,
-    not_padding,
-    same_document,
 )
 from llm.nn.positions import Position, Positions
 
@@ -55,6 +56,7 @@ class Context:
         position: Position | None,
         mask: Predicate | None,
         cache: KeysAndValues | None,
+        kernel: Callable[..., Tensor],
         width: int | None = None,
     ) -> dict[str, Any]:
         """Return `rotation`, `mask`, `causal` and `window` of an `Attention` layer.
@@ -66,42 +68,50 @@ class Context:
             position: the layer's own position encoding; None takes the shared one.
             mask: the layer's own mask; None takes the shared one.
             cache: the layer's keys and values of earlier tokens.
+            kernel: the layer's kernel, which may make the mask.
             width: number of columns to rotate; None leaves it to the position encoding.
         """
         position, mask = position or self.position, mask or self.mask
-        limits = [mask]
         # A cache also has the padding of earlier columns.
         real = self.cache.valid if self.cache is not None else self.attention_mask
-        if real is not None:
-            limits.append(not_padding(real))
-        if self.document_ids is not None:
-            limits.append(same_document(self.document_ids))
+        limits = RowLimits(real, self.document_ids)
         rotation = position.rotation(x, self.positions, width=width)
         inputs = {"rotation": rotation, "mask": None, "causal": False, "window": None}
         has_bias = type(position).bias is not Position.bias
-        # Kernels apply some masks without a tensor, and skip the keys that they hide.
-        is_plain = len(limits) == 1 and not has_bias
-        if is_plain and (known := self._without_tensor(mask, x.shape[1], cache=cache)) is not None:
+        # Kernels apply some masks without a tensor of all pairs, and skip the keys that they hide.
+        known = None
+        if not has_bias:
+            known = self._without_tensor(mask, x.shape[1], limits=limits, cache=cache)
+        # Kernels make masks of whole texts: after earlier tokens there are more keys than queries.
+        maker = kernel if isinstance(kernel, MaskingKernel) and self.start == 0 else None
+        if maker is not None and not maker.wants_mask(x, known):
+            maker = None
+        if known is not None and maker is None:
             return inputs | known
         # Not from the cache: its first layers may have appended the new tokens already.
         start, end = self.start, self.start + x.shape[1]
         columns = torch.arange(start, end, device=x.device)
         keys = columns if cache is None else cache.columns(start, x.shape[1])
         # (T, S) or (B, T, S), with an axis for the heads: (1, T, S) or (B, 1, T, S).
-        allowed = both(*limits)(columns, keys).unsqueeze(-3)
+        allowed = both(mask, *limits.predicates)(columns, keys).unsqueeze(-3)
         bias = self._bias(x, position, columns=keys, start=start)
+        if maker is not None:
+            return inputs | {"mask": maker.make_mask(allowed, bias=bias)}
         return inputs | {"mask": allowed if bias is None else as_bias(allowed, bias)}
 
     def _without_tensor(
-        self, mask: Predicate, new: int, *, cache: KeysAndValues | None
+        self, mask: Predicate, new: int, *, limits: RowLimits, cache: KeysAndValues | None
     ) -> dict[str, Any] | None:
-        """Return the arguments that stand for a mask; None if it takes a tensor."""
+        """Return the arguments that stand for mask and limits; None if they take a tensor."""
+        has_limits = bool(limits.predicates)
+        if isinstance(mask, SlidingWindow) and self.start == 0 and new > BLOCKS_FROM * mask.size:
+            return {"causal": True, "window": mask.size, "mask": limits if has_limits else None}
+        if has_limits:
+            return None
         if is_same_function(mask, everything):
             return {"causal": False}
         if is_same_function(mask, causal) or (new == 1 and isinstance(cache, WindowCache)):
             return {"causal": True}  # a ring has the keys of the window only
-        if isinstance(mask, SlidingWindow) and self.start == 0 and new > BLOCKS_FROM * mask.size:
-            return {"causal": True, "window": mask.size}
         return None
 
     def _bias(

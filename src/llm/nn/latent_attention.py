@@ -24,7 +24,8 @@ from llm.nn.context import Context
 from llm.nn.heads import head_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
-from llm.nn.masks import Predicate
+from llm.nn.masking_kernel import KernelMask, MaskingKernel
+from llm.nn.masks import Predicate, RowLimits
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.token_mixer import TokenMixer
@@ -81,6 +82,8 @@ class LatentAttention(TokenMixer):
             raise ValueError(
                 f"value_dim={value_dim}: give at most head_dim + rotary_dim = {self.query_dim}, the width of a query"
             )
+        if isinstance(kernel, MaskingKernel):
+            kernel.require(width=self.query_dim, dropout=dropout, has_sinks=False)
         self.kernel = kernel
         self.dropout = nn.Dropout(dropout)
 
@@ -108,7 +111,7 @@ class LatentAttention(TokenMixer):
         x: Float[Tensor, "B T C"],
         *,
         rotation: Rotation | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | RowLimits | KernelMask | None = None,
         causal: bool = True,
         window: int | None = None,
         cache: KeysAndValues | None = None,
@@ -142,8 +145,10 @@ class LatentAttention(TokenMixer):
         cache: LayerState | None,
     ) -> dict[str, Any]:
         """Return rotation of R columns and mask, see `TokenMixer.prepare`."""
-        stored, width = cast(KeysAndValues | None, cache), self.rotary_dim
-        return context.attention_inputs(x, position=position, mask=mask, cache=stored, width=width)
+        stored, given = cast(KeysAndValues | None, cache), {"position": position, "mask": mask}
+        return context.attention_inputs(
+            x, **given, cache=stored, kernel=self.kernel, width=self.rotary_dim
+        )
 
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training for one query with so many keys, expanded.

@@ -9,11 +9,14 @@ A query attends to its own block of keys and to the one before, so time and memo
 """
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+
+from llm.nn.masks import RowLimits
 
 
 def local_attention(
@@ -23,6 +26,7 @@ def local_attention(
     *,
     window: int,
     kernel: Callable[..., Tensor],
+    limits: RowLimits | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Return causal attention to the last `window` keys, for all T positions of a text.
 
@@ -32,34 +36,60 @@ def local_attention(
         value: values of the same positions.
         window: number W of keys that a query attends to, its own included.
         kernel: computes attention with a mask, as `naive_attention` does.
+        limits: padding and documents.
     """
     batch, length = query.shape[0], query.shape[2]
-    number = -(-length // window)
-    # Padding at the end is later than every query, so no query attends to it.
-    padding = (0, 0, 0, number * window - length)
-    query, key, value = (
-        F.pad(each, padding).unflatten(2, (number, window)) for each in (query, key, value)
-    )
-    # (B, K, N, W, D) -> (B, K, N, 2W, D): the block before, zeros before the first, and the block itself.
-    key, value = (
-        torch.cat((F.pad(each, (0, 0, 0, 0, 1, 0))[:, :, :-1], each), dim=3)
-        for each in (key, value)
-    )
-    # (B, heads, N, …) -> (N, B · heads, …): the mask depends on the block only, and consecutive query heads still
-    # share a key head.
-    query, key, value = (each.permute(2, 0, 1, 3, 4).flatten(1, 2) for each in (query, key, value))
-    mask = _block_mask(number, window, device=query.device)
+    mask = _block_mask(length, window, device=query.device)
+    if limits is not None:
+        mask = mask & _row_mask(limits, length, window)
+    # (N, W, 2W) or (B, N, W, 2W) -> (B · N, 1, W, 2W)
+    mask = mask.expand(batch, -1, -1, -1).flatten(0, 1).unsqueeze(1)
+    # (B, H, T, D) -> (B, H, N, W, D); keys and values with the block before: (B, K, N, 2W, D).
+    query = _blocks(query, window)
+    key, value = (_with_previous(_blocks(each, window)) for each in (key, value))
+    # (B, heads, N, …) -> (B · N, heads, …)
+    query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
     heads = kernel(query, key, value, mask=mask)
-    # (N, B · H, W, D) -> (B, H, N, W, D) -> (B, H, T, D)
-    heads = heads.unflatten(1, (batch, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+    # (B · N, H, W, D) -> (B, H, N, W, D) -> (B, H, T, D)
+    heads = heads.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
     return heads[:, :, :length]
 
 
-def _block_mask(number: int, window: int, *, device: torch.device) -> Bool[Tensor, "N 1 W W2"]:
+def _blocks(x: Shaped[Tensor, "B heads T D"], window: int) -> Shaped[Tensor, "B heads N W D"]:
+    """Return blocks of W positions; the last one is filled with zeros, later than every query."""
+    number = -(-x.shape[2] // window)
+    return F.pad(x, (0, 0, 0, number * window - x.shape[2])).unflatten(2, (number, window))
+
+
+def _with_previous(x: Shaped[Tensor, "B heads N W D"]) -> Shaped[Tensor, "B heads N W2 D"]:
+    """Return each block after the one before it, which is zeros for the first."""
+    return torch.cat((F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x), dim=3)
+
+
+def _block_mask(length: int, window: int, *, device: torch.device) -> Bool[Tensor, "N W W2"]:
     """Return which of 2W keys each query of a block may attend to; those before the first block do not exist."""
     query = torch.arange(window, device=device)[:, None] + window
     key = torch.arange(2 * window, device=device)
     allowed = (query - key >= 0) & (query - key < window)
+    number = -(-length // window)
     exists = (key >= window) | (torch.arange(number, device=device)[:, None] > 0)
-    # (1, W, 2W) & (N, 1, 2W) -> (N, 1, W, 2W)
-    return (allowed & exists[:, None, :]).unsqueeze(1)
+    # (W, 2W) & (N, 1, 2W) -> (N, W, 2W)
+    return allowed & exists[:, None, :]
+
+
+def _row_mask(limits: RowLimits, length: int, window: int) -> Bool[Tensor, "B N W W2"]:
+    """Return the padding and documents of each block."""
+    allowed = []
+    if limits.real is not None:
+        # (B, T) -> (B, N, 1, 2W)
+        key = _with_previous(_blocks(limits.real[:, None, :length, None], window))
+        key = key.squeeze((1, -1)).unsqueeze(-2)
+        # As in `not_padding`, each query may attend to itself, which is key W + t of its block.
+        itself = torch.ones(window, 2 * window, dtype=torch.bool, device=key.device)
+        allowed.append(key | itself.triu(window).tril(window))
+    if limits.document_ids is not None:
+        query = _blocks(limits.document_ids[:, None, :, None], window)
+        key = _with_previous(query)
+        # (B, N, W, 1) == (B, N, 1, 2W)
+        allowed.append(query.squeeze(1) == key.squeeze((1, -1)).unsqueeze(-2))
+    return reduce(torch.logical_and, allowed)

@@ -235,6 +235,34 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
     return predicate
 
 
+@dataclass(frozen=True, eq=False)
+class RowLimits:
+    """Padding and documents of T tokens, as a kernel takes them that makes its masks in blocks.
+
+    Attributes:
+        real: True for real tokens; None means all.
+        document_ids: document of each token; None means one.
+    """
+
+    real: Bool[Tensor, "B T"] | None = None
+    document_ids: Int[Tensor, "B T"] | None = None
+
+    @property
+    def predicates(self) -> list[Predicate]:
+        """The limits as predicates; none if nothing is limited."""
+        limits = []
+        if self.real is not None:
+            limits.append(not_padding(self.real))
+        if self.document_ids is not None:
+            limits.append(same_document(self.document_ids))
+        return limits
+
+    def dense(self, query: Float[Tensor, "B H T D"]) -> Bool[Tensor, "B 1 T T"]:
+        """Return the mask for the queries of all tokens."""
+        columns = torch.arange(query.shape[2], device=query.device)
+        return both(*self.predicates)(columns, columns).unsqueeze(1)
+
+
 def both(*predicates: Predicate) -> Predicate:
     """Allow what all of the predicates allow."""
 

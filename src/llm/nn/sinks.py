@@ -5,12 +5,17 @@ nothing. Without a sink, models learn to attend to the first token instead (Xiao
 language models with attention sinks"). A softmax with 1 for exp(sink) is in Miller 2023, "Attention is off by one".
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.attention import window_mask
+from llm.nn.local_attention import local_attention
+from llm.nn.masks import RowLimits
 
 
 class Sinks(nn.Module):
@@ -27,6 +32,33 @@ class Sinks(nn.Module):
         self.scores = nn.Parameter(torch.zeros(num_heads))
 
     def forward(
+        self,
+        query: Float[Tensor, "B H T D"],
+        key: Float[Tensor, "B K S D"],
+        value: Float[Tensor, "B K S D"],
+        *,
+        kernel: Callable[..., Tensor],
+        mask: Tensor | RowLimits | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+    ) -> Float[Tensor, "B H T D"]:
+        """Return the attention of a kernel with sinks, in blocks if there is a window.
+
+        The other arguments are those of `naive_attention`.
+        """
+        if not isinstance(mask, Tensor):
+            if window is not None and query.shape[2] == key.shape[2] > window:
+                # The keys of each block get the sinks' column.
+                attend = partial(self, kernel=kernel, dropout=dropout)
+                return local_attention(query, key, value, window=window, limits=mask, kernel=attend)
+            mask = mask and mask.dense(query)
+        key, value, mask = self.add_columns(
+            query, key, value, mask=mask, causal=causal, window=window
+        )
+        return kernel(query, key, value, mask=mask, dropout=dropout)
+
+    def add_columns(
         self,
         query: Float[Tensor, "B H T D"],
         key: Float[Tensor, "B K S D"],

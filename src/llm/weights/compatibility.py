@@ -59,7 +59,8 @@ def decoder_parts(
     has_shared_parts = len({*model.blocks.schedule}) == 1 and not (block.position or block.mask)
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
-    softcap = getattr(attention.kernel, "keywords", {}).get("softcap")
+    kernel = attention.kernel
+    softcap = getattr(kernel, "keywords", {}).get("softcap", getattr(kernel, "softcap", None))
     mixed = next((m for m in model.modules() if isinstance(m, ValueResidual)), None)
     ours = block.feed_forward
     activation = getattr(ours, "activation", None)

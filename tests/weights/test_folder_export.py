@@ -133,6 +133,23 @@ def test_exported_model_and_tokenizer_generate_in_transformers(gpt2, tmp_path):
             ("model=llama", "model/attention=value_residual"),
             r"model.attention.value_residual: ValueResidual has no counterpart in Llama",
         ),
+        (
+            ("model=llama", "model/attention=latent"),
+            r"model.attention: LatentAttention has no count",
+        ),
+        (
+            ("model=gpt2", "model/attention=latent"),
+            r"model.attention: LatentAttention has no count",
+        ),
+        (
+            (
+                "model=llama",
+                "model/layers=gated_deltanet",
+                "model.pattern=[gated_deltanet,attention]",
+            ),
+            r"model.layers: 1 gated_deltanet, 1 attention has no counterpart in Llama",
+        ),
+        (("model=lstm",), r"model.position: NoPosition has no counterpart in GPT-2 or Llama"),
         (("model=gpt2", "model/head=soft_capped"), r"model.head: SoftCappedHead "),
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
@@ -165,6 +182,9 @@ def test_a_part_without_counterpart_is_named(build, overrides, message, tmp_path
     with pytest.raises(ConfigError, match=message) as error:
         write_folder(model, ByteTokenizer(), folder=tmp_path / "out")
     assert "\n" not in str(error.value)
+    assert str(error.value).endswith(
+        "; use its run folder, which llm generate, llm evaluate and weights=run read"
+    )
     assert not [*tmp_path.iterdir()]
 
 

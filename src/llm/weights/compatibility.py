@@ -39,7 +39,7 @@ def require(family: str, *parts: ModelPart) -> None:
         if not part.fits:
             raise ConfigError(
                 f"{part.key}: {_shown(part.found)} has no counterpart in {family}, so this model cannot be "
-                "exported"
+                "exported; use its run folder, which llm generate, llm evaluate and weights=run read"
             )
 
 
@@ -49,14 +49,13 @@ def decoder_parts(
     """Return the parts that both GPT-2 and Llama restrict.
 
     Args:
-        model: a model whose blocks are all alike.
+        model: a model with attention.
         norm: the family's class of norms.
         feed_forward: its class of feed-forward layers.
         activations: its activation functions.
     """
-    block, attention = first_block(model)
-    kinds = describe_schedule(model.blocks.schedule)
-    has_shared_parts = len({*model.blocks.schedule}) == 1 and not (block.position or block.mask)
+    block: Any = model.blocks[0]
+    attention: Attention = block.attention
     norms = (block.attention_norm, block.feed_forward_norm, model.final_norm)
     epsilons = {getattr(each, "eps", None) for each in norms}
     kernel = attention.kernel
@@ -72,7 +71,6 @@ def decoder_parts(
         ModelPart("model.residual", block.residual, unwrap_partial(block.residual) is pre_norm),
         ModelPart("model.final_norm", model.final_norm, type(model.final_norm) is norm),
         ModelPart("model.final_norm.eps", model.final_norm, len(epsilons) == 1),
-        ModelPart("model.layers", kinds, has_shared_parts),
         ModelPart("model.mask", model.mask, is_same_function(model.mask, causal)),
         ModelPart("model.attention.kernel.softcap", softcap, softcap is None),
         ModelPart("model.attention.qk_norm", attention.query_norm, attention.query_norm is None),
@@ -89,9 +87,20 @@ def decoder_parts(
     ]
 
 
-def first_block(model: GPT) -> tuple[Any, Attention]:
-    """Return the first block, and its attention layer."""
+def first_block(model: GPT, *, family: str) -> tuple[Any, Attention]:
+    """Return the first block, and its attention layer.
+
+    Raises:
+        ConfigError: the blocks differ, or mix tokens by something other than attention with keys and values.
+    """
     block: Any = model.blocks[0]
+    kinds = describe_schedule(model.blocks.schedule)
+    has_shared_parts = len({*model.blocks.schedule}) == 1 and not (block.position or block.mask)
+    require(
+        family,
+        ModelPart("model.layers", kinds, has_shared_parts),
+        ModelPart("model.attention", block.attention, type(block.attention) is Attention),
+    )
     return block, block.attention
 
 

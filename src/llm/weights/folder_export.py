@@ -63,7 +63,7 @@ def write_folder(
     if not isinstance(model, GPT):
         raise ConfigError(
             f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
-            "only language models are exported"
+            "only decoders such as model=gpt2 and model=llama are exported"
         )
     architecture, key_map = describe_export(model)
     require_free_folder(folder, overwrite=overwrite, origin=origin)

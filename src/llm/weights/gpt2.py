@@ -85,7 +85,7 @@ def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
     Raises:
         ConfigError: the model has a part that GPT-2 does not have; the error names it.
     """
-    block, attention = first_block(model)
+    block, attention = first_block(model, family="GPT-2")
     dim, heads = model.embedding.embedding_dim, attention.num_heads
     kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
     require(

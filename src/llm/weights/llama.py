@@ -76,7 +76,7 @@ def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
     Raises:
         ConfigError: the model has a part that Llama does not have; the error names it.
     """
-    block, attention = first_block(model)
+    block, attention = first_block(model, family="Llama")
     position = cast(Rotary, model.position)
     scaling = position.scaling
     biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]

@@ -68,6 +68,16 @@ ACROSS = [
         "model.pattern=[2*rotray,nope]: rotray is not in layers; did you mean rotary?",
     ),
     (
+        "train model=llama model/attention=mamba2",
+        "model/attention=mamba2: has no qkv_bias, kernel, which model=llama sets; use model=mamba2, to which other "
+        "options can be added",
+    ),
+    (
+        "train model=gpt2 model/attention=lstm model.attention.bias=true",
+        "model.attention.bias: no such key; there are dropout, recurrence\nmodel/attention=lstm: has no qkv_bias, "
+        "kernel, which model=gpt2 sets; use model=lstm, to which other options can be added",
+    ),
+    (
         "train model=mamba2 model/mask=sliding_window size=nano",
         "model.mask: no layer of this model uses it; leave it out",
     ),

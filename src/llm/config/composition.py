@@ -107,6 +107,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
     ends = tuple(found)  # a constructor may report the same problem, after the key of its section
     others = (x for x in problems if not (x.startswith(known) or x.endswith(ends)))
     lines = _about_deletions([*found, *others], point.overrides)
+    lines = _about_presets(lines, point, loader)
     typed = {key_of(word) for word in point.overrides}
     options = list(loader.own_options(point.choices.items()))
     with_files = []
@@ -131,6 +132,40 @@ def _about_deletions(lines: list[str], overrides: Sequence[str]) -> list[str]:
         if word.startswith("~") and others != lines:
             lines = [f"{word}: {key} is needed here; leave {word} out", *others]
     return lines
+
+
+def _about_presets(lines: Sequence[str], point: Composed, loader: Loader) -> list[str]:
+    """Return the problems, with one line for an option such as `model/attention=lstm` that its preset does not suit.
+
+    The preset sets keys for other options of the group, and may refer to theirs. The user typed none of these keys.
+    """
+    kept, typed = [*lines], {key_of(word) for word in point.overrides}
+    for group, option in point.choices.items():
+        preset, slash, _ = group.rpartition("/")
+        section = group.replace("/", ".")
+        if not (slash and section in typed):
+            continue
+        unknown = [
+            key.removeprefix(f"{section}.")
+            for key in map(key_of_line, (line for line in lines if ": no such key; " in line))
+            if key.startswith(f"{section}.") and key not in typed
+        ]
+        if not unknown:
+            continue
+        is_preset = option in loader.get_group_options(preset)
+        remedy = (
+            f"{preset}={option}, to which other options can be added"
+            if is_preset
+            else f"another {group}="
+        )
+        gone = (*(f"{section}.{key}: no such key; " for key in unknown), f"{group}: ")
+        missing = f"Interpolation key '{section}."
+        kept = [x for x in kept if not (x.startswith(gone) or missing in x)]
+        kept.append(
+            f"{group}={option}: has no {', '.join(unknown)}, which {preset}={point.choices.get(preset)} sets; use "
+            f"{remedy}"
+        )
+    return kept
 
 
 def launched_point(config: DictConfig) -> Composed:

@@ -68,6 +68,37 @@ ACROSS = [
         "model.pattern=[2*rotray,nope]: rotray is not in layers; did you mean rotary?",
     ),
     (
+        "train model/layers=local_global size=nano model.pattern=[]",
+        "model.pattern=[]: give a list of the kinds in layers, such as [local,full]",
+    ),
+    (
+        "train model/layers=local_global size=nano model.pattern=5*local",
+        "model.pattern=5*local: give a list of the kinds in layers, such as [local,full]",
+    ),
+    (
+        "train model=mistral size=nano model.mask.size=0",
+        "model.mask.size=0: a window has at least one position, the query's own; give 1 or more",
+    ),
+    (
+        "train model=mixtral size=nano model.feed_forward.num_experts=-2",
+        "model.feed_forward.num_experts=-2: give 1 or more",
+    ),
+    (
+        "train model=mamba2 model.attention.state_dim=0 model.attention.recurrence.chunk_size=0 "
+        "model.attention.expand=0",
+        "model.attention.expand: 0 is out of range; give 1 or more and at most 1048576\n"
+        "model.attention.state_dim: 0 is out of range; give 1 or more and at most 1048576\n"
+        "model.attention.recurrence.chunk_size: 0 is out of range; give 1 or more and at most 1048576",
+    ),
+    (
+        "train model=gated_deltanet model.attention.value_head_dim=-1",
+        "model.attention.value_head_dim: -1 is out of range; give 1 or more and at most 1048576",
+    ),
+    (
+        "train model=llama model/attention=latent model.attention.latent_dim=0",
+        "model.attention.latent_dim: 0 is out of range; give 1 or more and at most 1048576",
+    ),
+    (
         "train model=llama model/attention=mamba2",
         "model/attention=mamba2: has no qkv_bias, kernel, which model=llama sets; use model=mamba2, to which other "
         "options can be added",

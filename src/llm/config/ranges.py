@@ -59,7 +59,13 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("betas", "momentum", "dampening"), PROPER_SHARE),
     "decay_fraction": SHARE,
     # the model and its adapter
-    **dict.fromkeys(("multiple_of", "rank"), Range(at_least=1, at_most=2**20)),
+    **dict.fromkeys(
+        (
+            *("multiple_of", "rank", "chunk_size", "expand", "state_dim", "value_head_dim"),
+            *("latent_dim", "query_latent_dim", "value_dim"),
+        ),
+        Range(at_least=1, at_most=2**20),
+    ),
     **dict.fromkeys(("theta", "std", "softcap"), POSITIVE),
     "alpha": NOT_NEGATIVE,
     "dropout": PROPER_SHARE,

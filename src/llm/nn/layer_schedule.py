@@ -68,8 +68,12 @@ def layer_schedule(
         pattern: their order, such as `[5*local, full]`.
 
     Raises:
-        ValueError: the pattern names an unknown kind, leaves one out, or is longer than the stack.
+        ValueError: the pattern is no list, names an unknown kind, leaves one out, or is longer than the stack.
     """
+    if isinstance(pattern, str) or not pattern:
+        raise ValueError(
+            f"pattern={pattern or []}: give a list of the kinds in layers, such as [{','.join(layers) or 'local,full'}]"
+        )
     names = [name for entry in pattern for name in _repeated(entry)]
     shown = f"pattern=[{','.join(pattern)}]"
     for name in names:

@@ -65,7 +65,7 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(
-                f"size={self.size}: a window has at least one position, the query's own"
+                f"size={self.size}: a window has at least one position, the query's own; give 1 or more"
             )
 
     def __call__(self, queries: Int[Tensor, "T"], keys: Int[Tensor, "S"]) -> Bool[Tensor, "T S"]:

@@ -103,7 +103,7 @@ class MixtureOfExperts(nn.Module):
         records: routing and mask of each forward pass with gradients since the list was set; None records nothing.
 
     Raises:
-        ValueError: a token cannot choose `top_k` of the experts.
+        ValueError: there are no experts, or a token cannot choose `top_k` of them.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class MixtureOfExperts(nn.Module):
         balancing: Balancing | None = None,
     ) -> None:
         super().__init__()
+        if num_experts < 1:
+            raise ValueError(f"num_experts={num_experts}: give 1 or more")
         if not 1 <= top_k <= num_experts:
             raise ValueError(
                 f"top_k={top_k}: a token cannot choose so many of num_experts={num_experts}; give 1 to {num_experts}"

@@ -43,9 +43,11 @@ class Stack(nn.ModuleList):
         layers: Mapping[str, Layer] | None = None,
         pattern: Sequence[str] | None = None,
     ) -> None:
-        layers = layers or ({} if pattern else {UNIFORM: layer})
+        layers = layers or ({UNIFORM: layer} if pattern is None else {})
         kinds = {name: _completed(kind, layer) for name, kind in layers.items()}
-        self.schedule = layer_schedule(num_layers, layers=kinds, pattern=pattern or [*kinds])
+        self.schedule = layer_schedule(
+            num_layers, layers=kinds, pattern=[*kinds] if pattern is None else pattern
+        )
         blocks = [_block(dim, kinds[name]) for name in self.schedule]
         self.links = [self._connected(index, blocks) for index in range(num_layers)]
         super().__init__(blocks)

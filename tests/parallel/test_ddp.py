@@ -202,3 +202,19 @@ def test_checkpoint_resumes_on_more_and_on_fewer_ranks(text, tmp_path):
     moved = on_ranks(4, train, tmp_path / "four", ddp)[0]
     assert_alike(moved, alone)
     assert moved[-1]["tokens"] == alone[-1]["tokens"]
+
+
+def test_streams_and_their_states_are_shared_by_the_ranks(text, tmp_path):
+    """Ranks carry the states of their own rows; a checkpoint has those of all rows, for any number of ranks."""
+    words = (
+        *text,
+        "model=lstm",
+        "data/order=contiguous",
+        "trainer.accumulate=2",
+        "optimizer.lr=0.03",
+    )
+    alone = train(tmp_path / "alone", words)
+    found = on_ranks(2, train, tmp_path / "two", (*words, "hardware=ddp"))[0]
+    assert_alike(found, alone)
+    assert on_ranks(2, train, tmp_path / "moved", (*words, "hardware=ddp"), 2) == [[], []]
+    assert_alike(train(tmp_path / "moved", words), alone)

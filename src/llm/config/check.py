@@ -20,6 +20,7 @@ from llm.config.build import build
 from llm.config.composed import Composed
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError, collecting, key_of_line, raise_all
+from llm.config.plain import value_at
 from llm.config.ranges import out_of_range
 from llm.config.requirements import FILLED_IN, PROVISIONAL, other_data, unmet
 from llm.config.rules import RULES, Rule
@@ -227,7 +228,8 @@ class Tree:
             values[section] = replace(values[section], outline=model)
         if task is not None and not self.problems:
             data = self._target(plain.get("data"))
-            self.problems += [*other_data(task, data), *unmet(task, model)]
+            order = self._target(value_at(plain, "data.order"))
+            self.problems += [*other_data(task, data), *unmet(task, model), *unmet(order, model)]
 
     def _target(self, plain: Any) -> Any:
         """Return the target of a node without problems; None if it is not a node."""

@@ -1,8 +1,8 @@
-"""Requirements of a task on its model and data, checked before training starts.
+"""Requirements of a task on its model and data, and of a data order on the model, checked before training starts.
 
-The capabilities of a model are boolean attributes: `causal` (no position attends to a later one) and `generates`
-(generates text token by token). `requires` of a task maps each required capability to the error message about a model
-without it. A model without the attribute is accepted.
+The capabilities of a model are boolean attributes: `causal` (no position attends to a later one), `generates`
+(generates text token by token) and `recurrent` (has a state that training can carry). `requires` of a task or an order
+maps each required capability to the error message about a model without it. A model without the attribute is accepted.
 """
 
 import inspect
@@ -14,9 +14,9 @@ FILLED_IN = ("model.vocab_size", "task.model.num_classes")
 PROVISIONAL = 256  # their value before the data are read
 
 
-def unmet(task: Any, model: Any) -> Iterator[str]:
-    """Yield a line for the first capability that the class of a task requires and its model lacks."""
-    requires: Mapping[str, str] = getattr(task, "requires", {})
+def unmet(part: Any, model: Any) -> Iterator[str]:
+    """Yield a line for the first capability that the class of a task or of an order requires and the model lacks."""
+    requires: Mapping[str, str] = getattr(part, "requires", {})
     lacking = [name for name in requires if not getattr(model, name, True)]
     yield from (f"model: {type(model).__name__} {requires[name]}" for name in lacking[:1])
 

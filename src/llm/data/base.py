@@ -3,7 +3,7 @@
 import math
 import warnings
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -89,8 +89,9 @@ class DataModule(LightningDataModule):
     def describe_validation(self) -> str:
         """Return a description of a validation during training in one line."""
         whole = _length(self._rows("validation"))
+        taken = self.evaluation_sampler(whole, number=self._bounded_rows).taken
         return (
-            f"validated on a fixed {self._bounded_rows:,} of {whole:,} {self.row_name}, spread over the part "
+            f"validated on a fixed {taken:,} of {whole:,} {self.row_name}, spread over the part "
             "(trainer.val_bytes); the whole part is evaluated at the end"
         )
 
@@ -138,10 +139,14 @@ class DataModule(LightningDataModule):
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(self.train_rows, self.batch_size, **order)
 
+    def evaluation_sampler(self, num_rows: int, **order: Any) -> Any:
+        """Return the sampler of an evaluation; `order` has the other arguments of ValidationSampler."""
+        return ValidationSampler(num_rows, self.batch_size, **order)
+
     def evaluation_loader(self, part: str, *, number: int | None = None) -> DataLoader:
         """Return a loader over evenly spaced rows of a part, in order; by default over all."""
         rows = self._rows(part)
-        sampler = ValidationSampler(_length(rows), self.batch_size, number=number, **self._device())
+        sampler = self.evaluation_sampler(_length(rows), number=number, **self._device())
         return self._loader(rows, sampler)
 
     def _rows(self, part: str) -> Dataset:

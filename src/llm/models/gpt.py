@@ -16,6 +16,7 @@ from llm.nn.kv_cache import Cache
 from llm.nn.layer_schedule import Layer
 from llm.nn.masks import Predicate, causal, is_same_function
 from llm.nn.positions import Learned, NoPosition, Position, next_positions
+from llm.nn.recurrent_mixer import RecurrentState
 from llm.nn.residual import Residual, pre_norm
 from llm.nn.stack import Stack
 from llm.nn.token_mixer import TokenMixer
@@ -186,6 +187,13 @@ class GPT(nn.Module):
         """Whether the cache does not grow with the text, so that a text may be longer than `context_length`."""
         layers = self.new_cache(1, 1).layers
         return all(layer.is_bounded for layer in layers) and not isinstance(self.position, Learned)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether every layer is recurrent and there are no positions, so that training can carry the state."""
+        layers = self.new_cache(1, 1).layers
+        has_states = all(isinstance(layer, RecurrentState) for layer in layers)
+        return has_states and isinstance(self.position, NoPosition)
 
     @property
     def causal(self) -> bool:

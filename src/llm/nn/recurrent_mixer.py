@@ -43,6 +43,26 @@ class RecurrentState(LayerState):
         self.parts = {name: part[rows] for name, part in self.parts.items()}
 
 
+class CarriedState(RecurrentState):
+    """The state before a window of training. It does not change; the state after the window is kept beside it.
+
+    Activation checkpointing runs a layer twice on a window, and both passes must begin with the same state.
+
+    Attributes:
+        after: the tensors after the window, without gradient: gradients stop at its start (Williams and Peng 1990).
+    """
+
+    def __init__(self, **parts: Tensor) -> None:
+        super().__init__(**parts)
+        self.after = parts
+
+    def advance(self, count: int, **parts: Tensor) -> None:
+        """Keep the tensors after the window."""
+        self.after = {
+            name: part.detach().to(self.parts[name].dtype) for name, part in parts.items()
+        }
+
+
 class RecurrentMixer(TokenMixer):
     """A token mixer that reads its tokens in order, whatever their positions and the model's mask."""
 

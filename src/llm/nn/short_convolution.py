@@ -52,6 +52,7 @@ class ShortConvolution(nn.Module):
         super().__init__()
         if kernel_size < 1:
             raise ValueError(f"kernel_size={kernel_size}: must be at least 1")
+        self.dim, self.kernel_size = dim, kernel_size
         self.weight = nn.Parameter(torch.empty(dim, kernel_size))
         self.bias = nn.Parameter(torch.empty(dim)) if bias else None
         self.reset_parameters()
@@ -64,8 +65,9 @@ class ShortConvolution(nn.Module):
 
     def new_history(self, batch_size: int, *, dtype: torch.dtype) -> Float[Tensor, "B history C"]:
         """Return the inputs before a text: zeros."""
-        dim, width = self.weight.shape
-        return torch.zeros(batch_size, width - 1, dim, dtype=dtype, device=self.weight.device)
+        # Not from the weight, of which a device may hold a part.
+        shape = (batch_size, self.kernel_size - 1, self.dim)
+        return torch.zeros(shape, dtype=dtype, device=self.weight.device)
 
     def forward(
         self,

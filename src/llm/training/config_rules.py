@@ -31,6 +31,20 @@ def data_have_a_batch_size(config: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def streams_fit_training(config: Mapping[str, Any]) -> Iterator[str]:
+    """Require as many streams of a contiguous text as an optimizer step has rows, and whole models."""
+    count, accumulate = (value_at(config, f"{key}.accumulate") for key in ("data.order", "trainer"))
+    if count is None:  # the windows are shuffled
+        return
+    if count != accumulate:
+        yield f"data.order.accumulate: {count} is not trainer.accumulate={accumulate}; leave it out"
+    if value_at(config, "hardware.strategy._target_") == "llm.parallel.pipeline.Pipeline":
+        yield (
+            "hardware: a pipeline does not carry the state of recurrent layers, which data/order=contiguous needs; use "
+            "hardware=ddp or hardware=fsdp"
+        )
+
+
 def adapter_has_weights(config: Mapping[str, Any]) -> Iterator[str]:
     """Require trained weights for an adapter, because it freezes them."""
     if config.get("adapter") is not None and "weights" in config and config["weights"] is None:
@@ -90,6 +104,7 @@ def project_name_is_valid(config: Mapping[str, Any]) -> Iterator[str]:
 RULES: tuple[Rule, ...] = (
     rows_fit_context,
     data_have_a_batch_size,
+    streams_fit_training,
     adapter_has_weights,
     checkpoints_save_random_states,
     name_is_a_folder_name,

@@ -40,6 +40,9 @@ def require_changeable(run: Run, config: DictConfig) -> None:
         )
     found = changes_since(run, config)
     fixed = {key: change for key, change in found.items() if not is_changeable(key)}
+    if "order" in config.data and "data.batch_size" in found:
+        # A contiguous text has a stream, with a state in the checkpoint, for each row.
+        fixed["data.batch_size"] = found["data.batch_size"]
     if config.resume == ALLOW_CHANGES and not fixed:
         return
     path = shell.quoted_word(f"weights.path={display_path(run.path)}")

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
+from llm.data.corpora.order import Shuffled
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.token_cache import METADATA, damage
 from llm.data.corpora.token_file import TokenFile
-from llm.data.corpora.windows import TrainingWindows, ValidationWindows
 from llm.data.errors import DataError
 from llm.files import read_object
 from llm.tokenizers.base import TokenizerSpec, load
@@ -30,6 +30,7 @@ class TextDataModule(DataModule):
             end of each.
         preprocessing: steps applied to each document, in order; in a configuration by name.
         validation: a separate source of the held-out part, instead of a split.
+        order: the order in which windows are read; None shuffles those of training.
         shared: the arguments of `DataModule`.
 
     Attributes:
@@ -52,6 +53,7 @@ class TextDataModule(DataModule):
         validation_fraction: float = 0.1,
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
         validation: Source | None = None,
+        order: Shuffled | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -63,6 +65,7 @@ class TextDataModule(DataModule):
             seed=self.split_seed,
             validation=validation,
         )
+        self.order = order or Shuffled()
         self.context_length = at_least("context_length", context_length, least=1)
         self.tokens_per_row = self.longest_row = self.context_length
         self.stride = at_least("stride", context_length if stride is None else stride, least=1)
@@ -92,8 +95,9 @@ class TextDataModule(DataModule):
         dtype = np.dtype(self.metadata["dtype"])
         train = TokenFile(folder / "train.bin", dtype)
         validation = TokenFile(folder / "validation.bin", dtype)
-        self._training = TrainingWindows(train, self.context_length, self.stride)
-        self._validation = ValidationWindows(validation, self.context_length)
+        sizes = {"context_length": self.context_length, "batch_size": self.batch_size}
+        self._training = self.order.training(train, stride=self.stride, **sizes)
+        self._validation = self.order.validation(validation, **sizes)
 
     @property
     def is_ready(self) -> bool:
@@ -118,6 +122,14 @@ class TextDataModule(DataModule):
         """Return the windows of a part; text has no test part."""
         return {"train": self._training, "validation": self._validation}.get(part)
 
+    def training_sampler(self, **order: int) -> Sampler:
+        """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
+        return self.order.training_sampler(self.train_rows, self.batch_size, **order)
+
+    def evaluation_sampler(self, num_rows: int, **order: Any) -> Any:
+        """Return the sampler of an evaluation; `order` has the other arguments of ValidationSampler."""
+        return self.order.evaluation_sampler(num_rows, self.batch_size, **order)
+
     def describe(self) -> str:
         """Return a description of the text in one line."""
         train, held_out = self.metadata["train"], self.metadata["validation"]
@@ -128,5 +140,8 @@ class TextDataModule(DataModule):
         )
         if not self.metadata["is_drawn"]:
             line += f"; held out: {self.metadata['held_out']}"
+        sizes = {"context_length": self.context_length, "batch_size": self.batch_size}
+        if order := self.order.describe(self.stride, **sizes):
+            line += f"; {order}"
         invalid = self.metadata["invalid_bytes"]
         return f"{line}, {invalid:,} invalid bytes replaced" if invalid else line
